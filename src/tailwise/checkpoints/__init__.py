@@ -1,0 +1,1 @@
+"""What is on disk: formats, tensors, roles, and the weight matrices made of them."""

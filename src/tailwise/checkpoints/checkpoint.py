@@ -1,0 +1,88 @@
+"""The contract between file formats and the rest: a checkpoint is named tensors that can be read in row blocks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    import torch
+
+#: Bits per element of every dtype code; the codes are those of the safetensors header. Packed formats of GGUF
+#: use `GGUF_<type>` codes, whose size is not a whole number of bits per element, and state `nbytes` themselves.
+DTYPE_BITS: Mapping[str, int] = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8,
+    "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+    "C64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor as a checkpoint's header describes it, known before any weight is read."""
+
+    name: str
+    dtype: str  # a key of DTYPE_BITS, or GGUF_<type>
+    shape: tuple[int, ...]  # as stored, row-major
+    nbytes: int  # on disk
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+class Checkpoint(ABC):
+    """Named tensors, readable in blocks of rows.
+
+    A subclass fills the attributes and implements `read_rows`. Nothing but headers may be read before the first
+    `read_rows`. Reading is thread-safe. Errors are `UnreadableError`, never those of a library.
+    """
+
+    uri: str
+    format: str  # "safetensors", "torch", "gguf", "memory", "peft", …
+    config: Mapping[str, Any]  # the model's config.json, or {}
+    tensors: Mapping[str, TensorSpec]
+    revision: str | None = None  # the resolved commit, where the source has one
+    metadata: Mapping[str, str]  # free text from the header
+
+    @abstractmethod
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows `start:stop` of the tensor's first axis, in the stored dtype (quantized formats: de-quantized).
+
+        A tensor with no axis is read with `0, 1` and has shape (). Raises `UnreadableError`.
+        """
+
+    def read(self, name: str) -> torch.Tensor:
+        """The whole tensor, shape `tensors[name].shape`."""
+        shape = self.tensors[name].shape
+        return self.read_rows(name, 0, shape[0] if shape else 1)
+
+    def identity(self, name: str) -> str | None:
+        """What changes whenever the tensor's bytes change and can be known without reading them, or None.
+
+        A file's path, size, modification time and offset; a hub's content hash and offset.
+        """
+        return None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors on disk."""
+        return sum(spec.nbytes for spec in self.tensors.values())
+
+    def close(self) -> None:  # noqa: B027 - most formats hold nothing open
+        """Release files. Reading afterwards is an error."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""One class a checkpoint format. `open_checkpoint` chooses among them."""

@@ -1,0 +1,56 @@
+"""Every exception that tailwise raises on purpose.
+
+    TailwiseError
+    ├── UsageError         the caller asked for something that cannot be (exit code 2)
+    └── UnreadableError    the input could not be read (exit code 3)
+        └── UnsafeError    reading it would run code that came with the file
+
+A message says what happened, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TailwiseError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: object = None, fix: str | None = None) -> None:
+        self.what, self.where, self.fix = what, where, fix
+        message = what if where is None else f"{where}: {what}"
+        super().__init__(message if fix is None else f"{message}\n  → {fix}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.what, self.where, self.fix)
+
+
+def _rebuild(kind: type[TailwiseError], what: str, where: object, fix: str | None) -> TailwiseError:
+    return kind(what, where=where, fix=fix)
+
+
+class UsageError(TailwiseError):
+    """What the caller asked for cannot be: an unknown name, a wrong pattern, a missing argument."""
+
+    exit_code = 2
+
+
+class UnreadableError(TailwiseError):
+    """The input exists in name but could not be read: absent, truncated, lying, not permitted."""
+
+    exit_code = 3
+
+
+class UnsafeError(UnreadableError):
+    """Reading the input would execute code that came with it."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """A `UsageError` for a name that is not in `known`, with the nearest names as a suggestion."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+    return UsageError(f"there is no {kind} named {name!r}", fix=hint)

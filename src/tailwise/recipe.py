@@ -1,0 +1,63 @@
+"""What changes the numbers (`Recipe`) apart from what changes only the speed (`RunOptions`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tailwise.errors import UsageError
+
+ConvMode = Literal["flatten", "slices", "pooled"]
+Precision = Literal["float64", "float32"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that changes a number. It is written into every audit and enters the cache keys."""
+
+    estimator: str = "ks"  # of `alpha`
+    hill_estimator: str = "top"  # of `alpha_hill`
+    k_frac: float = 0.1  # tail fraction of `top` and `top_outside`
+    max_fingers: int = 10  # largest eigenvalues that `ks_clip` may drop
+    conv: ConvMode = "flatten"
+    precision: Precision = "float64"
+    min_evals: int = 8
+    randomize: int = 0  # number of entry permutations of each matrix
+    baseline_replicas: int = 8
+    bootstrap: int = 0  # resamples of the tail for a 95 % interval of alpha
+    seed: int = 0
+    farms_window: int = 128
+    farms_windows: int = 15
+    metrics: tuple[str, ...] = ()  # empty: every metric whose inputs are there
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.k_frac <= 1.0:
+            raise UsageError(f"k_frac is {self.k_frac}", fix="give a fraction in (0, 1], e.g. 0.1")
+        if self.precision not in ("float64", "float32"):
+            raise UsageError(f"precision is {self.precision!r}", fix="choose float64 or float32")
+        if self.conv not in ("flatten", "slices", "pooled"):
+            raise UsageError(f"conv is {self.conv!r}", fix="choose flatten, slices or pooled")
+        if min(self.randomize, self.bootstrap, self.max_fingers) < 0:
+            raise UsageError("a count is negative", fix="give zero or more")
+
+    def to_json(self) -> dict[str, object]:
+        """Plain JSON types, keys sorted by field order."""
+        return {**asdict(self), "metrics": list(self.metrics)}
+
+    def digest(self) -> str:
+        """A short hash that changes whenever any number could."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What changes only speed and place."""
+
+    device: str = "cpu"
+    workers: int | None = None  # None: one per core on the CPU, one on a GPU
+    cache_dir: Path | None = None  # None: $TAILWISE_CACHE, or the user's cache folder
+    use_cache: bool = True
+    extra: dict[str, str] = field(default_factory=dict)
