@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tailwise.errors import UsageError
 
@@ -34,6 +34,8 @@ class Recipe:
     metrics: tuple[str, ...] = ()  # empty: every metric whose inputs are there
 
     def __post_init__(self) -> None:
+        if self.estimator == "farms":
+            object.__setattr__(self, "estimator", "farms:mid")
         if not 0.0 < self.k_frac <= 1.0:
             raise UsageError(f"k_frac is {self.k_frac}", fix="give a fraction in (0, 1], e.g. 0.1")
         if self.precision not in ("float64", "float32"):
@@ -42,6 +44,15 @@ class Recipe:
             raise UsageError(f"conv is {self.conv!r}", fix="choose flatten, slices or pooled")
         if min(self.randomize, self.bootstrap, self.max_fingers) < 0:
             raise UsageError("a count is negative", fix="give zero or more")
+
+    @property
+    def uses_windows(self) -> bool:
+        """Whether alpha is fitted on sub-sampled windows (`farms:<rule>`)."""
+        return self.estimator.startswith("farms:")
+
+    def replace(self, **changes: Any) -> Recipe:
+        """The same recipe with some fields changed."""
+        return replace(self, **changes)
 
     def to_json(self) -> dict[str, object]:
         """Plain JSON types, keys sorted by field order."""

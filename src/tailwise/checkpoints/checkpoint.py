@@ -49,6 +49,7 @@ class Checkpoint(ABC):
     format: str  # "safetensors", "torch", "gguf", "memory", "peft", …
     config: Mapping[str, Any]  # the model's config.json, or {}
     tensors: Mapping[str, TensorSpec]
+    local: bool = True  # whether reading twice is cheap
     revision: str | None = None  # the resolved commit, where the source has one
     metadata: Mapping[str, str]  # free text from the header
 

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
+
+from tailwise.checkpoints.roles import classify
+from tailwise.checkpoints.views import View, ViewMatrix, WeightMatrix, whole
 
 if TYPE_CHECKING:
-    import torch
-
     from tailwise.checkpoints.checkpoint import Checkpoint
 
-
-@dataclass(frozen=True)
-class View:
-    """A matrix as a selection of one stored tensor.
-
-    The stored tensor, axes permuted by `permute` if given, is read row-major as a matrix of `shape` (R, C).
-    The matrix is its row ranges `rows`, stacked, and then the columns `cols` (start, stop, step).
-    Without `permute`, a row range is a contiguous run of bytes, so it can be read alone.
-    """
-
-    tensor: str
-    shape: tuple[int, int]
-    rows: tuple[tuple[int, int], ...]
-    cols: tuple[int, int, int]
-    permute: tuple[int, ...] | None = None
+__all__ = ["MatrixSource", "Unmeasured", "View", "WeightMatrix", "group", "load"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +30,13 @@ class MatrixSource:
     dtype: str  # as stored
     nbytes: int  # to read from disk
     views: tuple[View, ...]  # one; or one per slice of a pooled convolution
-    recipe: str = "dense"  # how the views make the matrix: "dense", or a key of the packed and LoRA loaders
+    recipe: str = "dense"  # how the tensor is stored: "dense", or the packing it is decoded from
+    reads: tuple[str, ...] = ()  # stored tensors that are read, where those are not the views' own
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The stored tensors the matrix depends on: when none of them changes, neither does the matrix."""
+        return self.reads or tuple(dict.fromkeys(view.tensor for view in self.views))
 
     @property
     def n(self) -> int:
@@ -80,17 +72,6 @@ class Unmeasured:
     shape: tuple[int, ...]
 
 
-class WeightMatrix(Protocol):
-    """A matrix that can be read in row blocks."""
-
-    rows: int
-    cols: int
-
-    def row_blocks(self, max_bytes: int) -> Iterator[torch.Tensor]:
-        """The rows from first to last, in the stored dtype, in blocks of at most about `max_bytes`."""
-        ...
-
-
 def group(
     checkpoint: Checkpoint, *, conv: str, min_evals: int
 ) -> tuple[list[MatrixSource], list[Unmeasured]]:
@@ -98,9 +79,26 @@ def group(
 
     Together they name every tensor.
     """
-    raise AssertionError
+    del conv
+    found: list[MatrixSource] = []
+    rest: list[Unmeasured] = []
+    for name, spec in checkpoint.tensors.items():
+        match = classify(name, len(spec.shape), checkpoint.config)
+        view = whole(name, spec.shape) if len(spec.shape) > 1 else None
+        if view is None or min(view.shape) < min_evals:
+            status = "NOT_A_MATRIX" if view is None else "TOO_SMALL"
+            rest.append(
+                Unmeasured(name, status, "not a matrix", match.role, match.block, spec.dtype, spec.shape)
+            )
+            continue
+        kind = "embedding" if match.role == "embed" else "conv" if len(spec.shape) > 2 else "dense"
+        module = name.removesuffix(".weight")
+        found.append(
+            MatrixSource(module, *view.shape, match.role, match.block, kind, spec.dtype, spec.nbytes, (view,))
+        )
+    return found, rest
 
 
 def load(source: MatrixSource, checkpoint: Checkpoint) -> list[WeightMatrix]:
     """The matrices of `source`: one, or one per slice of a pooled convolution. Reads nothing yet."""
-    raise AssertionError
+    return [ViewMatrix(view, checkpoint) for view in source.views]

@@ -1,0 +1,69 @@
+"""tailwise reads a neural network's health in the spectra of its weights.
+
+>>> import tailwise as tw
+>>> audit = tw.audit("org/model")          # or a path, a URL, an nn.Module, a dict of arrays
+>>> audit.table().to_pandas()
+>>> audit["model.layers.3.mlp.up_proj"].spectrum
+
+Names are loaded when they are used: importing tailwise imports neither torch nor numpy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tailwise.audits.audit import Audit, Layer, LayerRow
+    from tailwise.audits.run import Prepared, audit, prepare
+    from tailwise.audits.single import alpha_hill, singular_entropy, spectrum, stable_rank
+    from tailwise.checkpoints.checkpoint import Checkpoint
+    from tailwise.checkpoints.open import open_checkpoint
+    from tailwise.errors import TailwiseError, UnreadableError, UsageError
+    from tailwise.metrics.metric import METRICS, metric
+    from tailwise.recipe import Recipe, RunOptions
+    from tailwise.spectrum.power_law import TailFit, fit_tail
+    from tailwise.spectrum.spectrum import Spectrum
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Audit": "tailwise.audits.audit",
+    "Checkpoint": "tailwise.checkpoints.checkpoint",
+    "Layer": "tailwise.audits.audit",
+    "LayerRow": "tailwise.audits.audit",
+    "METRICS": "tailwise.metrics.metric",
+    "Prepared": "tailwise.audits.run",
+    "Recipe": "tailwise.recipe",
+    "RunOptions": "tailwise.recipe",
+    "Spectrum": "tailwise.spectrum.spectrum",
+    "TailFit": "tailwise.spectrum.power_law",
+    "TailwiseError": "tailwise.errors",
+    "UnreadableError": "tailwise.errors",
+    "UsageError": "tailwise.errors",
+    "alpha_hill": "tailwise.audits.single",
+    "audit": "tailwise.audits.run",
+    "fit_tail": "tailwise.spectrum.power_law",
+    "metric": "tailwise.metrics.metric",
+    "open_checkpoint": "tailwise.checkpoints.open",
+    "prepare": "tailwise.audits.run",
+    "singular_entropy": "tailwise.audits.single",
+    "spectrum": "tailwise.audits.single",
+    "stable_rank": "tailwise.audits.single",
+}
+
+__all__ = [
+    "METRICS", "Audit", "Checkpoint", "Layer", "LayerRow", "Prepared", "Recipe", "RunOptions", "Spectrum", "TailFit",
+    "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "audit", "fit_tail", "metric",
+    "open_checkpoint", "prepare", "singular_entropy", "spectrum", "stable_rank",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tailwise' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,94 @@
+"""Spectra kept by content, so that nothing unchanged is computed twice and an interrupted audit goes on.
+
+A spectrum's key is a hash of the matrix's content and of what the solver was asked for; metrics and estimators are
+not in it, since they are computed from the spectrum in milliseconds. Every file appears whole (written aside, then
+renamed), so audits that run at once share the cache, and a damaged or vanished file is computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tailwise.errors import TailwiseError
+from tailwise.spectrum.spectrum import Spectrum
+
+#: Raised when a solver changes its numbers: older entries are then left alone.
+ENGINE = 1
+
+
+def default_folder() -> Path:
+    """$TAILWISE_CACHE, or `tailwise` in the user's cache folder."""
+    if chosen := os.environ.get("TAILWISE_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tailwise"
+
+
+def key_of(*parts: object) -> str:
+    """A file name for what `parts` describe."""
+    return hashlib.sha256(json.dumps([ENGINE, *parts], sort_keys=True).encode()).hexdigest()
+
+
+class Cache:
+    """A folder of spectra, of digests by file identity, and of baselines. A folder of None keeps nothing."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.trouble: str | None = None  # why the last write failed, if one did
+
+    def spectrum(self, key: str) -> Spectrum | None:
+        """The spectrum kept under `key`, or None."""
+        path = self._path("spectra", key, ".npz")
+        if path is None:
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return Spectrum(stored["eigenvalues"], **json.loads(str(stored["facts"])))
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, TailwiseError):
+            return None
+
+    def keep_spectrum(self, key: str, spectrum: Spectrum) -> None:
+        """Keep `spectrum` under `key`; failing to is noted in `trouble`, and harms nothing."""
+        facts = {name: getattr(spectrum, name) for name in ("rows", "cols", "slices", "solver", "error_bound")}
+        self._write(
+            self._path("spectra", key, ".npz"),
+            lambda file: np.savez(file, eigenvalues=spectrum.eigenvalues, facts=np.array(json.dumps(facts))),
+        )
+
+    def note(self, kind: str, key: str) -> Any:
+        """A small JSON value (a digest, a baseline) kept under `key`, or None."""
+        path = self._path(kind, key, ".json")
+        try:
+            return None if path is None else json.loads(path.read_text())
+        except (OSError, ValueError):
+            return None
+
+    def keep_note(self, kind: str, key: str, value: Any) -> None:
+        """Keep a small JSON value."""
+        self._write(self._path(kind, key, ".json"), lambda file: file.write(json.dumps(value).encode()))
+
+    def _path(self, kind: str, key: str, suffix: str) -> Path | None:
+        return None if self.folder is None else self.folder / kind / key[:2] / (key + suffix)
+
+    def _write(self, path: Path | None, write: Any) -> None:
+        if path is None:
+            return
+        temporary = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+            Path(temporary).replace(path)
+        except OSError as error:
+            self.trouble = f"the cache could not be written ({error.strerror or error}); nothing is lost but time"
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)

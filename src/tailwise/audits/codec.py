@@ -1,0 +1,186 @@
+"""An audit on disk: `layers.parquet`, `spectra.parquet` and `provenance.json`, in one zip file or one folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
+from tailwise.audits.table import FACTS, ORIGIN
+from tailwise.errors import TailwiseError, UnreadableError, UsageError
+from tailwise.spectrum.spectrum import Spectrum
+
+FORMAT = 1
+MEMBERS = ("layers.parquet", "spectra.parquet", "provenance.json")
+
+
+def save(audit: Audit, path: str | Path) -> Path:
+    """Write `audit` to a single file, or to a folder where `path` ends in a slash or is a folder.
+
+    It appears whole or not at all. A file or folder that is not an audit is not overwritten (`UsageError`).
+    """
+    target = Path(path)
+    as_folder = str(path).endswith(("/", os.sep)) or target.is_dir()
+    if target.exists() and not _is_audit(target):
+        raise UsageError("exists and is not an audit", where=target, fix="choose another name, or remove it first")
+    parts = _encode(audit)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (_write_folder if as_folder else _write_file)(target, parts)
+    except OSError as error:
+        raise UnreadableError(f"could not write: {error.strerror or error}", where=target) from error
+    return target
+
+
+def load(path: str | Path) -> Audit:
+    """Read an audit. Raises `UnreadableError` where there is none, or it is damaged, or it is newer than this."""
+    source = Path(path)
+    try:
+        return _decode(_read(source))
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile, pa.ArrowException) as error:
+        if not source.exists():
+            raise UnreadableError("no such audit", where=source, fix="run `tailwise audit MODEL` first") from error
+        detail = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise UnreadableError(f"is not a readable audit ({detail})", where=source) from error
+
+
+def _is_audit(target: Path) -> bool:
+    if target.is_dir():
+        return (target / MEMBERS[2]).is_file() or not any(target.iterdir())
+    try:
+        with zipfile.ZipFile(target) as archive:
+            return set(MEMBERS) <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _write_file(target: Path, parts: Mapping[str, bytes]) -> None:
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as raw, zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED) as archive:
+            for name, data in parts.items():
+                # A fixed date: the same audit gives the same bytes.
+                archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
+        _readable_by_all(temporary)
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _readable_by_all(path: str) -> None:
+    # mkstemp gives 0600; a report is an ordinary file under the user's umask.
+    umask = os.umask(0)
+    os.umask(umask)
+    Path(path).chmod(0o666 & ~umask)
+
+
+def _write_folder(target: Path, parts: Mapping[str, bytes]) -> None:
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        for name, data in parts.items():
+            (temporary / name).write_bytes(data)
+            _readable_by_all(str(temporary / name))
+        target.mkdir(exist_ok=True)
+        # Provenance last: its presence is what makes the folder an audit.
+        for name in MEMBERS:
+            (temporary / name).replace(target / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read(source: Path) -> dict[str, bytes]:
+    if source.is_dir():
+        return {name: (source / name).read_bytes() for name in MEMBERS}
+    with zipfile.ZipFile(source) as archive:
+        return {name: archive.read(name) for name in MEMBERS}
+
+
+def _encode(audit: Audit) -> dict[str, bytes]:
+    provenance = {"audit_format": FORMAT, **audit.provenance.to_json()}
+    return {
+        "layers.parquet": _parquet(audit.table(unmeasured=True).arrow),
+        "spectra.parquet": _parquet(_spectra_table(audit)),
+        "provenance.json": json.dumps(provenance, indent=1, ensure_ascii=False).encode(),
+    }
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _spectra_table(audit: Audit) -> pa.Table:
+    entries = [entry for layer in audit for entry in _entries(layer)]
+    columns: dict[str, Any] = {
+        "name": pa.array([name for name, _, _ in entries], pa.string()),
+        "kind": pa.array([kind for _, kind, _ in entries], pa.string()),
+        "rows": pa.array([s.rows for _, _, s in entries], pa.int64()),
+        "cols": pa.array([s.cols for _, _, s in entries], pa.int64()),
+        "slices": pa.array([s.slices for _, _, s in entries], pa.int32()),
+        "solver": pa.array([s.solver for _, _, s in entries], pa.string()),
+        "error_bound": pa.array([s.error_bound for _, _, s in entries], pa.float64()),
+        "eigenvalues": pa.array([s.eigenvalues for _, _, s in entries], pa.list_(pa.float64())),
+    }
+    return pa.table(columns)
+
+
+def _entries(layer: Layer) -> list[tuple[str, str, Spectrum]]:
+    name = layer.row.name
+    windows = [] if layer.windows is None else [(name, "windows", layer.windows)]
+    return [(name, "weights", layer.spectrum), *((name, "permuted", s) for s in layer.permuted), *windows]
+
+
+def _decode(parts: Mapping[str, bytes]) -> Audit:
+    provenance = json.loads(parts["provenance.json"])
+    if provenance.pop("audit_format") != FORMAT:
+        raise ValueError("it was written by another version of tailwise; upgrade, or audit the model again")
+    provenance["notes"] = tuple(provenance["notes"])
+    rows = [_row(line) for line in pq.read_table(io.BytesIO(parts["layers.parquet"])).to_pylist()]
+    spectra: dict[str, dict[str, list[Spectrum]]] = {}
+    for line in _spectra_lines(parts["spectra.parquet"]):
+        name, kind, spectrum = line
+        spectra.setdefault(name, {}).setdefault(kind, []).append(spectrum)
+    layers = {row.name: _layer(row, spectra[row.name]) for row in rows if row.measured}
+    return Audit(rows, layers, Provenance(**provenance))
+
+
+def _spectra_lines(data: bytes) -> list[tuple[str, str, Spectrum]]:
+    table = pq.read_table(io.BytesIO(data))
+    values = table.column("eigenvalues")
+    lines = table.drop_columns(["eigenvalues"]).to_pylist()
+    out = []
+    for index, line in enumerate(lines):
+        eigenvalues = np.asarray(values[index].values.to_numpy(zero_copy_only=False), dtype=np.float64)
+        name, kind = line.pop("name"), line.pop("kind")
+        try:
+            out.append((name, kind, Spectrum(eigenvalues, **line)))
+        except TailwiseError as error:
+            raise ValueError(f"{name}: {error.what}") from error
+    return out
+
+
+def _row(line: dict[str, Any]) -> LayerRow:
+    known = {item.name for item in fields(LayerRow)} - {"metrics"}
+    line["tensors"] = tuple(line["tensors"])
+    metrics = {key: value for key, value in line.items() if key not in FACTS and key not in ORIGIN}
+    measured = metrics if line["status"] in ("OK", "FEW_EIGENVALUES", "DEGENERATE") else {}
+    return LayerRow(**{key: value for key, value in line.items() if key in known}, metrics=measured)
+
+
+def _layer(row: LayerRow, spectra: Mapping[str, list[Spectrum]]) -> Layer:
+    windows = spectra.get("windows")
+    return Layer(row, spectra["weights"][0], tuple(spectra.get("permuted", ())), windows[0] if windows else None)

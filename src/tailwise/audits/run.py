@@ -1,0 +1,325 @@
+"""`audit()`: a checkpoint to an `Audit`."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
+from tailwise.audits.cache import Cache, default_folder
+from tailwise.audits.work import Baselines, Worker
+from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.checkpoints.matrices import MatrixSource, Unmeasured, group
+from tailwise.checkpoints.open import open_checkpoint
+from tailwise.checkpoints.roles import ROLES
+from tailwise.errors import TailwiseError, UnreadableError, UsageError, unknown_name
+from tailwise.execution.executor import default_workers, map_unordered
+from tailwise.metrics.measure import completed, selected
+from tailwise.recipe import ConvMode, Precision, Recipe, RunOptions
+from tailwise.spectrum.power_law import ESTIMATORS
+
+if TYPE_CHECKING:
+    import torch
+
+    Model = str | Path | Checkpoint | torch.nn.Module | dict[str, Any]
+
+Progress = Callable[["Step"], None]
+
+
+class Settings(TypedDict, total=False):
+    """Fields of `Recipe` and `RunOptions`, and which matrices to take."""
+
+    estimator: str
+    hill_estimator: str
+    k_frac: float
+    max_fingers: int
+    conv: ConvMode
+    precision: Precision
+    min_evals: int
+    randomize: int
+    baseline_replicas: int
+    bootstrap: int
+    seed: int
+    farms_window: int
+    farms_windows: int
+    metrics: tuple[str, ...]
+    device: str
+    workers: int | None
+    cache_dir: Path | None
+    use_cache: bool
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which matrices to take: by name (a regular expression, searched), and by role."""
+
+    layers: str | None = None
+    roles: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.layers or "")
+        except re.error as error:
+            fix = "escape special characters, e.g. 'layers\\.3\\.'"
+            raise UsageError(f"{self.layers!r} is not a regular expression: {error}", fix=fix) from error
+        for role in self.roles:
+            if role not in ROLES:
+                raise unknown_name("role", role, ROLES)
+
+    def takes(self, name: str, role: str) -> bool:
+        """Whether a matrix of that name and role is selected."""
+        return (not self.layers or re.search(self.layers, name) is not None) and (
+            not self.roles or role in self.roles
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress of an audit: after preparation (`row` is None), and after each matrix."""
+
+    row: LayerRow | None
+    done: int
+    total: int
+    bytes_done: int
+    bytes_total: int
+    flops_done: float
+    flops_total: float
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What an audit would do, known from headers alone."""
+
+    sources: tuple[MatrixSource, ...]  # in the checkpoint's order
+    unmeasured: tuple[Unmeasured, ...]
+    recipe: Recipe
+    options: RunOptions
+    selection: Selection
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to read."""
+        return sum(source.nbytes for source in self.sources)
+
+    @property
+    def flops(self) -> float:
+        """Operations, permutations included."""
+        return sum(source.flops for source in self.sources) * (1 + self.recipe.randomize)
+
+    def memory(self, workers: int) -> int:
+        """Largest working memory in bytes, without the interpreter and libraries."""
+        size = 8 if self.recipe.precision == "float64" else 4
+        needs = sorted((_memory_of(source, size, self.recipe) for source in self.sources), reverse=True)
+        return sum(needs[:workers])
+
+
+def _memory_of(source: MatrixSource, size: int, recipe: Recipe) -> int:
+    square = size * source.m**2
+    stored = source.nbytes if source.rows < source.cols or recipe.randomize else min(source.nbytes, 256 << 20)
+    # Eigenvalues are computed from a copy of the Gram matrix, after the weights have been let go.
+    return max(2 * square, square + stored) + (64 << 20)
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    recipe: Recipe | None = None,
+    options: RunOptions | None = None,
+    selection: Selection | None = None,
+) -> Prepared:
+    """Read the headers, group tensors to matrices and check every setting. No weight is read."""
+    recipe, selection = completed(recipe or Recipe()), selection or Selection()
+    selected(recipe)
+    for estimator in (recipe.estimator.removeprefix("farms:"), recipe.hill_estimator):
+        if estimator not in ESTIMATORS:
+            raise unknown_name("estimator", estimator, [*ESTIMATORS, "farms"])
+    sources, unmeasured = group(checkpoint, conv=recipe.conv, min_evals=recipe.min_evals)
+    taken = tuple(source for source in sources if selection.takes(source.name, source.role))
+    if sources and not taken:
+        roles = sorted({source.role for source in sources})
+        raise UsageError(
+            f"none of the {len(sources)} matrices is selected by layers={selection.layers!r}, roles={selection.roles}",
+            where=checkpoint.uri,
+            fix=f"names look like {sources[0].name!r}; roles here: {', '.join(roles)}",
+        )
+    return Prepared(taken, tuple(unmeasured), recipe, options or RunOptions(), selection)
+
+
+def audit(
+    model: Model,
+    *,
+    layers: str | None = None,
+    roles: tuple[str, ...] = (),
+    base: str | None = None,
+    progress: Progress | None = None,
+    **settings: Unpack[Settings],
+) -> Audit:
+    """Measure every weight matrix of a model.
+
+    Parameters
+    ----------
+    model
+        What `open_checkpoint` takes: a path, a URL, a Hugging Face id (`org/name@revision`), a `torch.nn.Module`, a
+        dict of arrays, or an open `Checkpoint`.
+    layers, roles
+        Take only matrices whose name matches the regular expression, or whose role is listed.
+    base
+        For an adapter: the model that it adapts.
+    progress
+        Called with a `Step` after preparation and after each matrix, from the calling thread.
+    settings
+        Fields of `Recipe` (what changes the numbers) and of `RunOptions` (what changes the speed).
+
+    Raises `UsageError` for wrong settings and `UnreadableError` where the model cannot be read. A matrix that cannot
+    be measured raises nothing: it is a row with a status. An interrupted audit goes on where it was when it is run
+    again, since each spectrum is kept as soon as it is there.
+    """
+    recipe, options = _split(settings)
+    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, base=base)
+    try:
+        return run(checkpoint, prepare(checkpoint, recipe, options, Selection(layers, tuple(roles))), progress)
+    finally:
+        if checkpoint is not model:
+            checkpoint.close()
+
+
+def _split(settings: Settings) -> tuple[Recipe, RunOptions]:
+    recipe_names = {item.name for item in fields(Recipe)}
+    option_names = {item.name for item in fields(RunOptions)}
+    for name in settings:
+        if name not in recipe_names | option_names:
+            raise unknown_name("setting", name, recipe_names | option_names)
+    taken: dict[str, Any] = dict(settings)
+    if isinstance(taken.get("metrics"), (list, set)):
+        taken["metrics"] = tuple(taken["metrics"])
+    recipe = Recipe(**{name: value for name, value in taken.items() if name in recipe_names})
+    return recipe, RunOptions(**{name: value for name, value in taken.items() if name in option_names})
+
+
+def run(checkpoint: Checkpoint, prepared: Prepared, progress: Progress | None = None) -> Audit:
+    """Carry out a prepared audit."""
+    started, clock = datetime.now(UTC), time.perf_counter()
+    options = prepared.options
+    folder = (options.cache_dir or default_folder()) if options.use_cache else None
+    cache = Cache(folder)
+    worker = Worker(checkpoint, prepared.recipe, _checked_device(options.device), cache, Baselines(cache))
+    workers = max(1, options.workers or default_workers(options.device))
+    tally = _Tally(prepared, progress)
+    results: dict[str, tuple[LayerRow, Layer | None]] = {}
+    largest_first = sorted(prepared.sources, key=lambda source: -source.flops)
+    by_name = {source.name: source for source in prepared.sources}
+    for row, layer in map_unordered(worker, largest_first, workers, stop=worker.stop):
+        results[row.name] = (row, layer)
+        tally.add(by_name[row.name], row)
+    rows = [results[source.name][0] for source in prepared.sources]
+    rows += [_unmeasured_row(item) for item in prepared.unmeasured]
+    found = {row.name: layer for row, layer in results.values() if layer is not None}
+    measured = {row.name: found[row.name] for row in rows if row.name in found}
+    provenance = _provenance(checkpoint, prepared, rows, started.isoformat(timespec="seconds"), workers)
+    notes = (cache.trouble,) if cache.trouble else ()
+    return Audit(rows, measured, replace(provenance, seconds=time.perf_counter() - clock, notes=notes))
+
+
+class _Tally:
+    def __init__(self, prepared: Prepared, progress: Progress | None) -> None:
+        self._progress = progress
+        self._step = Step(
+            None, 0, len(prepared.sources), 0, prepared.nbytes, 0.0, sum(s.flops for s in prepared.sources)
+        )
+        self._tell()
+
+    def add(self, source: MatrixSource, row: LayerRow) -> None:
+        step = self._step
+        self._step = replace(
+            step,
+            row=row,
+            done=step.done + 1,
+            bytes_done=step.bytes_done + source.nbytes,
+            flops_done=step.flops_done + source.flops,
+        )
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            self._progress(self._step)
+
+
+def _checked_device(device: str) -> str:
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UsageError(f"{device!r} is not a device", fix="use cpu, cuda or cuda:0") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError("there is no CUDA device here", fix="use --device cpu")
+    return device
+
+
+def _unmeasured_row(item: Unmeasured) -> LayerRow:
+    rows = item.shape[0] if item.shape else 1
+    cols = 1
+    for extent in item.shape[1:]:
+        cols *= extent
+    return LayerRow(
+        name=item.name,
+        role=item.role,
+        block=item.block,
+        kind="",
+        rows=rows,
+        cols=cols,
+        slices=1,
+        dtype=item.dtype,
+        status=item.status,
+        reason=item.reason,
+        tensors=(item.name,),
+    )
+
+
+def _provenance(
+    checkpoint: Checkpoint, prepared: Prepared, rows: list[LayerRow], started: str, workers: int
+) -> Provenance:
+    measured = [row for row in rows if row.measured]
+    content = "\n".join(f"{row.name} {row.digest}" for row in sorted(measured, key=lambda row: row.name))
+    return Provenance(
+        model=checkpoint.uri,
+        format=checkpoint.format,
+        revision=checkpoint.revision,
+        fingerprint=hashlib.sha256(content.encode()).hexdigest(),
+        recipe=prepared.recipe.to_json(),
+        config={key: value for key, value in checkpoint.config.items() if _is_plain(value)},
+        versions=_versions(),
+        device=prepared.options.device,
+        workers=workers,
+        started=started,
+        seconds=0.0,
+        reused=sum(row.reused for row in measured),
+        bytes_read=sum(row.nbytes for row in measured if not row.reused),
+        selection={"layers": prepared.selection.layers, "roles": list(prepared.selection.roles)},
+    )
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float | bool) or value is None or (
+        isinstance(value, list) and all(isinstance(item, str | int | float) for item in value)
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in ("tailwise", "torch", "numpy", "scipy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+__all__ = ["Audit", "Prepared", "Selection", "Settings", "Step", "TailwiseError", "UnreadableError", "audit", "prepare", "run"]

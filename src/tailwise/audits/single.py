@@ -1,0 +1,62 @@
+"""One number of one tensor, for a notebook or a training loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tailwise.metrics import entropy, ranks
+from tailwise.errors import UsageError
+from tailwise.recipe import Precision
+from tailwise.spectrum.power_law import TailOptions, fit_tail
+from tailwise.spectrum.solve import NotFiniteError, solve
+from tailwise.spectrum.spectrum import Spectrum
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    Weights = torch.Tensor | NDArray[np.generic] | Spectrum
+
+
+def spectrum(weights: Weights, *, precision: Precision = "float64", device: str | None = None) -> Spectrum:
+    """All eigenvalues of one weight tensor.
+
+    A tensor of more than two axes is read as (first axis) × (the rest), as a convolution is. The computation runs
+    where a torch tensor lies unless `device` says otherwise. Raises `UsageError` for fewer than two axes, an empty
+    tensor, or NaN and Inf.
+    """
+    if isinstance(weights, Spectrum):
+        return weights
+    import torch
+
+    tensor = torch.as_tensor(weights).detach()
+    if tensor.ndim < 2 or tensor.numel() == 0:
+        raise UsageError(f"a tensor of shape {tuple(tensor.shape)} is not a matrix", fix="give at least two axes")
+    if not tensor.is_floating_point():
+        tensor = tensor.to(torch.float64)
+    try:
+        return solve(tensor.flatten(1), precision=precision, device=device or str(tensor.device))
+    except NotFiniteError as error:
+        raise UsageError(str(error), fix="repair the tensor first") from error
+
+
+def alpha_hill(weights: Weights, tail_fraction: float = 0.1, **solver: Any) -> float:
+    """Hill's exponent 1 + k/Σ ln(λᵢ/λ_ref) over the k = max(⌊f·m⌋, 2) largest eigenvalues (the `top` estimator).
+
+    10.0 where the tail has no spread, as the HT-SR alpha manual has it.
+    """
+    if not 0.0 < tail_fraction <= 1.0:
+        raise UsageError(f"tail_fraction is {tail_fraction}", fix="give a fraction in (0, 1], e.g. 0.1")
+    values = spectrum(weights, **solver).eigenvalues
+    return fit_tail(values, "top", TailOptions(k_frac=tail_fraction)).alpha
+
+
+def singular_entropy(weights: Weights, **solver: Any) -> float:
+    """ln r + Σ p ln p with p = σ/Σσ and r = m, in nats: 0 is flat, high is collapsed; NaN for a zero matrix."""
+    return entropy.singular_entropy(spectrum(weights, **solver))
+
+
+def stable_rank(weights: Weights, **solver: Any) -> float:
+    """Σλ / λ_max; NaN for a zero matrix."""
+    return ranks.stable_rank(spectrum(weights, **solver))

@@ -1,0 +1,289 @@
+"""One work item of an audit: a matrix is read once, hashed, solved unless its spectrum is known, and measured."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from tailwise.audits.audit import Layer, LayerRow
+from tailwise.audits.cache import Cache, key_of
+from tailwise.checkpoints.matrices import MatrixSource, WeightMatrix, load
+from tailwise.errors import TailwiseError
+from tailwise.metrics.facts import Facts, Spectra, gaussian_baseline, window_shape
+from tailwise.metrics.measure import measure
+from tailwise.recipe import Recipe
+from tailwise.spectrum.sampling import permuted_spectrum, window_spectrum
+from tailwise.spectrum.solve import NotFiniteError, solve
+from tailwise.spectrum.solvers.blocks import BLOCK_BYTES
+from tailwise.spectrum.spectrum import Spectrum, pool
+
+if TYPE_CHECKING:
+    import torch
+
+    from tailwise.checkpoints.checkpoint import Checkpoint
+
+#: Matrices up to this size are held between hashing and solving; larger local ones are read twice instead.
+HOLD_BYTES = 256 << 20
+
+
+class HashedMatrix:
+    """A matrix whose blocks are hashed as they pass, and held (once) so that the solver need not read again."""
+
+    def __init__(self, matrix: WeightMatrix, hold: bool) -> None:
+        self.rows, self.cols = matrix.rows, matrix.cols
+        self.factors: Any = getattr(matrix, "factors", None)
+        self._matrix, self._hold = matrix, hold
+        self._held: list[torch.Tensor] | None = None
+        self._digest: str | None = None
+
+    def row_blocks(self, max_bytes: int) -> Iterator[torch.Tensor]:
+        """The blocks; the first call after `digest` hands out the held ones and lets go of each."""
+        if self._held is None:
+            yield from self._matrix.row_blocks(max_bytes)
+            return
+        held, self._held = self._held, None
+        held.reverse()
+        while held:
+            yield held.pop()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the stored values, their type and shape."""
+        if self._digest is None:
+            self._digest = self._read()
+        return self._digest
+
+    def _read(self) -> str:
+        state = hashlib.sha256(f"{self.rows}×{self.cols}".encode())
+        held: list[torch.Tensor] = []
+        blocks = self.factors if self.factors is not None else self._matrix.row_blocks(BLOCK_BYTES)
+        kind = None
+        for block in blocks:
+            if kind is None:
+                kind = str(block.dtype)
+                state.update(kind.encode())
+            state.update(_bytes_of(block))
+            if self._hold and self.factors is None:
+                held.append(block)
+        self._held = held if held else None
+        return state.hexdigest()
+
+
+def _bytes_of(block: torch.Tensor) -> memoryview:
+    import torch
+
+    flat = block.detach().to("cpu").contiguous().flatten()
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+class Baselines:
+    """Noise of each shape, computed once per shape and kept in the cache."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._known: dict[str, Mapping[str, tuple[float, float]]] = {}
+        self._locks: dict[str, threading.Lock] = {}
+        self._guard = threading.Lock()
+
+    def __call__(self, rows: int, cols: int, slices: int, recipe: Recipe) -> Mapping[str, tuple[float, float]]:
+        """As `gaussian_baseline`."""
+        shape = [max(rows, cols), min(rows, cols), slices, window_shape(recipe, rows, cols)]
+        fits = [recipe.estimator, recipe.hill_estimator, recipe.k_frac, recipe.max_fingers]
+        key = key_of("baseline", shape, fits, recipe.baseline_replicas, recipe.farms_windows, recipe.seed)
+        with self._guard:
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            if key not in self._known:
+                self._known[key] = self._find(key, rows, cols, slices, recipe)
+            return self._known[key]
+
+    def _find(
+        self, key: str, rows: int, cols: int, slices: int, recipe: Recipe
+    ) -> Mapping[str, tuple[float, float]]:
+        stored = self._cache.note("baselines", key)
+        if isinstance(stored, dict) and set(stored) == {"alpha", "alpha_hill", "singular_entropy"}:
+            return {name: (float(mean), float(sd)) for name, (mean, sd) in stored.items()}
+        computed = gaussian_baseline(rows, cols, slices, recipe)
+        self._cache.keep_note("baselines", key, dict(computed))
+        return computed
+
+
+@dataclass
+class Worker:
+    """What every work item of one audit shares."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    device: str
+    cache: Cache
+    baselines: Baselines
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self, source: MatrixSource) -> tuple[LayerRow, Layer | None]:
+        """The row of `source`, and its layer where it could be measured. Never raises for a bad matrix."""
+        row, started = row_of(source), time.perf_counter()
+        try:
+            if self.stop.is_set():
+                return replace(row, status="FAILED", reason="the audit was stopped"), None
+            layer = self._measure(source, row)
+        except NotFiniteError as error:
+            reason = f"{error}; find the step that made it, or repair the checkpoint"
+            return replace(row, status="NOT_FINITE", reason=reason, seconds=time.perf_counter() - started), None
+        except TailwiseError as error:
+            return replace(row, status="UNREADABLE", reason=str(error)), None
+        except MemoryError:
+            return replace(row, status="FAILED", reason="out of memory; use fewer --workers"), None
+        except Exception as error:  # noqa: BLE001 - one bad matrix never stops an audit
+            return replace(row, status="FAILED", reason=f"{type(error).__name__}: {error}"), None
+        finished = replace(layer.row, seconds=time.perf_counter() - started)
+        return finished, replace(layer, row=finished)
+
+    def _measure(self, source: MatrixSource, row: LayerRow) -> Layer:
+        spectra, digest, reused = self._spectra(source)
+        metrics = measure(spectra, self.recipe, self.baselines)
+        tail = Facts(spectra, self.recipe).tail
+        spectrum = spectra.spectrum
+        done = replace(
+            row,
+            status=tail.status,
+            reason=tail.remedy,
+            solver=spectrum.solver,
+            error_bound=spectrum.error_bound,
+            digest=digest,
+            reused=reused,
+            metrics=metrics,
+        )
+        return Layer(done, spectrum, spectra.permuted, spectra.windows)
+
+    def _spectra(self, source: MatrixSource) -> tuple[Spectra, str, bool]:
+        keys = _Keys(self.recipe)
+        identity = self._identity(source)
+        known = self.cache.note("digests", identity) if identity else None
+        if isinstance(known, list) and (found := self._all_known(keys, known)) is not None:
+            return found, _joined(known), True
+        matrices = [HashedMatrix(matrix, self._hold(source)) for matrix in load(source, self.checkpoint)]
+        digests = [matrix.digest for matrix in matrices]
+        if identity:
+            self.cache.keep_note("digests", identity, digests)
+        if (found := self._all_known(keys, digests)) is not None:
+            return found, _joined(digests), True
+        return self._solve(matrices, keys), _joined(digests), False
+
+    def _hold(self, source: MatrixSource) -> bool:
+        return source.nbytes <= HOLD_BYTES or not self.checkpoint.local
+
+    def _identity(self, source: MatrixSource) -> str | None:
+        parts = [self.checkpoint.identity(name) for name in dict.fromkeys(v.tensor for v in source.views)]
+        if not parts or None in parts:
+            return None
+        return key_of("identity", parts, repr(source))
+
+    def _all_known(self, keys: _Keys, digests: list[str]) -> Spectra | None:
+        """The spectra of matrices with these digests, if every one is in the cache."""
+        weights = [self.cache.spectrum(keys.weights(digest)) for digest in digests]
+        permuted = [
+            [self.cache.spectrum(keys.permuted(digest, replica)) for digest in digests]
+            for replica in range(self.recipe.randomize)
+        ]
+        windows = [self.cache.spectrum(keys.windows(digest)) for digest in digests if self.recipe.uses_windows]
+        return _pooled(weights, permuted, windows)
+
+    def _solve(self, matrices: list[HashedMatrix], keys: _Keys) -> Spectra:
+        weights = [self._kept(keys.weights(matrix.digest), lambda m=matrix: self._solve_one(m)) for matrix in matrices]  # type: ignore[misc]
+        precision, seed = self.recipe.precision, self.recipe.seed
+        permuted = [
+            [
+                self._kept(
+                    keys.permuted(matrix.digest, replica),
+                    lambda m=matrix, r=replica: permuted_spectrum(  # type: ignore[misc]
+                        m, seed=seed, replica=r, precision=precision, device=self.device
+                    ),
+                )
+                for matrix in matrices
+            ]
+            for replica in range(self.recipe.randomize)
+        ]
+        windows = [
+            self._kept(keys.windows(matrix.digest), lambda m=matrix: self._windows(m))  # type: ignore[misc]
+            for matrix in matrices
+            if self.recipe.uses_windows
+        ]
+        found = _pooled(weights, permuted, windows)
+        assert found is not None  # noqa: S101 - every part was just computed
+        return found
+
+    def _kept(self, key: str, compute: Any) -> Spectrum:
+        spectrum: Spectrum | None = self.cache.spectrum(key)
+        if spectrum is None:
+            spectrum = compute()
+            self.cache.keep_spectrum(key, spectrum)
+        return spectrum
+
+    def _solve_one(self, matrix: HashedMatrix) -> Spectrum:
+        return solve(matrix, precision=self.recipe.precision, device=self.device)
+
+    def _windows(self, matrix: HashedMatrix) -> Spectrum:
+        recipe = self.recipe
+        return window_spectrum(
+            matrix,
+            seed=recipe.seed,
+            window=recipe.farms_window,
+            count=recipe.farms_windows,
+            precision=recipe.precision,
+            device=self.device,
+        )
+
+
+class _Keys:
+    """Cache keys of the spectra that a recipe asks for."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+
+    def weights(self, digest: str) -> str:
+        return key_of("weights", digest, self._recipe.precision)
+
+    def permuted(self, digest: str, replica: int) -> str:
+        return key_of("permuted", digest, self._recipe.precision, self._recipe.seed, replica)
+
+    def windows(self, digest: str) -> str:
+        recipe = self._recipe
+        return key_of("windows", digest, recipe.precision, recipe.seed, recipe.farms_window, recipe.farms_windows)
+
+
+def _pooled(
+    weights: list[Spectrum | None], permuted: list[list[Spectrum | None]], windows: list[Spectrum | None]
+) -> Spectra | None:
+    flat = [*weights, *(s for group in permuted for s in group), *windows]
+    if any(spectrum is None for spectrum in flat):
+        return None
+    return Spectra(
+        pool([s for s in weights if s is not None]),
+        tuple(pool([s for s in group if s is not None]) for group in permuted),
+        pool([s for s in windows if s is not None]) if windows else None,
+    )
+
+
+def _joined(digests: list[str]) -> str:
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def row_of(source: MatrixSource) -> LayerRow:
+    """What is known of a matrix before it is read."""
+    return LayerRow(
+        name=source.name,
+        role=source.role,
+        block=source.block,
+        kind=source.kind,
+        rows=source.rows,
+        cols=source.cols,
+        slices=len(source.views),
+        dtype=source.dtype,
+        status="FAILED",
+        tensors=tuple(dict.fromkeys(view.tensor for view in source.views)),
+        nbytes=source.nbytes,
+    )

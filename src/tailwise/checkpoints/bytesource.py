@@ -1,0 +1,119 @@
+"""Files as numbered bytes: read a range into a buffer, from a local disk or (in other modules) from afar."""
+
+from __future__ import annotations
+
+import os
+import stat
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from tailwise.errors import UnreadableError
+
+#: A single `preadv` moves at most 2 GiB on Linux, so the loop asks for no more.
+_MAX_READ = 1 << 30
+
+
+class ByteSource(ABC):
+    """One file that is read by byte ranges. Thread-safe. Errors are `UnreadableError`."""
+
+    name: str  # for messages: the path or URL
+    size: int  # bytes
+
+    @abstractmethod
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` (bytes, writable) from `offset`; a file that ends before is an `UnreadableError`."""
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """The bytes `offset:offset + nbytes`."""
+        data = bytearray(nbytes)
+        self.read_into(memoryview(data), offset)
+        return bytes(data)
+
+    def identity(self) -> str | None:
+        """What changes when the file's content changes, known without reading it, or None."""
+        return None
+
+    @abstractmethod
+    def local_path(self) -> Path:
+        """A file on a local disk with the same bytes; afar, this downloads the whole file."""
+
+    def close(self) -> None:  # noqa: B027 - most sources hold nothing open
+        """Release what is held open. Reading afterwards is an `UnreadableError`."""
+
+
+class LocalFile(ByteSource):
+    """A file on a local disk, read through one descriptor.
+
+    Not memory-mapped: pages of a mapping count as the process's memory, and a block should cost one block.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.name = str(self.path)
+        try:
+            self._fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except (OSError, ValueError) as error:
+            raise os_error(error, self.name) from error
+        status = os.fstat(self._fd)
+        if stat.S_ISDIR(status.st_mode):
+            self.close()
+            raise UnreadableError("is a directory, and a file was expected", where=self.name)
+        self.size = status.st_size
+        self._identity = f"{os.path.realpath(self.path)}:{status.st_size}:{status.st_mtime_ns}"
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """See `ByteSource`."""
+        if self._fd < 0:
+            raise UnreadableError("is closed", where=self.name, fix="open the checkpoint again")
+        done = 0
+        while done < len(buffer):
+            try:
+                got = os.preadv(self._fd, [buffer[done : done + _MAX_READ]], offset + done)
+            except OSError as error:
+                raise os_error(error, self.name) from error
+            if got == 0:
+                raise shrank(self.name, offset + done)
+            done += got
+
+    def identity(self) -> str:
+        """Path, size and modification time when it was opened."""
+        return self._identity
+
+    def local_path(self) -> Path:
+        """The file itself."""
+        return self.path
+
+    def close(self) -> None:
+        """See `ByteSource`."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            self.close()
+
+    def __reduce__(self) -> tuple[type[LocalFile], tuple[Path]]:
+        return LocalFile, (self.path,)
+
+
+def shrank(name: str, offset: int) -> UnreadableError:
+    """The error for a file that ends earlier than it did when it was opened."""
+    return UnreadableError(
+        f"ends at byte {offset}, earlier than when it was opened",
+        where=name,
+        fix="something is still writing it, or a download was cut off: wait or download it again",
+    )
+
+
+def os_error(error: Exception, name: str) -> UnreadableError:
+    """An operating-system error as an `UnreadableError` that says what to do."""
+    if isinstance(error, FileNotFoundError):
+        return UnreadableError("no such file or directory", where=name, fix="check the path")
+    if isinstance(error, PermissionError):
+        return UnreadableError(
+            "permission denied", where=name, fix="make it readable for this user (chmod +r), or ask its owner"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        return UnreadableError(error.strerror.lower(), where=name, fix="check the path and the disk")
+    return UnreadableError(str(error) or type(error).__name__, where=name, fix="check the path")

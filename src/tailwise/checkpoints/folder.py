@@ -1,0 +1,81 @@
+"""A folder of model files: on a local disk, in a bucket, on the Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from tailwise.checkpoints.bytesource import ByteSource, LocalFile, os_error
+from tailwise.errors import UnreadableError
+
+_MAX_JSON = 1 << 28
+
+
+class Folder(ABC):
+    """A folder whose files are opened by name. Errors are `UnreadableError`."""
+
+    uri: str  # for messages and for the checkpoint
+    revision: str | None = None
+
+    @abstractmethod
+    def names(self) -> frozenset[str]:
+        """Names of the files directly in the folder."""
+
+    @abstractmethod
+    def subfolders(self) -> frozenset[str]:
+        """Names of the folders directly in the folder."""
+
+    @abstractmethod
+    def source(self, name: str) -> ByteSource:
+        """The file `name`, opened for reading by ranges."""
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The JSON object in the file `name`."""
+        source = self.source(name)
+        try:
+            if source.size > _MAX_JSON:
+                raise UnreadableError(f"is {source.size} bytes, too large for a settings file", where=source.name)
+            value = json.loads(source.read(0, source.size))
+        except (ValueError, RecursionError) as error:
+            raise UnreadableError(
+                f"is not valid JSON: {str(error)[:200]}", where=source.name, fix="download it again, or correct it"
+            ) from error
+        finally:
+            source.close()
+        if not isinstance(value, dict):
+            raise UnreadableError(
+                f"holds a JSON {type(value).__name__}, and an object was expected", where=source.name
+            )
+        return value
+
+
+class LocalFolder(Folder):
+    """A folder on a local disk, or a snapshot of a Hub model in the local cache."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, uri: str | None = None, revision: str | None = None
+    ) -> None:
+        self.path = Path(path)
+        self.uri, self.revision = uri or str(self.path), revision
+        try:
+            with os.scandir(self.path) as entries:
+                found = {entry.name: entry.is_dir() for entry in entries}
+        except OSError as error:
+            raise os_error(error, str(self.path)) from error
+        self._names = frozenset(name for name, is_dir in found.items() if not is_dir)
+        self._subfolders = frozenset(found) - self._names
+
+    def names(self) -> frozenset[str]:
+        """See `Folder`."""
+        return self._names
+
+    def subfolders(self) -> frozenset[str]:
+        """See `Folder`."""
+        return self._subfolders
+
+    def source(self, name: str) -> ByteSource:
+        """See `Folder`."""
+        return LocalFile(self.path / name)

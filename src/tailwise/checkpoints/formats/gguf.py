@@ -1,0 +1,198 @@
+"""GGUF, the format of llama.cpp: tensors de-quantized block of rows by block of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tailwise.checkpoints.bytesource import ByteSource
+from tailwise.checkpoints.checkpoint import TensorSpec
+from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.gguf_header import TensorInfo, read_gguf_header
+from tailwise.errors import UnreadableError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+_PLAIN = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8"})
+
+#: Hugging Face's config keys from the architecture's metadata keys.
+_CONFIG_KEYS = {
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "max_position_embeddings": "context_length",
+    "vocab_size": "vocab_size",
+    "num_local_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+}
+#: Names of architectures that Hugging Face writes differently.
+_MODEL_TYPES = {
+    "gptneox": "gpt_neox",
+    "qwen2moe": "qwen2_moe",
+    "qwen3moe": "qwen3_moe",
+    "deepseek2": "deepseek_v2",
+    "command-r": "cohere",
+    "phi2": "phi",
+    "gemma3": "gemma3_text",
+}
+
+
+class GgufCheckpoint(TensorStore):
+    """The tensors of one GGUF file, or of one that was split. Quantized tensors read as float32."""
+
+    format = "gguf"
+
+    def __init__(
+        self,
+        uri: str,
+        parts: Sequence[ByteSource],
+        *,
+        config: Mapping[str, Any] | None = None,
+        revision: str | None = None,
+    ) -> None:
+        _require_gguf()
+        self._parts = tuple(parts)
+        self._places: dict[str, tuple[ByteSource, TensorInfo]] = {}
+        tensors: dict[str, TensorSpec] = {}
+        metadata: dict[str, Any] = {}
+        for part in self._parts:
+            header = read_gguf_header(part)
+            metadata = {**header.metadata, **metadata}
+            for info in header.tensors:
+                tensors[info.name] = _spec(info, part)
+                self._places[info.name] = part, info
+        super().__init__(
+            uri,
+            tensors,
+            config=config or config_of(metadata),
+            metadata={k: str(v) for k, v in metadata.items() if not isinstance(v, list)},
+            revision=revision,
+        )
+
+    def _rows(self, spec: TensorSpec, start: int, stop: int) -> torch.Tensor:
+        part, info = self._places[spec.name]
+        place = f"{part.name}, tensor {spec.name}"
+        rows = spec.shape[0] if spec.shape else 1
+        if spec.dtype in _PLAIN:
+            return _plain(part, info, spec, (start, stop))
+        if len(spec.shape) < 2:
+            # The blocks of a quantized vector straddle its elements, so it is read whole.
+            return _dequantize(part.read(info.offset, spec.nbytes), info, (1, *spec.shape), place)[0][start:stop]
+        row_bytes = spec.nbytes // max(rows, 1)
+        data = part.read(info.offset + start * row_bytes, (stop - start) * row_bytes)
+        return _dequantize(data, info, (stop - start, *spec.shape[1:]), place)
+
+    def identity(self, name: str) -> str | None:
+        """See `Checkpoint`."""
+        spec = self._spec(name)
+        part, info = self._places[name]
+        content = part.identity()
+        return None if content is None else f"{content}:{info.offset}:{spec.nbytes}"
+
+    def close(self) -> None:
+        """See `Checkpoint`."""
+        super().close()
+        for part in self._parts:
+            part.close()
+
+
+def _require_gguf() -> None:
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            "reading GGUF files takes the gguf package", fix='pip install "tailwise[gguf]"'
+        ) from error
+
+
+def _spec(info: TensorInfo, part: ByteSource) -> TensorSpec:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    place = f"{part.name}, tensor {info.name[:100]}"
+    spec = TensorSpec(info.name, f"GGUF_{info.type_id}", info.shape, 0)
+    if info.type_id in GGMLQuantizationType._value2member_map_:
+        kind = GGMLQuantizationType(info.type_id)
+        block, block_bytes = GGML_QUANT_SIZES[kind]
+        if (info.shape[-1] if info.shape else 1) % block:
+            raise UnreadableError(
+                f"a row of {info.shape[-1:]} is not a whole number of {kind.name} blocks of {block}",
+                where=place,
+                fix="the file is damaged: download it again",
+            )
+        code = kind.name if kind.name in _PLAIN else f"GGUF_{kind.name}"
+        spec = TensorSpec(info.name, code, info.shape, spec.numel // block * block_bytes)
+    if info.offset + spec.nbytes > part.size:
+        raise UnreadableError(
+            f"data ends before the end of the tensor: it needs bytes up to {info.offset + spec.nbytes}, "
+            f"there are {part.size}",
+            where=place,
+            fix="the file is truncated: download it again",
+        )
+    return spec
+
+
+def _plain(part: ByteSource, info: TensorInfo, spec: TensorSpec, rows: tuple[int, int]) -> torch.Tensor:
+    import torch
+
+    count = rows[1] - rows[0]
+    row_bytes = spec.nbytes // max(spec.shape[0] if spec.shape else 1, 1)
+    block = torch.empty(count * row_bytes, dtype=torch.uint8)
+    if block.numel():
+        part.read_into(block.numpy().data, info.offset + rows[0] * row_bytes)
+    shape = (count, *spec.shape[1:]) if spec.shape else ()
+    return block.view(torch_dtype(spec.dtype, where=part.name)).reshape(shape)
+
+
+def _dequantize(data: bytes, info: TensorInfo, shape: tuple[int, ...], place: str) -> torch.Tensor:
+    import numpy as np
+    import torch
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    if 0 in shape:
+        return torch.empty(shape)
+    try:
+        kind = GGMLQuantizationType(info.type_id)
+        packed = np.frombuffer(data, np.uint8).reshape(*shape[:-1], -1)
+        with np.errstate(all="ignore"):
+            values = dequantize(packed, kind)
+    except (NotImplementedError, ValueError, IndexError) as error:
+        raise UnreadableError(
+            f"the gguf package cannot de-quantize the type {_type_name(info.type_id)}",
+            where=place,
+            fix="upgrade it (pip install -U gguf), or read the model in its original precision",
+        ) from error
+    return torch.from_numpy(np.require(values, np.float32, ["C", "W"])).reshape(shape)
+
+
+def _type_name(type_id: int) -> str:
+    from gguf import GGMLQuantizationType
+
+    known = GGMLQuantizationType._value2member_map_
+    return GGMLQuantizationType(type_id).name if type_id in known else f"number {type_id}"
+
+
+def config_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping like Hugging Face's config.json from the metadata of a GGUF file."""
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        return {}
+    config: dict[str, Any] = {"model_type": _MODEL_TYPES.get(architecture, architecture)}
+    for name, key in _CONFIG_KEYS.items():
+        value = metadata.get(f"{architecture}.{key}")
+        if isinstance(value, list):  # one per layer
+            value = value[0] if value and len(set(value)) == 1 else value or None
+        if value is not None:
+            config[name] = value
+    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
+    if isinstance(heads, int) and isinstance(width, int) and heads > 0:
+        config.setdefault("num_key_value_heads", heads)
+        config.setdefault("head_dim", width // heads)
+    if "num_local_experts" in config:
+        config["num_experts"] = config["num_local_experts"]
+    return config

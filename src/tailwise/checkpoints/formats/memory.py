@@ -1,0 +1,126 @@
+"""Tensors that are already in memory: a live module, or a mapping of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tailwise.checkpoints.checkpoint import TensorSpec
+from tailwise.checkpoints.dtypes import code_of, torch_dtype
+from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.errors import UnreadableError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+
+class MemoryCheckpoint(TensorStore):
+    """Tensors and arrays by name; nothing is copied until rows are read, and torch tensors not even then."""
+
+    format = "memory"
+
+    def __init__(
+        self, uri: str, arrays: Mapping[str, Any], *, config: Mapping[str, Any] | None = None
+    ) -> None:
+        self._arrays = dict(arrays)
+        super().__init__(uri, {name: spec_of(name, a) for name, a in self._arrays.items()}, config=config)
+        self.shared = shared_names(self._arrays)
+
+    @classmethod
+    def of_module(cls, module: torch.nn.Module) -> MemoryCheckpoint:
+        """The module's state dict, and its `config` where it has one (as models of transformers have)."""
+        to_dict = getattr(getattr(module, "config", None), "to_dict", None)
+        config = to_dict() if callable(to_dict) else None
+        arrays = {name: value for name, value in module.state_dict().items() if is_array(value)}
+        return cls(type(module).__name__, arrays, config=config)
+
+    @classmethod
+    def of_arrays(cls, arrays: Any) -> MemoryCheckpoint:
+        """A mapping of arrays (nested mappings are joined with dots), or one array, named `weight`."""
+        if is_array(arrays):
+            return cls("array", {"weight": arrays})
+        return cls("dict", dict(flatten(arrays)))
+
+    def _rows(self, spec: TensorSpec, start: int, stop: int) -> torch.Tensor:
+        array = self._arrays[spec.name]
+        torch_dtype(spec.dtype, where=f"{self.uri}, tensor {spec.name}")
+        if getattr(getattr(array, "device", None), "type", None) == "meta":
+            raise UnreadableError(
+                "is on the meta device and has no values",
+                where=f"{self.uri}, tensor {spec.name}",
+                fix="load the weights first",
+            )
+        return as_tensor(array[start:stop] if spec.shape else array, spec.dtype)
+
+    def close(self) -> None:
+        """See `Checkpoint`."""
+        super().close()
+        self._arrays.clear()
+
+
+def is_array(value: Any) -> bool:
+    """Whether `value` is a torch tensor, a numpy array, or anything that turns into one (jax, …)."""
+    return hasattr(value, "shape") and hasattr(value, "dtype") and hasattr(value, "__array__")
+
+
+def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every array of nested mappings, named by its keys joined with dots."""
+    if not isinstance(tree, Mapping):
+        raise UsageError(
+            f"{type(tree).__name__} is not a tensor, an array or a mapping of them",
+            where=prefix.removesuffix(".") or None,
+            fix="pass a path, a URL, a Hugging Face id, a torch.nn.Module or a dict of arrays",
+        )
+    for key, value in tree.items():
+        if is_array(value):
+            yield f"{prefix}{key}", value
+        else:
+            yield from flatten(value, f"{prefix}{key}.")
+
+
+def spec_of(name: str, array: Any) -> TensorSpec:
+    """The spec of an array in memory."""
+    nbytes = int(array.nbytes)
+    return TensorSpec(name, code_of(array.dtype), tuple(int(size) for size in array.shape), nbytes)
+
+
+def shared_names(arrays: Mapping[str, Any]) -> dict[str, str]:
+    """Names of tensors with the memory, shape and strides of an earlier one, to the earlier one's name."""
+    first: dict[tuple[Any, ...], str] = {}
+    shared = {}
+    for name, array in arrays.items():
+        key = _memory(array)
+        if key is not None and first.setdefault(key, name) != name:
+            shared[name] = first[key]
+    return shared
+
+
+def _memory(array: Any) -> tuple[Any, ...] | None:
+    import numpy as np
+    import torch
+
+    if isinstance(array, np.ndarray) and array.size:
+        return array.__array_interface__["data"][0], array.shape, array.strides, str(array.dtype)
+    if isinstance(array, torch.Tensor) and array.layout == torch.strided and array.numel():
+        pointer = array.data_ptr()
+        return (pointer, array.device, array.shape, array.stride(), array.dtype) if pointer else None
+    return None
+
+
+def as_tensor(array: Any, code: str) -> torch.Tensor:
+    """`array` as a tensor of dtype `code`, sharing its memory where torch can."""
+    import numpy as np
+    import torch
+
+    if isinstance(array, torch.Tensor):
+        return array.detach()
+    block: NDArray[np.generic] = np.asarray(array)
+    if not block.dtype.isnative:
+        block = block.astype(block.dtype.newbyteorder("="))
+    # torch takes neither read-only memory nor negative strides; a block is small enough to copy.
+    block = np.require(block, requirements=["C", "W"])
+    if code == "BF16" or code.startswith("F8_"):  # dtypes of ml_dtypes, which torch does not know
+        block = block.view(np.dtype(f"u{block.dtype.itemsize}"))
+    return torch.from_numpy(block).view(torch_dtype(code, where="array"))

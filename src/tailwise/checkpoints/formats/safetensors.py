@@ -1,0 +1,84 @@
+"""Safetensors: one file, or a model in several shards; from a local disk or by byte ranges from afar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from tailwise.checkpoints.bytesource import ByteSource
+from tailwise.checkpoints.checkpoint import TensorSpec
+from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.header import Header, read_header
+from tailwise.errors import UnreadableError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class SafetensorsCheckpoint(TensorStore):
+    """The tensors of one or more safetensors files."""
+
+    format = "safetensors"
+
+    def __init__(
+        self,
+        uri: str,
+        shards: Sequence[ByteSource],
+        *,
+        config: Mapping[str, Any] | None = None,
+        revision: str | None = None,
+    ) -> None:
+        self._shards = tuple(shards)
+        self._places: dict[str, tuple[ByteSource, int]] = {}
+        tensors: dict[str, TensorSpec] = {}
+        metadata: dict[str, str] = {}
+        for shard, header in zip(self._shards, _headers(self._shards), strict=True):
+            self._add(shard, header, tensors)
+            metadata.update(header.metadata)
+        super().__init__(uri, tensors, config=config, metadata=metadata, revision=revision)
+
+    def _add(self, shard: ByteSource, header: Header, tensors: dict[str, TensorSpec]) -> None:
+        for name, spec in header.specs.items():
+            if name in tensors:
+                other = self._places[name][0].name
+                raise UnreadableError(
+                    f"the tensor {name} is in two files: {other} and {shard.name}",
+                    fix="the folder holds two copies of a model: open one file, or add its index.json",
+                )
+            tensors[name] = spec
+            self._places[name] = shard, header.offsets[name]
+
+    def _rows(self, spec: TensorSpec, start: int, stop: int) -> torch.Tensor:
+        import torch
+
+        shard, offset = self._places[spec.name]
+        dtype = torch_dtype(spec.dtype, where=f"{shard.name}, tensor {spec.name}")
+        shape = (stop - start, *spec.shape[1:]) if spec.shape else ()
+        row_bytes = spec.nbytes // max(spec.shape[0] if spec.shape else 1, 1)
+        block = torch.empty(row_bytes * (stop - start), dtype=torch.uint8)
+        if block.numel():
+            shard.read_into(block.numpy().data, offset + start * row_bytes)
+        return block.view(dtype).reshape(shape)
+
+    def identity(self, name: str) -> str | None:
+        """See `Checkpoint`."""
+        spec = self._spec(name)
+        shard, offset = self._places[name]
+        content = shard.identity()
+        return None if content is None else f"{content}:{offset}:{spec.nbytes}"
+
+    def close(self) -> None:
+        """See `Checkpoint`."""
+        super().close()
+        for shard in self._shards:
+            shard.close()
+
+
+def _headers(shards: Sequence[ByteSource]) -> list[Header]:
+    if len(shards) == 1:
+        return [read_header(shards[0])]
+    # Headers from afar are a round trip each, and a large model has a hundred shards.
+    with ThreadPoolExecutor(min(8, len(shards) or 1)) as pool:
+        return list(pool.map(read_header, shards))

@@ -1,0 +1,211 @@
+"""PyTorch's own files: `.pt`, `.pth`, `.bin`, `.ckpt`. Nothing in them is ever executed."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tailwise.checkpoints.bytesource import ByteSource, os_error
+from tailwise.checkpoints.checkpoint import TensorSpec
+from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.memory import is_array, shared_names, spec_of
+from tailwise.errors import UnreadableError, UnsafeError
+
+if TYPE_CHECKING:
+    import torch
+
+_log = logging.getLogger(__name__)
+
+#: Keys under which training code keeps the model in a checkpoint.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+#: Parts of a training checkpoint that hold tensors but no weights.
+_NOT_WEIGHTS = frozenset(
+    {
+        "optimizer",
+        "optimizers",
+        "optimizer_state_dict",
+        "optimizer_states",
+        "optim",
+        "scheduler",
+        "scheduler_state_dict",
+        "lr_scheduler",
+        "lr_schedulers",
+        "scaler",
+        "rng_state",
+        "rng_states",
+        "callbacks",
+        "loops",
+    }
+)
+_CODE = re.compile(r"(?:GLOBAL|Unsupported (?:global|class)\S*|object of type|class)[: ]+([\w.]+\.\w+)", re.I)
+_SAFE_COPY = """where you trust the file, run
+    import torch; from safetensors.torch import save_file
+    x = torch.load({name!r}, weights_only=False, map_location="cpu"); x = x.state_dict() if hasattr(x, "state_dict") \
+else x.get("state_dict", x); save_file({{k: v.clone().contiguous() for k, v in x.items()}}, "model.safetensors")
+  and open model.safetensors"""
+
+
+class TorchCheckpoint(TensorStore):
+    """The tensors of one or more files of `torch.save`, mapped into memory where their format allows it."""
+
+    format = "torch"
+
+    def __init__(
+        self,
+        uri: str,
+        files: Sequence[ByteSource],
+        *,
+        config: Mapping[str, Any] | None = None,
+        revision: str | None = None,
+    ) -> None:
+        self._files = tuple(files)
+        self._arrays: dict[str, torch.Tensor] = {}
+        self._places: dict[str, ByteSource] = {}
+        self._stamps: dict[Path, tuple[int, int]] = {}
+        for file in self._files:
+            self._add(file)
+        super().__init__(
+            uri, {name: spec_of(name, a) for name, a in self._arrays.items()}, config=config, revision=revision
+        )
+        self.shared = shared_names(self._arrays)
+
+    def _add(self, file: ByteSource) -> None:
+        path = file.local_path()
+        self._stamps[path] = _stamp(path)
+        for name, tensor in find_tensors(load_safely(path, file.name)).items():
+            if name in self._arrays:
+                raise UnreadableError(
+                    f"the tensor {name} is in two files: {self._places[name].name} and {file.name}",
+                    fix="the folder holds two copies of a model: open one file, or add its index.json",
+                )
+            self._arrays[name], self._places[name] = tensor, file
+
+    def _rows(self, spec: TensorSpec, start: int, stop: int) -> torch.Tensor:
+        import torch
+
+        file, tensor = self._places[spec.name], self._arrays[spec.name]
+        place = f"{file.name}, tensor {spec.name}"
+        torch_dtype(spec.dtype, where=place)
+        if tensor.layout != torch.strided:
+            raise UnreadableError(f"has the layout {tensor.layout}", where=place, fix="save it with .to_dense()")
+        path = file.local_path()
+        # A mapped page past the end of a file kills the process, so look before reading.
+        if _stamp(path) != self._stamps[path]:
+            raise UnreadableError("has changed since it was opened", where=file.name, fix="open it again")
+        return tensor[start:stop].detach() if spec.shape else tensor.detach()
+
+    def identity(self, name: str) -> str | None:
+        """See `Checkpoint`. The name stands for the place in the file."""
+        self._spec(name)
+        content = self._places[name].identity()
+        return None if content is None else f"{content}:{name}"
+
+    def close(self) -> None:
+        """See `Checkpoint`."""
+        super().close()
+        self._arrays.clear()
+        for file in self._files:
+            file.close()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise os_error(error, str(path)) from error
+    return status.st_size, status.st_mtime_ns
+
+
+def load_safely(path: Path, name: str) -> Any:
+    """What `torch.load` makes of `path` when only tensors and plain containers are let through."""
+    import torch
+
+    is_zip = zipfile.is_zipfile(path)
+    if not is_zip and path.stat().st_size > 1 << 20:
+        _log.warning("%s has PyTorch's old format, which cannot be mapped: all of it is read now", name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except (MemoryError, OSError) as error:
+        raise os_error(error, name) from error
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise _refusal(error, path, name) from error
+
+
+def _refusal(error: Exception, path: Path, name: str) -> UnreadableError:
+    text = str(error)
+    found = _CODE.search(text.partition("WeightsUnpickler error:")[2])
+    if found or "TorchScript" in text or (isinstance(error, pickle.UnpicklingError) and _calls_code(path)):
+        what = f" ({found[1]})" if found else ""
+        return UnsafeError(
+            f"holds Python code or objects{what}, and was refused: loading it would run them",
+            where=name,
+            fix=_SAFE_COPY.format(name=name),
+        )
+    reason = text.partition("WeightsUnpickler error:")[2] or text or "it ends early"
+    return UnreadableError(
+        f"is not a whole PyTorch file: {reason.strip().splitlines()[0][:200]}",
+        where=name,
+        fix="it is damaged or cut off: download or save it again",
+    )
+
+
+def _calls_code(path: Path) -> bool:
+    """Whether the pickle at the start of a file names things to import, found without running it."""
+    try:
+        with path.open("rb") as file:
+            start = io.BytesIO(file.read(1 << 24))
+        return any(op.name in {"GLOBAL", "STACK_GLOBAL", "INST"} for op, _, _ in pickletools.genops(start))
+    except (ValueError, OSError, IndexError):
+        return False
+
+
+def find_tensors(saved: Any) -> dict[str, torch.Tensor]:
+    """The model's tensors in what was saved: wrappers are taken off, other nesting is joined with dots."""
+    import torch
+
+    if isinstance(saved, torch.Tensor):
+        return {"weight": saved}
+    while isinstance(saved, Mapping) and (inner := _unwrap(saved)) is not None:
+        saved = inner
+    return dict(_walk(saved, ""))
+
+
+def _unwrap(saved: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
+    """The one wrapped state dict in `saved`, unless matrices stand beside it (then nothing is a wrapper)."""
+    if any(is_array(value) and len(value.shape) > 1 for value in saved.values()):
+        return None
+    inner = [saved[key] for key in _WRAPPERS if isinstance(saved.get(key), Mapping)]
+    inner = [value for value in inner if next(_walk(value, ""), None)]
+    return inner[0] if len(inner) == 1 else None
+
+
+def _walk(tree: Any, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+    import torch
+
+    if isinstance(tree, torch.Tensor):
+        yield prefix.removesuffix("."), tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            if str(key) not in _NOT_WEIGHTS:
+                yield from _walk(value, f"{prefix}{key}.")
+    elif isinstance(tree, list | tuple):
+        for index, value in enumerate(tree):
+            yield from _walk(value, f"{prefix}{index}.")
+
+
+def is_side_file(name: str) -> bool:
+    """Whether a file in a model's folder is a trainer's (optimizer, arguments, …) and not the weights."""
+    stem = os.path.basename(name).split(".")[0]  # noqa: PTH119 - a name in a folder that may be remote
+    return stem.startswith(("optimizer", "scheduler", "training_args", "rng_state", "scaler", "trainer_state"))

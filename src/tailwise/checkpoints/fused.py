@@ -1,0 +1,164 @@
+"""One tensor, several matrices: fused QKV, gate-up and RNN gates, and stacks of experts.
+
+Layouts were read from the modeling code of transformers 5.23; the tests compare them with the forward passes.
+Ranges are over the output features: rows of a Linear (out × in), columns of a `Conv1D` (in × out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from tailwise.checkpoints.dims import Dims
+from tailwise.checkpoints.views import RowRange, View, whole
+
+Ranges = Mapping[str, tuple[RowRange, ...]]  # part → ranges of output features
+
+#: Families whose `query_key_value` alternates q, k, v by head or group of heads: view(heads, 3, head_dim).
+_BY_GROUP = frozenset({"gpt_neox", "gpt_neox_japanese", "bloom", "persimmon", "internlm2"})
+#: Families whose stacked experts are (E, in, out); all others are (E, out, in).
+_EXPERTS_IN_OUT = frozenset({"gpt_oss", "llama4", "llama4_text"})
+#: Families with a fused order that the config does not describe.
+_OPAQUE = frozenset({"codegen"})
+
+
+@dataclass(frozen=True)
+class Part:
+    """One matrix of a tensor: `suffix` is added to the module's name."""
+
+    suffix: str
+    role: str
+    kind: str
+    views: tuple[View, ...]
+    note: str = ""
+
+
+def split_qkv(view: View, dims: Dims, *, in_out: bool) -> list[Part]:
+    """Query, key and value of a fused projection, or the whole with a note."""
+    out = view.n_cols if in_out else view.n_rows
+    ranges = qkv_ranges(view.tensor, out, dims, square=out == 3 * (view.n_rows if in_out else view.n_cols))
+    if ranges is None:
+        return [Part("", "attn_qkv", "dense", (view,), "kept whole: the config does not explain its layout")]
+    return [
+        Part(f"#{part}", f"attn_{part}", "dense", (select(view, where, in_out=in_out),))
+        for part, where in ranges.items()
+    ]
+
+
+def qkv_ranges(name: str, out: int, dims: Dims, *, square: bool) -> Ranges | None:
+    """Output features of q, k and v, or None where the config does not explain `out`.
+
+    Stacked: all of q, then k, then v (Phi-3, GPT-2, MPT, ModernBERT, timm, `in_proj_weight`, GGUF). By group:
+    for each key-value head its queries, its key, its value (GPT-NeoX and BLOOM with one query a group, Falcon's
+    new decoder, InternLM2). `square`: out = 3·in, which without a config means three equal parts.
+    """
+    by_group = dims.grouped if dims.grouped is not None else dims.model_type in _BY_GROUP
+    unsure = "query_key_value" in name and not (dims.model_type or "blk." in name)
+    if unsure or dims.model_type in _OPAQUE:
+        return None
+    if "blk." in name:
+        by_group = False  # llama.cpp's converter stacks q, k and v of every family
+    heads, kv, dim = dims.heads, dims.kv_heads, dims.head_dim
+    if heads and kv and dim and (heads + 2 * kv) * dim == out and heads % kv == 0:
+        return _grouped(heads // kv, kv, dim) if by_group else _stacked(heads * dim, kv * dim)
+    return _stacked(out // 3, out // 3) if square and not by_group else None
+
+
+def _stacked(q: int, kv: int) -> Ranges:
+    return {"q": ((0, q),), "k": ((q, q + kv),), "v": ((q + kv, q + 2 * kv),)}
+
+
+def _grouped(queries: int, groups: int, dim: int) -> Ranges:
+    starts = [g * (queries + 2) * dim for g in range(groups)]
+    q = queries * dim
+    return {
+        "q": tuple((s, s + q) for s in starts),
+        "k": tuple((s + q, s + q + dim) for s in starts),
+        "v": tuple((s + q + dim, s + q + 2 * dim) for s in starts),
+    }
+
+
+def split_gate_up(view: View, role: str, dims: Dims, *, in_out: bool = False) -> list[Part]:
+    """Gate (first half: the one that passes the activation) and up of a fused projection, or the whole."""
+    out = view.n_cols if in_out else view.n_rows
+    family = role.removesuffix("gate_up")
+    if out % 2 or (family == "mlp_" and dims.inner and out // 2 not in dims.inner):
+        return [Part("", role, "dense", (view,), "kept whole: the config does not explain its layout")]
+    half = out // 2
+    parts = {"gate": ((0, half),), "up": ((half, out),)}
+    return [
+        Part(f"#{part}", f"{family}{part}", "dense", (select(view, where, in_out=in_out),))
+        for part, where in parts.items()
+    ]
+
+
+def split_gates(view: View, role: str, hidden: int) -> list[Part]:
+    """The gates of a recurrent layer: i, f, g, o of an LSTM, r, z, n of a GRU (torch's order)."""
+    gates = {4: "ifgo", 3: "rzn"}.get(view.n_rows // hidden if view.n_rows % hidden == 0 else 0, "")
+    if not gates:
+        return [Part("", role, "rnn", (view,))]
+    return [
+        Part(f"#{gate}", role, "rnn", (replace(view, rows=((i * hidden, (i + 1) * hidden),)),))
+        for i, gate in enumerate(gates)
+    ]
+
+
+def split_experts(tensor: str, shape: tuple[int, int, int], role: str, dims: Dims) -> list[Part]:
+    """Every expert of a stack (E, A, B), its gate and up apart where the config tells how they lie."""
+    E, A, B = shape
+    in_out = _stored_in_out(A, B, dims)
+    parts = []
+    for e in range(E):
+        expert = View(tensor, (E * A, B), ((e * A, (e + 1) * A),), (0, B, 1))
+        parts += [replace(part, suffix=f"[{e}]{part.suffix}") for part in _expert(expert, role, dims, in_out)]
+    return parts
+
+
+def _expert(expert: View, role: str, dims: Dims, in_out: bool | None) -> list[Part]:
+    if not role.endswith("gate_up"):
+        return [Part("", role, "expert", (expert,))]
+    if in_out is None:
+        return [Part("", role, "expert", (expert,), "kept whole: the config does not tell its layout")]
+    if dims.model_type == "gpt_oss":  # gate, up = gate_up[..., ::2], gate_up[..., 1::2]
+        C = expert.n_cols
+        views = (replace(expert, cols=(0, C, 2)), replace(expert, cols=(1, C, 2)))
+        return [
+            Part("#gate", "expert_gate", "expert", views[:1]),
+            Part("#up", "expert_up", "expert", views[1:]),
+        ]
+    return [replace(part, kind="expert") for part in split_gate_up(expert, role, dims, in_out=in_out)]
+
+
+def _stored_in_out(A: int, B: int, dims: Dims) -> bool | None:
+    """Whether gate-up experts (A × B) are stored (hidden × 2·inner), or None where the config cannot tell."""
+    if dims.model_type in _EXPERTS_IN_OUT:
+        return True if dims.hidden == A else None
+    if dims.hidden == B:
+        return False
+    return True if dims.hidden == A else None
+
+
+def split_stacked_rows(view: View, role: str, experts: int) -> list[Part]:
+    """Experts stacked along the rows of a matrix (DBRX: (E·inner) × hidden)."""
+    height = view.n_rows // experts
+    return [
+        Part(f"[{e}]", role, "expert", (replace(view, rows=((e * height, (e + 1) * height),)),))
+        for e in range(experts)
+    ]
+
+
+def select(view: View, ranges: tuple[RowRange, ...], *, in_out: bool) -> View:
+    """The output features `ranges` of an undivided view, or of one expert's rows."""
+    if in_out:
+        ((start, stop),) = ranges
+        return replace(view, cols=(start, stop, 1))
+    first = view.rows[0][0]
+    return replace(view, rows=tuple((first + a, first + b) for a, b in ranges))
+
+
+def squeezed(tensor: str, shape: tuple[int, ...]) -> View:
+    """A tensor whose leading axes are 1 as a matrix of the others (ViT positions: 1 × 197 × 768)."""
+    axes = shape
+    while len(axes) > 2 and axes[0] == 1:
+        axes = axes[1:]
+    return whole(tensor, axes)

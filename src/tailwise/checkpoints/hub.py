@@ -1,0 +1,227 @@
+"""Models on the Hugging Face Hub: from the local cache if they are there, else by byte ranges."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tailwise.checkpoints.bytesource import ByteSource
+from tailwise.checkpoints.folder import Folder
+from tailwise.errors import UnreadableError, UsageError
+
+_log = logging.getLogger(__name__)
+_ATTEMPTS = 3
+_SECONDS = 30.0
+_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+_REVISION = re.compile(r"(refs/(?:pr|convert)/[^/]+|[^/]+)(?:/(.*))?")
+
+
+@dataclass(frozen=True)
+class HubAddress:
+    """A model on the Hub, and a folder or file within it."""
+
+    repo: str
+    revision: str | None
+    path: str = ""
+
+    def __str__(self) -> str:
+        at = f"@{self.revision}" if self.revision else ""
+        return f"hf://{self.repo}{at}{'/' if self.path else ''}{self.path}"
+
+
+def parse_hub(text: str, revision: str | None) -> HubAddress | None:
+    """The address in `org/name`, `org/name@revision` or `hf://org/name[@revision][/path]`, or None."""
+    scheme = text.startswith("hf://")
+    repo, at, rest = text.removeprefix("hf://").partition("@")
+    path = ""
+    if scheme and not at:
+        parts = repo.split("/", 2)
+        repo, path = "/".join(parts[:2]), parts[2] if len(parts) > 2 else ""
+    elif scheme and (match := _REVISION.fullmatch(rest)):
+        rest, path = match[1], match[2] or ""
+    if not _ID.fullmatch(repo) or repo.startswith(".") or ("/" not in repo and not scheme) or (at and not rest):
+        return None
+    if at and revision is not None and revision != rest:
+        raise UsageError(f"two revisions were given, {rest!r} and {revision!r}", where=text, fix="give one")
+    return HubAddress(repo, rest if at else revision, path.strip("/"))
+
+
+def cached_snapshot(address: HubAddress) -> Path | None:
+    """The folder of the local cache that holds the revision (whole or in part), or None."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    store = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=address.repo, repo_type="model")
+    revision = address.revision or "main"
+    try:
+        ref = store / "refs" / revision
+        commit = ref.read_text().strip() if ref.is_file() else revision
+        snapshot = store / "snapshots" / commit
+        return snapshot if commit and snapshot.is_dir() else None
+    except OSError:
+        return None
+
+
+def is_offline() -> bool:
+    """Whether `HF_HUB_OFFLINE` is set."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+class HubFolder(Folder):
+    """A model on the Hub, as of one commit."""
+
+    def __init__(self, address: HubAddress) -> None:
+        from huggingface_hub import HfApi
+
+        self.uri = str(address)
+        with hub_errors(address):
+            info = HfApi().model_info(
+                address.repo, revision=address.revision, files_metadata=True, timeout=_SECONDS
+            )
+        self.revision = info.sha
+        self._repo, self._address = address.repo, address
+        self._files = {file.rfilename: file for file in info.siblings or []}
+        self._prefix = f"{address.path}/" if address.path else ""
+
+    def at(self, path: str) -> None:
+        """Make `path` within the repository the folder that is looked at."""
+        self._prefix = f"{path}/" if path else ""
+
+    def names(self) -> frozenset[str]:
+        """See `Folder`."""
+        return frozenset(name for name in self._within() if "/" not in name)
+
+    def subfolders(self) -> frozenset[str]:
+        """See `Folder`."""
+        return frozenset(name.partition("/")[0] for name in self._within() if "/" in name)
+
+    def _within(self) -> Iterator[str]:
+        return (n.removeprefix(self._prefix) for n in self._files if n.startswith(self._prefix))
+
+    def source(self, name: str) -> ByteSource:
+        """See `Folder`."""
+        full = self._prefix + name
+        if full not in self._files:
+            raise UnreadableError("there is no such file in the repository", where=f"{self.uri}/{name}")
+        return HubFile(self._address, str(self.revision), full, self._files[full])
+
+
+class HubFile(ByteSource):
+    """One file of one commit of a model on the Hub."""
+
+    def __init__(self, address: HubAddress, commit: str, path: str, listed: Any) -> None:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        self._address, self._commit, self._path = address, commit, path
+        self.name = f"hf://{address.repo}@{commit[:12]}/{path}"
+        self._url = hf_hub_url(address.repo, path, revision=commit)
+        size = listed.size
+        if size is None:
+            with hub_errors(address):
+                size = get_hf_file_metadata(self._url, timeout=_SECONDS).size
+        self.size = int(size or 0)
+        lfs = listed.lfs or {}
+        content = lfs.get("sha256") if isinstance(lfs, Mapping) else getattr(lfs, "sha256", None)
+        # The content's own hash is the same in every copy of a model; a commit is the next best.
+        self._identity = f"sha256:{content}" if content else f"hf:{address.repo}@{commit}/{path}"
+        self._closed = False
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """See `ByteSource`."""
+        if self._closed:
+            raise UnreadableError("is closed", where=self.name, fix="open the checkpoint again")
+        done = 0
+        for _ in range(_ATTEMPTS):
+            if done == len(buffer):
+                return
+            with hub_errors(self._address):
+                done += self._fetch(buffer[done:], offset + done)
+        if done < len(buffer):
+            raise UnreadableError(
+                f"the connection broke {_ATTEMPTS} times at byte {offset + done}",
+                where=self.name,
+                fix="try again, or download the model (hf download)",
+            )
+
+    def _fetch(self, buffer: memoryview, offset: int) -> int:
+        """Fill as much of `buffer` as one answer gives, and return how much that was."""
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+
+        headers = build_hf_headers()
+        headers |= {"Range": f"bytes={offset}-{offset + len(buffer) - 1}", "Accept-Encoding": "identity"}
+        done = 0
+        with http_stream_backoff("GET", self._url, max_retries=2, headers=headers, timeout=_SECONDS) as answer:
+            hf_raise_for_status(answer)
+            if answer.status_code != 206:
+                raise UnreadableError(
+                    "the server does not serve byte ranges",
+                    where=self.name,
+                    fix=f"download the model (hf download {self._address.repo}) and open it again",
+                )
+            for chunk in answer.iter_bytes():
+                if done + len(chunk) > len(buffer):
+                    raise UnreadableError("the server sent more than was asked for", where=self.name)
+                buffer[done : done + len(chunk)] = chunk
+                done += len(chunk)
+        return done
+
+    def identity(self) -> str:
+        """The hash of the content, or the commit."""
+        return self._identity
+
+    def local_path(self) -> Path:
+        """The file in the local cache of the Hub, downloaded if it is not there yet."""
+        from huggingface_hub import hf_hub_download
+
+        _log.warning("%s cannot be read in parts: all %d bytes are downloaded", self.name, self.size)
+        with hub_errors(self._address):
+            return Path(hf_hub_download(self._address.repo, self._path, revision=self._commit))
+
+    def close(self) -> None:
+        """See `ByteSource`."""
+        self._closed = True
+
+
+@contextmanager
+def hub_errors(address: HubAddress) -> Iterator[None]:
+    """Turn what the Hub's client raises into `UnreadableError`s that say what to do."""
+    try:
+        yield
+    except UnreadableError:
+        raise
+    except Exception as error:  # its HTTP library, and so its errors, differ between versions
+        what, fix = _explain(error, address)
+        raise UnreadableError(what, where=str(address), fix=fix) from error
+
+
+def _explain(error: Exception, address: HubAddress) -> tuple[str, str]:
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    page = f"https://huggingface.co/{address.repo}"
+    token = "set HF_TOKEN to a token that may read it (https://huggingface.co/settings/tokens)"  # noqa: S105
+    if isinstance(error, errors.GatedRepoError):
+        return "the model is gated", f"ask for access at {page}, then {token}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"there is no revision {address.revision!r}", f"see the branches and tags at {page}/tree/main"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            "is neither a local path nor a model on the Hub that this token can see",
+            f"check the spelling; if the model is private, {token}",
+        )
+    if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError) and is_offline():
+        return "HF_HUB_OFFLINE is set and the model is not in the local cache", "unset it, or download the model"
+    if isinstance(error, errors.HFValidationError):
+        return f"is not a valid model id: {error}", "write it as org/name"
+    if status in (401, 403):
+        return f"the Hub denied access ({status})", token
+    if status is not None:
+        return f"the Hub answered {status}: {str(error)[:200]}", "try again later"
+    return f"the Hub could not be reached ({type(error).__name__}: {str(error)[:200]})", "check the network"

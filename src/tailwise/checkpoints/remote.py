@@ -1,0 +1,176 @@
+"""Files behind fsspec (`s3://`, `gs://`, `https://`, `memory://`, …), read by byte ranges."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from tailwise.checkpoints.bytesource import ByteSource
+from tailwise.checkpoints.folder import Folder
+from tailwise.errors import UnreadableError, UsageError
+
+_log = logging.getLogger(__name__)
+_SPOOL_STEP = 1 << 24
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
+#: Keys under which file systems give what changes with a file's content, strongest first.
+_STAMPS = ("ETag", "etag", "md5Hash", "generation", "Content-MD5", "VersionId", "created", "mtime")
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The file system of `url` and the path within it."""
+    from fsspec.core import url_to_fs
+
+    scheme = url.partition("://")[0]
+    try:
+        fs, path = url_to_fs(url)
+    except ImportError as error:
+        extra = _EXTRAS.get(scheme)
+        fix = f'pip install "tailwise[{extra}]"' if extra else str(error)
+        raise UsageError(f"reading {scheme}:// takes a driver that is not installed", where=url, fix=fix) from error
+    except ValueError as error:
+        raise UsageError(f"{scheme}:// is not a scheme that fsspec knows: {error}", where=url) from error
+    return fs, path
+
+
+class RemoteFile(ByteSource):
+    """One file of an fsspec file system."""
+
+    def __init__(self, fs: Any, path: str, *, name: str, info: dict[str, Any] | None = None) -> None:
+        self._fs, self._path, self.name = fs, path, name
+        self._info = info or remote_info(fs, path, name)
+        size = self._info.get("size")
+        if size is None:
+            raise UnreadableError(
+                "the server does not say how large the file is", where=name, fix="download it and open the copy"
+            )
+        self.size = int(size)
+        self._closed = False
+        self._copy: Path | None = None
+        self._lock = threading.Lock()
+        if "http" in _protocols(fs):
+            _check_ranges(fs, path, name)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """See `ByteSource`."""
+        if self._closed:
+            raise UnreadableError("is closed", where=self.name, fix="open the checkpoint again")
+        if not buffer:
+            return
+        try:
+            data = self._fs.cat_file(self._path, start=offset, end=offset + len(buffer))
+        except Exception as error:  # every driver has errors of its own
+            raise remote_error(error, self.name) from error
+        if len(data) != len(buffer):
+            raise UnreadableError(
+                f"{len(buffer)} bytes from {offset} were asked for and {len(data)} came",
+                where=self.name,
+                fix="the file changed, or its server does not serve byte ranges: download it and open the copy",
+            )
+        buffer[:] = data
+
+    def identity(self) -> str | None:
+        """What the file system calls a version, or None."""
+        stamp = next((f"{key}={self._info[key]}" for key in _STAMPS if self._info.get(key)), None)
+        return None if stamp is None else f"{self.name}:{self.size}:{stamp}"
+
+    def local_path(self) -> Path:
+        """A temporary copy, deleted at `close`."""
+        with self._lock:
+            if self._copy is None:
+                _log.warning("downloading all %d bytes of %s: its format needs a local file", self.size, self.name)
+                self._copy = self._spool()
+        return self._copy
+
+    def _spool(self) -> Path:
+        with tempfile.NamedTemporaryFile(prefix="tailwise-", suffix=Path(self.name).suffix, delete=False) as file:
+            for start in range(0, self.size, _SPOOL_STEP):
+                file.write(self.read(start, min(_SPOOL_STEP, self.size - start)))
+        return Path(file.name)
+
+    def close(self) -> None:
+        """See `ByteSource`."""
+        self._closed = True
+        with self._lock:
+            copy, self._copy = self._copy, None
+        if copy is not None:
+            copy.unlink(missing_ok=True)
+
+
+class RemoteFolder(Folder):
+    """A folder of an fsspec file system."""
+
+    def __init__(self, fs: Any, path: str, *, uri: str) -> None:
+        self._fs, self._path, self.uri = fs, path.rstrip("/"), uri
+        try:
+            listing = fs.ls(self._path, detail=True)
+        except Exception as error:  # every driver has errors of its own
+            raise remote_error(error, uri) from error
+        self._found = {entry["name"].rstrip("/").rpartition("/")[2]: entry for entry in listing}
+
+    def names(self) -> frozenset[str]:
+        """See `Folder`."""
+        return frozenset(name for name, entry in self._found.items() if entry["type"] != "directory")
+
+    def subfolders(self) -> frozenset[str]:
+        """See `Folder`."""
+        return frozenset(self._found) - self.names()
+
+    def source(self, name: str) -> ByteSource:
+        """See `Folder`."""
+        return RemoteFile(self._fs, f"{self._path}/{name}", name=f"{self.uri.rstrip('/')}/{name}")
+
+
+def remote_info(fs: Any, path: str, name: str) -> dict[str, Any]:
+    """What the file system knows about a file or folder."""
+    try:
+        return dict(fs.info(path))
+    except Exception as error:  # every driver has errors of its own
+        raise remote_error(error, name) from error
+
+
+def remote_error(error: Exception, name: str) -> UnreadableError:
+    """A driver's error as an `UnreadableError` that says what to do."""
+    if isinstance(error, UnreadableError):
+        return error
+    text = f"{type(error).__name__}: {error}"[:300]
+    if isinstance(error, FileNotFoundError) or getattr(error, "status", None) == 404:
+        return UnreadableError("no such file or folder", where=name, fix="check the address")
+    if isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403):
+        return UnreadableError(
+            f"access was denied ({text})", where=name, fix="check the credentials that this address needs"
+        )
+    if "credentials" in text.lower():
+        return UnreadableError(
+            f"no credentials were found ({text})", where=name, fix="set them up as its driver documents"
+        )
+    return UnreadableError(f"could not be reached ({text})", where=name, fix="check the address and the network")
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def _check_ranges(fs: Any, path: str, name: str) -> None:
+    """Fail unless the server answers a range with that range; asks for one byte and reads none of the answer."""
+    from fsspec.asyn import sync
+
+    async def status() -> int:
+        session = await fs.set_session()
+        kwargs = dict(fs.kwargs)
+        headers = {**kwargs.pop("headers", {}), "Range": "bytes=0-0"}
+        async with session.get(fs.encode_url(path), headers=headers, **kwargs) as answer:
+            return int(answer.status)
+
+    try:
+        code = sync(fs.loop, status)
+    except Exception as error:  # aiohttp raises many kinds
+        raise remote_error(error, name) from error
+    if code == 200:
+        raise UnreadableError(
+            "its server does not serve byte ranges, so every read would fetch the whole file",
+            where=name,
+            fix="download it and open the copy",
+        )

@@ -1,0 +1,1 @@
+"""Running independent work items."""

@@ -1,0 +1,64 @@
+"""Map a function over independent items on threads that each run one BLAS thread.
+
+Whole matrices go to single-threaded workers: two threads inside one product run slower than two products side by
+side. torch releases the interpreter lock in its kernels, so threads suffice and share the page cache and memory.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def default_workers(device: str) -> int:
+    """One worker per core this process may use; one on a GPU."""
+    if device != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_unordered(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    *,
+    stop: threading.Event | None = None,
+) -> Iterator[Result]:
+    """Results as they come. Items start in the order given; at most `workers` are under way at once.
+
+    When the caller stops iterating, or is interrupted, no further item starts, `stop` is set and what is under way is
+    waited for. An exception of `function` is raised here.
+    """
+    import torch
+
+    threads_before = torch.get_num_threads()
+    waiting = iter(items)
+    running: set[Future[Result]] = set()
+    with ThreadPoolExecutor(workers, thread_name_prefix="tailwise", initializer=_single_thread) as pool:
+        try:
+            for item in waiting:
+                running.add(pool.submit(function, item))
+                if len(running) >= workers:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        finally:
+            if stop is not None:
+                stop.set()
+            for future in running:
+                future.cancel()
+            torch.set_num_threads(threads_before)
+
+
+def _single_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)

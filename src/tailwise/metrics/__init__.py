@@ -1,0 +1,1 @@
+"""A number per spectrum: one decorated function each, by family."""

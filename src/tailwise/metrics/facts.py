@@ -1,0 +1,134 @@
+"""What metrics ask for: every fit of one layer's spectra, computed once and only if asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from tailwise.metrics.entropy import singular_entropy
+from tailwise.recipe import Recipe
+from tailwise.spectrum.baseline import gaussian_spectra, mean_and_sd
+from tailwise.spectrum.marchenko_pastur import Bulk, fit_bulk
+from tailwise.spectrum.power_law import TailFit, TailOptions, above_threshold, fit_tail
+from tailwise.spectrum.spectrum import Spectrum
+from tailwise.spectrum.truncated_power_law import TruncatedFit, fit_truncated
+
+BaselineLookup = Callable[[int, int, int, Recipe], Mapping[str, tuple[float, float]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Spectra:
+    """All spectra of one layer: of W, of W permuted (one per replica), of its windows."""
+
+    spectrum: Spectrum
+    permuted: tuple[Spectrum, ...] = ()
+    windows: Spectrum | None = None
+
+
+def gaussian_baseline(rows: int, cols: int, slices: int, recipe: Recipe) -> Mapping[str, tuple[float, float]]:
+    """(mean, standard deviation) of alpha, alpha_hill and singular_entropy over noise of a shape."""
+    spectra = gaussian_spectra(rows, cols, slices, recipe.baseline_replicas, recipe.seed)
+    if (shape := window_shape(recipe, rows, cols)) is not None:
+        tails = gaussian_spectra(*shape, recipe.farms_windows, recipe.baseline_replicas, recipe.seed)
+    else:
+        tails = spectra
+    alphas = [_alpha(fit(noise, recipe.estimator, recipe)) for noise in tails]
+    hills = [_alpha(fit(noise, recipe.hill_estimator, recipe)) for noise in spectra]
+    entropies = [singular_entropy(noise) for noise in spectra]
+    columns = {"alpha": alphas, "alpha_hill": hills, "singular_entropy": entropies}
+    return {name: mean_and_sd(np.array(values)) for name, values in columns.items()}
+
+
+def window_shape(recipe: Recipe, rows: int, cols: int) -> tuple[int, int] | None:
+    """Shape of the FARMS windows, or None where the recipe has none."""
+    if not recipe.uses_windows:
+        return None
+    side = min(recipe.farms_window, rows, cols)
+    return side, side
+
+
+def fit(spectrum: Spectrum, estimator: str, recipe: Recipe) -> TailFit:
+    """The tail of one spectrum under a recipe."""
+    rule = estimator.removeprefix("farms:")
+    return fit_tail(spectrum.eigenvalues, rule, TailOptions(recipe.k_frac, recipe.max_fingers))
+
+
+def _alpha(tail: TailFit) -> float:
+    return tail.alpha if tail.ok else float("nan")
+
+
+class Facts:
+    """Attributes named as in `metric.FACTS`."""
+
+    def __init__(self, spectra: Spectra, recipe: Recipe, baseline: BaselineLookup = gaussian_baseline) -> None:
+        self.spectrum, self.permuted, self._windows = spectra.spectrum, spectra.permuted, spectra.windows
+        self._recipe, self._baseline = recipe, baseline
+
+    @cached_property
+    def tail(self) -> TailFit:
+        """Fit of the recipe's estimator."""
+        return fit(self._windows or self.spectrum, self._recipe.estimator, self._recipe)
+
+    @cached_property
+    def hill(self) -> TailFit:
+        """Fit of the recipe's Hill estimator."""
+        return fit(self.spectrum, self._recipe.hill_estimator, self._recipe)
+
+    @cached_property
+    def truncated(self) -> TruncatedFit | None:
+        """Truncated power law over the fitted tail."""
+        if not self.tail.ok:
+            return None
+        values = above_threshold((self._windows or self.spectrum).eigenvalues)
+        return fit_truncated(values[values >= self.tail.lambda_min], self.tail.alpha)
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """Bootstrap 95 % interval of alpha: eigenvalues resampled, λ_min searched anew each time.
+
+        Eigenvalues repel each other, so resampling them as if independent errs on the wide side.
+        """
+        rng = np.random.default_rng([self._recipe.seed, 1])
+        source = self._windows or self.spectrum
+        alphas = []
+        for _ in range(self._recipe.bootstrap):
+            drawn = np.sort(rng.choice(source.eigenvalues, size=len(source.eigenvalues)))
+            resampled = fit_tail(
+                drawn,
+                self._recipe.estimator.removeprefix("farms:"),
+                TailOptions(self._recipe.k_frac, self._recipe.max_fingers),
+            )
+            alphas.append(_alpha(resampled))
+        finite = np.array([alpha for alpha in alphas if np.isfinite(alpha)])
+        if len(finite) < 2:
+            return float("nan"), float("nan")
+        low, high = np.quantile(finite, [0.025, 0.975])
+        return float(low), float(high)
+
+    @cached_property
+    def bulk(self) -> Bulk | None:
+        """Marchenko-Pastur fit."""
+        return _bulk(self.spectrum)
+
+    @cached_property
+    def permuted_bulks(self) -> list[Bulk | None]:
+        """Marchenko-Pastur fit of each permutation."""
+        return [_bulk(spectrum) for spectrum in self.permuted]
+
+    @cached_property
+    def permuted_tails(self) -> list[TailFit]:
+        """Tail fit of each permutation."""
+        return [fit(spectrum, self._recipe.estimator, self._recipe) for spectrum in self.permuted]
+
+    @cached_property
+    def baseline(self) -> Mapping[str, tuple[float, float]]:
+        """Noise of the same shape."""
+        shape = self.spectrum
+        return self._baseline(shape.rows, shape.cols, shape.slices, self._recipe)
+
+
+def _bulk(spectrum: Spectrum) -> Bulk | None:
+    return fit_bulk(spectrum.eigenvalues, spectrum.n, spectrum.m)

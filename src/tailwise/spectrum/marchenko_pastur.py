@@ -1,0 +1,102 @@
+"""The Marchenko-Pastur law, and the bulk of a spectrum fitted by it.
+
+For an n × m matrix of independent entries of variance σ² the eigenvalues of WᵀW fill [λ₋, λ₊] with
+λ± = σ²(√n ± √m)² = σ²(1 ± 1/√Q)²·n (Marchenko & Pastur 1967). What stands above λ₊ by more than its random
+fluctuation (Tracy & Widom 1996; Johnstone 2001) is a spike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: 99 % point of the Tracy-Widom law for real matrices (β = 1; Bejan 2005, table 1).
+TRACY_WIDOM_99 = 2.0234
+_GRID = 4096
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bulk:
+    """A Marchenko-Pastur law fitted to the bulk of a spectrum."""
+
+    sigma: float  # standard deviation of the entries of the bulk
+    lambda_minus: float
+    lambda_plus: float
+    spike_edge: float  # λ₊ plus the Tracy-Widom margin
+    num_spikes: int
+    ks_distance: float  # between the eigenvalues up to the edge and the law
+
+
+def edges(sigma: float, n: int, m: int) -> tuple[float, float]:
+    """(λ₋, λ₊) of an n × m matrix of independent entries of standard deviation `sigma`."""
+    return float((sigma * (np.sqrt(n) - np.sqrt(m))) ** 2), float((sigma * (np.sqrt(n) + np.sqrt(m))) ** 2)
+
+
+def tracy_widom_margin(sigma: float, n: int, m: int) -> float:
+    """How far the largest eigenvalue of pure noise passes λ₊ once in a hundred times (Johnstone 2001)."""
+    root_n, root_m = np.sqrt(max(n - 1, 1)), np.sqrt(m)
+    centre = (root_n + root_m) ** 2
+    width = (root_n + root_m) * (1 / root_n + 1 / root_m) ** (1 / 3)
+    return float(sigma**2 * (centre + TRACY_WIDOM_99 * width)) - edges(sigma, n, m)[1]
+
+
+@lru_cache(maxsize=256)
+def _table(aspect: float) -> tuple[Vector, Vector]:
+    """λ/(nσ²) and its distribution function on a grid that is fine at both edges; `aspect` = m/n ≤ 1."""
+    low, high = (1 - np.sqrt(aspect)) ** 2, (1 + np.sqrt(aspect)) ** 2
+    # With λ = mid − half·cos θ the square-root edges (and 1/λ at a hard edge) become smooth.
+    theta = (np.arange(_GRID) + 0.5) * np.pi / _GRID
+    values = (high + low) / 2 - (high - low) / 2 * np.cos(theta)
+    density = ((high - low) / 2 * np.sin(theta)) ** 2 / (2 * np.pi * aspect * values)
+    mass = np.cumsum(density)
+    return values, (mass - density / 2) / mass[-1]
+
+
+def cdf(eigenvalues: Vector, sigma: float, n: int, m: int) -> Vector:
+    """Distribution function of the law at `eigenvalues`."""
+    values, mass = _table(m / n)
+    return np.interp(eigenvalues / (n * sigma**2), values, mass, left=0.0, right=1.0)
+
+
+def quantile(probability: float, n: int, m: int) -> float:
+    """λ/(nσ²) below which the fraction `probability` of the law lies."""
+    values, mass = _table(m / n)
+    return float(np.interp(probability, mass, values))
+
+
+def fit_bulk(eigenvalues: Vector, n: int, m: int) -> Bulk | None:
+    """Fit σ so that the median of what lies below the edge is the law's, spikes taken out one round at a time.
+
+    The median is where spikes and heavy tails weigh least, and it identifies σ for square matrices too (Gavish &
+    Donoho 2014 use it for the same reason). None where more than half of the eigenvalues are zero: there is no
+    bulk. `eigenvalues`: ascending, those of several matrices of the shape if they are pooled.
+    """
+    total = len(eigenvalues)
+    if total < 2 or eigenvalues[(total - 1) // 2] <= 0:
+        return None
+    spikes = 0
+    while True:
+        sigma = _sigma_from_median(eigenvalues[: total - spikes], n, m)
+        edge = edges(sigma, n, m)[1] + tracy_widom_margin(sigma, n, m)
+        found = total - int(np.searchsorted(eigenvalues, edge, side="right"))
+        if found <= spikes or found > total // 2:
+            break
+        spikes = found
+    low, high = edges(sigma, n, m)
+    rest = eigenvalues[: total - spikes]
+    return Bulk(sigma, low, high, edge, spikes, _ks(rest, sigma, n, m))
+
+
+def _sigma_from_median(bulk: Vector, n: int, m: int) -> float:
+    return float(np.sqrt(np.median(bulk) / (n * quantile(0.5, n, m))))
+
+
+def _ks(bulk: Vector, sigma: float, n: int, m: int) -> float:
+    expected = cdf(bulk, sigma, n, m)
+    steps = np.arange(len(bulk)) / len(bulk)
+    return float(max(np.max(expected - steps), np.max(steps + 1 / len(bulk) - expected)))

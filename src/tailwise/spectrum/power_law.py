@@ -1,0 +1,173 @@
+"""Exponents of a spectrum's tail: p(λ) ∝ λ^−α for λ ≥ λ_min, by maximum likelihood.
+
+With a tail of k values above a reference λ_ref, α = 1 + k / Σ ln(λ_i/λ_ref) and its standard error is
+(α − 1)/√k (Hill 1975; Clauset, Shalizi & Newman 2009, eq. 3.1-3.2). The estimators differ only in which λ are
+the tail. The classical Hill index of the survival function is α − 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tailwise.errors import unknown_name
+from tailwise.spectrum.ks_scan import ks_at, scan
+
+#: WeightWatcher's threshold: smaller eigenvalues count as zero in `ks`, `ks_clip`, `mid` and `peak`.
+EVALS_THRESHOLD = 1e-5
+#: HT-SR reads a verdict only off fits with at least this many eigenvalues in the spectrum.
+MIN_EVALS_FOR_VERDICT = 50
+#: What the alpha manual reports for a tail without any spread.
+DEGENERATE_ALPHA = 10.0
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TailFit:
+    """A fitted power law, or why there is none."""
+
+    estimator: str
+    alpha: float
+    sigma: float  # standard error of alpha
+    k: int  # values in the tail
+    lambda_min: float  # λ_ref
+    lambda_max: float
+    ks_distance: float  # one-sided, as WeightWatcher has it
+    ks_distance_two_sided: float
+    status: str = "OK"  # OK, FEW_EIGENVALUES, DEGENERATE
+    remedy: str = ""
+    dropped: int = 0  # largest eigenvalues left out (`ks_clip`)
+
+    @property
+    def ok(self) -> bool:
+        """Whether alpha is a number that means something."""
+        return self.status != "DEGENERATE"
+
+
+@dataclass(frozen=True)
+class TailOptions:
+    """Settings of the estimators."""
+
+    k_frac: float = 0.1
+    max_fingers: int = 10
+    finger_thresh: float = 1.0
+
+
+def fit_tail(eigenvalues: Vector, estimator: str, options: TailOptions | None = None) -> TailFit:
+    """Fit the tail of `eigenvalues` (ascending, ≥ 0) by the named estimator.
+
+    A spectrum of fewer than 50 values is fitted and marked; a tail without spread is `DEGENERATE`.
+    Raises `UsageError` for an unknown estimator.
+    """
+    if estimator not in ESTIMATORS:
+        raise unknown_name("estimator", estimator, ESTIMATORS)
+    fit = ESTIMATORS[estimator](eigenvalues, options or TailOptions())
+    if fit.ok and len(eigenvalues) < MIN_EVALS_FOR_VERDICT:
+        remedy = f"{len(eigenvalues)} eigenvalues: read alpha with its error, give no verdict"
+        return replace(fit, status="FEW_EIGENVALUES", remedy=remedy)
+    return fit
+
+
+def _top(eigenvalues: Vector, options: TailOptions) -> TailFit:
+    k = min(max(int(options.k_frac * len(eigenvalues)), 2), len(eigenvalues))
+    return fixed_tail("top", eigenvalues, len(eigenvalues) - k, inside=True)
+
+
+def _top_outside(eigenvalues: Vector, options: TailOptions) -> TailFit:
+    m = len(eigenvalues)
+    k = min(max(10, int(options.k_frac * m)), m - 1)
+    return fixed_tail("top_outside", eigenvalues, m - k, inside=False)
+
+
+def _mid(eigenvalues: Vector, options: TailOptions) -> TailFit:
+    values = above_threshold(eigenvalues)
+    return fixed_tail("mid", values, len(values) // 2, inside=True)
+
+
+def _ks(eigenvalues: Vector, options: TailOptions) -> TailFit:
+    return _scanned("ks", above_threshold(eigenvalues))
+
+
+def _peak(eigenvalues: Vector, options: TailOptions) -> TailFit:
+    values = above_threshold(eigenvalues)
+    if len(values) < 2 or values[0] == values[-1]:
+        return degenerate("peak", values)
+    counts, edges = np.histogram(np.log10(values), bins=100)
+    peak = 10.0 ** edges[np.argmax(counts)]
+    # The published code compares log10(0.95·peak) with λ itself, so the lower bound rarely binds. Kept:
+    # published α values come from it (AlphaPruning's net_esd_estimator, xmin_peak).
+    allowed = (values[:-1] >= np.log10(0.95 * peak)) & (values[:-1] <= 1.5 * peak)
+    return _scanned("peak", values, allowed)
+
+
+def _ks_clip(eigenvalues: Vector, options: TailOptions) -> TailFit:
+    """WeightWatcher's `clip_xmax`: drop the largest until alpha falls by `finger_thresh`, if it does."""
+    values = above_threshold(eigenvalues)
+    first = _scanned("ks_clip", values)
+    for dropped in range(2, min(options.max_fingers, len(values) // 2)):
+        fit = _scanned("ks_clip", values[:-dropped])
+        if fit.ok and fit.alpha + options.finger_thresh < first.alpha:
+            return replace(fit, dropped=dropped, lambda_max=float(values[-dropped - 1]))
+        if not fit.ok or fit.alpha <= 2.0:
+            break
+    return first
+
+
+#: Estimator name → function of (ascending eigenvalues, options). `farms` is a way of sampling W, not of fitting.
+ESTIMATORS: Mapping[str, Callable[[Vector, TailOptions], TailFit]] = {
+    "top": _top,
+    "top_outside": _top_outside,
+    "mid": _mid,
+    "peak": _peak,
+    "ks": _ks,
+    "ks_clip": _ks_clip,
+}
+
+
+def above_threshold(eigenvalues: Vector) -> Vector:
+    """λ > 1e−5; where none is (weights of a very small scale), every λ > 0."""
+    kept = eigenvalues[eigenvalues > EVALS_THRESHOLD]
+    return kept if len(kept) > 1 else eigenvalues[eigenvalues > 0]
+
+
+def fixed_tail(name: str, values: Vector, start: int, *, inside: bool) -> TailFit:
+    """The tail `values[start:]`, with λ_ref its smallest (`inside`) or the value just below it."""
+    ref_index = start if inside else start - 1
+    if len(values) - start < 2 or ref_index < 0 or values[ref_index] <= 0:
+        return degenerate(name, values)
+    k = len(values) - start
+    log_ratio = float(np.sum(np.log(values[start:] / values[ref_index])))
+    if not log_ratio > 0:
+        return degenerate(name, values)
+    alpha = 1.0 + k / log_ratio
+    one_sided, two_sided = ks_at(np.log(values[ref_index:]), 0, alpha)
+    return TailFit(
+        name, alpha, (alpha - 1.0) / math.sqrt(k), k, float(values[ref_index]), float(values[-1]), one_sided, two_sided
+    )  # fmt: skip
+
+
+def _scanned(name: str, values: Vector, allowed: NDArray[np.bool_] | None = None) -> TailFit:
+    if len(values) < 2:
+        return degenerate(name, values)
+    best = scan(np.log(values), allowed)
+    if best is None:
+        return degenerate(name, values)
+    index, alpha, distance = best
+    k = len(values) - index
+    _, two_sided = ks_at(np.log(values), index, alpha)
+    return TailFit(
+        name, alpha, (alpha - 1.0) / math.sqrt(k), k, float(values[index]), float(values[-1]), distance, two_sided
+    )  # fmt: skip
+
+
+def degenerate(name: str, values: Vector) -> TailFit:
+    """No exponent: the tail is empty, or all its values are equal."""
+    top = float(values[-1]) if len(values) else 0.0
+    remedy = "the tail has no spread (equal or zero eigenvalues); leave this layer out of means and plans"
+    nan = float("nan")
+    return TailFit(name, DEGENERATE_ALPHA, nan, 0, nan, top, nan, nan, "DEGENERATE", remedy)

@@ -1,0 +1,141 @@
+"""A matrix to its spectrum: the Gram matrix where that is accurate enough, the SVD where it is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tailwise.recipe import Precision
+from tailwise.spectrum.solvers.blocks import BLOCK_BYTES, DenseMatrix, RowBlocks
+from tailwise.spectrum.solvers.gram import eigenvalues_of, gram
+from tailwise.spectrum.solvers.svd import factor_singular_values, singular_values
+from tailwise.spectrum.spectrum import Spectrum
+
+#: Largest error of `singular_entropy` that the Gram route may cause before the SVD is taken.
+ENTROPY_TOLERANCE = 1e-9
+#: A Gram matrix whose trace lies outside overflowed or lost digits to underflow; W is then rescaled.
+SAFE_TRACE = {torch.float64: (1e-200, 1e200), torch.float32: (1e-20, 1e30)}
+
+
+class NotFiniteError(Exception):
+    """W holds NaN or Inf. A value, in effect: the audit turns it into a row with a status."""
+
+    def __init__(self, nans: int, infs: int, where: tuple[int, int]) -> None:
+        self.nans, self.infs, self.where = nans, infs, where
+        super().__init__(f"{nans} NaN and {infs} Inf, the first at row {where[0]}, column {where[1]}")
+
+
+def solve(
+    matrix: RowBlocks | torch.Tensor,
+    *,
+    precision: Precision = "float64",
+    device: str = "cpu",
+) -> Spectrum:
+    """All eigenvalues of the short-side Gram matrix of `matrix` (2-D).
+
+    In float64 the result is exact to `error_bound`, and the route (Gram or SVD) is chosen by the condition found.
+    float32 is twice as fast and always takes the Gram route: eigenvalues below its `error_bound` are noise.
+    Raises `NotFiniteError` if W holds NaN or Inf.
+    """
+    source = DenseMatrix(matrix) if isinstance(matrix, torch.Tensor) else matrix
+    where = torch.device(device)
+    factors: Any = getattr(source, "factors", None)
+    with torch.no_grad():
+        if factors is not None:
+            return _from_factors(source, *factors)
+        return _from_blocks(source, getattr(torch, precision), where)
+
+
+def _from_blocks(source: RowBlocks, dtype: torch.dtype, device: torch.device) -> Spectrum:
+    scale = 1.0
+    triangle = gram(source, dtype, device)
+    if not _safe(triangle, dtype):
+        scale = _safe_scale(source)
+        triangle = gram(source, dtype, device, scale)
+    values = _to_numpy(eigenvalues_of(triangle))
+    del triangle
+    name = str(dtype).removeprefix("torch.")
+    bound = gram_error_bound(values, dtype)
+    if dtype is torch.float64 and not _resolved(values, bound):
+        sigma = _to_numpy(singular_values(source, device, scale))
+        # Backward stability of the SVD: |δσ| ≤ c·ε·σ_max, hence |δλ| ≤ 2σ|δσ|.
+        bound = 2 * float(sigma[-1]) ** 2 * _epsilon(values, dtype)
+        return Spectrum((sigma / scale) ** 2, source.rows, source.cols, 1, "svd-float64", bound / scale**2)
+    return Spectrum(values / scale**2, source.rows, source.cols, 1, f"gram-{name}", bound / scale**2)
+
+
+def _from_factors(source: RowBlocks, left: torch.Tensor, right: torch.Tensor) -> Spectrum:
+    for factor in (left, right):
+        if not bool(torch.isfinite(factor).all()):
+            raise _not_finite(DenseMatrix(factor))
+    m = min(source.rows, source.cols)
+    sigma = _to_numpy(factor_singular_values(left, right))[-m:]
+    values = np.concatenate([np.zeros(m - len(sigma)), sigma**2])
+    bound = 2 * float(values[-1]) * _epsilon(values, torch.float64)
+    return Spectrum(values, source.rows, source.cols, 1, "factors-float64", bound)
+
+
+def gram_error_bound(values: NDArray[np.float64], dtype: torch.dtype) -> float:
+    """Bound on the absolute error of every eigenvalue, 4·√m·ε·λ_max.
+
+    Rounding errors of the product and of the tridiagonal reduction add up like a random walk (Higham & Mary 2019,
+    probabilistic bounds), hence √m, not m; measured errors stay several times below.
+    """
+    return float(values[-1]) * _epsilon(values, dtype)
+
+
+def _epsilon(values: NDArray[np.float64], dtype: torch.dtype) -> float:
+    return 4.0 * float(np.sqrt(len(values))) * float(torch.finfo(dtype).eps)
+
+
+def _resolved(values: NDArray[np.float64], bound: float) -> bool:
+    """Whether errors of `bound` in λ leave the rank, and the most sensitive metric, as they are.
+
+    |δσ| = |δλ|/2σ, and singular_entropy moves by Σ |δσ|·ln(Σσ/σ)/Σσ at most.
+    """
+    if values[-1] == 0:
+        return True
+    positive = values[values > 0]  # exact zeros come from zero columns
+    if positive[0] <= bound:
+        return False
+    sigma = np.sqrt(positive)
+    total = sigma.sum()
+    return float(np.sum(bound / (2 * sigma) * np.log(total / sigma)) / total) <= ENTROPY_TOLERANCE
+
+
+def _safe(triangle: torch.Tensor, dtype: torch.dtype) -> bool:
+    low, high = SAFE_TRACE[dtype]
+    return low <= float(triangle.diagonal().sum()) <= high
+
+
+def _safe_scale(source: RowBlocks) -> float:
+    """A power of two that brings the largest |entry| to about 1, or `NotFiniteError`."""
+    largest = 0.0
+    for block in source.row_blocks(BLOCK_BYTES):
+        top = float(block.to(torch.float64).abs().max())
+        if not np.isfinite(top):
+            raise _not_finite(source)
+        largest = max(largest, top)
+    return 1.0 if largest == 0 else 2.0 ** -round(np.log2(largest))
+
+
+def _not_finite(source: RowBlocks) -> NotFiniteError:
+    nans = infs = row = 0
+    first: tuple[int, int] | None = None
+    for block in source.row_blocks(BLOCK_BYTES):
+        values = block.to(torch.float32) if block.element_size() < 4 else block
+        bad = ~torch.isfinite(values)
+        if first is None and bool(bad.any()):
+            index = torch.nonzero(bad)[0]
+            first = (row + int(index[0]), int(index[1]))
+        nans += int(torch.isnan(values).sum())
+        infs += int(torch.isinf(values).sum())
+        row += len(block)
+    return NotFiniteError(nans, infs, first or (0, 0))
+
+
+def _to_numpy(values: torch.Tensor) -> NDArray[np.float64]:
+    return values.to("cpu", torch.float64).numpy()

@@ -1,0 +1,77 @@
+"""What a solver asks of a matrix, and the two ways of walking through one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+
+#: Bytes of stored weights in one block. Large enough for full BLAS speed, small beside a Gram matrix.
+BLOCK_BYTES = 4 << 20
+#: Rows of the contraction per product; below about 256 the BLAS rate falls.
+MIN_DEPTH = 512
+
+
+class RowBlocks(Protocol):
+    """A matrix (rows × cols) that can be read in row blocks, more than once."""
+
+    rows: int
+    cols: int
+
+    def row_blocks(self, max_bytes: int) -> Iterator[torch.Tensor]:
+        """The rows from first to last in the stored dtype, in blocks of about `max_bytes` at most."""
+        ...
+
+
+class DenseMatrix:
+    """A tensor in memory as `RowBlocks`."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self.rows, self.cols = tensor.shape
+
+    def row_blocks(self, max_bytes: int) -> Iterator[torch.Tensor]:
+        """Views of the tensor's rows."""
+        step = max(1, max_bytes // max(1, self.cols * self.tensor.element_size()))
+        for start in range(0, self.rows, step):
+            yield self.tensor[start : start + step]
+
+
+def gather(matrix: RowBlocks) -> torch.Tensor:
+    """The whole matrix in its stored dtype, (rows × cols)."""
+    if isinstance(matrix, DenseMatrix):
+        return matrix.tensor
+    whole: torch.Tensor | None = None
+    row = 0
+    for block in matrix.row_blocks(BLOCK_BYTES):
+        if whole is None:
+            whole = torch.empty(matrix.rows, matrix.cols, dtype=block.dtype, device=block.device)
+        whole[row : row + len(block)] = block
+        row += len(block)
+    assert whole is not None  # noqa: S101 - a matrix has at least one row
+    return whole
+
+
+def long_side_blocks(matrix: RowBlocks, dtype: torch.dtype, device: torch.device) -> Iterator[torch.Tensor]:
+    """Blocks (depth × m) that stack to W if it is tall and to Wᵀ if it is wide, in `dtype` on `device`.
+
+    A tall matrix is streamed; of a wide one the stored form is held, since its columns are scattered on disk.
+    """
+    if matrix.rows >= matrix.cols:
+        waiting: list[torch.Tensor] = []
+        for block in matrix.row_blocks(BLOCK_BYTES):
+            waiting.append(block)
+            if sum(map(len, waiting)) >= MIN_DEPTH:
+                yield _convert(torch.cat(waiting) if len(waiting) > 1 else waiting[0], dtype, device)
+                waiting = []
+        if waiting:
+            yield _convert(torch.cat(waiting), dtype, device)
+        return
+    whole = gather(matrix)
+    for start in range(0, matrix.cols, MIN_DEPTH):
+        yield _convert(whole[:, start : start + MIN_DEPTH], dtype, device).T
+
+
+def _convert(block: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return block.to(device).to(dtype)

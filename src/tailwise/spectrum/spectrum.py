@@ -1,0 +1,80 @@
+"""The waist of the project: all the eigenvalues of one weight matrix, and how far they can be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tailwise.errors import UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Eigenvalues of the smaller of WᵀW and WWᵀ, not divided by n and not centred (λ = σ²).
+
+    `slices` matrices of one shape may be pooled in one spectrum (convolutions, windows).
+    """
+
+    eigenvalues: NDArray[np.float64]  # (m · slices,), ascending, ≥ 0
+    rows: int  # of one slice, as stored
+    cols: int
+    slices: int = 1
+    solver: str = "given"  # how they were computed: "gram-float64", "svd-float64", "factors", …
+    error_bound: float = 0.0  # absolute, on every eigenvalue
+
+    def __post_init__(self) -> None:
+        values = np.ascontiguousarray(self.eigenvalues, dtype=np.float64)
+        if values.ndim != 1 or len(values) != self.m * self.slices:
+            raise UsageError(
+                f"{values.shape} eigenvalues for {self.slices} matrices of {self.rows} × {self.cols}",
+                fix=f"give a vector of {self.m * self.slices}",
+            )
+        if not np.isfinite(values).all() or (len(values) and (values[0] < 0 or np.any(np.diff(values) < 0))):
+            raise UsageError("eigenvalues must be finite, non-negative and ascending")
+        values.setflags(write=False)
+        object.__setattr__(self, "eigenvalues", values)
+
+    @property
+    def n(self) -> int:
+        """The long side of the matrix."""
+        return max(self.rows, self.cols)
+
+    @property
+    def m(self) -> int:
+        """The short side: eigenvalues per slice."""
+        return min(self.rows, self.cols)
+
+    @property
+    def Q(self) -> float:  # noqa: N802 - the field's name
+        """Aspect ratio n / m ≥ 1."""
+        return self.n / self.m
+
+    @cached_property
+    def singular_values(self) -> NDArray[np.float64]:
+        """σ = √λ, shape (m · slices,), ascending."""
+        return np.sqrt(self.eigenvalues)
+
+    def __repr__(self) -> str:
+        top = self.eigenvalues[-1] if len(self.eigenvalues) else float("nan")
+        return (
+            f"Spectrum({len(self.eigenvalues)} eigenvalues of {self.rows}×{self.cols}, λ_max={top:.4g}, "
+            f"{self.solver}, ±{self.error_bound:.1e})"
+        )
+
+
+def pool(spectra: list[Spectrum]) -> Spectrum:
+    """One spectrum out of the spectra of several matrices of one shape, all eigenvalues together."""
+    first = spectra[0]
+    if len(spectra) == 1:
+        return first
+    return Spectrum(
+        np.sort(np.concatenate([s.eigenvalues for s in spectra])),
+        first.rows,
+        first.cols,
+        slices=sum(s.slices for s in spectra),
+        solver=first.solver,
+        error_bound=max(s.error_bound for s in spectra),
+    )
