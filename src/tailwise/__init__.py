@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit, Layer, LayerRow
     from tailwise.audits.run import Prepared, audit, prepare
-    from tailwise.audits.single import alpha_hill, singular_entropy, spectrum, stable_rank
+    from tailwise.audits.single import alpha_hill, esd, singular_entropy, stable_rank
     from tailwise.checkpoints.checkpoint import Checkpoint
     from tailwise.checkpoints.open import open_checkpoint
     from tailwise.errors import TailwiseError, UnreadableError, UsageError
@@ -40,20 +40,20 @@ _HOMES = {
     "UnreadableError": "tailwise.errors",
     "UsageError": "tailwise.errors",
     "alpha_hill": "tailwise.audits.single",
+    "esd": "tailwise.audits.single",
     "audit": "tailwise.audits.run",
     "fit_tail": "tailwise.spectrum.power_law",
     "metric": "tailwise.metrics.metric",
     "open_checkpoint": "tailwise.checkpoints.open",
     "prepare": "tailwise.audits.run",
     "singular_entropy": "tailwise.audits.single",
-    "spectrum": "tailwise.audits.single",
     "stable_rank": "tailwise.audits.single",
 }
 
 __all__ = [
     "METRICS", "Audit", "Checkpoint", "Layer", "LayerRow", "Prepared", "Recipe", "RunOptions", "Spectrum", "TailFit",
-    "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "audit", "fit_tail", "metric",
-    "open_checkpoint", "prepare", "singular_entropy", "spectrum", "stable_rank",
+    "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "audit", "esd", "fit_tail", "metric",
+    "open_checkpoint", "prepare", "singular_entropy", "stable_rank",
 ]  # fmt: skip
 
 

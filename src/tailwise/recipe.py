@@ -58,9 +58,10 @@ class Recipe:
         """Plain JSON types, keys sorted by field order."""
         return {**asdict(self), "metrics": list(self.metrics)}
 
-    def digest(self) -> str:
-        """A short hash that changes whenever any number could."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of plain JSON data, the same whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

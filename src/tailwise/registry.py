@@ -48,6 +48,10 @@ class Registry(Generic[T]):
         self._load()
         return list(self._items.items())
 
+    def sort(self, key: Callable[[T], int]) -> None:
+        """Put the items in the order of `key`, keeping the order of equals."""
+        self._items = dict(sorted(self._items.items(), key=lambda pair: key(pair[1])))
+
     def _load(self) -> None:
         if self._loaded:
             return

@@ -7,7 +7,6 @@ renamed), so audits that run at once share the cache, and a damaged or vanished 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tailwise.errors import TailwiseError
+from tailwise.recipe import digest_of
 from tailwise.spectrum.spectrum import Spectrum
 
 #: Raised when a solver changes its numbers: older entries are then left alone.
@@ -34,7 +34,7 @@ def default_folder() -> Path:
 
 def key_of(*parts: object) -> str:
     """A file name for what `parts` describe."""
-    return hashlib.sha256(json.dumps([ENGINE, *parts], sort_keys=True).encode()).hexdigest()
+    return digest_of([ENGINE, *parts])
 
 
 class Cache:

@@ -76,9 +76,7 @@ class Selection:
 
     def takes(self, name: str, role: str) -> bool:
         """Whether a matrix of that name and role is selected."""
-        return (not self.layers or re.search(self.layers, name) is not None) and (
-            not self.roles or role in self.roles
-        )
+        return (not self.layers or re.search(self.layers, name) is not None) and (not self.roles or role in self.roles)
 
 
 @dataclass(frozen=True)
@@ -307,8 +305,10 @@ def _provenance(
 
 
 def _is_plain(value: object) -> bool:
-    return isinstance(value, str | int | float | bool) or value is None or (
-        isinstance(value, list) and all(isinstance(item, str | int | float) for item in value)
+    return (
+        isinstance(value, str | int | float | bool)
+        or value is None
+        or (isinstance(value, list) and all(isinstance(item, str | int | float) for item in value))
     )
 
 
@@ -322,4 +322,15 @@ def _versions() -> dict[str, str]:
     return found
 
 
-__all__ = ["Audit", "Prepared", "Selection", "Settings", "Step", "TailwiseError", "UnreadableError", "audit", "prepare", "run"]
+__all__ = [
+    "Audit",
+    "Prepared",
+    "Selection",
+    "Settings",
+    "Step",
+    "TailwiseError",
+    "UnreadableError",
+    "audit",
+    "prepare",
+    "run",
+]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tailwise.metrics import entropy, ranks
 from tailwise.errors import UsageError
+from tailwise.metrics import entropy, ranks
 from tailwise.recipe import Precision
 from tailwise.spectrum.power_law import TailOptions, fit_tail
 from tailwise.spectrum.solve import NotFiniteError, solve
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Weights = torch.Tensor | NDArray[np.generic] | Spectrum
 
 
-def spectrum(weights: Weights, *, precision: Precision = "float64", device: str | None = None) -> Spectrum:
+def esd(weights: Weights, *, precision: Precision = "float64", device: str | None = None) -> Spectrum:
     """All eigenvalues of one weight tensor.
 
     A tensor of more than two axes is read as (first axis) × (the rest), as a convolution is. The computation runs
@@ -48,15 +48,15 @@ def alpha_hill(weights: Weights, tail_fraction: float = 0.1, **solver: Any) -> f
     """
     if not 0.0 < tail_fraction <= 1.0:
         raise UsageError(f"tail_fraction is {tail_fraction}", fix="give a fraction in (0, 1], e.g. 0.1")
-    values = spectrum(weights, **solver).eigenvalues
+    values = esd(weights, **solver).eigenvalues
     return fit_tail(values, "top", TailOptions(k_frac=tail_fraction)).alpha
 
 
 def singular_entropy(weights: Weights, **solver: Any) -> float:
     """ln r + Σ p ln p with p = σ/Σσ and r = m, in nats: 0 is flat, high is collapsed; NaN for a zero matrix."""
-    return entropy.singular_entropy(spectrum(weights, **solver))
+    return entropy.singular_entropy(esd(weights, **solver))
 
 
 def stable_rank(weights: Weights, **solver: Any) -> float:
     """Σλ / λ_max; NaN for a zero matrix."""
-    return ranks.stable_rank(spectrum(weights, **solver))
+    return ranks.stable_rank(esd(weights, **solver))

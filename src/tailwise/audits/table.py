@@ -85,9 +85,10 @@ class Table:
     def to_pandas(self) -> pd.DataFrame:
         """A pandas frame; needs pandas."""
         try:
-            return self.arrow.to_pandas()
+            frame: pd.DataFrame = self.arrow.to_pandas()
         except ModuleNotFoundError as error:
             raise UsageError("pandas is not installed", fix='pip install "tailwise[frames]"') from error
+        return frame
 
     def to_polars(self) -> pl.DataFrame:
         """A polars frame; needs polars."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from tailwise.audits.audit import Layer, LayerRow
 from tailwise.audits.cache import Cache, key_of
@@ -77,7 +78,7 @@ def _bytes_of(block: torch.Tensor) -> memoryview:
     import torch
 
     flat = block.detach().to("cpu").contiguous().flatten()
-    return memoryview(flat.view(torch.uint8).numpy())
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy's stubs lack Buffer
 
 
 class Baselines:
@@ -101,9 +102,7 @@ class Baselines:
                 self._known[key] = self._find(key, rows, cols, slices, recipe)
             return self._known[key]
 
-    def _find(
-        self, key: str, rows: int, cols: int, slices: int, recipe: Recipe
-    ) -> Mapping[str, tuple[float, float]]:
+    def _find(self, key: str, rows: int, cols: int, slices: int, recipe: Recipe) -> Mapping[str, tuple[float, float]]:
         stored = self._cache.note("baselines", key)
         if isinstance(stored, dict) and set(stored) == {"alpha", "alpha_hill", "singular_entropy"}:
             return {name: (float(mean), float(sd)) for name, (mean, sd) in stored.items()}
@@ -137,7 +136,7 @@ class Worker:
             return replace(row, status="UNREADABLE", reason=str(error)), None
         except MemoryError:
             return replace(row, status="FAILED", reason="out of memory; use fewer --workers"), None
-        except Exception as error:  # noqa: BLE001 - one bad matrix never stops an audit
+        except Exception as error:
             return replace(row, status="FAILED", reason=f"{type(error).__name__}: {error}"), None
         finished = replace(layer.row, seconds=time.perf_counter() - started)
         return finished, replace(layer, row=finished)
@@ -173,6 +172,12 @@ class Worker:
             return found, _joined(digests), True
         return self._solve(matrices, keys), _joined(digests), False
 
+    def is_known(self, source: MatrixSource) -> bool:
+        """Whether every spectrum of `source` is in the cache, told without reading a weight."""
+        identity = self._identity(source)
+        known = self.cache.note("digests", identity) if identity else None
+        return isinstance(known, list) and self._all_known(_Keys(self.recipe), known) is not None
+
     def _hold(self, source: MatrixSource) -> bool:
         return source.nbytes <= HOLD_BYTES or not self.checkpoint.local
 
@@ -184,40 +189,29 @@ class Worker:
 
     def _all_known(self, keys: _Keys, digests: list[str]) -> Spectra | None:
         """The spectra of matrices with these digests, if every one is in the cache."""
+        replicas = range(self.recipe.randomize)
         weights = [self.cache.spectrum(keys.weights(digest)) for digest in digests]
-        permuted = [
-            [self.cache.spectrum(keys.permuted(digest, replica)) for digest in digests]
-            for replica in range(self.recipe.randomize)
-        ]
+        permuted = [self.cache.spectrum(keys.permuted(digest, replica)) for replica in replicas for digest in digests]
         windows = [self.cache.spectrum(keys.windows(digest)) for digest in digests if self.recipe.uses_windows]
-        return _pooled(weights, permuted, windows)
+        if not (_complete(weights) and _complete(permuted) and _complete(windows)):
+            return None
+        count = len(digests)
+        return _pooled(weights, [permuted[i * count : (i + 1) * count] for i in replicas], windows)
 
     def _solve(self, matrices: list[HashedMatrix], keys: _Keys) -> Spectra:
-        weights = [self._kept(keys.weights(matrix.digest), lambda m=matrix: self._solve_one(m)) for matrix in matrices]  # type: ignore[misc]
-        precision, seed = self.recipe.precision, self.recipe.seed
-        permuted = [
-            [
-                self._kept(
-                    keys.permuted(matrix.digest, replica),
-                    lambda m=matrix, r=replica: permuted_spectrum(  # type: ignore[misc]
-                        m, seed=seed, replica=r, precision=precision, device=self.device
-                    ),
-                )
-                for matrix in matrices
-            ]
-            for replica in range(self.recipe.randomize)
-        ]
-        windows = [
-            self._kept(keys.windows(matrix.digest), lambda m=matrix: self._windows(m))  # type: ignore[misc]
-            for matrix in matrices
-            if self.recipe.uses_windows
-        ]
-        found = _pooled(weights, permuted, windows)
-        assert found is not None  # noqa: S101 - every part was just computed
-        return found
+        weights, permuted, windows = [], [], []
+        for matrix in matrices:
+            weights.append(self._kept(keys.weights(matrix.digest), partial(self._solve_one, matrix)))
+        for replica in range(self.recipe.randomize):
+            permuted.append(
+                [self._kept(keys.permuted(m.digest, replica), partial(self._permuted, m, replica)) for m in matrices]
+            )
+        if self.recipe.uses_windows:
+            windows = [self._kept(keys.windows(m.digest), partial(self._windows, m)) for m in matrices]
+        return _pooled(weights, permuted, windows)
 
-    def _kept(self, key: str, compute: Any) -> Spectrum:
-        spectrum: Spectrum | None = self.cache.spectrum(key)
+    def _kept(self, key: str, compute: Callable[[], Spectrum]) -> Spectrum:
+        spectrum = self.cache.spectrum(key)
         if spectrum is None:
             spectrum = compute()
             self.cache.keep_spectrum(key, spectrum)
@@ -225,6 +219,9 @@ class Worker:
 
     def _solve_one(self, matrix: HashedMatrix) -> Spectrum:
         return solve(matrix, precision=self.recipe.precision, device=self.device)
+
+    def _permuted(self, matrix: HashedMatrix, replica: int) -> Spectrum:
+        return permuted_spectrum(matrix, seed=self.recipe.seed, replica=replica, device=self.device)
 
     def _windows(self, matrix: HashedMatrix) -> Spectrum:
         recipe = self.recipe
@@ -248,24 +245,19 @@ class _Keys:
         return key_of("weights", digest, self._recipe.precision)
 
     def permuted(self, digest: str, replica: int) -> str:
-        return key_of("permuted", digest, self._recipe.precision, self._recipe.seed, replica)
+        return key_of("permuted", digest, self._recipe.seed, replica)
 
     def windows(self, digest: str) -> str:
         recipe = self._recipe
         return key_of("windows", digest, recipe.precision, recipe.seed, recipe.farms_window, recipe.farms_windows)
 
 
-def _pooled(
-    weights: list[Spectrum | None], permuted: list[list[Spectrum | None]], windows: list[Spectrum | None]
-) -> Spectra | None:
-    flat = [*weights, *(s for group in permuted for s in group), *windows]
-    if any(spectrum is None for spectrum in flat):
-        return None
-    return Spectra(
-        pool([s for s in weights if s is not None]),
-        tuple(pool([s for s in group if s is not None]) for group in permuted),
-        pool([s for s in windows if s is not None]) if windows else None,
-    )
+def _pooled(weights: list[Spectrum], permuted: list[list[Spectrum]], windows: list[Spectrum]) -> Spectra:
+    return Spectra(pool(weights), tuple(map(pool, permuted)), pool(windows) if windows else None)
+
+
+def _complete(found: list[Spectrum | None]) -> TypeGuard[list[Spectrum]]:
+    return None not in found
 
 
 def _joined(digests: list[str]) -> str:

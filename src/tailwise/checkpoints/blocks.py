@@ -3,9 +3,9 @@
 A stack is a run of numbered modules with one prefix (`model.encoder.layers`). Stacks are numbered one after
 the other, so that a number names one block: first vision and audio towers, then encoders, then all others
 (decoders and language models), each in the order of the file. Within a stack numbered once (`layers.3`) the
-name's own number is kept, so a part of a model has the same numbers as the whole. Where blocks are numbered by
-stage and layer (`layer2.0`, `stages.1.layers.0`), the index runs over the stages, and what belongs to a stage as
-a whole (down-sampling) goes to the stage's first block.
+name's own number is kept, so a part of a model has the numbers of the whole. Where blocks are numbered by
+stage and layer (`layer2.0`, `stages.1.layers.0`), the index runs over the stages, and what belongs to a stage
+as a whole (down-sampling) goes to the stage's first block.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def dims_for(name: str, config: Mapping[str, Any]) -> Dims:
     part = _tower(name, config)
     heads, hidden = _first(part, _HEADS), _first(part, _HIDDEN)
     head_dim = _first(part, _HEAD_DIM)
-    if head_dim is None and heads and hidden:
+    if head_dim is None and heads and hidden and hidden % heads == 0:
         head_dim = hidden // heads
     inner = {part[key] for key in _INNER if isinstance(part.get(key), int)}
     kind = str(part.get("model_type", ""))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ class Folder(ABC):
 
     uri: str  # for messages and for the checkpoint
     revision: str | None = None
+    listed: bool = True  # whether `names` knows every file
 
     @abstractmethod
     def names(self) -> frozenset[str]:
@@ -37,11 +39,15 @@ class Folder(ABC):
         source = self.source(name)
         try:
             if source.size > _MAX_JSON:
-                raise UnreadableError(f"is {source.size} bytes, too large for a settings file", where=source.name)
+                raise UnreadableError(
+                    f"is {source.size} bytes, too large for a settings file", where=source.name
+                )
             value = json.loads(source.read(0, source.size))
         except (ValueError, RecursionError) as error:
             raise UnreadableError(
-                f"is not valid JSON: {str(error)[:200]}", where=source.name, fix="download it again, or correct it"
+                f"is not valid JSON: {str(error)[:200]}",
+                where=source.name,
+                fix="download it again, or correct it",
             ) from error
         finally:
             source.close()
@@ -79,3 +85,24 @@ class LocalFolder(Folder):
     def source(self, name: str) -> ByteSource:
         """See `Folder`."""
         return LocalFile(self.path / name)
+
+
+class UnlistedFolder(Folder):
+    """A folder that cannot be listed (a web server's), of which one file is known."""
+
+    listed = False
+
+    def __init__(self, uri: str, file: str, opener: Callable[[str], ByteSource]) -> None:
+        self.uri, self._file, self._opener = uri, file, opener
+
+    def names(self) -> frozenset[str]:
+        """See `Folder`."""
+        return frozenset({self._file})
+
+    def subfolders(self) -> frozenset[str]:
+        """See `Folder`."""
+        return frozenset()
+
+    def source(self, name: str) -> ByteSource:
+        """See `Folder`."""
+        return self._opener(name)

@@ -49,7 +49,7 @@ def qkv_ranges(name: str, out: int, dims: Dims, *, square: bool) -> Ranges | Non
     """Output features of q, k and v, or None where the config does not explain `out`.
 
     Stacked: all of q, then k, then v (Phi-3, GPT-2, MPT, ModernBERT, timm, `in_proj_weight`, GGUF). By group:
-    for each key-value head its queries, its key, its value (GPT-NeoX and BLOOM with one query a group, Falcon's
+    for each key-value head its queries, its key, its value (GPT-NeoX and BLOOM with one query each, Falcon's
     new decoder, InternLM2). `square`: out = 3·in, which without a config means three equal parts.
     """
     by_group = dims.grouped if dims.grouped is not None else dims.model_type in _BY_GROUP
@@ -116,7 +116,7 @@ def split_experts(tensor: str, shape: tuple[int, int, int], role: str, dims: Dim
 
 def _expert(expert: View, role: str, dims: Dims, in_out: bool | None) -> list[Part]:
     if not role.endswith("gate_up"):
-        return [Part("", role, "expert", (expert,))]
+        return [Part("", role, "expert" if role.startswith("expert_") else "dense", (expert,))]
     if in_out is None:
         return [Part("", role, "expert", (expert,), "kept whole: the config does not tell its layout")]
     if dims.model_type == "gpt_oss":  # gate, up = gate_up[..., ::2], gate_up[..., 1::2]

@@ -1,8 +1,8 @@
 """The header of a safetensors file, parsed as if its writer meant harm.
 
 The format: 8 bytes, the little-endian length of the header; the header, a JSON object of
-`name: {"dtype", "shape", "data_offsets"}` and an optional `__metadata__`; then the data, which the tensors fill
-from its first byte to its last with no overlap and no hole.
+`name: {"dtype", "shape", "data_offsets"}` and an optional `__metadata__`; then the data, which the tensors
+fill from its first byte to its last with no overlap and no hole.
 https://github.com/huggingface/safetensors#format
 """
 
@@ -132,7 +132,7 @@ def _range(raw: Any, place: str) -> tuple[int, int]:
 
 
 def _check_size(dtype: str, shape: tuple[int, ...], nbytes: int, place: str) -> None:
-    # A dtype that is not known has no size to compare with; reading the tensor then fails with the dtype's name.
+    # An unknown dtype has no size to compare with; reading the tensor then fails with the dtype's name.
     if dtype not in DTYPE_BITS:
         return
     bits = DTYPE_BITS[dtype]

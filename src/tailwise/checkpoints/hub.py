@@ -44,7 +44,12 @@ def parse_hub(text: str, revision: str | None) -> HubAddress | None:
         repo, path = "/".join(parts[:2]), parts[2] if len(parts) > 2 else ""
     elif scheme and (match := _REVISION.fullmatch(rest)):
         rest, path = match[1], match[2] or ""
-    if not _ID.fullmatch(repo) or repo.startswith(".") or ("/" not in repo and not scheme) or (at and not rest):
+    if (
+        not _ID.fullmatch(repo)
+        or repo.startswith(".")
+        or ("/" not in repo and not scheme)
+        or (at and not rest)
+    ):
         return None
     if at and revision is not None and revision != rest:
         raise UsageError(f"two revisions were given, {rest!r} and {revision!r}", where=text, fix="give one")
@@ -88,11 +93,15 @@ class HubFolder(Folder):
         self.revision = info.sha
         self._repo, self._address = address.repo, address
         self._files = {file.rfilename: file for file in info.siblings or []}
-        self._prefix = f"{address.path}/" if address.path else ""
+        self._prefix = ""
 
-    def at(self, path: str) -> None:
-        """Make `path` within the repository the folder that is looked at."""
-        self._prefix = f"{path}/" if path else ""
+    def enter(self, path: str) -> str | None:
+        """Look at the folder `path` of the repository; for a file, at its folder, and return its name."""
+        if path and not any(name.startswith(f"{path}/") or name == path for name in self._files):
+            raise UnreadableError("there is no such file or folder in the repository", where=self.uri)
+        parent, _, file = path.rpartition("/") if path in self._files else (path, "", "")
+        self._prefix = f"{parent}/" if parent else ""
+        return file or None
 
     def names(self) -> frozenset[str]:
         """See `Folder`."""
@@ -132,6 +141,7 @@ class HubFile(ByteSource):
         # The content's own hash is the same in every copy of a model; a commit is the next best.
         self._identity = f"sha256:{content}" if content else f"hf:{address.repo}@{commit}/{path}"
         self._closed = False
+        self._copy: Path | None = None
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """See `ByteSource`."""
@@ -152,13 +162,16 @@ class HubFile(ByteSource):
 
     def _fetch(self, buffer: memoryview, offset: int) -> int:
         """Fill as much of `buffer` as one answer gives, and return how much that was."""
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+        from huggingface_hub import utils
 
-        headers = build_hf_headers()
+        http: Any = utils  # it re-exports these functions without saying so to type checkers
+        headers = http.build_hf_headers()
         headers |= {"Range": f"bytes={offset}-{offset + len(buffer) - 1}", "Accept-Encoding": "identity"}
         done = 0
-        with http_stream_backoff("GET", self._url, max_retries=2, headers=headers, timeout=_SECONDS) as answer:
-            hf_raise_for_status(answer)
+        with http.http_stream_backoff(
+            "GET", self._url, max_retries=2, headers=headers, timeout=_SECONDS
+        ) as answer:
+            http.hf_raise_for_status(answer)
             if answer.status_code != 206:
                 raise UnreadableError(
                     "the server does not serve byte ranges",
@@ -180,9 +193,11 @@ class HubFile(ByteSource):
         """The file in the local cache of the Hub, downloaded if it is not there yet."""
         from huggingface_hub import hf_hub_download
 
-        _log.warning("%s cannot be read in parts: all %d bytes are downloaded", self.name, self.size)
-        with hub_errors(self._address):
-            return Path(hf_hub_download(self._address.repo, self._path, revision=self._commit))
+        if self._copy is None:
+            _log.warning("%s cannot be read in parts: all %d bytes are downloaded", self.name, self.size)
+            with hub_errors(self._address):
+                self._copy = Path(hf_hub_download(self._address.repo, self._path, revision=self._commit))
+        return self._copy
 
     def close(self) -> None:
         """See `ByteSource`."""
@@ -204,22 +219,26 @@ def hub_errors(address: HubAddress) -> Iterator[None]:
 def _explain(error: Exception, address: HubAddress) -> tuple[str, str]:
     from huggingface_hub import errors
 
-    status = getattr(getattr(error, "response", None), "status_code", None)
     page = f"https://huggingface.co/{address.repo}"
     token = "set HF_TOKEN to a token that may read it (https://huggingface.co/settings/tokens)"  # noqa: S105
-    if isinstance(error, errors.GatedRepoError):
-        return "the model is gated", f"ask for access at {page}, then {token}"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"there is no revision {address.revision!r}", f"see the branches and tags at {page}/tree/main"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return (
-            "is neither a local path nor a model on the Hub that this token can see",
-            f"check the spelling; if the model is private, {token}",
-        )
-    if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError) and is_offline():
-        return "HF_HUB_OFFLINE is set and the model is not in the local cache", "unset it, or download the model"
-    if isinstance(error, errors.HFValidationError):
-        return f"is not a valid model id: {error}", "write it as org/name"
+    nowhere = "is neither a local path nor a model on the Hub that this token can see"
+    offline = "HF_HUB_OFFLINE is set and the model is not in the local cache"
+    # A gated repository's error is a kind of a missing one's, so it stands first.
+    known: tuple[tuple[type[Exception], str, str], ...] = (
+        (errors.GatedRepoError, "the model is gated", f"ask for access at {page}, then {token}"),
+        (
+            errors.RevisionNotFoundError,
+            f"there is no revision {address.revision!r}",
+            f"see the branches and tags at {page}/tree/main",
+        ),
+        (errors.RepositoryNotFoundError, nowhere, f"check the spelling; if the model is private, {token}"),
+        (errors.OfflineModeIsEnabled, offline, "unset it, or download the model (hf download) before"),
+        (errors.HFValidationError, f"is not a valid model id: {error}", "write it as org/name"),
+    )
+    for kind, what, fix in known:
+        if isinstance(error, kind):
+            return what, fix
+    status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
         return f"the Hub denied access ({status})", token
     if status is not None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.roles import classify
-from tailwise.checkpoints.views import View, ViewMatrix, WeightMatrix, whole
+from tailwise.checkpoints.blocks import number_blocks
+from tailwise.checkpoints.fused import Part
+from tailwise.checkpoints.packed import decoded
+from tailwise.checkpoints.parts import EMBEDDINGS, Hints, is_numeric, parts_of
+from tailwise.checkpoints.roles import NO_BLOCK, classify
+from tailwise.checkpoints.views import View, ViewMatrix, WeightMatrix, reads_by_rows
 
 if TYPE_CHECKING:
-    from tailwise.checkpoints.checkpoint import Checkpoint
+    from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 
 __all__ = ["MatrixSource", "Unmeasured", "View", "WeightMatrix", "group", "load"]
 
@@ -32,6 +37,7 @@ class MatrixSource:
     views: tuple[View, ...]  # one; or one per slice of a pooled convolution
     recipe: str = "dense"  # how the tensor is stored: "dense", or the packing it is decoded from
     reads: tuple[str, ...] = ()  # stored tensors that are read, where those are not the views' own
+    note: str = ""  # what could not be told apart, and why
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -77,28 +83,156 @@ def group(
 ) -> tuple[list[MatrixSource], list[Unmeasured]]:
     """Every matrix of the checkpoint, and everything that is not one, in the checkpoint's order.
 
-    Together they name every tensor.
+    Together they name every tensor. `conv` is a `Recipe.conv`; matrices with fewer than `min_evals`
+    eigenvalues are listed as TOO_SMALL. Of tensors in a packed format, the main one stands for the matrix and
+    its scales, zeros and indices are listed as part of it.
     """
-    del conv
-    found: list[MatrixSource] = []
-    rest: list[Unmeasured] = []
-    for name, spec in checkpoint.tensors.items():
-        match = classify(name, len(spec.shape), checkpoint.config)
-        view = whole(name, spec.shape) if len(spec.shape) > 1 else None
-        if view is None or min(view.shape) < min_evals:
-            status = "NOT_A_MATRIX" if view is None else "TOO_SMALL"
-            rest.append(
-                Unmeasured(name, status, "not a matrix", match.role, match.block, spec.dtype, spec.shape)
-            )
-            continue
-        kind = "embedding" if match.role == "embed" else "conv" if len(spec.shape) > 2 else "dense"
-        module = name.removesuffix(".weight")
-        found.append(
-            MatrixSource(module, *view.shape, match.role, match.block, kind, spec.dtype, spec.nbytes, (view,))
-        )
-    return found, rest
+    plan = _Grouping(decoded(checkpoint), conv, min_evals)
+    for name in checkpoint.tensors:
+        plan.take(name)
+    return plan.found, plan.rest
 
 
 def load(source: MatrixSource, checkpoint: Checkpoint) -> list[WeightMatrix]:
     """The matrices of `source`: one, or one per slice of a pooled convolution. Reads nothing yet."""
-    return [ViewMatrix(view, checkpoint) for view in source.views]
+    readable = decoded(checkpoint, only=source.reads) if source.reads else checkpoint
+    return [ViewMatrix(view, readable) for view in source.views]
+
+
+class _Grouping:
+    """One pass over a checkpoint's tensors."""
+
+    def __init__(self, checkpoint: Checkpoint, conv: str, min_evals: int) -> None:
+        self.checkpoint, self.min_evals = checkpoint, min_evals
+        self.found: list[MatrixSource] = []
+        self.rest: list[Unmeasured] = []
+        self.members: Mapping[str, tuple[str, ...]] = getattr(checkpoint, "members", {})
+        self.recipes: Mapping[str, str] = getattr(checkpoint, "recipes", {})
+        self.unsupported: Mapping[str, str] = getattr(checkpoint, "unsupported", {})
+        self._owner = {member: name for name, members in self.members.items() for member in members}
+        self._hints = Hints(_config(checkpoint), checkpoint.tensors, _module_kinds(checkpoint), conv)
+        self._roles = {n: self._role(n, spec) for n, spec in checkpoint.tensors.items()}
+        self._blocks = number_blocks(n for n, role in self._roles.items() if role not in NO_BLOCK)
+        self._first = _shared(checkpoint)
+        self._used: set[str] = set()
+
+    def take(self, name: str) -> None:
+        """Account for one stored tensor."""
+        owner = self._owner.get(name)
+        if owner is not None and self.members[owner][0] != name:
+            spec = self.checkpoint.stored[name]  # type: ignore[attr-defined]
+            self._list(owner, "NOT_A_MATRIX", f"part of {owner}, which is stored packed", spec)
+            return
+        name = owner or name
+        spec = self.checkpoint.tensors[name]
+        if refusal := self._refusal(name, spec):
+            self._list(name, *refusal, spec)
+            return
+        parts = parts_of(spec, self._roles[name], self._hints)
+        measured = [part for part in parts if _short_side(part) >= self.min_evals]
+        if not measured:
+            self._list(name, "TOO_SMALL", self._too_small(_short_side(parts[0])), spec)
+            return
+        module = self._unique(name)
+        for part in parts:
+            self._add(module, part, spec)
+
+    def _role(self, name: str, spec: TensorSpec) -> str:
+        role = classify(name, len(spec.shape), self._hints.config).role
+        kind = self._hints.kind_of(name)
+        return "embed" if role == "other" and kind == "Embedding" else role
+
+    def _refusal(self, name: str, spec: TensorSpec) -> tuple[str, str] | None:
+        """Status and reason of a tensor that no matrix is made of."""
+        if name in self.unsupported:
+            return "UNSUPPORTED", self.unsupported[name]
+        if name in self._first:
+            return "SHARED", f"the same tensor as {self._first[name]}, which is measured"
+        role = self._roles[name]
+        if role in ("bias", "norm", "ssm_state"):
+            return "NOT_A_MATRIX", f"a {role} acts entry by entry: it has no spectrum"
+        if len(spec.shape) < 2:
+            return "NOT_A_MATRIX", f"it has {len(spec.shape)} axes; a matrix needs two"
+        if not is_numeric(spec.dtype) and name not in self.recipes:
+            return "NOT_A_MATRIX", f"{spec.dtype} entries are indices, masks or codes without a known packing"
+        return None
+
+    def _add(self, module: str, part: Part, spec: TensorSpec) -> None:
+        m = _short_side(part)
+        view, block = part.views[0], self._blocks.get(spec.name)
+        name = f"{module}{part.suffix}"
+        if m < self.min_evals:
+            shape = (view.n_rows, view.n_cols)
+            self.rest.append(
+                Unmeasured(name, "TOO_SMALL", self._too_small(m), part.role, block, spec.dtype, shape)
+            )
+            return
+        kind = "embedding" if part.kind == "dense" and part.role in EMBEDDINGS else part.kind
+        recipe = self.recipes.get(spec.name, "dense")
+        self.found.append(
+            MatrixSource(
+                name=name,
+                rows=view.n_rows,
+                cols=view.n_cols,
+                role=part.role,
+                block=block,
+                kind="lora" if recipe == "lora" else kind,
+                dtype=spec.dtype,
+                nbytes=self._bytes_to_read(part.views, spec),
+                views=part.views,
+                recipe=recipe,
+                reads=self.members.get(spec.name, ()),
+                note=part.note,
+            )
+        )
+
+    def _list(self, name: str, status: str, reason: str, spec: TensorSpec) -> None:
+        role, block = self._roles[name], self._blocks.get(name)
+        self.rest.append(Unmeasured(spec.name, status, reason, role, block, spec.dtype, spec.shape))
+
+    def _too_small(self, m: int) -> str:
+        return f"its short side is {m}, below min_evals = {self.min_evals}; lower min_evals to measure it"
+
+    def _unique(self, name: str) -> str:
+        module = name.removesuffix(".weight")
+        if module in self._used or (module != name and module in self.checkpoint.tensors):
+            module = name
+        self._used.add(module)
+        return module
+
+    def _bytes_to_read(self, views: tuple[View, ...], spec: TensorSpec) -> int:
+        if not reads_by_rows(views[0], self.checkpoint) or not spec.numel:
+            return spec.nbytes
+        return views[0].n_rows * views[0].shape[1] * spec.nbytes // spec.numel
+
+
+def _short_side(part: Part) -> int:
+    return min(part.views[0].n_rows, part.views[0].n_cols)
+
+
+def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """The model's config; of a GGUF file without one, its own metadata with the counts as numbers."""
+    if checkpoint.config or "general.architecture" not in checkpoint.metadata:
+        return checkpoint.config
+    return {k: int(v) if isinstance(v, str) and v.isdecimal() else v for k, v in checkpoint.metadata.items()}
+
+
+def _module_kinds(checkpoint: Checkpoint) -> Mapping[str, str]:
+    kinds: Mapping[str, str] = getattr(checkpoint, "module_kinds", None) or {}
+    return kinds
+
+
+def _shared(checkpoint: Checkpoint) -> dict[str, str]:
+    """Tensor → the one it shares its storage with, by what the format says or by equal identities."""
+    told: Mapping[str, str] = getattr(checkpoint, "shared", None) or {}
+    first = {name: other for name, other in told.items() if name != other and other in checkpoint.tensors}
+    seen: dict[tuple[str, str, tuple[int, ...]], str] = {}
+    for name, spec in checkpoint.tensors.items():
+        if len(spec.shape) < 2 or name in first:
+            continue
+        identity = checkpoint.identity(name)
+        if identity is not None:
+            other = seen.setdefault((identity, spec.dtype, spec.shape), name)
+            if other != name:
+                first[name] = other
+    return first

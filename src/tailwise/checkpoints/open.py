@@ -2,28 +2,230 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, cast
+from urllib.parse import unquote, urlparse
 
-from tailwise.checkpoints.bytesource import LocalFile
+from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.checkpoints.folder import Folder, LocalFolder, UnlistedFolder
+from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.gguf import GgufCheckpoint
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.formats.safetensors import SafetensorsCheckpoint
+from tailwise.checkpoints.formats.torch_pickle import TorchCheckpoint
+from tailwise.checkpoints.hub import HubAddress, HubFolder, cached_snapshot, is_offline, parse_hub
+from tailwise.checkpoints.layout import Weights, find_weights, read_index, siblings
+from tailwise.checkpoints.remote import RemoteFile, RemoteFolder, filesystem, remote_info
+from tailwise.checkpoints.sniff import sniff
+from tailwise.errors import UnreadableError, UsageError
 
-
-def open_checkpoint(uri: Any) -> Checkpoint:
-    """Thin path."""
-    import json
-
+if TYPE_CHECKING:
     import torch
 
-    if isinstance(uri, torch.nn.Module):
-        return MemoryCheckpoint.of_module(uri)
-    if not isinstance(uri, (str, os.PathLike)):
-        return MemoryCheckpoint.of_arrays(uri)
-    path = Path(uri)
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    config = path / "config.json"
-    settings = json.loads(config.read_text()) if config.is_file() else None
-    return SafetensorsCheckpoint(str(path), [LocalFile(f) for f in files], config=settings)
+_log = logging.getLogger(__name__)
+
+_FORMATS: Mapping[str, Callable[..., TensorStore]] = {
+    "safetensors": SafetensorsCheckpoint,
+    "torch": TorchCheckpoint,
+    "gguf": GgufCheckpoint,
+}
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://|memory:|[a-z0-9+]+::")
+_FILE_SUFFIX = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|json|pkl|npz)$")
+
+
+def open_checkpoint(
+    uri: str | os.PathLike[str] | torch.nn.Module | Mapping[str, Any] | Any,
+    *,
+    revision: str | None = None,
+    base: str | None = None,
+    adapter_mode: Literal["delta", "merged"] = "delta",
+) -> Checkpoint:
+    """The checkpoint that `uri` names. Only headers are read.
+
+    `uri` is a file or folder; a Hugging Face id (`org/name`, `org/name@revision`, `hf://…`), unless a local
+    path of that name exists; an fsspec URL; or a live module, mapping of arrays or array. `base` is the model
+    that an adapter was trained on, and `adapter_mode` whether the adapter is read as the change it makes
+    (`delta`) or as the weights of the base with the change (`merged`).
+    """
+    if isinstance(uri, Checkpoint):
+        return uri
+    if not isinstance(uri, str | os.PathLike):
+        return _in_memory(uri)
+    if adapter_mode not in ("delta", "merged"):
+        raise UsageError(f"adapter_mode is 'delta' or 'merged', not {adapter_mode!r}")
+    folder, file = _locate(os.fspath(uri), revision)
+    if _is_adapter(folder, file):
+        return _open_adapter(folder, file, base, adapter_mode)
+    if base is not None:
+        raise UsageError("a base was given, but this is no adapter", where=folder.uri, fix="leave base out")
+    return _open_files(folder, _weights(folder, file), folder.uri if file is None else os.fspath(uri))
+
+
+def _in_memory(value: Any) -> Checkpoint:
+    import torch
+
+    if isinstance(value, torch.nn.Module):
+        return MemoryCheckpoint.of_module(value)
+    return MemoryCheckpoint.of_arrays(value)
+
+
+def _locate(text: str, revision: str | None) -> tuple[Folder, str | None]:
+    """The folder that `text` names, and the file within it if it names one."""
+    if text.startswith("file://"):
+        text = unquote(urlparse(text).path)
+    path = Path(text).expanduser()
+    address = parse_hub(text, revision)
+    local = not text.startswith("hf://") and (_exists(path) or address is None)
+    if not local and address is not None and not (_FILE_SUFFIX.search(text) and "hf://" not in text):
+        return _locate_hub(address)
+    if revision is not None:
+        raise UsageError(
+            "only models on the Hugging Face Hub have a revision", where=text, fix="leave it out"
+        )
+    if _URL.match(text):
+        return _locate_remote(text)
+    return _locate_local(path, text)
+
+
+def _exists(path: Path) -> bool:
+    # A path that may not be looked at exists as far as its error message is concerned.
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return True
+
+
+def _locate_local(path: Path, text: str) -> tuple[Folder, str | None]:
+    if path.is_dir():
+        return LocalFolder(path), None
+    if not text or (not path.parent.is_dir() and not _exists(path)) or not _exists(path):
+        raise UnreadableError(
+            "no such file or folder",
+            where=text or "the path",
+            fix="check the path; a model on the Hugging Face Hub is written org/name or hf://name",
+        )
+    return LocalFolder(path.parent), path.name
+
+
+def _locate_remote(url: str) -> tuple[Folder, str | None]:
+    fs, path = filesystem(url)
+    # A web server rarely lists folders, so an http address is a file unless it ends as a folder's.
+    web = url.startswith(("http://", "https://"))
+    if web and not url.endswith("/"):
+        plain, mark, query = url.partition("?")
+        parent, _, name = plain.rpartition("/")
+        # A signed address keeps its signature.
+        return UnlistedFolder(parent, name, lambda file: _web_file(fs, f"{parent}/{file}{mark}{query}")), name
+    if not web and remote_info(fs, path, url)["type"] != "directory":
+        parent, _, name = path.rpartition("/")
+        return RemoteFolder(fs, parent, uri=url.rpartition("/")[0]), name
+    return RemoteFolder(fs, path, uri=url), None
+
+
+def _web_file(fs: Any, url: str) -> RemoteFile:
+    return RemoteFile(fs, url, name=url.partition("?")[0])
+
+
+def _locate_hub(address: HubAddress) -> tuple[Folder, str | None]:
+    snapshot = cached_snapshot(address)
+    if snapshot is not None:
+        inner = snapshot / address.path
+        found = _complete(inner, address, snapshot.name)
+        if found is not None:
+            return found
+    if is_offline() and snapshot is not None:
+        raise UnreadableError(
+            "HF_HUB_OFFLINE is set and only a part of the model is in the local cache",
+            where=str(address),
+            fix="unset it, or download the whole model (hf download)",
+        )
+    folder = HubFolder(address)
+    return folder, folder.enter(address.path)
+
+
+def _complete(path: Path, address: HubAddress, commit: str) -> tuple[Folder, str | None] | None:
+    """The cached folder or file at `path`, if all of its weights are there."""
+    if path.is_file():
+        return LocalFolder(path.parent, uri=str(address), revision=commit), path.name
+    if not path.is_dir():
+        return None
+    folder = LocalFolder(path, uri=str(address), revision=commit)
+    try:
+        find_weights(folder)
+    except UnreadableError:
+        return None
+    return folder, None
+
+
+def _weights(folder: Folder, file: str | None) -> Weights:
+    if file is None:
+        return find_weights(folder)
+    if file.endswith(".index.json"):
+        return read_index(folder, file)
+    return Weights("", (file,))
+
+
+def _open_files(folder: Folder, weights: Weights, uri: str) -> TensorStore:
+    config = _config(folder, strict=bool(weights.format))
+    sources: list[ByteSource] = []
+    try:
+        sources += (folder.source(name) for name in weights.files)
+        kinds = {sniff(source) for source in sources}
+        kind = kinds.pop()
+        if kinds:
+            raise UnreadableError(f"its files have different formats: {kind}, {', '.join(kinds)}", where=uri)
+        if kind == "gguf" and not weights.format:
+            sources += (folder.source(n) for n in siblings(weights.files[0]) if n not in weights.files)
+        opened = _FORMATS[kind](uri, sources, config=config, revision=folder.revision)
+    except BaseException:
+        for source in sources:
+            source.close()
+        raise
+    lost = sorted(weights.tensors - opened.tensors.keys())
+    if lost:
+        _log.warning("%s: %d tensors of the index are in no file: %s", uri, len(lost), ", ".join(lost[:5]))
+    return opened
+
+
+def _config(folder: Folder, *, strict: bool) -> dict[str, Any] | None:
+    """The folder's config.json; one beside a single file may belong to something else, so it may be wrong."""
+    if "config.json" not in folder.names():
+        return None
+    try:
+        return folder.json("config.json")
+    except UnreadableError as error:
+        if strict:
+            raise
+        _log.warning("config.json is left out: %s", error)
+        return None
+
+
+def _is_adapter(folder: Folder, file: str | None) -> bool:
+    names = folder.names()
+    if "adapter_config.json" not in names:
+        return False
+    return file in _ADAPTERS if file is not None else any(name in names for name in _ADAPTERS)
+
+
+def _open_adapter(
+    folder: Folder, file: str | None, base: str | None, mode: Literal["delta", "merged"]
+) -> Checkpoint:
+    from tailwise.checkpoints.formats.peft import PeftCheckpoint
+
+    settings = folder.json("adapter_config.json")
+    if mode == "merged" and base is None:
+        raise UsageError(
+            "reading an adapter merged takes its base model",
+            where=folder.uri,
+            fix=f"give base={settings.get('base_model_name_or_path') or 'the model it was trained on'!r}",
+        )
+    name = file or next(name for name in _ADAPTERS if name in folder.names())
+    adapter = _open_files(folder, Weights("", (name,)), folder.uri)
+    model = None if base is None else open_checkpoint(base)
+    return cast("Checkpoint", PeftCheckpoint.open(adapter, settings, model, mode))

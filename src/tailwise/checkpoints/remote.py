@@ -29,7 +29,9 @@ def filesystem(url: str) -> tuple[Any, str]:
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
         fix = f'pip install "tailwise[{extra}]"' if extra else str(error)
-        raise UsageError(f"reading {scheme}:// takes a driver that is not installed", where=url, fix=fix) from error
+        raise UsageError(
+            f"reading {scheme}:// takes a driver that is not installed", where=url, fix=fix
+        ) from error
     except ValueError as error:
         raise UsageError(f"{scheme}:// is not a scheme that fsspec knows: {error}", where=url) from error
     return fs, path
@@ -44,7 +46,9 @@ class RemoteFile(ByteSource):
         size = self._info.get("size")
         if size is None:
             raise UnreadableError(
-                "the server does not say how large the file is", where=name, fix="download it and open the copy"
+                "the server does not say how large the file is",
+                where=name,
+                fix="download it and open the copy",
             )
         self.size = int(size)
         self._closed = False
@@ -67,7 +71,7 @@ class RemoteFile(ByteSource):
             raise UnreadableError(
                 f"{len(buffer)} bytes from {offset} were asked for and {len(data)} came",
                 where=self.name,
-                fix="the file changed, or its server does not serve byte ranges: download it and open the copy",
+                fix="the file changed, or its server ignores byte ranges: download it and open the copy",
             )
         buffer[:] = data
 
@@ -80,12 +84,16 @@ class RemoteFile(ByteSource):
         """A temporary copy, deleted at `close`."""
         with self._lock:
             if self._copy is None:
-                _log.warning("downloading all %d bytes of %s: its format needs a local file", self.size, self.name)
+                _log.warning(
+                    "downloading all %d bytes of %s: its format needs a local file", self.size, self.name
+                )
                 self._copy = self._spool()
         return self._copy
 
     def _spool(self) -> Path:
-        with tempfile.NamedTemporaryFile(prefix="tailwise-", suffix=Path(self.name).suffix, delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            prefix="tailwise-", suffix=Path(self.name).suffix, delete=False
+        ) as file:
             for start in range(0, self.size, _SPOOL_STEP):
                 file.write(self.read(start, min(_SPOOL_STEP, self.size - start)))
         return Path(file.name)
@@ -146,7 +154,9 @@ def remote_error(error: Exception, name: str) -> UnreadableError:
         return UnreadableError(
             f"no credentials were found ({text})", where=name, fix="set them up as its driver documents"
         )
-    return UnreadableError(f"could not be reached ({text})", where=name, fix="check the address and the network")
+    return UnreadableError(
+        f"could not be reached ({text})", where=name, fix="check the address and the network"
+    )
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:
@@ -154,7 +164,7 @@ def _protocols(fs: Any) -> tuple[str, ...]:
 
 
 def _check_ranges(fs: Any, path: str, name: str) -> None:
-    """Fail unless the server answers a range with that range; asks for one byte and reads none of the answer."""
+    """Fail if the server answers a range with the whole file; nothing of its answer is read."""
     from fsspec.asyn import sync
 
     async def status() -> int:

@@ -1,7 +1,7 @@
 """Tensor name to role and block: a table of the names that model families use, read top to bottom.
 
-The names are those of transformers, torchvision, timm, the original Llama and Mixtral releases, and GGUF. A new
-architecture is an entry in `_TABLE`, not code. `blocks.py` numbers the blocks of a whole checkpoint.
+The names are those of transformers, torchvision, timm, the original Llama and Mixtral releases, and GGUF. A
+new architecture is an entry in `_TABLE`, not code. `blocks.py` numbers the blocks of a whole checkpoint.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (r"\w*projector\.[\w.]+|merger\.[\w.]+|connector\.[\w.]+|mm\.[\w.]+", "projector", ()),
     # Patches and convolutions that have a name of their own
     (r"patch_embed(ding|dings)?(\.proj(ection)?)?|conv_proj|patch_embd", "patch_embed", ()),
-    (r"(?!pw)\w*conv\w*|\w*conv\w*\.parametrizations\.weight\.original\d|downsample\.\d|shortcut\.\d", "conv", ()),
+    (r"(?!pw)\w*conv\w*|\w*conv\w*\.parametrizations\.weight\.original\d", "conv", ()),
+    (r"downsample\.\d|shortcut\.\d", "conv", ()),
     # State-space and linear attention
     (r"(mixer|mamba\w*|linear_attn|ssm)\.in_proj\w*|ssm_in|temporal_block\.linear_[xy]", "ssm_in", ()),
     (r"(mixer|mamba\w*|linear_attn|ssm)\.out_proj|ssm_out|temporal_block\.linear_out", "ssm_out", ()),
@@ -166,7 +167,8 @@ _EXPERT = re.compile(
 )
 _SHARED = re.compile(r"(?:^|\.)shared_(?:experts?|mlp)\.|_shexp$")
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
-_NO_BLOCK = frozenset({"classifier", "lm_head", "pooler", "projector"})
+#: Roles outside the blocks even where their names have numbers (`classifier.1`).
+NO_BLOCK = frozenset({"classifier", "lm_head", "pooler", "projector"})
 
 
 def classify(name: str, ndim: int, config: Mapping[str, Any]) -> RoleMatch:
@@ -177,7 +179,7 @@ def classify(name: str, ndim: int, config: Mapping[str, Any]) -> RoleMatch:
     """
     stem = name.removesuffix(".weight")
     role = _role(stem, ndim, str(config.get("model_type", "")))
-    number = None if role in _NO_BLOCK else _NUMBER.search(stem)
+    number = None if role in NO_BLOCK else _NUMBER.search(stem)
     return RoleMatch(role, int(number[1]) if number else None)
 
 

@@ -24,7 +24,7 @@ READABLE = "tailwise reads safetensors, PyTorch (.pt, .pth, .bin, .ckpt) and GGU
 
 
 def sniff(source: ByteSource) -> str:
-    """`safetensors`, `torch` or `gguf`; `UnreadableError` for everything else, naming it where it is known."""
+    """`safetensors`, `torch` or `gguf`; `UnreadableError` for everything else, named where known."""
     if source.size == 0:
         raise UnreadableError("is an empty file", where=source.name, fix="download or save it again")
     head = source.read(0, min(source.size, 64))

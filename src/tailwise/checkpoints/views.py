@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Protocol
 
+from tailwise.checkpoints.checkpoint import DTYPE_BITS
+
 if TYPE_CHECKING:
     import torch
 
@@ -90,12 +92,18 @@ class ViewMatrix:
 
     @property
     def factors(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The low-rank factors of a LoRA update (reads them), where the view is all of such a tensor."""
+        """The low-rank factors of a LoRA update (reads them), cut to the view's rows and columns."""
+        import torch
+
         offer = getattr(self.checkpoint, "factors", None)
-        if offer is None or self.view != whole(self.view.tensor, self.view.shape):
+        found: tuple[torch.Tensor, torch.Tensor] | None = offer(self.view.tensor) if offer else None
+        if found is None or self.view.permute is not None:
             return None
-        found: tuple[torch.Tensor, torch.Tensor] | None = offer(self.view.tensor)
-        return found
+        left, right = found
+        if (left.shape[0], right.shape[1]) != self.view.shape:
+            return None
+        start, stop, step = self.view.cols
+        return torch.cat([left[a:b] for a, b in self.view.rows]), right[:, start:stop:step]
 
     def row_blocks(self, max_bytes: int) -> Iterator[torch.Tensor]:
         """Blocks of shape (≤ rows, cols) in the stored dtype, first row to last."""
@@ -107,13 +115,10 @@ class ViewMatrix:
     def _full_width(self, max_bytes: int) -> Iterator[torch.Tensor]:
         spec = self.checkpoint.tensors[self.view.tensor]
         R, C = self.view.shape
-        per_row = max(1, -(-spec.nbytes * C // max(1, spec.numel)))
-        limit = max(1, max_bytes // per_row)
-        if self.view.permute is None and spec.shape[0] == R:
-            return self._direct(limit)
-        if self.view.permute is None and spec.shape[0] < R and R % spec.shape[0] == 0:
-            return self._by_slab(limit, R // spec.shape[0])
-        return self._after_reading_all(limit)
+        limit = max(1, max_bytes // (C * itemsize(spec.dtype)))
+        if not reads_by_rows(self.view, self.checkpoint):
+            return self._after_reading_all(limit)
+        return self._direct(limit) if spec.shape[0] == R else self._by_slab(limit, R // spec.shape[0])
 
     def _direct(self, limit: int) -> Iterator[torch.Tensor]:
         """The tensor's first axis is the rows: each piece is read alone."""
@@ -145,6 +150,19 @@ class ViewMatrix:
         for pieces in _batches(self.view.rows, limit):
             parts = [matrix[a:b] for a, b in pieces]
             yield parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes per element as read: packed formats come out as float32."""
+    return DTYPE_BITS.get(dtype, 32) // 8
+
+
+def reads_by_rows(view: View, checkpoint: Checkpoint) -> bool:
+    """Whether rows of the view can be read without the rest of its tensor."""
+    first = checkpoint.tensors[view.tensor].shape[0]
+    if view.permute is not None or view.tensor in getattr(checkpoint, "read_whole", ()):
+        return False
+    return first > 0 and first <= view.shape[0] and view.shape[0] % first == 0
 
 
 def _batches(ranges: tuple[RowRange, ...], limit: int) -> Iterator[list[RowRange]]:

@@ -16,7 +16,11 @@ def matrix_entropy(spectrum: Spectrum) -> float:
     return shannon_entropy(spectrum.eigenvalues) / math.log(rank) if rank > 1 else float("nan")
 
 
-@metric("KL(p ‖ uniform) = ln r + Σ p ln p, p = σ/Σσ, r = m", source="the HT-SR singular-entropy manual", unit="nats")
+@metric(
+    "KL(p ‖ uniform) = ln r + Σ p ln p, p = σ/Σσ, r = m",
+    source="the HT-SR singular-entropy manual",
+    unit="nats",
+)
 def singular_entropy(spectrum: Spectrum) -> float:
     """Divergence of the singular values from a flat spectrum; 0 is flat, high is collapsed."""
     return math.log(len(spectrum.eigenvalues)) - shannon_entropy(spectrum.singular_values)

@@ -11,7 +11,18 @@ from typing import Any
 from tailwise.registry import Registry
 
 #: What a metric may ask for, by parameter name; `facts.Facts` provides each, computed once and only if asked for.
-FACTS = ("spectrum", "tail", "hill", "truncated", "interval", "bulk", "permuted", "permuted_bulks", "permuted_tails", "baseline")
+FACTS = (
+    "spectrum",
+    "tail",
+    "hill",
+    "truncated",
+    "interval",
+    "bulk",
+    "permuted",
+    "permuted_bulks",
+    "permuted_tails",
+    "baseline",
+)
 
 _BUILT_IN = ("tail", "norms", "ranks", "entropy", "baselines", "bulk", "erg", "randomized")
 
@@ -33,6 +44,8 @@ class Metric:
 def _load_built_ins() -> None:
     for family in _BUILT_IN:
         import_module(f"tailwise.metrics.{family}")
+    # A family that was imported on its own before must not move to the front of every table.
+    METRICS.sort(lambda item: _BUILT_IN.index(item.family))
 
 
 METRICS: Registry[Metric] = Registry("metric", "tailwise.metrics", _load_built_ins)

@@ -21,7 +21,11 @@ def num_traps(permuted_bulks: Sequence[Bulk | None]) -> float:
     return float(np.mean(counts)) if counts else float("nan")
 
 
-@metric("√(½[KL(p‖q̄) + KL(r‖q̄)]), p, r = λ/Σλ of W and permuted W, q̄ = (p + r)/2", source="Lin 1991; " + _WW, unit="√nats")
+@metric(
+    "√(½[KL(p‖q̄) + KL(r‖q̄)]), p, r = λ/Σλ of W and permuted W, q̄ = (p + r)/2",
+    source="Lin 1991; " + _WW,
+    unit="√nats",
+)
 def rand_distance(spectrum: Spectrum, permuted: Sequence[Spectrum]) -> float:
     """Jensen-Shannon distance of the rank-ordered eigenvalues of W and permuted W, in [0, 0.833]."""
     return float(np.mean([_jensen_shannon(spectrum, other) for other in permuted]))

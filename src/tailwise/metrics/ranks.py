@@ -15,7 +15,11 @@ def stable_rank(spectrum: Spectrum) -> float:
     return float(spectrum.eigenvalues.sum()) / top if top > 0 else float("nan")
 
 
-@metric("# σᵢ > σ_max · n · ε, ε = 2.2e−16", source="Golub & Van Loan 2013, §5.4; numpy.linalg.matrix_rank", unit="count")
+@metric(
+    "# σᵢ > σ_max · n · ε, ε = 2.2e−16",
+    source="Golub & Van Loan 2013, §5.4; numpy.linalg.matrix_rank",
+    unit="count",
+)
 def matrix_rank(spectrum: Spectrum) -> float:
     """Number of singular values that are not zero to working precision.
 

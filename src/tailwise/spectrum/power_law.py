@@ -84,16 +84,16 @@ def _top_outside(eigenvalues: Vector, options: TailOptions) -> TailFit:
     return fixed_tail("top_outside", eigenvalues, m - k, inside=False)
 
 
-def _mid(eigenvalues: Vector, options: TailOptions) -> TailFit:
+def _mid(eigenvalues: Vector, _options: TailOptions) -> TailFit:
     values = above_threshold(eigenvalues)
     return fixed_tail("mid", values, len(values) // 2, inside=True)
 
 
-def _ks(eigenvalues: Vector, options: TailOptions) -> TailFit:
+def _ks(eigenvalues: Vector, _options: TailOptions) -> TailFit:
     return _scanned("ks", above_threshold(eigenvalues))
 
 
-def _peak(eigenvalues: Vector, options: TailOptions) -> TailFit:
+def _peak(eigenvalues: Vector, _options: TailOptions) -> TailFit:
     values = above_threshold(eigenvalues)
     if len(values) < 2 or values[0] == values[-1]:
         return degenerate("peak", values)

@@ -82,7 +82,9 @@ class GgufCheckpoint(TensorStore):
             return _plain(part, info, spec, (start, stop))
         if len(spec.shape) < 2:
             # The blocks of a quantized vector straddle its elements, so it is read whole.
-            return _dequantize(part.read(info.offset, spec.nbytes), info, (1, *spec.shape), place)[0][start:stop]
+            return _dequantize(part.read(info.offset, spec.nbytes), info, (1, *spec.shape), place)[0][
+                start:stop
+            ]
         row_bytes = spec.nbytes // max(rows, 1)
         data = part.read(info.offset + start * row_bytes, (stop - start) * row_bytes)
         return _dequantize(data, info, (stop - start, *spec.shape[1:]), place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.checkpoint import TensorSpec
@@ -82,8 +83,10 @@ def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def spec_of(name: str, array: Any) -> TensorSpec:
     """The spec of an array in memory."""
-    nbytes = int(array.nbytes)
-    return TensorSpec(name, code_of(array.dtype), tuple(int(size) for size in array.shape), nbytes)
+    shape = tuple(int(size) for size in array.shape)
+    # A sparse tensor has no nbytes; what it would take dense is what reading it would have to make.
+    itemsize = getattr(array, "itemsize", None) or array.dtype.itemsize
+    return TensorSpec(name, code_of(array.dtype), shape, prod(shape) * int(itemsize))
 
 
 def shared_names(arrays: Mapping[str, Any]) -> dict[str, str]:

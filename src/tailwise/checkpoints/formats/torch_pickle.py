@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_PICKLE_HEAD = 1 << 24  # bytes to look through; real models' pickles are far smaller
+
 #: Keys under which training code keeps the model in a checkpoint.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 #: Parts of a training checkpoint that hold tensors but no weights.
@@ -47,12 +49,14 @@ _NOT_WEIGHTS = frozenset(
         "loops",
     }
 )
-_CODE = re.compile(r"(?:GLOBAL|Unsupported (?:global|class)\S*|object of type|class)[: ]+([\w.]+\.\w+)", re.I)
-_SAFE_COPY = """where you trust the file, run
-    import torch; from safetensors.torch import save_file
-    x = torch.load({name!r}, weights_only=False, map_location="cpu"); x = x.state_dict() if hasattr(x, "state_dict") \
-else x.get("state_dict", x); save_file({{k: v.clone().contiguous() for k, v in x.items()}}, "model.safetensors")
-  and open model.safetensors"""
+_REFUSED = re.compile(
+    r"unsupported GLOBAL ([\w.]+)|Unsupported global: GLOBAL ([\w.]+)"
+    r"|TorchScript|allowlisted|must be imported"
+)
+_SAFE_COPY = """if you trust the file, convert it to safetensors where running it can do no harm:
+    import torch, safetensors.torch as st; x = torch.load({name!r}, weights_only=False)
+    x = x.get("state_dict", x) if isinstance(x, dict) else x.state_dict()
+    st.save_file({{k: v.clone() for k, v in x.items()}}, "x.safetensors")"""
 
 
 class TorchCheckpoint(TensorStore):
@@ -70,12 +74,15 @@ class TorchCheckpoint(TensorStore):
     ) -> None:
         self._files = tuple(files)
         self._arrays: dict[str, torch.Tensor] = {}
-        self._places: dict[str, ByteSource] = {}
+        self._places: dict[str, tuple[ByteSource, Path]] = {}
         self._stamps: dict[Path, tuple[int, int]] = {}
         for file in self._files:
             self._add(file)
         super().__init__(
-            uri, {name: spec_of(name, a) for name, a in self._arrays.items()}, config=config, revision=revision
+            uri,
+            {name: spec_of(name, a) for name, a in self._arrays.items()},
+            config=config,
+            revision=revision,
         )
         self.shared = shared_names(self._arrays)
 
@@ -85,20 +92,21 @@ class TorchCheckpoint(TensorStore):
         for name, tensor in find_tensors(load_safely(path, file.name)).items():
             if name in self._arrays:
                 raise UnreadableError(
-                    f"the tensor {name} is in two files: {self._places[name].name} and {file.name}",
+                    f"the tensor {name} is in two files: {self._places[name][0].name} and {file.name}",
                     fix="the folder holds two copies of a model: open one file, or add its index.json",
                 )
-            self._arrays[name], self._places[name] = tensor, file
+            self._arrays[name], self._places[name] = tensor, (file, path)
 
     def _rows(self, spec: TensorSpec, start: int, stop: int) -> torch.Tensor:
         import torch
 
-        file, tensor = self._places[spec.name], self._arrays[spec.name]
+        (file, path), tensor = self._places[spec.name], self._arrays[spec.name]
         place = f"{file.name}, tensor {spec.name}"
         torch_dtype(spec.dtype, where=place)
         if tensor.layout != torch.strided:
-            raise UnreadableError(f"has the layout {tensor.layout}", where=place, fix="save it with .to_dense()")
-        path = file.local_path()
+            raise UnreadableError(
+                f"has the layout {tensor.layout}", where=place, fix="save it with .to_dense()"
+            )
         # A mapped page past the end of a file kills the process, so look before reading.
         if _stamp(path) != self._stamps[path]:
             raise UnreadableError("has changed since it was opened", where=file.name, fix="open it again")
@@ -107,7 +115,7 @@ class TorchCheckpoint(TensorStore):
     def identity(self, name: str) -> str | None:
         """See `Checkpoint`. The name stands for the place in the file."""
         self._spec(name)
-        content = self._places[name].identity()
+        content = self._places[name][0].identity()
         return None if content is None else f"{content}:{name}"
 
     def close(self) -> None:
@@ -136,6 +144,8 @@ def load_safely(path: Path, name: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if path.suffix == ".safetensors":  # torch would go by the name, which lies here
+                return torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except (MemoryError, OSError) as error:
         raise os_error(error, name) from error
@@ -145,30 +155,40 @@ def load_safely(path: Path, name: str) -> Any:
 
 def _refusal(error: Exception, path: Path, name: str) -> UnreadableError:
     text = str(error)
-    found = _CODE.search(text.partition("WeightsUnpickler error:")[2])
-    if found or "TorchScript" in text or (isinstance(error, pickle.UnpicklingError) and _calls_code(path)):
-        what = f" ({found[1]})" if found else ""
+    refused = _REFUSED.search(text)
+    whole = zipfile.is_zipfile(path)
+    # In a file that is cut off, half a name looks like the name of something unknown.
+    old = not whole and isinstance(error, pickle.UnpicklingError)
+    if (refused and whole) or (old and _names_code(path)):
+        named = (refused[1] or refused[2]) if refused else None
+        objects = f"objects ({named})" if named else "objects"
         return UnsafeError(
-            f"holds Python code or objects{what}, and was refused: loading it would run them",
+            f"holds Python {objects}, and was refused: loading it would run code that came with it",
             where=name,
             fix=_SAFE_COPY.format(name=name),
         )
-    reason = text.partition("WeightsUnpickler error:")[2] or text or "it ends early"
+    reason = (text.partition("WeightsUnpickler error:")[2] or text).strip() or "it ends early"
     return UnreadableError(
-        f"is not a whole PyTorch file: {reason.strip().splitlines()[0][:200]}",
+        f"is not a whole PyTorch file: {reason.splitlines()[0][:200]}",
         where=name,
         fix="it is damaged or cut off: download or save it again",
     )
 
 
-def _calls_code(path: Path) -> bool:
-    """Whether the pickle at the start of a file names things to import, found without running it."""
+def _names_code(path: Path) -> bool:
+    """Whether the pickles at the start of a file are whole and name things to import; nothing is run."""
+    names: set[str] = set()
     try:
         with path.open("rb") as file:
-            start = io.BytesIO(file.read(1 << 24))
-        return any(op.name in {"GLOBAL", "STACK_GLOBAL", "INST"} for op, _, _ in pickletools.genops(start))
+            start = io.BytesIO(file.read(_PICKLE_HEAD))
+        # The old format is five pickles and the data: magic number, version, system, object, keys.
+        for _ in range(5):
+            names.update(op.name for op, _, _ in pickletools.genops(start))
+            if start.tell() == start.getbuffer().nbytes:
+                break
     except (ValueError, OSError, IndexError):
         return False
+    return not names.isdisjoint({"GLOBAL", "STACK_GLOBAL", "INST"})
 
 
 def find_tensors(saved: Any) -> dict[str, torch.Tensor]:
@@ -208,4 +228,6 @@ def _walk(tree: Any, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
 def is_side_file(name: str) -> bool:
     """Whether a file in a model's folder is a trainer's (optimizer, arguments, …) and not the weights."""
     stem = os.path.basename(name).split(".")[0]  # noqa: PTH119 - a name in a folder that may be remote
-    return stem.startswith(("optimizer", "scheduler", "training_args", "rng_state", "scaler", "trainer_state"))
+    return stem.startswith(
+        ("optimizer", "scheduler", "training_args", "rng_state", "scaler", "trainer_state")
+    )

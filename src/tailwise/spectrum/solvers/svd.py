@@ -25,13 +25,15 @@ def singular_values(matrix: RowBlocks, device: torch.device, scale: float = 1.0)
     assert reduced is not None  # noqa: S101 - a matrix has at least one row
     if reduced.shape[0] > 3 * m // 2:
         reduced = torch.linalg.qr(reduced, mode="r").R
-    return torch.linalg.svdvals(reduced).flip(0)
+    values: torch.Tensor = torch.linalg.svdvals(reduced)
+    return values.flip(0)
 
 
 def _reduce(reduced: torch.Tensor | None, waiting: list[torch.Tensor]) -> torch.Tensor:
     if reduced is None:
         return torch.cat(waiting)
-    return torch.linalg.qr(torch.cat([reduced, *waiting]), mode="r").R
+    upper: torch.Tensor = torch.linalg.qr(torch.cat([reduced, *waiting]), mode="r").R
+    return upper
 
 
 def factor_singular_values(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -41,4 +43,5 @@ def factor_singular_values(left: torch.Tensor, right: torch.Tensor) -> torch.Ten
     """
     inner_left = torch.linalg.qr(left.to(torch.float64), mode="r").R
     inner_right = torch.linalg.qr(right.to(torch.float64).T, mode="r").R
-    return torch.linalg.svdvals(inner_left @ inner_right.T).flip(0)
+    values: torch.Tensor = torch.linalg.svdvals(inner_left @ inner_right.T)
+    return values.flip(0)

@@ -1,0 +1,239 @@
+"""Speed, memory and fidelity of an audit beside weightwatcher, on one machine, in one run.
+
+    python benchmarks/speed.py            everything; the table goes into docs/benchmarks.md (about 45 minutes)
+    python benchmarks/speed.py --small    a small model only, in a minute, to see that it runs
+
+Every measurement is a process of its own with one BLAS thread. CPU seconds are those of the measured call alone
+(imports and model building excluded). The peer and tailwise see the same weights and compute the same metrics: in
+the scope "default" those of `analyze()` (power-law fit, norms, ranks, entropy), in "all" those of
+`analyze(randomize=True, mp_fit=True, detX=True)` (also permuted spectra, Marchenko-Pastur fits, detX). "Bare" is
+the same matrices, already in memory in the solver's precision, through BLAS SYRK and LAPACK's symmetric
+eigenvalues, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import models
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "benchmarks.md"
+#: What weightwatcher's `analyze` computes by default.
+SAME_METRICS = (
+    "alpha", "alpha_sigma", "lambda_min", "lambda_max", "ks_distance", "num_pl_spikes", "alpha_weighted", "log_alpha_norm",
+    "log_norm", "log_spectral_norm", "stable_rank", "matrix_rank", "rank_loss", "matrix_entropy",
+)  # fmt: skip
+#: With `randomize`, `mp_fit` and `detX` on.
+ALL_METRICS = (
+    *SAME_METRICS, "detX_num", "detX_val", "sigma_mp", "lambda_plus", "num_spikes", "mp_softrank", "num_traps",
+    "rand_distance", "ww_softrank", "ww_maxdist",
+)  # fmt: skip
+SCOPES = {"default": SAME_METRICS, "all": ALL_METRICS}
+PEER_SCOPES: dict[str, dict[str, bool]] = {
+    "default": {},
+    "all": {"randomize": True, "mp_fit": True, "detX": True},
+}
+#: weightwatcher skips matrices with a side above 50,000, so the embedding is left out of the comparison.
+COMPARED = r"layers\."
+
+
+def child_tailwise(folder: str, precision: str, workers: int, scope: str) -> dict[str, Any]:
+    """Audit `folder`; alphas by name, CPU and wall seconds, peak memory."""
+    import torch
+
+    import tailwise as tw
+
+    torch.set_num_threads(1)
+    settings: dict[str, Any] = {"layers": COMPARED, "metrics": SCOPES[scope]} if scope in SCOPES else {}
+    tw.audit({"layers.warm.weight": torch.randn(64, 64)}, use_cache=False, **settings)
+    cpu, wall = time.process_time(), time.perf_counter()
+    found = tw.audit(folder, precision=precision, workers=workers, use_cache=False, **settings)  # type: ignore[arg-type]
+    spent = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+    largest = max(layer.spectrum.m for layer in found) ** 2 * (8 if precision == "float64" else 4)
+    alphas = {layer.row.name: layer.row.metrics["alpha"] for layer in found}
+    return {**spent, "rss": _peak_rss(), "largest_gram": largest, "alphas": alphas}
+
+
+def child_weightwatcher(folder: str, scope: str) -> dict[str, Any]:
+    """weightwatcher.analyze on the same matrices, one Linear at a time."""
+    import logging
+    import warnings
+
+    warnings.simplefilter("ignore")
+    os.environ["MPLBACKEND"] = "Agg"
+    import torch
+    import weightwatcher
+    from safetensors.torch import load_file
+
+    logging.disable(logging.CRITICAL)
+    torch.set_num_threads(1)
+    cpu = wall = 0.0
+    alphas: dict[str, float] = {}
+    for shard in sorted(Path(folder).glob("*.safetensors")):
+        for name, weight in load_file(shard).items():
+            if ".layers." not in name:
+                continue
+            layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            layer.weight.data = weight.float()
+            watcher = weightwatcher.WeightWatcher(model=torch.nn.Sequential(layer), log_level=logging.CRITICAL)
+            started, clock = time.process_time(), time.perf_counter()
+            details = watcher.analyze(**PEER_SCOPES[scope])
+            cpu, wall = cpu + time.process_time() - started, wall + time.perf_counter() - clock
+            alphas[name.removesuffix(".weight")] = float(details["alpha"].iloc[0])
+    return {"cpu": cpu, "wall": wall, "rss": _peak_rss(), "alphas": alphas}
+
+
+def child_bare(folder: str, precision: str) -> dict[str, Any]:
+    """SYRK and symmetric eigenvalues of the same matrices."""
+    import torch
+    from safetensors.torch import load_file
+    from scipy.linalg import blas
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(1)
+    dtype = getattr(torch, precision)
+    syrk = blas.dsyrk if precision == "float64" else blas.ssyrk
+    cpu = 0.0
+    with threadpool_limits(1):
+        for shard in sorted(Path(folder).glob("*.safetensors")):
+            for name, stored in load_file(shard).items():
+                if ".layers." not in name:
+                    continue
+                weight = stored.to(dtype)
+                tall = (weight if weight.shape[0] >= weight.shape[1] else weight.T).contiguous().numpy()
+                started = time.process_time()
+                gram = syrk(1.0, tall.T, lower=0)  # tall.T is Fortran-ordered: no copy
+                torch.linalg.eigvalsh(torch.from_numpy(gram.T))
+                cpu += time.process_time() - started
+    return {"cpu": cpu}
+
+
+def _peak_rss() -> int:
+    # Not ru_maxrss: across a fork it keeps the parent's peak.
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def measure(*arguments: object) -> dict[str, Any]:
+    """Run one measurement in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", json.dumps(arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(
+        arguments,
+        {key: value for key, value in result.items() if key != "alphas"},
+        file=sys.stderr,
+        flush=True,
+    )
+    return result
+
+
+def worst_difference(ours: dict[str, float], theirs: dict[str, float]) -> float:
+    """Largest relative difference of alpha over the matrices that both measured."""
+    assert set(ours) == set(theirs), set(ours) ^ set(theirs)
+    return max(abs(ours[name] - theirs[name]) / theirs[name] for name in ours)
+
+
+def speed_rows(cases: dict[str, Path]) -> list[str]:
+    """One line of Markdown per case."""
+    lines = [
+        "| weights | metrics | weightwatcher | tailwise float64 | ratio | tailwise float32 | ratio | over bare | α differs by |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for title, folder in cases.items():
+        bare = measure("bare", str(folder), "float64")
+        for scope in SCOPES:
+            exact = measure("tailwise", str(folder), "float64", 1, scope)
+            fast = measure("tailwise", str(folder), "float32", 1, scope)
+            peer = measure("weightwatcher", str(folder), scope)
+            over = f"{exact['cpu'] / bare['cpu']:.2f} ×" if scope == "default" else "–"
+            lines.append(
+                f"| {title} | {scope} | {peer['cpu']:.1f} s | {exact['cpu']:.1f} s "
+                f"| **{peer['cpu'] / exact['cpu']:.1f} ×** | {fast['cpu']:.1f} s | **{peer['cpu'] / fast['cpu']:.1f} ×** "
+                f"| {over} | {worst_difference(exact['alphas'], peer['alphas']):.0e} |"
+            )
+    return lines
+
+
+def whole_model_rows(title: str, folder: Path) -> list[str]:
+    """Workers and memory on a whole checkpoint, every default metric, embedding included."""
+    lines = [
+        f"| {title} | wall | CPU | speed-up | peak memory | limit: 2.5 × Gram × workers + 600 MB |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    first = None
+    for precision in ("float64", "float32"):
+        for workers in (1, 2):
+            run = measure("tailwise", str(folder), precision, workers, "everything")
+            first = run["wall"] if workers == 1 else first
+            limit = 2.5 * run["largest_gram"] * workers + 600e6
+            lines.append(
+                f"| {precision}, {workers} worker{'s' if workers > 1 else ''} | {run['wall']:.0f} s | {run['cpu']:.0f} s "
+                f"| {first / run['wall']:.2f} × | {run['rss'] / 1e6:.0f} MB | {limit / 1e6:.0f} MB |"
+            )
+    return lines
+
+
+def machine() -> str:
+    """What this ran on."""
+    import numpy
+    import torch
+
+    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?: ?")
+    return (
+        f"{model.split(':', 1)[1].strip()}, {os.cpu_count()} cores; Python {platform.python_version()}, "
+        f"torch {torch.__version__}, numpy {numpy.__version__}"
+    )
+
+
+def main() -> None:
+    """Measure and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "tailwise-benchmark")
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.child:
+        print(json.dumps(globals()[f"child_{chosen.child[0]}"](*chosen.child[1:])))
+        return
+    if chosen.small:
+        tiny = {
+            **models.LLAMA_1B,
+            "hidden_size": 256,
+            "intermediate_size": 704,
+            "num_hidden_layers": 2,
+            "vocab_size": 4096,
+        }
+        folder = models.llama(chosen.folder / "tiny", tiny)
+        print("\n".join([*speed_rows({"tiny Llama": folder}), "", *whole_model_rows("tiny Llama", folder)]))
+        return
+    whole = models.llama(chosen.folder / "llama-1b")
+    cases = {
+        "4096 × 4096": models.single_layer(chosen.folder / "square", 4096, 4096),
+        "4096 × 11008": models.single_layer(chosen.folder / "wide", 4096, 11008),
+        "1.24B Llama, 112 matrices": whole,
+    }
+    table = ["## Speed", "", *speed_rows(cases), "", "## Workers and memory", ""]
+    table += whole_model_rows("1.24B Llama, bf16, 113 matrices", whole)
+    text = PAGE.read_text()
+    before, rest = text.split("<!-- measured -->", 1)
+    after = rest.split("<!-- end -->", 1)[1]
+    stamp = f"Printed by `python benchmarks/speed.py` on {machine()}."
+    PAGE.write_text("\n".join([f"{before}<!-- measured -->", stamp, "", *table, f"<!-- end -->{after}"]))
+
+
+if __name__ == "__main__":
+    main()

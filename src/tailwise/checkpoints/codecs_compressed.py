@@ -1,0 +1,116 @@
+"""compressed-tensors (llm-compressor, vLLM): decoded by that library, the optional `packed` extra.
+
+Its fp8 weights are plain and are left to the fp8 codec, so that they need no extra.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
+
+_SUFFIXES = (
+    "weight_packed",
+    "weight",
+    "weight_scale",
+    "weight_zero_point",
+    "weight_global_scale",
+    "weight_shape",
+    "weight_g_idx",
+)
+_MISSING = "weights packed by compressed-tensors; to read them: pip install 'tailwise[packed]'"
+_LEGACY = frozenset({"marlin-24", "sparse-24-bitmask", "sparse-bitmask"})
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """One module's packed weight, decoded to (out × in)."""
+
+    module: str
+    shape: tuple[int, ...]
+    members: tuple[str, ...]
+    format: str  # the library's name of the layout
+    weights: Mapping[str, Any] = field(hash=False)  # the library's QuantizationArgs, as in config.json
+    recipe: str = "compressed-tensors"
+    by_rows: bool = False
+
+    @property
+    def dtype(self) -> str:
+        """`CT_INT4` and the like."""
+        return f"CT_{str(self.weights.get('type', 'int')).upper()}{self.weights.get('num_bits', '')}"
+
+    def rows(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
+        """Rows of W, float32: scales are widened first, so nothing is rounded to their dtype."""
+        import torch
+        from compressed_tensors.compressors import BaseCompressor
+        from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+        state = {name.removeprefix(f"{self.module}."): checkpoint.read(name) for name in self.members}
+        if state["weight_scale"].dtype in (torch.float16, torch.bfloat16):
+            state["weight_scale"] = state["weight_scale"].to(torch.float32)
+        args = QuantizationArgs.model_validate(dict(self.weights))
+        scheme = QuantizationScheme(targets=["Linear"], weights=args)
+        codec = BaseCompressor.get_value_from_registry(self.format)
+        weight: torch.Tensor = codec.decompress(state, scheme)["weight"]
+        return weight.to(torch.float32)[start:stop]
+
+
+def find(tensors: Mapping[str, TensorSpec], checkpoint: Checkpoint) -> Iterator[tuple[str, Compressed | str]]:
+    """Weights packed by the library; without it, or in a layout it has dropped, the reason."""
+    settings = checkpoint.config.get("quantization_config") or checkpoint.config.get("compression_config")
+    if not isinstance(settings, Mapping) or settings.get("quant_method") != "compressed-tensors":
+        return
+    for name, spec in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        packed = leaf == "weight_packed" or (leaf == "weight" and spec.dtype in ("I8", "U8"))
+        if not packed:
+            continue
+        group = _group_of(module, settings)
+        layout = str(group.get("format") or settings.get("format", ""))
+        if layout in _LEGACY or "weights" not in group:
+            yield name, f"compressed-tensors layout {layout!r}; audit the model before compression"
+        elif importlib.util.find_spec("compressed_tensors") is None:
+            yield name, _MISSING
+        else:
+            members = tuple(f"{module}.{s}" for s in _SUFFIXES if f"{module}.{s}" in tensors)
+            shape = _shape(checkpoint, spec, module, tensors, group["weights"])
+            yield f"{module}.weight", Compressed(module, shape, members, layout, group["weights"])
+
+
+def _shape(
+    checkpoint: Checkpoint,
+    spec: TensorSpec,
+    module: str,
+    tensors: Mapping[str, TensorSpec],
+    weights: Mapping[str, Any],
+) -> tuple[int, ...]:
+    """Shape of the decoded weight; two integers are read where the packing has padded it away."""
+    if f"{module}.weight_shape" in tensors:
+        return tuple(int(side) for side in checkpoint.read(f"{module}.weight_shape").tolist())
+    if spec.name.endswith("weight_packed"):
+        word = 32 if spec.dtype == "I32" else 8
+        return (*spec.shape[:-1], spec.shape[-1] * word // int(weights.get("num_bits", 4)))
+    return spec.shape
+
+
+def _group_of(module: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The quantization scheme that names the module: by full name, by regular expression, or by class."""
+    groups = [group for group in settings.get("config_groups", {}).values() if isinstance(group, Mapping)]
+    for group in groups:
+        if any(_names(target, module) for target in group.get("targets", ())):
+            return group
+    by_class = [group for group in groups if "Linear" in group.get("targets", ())]
+    return (by_class or groups or [{}])[0]
+
+
+def _names(target: str, module: str) -> bool:
+    if target.startswith("re:"):
+        return re.match(target.removeprefix("re:"), module) is not None
+    return target == module

@@ -1,0 +1,160 @@
+"""GPTQ and AWQ: integers of a few bits packed into 32-bit words.
+
+GPTQ (Frantar et al. 2022, layout of AutoGPTQ): `qweight` (in·bits/32 × out) packs along the input, `qzeros`
+(groups × out·bits/32) along the output, both as one little-endian bit stream; `scales` (groups × out);
+`g_idx` (in) is each input's group. Format v1 stores zero − 1, v2 (`checkpoint_format: gptq_v2`) the zero
+itself. AWQ (Lin et al. 2023, layout `gemm`): `qweight` (in × out/8) and `qzeros` (groups × out/8) pack along
+the output, eight to a word in the order 0, 2, 4, 6, 1, 3, 5, 7. W[o, i] = scale[g(i), o] · (q[i, o] −
+zero[g(i), o]) in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
+
+_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # nibble j of a word holds output 8·word + _AWQ_ORDER[j]
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """One GPTQ weight, decoded to (out × in)."""
+
+    module: str
+    shape: tuple[int, ...]
+    members: tuple[str, ...]  # qweight, scales, and qzeros and g_idx where there are any
+    bits: int
+    zero_offset: int  # added to stored zeros: 1 in format v1
+    recipe: str = "gptq"
+    by_rows: bool = False  # the output axis is the columns of what is stored
+
+    @property
+    def dtype(self) -> str:
+        """`GPTQ_INT4` and the like."""
+        return f"GPTQ_INT{self.bits}"
+
+    def rows(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
+        """Rows of W, float32."""
+        import torch
+
+        out, inputs = self.shape
+        codes = unpack_words(checkpoint.read(f"{self.module}.qweight"), self.bits, inputs)  # in × out
+        scales = checkpoint.read(f"{self.module}.scales").to(torch.float32)  # groups × out
+        zeros = torch.full_like(scales, 2.0 ** (self.bits - 1))
+        if f"{self.module}.qzeros" in self.members:
+            packed = checkpoint.read(f"{self.module}.qzeros")
+            stored = unpack_words(packed.T, self.bits, out).T
+            # A zero of 0 is stored as −1 and wraps, so the sum wraps back.
+            zeros = ((stored + self.zero_offset) & (2**self.bits - 1)).to(torch.float32)
+        if f"{self.module}.g_idx" in self.members:
+            groups = checkpoint.read(f"{self.module}.g_idx").to(torch.int64)
+        else:
+            groups = torch.arange(inputs) // -(-inputs // scales.shape[0])
+        weight = (codes.to(torch.float32) - zeros[groups]) * scales[groups]
+        return weight.T[start:stop].contiguous()
+
+
+@dataclass(frozen=True)
+class Awq:
+    """One AWQ weight, decoded to (out × in)."""
+
+    module: str
+    shape: tuple[int, ...]
+    members: tuple[str, ...]
+    recipe: str = "awq"
+    dtype: str = "AWQ_INT4"
+    by_rows: bool = False
+
+    def rows(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
+        """Rows of W, float32."""
+        import torch
+
+        scales = checkpoint.read(f"{self.module}.scales").to(torch.float32)  # groups × out
+        zeros = _awq_nibbles(checkpoint.read(f"{self.module}.qzeros"))
+        codes = _awq_nibbles(checkpoint.read(f"{self.module}.qweight"))  # in × out
+        size = -(-self.shape[1] // scales.shape[0])
+        groups = torch.arange(self.shape[1]) // size
+        weight = (codes - zeros[groups]).to(torch.float32) * scales[groups]
+        return weight.T[start:stop].contiguous()
+
+
+def unpack_words(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    """Integers (count × n) from a bit stream along the first axis of int32 words (count·bits/32 × n).
+
+    Entry i is bits i·bits … (i+1)·bits − 1 of the stream, lowest first; 3-bit entries straddle words.
+    """
+    import torch
+
+    stream = words.to(torch.int64) & 0xFFFFFFFF  # (K, n), unsigned
+    at = torch.arange(count, dtype=torch.int64) * bits
+    word, shift = at // 32, (at % 32)[:, None]
+    following = (word + 1).clamp(max=stream.shape[0] - 1)
+    both = stream[word] | (stream[following] << 32)
+    # The shift keeps the sign bit of the upper word away: bits + shift ≤ 39 < 63.
+    entries: torch.Tensor = (both >> shift) & (2**bits - 1)
+    return entries.to(torch.int32)
+
+
+def _awq_nibbles(words: torch.Tensor) -> torch.Tensor:
+    """int32 (r × c) → integers (r × 8c) in the order of the outputs."""
+    import torch
+
+    shifts = torch.tensor([4 * _AWQ_ORDER.index(column) for column in range(8)], dtype=torch.int32)
+    return ((words[:, :, None] >> shifts) & 15).reshape(words.shape[0], -1)
+
+
+def find_gptq(tensors: Mapping[str, TensorSpec], checkpoint: Checkpoint) -> Iterator[tuple[str, Gptq]]:
+    """Weights stored as GPTQ: the scales are as wide as `qweight`."""
+    settings = _settings(checkpoint)
+    offset = 0 if settings.get("checkpoint_format") == "gptq_v2" else 1
+    for module, code in _quantized(tensors):
+        scales = tensors.get(f"{module}.scales")
+        if scales is None or scales.shape[1:] != code.shape[1:]:
+            continue
+        index, zeros = tensors.get(f"{module}.g_idx"), tensors.get(f"{module}.qzeros")
+        bits = _bits(code, index, zeros, settings)
+        if bits in (2, 3, 4, 8):
+            suffixes = ("qweight", "qzeros", "scales", "g_idx")
+            members = tuple(f"{module}.{s}" for s in suffixes if f"{module}.{s}" in tensors)
+            shape = (code.shape[1], code.shape[0] * 32 // bits)
+            yield f"{module}.weight", Gptq(module, shape, members, bits, offset)
+
+
+def find_awq(tensors: Mapping[str, TensorSpec], checkpoint: Checkpoint) -> Iterator[tuple[str, Awq]]:
+    """Weights stored as AWQ `gemm`: the scales are eight times as wide as `qweight`."""
+    del checkpoint
+    for module, code in _quantized(tensors):
+        members = tuple(f"{module}.{s}" for s in ("qweight", "qzeros", "scales"))
+        scales = tensors.get(members[2])
+        if scales is None or members[1] not in tensors or scales.shape[1] != 8 * code.shape[1]:
+            continue
+        yield f"{module}.weight", Awq(module, (scales.shape[1], code.shape[0]), members)
+
+
+def _quantized(tensors: Mapping[str, TensorSpec]) -> Iterator[tuple[str, TensorSpec]]:
+    for name, spec in tensors.items():
+        if name.endswith(".qweight") and spec.dtype == "I32" and len(spec.shape) == 2:
+            yield name.removesuffix(".qweight"), spec
+
+
+def _bits(
+    code: TensorSpec, index: TensorSpec | None, zeros: TensorSpec | None, settings: Mapping[str, Any]
+) -> int:
+    """Bits per entry: from the shapes where they tell, since mixed models override the config per module."""
+    if index is not None and index.shape[0]:
+        return code.shape[0] * 32 // index.shape[0]
+    if zeros is not None and code.shape[1]:
+        return zeros.shape[1] * 32 // code.shape[1]
+    bits = settings.get("bits", 0)
+    return bits if isinstance(bits, int) else 0
+
+
+def _settings(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    settings = checkpoint.config.get("quantization_config")
+    return settings if isinstance(settings, Mapping) else {}

@@ -1,0 +1,166 @@
+"""Which files of a folder are the model's weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tailwise.checkpoints.folder import Folder
+from tailwise.checkpoints.formats.torch_pickle import is_side_file
+from tailwise.errors import UnreadableError, UsageError
+
+#: Names that libraries give a model's weights, first choice first.
+_STEMS = {
+    "safetensors": ("model.safetensors", "diffusion_pytorch_model.safetensors", "adapter_model.safetensors"),
+    "torch": (
+        "pytorch_model.bin",
+        "diffusion_pytorch_model.bin",
+        "adapter_model.bin",
+        "model.pt",
+        "model.pth",
+    ),
+    "gguf": (),
+}
+_SUFFIXES = {"safetensors": (".safetensors",), "torch": (".bin", ".pt", ".pth", ".ckpt"), "gguf": (".gguf",)}
+_SHARD = re.compile(r"(.*)-(\d{3,})-of-(\d{3,})(\..*)")
+_VARIANT = re.compile(r"(.+)\.[\w-]+(\.(?:safetensors|bin))")
+_TRAINING = re.compile(r"checkpoint-\d+|global_step\d+|epoch[=_-]?\d+.*")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The files that make one model, and the index they came from."""
+
+    format: str
+    files: tuple[str, ...]
+    tensors: frozenset[str] = frozenset()  # that an index promises
+
+
+def find_weights(folder: Folder) -> Weights:
+    """The weights of `folder`: safetensors before PyTorch's files before GGUF."""
+    names = folder.names()
+    for kind in _SUFFIXES:
+        index = _index(kind, names, folder)
+        if index is not None:
+            return read_index(folder, index)
+        files = _files(kind, names, folder)
+        if files:
+            return Weights(kind, files)
+    raise _nothing(folder)
+
+
+def read_index(folder: Folder, index: str) -> Weights:
+    """The shards that an index file names; all must be there."""
+    where = f"{folder.uri.rstrip('/')}/{index}"
+    weight_map = folder.json(index).get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(file, str) for file in weight_map.values())
+    ):
+        raise UnreadableError(
+            "has no weight_map from tensors to files", where=where, fix="download the index again"
+        )
+    files = tuple(sorted(set(weight_map.values())))
+    _check_all(files, folder, f"shards named by {index}")
+    kind = "safetensors" if files[0].endswith(".safetensors") else "torch"
+    return Weights(kind, files, frozenset(weight_map))
+
+
+def _index(kind: str, names: frozenset[str], folder: Folder) -> str | None:
+    found = sorted(n for n in names if n.endswith(tuple(f"{s}.index.json" for s in _SUFFIXES[kind])))
+    for stem in _STEMS[kind]:
+        if f"{stem}.index.json" in found:
+            return f"{stem}.index.json"
+    if len(found) > 1:
+        raise _which("several indexes", found, folder)
+    return found[0] if found else None
+
+
+def _files(kind: str, names: frozenset[str], folder: Folder) -> tuple[str, ...]:
+    found = sorted(n for n in names if n.endswith(_SUFFIXES[kind]) and not is_side_file(n))
+    shards = [name for name in found if _SHARD.fullmatch(name)]
+    found = [name for name in found if not _is_variant(name, found)]
+    # Mistral's folders hold the model twice, the second time in the publisher's own naming.
+    found = [n for n in found if not n.startswith("consolidated")] or found
+    if shards and (len(shards) == len(found) or kind != "safetensors"):
+        return _whole_shards(shards, folder)
+    if kind == "safetensors" or len(found) < 2:
+        _check_all(_siblings(found), folder, "shards")
+        return tuple(found)
+    for stem in _STEMS[kind]:
+        if stem in found:
+            return (stem,)
+    raise _which("several models", found, folder)
+
+
+def _is_variant(name: str, names: list[str]) -> bool:
+    """Whether `name` is another precision of a file beside it: `model.fp16.safetensors`."""
+    match = _VARIANT.fullmatch(name)
+    return match is not None and match[1] + match[2] in names
+
+
+def _whole_shards(shards: list[str], folder: Folder) -> tuple[str, ...]:
+    if len({tuple(_SHARD.sub(r"\1 \3\4", name).split()) for name in shards}) > 1:
+        raise _which("several models in shards", shards, folder)
+    _check_all(_siblings(shards), folder, "shards")
+    return tuple(shards)
+
+
+def _siblings(names: Iterable[str]) -> list[str]:
+    """Every shard that the names of `names` promise: `-00001-of-00003` promises three."""
+    promised: dict[str, None] = {}
+    for name in names:
+        match = _SHARD.fullmatch(name)
+        # A count that no model has is a name that only looks like a shard's.
+        if match and int(match[3]) <= 10_000:
+            first = 0 if int(match[2]) == 0 else 1
+            for number in range(first, int(match[3]) + first):
+                promised[f"{match[1]}-{number:0{len(match[2])}d}-of-{match[3]}{match[4]}"] = None
+    return list(promised)
+
+
+def siblings(name: str) -> list[str]:
+    """The shards that make one model with `name`, itself included; only itself when it is no shard."""
+    return _siblings([name]) or [name]
+
+
+def _check_all(files: Iterable[str], folder: Folder, what: str) -> None:
+    missing = sorted(set(files) - folder.names())
+    if not folder.listed:
+        missing = [name for name in missing if "/" in name]
+    if missing:
+        raise UnreadableError(
+            f"{len(missing)} of the {what} are missing: {', '.join(missing)}",
+            where=folder.uri,
+            fix="download them, or the model again",
+        )
+
+
+def _which(what: str, names: list[str], folder: Folder) -> UsageError:
+    listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return UsageError(f"the folder holds {what}: {listed}", where=folder.uri, fix="give the path of one file")
+
+
+def _nothing(folder: Folder) -> UnreadableError | UsageError:
+    subfolders = sorted(folder.subfolders())
+    training = [name for name in subfolders if _TRAINING.fullmatch(name)]
+    if training:
+        return UsageError(
+            f"holds training checkpoints and no final model: {', '.join(training)}",
+            where=folder.uri,
+            fix=f"give one of them, as in {folder.uri.rstrip('/')}/{training[-1]}",
+        )
+    if "model_index.json" in folder.names():
+        return UsageError(
+            f"is a diffusers pipeline of several models: {', '.join(subfolders)}",
+            where=folder.uri,
+            fix="give the folder of one of them",
+        )
+    looked = ", ".join(f"*{suffix}" for suffixes in _SUFFIXES.values() for suffix in suffixes)
+    what = "is an empty folder" if not folder.names() and not subfolders else "holds no weights"
+    inside = f"; it has the folders {', '.join(subfolders[:12])}" if subfolders else ""
+    return UnreadableError(
+        f"{what}: looked for {looked} and their index.json{inside}", where=folder.uri, fix="check the path"
+    )

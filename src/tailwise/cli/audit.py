@@ -1,0 +1,206 @@
+"""`tailwise audit MODEL`."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tailwise.cli.options import Json, Output, Rows, comma_list
+
+if TYPE_CHECKING:
+    from tailwise.audits.audit import Audit
+    from tailwise.audits.run import Prepared
+    from tailwise.checkpoints.checkpoint import Checkpoint
+
+_WHAT, _HOW, _RUN, _OUT = "What to measure", "How to measure", "How to run", "Output"
+
+
+class Dtype(StrEnum):
+    """Precision of the solver."""
+
+    float64 = "float64"
+    float32 = "float32"
+
+
+class Conv(StrEnum):
+    """How a convolution becomes a matrix."""
+
+    flatten = "flatten"
+    slices = "slices"
+    pooled = "pooled"
+
+
+class Adapter(StrEnum):
+    """What an adapter with its base is read as."""
+
+    delta = "delta"
+    merged = "merged"
+
+
+def audit(
+    model: Annotated[
+        str, typer.Argument(help="Folder, file, URL, or Hugging Face id (org/name or org/name@revision).")
+    ],
+    layers: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="Only matrices whose name matches.", rich_help_panel=_WHAT),
+    ] = None,
+    roles: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Only these roles, e.g. attn_q,mlp_up.", rich_help_panel=_WHAT),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Only these metrics; see `tailwise metrics`.", rich_help_panel=_WHAT),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="For an adapter: the model it adapts.", rich_help_panel=_WHAT),
+    ] = None,
+    adapter: Annotated[
+        Adapter, typer.Option(help="Measure the adapter's change of W, or W with it.", rich_help_panel=_WHAT)
+    ] = Adapter.delta,
+    estimator: Annotated[
+        str,
+        typer.Option(help="Of alpha: ks, ks_clip, peak, mid, top, top_outside, farms[:rule].", rich_help_panel=_HOW),
+    ] = "ks",
+    k_frac: Annotated[float, typer.Option(help="Tail fraction of alpha_hill.", rich_help_panel=_HOW)] = 0.1,
+    dtype: Annotated[
+        Dtype, typer.Option(help="float64 is exact; float32 is twice as fast.", rich_help_panel=_HOW)
+    ] = Dtype.float64,
+    conv: Annotated[Conv, typer.Option(help="Matrices of a convolution.", rich_help_panel=_HOW)] = Conv.flatten,
+    randomize: Annotated[
+        bool,
+        typer.Option("--randomize", help="Also permute each W's entries: traps, RD.", rich_help_panel=_HOW),
+    ] = False,
+    replicas: Annotated[int, typer.Option(min=1, help="Permutations of --randomize.", rich_help_panel=_HOW)] = 1,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help="Resamples for a 95 % interval of alpha.", rich_help_panel=_HOW)
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.", rich_help_panel=_HOW)] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0.", rich_help_panel=_RUN)] = "cpu",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Matrices at once; one per core by default.", rich_help_panel=_RUN),
+    ] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Where spectra are kept ($TAILWISE_CACHE).", rich_help_panel=_RUN)
+    ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep and reuse nothing.", rich_help_panel=_RUN)] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be done, from the headers alone.", rich_help_panel=_RUN),
+    ] = False,
+    output: Output = None,
+    as_json: Json = False,
+    rows: Rows = 100,
+) -> None:
+    """Measure every weight matrix of a model, from one streaming read.
+
+    Leaves an audit (NAME.audit here, unless -o or --json says otherwise) that the other commands read.
+    """
+    from tailwise.audits.run import Selection, prepare, run
+    from tailwise.checkpoints.open import open_checkpoint
+    from tailwise.recipe import Recipe, RunOptions
+    from tailwise.report.files import check_target
+
+    recipe = Recipe(
+        estimator=estimator,
+        k_frac=k_frac,
+        conv=conv.value,
+        precision=dtype.value,
+        randomize=replicas if randomize else 0,
+        bootstrap=bootstrap,
+        seed=seed,
+        metrics=comma_list(metrics),
+    )
+    options = RunOptions(device=device, workers=workers, cache_dir=cache_dir, use_cache=not no_cache)
+    for path in output or ():
+        check_target(path)
+    with open_checkpoint(model, base=base, adapter_mode=adapter.value) as checkpoint:
+        prepared = prepare(checkpoint, recipe, options, Selection(layers, comma_list(roles)))
+        if dry_run:
+            _say_plan(checkpoint, prepared, as_json)
+            return
+        found = _with_progress(lambda progress: run(checkpoint, prepared, progress))
+    _deliver(found, list(output or ()), as_json, rows)
+    if any(row.status in ("UNREADABLE", "FAILED") for row in found.rows):
+        raise typer.Exit(3)
+
+
+def _with_progress(work: Any) -> Audit:
+    from tailwise.cli.progress import progress_bar
+
+    with progress_bar() as show:
+        try:
+            result: Audit = work(show)
+        except KeyboardInterrupt:
+            done = show.step
+            kept = "" if done is None else f" after {done.done} of {done.total} matrices"
+            typer.echo(f"tailwise: interrupted{kept}; what was computed is kept, the same command goes on", err=True)
+            raise typer.Exit(130) from None
+    return result
+
+
+def _deliver(found: Audit, outputs: list[str], as_json: bool, rows: int) -> None:
+    from tailwise.report import files, terminal
+
+    if not outputs and not as_json:
+        outputs = [_default_name(found)]
+    if as_json:
+        sys.stdout.write(files.to_json(found) + "\n")
+    console = terminal.console(stderr=as_json)
+    if not as_json:
+        console.print(terminal.layers(found, rows))
+        console.print()
+        console.print(terminal.by_role(found))
+        console.print()
+    console.print(terminal.closing(found))
+    for path in outputs:
+        written = files.write(found, path)
+        console.print(f"written to {written}", soft_wrap=True, markup=False)
+
+
+def _default_name(found: Audit) -> str:
+    """`NAME.audit`, unless that is there and answers another question (model, recipe or selection)."""
+    from tailwise.audits.audit import Audit
+    from tailwise.errors import UnreadableError
+    from tailwise.recipe import digest_of
+
+    facts = found.provenance
+    stem = found.model.rstrip("/").rsplit("/", 1)[-1].split("@", 1)[0].removesuffix(".safetensors") or "model"
+    path = Path(f"{stem}.audit")
+    if not path.exists():
+        return str(path)
+    try:
+        before = Audit.load(path).provenance
+    except UnreadableError:
+        before = None
+    question = [facts.model, dict(facts.recipe), dict(facts.selection)]
+    if before is not None and question == [before.model, dict(before.recipe), dict(before.selection)]:
+        return str(path)
+    return f"{stem}-{digest_of(question)[:8]}.audit"
+
+
+def _say_plan(checkpoint: Checkpoint, prepared: Prepared, as_json: bool) -> None:
+    import json
+
+    from tailwise.audits.forecast import forecast
+
+    facts = forecast(checkpoint, prepared)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    from rich.filesize import decimal
+
+    typer.echo(f"{checkpoint.uri} ({checkpoint.format}, {decimal(checkpoint.nbytes)} on disk)")
+    typer.echo(f"matrices   {facts['matrices']} to measure, {facts['unmeasured']} tensors that are not")
+    typer.echo(f"read       {decimal(int(facts['bytes']))}")
+    typer.echo(
+        f"memory     about {decimal(int(facts['memory']))} above the interpreter's own, {facts['workers']} workers"
+    )
+    typer.echo(f"time       about {facts['seconds']:.0f} s, {facts['cached']} matrices known already")

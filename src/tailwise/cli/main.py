@@ -1,0 +1,56 @@
+"""`tailwise`: one command per verb. Nothing heavy is imported until a command runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from tailwise.cli.audit import audit
+from tailwise.cli.doctor import doctor
+from tailwise.cli.metrics import metrics
+from tailwise.cli.show import show
+from tailwise.errors import TailwiseError
+
+app = typer.Typer(
+    name="tailwise",
+    help="Reads a neural network's health in the spectra of its weights.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+app.command()(audit)
+app.command()(show)
+app.command()(metrics)
+app.command()(doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from tailwise import __version__
+
+        typer.echo(f"tailwise {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Reads a neural network's health in the spectra of its weights."""
+
+
+def run() -> None:
+    """Entry point: turns errors into one message and an exit code (2: wrong request, 3: unreadable input)."""
+    try:
+        app()
+    except TailwiseError as error:
+        print(f"tailwise: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; closing stderr keeps the interpreter from complaining about it.
+        sys.stderr.close()
+        sys.exit(0)

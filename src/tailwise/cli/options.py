@@ -1,0 +1,20 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Output = Annotated[
+    list[str] | None,
+    typer.Option("-o", "--output", metavar="FILE", help="x.audit, x.json, x.csv, x.parquet or x.md; may be repeated.",
+                 rich_help_panel="Output"),
+]  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, all else on stderr.", rich_help_panel="Output")]
+Rows = Annotated[int, typer.Option(min=0, help="Longest table printed; 0 for all.", rich_help_panel="Output")]
+
+
+def comma_list(text: str | None) -> tuple[str, ...]:
+    """`"a, b"` → `("a", "b")`."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())

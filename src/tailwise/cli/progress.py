@@ -1,0 +1,43 @@
+"""The progress bar: bytes, matrices, time left; silent where stderr is not a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from tailwise.audits.run import Step
+
+
+class Show:
+    """Takes an audit's steps and moves the bar."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self.step: Step | None = None
+        self._task = bar.add_task("", total=None, detail="")
+
+    def __call__(self, step: Step) -> None:
+        """Move on."""
+        from rich.filesize import decimal
+
+        self.step = step
+        detail = f"{step.done}/{step.total} matrices  {decimal(step.bytes_done)} of {decimal(step.bytes_total)}"
+        # Work, not bytes, decides the time: a square matrix costs far more per byte than a flat one.
+        self._bar.update(self._task, completed=step.flops_done, total=step.flops_total, detail=detail)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Show]:
+    """A bar on stderr while the block runs; it leaves nothing behind."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.fields[detail]}"))
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+    with bar:
+        yield Show(bar)

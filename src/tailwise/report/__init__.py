@@ -1,0 +1,1 @@
+"""What people see and keep: terminal tables and files."""

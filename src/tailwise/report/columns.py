@@ -1,0 +1,58 @@
+"""The columns that people read first, shared by the terminal and by Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column as shown."""
+
+    key: str
+    title: str
+    numeric: bool = True
+    digits: int = 2
+    combined: bool = False  # made of several facts
+
+
+BRIEF = (
+    Column("name", "layer", numeric=False),
+    Column("role", "role", numeric=False),
+    Column("shape", "shape", combined=True),
+    Column("alpha", "α ± σ", combined=True),
+    Column("ks_distance", "D", digits=3),
+    Column("alpha_hill", "α Hill"),
+    Column("alpha_hill_z", "z Hill", digits=1),
+    Column("log_spectral_norm", "log λmax"),
+    Column("stable_rank", "stable rank", digits=1),
+    Column("singular_entropy", "entropy", digits=3),
+    Column("num_traps", "traps", digits=1),
+    Column("note", "note", numeric=False, combined=True),
+)
+
+_NOTES = {"OK": "", "FEW_EIGENVALUES": "few λ", "DEGENERATE": "degenerate", "NOT_FINITE": "NaN/Inf"}
+
+
+def cell(column: Column, row: Mapping[str, Any]) -> str:
+    """The text of one cell."""
+    if column.key == "shape":
+        times = f" ×{row['slices']}" if row["slices"] > 1 else ""
+        return f"{row['rows']}×{row['cols']}{times}"
+    if column.key == "alpha":
+        return _with_error(row.get("alpha"), row.get("alpha_sigma"))
+    if column.key == "note":
+        status = str(row["status"])
+        return _NOTES.get(status, status.lower().replace("_", " "))
+    value = row.get(column.key)
+    if value is None:
+        return "–"
+    return f"{value:.{column.digits}f}" if isinstance(value, float) else str(value)
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if error is None else f"{value:.2f} ± {error:.2f}"

@@ -1,0 +1,130 @@
+"""An audit in the terminal: the table, a summary by role, and what was left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from tailwise.audits.audit import Audit, Layer, LayerRow
+from tailwise.metrics.metric import METRICS
+from tailwise.report.columns import BRIEF, Column, cell
+
+#: Tables longer than this are cut, and say so.
+DEFAULT_ROWS = 100
+
+
+def layers(audit: Audit, limit: int = DEFAULT_ROWS) -> RenderableType:
+    """One line per measured matrix; at most `limit`, 0 for all."""
+    rows = audit.table().to_dicts()
+    present = {key for row in rows[:1] for key in row}
+    shown = [column for column in BRIEF if column.combined or column.key in present]
+    if not any(cell(BRIEF[-1], row) for row in rows):
+        shown = [column for column in shown if column.key != "note"]
+    table = _grid(shown)
+    cut = rows if limit == 0 else rows[:limit]
+    for row in cut:
+        table.add_row(*(cell(column, row) for column in shown))
+    left = len(rows) - len(cut)
+    return Group(table, Text(f"… and {left} more; --rows 0 shows all", style="dim")) if left else table
+
+
+def _grid(columns: Sequence[Column]) -> RichTable:
+    table = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column.title, justify="right" if column.numeric else "left", no_wrap=True)
+    return table
+
+
+def by_role(audit: Audit) -> RenderableType:
+    """Median (and range) of the leading metrics for each role; α is never pooled across roles."""
+    table = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("role")
+    for title in ("matrices", "α median (range)", "α Hill median (range)", "stable rank", "entropy"):
+        table.add_column(title, justify="right", no_wrap=True)
+    measured = [layer.row for layer in audit]
+    for role in dict.fromkeys(row.role for row in measured):
+        rows = [row for row in measured if row.role == role]
+        table.add_row(
+            role,
+            str(len(rows)),
+            _spread(rows, "alpha"),
+            _spread(rows, "alpha_hill"),
+            _middle(rows, "stable_rank", 1),
+            _middle(rows, "singular_entropy", 3),
+        )
+    return table
+
+
+def _values(rows: Sequence[LayerRow], name: str) -> list[float]:
+    found = [row.metrics.get(name) for row in rows if row.status != "DEGENERATE"]
+    return [value for value in found if value is not None]
+
+
+def _spread(rows: Sequence[LayerRow], name: str) -> str:
+    values = _values(rows, name)
+    if not values:
+        return "–"
+    return f"{median(values):.2f} ({min(values):.2f}–{max(values):.2f})" if len(values) > 1 else f"{values[0]:.2f}"
+
+
+def _middle(rows: Sequence[LayerRow], name: str, digits: int) -> str:
+    values = _values(rows, name)
+    return f"{median(values):.{digits}f}" if values else "–"
+
+
+def closing(audit: Audit) -> RenderableType:
+    """What was measured, reused and left out, in a few lines."""
+    facts = audit.provenance
+    lines = [Text(f"{len(audit)} matrices measured in {facts.seconds:.1f} s ({facts.reused} spectra reused)")]
+    counts = Counter(row.status for row in audit.unmeasured)
+    if counts:
+        parts = ", ".join(f"{count} {status.lower().replace('_', ' ')}" for status, count in counts.items())
+        lines.append(Text(f"not measured: {parts}", style="dim"))
+    bad = [row for row in audit.unmeasured if row.status in ("NOT_FINITE", "UNREADABLE", "FAILED", "UNSUPPORTED")]
+    lines += [Text(f"  {row.name}: {row.status}: {row.reason}", style="red") for row in bad[:10]]
+    if len(bad) > 10:
+        lines.append(Text(f"  … and {len(bad) - 10} more", style="red"))
+    lines += [Text(note, style="yellow") for note in facts.notes]
+    return Group(*lines)
+
+
+def one_layer(layer: Layer) -> RenderableType:
+    """Every number of one matrix, with what it means."""
+    row = layer.row
+    table = RichTable(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim")
+    for key in ("role", "block", "kind", "dtype", "status", "reason", "solver"):
+        if getattr(row, key) not in ("", None):
+            table.add_row(key, str(getattr(row, key)), "")
+    table.add_row("shape", f"{row.rows}×{row.cols}", f"{row.slices} slices" if row.slices > 1 else "")
+    table.add_row("error bound", f"{row.error_bound:.1e}", "on every λ")
+    for name, value in row.metrics.items():
+        text = "–" if value is None else f"{value:.6g}"
+        table.add_row(name, text, METRICS[name].summary if name in METRICS else "")
+    return Group(Text(row.name, style="bold underline"), table)
+
+
+def metrics_table(chosen: Sequence[str]) -> RenderableType:
+    """The named metrics with formula and source."""
+    table = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 1, 0))
+    for title in ("metric", "what it is", "formula", "source"):
+        table.add_column(title, no_wrap=title == "metric", overflow="fold")
+    for name in chosen:
+        metric = METRICS[name]
+        unit = f" [{metric.unit}]" if metric.unit else ""
+        table.add_row(metric.name, metric.summary, Text(metric.formula + unit), Text(metric.source))
+    return table
+
+
+def console(**options: Any) -> Console:
+    """A console that keeps tables whole when the output is not a terminal."""
+    found = Console(highlight=False, **options)
+    return found if found.is_terminal else Console(highlight=False, width=max(found.width, 160), **options)

@@ -1,0 +1,166 @@
+"""GGUF: shapes in torch's order, de-quantization by blocks of rows, a config, and damage."""
+
+from __future__ import annotations
+
+import struct
+import sys
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tailwise.checkpoints.open import open_checkpoint
+from tailwise.errors import UnreadableError, UsageError
+
+gguf = pytest.importorskip("gguf")
+Kind = gguf.GGMLQuantizationType
+RNG = np.random.default_rng(0)
+
+
+def write(path, tensors, settings=()):
+    writer = gguf.GGUFWriter(path, "llama")
+    for add in settings:
+        add(writer)
+    for name, (array, kind) in tensors.items():
+        raw = array if kind is None else gguf.quants.quantize(array, kind)
+        writer.add_tensor(name, raw, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+QUANTIZERS = [Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0]
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS, ids=lambda kind: kind.name)
+def test_rows_are_dequantized_as_the_package_does(tmp_path, kind):
+    array = RNG.standard_normal((24, 64)).astype(np.float32)
+    checkpoint = open_checkpoint(write(tmp_path / "m.gguf", {"w": (array, kind)}))
+    spec = checkpoint.tensors["w"]
+    assert (spec.dtype, spec.shape) == (f"GGUF_{kind.name}", (24, 64))
+    assert spec.nbytes == gguf.quants.quantize(array, kind).nbytes
+    want = gguf.quants.dequantize(gguf.quants.quantize(array, kind), kind)
+    assert np.array_equal(checkpoint.read("w").numpy(), want)
+    assert np.array_equal(checkpoint.read_rows("w", 5, 9).numpy(), want[5:9])
+
+
+@pytest.mark.parametrize("kind", [Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q6_K, Kind.IQ4_XS, Kind.TQ2_0])
+def test_packed_types_that_the_package_only_reads(tmp_path, kind):
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    raw = RNG.integers(0, 60, (6, 2 * size), dtype=np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tensor("w", raw, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    checkpoint = open_checkpoint(tmp_path / "m.gguf")
+    assert checkpoint.tensors["w"].shape == (6, 2 * block)
+    want = gguf.quants.dequantize(raw, kind)
+    assert np.array_equal(checkpoint.read_rows("w", 2, 5).numpy(), want[2:5], equal_nan=True)
+
+
+def test_experts_and_quantized_vectors(tmp_path):
+    experts = RNG.standard_normal((3, 4, 32)).astype(np.float32)
+    vector = RNG.standard_normal(64).astype(np.float32)
+    path = write(tmp_path / "m.gguf", {"e": (experts, Kind.Q8_0), "v": (vector, Kind.Q8_0)})
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.read_rows("e", 1, 3).shape == (2, 4, 32)
+    assert torch.allclose(checkpoint.read("e"), torch.from_numpy(experts), atol=0.05)
+    assert torch.allclose(checkpoint.read_rows("v", 3, 40), torch.from_numpy(vector[3:40]), atol=0.05)
+
+
+def test_the_config_reads_like_hugging_faces(tmp_path):
+    path = write(
+        tmp_path / "m.gguf",
+        {"w": (np.ones((2, 2), np.float32), None)},
+        [
+            lambda w: w.add_embedding_length(64),
+            lambda w: w.add_block_count(3),
+            lambda w: w.add_head_count(8),
+            lambda w: w.add_head_count_kv([2, 2, 2]),
+            lambda w: w.add_token_list(["a", "b"]),
+        ],
+    )
+    config = open_checkpoint(path).config
+    assert config["model_type"] == "llama"
+    assert (config["hidden_size"], config["num_hidden_layers"], config["head_dim"]) == (64, 3, 8)
+    assert (config["num_attention_heads"], config["num_key_value_heads"]) == (8, 2)
+
+
+def test_parts_of_a_split_file_are_one_model(tmp_path):
+    for i in (1, 2):
+        write(tmp_path / f"m-0000{i}-of-00002.gguf", {f"w{i}": (np.full((2, 2), i, np.float32), None)})
+    for source in (tmp_path, tmp_path / "m-00001-of-00002.gguf"):
+        assert open_checkpoint(source).tensors.keys() == {"w1", "w2"}
+    (tmp_path / "m-00002-of-00002.gguf").unlink()
+    for source in (tmp_path, tmp_path / "m-00001-of-00002.gguf"):
+        with pytest.raises(UnreadableError, match="m-00002-of-00002"):
+            open_checkpoint(source)
+
+
+def test_from_afar_by_ranges(tmp_path):
+    array = RNG.standard_normal((24, 64)).astype(np.float32)
+    path = write(tmp_path / "m.gguf", {"w": (array, Kind.Q8_0)})
+    fsspec.filesystem("memory").pipe_file("/gguf/m.gguf", path.read_bytes())
+    far = open_checkpoint("memory://gguf/m.gguf")
+    assert torch.equal(far.read("w"), open_checkpoint(path).read("w"))
+
+
+def patched(path, *, type_id):
+    """The file with the type of its only tensor replaced."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"the.tensor") + len(b"the.tensor") + 4 + 2 * 8
+    data[place : place + 4] = struct.pack("<I", type_id)
+    path.write_bytes(bytes(data))
+    return path
+
+
+@pytest.mark.parametrize(("type_id", "name"), [(int(Kind.Q8_K), "Q8_K"), (999, "number 999")])
+def test_types_that_cannot_be_dequantized_are_listed_and_named(tmp_path, type_id, name):
+    array = RNG.standard_normal((8, 512)).astype(np.float32)
+    path = patched(write(tmp_path / "m.gguf", {"the.tensor": (array, None)}), type_id=type_id)
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.tensors["the.tensor"].dtype.startswith("GGUF_")
+    with pytest.raises(UnreadableError, match=f"the.tensor: .*{name}"):
+        checkpoint.read_rows("the.tensor", 0, 1)
+
+
+def test_a_truncated_file(tmp_path):
+    path = write(tmp_path / "m.gguf", {"w": (np.ones((40, 40), np.float32), None)})
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UnreadableError, match="tensor w: data ends before"):
+        open_checkpoint(path)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_file_is_read_or_unreadable(tmp_path, data):
+    path = tmp_path / "m.gguf"
+    if not path.exists():
+        write(path, {"w": (np.ones((4, 32), np.float32), Kind.Q8_0)}, [lambda w: w.add_token_list(["a"] * 3)])
+        (tmp_path / "good").write_bytes(path.read_bytes())
+    good = bytearray((tmp_path / "good").read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        good[data.draw(st.integers(4, len(good) - 1))] = data.draw(st.sampled_from([0, 1, 8, 9, 127, 255]))
+    path.write_bytes(bytes(good[: data.draw(st.integers(4, len(good)))]))
+    try:
+        with open_checkpoint(path) as checkpoint:
+            for name in checkpoint.tensors:
+                checkpoint.read(name)
+    except UnreadableError:
+        pass
+
+
+def test_without_the_package(tmp_path, monkeypatch):
+    path = write(tmp_path / "m.gguf", {"w": (np.ones((2, 2), np.float32), None)})
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UsageError, match=r'pip install "tailwise\[gguf\]"'):
+        open_checkpoint(path)
+
+

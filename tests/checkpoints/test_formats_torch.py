@@ -1,0 +1,124 @@
+"""PyTorch's files: nothing runs, wrappers come off, damage is named."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tailwise.checkpoints.formats.torch_pickle import find_tensors
+from tailwise.checkpoints.open import open_checkpoint
+from tailwise.errors import UnreadableError, UnsafeError
+
+
+class Evil:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize("suffix", ["pt", "pth", "bin", "ckpt", "safetensors", "weird"])
+def test_code_is_refused_and_never_runs(tmp_path, suffix, new_format):
+    mark = tmp_path / "ran"
+    path = tmp_path / f"model.{suffix}"
+    torch.save({"w": torch.ones(2), "x": Evil(mark)}, path, _use_new_zipfile_serialization=new_format)
+    with pytest.raises(UnsafeError, match="was refused: loading it would run code") as caught:
+        open_checkpoint(path)
+    assert not mark.exists()
+    assert "save_file" in str(caught.value.fix)
+
+
+def test_a_bare_pickle_of_code_is_refused(tmp_path):
+    mark = tmp_path / "ran"
+    (tmp_path / "model.bin").write_bytes(pickle.dumps(Evil(mark)))
+    with pytest.raises(UnsafeError):
+        open_checkpoint(tmp_path / "model.bin")
+    assert not mark.exists()
+
+
+def test_a_whole_module_is_refused_and_the_remedy_works(tmp_path, python):
+    path = tmp_path / "model.pt"
+    module = torch.nn.Linear(3, 2)
+    torch.save(module, path)
+    with pytest.raises(UnsafeError, match="Linear") as caught:
+        open_checkpoint(path)
+    snippet = "\n".join(line.strip() for line in caught.value.fix.splitlines()[1:])
+    subprocess.run([python, "-c", snippet], cwd=tmp_path, check=True, capture_output=True)
+    assert torch.equal(load_file(tmp_path / "x.safetensors")["weight"], module.weight)
+
+
+W = torch.ones(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("saved", "names"),
+    [
+        ({"a.w": W}, {"a.w"}),
+        ({"state_dict": {"a.w": W}, "epoch": 3, "best": torch.tensor(0.5)}, {"a.w"}),
+        ({"model": {"module": {"a.w": W}}, "optimizer": {"state": {0: {"exp_avg": W}}}}, {"a.w"}),
+        ({"model_state_dict": {"model.w": W}}, {"model.w"}),
+        ({"generator": {"w": W}, "discriminator": {"w": W}}, {"generator.w", "discriminator.w"}),
+        ({"generator": {"w": W}, "optimizer": {"w": W}}, {"generator.w"}),
+        ({"state_dict": {"w": W}, "model": {"v": W}}, {"state_dict.w", "model.v"}),
+        ({"model": {"w": W}, "head": W}, {"model.w", "head"}),
+        ({"model": {}, "layers": [W, {"w": W}]}, {"layers.0", "layers.1.w"}),
+        (W, {"weight"}),
+    ],
+)
+def test_nested_state_dicts(saved, names):
+    assert find_tensors(saved).keys() == names
+
+
+def test_shared_tensors_are_told(tmp_path):
+    torch.save({"a": W, "b": W, "c": W.clone()}, tmp_path / "m.pt")
+    assert open_checkpoint(tmp_path / "m.pt").shared == {"b": "a"}
+
+
+def test_views_and_transposes_come_back(tmp_path):
+    base = torch.randn(6, 4)
+    saved = {"t": base.T, "half": base[3:], "column": base[:, 1]}
+    torch.save(saved, tmp_path / "m.pt")
+    checkpoint = open_checkpoint(tmp_path / "m.pt")
+    for name, tensor in saved.items():
+        assert torch.equal(checkpoint.read(name), tensor)
+
+
+def test_layouts_that_are_not_rows_are_named(tmp_path):
+    torch.save({"s": torch.eye(3).to_sparse(), "w": W}, tmp_path / "m.pt")
+    checkpoint = open_checkpoint(tmp_path / "m.pt")
+    with pytest.raises(UnreadableError, match=r"tensor s: has the layout torch\.sparse_coo"):
+        checkpoint.read("s")
+    assert torch.equal(checkpoint.read("w"), W)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize("keep", [5, 60, 300, -3])
+def test_a_truncated_file(tmp_path, new_format, keep):
+    path = tmp_path / "m.pt"
+    torch.save({"w": torch.randn(20, 20)}, path, _use_new_zipfile_serialization=new_format)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UnreadableError, match="download or save it again") as caught:
+        open_checkpoint(path)
+    assert not isinstance(caught.value, UnsafeError)
+
+
+def test_no_tensors(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "m.pt")
+    with pytest.raises(UnreadableError, match="holds no tensors"):
+        open_checkpoint(tmp_path / "m.pt")
+
+
+def test_a_file_that_changes_after_it_was_opened(tmp_path):
+    path = tmp_path / "m.pt"
+    torch.save({"w": torch.randn(20, 20)}, path)
+    checkpoint = open_checkpoint(path)
+    path.write_bytes(b"short")
+    with pytest.raises(UnreadableError, match="has changed since"):
+        checkpoint.read("w")

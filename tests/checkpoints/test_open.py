@@ -1,0 +1,299 @@
+"""What a path can be: folders, shards, copies, adapters, training runs, and everything that is not a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import pytest
+import torch
+from safetensors.torch import save, save_file
+
+from tailwise.checkpoints.open import open_checkpoint
+from tailwise.errors import UnreadableError, UsageError
+
+W = torch.arange(6.0).reshape(3, 2)
+
+
+def shards(folder, stem="model", *, count=3, index=True):
+    names = [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    for i, name in enumerate(names):
+        save_file({f"w{i}": W + i}, folder / name)
+    if index:
+        weight_map = {f"w{i}": name for i, name in enumerate(names)}
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return [folder / name for name in names]
+
+
+def test_importing_and_opening_a_path_that_is_not_there_needs_no_torch(python):
+    code = "import sys, tailwise.checkpoints.open as o; print('torch' in sys.modules or 'huggingface_hub' in sys.modules)"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_folder_prefers_safetensors_and_reads_config(tmp_path):
+    save_file({"safe": W}, tmp_path / "model.safetensors")
+    torch.save({"pickle": W}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    for source in (tmp_path, str(tmp_path), tmp_path / "model.safetensors"):
+        checkpoint = open_checkpoint(source)
+        assert checkpoint.tensors.keys() == {"safe"}
+        assert checkpoint.config == {"model_type": "llama"}
+        assert checkpoint.uri == str(source)
+
+
+def test_a_folder_of_pickles_leaves_the_trainers_files_out(tmp_path):
+    torch.save({"w": W}, tmp_path / "pytorch_model.bin")
+    for name in ("optimizer.pt", "scheduler.pt", "training_args.bin", "rng_state.pth"):
+        torch.save({"x": W}, tmp_path / name)
+    assert open_checkpoint(tmp_path).tensors.keys() == {"w"}
+
+
+def test_sharded_pickles(tmp_path):
+    weight_map = {}
+    for i in (1, 2):
+        name = f"pytorch_model-0000{i}-of-00002.bin"
+        torch.save({f"w{i}": W}, tmp_path / name)
+        weight_map[f"w{i}"] = name
+    assert open_checkpoint(tmp_path).tensors.keys() == {"w1", "w2"}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert open_checkpoint(tmp_path).tensors.keys() == {"w1", "w2"}
+    assert open_checkpoint(tmp_path / "pytorch_model.bin.index.json").tensors.keys() == {"w1", "w2"}
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_missing_shards_are_all_named(tmp_path, index):
+    first, second, third = shards(tmp_path, index=index)
+    assert open_checkpoint(tmp_path).read("w2").equal(W + 2)
+    first.unlink()
+    second.unlink()
+    with pytest.raises(UnreadableError, match="2 of the shards") as caught:
+        open_checkpoint(tmp_path)
+    assert first.name in str(caught.value)
+    assert second.name in str(caught.value)
+    assert third.name not in str(caught.value)
+
+
+def test_diffusers_names_and_variants(tmp_path):
+    save_file({"w": W}, tmp_path / "diffusion_pytorch_model.safetensors")
+    save_file({"w": W.half()}, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
+    assert open_checkpoint(tmp_path).tensors["w"].dtype == "F32"
+    assert open_checkpoint(tmp_path / "diffusion_pytorch_model.fp16.safetensors").tensors["w"].dtype == "F16"
+
+
+def test_a_diffusers_pipeline_names_its_models(tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "unet").mkdir()
+    with pytest.raises(UsageError, match="pipeline of several models: unet"):
+        open_checkpoint(tmp_path)
+
+
+def test_files_without_an_index_are_one_model(tmp_path):
+    save_file({"a": W}, tmp_path / "vision.safetensors")
+    save_file({"b": W}, tmp_path / "text.safetensors")
+    assert open_checkpoint(tmp_path).tensors.keys() == {"a", "b"}
+
+
+def test_the_publishers_second_copy_is_left_out(tmp_path):
+    shards(tmp_path, index=False)
+    save_file({"w0": W}, tmp_path / "consolidated.safetensors")
+    assert open_checkpoint(tmp_path).tensors.keys() == {"w0", "w1", "w2"}
+
+
+def test_the_same_tensor_in_two_files(tmp_path):
+    save_file({"a": W}, tmp_path / "one.safetensors")
+    save_file({"a": W}, tmp_path / "two.safetensors")
+    with pytest.raises(UnreadableError, match=r"a is in two files: .*one.*two"):
+        open_checkpoint(tmp_path)
+
+
+def test_several_quantizations_ask_which(tmp_path):
+    for name in ("m-Q4.gguf", "m-Q8.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(UsageError, match=r"several models: m-Q4.gguf, m-Q8.gguf"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "not valid JSON"), ("[1]", "a JSON list"), ("{}", "no weight_map"), ('{"weight_map": {"a": 1}}', "no weight_map")],
+)
+def test_a_malformed_index(tmp_path, text, message):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(UnreadableError, match=message):
+        open_checkpoint(tmp_path)
+
+
+def test_an_index_cannot_lead_out_of_its_folder(tmp_path):
+    save_file({"w": W}, tmp_path / "secret.safetensors")
+    (tmp_path / "m").mkdir()
+    index = {"weight_map": {"w": "../secret.safetensors"}}
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UnreadableError, match="are missing"):
+        open_checkpoint(tmp_path / "m")
+
+
+def test_an_index_that_promises_more_is_logged(tmp_path, caplog):
+    shards(tmp_path, count=1)
+    index = {"weight_map": {"w0": "model-00001-of-00001.safetensors", "gone": "model-00001-of-00001.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    open_checkpoint(tmp_path)
+    assert "1 tensors of the index are in no file: gone" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+def test_a_malformed_config(tmp_path, text, caplog):
+    save_file({"w": W}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UnreadableError, match=r"config\.json"):
+        open_checkpoint(tmp_path)
+    assert open_checkpoint(tmp_path / "model.safetensors").config == {}
+    assert "config.json is left out" in caplog.text
+
+
+def test_an_empty_folder_says_what_was_looked_for(tmp_path):
+    with pytest.raises(UnreadableError, match=r"is an empty folder: looked for \*\.safetensors"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "README.md").touch()
+    (tmp_path / "weights").mkdir()
+    with pytest.raises(UnreadableError, match=r"holds no weights.*the folders weights"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_training_run_names_its_checkpoints(tmp_path):
+    for step in (100, 200):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    with pytest.raises(UsageError, match="checkpoint-100, checkpoint-200"):
+        open_checkpoint(tmp_path)
+
+
+CONTENTS = {
+    "empty": (b"", "is an empty file"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+    "html": (b"<!doctype html><html>", "web page"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5"),
+    "gzip": (b"\x1f\x8b" + bytes(50), "gzip"),
+    "text": (b"hello world, I am text", "no weights file that tailwise knows"),
+    "zeros": (bytes(100), "no weights file|claims a header|not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin", "gguf", "pt", "xyz"])
+@pytest.mark.parametrize(("content", "message"), CONTENTS.values(), ids=CONTENTS)
+def test_files_that_are_no_weights(tmp_path, content, message, suffix):
+    path = tmp_path / f"m.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableError) as caught:
+        open_checkpoint(path)
+    assert any(part in str(caught.value) for part in [*message.split("|"), "claims a header"])
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("suffix", ["bin", "pt", "gguf", "dat"])
+def test_a_wrong_suffix_does_not_matter(tmp_path, suffix):
+    (tmp_path / f"m.{suffix}").write_bytes(save({"w": W}))
+    assert open_checkpoint(tmp_path / f"m.{suffix}").format == "safetensors"
+    torch.save({"w": W}, tmp_path / "m.safetensors")
+    assert open_checkpoint(tmp_path / "m.safetensors").read("w").equal(W)
+
+
+@pytest.mark.parametrize("name", ["nowhere.safetensors", "a/b/c", "./org/name", "org/model.safetensors", "gpt2", ""])
+def test_nothing_there(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnreadableError, match="no such file or folder"):
+        open_checkpoint(name)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000])
+def test_names_that_cannot_be(name):
+    with pytest.raises(UnreadableError):
+        open_checkpoint(name)
+
+
+def test_permission_denied(tmp_path, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(save({"w": W}))
+    path.chmod(0)
+    if os.access(path, os.R_OK):  # root reads everything, so pretend
+        monkeypatch.setattr(os, "open", lambda *args: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(UnreadableError, match=r"permission denied[\s\S]*chmod"):
+        open_checkpoint(path)
+
+
+def test_a_dangling_link(tmp_path):
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "gone")
+    for source in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(UnreadableError, match="no such file"):
+            open_checkpoint(source)
+
+
+def test_no_tensors(tmp_path):
+    save_file({}, tmp_path / "m.safetensors")
+    with pytest.raises(UnreadableError, match="holds no tensors"):
+        open_checkpoint(tmp_path / "m.safetensors")
+
+
+def test_identity_follows_the_file(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_file({"a": W, "b": W}, path)
+    first = open_checkpoint(path)
+    assert first.identity("a") != first.identity("b")
+    assert first.identity("a") == open_checkpoint(tmp_path).identity("a")
+    os.utime(path, ns=(1, 1))
+    assert open_checkpoint(path).identity("a") != first.identity("a")
+
+
+def test_a_revision_is_only_the_hubs(tmp_path):
+    save_file({"a": W}, tmp_path / "m.safetensors")
+    with pytest.raises(UsageError, match="have a revision"):
+        open_checkpoint(tmp_path / "m.safetensors", revision="main")
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "org/base"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    prefix = "base_model.model.layer.lora"
+    save_file(
+        {f"{prefix}_A.weight": torch.randn(2, 8), f"{prefix}_B.weight": torch.randn(6, 2)},
+        folder / "adapter_model.safetensors",
+    )
+    return folder
+
+
+@pytest.fixture
+def peft(monkeypatch):
+    """Records what the adapter's own format is opened with."""
+    module = pytest.importorskip("tailwise.checkpoints.formats.peft")
+    calls = []
+    monkeypatch.setattr(module.PeftCheckpoint, "open", lambda *args: calls.append(args) or "opened")
+    return calls
+
+
+def test_an_adapter(adapter, peft, tmp_path):
+    assert open_checkpoint(adapter) == "opened"
+    weights, settings, base, mode = peft[0]
+    assert (weights.format, settings["r"], base, mode) == ("safetensors", 2, None, "delta")
+    open_checkpoint(adapter / "adapter_model.safetensors")
+    assert peft[1][3] == "delta"
+
+
+def test_an_adapter_on_its_base(adapter, peft, tmp_path):
+    save_file({"layer.weight": torch.randn(6, 8)}, tmp_path / "base.safetensors")
+    open_checkpoint(adapter, base=str(tmp_path / "base.safetensors"), adapter_mode="merged")
+    assert peft[0][2].tensors.keys() == {"layer.weight"}
+    assert peft[0][3] == "merged"
+
+
+def test_adapters_that_cannot_be(adapter, tmp_path):
+    with pytest.raises(UsageError, match="base='org/base'"):
+        open_checkpoint(adapter, adapter_mode="merged")
+    with pytest.raises(UsageError, match="adapter_mode is"):
+        open_checkpoint(adapter, adapter_mode="other")
+    save_file({"a": W}, tmp_path / "m.safetensors")
+    with pytest.raises(UsageError, match="this is no adapter"):
+        open_checkpoint(tmp_path / "m.safetensors", base="org/base")

