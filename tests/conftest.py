@@ -36,7 +36,7 @@ def data() -> Path:
 @pytest.fixture(scope="session")
 def pycode() -> Path:
     """A Llama of 8 million parameters in bf16: config.json and model.safetensors."""
-    for folder in (ROOT / "examples" / "pycode-8m", ROOT / "examples" / "pycode-8m" / "final", DATA / "pycode-8m" / "final"):
+    for folder in (ROOT / "examples" / "pycode-8m", DATA / "pycode-8m" / "final"):
         if (folder / "model.safetensors").is_file():
             return folder
     pytest.skip(f"pycode-8m is neither in {ROOT / 'examples'} nor in {DATA}")

@@ -24,6 +24,8 @@ class Server:
     log: list[tuple[str, str, int, int]] = field(default_factory=list)  # method, path, first byte, bytes
     auth: list[str | None] = field(default_factory=list)
     errors: dict[str, tuple[int, str]] = field(default_factory=dict)  # path prefix → status, X-Error-Code
+    redirects: dict[str, str] = field(default_factory=dict)  # path → address
+    seen: list[tuple[str, str | None]] = field(default_factory=list)  # path, Authorization
     api: dict[str, dict] = field(default_factory=dict)
     cut: int = 0  # answers still to be broken off halfway
     url: str = ""
@@ -47,7 +49,11 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:  # noqa: C901 - a 
 
         def _answer(self, body):
             path = self.path.partition("?")[0]
-            server.auth.append(self.headers.get("Authorization"))
+            if path != "/api/agent-harnesses":  # which huggingface_hub asks for on its own account
+                server.auth.append(self.headers.get("Authorization"))
+            server.seen.append((path, self.headers.get("Authorization")))
+            if path in server.redirects:
+                return self._send(302, b"", {"Location": server.redirects[path]}, body)
             for prefix, (status, code) in server.errors.items():
                 if path.startswith(prefix):
                     return self._send(status, b"", {"X-Error-Code": code} if code else {}, body)

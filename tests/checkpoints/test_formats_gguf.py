@@ -162,5 +162,3 @@ def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UsageError, match=r'pip install "tailwise\[gguf\]"'):
         open_checkpoint(path)
-
-

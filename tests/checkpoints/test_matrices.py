@@ -40,8 +40,7 @@ def matrix(view, tensor):
 
 def test_importing_the_package_does_not_import_torch():
     code = (
-        "import sys, tailwise.checkpoints.matrices, tailwise.checkpoints.formats.peft;"
-        "sys.exit('torch' in sys.modules)"
+        "import sys, tailwise.checkpoints.matrices, tailwise.checkpoints.formats.peft;sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -129,9 +128,7 @@ def test_transposed_kernels_have_out_first(name):
 
 
 def test_the_class_of_a_live_module_decides_before_its_name():
-    checkpoint = MemoryCheckpoint(
-        "m", {"a.weight": torch.randn(12, 16, 3), "upsample.weight": torch.randn(12, 16, 3)}
-    )
+    checkpoint = MemoryCheckpoint("m", {"a.weight": torch.randn(12, 16, 3), "upsample.weight": torch.randn(12, 16, 3)})
     checkpoint.module_kinds = {"a": "ConvTranspose1d", "upsample": "Conv1d"}
     found, _ = grouped(checkpoint)
     assert (found["a"].rows, found["upsample"].rows) == (16, 12)

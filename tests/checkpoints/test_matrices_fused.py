@@ -213,6 +213,36 @@ def test_stacked_experts_without_a_config_are_split_by_expert_only():
     assert {source.role for source in found.values()} == {"expert_gate_up"}
 
 
+def gguf(name, *shape, **config):
+    checkpoint = MemoryCheckpoint("m", {name: torch.randn(shape)}, config=config)
+    return {source.name: (source.role, source.views[0].rows) for source in parts(checkpoint).values()}
+
+
+def test_gguf_stacks_query_key_value_of_every_family():
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
+    for family in ("falcon", "gpt_neox", "bloom", "phi3"):
+        assert gguf("blk.0.attn_qkv.weight", 64, 32, model_type=family, **heads) == {
+            "blk.0.attn_qkv#q": ("attn_q", ((0, 32),)),
+            "blk.0.attn_qkv#k": ("attn_k", ((32, 48),)),
+            "blk.0.attn_qkv#v": ("attn_v", ((48, 64),)),
+        }
+
+
+def test_gguf_up_projections_of_phi3_hold_the_gate_too():
+    sizes = {"model_type": "phi3", "hidden_size": 32, "intermediate_size": 48}
+    assert gguf("blk.0.ffn_up.weight", 96, 32, **sizes) == {
+        "blk.0.ffn_up#gate": ("mlp_gate", ((0, 48),)),
+        "blk.0.ffn_up#up": ("mlp_up", ((48, 96),)),
+    }
+    assert gguf("blk.0.ffn_up.weight", 48, 32, **sizes) == {"blk.0.ffn_up": ("mlp_up", ((0, 48),))}
+
+
+def test_gguf_experts_are_split():
+    assert gguf("blk.0.ffn_gate_exps.weight", 3, 48, 32) == {
+        f"blk.0.ffn_gate_exps[{e}]": ("expert_gate", ((48 * e, 48 * (e + 1)),)) for e in range(3)
+    }
+
+
 def test_dbrx_stacks_experts_along_the_rows():
     W = torch.randn(3 * 10, 12)
     config = {"model_type": "dbrx", "ffn_config": {"moe_num_experts": 3}}

@@ -55,7 +55,9 @@ def test_an_index_on_the_web(server):
         open_checkpoint(url)
 
 
-@pytest.mark.parametrize(("status", "message"), [(404, "no such file"), (403, "access was denied"), (500, "could not be reached")])
+@pytest.mark.parametrize(
+    ("status", "message"), [(404, "no such file"), (403, "access was denied"), (500, "could not be reached")]
+)
 def test_http_errors(server, status, message):
     server.errors["/"] = (status, "")
     with pytest.raises(UnreadableError, match=message):
@@ -97,6 +99,47 @@ def test_an_unknown_scheme():
 def test_a_missing_driver_names_the_extra(monkeypatch, url, extra):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.setattr("fsspec.registry._registry", {})
+    monkeypatch.setattr(sys.modules["fsspec.registry"], "_registry", {})
     with pytest.raises(UsageError, match=rf'pip install "tailwise\[{extra}\]"'):
         open_checkpoint(url)
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """An S3 on loopback, as the file system that s3:// addresses reach."""
+    moto = pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    server = moto.ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {"endpoint_url": f"http://{host}:{port}", "key": "k", "secret": "s"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(fsspec.config.conf, "s3", options)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fs = fsspec.filesystem("s3")
+        fs.mkdir("bucket")
+        yield fs
+    server.stop()
+
+
+def test_s3_by_ranges(s3, monkeypatch):
+    s3.pipe_file("bucket/model/model.safetensors", DATA)
+    s3.pipe_file("bucket/model/config.json", b'{"model_type": "x"}')
+    asked = []
+    cat = type(s3).cat_file
+    monkeypatch.setattr(type(s3), "cat_file", lambda *a, **k: asked.append((a[1], k)) or cat(*a, **k))
+    for url in ("s3://bucket/model", "s3://bucket/model/model.safetensors"):
+        checkpoint = open_checkpoint(url)
+        assert checkpoint.config == {"model_type": "x"}
+        assert checkpoint.read_rows("w", 3, 5).equal(W[3:5])
+    weights = [k["end"] - k["start"] for path, k in asked if path.endswith("safetensors")]
+    assert sum(weights) < 2 * (HEADER + 64 + 2 * 64 * 4)
+    before = checkpoint.identity("w")
+    s3.pipe_file("bucket/model/model.safetensors", save({"w": W + 1}))
+    assert open_checkpoint("s3://bucket/model").identity("w") != before
+
+
+def test_s3_that_is_not_there(s3):
+    for url in ("s3://bucket/nothing", "s3://no-such-bucket/m.safetensors"):
+        with pytest.raises(UnreadableError, match="no such file or folder"):
+            open_checkpoint(url)

@@ -102,9 +102,7 @@ def pack_awq(codes):
 def test_awq():
     codes, zeros = torch.randint(0, 16, (IN, OUT)), torch.randint(0, 16, (IN // SIZE, OUT))
     scales = torch.rand(IN // SIZE, OUT).half()
-    checkpoint = MemoryCheckpoint(
-        "m", {"a.qweight": pack_awq(codes), "a.qzeros": pack_awq(zeros), "a.scales": scales}
-    )
+    checkpoint = MemoryCheckpoint("m", {"a.qweight": pack_awq(codes), "a.qzeros": pack_awq(zeros), "a.scales": scales})
     source, W = only_matrix(checkpoint)
     groups = torch.arange(IN) // SIZE
     assert (source.name, source.recipe, source.dtype) == ("a", "awq", "AWQ_INT4")

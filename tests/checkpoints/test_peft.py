@@ -15,9 +15,12 @@ from tailwise.checkpoints.matrices import group, load
 from tailwise.errors import UnreadableError, UsageError
 
 peft = pytest.importorskip("peft")
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"  # peft uses it inside transformers
-)
+pytestmark = [
+    # peft uses it inside transformers
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    # peft then saves the base's embeddings as well
+    pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers. to .True.:UserWarning"),
+]
 
 
 def tiny_llama(dtype=torch.float64):

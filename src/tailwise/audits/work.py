@@ -29,22 +29,31 @@ if TYPE_CHECKING:
 
 #: Matrices up to this size are held between hashing and solving; larger local ones are read twice instead.
 HOLD_BYTES = 256 << 20
+#: Bytes asked for at once from afar, where every request is a round trip.
+REMOTE_BLOCK_BYTES = 64 << 20
 
 
 class HashedMatrix:
-    """A matrix whose blocks are hashed as they pass, and held (once) so that the solver need not read again."""
+    """A matrix whose blocks are hashed as they pass, and held so that the solver need not read again.
 
-    def __init__(self, matrix: WeightMatrix, hold: bool) -> None:
+    Each held block is let go as the solver takes it, unless `keep`: permutations and windows read W once more.
+    """
+
+    def __init__(self, matrix: WeightMatrix, *, hold: bool, keep: bool = False, block_bytes: int = BLOCK_BYTES) -> None:
         self.rows, self.cols = matrix.rows, matrix.cols
+        self._keep, self._block_bytes = keep, block_bytes
         self.factors: Any = getattr(matrix, "factors", None)
         self._matrix, self._hold = matrix, hold
         self._held: list[torch.Tensor] | None = None
         self._digest: str | None = None
 
     def row_blocks(self, max_bytes: int) -> Iterator[torch.Tensor]:
-        """The blocks; the first call after `digest` hands out the held ones and lets go of each."""
+        """The rows in blocks of the stored dtype; held ones first."""
         if self._held is None:
             yield from self._matrix.row_blocks(max_bytes)
+            return
+        if self._keep:
+            yield from self._held
             return
         held, self._held = self._held, None
         held.reverse()
@@ -61,7 +70,7 @@ class HashedMatrix:
     def _read(self) -> str:
         state = hashlib.sha256(f"{self.rows}×{self.cols}".encode())
         held: list[torch.Tensor] = []
-        blocks = self.factors if self.factors is not None else self._matrix.row_blocks(BLOCK_BYTES)
+        blocks = self.factors if self.factors is not None else self._matrix.row_blocks(self._block_bytes)
         kind = None
         for block in blocks:
             if kind is None:
@@ -149,7 +158,7 @@ class Worker:
         done = replace(
             row,
             status=tail.status,
-            reason=tail.remedy,
+            reason="; ".join(filter(None, (source.note, tail.remedy))),
             solver=spectrum.solver,
             error_bound=spectrum.error_bound,
             digest=digest,
@@ -164,7 +173,12 @@ class Worker:
         known = self.cache.note("digests", identity) if identity else None
         if isinstance(known, list) and (found := self._all_known(keys, known)) is not None:
             return found, _joined(known), True
-        matrices = [HashedMatrix(matrix, self._hold(source)) for matrix in load(source, self.checkpoint)]
+        block_bytes = BLOCK_BYTES if self.checkpoint.local else REMOTE_BLOCK_BYTES
+        again = self.recipe.randomize > 0 or self.recipe.uses_windows
+        matrices = [
+            HashedMatrix(matrix, hold=self._hold(source), keep=again, block_bytes=block_bytes)
+            for matrix in load(source, self.checkpoint)
+        ]
         digests = [matrix.digest for matrix in matrices]
         if identity:
             self.cache.keep_note("digests", identity, digests)
@@ -182,7 +196,7 @@ class Worker:
         return source.nbytes <= HOLD_BYTES or not self.checkpoint.local
 
     def _identity(self, source: MatrixSource) -> str | None:
-        parts = [self.checkpoint.identity(name) for name in dict.fromkeys(v.tensor for v in source.views)]
+        parts = [self.checkpoint.identity(name) for name in source.tensors]
         if not parts or None in parts:
             return None
         return key_of("identity", parts, repr(source))
@@ -276,6 +290,6 @@ def row_of(source: MatrixSource) -> LayerRow:
         slices=len(source.views),
         dtype=source.dtype,
         status="FAILED",
-        tensors=tuple(dict.fromkeys(view.tensor for view in source.views)),
+        tensors=source.tensors,
         nbytes=source.nbytes,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from abc import ABC, abstractmethod
+from functools import cached_property
 from pathlib import Path
 
 from tailwise.errors import UnreadableError
@@ -18,6 +19,7 @@ class ByteSource(ABC):
 
     name: str  # for messages: the path or URL
     size: int  # bytes
+    local: bool = False  # whether reading twice is cheap
 
     @abstractmethod
     def read_into(self, buffer: memoryview, offset: int) -> None:
@@ -28,6 +30,11 @@ class ByteSource(ABC):
         data = bytearray(nbytes)
         self.read_into(memoryview(data), offset)
         return bytes(data)
+
+    @cached_property
+    def head(self) -> bytes:
+        """The first bytes, which tell the format; kept, since from afar each read is a round trip."""
+        return self.read(0, min(self.size, 64))
 
     def identity(self) -> str | None:
         """What changes when the file's content changes, known without reading it, or None."""
@@ -46,6 +53,8 @@ class LocalFile(ByteSource):
 
     Not memory-mapped: pages of a mapping count as the process's memory, and a block should cost one block.
     """
+
+    local = True
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -93,8 +102,17 @@ class LocalFile(ByteSource):
         if getattr(self, "_fd", -1) >= 0:
             self.close()
 
-    def __reduce__(self) -> tuple[type[LocalFile], tuple[Path]]:
-        return LocalFile, (self.path,)
+    def __reduce__(self) -> tuple[object, tuple[Path, str]]:
+        return _reopen, (self.path, self._identity)
+
+
+def _reopen(path: Path, identity: str) -> LocalFile:
+    """The same file in another process; offsets that were read from it hold only while it is unchanged."""
+    file = LocalFile(path)
+    if file.identity() != identity:
+        file.close()
+        raise UnreadableError("has changed since it was opened", where=path, fix="open it again")
+    return file
 
 
 def shrank(name: str, offset: int) -> UnreadableError:

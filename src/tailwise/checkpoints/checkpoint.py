@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -52,6 +52,12 @@ class Checkpoint(ABC):
     local: bool = True  # whether reading twice is cheap
     revision: str | None = None  # the resolved commit, where the source has one
     metadata: Mapping[str, str]  # free text from the header
+    shared: Mapping[str, str] = MappingProxyType({})  # tied tensors: name → the name that stands first
+    module_kinds: Mapping[str, str] = MappingProxyType({})  # module → its class, where the model is live
+    recipes: Mapping[str, str] = MappingProxyType({})  # tensors that reading decodes or computes: name → how
+    members: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # decoded tensor → the stored ones it is made of
+    unsupported: Mapping[str, str] = MappingProxyType({})  # tensors that cannot be decoded: name → why
+    read_whole: frozenset[str] = frozenset()  # tensors whose rows cost as much as the whole
 
     @abstractmethod
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -65,11 +71,15 @@ class Checkpoint(ABC):
         shape = self.tensors[name].shape
         return self.read_rows(name, 0, shape[0] if shape else 1)
 
-    def identity(self, name: str) -> str | None:
+    def identity(self, name: str) -> str | None:  # noqa: ARG002 - a hook
         """What changes whenever the tensor's bytes change and can be known without reading them, or None.
 
         A file's path, size, modification time and offset; a hub's content hash and offset.
         """
+        return None
+
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:  # noqa: ARG002 - a hook
+        """(rows × r) and (r × cols) whose product the tensor is, where it is one of low rank; else None."""
         return None
 
     @property

@@ -143,9 +143,7 @@ def _quantized(tensors: Mapping[str, TensorSpec]) -> Iterator[tuple[str, TensorS
             yield name.removesuffix(".qweight"), spec
 
 
-def _bits(
-    code: TensorSpec, index: TensorSpec | None, zeros: TensorSpec | None, settings: Mapping[str, Any]
-) -> int:
+def _bits(code: TensorSpec, index: TensorSpec | None, zeros: TensorSpec | None, settings: Mapping[str, Any]) -> int:
     """Bits per entry: from the shapes where they tell, since mixed models override the config per module."""
     if index is not None and index.shape[0]:
         return code.shape[0] * 32 // index.shape[0]

@@ -41,7 +41,8 @@ def dims_for(name: str, config: Mapping[str, Any]) -> Dims:
         head_dim = hidden // heads
     inner = {part[key] for key in _INNER if isinstance(part.get(key), int)}
     kind = str(part.get("model_type", ""))
-    kv_heads, grouped = _kv_heads(part, kind, heads)
+    # GGUF tensors (`blk.`) are stacked and their metadata counts the heads, whatever the family did before.
+    kv_heads, grouped = _kv_heads(part, "" if "blk." in name else kind, heads)
     return Dims(kind, heads, kv_heads, head_dim, hidden, frozenset(inner), grouped)
 
 

@@ -39,9 +39,7 @@ class Folder(ABC):
         source = self.source(name)
         try:
             if source.size > _MAX_JSON:
-                raise UnreadableError(
-                    f"is {source.size} bytes, too large for a settings file", where=source.name
-                )
+                raise UnreadableError(f"is {source.size} bytes, too large for a settings file", where=source.name)
             value = json.loads(source.read(0, source.size))
         except (ValueError, RecursionError) as error:
             raise UnreadableError(
@@ -52,18 +50,14 @@ class Folder(ABC):
         finally:
             source.close()
         if not isinstance(value, dict):
-            raise UnreadableError(
-                f"holds a JSON {type(value).__name__}, and an object was expected", where=source.name
-            )
+            raise UnreadableError(f"holds a JSON {type(value).__name__}, and an object was expected", where=source.name)
         return value
 
 
 class LocalFolder(Folder):
     """A folder on a local disk, or a snapshot of a Hub model in the local cache."""
 
-    def __init__(
-        self, path: str | os.PathLike[str], *, uri: str | None = None, revision: str | None = None
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, uri: str | None = None, revision: str | None = None) -> None:
         self.path = Path(path)
         self.uri, self.revision = uri or str(self.path), revision
         try:

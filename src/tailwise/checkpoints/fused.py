@@ -142,8 +142,7 @@ def split_stacked_rows(view: View, role: str, experts: int) -> list[Part]:
     """Experts stacked along the rows of a matrix (DBRX: (E·inner) × hidden)."""
     height = view.n_rows // experts
     return [
-        Part(f"[{e}]", role, "expert", (replace(view, rows=((e * height, (e + 1) * height),)),))
-        for e in range(experts)
+        Part(f"[{e}]", role, "expert", (replace(view, rows=((e * height, (e + 1) * height),)),)) for e in range(experts)
     ]
 
 

@@ -36,10 +36,8 @@ class Header:
 def read_header(source: ByteSource) -> Header:
     """The header of `source`, whose data section is checked against the file's size but not read."""
     if source.size < 8:
-        _fail(
-            source.name, f"has {source.size} bytes, too few for a safetensors file", fix="download it again"
-        )
-    length = int.from_bytes(source.read(0, 8), "little")
+        _fail(source.name, f"has {source.size} bytes, too few for a safetensors file", fix="download it again")
+    length = int.from_bytes(source.head[:8], "little")
     if length > MAX_HEADER or length > source.size - 8:
         limit = min(MAX_HEADER, source.size - 8)
         _fail(

@@ -15,9 +15,10 @@ from tailwise.checkpoints.folder import Folder
 from tailwise.errors import UnreadableError, UsageError
 
 _log = logging.getLogger(__name__)
-_ATTEMPTS = 3
+_ATTEMPTS = 5
 _SECONDS = 30.0
 _ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+_PAGE = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/?")
 _REVISION = re.compile(r"(refs/(?:pr|convert)/[^/]+|[^/]+)(?:/(.*))?")
 
 
@@ -36,6 +37,9 @@ class HubAddress:
 
 def parse_hub(text: str, revision: str | None) -> HubAddress | None:
     """The address in `org/name`, `org/name@revision` or `hf://org/name[@revision][/path]`, or None."""
+    # The address of a model's page, pasted from a browser.
+    if page := _PAGE.fullmatch(text):
+        text = f"hf://{page[1]}"
     scheme = text.startswith("hf://")
     repo, at, rest = text.removeprefix("hf://").partition("@")
     path = ""
@@ -44,12 +48,7 @@ def parse_hub(text: str, revision: str | None) -> HubAddress | None:
         repo, path = "/".join(parts[:2]), parts[2] if len(parts) > 2 else ""
     elif scheme and (match := _REVISION.fullmatch(rest)):
         rest, path = match[1], match[2] or ""
-    if (
-        not _ID.fullmatch(repo)
-        or repo.startswith(".")
-        or ("/" not in repo and not scheme)
-        or (at and not rest)
-    ):
+    if not _ID.fullmatch(repo) or repo.startswith(".") or ("/" not in repo and not scheme) or (at and not rest):
         return None
     if at and revision is not None and revision != rest:
         raise UsageError(f"two revisions were given, {rest!r} and {revision!r}", where=text, fix="give one")
@@ -87,9 +86,7 @@ class HubFolder(Folder):
 
         self.uri = str(address)
         with hub_errors(address):
-            info = HfApi().model_info(
-                address.repo, revision=address.revision, files_metadata=True, timeout=_SECONDS
-            )
+            info = HfApi().model_info(address.repo, revision=address.revision, files_metadata=True, timeout=_SECONDS)
         self.revision = info.sha
         self._repo, self._address = address.repo, address
         self._files = {file.rfilename: file for file in info.siblings or []}
@@ -148,29 +145,34 @@ class HubFile(ByteSource):
         if self._closed:
             raise UnreadableError("is closed", where=self.name, fix="open the checkpoint again")
         done = 0
-        for _ in range(_ATTEMPTS):
-            if done == len(buffer):
-                return
-            with hub_errors(self._address):
-                done += self._fetch(buffer[done:], offset + done)
-        if done < len(buffer):
-            raise UnreadableError(
-                f"the connection broke {_ATTEMPTS} times at byte {offset + done}",
-                where=self.name,
-                fix="try again, or download the model (hf download)",
-            )
+        with hub_errors(self._address):
+            for left in reversed(range(_ATTEMPTS)):
+                try:
+                    for count in self._fetch(buffer[done:], offset + done):
+                        done += count
+                except Exception as error:  # a broken connection has a class of its HTTP library's
+                    if not left or not _is_transport(error):
+                        raise
+                    _log.info("taking up %s at byte %d after %s", self.name, offset + done, error)
+                if done == len(buffer):
+                    return
+        raise UnreadableError(
+            f"only {done} of {len(buffer)} bytes came", where=self.name, fix="try again, or run hf download"
+        )
 
-    def _fetch(self, buffer: memoryview, offset: int) -> int:
-        """Fill as much of `buffer` as one answer gives, and return how much that was."""
+    def _fetch(self, buffer: memoryview, offset: int) -> Iterator[int]:
+        """Fill `buffer`, yielding how many bytes came each time."""
         from huggingface_hub import utils
 
         http: Any = utils  # it re-exports these functions without saying so to type checkers
         headers = http.build_hf_headers()
         headers |= {"Range": f"bytes={offset}-{offset + len(buffer) - 1}", "Accept-Encoding": "identity"}
+        # It waits when the Hub is busy; it cannot take up an answer that broke off, which is done here.
+        stream = http.http_stream_backoff(
+            "GET", self._url, max_retries=2, retry_on_exceptions=(), headers=headers, timeout=_SECONDS
+        )
         done = 0
-        with http.http_stream_backoff(
-            "GET", self._url, max_retries=2, headers=headers, timeout=_SECONDS
-        ) as answer:
+        with stream as answer:
             http.hf_raise_for_status(answer)
             if answer.status_code != 206:
                 raise UnreadableError(
@@ -183,7 +185,7 @@ class HubFile(ByteSource):
                     raise UnreadableError("the server sent more than was asked for", where=self.name)
                 buffer[done : done + len(chunk)] = chunk
                 done += len(chunk)
-        return done
+                yield len(chunk)
 
     def identity(self) -> str:
         """The hash of the content, or the commit."""
@@ -202,6 +204,13 @@ class HubFile(ByteSource):
     def close(self) -> None:
         """See `ByteSource`."""
         self._closed = True
+
+
+def _is_transport(error: Exception) -> bool:
+    """Whether a request failed on its way, rather than being answered."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    return getattr(error, "response", None) is None and not isinstance(error, UnreadableError | OfflineModeIsEnabled)
 
 
 @contextmanager

@@ -9,9 +9,7 @@ from math import prod
 from tailwise.checkpoints.fused import Part
 from tailwise.checkpoints.views import View, whole
 
-_TRANSPOSED = re.compile(
-    r"conv_?transpose|deconv|upsampl|conv_?up|up_?conv|tconv|(?:^|\.)ups?\.\d", re.IGNORECASE
-)
+_TRANSPOSED = re.compile(r"conv_?transpose|deconv|upsampl|conv_?up|up_?conv|tconv|(?:^|\.)ups?\.\d", re.IGNORECASE)
 
 
 def is_transposed(module: str, kind: str | None) -> bool:

@@ -59,9 +59,7 @@ def read_index(folder: Folder, index: str) -> Weights:
         or not weight_map
         or not all(isinstance(file, str) for file in weight_map.values())
     ):
-        raise UnreadableError(
-            "has no weight_map from tensors to files", where=where, fix="download the index again"
-        )
+        raise UnreadableError("has no weight_map from tensors to files", where=where, fix="download the index again")
     files = tuple(sorted(set(weight_map.values())))
     _check_all(files, folder, f"shards named by {index}")
     kind = "safetensors" if files[0].endswith(".safetensors") else "torch"
@@ -140,7 +138,12 @@ def _check_all(files: Iterable[str], folder: Folder, what: str) -> None:
 
 def _which(what: str, names: list[str], folder: Folder) -> UsageError:
     listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-    return UsageError(f"the folder holds {what}: {listed}", where=folder.uri, fix="give the path of one file")
+    base = folder.uri.rstrip("/")
+    return UsageError(
+        f"the folder holds {what}: {listed}",
+        where=folder.uri,
+        fix=f"give one of them, as in {base}/{names[0]}",
+    )
 
 
 def _nothing(folder: Folder) -> UnreadableError | UsageError:

@@ -78,9 +78,7 @@ class Unmeasured:
     shape: tuple[int, ...]
 
 
-def group(
-    checkpoint: Checkpoint, *, conv: str, min_evals: int
-) -> tuple[list[MatrixSource], list[Unmeasured]]:
+def group(checkpoint: Checkpoint, *, conv: str, min_evals: int) -> tuple[list[MatrixSource], list[Unmeasured]]:
     """Every matrix of the checkpoint, and everything that is not one, in the checkpoint's order.
 
     Together they name every tensor. `conv` is a `Recipe.conv`; matrices with fewer than `min_evals`
@@ -106,11 +104,8 @@ class _Grouping:
         self.checkpoint, self.min_evals = checkpoint, min_evals
         self.found: list[MatrixSource] = []
         self.rest: list[Unmeasured] = []
-        self.members: Mapping[str, tuple[str, ...]] = getattr(checkpoint, "members", {})
-        self.recipes: Mapping[str, str] = getattr(checkpoint, "recipes", {})
-        self.unsupported: Mapping[str, str] = getattr(checkpoint, "unsupported", {})
-        self._owner = {member: name for name, members in self.members.items() for member in members}
-        self._hints = Hints(_config(checkpoint), checkpoint.tensors, _module_kinds(checkpoint), conv)
+        self._owner = {member: name for name, members in self.checkpoint.members.items() for member in members}
+        self._hints = Hints(_config(checkpoint), checkpoint.tensors, checkpoint.module_kinds, conv)
         self._roles = {n: self._role(n, spec) for n, spec in checkpoint.tensors.items()}
         self._blocks = number_blocks(n for n, role in self._roles.items() if role not in NO_BLOCK)
         self._first = _shared(checkpoint)
@@ -119,7 +114,7 @@ class _Grouping:
     def take(self, name: str) -> None:
         """Account for one stored tensor."""
         owner = self._owner.get(name)
-        if owner is not None and self.members[owner][0] != name:
+        if owner is not None and self.checkpoint.members[owner][0] != name:
             spec = self.checkpoint.stored[name]  # type: ignore[attr-defined]
             self._list(owner, "NOT_A_MATRIX", f"part of {owner}, which is stored packed", spec)
             return
@@ -144,8 +139,8 @@ class _Grouping:
 
     def _refusal(self, name: str, spec: TensorSpec) -> tuple[str, str] | None:
         """Status and reason of a tensor that no matrix is made of."""
-        if name in self.unsupported:
-            return "UNSUPPORTED", self.unsupported[name]
+        if name in self.checkpoint.unsupported:
+            return "UNSUPPORTED", self.checkpoint.unsupported[name]
         if name in self._first:
             return "SHARED", f"the same tensor as {self._first[name]}, which is measured"
         role = self._roles[name]
@@ -153,22 +148,18 @@ class _Grouping:
             return "NOT_A_MATRIX", f"a {role} acts entry by entry: it has no spectrum"
         if len(spec.shape) < 2:
             return "NOT_A_MATRIX", f"it has {len(spec.shape)} axes; a matrix needs two"
-        if not is_numeric(spec.dtype) and name not in self.recipes:
+        if not is_numeric(spec.dtype) and name not in self.checkpoint.recipes:
             return "NOT_A_MATRIX", f"{spec.dtype} entries are indices, masks or codes without a known packing"
         return None
 
     def _add(self, module: str, part: Part, spec: TensorSpec) -> None:
-        m = _short_side(part)
-        view, block = part.views[0], self._blocks.get(spec.name)
-        name = f"{module}{part.suffix}"
-        if m < self.min_evals:
+        view, block, name = part.views[0], self._blocks.get(spec.name), f"{module}{part.suffix}"
+        if (m := _short_side(part)) < self.min_evals:
             shape = (view.n_rows, view.n_cols)
-            self.rest.append(
-                Unmeasured(name, "TOO_SMALL", self._too_small(m), part.role, block, spec.dtype, shape)
-            )
+            self.rest.append(Unmeasured(name, "TOO_SMALL", self._too_small(m), part.role, block, spec.dtype, shape))
             return
         kind = "embedding" if part.kind == "dense" and part.role in EMBEDDINGS else part.kind
-        recipe = self.recipes.get(spec.name, "dense")
+        recipe = self.checkpoint.recipes.get(spec.name, "dense")
         self.found.append(
             MatrixSource(
                 name=name,
@@ -181,7 +172,7 @@ class _Grouping:
                 nbytes=self._bytes_to_read(part.views, spec),
                 views=part.views,
                 recipe=recipe,
-                reads=self.members.get(spec.name, ()),
+                reads=self.checkpoint.members.get(spec.name, ()),
                 note=part.note,
             )
         )
@@ -217,15 +208,9 @@ def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return {k: int(v) if isinstance(v, str) and v.isdecimal() else v for k, v in checkpoint.metadata.items()}
 
 
-def _module_kinds(checkpoint: Checkpoint) -> Mapping[str, str]:
-    kinds: Mapping[str, str] = getattr(checkpoint, "module_kinds", None) or {}
-    return kinds
-
-
 def _shared(checkpoint: Checkpoint) -> dict[str, str]:
     """Tensor → the one it shares its storage with, by what the format says or by equal identities."""
-    told: Mapping[str, str] = getattr(checkpoint, "shared", None) or {}
-    first = {name: other for name, other in told.items() if name != other and other in checkpoint.tensors}
+    first = {name: other for name, other in checkpoint.shared.items() if name != other and other in checkpoint.tensors}
     seen: dict[tuple[str, str, tuple[int, ...]], str] = {}
     for name, spec in checkpoint.tensors.items():
         if len(spec.shape) < 2 or name in first:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import re
+import stat
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import unquote, urlparse
 
-from tailwise.checkpoints.bytesource import ByteSource
+from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.folder import Folder, LocalFolder, UnlistedFolder
 from tailwise.checkpoints.formats.base import TensorStore
@@ -79,15 +81,15 @@ def _locate(text: str, revision: str | None) -> tuple[Folder, str | None]:
     """The folder that `text` names, and the file within it if it names one."""
     if text.startswith("file://"):
         text = unquote(urlparse(text).path)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # noqa: PTH111 - it leaves an unknown ~user alone
     address = parse_hub(text, revision)
-    local = not text.startswith("hf://") and (_exists(path) or address is None)
-    if not local and address is not None and not (_FILE_SUFFIX.search(text) and "hf://" not in text):
+    on_hub = text.startswith("hf://")
+    if on_hub and address is None:
+        raise UsageError("is no address on the Hub", where=text, fix="write it as hf://org/name[@revision][/path]")
+    if address is not None and (on_hub or not (_exists(path) or _FILE_SUFFIX.search(text))):
         return _locate_hub(address)
     if revision is not None:
-        raise UsageError(
-            "only models on the Hugging Face Hub have a revision", where=text, fix="leave it out"
-        )
+        raise UsageError("only models on the Hugging Face Hub have a revision", where=text, fix="leave it out")
     if _URL.match(text):
         return _locate_remote(text)
     return _locate_local(path, text)
@@ -102,15 +104,17 @@ def _exists(path: Path) -> bool:
 
 
 def _locate_local(path: Path, text: str) -> tuple[Folder, str | None]:
-    if path.is_dir():
-        return LocalFolder(path), None
-    if not text or (not path.parent.is_dir() and not _exists(path)) or not _exists(path):
+    try:
+        is_folder = stat.S_ISDIR(os.stat(path if text else "").st_mode)  # noqa: PTH116 - "" is not "."
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UnreadableError(
             "no such file or folder",
-            where=text or "the path",
+            where=text or "''",
             fix="check the path; a model on the Hugging Face Hub is written org/name or hf://name",
-        )
-    return LocalFolder(path.parent), path.name
+        ) from error
+    except (OSError, ValueError) as error:
+        raise os_error(error, text) from error
+    return (LocalFolder(path), None) if is_folder else (LocalFolder(path.parent), path.name)
 
 
 def _locate_remote(url: str) -> tuple[Folder, str | None]:
@@ -176,7 +180,8 @@ def _open_files(folder: Folder, weights: Weights, uri: str) -> TensorStore:
     sources: list[ByteSource] = []
     try:
         sources += (folder.source(name) for name in weights.files)
-        kinds = {sniff(source) for source in sources}
+        with ThreadPoolExecutor(min(8, len(sources))) as pool:  # from afar each file is a round trip
+            kinds = set(pool.map(sniff, sources))
         kind = kinds.pop()
         if kinds:
             raise UnreadableError(f"its files have different formats: {kind}, {', '.join(kinds)}", where=uri)
@@ -187,6 +192,7 @@ def _open_files(folder: Folder, weights: Weights, uri: str) -> TensorStore:
         for source in sources:
             source.close()
         raise
+    opened.local = all(source.local for source in sources)
     lost = sorted(weights.tensors - opened.tensors.keys())
     if lost:
         _log.warning("%s: %d tensors of the index are in no file: %s", uri, len(lost), ", ".join(lost[:5]))
@@ -213,9 +219,7 @@ def _is_adapter(folder: Folder, file: str | None) -> bool:
     return file in _ADAPTERS if file is not None else any(name in names for name in _ADAPTERS)
 
 
-def _open_adapter(
-    folder: Folder, file: str | None, base: str | None, mode: Literal["delta", "merged"]
-) -> Checkpoint:
+def _open_adapter(folder: Folder, file: str | None, base: str | None, mode: Literal["delta", "merged"]) -> Checkpoint:
     from tailwise.checkpoints.formats.peft import PeftCheckpoint
 
     settings = folder.json("adapter_config.json")

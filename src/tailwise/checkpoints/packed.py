@@ -64,14 +64,18 @@ class DecodedCheckpoint(Checkpoint):
     """A checkpoint whose packed weights read as float32; everything else passes through."""
 
     def __init__(
-        self, stored: Checkpoint, codecs: Mapping[str, Codec], unsupported: Mapping[str, str]
+        self,
+        stored: Checkpoint,
+        scope: Mapping[str, TensorSpec],  # the stored tensors that are looked at
+        codecs: Mapping[str, Codec],
+        unsupported: Mapping[str, str],
     ) -> None:
         self._inner, self._codecs = stored, codecs
         self.uri, self.format, self.config = stored.uri, stored.format, stored.config
         self.revision, self.metadata = stored.revision, stored.metadata
-        self.stored = stored.tensors
-        self.shared = getattr(stored, "shared", None) or {}
-        self.module_kinds = getattr(stored, "module_kinds", None) or {}
+        self.stored = scope
+        self.shared, self.local = stored.shared, stored.local
+        self.module_kinds = stored.module_kinds
         self.unsupported = unsupported
         self.recipes = {name: codec.recipe for name, codec in codecs.items()}
         self.members = {name: codec.members for name, codec in codecs.items()}
@@ -129,7 +133,7 @@ def decoded(checkpoint: Checkpoint, *, only: Iterable[str] | None = None) -> Che
     unsupported.update(_unknown(tensors, taken, checkpoint.config))
     if not codecs and not unsupported:
         return checkpoint
-    return DecodedCheckpoint(checkpoint, codecs, unsupported)
+    return DecodedCheckpoint(checkpoint, tensors, codecs, unsupported)
 
 
 def _unknown(

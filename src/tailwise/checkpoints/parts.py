@@ -69,9 +69,7 @@ def _parts_of_matrix(view: View, role: str, hints: Hints) -> list[Part]:
         return split_qkv(view, dims, in_out=_is_conv1d(view, hints))
     if role == "mlp_up" and _holds_gate_too(view, dims):
         role = "mlp_gate_up"
-    parts = (
-        split_gate_up(view, role, dims) if role.endswith("gate_up") else [Part("", role, "dense", (view,))]
-    )
+    parts = split_gate_up(view, role, dims) if role.endswith("gate_up") else [Part("", role, "dense", (view,))]
     if not role.startswith("expert_"):
         return parts
     if experts := _stacked_experts(view, hints.config):

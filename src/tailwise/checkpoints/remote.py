@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
-from tailwise.checkpoints.bytesource import ByteSource
+from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.folder import Folder
 from tailwise.errors import UnreadableError, UsageError
 
 _log = logging.getLogger(__name__)
 _SPOOL_STEP = 1 << 24
+_SPOOLING = threading.Lock()
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
 #: Keys under which file systems give what changes with a file's content, strongest first.
 _STAMPS = ("ETag", "etag", "md5Hash", "generation", "Content-MD5", "VersionId", "created", "mtime")
@@ -29,11 +31,11 @@ def filesystem(url: str) -> tuple[Any, str]:
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
         fix = f'pip install "tailwise[{extra}]"' if extra else str(error)
-        raise UsageError(
-            f"reading {scheme}:// takes a driver that is not installed", where=url, fix=fix
-        ) from error
+        raise UsageError(f"reading {scheme}:// takes a driver that is not installed", where=url, fix=fix) from error
     except ValueError as error:
         raise UsageError(f"{scheme}:// is not a scheme that fsspec knows: {error}", where=url) from error
+    # Drivers keep listings for the life of the process; a stale one would give a changed file its old identity.
+    fs.invalidate_cache()
     return fs, path
 
 
@@ -53,7 +55,6 @@ class RemoteFile(ByteSource):
         self.size = int(size)
         self._closed = False
         self._copy: Path | None = None
-        self._lock = threading.Lock()
         if "http" in _protocols(fs):
             _check_ranges(fs, path, name)
 
@@ -82,27 +83,26 @@ class RemoteFile(ByteSource):
 
     def local_path(self) -> Path:
         """A temporary copy, deleted at `close`."""
-        with self._lock:
+        with _SPOOLING:
             if self._copy is None:
-                _log.warning(
-                    "downloading all %d bytes of %s: its format needs a local file", self.size, self.name
-                )
+                _log.warning("downloading all %d bytes of %s: its format needs a local file", self.size, self.name)
                 self._copy = self._spool()
         return self._copy
 
     def _spool(self) -> Path:
-        with tempfile.NamedTemporaryFile(
-            prefix="tailwise-", suffix=Path(self.name).suffix, delete=False
-        ) as file:
-            for start in range(0, self.size, _SPOOL_STEP):
-                file.write(self.read(start, min(_SPOOL_STEP, self.size - start)))
+        try:
+            with tempfile.NamedTemporaryFile(prefix="tailwise-", delete=False) as file:
+                weakref.finalize(self, Path(file.name).unlink, missing_ok=True)
+                for start in range(0, self.size, _SPOOL_STEP):
+                    file.write(self.read(start, min(_SPOOL_STEP, self.size - start)))
+        except OSError as error:
+            raise os_error(error, tempfile.gettempdir()) from error
         return Path(file.name)
 
     def close(self) -> None:
         """See `ByteSource`."""
         self._closed = True
-        with self._lock:
-            copy, self._copy = self._copy, None
+        copy, self._copy = self._copy, None
         if copy is not None:
             copy.unlink(missing_ok=True)
 
@@ -128,7 +128,8 @@ class RemoteFolder(Folder):
 
     def source(self, name: str) -> ByteSource:
         """See `Folder`."""
-        return RemoteFile(self._fs, f"{self._path}/{name}", name=f"{self.uri.rstrip('/')}/{name}")
+        info = self._found.get(name)
+        return RemoteFile(self._fs, f"{self._path}/{name}", name=f"{self.uri.rstrip('/')}/{name}", info=info)
 
 
 def remote_info(fs: Any, path: str, name: str) -> dict[str, Any]:
@@ -143,10 +144,12 @@ def remote_error(error: Exception, name: str) -> UnreadableError:
     """A driver's error as an `UnreadableError` that says what to do."""
     if isinstance(error, UnreadableError):
         return error
-    text = f"{type(error).__name__}: {error}"[:300]
-    if isinstance(error, FileNotFoundError) or getattr(error, "status", None) == 404:
+    text = f"{type(error).__name__}: {error.__cause__ or error}"[:300]
+    # fsspec calls every HTTP error FileNotFoundError, and keeps the true one as its cause.
+    status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)
+    if status == 404 or (status is None and isinstance(error, FileNotFoundError)):
         return UnreadableError("no such file or folder", where=name, fix="check the address")
-    if isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403):
+    if isinstance(error, PermissionError) or status in (401, 403):
         return UnreadableError(
             f"access was denied ({text})", where=name, fix="check the credentials that this address needs"
         )
@@ -154,9 +157,7 @@ def remote_error(error: Exception, name: str) -> UnreadableError:
         return UnreadableError(
             f"no credentials were found ({text})", where=name, fix="set them up as its driver documents"
         )
-    return UnreadableError(
-        f"could not be reached ({text})", where=name, fix="check the address and the network"
-    )
+    return UnreadableError(f"could not be reached ({text})", where=name, fix="check the address and the network")
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:

@@ -162,11 +162,10 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 _NORM = re.compile(r"(?:^|[._])(?:\w*norm\w*|\w*Norm\w*|ln(?:_\w+|\d+)?|bn\d*|running_(?:mean|var))$")
 _BIAS = re.compile(r"(?:^|[._])bias(?:_\w+)?$")
-_EXPERT = re.compile(
-    r"(?:^|\.)experts?\.|_exps$|ffn_(?:gate|up|down)\.\d+$|block_sparse_moe\.(?:in|out)put_linear$"
-)
+_EXPERT = re.compile(r"(?:^|\.)experts?\.|_exps$|ffn_(?:gate|up|down)\.\d+$|block_sparse_moe\.(?:in|out)put_linear$")
 _SHARED = re.compile(r"(?:^|\.)shared_(?:experts?|mlp)\.|_shexp$")
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
+_INNER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 #: Roles outside the blocks even where their names have numbers (`classifier.1`).
 NO_BLOCK = frozenset({"classifier", "lm_head", "pooler", "projector"})
 
@@ -178,11 +177,13 @@ def classify(name: str, ndim: int, config: Mapping[str, Any]) -> RoleMatch:
     things. Names without an entry get the role `conv` (three axes or more) or `other`.
     """
     stem = name.removesuffix(".weight")
-    role = _role(stem, ndim, str(config.get("model_type", "")))
+    # Blocks and experts repeat the same names: each is looked up once.
+    role = _role(_INNER_NUMBER.sub("0", stem), min(ndim, 3), str(config.get("model_type", "")))
     number = None if role in NO_BLOCK else _NUMBER.search(stem)
     return RoleMatch(role, int(number[1]) if number else None)
 
 
+@lru_cache(maxsize=4096)
 def _role(stem: str, ndim: int, model_type: str) -> str:
     if _BIAS.search(stem) and "relative" not in stem:
         return "bias"

@@ -27,7 +27,7 @@ def sniff(source: ByteSource) -> str:
     """`safetensors`, `torch` or `gguf`; `UnreadableError` for everything else, named where known."""
     if source.size == 0:
         raise UnreadableError("is an empty file", where=source.name, fix="download or save it again")
-    head = source.read(0, min(source.size, 64))
+    head = source.head
     for magic, what, fix in _OTHERS:
         if head.lower().startswith(magic.lower()):
             raise UnreadableError(what, where=source.name, fix=fix)

@@ -95,8 +95,7 @@ class ViewMatrix:
         """The low-rank factors of a LoRA update (reads them), cut to the view's rows and columns."""
         import torch
 
-        offer = getattr(self.checkpoint, "factors", None)
-        found: tuple[torch.Tensor, torch.Tensor] | None = offer(self.view.tensor) if offer else None
+        found = self.checkpoint.factors(self.view.tensor)
         if found is None or self.view.permute is not None:
             return None
         left, right = found
@@ -160,7 +159,7 @@ def itemsize(dtype: str) -> int:
 def reads_by_rows(view: View, checkpoint: Checkpoint) -> bool:
     """Whether rows of the view can be read without the rest of its tensor."""
     first = checkpoint.tensors[view.tensor].shape[0]
-    if view.permute is not None or view.tensor in getattr(checkpoint, "read_whole", ()):
+    if view.permute is not None or view.tensor in checkpoint.read_whole:
         return False
     return first > 0 and first <= view.shape[0] and view.shape[0] % first == 0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from abc import abstractmethod
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
@@ -17,9 +16,6 @@ if TYPE_CHECKING:
 
 class TensorStore(Checkpoint):
     """A checkpoint that checks names and ranges, then reads through `_rows`."""
-
-    #: Names of tensors that share storage with another one, to the name that stands first.
-    shared: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self,
@@ -36,7 +32,7 @@ class TensorStore(Checkpoint):
                 where=uri,
                 fix="check that this is the model's weights and not a side file",
             )
-        self.uri, self.tensors, self.revision = uri, MappingProxyType(dict(tensors)), revision
+        self.uri, self.tensors, self.revision = uri, dict(tensors), revision
         self.config, self.metadata = dict(config or {}), dict(metadata or {})
         self._closed = False
 

@@ -82,9 +82,7 @@ class GgufCheckpoint(TensorStore):
             return _plain(part, info, spec, (start, stop))
         if len(spec.shape) < 2:
             # The blocks of a quantized vector straddle its elements, so it is read whole.
-            return _dequantize(part.read(info.offset, spec.nbytes), info, (1, *spec.shape), place)[0][
-                start:stop
-            ]
+            return _dequantize(part.read(info.offset, spec.nbytes), info, (1, *spec.shape), place)[0][start:stop]
         row_bytes = spec.nbytes // max(rows, 1)
         data = part.read(info.offset + start * row_bytes, (stop - start) * row_bytes)
         return _dequantize(data, info, (stop - start, *spec.shape[1:]), place)
@@ -107,9 +105,7 @@ def _require_gguf() -> None:
     try:
         import gguf  # noqa: F401
     except ImportError as error:
-        raise UsageError(
-            "reading GGUF files takes the gguf package", fix='pip install "tailwise[gguf]"'
-        ) from error
+        raise UsageError("reading GGUF files takes the gguf package", fix='pip install "tailwise[gguf]"') from error
 
 
 def _spec(info: TensorInfo, part: ByteSource) -> TensorSpec:

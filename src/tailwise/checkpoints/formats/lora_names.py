@@ -53,9 +53,7 @@ def read_names(adapter: Checkpoint, settings: Mapping[str, Any]) -> tuple[list[U
     return [_update(module, found, adapter, settings) for module, found in parts.items()], saved
 
 
-def _update(
-    module: str, parts: Mapping[str, str], adapter: Checkpoint, settings: Mapping[str, Any]
-) -> Update:
+def _update(module: str, parts: Mapping[str, str], adapter: Checkpoint, settings: Mapping[str, Any]) -> Update:
     embedding = "lora_embedding_A" in parts
     down = parts.get("lora_embedding_A" if embedding else "lora_A")
     up = parts.get("lora_embedding_B" if embedding else "lora_B")

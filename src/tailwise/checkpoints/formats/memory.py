@@ -22,9 +22,7 @@ class MemoryCheckpoint(TensorStore):
 
     format = "memory"
 
-    def __init__(
-        self, uri: str, arrays: Mapping[str, Any], *, config: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, uri: str, arrays: Mapping[str, Any], *, config: Mapping[str, Any] | None = None) -> None:
         self._arrays = dict(arrays)
         super().__init__(uri, {name: spec_of(name, a) for name, a in self._arrays.items()}, config=config)
         self.shared = shared_names(self._arrays)
@@ -35,7 +33,9 @@ class MemoryCheckpoint(TensorStore):
         to_dict = getattr(getattr(module, "config", None), "to_dict", None)
         config = to_dict() if callable(to_dict) else None
         arrays = {name: value for name, value in module.state_dict().items() if is_array(value)}
-        return cls(type(module).__name__, arrays, config=config)
+        found = cls(type(module).__name__, arrays, config=config)
+        found.module_kinds = {name: type(part).__name__ for name, part in module.named_modules()}
+        return found
 
     @classmethod
     def of_arrays(cls, arrays: Any) -> MemoryCheckpoint:

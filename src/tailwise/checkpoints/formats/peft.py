@@ -61,18 +61,19 @@ class PeftCheckpoint(Checkpoint):
             )
         self.uri, self.revision, self.metadata = adapter.uri, adapter.revision, adapter.metadata
         self.config = base.config if base is not None else adapter.config
-        self.module_kinds = getattr(base, "module_kinds", None) or {}
+        self.local = adapter.local
+        if base is not None:
+            self.module_kinds, self.read_whole = base.module_kinds, base.read_whole
+            self.local = adapter.local and base.local
         self._by_tensor = {self._target(update): self._oriented(update) for update in self._updates}
         self._saved = {n: source for n, source in self._saved.items() if n not in self._by_tensor}
         self.tensors = self._merged_specs() if merged else self._delta_specs()
         own = dict.fromkeys(self._by_tensor, "lora-merged" if merged else "lora")
-        self.recipes = {**(getattr(base, "recipes", {}) if merged else {}), **own}
-        self.read_whole: frozenset[str] = getattr(base, "read_whole", frozenset())
-        first = getattr(base, "shared", None) or {} if merged else {}
+        under = base if merged and base is not None else None
+        self.recipes = {**(under.recipes if under else {}), **own}
+        first = under.shared if under else {}
         # A tied tensor that is updated under one of its names is no longer the same tensor.
-        self.shared = {
-            a: b for a, b in first.items() if a not in self._by_tensor and b not in self._by_tensor
-        }
+        self.shared = {a: b for a, b in first.items() if a not in self._by_tensor and b not in self._by_tensor}
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(s·B, A) of ΔW = s·B·A in float64, in the base's layout; None where it is not of that form."""

@@ -104,9 +104,7 @@ class TorchCheckpoint(TensorStore):
         place = f"{file.name}, tensor {spec.name}"
         torch_dtype(spec.dtype, where=place)
         if tensor.layout != torch.strided:
-            raise UnreadableError(
-                f"has the layout {tensor.layout}", where=place, fix="save it with .to_dense()"
-            )
+            raise UnreadableError(f"has the layout {tensor.layout}", where=place, fix="save it with .to_dense()")
         # A mapped page past the end of a file kills the process, so look before reading.
         if _stamp(path) != self._stamps[path]:
             raise UnreadableError("has changed since it was opened", where=file.name, fix="open it again")
@@ -228,6 +226,4 @@ def _walk(tree: Any, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
 def is_side_file(name: str) -> bool:
     """Whether a file in a model's folder is a trainer's (optimizer, arguments, …) and not the weights."""
     stem = os.path.basename(name).split(".")[0]  # noqa: PTH119 - a name in a folder that may be remote
-    return stem.startswith(
-        ("optimizer", "scheduler", "training_args", "rng_state", "scaler", "trainer_state")
-    )
+    return stem.startswith(("optimizer", "scheduler", "training_args", "rng_state", "scaler", "trainer_state"))

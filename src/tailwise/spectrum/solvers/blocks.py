@@ -60,7 +60,7 @@ def long_side_blocks(matrix: RowBlocks, dtype: torch.dtype, device: torch.device
     """
     if matrix.rows >= matrix.cols:
         waiting: list[torch.Tensor] = []
-        for block in matrix.row_blocks(BLOCK_BYTES):
+        for block in _small(matrix.row_blocks(BLOCK_BYTES)):
             waiting.append(block)
             if sum(map(len, waiting)) >= MIN_DEPTH:
                 yield _convert(torch.cat(waiting) if len(waiting) > 1 else waiting[0], dtype, device)
@@ -71,6 +71,12 @@ def long_side_blocks(matrix: RowBlocks, dtype: torch.dtype, device: torch.device
     whole = gather(matrix)
     for start in range(0, matrix.cols, MIN_DEPTH):
         yield _convert(whole[:, start : start + MIN_DEPTH], dtype, device).T
+
+
+def _small(blocks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The same rows in blocks of about `BLOCK_BYTES`; a source may hand out larger ones."""
+    for block in blocks:
+        yield from DenseMatrix(block).row_blocks(BLOCK_BYTES)
 
 
 def _convert(block: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -1,0 +1,277 @@
+"""Writes the pages that are made from the code: commands.md, metrics.md, roles.md, api.md.
+
+    python docs/generate.py
+
+A test fails where a page differs from what this script gives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.models import ArgumentInfo
+
+import tailwise
+from tailwise.audits.weightwatcher import COLUMNS, DIFFERENT
+from tailwise.checkpoints.roles import ROLES
+from tailwise.cli.main import app
+from tailwise.metrics.measure import selected
+from tailwise.metrics.metric import METRICS, Metric
+from tailwise.recipe import Recipe
+
+HERE = Path(__file__).resolve().parent
+NOTE = "<!-- Written by docs/generate.py. Change the code, not this page. -->\n"
+
+
+def pages() -> dict[str, str]:
+    """File name → text of every generated page."""
+    return {"commands.md": commands(), "metrics.md": metrics(), "roles.md": roles(), "api.md": api()}
+
+
+def commands() -> str:
+    """Every command with its arguments and options."""
+    parts = [
+        f"# Commands\n\n{NOTE}",
+        "`tailwise COMMAND --help` prints the same in the terminal; `tailwise --version` prints the version.",
+        "Exit codes: 0 success, 1 another error, 2 a wrong request, 3 an input (or one of its matrices) that could "
+        "not be read, 130 interrupted.",
+    ]
+    for info in app.registered_commands:
+        if info.callback is None:
+            continue
+        name = info.name or info.callback.__name__
+        arguments, options = _parameters(info.callback)
+        usage = " ".join([f"tailwise {name}", *arguments, *(["[OPTIONS]"] if options else [])])
+        parts.append(f"## {name}\n\n{inspect.getdoc(info.callback)}\n\n```text\n{usage}\n```")
+        rows = [[f"`{usage}`", text, ""] for usage, text in arguments.items()]
+        for panel, lines in options.items():
+            rows += [[f"**{panel}**", "", ""], *lines]
+        parts.append(_table(["", "what it does", "default"], rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def _parameters(command: Callable[..., Any]) -> tuple[dict[str, str], dict[str, list[list[str]]]]:
+    """Arguments (usage → help), and options by panel (rows of a table)."""
+    arguments: dict[str, str] = {}
+    options: dict[str, list[list[str]]] = {}
+    hints = typing.get_type_hints(command, include_extras=True)
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind, info = typing.get_args(hints[name])
+        if isinstance(info, ArgumentInfo):
+            required = parameter.default is inspect.Parameter.empty
+            arguments[name.upper() if required else f"[{name.upper()}]..."] = info.help or ""
+            continue
+        flags = [info.default, *(info.param_decls or ())]  # typer keeps the first declaration apart
+        spelled = [flag for flag in flags if isinstance(flag, str) and flag.startswith("-")]
+        spelled = spelled or ["--" + name.replace("_", "-")]
+        shown = ", ".join(f"`{flag}`" for flag in spelled) + _value(kind, info.metavar)
+        options.setdefault(info.rich_help_panel or "Other", []).append([shown, info.help or "", _default(parameter)])
+    return arguments, options
+
+
+def _value(kind: Any, metavar: str | None) -> str:
+    """What an option takes, as shown after its flags."""
+    if isinstance(kind, types.UnionType):
+        kind = next(part for part in typing.get_args(kind) if part is not types.NoneType)
+    if kind is bool:
+        return ""
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return f" `{' or '.join(member.value for member in kind)}`"
+    words = {int: "N", float: "X", Path: "FOLDER", str: "TEXT"}
+    return f" `{metavar or words.get(kind, 'TEXT')}`"
+
+
+def _default(parameter: inspect.Parameter) -> str:
+    value = parameter.default
+    if value is None or value is False:
+        return ""
+    return f"`{value.value if isinstance(value, enum.Enum) else value}`"
+
+
+def metrics() -> str:
+    """Every built-in metric, by family."""
+    parts = [
+        f"# Metrics\n\n{NOTE}",
+        "λ are the eigenvalues of the smaller of WᵀW and WWᵀ, not divided by n; σ = √λ; W is n × m with n ≥ m. "
+        "[Definitions](definitions.md) says what each number means and how it differs from other tools. "
+        "`tailwise metrics` prints the same list.",
+        "A value that is not defined for a spectrum is null (an empty cell), never −1 and never NaN in a file.",
+        "*When*: “always”, or the option that computes it. A metric that is asked for by name "
+        "(`--metrics NAME`) switches on what it needs.",
+    ]
+    built_in = [item for _, item in METRICS.items() if item.compute.__module__.startswith("tailwise.")]
+    other_names = {ours: theirs for theirs, ours in COLUMNS.items()}
+    for family in dict.fromkeys(item.family for item in built_in):
+        module = inspect.getmodule(next(item for item in built_in if item.family == family).compute)
+        rows = [
+            [f"`{item.name}`", item.summary, item.formula, item.unit, _when(item), item.source,
+             _other_name(other_names.get(item.name))]
+            for item in built_in if item.family == family
+        ]  # fmt: skip
+        parts.append(f"## {family}\n\n{inspect.getdoc(module)}")
+        parts.append(_table(["name", "what it is", "formula", "unit", "when", "source", "WeightWatcher"], rows))
+    parts.append("† The definition differs from WeightWatcher's on purpose: see [definitions](definitions.md).")
+    return "\n\n".join(parts) + "\n"
+
+
+def _when(item: Metric) -> str:
+    for recipe, text in (
+        (Recipe(), "always"),
+        (Recipe(randomize=1), "`--randomize`"),
+        (Recipe(bootstrap=1), "`--bootstrap N`"),
+    ):
+        if item in selected(recipe):
+            return text
+    return "by name"
+
+
+def _other_name(column: str | None) -> str:
+    return "" if column is None else f"`{column}`" + (" †" if column in DIFFERENT else "")
+
+
+def roles() -> str:
+    """Every role."""
+    return "\n\n".join(
+        [
+            f"# Roles\n\n{NOTE}",
+            "Each tensor gets a role from its name, by one table that covers the names of transformers, torchvision, "
+            "timm, the original Llama and Mixtral releases and GGUF. `tailwise audit --roles A,B` takes only these.",
+            _table(["role", "what it is"], [[f"`{name}`", text] for name, text in ROLES.items()]),
+        ]
+    ) + "\n"  # fmt: skip
+
+
+def api() -> str:
+    """The public names with their signatures and docstrings."""
+    parts = [
+        f"# Python API\n\n{NOTE}",
+        "`import tailwise as tw` loads neither torch nor numpy; a name is loaded when it is first used. "
+        "These are all the public names. `tailwise audit` is `tw.audit`, and `tailwise show` is `tw.Audit.load`.",
+    ]
+    functions = [name for name in tailwise.__all__ if inspect.isfunction(getattr(tailwise, name))]
+    classes = [name for name in tailwise.__all__ if inspect.isclass(getattr(tailwise, name))]
+    errors = [name for name in classes if issubclass(getattr(tailwise, name), Exception)]
+    for title, names in (
+        ("Functions", functions),
+        ("Classes", [name for name in classes if name not in errors]),
+        ("Errors", errors),
+    ):
+        parts.append(f"## {title}")
+        parts += [_described(name, getattr(tailwise, name)) for name in names]
+    described = inspect.getdoc(type(tailwise.METRICS))
+    parts.append(
+        "## Values\n\n### METRICS\n\nThe registry of metrics: `METRICS[name]` is a `Metric` with `name`, `family`, "
+        f"`formula`, `unit`, `source` and `summary`.\n\n{described}"
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _described(name: str, item: Any) -> str:
+    signature = _fields(item) if dataclasses.is_dataclass(item) else _signature(name, item)
+    if inspect.isabstract(item):
+        signature = f"class {name}"
+    text = [f"### {name}", f"```python\n{signature}\n```", _prose(inspect.getdoc(item) or "")]
+    if inspect.isclass(item):
+        text += [_member(item, member) for member in _members(item)]
+    return "\n\n".join(text)
+
+
+def _fields(item: Any) -> str:
+    """A dataclass as its source has it, with the comments that say what each field is."""
+    fields = {field.name for field in dataclasses.fields(item)}
+    lines = [line[4:] for line in inspect.getsource(item).splitlines() if re.match(r" {4}\w+: ", line)]
+    kept = [line for line in lines if line.partition(":")[0] in fields]
+    return f"class {item.__name__}:\n" + "\n".join(f"    {line}" for line in kept)
+
+
+def _members(item: type) -> list[str]:
+    return [
+        name
+        for base in item.__mro__
+        if base.__module__.startswith("tailwise") and not issubclass(item, Exception)
+        for name, value in vars(base).items()
+        if not name.startswith("_")
+        and (inspect.isfunction(value) or isinstance(value, (property, staticmethod, classmethod)) or _is_cached(value))
+        and inspect.getdoc(value)
+    ]
+
+
+def _is_cached(value: object) -> bool:
+    return type(value).__name__ == "cached_property"
+
+
+def _member(item: type, name: str) -> str:
+    value = inspect.getattr_static(item, name)
+    if isinstance(value, property) or _is_cached(value):
+        shown = f".{name}"
+    else:
+        shown = _signature(f".{name}", getattr(item, name))
+    return f"- `{shown}`: {_prose(inspect.getdoc(value) or '')}".replace("\n\n", "\n\n  ")
+
+
+def _signature(name: str, item: Any) -> str:
+    try:
+        parameters = list(inspect.signature(item).parameters.values())
+    except ValueError:
+        return name
+    if parameters and parameters[0].name == "self":
+        parameters = parameters[1:]
+    shown = list(_spelled(parameters))
+    returned = getattr(item, "__annotations__", {}).get("return") if inspect.isfunction(item) else None
+    end = f") -> {returned}" if returned else ")"
+    line = f"{name}({', '.join(shown)}{end}"
+    if len(line) <= 100 or name.startswith("."):
+        return line
+    return f"{name}(\n" + "".join(f"    {part},\n" for part in shown) + end
+
+
+def _spelled(parameters: Iterable[inspect.Parameter]) -> Iterable[str]:
+    starred = False
+    for parameter in parameters:
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not starred:
+            starred = True
+            yield "*"
+        prefix = {inspect.Parameter.VAR_KEYWORD: "**", inspect.Parameter.VAR_POSITIONAL: "*"}.get(parameter.kind, "")
+        starred = starred or prefix == "*"
+        kind = parameter.annotation
+        text = prefix + parameter.name + ("" if kind is inspect.Parameter.empty else f": {_annotation(kind)}")
+        if parameter.default is not inspect.Parameter.empty:
+            text += f" = {parameter.default!r}"
+        yield text
+
+
+def _annotation(kind: Any) -> str:
+    return kind if isinstance(kind, str) else str(getattr(kind, "__name__", kind))
+
+
+def _prose(text: str) -> str:
+    """A docstring as Markdown: NumPy-style parameter lists become lists."""
+    text = re.sub(r"\nParameters\n-+\n", "\nParameters:\n\n", text)
+    text = re.sub(r"(?m)^([a-z_, ]+)\n    (.+(?:\n    .+)*)", _as_item, text)
+    if "├" in text:
+        text = re.sub(r"(?m)^", "    ", text)
+    return text
+
+
+def _as_item(match: re.Match[str]) -> str:
+    return f"- `{match[1]}`: " + " ".join(line.strip() for line in match[2].splitlines())
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (HERE / name).write_text(text, encoding="utf-8")
+        typer.echo(f"written: docs/{name}")
