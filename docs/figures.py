@@ -69,7 +69,7 @@ def spectrum_panel(layer: tw.Layer) -> alt.LayerChart:
         height=210,
         title=alt.Title(
             f"The spectrum of one weight matrix: {LAYER} ({spectrum.rows}×{spectrum.cols})",
-            subtitle="Noise keeps to one band; the trained matrix spreads over 3.5 decades, with a long tail on the right.",
+            subtitle="Noise keeps to one band; the trained matrix spreads over 3.5 decades, with a long right tail.",
         ),
     )
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
 from tailwise.audits.cache import Cache, default_folder
-from tailwise.audits.work import Baselines, Worker
+from tailwise.audits.work import HOLD_BYTES, Baselines, Worker
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured, group
 from tailwise.checkpoints.open import open_checkpoint
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     import torch
 
     Model = str | Path | Checkpoint | torch.nn.Module | dict[str, Any]
+
+#: Working memory beside the matrices: converted blocks of the contraction.
+BLOCKS_IN_FLIGHT = 64 << 20
 
 Progress = Callable[["Step"], None]
 
@@ -121,9 +124,10 @@ class Prepared:
 
 def _memory_of(source: MatrixSource, size: int, recipe: Recipe) -> int:
     square = size * source.m**2
-    stored = source.nbytes if source.rows < source.cols or recipe.randomize else min(source.nbytes, 256 << 20)
+    whole = source.rows < source.cols or recipe.randomize > 0 or recipe.uses_windows
+    stored = source.nbytes if whole or source.nbytes <= HOLD_BYTES else 0
     # Eigenvalues are computed from a copy of the Gram matrix, after the weights have been let go.
-    return max(2 * square, square + stored) + (64 << 20)
+    return max(2 * square, square + stored) + BLOCKS_IN_FLIGHT
 
 
 def prepare(
