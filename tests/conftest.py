@@ -6,10 +6,10 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-# Small matrices on few cores: a second BLAS thread, and pytest-xdist's workers beside it, only cost time.
+# Before numpy is imported, which reads it once. Two BLAS threads that wait for a core that is taken run a hundred
+# times slower than one; so do pytest-xdist's workers side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,7 +71,9 @@ def bert() -> Path:
 def matrix_with():
     """(singular values, rows, cols, seed) → a dense matrix that has them, up to rounding of ε·σ_max."""
 
-    def build(sigma, rows: int, cols: int, seed: int = 0) -> np.ndarray:
+    def build(sigma, rows: int, cols: int, seed: int = 0):
+        import numpy as np
+
         rng = np.random.default_rng([seed, rows, cols])
         left, _ = np.linalg.qr(rng.standard_normal((rows, len(sigma))))
         right, _ = np.linalg.qr(rng.standard_normal((cols, len(sigma))))

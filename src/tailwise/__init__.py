@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit, Layer, LayerRow
-    from tailwise.audits.run import Prepared, audit, prepare
+    from tailwise.audits.prepare import Prepared, prepare
+    from tailwise.audits.run import audit
     from tailwise.audits.single import alpha_hill, esd, singular_entropy, stable_rank
     from tailwise.checkpoints.checkpoint import Checkpoint
     from tailwise.checkpoints.open import open_checkpoint
@@ -31,7 +32,7 @@ _HOMES = {
     "Layer": "tailwise.audits.audit",
     "LayerRow": "tailwise.audits.audit",
     "METRICS": "tailwise.metrics.metric",
-    "Prepared": "tailwise.audits.run",
+    "Prepared": "tailwise.audits.prepare",
     "Recipe": "tailwise.recipe",
     "RunOptions": "tailwise.recipe",
     "Spectrum": "tailwise.spectrum.spectrum",
@@ -45,7 +46,7 @@ _HOMES = {
     "fit_tail": "tailwise.spectrum.power_law",
     "metric": "tailwise.metrics.metric",
     "open_checkpoint": "tailwise.checkpoints.open",
-    "prepare": "tailwise.audits.run",
+    "prepare": "tailwise.audits.prepare",
     "singular_entropy": "tailwise.audits.single",
     "stable_rank": "tailwise.audits.single",
 }

@@ -26,7 +26,7 @@ class Recipe:
     precision: Precision = "float64"
     min_evals: int = 8
     randomize: int = 0  # number of entry permutations of each matrix
-    baseline_replicas: int = 8
+    baseline_replicas: int = 24  # noise matrices per shape; fewer above m = 1024, where noise scatters less
     bootstrap: int = 0  # resamples of the tail for a 95 % interval of alpha
     seed: int = 0
     farms_window: int = 128

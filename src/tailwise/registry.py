@@ -55,7 +55,11 @@ class Registry(Generic[T]):
     def _load(self) -> None:
         if self._loaded:
             return
-        self._loaded = True
-        self._load_builtins()
+        self._loaded = True  # first, since built-ins look themselves up while they load
+        try:
+            self._load_builtins()
+        except BaseException:
+            self._loaded = False
+            raise
         for point in entry_points(group=self._group):
             point.load()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import stat
@@ -17,7 +18,7 @@ RNG = np.random.default_rng(1)
 MODEL = {
     "model.layers.0.mlp.up_proj.weight": RNG.standard_normal((60, 50)),
     "model.layers.0.mlp.down_proj.weight": RNG.standard_normal((50, 60)),
-    "model.layers.1.mlp.up_proj.weight": np.eye(20),
+    "model.layers.1.mlp.up_proj.weight": RNG.standard_normal((12, 12)),
     "model.norm.weight": np.ones(50),
     "head.weight": RNG.standard_normal((3, 50)),
     "conv.weight": RNG.standard_normal((16, 12, 3, 3)),
@@ -53,7 +54,7 @@ def assert_equal(one: tw.Audit, other: tw.Audit) -> None:
 
 
 def test_what_is_loaded_is_what_was_saved_bit_for_bit(audit, target):
-    assert {row.status for row in audit.rows} > {"FEW_EIGENVALUES", "NOT_A_MATRIX", "NOT_FINITE", "TOO_SMALL"}
+    assert {row.status for row in audit.rows} == {"OK", "NOT_A_MATRIX", "NOT_FINITE", "TOO_SMALL"}
     written = audit.save(target)
     assert_equal(tw.Audit.load(written), audit)
     assert written.is_dir() == target.endswith("/")
@@ -64,9 +65,10 @@ def test_saving_again_gives_the_same_bytes(audit, tmp_path):
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_an_audit_without_measured_layers_survives_too(tmp_path):
-    empty = tw.audit({"norm.weight": np.ones(9)}, use_cache=False)
-    assert_equal(tw.Audit.load(empty.save(tmp_path / "empty.audit")), empty)
+@pytest.mark.parametrize("weights", [np.ones(9), np.eye(20), np.eye(60) + 0.1 * RNG.random((60, 60))])
+def test_audits_without_measured_layers_or_of_degenerate_and_few_survive_too(weights, tmp_path):
+    small = tw.audit({"layer.weight": weights}, use_cache=False)
+    assert_equal(tw.Audit.load(small.save(tmp_path / "small.audit")), small)
 
 
 def test_a_saved_audit_replaces_an_audit(audit, target):
@@ -136,7 +138,8 @@ def test_a_damaged_byte_gives_the_same_numbers_or_an_error_but_never_others(audi
     whole = path.read_bytes()
     reference = audit.table(unmeasured=True).arrow
     unreadable = 0
-    for place in np.random.default_rng(0).integers(0, len(whole), 150).tolist():
+    directory = whole.index(b"PK\x01\x02")  # the next test damages what lies beyond
+    for place in np.random.default_rng(0).integers(0, directory, 150).tolist():
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         try:
             loaded = tw.Audit.load(path)
@@ -147,15 +150,21 @@ def test_a_damaged_byte_gives_the_same_numbers_or_an_error_but_never_others(audi
     assert unreadable > 100
 
 
-@pytest.mark.xfail(strict=True, reason="codec.load does not catch zipfile's NotImplementedError")
-def test_a_damaged_compression_method_is_unreadable(audit, tmp_path):
+def test_a_damaged_directory_gives_the_same_numbers_or_an_error(audit, tmp_path):
     path = audit.save(tmp_path / "result.audit")
-    whole = bytearray(path.read_bytes())
-    central = whole.rindex(b"PK\x01\x02")
-    whole[central + 10] = 99
-    path.write_bytes(bytes(whole))
-    with pytest.raises(tw.UnreadableError):
-        tw.Audit.load(path)
+    whole = path.read_bytes()
+    reference = audit.table(unmeasured=True).arrow
+    places = range(whole.index(b"PK\x01\x02"), len(whole))
+    unreadable = 0
+    for place, mask in zip(places, itertools.cycle([0x01, 0x10, 0x63, 0xFF]), strict=False):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ mask]) + whole[place + 1 :])
+        try:
+            loaded = tw.Audit.load(path)
+        except tw.UnreadableError:
+            unreadable += 1
+            continue
+        assert loaded.table(unmeasured=True).arrow.equals(reference)
+    assert unreadable > len(places) // 3
 
 
 @pytest.mark.parametrize("name", MEMBERS)

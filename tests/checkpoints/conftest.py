@@ -31,9 +31,7 @@ class Server:
     url: str = ""
 
     def served(self, suffix: str) -> list[tuple[int, int]]:
-        return [
-            (first, count) for verb, path, first, count in self.log if verb == "GET" and path.endswith(suffix)
-        ]
+        return [(first, count) for verb, path, first, count in self.log if verb == "GET" and path.endswith(suffix)]
 
 
 def _handler(server: Server) -> type[BaseHTTPRequestHandler]:  # noqa: C901 - a class with its methods
@@ -113,9 +111,7 @@ class Hub:
     def __init__(self, server: Server) -> None:
         self.server = server
 
-    def publish(
-        self, files: dict[str, bytes], *, repo: str = "org/model", revisions: tuple[str, ...] = ("main",)
-    ):
+    def publish(self, files: dict[str, bytes], *, repo: str = "org/model", revisions: tuple[str, ...] = ("main",)):
         siblings = [
             {
                 "rfilename": name,

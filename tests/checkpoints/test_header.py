@@ -36,9 +36,7 @@ def test_every_dtype_reads_as_the_library_reads_it(tmp_path, code):
     dtype = torch_dtypes()[code]
     raw = torch.arange(6 * 4 * DTYPE_BITS[code] // 8, dtype=torch.uint8) % (2 if code == "BOOL" else 251)
     tensor = raw.view(dtype).reshape(6, 4)
-    path = write(
-        tmp_path / "m.safetensors", {"w": entry(code, (6, 4), (0, raw.numel()))}, raw.numpy().tobytes()
-    )
+    path = write(tmp_path / "m.safetensors", {"w": entry(code, (6, 4), (0, raw.numel()))}, raw.numpy().tobytes())
     checkpoint = open_checkpoint(path)
     assert checkpoint.tensors["w"].dtype == code
     got = checkpoint.read("w")

@@ -171,9 +171,7 @@ def test_a_cache_that_lacks_shards_is_not_used(hub, tmp_path, monkeypatch):
 def test_offline_and_not_cached(hub, monkeypatch):
     hub.publish(MODEL)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        UnreadableError, match="HF_HUB_OFFLINE is set and the model is not in the local cache"
-    ):
+    with pytest.raises(UnreadableError, match="HF_HUB_OFFLINE is set and the model is not in the local cache"):
         open_checkpoint("org/model")
     assert not hub.server.auth
 
@@ -224,9 +222,7 @@ def test_the_environment_is_respected(hub, tmp_path, python):
         "print(c.revision, tuple(c.read_rows('head.weight', 1, 3).shape))"
     )
     home = {"HF_ENDPOINT": hub.server.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_other"}
-    done = subprocess.run(
-        [python, "-c", code], env=os.environ | home, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([python, "-c", code], env=os.environ | home, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [COMMIT, "(2,", "64)"]
     assert set(hub.server.auth) == {"Bearer hf_other"}
     offline = os.environ | home | {"HF_HUB_OFFLINE": "1"}

@@ -143,9 +143,7 @@ def test_an_index_cannot_lead_out_of_its_folder(tmp_path):
 
 def test_an_index_that_promises_more_is_logged(tmp_path, caplog):
     shards(tmp_path, count=1)
-    index = {
-        "weight_map": {"w0": "model-00001-of-00001.safetensors", "gone": "model-00001-of-00001.safetensors"}
-    }
+    index = {"weight_map": {"w0": "model-00001-of-00001.safetensors", "gone": "model-00001-of-00001.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     open_checkpoint(tmp_path)
     assert "1 tensors of the index are in no file: gone" in caplog.text
@@ -207,9 +205,7 @@ def test_a_wrong_suffix_does_not_matter(tmp_path, suffix):
     assert open_checkpoint(tmp_path / "m.safetensors").read("w").equal(W)
 
 
-@pytest.mark.parametrize(
-    "name", ["nowhere.safetensors", "a/b/c", "./org/name", "org/model.safetensors", "gpt2", ""]
-)
+@pytest.mark.parametrize("name", ["nowhere.safetensors", "a/b/c", "./org/name", "org/model.safetensors", "gpt2", ""])
 def test_nothing_there(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UnreadableError, match="no such file or folder"):
@@ -227,9 +223,7 @@ def test_permission_denied(tmp_path, monkeypatch):
     path.write_bytes(save({"w": W}))
     path.chmod(0)
     if os.access(path, os.R_OK):  # root reads everything, so pretend
-        monkeypatch.setattr(
-            os, "open", lambda *args: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
-        )
+        monkeypatch.setattr(os, "open", lambda *args: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
     with pytest.raises(UnreadableError, match=r"permission denied[\s\S]*chmod"):
         open_checkpoint(path)
 

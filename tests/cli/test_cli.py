@@ -98,21 +98,25 @@ def test_json_alone_is_on_stdout(call, model):
     assert not list(Path().iterdir())
 
 
+def names_in(path: Path) -> list[str]:
+    if path.suffix == ".parquet":
+        return pq.read_table(path)["name"].to_pylist()
+    if path.suffix == ".audit":
+        return tw.Audit.load(path).table()["name"]
+    text = path.read_text()
+    if path.suffix == ".json":
+        return [row["name"] for row in json.loads(text)["layers"]]
+    if path.suffix == ".csv":
+        return [row["name"] for row in csv.DictReader(text.splitlines())]
+    return [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| model")]
+
+
 @pytest.mark.parametrize("suffix", ["json", "csv", "parquet", "md", "audit"])
 def test_output_by_suffix(call, model, suffix):
     code, _, _ = call("audit", model, "-o", f"out/x.{suffix}")
     assert code == 0
     path = Path(f"out/x.{suffix}")
-    names = {
-        "json": lambda: [row["name"] for row in json.loads(path.read_text())["layers"]],
-        "csv": lambda: [row["name"] for row in csv.DictReader(path.read_text().splitlines())],
-        "parquet": lambda: pq.read_table(path)["name"].to_pylist(),
-        "md": lambda: [
-            line.split("|")[1].strip() for line in path.read_text().splitlines() if line.startswith("| model")
-        ],
-        "audit": lambda: tw.Audit.load(path).table()["name"],
-    }[suffix]()
-    assert "model.layers.1.self_attn.q_proj" in names
+    assert "model.layers.1.self_attn.q_proj" in names_in(path)
 
 
 def test_csv_keeps_full_precision(call, model):

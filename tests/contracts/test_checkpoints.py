@@ -54,11 +54,7 @@ def _gguf(tmp_path):
     gguf = pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
     for name, tensor in TENSORS.items():
-        raw = (
-            tensor.view(torch.int16).numpy().view(np.uint8)
-            if tensor.dtype == torch.bfloat16
-            else tensor.numpy()
-        )
+        raw = tensor.view(torch.int16).numpy().view(np.uint8) if tensor.dtype == torch.bfloat16 else tensor.numpy()
         kind = gguf.GGMLQuantizationType.BF16 if tensor.dtype == torch.bfloat16 else None
         writer.add_tensor(name, raw, raw_dtype=kind)
     writer.write_header_to_file()
@@ -117,9 +113,7 @@ class _Ranges(SimpleHTTPRequestHandler):
     def send_head(self):
         data = Path(self.translate_path(self.path)).read_bytes()
         asked = self.headers.get("Range")
-        first, last = (
-            (int(end) for end in asked.removeprefix("bytes=").split("-")) if asked else (0, len(data) - 1)
-        )
+        first, last = (int(end) for end in asked.removeprefix("bytes=").split("-")) if asked else (0, len(data) - 1)
         part = data[first : last + 1]
         self.send_response(206 if asked else 200)
         self.send_header("Content-Length", str(len(part)))

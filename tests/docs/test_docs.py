@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -86,18 +88,18 @@ def test_the_python_of_a_page_runs_on_the_example(page, index, tmp_path, monkeyp
     assert capsys.readouterr().out
 
 
-def test_the_metric_of_the_quickstart_measures(monkeypatch):
-    import numpy as np
-
-    from tailwise.metrics.metric import METRICS
-
-    list(METRICS)  # loaded before they are copied
-    monkeypatch.setattr(METRICS, "_items", dict(METRICS.items()))
-    space: dict[str, object] = {"__name__": "notebook"}
-    exec(python_blocks(ROOT / "docs" / "quickstart.md")[1], space)
-    audit = space["tw"].audit({"w": np.diag(np.arange(1.0, 65.0))}, use_cache=False)
-    (layer,) = audit
-    assert layer.spread == pytest.approx((64 / 33) ** 2)
+def test_the_metric_of_the_quickstart_measures(tmp_path):
+    # A process of its own: the metric must not stay registered, and must work before the built-ins are loaded.
+    use = """
+import numpy as np
+(layer,) = tw.audit({"w": np.diag(np.arange(1.0, 65.0))}, use_cache=False)
+print(layer.spread)
+"""
+    script = tmp_path / "notebook.py"
+    script.write_text(python_blocks(ROOT / "docs" / "quickstart.md")[1] + use, encoding="utf-8")
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert float(ended.stdout) == pytest.approx((64 / 33) ** 2)
 
 
 def test_the_readme_shows_lines_that_the_audit_prints(tmp_path):

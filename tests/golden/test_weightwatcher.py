@@ -39,7 +39,11 @@ CLIPPED = ["alpha", "D", "xmin", "sigma", "xmax", "num_pl_spikes", "alpha_weight
 @contextlib.contextmanager
 def the_peers_noise() -> Iterator[None]:
     """WeightWatcher prints, and warns through pandas and numpy; none of that is about this project."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         yield
 

@@ -21,7 +21,8 @@ LAW = settings(deadline=None, derandomize=True, max_examples=40)
 RECIPE = Recipe(baseline_replicas=2)
 UNCHANGED = [
     "stable_rank", "effective_rank", "matrix_entropy", "singular_entropy", "singular_entropy_normalized",
-    "matrix_rank", "rank_loss", "alpha_hill", "alpha_hill_sigma", "mp_softrank", "num_spikes", "mp_distance", "detX_num",
+    "matrix_rank", "rank_loss", "alpha_hill", "alpha_hill_sigma", "mp_softrank", "num_spikes", "mp_distance",
+    "detX_num",
 ]  # fmt: skip
 
 

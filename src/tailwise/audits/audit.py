@@ -43,6 +43,7 @@ class LayerRow:
     digest: str = ""  # of the matrix's content
     reused: bool = False  # the spectrum came from the cache
     seconds: float = 0.0
+    degenerate: tuple[str, ...] = ()  # exponents whose tail has no spread: they stay out of means, plans and charts
     metrics: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
@@ -150,10 +151,10 @@ class Audit:
         )
 
     def summary(self) -> dict[str, float | None]:
-        """Mean of every metric over the layers where it is defined and the tail is not degenerate."""
+        """Mean of every metric over the layers where it is defined and its tail is not degenerate."""
         rows = [layer.row for layer in self if layer.row.status != "DEGENERATE"]
         names = dict.fromkeys(name for row in rows for name in row.metrics)
-        return {name: _mean([row.metrics.get(name) for row in rows]) for name in names}
+        return {name: _mean([row.metrics.get(name) for row in rows if name not in row.degenerate]) for name in names}
 
     def save(self, path: str | Path) -> Path:
         """Write the audit: one file, or a folder where `path` ends in a slash or is one. Atomic."""

@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ from tailwise.spectrum.spectrum import Spectrum
 
 #: Raised when a solver changes its numbers: older entries are then left alone.
 ENGINE = 1
+
+
+#: What damaged bytes make numpy, zipfile and json raise.
+_DAMAGE = (
+    OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile,
+    zlib.error, TailwiseError,
+)  # fmt: skip
 
 
 def default_folder() -> Path:
@@ -50,9 +58,10 @@ class Cache:
         if path is None:
             return None
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            # Opened here, since np.load leaves the file of a damaged archive open.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 return Spectrum(stored["eigenvalues"], **json.loads(str(stored["facts"])))
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, TailwiseError):
+        except _DAMAGE:
             return None
 
     def keep_spectrum(self, key: str, spectrum: Spectrum) -> None:

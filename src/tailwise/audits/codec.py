@@ -23,6 +23,10 @@ from tailwise.errors import TailwiseError, UnreadableError, UsageError
 from tailwise.spectrum.spectrum import Spectrum
 
 FORMAT = 1
+#: What damaged bytes make the readers raise (zipfile: NotImplementedError for an unknown compression).
+_DAMAGE = (
+    OSError, KeyError, ValueError, TypeError, NotImplementedError, RuntimeError, zipfile.BadZipFile, pa.ArrowException
+)  # fmt: skip
 MEMBERS = ("layers.parquet", "spectra.parquet", "provenance.json")
 
 
@@ -49,7 +53,7 @@ def load(path: str | Path) -> Audit:
     source = Path(path)
     try:
         return _decode(_read(source))
-    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile, pa.ArrowException) as error:
+    except _DAMAGE as error:
         if not source.exists():
             raise UnreadableError("no such audit", where=source, fix="run `tailwise audit MODEL` first") from error
         detail = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
@@ -175,7 +179,7 @@ def _spectra_lines(data: bytes) -> list[tuple[str, str, Spectrum]]:
 
 def _row(line: dict[str, Any]) -> LayerRow:
     known = {item.name for item in fields(LayerRow)} - {"metrics"}
-    line["tensors"] = tuple(line["tensors"])
+    line["tensors"], line["degenerate"] = tuple(line["tensors"]), tuple(line["degenerate"])
     metrics = {key: value for key, value in line.items() if key not in FACTS and key not in ORIGIN}
     measured = metrics if line["status"] in ("OK", "FEW_EIGENVALUES", "DEGENERATE") else {}
     return LayerRow(**{key: value for key, value in line.items() if key in known}, metrics=measured)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from tailwise.audits.baselines import Baselines
 from tailwise.audits.cache import Cache, default_folder
-from tailwise.audits.work import Baselines, Worker
+from tailwise.audits.work import Worker
 from tailwise.execution.executor import default_workers
 
 if TYPE_CHECKING:
-    from tailwise.audits.run import Prepared
+    from tailwise.audits.prepare import Prepared
     from tailwise.checkpoints.checkpoint import Checkpoint
 
 #: A tridiagonal reduction runs at about half the rate of a product; the probe is one of both kinds.

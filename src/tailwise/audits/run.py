@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
+from tailwise.audits.baselines import Baselines
 from tailwise.audits.cache import Cache, default_folder
-from tailwise.audits.work import HOLD_BYTES, Baselines, Worker
+from tailwise.audits.prepare import Prepared, Selection, prepare
+from tailwise.audits.work import Worker
 from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.checkpoints.matrices import MatrixSource, Unmeasured, group
+from tailwise.checkpoints.matrices import MatrixSource, Unmeasured
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.roles import ROLES
-from tailwise.errors import TailwiseError, UnreadableError, UsageError, unknown_name
+from tailwise.errors import UsageError, unknown_name
 from tailwise.execution.executor import default_workers, map_unordered
-from tailwise.metrics.measure import completed, selected
 from tailwise.recipe import ConvMode, Precision, Recipe, RunOptions
-from tailwise.spectrum.power_law import ESTIMATORS
 
 if TYPE_CHECKING:
     import torch
 
     Model = str | Path | Checkpoint | torch.nn.Module | dict[str, Any]
-
-#: Working memory beside the matrices: converted blocks of the contraction.
-BLOCKS_IN_FLIGHT = 64 << 20
 
 Progress = Callable[["Step"], None]
 
@@ -61,28 +56,6 @@ class Settings(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Which matrices to take: by name (a regular expression, searched), and by role."""
-
-    layers: str | None = None
-    roles: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        try:
-            re.compile(self.layers or "")
-        except re.error as error:
-            fix = "escape special characters, e.g. 'layers\\.3\\.'"
-            raise UsageError(f"{self.layers!r} is not a regular expression: {error}", fix=fix) from error
-        for role in self.roles:
-            if role not in ROLES:
-                raise unknown_name("role", role, ROLES)
-
-    def takes(self, name: str, role: str) -> bool:
-        """Whether a matrix of that name and role is selected."""
-        return (not self.layers or re.search(self.layers, name) is not None) and (not self.roles or role in self.roles)
-
-
-@dataclass(frozen=True)
 class Step:
     """Progress of an audit: after preparation (`row` is None), and after each matrix."""
 
@@ -95,71 +68,13 @@ class Step:
     flops_total: float
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What an audit would do, known from headers alone."""
-
-    sources: tuple[MatrixSource, ...]  # in the checkpoint's order
-    unmeasured: tuple[Unmeasured, ...]
-    recipe: Recipe
-    options: RunOptions
-    selection: Selection
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes to read."""
-        return sum(source.nbytes for source in self.sources)
-
-    @property
-    def flops(self) -> float:
-        """Operations, permutations included."""
-        return sum(source.flops for source in self.sources) * (1 + self.recipe.randomize)
-
-    def memory(self, workers: int) -> int:
-        """Largest working memory in bytes, without the interpreter and libraries."""
-        size = 8 if self.recipe.precision == "float64" else 4
-        needs = sorted((_memory_of(source, size, self.recipe) for source in self.sources), reverse=True)
-        return sum(needs[:workers])
-
-
-def _memory_of(source: MatrixSource, size: int, recipe: Recipe) -> int:
-    square = size * source.m**2
-    whole = source.rows < source.cols or recipe.randomize > 0 or recipe.uses_windows
-    stored = source.nbytes if whole or source.nbytes <= HOLD_BYTES else 0
-    # Eigenvalues are computed from a copy of the Gram matrix, after the weights have been let go.
-    return max(2 * square, square + stored) + BLOCKS_IN_FLIGHT
-
-
-def prepare(
-    checkpoint: Checkpoint,
-    recipe: Recipe | None = None,
-    options: RunOptions | None = None,
-    selection: Selection | None = None,
-) -> Prepared:
-    """Read the headers, group tensors to matrices and check every setting. No weight is read."""
-    recipe, selection = completed(recipe or Recipe()), selection or Selection()
-    selected(recipe)
-    for estimator in (recipe.estimator.removeprefix("farms:"), recipe.hill_estimator):
-        if estimator not in ESTIMATORS:
-            raise unknown_name("estimator", estimator, [*ESTIMATORS, "farms"])
-    sources, unmeasured = group(checkpoint, conv=recipe.conv, min_evals=recipe.min_evals)
-    taken = tuple(source for source in sources if selection.takes(source.name, source.role))
-    if sources and not taken:
-        roles = sorted({source.role for source in sources})
-        raise UsageError(
-            f"none of the {len(sources)} matrices is selected by layers={selection.layers!r}, roles={selection.roles}",
-            where=checkpoint.uri,
-            fix=f"names look like {sources[0].name!r}; roles here: {', '.join(roles)}",
-        )
-    return Prepared(taken, tuple(unmeasured), recipe, options or RunOptions(), selection)
-
-
 def audit(
     model: Model,
     *,
     layers: str | None = None,
     roles: tuple[str, ...] = (),
     base: str | None = None,
+    adapter_mode: Literal["delta", "merged"] = "delta",
     progress: Progress | None = None,
     **settings: Unpack[Settings],
 ) -> Audit:
@@ -172,8 +87,9 @@ def audit(
         dict of arrays, or an open `Checkpoint`.
     layers, roles
         Take only matrices whose name matches the regular expression, or whose role is listed.
-    base
-        For an adapter: the model that it adapts.
+    base, adapter_mode
+        For an adapter: the model that it adapts, and whether its change (`delta`) or the result (`merged`) is
+        read.
     progress
         Called with a `Step` after preparation and after each matrix, from the calling thread.
     settings
@@ -184,7 +100,9 @@ def audit(
     again, since each spectrum is kept as soon as it is there.
     """
     recipe, options = _split(settings)
-    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, base=base)
+    checkpoint = (
+        model if isinstance(model, Checkpoint) else open_checkpoint(model, base=base, adapter_mode=adapter_mode)
+    )
     try:
         return run(checkpoint, prepare(checkpoint, recipe, options, Selection(layers, tuple(roles))), progress)
     finally:
@@ -324,17 +242,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "unknown"
     return found
-
-
-__all__ = [
-    "Audit",
-    "Prepared",
-    "Selection",
-    "Settings",
-    "Step",
-    "TailwiseError",
-    "UnreadableError",
-    "audit",
-    "prepare",
-    "run",
-]

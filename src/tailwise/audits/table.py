@@ -33,6 +33,7 @@ FACTS = {
 }
 #: Columns after the metrics.
 ORIGIN = {
+    "degenerate": pa.list_(pa.string()),
     "tensors": pa.list_(pa.string()),
     "solver": pa.string(),
     "error_bound": pa.float64(),

@@ -5,119 +5,32 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 from tailwise.audits.audit import Layer, LayerRow
+from tailwise.audits.baselines import Baselines
 from tailwise.audits.cache import Cache, key_of
-from tailwise.checkpoints.matrices import MatrixSource, WeightMatrix, load
+from tailwise.audits.content import HashedMatrix
+from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.errors import TailwiseError
-from tailwise.metrics.facts import Facts, Spectra, gaussian_baseline, window_shape
+from tailwise.metrics.facts import Facts, Spectra
 from tailwise.metrics.measure import measure
 from tailwise.recipe import Recipe
 from tailwise.spectrum.sampling import permuted_spectrum, window_spectrum
-from tailwise.spectrum.solve import NotFiniteError, solve
+from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
 from tailwise.spectrum.solvers.blocks import BLOCK_BYTES
 from tailwise.spectrum.spectrum import Spectrum, pool
 
 if TYPE_CHECKING:
-    import torch
-
     from tailwise.checkpoints.checkpoint import Checkpoint
 
 #: Matrices up to this size are held between hashing and solving; larger local ones are read twice instead.
 HOLD_BYTES = 256 << 20
 #: Bytes asked for at once from afar, where every request is a round trip.
 REMOTE_BLOCK_BYTES = 64 << 20
-
-
-class HashedMatrix:
-    """A matrix whose blocks are hashed as they pass, and held so that the solver need not read again.
-
-    Each held block is let go as the solver takes it, unless `keep`: permutations and windows read W once more.
-    """
-
-    def __init__(self, matrix: WeightMatrix, *, hold: bool, keep: bool = False, block_bytes: int = BLOCK_BYTES) -> None:
-        self.rows, self.cols = matrix.rows, matrix.cols
-        self._keep, self._block_bytes = keep, block_bytes
-        self.factors: Any = getattr(matrix, "factors", None)
-        self._matrix, self._hold = matrix, hold
-        self._held: list[torch.Tensor] | None = None
-        self._digest: str | None = None
-
-    def row_blocks(self, max_bytes: int) -> Iterator[torch.Tensor]:
-        """The rows in blocks of the stored dtype; held ones first."""
-        if self._held is None:
-            yield from self._matrix.row_blocks(max_bytes)
-            return
-        if self._keep:
-            yield from self._held
-            return
-        held, self._held = self._held, None
-        held.reverse()
-        while held:
-            yield held.pop()
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the stored values, their type and shape."""
-        if self._digest is None:
-            self._digest = self._read()
-        return self._digest
-
-    def _read(self) -> str:
-        state = hashlib.sha256(f"{self.rows}×{self.cols}".encode())
-        held: list[torch.Tensor] = []
-        blocks = self.factors if self.factors is not None else self._matrix.row_blocks(self._block_bytes)
-        kind = None
-        for block in blocks:
-            if kind is None:
-                kind = str(block.dtype)
-                state.update(kind.encode())
-            state.update(_bytes_of(block))
-            if self._hold and self.factors is None:
-                held.append(block)
-        self._held = held if held else None
-        return state.hexdigest()
-
-
-def _bytes_of(block: torch.Tensor) -> memoryview:
-    import torch
-
-    flat = block.detach().to("cpu").contiguous().flatten()
-    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy's stubs lack Buffer
-
-
-class Baselines:
-    """Noise of each shape, computed once per shape and kept in the cache."""
-
-    def __init__(self, cache: Cache) -> None:
-        self._cache = cache
-        self._known: dict[str, Mapping[str, tuple[float, float]]] = {}
-        self._locks: dict[str, threading.Lock] = {}
-        self._guard = threading.Lock()
-
-    def __call__(self, rows: int, cols: int, slices: int, recipe: Recipe) -> Mapping[str, tuple[float, float]]:
-        """As `gaussian_baseline`."""
-        shape = [max(rows, cols), min(rows, cols), slices, window_shape(recipe, rows, cols)]
-        fits = [recipe.estimator, recipe.hill_estimator, recipe.k_frac, recipe.max_fingers]
-        key = key_of("baseline", shape, fits, recipe.baseline_replicas, recipe.farms_windows, recipe.seed)
-        with self._guard:
-            lock = self._locks.setdefault(key, threading.Lock())
-        with lock:
-            if key not in self._known:
-                self._known[key] = self._find(key, rows, cols, slices, recipe)
-            return self._known[key]
-
-    def _find(self, key: str, rows: int, cols: int, slices: int, recipe: Recipe) -> Mapping[str, tuple[float, float]]:
-        stored = self._cache.note("baselines", key)
-        if isinstance(stored, dict) and set(stored) == {"alpha", "alpha_hill", "singular_entropy"}:
-            return {name: (float(mean), float(sd)) for name, (mean, sd) in stored.items()}
-        computed = gaussian_baseline(rows, cols, slices, recipe)
-        self._cache.keep_note("baselines", key, dict(computed))
-        return computed
 
 
 @dataclass
@@ -134,26 +47,21 @@ class Worker:
     def __call__(self, source: MatrixSource) -> tuple[LayerRow, Layer | None]:
         """The row of `source`, and its layer where it could be measured. Never raises for a bad matrix."""
         row, started = row_of(source), time.perf_counter()
+        if self.stop.is_set():
+            return replace(row, status="FAILED", reason="the audit was stopped"), None
         try:
-            if self.stop.is_set():
-                return replace(row, status="FAILED", reason="the audit was stopped"), None
             layer = self._measure(source, row)
-        except NotFiniteError as error:
-            reason = f"{error}; find the step that made it, or repair the checkpoint"
-            return replace(row, status="NOT_FINITE", reason=reason, seconds=time.perf_counter() - started), None
-        except TailwiseError as error:
-            return replace(row, status="UNREADABLE", reason=str(error)), None
-        except MemoryError:
-            return replace(row, status="FAILED", reason="out of memory; use fewer --workers"), None
         except Exception as error:
-            return replace(row, status="FAILED", reason=f"{type(error).__name__}: {error}"), None
+            status, reason = _failure(error)
+            return replace(row, status=status, reason=reason, seconds=time.perf_counter() - started), None
         finished = replace(layer.row, seconds=time.perf_counter() - started)
         return finished, replace(layer, row=finished)
 
     def _measure(self, source: MatrixSource, row: LayerRow) -> Layer:
         spectra, digest, reused = self._spectra(source)
         metrics = measure(spectra, self.recipe, self.baselines)
-        tail = Facts(spectra, self.recipe).tail
+        facts = Facts(spectra, self.recipe)
+        tail = facts.tail
         spectrum = spectra.spectrum
         done = replace(
             row,
@@ -163,6 +71,9 @@ class Worker:
             error_bound=spectrum.error_bound,
             digest=digest,
             reused=reused,
+            degenerate=tuple(
+                name for name, fit in (("alpha", tail), ("alpha_hill", facts.hill)) if not fit.ok and name in metrics
+            ),
             metrics=metrics,
         )
         return Layer(done, spectrum, spectra.permuted, spectra.windows)
@@ -247,6 +158,19 @@ class Worker:
             precision=recipe.precision,
             device=self.device,
         )
+
+
+def _failure(error: Exception) -> tuple[str, str]:
+    """The status and reason of a row that could not be measured."""
+    if isinstance(error, NotFiniteError):
+        return "NOT_FINITE", f"{error}; find the step that made it, or repair the checkpoint"
+    if isinstance(error, OutOfRangeError):
+        return "UNSUPPORTED", str(error)
+    if isinstance(error, TailwiseError):
+        return "UNREADABLE", str(error)
+    if isinstance(error, MemoryError):
+        return "FAILED", "out of memory; use fewer workers"
+    return "FAILED", f"{type(error).__name__}: {error}"
 
 
 class _Keys:

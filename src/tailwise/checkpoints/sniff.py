@@ -28,6 +28,9 @@ def sniff(source: ByteSource) -> str:
     if source.size == 0:
         raise UnreadableError("is an empty file", where=source.name, fix="download or save it again")
     head = source.head
+    # First: the length it begins with can look like any other format's first bytes.
+    if _is_safetensors(head):
+        return "safetensors"
     for magic, what, fix in _OTHERS:
         if head.lower().startswith(magic.lower()):
             raise UnreadableError(what, where=source.name, fix=fix)
@@ -37,7 +40,7 @@ def sniff(source: ByteSource) -> str:
         raise UnreadableError("is an archive of another kind", where=source.name, fix=READABLE)
     if head.startswith(b"PK\x03\x04") or _is_pickle(head):
         return "torch"
-    if source.name.endswith(".safetensors") or _is_safetensors(head):
+    if source.name.endswith(".safetensors"):
         return "safetensors"
     raise UnreadableError(
         f"is no weights file that tailwise knows (it starts with {head[:8]!r})",

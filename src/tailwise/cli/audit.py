@@ -13,7 +13,7 @@ from tailwise.cli.options import Json, Output, Rows, comma_list
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
-    from tailwise.audits.run import Prepared
+    from tailwise.audits.prepare import Prepared
     from tailwise.checkpoints.checkpoint import Checkpoint
 
 _WHAT, _HOW, _RUN, _OUT = "What to measure", "How to measure", "How to run", "Output"
@@ -103,7 +103,8 @@ def audit(
 
     Leaves an audit (NAME.audit here, unless -o or --json says otherwise) that the other commands read.
     """
-    from tailwise.audits.run import Selection, prepare, run
+    from tailwise.audits.prepare import Selection, prepare
+    from tailwise.audits.run import run
     from tailwise.checkpoints.open import open_checkpoint
     from tailwise.recipe import Recipe, RunOptions
     from tailwise.report.files import check_target

@@ -42,5 +42,6 @@ def _crossing(spectrum: Spectrum) -> int:
     # In logarithms: the plain product overflows from about 3072 eigenvalues on.
     with np.errstate(divide="ignore"):
         logs = np.cumsum(np.log(values * (count / total)))
-    below = np.flatnonzero(logs < 0)
+    # Below 0 by more than the sum can err: a flat spectrum stays at 0 all the way.
+    below = np.flatnonzero(logs < -1e-10)
     return int(below[0]) + 1 if len(below) else count

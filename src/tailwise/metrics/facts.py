@@ -30,9 +30,11 @@ class Spectra:
 
 def gaussian_baseline(rows: int, cols: int, slices: int, recipe: Recipe) -> Mapping[str, tuple[float, float]]:
     """(mean, standard deviation) of alpha, alpha_hill and singular_entropy over noise of a shape."""
-    spectra = gaussian_spectra(rows, cols, slices, recipe.baseline_replicas, recipe.seed)
+    # The cost grows as m², while the scatter of noise falls: large shapes need fewer replicas.
+    replicas = max(2, round(recipe.baseline_replicas * min(1.0, 1024 / min(rows, cols))))
+    spectra = gaussian_spectra(rows, cols, slices, replicas, recipe.seed)
     if (shape := window_shape(recipe, rows, cols)) is not None:
-        tails = gaussian_spectra(*shape, recipe.farms_windows, recipe.baseline_replicas, recipe.seed)
+        tails = gaussian_spectra(*shape, recipe.farms_windows, replicas, recipe.seed)
     else:
         tails = spectra
     alphas = [_alpha(fit(noise, recipe.estimator, recipe)) for noise in tails]

@@ -45,7 +45,8 @@ def _load_built_ins() -> None:
     for family in _BUILT_IN:
         import_module(f"tailwise.metrics.{family}")
     # A family that was imported on its own before must not move to the front of every table.
-    METRICS.sort(lambda item: _BUILT_IN.index(item.family))
+    order = {family: place for place, family in enumerate(_BUILT_IN)}
+    METRICS.sort(lambda item: order.get(item.family, len(order)))
 
 
 METRICS: Registry[Metric] = Registry("metric", "tailwise.metrics", _load_built_ins)

@@ -40,7 +40,8 @@ def one_minus_rd(spectrum: Spectrum, permuted: Sequence[Spectrum]) -> float:
 @metric("max permuted λ / λ_max, of the first permutation", source=_WW)
 def ww_softrank(spectrum: Spectrum, permuted: Sequence[Spectrum]) -> float:
     """Largest eigenvalue of permuted W relative to that of W."""
-    return float(permuted[0].eigenvalues[-1] / spectrum.eigenvalues[-1])
+    top = float(spectrum.eigenvalues[-1])
+    return float(permuted[0].eigenvalues[-1]) / top if top > 0 else float("nan")
 
 
 @metric("λ_max − max permuted λ, of the first permutation", source=_WW, unit="λ")
@@ -50,6 +51,8 @@ def ww_maxdist(spectrum: Spectrum, permuted: Sequence[Spectrum]) -> float:
 
 
 def _jensen_shannon(one: Spectrum, other: Spectrum) -> float:
+    if one.eigenvalues[-1] == 0:
+        return float("nan")
     p = one.eigenvalues / one.eigenvalues.sum()
     r = other.eigenvalues / other.eigenvalues.sum()
     middle = (p + r) / 2

@@ -1,6 +1,6 @@
 """What pure noise of the same shape would show: the null against which a fit is read.
 
-Alpha of a Gaussian matrix depends on its shape and on the estimator (top 10 %: 6.4 at 512 × 512, 14.7 at
+Alpha of a Gaussian matrix depends on its shape and on the estimator (top 10 %: 6.6 at 512 × 512, 14.6 at
 2048 × 256), so a fixed threshold is not portable; the baseline is.
 """
 

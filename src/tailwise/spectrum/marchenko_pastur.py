@@ -84,7 +84,7 @@ def fit_bulk(eigenvalues: Vector, n: int, m: int) -> Bulk | None:
         sigma = _sigma_from_median(eigenvalues[: total - spikes], n, m)
         edge = edges(sigma, n, m)[1] + tracy_widom_margin(sigma, n, m)
         found = total - int(np.searchsorted(eigenvalues, edge, side="right"))
-        if found <= spikes or found > total // 2:
+        if found <= spikes or found > total // 2 or np.median(eigenvalues[: total - found]) <= 0:
             break
         spikes = found
     low, high = edges(sigma, n, m)

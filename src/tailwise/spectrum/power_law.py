@@ -24,6 +24,9 @@ MIN_EVALS_FOR_VERDICT = 50
 #: What the alpha manual reports for a tail without any spread.
 DEGENERATE_ALPHA = 10.0
 
+#: Mean ln(λ/λ_ref) up to which a spread is rounding: eigenvalues that are equal differ by a few ε.
+DUST = 1e-12
+
 Vector = NDArray[np.float64]
 
 
@@ -130,9 +133,11 @@ ESTIMATORS: Mapping[str, Callable[[Vector, TailOptions], TailFit]] = {
 
 
 def above_threshold(eigenvalues: Vector) -> Vector:
-    """λ > 1e−5; where none is (weights of a very small scale), every λ > 0."""
-    kept = eigenvalues[eigenvalues > EVALS_THRESHOLD]
-    return kept if len(kept) > 1 else eigenvalues[eigenvalues > 0]
+    """λ > 1e−5; where none is (weights of a very small scale), every λ above rounding."""
+    if len(eigenvalues) and eigenvalues[-1] <= EVALS_THRESHOLD:
+        rounding = float(eigenvalues[-1]) * len(eigenvalues) * float(np.finfo(np.float64).eps)
+        return eigenvalues[eigenvalues > rounding]
+    return eigenvalues[eigenvalues > EVALS_THRESHOLD]
 
 
 def fixed_tail(name: str, values: Vector, start: int, *, inside: bool) -> TailFit:
@@ -142,7 +147,7 @@ def fixed_tail(name: str, values: Vector, start: int, *, inside: bool) -> TailFi
         return degenerate(name, values)
     k = len(values) - start
     log_ratio = float(np.sum(np.log(values[start:] / values[ref_index])))
-    if not log_ratio > 0:
+    if not log_ratio > DUST * k:
         return degenerate(name, values)
     alpha = 1.0 + k / log_ratio
     one_sided, two_sided = ks_at(np.log(values[ref_index:]), 0, alpha)

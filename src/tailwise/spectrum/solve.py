@@ -28,6 +28,10 @@ class NotFiniteError(Exception):
         super().__init__(f"{nans} NaN and {infs} Inf, the first at row {where[0]}, column {where[1]}")
 
 
+class OutOfRangeError(Exception):
+    """The eigenvalues, squares of the singular values, leave the range of float64."""
+
+
 def solve(
     matrix: RowBlocks | torch.Tensor,
     *,
@@ -55,16 +59,26 @@ def _from_blocks(source: RowBlocks, dtype: torch.dtype, device: torch.device) ->
     if not _safe(triangle, dtype):
         scale = _safe_scale(source)
         triangle = gram(source, dtype, device, scale)
-    values = _to_numpy(eigenvalues_of(triangle))
+    eigenvalues, zeros = eigenvalues_of(triangle)
+    values = _to_numpy(eigenvalues)
     del triangle
     name = str(dtype).removeprefix("torch.")
     bound = gram_error_bound(values, dtype)
-    if dtype is torch.float64 and not _resolved(values, bound):
+    if dtype is torch.float64 and not _resolved(values[zeros:], bound):
         sigma = _to_numpy(singular_values(source, device, scale))
         # Backward stability of the SVD: |δσ| ≤ c·ε·σ_max, hence |δλ| ≤ 2σ|δσ|.
         bound = 2 * float(sigma[-1]) ** 2 * _epsilon(values, dtype)
-        return Spectrum((sigma / scale) ** 2, source.rows, source.cols, 1, "svd-float64", bound / scale**2)
-    return Spectrum(values / scale**2, source.rows, source.cols, 1, f"gram-{name}", bound / scale**2)
+        return _spectrum(source, sigma**2, scale, "svd-float64", bound)
+    return _spectrum(source, values, scale, f"gram-{name}", bound)
+
+
+def _spectrum(source: RowBlocks, scaled: NDArray[np.float64], scale: float, solver: str, bound: float) -> Spectrum:
+    """Undo the scale: in two steps, since its square may overflow where the eigenvalues do not."""
+    with np.errstate(over="ignore", under="ignore"):
+        values = scaled / scale / scale
+    if not np.isfinite(values[-1]) or (scaled[-1] > 0 and values[-1] < np.finfo(np.float64).tiny):
+        raise OutOfRangeError(f"σ_max is {np.sqrt(scaled[-1]) / scale:.1e}, and its square leaves float64; rescale W")
+    return Spectrum(values, source.rows, source.cols, 1, solver, bound / scale / scale)
 
 
 def _from_factors(source: RowBlocks, left: torch.Tensor, right: torch.Tensor) -> Spectrum:
@@ -92,16 +106,15 @@ def _epsilon(values: NDArray[np.float64], dtype: torch.dtype) -> float:
 
 
 def _resolved(values: NDArray[np.float64], bound: float) -> bool:
-    """Whether errors of `bound` in λ leave the rank, and the most sensitive metric, as they are.
+    """Whether errors of `bound` in λ (ascending, without exact zeros) leave rank and most sensitive metric as they are.
 
     |δσ| = |δλ|/2σ, and singular_entropy moves by Σ |δσ|·ln(Σσ/σ)/Σσ at most.
     """
-    if values[-1] == 0:
+    if len(values) == 0:
         return True
-    positive = values[values > 0]  # exact zeros come from zero columns
-    if positive[0] <= bound:
+    if values[0] <= bound:
         return False
-    sigma = np.sqrt(positive)
+    sigma = np.sqrt(values)
     total = sigma.sum()
     return float(np.sum(bound / (2 * sigma) * np.log(total / sigma)) / total) <= ENTROPY_TOLERANCE
 
@@ -119,7 +132,8 @@ def _safe_scale(source: RowBlocks) -> float:
         if not np.isfinite(top):
             raise _not_finite(source)
         largest = max(largest, top)
-    return 1.0 if largest == 0 else 2.0 ** -round(np.log2(largest))
+    # A power of two is exact; within ±1000 neither it nor the product leaves float64.
+    return 1.0 if largest == 0 else 2.0 ** float(np.clip(-np.round(np.log2(largest)), -1000, 1000))
 
 
 def _not_finite(source: RowBlocks) -> NotFiniteError:

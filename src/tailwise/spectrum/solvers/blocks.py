@@ -53,8 +53,10 @@ def gather(matrix: RowBlocks) -> torch.Tensor:
     return whole
 
 
-def long_side_blocks(matrix: RowBlocks, dtype: torch.dtype, device: torch.device) -> Iterator[torch.Tensor]:
-    """Blocks (depth × m) that stack to W if it is tall and to Wᵀ if it is wide, in `dtype` on `device`.
+def long_side_blocks(
+    matrix: RowBlocks, dtype: torch.dtype, device: torch.device, scale: float = 1.0
+) -> Iterator[torch.Tensor]:
+    """Blocks (depth × m) that stack to scale·W if it is tall and to scale·Wᵀ if it is wide, in `dtype` on `device`.
 
     A tall matrix is streamed; of a wide one the stored form is held, since its columns are scattered on disk.
     """
@@ -63,14 +65,14 @@ def long_side_blocks(matrix: RowBlocks, dtype: torch.dtype, device: torch.device
         for block in _small(matrix.row_blocks(BLOCK_BYTES)):
             waiting.append(block)
             if sum(map(len, waiting)) >= MIN_DEPTH:
-                yield _convert(torch.cat(waiting) if len(waiting) > 1 else waiting[0], dtype, device)
+                yield _convert(torch.cat(waiting) if len(waiting) > 1 else waiting[0], dtype, device, scale)
                 waiting = []
         if waiting:
-            yield _convert(torch.cat(waiting), dtype, device)
+            yield _convert(torch.cat(waiting), dtype, device, scale)
         return
     whole = gather(matrix)
     for start in range(0, matrix.cols, MIN_DEPTH):
-        yield _convert(whole[:, start : start + MIN_DEPTH], dtype, device).T
+        yield _convert(whole[:, start : start + MIN_DEPTH], dtype, device, scale).T
 
 
 def _small(blocks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -79,5 +81,7 @@ def _small(blocks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
         yield from DenseMatrix(block).row_blocks(BLOCK_BYTES)
 
 
-def _convert(block: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return block.to(device).to(dtype)
+def _convert(block: torch.Tensor, dtype: torch.dtype, device: torch.device, scale: float) -> torch.Tensor:
+    moved = block.to(device)
+    # A scale is there because the values do not fit `dtype`, so it comes before the conversion.
+    return moved.to(dtype) if scale == 1.0 else (moved.to(torch.float64) * scale).to(dtype)

@@ -19,16 +19,17 @@ def gram(matrix: RowBlocks, dtype: torch.dtype, device: torch.device, scale: flo
     """Lower triangle of scale²·WᵀW (tall) or scale²·WWᵀ (wide), (m × m); the upper one is undefined."""
     m = min(matrix.rows, matrix.cols)
     result = torch.zeros(m, m, dtype=dtype, device=device)
-    for block in long_side_blocks(matrix, dtype, device):
-        scaled = block if scale == 1.0 else block * scale
+    for block in long_side_blocks(matrix, dtype, device, scale):
         for left in range(0, m, PANEL):
             right = min(left + PANEL, m)
-            result[left:right, :right].addmm_(scaled[:, left:right].T, scaled[:, :right])
+            result[left:right, :right].addmm_(block[:, left:right].T, block[:, :right])
     return result
 
 
-def eigenvalues_of(gram_matrix: torch.Tensor) -> torch.Tensor:
-    """Eigenvalues of a Gram matrix given by its lower triangle, ascending, clipped at 0, shape (m,).
+def eigenvalues_of(gram_matrix: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Eigenvalues of a Gram matrix given by its lower triangle, and how many of them are exact zeros.
+
+    They ascend and are clipped at 0, shape (m,).
 
     Columns of W that are zero throughout (pruned or never used units) give exact zeros and are taken out first: it
     is faster, and keeps the rest from looking singular.
@@ -39,6 +40,6 @@ def eigenvalues_of(gram_matrix: torch.Tensor) -> torch.Tensor:
     if dead:
         gram_matrix = gram_matrix[alive][:, alive]
     if len(alive) == 0:
-        return torch.zeros_like(diagonal)
+        return torch.zeros_like(diagonal), dead
     values = torch.linalg.eigvalsh(gram_matrix, UPLO="L").clamp_min_(0)
-    return torch.cat([values.new_zeros(dead), values]) if dead else values
+    return (torch.cat([values.new_zeros(dead), values]) if dead else values), dead

@@ -15,8 +15,8 @@ def singular_values(matrix: RowBlocks, device: torch.device, scale: float = 1.0)
     reduced: torch.Tensor | None = None
     m = min(matrix.rows, matrix.cols)
     waiting: list[torch.Tensor] = []
-    for block in long_side_blocks(matrix, torch.float64, device):
-        waiting.append(block * scale)
+    for block in long_side_blocks(matrix, torch.float64, device, scale):
+        waiting.append(block)
         # A QR of m new rows under R costs twice that of the rows alone; fewer rows at a time would cost more.
         if sum(map(len, waiting)) >= m:
             reduced, waiting = _reduce(reduced, waiting), []

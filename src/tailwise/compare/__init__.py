@@ -1,0 +1,1 @@
+"""Two audits, or many, against each other."""

@@ -1,0 +1,156 @@
+"""`rank()`: many models of one family in the order of one number, and that number against their scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tailwise.audits.audit import Audit
+from tailwise.compare.correlation import MIN_MODELS, Correlation, correlation
+from tailwise.compare.run import TESTED
+from tailwise.compare.summary import SUMMARIES, model_numbers
+from tailwise.errors import UsageError, unknown_name
+
+_MARTIN = (
+    "Martin, Peng & Mahoney 2021 (Nature Communications 12:4122) found smaller values together with better test "
+    "accuracy among models of one architecture family; across families it does not hold, and other sources disagree"
+)
+#: Numbers for which publications state a direction, all of them the same.
+_SMALLER_IS_BETTER = {"mean_alpha", "mean_alpha_weighted", "mean_log_alpha_norm", "mean_log_norm", "mean_log_spectral_norm"}
+
+
+@dataclass(frozen=True)
+class RankedModel:
+    """One model of a ranking."""
+
+    name: str  # the shortest ending of its path that no other model has
+    model: str
+    values: Mapping[str, float | None]  # of SUMMARIES
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Models in order, the smallest value first; models without a value last."""
+
+    by: str
+    direction: str  # what publications say of small values, or that they say nothing
+    models: tuple[RankedModel, ...]
+    correlations: tuple[Correlation, ...] = ()  # with the scores, where there are any
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def rank(
+    audits: Sequence[Audit], *, by: str = "alpha_weighted", scores: Mapping[str, float | None] | None = None
+) -> Ranking:
+    """Order models by one number.
+
+    Parameters
+    ----------
+    audits
+        Two or more, best of one architecture family and one recipe.
+    by
+        A key of `SUMMARIES`, with or without `mean_`.
+    scores
+        Model → a score of the user's own, e.g. test accuracy; None leaves a model out. Names may be the models' paths
+        or any ending of them. With scores, every number gets Kendall's τ and Spearman's ρ, with a 95 % interval from
+        five models on.
+    """
+    if len(audits) < 2:
+        raise UsageError("a ranking takes two models or more", fix="give more audits")
+    key = _summary_name(by)
+    names = short_names([audit.model for audit in audits])
+    matched, notes = _match_scores(scores, names, [audit.model for audit in audits])
+    models = [
+        RankedModel(name, audit.model, model_numbers(audit), score)
+        for name, audit, score in zip(names, audits, matched, strict=True)
+    ]
+    ordered = sorted(models, key=lambda model: _order(model.values[key]))
+    found = _correlations(ordered) if scores is not None else ()
+    known = sum(model.score is not None for model in models)
+    if scores is not None and known < MIN_MODELS:
+        notes.append(f"{known} scored models are too few for an interval; even perfect order of four has p = 8 %")
+    return Ranking(key, _direction(key), tuple(ordered), found, (*_recipe_notes(audits), *notes))
+
+
+def _summary_name(by: str) -> str:
+    for name in (by, f"mean_{by}"):
+        if name in SUMMARIES:
+            return name
+    raise unknown_name("number to rank by", by, [name.removeprefix("mean_") for name in SUMMARIES])
+
+
+def _order(value: float | None) -> tuple[bool, float]:
+    return value is None, value or 0.0
+
+
+def _direction(key: str) -> str:
+    return f"smallest first: {_MARTIN}" if key in _SMALLER_IS_BETTER else "smallest first; no source says which is better"
+
+
+def short_names(models: Sequence[str]) -> list[str]:
+    """The shortest ending of each path that tells the models apart."""
+    paths = [[part for part in model.rstrip("/").split("/") if part] or [model] for model in models]
+    names = []
+    for path in paths:
+        depth = 1
+        while depth < len(path) and sum(other[-depth:] == path[-depth:] for other in paths) > 1:
+            depth += 1
+        names.append("/".join(path[-depth:]))
+    return names
+
+
+def _match_scores(
+    scores: Mapping[str, float | None] | None, names: list[str], models: list[str]
+) -> tuple[list[float | None], list[str]]:
+    if scores is None:
+        return [None] * len(models), []
+    used: set[str] = set()
+    found = []
+    for name, model in zip(names, models, strict=True):
+        keys = [key for key in scores if key in (name, model) or model.rstrip("/").endswith("/" + key.strip("/"))]
+        if len(keys) != 1:
+            raise _no_score(name, keys, scores)
+        used.add(keys[0])
+        found.append(scores[keys[0]])
+    idle = [key for key in scores if key not in used]
+    return found, [f"scores without a model: {', '.join(idle[:5])}{' …' if len(idle) > 5 else ''}"] if idle else []
+
+
+def _no_score(name: str, keys: list[str], scores: Mapping[str, float | None]) -> UsageError:
+    if keys:
+        return UsageError(f"{name} has several scores: {', '.join(keys)}", fix="keep one of them")
+    error = unknown_name("score for the model", name, scores)
+    leave_out = "an empty score leaves a model out"
+    return UsageError(f"there is no score for {name!r}", fix=f"{error.fix}; {leave_out}")
+
+
+def _correlations(models: Sequence[RankedModel]) -> tuple[Correlation, ...]:
+    found = []
+    for name in SUMMARIES:
+        both = [(model.values[name], model.score) for model in models]
+        known = [(value, score) for value, score in both if value is not None and score is not None]
+        values, scores = [value for value, _ in known], [score for _, score in known]
+        if len(set(values)) > 1:
+            found += [correlation(name, kind, values, scores) for kind in ("kendall", "spearman")]
+    return tuple(found)
+
+
+def _recipe_notes(audits: Sequence[Audit]) -> tuple[str, ...]:
+    notes = []
+    for metric, keys in TESTED.items():
+        kinds = {tuple(map(str, map(audit.provenance.recipe.get, keys))) for audit in audits}
+        if len(kinds) > 1:
+            notes.append(f"{metric} is fitted differently among these audits, so it does not rank them")
+    families = {str(audit.provenance.config.get("model_type")) for audit in audits if audit.provenance.config}
+    if len(families) > 1:
+        notes.append(f"these are several architectures ({', '.join(sorted(families))}): the order means little")
+    return tuple(notes)
+
+

@@ -1,0 +1,127 @@
+"""A chart is one decorated function from a `View` to an Altair chart; its guidance is written once, beside it."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
+
+from tailwise.errors import UsageError
+from tailwise.metrics.metric import METRICS
+from tailwise.registry import Registry
+
+if TYPE_CHECKING:
+    from tailwise.report.charts.view import View
+
+#: What a chart is drawn of: one audit, one of its layers, several audits, or an audit and its base.
+Scope = Literal["audit", "layer", "several", "base"]
+
+_BUILT_IN = ("alpha", "randomized", "balance", "depth", "heat", "layer", "several")
+_OPTIONS = {"permuted": "--randomize", "permuted_bulks": "--randomize", "permuted_tails": "--randomize",
+            "interval": "--bootstrap 200"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How to read a chart: the one text for its subtitle, its caption in a report, and its documentation."""
+
+    reading: str  # what is drawn
+    good: str
+    bad: str
+    note: str = ""  # a limit of the reading
+
+    @property
+    def text(self) -> str:
+        """All of it, as prose."""
+        return " ".join(part for part in (self.reading, f"Good: {self.good}", f"Bad: {self.bad}", self.note) if part)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A named chart."""
+
+    name: str
+    family: str
+    scope: Scope
+    title: str
+    needs: tuple[str, ...]  # metrics that the audit must have
+    guidance: Guidance
+    function: Callable[[View], Any]
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").split("\n", 1)[0]
+
+    def missing(self, view: View) -> tuple[str, ...]:
+        """The metrics that this chart needs and the audits do not have."""
+        return tuple(name for name in self.needs if not view.has(name))
+
+    def draw(self, view: View, *, titled: bool = True) -> Any:
+        """The Altair chart, with its data, and with title and guidance unless a page has them beside it.
+
+        Raises `UsageError` where a metric is missing, or there is nothing to draw.
+        """
+        if absent := self.missing(view):
+            raise UsageError(f"the chart {self.name} needs {', '.join(absent)}, which this audit does not have",
+                             where=view.audits[0].model, fix=remedy(absent))  # fmt: skip
+        view.datasets = {}
+        figure = self.function(view)
+        figure.datasets = view.datasets
+        if titled:
+            lines = [line for part in view.notes(self.guidance) for line in textwrap.wrap(part, view.width // 6)]
+            figure = figure.properties(title={"text": view.title(self.title), "subtitle": lines})
+        return figure
+
+
+def remedy(metrics: Sequence[str]) -> str:
+    """What provides the metrics that are missing."""
+    options = dict.fromkeys(
+        _OPTIONS.get(need, "") for name in metrics if name in METRICS for need in METRICS[name].needs
+    )
+    named = [option for option in options if option]
+    return f"run `tailwise audit MODEL {' '.join(named) or '--metrics ' + ','.join(metrics)}`"
+
+
+def _load_built_ins() -> None:
+    require_altair()
+    for family in _BUILT_IN:
+        import_module(f"tailwise.report.charts.{family}")
+    CHARTS.sort(lambda item: _BUILT_IN.index(item.family) if item.family in _BUILT_IN else len(_BUILT_IN))
+
+
+CHARTS: Registry[Chart] = Registry("chart", "tailwise.charts", _load_built_ins)
+
+
+def chart(
+    name: str, *, title: str, guidance: Guidance, needs: tuple[str, ...] = (), scope: Scope = "audit"
+) -> Callable[[Callable[[View], Any]], Callable[[View], Any]]:
+    """Register the decorated function as a chart."""
+
+    def register(function: Callable[[View], Any]) -> Callable[[View], Any]:
+        family = function.__module__.rsplit(".", 1)[-1]
+        CHARTS.add(name, Chart(name, family, scope, title, needs, guidance, function))
+        return function
+
+    return register
+
+
+def charts_of(scope: Scope) -> list[Chart]:
+    """The charts of one scope, in order."""
+    return [item for _, item in CHARTS.items() if item.scope == scope]
+
+
+def require_altair() -> None:
+    """`UsageError` with the remedy where the optional packages are absent."""
+    absent = [name for name in ("altair", "vl_convert") if find_spec(name) is None]
+    if absent:
+        raise UsageError(f"charts need {' and '.join(absent)}", fix='pip install "tailwise[report]"')
+
+
+def fields_of(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The spec without its data."""
+    return {key: value for key, value in spec.items() if key != "datasets"}

@@ -1,0 +1,152 @@
+"""What charts stand on: one flat record per layer, places along depth, and histograms.
+
+Numbers are rounded to five digits: a picture shows fewer, and a report must stay small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tailwise.audits.audit import Audit, LayerRow
+from tailwise.report.theme import group_of
+
+#: Fits further from their power law than this are drawn hollow. A heuristic: Gaussian noise of any shape fits with
+#: D ≈ 0.11-0.16, so such a fit describes its tail no better than it would describe noise.
+POOR_FIT = 0.11
+
+_INPUTS = frozenset({"embed", "pos_embed", "patch_embed"})
+OUTSIDE = "outside the blocks"
+
+Record = dict[str, Any]
+
+
+def rounded(value: float | None) -> float | int | None:
+    """Five significant digits; whole numbers without a point."""
+    if value is None or not math.isfinite(value):
+        return None
+    short = float(f"{value:.5g}")
+    return int(short) if short == int(short) and abs(short) < 1e15 else short
+
+
+@dataclass(frozen=True)
+class Depth:
+    """The axis from the data to the labels."""
+
+    low: int  # first and last block
+    high: int
+    inputs: bool  # whether anything stands before the first block, or after the last
+    outputs: bool
+    ordinal: bool  # no layer has a block: layers are numbered in the order of the file
+
+    @property
+    def title(self) -> str:
+        """Of the axis."""
+        return "layer, in the order of the file" if self.ordinal else "block (0 is nearest the data)"
+
+
+def places(audit: Audit) -> list[int]:
+    """The place of every measured layer along depth; before the first block and after the last: one step out."""
+    rows = [layer.row for layer in audit]
+    blocks = [row.block for row in rows if row.block is not None]
+    if not blocks:
+        return list(range(len(rows)))
+    low, high = min(blocks), max(blocks)
+    return [row.block if row.block is not None else low - 1 if row.role in _INPUTS else high + 1 for row in rows]
+
+
+def depth_of(audits: Sequence[Audit]) -> Depth:
+    """One axis for all audits."""
+    rows = [layer.row for audit in audits for layer in audit]
+    blocks = [row.block for row in rows if row.block is not None]
+    if not blocks:
+        return Depth(0, max(max(map(len, audits), default=1) - 1, 1), inputs=False, outputs=False, ordinal=True)
+    loose = [row.role for row in rows if row.block is None]
+    inputs, outputs = any(role in _INPUTS for role in loose), any(role not in _INPUTS for role in loose)
+    return Depth(min(blocks), max(blocks), inputs, outputs, ordinal=False)
+
+
+def layer_records(audits: Sequence[Audit], names: Sequence[str]) -> list[Record]:
+    """One record per measured layer: facts, place along depth, and every metric; `names` tell the audits apart."""
+    records = []
+    for name, audit in zip(names, audits, strict=True):
+        for place, layer in zip(places(audit), audit, strict=True):
+            records.append({"model": name, **layer_record(layer.row, place)})
+    return records
+
+
+def layer_record(row: LayerRow, place: int) -> Record:
+    """One layer. Exponents of tails without spread are left out (DEFINITIONS §2)."""
+    hidden = {*getattr(row, "degenerate", ()), *(("alpha", "alpha_hill") if row.status == "DEGENERATE" else ())}
+    distance = row.metrics.get("ks_distance")
+    times = f" ×{row.slices}" if row.slices > 1 else ""
+    return {
+        "name": row.name,
+        "role": row.role,
+        "group": group_of(row.role),
+        "block": row.block,
+        "place": place,
+        "panel": row.role if row.block is not None else OUTSIDE,
+        "shape": f"{row.rows}×{row.cols}{times}",
+        "status": row.status,
+        "poor": distance is not None and distance > POOR_FIT,
+        **{key: None if key in hidden else rounded(value) for key, value in row.metrics.items()},
+    }
+
+
+def ordered(values: Iterable[str], order: Sequence[str]) -> list[str]:
+    """Distinct values in a given order, unknown ones last."""
+    known = {name: index for index, name in enumerate(order)}
+    return sorted(dict.fromkeys(values), key=lambda name: known.get(name, len(known)))
+
+
+def nice_step(span: float, count: int) -> float:
+    """The width 1, 2, 2.5 or 5 · 10^k that cuts `span` into about `count` parts."""
+    if not span > 0:
+        return 1.0
+    raw = span / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= raw * 0.999)
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Edges of a histogram; what lies beyond `cap` is counted in the last bin."""
+
+    edges: NDArray[np.float64]
+    beyond: int  # values above the last edge
+
+
+def bins_of(values: Sequence[float], *, count: int = 28, low: float | None = None, cap: float | None = None) -> Bins:
+    """Bins at round numbers. The highest percent does not stretch the axis."""
+    data = np.asarray(values, dtype=np.float64)
+    start = float(data.min()) if low is None else low
+    stop = float(data.max())
+    if cap is not None:
+        stop = min(stop, cap)
+    step = nice_step(max(stop - start, 1e-9), count)
+    first = math.floor(start / step) * step
+    number = max(math.ceil((stop - first) / step + 1e-9), 1)
+    edges = first + step * np.arange(number + 1)
+    return Bins(edges, int((data > edges[-1]).sum()))
+
+
+def stacked(records: Sequence[Mapping[str, Any]], metric: str, bins: Bins, keys: Sequence[str]) -> list[Record]:
+    """Stacked counts per bin and role; poor fits on top, as one part of their own."""
+    bars: list[Record] = []
+    heights = np.zeros(len(bins.edges) - 1)
+    for key in [*keys, None]:
+        chosen = [r[metric] for r in records if r[metric] is not None and (None if r["poor"] else r["role"]) == key]
+        counts, _ = np.histogram(np.clip(chosen, bins.edges[0], bins.edges[-1]), bins.edges)
+        bars += [
+            {"low": rounded(bins.edges[i]), "high": rounded(bins.edges[i + 1]), "from": int(heights[i]),
+             "to": int(heights[i] + n), "layers": int(n), "role": key, "poor": key is None}
+            for i, n in enumerate(counts) if n
+        ]  # fmt: skip
+        heights += counts
+    return bars

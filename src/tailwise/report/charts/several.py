@@ -1,0 +1,150 @@
+"""Several models side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+
+from tailwise.report.charts.chart import Guidance, chart
+from tailwise.report.charts.data import rounded
+from tailwise.report.charts.parts import ALPHA, Axis, bands, place_axis, points, tooltip
+from tailwise.report.charts.view import View
+from tailwise.report.theme import MODEL_COLORS
+
+_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
+
+
+def _encodings(view: View) -> dict[str, Any]:
+    count = len(view.names)
+    colors = [view.palette[MODEL_COLORS[i % len(MODEL_COLORS)]] for i in range(count)]
+    legend = alt.Legend(title=None, columns=max(1, view.width // 220), labelLimit=210)
+    return {
+        "color": alt.Color("model:N", sort=view.names, legend=legend, scale=alt.Scale(domain=view.names, range=colors)),
+        "shape": alt.Shape("model:N", sort=view.names, legend=legend,
+                           scale=alt.Scale(domain=view.names, range=[_SHAPES[i % 8] for i in range(count)])),
+    }  # fmt: skip
+
+
+def _by_layer(view: View, y: Axis, *, banded: bool = False) -> Any:
+    """Every layer as a point, and the median of each block as a line, per model."""
+    records = [record for record in view.records if record.get(y.metric) is not None]
+    x = place_axis(view, records, ticks=12)
+    x.title = view.depth.title
+    scale = y.scale([record[y.metric] for record in records])
+    vertical = alt.Y(f"{y.metric}:Q", title=y.title, scale=scale, axis=y.axis(scale))
+    base = alt.Chart(view.layers).transform_filter(f"isValid(datum['{y.metric}'])")
+    colors = _encodings(view)
+    middle = base.transform_aggregate(level=f"median({y.metric})", groupby=["place", "model"])
+    line = middle.mark_line(strokeWidth=2.4).encode(x=x, y=alt.Y("level:Q", scale=scale), color=colors["color"])
+    dots = points(base, size=22, x=x, y=vertical, tooltip=tooltip(view, y.metric), **colors)
+    found = [*(bands(view, "y", scale) if banded else []), *dots, line]
+    return alt.layer(*found).properties(width=view.width, height=320)
+
+
+def _means(view: View, metric: str, title: str, *, banded: bool = False) -> Any:
+    """One dot per model: mean over its layers, with the middle half of the layers as a bar."""
+    import numpy as np
+
+    rows = []
+    for name in view.names:
+        found = [r[metric] for r in view.records if r["model"] == name and r.get(metric) is not None]
+        if found:
+            low, high = np.quantile(found, [0.25, 0.75])
+            rows.append({"model": name, "mean": rounded(float(np.mean(found))), "low": rounded(float(low)),
+                         "high": rounded(float(high)), "layers": len(found)})  # fmt: skip
+    shown = [value for row in rows for value in (row["mean"], row["low"], row["high"])]
+    scale = Axis(metric, title).scale([*shown, *([2.0, 4.0] if banded else [0.0])])
+    source = alt.Chart(view.data("means", rows))
+    y = alt.Y("model:N", sort=view.names, title=None, axis=alt.Axis(labelLimit=220, ticks=False, domain=False))
+    color = alt.Color("model:N", sort=view.names, legend=None, scale=_encodings(view)["color"].scale)
+    tips = [alt.Tooltip("model:N"), *(alt.Tooltip(f"{key}:Q", format=".4~g") for key in ("mean", "low", "high", "layers"))]
+    layers = [
+        *(bands(view, "x", scale) if banded else []),
+        source.mark_rule(strokeWidth=6, opacity=0.35, strokeCap="round").encode(x="low:Q", x2="high:Q", y=y, color=color),
+        source.mark_point(filled=True, size=120, opacity=1).encode(
+            x=alt.X("mean:Q", scale=scale, title=title, axis=alt.Axis(tickCount=8)), y=y, color=color, tooltip=tips),
+        source.mark_text(dy=-13, fontSize=11, color=view.palette["ink"]).encode(
+            x="mean:Q", y=y, text=alt.Text("mean:Q", format=".3~g")),
+    ]  # fmt: skip
+    return alt.layer(*layers).properties(width=view.width - 120, height=max(60, 46 * len(rows)))
+
+
+@chart(
+    "models_alpha_by_layer",
+    title="α along depth, by model",
+    scope="several",
+    needs=("alpha", "ks_distance"),
+    guidance=Guidance(
+        "α of every layer; the line is the median of a block, over all its roles. Small block numbers: near the data.",
+        "a line that stays between 2 and 4 from end to end.",
+        "a model whose line leaves the others, above 6 or below 2.",
+        "Blocks of models with other roles or shapes are not the same thing: compare like with like.",
+    ),
+)
+def models_alpha_by_layer(view: View) -> Any:
+    """α along depth for each model."""
+    return _by_layer(view, Axis("alpha", ALPHA, log=True), banded=True)
+
+
+@chart(
+    "models_scale_by_layer",
+    title="Scale along depth, by model",
+    scope="several",
+    needs=("log_spectral_norm",),
+    guidance=Guidance(
+        "log₁₀ λ_max of every layer; the line is the median of a block. Small block numbers are near the data.",
+        "smooth lines.",
+        "jumps, or a model whose scale runs away along depth.",
+    ),
+)
+def models_scale_by_layer(view: View) -> Any:
+    """Scale along depth for each model."""
+    return _by_layer(view, Axis("log_spectral_norm", "log₁₀ λ_max"))
+
+
+@chart(
+    "models_alpha",
+    title="Mean α by model",
+    scope="several",
+    needs=("alpha",),
+    guidance=Guidance(
+        "Mean over all layers and roles; the bar holds the middle half of the layers.",
+        "near 2 to 4, with a short bar; of models of one family, the lower is usually the better trained.",
+        "above 6 or below 2.",
+        "A mean over roles hides differences: a model with other roles has another mean.",
+    ),
+)
+def models_alpha(view: View) -> Any:
+    """Mean α per model."""
+    return _means(view, "alpha", "α", banded=True)
+
+
+@chart(
+    "models_rank",
+    title="Effective rank by model",
+    scope="several",
+    needs=("effective_rank",),
+    guidance=Guidance(
+        "Mean effective rank; the bar holds the middle half of the layers.",
+        "for models of one architecture: a rank well below that of the untrained model, and far above 1.",
+        "a model whose rank collapses against its peers.",
+        "It grows with the size of the matrices: compare models of one shape.",
+    ),
+)
+def models_rank(view: View) -> Any:
+    """Mean effective rank per model."""
+    return _means(view, "effective_rank", "effective rank")
+
+
+@chart(
+    "models_traps",
+    title="Correlation traps by model",
+    scope="several",
+    needs=("num_traps",),
+    guidance=Guidance("Mean number of traps per layer; the bar holds the middle half of the layers.",
+                      "near 0.", "more traps than its peers: over-fitting, or outlier weights."),
+)  # fmt: skip
+def models_traps(view: View) -> Any:
+    """Mean traps per model."""
+    return _means(view, "num_traps", "traps per layer")

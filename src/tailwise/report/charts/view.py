@@ -1,0 +1,135 @@
+"""What a chart is given: audits, options and colours; and where it leaves its data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from tailwise.audits.audit import Audit, Layer
+from tailwise.checkpoints.roles import ROLES
+from tailwise.errors import UsageError
+from tailwise.report.charts.chart import Guidance
+from tailwise.report.charts.data import OUTSIDE, Depth, Record, depth_of, layer_records, ordered
+from tailwise.report.theme import LIGHT, Palette
+
+if TYPE_CHECKING:
+    from tailwise.compare.comparison import Comparison
+
+ORDER = tuple(ROLES)
+
+
+def short_names(audits: Sequence[Audit]) -> list[str]:
+    """A short, distinct name for each audit: the last parts of where the model came from."""
+    parts = [PurePath(audit.model.rstrip("/")).parts or ("model",) for audit in audits]
+    for depth in range(1, 5):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{part[-1]} #{index + 1}" for index, part in enumerate(parts)]
+
+
+@dataclass
+class View:
+    """Everything a chart may ask for."""
+
+    audits: tuple[Audit, ...]
+    palette: Palette = field(default_factory=lambda: LIGHT)
+    base: Audit | None = None
+    layer_name: str | None = None
+    metric_name: str | None = None
+    width: int = 640
+    datasets: dict[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.audits or not any(len(audit) for audit in self.audits):
+            raise UsageError("there is nothing to draw: no layer was measured",
+                             fix="`tailwise show AUDIT --unmeasured` says why")  # fmt: skip
+
+    @property
+    def audit(self) -> Audit:
+        """The (first) audit."""
+        return self.audits[0]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """A short name per audit."""
+        return short_names(self.audits)
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """One record per measured layer of every audit."""
+        return layer_records(self.audits, self.names)
+
+    @property
+    def layers(self) -> Any:
+        """The records as the dataset `layers`, which all charts of a page share."""
+        return self.data("layers", self.records)
+
+    def data(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Any:
+        """Keep `rows` as a dataset and give what a chart refers to it by."""
+        import altair as alt
+
+        self.datasets[name] = rows
+        return alt.NamedData(name=name)
+
+    def has(self, metric: str) -> bool:
+        """Whether any layer has a value."""
+        return any(record.get(metric) is not None for record in self.records)
+
+    def values(self, metric: str) -> list[float]:
+        """All values of a metric."""
+        return [record[metric] for record in self.records if record.get(metric) is not None]
+
+    @cached_property
+    def depth(self) -> Depth:
+        """The axis from data to labels."""
+        return depth_of(self.audits)
+
+    @cached_property
+    def roles(self) -> list[str]:
+        """Roles that occur, in the table's order."""
+        return ordered((record["role"] for record in self.records), ORDER)
+
+    @cached_property
+    def panels(self) -> list[str]:
+        """One small chart per role, and one for the layers outside the blocks."""
+        return ordered((record["panel"] for record in self.records), [*ORDER, OUTSIDE])
+
+    @property
+    def estimator(self) -> str:
+        """How alpha was fitted."""
+        return str(self.audit.provenance.recipe.get("estimator", "ks"))
+
+    @property
+    def banded(self) -> bool:
+        """Whether the HT-SR bands hold: they were set for the `ks` estimator."""
+        return all(audit.provenance.recipe.get("estimator") == "ks" for audit in self.audits)
+
+    @cached_property
+    def layer(self) -> Layer:
+        """The chosen layer; without a choice, the one with the highest alpha."""
+        if self.layer_name is not None:
+            return self.audit[self.layer_name]
+        return max(self.audit, key=lambda layer: layer.row.metrics.get("alpha") or 0.0)
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """The audit against its base."""
+        from tailwise.compare.run import compare
+
+        if self.base is None:
+            raise UsageError("this chart needs a base to compare with", fix="give --base AUDIT")
+        return compare(self.base, self.audit)
+
+    def title(self, text: str) -> str:
+        """A chart's title with what is in it."""
+        return f"{text}: {' · '.join(self.names)}" if len(self.audits) == 1 else text
+
+    def notes(self, guidance: Guidance) -> list[str]:
+        """The subtitle: guidance, and what holds for this audit."""
+        bands = "" if self.banded else f"No bands: they hold for the ks estimator, and this is {self.estimator}."
+        parts = [guidance.reading, f"Good: {guidance.good}", f"Bad: {guidance.bad}"]
+        return [part for part in (*parts, guidance.note, bands) if part]
