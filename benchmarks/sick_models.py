@@ -22,9 +22,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+import tailwise as tw
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "sick-models.md"
-WIDTH, INNER, BLOCKS, HEADS, CONTEXT, BATCH, STEPS, LR = 128, 352, 6, 4, 128, 8, 300, 3e-3
+WIDTH, INNER, BLOCKS, HEADS, CONTEXT, BATCH, STEPS, LR = 128, 352, 6, 4, 64, 8, 500, 3e-3
 #: Thresholds were chosen on these seeds, and the tables are made on the others.
 TUNING = (0, 1)
 
@@ -101,7 +103,7 @@ def train(name: str, seed: int) -> tuple[State, float]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return {key: value.detach().contiguous() for key, value in model.state_dict().items()}, float(loss)
+    return {key: value.detach().contiguous() for key, value in model.state_dict().items()}, float(loss.detach())
 
 
 _BLOCK = re.compile(r"\.layers\.(\d+)\.")
@@ -122,11 +124,182 @@ def _file(name: str) -> str:
     return re.sub(r"\W+", "-", name)
 
 
+def _in_block(block: int, *parts: str) -> list[str]:
+    return [f"model.layers.{block}.{part}.weight" for part in parts]
+
+
+_ALL = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
+        "mlp.down_proj")  # fmt: skip
+
+
+def re_initialise(state: State, seed: int) -> list[str]:
+    """Two matrices as they were before training."""
+    names = _in_block(sick_block(seed), "self_attn.o_proj", "mlp.up_proj")
+    for name in names:
+        state[name] = torch.randn(state[name].shape, generator=_generator(seed)) * 0.02
+    return names
+
+
+def permute(state: State, seed: int) -> list[str]:
+    """The entries of two matrices in random order. (Permuted rows or columns leave a spectrum as it is.)"""
+    names = _in_block(sick_block(seed), "self_attn.v_proj", "mlp.down_proj")
+    for name in names:
+        flat = state[name].flatten()
+        state[name] = flat[torch.randperm(len(flat), generator=_generator(seed))].reshape(state[name].shape)
+    return names
+
+
+def collapse_head(state: State, seed: int) -> list[str]:
+    """All rows of one head equal up to a factor, in query and key."""
+    names, size = _in_block(sick_block(seed), "self_attn.q_proj", "self_attn.k_proj"), WIDTH // HEADS
+    rows = slice(seed % HEADS * size, (seed % HEADS + 1) * size)
+    for name in names:
+        head = state[name][rows]
+        state[name][rows] = torch.linspace(0.5, 1.5, size)[:, None] * head.mean(0)
+    return names
+
+
+def collapse_rank(state: State, seed: int) -> list[str]:
+    """One direction of one matrix thirty times as strong as the strongest, as a layer that ran away has it."""
+    names = _in_block(sick_block(seed), "mlp.gate_proj")
+    for name in names:
+        left, sigma, right = torch.linalg.svd(state[name], full_matrices=False)
+        sigma[0] *= 30
+        state[name] = left * sigma @ right
+    return names
+
+
+def scale(state: State, seed: int) -> list[str]:
+    """One matrix times ten."""
+    names = _in_block(sick_block(seed), "self_attn.o_proj")
+    for name in names:
+        state[name] *= 10
+    return names
+
+
+def duplicate(state: State, seed: int) -> list[str]:
+    """A block copied over the next."""
+    block = sick_block(seed)
+    for here, there in zip(_in_block(block, *_ALL), _in_block(block + 1, *_ALL), strict=True):
+        state[there] = state[here].clone()
+    return _in_block(block, *_ALL) + _in_block(block + 1, *_ALL)
+
+
+def kill_rows(state: State, seed: int) -> list[str]:
+    """Eight output rows of zeros."""
+    names = _in_block(sick_block(seed), "self_attn.o_proj")
+    for name in names:
+        state[name][torch.randperm(WIDTH, generator=_generator(seed))[:8]] = 0
+    return names
+
+
+def put_nan(state: State, seed: int) -> list[str]:
+    """One entry that is not a number."""
+    names = _in_block(sick_block(seed), "mlp.down_proj")
+    for name in names:
+        state[name][3, 5] = float("nan")
+    return names
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(1000 + seed)
+
+
+def everything(state: State, _seed: int) -> list[str]:
+    """Every matrix of the blocks."""
+    return [name for name, weight in state.items() if weight.ndim == 2 and _BLOCK.search(name)]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to be sick: how it comes about, and what the rules should say of which layers."""
+
+    name: str
+    base: str  # of TRAINED
+    make: Callable[[State, int], list[str]]  # changes the weights, and says which matrices are sick
+    expected: tuple[str, ...]  # any of these codes counts
+    whole: bool = False  # the whole model is sick: a code counts whatever layers it names
+
+
+CONDITIONS = (
+    Condition("healthy", "healthy", lambda _state, _seed: [], ()),
+    Condition("frozen block", "frozen block", lambda _, seed: _in_block(sick_block(seed), *_ALL), ("TW201",)),
+    Condition("re-initialised matrices", "healthy", re_initialise, ("TW201",)),
+    Condition("entries permuted", "healthy", permute, ("TW201", "TW303")),
+    Condition("slow block (lr ÷ 50)", "slow block", lambda _, seed: _in_block(sick_block(seed), *_ALL),
+              ("TW103", "TW303", "TW201")),
+    Condition("starved depth (lr falls 300-fold)", "starved depth",
+              lambda _state, _seed: _in_block(BLOCKS - 2, *_ALL) + _in_block(BLOCKS - 1, *_ALL), ("TW101", "TW102")),
+    Condition("lr ÷ 100", "lr ÷ 100", everything, ("TW202", "TW201"), whole=True),
+    Condition("lr × 100", "lr × 100", everything, ("TW301", "TW302", "TW601", "TW204", "TW205"), whole=True),
+    Condition("memorised (2 sequences, 2000 steps)", "memorised", everything, ("TW204", "TW205"), whole=True),
+    Condition("collapsed head", "healthy", collapse_head, ("TW603",)),
+    Condition("runaway direction", "healthy", collapse_rank, ("TW301",)),
+    Condition("matrix × 10", "healthy", scale, ("TW401",)),
+    Condition("block copied", "healthy", duplicate, ("TW604",)),
+    Condition("8 dead rows", "healthy", kill_rows, ("TW602",)),
+    Condition("NaN", "healthy", put_nan, ("TW601",)),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the rules said of one sick model."""
+
+    condition: Condition
+    seed: int
+    recall: float  # share of the sick matrices that an expected code names
+    alarms: int  # untouched matrices that a warning or an error names
+    untouched: int
+    codes: tuple[str, ...]  # of all warnings and errors
+
+
+def examine(folder: Path, condition: Condition, seed: int) -> Outcome:
+    """Audit (or read the kept audit) and diagnose."""
+    path = folder / f"{_file(condition.name)}-{seed}.audit"
+    state = trained(folder, condition.base, seed)
+    sick = {name.removesuffix(".weight") for name in condition.make(state, seed)}
+    if not path.exists():
+        tw.audit(state, randomize=1, workers=1, cache_dir=folder / "cache").save(path)
+    audit = tw.Audit.load(path)
+    found = [item for item in tw.diagnose(audit).findings if item.severity != "info"]
+    right = {layer for item in found if item.code in condition.expected for layer in item.layers}
+    named = {layer for item in found for layer in item.layers}
+    healthy = {row.name for row in audit.rows if row.measured} - sick
+    if condition.whole:
+        recall = float(any(item.code in condition.expected for item in found))
+    else:
+        recall = len(right & sick) / len(sick) if sick else 0.0
+    codes = tuple(f"{item.code}×{len(item.layers)}" for item in found)
+    return Outcome(condition, seed, recall, 0 if condition.whole else len(named & healthy), len(healthy), codes)
+
+
+def table(outcomes: list[Outcome], seeds: list[int]) -> str:
+    """Sensitivity and false alarms by condition."""
+    lines = ["| condition | expected | named in | sick matrices named | false alarms | all codes (× matrices) |",
+             "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    for condition in CONDITIONS:
+        runs = [item for item in outcomes if item.condition is condition and item.seed in seeds]
+        codes = "; ".join(dict.fromkeys(", ".join(item.codes) or "none" for item in runs))
+        alarms = f"{sum(item.alarms for item in runs)} of {sum(item.untouched for item in runs)}"
+        if not condition.expected:
+            lines.append(f"| {condition.name} | – | – | – | {alarms} | {codes} |")
+            continue
+        hit = sum(item.recall >= 0.5 for item in runs)
+        share = sum(item.recall for item in runs) / len(runs)
+        lines.append(
+            f"| {condition.name} | {' or '.join(condition.expected)} | {hit} of {len(runs)} seeds | "
+            f"{'whole model' if condition.whole else f'{share:.0%}'} | "
+            f"{'–' if condition.whole else alarms} | {codes} |"
+        )
+    return "\n".join(lines)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--folder", type=Path, required=True, help="where weights and audits are kept")
-    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
+    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     made.add_argument("--train", nargs="*", help="only train these conditions (none named: all)")
     made.add_argument("--write", action="store_true", help="write docs/sick-models.md")
     return made
@@ -142,6 +315,27 @@ def main() -> None:
             for name in options.train or TRAINED:
                 trained(options.folder, name, seed)
         return
+    began = time.perf_counter()
+    outcomes = [examine(options.folder, condition, seed) for condition in CONDITIONS for seed in options.seeds]
+    reported = [seed for seed in options.seeds if seed not in TUNING]
+    tuned = [seed for seed in options.seeds if seed in TUNING]
+    print(f"{len(outcomes)} models examined in {time.perf_counter() - began:.0f} s")
+    for title, seeds in (("tuning", tuned), ("reported", reported)):
+        if seeds:
+            print(f"\n{title} seeds {seeds}\n\n{table(outcomes, seeds)}")
+    if options.write:
+        write(table(outcomes, reported), table(outcomes, tuned), (reported, tuned))
+
+
+def write(reported: str, tuned: str, seeds: tuple[list[int], list[int]]) -> None:
+    """Put the tables between the markers of the page."""
+    text = (
+        f"On seeds {', '.join(map(str, seeds[0]))}, which no threshold has seen:\n\n{reported}\n\n"
+        f"On seeds {', '.join(map(str, seeds[1]))}, on which thresholds were chosen:\n\n{tuned}"
+    )
+    page = PAGE.read_text(encoding="utf-8")
+    page = re.sub(r"(<!-- measured -->\n).*?(\n<!-- end -->)", lambda m: m[1] + text + m[2], page, flags=re.DOTALL)
+    PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes the pages that are made from the code: commands.md, metrics.md, roles.md, api.md.
+"""Writes the pages that are made from the code: commands.md, metrics.md, rules.md, roles.md, api.md.
 
     python docs/generate.py
 
@@ -24,6 +24,8 @@ import tailwise
 from tailwise.audits.weightwatcher import COLUMNS, DIFFERENT
 from tailwise.checkpoints.roles import ROLES
 from tailwise.cli.main import app
+from tailwise.diagnosis.rule import RULES, Rule
+from tailwise.diagnosis.thresholds import TABLE, of_rule
 from tailwise.metrics.measure import selected
 from tailwise.metrics.metric import METRICS, Metric
 from tailwise.recipe import Recipe
@@ -34,7 +36,8 @@ NOTE = "<!-- Written by docs/generate.py. Change the code, not this page. -->\n"
 
 def pages() -> dict[str, str]:
     """File name → text of every generated page."""
-    return {"commands.md": commands(), "metrics.md": metrics(), "roles.md": roles(), "api.md": api()}
+    return {"commands.md": commands(), "metrics.md": metrics(), "rules.md": rules(), "roles.md": roles(),
+            "api.md": api()}  # fmt: skip
 
 
 def commands() -> str:
@@ -136,6 +139,56 @@ def _when(item: Metric) -> str:
 
 def _other_name(column: str | None) -> str:
     return "" if column is None else f"`{column}`" + (" †" if column in DIFFERENT else "")
+
+
+_STRENGTHS = {
+    "theory": "theory: it follows from a derivation",
+    "published": "published: it goes along with quality in publications",
+    "heuristic": "heuristic: a rule of thumb",
+}
+
+
+def rules() -> str:
+    """Every built-in rule, by family, and the table of thresholds."""
+    parts = [
+        f"# Rules\n\n{NOTE}",
+        "`tailwise diagnose AUDIT` and `tw.diagnose(audit)` apply these rules. A rule finds something, finds "
+        "nothing, or says that it could not look and why, which is not the same as finding nothing. "
+        "[How well they do](sick-models.md) was measured on models made sick on purpose.",
+        "Every exponent is shown with its standard error, and with what noise of the same shape gives. Comparisons "
+        "along depth stay within one role and one shape, since pooled roles reverse trends; they carry a test, "
+        "corrected for being many.",
+        "`--mute TW101` mutes a rule, `--mute TW2xx` a family, and `--mute 'TW103:layers\\.0\\.'` a rule for the "
+        "layers whose name matches. `--thresholds FILE.toml` changes any value of the "
+        "[table of thresholds](#thresholds).",
+    ]
+    built_in = [item for _, item in RULES.items() if item.judge.__module__.startswith("tailwise.")]
+    for family in dict.fromkeys(item.family for item in built_in):
+        module = inspect.getmodule(next(item for item in built_in if item.family == family).judge)
+        # The code alone is a heading, so that `rules.md#tw101` leads to it.
+        heads = [_rule(item) for item in built_in if item.family == family]
+        parts += [f"## {family.capitalize()}\n\n{inspect.getdoc(module)}", *heads]
+    rows = [[f"`{i.name}`", f"{i.value:g}", i.unit, i.reason, ", ".join(i.rules)] for i in TABLE]
+    parts.append("## Thresholds\n\nIn a TOML file: `noise_z = 5`, one line for each that is to change.")
+    parts.append(_table(["name", "value", "unit", "reason", "rules"], rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def _rule(item: Rule) -> str:
+    estimator = f" (`alpha` from the `{item.estimator}` estimator)" if item.estimator else ""
+    needs = ", ".join(f"`{name}`" for name in item.needs) + estimator if item.needs else "nothing but the rows"
+    used = ", ".join(f"`{threshold.name}`" for threshold in of_rule(item.code))
+    rows = [
+        ["severity", item.severity],
+        ["needs", needs],
+        ["thresholds", used or "none"],
+        ["causes", "; ".join(item.causes)],
+        ["remedies", "; ".join(item.remedies)],
+        ["evidence for the rule", _STRENGTHS[item.strength]],
+        ["references", "; ".join(item.references)],
+    ]
+    sign = f"**{item.title[0].upper()}{item.title[1:]}.** {item.summary}"
+    return f"### {item.code}\n\n{sign}\n\n{_table(['', ''], rows)}"
 
 
 def roles() -> str:

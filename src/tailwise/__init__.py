@@ -8,7 +8,9 @@
 Names are loaded when they are used: importing tailwise imports neither torch nor numpy.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,7 +20,11 @@ if TYPE_CHECKING:
     from tailwise.audits.single import alpha_hill, esd, singular_entropy, stable_rank
     from tailwise.checkpoints.checkpoint import Checkpoint
     from tailwise.checkpoints.open import open_checkpoint
+    from tailwise.compare.ranking import rank
+    from tailwise.compare.run import compare
+    from tailwise.diagnosis.run import diagnose
     from tailwise.errors import TailwiseError, UnreadableError, UsageError
+    from tailwise.gates.run import check
     from tailwise.metrics.metric import METRICS, metric
     from tailwise.recipe import Recipe, RunOptions
     from tailwise.spectrum.power_law import TailFit, fit_tail
@@ -43,19 +49,34 @@ _HOMES = {
     "alpha_hill": "tailwise.audits.single",
     "esd": "tailwise.audits.single",
     "audit": "tailwise.audits.run",
+    "check": "tailwise.gates.run",
+    "compare": "tailwise.compare.run",
+    "diagnose": "tailwise.diagnosis.run",
     "fit_tail": "tailwise.spectrum.power_law",
     "metric": "tailwise.metrics.metric",
     "open_checkpoint": "tailwise.checkpoints.open",
     "prepare": "tailwise.audits.prepare",
+    "rank": "tailwise.compare.ranking",
     "singular_entropy": "tailwise.audits.single",
     "stable_rank": "tailwise.audits.single",
 }
 
 __all__ = [
     "METRICS", "Audit", "Checkpoint", "Layer", "LayerRow", "Prepared", "Recipe", "RunOptions", "Spectrum", "TailFit",
-    "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "audit", "esd", "fit_tail", "metric",
-    "open_checkpoint", "prepare", "singular_entropy", "stable_rank",
+    "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "audit", "check", "compare",
+    "diagnose", "esd", "fit_tail", "metric", "open_checkpoint", "prepare", "rank", "singular_entropy", "stable_rank",
 ]  # fmt: skip
+
+
+class _Public(ModuleType):
+    """Importing the room `tailwise.compare` sets an attribute here, which must not hide the verb `compare`."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Public
 
 
 def __getattr__(name: str) -> Any:

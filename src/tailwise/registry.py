@@ -21,7 +21,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, group: str, load_builtins: Callable[[], None]) -> None:
         self._kind, self._group, self._load_builtins = kind, group, load_builtins
         self._items: dict[str, T] = {}
-        self._loaded = False
+        self._loaded = self._loading = self._has_builtins = False
 
     def add(self, name: str, item: T) -> None:
         """Register `item`; a second item of the same name is a `UsageError`."""
@@ -53,13 +53,15 @@ class Registry(Generic[T]):
         self._items = dict(sorted(self._items.items(), key=lambda pair: key(pair[1])))
 
     def _load(self) -> None:
-        if self._loaded:
+        if self._loaded or self._loading:  # built-ins look themselves up while they load
             return
-        self._loaded = True  # first, since built-ins look themselves up while they load
+        self._loading = True
         try:
-            self._load_builtins()
-        except BaseException:
-            self._loaded = False
-            raise
-        for point in entry_points(group=self._group):
-            point.load()
+            if not self._has_builtins:
+                self._load_builtins()
+                self._has_builtins = True
+            for point in entry_points(group=self._group):
+                point.load()
+            self._loaded = True
+        finally:
+            self._loading = False

@@ -110,6 +110,14 @@ def test_the_same_bytes_in_another_shape_or_type_are_other_content(other):
     assert audit({"layer.weight": other(weights)}).provenance.reused == 0
 
 
+def test_the_same_bytes_read_as_another_type_are_other_content():
+    half = torch.from_numpy(RNG.standard_normal((40, 30))).half()
+    audit({"layer.weight": half})
+    again = audit({"layer.weight": half.view(torch.bfloat16)})
+    assert again.provenance.reused == 0
+    assert again["layer"].log_norm == pytest.approx(float((half.view(torch.bfloat16).double() ** 2).sum().log10()))
+
+
 def test_of_a_rewritten_file_only_the_changed_tensor_is_computed(tmp_path):
     def write(model):
         save_file({name: torch.from_numpy(weight) for name, weight in model.items()}, tmp_path / "model.safetensors")

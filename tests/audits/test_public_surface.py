@@ -11,9 +11,10 @@ import pytest
 import tailwise as tw
 
 NAMES = [
-    "METRICS", "Audit", "Checkpoint", "Layer", "LayerRow", "Prepared", "Recipe", "RunOptions", "Spectrum", "TailFit",
-    "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "audit", "esd", "fit_tail", "metric",
-    "open_checkpoint", "prepare", "singular_entropy", "stable_rank",
+    "METRICS", "Audit", "Checkpoint", "Layer", "LayerRow", "Prepared", "Recipe", "RunOptions", "Spectrum",
+    "TailFit", "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "audit", "check",
+    "compare", "diagnose", "esd", "fit_tail", "metric", "open_checkpoint", "prepare", "rank", "singular_entropy",
+    "stable_rank",
 ]  # fmt: skip
 
 

@@ -131,6 +131,20 @@ def test_sigma_of_a_square_bulk_is_found_where_weightwatchers_quarter_circle_ove
     assert overshoot["share90.weight"] > 1.8
 
 
+def test_weightwatchers_sigma_is_one_for_every_square_layer_of_a_real_model_and_ours_tells_them_apart(peer, bert):
+    weights = load_file(bert / "model.safetensors")
+    square = {name: w for name, w in weights.items() if "layer.0.attention" in name and w.shape == (384, 384)}
+    theirs = peer.analyze(square, mp_fit=True)
+    assert len(theirs) == 4
+    ours_rescaled = []
+    for name, row in theirs.items():
+        bulk = fit_bulk(tw.esd(square[f"{name}.weight"]).eigenvalues, 384, 384)
+        ours_rescaled.append(bulk.sigma * math.sqrt(384) * row["W_scale"])
+        assert row["sigma_mp"] == pytest.approx(1, abs=0.03)  # of Σλ = m: as if all of the layer were noise
+    assert max(ours_rescaled) < 0.7
+    assert max(ours_rescaled) - min(ours_rescaled) > 0.1
+
+
 def test_one_large_weight_is_one_trap_where_weightwatcher_adds_five_replicas_up(peer):
     weight = np.random.default_rng(3).standard_normal((300, 60))
     weight[3, 4] = 60.0

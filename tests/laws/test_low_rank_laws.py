@@ -27,7 +27,6 @@ def numbers(spectrum: Spectrum) -> dict[str, float | None]:
     return measure(Spectra(spectrum), RECIPE)
 
 
-@pytest.mark.xfail(strict=True, reason="the SVD route keeps σ below n·ε·σ_max, the route over factors has exact zeros")
 @pytest.mark.parametrize("rank", RANKS)
 def test_a_low_rank_matrix_has_the_same_numbers_from_its_factors_and_from_its_product(rank):
     left, right = factors(rank)
@@ -42,7 +41,6 @@ def test_a_low_rank_matrix_has_the_same_numbers_from_its_factors_and_from_its_pr
     assert [other[name] for name in defined] == pytest.approx([one[name] for name in defined], rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.xfail(strict=True, reason="fit_bulk fits rounding errors where the SVD route left them")
 @pytest.mark.parametrize("rank", RANKS)
 def test_a_matrix_of_less_than_half_its_rank_has_no_bulk_and_no_spikes(rank):
     left, right = factors(rank)
@@ -52,7 +50,6 @@ def test_a_matrix_of_less_than_half_its_rank_has_no_bulk_and_no_spikes(rank):
         assert found[name] is None, name
 
 
-@pytest.mark.xfail(strict=True, reason="fit_tail counts zero eigenvalues towards the fifty that a verdict needs")
 @pytest.mark.parametrize("rank", [3, 20, 49])
 def test_fewer_than_fifty_eigenvalues_that_are_not_zero_give_no_verdict(rank):
     values = np.append(np.zeros(200), np.random.default_rng(0).pareto(1.5, rank) + 1)
@@ -60,7 +57,6 @@ def test_fewer_than_fifty_eigenvalues_that_are_not_zero_give_no_verdict(rank):
     assert fit.status == "FEW_EIGENVALUES"
 
 
-@pytest.mark.xfail(strict=True, reason="fit_bulk drops the spikes it found where taking them out leaves mostly zeros")
 def test_spikes_above_the_edge_are_counted_or_there_is_no_bulk():
     from tailwise.spectrum.marchenko_pastur import fit_bulk
 

@@ -76,7 +76,6 @@ def test_what_is_no_finite_matrix_is_refused_by_the_one_call_functions(weights):
             function(weights)
 
 
-@pytest.mark.xfail(strict=True, reason="single.esd lets solve's OutOfRangeError through")
 def test_a_matrix_whose_eigenvalues_leave_float64_is_refused_by_the_one_call_functions():
     with pytest.raises(UsageError, match="float64"):
         tw.stable_rank(1e200 * np.eye(20))

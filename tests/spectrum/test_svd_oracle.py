@@ -96,6 +96,14 @@ def test_the_svd_is_taken_from_the_condition_on_at_which_the_gram_matrix_loses_d
     assert list(routes.values()) == sorted(routes.values())  # one change, from gram to svd
 
 
+def test_the_svd_is_taken_where_small_singular_values_are_many_enough_to_move_the_entropy(matrix_with):
+    # Each λ = 9e-14 stands clear of the Gram matrix's error of 9e-15, but fifty errors of σ add up to 1e-7.
+    many = np.concatenate([np.full(50, 3e-7), np.linspace(1, 2, 50)])
+    assert solve(torch.from_numpy(matrix_with(many, 140, 100))).solver == "svd-float64"
+    one = np.concatenate([[3e-6], np.linspace(1, 2, 99)])
+    assert solve(torch.from_numpy(matrix_with(one, 140, 100))).solver == "gram-float64"
+
+
 @pytest.mark.parametrize("smallest", [1e-9, 1e-11])
 def test_one_tiny_singular_value_is_neither_lost_nor_taken_for_a_zero_column(smallest, matrix_with):
     sigma = np.concatenate([np.linspace(1, 2, 39), [smallest]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,6 +162,14 @@ class Audit:
         from tailwise.audits.codec import save
 
         return save(self, path)
+
+    def plot(self, chart: str, **options: Any) -> Any:
+        """The named chart (`tailwise plot --list`) as an Altair chart: `audit.plot("alpha_hist", theme="dark")`.
+
+        `options`: `base` (an audit to compare with), `layer`, `metric`, `theme`. Needs `tailwise[report]`.
+        """
+        # By name and late: the noun stands below the reports and must not import them.
+        return import_module("tailwise.report.render").plot(chart, [self], **options)
 
     @staticmethod
     def load(path: str | Path) -> Audit:

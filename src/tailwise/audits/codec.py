@@ -25,7 +25,8 @@ from tailwise.spectrum.spectrum import Spectrum
 FORMAT = 1
 #: What damaged bytes make the readers raise (zipfile: NotImplementedError for an unknown compression).
 _DAMAGE = (
-    OSError, KeyError, ValueError, TypeError, NotImplementedError, RuntimeError, zipfile.BadZipFile, pa.ArrowException
+    OSError, EOFError, KeyError, ValueError, TypeError, NotImplementedError, RuntimeError, zipfile.BadZipFile,
+    pa.ArrowException,
 )  # fmt: skip
 MEMBERS = ("layers.parquet", "spectra.parquet", "provenance.json")
 

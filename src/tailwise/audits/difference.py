@@ -24,8 +24,6 @@ from tailwise.metrics.facts import Facts, Spectra
 from tailwise.metrics.measure import measure, selected
 from tailwise.recipe import Recipe
 from tailwise.spectrum.solve import solve
-from tailwise.spectrum.solvers.blocks import RowBlocks, long_side_blocks
-from tailwise.spectrum.solvers.gram import gram
 from tailwise.spectrum.spectrum import Spectrum, pool
 
 if TYPE_CHECKING:
@@ -187,9 +185,8 @@ def _finished(row: LayerRow, spectrum: Spectrum, old: Layer, alike: dict[str, fl
     names = tuple(metric.name for metric in selected(recipe) if "baseline" not in metric.needs)
     tail = Facts(Spectra(spectrum), recipe).tail
     metrics = measure(Spectra(spectrum), recipe.replace(metrics=names))
-    done = replace(
-        row, status=tail.status, reason=tail.remedy, solver=spectrum.solver, error_bound=spectrum.error_bound, metrics=metrics
-    )  # fmt: skip
+    done = replace(row, status=tail.status, reason=tail.remedy, metrics=metrics)
+    done = replace(done, solver=spectrum.solver, error_bound=spectrum.error_bound)
     norm, changed = float(old.spectrum.eigenvalues.sum()), float(spectrum.eigenvalues.sum())
     numbers = {"relative_change": (changed / norm) ** 0.5} if norm > 0 else {}
     if changed > 0:
@@ -203,6 +200,5 @@ def _provenance(before: Audit, after: Audit, rows: list[LayerRow]) -> Provenance
     content = hashlib.sha256(f"{after.provenance.fingerprint} − {before.provenance.fingerprint}".encode()).hexdigest()
     read = sum(row.nbytes for row in rows)
     recipe = Recipe().to_json() | {"conv": after.provenance.recipe["conv"]}
-    return replace(
-        after.provenance, model=named, format="difference", fingerprint=content, recipe=recipe, reused=0, bytes_read=2 * read
-    )  # fmt: skip
+    kept = replace(after.provenance, model=named, format="difference", fingerprint=content, recipe=recipe)
+    return replace(kept, reused=0, bytes_read=2 * read)

@@ -8,7 +8,7 @@ from tailwise.errors import UsageError
 from tailwise.metrics import entropy, ranks
 from tailwise.recipe import Precision
 from tailwise.spectrum.power_law import TailOptions, fit_tail
-from tailwise.spectrum.solve import NotFiniteError, solve
+from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
 from tailwise.spectrum.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def esd(weights: Weights, *, precision: Precision = "float64", device: str | Non
         tensor = tensor.to(torch.float64)
     try:
         return solve(tensor.flatten(1), precision=precision, device=device or str(tensor.device))
-    except NotFiniteError as error:
+    except (NotFiniteError, OutOfRangeError) as error:
         raise UsageError(str(error), fix="repair the tensor first") from error
 
 

@@ -8,8 +8,14 @@ from typing import Annotated
 import typer
 
 from tailwise.cli.audit import audit
+from tailwise.cli.check import check
+from tailwise.cli.compare import compare
+from tailwise.cli.diagnose import diagnose
 from tailwise.cli.doctor import doctor
 from tailwise.cli.metrics import metrics
+from tailwise.cli.plot import plot
+from tailwise.cli.rank import rank
+from tailwise.cli.report import report
 from tailwise.cli.show import show
 from tailwise.errors import TailwiseError
 
@@ -22,6 +28,12 @@ app = typer.Typer(
 )
 app.command()(audit)
 app.command()(show)
+app.command()(compare)
+app.command()(rank)
+app.command()(check)
+app.command()(diagnose)
+app.command()(report)
+app.command()(plot)
 app.command()(metrics)
 app.command()(doctor)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +17,13 @@ _MARTIN = (
     "accuracy among models of one architecture family; across families it does not hold, and other sources disagree"
 )
 #: Numbers for which publications state a direction, all of them the same.
-_SMALLER_IS_BETTER = {"mean_alpha", "mean_alpha_weighted", "mean_log_alpha_norm", "mean_log_norm", "mean_log_spectral_norm"}
+_SMALLER_IS_BETTER = {
+    "mean_alpha",
+    "mean_alpha_weighted",
+    "mean_log_alpha_norm",
+    "mean_log_norm",
+    "mean_log_spectral_norm",
+}
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,9 @@ def _order(value: float | None) -> tuple[bool, float]:
 
 
 def _direction(key: str) -> str:
-    return f"smallest first: {_MARTIN}" if key in _SMALLER_IS_BETTER else "smallest first; no source says which is better"
+    return (
+        f"smallest first: {_MARTIN}" if key in _SMALLER_IS_BETTER else "smallest first; no source says which is better"
+    )
 
 
 def short_names(models: Sequence[str]) -> list[str]:
@@ -152,5 +159,3 @@ def _recipe_notes(audits: Sequence[Audit]) -> tuple[str, ...]:
     if len(families) > 1:
         notes.append(f"these are several architectures ({', '.join(sorted(families))}): the order means little")
     return tuple(notes)
-
-

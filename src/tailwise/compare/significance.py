@@ -5,9 +5,10 @@ them, H is Gamma-distributed with shape k − 1 (Rényi 1953), so the ratio of t
 Fisher's F with 2(k₀ − 1) and 2(k₁ − 1) degrees of freedom. For large k this is the z of ln(α − 1) with the standard
 errors σ/(α − 1) = 1/√k that an audit states; for k of ten it is not, and plain z then finds too much.
 
-Estimators that search for λ_min scatter by more than σ says: of twenty re-seeded Gaussian matrices, z from σ alone
-calls at least one changed in nearly every simulation. So the change is computed three times, with each model's own
-tail and with both tails cut at the size that the one or the other has, and the most cautious of the three counts.
+Estimators that search for λ_min scatter by more than σ says: among twenty pairs of Gaussian matrices, this z alone
+calls at least one changed in 19 to 77 of 100 simulations, by shape, where 5 are allowed. So the change must show twice: between the tails as fitted, and
+with both tails cut at the size of the smaller one, where λ_min is not searched and both are tails. The more cautious
+of the two counts.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ Contrast = tuple[Fit, Fit]
 
 def contrasts(metric: str, before: Layer, after: Layer) -> list[Contrast] | None:
     """The pairs of fits that a change of `metric` must show in, or None where nothing can be claimed."""
-    fits = _fit_of(metric, before), _fit_of(metric, after)
-    if fits[0] is None or fits[1] is None:
+    old, new = _fit_of(metric, before), _fit_of(metric, after)
+    if old is None or new is None:
         return None
-    found: list[Contrast] = [(fits[0], fits[1])]
+    found: list[Contrast] = [(old, new)]
     if metric == "alpha":
-        for _, k in fits:
-            one, other = _refit(before, k), _refit(after, k)
-            if one is None or other is None:
-                return None
-            found.append((one, other))
+        k = min(old[1], new[1])
+        one, other = _refit(before, k), _refit(after, k)
+        if one is None or other is None:
+            return None
+        found.append((one, other))
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from tailwise.audits.audit import Audit, LayerRow
@@ -22,18 +22,20 @@ class Case:
     spectra: Mapping[str, Spectrum]
     limits: Mapping[str, float]
     history: tuple[Mapping[str, LayerRow], ...] = field(default=())  # earlier audits of the same run, oldest first
+    draws: int = 24  # noise matrices behind each baseline
 
     @staticmethod
     def of(audit: Audit, limits: Mapping[str, float], history: Sequence[Audit] = ()) -> Case:
         """The whole audit."""
         spectra = {layer.row.name: layer.spectrum for layer in audit}
         past = tuple({layer.row.name: layer.row for layer in earlier} for earlier in history)
-        return Case(tuple(audit.rows), spectra, limits, past)
+        draws = int(audit.provenance.recipe.get("baseline_replicas", 24))
+        return Case(tuple(audit.rows), spectra, limits, past, draws)
 
     def without(self, pattern: re.Pattern[str]) -> Case:
         """The case without the layers whose name matches."""
         kept = tuple(row for row in self.rows if not pattern.search(row.name))
-        return Case(kept, self.spectra, self.limits, self.history)
+        return replace(self, rows=kept)
 
     def limit(self, name: str) -> float:
         """A threshold."""

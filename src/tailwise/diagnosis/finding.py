@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -75,3 +76,17 @@ class Diagnosis:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Diagnosis:
+        """What `to_json` gave."""
+        findings = tuple(_finding(item) for item in data["findings"])
+        not_looked = tuple(NotLooked(**item) for item in data["not_looked"])
+        looked, muted = tuple(data["looked"]), tuple(data["muted"])
+        return Diagnosis(data["model"], findings, not_looked, looked, muted, dict(data["thresholds"]))
+
+
+def _finding(data: Mapping[str, Any]) -> Finding:
+    evidence = tuple(Evidence(**item) for item in data["evidence"])
+    lists = {key: tuple(value) for key, value in data.items() if isinstance(value, list | tuple)}
+    return Finding(**{**data, **lists, "evidence": evidence})

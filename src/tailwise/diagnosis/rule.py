@@ -67,7 +67,7 @@ def _load_built_ins() -> None:
 RULES: Registry[Rule] = Registry("rule", "tailwise.rules", _load_built_ins)
 
 
-def rule(
+def rule(  # noqa: PLR0913 - a rule has as many parts
     code: str,
     *,
     title: str,
@@ -92,7 +92,7 @@ def rule(
         RULES.add(code, Rule(
             code=code, title=title, family=function.__module__.rsplit(".", 1)[-1],
             summary=" ".join((inspect.getdoc(function) or "").split()), severity=severity, strength=strength,
-            needs=tuple(needs), estimator=estimator, causes=tuple(causes), remedies=tuple(remedies),
+            needs=tuple(dict.fromkeys(needs)), estimator=estimator, causes=tuple(causes), remedies=tuple(remedies),
             references=tuple(references), judge=function,
         ))  # fmt: skip
         return function

@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tailwise.errors import UnreadableError, UsageError, unknown_name
 
@@ -34,17 +35,21 @@ TABLE = (
               ("TW101", "TW102", "TW103", "TW401")),
     Threshold("min_peers", 4, "matrices", "a median and its scatter need a few values",
               ("TW301", "TW302")),
-    Threshold("noise_z", 4.0, "sd", "24 noise draws scatter by less than 3 sd; trained matrices lie 7 to 1000 sd off",
+    Threshold("noise_z", 3.5, "sd", "one in 4000 by chance; widened by Student's t, as baselines are a few draws",
               ("TW103", "TW201", "TW202", "TW203", "TW303")),
-    Threshold("noise_spikes", 2, "eigenvalues", "noise passes the 99 % Tracy-Widom edge by one or two at most",
+    Threshold("noise_spikes", 1, "eigenvalues", "noise passes the 99 % Tracy-Widom edge once in a hundred matrices",
               ("TW103", "TW201", "TW202", "TW203", "TW303")),
-    Threshold("noise_mp_distance", 0.05, "KS distance", "noise matrices of 50 and more eigenvalues stay below 0.04",
+    Threshold("noise_mp_distance", 0.03, "KS distance", "on top of 3/m, about what noise of m eigenvalues gives",
               ("TW103", "TW201", "TW202", "TW203", "TW303")),
     Threshold("most_layers", 0.8, "share", '"nearly all", in the words of the alpha manual',
-              ("TW101", "TW201", "TW202")),
+              ("TW201", "TW202")),
+    Threshold("most_roles", 0.5, "share of roles", "what happens along depth happens in more than one role",
+              ("TW101", "TW102")),
+    Threshold("min_history", 4, "earlier audits", "with fewer, not even a steady change has a p-value below 0.01",
+              ("TW302",)),
     Threshold("light_alpha_hill", 5.0, "alpha_hill", "the HT-SR alpha manual: above 5 everywhere is under-trained",
               ("TW101", "TW202")),
-    Threshold("light_share_of_noise", 0.6, "share of baseline", f"makes the manual's 5 portable across shapes; {_BENCH}",
+    Threshold("light_share_of_noise", 0.6, "share of baseline", f"makes the manual's 5 portable; {_BENCH}",
               ("TW101", "TW202")),
     Threshold("stagnation_ratio", 1.5, "times its neighbours", f"smaller steps occur in healthy models; {_BENCH}",
               ("TW103",)),
@@ -61,7 +66,7 @@ TABLE = (
     Threshold("traps", 3, "traps", "noise gives 0.01 on average, Student-t entries of 4 degrees of freedom a few",
               ("TW205",)),
     Threshold("collapse_alpha_hill", 1.5, "alpha_hill", 'the HT-SR alpha manual\'s "near 1"', ("TW301",)),
-    Threshold("collapse_scale", 0.5, "log10 λ_max", "the norm of one matrix three times that of its peers", ("TW301",)),
+    Threshold("collapse_scale", 0.5, "log10 λ_max", "a spectral norm 1.8 times that of its peers", ("TW301",)),
     Threshold("collapse_stable_rank", 1.5, "stable rank", "one direction carries two thirds of the energy", ("TW301",)),
     Threshold("peer_z", 4.0, "robust sd", "median and MAD of the role; one in 10⁴ by chance", ("TW301", "TW302")),
     Threshold("saturation_share", 0.6, "share of noise's effective rank",
@@ -82,7 +87,7 @@ DEFAULTS: Mapping[str, Threshold] = {item.name: item for item in TABLE}
 Overrides = Mapping[str, float] | str | Path | None
 
 
-def thresholds(overrides: Overrides = None) -> dict[str, float]:
+def resolved(overrides: Overrides = None) -> dict[str, float]:
     """Every threshold's value; `overrides` is a mapping or the path of a TOML file with `name = value` lines.
 
     Raises `UsageError` for a name that is not in the table or a value that is not a number.
@@ -98,7 +103,7 @@ def thresholds(overrides: Overrides = None) -> dict[str, float]:
     return values
 
 
-def _read(path: Path) -> dict[str, float]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -37,8 +37,13 @@ def evals(row: LayerRow) -> int:
 
 def count(number: int, noun: str) -> str:
     """`1 matrix`, `3 matrices`."""
-    plural = {"matrix": "matrices"}.get(noun, noun + "s")
+    plural = f"{noun[:-1]}ces" if noun.endswith("matrix") else f"{noun}s"
     return f"{number} {noun if number == 1 else plural}"
+
+
+def verb(number: int, one: str, many: str) -> str:
+    """The form of a verb that goes with a number."""
+    return one if number == 1 else many
 
 
 def named(rows: Sequence[LayerRow], most: int = 3) -> str:

@@ -48,6 +48,10 @@ def by_role(audit: Audit) -> RenderableType:
     for title in ("matrices", "α median (range)", "α Hill median (range)", "stable rank", "entropy"):
         table.add_column(title, justify="right", no_wrap=True)
     measured = [layer.row for layer in audit]
+    along = {row.block for row in measured if row.block is not None}
+    banded = audit.provenance.recipe.get("estimator") == "ks"
+    if len(along) > 1:
+        table.add_column(f"α, block {min(along)} → {max(along)}", no_wrap=True)
     for role in dict.fromkeys(row.role for row in measured):
         rows = [row for row in measured if row.role == role]
         table.add_row(
@@ -57,8 +61,31 @@ def by_role(audit: Audit) -> RenderableType:
             _spread(rows, "alpha_hill"),
             _middle(rows, "stable_rank", 1),
             _middle(rows, "singular_entropy", 3),
+            *([strip(rows, sorted(along), banded=banded)] if len(along) > 1 else []),
         )
     return table
+
+
+#: α from which a column of the strip is one step higher; 2, 4 and 6 are the HT-SR bands.
+_STEPS = (2.0, 2.6, 3.2, 4.0, 5.0, 6.0, 8.0)
+_STRIP = 40  # columns at most
+
+
+def strip(rows: Sequence[LayerRow], blocks: Sequence[int], *, banded: bool) -> Text:
+    """α along depth, a character per block (or per few): higher is larger; coloured by band for the `ks` estimator."""
+    width = min(len(blocks), _STRIP)
+    groups: list[list[float]] = [[] for _ in range(width)]
+    place = {block: index * width // len(blocks) for index, block in enumerate(blocks)}
+    for row in rows:
+        value = row.metrics.get("alpha")
+        if row.block is not None and value is not None and row.status != "DEGENERATE":
+            groups[place[row.block]].append(value)
+    text = Text()
+    for values in groups:
+        level = sum(median(values) >= step for step in _STEPS) if values else -1
+        colors = ("magenta", "green", "green", "green", "yellow", "yellow", "red", "red")
+        text.append(" ▁▂▃▄▅▆▇█"[level + 1], style=colors[level] if banded and values else "")
+    return text
 
 
 def _values(rows: Sequence[LayerRow], name: str) -> list[float]:

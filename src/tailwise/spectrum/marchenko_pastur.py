@@ -73,23 +73,30 @@ def fit_bulk(eigenvalues: Vector, n: int, m: int) -> Bulk | None:
     """Fit σ so that the median of what lies below the edge is the law's, spikes taken out one round at a time.
 
     The median is where spikes and heavy tails weigh least, and it identifies σ for square matrices too (Gavish &
-    Donoho 2014 use it for the same reason). None where more than half of the eigenvalues are zero: there is no
-    bulk. `eigenvalues`: ascending, those of several matrices of the shape if they are pooled.
+    Donoho 2014 use it for the same reason). Where half of the eigenvalues would be taken out there is no such bulk;
+    the fit to all of them is kept then, and its `ks_distance` says how poor it is. None where half of the
+    eigenvalues are zero. `eigenvalues`: ascending, those of several matrices of the shape if they are pooled.
     """
     total = len(eigenvalues)
     if total < 2 or eigenvalues[(total - 1) // 2] <= 0:
         return None
-    spikes = 0
-    while True:
-        sigma = _sigma_from_median(eigenvalues[: total - spikes], n, m)
-        edge = edges(sigma, n, m)[1] + tracy_widom_margin(sigma, n, m)
-        found = total - int(np.searchsorted(eigenvalues, edge, side="right"))
-        if found <= spikes or found > total // 2 or np.median(eigenvalues[: total - found]) <= 0:
-            break
-        spikes = found
+    spikes, first = 0, _bulk(eigenvalues, total, n, m)
+    bulk = first
+    while bulk.num_spikes > spikes:
+        spikes = bulk.num_spikes
+        if spikes > total // 2 or np.median(eigenvalues[: total - spikes]) <= 0:
+            return first
+        bulk = _bulk(eigenvalues, total - spikes, n, m)
+    return bulk
+
+
+def _bulk(eigenvalues: Vector, kept: int, n: int, m: int) -> Bulk:
+    """The law with the median of the `kept` smallest, and what stands above its edge."""
+    sigma = _sigma_from_median(eigenvalues[:kept], n, m)
     low, high = edges(sigma, n, m)
-    rest = eigenvalues[: total - spikes]
-    return Bulk(sigma, low, high, edge, spikes, _ks(rest, sigma, n, m))
+    edge = high + tracy_widom_margin(sigma, n, m)
+    below = int(np.searchsorted(eigenvalues, edge, side="right"))
+    return Bulk(sigma, low, high, edge, len(eigenvalues) - below, _ks(eigenvalues[:below], sigma, n, m))
 
 
 def _sigma_from_median(bulk: Vector, n: int, m: int) -> float:

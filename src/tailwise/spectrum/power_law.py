@@ -70,8 +70,9 @@ def fit_tail(eigenvalues: Vector, estimator: str, options: TailOptions | None = 
     if estimator not in ESTIMATORS:
         raise unknown_name("estimator", estimator, ESTIMATORS)
     fit = ESTIMATORS[estimator](eigenvalues, options or TailOptions())
-    if fit.ok and len(eigenvalues) < MIN_EVALS_FOR_VERDICT:
-        remedy = f"{len(eigenvalues)} eigenvalues: read alpha with its error, give no verdict"
+    count = int(np.count_nonzero(eigenvalues))
+    if fit.ok and count < MIN_EVALS_FOR_VERDICT:
+        remedy = f"{count} eigenvalues above zero: read alpha with its error, give no verdict"
         return replace(fit, status="FEW_EIGENVALUES", remedy=remedy)
     return fit
 

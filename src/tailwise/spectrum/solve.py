@@ -66,6 +66,8 @@ def _from_blocks(source: RowBlocks, dtype: torch.dtype, device: torch.device) ->
     bound = gram_error_bound(values, dtype)
     if dtype is torch.float64 and not _resolved(values[zeros:], bound):
         sigma = _to_numpy(singular_values(source, device, scale))
+        # Below the tolerance of the numerical rank, σ is rounding; kept, it would pass for a bulk or a tail.
+        sigma[sigma <= sigma[-1] * max(source.rows, source.cols) * np.finfo(np.float64).eps] = 0.0
         # Backward stability of the SVD: |δσ| ≤ c·ε·σ_max, hence |δλ| ≤ 2σ|δσ|.
         bound = 2 * float(sigma[-1]) ** 2 * _epsilon(values, dtype)
         return _spectrum(source, sigma**2, scale, "svd-float64", bound)
@@ -152,4 +154,4 @@ def _not_finite(source: RowBlocks) -> NotFiniteError:
 
 
 def _to_numpy(values: torch.Tensor) -> NDArray[np.float64]:
-    return values.to("cpu", torch.float64).numpy()
+    return values.to("cpu", torch.float64, copy=True).numpy()

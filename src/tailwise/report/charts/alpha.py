@@ -6,7 +6,8 @@ from typing import Any
 
 from tailwise.report.charts.chart import Guidance, chart
 from tailwise.report.charts.data import POOR_FIT, bins_of
-from tailwise.report.charts.parts import ALPHA, Axis, along_depth, histogram, metric_histogram, scatter
+from tailwise.report.charts.panels import along_depth
+from tailwise.report.charts.parts import ALPHA, Axis, histogram, metric_histogram, scatter
 from tailwise.report.charts.view import View
 
 _HOLLOW = f"Hollow: a poor fit (D > {POOR_FIT}) has no verdict."
@@ -107,4 +108,3 @@ def hill_by_layer(view: View) -> Any:
     return along_depth(
         view, Axis("alpha_hill", "α Hill (log scale)", log=True), sigma="alpha_hill_sigma", noise="alpha_hill_baseline"
     )
-

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tailwise.report.charts.chart import Guidance, chart
-from tailwise.report.charts.parts import Axis, along_depth, metric_histogram
+from tailwise.report.charts.panels import along_depth
+from tailwise.report.charts.parts import Axis, metric_histogram
 from tailwise.report.charts.view import View
 
 _GOOD = "near 0, the dashed line: critical balance, the tail of the fit is the one whose volume is conserved."
@@ -16,7 +17,9 @@ _BAD = "far from 0 on either side: above, the tail is too long (over-correlated)
     "detX_hist",
     title="Critical balance (detX)",
     needs=("detX_delta", "ks_distance"),
-    guidance=Guidance("Layers by how many eigenvalues their tail has more than the volume-preserving one.", _GOOD, _BAD),
+    guidance=Guidance(
+        "Layers by how many eigenvalues their tail has more than the volume-preserving one.", _GOOD, _BAD
+    ),
 )
 def balance_hist(view: View) -> Any:
     """Histogram of detX."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: What a chart is drawn of: one audit, one of its layers, several audits, or an audit and its base.
 Scope = Literal["audit", "layer", "several", "base"]
 
-_BUILT_IN = ("alpha", "randomized", "balance", "depth", "heat", "layer", "several")
+_BUILT_IN = ("alpha", "randomized", "balance", "depth", "heat", "layer", "several", "base")
 _OPTIONS = {"permuted": "--randomize", "permuted_bulks": "--randomize", "permuted_tails": "--randomize",
             "interval": "--bootstrap 200"}  # fmt: skip
 
@@ -68,13 +68,12 @@ class Chart:
         """
         if absent := self.missing(view):
             raise UsageError(f"the chart {self.name} needs {', '.join(absent)}, which this audit does not have",
-                             where=view.audits[0].model, fix=remedy(absent))  # fmt: skip
+                             where=view.audit.model, fix=remedy(absent))  # fmt: skip
         view.datasets = {}
         figure = self.function(view)
-        figure.datasets = view.datasets
         if titled:
-            lines = [line for part in view.notes(self.guidance) for line in textwrap.wrap(part, view.width // 6)]
-            figure = figure.properties(title={"text": view.title(self.title), "subtitle": lines})
+            lines = [line for part in view.notes(self.guidance) for line in textwrap.wrap(part, int(view.width / 5.8))]
+            figure = figure.properties(title={"text": view.title(self.title, self.scope), "subtitle": lines})
         return figure
 
 
@@ -120,8 +119,3 @@ def require_altair() -> None:
     absent = [name for name in ("altair", "vl_convert") if find_spec(name) is None]
     if absent:
         raise UsageError(f"charts need {' and '.join(absent)}", fix='pip install "tailwise[report]"')
-
-
-def fields_of(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The spec without its data."""
-    return {key: value for key, value in spec.items() if key != "datasets"}

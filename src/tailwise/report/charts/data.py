@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailwise.audits.audit import Audit, LayerRow
+from tailwise.diagnosis.thresholds import TABLE as THRESHOLDS
 from tailwise.report.theme import group_of
 
-#: Fits further from their power law than this are drawn hollow. A heuristic: Gaussian noise of any shape fits with
-#: D ≈ 0.11-0.16, so such a fit describes its tail no better than it would describe noise.
-POOR_FIT = 0.11
+#: Fits further from their power law than this are drawn hollow; the rules give no verdict on them either.
+POOR_FIT = next(item.value for item in THRESHOLDS if item.name == "fit_max_distance")
 
 _INPUTS = frozenset({"embed", "pos_embed", "patch_embed"})
 OUTSIDE = "outside the blocks"
@@ -122,8 +122,16 @@ class Bins:
     beyond: int  # values above the last edge
 
 
+def whole_bins(values: Sequence[float], *, count: int = 28, cap: int = 60) -> Bins:
+    """Bins around whole numbers from 0 on, for counts."""
+    stop = min(max(values), cap)
+    step = max(1.0, nice_step(stop, count))
+    edges = (step * np.arange(int(stop / step) + 2) - step / 2).astype(np.float64)
+    return Bins(edges, sum(value > edges[-1] for value in values))
+
+
 def bins_of(values: Sequence[float], *, count: int = 28, low: float | None = None, cap: float | None = None) -> Bins:
-    """Bins at round numbers. The highest percent does not stretch the axis."""
+    """Bins at round numbers, from `low` to at most `cap`."""
     data = np.asarray(values, dtype=np.float64)
     start = float(data.min()) if low is None else low
     stop = float(data.max())
@@ -132,7 +140,7 @@ def bins_of(values: Sequence[float], *, count: int = 28, low: float | None = Non
     step = nice_step(max(stop - start, 1e-9), count)
     first = math.floor(start / step) * step
     number = max(math.ceil((stop - first) / step + 1e-9), 1)
-    edges = first + step * np.arange(number + 1)
+    edges = (first + step * np.arange(number + 1)).astype(np.float64)
     return Bins(edges, int((data > edges[-1]).sum()))
 
 

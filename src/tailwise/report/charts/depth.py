@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tailwise.report.charts.chart import Guidance, chart
-from tailwise.report.charts.parts import Axis, along_depth
+from tailwise.report.charts.panels import along_depth
+from tailwise.report.charts.parts import Axis
 from tailwise.report.charts.view import View
 
 
@@ -14,14 +15,14 @@ from tailwise.report.charts.view import View
     title="Scale along depth",
     needs=("log_spectral_norm",),
     guidance=Guidance(
-        "log₁₀ λ_max of every layer along depth, by role; small block numbers are near the data.",
+        "log10 λmax of every layer along depth, by role; small block numbers are near the data.",
         "a smooth line within each role.",
         "sharp jumps: blow-ups, which hurt stability, quantization and merging.",
     ),
 )
 def scale_by_layer(view: View) -> Any:
     """log₁₀ of the largest eigenvalue along depth, by role."""
-    return along_depth(view, Axis("log_spectral_norm", "log₁₀ λ_max"))
+    return along_depth(view, Axis("log_spectral_norm", "log10 λmax"))
 
 
 @chart(
@@ -37,9 +38,7 @@ def scale_by_layer(view: View) -> Any:
 )
 def entropy_by_layer(view: View) -> Any:
     """Singular entropy along depth, by role, with the noise of each shape."""
-    return along_depth(
-        view, Axis("singular_entropy", "entropy (nats)", zero=True), noise="singular_entropy_baseline"
-    )
+    return along_depth(view, Axis("singular_entropy", "entropy (nats)", zero=True), noise="singular_entropy_baseline")
 
 
 @chart(

@@ -9,9 +9,9 @@ import altair as alt
 from tailwise.errors import UsageError, unknown_name
 from tailwise.metrics.metric import METRICS
 from tailwise.report.charts.chart import Guidance, chart
+from tailwise.report.charts.data import ordered
 from tailwise.report.charts.parts import place_axis, summary_of
 from tailwise.report.charts.view import ORDER, View
-from tailwise.report.charts.data import ordered
 
 #: Above this many columns the numbers in the cells cannot be read.
 _LABELLED = 14
@@ -32,15 +32,14 @@ def heatmap(view: View) -> Any:
     metric = _chosen(view)
     records = [record for record in view.records if record.get(metric) is not None]
     roles = ordered((record["role"] for record in records), ORDER)
-    x = place_axis(view, records, ticks=14)
-    x.title = f"{view.depth.title}        colour: {metric}"
+    x = place_axis(view, records, ticks=14, title=view.depth.title)
     y = alt.Y("role:N", sort=roles, title=None, axis=alt.Axis(grid=False, domain=False, ticks=False, labelFontSize=12))
     values = [record[metric] for record in records]
     extreme = sorted(values)[int(0.98 * (len(values) - 1))]
     domain = [min(values), extreme if extreme > min(values) else max(values) + 1e-9]
     scale = alt.Scale(domain=domain, range=[view.palette["heat.low"], view.palette["heat.high"]], clamp=True)
     color = alt.Color(
-        "value:Q", scale=scale, legend=alt.Legend(title=None, gradientLength=220, orient="top", format=".3~g")
+        "value:Q", scale=scale, legend=alt.Legend(title=metric, gradientLength=220, orient="top", format=".3~g")
     )
     cells = (
         alt.Chart(view.layers)
@@ -50,13 +49,15 @@ def heatmap(view: View) -> Any:
     )
     tips = [alt.Tooltip("role:N"), alt.Tooltip("place:Q", title="block"), alt.Tooltip("layers:Q"),
             alt.Tooltip("value:Q", title=metric, format=".4~g")]  # fmt: skip
-    span = alt.X("left:Q", scale=x.scale, axis=x.axis, title=x.title)
+    span = alt.X("left:Q", scale=x["scale"], axis=x["axis"], title=x["title"])
     layers = [cells.mark_rect(cornerRadius=2).encode(x=span, x2="right:Q", y=y, color=color, tooltip=tips)]
     if view.depth.high - view.depth.low < _LABELLED:
         middle = alt.condition(f"datum.value > {sum(domain) / 2:.6g}", alt.value(view.palette["paper"]),
                                alt.value(view.palette["ink"]))  # fmt: skip
-        layers.append(cells.mark_text(fontSize=10).encode(
-            x=alt.X("place:Q", scale=x.scale), y=y, text=alt.Text("value:Q", format=".3~g"), color=middle))  # fmt: skip
+        text = alt.Text("value:Q", format=".3~g")
+        layers.append(
+            cells.mark_text(fontSize=10).encode(x=alt.X("place:Q", scale=x["scale"]), y=y, text=text, color=middle)
+        )
     return alt.layer(*layers).properties(width=view.width - 60, height=24 * len(roles))
 
 

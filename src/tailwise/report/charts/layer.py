@@ -20,6 +20,7 @@ from tailwise.spectrum.marchenko_pastur import cdf
 from tailwise.spectrum.power_law import above_threshold
 
 _LOG_BINS, _LINEAR_BINS, _SCAN = 44, 44, 56
+_OWN, _MIXED, _FIT, _LAW = "eigenvalues of W", "entries permuted", "power-law fit", "Marchenko-Pastur"
 
 Data = dict[str, list[Record]]
 
@@ -65,7 +66,10 @@ def _linear_bins(layer: Layer, marks: Record) -> list[Record]:
     spectrum = layer.spectrum
     noise = np.zeros(_LINEAR_BINS)
     if sigma:
-        noise = len(values) * np.diff(cdf(edges, sigma, spectrum.n, spectrum.m))
+        # The law describes the bulk alone: spikes are not its.
+        noise = (len(values) - (layer.row.metrics.get("num_spikes") or 0)) * np.diff(
+            cdf(edges, sigma, spectrum.n, spectrum.m)
+        )
     return _bars(edges, np.histogram(values, edges)[0], noise)
 
 
@@ -111,16 +115,20 @@ def _source(view: View, name: str) -> alt.Chart:
 def _at(view: View, field: str, color: str, dash: list[int]) -> alt.Chart:
     """A line at a number of the layer."""
     mark = _source(view, "marks").transform_filter(f"isValid(datum.{field})")
-    return mark.mark_rule(color=view.palette[color], strokeDash=dash, strokeWidth=1.5).encode(
+    line: alt.Chart = mark.mark_rule(color=view.palette[color], strokeDash=dash, strokeWidth=1.5).encode(
         x=f"{field}:Q", tooltip=[alt.Tooltip(f"{field}:Q", format=".4~g")]
     )
+    return line
 
 
-def _legend(view: View, *entries: tuple[str, str]) -> alt.Scale:
-    return alt.Scale(domain=[label for label, _ in entries], range=[view.palette[color] for _, color in entries])
+def _legend(view: View, *entries: tuple[str, str]) -> alt.Color:
+    """Colour by the label that `_named` gives a mark."""
+    scale = alt.Scale(domain=[label for label, _ in entries], range=[view.palette[color] for _, color in entries])
+    return alt.Color("what:N", scale=scale, legend=alt.Legend(title=None, orient="top", symbolOpacity=1))
 
 
-_TOP = {"orient": "top", "title": None, "symbolOpacity": 1}
+def _named(source: alt.Chart, label: str) -> alt.Chart:
+    return source.transform_calculate(what=f"'{label}'")
 
 
 @chart(
@@ -136,22 +144,21 @@ _TOP = {"orient": "top", "title": None, "symbolOpacity": 1}
 )
 def layer_esd(view: View) -> Any:
     """Log-log spectrum with fit, λ_min, MP edge and permuted spectrum."""
-    labels = (("eigenvalues of W", "accent"), ("entries permuted", "noise"), ("power-law fit", "contrast"))
-    scale = _legend(view, *labels)
+    color = _legend(view, (_OWN, "accent"), (_MIXED, "noise"), (_FIT, "contrast"))
     x = alt.X("low:Q", scale=alt.Scale(type="log", nice=False), title="eigenvalue λ (log scale)",
               axis=alt.Axis(grid=False, tickCount=5, format="~g"))  # fmt: skip
     y = alt.Y("count:Q", scale=alt.Scale(type="log", domainMin=0.6, nice=False), title="per bin (log scale)",
-              axis=alt.Axis(tickCount=4, format="~g"))  # fmt: skip
+              axis=alt.Axis(values=[1, 10, 100, 1000, 10000], format="~g"))  # fmt: skip
     source = _source(view, "esd_log").transform_calculate(middle="sqrt(datum.low * datum.high)", base="0.6")
-    middle = alt.X("middle:Q", scale=x.scale, axis=x.axis, title=x.title)
-    color = {"legend": alt.Legend(**_TOP), "scale": scale}
-    noise = source.transform_filter("datum.noise > 0.6").mark_bar(opacity=0.4).encode(
-        x=x, x2="high:Q", y=alt.Y("base:Q", scale=y.scale), y2="noise:Q", color=alt.ColorDatum(labels[1][0], **color))  # fmt: skip
-    own = source.transform_filter("datum.count > 0").mark_point(filled=True, size=34, opacity=0.95).encode(
-        x=middle, y=y, color=alt.ColorDatum(labels[0][0], **color),
+    middle = alt.X("middle:Q", scale=x["scale"], axis=x["axis"], title=x["title"])
+    noise = _named(source, _MIXED).transform_filter("datum.noise > 0.6").mark_bar(opacity=0.4).encode(
+        x=x, x2="high:Q", y=alt.Y("base:Q", scale=y["scale"]), y2="noise:Q", color=color)  # fmt: skip
+    seen = _named(source, _OWN).transform_filter("datum.count > 0")
+    own = seen.mark_point(filled=True, size=34, opacity=0.95).encode(
+        x=middle, y=y, color=color,
         tooltip=[alt.Tooltip("middle:Q", title="λ", format=".4~g"), alt.Tooltip("count:Q")])  # fmt: skip
-    fit = _source(view, "fit").transform_filter("datum.count > 0.6").mark_line(strokeWidth=2.2).encode(
-        x="at:Q", y="count:Q", color=alt.ColorDatum(labels[2][0], **color))  # fmt: skip
+    fit = _named(_source(view, "fit"), _FIT).transform_filter("datum.count > 0.6").mark_line(strokeWidth=2.2).encode(
+        x="at:Q", y="count:Q", color=color)  # fmt: skip
     marks = [_at(view, "lambda_min", "contrast", [5, 4]), _at(view, "lambda_plus", "muted", [2, 3])]
     return alt.layer(noise, *marks, fit, own).properties(width=view.width, height=220)
 
@@ -169,16 +176,15 @@ def layer_esd(view: View) -> Any:
 )
 def layer_bulk(view: View) -> Any:
     """Linear spectrum with the Marchenko-Pastur law and its edge."""
-    scale = _legend(view, ("eigenvalues of W", "accent"), ("Marchenko-Pastur", "muted"))
-    color = {"legend": alt.Legend(**_TOP), "scale": scale}
+    color = _legend(view, (_OWN, "accent"), (_LAW, "muted"))
     x = alt.X("low:Q", scale=alt.Scale(nice=False, zero=True), title="eigenvalue λ",
               axis=alt.Axis(grid=False, tickCount=6, format="~g"))  # fmt: skip
     y = alt.Y("count:Q", title="eigenvalues per bin", axis=alt.Axis(tickCount=5))
     source = _source(view, "esd").transform_calculate(middle="(datum.low + datum.high) / 2")
-    bars = source.mark_bar(opacity=0.8).encode(
-        x=x, x2="high:Q", y=y, y2=alt.datum(0), color=alt.ColorDatum("eigenvalues of W", **color))  # fmt: skip
-    line = source.transform_filter("datum.noise > 0").mark_line(strokeWidth=2).encode(
-        x="middle:Q", y="noise:Q", color=alt.ColorDatum("Marchenko-Pastur", **color))  # fmt: skip
+    bars = _named(source, _OWN).mark_bar(opacity=0.8).encode(
+        x=x, x2="high:Q", y=y, y2=alt.datum(0), color=color)  # fmt: skip
+    line = _named(source, _LAW).transform_filter("datum.noise > 0").mark_line(strokeWidth=2).encode(
+        x="middle:Q", y="noise:Q", color=color)  # fmt: skip
     return alt.layer(bars, line, _at(view, "lambda_plus", "muted", [2, 3])).properties(width=view.width, height=220)
 
 
@@ -241,8 +247,8 @@ def layer_page(view: View) -> Any:
     """All four pictures of a layer."""
     whole, view.width = view.width, view.width // 2 + 40
     try:
-        charts = [draw(view).resolve_scale(color="independent") for draw in (layer_esd, layer_bulk, layer_xmin, layer_hill)]
+        charts = [draw(view) for draw in (layer_esd, layer_bulk, layer_xmin, layer_hill)]
     finally:
         view.width = whole
-    rows = [alt.hconcat(*charts[:2], spacing=30), alt.hconcat(*charts[2:], spacing=30)]
+    rows = [alt.hconcat(*pair, spacing=30).resolve_scale(color="independent") for pair in (charts[:2], charts[2:])]
     return alt.vconcat(*rows, spacing=24).resolve_scale(color="independent")

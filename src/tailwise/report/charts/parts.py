@@ -9,19 +9,21 @@ from typing import Any
 import altair as alt
 
 from tailwise.metrics.metric import METRICS
-from tailwise.report.charts.data import OUTSIDE, Bins, bins_of, ordered, stacked
-from tailwise.report.charts.view import ORDER, View
+from tailwise.report.charts.data import Bins, bins_of, stacked
+from tailwise.report.charts.view import View
 from tailwise.report.theme import SHAPES, group_of, role_color
 
 #: (low, high, colour, label) of the HT-SR bands of alpha, DEFINITIONS §4.
 BANDS = (
-    (1.0, 2.0, "band.over", "below 2: over-trained"),
-    (2.0, 4.0, "band.good", "2–4: well-fit"),
-    (4.0, 6.0, "band.weak", "4–6: weakly heavy-tailed"),
-    (6.0, 1000.0, "band.under", "above 6: under-trained"),
+    (1.0, 2.0, "band.over", "< 2 over-trained"),
+    (2.0, 4.0, "band.good", "2–4 well-fit"),
+    (4.0, 6.0, "band.weak", "4–6 weakly heavy-tailed"),
+    (6.0, 1000.0, "band.under", "> 6 under-trained"),
 )
 ALPHA_TICKS = [1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 100]
 ALPHA = "α (log scale)"
+#: More layers than this are drawn as a cloud with the mean on top.
+CROWD = 1500
 _FACTS = (("name", "layer"), ("role", "role"), ("block", "block"), ("shape", "shape"))
 
 
@@ -33,6 +35,7 @@ class Axis:
     title: str
     log: bool = False
     zero: bool = False
+    whole: bool = False  # a count
     line: float | None = None  # a value worth a line: the balance point, no change
 
     def scale(self, values: Sequence[float], pad: float = 0.04) -> alt.Scale:
@@ -64,11 +67,9 @@ def tooltip(view: View, *metrics: str) -> list[alt.Tooltip]:
 def role_encodings(view: View, *, legend: bool = True, only: Sequence[str] | None = None) -> dict[str, Any]:
     """Colour and shape by role, with one legend for both."""
     roles = view.roles
-    shown = (
-        alt.Legend(title=None, columns=max(2, view.width // 105), **({"values": list(only)} if only else {}))
-        if legend
-        else None
-    )
+    look: dict[str, Any] = {"title": None, "symbolOpacity": 1, "columns": max(2, view.width // 105)}
+    extra = {"values": list(only)} if only else {}
+    shown = look | extra if legend else None
     colors = alt.Scale(domain=roles, range=[role_color(role, view.palette) for role in roles])
     shapes = alt.Scale(domain=roles, range=[SHAPES[group_of(role)] for role in roles])
     return {
@@ -77,14 +78,18 @@ def role_encodings(view: View, *, legend: bool = True, only: Sequence[str] | Non
     }
 
 
-def points(source: alt.Chart, *, size: int = 46, **encodings: Any) -> list[alt.Chart]:
-    """Layers as points: poor fits hollow."""
-    good = source.transform_filter("!datum.poor").mark_point(filled=True, size=size, opacity=0.9)
-    poor = source.transform_filter("datum.poor").mark_point(filled=False, size=size, strokeWidth=1.3, opacity=0.9)
+def points(source: alt.Chart, view: View, *, size: int = 46, **encodings: Any) -> list[alt.Chart]:
+    """Layers as points: poor fits hollow; small and pale where there are thousands."""
+    crowd = len(view.records) > CROWD
+    size, opacity = (10, 0.35) if crowd else (size, 0.9)
+    good = source.transform_filter("!datum.poor").mark_point(filled=True, size=size, opacity=opacity)
+    poor = source.transform_filter("datum.poor").mark_point(
+        filled=False, size=size, strokeWidth=0.7 if crowd else 1.3, opacity=opacity
+    )
     return [good.encode(**encodings), poor.encode(**encodings)]
 
 
-def bands(view: View, channel: str, scale: alt.Scale, *, legend: bool = True) -> list[alt.Chart]:
+def bands(view: View, channel: str, scale: alt.Scale) -> list[alt.Chart]:
     """The HT-SR bands as light rectangles across `channel` ("x" or "y"); none for another estimator than `ks`."""
     if not view.banded:
         return []
@@ -95,8 +100,8 @@ def bands(view: View, channel: str, scale: alt.Scale, *, legend: bool = True) ->
         if start < high and stop > low
     ]
     labels, colors = [row[3] for row in BANDS], [view.palette[row[2]] for row in BANDS]
-    shown = alt.Legend(title=None, symbolType="square", orient="top", symbolSize=130, symbolOpacity=1,
-                       values=[row["band"] for row in rows], columns=max(1, view.width // 160)) if legend else None  # fmt: skip
+    look = {"symbolType": "square", "orient": "top", "symbolSize": 130, "symbolOpacity": 1}
+    shown = {"title": None, **look, "values": [row["band"] for row in rows], "columns": max(1, view.width // 160)}
     fill = alt.Fill("band:N", sort=labels, legend=shown, scale=alt.Scale(domain=labels, range=colors))
     make = alt.X if channel == "x" else alt.Y
     return [
@@ -116,10 +121,11 @@ def rule(view: View, channel: str, value: float, *, color: str = "rule", dash: S
     mark = alt.Chart(view.data("once", [{}])).mark_rule(
         color=view.palette[color], strokeDash=list(dash), strokeWidth=1.3
     )
-    return mark.encode(**{channel: alt.datum(value)})
+    line: alt.Chart = mark.encode(**{channel: alt.datum(value)})
+    return line
 
 
-def place_axis(view: View, metric_records: Sequence[Any], *, ticks: int) -> alt.X:
+def place_axis(view: View, metric_records: Sequence[Any], *, ticks: int, title: str | None = None) -> alt.X:
     """Depth: blocks, with "in" and "out" for what stands before and after them."""
     depth = view.depth
     used = [record["place"] for record in metric_records]
@@ -134,74 +140,10 @@ def place_axis(view: View, metric_records: Sequence[Any], *, ticks: int) -> alt.
     label = f"datum.value < {depth.low} ? 'in' : datum.value > {depth.high} ? 'out' : format(datum.value, 'd')"
     return alt.X(
         "place:Q",
-        title=None,
+        title=title,
         scale=alt.Scale(domain=[low - 0.5, high + 0.5], nice=False),
         axis=alt.Axis(values=values, grid=False, labelExpr=label, labelOverlap="greedy"),
     )
-
-
-def along_depth(
-    view: View, y: Axis, *, sigma: str | None = None, noise: str | None = None, banded: bool = False
-) -> Any:
-    """A small chart per role: every layer, the mean per block, its error, and the noise of its shape."""
-    records = [record for record in view.records if record.get(y.metric) is not None]
-    panels = ordered((record["panel"] for record in records), [*ORDER, OUTSIDE])
-    columns = min(len(panels), 4)
-    x = place_axis(view, records, ticks=4 if columns > 2 else 12)
-    values = [record[y.metric] for record in records]
-    if noise and view.has(noise):
-        values = [*values, *(record[noise] for record in records if record[noise] is not None)]
-    scale = y.scale(values)
-    vertical = alt.Y(f"{y.metric}:Q", title=y.title, scale=scale, axis=y.axis(scale, wide=False))
-    base = alt.Chart()
-    # One legend setting in all layers: a layer without a legend would take it from the others.
-    colors = role_encodings(view, legend=OUTSIDE in panels, only=_outside(records))
-    layers = [
-        *(bands(view, "y", scale) if banded else []),
-        *([rule(view, "y", y.line)] if y.line is not None else []),
-        *_noise(view, x, scale, noise),
-        *_errors(base, y, x, scale, sigma if sigma and view.has(sigma) else None, colors["color"]),
-        _means(view, base, y, x, scale, colors["color"]),
-        *points(base, size=34, x=x, y=vertical, tooltip=tooltip(view, y.metric), **colors),
-    ]
-    width = max(90, (view.width - 60 - 14 * (columns - 1)) // columns)
-    header = alt.Header(labelPadding=4, titleOrient="bottom", labelOrient="top", titleFontWeight="normal", titlePadding=6)
-    return (
-        alt.layer(*layers, data=view.layers)
-        .properties(width=width, height=120 if columns > 1 else 240)
-        .transform_filter(f"isValid(datum['{y.metric}'])")
-        .facet(alt.Facet("panel:N", sort=panels, header=header, title=view.depth.title), columns=columns, spacing=14)
-    )
-
-
-def _outside(records: Sequence[Any]) -> list[str]:
-    return ordered((record["role"] for record in records if record["panel"] == OUTSIDE), ORDER)
-
-
-def _noise(view: View, x: alt.X, scale: alt.Scale, noise: str | None) -> list[alt.Chart]:
-    if noise is None or not view.has(noise):
-        return []
-    line = alt.Chart().transform_filter(f"isValid(datum['{noise}']) && isValid(datum.block)")
-    line = line.transform_aggregate(level=f"mean({noise})", groupby=["place", "panel"])
-    mark = line.mark_line(color=view.palette["noise"], strokeDash=[4, 3], strokeWidth=1.4)
-    return [mark.encode(x=x, y=alt.Y("level:Q", scale=scale))]
-
-
-def _errors(base: alt.Chart, y: Axis, x: alt.X, scale: alt.Scale, sigma: str | None, color: Any) -> list[alt.Chart]:
-    if sigma is None:
-        return []
-    spread = base.transform_calculate(
-        below=f"datum['{y.metric}'] - datum['{sigma}']", above=f"datum['{y.metric}'] + datum['{sigma}']"
-    )
-    mark = spread.mark_rule(opacity=0.45, strokeWidth=1.6, clip=True)
-    return [mark.encode(x=x, y=alt.Y("below:Q", scale=scale), y2="above:Q", color=color)]
-
-
-def _means(view: View, base: alt.Chart, y: Axis, x: alt.X, scale: alt.Scale, color: Any) -> alt.Chart:
-    inside = base.transform_filter("isValid(datum.block)") if not view.depth.ordinal else base
-    averaged = inside.transform_aggregate(level=f"mean({y.metric})", groupby=["place", "panel", "role"])
-    mark = averaged.mark_line(strokeWidth=1.4, opacity=0.75)
-    return mark.encode(x=x, y=alt.Y("level:Q", scale=scale), color=color)
 
 
 def histogram(view: View, x: Axis, bins: Bins, *, banded: bool = False, marks: Sequence[alt.Chart] = ()) -> Any:
@@ -209,7 +151,8 @@ def histogram(view: View, x: Axis, bins: Bins, *, banded: bool = False, marks: S
     rows = stacked(view.records, x.metric, bins, view.roles)
     scale = alt.Scale(domain=[float(bins.edges[0]), float(bins.edges[-1])], nice=False, zero=False)
     more = f" ({bins.beyond} more in the last bar)" if bins.beyond else ""
-    across = alt.X("low:Q", scale=scale, title=x.title + more, axis=alt.Axis(grid=False, tickCount=8))
+    axis = {"grid": False, "tickCount": 8, **({"tickMinStep": 1} if x.whole else {})}
+    across = alt.X("low:Q", scale=scale, title=x.title + more, axis=axis)
     up = alt.Y("from:Q", title="layers", scale=alt.Scale(domainMin=0), axis=alt.Axis(tickMinStep=1, tickCount=5))
     source = alt.Chart(view.data("bars", rows))
     tips = [alt.Tooltip("role:N"), alt.Tooltip("layers:Q"), alt.Tooltip("low:Q", title="from"),
@@ -243,7 +186,7 @@ def scatter(view: View, x: Axis, y: Axis, *, banded: str = "") -> Any:
     valid = f"isValid(datum['{x.metric}']) && isValid(datum['{y.metric}'])"
     base = alt.Chart(view.layers).transform_filter(valid)
     lines = [rule(view, channel, axis.line) for channel, axis in (("x", x), ("y", y)) if axis.line is not None]
-    marks = points(base, x=across, y=up, tooltip=tooltip(view, x.metric, y.metric), **role_encodings(view))
+    marks = points(base, view, x=across, y=up, tooltip=tooltip(view, x.metric, y.metric), **role_encodings(view))
     found = [*(bands(view, banded, scales[banded]) if banded else []), *lines, *marks]
     return alt.layer(*found).properties(width=view.width, height=330)
 

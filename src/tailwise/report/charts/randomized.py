@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from tailwise.report.charts.chart import Guidance, chart
-from tailwise.report.charts.parts import ALPHA, Axis, along_depth, metric_histogram, scatter
+from tailwise.report.charts.data import whole_bins
+from tailwise.report.charts.panels import along_depth
+from tailwise.report.charts.parts import ALPHA, Axis, histogram, metric_histogram, scatter
 from tailwise.report.charts.view import View
 
 _RD = "1 − RD"
@@ -85,7 +87,7 @@ def traps_vs_alpha(view: View) -> Any:
 )
 def traps_hist(view: View) -> Any:
     """Histogram of the number of traps."""
-    return metric_histogram(view, Axis("num_traps", "traps per layer"), low=0.0, cap=60.0)
+    return histogram(view, Axis("num_traps", "traps per layer", whole=True), whole_bins(view.values("num_traps")))
 
 
 @chart(

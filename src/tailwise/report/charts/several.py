@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 
 from tailwise.report.charts.chart import Guidance, chart
-from tailwise.report.charts.data import rounded
+from tailwise.report.charts.data import Record, rounded
 from tailwise.report.charts.parts import ALPHA, Axis, bands, place_axis, points, tooltip
 from tailwise.report.charts.view import View
 from tailwise.report.theme import MODEL_COLORS
@@ -18,7 +18,7 @@ _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down
 def _encodings(view: View) -> dict[str, Any]:
     count = len(view.names)
     colors = [view.palette[MODEL_COLORS[i % len(MODEL_COLORS)]] for i in range(count)]
-    legend = alt.Legend(title=None, columns=max(1, view.width // 220), labelLimit=210)
+    legend = alt.Legend(title=None, columns=max(1, view.width // 160), labelLimit=210)
     return {
         "color": alt.Color("model:N", sort=view.names, legend=legend, scale=alt.Scale(domain=view.names, range=colors)),
         "shape": alt.Shape("model:N", sort=view.names, legend=legend,
@@ -29,15 +29,15 @@ def _encodings(view: View) -> dict[str, Any]:
 def _by_layer(view: View, y: Axis, *, banded: bool = False) -> Any:
     """Every layer as a point, and the median of each block as a line, per model."""
     records = [record for record in view.records if record.get(y.metric) is not None]
-    x = place_axis(view, records, ticks=12)
-    x.title = view.depth.title
+    x = place_axis(view, records, ticks=12, title=view.depth.title)
     scale = y.scale([record[y.metric] for record in records])
     vertical = alt.Y(f"{y.metric}:Q", title=y.title, scale=scale, axis=y.axis(scale))
     base = alt.Chart(view.layers).transform_filter(f"isValid(datum['{y.metric}'])")
     colors = _encodings(view)
-    middle = base.transform_aggregate(level=f"median({y.metric})", groupby=["place", "model"])
+    inside = base if view.depth.ordinal else base.transform_filter("isValid(datum.block)")
+    middle = inside.transform_aggregate(level=f"median({y.metric})", groupby=["place", "model"])
     line = middle.mark_line(strokeWidth=2.4).encode(x=x, y=alt.Y("level:Q", scale=scale), color=colors["color"])
-    dots = points(base, size=22, x=x, y=vertical, tooltip=tooltip(view, y.metric), **colors)
+    dots = points(base, view, size=22, x=x, y=vertical, tooltip=tooltip(view, y.metric), **colors)
     found = [*(bands(view, "y", scale) if banded else []), *dots, line]
     return alt.layer(*found).properties(width=view.width, height=320)
 
@@ -46,7 +46,7 @@ def _means(view: View, metric: str, title: str, *, banded: bool = False) -> Any:
     """One dot per model: mean over its layers, with the middle half of the layers as a bar."""
     import numpy as np
 
-    rows = []
+    rows: list[Record] = []
     for name in view.names:
         found = [r[metric] for r in view.records if r["model"] == name and r.get(metric) is not None]
         if found:
@@ -57,11 +57,15 @@ def _means(view: View, metric: str, title: str, *, banded: bool = False) -> Any:
     scale = Axis(metric, title).scale([*shown, *([2.0, 4.0] if banded else [0.0])])
     source = alt.Chart(view.data("means", rows))
     y = alt.Y("model:N", sort=view.names, title=None, axis=alt.Axis(labelLimit=220, ticks=False, domain=False))
-    color = alt.Color("model:N", sort=view.names, legend=None, scale=_encodings(view)["color"].scale)
-    tips = [alt.Tooltip("model:N"), *(alt.Tooltip(f"{key}:Q", format=".4~g") for key in ("mean", "low", "high", "layers"))]
+    color = alt.Color("model:N", sort=view.names, legend=None, scale=_encodings(view)["color"]["scale"])
+    tips = [
+        alt.Tooltip("model:N"),
+        *(alt.Tooltip(f"{key}:Q", format=".4~g") for key in ("mean", "low", "high", "layers")),
+    ]
     layers = [
         *(bands(view, "x", scale) if banded else []),
-        source.mark_rule(strokeWidth=6, opacity=0.35, strokeCap="round").encode(x="low:Q", x2="high:Q", y=y, color=color),
+        source.mark_rule(strokeWidth=6, opacity=0.35, strokeCap="round").encode(
+            x="low:Q", x2="high:Q", y=y, color=color),
         source.mark_point(filled=True, size=120, opacity=1).encode(
             x=alt.X("mean:Q", scale=scale, title=title, axis=alt.Axis(tickCount=8)), y=y, color=color, tooltip=tips),
         source.mark_text(dy=-13, fontSize=11, color=view.palette["ink"]).encode(
@@ -93,14 +97,14 @@ def models_alpha_by_layer(view: View) -> Any:
     scope="several",
     needs=("log_spectral_norm",),
     guidance=Guidance(
-        "log₁₀ λ_max of every layer; the line is the median of a block. Small block numbers are near the data.",
+        "log10 λmax of every layer; the line is the median of a block. Small block numbers are near the data.",
         "smooth lines.",
         "jumps, or a model whose scale runs away along depth.",
     ),
 )
 def models_scale_by_layer(view: View) -> Any:
     """Scale along depth for each model."""
-    return _by_layer(view, Axis("log_spectral_norm", "log₁₀ λ_max"))
+    return _by_layer(view, Axis("log_spectral_norm", "log10 λmax"))
 
 
 @chart(

@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from tailwise.compare.comparison import Comparison
 
 ORDER = tuple(ROLES)
+#: Names of folders and files that say nothing about the model.
+_GENERIC = frozenset({"model", "pytorch_model", "checkpoint", "weights", "final", "snapshot", "adapter_model"})
 
 
 def short_names(audits: Sequence[Audit]) -> list[str]:
     """A short, distinct name for each audit: the last parts of where the model came from."""
     parts = [PurePath(audit.model.rstrip("/")).parts or ("model",) for audit in audits]
-    for depth in range(1, 5):
+    generic = all(PurePath(part[-1]).stem in _GENERIC and len(part) > 1 for part in parts)
+    for depth in range(2 if generic else 1, 6):
         names = ["/".join(part[-depth:]) for part in parts]
         if len(set(names)) == len(names):
             return names
@@ -108,6 +111,11 @@ class View:
         """Whether the HT-SR bands hold: they were set for the `ks` estimator."""
         return all(audit.provenance.recipe.get("estimator") == "ks" for audit in self.audits)
 
+    @property
+    def base_banded(self) -> bool:
+        """The same of the base."""
+        return self.base is not None and self.base.provenance.recipe.get("estimator") == "ks"
+
     @cached_property
     def layer(self) -> Layer:
         """The chosen layer; without a choice, the one with the highest alpha."""
@@ -124,8 +132,13 @@ class View:
             raise UsageError("this chart needs a base to compare with", fix="give --base AUDIT")
         return compare(self.base, self.audit)
 
-    def title(self, text: str) -> str:
+    def title(self, text: str, scope: str = "audit") -> str:
         """A chart's title with what is in it."""
+        if scope == "layer":
+            row = self.layer.row
+            return f"{text}: {row.name} ({row.role}, {row.rows}×{row.cols})"
+        if scope == "base" and self.base is not None:
+            return f"{text}: {' → '.join(short_names([self.base, self.audit]))}"
         return f"{text}: {' · '.join(self.names)}" if len(self.audits) == 1 else text
 
     def notes(self, guidance: Guidance) -> list[str]:

@@ -1,0 +1,132 @@
+"""`tailwise check AUDIT`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tailwise.cli.compare import Device, Workers, check_text_target, is_audit, read_all, write_text
+from tailwise.cli.options import Json
+from tailwise.errors import UsageError
+
+if TYPE_CHECKING:
+    from tailwise.audits.audit import Audit
+    from tailwise.gates.expectation import CheckResult
+
+_WHAT, _OUT = "What to expect", "Output"
+
+
+def check(
+    audit: Annotated[str, typer.Argument(help="An audit, or a model, which is audited first.")],
+    expect: Annotated[
+        str | None, typer.Option(metavar="FILE.toml", help="What is expected.", rich_help_panel=_WHAT)
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="AUDIT", help="Of expectations on change; goes before the file's.", rich_help_panel=_WHAT),
+    ] = None,
+    init: Annotated[
+        bool,
+        typer.Option("--init", help="Write expectations that this audit meets, to -o.", rich_help_panel=_WHAT),
+    ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option("-o", "--output", metavar="FILE.toml", help="Where --init writes.", rich_help_panel=_OUT),
+    ] = None,
+    junit: Annotated[str | None, typer.Option(metavar="FILE.xml", help="JUnit XML.", rich_help_panel=_OUT)] = None,
+    sarif: Annotated[str | None, typer.Option(metavar="FILE", help="SARIF 2.1.0.", rich_help_panel=_OUT)] = None,
+    markdown: Annotated[
+        str | None, typer.Option(metavar="FILE.md", help="A comment for a pull request.", rich_help_panel=_OUT)
+    ] = None,
+    model_card: Annotated[
+        str | None, typer.Option(metavar="FILE.md", help="A section for a model card.", rich_help_panel=_OUT)
+    ] = None,
+    badge: Annotated[str | None, typer.Option(metavar="FILE.svg", help="A badge.", rich_help_panel=_OUT)] = None,
+    device: Device = "cpu",
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Hold an audit against expectations; made for continuous integration.
+
+    Ends with 0 where all hold, 1 where one does not, 2 for a wrong request, 3 for what cannot be read.
+    """
+    if init:
+        _write_initial(audit, output, expect, device, workers)
+        return
+    if expect is None:
+        raise UsageError("there is nothing to expect", fix="give --expect FILE.toml, or write one with --init")
+    if output is not None:
+        raise UsageError("-o belongs to --init", fix="use --junit, --sarif, --markdown, --model-card or --badge")
+    from tailwise.gates.parse import read_expectations
+    from tailwise.gates.run import check as check_audit
+
+    files = {"junit": junit, "sarif": sarif, "markdown": markdown, "model_card": model_card, "badge": badge}
+    _check_targets(files)
+    read = read_expectations(expect)
+    found, base = _read(audit, baseline, device, workers)
+    result = check_audit(found, read, baseline=base)
+    for kind, path in files.items():
+        if path is not None:
+            write_text(path, _writers()[kind](result, found))
+    _say(result, as_json)
+    raise typer.Exit(result.exit_code)
+
+
+def _read(audit: str, baseline: str | None, device: str, workers: int | None) -> tuple[Audit, Audit | None]:
+    if baseline is None:
+        return read_all([audit], randomize=False, device=device, workers=workers)[0], None
+    base, found = read_all([baseline, audit], randomize=False, device=device, workers=workers)
+    return found, base
+
+
+def _write_initial(audit: str, output: str | None, expect: str | None, device: str, workers: int | None) -> None:
+    from tailwise.gates.init import initial_expectations, relative_to
+
+    if expect is not None:
+        raise UsageError("--init makes expectations and --expect uses them", fix="give one of the two")
+    if output is not None:
+        check_text_target(output, (".toml",))
+    found = read_all([audit], randomize=False, device=device, workers=workers)[0]
+    folder = str(Path(output).parent) if output else "."
+    text = initial_expectations(found, baseline=relative_to(audit, folder) if is_audit(audit) else None)
+    if output is None:
+        sys.stdout.write(text)
+        return
+    write_text(output, text)
+    typer.echo(f"written to {output}; hold a model against it with `tailwise check AUDIT --expect {output}`")
+
+
+def _check_targets(files: dict[str, str | None]) -> None:
+    suffixes = {"junit": (".xml",), "sarif": (".sarif", ".json"), "badge": (".svg",)}
+    for kind, path in files.items():
+        if path is not None:
+            check_text_target(path, suffixes.get(kind, (".md",)))
+
+
+def _writers() -> dict[str, Callable[[CheckResult, Audit], str]]:
+    from tailwise import __version__
+    from tailwise.gates.junit import to_junit
+    from tailwise.gates.sarif import to_sarif
+    from tailwise.gates.text import to_badge, to_markdown, to_model_card
+
+    return {
+        "junit": lambda result, _: to_junit(result),
+        "sarif": lambda result, _: to_sarif(result, version=__version__),
+        "markdown": lambda result, _: to_markdown(result),
+        "model_card": to_model_card,
+        "badge": lambda result, _: to_badge(result),
+    }
+
+
+def _say(result: CheckResult, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(result.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        return
+    from tailwise.gates.text import to_text
+
+    typer.echo(to_text(result))

@@ -1,0 +1,199 @@
+"""`tailwise compare A B`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tailwise.cli.options import Json, Rows, comma_list
+from tailwise.errors import UsageError
+
+if TYPE_CHECKING:
+    from tailwise.audits.audit import Audit
+    from tailwise.compare.comparison import Comparison
+
+_HOW, _RUN, _OUT = "How to compare", "How to run", "Output"
+
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:0.", rich_help_panel=_RUN)]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Matrices at once; one per core by default.", rich_help_panel=_RUN)
+]
+Randomize = Annotated[
+    bool,
+    typer.Option("--randomize", help="Of models that are audited here: also count traps.", rich_help_panel=_HOW),
+]
+
+
+def compare(
+    models: Annotated[
+        list[str], typer.Argument(help="Audits or models; the first is the base unless --base is given.")
+    ],
+    base: Annotated[
+        str | None, typer.Option(metavar="AUDIT", help="What the others are held against.", rich_help_panel=_HOW)
+    ] = None,
+    weights: Annotated[
+        bool,
+        typer.Option("--weights", help="Also read the checkpoints and measure W − W₀.", rich_help_panel=_HOW),
+    ] = False,
+    directions: Annotated[
+        int, typer.Option(min=1, help="Leading singular directions compared by --weights.", rich_help_panel=_HOW)
+    ] = 16,
+    fdr: Annotated[
+        float, typer.Option(help="False discovery rate of what is called significant.", rich_help_panel=_HOW)
+    ] = 0.05,
+    metrics: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Only these metrics.", rich_help_panel=_HOW)
+    ] = None,
+    randomize: Randomize = False,
+    device: Device = "cpu",
+    workers: Workers = None,
+    output: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="x.json, x.csv or x.md; x.audit for W − W₀. May be repeated.",
+            rich_help_panel=_OUT,
+        ),
+    ] = None,
+    as_json: Json = False,
+    rows: Rows = 100,
+) -> None:
+    """Say what changed between models: per layer with significance, per role, per model, and in structure.
+
+    A model that is no audit is audited first, with the recipe of the first audit given.
+    """
+    from tailwise.compare.run import compare as compare_audits
+    from tailwise.report import comparison as report
+    from tailwise.report.terminal import console
+
+    outputs = list(output or ())
+    first, others = _sides(models, base)
+    _check_outputs(outputs, weights, len(others))
+    audits = read_all([first, *others], randomize=randomize, device=device, workers=workers)
+    found: list[Comparison] = []
+    for after in audits[1:]:
+        one = compare_audits(audits[0], after, level=fdr, metrics=comma_list(metrics) or None)
+        if weights:
+            one = _with_weights(one, audits[0], after, (directions, device, workers), outputs)
+        found.append(one)
+    screen = console(stderr=as_json)
+    if as_json:
+        sys.stdout.write(_json(found) + "\n")
+    else:
+        for one in found:
+            screen.print(report.terminal(one, rows), "", sep="\n")
+    texts = {".json": _json, ".csv": report.to_csv, ".md": report.to_markdown}
+    for path in outputs:
+        if Path(path).suffix != ".audit":
+            write_text(path, texts[Path(path).suffix](found))
+        screen.print(f"written to {path}", soft_wrap=True, markup=False)
+
+
+def _sides(models: list[str], base: str | None) -> tuple[str, list[str]]:
+    first = models[0] if base is None else base
+    others = models[1:] if base is None else [model for model in models if model != base]
+    if not others:
+        raise UsageError("there is nothing to compare with", fix="give two audits: tailwise compare BASE OTHER")
+    return first, others
+
+
+def _check_outputs(outputs: list[str], weights: bool, count: int) -> None:
+    for path in outputs:
+        check_text_target(path, (".json", ".csv", ".md", ".audit"))
+        if path.endswith(".audit") and not weights:
+            raise UsageError("an audit of W − W₀ takes the weights", where=path, fix="add --weights")
+        if path.endswith(".audit") and count > 1:
+            raise UsageError("several comparisons do not go into one audit", where=path, fix="compare two models")
+
+
+def _with_weights(
+    found: Comparison, before: Audit, after: Audit, how: tuple[int, str, int | None], outputs: list[str]
+) -> Comparison:
+    from tailwise.audits.difference import DifferenceOptions, difference
+
+    result = difference(before, after, comparison=found, options=DifferenceOptions(*how))
+    for path in outputs:
+        if path.endswith(".audit"):
+            result.audit.save(path)
+    return result.comparison
+
+
+def _json(found: list[Comparison]) -> str:
+    documents = [one.to_json() for one in found]
+    return json.dumps(documents[0] if len(documents) == 1 else documents, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def read_all(models: list[str], *, randomize: bool, device: str, workers: int | None) -> list[Audit]:
+    """Audits from files; of models, made now with the recipe of the first audit among them."""
+    from tailwise.audits.audit import Audit
+
+    saved = {model: Audit.load(model) for model in models if is_audit(model)}
+    like = next(iter(saved.values()), None)
+    settings = _settings_of(like) | {"device": device, "workers": workers}
+    if randomize:
+        settings["randomize"] = settings.get("randomize") or 1
+    return [saved[model] if model in saved else _audited(model, settings) for model in models]
+
+
+def is_audit(model: str) -> bool:
+    """Whether a path names an audit: by its ending, or by what lies there."""
+    path = Path(model)
+    if model.endswith(".audit") or (path / "provenance.json").is_file():
+        return True
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return "provenance.json" in archive.namelist()
+
+
+def _settings_of(audit: Audit | None) -> dict[str, Any]:
+    if audit is None:
+        return {}
+    from dataclasses import fields
+
+    from tailwise.recipe import Recipe
+
+    facts, known = audit.provenance, {item.name for item in fields(Recipe)}
+    settings = {key: value for key, value in facts.recipe.items() if key in known}
+    settings["metrics"] = tuple(settings.get("metrics", ()))
+    selection = {"layers": facts.selection.get("layers"), "roles": tuple(facts.selection.get("roles") or ())}
+    return settings | selection
+
+
+def _audited(model: str, settings: dict[str, Any]) -> Audit:
+    from tailwise.audits.run import audit
+    from tailwise.cli.progress import progress_bar
+
+    with progress_bar() as show:
+        return audit(model, progress=show, **settings)
+
+
+def check_text_target(path: str, suffixes: tuple[str, ...]) -> None:
+    """Fail before the work where `path` has another suffix or could not be written."""
+    from tailwise.report.files import check_target
+
+    if Path(path).suffix not in suffixes:
+        raise UsageError(f"the suffix {Path(path).suffix!r} is not known", where=path, fix=f"use {', '.join(suffixes)}")
+    check_target(str(Path(path).with_suffix(".json")))
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a file whole or not at all."""
+    from tailwise.errors import UnreadableError
+
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UnreadableError(f"could not write: {error.strerror or error}", where=path) from error

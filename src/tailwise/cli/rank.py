@@ -1,0 +1,57 @@
+"""`tailwise rank A B C …`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tailwise.cli.compare import Device, Randomize, Workers, check_text_target, read_all, write_text
+from tailwise.cli.options import Json
+
+
+def rank(
+    models: Annotated[list[str], typer.Argument(help="Audits or models of one family.")],
+    by: Annotated[
+        str, typer.Option(help="alpha_weighted, alpha, alpha_2_6, share_2_4, log_norm, effective_rank, …",
+                          rich_help_panel="How to compare"),
+    ] = "alpha_weighted",
+    scores: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.csv", help="Columns model,score: how far each number follows your scores.",
+                     rich_help_panel="How to compare"),
+    ] = None,
+    randomize: Randomize = False,
+    device: Device = "cpu",
+    workers: Workers = None,
+    output: Annotated[
+        list[str] | None,
+        typer.Option("-o", "--output", metavar="FILE", help="x.json, x.csv or x.md; may be repeated.",
+                     rich_help_panel="Output"),
+    ] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Order the models of one family by one number, and hold that number against your scores."""
+    from tailwise.compare.ranking import rank as rank_audits
+    from tailwise.compare.scores import read_scores
+    from tailwise.report import comparison as report
+    from tailwise.report.terminal import console
+
+    for path in output or ():
+        check_text_target(path, (".json", ".csv", ".md"))
+    known = None if scores is None else read_scores(scores)
+    audits = read_all(models, randomize=randomize, device=device, workers=workers)
+    found = rank_audits(audits, by=by, scores=known)
+    screen = console(stderr=as_json)
+    document = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    if as_json:
+        sys.stdout.write(document + "\n")
+    else:
+        screen.print(report.ranking_terminal(found))
+    texts = {".json": document, ".csv": report.ranking_csv(found), ".md": report.ranking_markdown(found)}
+    for path in output or ():
+        write_text(path, texts[Path(path).suffix])
+        screen.print(f"written to {path}", soft_wrap=True, markup=False)

@@ -1,0 +1,79 @@
+"""Where the fitted alpha allows no verdict, which is not the same as a bad layer."""
+
+from __future__ import annotations
+
+from tailwise.diagnosis.case import Case, value
+from tailwise.diagnosis.finding import Evidence
+from tailwise.diagnosis.rule import Cannot, Found, Verdict, rule
+from tailwise.diagnosis.words import count, evals, fit_in_words, named
+
+_FEW = "no matrix has {least:.0f} eigenvalues or more"
+_CLAUSET = "Clauset, Shalizi & Newman 2009, SIAM Review 51:661"
+
+
+@rule(
+    "TW501",
+    title="heavy fit error",
+    severity="info",
+    strength="published",
+    needs=("alpha", "ks_distance"),
+    causes=("the tail is no power law: noise, a few spikes, or two regimes",),
+    remedies=(
+        "give no verdict on this layer's alpha; read alpha_hill with its baseline, and the entropies",
+        "try --estimator ks_clip, or `--metrics alpha_truncated` for an exponential cut-off",
+    ),
+    references=(_CLAUSET, "WeightWatcher 0.7"),
+)
+def heavy_fit_error(case: Case) -> Verdict:
+    """D, the distance of the tail from the fitted power law, is large: no verdict is read off alpha."""
+    rows = case.judged("alpha", "ks_distance")
+    if not rows:
+        return Cannot(_FEW.format(least=case.limit("min_evals")))
+    bound = case.limit("fit_max_distance")
+    hit = sorted(
+        (row for row in rows if value(row, "ks_distance") > bound), key=lambda r: value(r, "ks_distance"), reverse=True
+    )
+    if not hit:
+        return None
+    evidence = tuple(
+        Evidence(row.name, "ks_distance", value(row, "ks_distance"), bound, f"{fit_in_words(row)}; D > {bound:g}")
+        for row in hit
+    )
+    return Found(
+        f"No verdict on alpha in {len(hit)} of {count(len(rows), 'matrix')}: a power law does not describe the tail of "
+        f"{named(hit)}.",
+        evidence,
+    )
+
+
+@rule(
+    "TW502",
+    title="the tail is the bulk",
+    severity="info",
+    strength="heuristic",
+    needs=("alpha", "num_pl_spikes"),
+    estimator="ks",
+    causes=("the smallest D lies where most of the spectrum is taken for the tail",),
+    remedies=("give no verdict on this layer's alpha; read alpha_hill, which uses the largest 10 %",),
+    references=(_CLAUSET, "this project's limits page"),
+)
+def tail_is_bulk(case: Case) -> Verdict:
+    """The fit takes in more than half of the eigenvalues, so alpha describes the bulk: no verdict is read off it."""
+    rows = case.judged("alpha", "num_pl_spikes")
+    if not rows:
+        return Cannot(_FEW.format(least=case.limit("min_evals")))
+    bound = case.limit("fit_max_share")
+    shares = {row.name: value(row, "num_pl_spikes") / evals(row) for row in rows}
+    hit = sorted((row for row in rows if shares[row.name] > bound), key=lambda row: shares[row.name], reverse=True)
+    if not hit:
+        return None
+    evidence = tuple(
+        Evidence(row.name, "num_pl_spikes", value(row, "num_pl_spikes"), bound * evals(row),
+                 f"{fit_in_words(row)}: {shares[row.name]:.0%} > {bound:.0%}")
+        for row in hit
+    )  # fmt: skip
+    return Found(
+        f"No verdict on alpha in {len(hit)} of {count(len(rows), 'matrix')}: the fit takes in more than {bound:.0%} of "
+        f"the spectrum of {named(hit)}.",
+        evidence,
+    )

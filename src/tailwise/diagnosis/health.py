@@ -1,0 +1,145 @@
+"""Broken weights: what needs no statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tailwise.audits.audit import LayerRow
+from tailwise.diagnosis.case import Case, has, value
+from tailwise.diagnosis.finding import Evidence
+from tailwise.diagnosis.rule import Found, Verdict, rule
+from tailwise.diagnosis.words import count, evals, named, verb
+
+_UNREAD = ("UNREADABLE", "FAILED", "UNSUPPORTED")
+
+
+@rule(
+    "TW601",
+    title="not finite",
+    severity="error",
+    strength="theory",
+    causes=("training diverged", "an overflow in half precision, or a damaged file"),
+    remedies=("go back to the last finite checkpoint, lower the learning rate, clip gradients", "check the file"),
+    references=("IEEE 754",),
+)
+def not_finite(case: Case) -> Verdict:
+    """A matrix has NaN or infinite entries."""
+    hit = [row for row in case.rows if row.status == "NOT_FINITE"]
+    return _by_status(hit, "has NaN or infinite entries", "have NaN or infinite entries")
+
+
+@rule(
+    "TW602",
+    title="dead rows or columns",
+    severity="warning",
+    strength="theory",
+    needs=("rank_loss",),
+    causes=("units that never fire and have decayed to zero", "structured pruning", "padding of a dimension"),
+    remedies=("remove the dead units", "if they died in training: lower learning rate, less weight decay"),
+    references=("Lu et al. 2020, Dying ReLU and Initialization, arXiv:1903.06733",),
+)
+def dead_directions(case: Case) -> Verdict:
+    """Eigenvalues are exactly zero, as a row or column of zeros on the matrix's short side leaves them.
+
+    Zeros on the long side do not show in a spectrum.
+    """
+    dead = {row.name: _exact_zeros(case, row) for row in case.measured}
+    hit = sorted((row for row in case.measured if dead[row.name]), key=lambda row: dead[row.name], reverse=True)
+    if not hit:
+        return None
+    evidence = tuple(
+        Evidence(row.name, "rank_loss", float(dead[row.name]), 0.0, _dead_in_words(row, dead[row.name])) for row in hit
+    )
+    return Found(f"{named(hit)} {verb(len(hit), 'has', 'have')} directions that are exactly zero.", evidence)
+
+
+def _exact_zeros(case: Case, row: LayerRow) -> int:
+    return int((case.spectra[row.name].eigenvalues == 0).sum())
+
+
+def _dead_in_words(row: LayerRow, dead: int) -> str:
+    side = "rows" if row.rows <= row.cols else "columns"
+    if dead == evals(row):
+        return f"all {dead} directions are exactly zero: the matrix is zero"
+    return f"{dead} of {evals(row)} directions are exactly zero, as {dead} {side} of zeros leave them"
+
+
+@rule(
+    "TW603",
+    title="rank loss",
+    severity="warning",
+    strength="theory",
+    needs=("rank_loss",),
+    causes=(
+        "rows that are copies or combinations of others, as in a collapsed head",
+        "a low-rank factorisation or an adapter: then it is meant",
+    ),
+    remedies=(
+        "look for equal rows and heads; re-initialise and train them, or remove them",
+        "if the low rank is meant, mute this rule for the layer",
+    ),
+    references=("Golub & Van Loan 2013, §5.4",),
+)
+def rank_loss(case: Case) -> Verdict:
+    """Eigenvalues are zero to working precision, beyond those that are exactly zero."""
+    rows = [row for row in case.measured if has(row, "rank_loss") and row.kind not in ("lora", "factors")]
+    lost = {row.name: int(value(row, "rank_loss")) - _exact_zeros(case, row) for row in rows}
+    hit = sorted((row for row in rows if lost[row.name] > 0), key=lambda row: lost[row.name] / evals(row), reverse=True)
+    if not hit:
+        return None
+    evidence = tuple(
+        Evidence(row.name, "rank_loss", value(row, "rank_loss"), 0.0,
+                 f"{count(lost[row.name], 'direction')} of {evals(row)} carry nothing (zero to working precision)")
+        for row in hit
+    )  # fmt: skip
+    lacks = verb(len(hit), "lacks", "lack")
+    return Found(f"{named(hit)} {lacks} full rank: up to {max(lost.values())} directions carry nothing.", evidence)
+
+
+@rule(
+    "TW604",
+    title="duplicate layers",
+    severity="warning",
+    strength="theory",
+    causes=("blocks copied to make a deeper model, and not trained since", "a mistake in a merge or a conversion"),
+    remedies=("check that the copy is meant", "share one tensor, or train the copies apart"),
+    references=("Kim et al. 2024, SOLAR 10.7B: depth up-scaling, arXiv:2312.15166",),
+)
+def duplicate_layers(case: Case) -> Verdict:
+    """Two matrices have the same content to the byte, though they are stored twice; zero matrices do not count."""
+    groups: dict[str, list[LayerRow]] = {}
+    for row in case.measured:
+        if row.digest and _exact_zeros(case, row) < evals(row):
+            groups.setdefault(row.digest, []).append(row)
+    same = [group for group in groups.values() if len(group) > 1]
+    if not same:
+        return None
+    evidence = tuple(
+        Evidence(row.name, "digest", len(group), 1, f"the same bytes as {named([o for o in group if o is not row])}")
+        for group in same
+        for row in group
+    )
+    first = " = ".join(row.name for row in same[0])
+    return Found(f"{count(sum(map(len, same)), 'matrix')} are copies of another, e.g. {first}.", evidence)
+
+
+@rule(
+    "TW605",
+    title="not measured",
+    severity="warning",
+    strength="theory",
+    causes=("a damaged or truncated file", "a format that is not supported yet", "too little memory"),
+    remedies=("do what the reason says, and audit again: what was measured is kept",),
+    references=("this audit",),
+)
+def not_measured(case: Case) -> Verdict:
+    """A matrix could not be read or solved, so no rule has looked at it."""
+    hit = [row for row in case.rows if row.status in _UNREAD]
+    return _by_status(hit, "could not be measured", "could not be measured")
+
+
+def _by_status(hit: Sequence[LayerRow], one: str, many: str) -> Verdict:
+    if not hit:
+        return None
+    evidence = tuple(Evidence(row.name, "status", 1.0, 0.0, f"{row.status}: {row.reason}") for row in hit)
+    return Found(f"{named(hit)} {one if len(hit) == 1 else many}.", evidence)

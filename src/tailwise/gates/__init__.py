@@ -1,0 +1,1 @@
+"""Gates: what a user expects of an audit, and whether it holds."""

@@ -1,0 +1,206 @@
+"""`check()`: an audit against expectations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from tailwise.audits.audit import Audit, LayerRow
+from tailwise.gates.expectation import CheckResult, Expectation, Outcome, Violation
+from tailwise.gates.parse import Expectations, read_expectations
+from tailwise.compare.comparison import Comparison
+from tailwise.compare.run import TESTED, comparable, compare
+from tailwise.compare.summary import model_numbers
+from tailwise.diagnosis.finding import SEVERITIES, Diagnosis
+from tailwise.errors import UsageError
+
+#: Statuses of matrices that should have numbers and do not.
+BROKEN = ("NOT_FINITE", "UNREADABLE", "FAILED")
+
+
+def check(
+    audit: Audit, expectations: Expectations | str | Path, *, baseline: Audit | str | Path | None = None
+) -> CheckResult:
+    """Hold an audit against expectations.
+
+    Parameters
+    ----------
+    expectations
+        A TOML file, or what `read_expectations` made of one.
+    baseline
+        For expectations of change that name no audit of their own; it goes before the file's own `baseline`.
+
+    An expectation that matches no layer, or whose metric the audit lacks, could not be looked at, and that is not a
+    pass. A matrix that could not be measured (NaN, unreadable) fails every expectation that means it.
+    """
+    read = expectations if isinstance(expectations, Expectations) else read_expectations(expectations)
+    context = _Context(audit, read, baseline)
+    outcomes = tuple(_LOOK[item.kind](f"E{i}", item, context) for i, item in enumerate(read.items, 1))
+    return CheckResult(audit.model, read.source, outcomes, tuple(context.baselines))
+
+
+class _Context:
+    """What several expectations share: the baselines, the comparisons and the diagnosis, each made once."""
+
+    def __init__(self, audit: Audit, read: Expectations, baseline: Audit | str | Path | None) -> None:
+        self.audit, self._read, self._given = audit, read, baseline
+        self._audits: dict[str, Audit] = {}
+        self._comparisons: dict[str, Comparison] = {}
+        self.baselines: dict[str, None] = {}
+
+    def baseline(self, item: Expectation) -> Audit:
+        chosen = item.baseline or self._given or self._read.baseline
+        if chosen is None:
+            raise UsageError(
+                f"{item.text!r} needs a baseline",
+                where=f"{self._read.source}, line {item.line}",
+                fix='give --baseline base.audit, or write baseline = "base.audit" into the file',
+            )
+        if isinstance(chosen, Audit):
+            self.baselines[chosen.model] = None
+            return chosen
+        # A path on the command line is the caller's; one in a file is relative to that file.
+        path = Path(chosen) if chosen is self._given else Path(self._read.source).parent / chosen
+        self.baselines[str(path)] = None
+        if str(path) not in self._audits:
+            self._audits[str(path)] = Audit.load(path)
+        return self._audits[str(path)]
+
+    def comparison(self, item: Expectation) -> Comparison:
+        base = self.baseline(item)
+        key = str(id(base))
+        if key not in self._comparisons:
+            self._comparisons[key] = compare(base, self.audit)
+        return self._comparisons[key]
+
+    def diagnosis(self, mute: tuple[str, ...]) -> Diagnosis:
+        from tailwise.diagnosis.run import diagnose
+
+        return diagnose(self.audit, mute=mute)
+
+    @cached_property
+    def numbers(self) -> dict[str, float | None]:
+        return model_numbers(self.audit)
+
+
+def _look_at_metric(key: str, item: Expectation, context: _Context) -> Outcome:
+    rows = [row for row in context.audit.rows if item.takes(row.name, row.role)]
+    values = {row.name: row.metrics.get(item.subject) for row in rows if row.measured}
+    if rows and values and all(item.subject not in row.metrics for row in rows if row.measured):
+        return _blind(key, item, f"the audit has no {item.subject}; audit with --metrics {item.subject}")
+    return _layer_outcome(key, item, rows, {name: value for name, value in values.items() if value is not None})
+
+
+def _look_at_delta(key: str, item: Expectation, context: _Context) -> Outcome:
+    base = context.baseline(item)
+    if item.subject in TESTED and not comparable(item.subject, base, context.audit):
+        return _blind(key, item, f"{item.subject} is fitted differently in the baseline; audit both with one recipe")
+    found = [layer for layer in context.comparison(item).layers if item.takes(layer.name, layer.role)]
+    matched = {layer.name for layer in found}
+    rows = [row for row in context.audit.rows if item.takes(row.name, row.role)]
+    rows = [row for row in rows if row.name in matched or row.status in BROKEN]
+    changes = {layer.name: layer.deltas[item.subject].change for layer in found if item.subject in layer.deltas}
+    if rows and not changes:
+        return _blind(key, item, f"neither audit has {item.subject}; audit with --metrics {item.subject}")
+    known = {name: abs(value) if item.absolute else value for name, value in changes.items() if value is not None}
+    return _layer_outcome(key, item, rows, known)
+
+
+def _layer_outcome(key: str, item: Expectation, rows: list[LayerRow], values: Mapping[str, float]) -> Outcome:
+    """Every row against the bounds: rows that broke, or whose tail has no spread, count as failed."""
+    failed, looked = [], 0
+    for row in rows:
+        violation = _violation(item, row, values.get(row.name))
+        looked += row.name in values or violation is not None
+        failed += [violation] if violation is not None else []
+    if not looked:
+        what = "no layer has a value" if any(row.measured for row in rows) else "it matches no measured layer"
+        return _blind(key, item, what)
+    failed.sort(key=lambda one: -_distance(item, one.value))
+    status = "passed" if len(failed) <= item.allow * looked else "failed"
+    message = f"{len(failed)} of {counted(looked)} outside" if failed else f"{counted(looked)} within"
+    return Outcome(key, item, status, message, looked, tuple(failed))  # type: ignore[arg-type]
+
+
+def _violation(item: Expectation, row: LayerRow, value: float | None) -> Violation | None:
+    if row.status in BROKEN:
+        return Violation(row.name, f"{row.name} was not measured ({row.status}: {row.reason})")
+    if value is None:
+        collapsed = row.status == "DEGENERATE" and item.subject.startswith("alpha")
+        return Violation(row.name, f"{row.name} has no {item.subject}: {row.reason}") if collapsed else None
+    if item.bounds.holds(value):
+        return None
+    subject = f"Δ {item.subject}" if item.kind == "delta" else item.subject
+    subject = f"|{subject}|" if item.absolute else subject
+    error = row.metrics.get(f"{item.subject}_sigma") if item.kind == "metric" else None
+    shown = f"{value:.4g}" + (f" ± {error:.2g}" if error else "")
+    return Violation(row.name, f"{row.name}: {subject} is {shown}, expected {item.bounds}", value)
+
+
+def counted(count: int) -> str:
+    """`1 layer`, `8 layers`."""
+    return f"{count} layer{'' if count == 1 else 's'}"
+
+
+def _distance(item: Expectation, value: float | None) -> float:
+    if value is None:
+        return float("inf")
+    low, high = item.bounds.low, item.bounds.high
+    return max(low - value if low is not None else 0.0, value - high if high is not None else 0.0)
+
+
+def _look_at_summary(key: str, item: Expectation, context: _Context) -> Outcome:
+    value = context.numbers[item.subject]
+    if value is None:
+        return _blind(key, item, f"the audit has no {item.subject}")
+    if item.bounds.holds(value):
+        return Outcome(key, item, "passed", f"{item.subject} is {value:.4g}", 1)
+    message = f"{item.subject} is {value:.4g}, expected {item.bounds}"
+    return Outcome(key, item, "failed", message, 1, (Violation("", message, value),))
+
+
+def _look_at_findings(key: str, item: Expectation, context: _Context) -> Outcome:
+    found = context.diagnosis(item.mute)
+    allowed = -1 if item.severity is None else SEVERITIES.index(item.severity)
+    above = [finding for finding in found.findings if SEVERITIES.index(finding.severity) > allowed]
+    violations = tuple(
+        Violation(layer, f"{finding.code} {finding.title} ({finding.severity}): {finding.message}")
+        for finding in above
+        for layer in (finding.layers[:20] or ("",))
+    )
+    looked = f"{len(found.looked)} rules looked, {len(found.not_looked)} could not"
+    if not above:
+        return Outcome(key, item, "passed", looked, len(context.audit))
+    return Outcome(key, item, "failed", f"{', '.join(f.code for f in above)}; {looked}", len(context.audit), violations)
+
+
+def _look_at_layers(key: str, item: Expectation, context: _Context) -> Outcome:
+    found = context.comparison(item)
+    violations = [Violation(name, f"{name} is missing") for name in found.missing]
+    violations += [Violation(name, f"{name} was added") for name in found.added]
+    violations += [Violation(name, f"{name} was {old} and is {new}") for name, old, new in found.reshaped]
+    violations += [Violation(new, f"{old} is now called {new}") for old, new in found.renamed]
+    violations += [
+        Violation(row.name, f"{row.name}: {row.status}: {row.reason}")
+        for row in context.audit.rows
+        if row.status in BROKEN
+    ]
+    status = "failed" if violations else "passed"
+    message = (
+        f"{counted(len(violations))} changed" if violations else f"{counted(len(found.layers))}, as in the baseline"
+    )
+    return Outcome(key, item, status, message, len(context.audit), tuple(violations))  # type: ignore[arg-type]
+
+
+def _blind(key: str, item: Expectation, why: str) -> Outcome:
+    return Outcome(key, item, "could_not_look", f"could not look: {why}")
+
+
+_LOOK: Mapping[str, Callable[[str, Expectation, _Context], Outcome]] = {
+    "metric": _look_at_metric,
+    "delta": _look_at_delta,
+    "summary": _look_at_summary,
+    "finding": _look_at_findings,
+    "layers": _look_at_layers,
+}

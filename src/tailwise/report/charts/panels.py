@@ -1,0 +1,90 @@
+"""Small charts along depth, one per role: the shape that most charts of an audit share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from tailwise.report.charts.data import OUTSIDE, ordered
+from tailwise.report.charts.parts import (
+    CROWD,
+    Axis,
+    bands,
+    place_axis,
+    points,
+    role_encodings,
+    rule,
+    tooltip,
+)
+from tailwise.report.charts.view import ORDER, View
+
+
+def along_depth(
+    view: View, y: Axis, *, sigma: str | None = None, noise: str | None = None, banded: bool = False
+) -> Any:
+    """A small chart per role: every layer, the mean per block, its error, and the noise of its shape."""
+    records = [record for record in view.records if record.get(y.metric) is not None]
+    panels = ordered((record["panel"] for record in records), [*ORDER, OUTSIDE])
+    columns = min(len(panels), 4)
+    x = place_axis(view, records, ticks=4 if columns > 2 else 12)
+    values = [record[y.metric] for record in records]
+    if noise and view.has(noise):
+        values = [*values, *(record[noise] for record in records if record[noise] is not None)]
+    scale = y.scale(values)
+    vertical = alt.Y(f"{y.metric}:Q", title=y.title, scale=scale, axis=y.axis(scale, wide=False))
+    base = alt.Chart()
+    # One legend setting in all layers: a layer without a legend would take it from the others.
+    colors = role_encodings(view, legend=OUTSIDE in panels, only=_outside(records))
+    crowd = len(view.records) > CROWD
+    layers = [
+        *(bands(view, "y", scale) if banded else []),
+        *([rule(view, "y", y.line)] if y.line is not None else []),
+        *_noise(view, x, scale, noise),
+        *_errors(base, y, x, scale, sigma if sigma and view.has(sigma) and not crowd else None, colors["color"]),
+        *([] if crowd else [_means(view, base, y, x, scale, colors["color"])]),
+        *points(base, view, size=34, x=x, y=vertical, tooltip=tooltip(view, y.metric), **colors),
+        *([_means(view, base, y, x, scale, alt.value(view.palette["ink"]))] if crowd else []),
+    ]
+    width = max(90, (view.width - 60 - 14 * (columns - 1)) // columns)
+    header = alt.Header(
+        labelPadding=4, titleOrient="bottom", labelOrient="top", titleFontWeight="normal", titlePadding=6
+    )
+    return (
+        alt.layer(*layers, data=view.layers)
+        .properties(width=width, height=120 if columns > 1 else 240)
+        .transform_filter(f"isValid(datum['{y.metric}'])")
+        .facet(alt.Facet("panel:N", sort=panels, header=header, title=view.depth.title), columns=columns, spacing=14)
+    )
+
+
+def _outside(records: Sequence[Any]) -> list[str]:
+    return ordered((record["role"] for record in records if record["panel"] == OUTSIDE), ORDER)
+
+
+def _noise(view: View, x: alt.X, scale: alt.Scale, noise: str | None) -> list[alt.Chart]:
+    if noise is None or not view.has(noise):
+        return []
+    line = alt.Chart().transform_filter(f"isValid(datum['{noise}']) && isValid(datum.block)")
+    line = line.transform_aggregate(level=f"mean({noise})", groupby=["place", "panel"])
+    mark = line.mark_line(color=view.palette["noise"], strokeDash=[4, 3], strokeWidth=1.4)
+    return [mark.encode(x=x, y=alt.Y("level:Q", scale=scale))]
+
+
+def _errors(base: alt.Chart, y: Axis, x: alt.X, scale: alt.Scale, sigma: str | None, color: Any) -> list[alt.Chart]:
+    if sigma is None:
+        return []
+    spread = base.transform_calculate(
+        below=f"datum['{y.metric}'] - datum['{sigma}']", above=f"datum['{y.metric}'] + datum['{sigma}']"
+    )
+    mark = spread.mark_rule(opacity=0.45, strokeWidth=1.6, clip=True)
+    return [mark.encode(x=x, y=alt.Y("below:Q", scale=scale), y2="above:Q", color=color)]
+
+
+def _means(view: View, base: alt.Chart, y: Axis, x: alt.X, scale: alt.Scale, color: Any) -> alt.Chart:
+    inside = base.transform_filter("isValid(datum.block)") if not view.depth.ordinal else base
+    averaged = inside.transform_aggregate(level=f"mean({y.metric})", groupby=["place", "panel", "role"])
+    mark = averaged.mark_line(strokeWidth=1.4, opacity=0.75)
+    line: alt.Chart = mark.encode(x=x, y=alt.Y("level:Q", scale=scale), color=color)
+    return line

@@ -1,0 +1,214 @@
+"""The parts of an HTML report that stand without JavaScript: header, findings, lists, definitions."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+
+from tailwise.audits.audit import Audit
+from tailwise.diagnosis.finding import Diagnosis, Finding
+from tailwise.metrics.metric import METRICS
+from tailwise.recipe import Recipe
+from tailwise.report.charts.chart import Chart, Guidance
+
+#: Layers named in a finding before the rest is folded away.
+_NAMED = 8
+_FOLDED = 60
+_LONG = 700  # characters of a message; its layers and numbers follow in any case
+_LEVEL = {"error": "error", "warning": "warning", "info": "note"}
+
+Link = Callable[[str], str]
+
+
+def header(title: str, audits: Sequence[Audit], names: Sequence[str]) -> str:
+    """Model, counts and recipe."""
+    lead = '<p class="lead">A report on the spectra of the weight matrices, by tailwise.</p>'
+    facts = [_facts(audit) for audit in audits]
+    if len(audits) == 1:
+        cells = (f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts[0].items())
+        shown = f'<dl class="facts">{"".join(cells)}</dl>'
+    else:
+        head = "".join(f"<th>{escape(name)}</th>" for name in facts[0])
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in line.values()) + "</tr>" for line in facts
+        )
+        shown = _table(head, body)
+    notes = "".join(f'<p class="quiet">{escape(note)}</p>' for audit in audits for note in audit.provenance.notes)
+    origins = "".join(f"<h4>{escape(name)}</h4>{_origin(audit)}" for name, audit in zip(names, audits, strict=True))
+    text = f"<h1>{escape(title)}</h1>{lead}{shown}{notes}{fold('Provenance', origins)}"
+    return f'<header class="top" id="top">{text}</header>'
+
+
+def _facts(audit: Audit) -> dict[str, str]:
+    facts, mean = audit.provenance, audit.summary().get("alpha")
+    return {
+        "model": audit.model,
+        "format": facts.format,
+        "matrices measured": str(len(audit)),
+        "not measured": str(len(audit.unmeasured)),
+        "parameters measured": f"{sum(layer.row.n_params for layer in audit):,}",
+        "mean α (all roles)": "–" if mean is None else f"{mean:.2f}",
+        "recipe": _recipe(facts.recipe),
+        "measured on": facts.started[:16].replace("T", " ") + " UTC",
+        "took": f"{facts.seconds:.1f} s, {facts.device}, {facts.workers} workers",
+    }
+
+
+def _origin(audit: Audit) -> str:
+    facts = audit.provenance
+    origin = {
+        "revision": facts.revision or "",
+        "fingerprint of all matrices": facts.fingerprint,
+        "versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
+        "selection": ", ".join(f"{name} {value}" for name, value in facts.selection.items() if value),
+        "the whole recipe": ", ".join(
+            f"{name} {value}" for name, value in facts.recipe.items() if value not in ([], ())
+        ),
+    }
+    return listed(f"{escape(name)}: <code>{escape(text)}</code>" for name, text in origin.items() if text)
+
+
+def _recipe(recipe: Mapping[str, object]) -> str:
+    plain = Recipe().to_json()
+    changed = {key: value for key, value in recipe.items() if value != plain.get(key) and key != "metrics"}
+    return ", ".join([f"estimator {recipe.get('estimator', 'ks')}",
+                      *(f"{key} {value}" for key, value in changed.items() if key != "estimator")])  # fmt: skip
+
+
+def findings(diagnosis: Diagnosis, link: Link) -> str:
+    """What the rules found, worst first, and what they could not look at."""
+    if diagnosis.findings:
+        body = "".join(_finding(item, link) for item in diagnosis.findings)
+    else:
+        none = f"None of the {len(diagnosis.looked)} rules that could look found anything."
+        body = f'<div class="finding good"><p>{none}</p></div>'
+    return body + _not_looked(diagnosis)
+
+
+def _not_looked(diagnosis: Diagnosis) -> str:
+    items = [f"<b>{escape(item.code)} {escape(item.title)}</b>: {_code(item.reason)}" for item in diagnosis.not_looked]
+    muted = f'<p class="quiet">Muted: {escape(", ".join(diagnosis.muted))}.</p>' if diagnosis.muted else ""
+    looked = f'<p class="quiet">{len(diagnosis.looked)} rules looked.</p>' if diagnosis.findings else ""
+    return looked + (fold(f"{len(items)} rules could not look, which is not the same as finding nothing", listed(items))
+                     if items else "") + muted  # fmt: skip
+
+
+def _finding(item: Finding, link: Link) -> str:
+    message = _code(textwrap.shorten(item.message, _LONG, placeholder=" …"))
+    origin = f'<p class="quiet">How well the rule is founded: {escape(item.strength)}.</p>'
+    return (
+        f'<div class="finding {escape(item.severity)}"><h3><span class="tag">{escape(item.code)} · '
+        f"{_LEVEL[item.severity]}</span>{escape(item.title)}</h3><p>{message}</p>{_named(item, link)}{_evidence(item)}"
+        + _section("What to do", item.remedies)
+        + fold(
+            "Possible causes, and where the rule comes from",
+            _section("Causes", item.causes) + _section("Sources", item.references) + origin,
+        )
+        + "</div>"
+    )
+
+
+def _named(item: Finding, link: Link) -> str:
+    """The layers of a finding, the first few at once."""
+    if not item.layers:
+        return ""
+    rest, more = item.layers[_NAMED:], ""
+    if rest:
+        others = f" … and {len(rest) - _FOLDED} others, all in the table" if len(rest) > _FOLDED else ""
+        more = fold(f"and {len(rest)} more", "".join(link(name) for name in rest[:_FOLDED]) + others)
+    return f'<div class="layers">{"".join(link(name) for name in item.layers[:_NAMED])}{more}</div>'
+
+
+def _evidence(item: Finding) -> str:
+    lines = [
+        (f'<span class="name">{escape(e.layer)}</span> ' if e.layer else "") + escape(e.says) for e in item.evidence
+    ]
+    if not lines:
+        return ""
+    more = fold(f"{len(lines) - 4} more", listed(lines[4:_FOLDED])) if len(lines) > 4 else ""
+    return f"<h4>Evidence</h4>{listed(lines[:4])}{more}"
+
+
+def _section(title: str, lines: Sequence[str]) -> str:
+    return f"<h4>{escape(title)}</h4>{listed([_code(line) for line in lines])}" if lines else ""
+
+
+def _code(text: str) -> str:
+    """Text with `…` as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
+def listed(items: Iterable[str]) -> str:
+    """A list of what is HTML already."""
+    return "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>"
+
+
+def fold(title: str, body: str) -> str:
+    """A part that opens on request."""
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"
+
+
+def figure(chart: Chart, key: str, *, title: str, wide: bool, page: bool = False) -> str:
+    """A chart's place, with title and guidance; JavaScript draws into it."""
+    attribute = ' data-page="1"' if page else ""
+    label = escape(f"{title}. {chart.summary} {chart.guidance.text}", quote=True)
+    return (
+        f'<article id="{escape(key)}"{" class=wide" if wide else ""}><h3>{escape(title)}</h3>'
+        f"{_guidance(chart.guidance)}"
+        f'<div class="chart" data-chart="{escape(key)}"{attribute} role="img" aria-label="{label}"></div></article>'
+    )
+
+
+def _guidance(guidance: Guidance) -> str:
+    note = f" {escape(guidance.note)}" if guidance.note else ""
+    return (
+        f"<p>{escape(guidance.reading)}</p><p><b>Good:</b> {escape(guidance.good)} "
+        f"<b>Bad:</b> {escape(guidance.bad)}{note}</p>"
+    )
+
+
+def left_out(charts: Mapping[str, str]) -> str:
+    """The charts that could not be drawn: title → what is missing."""
+    if not charts:
+        return ""
+    by_reason: dict[str, list[str]] = {}
+    for title, reason in charts.items():
+        by_reason.setdefault(reason, []).append(title)
+    lines = (f"{escape(reason)}: {escape('; '.join(titles))}." for reason, titles in by_reason.items())
+    return "".join(f'<p class="quiet">{line}</p>' for line in lines)
+
+
+def unmeasured(audit: Audit) -> str:
+    """What carries no numbers, by status, with the reason."""
+    if not audit.unmeasured:
+        return '<p class="quiet">Every tensor was measured.</p>'
+    counts = Counter(row.status for row in audit.unmeasured)
+    parts = []
+    for status, count in counts.items():
+        rows = [row for row in audit.unmeasured if row.status == status]
+        reasons = Counter(row.reason for row in rows)
+        same = f": {rows[0].reason}" if len(reasons) == 1 and rows[0].reason else ""
+        lines = [f'<span class="name">{escape(row.name)}</span>' + ("" if same else f": {escape(row.reason)}")
+                 for row in rows[:500]]  # fmt: skip
+        more = [f"… and {count - 500} more"] if count > 500 else []
+        parts.append(fold(f"{count} {status.lower().replace('_', ' ')}{same}", listed([*lines, *more])))
+    return "".join(parts)
+
+
+def definitions(names: Sequence[str]) -> str:
+    """What each metric of the table is."""
+    rows = [METRICS[name] for name in names if name in METRICS]
+    body = "".join(
+        f"<tr><td><code>{escape(item.name)}</code></td><td>{escape(item.summary)}</td>"
+        f"<td>{escape(item.formula)}</td><td>{escape(item.source)}</td></tr>" for item in rows
+    )  # fmt: skip
+    head = "<th>metric</th><th>what it is</th><th>formula</th><th>source</th>"
+    return _table(head, body)
+
+
+def _table(head: str, body: str) -> str:
+    rows = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="scroll"><table class="words">{rows}</table></div>'

@@ -1,0 +1,124 @@
+"""Expectations against audits."""
+
+from __future__ import annotations
+
+import pytest
+
+import tailwise as tw
+from tailwise.gates.init import initial_expectations
+from tailwise.gates.parse import parse_expectations
+
+
+def outcome(audit, text, **settings):
+    (found,) = tw.check(audit, parse_expectations(text), **settings).outcomes
+    return found
+
+
+def test_bounds_hold_or_the_worst_layer_is_named_first(sound):
+    assert outcome(sound, "expect = ['alpha in [1, 20]']").passed
+    found = outcome(sound, "expect = ['stable_rank < 0']")
+    assert found.status == "failed"
+    values = [violation.value for violation in found.violations]
+    assert values == sorted(values, reverse=True)
+    assert found.looked == 8
+
+
+def test_roles_and_patterns_select(sound):
+    table = "[[expect]]\nmetric = 'stable_rank'\nmax = 0\n"
+    assert outcome(sound, table + "roles = ['attn_q']").looked == 4
+    assert outcome(sound, table + "layers = 'layers\\.2\\.'").looked == 2
+
+
+def test_a_share_may_fail(sound):
+    values = sorted(layer.alpha_hill for layer in sound)
+    middle = (values[1] + values[2]) / 2
+    text = f"[[expect]]\nmetric = 'alpha_hill'\nmin = {middle}\n"
+    assert not outcome(sound, text).passed
+    assert not outcome(sound, text + "allow = 0.2").passed
+    assert outcome(sound, text + "allow = 0.25").passed
+
+
+def test_what_could_not_be_looked_at_is_no_pass(sound):
+    for text in ("expect = ['num_traps < 1']", "[[expect]]\nmetric='alpha'\nmin=1\nlayers='nothing'",
+                 "expect = ['summary.mean_num_traps < 1']", "[[expect]]\nmetric='alpha'\nmin=1\nroles=['lm_head']"):  # fmt: skip
+        found = outcome(sound, text)
+        assert found.status == "could_not_look", text
+        assert not found.passed
+
+
+def test_broken_and_collapsed_layers_fail(sick):
+    found = outcome(sick, "expect = ['alpha > 0']")
+    assert {violation.layer for violation in found.violations} == {
+        "model.layers.0.mlp.up_proj",
+        "model.layers.1.mlp.up_proj",
+    }
+    assert any("NOT_FINITE" in violation.message for violation in found.violations)
+
+
+def test_changes_against_a_baseline(sound, lighter, folder):
+    text = "expect = ['|delta.alpha_hill| < 0.01']"
+    assert outcome(sound, text, baseline=sound).passed
+    assert outcome(sound, text, baseline=folder / "sound.audit").passed
+    assert not outcome(lighter, text, baseline=sound).passed
+    assert outcome(lighter, "expect = ['delta.alpha_hill > 0']", baseline=sound).passed
+    assert not outcome(sound, "expect = ['delta.alpha_hill > 0']", baseline=lighter).passed
+    with pytest.raises(tw.UsageError, match="needs a baseline"):
+        outcome(sound, text)
+
+
+def test_a_baseline_in_a_file_is_relative_to_the_file(sound, folder, tmp_path):
+    path = tmp_path / "deep" / "e.toml"
+    path.parent.mkdir()
+    (tmp_path / "base.audit").write_bytes((folder / "sound.audit").read_bytes())
+    path.write_text("baseline = '../base.audit'\nexpect = ['|delta.alpha| <= 0']")
+    assert tw.check(sound, path).passed
+    path.write_text("baseline = '../none.audit'\nexpect = ['|delta.alpha| <= 0']")
+    with pytest.raises(tw.UnreadableError):
+        tw.check(sound, path)
+
+
+def test_a_delta_of_another_fit_could_not_look(sound, folder):
+    other = tw.audit(folder / "sound.safetensors", estimator="mid", use_cache=False, baseline_replicas=2)
+    assert outcome(other, "expect = ['|delta.alpha| < 9']", baseline=sound).status == "could_not_look"
+
+
+def test_structure(sound, sick):
+    assert outcome(sound, "[[expect]]\nstructure = 'same'", baseline=sound).passed
+    partial = tw.Audit([r for r in sound.rows if "layers.3" not in r.name],
+                       {layer.row.name: layer for layer in sound if "layers.3" not in layer.row.name}, sound.provenance)  # fmt: skip
+    found = outcome(partial, "expect = ['the layers of the baseline']", baseline=sound)
+    assert len(found.violations) == 2
+    assert not outcome(sick, "expect = ['the layers of the baseline']", baseline=sound).passed
+
+
+def test_findings(sound, sick):
+    assert not outcome(sick, "expect = ['no finding above info']").passed
+    worst = tw.diagnose(sound).worst
+    assert outcome(sound, f"[[expect]]\nfinding = '{worst or 'none'}'").passed
+    codes = [finding.code for finding in tw.diagnose(sick).findings]
+    assert outcome(sick, f"[[expect]]\nfinding = 'none'\nmute = {codes}").passed
+
+
+@pytest.mark.parametrize("which", ["sound", "lighter", "sick"])
+def test_a_baseline_meets_the_expectations_made_from_it(which, request):
+    audit = request.getfixturevalue(which)
+    read = parse_expectations(initial_expectations(audit))
+    result = tw.check(audit, read, baseline=audit)
+    failing = [item for item in result.outcomes if not item.passed]
+    if which == "sick":
+        # A layer without numbers fails whatever is expected of it.
+        assert all("up_proj" in violation.layer for item in failing for violation in item.violations)
+    else:
+        assert not failing
+
+
+def test_expectations_of_another_model_do_not_hold(sound, lighter):
+    assert not tw.check(lighter, parse_expectations(initial_expectations(sound))).passed
+
+
+def test_nothing_to_take_bounds_from():
+    import numpy as np
+
+    audit = tw.audit({"a": np.eye(20)}, use_cache=False, baseline_replicas=2)
+    with pytest.raises(tw.UsageError, match="no layer"):
+        initial_expectations(audit)

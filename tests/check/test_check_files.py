@@ -1,0 +1,132 @@
+"""The command: exit codes, and the files for machines and for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+GOOD, BAD = "alpha in [0, 1000]", "stable_rank < 0"
+
+
+def gate(path: Path, *texts: str) -> Path:
+    path.write_text("expect = [\n" + "".join(f'  "{text}",\n' for text in texts) + "]\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("texts", "code"), [((GOOD,), 0), ((GOOD, BAD), 1), (("num_traps < 1",), 1), (("alpha",), 2), (("delta.alpha < 1",), 2)]
+)
+def test_exit_codes(call, folder, tmp_path, texts, code):
+    got, _, err = call("check", folder / "sound.audit", "--expect", gate(tmp_path / "e.toml", *texts))
+    assert got == code
+    assert "Traceback" not in err
+
+
+def test_wrong_requests_and_unreadable_files(call, folder, tmp_path):
+    audit, expect = folder / "sound.audit", gate(tmp_path / "e.toml", GOOD)
+    (tmp_path / "junk.audit").write_bytes(b"junk")
+    for code, message, arguments in (
+        (2, "nothing to expect", [audit]),
+        (2, "suffix", [audit, "--expect", expect, "--junit", "x.txt"]),
+        (2, "suffix", [audit, "--expect", expect, "--badge", "x.png"]),
+        (2, "belongs to --init", [audit, "--expect", expect, "-o", "x.toml"]),
+        (2, "one of the two", [audit, "--init", "--expect", expect]),
+        (2, "suffix", [audit, "--init", "-o", "x.json"]),
+        (2, "", []),
+        (3, "no such audit", [tmp_path / "none.audit", "--expect", expect]),
+        (3, "readable audit", [tmp_path / "junk.audit", "--expect", expect]),
+        (3, "could not be read", [audit, "--expect", tmp_path / "none.toml"]),
+        (3, "no such audit", [audit, "--expect", expect, "--baseline", tmp_path / "none.audit"]),
+        (3, "none.safetensors", [tmp_path / "none.safetensors", "--expect", expect]),
+    ):
+        got, _, err = call("check", *arguments)
+        assert (got, message in err) == (code, True), (arguments, err)
+
+
+def test_a_model_is_audited_first(call, folder, tmp_path):
+    code, out, _ = call("check", folder / "sound.safetensors", "--expect", gate(tmp_path / "e.toml", GOOD))
+    assert code == 0
+    assert "1 of 1 expectations hold" in out
+
+
+def test_init_writes_what_the_baseline_meets(call, folder, tmp_path):
+    code, out, _ = call("check", "--init", folder / "sound.audit", "-o", tmp_path / "gate" / "e.toml")
+    assert code == 0
+    assert "written to" in out
+    assert call("check", folder / "sound.audit", "--expect", tmp_path / "gate" / "e.toml")[0] == 0
+    assert call("check", folder / "lighter.audit", "--expect", tmp_path / "gate" / "e.toml")[0] == 1
+    code, out, _ = call("check", "--init", folder / "sound.safetensors")
+    assert code == 0
+    assert out.startswith("# Made by")
+    assert "baseline =" not in out
+
+
+@pytest.fixture
+def written(call, folder, tmp_path):
+    expect = gate(tmp_path / "e.toml", GOOD, BAD, "num_traps < 1")
+    files = {"--junit": "j.xml", "--sarif": "s.sarif", "--markdown": "m.md", "--model-card": "c.md", "--badge": "b.svg"}
+    code, out, _ = call("check", folder / "sound.audit", "--expect", expect.name, "--json",
+                        *[part for pair in files.items() for part in pair])  # fmt: skip
+    assert code == 1
+    return json.loads(out), {name: (tmp_path / name).read_text() for name in files.values()}
+
+
+def test_json(written):
+    document, _ = written
+    assert document["passed"] is False
+    assert document["verdict"] == "1 of 3 expectations hold"
+    assert [item["status"] for item in document["outcomes"]] == ["passed", "failed", "could_not_look"]
+
+
+def test_junit(written):
+    root = ET.fromstring(written[1]["j.xml"])
+    (suite,) = root
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "1", "1")
+    passed, failed, blind = suite
+    assert list(passed) == []
+    assert len((failed.find("failure").text or "").splitlines()) == 8
+    assert "could not look" in blind.find("error").get("message")
+    assert failed.get("line") == "3"
+
+
+def test_sarif(written):
+    document = json.loads(written[1]["s.sarif"])
+    assert document["version"] == "2.1.0"
+    (run,) = document["runs"]
+    rules = run["tool"]["driver"]["rules"]
+    assert [rule["id"] for rule in rules] == ["E1", "E2", "E3"]
+    assert len(run["results"]) == 9
+    for result in run["results"]:
+        assert rules[result["ruleIndex"]]["id"] == result["ruleId"]
+        assert result["level"] in ("error", "warning")
+        assert result["message"]["text"]
+        (location,) = result["locations"]
+        assert location["physicalLocation"]["artifactLocation"]["uri"] == "e.toml"
+        assert location["physicalLocation"]["region"]["startLine"] >= 1
+        assert location["logicalLocations"][0]["fullyQualifiedName"]
+    names = {result["locations"][0]["logicalLocations"][0]["fullyQualifiedName"] for result in run["results"]}
+    assert "model.layers.2.mlp.up_proj" in names
+
+
+def test_markdown_card_and_badge(written):
+    files = written[1]
+    assert "❌ tailwise: 1 of 3 expectations hold" in files["m.md"]
+    assert "stable_rank &lt; 0" in files["m.md"]
+    assert files["c.md"].startswith("<!-- tailwise begins -->\n")
+    assert "| mlp_up | 4 |" in files["c.md"]
+    svg = ET.fromstring(files["b.svg"])
+    assert svg.get("aria-label") == "tailwise: 1/3 hold"
+
+
+def test_control_characters_and_bars_do_no_harm():
+    from tailwise.gates.expectation import CheckResult, Expectation, Outcome, Violation
+    from tailwise.gates.junit import to_junit
+    from tailwise.gates.text import to_markdown
+
+    bad = Outcome("E1", Expectation("metric", "alpha", name="a|b <c>\x00"), "failed", "x", 1, (Violation("l", "\x1b|y"),))
+    result = CheckResult("m\x07", "e.toml", (bad,))
+    assert ET.fromstring(to_junit(result)) is not None
+    assert "a\\|b &lt;c&gt;" in to_markdown(result)

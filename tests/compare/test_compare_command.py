@@ -1,0 +1,112 @@
+"""`tailwise compare` and `tailwise rank` as people type them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import save_file
+
+import tailwise as tw
+from tailwise.cli.main import run
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run_it(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tailwise", *map(str, arguments)])
+        code = 0
+        try:
+            run()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_it
+
+
+@pytest.fixture
+def here(tmp_path, make):
+    """a.audit, b.audit and the models that they are of."""
+    for seed, name in enumerate("ab"):
+        tensors = make.noise(seed, blocks=2)
+        if name == "b":
+            tensors["model.layers.1.mlp.up_proj.weight"] = make.heavy(3)
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        tw.audit(tmp_path / f"{name}.safetensors", use_cache=False, baseline_replicas=2).save(tmp_path / f"{name}.audit")
+    return tmp_path
+
+
+def test_two_audits(call, here):
+    code, out, _ = call("compare", "a.audit", "b.audit")
+    assert code == 0
+    assert "mean α" in out
+    assert "significant at a false discovery rate of 0.05" in out
+    assert call("compare", "a.audit", "a.audit")[1].count("all matrices are identical") == 1
+
+
+def test_a_model_is_audited_with_the_recipe_of_the_audit(call, here):
+    tw.audit(here / "a.safetensors", estimator="mid", use_cache=False, baseline_replicas=2).save(here / "m.audit")
+    code, out, _ = call("compare", "m.audit", "b.safetensors", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert not any("recipes differ" in note for note in document["notes"])
+
+
+def test_weights_and_files(call, here):
+    code, out, _ = call("compare", "a.safetensors", "b.audit", "--weights", "-o", "d.audit", "-o", "d.md", "-o", "d.csv",
+                        "-o", "d.json", "--directions", 4)  # fmt: skip
+    assert code == 0
+    assert "‖ΔW‖/‖W₀‖" in out
+    assert len(tw.Audit.load("d.audit")) == 4
+    assert "‖ΔW‖/‖W₀‖" in Path("d.md").read_text()
+    metrics = {row["metric"] for row in csv.DictReader(Path("d.csv").read_text().splitlines())}
+    assert {"alpha", "relative_change", "cka"} <= metrics
+    document = json.loads(Path("d.json").read_text())
+    assert document["layers"][0]["weights"]["directions"] == 4
+
+
+def test_several_against_a_base(call, here):
+    _, out, _ = call("compare", "a.audit", "b.audit", "a.safetensors", "--base", "a.audit", "--json")
+    documents = json.loads(out)
+    assert [item["after"].rsplit("/", 1)[-1] for item in documents] == ["b.safetensors", "a.safetensors"]
+    assert all(item["before"].endswith("a.safetensors") for item in documents)
+
+
+def test_rank_with_scores(call, here):
+    Path("s.csv").write_text("model,score\na.safetensors,1\nb.safetensors,2\n")
+    code, out, _ = call("rank", "a.audit", "b.audit", "--scores", "s.csv", "-o", "r.md", "-o", "r.csv", "-o", "r.json")
+    assert code == 0
+    assert "Kendall τ" in out
+    assert "too few" in out
+    assert "| b.safetensors |" in Path("r.md").read_text()
+    assert len(Path("r.csv").read_text().splitlines()) == 3
+    assert json.loads(Path("r.json").read_text())["by"] == "mean_alpha_weighted"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["compare", "a.audit"], 2, "nothing to compare"),
+        (["compare", "a.audit", "b.audit", "--fdr", "2"], 2, "false discovery"),
+        (["compare", "a.audit", "b.audit", "--metrics", "alpah"], 2, "did you mean alpha"),
+        (["compare", "a.audit", "b.audit", "-o", "x.audit"], 2, "add --weights"),
+        (["compare", "a.audit", "b.audit", "-o", "x.xlsx"], 2, "suffix"),
+        (["compare", "a.audit", "none.audit"], 3, "no such audit"),
+        (["compare", "a.audit", "none.safetensors"], 3, "none.safetensors"),
+        (["rank", "a.audit"], 2, "two models"),
+        (["rank", "a.audit", "b.audit", "--by", "x"], 2, "number to rank by"),
+        (["rank", "a.audit", "b.audit", "--scores", "none.csv"], 3, "could not be read"),
+    ],
+)
+def test_wrong_requests(call, here, arguments, code, message):
+    got, out, err = call(*arguments)
+    assert (got, message in err) == (code, True), err
+    assert "Traceback" not in err
+    assert out == ""

@@ -1,0 +1,139 @@
+"""Orders, correlations and their intervals."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau, spearmanr
+
+import tailwise as tw
+from tailwise.compare.correlation import correlation
+from tailwise.compare.ranking import short_names
+from tailwise.compare.scores import read_scores
+
+
+@pytest.fixture(scope="module")
+def family(make):
+    """Five models whose tails grow heavier."""
+    found = []
+    for index, exponent in enumerate((0.3, 0.5, 0.7, 0.9, 1.1)):
+        weights = {f"model.layers.{b}.mlp.up_proj.weight": make.heavy(b, exponent=exponent) for b in range(3)}
+        audit = make.audited(weights)
+        facts = audit.provenance.__class__(**{**vars(audit.provenance), "model": f"run/step-{index}"})
+        found.append(tw.Audit(list(audit.rows), {layer.row.name: layer for layer in audit}, facts))
+    return found
+
+
+def test_models_are_ordered_by_the_number(family):
+    found = tw.rank(family[::-1], by="alpha")
+    values = [model.values["mean_alpha"] for model in found.models]
+    assert values == sorted(values)
+    assert found.by == "mean_alpha"
+    assert "accuracy" in found.direction
+    assert tw.rank(family, by="effective_rank").direction.endswith("no source says which is better")
+    assert found.models[0].values["layers"] == 3
+    means = [np.mean([layer.alpha for layer in audit]) for audit in family]
+    assert sorted(means) == pytest.approx(values)
+
+
+def test_scores_are_correlated_as_scipy_has_it(family):
+    scores = dict(zip([f"step-{i}" for i in range(5)], (0.4, 0.2, 0.5, 0.8, 0.7), strict=True))
+    found = tw.rank(family, scores=scores)
+    values = [model.values["mean_alpha"] for model in found.models]
+    given = [model.score for model in found.models]
+    both = {item.kind: item for item in found.correlations if item.metric == "mean_alpha"}
+    assert both["kendall"].value == pytest.approx(kendalltau(values, given).statistic)
+    assert both["kendall"].p == pytest.approx(kendalltau(values, given).pvalue)
+    assert both["spearman"].value == pytest.approx(spearmanr(values, given).statistic)
+    for item in both.values():
+        assert -1 <= item.low <= item.value <= item.high <= 1
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_few_models_have_no_interval_and_a_note(family):
+    found = tw.rank(family[:3], scores={"step-0": 1.0, "step-1": 2.0, "step-2": 3.0})
+    assert all(item.low is None for item in found.correlations)
+    assert any("too few" in note for note in found.notes)
+
+
+def test_an_empty_score_leaves_a_model_out_and_idle_scores_are_said(family):
+    scores = {f"step-{i}": float(i) for i in range(4)} | {"step-4": None, "other": 1.0}
+    found = tw.rank(family, scores=scores)
+    assert max(item.n for item in found.correlations) == 4
+    assert any("other" in note for note in found.notes)
+
+
+def test_a_model_without_a_score_is_a_usage_error_with_near_names(family):
+    with pytest.raises(tw.UsageError, match="did you mean") as raised:
+        tw.rank(family, scores={f"step_{i}": 1.0 for i in range(5)})
+    assert "step_0" in str(raised.value)
+    with pytest.raises(tw.UsageError, match="several scores"):
+        tw.rank(family[:2], scores={"step-0": 1.0, "run/step-0": 2.0, "step-1": 1.0})
+
+
+def test_wrong_requests(family):
+    with pytest.raises(tw.UsageError, match="two models"):
+        tw.rank(family[:1])
+    with pytest.raises(tw.UsageError, match="did you mean alpha"):
+        tw.rank(family, by="alhpa")
+
+
+def test_mixed_fits_are_noted(family, make):
+    other = make.audited({"model.layers.0.mlp.up_proj.weight": make.heavy(1)}, estimator="mid")
+    assert any("fitted differently" in note for note in tw.rank([family[0], other]).notes)
+
+
+@pytest.mark.parametrize("kind", ["kendall", "spearman"])
+@pytest.mark.parametrize("n", [5, 9, 40])
+def test_intervals_cover_the_association(kind, n):
+    """95 % of the intervals hold the family's own value; perfect order of five still leaves room."""
+    rng = np.random.default_rng([n, len(kind)])
+    strength = 0.7
+    true = 2 / np.pi * np.arcsin(strength) if kind == "kendall" else 6 / np.pi * np.arcsin(strength / 2)
+    held = 0
+    for _ in range(120):
+        x = rng.standard_normal(n)
+        y = strength * x + np.sqrt(1 - strength**2) * rng.standard_normal(n)
+        found = correlation("m", kind, list(x), list(y))
+        held += found.low <= true <= found.high
+    assert held >= 107
+    perfect = correlation("m", kind, list(range(5)), list(range(5)))
+    assert perfect.value == pytest.approx(1)
+    assert perfect.low < 0.4
+    assert perfect.high == 1
+
+
+def test_a_constant_has_no_correlation():
+    assert correlation("m", "kendall", [1.0, 1.0, 1.0], [1.0, 2.0, 3.0]).value is None
+
+
+def test_names_are_as_short_as_they_can_be():
+    assert short_names(["a/b/x", "a/c/x", "y"]) == ["b/x", "c/x", "y"]
+    assert short_names(["x", "x"]) == ["x", "x"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,score\na,1\n", "model,score"),
+        ("model,score\na,1\na,2\n", "twice"),
+        ("model,score\na,good\n", "line 2: 'good' is not a number"),
+        ("model,score\n,1\n", "no name"),
+        ("", "columns"),
+    ],
+)
+def test_wrong_scores_are_usage_errors(tmp_path, text, message):
+    path = tmp_path / "s.csv"
+    path.write_text(text)
+    with pytest.raises(tw.UsageError, match=message):
+        read_scores(path)
+
+
+def test_scores_are_read_with_their_gaps(tmp_path):
+    path = tmp_path / "s.csv"
+    path.write_text("\ufeffmodel, score ,note\na,1.5,x\nb,,\n", encoding="utf-8")
+    assert read_scores(path) == {"a": 1.5, "b": None}
+    with pytest.raises(tw.UnreadableError):
+        read_scores(tmp_path / "none.csv")

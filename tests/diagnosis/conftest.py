@@ -1,0 +1,13 @@
+"""The healthy audit that most tests change in one place."""
+
+from __future__ import annotations
+
+import pytest
+from made_audits import healthy_rows
+
+from tailwise.audits.audit import LayerRow
+
+
+@pytest.fixture
+def rows() -> dict[str, LayerRow]:
+    return healthy_rows()

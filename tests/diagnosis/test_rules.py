@@ -1,0 +1,250 @@
+"""Each rule fires on its sign, names the layers, and is silent on a healthy audit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from made_audits import BLOCKS, NOISE, ROLES, M, audit_of, changed, healthy_rows, name
+
+import tailwise as tw
+from tailwise.diagnosis.finding import Finding
+from tailwise.diagnosis.rule import RULES
+
+
+def find(rows, code: str, **options) -> Finding | None:
+    spectra = options.pop("spectra", None)
+    found = tw.diagnose(audit_of(rows, spectra=spectra), **options)
+    assert code in found.looked, [item for item in found.not_looked if item.code == code]
+    return next((item for item in found.findings if item.code == code), None)
+
+
+def with_noise(rows, names):
+    for which in names:
+        rows = changed(rows, which, **NOISE)
+    return rows
+
+
+def test_a_healthy_audit_has_no_finding(rows):
+    found = tw.diagnose(audit_of(rows))
+    assert found.findings == ()
+    assert found.not_looked == ()
+    assert set(found.looked) == set(RULES)
+
+
+def test_depth_curse_needs_a_trend_and_a_light_end():
+    rows = healthy_rows(8)
+    for role in ROLES:
+        for block in range(8):
+            rows = changed(rows, name(role, block), alpha_hill=2.2 + 0.9 * block)
+    found = find(rows, "TW101")
+    assert found is not None
+    assert found.layers[0].startswith("model.layers.7.")
+    assert {layer.split(".")[2] for layer in found.layers} == {"6", "7"}
+    for row in list(rows.values()):
+        rows = changed(rows, row.name, alpha_hill=2.2 + 0.2 * row.block)
+    assert find(rows, "TW101") is None  # as strict a trend, and no layer is light-tailed
+
+
+def test_depth_curse_in_one_role_of_four_is_none():
+    rows = healthy_rows(8)
+    for block in range(8):
+        rows = changed(rows, name("attn_q", block), alpha_hill=2.2 + 0.9 * block)
+    assert find(rows, "TW101") is None
+
+
+def test_layer_imbalance():
+    rows = healthy_rows(8)
+    for row in list(rows.values()):
+        rows = changed(rows, row.name, singular_entropy=0.05 + 0.2 * (7 - row.block) ** 2 / 49)
+    found = find(rows, "TW102")
+    assert found is not None
+    assert {layer.split(".")[2] for layer in found.layers} <= {"6", "7"}
+
+
+def test_local_stagnation_names_the_one_layer(rows):
+    which = name("mlp_up", 3)
+    found = find(changed(rows, which, alpha_hill=6.5, alpha_hill_sigma=0.6, alpha_hill_z=8.0), "TW103")
+    assert found is not None
+    assert found.layers == (which,)
+    assert "6.50 ± 0.60" in found.evidence[0].says
+    assert "noise of this shape 9.70 ± 0.40" in found.evidence[0].says
+
+
+def test_stagnation_within_the_error_of_alpha_is_none(rows):
+    assert (
+        find(changed(rows, name("mlp_up", 3), alpha_hill=6.5, alpha_hill_sigma=3.0, alpha_hill_z=8.0), "TW103") is None
+    )
+
+
+@pytest.mark.parametrize("block", [0, BLOCKS - 1])
+def test_stagnation_does_not_judge_the_ends(rows, block):
+    assert find(changed(rows, name("mlp_up", block), alpha_hill=6.5, alpha_hill_z=8.0), "TW103") is None
+
+
+def test_one_layer_of_noise_is_a_warning_and_all_are_an_error(rows):
+    which = name("attn_o", 2)
+    found = find(with_noise(rows, [which]), "TW201")
+    assert found is not None
+    assert (found.severity, found.layers) == ("warning", (which,))
+    assert find(with_noise(rows, [which]), "TW103") is None  # TW201 says more
+    everything = find(with_noise(rows, list(rows)), "TW201")
+    assert everything is not None
+    assert everything.severity == "error"
+    assert len(everything.layers) == len(rows)
+
+
+@pytest.mark.parametrize(
+    "sign", [{"alpha_hill_z": 6.0}, {"singular_entropy_z": 9.0}, {"num_spikes": 4.0}, {"mp_distance": 0.2}]
+)
+def test_one_sign_of_training_is_enough_not_to_be_noise(rows, sign):
+    assert find(changed(rows, name("attn_o", 2), **{**NOISE, **sign}), "TW201") is None
+
+
+def test_global_under_training_is_not_said_of_noise(rows):
+    light = {"alpha_hill": 8.5, "alpha_hill_z": 3.0, "singular_entropy": 0.06, "singular_entropy_z": 12.0}
+    faint = rows
+    for which in rows:
+        faint = changed(faint, which, **light)
+    found = find(faint, "TW202")
+    assert found is not None
+    assert found.severity == "error"
+    assert find(with_noise(rows, list(rows)), "TW202") is None
+    assert find(changed(rows, name("mlp_up", 1), **light), "TW202") is None
+
+
+def test_under_training_needs_significance_and_a_good_fit(rows):
+    which = name("mlp_down", 4)
+    found = find(changed(rows, which, alpha=9.0, alpha_sigma=0.5), "TW203")
+    assert found is not None
+    assert found.layers == (which,)
+    assert find(changed(rows, which, alpha=9.0, alpha_sigma=2.5), "TW203") is None
+    assert find(changed(rows, which, alpha=9.0, alpha_sigma=0.5, ks_distance=0.2), "TW203") is None
+
+
+def test_over_training_is_a_note_for_few_layers_and_a_warning_for_many(rows):
+    low = {"alpha": 1.5, "alpha_sigma": 0.08}
+    few = find(changed(rows, name("mlp_down", 4), **low), "TW204")
+    assert few is not None
+    assert few.severity == "info"
+    many = rows
+    for which in rows:
+        many = changed(many, which, **low)
+    found = find(many, "TW204")
+    assert found is not None
+    assert found.severity == "warning"
+
+
+def test_over_training_is_not_read_off_the_bulk(rows):
+    assert find(changed(rows, name("mlp_down", 4), alpha=1.5, alpha_sigma=0.05, num_pl_spikes=0.8 * M), "TW204") is None
+
+
+def test_correlation_traps(rows):
+    which = name("mlp_down", 4)
+    found = find(changed(rows, which, num_traps=5.0), "TW205")
+    assert found is not None
+    assert found.layers == (which,)
+
+
+def test_rank_collapse_by_norm_or_by_stable_rank(rows):
+    which = name("attn_q", 3)
+    for sign in ({"log_spectral_norm": 3.0}, {"stable_rank": 1.1}):
+        found = find(changed(rows, which, alpha_hill=1.3, **sign), "TW301")
+        assert found is not None
+        assert found.layers == (which,)
+    assert find(changed(rows, which, alpha_hill=1.3), "TW301") is None
+    assert find(changed(rows, which, log_spectral_norm=3.0), "TW301") is None
+
+
+def test_saturation_against_the_role(rows):
+    which = name("attn_o", 5)
+    found = find(changed(rows, which, singular_entropy=1.2, stable_rank=2.0), "TW302")
+    assert found is not None
+    assert found.layers == (which,)
+    assert find(changed(rows, which, singular_entropy=1.2), "TW302") is None
+
+
+def test_saturation_over_time(rows):
+    steps = []
+    for step in range(7):
+        now = rows
+        for which in rows:
+            now = changed(now, which, singular_entropy=0.1 + 0.15 * step, stable_rank=20.0 - 3 * step)
+        steps.append(audit_of(now))
+    found = tw.diagnose(steps[-1], history=steps[:-1])
+    (finding,) = [item for item in found.findings if item.code == "TW302"]
+    assert len(finding.layers) == len(rows)
+    assert "from 20.0" in finding.evidence[0].says
+    assert "TW302" not in [item.code for item in tw.diagnose(steps[0], history=steps[1:]).findings]
+
+
+def test_isotropy_excludes_what_is_noise_altogether(rows):
+    which = name("mlp_up", 2)
+    found = find(changed(rows, which, singular_entropy=0.052, singular_entropy_z=2.0), "TW303")
+    assert found is not None
+    assert found.layers == (which,)
+    assert "99.8%" in found.evidence[0].says
+    assert find(with_noise(rows, [which]), "TW303") is None
+
+
+def test_a_scaled_layer_is_named_and_its_neighbours_are_not(rows):
+    which = name("attn_o", 3)
+    found = find(changed(rows, which, log_spectral_norm=3.0), "TW401")
+    assert found is not None
+    assert found.layers == (which,)
+
+
+def test_a_smooth_rise_of_scale_is_no_jump(rows):
+    for row in list(rows.values()):
+        rows = changed(rows, row.name, log_spectral_norm=1.5 * row.block)
+    assert find(rows, "TW401") is None
+
+
+def test_criticality_is_a_note(rows):
+    found = find(changed(rows, name("attn_o", 3), detX_delta=-90.0), "TW402")
+    assert found is not None
+    assert found.severity == "info"
+
+
+def test_no_verdict_is_said(rows):
+    which = name("attn_q", 1)
+    assert find(changed(rows, which, ks_distance=0.3), "TW501").layers == (which,)
+    assert find(changed(rows, which, num_pl_spikes=100.0), "TW502").layers == (which,)
+
+
+def test_not_finite_and_not_measured(rows):
+    bad, lost = name("attn_q", 1), name("attn_o", 1)
+    rows = {
+        **rows,
+        bad: replace(rows[bad], status="NOT_FINITE", reason="1 NaN at (3, 5)", metrics={}),
+        lost: replace(rows[lost], status="FAILED", reason="out of memory", metrics={}),
+    }
+    found = {item.code: item for item in tw.diagnose(audit_of(rows)).findings}
+    assert found["TW601"].layers == (bad,)
+    assert "(3, 5)" in found["TW601"].evidence[0].says
+    assert found["TW605"].layers == (lost,)
+
+
+def test_exact_zeros_are_dead_rows_and_rounding_is_rank_loss(rows):
+    dead, lost = name("attn_q", 1), name("attn_o", 1)
+    values = np.linspace(1.0, 10.0, M)
+    spectra = {dead: np.r_[np.zeros(4), values[4:]], lost: np.r_[np.full(7, 1e-30), values[7:]]}
+    rows = changed(changed(rows, dead, rank_loss=4.0), lost, rank_loss=7.0)
+    found = find(rows, "TW602", spectra=spectra)
+    assert found is not None
+    assert found.layers == (dead,)
+    assert "4 rows of zeros" in found.evidence[0].says
+    found = find(rows, "TW603", spectra=spectra)
+    assert found is not None
+    assert found.layers == (lost,)
+
+
+def test_duplicates_go_by_content_and_leave_out_zero_matrices(rows):
+    one, two = name("mlp_up", 2), name("mlp_up", 3)
+    same = {**rows, two: replace(rows[two], digest=rows[one].digest)}
+    found = find(same, "TW604")
+    assert found is not None
+    assert set(found.layers) == {one, two}
+    zero = {which: np.zeros(M) for which in (one, two)}
+    assert find(same, "TW604", spectra=zero) is None
