@@ -1,4 +1,4 @@
-"""Writes the pages that are made from the code: commands.md, metrics.md, rules.md, roles.md, api.md.
+"""Writes the pages that are made from the code: commands.md, metrics.md, rules.md, charts.md, roles.md, api.md.
 
     python docs/generate.py
 
@@ -29,6 +29,7 @@ from tailwise.diagnosis.thresholds import TABLE, of_rule
 from tailwise.metrics.measure import selected
 from tailwise.metrics.metric import METRICS, Metric
 from tailwise.recipe import Recipe
+from tailwise.report.charts.chart import CHARTS, Chart, remedy
 
 HERE = Path(__file__).resolve().parent
 NOTE = "<!-- Written by docs/generate.py. Change the code, not this page. -->\n"
@@ -36,8 +37,8 @@ NOTE = "<!-- Written by docs/generate.py. Change the code, not this page. -->\n"
 
 def pages() -> dict[str, str]:
     """File name → text of every generated page."""
-    return {"commands.md": commands(), "metrics.md": metrics(), "rules.md": rules(), "roles.md": roles(),
-            "api.md": api()}  # fmt: skip
+    return {"commands.md": commands(), "metrics.md": metrics(), "rules.md": rules(), "charts.md": charts(),
+            "roles.md": roles(), "api.md": api()}  # fmt: skip
 
 
 def commands() -> str:
@@ -189,6 +190,48 @@ def _rule(item: Rule) -> str:
     ]
     sign = f"**{item.title[0].upper()}{item.title[1:]}.** {item.summary}"
     return f"### {item.code}\n\n{sign}\n\n{_table(['', ''], rows)}"
+
+
+_SCOPES = {
+    "audit": ("Of one audit", "tailwise plot AUDIT --chart {name} -o {name}.png"),
+    "layer": ("Of one layer", "tailwise plot AUDIT --chart {name} --layer NAME -o {name}.png"),
+    "several": ("Of several audits", "tailwise plot AUDIT AUDIT --chart {name} -o {name}.png"),
+    "base": ("Against a base", "tailwise plot AUDIT --base AUDIT --chart {name} -o {name}.png"),
+}
+
+
+def charts() -> str:
+    """Every built-in chart: what it shows, what is good and what is bad, and how to draw it."""
+    parts = [
+        f"# Charts\n\n{NOTE}",
+        "`tailwise report AUDIT -o report.html` puts all of them into one page that needs no network; "
+        "`tailwise plot AUDIT --chart NAME -o x.png` (or .svg, .pdf, .html, .json) draws one; "
+        '`audit.plot("NAME")` gives it to a notebook as an Altair chart. `tailwise plot --list` prints the names, '
+        '`--theme dark` is for dark paper. All of it needs `pip install "tailwise[report]"`.',
+        "Colours and shapes of roles are the same in every chart. Bands of α stand only where it was fitted by the "
+        "`ks` estimator. A hollow point is a poor fit, which has no verdict. Small block numbers are near the data, "
+        "large ones near the labels; `in` and `out` are what stands before the first block and after the last.",
+        "The pictures show the example model (`examples/pycode-8m`); its base, and the second model, are noise "
+        "of the same shapes. `python docs/chart_figures.py` draws them.",
+    ]
+    built_in = [item for _, item in CHARTS.items() if item.function.__module__.startswith("tailwise.")]
+    for scope, (title, command) in _SCOPES.items():
+        parts.append(f"## {title}")
+        parts += [_chart(item, command.format(name=item.name)) for item in built_in if item.scope == scope]
+    return "\n\n".join(parts) + "\n"
+
+
+def _chart(item: Chart, command: str) -> str:
+    guide = item.guidance
+    lines = [f"- **Good:** {guide.good}", f"- **Bad:** {guide.bad}", *([f"- {guide.note}"] if guide.note else [])]
+    needs = ", ".join(f"`{name}`" for name in item.needs)
+    option = remedy(item.needs) if item.needs else ""
+    from_option = f" (`{option.partition('MODEL ')[2]}" if "--randomize" in option else ""
+    wants = f"Needs {needs}{from_option.rstrip('`') + '`)' if from_option else ''}.\n\n" if needs else ""
+    return (
+        f"### {item.name}\n\n**{item.title}.** {item.summary} {guide.reading}\n\n" + "\n".join(lines)
+        + f"\n\n{wants}```bash\n{command}\n```\n\n![{item.title}](images/charts/{item.name}.svg)"
+    )  # fmt: skip
 
 
 def roles() -> str:

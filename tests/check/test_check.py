@@ -39,8 +39,9 @@ def test_a_share_may_fail(sound):
 
 
 def test_what_could_not_be_looked_at_is_no_pass(sound):
-    for text in ("expect = ['num_traps < 1']", "[[expect]]\nmetric='alpha'\nmin=1\nlayers='nothing'",
-                 "expect = ['summary.mean_num_traps < 1']", "[[expect]]\nmetric='alpha'\nmin=1\nroles=['lm_head']"):  # fmt: skip
+    table = "[[expect]]\nmetric = 'alpha'\nmin = 1\n"
+    lists = "expect = ['num_traps < 1']", "expect = ['summary.mean_num_traps < 1']"
+    for text in (*lists, table + "layers = 'nothing'", table + "roles = ['lm_head']"):
         found = outcome(sound, text)
         assert found.status == "could_not_look", text
         assert not found.passed
@@ -84,8 +85,8 @@ def test_a_delta_of_another_fit_could_not_look(sound, folder):
 
 def test_structure(sound, sick):
     assert outcome(sound, "[[expect]]\nstructure = 'same'", baseline=sound).passed
-    partial = tw.Audit([r for r in sound.rows if "layers.3" not in r.name],
-                       {layer.row.name: layer for layer in sound if "layers.3" not in layer.row.name}, sound.provenance)  # fmt: skip
+    kept = {layer.row.name: layer for layer in sound if "layers.3" not in layer.row.name}
+    partial = tw.Audit([layer.row for layer in kept.values()], kept, sound.provenance)
     found = outcome(partial, "expect = ['the layers of the baseline']", baseline=sound)
     assert len(found.violations) == 2
     assert not outcome(sick, "expect = ['the layers of the baseline']", baseline=sound).passed

@@ -17,7 +17,8 @@ def gate(path: Path, *texts: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("texts", "code"), [((GOOD,), 0), ((GOOD, BAD), 1), (("num_traps < 1",), 1), (("alpha",), 2), (("delta.alpha < 1",), 2)]
+    ("texts", "code"),
+    [((GOOD,), 0), ((GOOD, BAD), 1), (("num_traps < 1",), 1), (("alpha",), 2), (("delta.alpha < 1",), 2)],
 )
 def test_exit_codes(call, folder, tmp_path, texts, code):
     got, _, err = call("check", folder / "sound.audit", "--expect", gate(tmp_path / "e.toml", *texts))
@@ -126,7 +127,9 @@ def test_control_characters_and_bars_do_no_harm():
     from tailwise.gates.junit import to_junit
     from tailwise.gates.text import to_markdown
 
-    bad = Outcome("E1", Expectation("metric", "alpha", name="a|b <c>\x00"), "failed", "x", 1, (Violation("l", "\x1b|y"),))
+    bad = Outcome(
+        "E1", Expectation("metric", "alpha", name="a|b <c>\x00"), "failed", "x", 1, (Violation("l", "\x1b|y"),)
+    )
     result = CheckResult("m\x07", "e.toml", (bad,))
     assert ET.fromstring(to_junit(result)) is not None
     assert "a\\|b &lt;c&gt;" in to_markdown(result)

@@ -82,8 +82,9 @@ def test_tables():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("expect = [", "not valid TOML.*line 1"),
+        ("expect = [", "not valid TOML"),
         ("", "expects nothing"),
+        ("expect = [\n'alpha > 1',\nalpha]", "not valid TOML.*line 3"),
         ("expext = ['alpha > 1']", "no key 'expext'"),
         ("expect = ['alpha is 3']", "line 1: 'alpha is 3' is not understood"),
         ("expect = ['alpa > 3']", "did you mean alpha"),

@@ -39,7 +39,9 @@ def here(tmp_path, make):
         if name == "b":
             tensors["model.layers.1.mlp.up_proj.weight"] = make.heavy(3)
         save_file(tensors, tmp_path / f"{name}.safetensors")
-        tw.audit(tmp_path / f"{name}.safetensors", use_cache=False, baseline_replicas=2).save(tmp_path / f"{name}.audit")
+        tw.audit(tmp_path / f"{name}.safetensors", use_cache=False, baseline_replicas=2).save(
+            tmp_path / f"{name}.audit"
+        )
     return tmp_path
 
 
@@ -60,8 +62,8 @@ def test_a_model_is_audited_with_the_recipe_of_the_audit(call, here):
 
 
 def test_weights_and_files(call, here):
-    code, out, _ = call("compare", "a.safetensors", "b.audit", "--weights", "-o", "d.audit", "-o", "d.md", "-o", "d.csv",
-                        "-o", "d.json", "--directions", 4)  # fmt: skip
+    outputs = [part for suffix in ("audit", "md", "csv", "json") for part in ("-o", f"d.{suffix}")]
+    code, out, _ = call("compare", "a.safetensors", "b.audit", "--weights", "--directions", 4, *outputs)
     assert code == 0
     assert "‖ΔW‖/‖W₀‖" in out
     assert len(tw.Audit.load("d.audit")) == 4

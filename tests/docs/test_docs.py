@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-GENERATED = ("commands.md", "metrics.md", "rules.md", "roles.md", "api.md")
+GENERATED = ("commands.md", "metrics.md", "rules.md", "charts.md", "roles.md", "api.md")
 TEXTS = sorted(
     path
     for folder, pattern in ((ROOT, "*.md"), (ROOT / "docs", "**/*.md"), (ROOT / "examples", "**/*.md"))

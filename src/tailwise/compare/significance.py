@@ -6,9 +6,9 @@ Fisher's F with 2(k₀ − 1) and 2(k₁ − 1) degrees of freedom. For large k 
 errors σ/(α − 1) = 1/√k that an audit states; for k of ten it is not, and plain z then finds too much.
 
 Estimators that search for λ_min scatter by more than σ says: among twenty pairs of Gaussian matrices, this z alone
-calls at least one changed in 19 to 77 of 100 simulations, by shape, where 5 are allowed. So the change must show twice: between the tails as fitted, and
-with both tails cut at the size of the smaller one, where λ_min is not searched and both are tails. The more cautious
-of the two counts.
+calls at least one changed in 19 to 77 of 100 simulations, by shape, where 5 are allowed. So the change must show
+twice: between the tails as fitted, and with both tails cut at the size of the smaller one, where λ_min is not searched
+and both are tails. The more cautious of the two counts.
 """
 
 from __future__ import annotations

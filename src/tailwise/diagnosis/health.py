@@ -10,6 +10,10 @@ from tailwise.diagnosis.finding import Evidence
 from tailwise.diagnosis.rule import Found, Verdict, rule
 from tailwise.diagnosis.words import count, evals, named, verb
 
+_LOW_RANK = ("lora", "factors")
+#: Largest relative rounding error of a stored type.
+_ROUNDING = {"f32": 2.0**-24, "float32": 2.0**-24, "f16": 2.0**-11, "float16": 2.0**-11, "bf16": 2.0**-8,
+             "bfloat16": 2.0**-8}  # fmt: skip
 _UNREAD = ("UNREADABLE", "FAILED", "UNSUPPORTED")
 
 
@@ -81,19 +85,33 @@ def _dead_in_words(row: LayerRow, dead: int) -> str:
     references=("Golub & Van Loan 2013, §5.4",),
 )
 def rank_loss(case: Case) -> Verdict:
-    """Eigenvalues are zero to working precision, beyond those that are exactly zero."""
-    rows = [row for row in case.measured if has(row, "rank_loss") and row.kind not in ("lora", "factors")]
-    lost = {row.name: int(value(row, "rank_loss")) - _exact_zeros(case, row) for row in rows}
+    """Directions carry nothing: their eigenvalues are zero to working precision, or many are below what rounding to
+    the stored type leaves.
+    """
+    rows = [row for row in case.measured if has(row, "rank_loss") and row.kind not in _LOW_RANK]
+    lost = {row.name: _lost(case, row) for row in rows}
     hit = sorted((row for row in rows if lost[row.name] > 0), key=lambda row: lost[row.name] / evals(row), reverse=True)
     if not hit:
         return None
     evidence = tuple(
-        Evidence(row.name, "rank_loss", value(row, "rank_loss"), 0.0,
-                 f"{count(lost[row.name], 'direction')} of {evals(row)} carry nothing (zero to working precision)")
+        Evidence(row.name, "rank_loss", lost[row.name], 0,
+                 f"{count(lost[row.name], 'direction')} of {evals(row)} carry nothing beyond the rounding of {row.dtype}")
         for row in hit
     )  # fmt: skip
     lacks = verb(len(hit), "lacks", "lack")
     return Found(f"{named(hit)} {lacks} full rank: up to {max(lost.values())} directions carry nothing.", evidence)
+
+
+def _lost(case: Case, row: LayerRow) -> int:
+    """Directions that are zero but not exactly so, which `dead_directions` reports."""
+    values, zeros = case.spectra[row.name].eigenvalues, _exact_zeros(case, row)
+    exactly = int(value(row, "rank_loss")) - zeros
+    unit = _ROUNDING.get(row.dtype.lower(), 0.0)
+    # Rounding is noise of standard deviation ≈ u·|w|/√3; this is the upper edge of its spectrum.
+    edge = (unit**2 / 3) * float(values.mean()) / max(row.rows, row.cols) * (row.rows**0.5 + row.cols**0.5) ** 2
+    rounded = int((values <= edge).sum()) - zeros
+    # Noise and trained matrices have a few directions of that size.
+    return max(exactly, rounded if rounded >= case.limit("rank_loss_share") * evals(row) else 0)
 
 
 @rule(

@@ -65,7 +65,7 @@ TABLE = (
               ("TW203", "TW204", "TW402")),
     Threshold("traps", 3, "traps", "noise gives 0.01 on average, Student-t entries of 4 degrees of freedom a few",
               ("TW205",)),
-    Threshold("collapse_alpha_hill", 1.5, "alpha_hill", 'the HT-SR alpha manual\'s "near 1"', ("TW301",)),
+    Threshold("collapse_alpha_hill", 1.75, "alpha_hill", f'the alpha manual\'s "near 1"; {_BENCH}', ("TW301",)),
     Threshold("collapse_scale", 0.5, "log10 λ_max", "a spectral norm 1.8 times that of its peers", ("TW301",)),
     Threshold("collapse_stable_rank", 1.5, "stable rank", "one direction carries two thirds of the energy", ("TW301",)),
     Threshold("peer_z", 4.0, "robust sd", "median and MAD of the role; one in 10⁴ by chance", ("TW301", "TW302")),
@@ -79,6 +79,8 @@ TABLE = (
               ("TW102",)),
     Threshold("scale_jump", 1.0, "log10 λ_max", "a spectral norm 3.2 times that of its neighbours", ("TW401",)),
     Threshold("scale_jump_z", 6.0, "robust sd", "against the steps of the same chain of layers", ("TW401",)),
+    Threshold("rank_loss_share", 0.05, "share of directions", "bf16 rounding hides single ones in healthy matrices",
+              ("TW603",)),
     Threshold("erg_share", 0.5, "share of eigenvalues", "the two tails differ by half the spectrum", ("TW402",)),
 )  # fmt: skip
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tailwise.gates.expectation import Bounds, Expectation
 from tailwise.checkpoints.roles import ROLES
 from tailwise.compare.summary import SUMMARIES
 from tailwise.diagnosis.finding import SEVERITIES
 from tailwise.errors import UnreadableError, UsageError, unknown_name
+from tailwise.gates.expectation import Bounds, Expectation
 from tailwise.metrics.metric import METRICS
 
 _SUBJECTS = ("that", "metric", "delta", "summary", "finding", "structure")
@@ -86,7 +86,7 @@ def _lines(text: str, elements: Sequence[Any]) -> list[int]:
         return [next(heads, 1) for _ in elements]
     found, at = [], 1
     for element in elements:
-        words = element if isinstance(element, str) else next(iter(element.values()), "")
+        words = next(iter(element.values()), "") if isinstance(element, dict) else element
         at = next((number for number, line in numbered if number >= at and str(words) in line), at)
         found.append(at)
     return found

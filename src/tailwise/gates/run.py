@@ -7,13 +7,13 @@ from functools import cached_property
 from pathlib import Path
 
 from tailwise.audits.audit import Audit, LayerRow
-from tailwise.gates.expectation import CheckResult, Expectation, Outcome, Violation
-from tailwise.gates.parse import Expectations, read_expectations
 from tailwise.compare.comparison import Comparison
 from tailwise.compare.run import TESTED, comparable, compare
 from tailwise.compare.summary import model_numbers
 from tailwise.diagnosis.finding import SEVERITIES, Diagnosis
 from tailwise.errors import UsageError
+from tailwise.gates.expectation import CheckResult, Expectation, Outcome, Violation
+from tailwise.gates.parse import Expectations, read_expectations
 
 #: Statuses of matrices that should have numbers and do not.
 BROKEN = ("NOT_FINITE", "UNREADABLE", "FAILED")
@@ -118,7 +118,7 @@ def _layer_outcome(key: str, item: Expectation, rows: list[LayerRow], values: Ma
         what = "no layer has a value" if any(row.measured for row in rows) else "it matches no measured layer"
         return _blind(key, item, what)
     failed.sort(key=lambda one: -_distance(item, one.value))
-    status = "passed" if len(failed) <= item.allow * looked else "failed"
+    status = "passed" if len(failed) <= item.allow * looked + 1e-9 else "failed"
     message = f"{len(failed)} of {counted(looked)} outside" if failed else f"{counted(looked)} within"
     return Outcome(key, item, status, message, looked, tuple(failed))  # type: ignore[arg-type]
 

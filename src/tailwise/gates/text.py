@@ -7,8 +7,8 @@ from html import escape
 from statistics import median
 
 from tailwise.audits.audit import Audit
-from tailwise.gates.expectation import CheckResult, Outcome
 from tailwise.compare.summary import SUMMARIES, model_numbers
+from tailwise.gates.expectation import CheckResult, Outcome
 
 _MARKS = {"passed": "✅", "failed": "❌", "could_not_look": "⚠️"}
 _MOST = 10

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tailwise.recipe import Precision
 from tailwise.spectrum.solvers.blocks import BLOCK_BYTES, DenseMatrix, RowBlocks
 from tailwise.spectrum.solvers.gram import eigenvalues_of, gram
+from tailwise.spectrum.solvers.memory import release_memory
 from tailwise.spectrum.solvers.svd import factor_singular_values, singular_values
 from tailwise.spectrum.spectrum import Spectrum
 
@@ -59,9 +60,11 @@ def _from_blocks(source: RowBlocks, dtype: torch.dtype, device: torch.device) ->
     if not _safe(triangle, dtype):
         scale = _safe_scale(source)
         triangle = gram(source, dtype, device, scale)
+    release_memory(len(triangle))
     eigenvalues, zeros = eigenvalues_of(triangle)
     values = _to_numpy(eigenvalues)
     del triangle
+    release_memory(len(values))
     name = str(dtype).removeprefix("torch.")
     bound = gram_error_bound(values, dtype)
     if dtype is torch.float64 and not _resolved(values[zeros:], bound):
