@@ -126,7 +126,7 @@ def trained(folder: Path, name: str, seed: int) -> State:
 
 
 def _file(name: str) -> str:
-    return re.sub(r"\W+", "-", name)
+    return re.sub(r"\W+", "-", name.replace("÷", "div").replace("×", "times"))
 
 
 def _in_block(block: int, *parts: str) -> list[str]:
@@ -243,7 +243,8 @@ CONDITIONS = (
     Condition("slow block (lr ÷ 50)", "slow block", lambda _, seed: _in_block(sick_block(seed), *_ALL),
               ("TW103", "TW303", "TW201")),
     Condition("starved depth (lr falls 300-fold)", "starved depth",
-              lambda _state, _seed: _in_block(BLOCKS - 2, *_ALL) + _in_block(BLOCKS - 1, *_ALL), ("TW101", "TW102")),
+              lambda _state, _seed: [name for block in (3, 4, 5) for name in _in_block(block, *_ALL)],
+              ("TW101", "TW102")),
     Condition("lr ÷ 100", "lr ÷ 100", everything, ("TW202", "TW201"), whole=True),
     Condition("lr × 100", "lr × 100", everything, ("TW301", "TW302", "TW601", "TW204", "TW205"), whole=True),
     Condition("memorised (2 sequences, 1200 steps)", "memorised", everything, ("TW204", "TW205"), whole=True),

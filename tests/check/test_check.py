@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import tailwise as tw
@@ -90,6 +92,11 @@ def test_structure(sound, sick):
     found = outcome(partial, "expect = ['the layers of the baseline']", baseline=sound)
     assert len(found.violations) == 2
     assert not outcome(sick, "expect = ['the layers of the baseline']", baseline=sound).passed
+    gone = kept | {"model.layers.3.mlp.up_proj": sound["model.layers.3.mlp.up_proj"]}
+    lost = replace(sound["model.layers.3.self_attn.q_proj"].row, status="UNSUPPORTED", reason="packed", metrics={})
+    small = tw.Audit([*(layer.row for layer in gone.values()), lost], gone, sound.provenance)
+    (violation,) = outcome(small, "expect = ['the layers of the baseline']", baseline=sound).violations
+    assert "UNSUPPORTED" in violation.message
 
 
 def test_findings(sound, sick):

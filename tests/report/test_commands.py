@@ -45,7 +45,9 @@ def test_plot_takes_a_layer_a_metric_a_base_and_a_theme(call, saved):
     assert call("plot", "a.audit", "--chart", "layer", "--layer", layer, "-o", "l.svg")[0] == 0
     assert layer in (saved / "l.svg").read_text(encoding="utf-8")
     assert call("plot", "a.audit", "--chart", "heatmap", "--metric", "stable_rank", "-o", "h.svg")[0] == 0
-    assert call("plot", "a.audit", "--chart", "base_alpha", "--base", "b.audit", "--theme", "dark", "-o", "b.svg")[0] == 0
+    assert (
+        call("plot", "a.audit", "--chart", "base_alpha", "--base", "b.audit", "--theme", "dark", "-o", "b.svg")[0] == 0
+    )
     assert "#15181d" in (saved / "b.svg").read_text(encoding="utf-8")
     assert call("plot", "a.audit", "b.audit", "--chart", "models_alpha", "-o", "m.svg")[0] == 0
 

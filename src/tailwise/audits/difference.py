@@ -175,7 +175,11 @@ def _measure(delta: LayerDelta, sides: tuple[_Side, _Side], options: DifferenceO
         return replace(row, status="UNREADABLE", reason=str(error)), None, {}
     except MemoryError:
         return replace(row, reason="out of memory; use fewer --workers"), None, {}
-    shared = {key: float(np.mean([part[key] for part in alike])) for key in alike[0]}
+    except Exception as error:
+        # One bad pair must not stop the others, as in an audit.
+        return replace(row, reason=f"{type(error).__name__}: {error}"), None, {}
+    keys = [key for key in alike[0] if all(key in part for part in alike)]
+    shared = {key: float(np.mean([part[key] for part in alike])) for key in keys}
     return _finished(row, pool(spectra), old, shared)
 
 

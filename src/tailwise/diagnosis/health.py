@@ -95,7 +95,7 @@ def rank_loss(case: Case) -> Verdict:
         return None
     evidence = tuple(
         Evidence(row.name, "rank_loss", lost[row.name], 0,
-                 f"{count(lost[row.name], 'direction')} of {evals(row)} carry nothing beyond the rounding of {row.dtype}")
+                 f"{count(lost[row.name], 'direction')} of {evals(row)} are lost in the rounding of {row.dtype}")
         for row in hit
     )  # fmt: skip
     lacks = verb(len(hit), "lacks", "lack")

@@ -107,14 +107,18 @@ def _is_light(case: Case, row: LayerRow) -> bool:
     return noise_like(case, row) or (near_noise and value(row, "alpha_hill") > case.limit("light_alpha_hill"))
 
 
-def well_fitted(case: Case, row: LayerRow) -> bool:
-    """Whether a verdict may be read off the fitted alpha."""
-    tail = value(row, "num_pl_spikes")
+def close_fit(case: Case, row: LayerRow) -> bool:
+    """Whether a power law describes the fitted tail, however long."""
     return (
         row.status == "OK"
         and value(row, "ks_distance") <= case.limit("fit_max_distance")
-        and case.limit("fit_min_tail") <= tail <= case.limit("fit_max_share") * evals(row)
+        and value(row, "num_pl_spikes") >= case.limit("fit_min_tail")
     )
+
+
+def well_fitted(case: Case, row: LayerRow) -> bool:
+    """Whether a power law describes the fitted tail, and that tail is not the bulk."""
+    return close_fit(case, row) and value(row, "num_pl_spikes") <= case.limit("fit_max_share") * evals(row)
 
 
 @rule(
@@ -160,13 +164,13 @@ def under_training(case: Case) -> Verdict:
     references=(_HTSR, "Martin & Hinrichs 2025, SETOL, arXiv:2507.17912"),
 )
 def over_training(case: Case) -> Verdict:
-    """alpha is significantly below 2 in a good fit (D small, a tail of less than half the spectrum).
+    """alpha is significantly below 2 in a good fit (D small). A few such layers are a note, many a warning.
 
-    A few such layers are reported as information, many as a warning.
+    The tail may be longer than half the spectrum here: over-training makes it so.
     """
-    fitted = [row for row in case.judged(*_FIT) if well_fitted(case, row)]
+    fitted = [row for row in case.judged(*_FIT) if close_fit(case, row)]
     if not fitted:
-        return Cannot("no matrix has a good fit of alpha (D small, and a tail of less than half the spectrum)")
+        return Cannot("no matrix has a good fit of alpha (a small D, and a tail of a few eigenvalues)")
     bound = case.limit("over_trained_alpha")
     hit = _beyond(case, fitted, bound, above=False)
     if not hit:

@@ -181,11 +181,9 @@ def _look_at_layers(key: str, item: Expectation, context: _Context) -> Outcome:
     violations += [Violation(name, f"{name} was added") for name in found.added]
     violations += [Violation(name, f"{name} was {old} and is {new}") for name, old, new in found.reshaped]
     violations += [Violation(new, f"{old} is now called {new}") for old, new in found.renamed]
-    violations += [
-        Violation(row.name, f"{row.name}: {row.status}: {row.reason}")
-        for row in context.audit.rows
-        if row.status in BROKEN
-    ]
+    once = {layer.row.name for layer in context.baseline(item)}
+    lost = [row for row in context.audit.unmeasured if row.name.removesuffix(".weight") in once or row.status in BROKEN]
+    violations += [Violation(row.name, f"{row.name} was not measured ({row.status}: {row.reason})") for row in lost]
     status = "failed" if violations else "passed"
     message = (
         f"{counted(len(violations))} changed" if violations else f"{counted(len(found.layers))}, as in the baseline"

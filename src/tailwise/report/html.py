@@ -35,6 +35,7 @@ _HEAT = ("alpha_hill_z", "log_spectral_norm", "stable_rank", "singular_entropy_n
 _COLUMNS = ("model", "name", "role", "block", "shape", "alpha", "alpha_sigma", "ks_distance", "alpha_hill",
             "alpha_hill_z", "alpha_weighted", "log_spectral_norm", "stable_rank", "effective_rank",
             "singular_entropy", "num_spikes", "num_traps", "one_minus_rd", "detX_delta", "status")  # fmt: skip
+_SHARED = frozenset({"layers"})
 #: Nothing may be fetched from anywhere; the page's own script and style are all there is.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
@@ -137,8 +138,7 @@ class _Page:
     def _heat_maps(self, chart: Chart) -> list[tuple[Chart, View, str]]:
         view = self._view
         names = [None, *(name for name in _HEAT if view.has(name))]
-        return [(chart, View(view.audits, palette=view.palette, metric_name=name, width=view.width),
-                 "heatmap" if name is None else f"heatmap-{name}") for name in names]  # fmt: skip
+        return [(chart, view.of_metric(name), "heatmap" if name is None else f"heatmap-{name}") for name in names]
 
     def _against_base(self) -> str:
         several, texts = len(self._view.audits) > 1, []
@@ -157,14 +157,13 @@ class _Page:
         texts, absent = [], {}
         for chart, view, key in found:
             try:
-                spec = spec_of(chart, view, titled=False)
+                spec = spec_of(chart, view, titled=False, shared=_SHARED)
             except UsageError as error:
                 missing = chart.missing(view)
                 absent[chart.title] = (
                     f"needs {remedy(missing).split('MODEL ')[-1].rstrip('`')}" if missing else error.what
                 )
                 continue
-            spec["datasets"].pop("layers", None)
             self._specs[key] = spec
             title = f"{chart.title}: {key.partition('-')[2] or 'alpha'}" if chart.family == "heat" else chart.title
             texts.append(parts.figure(chart, key, title=title, wide="facet" in spec))

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,11 @@ def plot(
     return figure
 
 
-def spec_of(chart: Chart, view: View, *, titled: bool = True) -> Spec:
-    """The Vega-Lite spec of a chart, with the fields of its data that it uses."""
+def spec_of(chart: Chart, view: View, *, titled: bool = True, shared: Set[str] = frozenset()) -> Spec:
+    """The Vega-Lite spec of a chart, with the fields of its data that it uses, less the datasets of a page."""
     spec: Spec = chart.draw(view, titled=titled).to_dict()
     text = json.dumps(spec)
-    spec["datasets"] = {name: _used(rows, text) for name, rows in view.datasets.items()}
+    spec["datasets"] = {name: _used(rows, text) for name, rows in view.datasets.items() if name not in shared}
     if view.palette is not TOKENS:
         spec["config"] = config(view.palette)
     return spec

@@ -89,7 +89,12 @@
     page = Object.fromEntries(Object.entries(data).map(([name, table]) => [name, records(table)]));
     const row = layers.rows[index], value = (name) => (row[at[name]] ?? "–");
     $("#layer-facts").textContent = `${value("role")}, ${value("shape")}, α ${value("alpha")} ± ${value("alpha_sigma")}, D ${value("ks_distance")}`;
-    pageCharts.forEach((target) => draw(target, page));
+    if (page.esd_log.length) {
+      pageCharts.forEach((target) => draw(target, page));
+    } else {
+      page = null;
+      pageCharts.forEach((target) => { views.get(target)?.finalize(); views.delete(target); target.textContent = "All its eigenvalues are equal or zero: nothing to draw."; });
+    }
     if (scroll) $("#layer").scrollIntoView();
   };
   if (choice) {

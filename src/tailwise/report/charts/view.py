@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
@@ -50,6 +51,12 @@ class View:
         if not self.audits or not any(len(audit) for audit in self.audits):
             raise UsageError("there is nothing to draw: no layer was measured",
                              fix="`tailwise show AUDIT --unmeasured` says why")  # fmt: skip
+
+    def of_metric(self, name: str | None) -> View:
+        """The same view for another metric; what was worked out already is kept."""
+        view = copy(self)
+        view.metric_name = name
+        return view
 
     @property
     def audit(self) -> Audit:
