@@ -42,8 +42,12 @@ class Recipe:
             raise UsageError(f"precision is {self.precision!r}", fix="choose float64 or float32")
         if self.conv not in ("flatten", "slices", "pooled"):
             raise UsageError(f"conv is {self.conv!r}", fix="choose flatten, slices or pooled")
-        if min(self.randomize, self.bootstrap, self.max_fingers) < 0:
-            raise UsageError("a count is negative", fix="give zero or more")
+        for name in ("randomize", "bootstrap", "max_fingers", "seed"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {getattr(self, name)}", fix="give zero or more")
+        for name in ("min_evals", "farms_window", "farms_windows", "baseline_replicas"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}", fix="give one or more")
 
     @property
     def uses_windows(self) -> bool:

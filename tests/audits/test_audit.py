@@ -186,7 +186,7 @@ def test_matrices_are_selected_by_name_and_by_role():
         ({"k_frac": 0.0}, "k_frac"),
         ({"precision": "float16"}, "precision"),
         ({"conv": "round"}, "conv"),
-        ({"randomize": -1}, "negative"),
+        ({"randomize": -1}, "give zero"),
         ({"device": "abacus"}, "not a device"),
     ],
 )

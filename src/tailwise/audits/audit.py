@@ -157,11 +157,14 @@ class Audit:
         names = dict.fromkeys(name for row in rows for name in row.metrics)
         return {name: _mean([row.metrics.get(name) for row in rows if name not in row.degenerate]) for name in names}
 
-    def save(self, path: str | Path) -> Path:
-        """Write the audit: one file, or a folder where `path` ends in a slash or is one. Atomic."""
+    def save(self, path: str | Path, *, exclusive: bool = False) -> Path:
+        """Write the audit: one file, or a folder where `path` ends in a slash or is one. Atomic.
+
+        An older audit there is replaced, unless `exclusive`: then it is a `FileExistsError`.
+        """
         from tailwise.audits.codec import save
 
-        return save(self, path)
+        return save(self, path, exclusive=exclusive)
 
     def plot(self, chart: str, **options: Any) -> Any:
         """The named chart (`tailwise plot --list`) as an Altair chart: `audit.plot("alpha_hist", theme="dark")`.

@@ -97,7 +97,9 @@ class Cache:
             with os.fdopen(handle, "wb") as file:
                 write(file)
             Path(temporary).replace(path)
-        except OSError as error:
-            self.trouble = f"the cache could not be written ({error.strerror or error}); nothing is lost but time"
+        except BaseException as error:
             if temporary is not None:
                 Path(temporary).unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
+            self.trouble = f"the cache could not be written ({error.strerror or error}); nothing is lost but time"

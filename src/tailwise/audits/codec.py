@@ -31,10 +31,11 @@ _DAMAGE = (
 MEMBERS = ("layers.parquet", "spectra.parquet", "provenance.json")
 
 
-def save(audit: Audit, path: str | Path) -> Path:
+def save(audit: Audit, path: str | Path, *, exclusive: bool = False) -> Path:
     """Write `audit` to a single file, or to a folder where `path` ends in a slash or is a folder.
 
-    It appears whole or not at all. A file or folder that is not an audit is not overwritten (`UsageError`).
+    With `exclusive`, a file that is there already is a `FileExistsError`. It appears whole or not at all. A file or
+    folder that is not an audit is not overwritten (`UsageError`).
     """
     target = Path(path)
     as_folder = str(path).endswith(("/", os.sep)) or target.is_dir()
@@ -43,9 +44,15 @@ def save(audit: Audit, path: str | Path) -> Path:
     parts = _encode(audit)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        (_write_folder if as_folder else _write_file)(target, parts)
+        if as_folder:
+            _write_folder(target, parts)
+        else:
+            _write_file(target, parts, exclusive)
+    except FileExistsError:
+        raise
     except OSError as error:
-        raise UnreadableError(f"could not write: {error.strerror or error}", where=target) from error
+        fix = "free space there, or choose another place with -o; spectra are kept, so a second run is quick"
+        raise UnreadableError(f"could not write: {error.strerror or error}", where=target, fix=fix) from error
     return target
 
 
@@ -71,7 +78,7 @@ def _is_audit(target: Path) -> bool:
         return False
 
 
-def _write_file(target: Path, parts: Mapping[str, bytes]) -> None:
+def _write_file(target: Path, parts: Mapping[str, bytes], exclusive: bool) -> None:
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as raw, zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED) as archive:
@@ -79,7 +86,11 @@ def _write_file(target: Path, parts: Mapping[str, bytes]) -> None:
                 # A fixed date: the same audit gives the same bytes.
                 archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
         _readable_by_all(temporary)
-        Path(temporary).replace(target)
+        if exclusive:
+            target.hardlink_to(temporary)  # unlike a rename, this never replaces
+            Path(temporary).unlink()
+        else:
+            Path(temporary).replace(target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -93,7 +104,9 @@ def _readable_by_all(path: str) -> None:
 
 
 def _write_folder(target: Path, parts: Mapping[str, bytes]) -> None:
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    # Inside the folder where it exists: it may be a mount of its own, and a rename must not cross devices.
+    place = target if target.is_dir() else target.parent
+    temporary = Path(tempfile.mkdtemp(dir=place, prefix=f".{target.name}."))
     try:
         for name, data in parts.items():
             (temporary / name).write_bytes(data)

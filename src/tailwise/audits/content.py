@@ -49,19 +49,31 @@ class HashedMatrix:
         return self._digest
 
     def _read(self) -> str:
+        if self.factors is not None:
+            return _digest_of_factors(self.factors)
         state = hashlib.sha256(f"{self.rows}×{self.cols}".encode())
         held: list[torch.Tensor] = []
-        blocks = self.factors if self.factors is not None else self._matrix.row_blocks(self._block_bytes)
-        kind = None
-        for block in blocks:
-            if kind is None:
-                kind = str(block.dtype)
-                state.update(kind.encode())
+        for index, block in enumerate(self._matrix.row_blocks(self._block_bytes)):
+            if index == 0:
+                state.update(str(block.dtype).encode())
             state.update(_bytes_of(block))
-            if self._hold and self.factors is None:
-                held.append(block)
+            if self._hold:
+                # A few columns of a wide block would keep all of it alive.
+                held.append(block.clone() if _is_part(block) else block)
         self._held = held if held else None
         return state.hexdigest()
+
+
+def _is_part(block: torch.Tensor) -> bool:
+    return bool(block.untyped_storage().nbytes() > 2 * block.numel() * block.element_size())
+
+
+def _digest_of_factors(factors: tuple[torch.Tensor, torch.Tensor]) -> str:
+    state = hashlib.sha256(b"factors")
+    for factor in factors:
+        state.update(f"{tuple(factor.shape)} {factor.dtype}".encode())
+        state.update(_bytes_of(factor))
+    return state.hexdigest()
 
 
 def _bytes_of(block: torch.Tensor) -> memoryview:

@@ -96,4 +96,5 @@ def prepare(
             where=checkpoint.uri,
             fix=f"names look like {sources[0].name!r}; roles here: {', '.join(roles)}",
         )
-    return Prepared(taken, tuple(unmeasured), recipe, options or RunOptions(), selection)
+    rest = tuple(item for item in unmeasured if selection.takes(item.name, item.role))
+    return Prepared(taken, rest, recipe, options or RunOptions(), selection)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +21,8 @@ from tailwise.audits.work import Worker
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UsageError, unknown_name
+from tailwise.errors import unknown_name
+from tailwise.execution.device import checked_device
 from tailwise.execution.executor import default_workers, map_unordered
 from tailwise.recipe import ConvMode, Precision, Recipe, RunOptions
 
@@ -48,7 +50,7 @@ class Settings(TypedDict, total=False):
     seed: int
     farms_window: int
     farms_windows: int
-    metrics: tuple[str, ...]
+    metrics: str | Iterable[str]
     device: str
     workers: int | None
     cache_dir: Path | None
@@ -72,7 +74,7 @@ def audit(
     model: Model,
     *,
     layers: str | None = None,
-    roles: tuple[str, ...] = (),
+    roles: str | Iterable[str] = (),
     base: str | None = None,
     adapter_mode: Literal["delta", "merged"] = "delta",
     progress: Progress | None = None,
@@ -104,10 +106,14 @@ def audit(
         model if isinstance(model, Checkpoint) else open_checkpoint(model, base=base, adapter_mode=adapter_mode)
     )
     try:
-        return run(checkpoint, prepare(checkpoint, recipe, options, Selection(layers, tuple(roles))), progress)
+        return run(checkpoint, prepare(checkpoint, recipe, options, Selection(layers, _names(roles))), progress)
     finally:
         if checkpoint is not model:
             checkpoint.close()
+
+
+def _names(given: str | Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _split(settings: Settings) -> tuple[Recipe, RunOptions]:
@@ -117,8 +123,8 @@ def _split(settings: Settings) -> tuple[Recipe, RunOptions]:
         if name not in recipe_names | option_names:
             raise unknown_name("setting", name, recipe_names | option_names)
     taken: dict[str, Any] = dict(settings)
-    if isinstance(taken.get("metrics"), (list, set)):
-        taken["metrics"] = tuple(taken["metrics"])
+    if "metrics" in taken:
+        taken["metrics"] = _names(taken["metrics"])
     recipe = Recipe(**{name: value for name, value in taken.items() if name in recipe_names})
     return recipe, RunOptions(**{name: value for name, value in taken.items() if name in option_names})
 
@@ -129,7 +135,7 @@ def run(checkpoint: Checkpoint, prepared: Prepared, progress: Progress | None = 
     options = prepared.options
     folder = (options.cache_dir or default_folder()) if options.use_cache else None
     cache = Cache(folder)
-    worker = Worker(checkpoint, prepared.recipe, _checked_device(options.device), cache, Baselines(cache))
+    worker = Worker(checkpoint, prepared.recipe, checked_device(options.device), cache, Baselines(cache))
     workers = max(1, options.workers or default_workers(options.device))
     tally = _Tally(prepared, progress)
     results: dict[str, tuple[LayerRow, Layer | None]] = {}
@@ -171,18 +177,6 @@ class _Tally:
             self._progress(self._step)
 
 
-def _checked_device(device: str) -> str:
-    import torch
-
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise UsageError(f"{device!r} is not a device", fix="use cpu, cuda or cuda:0") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError("there is no CUDA device here", fix="use --device cpu")
-    return device
-
-
 def _unmeasured_row(item: Unmeasured) -> LayerRow:
     rows = item.shape[0] if item.shape else 1
     cols = 1
@@ -214,7 +208,7 @@ def _provenance(
         revision=checkpoint.revision,
         fingerprint=hashlib.sha256(content.encode()).hexdigest(),
         recipe=prepared.recipe.to_json(),
-        config={key: value for key, value in checkpoint.config.items() if _is_plain(value)},
+        config={key: _plain(value) for key, value in checkpoint.config.items() if _is_plain(value)},
         versions=_versions(),
         device=prepared.options.device,
         workers=workers,
@@ -232,6 +226,13 @@ def _is_plain(value: object) -> bool:
         or value is None
         or (isinstance(value, list) and all(isinstance(item, str | int | float) for item in value))
     )
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity, config.json files do."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _versions() -> dict[str, str]:

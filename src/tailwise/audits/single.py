@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tailwise.errors import UsageError
+from tailwise.execution.device import checked_device
 from tailwise.metrics import entropy, ranks
 from tailwise.recipe import Precision
 from tailwise.spectrum.power_law import TailOptions, fit_tail
@@ -30,13 +31,20 @@ def esd(weights: Weights, *, precision: Precision = "float64", device: str | Non
         return weights
     import torch
 
-    tensor = torch.as_tensor(weights).detach()
+    from tailwise.checkpoints.formats.memory import MemoryCheckpoint
+
+    if precision not in ("float64", "float32"):
+        raise UsageError(f"precision is {precision!r}", fix="choose float64 or float32")
+    tensor = MemoryCheckpoint.of_arrays(weights).read("weight")
     if tensor.ndim < 2 or tensor.numel() == 0:
         raise UsageError(f"a tensor of shape {tuple(tensor.shape)} is not a matrix", fix="give at least two axes")
+    if tensor.is_complex():
+        raise UsageError("a complex tensor has no real spectrum", fix="pass its real part or its modulus")
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.float64)
+    where = checked_device(device or str(tensor.device))
     try:
-        return solve(tensor.flatten(1), precision=precision, device=device or str(tensor.device))
+        return solve(tensor.flatten(1), precision=precision, device=where)
     except (NotFiniteError, OutOfRangeError) as error:
         raise UsageError(str(error), fix="repair the tensor first") from error
 

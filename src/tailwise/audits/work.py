@@ -104,7 +104,8 @@ class Worker:
         return isinstance(known, list) and self._all_known(_Keys(self.recipe), known) is not None
 
     def _hold(self, source: MatrixSource) -> bool:
-        return source.nbytes <= HOLD_BYTES or not self.checkpoint.local
+        # What is in memory already is read twice for nothing.
+        return not self.checkpoint.resident and (source.nbytes <= HOLD_BYTES or not self.checkpoint.local)
 
     def _identity(self, source: MatrixSource) -> str | None:
         parts = [self.checkpoint.identity(name) for name in source.tensors]

@@ -68,7 +68,11 @@ class LocalFile(ByteSource):
             self.close()
             raise UnreadableError("is a directory, and a file was expected", where=self.name)
         self.size = status.st_size
-        self._identity = f"{os.path.realpath(self.path)}:{status.st_size}:{status.st_mtime_ns}"
+        self._stamp = (status.st_size, status.st_mtime_ns)
+        # Change time and inode tell a file from one put in its place with its size and modification time.
+        self._identity = ":".join(
+            map(str, (os.path.realpath(self.path), *self._stamp, status.st_ctime_ns, status.st_ino))
+        )
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """See `ByteSource`."""
@@ -83,6 +87,9 @@ class LocalFile(ByteSource):
             if got == 0:
                 raise shrank(self.name, offset + done)
             done += got
+        status = os.fstat(self._fd)
+        if (status.st_size, status.st_mtime_ns) != self._stamp:
+            raise UnreadableError("has changed since it was opened", where=self.name, fix="let its writer finish")
 
     def identity(self) -> str:
         """Path, size and modification time when it was opened."""

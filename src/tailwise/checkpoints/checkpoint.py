@@ -50,6 +50,7 @@ class Checkpoint(ABC):
     config: Mapping[str, Any]  # the model's config.json, or {}
     tensors: Mapping[str, TensorSpec]
     local: bool = True  # whether reading twice is cheap
+    resident: bool = False  # whether the tensors are in memory already
     revision: str | None = None  # the resolved commit, where the source has one
     metadata: Mapping[str, str]  # free text from the header
     shared: Mapping[str, str] = MappingProxyType({})  # tied tensors: name → the name that stands first

@@ -103,7 +103,10 @@ class DecodedCheckpoint(Checkpoint):
     def identity(self, name: str) -> str | None:
         """See `Checkpoint`: the identities of all members."""
         found = [self._inner.identity(member) for member in self.members.get(name, (name,))]
-        return None if None in found else "+".join(str(part) for part in found)
+        if None in found:
+            return None
+        how = [repr(self._codecs[name])] if name in self._codecs else []
+        return "+".join([*how, *map(str, found)])
 
     def close(self) -> None:
         """See `Checkpoint`."""

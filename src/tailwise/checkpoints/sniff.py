@@ -20,6 +20,7 @@ _OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x93NUMPY", "is a .npy array", "load it with numpy and pass the array"),
     (b"ustar", "is a tar archive", "unpack it first"),
 )
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 READABLE = "tailwise reads safetensors, PyTorch (.pt, .pth, .bin, .ckpt) and GGUF files"
 
 

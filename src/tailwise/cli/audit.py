@@ -120,7 +120,7 @@ def audit(
         metrics=comma_list(metrics),
     )
     options = RunOptions(device=device, workers=workers, cache_dir=cache_dir, use_cache=not no_cache)
-    for path in output or ():
+    for path in output or ([] if as_json or dry_run else ["./x.audit"]):
         check_target(path)
     with open_checkpoint(model, base=base, adapter_mode=adapter.value) as checkpoint:
         prepared = prepare(checkpoint, recipe, options, Selection(layers, comma_list(roles)))
@@ -150,41 +150,56 @@ def _with_progress(work: Any) -> Audit:
 def _deliver(found: Audit, outputs: list[str], as_json: bool, rows: int) -> None:
     from tailwise.report import files, terminal
 
+    # Files first: a reader that closes the pipe must not cost the audit.
+    written = [files.write(found, path) for path in outputs]
     if not outputs and not as_json:
-        outputs = [_default_name(found)]
+        written = [_save_under_own_name(found)]
+    console = terminal.console(stderr=as_json)
     if as_json:
         sys.stdout.write(files.to_json(found) + "\n")
-    console = terminal.console(stderr=as_json)
-    if not as_json:
-        console.print(terminal.layers(found, rows))
-        console.print()
-        console.print(terminal.by_role(found))
-        console.print()
+    else:
+        console.print(terminal.layers(found, rows), "", terminal.by_role(found), "", sep="\n")
     console.print(terminal.closing(found))
-    for path in outputs:
-        written = files.write(found, path)
-        console.print(f"written to {written}", soft_wrap=True, markup=False)
+    for path in written:
+        console.print(f"written to {path}", soft_wrap=True, markup=False)
 
 
-def _default_name(found: Audit) -> str:
-    """`NAME.audit`, unless that is there and answers another question (model, recipe or selection)."""
-    from tailwise.audits.audit import Audit
-    from tailwise.errors import UnreadableError
+def _save_under_own_name(found: Audit) -> Path:
+    """Save as `NAME.audit`, or beside it where that name is taken by the answer to another question."""
     from tailwise.recipe import digest_of
 
+    first = Path(f"{_stem(found.model)}.audit")
+    question = _question(found)
+    if not first.exists() or _question_of(first) == question:
+        try:
+            return found.save(first, exclusive=not first.exists())
+        except FileExistsError:  # another audit was faster
+            if _question_of(first) == question:
+                return found.save(first)
+    return found.save(f"{_stem(found.model)}-{digest_of(question)[:8]}.audit")
+
+
+def _stem(model: str) -> str:
+    from tailwise.checkpoints.sniff import SUFFIXES
+
+    name = Path(model).resolve().name if Path(model).exists() else model.rstrip("/").rsplit("/", 1)[-1]
+    stem = name.split("@", 1)[0]
+    return next((stem.removesuffix(suffix) for suffix in SUFFIXES if stem.endswith(suffix)), stem) or "model"
+
+
+def _question(found: Audit) -> list[Any]:
     facts = found.provenance
-    stem = found.model.rstrip("/").rsplit("/", 1)[-1].split("@", 1)[0].removesuffix(".safetensors") or "model"
-    path = Path(f"{stem}.audit")
-    if not path.exists():
-        return str(path)
+    return [facts.model, dict(facts.recipe), dict(facts.selection)]
+
+
+def _question_of(path: Path) -> list[Any] | None:
+    from tailwise.audits.audit import Audit
+    from tailwise.errors import UnreadableError
+
     try:
-        before = Audit.load(path).provenance
+        return _question(Audit.load(path))
     except UnreadableError:
-        before = None
-    question = [facts.model, dict(facts.recipe), dict(facts.selection)]
-    if before is not None and question == [before.model, dict(before.recipe), dict(before.selection)]:
-        return str(path)
-    return f"{stem}-{digest_of(question)[:8]}.audit"
+        return None
 
 
 def _say_plan(checkpoint: Checkpoint, prepared: Prepared, as_json: bool) -> None:

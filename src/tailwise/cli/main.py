@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
+import click
 import typer
 
 from tailwise.cli.audit import audit
@@ -57,12 +59,28 @@ def main(
 
 def run() -> None:
     """Entry point: turns errors into one message and an exit code (2: wrong request, 3: unreadable input)."""
+    code = 1
     try:
-        app()
+        code = int(app(standalone_mode=False) or 0)
+        sys.stdout.flush()
     except TailwiseError as error:
+        code = error.exit_code
         print(f"tailwise: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        code = error.exit_code
+        error.show()
+    except click.Abort:
+        code = 130
     except BrokenPipeError:
-        # The reader (head, less) has seen enough; closing stderr keeps the interpreter from complaining about it.
-        sys.stderr.close()
-        sys.exit(0)
+        # The reader (head, less) has seen enough, and what was asked for in files has been written before.
+        code = 0
+        _forget_stdout()
+    except OSError as error:
+        print(f"tailwise: the output could not be written: {error.strerror or error}", file=sys.stderr)
+        _forget_stdout()
+    sys.exit(code)
+
+
+def _forget_stdout() -> None:
+    # The interpreter flushes at its end, and would complain once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

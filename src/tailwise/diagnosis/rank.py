@@ -35,7 +35,9 @@ _FLOOR = 0.05
     references=("the HT-SR alpha manual", "Yoshida & Miyato 2017, Spectral Norm Regularization, arXiv:1705.10941"),
 )
 def rank_collapse(case: Case) -> Verdict:
-    """alpha_hill near 1, with a spectral norm far above that of its role or nearly all energy in one direction."""
+    """alpha_hill near 1, with nearly all energy in one direction, or with a spectral norm far above and a stable rank
+    far below those of its role.
+    """
     groups = case.peers(case.judged(*_COLLAPSE))
     if not groups:
         return Cannot(_NO_PEERS.format(least=case.limit("min_peers")))
@@ -54,12 +56,15 @@ def rank_collapse(case: Case) -> Verdict:
 
 def _collapsed(case: Case, group: list[LayerRow]) -> list[tuple[LayerRow, str]]:
     middle, scatter = robust_scale([value(row, "log_spectral_norm") for row in group], _FLOOR)
+    typical = median(value(row, "stable_rank") for row in group)
     hit = []
     for row in group:
         above = value(row, "log_spectral_norm") - middle
         anomalous = above >= case.limit("collapse_scale") and above / scatter >= case.limit("peer_z")
-        flat = value(row, "stable_rank") <= case.limit("collapse_stable_rank")
-        if value(row, "alpha_hill") <= case.limit("collapse_alpha_hill") and (anomalous or flat):
+        # A matrix that was only multiplied has the stable rank of its peers: that is TW401's.
+        narrow = value(row, "stable_rank") <= case.limit("collapse_rank_share") * typical
+        single = value(row, "stable_rank") <= case.limit("collapse_stable_rank")
+        if value(row, "alpha_hill") <= case.limit("collapse_alpha_hill") and ((anomalous and narrow) or single):
             norm = f"λ_max {10**above:.1f} times the median of its role ({above / scatter:.1f} robust sd)"
             hit.append((row, f"{norm}, stable rank {value(row, 'stable_rank'):.2f}"))
     return hit

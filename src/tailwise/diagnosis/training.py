@@ -168,6 +168,7 @@ def over_training(case: Case) -> Verdict:
 
     The tail may be longer than half the spectrum here: over-training makes it so.
     """
+    # No pooling of a role's layers: a mean of 1.95 is significant over many layers and is found in healthy models.
     fitted = [row for row in case.judged(*_FIT) if close_fit(case, row)]
     if not fitted:
         return Cannot("no matrix has a good fit of alpha (a small D, and a tail of a few eigenvalues)")

@@ -26,9 +26,9 @@ def detX_val(spectrum: Spectrum) -> float:  # noqa: N802
 
 
 @metric("# λ ≥ λ_min − detX_num", source=_ERG, unit="count")
-def detX_delta(spectrum: Spectrum, tail: TailFit) -> float:  # noqa: N802
+def detX_delta(spectrum: Spectrum, fitted: Spectrum, tail: TailFit) -> float:  # noqa: N802
     """Tail of the fit less the volume-preserving tail; near 0 is critical balance."""
-    if not tail.ok:
+    if not tail.ok or fitted is not spectrum:
         return float("nan")
     return float((spectrum.eigenvalues >= tail.lambda_min).sum()) - _crossing(spectrum)
 

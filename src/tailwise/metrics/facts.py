@@ -54,8 +54,13 @@ def window_shape(recipe: Recipe, rows: int, cols: int) -> tuple[int, int] | None
 
 def fit(spectrum: Spectrum, estimator: str, recipe: Recipe) -> TailFit:
     """The tail of one spectrum under a recipe."""
-    rule = estimator.removeprefix("farms:")
-    return fit_tail(spectrum.eigenvalues, rule, TailOptions(recipe.k_frac, recipe.max_fingers))
+    return fit_tail(spectrum.eigenvalues, estimator.removeprefix("farms:"), tail_options(spectrum, recipe))
+
+
+def tail_options(spectrum: Spectrum, recipe: Recipe) -> TailOptions:
+    """The estimators' settings under a recipe; what a float32 spectrum does not resolve is no tail."""
+    floor = spectrum.error_bound if spectrum.solver.endswith("float32") else 0.0
+    return TailOptions(recipe.k_frac, recipe.max_fingers, floor=floor)
 
 
 def _alpha(tail: TailFit) -> float:
@@ -69,10 +74,15 @@ class Facts:
         self.spectrum, self.permuted, self._windows = spectra.spectrum, spectra.permuted, spectra.windows
         self._recipe, self._baseline = recipe, baseline
 
+    @property
+    def fitted(self) -> Spectrum:
+        """The spectrum that `tail` is fitted to: that of W, or of its windows."""
+        return self._windows or self.spectrum
+
     @cached_property
     def tail(self) -> TailFit:
         """Fit of the recipe's estimator."""
-        return fit(self._windows or self.spectrum, self._recipe.estimator, self._recipe)
+        return fit(self.fitted, self._recipe.estimator, self._recipe)
 
     @cached_property
     def hill(self) -> TailFit:
@@ -84,7 +94,7 @@ class Facts:
         """Truncated power law over the fitted tail."""
         if not self.tail.ok:
             return None
-        values = above_threshold((self._windows or self.spectrum).eigenvalues)
+        values = above_threshold(self.fitted.eigenvalues)
         return fit_truncated(values[values >= self.tail.lambda_min], self.tail.alpha)
 
     @cached_property
@@ -94,14 +104,14 @@ class Facts:
         Eigenvalues repel each other, so resampling them as if independent errs on the wide side.
         """
         rng = np.random.default_rng([self._recipe.seed, 1])
-        source = self._windows or self.spectrum
+        source = self.fitted
         alphas = []
         for _ in range(self._recipe.bootstrap):
             drawn = np.sort(rng.choice(source.eigenvalues, size=len(source.eigenvalues)))
             resampled = fit_tail(
                 drawn,
                 self._recipe.estimator.removeprefix("farms:"),
-                TailOptions(self._recipe.k_frac, self._recipe.max_fingers),
+                tail_options(source, self._recipe),
             )
             alphas.append(_alpha(resampled))
         finite = np.array([alpha for alpha in alphas if np.isfinite(alpha)])
@@ -122,7 +132,9 @@ class Facts:
 
     @cached_property
     def permuted_tails(self) -> list[TailFit]:
-        """Tail fit of each permutation."""
+        """Tail fit of each permutation; none where alpha is fitted on windows, which are not permuted."""
+        if self._recipe.uses_windows:
+            return []
         return [fit(spectrum, self._recipe.estimator, self._recipe) for spectrum in self.permuted]
 
     @cached_property

@@ -13,6 +13,7 @@ from tailwise.registry import Registry
 #: What a metric may ask for, by parameter name; `facts.Facts` provides each, computed once and only if asked for.
 FACTS = (
     "spectrum",
+    "fitted",
     "tail",
     "hill",
     "truncated",

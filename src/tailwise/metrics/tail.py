@@ -62,9 +62,9 @@ def ks_distance_two_sided(tail: TailFit) -> float:
 
 
 @metric("# λ ≥ λ_min", source=_WW, unit="count")
-def num_pl_spikes(spectrum: Spectrum, tail: TailFit) -> float:
-    """Number of eigenvalues from the tail's beginning on."""
-    return float((spectrum.eigenvalues >= tail.lambda_min).sum()) if tail.ok else _NAN
+def num_pl_spikes(fitted: Spectrum, tail: TailFit) -> float:
+    """Number of eigenvalues from the tail's beginning on (of the windows, where alpha is fitted on them)."""
+    return float((fitted.eigenvalues >= tail.lambda_min).sum()) if tail.ok else _NAN
 
 
 @metric("1 + k / Σ ln(λᵢ/λ_ref) over the k = max(⌊k_frac·m⌋, 2) largest", source=_HILL)

@@ -49,7 +49,12 @@ def cell(column: Column, row: Mapping[str, Any]) -> str:
     value = row.get(column.key)
     if value is None:
         return "–"
-    return f"{value:.{column.digits}f}" if isinstance(value, float) else str(value)
+    return f"{value:.{column.digits}f}" if isinstance(value, float) else printable(str(value))
+
+
+def printable(text: str) -> str:
+    """`text` on one line: control characters as escapes."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def _with_error(value: float | None, error: float | None) -> str:

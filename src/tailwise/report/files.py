@@ -116,10 +116,13 @@ def write(audit: Audit, path: str) -> Path:
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)
         Path(temporary).replace(target)
-    except OSError as error:
+    except BaseException as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise UnreadableError(f"could not write: {error.strerror or error}", where=path) from error
+        if not isinstance(error, OSError):
+            raise
+        fix = "free space there, or choose another place with -o; spectra are kept, so a second run is quick"
+        raise UnreadableError(f"could not write: {error.strerror or error}", where=path, fix=fix) from error
     return target
 
 

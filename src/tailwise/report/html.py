@@ -35,6 +35,7 @@ _HEAT = ("alpha_hill_z", "log_spectral_norm", "stable_rank", "singular_entropy_n
 _COLUMNS = ("model", "name", "role", "block", "shape", "alpha", "alpha_sigma", "ks_distance", "alpha_hill",
             "alpha_hill_z", "alpha_weighted", "log_spectral_norm", "stable_rank", "effective_rank",
             "singular_entropy", "num_spikes", "num_traps", "one_minus_rd", "detX_delta", "status")  # fmt: skip
+_WORDS = frozenset({"model", "name", "role", "shape", "status"})
 _SHARED = frozenset({"layers"})
 #: Nothing may be fetched from anywhere; the page's own script and style are all there is.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -214,7 +215,9 @@ class _Page:
         view = self._view
         shown = [name for name in _COLUMNS if name in self._layers[0] and (name != "model" or len(view.audits) > 1)]
         head = "".join(
-            f'<th scope="col" data-column="{name}"><button type="button">{escape(name)}</button></th>' for name in shown
+            f'<th scope="col" data-column="{name}"{" class=text" if name in _WORDS else ""}>'
+            f'<button type="button">{escape(name)}</button></th>'
+            for name in shown
         )
         columns = escape(json.dumps(shown), quote=True)
         text = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from statistics import median
@@ -29,7 +31,7 @@ def layers(audit: Audit, limit: int = DEFAULT_ROWS) -> RenderableType:
     table = _grid(shown)
     cut = rows if limit == 0 else rows[:limit]
     for row in cut:
-        table.add_row(*(cell(column, row) for column in shown))
+        table.add_row(*(Text(cell(column, row)) for column in shown))
     left = len(rows) - len(cut)
     return Group(table, Text(f"… and {left} more; --rows 0 shows all", style="dim")) if left else table
 
@@ -153,5 +155,12 @@ def metrics_table(chosen: Sequence[str]) -> RenderableType:
 
 def console(**options: Any) -> Console:
     """A console that keeps tables whole when the output is not a terminal."""
-    found = Console(highlight=False, **options)
-    return found if found.is_terminal else Console(highlight=False, width=max(found.width, 160), **options)
+    found = _Console(highlight=False, **options)
+    return found if found.is_terminal else _Console(highlight=False, width=max(found.width, 160), **options)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # A reader (head, less) that has seen enough is no failure.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0)

@@ -59,6 +59,7 @@ class TailOptions:
     k_frac: float = 0.1
     max_fingers: int = 10
     finger_thresh: float = 1.0
+    floor: float = 0.0  # λ up to this are not known and count as zero (the error bound of a float32 spectrum)
 
 
 def fit_tail(eigenvalues: Vector, estimator: str, options: TailOptions | None = None) -> TailFit:
@@ -69,8 +70,10 @@ def fit_tail(eigenvalues: Vector, estimator: str, options: TailOptions | None = 
     """
     if estimator not in ESTIMATORS:
         raise unknown_name("estimator", estimator, ESTIMATORS)
-    fit = ESTIMATORS[estimator](eigenvalues, options or TailOptions())
-    count = int(np.count_nonzero(eigenvalues))
+    chosen = options or TailOptions()
+    known = np.where(eigenvalues > chosen.floor, eigenvalues, 0.0)
+    fit = ESTIMATORS[estimator](known, chosen)
+    count = int(np.count_nonzero(known))
     if fit.ok and count < MIN_EVALS_FOR_VERDICT:
         remedy = f"{count} eigenvalues above zero: read alpha with its error, give no verdict"
         return replace(fit, status="FEW_EIGENVALUES", remedy=remedy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -66,13 +67,14 @@ def _from_blocks(source: RowBlocks, dtype: torch.dtype, device: torch.device) ->
     del triangle
     release_memory(len(values))
     name = str(dtype).removeprefix("torch.")
-    bound = gram_error_bound(values, dtype)
+    relative = _relative_error((source.rows, source.cols), dtype)
+    bound = float(values[-1]) * relative
     if dtype is torch.float64 and not _resolved(values[zeros:], bound):
         sigma = _to_numpy(singular_values(source, device, scale))
         # Below the tolerance of the numerical rank, σ is rounding; kept, it would pass for a bulk or a tail.
         sigma[sigma <= sigma[-1] * max(source.rows, source.cols) * np.finfo(np.float64).eps] = 0.0
         # Backward stability of the SVD: |δσ| ≤ c·ε·σ_max, hence |δλ| ≤ 2σ|δσ|.
-        bound = 2 * float(sigma[-1]) ** 2 * _epsilon(values, dtype)
+        bound = 2 * float(sigma[-1]) ** 2 * relative
         return _spectrum(source, sigma**2, scale, "svd-float64", bound)
     return _spectrum(source, values, scale, f"gram-{name}", bound)
 
@@ -93,21 +95,19 @@ def _from_factors(source: RowBlocks, left: torch.Tensor, right: torch.Tensor) ->
     m = min(source.rows, source.cols)
     sigma = _to_numpy(factor_singular_values(left, right))[-m:]
     values = np.concatenate([np.zeros(m - len(sigma)), sigma**2])
-    bound = 2 * float(values[-1]) * _epsilon(values, torch.float64)
+    bound = 2 * float(values[-1]) * _relative_error((source.rows, source.cols), torch.float64)
     return Spectrum(values, source.rows, source.cols, 1, "factors-float64", bound)
 
 
-def gram_error_bound(values: NDArray[np.float64], dtype: torch.dtype) -> float:
-    """Bound on the absolute error of every eigenvalue, 4·√m·ε·λ_max.
+def _relative_error(shape: tuple[int, int], dtype: torch.dtype) -> float:
+    """Bound on the error of every eigenvalue relative to λ_max, (4·√m + n/512)·ε.
 
     Rounding errors of the product and of the tridiagonal reduction add up like a random walk (Higham & Mary 2019,
-    probabilistic bounds), hence √m, not m; measured errors stay several times below.
+    probabilistic bounds), hence √m, not m; measured errors stay several times below. The sum over blocks of rows is
+    bounded in the worst case, since entries of one sign make its errors add up.
     """
-    return float(values[-1]) * _epsilon(values, dtype)
-
-
-def _epsilon(values: NDArray[np.float64], dtype: torch.dtype) -> float:
-    return 4.0 * float(np.sqrt(len(values))) * float(torch.finfo(dtype).eps)
+    n, m = max(shape), min(shape)
+    return (4.0 * math.sqrt(m) + n / 512) * float(torch.finfo(dtype).eps)
 
 
 def _resolved(values: NDArray[np.float64], bound: float) -> bool:

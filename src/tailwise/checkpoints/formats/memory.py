@@ -21,6 +21,7 @@ class MemoryCheckpoint(TensorStore):
     """Tensors and arrays by name; nothing is copied until rows are read, and torch tensors not even then."""
 
     format = "memory"
+    resident = True
 
     def __init__(self, uri: str, arrays: Mapping[str, Any], *, config: Mapping[str, Any] | None = None) -> None:
         self._arrays = dict(arrays)
@@ -42,7 +43,14 @@ class MemoryCheckpoint(TensorStore):
         """A mapping of arrays (nested mappings are joined with dots), or one array, named `weight`."""
         if is_array(arrays):
             return cls("array", {"weight": arrays})
-        return cls("dict", dict(flatten(arrays)))
+        named: dict[str, Any] = {}
+        for name, array in flatten(arrays):
+            if name in named:
+                raise UsageError(f"two arrays are named {name!r}", fix="rename one: nested keys are joined with dots")
+            if not name.isprintable():
+                raise UsageError(f"{name!r} is no name: it has characters that cannot be printed", fix="rename it")
+            named[name] = array
+        return cls("dict", named)
 
     def _rows(self, spec: TensorSpec, start: int, stop: int) -> torch.Tensor:
         array = self._arrays[spec.name]

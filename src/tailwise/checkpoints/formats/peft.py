@@ -121,7 +121,8 @@ class PeftCheckpoint(Checkpoint):
             return None
         if not own:
             return found[0]
-        return "+".join([f"lora {self._merged} {update.scale if update else 1.0}", *map(str, found)])
+        how = (self._merged, update.scale, update.flip) if update else ()
+        return "+".join([f"lora {how}", *map(str, found)])
 
     def close(self) -> None:
         """See `Checkpoint`."""

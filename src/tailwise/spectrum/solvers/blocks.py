@@ -11,6 +11,8 @@ import torch
 BLOCK_BYTES = 4 << 20
 #: Rows of the contraction per product; below about 256 the BLAS rate falls.
 MIN_DEPTH = 512
+#: Rows of the contraction per product at most: a sum of blocks errs less than one long sum.
+MAX_DEPTH = 1024
 
 
 class RowBlocks(Protocol):
@@ -78,7 +80,10 @@ def long_side_blocks(
 def _small(blocks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
     """The same rows in blocks of about `BLOCK_BYTES`; a source may hand out larger ones."""
     for block in blocks:
-        yield from DenseMatrix(block).row_blocks(BLOCK_BYTES)
+        row_bytes = max(1, block.shape[1] * block.element_size())
+        step = min(MAX_DEPTH, max(1, BLOCK_BYTES // row_bytes))
+        for start in range(0, len(block), step):
+            yield block[start : start + step]
 
 
 def _convert(block: torch.Tensor, dtype: torch.dtype, device: torch.device, scale: float) -> torch.Tensor:
