@@ -205,6 +205,7 @@ def main() -> None:
     """Measure and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--part", choices=("speed", "workers", "both"), default="both")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "tailwise-benchmark")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -223,18 +224,24 @@ def main() -> None:
         print("\n".join([*speed_rows({"tiny Llama": folder}), "", *whole_model_rows("tiny Llama", folder)]))
         return
     whole = models.llama(chosen.folder / "llama-1b")
-    cases = {
-        "4096 × 4096": models.single_layer(chosen.folder / "square", 4096, 4096),
-        "4096 × 11008": models.single_layer(chosen.folder / "wide", 4096, 11008),
-        "1.24B Llama, 112 matrices": whole,
-    }
-    table = ["## Speed", "", *speed_rows(cases), "", "## Workers and memory", ""]
-    table += whole_model_rows("1.24B Llama, bf16, 113 matrices", whole)
-    text = PAGE.read_text()
-    before, rest = text.split("<!-- measured -->", 1)
-    after = rest.split("<!-- end -->", 1)[1]
-    stamp = f"Printed by `python benchmarks/speed.py` on {machine()}."
-    PAGE.write_text("\n".join([f"{before}<!-- measured -->", stamp, "", *table, f"<!-- end -->{after}"]))
+    if chosen.part in ("speed", "both"):
+        cases = {
+            "4096 × 4096": models.single_layer(chosen.folder / "square", 4096, 4096),
+            "4096 × 11008": models.single_layer(chosen.folder / "wide", 4096, 11008),
+            "1.24B Llama, 112 matrices": whole,
+        }
+        write("speed", speed_rows(cases))
+    if chosen.part in ("workers", "both"):
+        write("workers", whole_model_rows("1.24B Llama, bf16, 113 matrices", whole))
+
+
+def write(part: str, table: list[str]) -> None:
+    """Put a table into the page, between its markers."""
+    start, end = f"<!-- {part} -->", f"<!-- end {part} -->"
+    before, rest = PAGE.read_text().split(start, 1)
+    after = rest.split(end, 1)[1]
+    stamp = f"Printed by `python benchmarks/speed.py --part {part}` on {machine()}."
+    PAGE.write_text("\n".join([before + start, stamp, "", *table, "", end + after]))
 
 
 if __name__ == "__main__":

@@ -243,6 +243,24 @@ def test_exact_zeros_are_dead_rows_and_rounding_is_rank_loss(rows):
     assert found.layers == (lost,)
 
 
+def test_an_adapter_is_of_low_rank_by_design(rows):
+    which = name("attn_q", 1)
+    values = np.r_[np.zeros(120), np.linspace(1.0, 10.0, M - 120)]
+    rows = changed(rows, which, rank_loss=120.0)
+    rows = {**rows, which: replace(rows[which], kind="lora")}
+    assert find(rows, "TW602", spectra={which: values}) is None
+    assert find(rows, "TW603", spectra={which: values}) is None
+    assert find(rows, "TW602", spectra={which: np.zeros(M)}) is not None
+
+
+def test_rounding_of_the_stored_type_hides_a_collapsed_head(rows):
+    which = name("attn_q", 1)
+    values = np.r_[np.full(31, 1e-15), np.linspace(1.0, 10.0, M - 31)]
+    found = find(rows, "TW603", spectra={which: values})
+    assert found is not None
+    assert "31 directions of 128" in found.evidence[0].says
+
+
 def test_duplicates_go_by_content_and_leave_out_zero_matrices(rows):
     one, two = name("mlp_up", 2), name("mlp_up", 3)
     same = {**rows, two: replace(rows[two], digest=rows[one].digest)}

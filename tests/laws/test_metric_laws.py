@@ -111,7 +111,7 @@ def test_detx_of_a_flat_spectrum_is_all_of_it_at_any_scale(value):
 def test_detx_delta_of_a_tail_that_begins_at_the_crossing_is_zero():
     spectrum = Spectrum(np.sort(np.random.default_rng(0).pareto(1.0, 200) + 1), 200, 200)
     fit = fit_tail(spectrum.eigenvalues, "ks")
-    moved = detX_delta(spectrum, fit)
+    moved = detX_delta(spectrum, spectrum, fit)
     assert moved == np.count_nonzero(spectrum.eigenvalues >= fit.lambda_min) - detX_num(spectrum)
 
 

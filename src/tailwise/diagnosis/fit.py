@@ -54,11 +54,11 @@ def heavy_fit_error(case: Case) -> Verdict:
     needs=("alpha", "num_pl_spikes"),
     estimator="ks",
     causes=("the smallest D lies where most of the spectrum is taken for the tail",),
-    remedies=("give no verdict on this layer's alpha; read alpha_hill, which uses the largest 10 %",),
+    remedies=("read alpha_hill beside it, which uses the largest 10 % only",),
     references=(_CLAUSET, "this project's limits page"),
 )
 def tail_is_bulk(case: Case) -> Verdict:
-    """The fit takes in more than half of the eigenvalues, so alpha describes the bulk: no verdict is read off it."""
+    """The fit takes in more than half of the eigenvalues, so alpha describes the bulk. TW203 and TW402 leave it out."""
     rows = case.judged("alpha", "num_pl_spikes")
     if not rows:
         return Cannot(_FEW.format(least=case.limit("min_evals")))
@@ -73,7 +73,7 @@ def tail_is_bulk(case: Case) -> Verdict:
         for row in hit
     )  # fmt: skip
     return Found(
-        f"No verdict on alpha in {len(hit)} of {count(len(rows), 'matrix')}: the fit takes in more than {bound:.0%} of "
-        f"the spectrum of {named(hit)}.",
+        f"alpha describes the bulk rather than a tail in {len(hit)} of {count(len(rows), 'matrix')}: the fit has more "
+        f"than {bound:.0%} of the spectrum of {named(hit)}.",
         evidence,
     )

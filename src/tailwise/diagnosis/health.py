@@ -10,7 +10,6 @@ from tailwise.diagnosis.finding import Evidence
 from tailwise.diagnosis.rule import Found, Verdict, rule
 from tailwise.diagnosis.words import count, evals, named, verb
 
-_LOW_RANK = ("lora", "factors")
 #: Largest relative rounding error of a stored type.
 _ROUNDING = {"f32": 2.0**-24, "float32": 2.0**-24, "f16": 2.0**-11, "float16": 2.0**-11, "bf16": 2.0**-8,
              "bfloat16": 2.0**-8}  # fmt: skip
@@ -48,7 +47,9 @@ def dead_directions(case: Case) -> Verdict:
     Zeros on the long side do not show in a spectrum.
     """
     dead = {row.name: _exact_zeros(case, row) for row in case.measured}
-    hit = sorted((row for row in case.measured if dead[row.name]), key=lambda row: dead[row.name], reverse=True)
+    # An adapter's change has few directions by design; only one of none at all is dead.
+    rows = [row for row in case.measured if dead[row.name] >= (evals(row) if row.kind == "lora" else 1)]
+    hit = sorted(rows, key=lambda row: dead[row.name], reverse=True)
     if not hit:
         return None
     evidence = tuple(
@@ -88,7 +89,7 @@ def rank_loss(case: Case) -> Verdict:
     """Directions carry nothing: their eigenvalues are zero to working precision, or many are below what rounding to
     the stored type leaves.
     """
-    rows = [row for row in case.measured if has(row, "rank_loss") and row.kind not in _LOW_RANK]
+    rows = [row for row in case.measured if has(row, "rank_loss") and row.kind != "lora"]
     lost = {row.name: _lost(case, row) for row in rows}
     hit = sorted((row for row in rows if lost[row.name] > 0), key=lambda row: lost[row.name] / evals(row), reverse=True)
     if not hit:

@@ -89,7 +89,9 @@ class Muting:
 
 
 def _codes(name: str) -> list[str]:
-    wanted = re.compile(re.escape(name.strip()).replace("x", r"\d"), re.IGNORECASE)
+    # Letters may hold an x of their own; among the last three characters it stands for any digit.
+    letters, digits = name.strip()[:-3], name.strip()[-3:]
+    wanted = re.compile(re.escape(letters) + re.sub("[xX]", r"\\d", re.escape(digits)), re.IGNORECASE)
     found = [code for code in RULES if wanted.fullmatch(code)]
     if not found:
         raise unknown_name("rule", name, RULES)
