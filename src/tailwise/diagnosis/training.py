@@ -166,7 +166,8 @@ def under_training(case: Case) -> Verdict:
 def over_training(case: Case) -> Verdict:
     """alpha is significantly below 2 in a good fit (D small). A few such layers are a note, many a warning.
 
-    The tail may be longer than half the spectrum here: over-training makes it so.
+    Where the fitted tail is more than half of the spectrum, alpha describes the bulk (TW502): such layers are named,
+    but only the others decide between note and warning, since healthy small models show them too.
     """
     # No pooling of a role's layers: a mean of 1.95 is significant over many layers and is found in healthy models.
     fitted = [row for row in case.judged(*_FIT) if close_fit(case, row)]
@@ -179,10 +180,16 @@ def over_training(case: Case) -> Verdict:
     evidence = tuple(
         Evidence(row.name, "alpha", value(row, "alpha"), bound, _in_words(row, "below", bound, p)) for row, p in hit
     )
-    few = len(hit) < case.limit("over_trained_share") * len(case.judged("alpha"))
+    tails = [row for row, _ in hit if well_fitted(case, row)]
+    few = len(tails) < case.limit("over_trained_share") * len(case.judged("alpha"))
+    bulk = (
+        f" In {len(hit) - len(tails)} of them the fit has most of the spectrum (TW502)."
+        if len(tails) < len(hit)
+        else ""
+    )
     return Found(
         f"alpha is significantly below {bound:g} in {len(hit)} of {count(len(fitted), 'well-fitted matrix')}: "
-        f"{named([row for row, _ in hit])}.",
+        f"{named([row for row, _ in hit])}.{bulk}",
         evidence,
         "info" if few else None,
     )
