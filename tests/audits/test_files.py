@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,7 +111,7 @@ def test_a_failed_write_leaves_the_old_audit_and_no_litter(audit, tmp_path, monk
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(zipfile.ZipFile, "writestr", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(tw.UnreadableError, match="No space left"):
         audit.save(target)
     monkeypatch.undo()

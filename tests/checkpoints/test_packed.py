@@ -339,4 +339,6 @@ def test_identity_of_a_packed_weight_covers_its_scales():
     checkpoint = Stored("m", arrays)
     ((source,), _) = group(checkpoint, conv="flatten", min_evals=8)
     assert source.tensors == ("a.weight", "a.SCB")
-    assert decoded(checkpoint).identity("a.weight") == "file:a.weight+file:a.SCB"
+    identity = decoded(checkpoint).identity("a.weight")
+    assert identity.endswith("+file:a.weight+file:a.SCB")
+    assert "int8" in identity  # how it is decoded decides the numbers as much as the bytes do

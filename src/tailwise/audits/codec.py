@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import fields
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tailwise.atomic import could_not_write, write_whole
 from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
 from tailwise.audits.table import FACTS, ORIGIN
 from tailwise.errors import TailwiseError, UnreadableError, UsageError
@@ -42,17 +43,12 @@ def save(audit: Audit, path: str | Path, *, exclusive: bool = False) -> Path:
     if target.exists() and not _is_audit(target):
         raise UsageError("exists and is not an audit", where=target, fix="choose another name, or remove it first")
     parts = _encode(audit)
+    if not as_folder:
+        return write_whole(target, _zipped(parts), exclusive=exclusive)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if as_folder:
-            _write_folder(target, parts)
-        else:
-            _write_file(target, parts, exclusive)
-    except FileExistsError:
-        raise
+        _write_folder(target, parts)
     except OSError as error:
-        fix = "free space there, or choose another place with -o; spectra are kept, so a second run is quick"
-        raise UnreadableError(f"could not write: {error.strerror or error}", where=target, fix=fix) from error
+        raise could_not_write(error, target) from error
     return target
 
 
@@ -78,45 +74,28 @@ def _is_audit(target: Path) -> bool:
         return False
 
 
-def _write_file(target: Path, parts: Mapping[str, bytes], exclusive: bool) -> None:
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as raw, zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED) as archive:
-            for name, data in parts.items():
-                # A fixed date: the same audit gives the same bytes.
-                archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
-        _readable_by_all(temporary)
-        if exclusive:
-            target.hardlink_to(temporary)  # unlike a rename, this never replaces
-            Path(temporary).unlink()
-        else:
-            Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _readable_by_all(path: str) -> None:
-    # mkstemp gives 0600; a report is an ordinary file under the user's umask.
-    umask = os.umask(0)
-    os.umask(umask)
-    Path(path).chmod(0o666 & ~umask)
+def _zipped(parts: Mapping[str, bytes]) -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in parts.items():
+            # A fixed date: the same audit gives the same bytes.
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
+    return sink.getvalue()
 
 
 def _write_folder(target: Path, parts: Mapping[str, bytes]) -> None:
-    # Inside the folder where it exists: it may be a mount of its own, and a rename must not cross devices.
-    place = target if target.is_dir() else target.parent
-    temporary = Path(tempfile.mkdtemp(dir=place, prefix=f".{target.name}."))
+    target.mkdir(parents=True, exist_ok=True)
+    # Inside the folder, which may be a mount of its own: a rename must not cross devices.
+    staging = target / f".new-{secrets.token_hex(4)}"
     try:
+        staging.mkdir()
         for name, data in parts.items():
-            (temporary / name).write_bytes(data)
-            _readable_by_all(str(temporary / name))
-        target.mkdir(exist_ok=True)
+            (staging / name).write_bytes(data)
         # Provenance last: its presence is what makes the folder an audit.
         for name in MEMBERS:
-            (temporary / name).replace(target / name)
+            (staging / name).replace(target / name)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _read(source: Path) -> dict[str, bytes]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.compare import Device, Workers, check_text_target, is_audit, read_all, write_text
+from tailwise.atomic import write_whole
+from tailwise.cli.compare import Device, Workers, check_text_target, is_audit, read_all
 from tailwise.cli.options import Json
 from tailwise.errors import UsageError
 
@@ -72,7 +73,7 @@ def check(
     result = check_audit(found, read, baseline=base)
     for kind, path in files.items():
         if path is not None:
-            write_text(path, _writers()[kind](result, found))
+            write_whole(path, _writers()[kind](result, found).encode())
     _say(result, as_json)
     raise typer.Exit(result.exit_code)
 
@@ -97,7 +98,7 @@ def _write_initial(audit: str, output: str | None, expect: str | None, device: s
     if output is None:
         sys.stdout.write(text)
         return
-    write_text(output, text)
+    write_whole(output, text.encode())
     typer.echo(f"written to {output}; hold a model against it with `tailwise check AUDIT --expect {output}`")
 
 

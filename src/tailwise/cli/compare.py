@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tailwise.atomic import write_whole
 from tailwise.cli.options import Json, Rows, comma_list
 from tailwise.errors import UsageError
 
@@ -92,7 +93,7 @@ def compare(
     texts = {".json": _json, ".csv": report.to_csv, ".md": report.to_markdown}
     for path in outputs:
         if Path(path).suffix != ".audit":
-            write_text(path, texts[Path(path).suffix](found))
+            write_whole(path, texts[Path(path).suffix](found).encode())
         screen.print(f"written to {path}", soft_wrap=True, markup=False)
 
 
@@ -182,18 +183,3 @@ def check_text_target(path: str, suffixes: tuple[str, ...]) -> None:
     if Path(path).suffix not in suffixes:
         raise UsageError(f"the suffix {Path(path).suffix!r} is not known", where=path, fix=f"use {', '.join(suffixes)}")
     check_target(str(Path(path).with_suffix(".json")))
-
-
-def write_text(path: str, text: str) -> None:
-    """Write a file whole or not at all."""
-    from tailwise.errors import UnreadableError
-
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UnreadableError(f"could not write: {error.strerror or error}", where=path) from error

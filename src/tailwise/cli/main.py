@@ -6,7 +6,6 @@ import os
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 from tailwise.cli.audit import audit
@@ -59,18 +58,12 @@ def main(
 
 def run() -> None:
     """Entry point: turns errors into one message and an exit code (2: wrong request, 3: unreadable input)."""
-    code = 1
+    code: object = 1
     try:
-        code = int(app(standalone_mode=False) or 0)
-        sys.stdout.flush()
+        code = _run_to_the_end()
     except TailwiseError as error:
         code = error.exit_code
         print(f"tailwise: {error}", file=sys.stderr)
-    except click.ClickException as error:
-        code = error.exit_code
-        error.show()
-    except click.Abort:
-        code = 130
     except BrokenPipeError:
         # The reader (head, less) has seen enough, and what was asked for in files has been written before.
         code = 0
@@ -78,7 +71,17 @@ def run() -> None:
     except OSError as error:
         print(f"tailwise: the output could not be written: {error.strerror or error}", file=sys.stderr)
         _forget_stdout()
-    sys.exit(code)
+    sys.exit(code)  # type: ignore[arg-type]
+
+
+def _run_to_the_end() -> object:
+    try:
+        app()
+    except SystemExit as end:
+        # Here, not at the interpreter's end, where an error could no longer be handled.
+        sys.stdout.flush()
+        return end.code
+    return 0
 
 
 def _forget_stdout() -> None:

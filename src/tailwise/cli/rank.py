@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.compare import Device, Randomize, Workers, check_text_target, read_all, write_text
+from tailwise.atomic import write_whole
+from tailwise.cli.compare import Device, Randomize, Workers, check_text_target, read_all
 from tailwise.cli.options import Json
 
 
@@ -53,5 +54,5 @@ def rank(
         screen.print(report.ranking_terminal(found))
     texts = {".json": document, ".csv": report.ranking_csv(found), ".md": report.ranking_markdown(found)}
     for path in output or ():
-        write_text(path, texts[Path(path).suffix])
+        write_whole(path, texts[Path(path).suffix].encode())
         screen.print(f"written to {path}", soft_wrap=True, markup=False)

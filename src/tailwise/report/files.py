@@ -6,14 +6,14 @@ import csv
 import io
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tailwise.atomic import write_whole
 from tailwise.audits.audit import Audit
 from tailwise.audits.table import Table
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.errors import UsageError
 
 
 def to_json(audit: Audit) -> str:
@@ -104,26 +104,7 @@ def write(audit: Audit, path: str) -> Path:
     """Write what the suffix of `path` says. The file appears whole or not at all."""
     if _is_audit_path(path):
         return audit.save(path)
-    target = Path(path)
-    data = _WRITERS[target.suffix.lower()](audit)
-    temporary = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(target)
-    except BaseException as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        fix = "free space there, or choose another place with -o; spectra are kept, so a second run is quick"
-        raise UnreadableError(f"could not write: {error.strerror or error}", where=path, fix=fix) from error
-    return target
+    return write_whole(path, _WRITERS[Path(path).suffix.lower()](audit))
 
 
 def _is_audit_path(path: str) -> bool:

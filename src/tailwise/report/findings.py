@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,9 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from tailwise.atomic import write_whole
 from tailwise.diagnosis.finding import SEVERITIES, Diagnosis, Evidence, Finding
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.errors import UsageError
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
 #: Lines of evidence for one finding, unless more are asked for.
@@ -110,14 +110,5 @@ def check_target(path: str) -> None:
 
 def write(found: Sequence[Diagnosis], path: str) -> Path:
     """Write JSON or Markdown by the suffix of `path`. The file appears whole or not at all."""
-    target = Path(path)
-    text = to_json(found) + "\n" if target.suffix.lower() == ".json" else to_markdown(found)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-            temporary = Path(folder) / target.name
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(target)
-    except OSError as error:
-        raise UnreadableError(f"could not write: {error.strerror or error}", where=path) from error
-    return target
+    text = to_json(found) + "\n" if Path(path).suffix.lower() == ".json" else to_markdown(found)
+    return write_whole(path, text.encode())

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from tailwise.atomic import write_whole
 from tailwise.audits.audit import Audit
 from tailwise.diagnosis.finding import Diagnosis
 from tailwise.diagnosis.run import diagnose
@@ -18,7 +19,7 @@ from tailwise.report import page_parts as parts
 from tailwise.report.charts.chart import Chart, charts_of, remedy, require_altair
 from tailwise.report.charts.view import View, short_names
 from tailwise.report.page_data import MOST_PAGES, all_layers, in_columns, layer_pages, script
-from tailwise.report.render import spec_of, write_whole
+from tailwise.report.render import spec_of
 from tailwise.report.theme import THEMES, TOKENS, config
 
 #: Headings of the chart families; a family of a third party has its own name.

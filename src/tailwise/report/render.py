@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+from tailwise.atomic import write_whole
 from tailwise.audits.audit import Audit
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.errors import UsageError
 from tailwise.report.charts.chart import CHARTS, Chart, require_altair
 from tailwise.report.charts.view import View
 from tailwise.report.theme import TOKENS, config, palette_of
@@ -90,23 +89,3 @@ def write_figure(figure: Any, path: str | Path) -> Path:
     """Write a chart as what the suffix says: .png, .svg, .pdf, .html (one file, offline) or .json (Vega-Lite)."""
     check_figure(str(path))
     return write_whole(path, _WRITERS[Path(path).suffix.lower()](figure.to_dict(validate=False)))
-
-
-def write_whole(path: str | Path, data: bytes) -> Path:
-    """Write a file that appears whole or not at all."""
-    target = Path(path)
-    temporary = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(target)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise UnreadableError(f"could not write: {error.strerror or error}", where=target) from error
-    return target
