@@ -6,8 +6,10 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+import tailwise as tw
 from tailwise.cli.main import run
 
 
@@ -109,3 +111,17 @@ def test_the_terminal_shows_alpha_along_depth(call):
     _, out, _ = call("show", "a.audit")
     assert "block 0 → 3" in out
     assert any(bar in out for bar in "▁▂▃▄▅▆▇█")
+
+
+@pytest.mark.parametrize("command", [["report"], ["plot", "--chart", "alpha_hist", "-o", "x.svg"]])
+def test_without_the_optional_packages_both_say_how_to_get_them(command, monkeypatch, tmp_path, capsys):
+    from tailwise.cli.main import run
+
+    monkeypatch.chdir(tmp_path)
+    tw.audit({"w.weight": np.random.default_rng(0).normal(size=(60, 50))}, use_cache=False).save("a.audit")
+    monkeypatch.setattr("tailwise.report.charts.chart.find_spec", lambda name: None)
+    monkeypatch.setattr("sys.argv", ["tailwise", command[0], "a.audit", *command[1:]])
+    with pytest.raises(SystemExit) as end:
+        run()
+    assert end.value.code == 2
+    assert 'pip install "tailwise[report]"' in capsys.readouterr().err

@@ -146,7 +146,7 @@ def _decode(parts: Mapping[str, bytes]) -> Audit:
     if provenance.pop("audit_format") != FORMAT:
         raise ValueError("it was written by another version of tailwise; upgrade, or audit the model again")
     provenance["notes"] = tuple(provenance["notes"])
-    rows = [_row(line) for line in pq.read_table(io.BytesIO(parts["layers.parquet"])).to_pylist()]
+    rows = [_row(line) for line in _table(parts["layers.parquet"]).to_pylist()]
     spectra: dict[str, dict[str, list[Spectrum]]] = {}
     for line in _spectra_lines(parts["spectra.parquet"]):
         name, kind, spectrum = line
@@ -155,8 +155,13 @@ def _decode(parts: Mapping[str, bytes]) -> Audit:
     return Audit(rows, layers, Provenance(**provenance))
 
 
+def _table(data: bytes) -> pa.Table:
+    # Without threads: the tables are small, and a process that ends while Arrow starts its pool is aborted.
+    return pq.ParquetFile(io.BytesIO(data), pre_buffer=False).read(use_threads=False)
+
+
 def _spectra_lines(data: bytes) -> list[tuple[str, str, Spectrum]]:
-    table = pq.read_table(io.BytesIO(data))
+    table = _table(data)
     values = table.column("eigenvalues")
     lines = table.drop_columns(["eigenvalues"]).to_pylist()
     out = []

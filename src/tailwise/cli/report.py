@@ -14,6 +14,9 @@ def report(
 ) -> None:
     """Write findings, charts and every layer into one HTML file that needs no network."""
     from tailwise.audits.audit import Audit
+    from tailwise.report.charts.chart import require_altair
+
+    require_altair()
     from tailwise.report import html
 
     html.check_page(output)
