@@ -9,6 +9,7 @@ from tailwise.audits.baselines import Baselines
 from tailwise.audits.cache import Cache, default_folder
 from tailwise.audits.work import Worker
 from tailwise.execution.executor import default_workers
+from tailwise.recipe import Precision
 
 if TYPE_CHECKING:
     from tailwise.audits.prepare import Prepared
@@ -39,7 +40,7 @@ def forecast(checkpoint: Checkpoint, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _rate(device: str, precision: str) -> float:
+def _rate(device: str, precision: Precision) -> float:
     """Operations per second of one worker, measured on a small matrix (an estimate: larger ones run faster)."""
     import torch
 
@@ -49,9 +50,9 @@ def _rate(device: str, precision: str) -> float:
     torch.set_num_threads(1)
     try:
         probe = torch.randn(_PROBE, _PROBE, generator=torch.Generator().manual_seed(0))
-        solve(probe, precision=precision, device=device)  # type: ignore[arg-type]
+        solve(probe, precision=precision, device=device)
         started = time.perf_counter()
-        solve(probe, precision=precision, device=device)  # type: ignore[arg-type]
+        solve(probe, precision=precision, device=device)
         return (1 + 4 / 3) * _PROBE**3 / (time.perf_counter() - started)
     finally:
         torch.set_num_threads(threads)

@@ -58,6 +58,7 @@ class Checkpoint(ABC):
     recipes: Mapping[str, str] = MappingProxyType({})  # tensors that reading decodes or computes: name → how
     members: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # decoded tensor → the stored ones it is made of
     unsupported: Mapping[str, str] = MappingProxyType({})  # tensors that cannot be decoded: name → why
+    stored: Mapping[str, TensorSpec] = MappingProxyType({})  # of a decoded checkpoint: the tensors as they lie on disk
     read_whole: frozenset[str] = frozenset()  # tensors whose rows cost as much as the whole
 
     @abstractmethod

@@ -115,7 +115,7 @@ class _Grouping:
         """Account for one stored tensor."""
         owner = self._owner.get(name)
         if owner is not None and self.checkpoint.members[owner][0] != name:
-            spec = self.checkpoint.stored[name]  # type: ignore[attr-defined]
+            spec = self.checkpoint.stored[name]
             self._list(owner, "NOT_A_MATRIX", f"part of {owner}, which is stored packed", spec)
             return
         name = owner or name
