@@ -80,3 +80,23 @@ def matrix_with():
         return (left * np.asarray(sigma)) @ right.T
 
     return build
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Run a command line in the test's own folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_it(*arguments: object) -> tuple[int, str, str]:
+        from tailwise.cli.main import run
+
+        monkeypatch.setattr("sys.argv", ["tailwise", *map(str, arguments)])
+        code = 0
+        try:
+            run()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_it

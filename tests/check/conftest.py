@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 from safetensors.numpy import save_file
 
 import tailwise as tw
-from tailwise.cli.main import run
 
 
 def heavy(seed: int, exponent: float) -> np.ndarray:
@@ -53,21 +51,3 @@ def lighter(folder) -> tw.Audit:
 @pytest.fixture(scope="session")
 def sick(folder) -> tw.Audit:
     return tw.Audit.load(folder / "sick.audit")
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    """Run a command line in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run_it(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tailwise", *map(str, arguments)])
-        code = 0
-        try:
-            run()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_it

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import save_file
 
 import tailwise as tw
-from tailwise.cli.main import run
 
 
 @pytest.fixture
@@ -35,23 +34,12 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    """Run a command line in an empty folder: (exit code, stdout, stderr)."""
+def call(call, monkeypatch, tmp_path):
+    """As everywhere, but in a folder that is empty."""
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-
-    def run_it(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tailwise", *map(str, arguments)])
-        code = 0
-        try:
-            run()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_it
+    return call
 
 
 def test_audit_prints_a_table_and_leaves_an_audit(call, model):

@@ -93,9 +93,9 @@ class Layer:
     windows: Spectrum | None = None
 
     def __getattr__(self, name: str) -> Any:
-        metrics = self.__dict__.get("row").metrics  # type: ignore[union-attr]
-        if name in metrics:
-            return metrics[name]
+        row: LayerRow | None = self.__dict__.get("row")  # not there yet while a copy is being made
+        if row is not None and name in row.metrics:
+            return row.metrics[name]
         raise AttributeError(name)
 
 

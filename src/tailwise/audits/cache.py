@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tailwise.errors import TailwiseError
-from tailwise.recipe import digest_of
+from tailwise.recipe import RunOptions, digest_of
 from tailwise.spectrum.spectrum import Spectrum
 
 #: Raised when a solver changes its numbers: older entries are then left alone.
@@ -51,6 +51,11 @@ class Cache:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self.trouble: str | None = None  # why the last write failed, if one did
+
+    @classmethod
+    def of(cls, options: RunOptions) -> Cache:
+        """The cache that a run is to use."""
+        return cls((options.cache_dir or default_folder()) if options.use_cache else None)
 
     def spectrum(self, key: str) -> Spectrum | None:
         """The spectrum kept under `key`, or None."""

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailwise.atomic import could_not_write, write_whole
-from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
+from tailwise.audits.audit import MEASURED, Audit, Layer, LayerRow, Provenance
 from tailwise.audits.table import FACTS, ORIGIN
 from tailwise.errors import TailwiseError, UnreadableError, UsageError
 from tailwise.spectrum.spectrum import Spectrum
@@ -179,7 +179,7 @@ def _row(line: dict[str, Any]) -> LayerRow:
     known = {item.name for item in fields(LayerRow)} - {"metrics"}
     line["tensors"], line["degenerate"] = tuple(line["tensors"]), tuple(line["degenerate"])
     metrics = {key: value for key, value in line.items() if key not in FACTS and key not in ORIGIN}
-    measured = metrics if line["status"] in ("OK", "FEW_EIGENVALUES", "DEGENERATE") else {}
+    measured = metrics if line["status"] in MEASURED else {}
     return LayerRow(**{key: value for key, value in line.items() if key in known}, metrics=measured)
 
 

@@ -21,7 +21,7 @@ from tailwise.compare.run import compare
 from tailwise.errors import TailwiseError, UnreadableError, UsageError
 from tailwise.execution.executor import default_workers, map_unordered
 from tailwise.metrics.facts import Facts, Spectra
-from tailwise.metrics.measure import measure, selected
+from tailwise.metrics.measure import metrics_of, selected
 from tailwise.recipe import Recipe
 from tailwise.spectrum.solve import solve
 from tailwise.spectrum.spectrum import Spectrum, pool
@@ -187,9 +187,9 @@ def _finished(row: LayerRow, spectrum: Spectrum, old: Layer, alike: dict[str, fl
     recipe = Recipe()
     # Noise of the same shape says nothing about a difference, and costs more than the rest.
     names = tuple(metric.name for metric in selected(recipe) if "baseline" not in metric.needs)
-    tail = Facts(Spectra(spectrum), recipe).tail
-    metrics = measure(Spectra(spectrum), recipe.replace(metrics=names))
-    done = replace(row, status=tail.status, reason=tail.remedy, metrics=metrics)
+    facts = Facts(Spectra(spectrum), recipe.replace(metrics=names))
+    metrics = metrics_of(facts)
+    done = replace(row, status=facts.tail.status, reason=facts.tail.remedy, metrics=metrics)
     done = replace(done, solver=spectrum.solver, error_bound=spectrum.error_bound)
     norm, changed = float(old.spectrum.eigenvalues.sum()), float(spectrum.eigenvalues.sum())
     numbers = {"relative_change": (changed / norm) ** 0.5} if norm > 0 else {}

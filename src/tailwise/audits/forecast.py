@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tailwise.audits.baselines import Baselines
-from tailwise.audits.cache import Cache, default_folder
+from tailwise.audits.cache import Cache
 from tailwise.audits.work import Worker
 from tailwise.execution.executor import default_workers
 from tailwise.recipe import Precision
@@ -22,8 +22,7 @@ _PROBE = 768
 def forecast(checkpoint: Checkpoint, prepared: Prepared) -> dict[str, Any]:
     """Matrices, bytes, memory (bytes), seconds on this machine, and how many spectra are known already."""
     options = prepared.options
-    folder = (options.cache_dir or default_folder()) if options.use_cache else None
-    cache = Cache(folder)
+    cache = Cache.of(options)
     worker = Worker(checkpoint, prepared.recipe, options.device, cache, Baselines(cache))
     known = {source.name for source in prepared.sources if worker.is_known(source)}
     workers = options.workers or default_workers(options.device)

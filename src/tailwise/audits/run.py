@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
 from tailwise.audits.baselines import Baselines
-from tailwise.audits.cache import Cache, default_folder
+from tailwise.audits.cache import Cache
 from tailwise.audits.prepare import Prepared, Selection, prepare
 from tailwise.audits.work import Worker
 from tailwise.checkpoints.checkpoint import Checkpoint
@@ -133,8 +133,7 @@ def run(checkpoint: Checkpoint, prepared: Prepared, progress: Progress | None = 
     """Carry out a prepared audit."""
     started, clock = datetime.now(UTC), time.perf_counter()
     options = prepared.options
-    folder = (options.cache_dir or default_folder()) if options.use_cache else None
-    cache = Cache(folder)
+    cache = Cache.of(options)
     worker = Worker(checkpoint, prepared.recipe, checked_device(options.device), cache, Baselines(cache))
     workers = max(1, options.workers or default_workers(options.device))
     tally = _Tally(prepared, progress)

@@ -17,7 +17,7 @@ from tailwise.audits.content import HashedMatrix
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.errors import TailwiseError
 from tailwise.metrics.facts import Facts, Spectra
-from tailwise.metrics.measure import measure
+from tailwise.metrics.measure import metrics_of
 from tailwise.recipe import Recipe
 from tailwise.spectrum.sampling import permuted_spectrum, window_spectrum
 from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
@@ -59,8 +59,8 @@ class Worker:
 
     def _measure(self, source: MatrixSource, row: LayerRow) -> Layer:
         spectra, digest, reused = self._spectra(source)
-        metrics = measure(spectra, self.recipe, self.baselines)
-        facts = Facts(spectra, self.recipe)
+        facts = Facts(spectra, self.recipe, self.baselines)
+        metrics = metrics_of(facts)
         tail = facts.tail
         spectrum = spectra.spectrum
         done = replace(

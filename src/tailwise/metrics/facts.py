@@ -72,7 +72,7 @@ class Facts:
 
     def __init__(self, spectra: Spectra, recipe: Recipe, baseline: BaselineLookup = gaussian_baseline) -> None:
         self.spectrum, self.permuted, self._windows = spectra.spectrum, spectra.permuted, spectra.windows
-        self._recipe, self._baseline = recipe, baseline
+        self.recipe, self._baseline = recipe, baseline
 
     @property
     def fitted(self) -> Spectrum:
@@ -82,12 +82,12 @@ class Facts:
     @cached_property
     def tail(self) -> TailFit:
         """Fit of the recipe's estimator."""
-        return fit(self.fitted, self._recipe.estimator, self._recipe)
+        return fit(self.fitted, self.recipe.estimator, self.recipe)
 
     @cached_property
     def hill(self) -> TailFit:
         """Fit of the recipe's Hill estimator."""
-        return fit(self.spectrum, self._recipe.hill_estimator, self._recipe)
+        return fit(self.spectrum, self.recipe.hill_estimator, self.recipe)
 
     @cached_property
     def truncated(self) -> TruncatedFit | None:
@@ -103,15 +103,15 @@ class Facts:
 
         Eigenvalues repel each other, so resampling them as if independent errs on the wide side.
         """
-        rng = np.random.default_rng([self._recipe.seed, 1])
+        rng = np.random.default_rng([self.recipe.seed, 1])
         source = self.fitted
         alphas = []
-        for _ in range(self._recipe.bootstrap):
+        for _ in range(self.recipe.bootstrap):
             drawn = np.sort(rng.choice(source.eigenvalues, size=len(source.eigenvalues)))
             resampled = fit_tail(
                 drawn,
-                self._recipe.estimator.removeprefix("farms:"),
-                tail_options(source, self._recipe),
+                self.recipe.estimator.removeprefix("farms:"),
+                tail_options(source, self.recipe),
             )
             alphas.append(_alpha(resampled))
         finite = np.array([alpha for alpha in alphas if np.isfinite(alpha)])
@@ -133,15 +133,15 @@ class Facts:
     @cached_property
     def permuted_tails(self) -> list[TailFit]:
         """Tail fit of each permutation; none where alpha is fitted on windows, which are not permuted."""
-        if self._recipe.uses_windows:
+        if self.recipe.uses_windows:
             return []
-        return [fit(spectrum, self._recipe.estimator, self._recipe) for spectrum in self.permuted]
+        return [fit(spectrum, self.recipe.estimator, self.recipe) for spectrum in self.permuted]
 
     @cached_property
     def baseline(self) -> Mapping[str, tuple[float, float]]:
         """Noise of the same shape."""
         shape = self.spectrum
-        return self._baseline(shape.rows, shape.cols, shape.slices, self._recipe)
+        return self._baseline(shape.rows, shape.cols, shape.slices, self.recipe)
 
 
 def _bulk(spectrum: Spectrum) -> Bulk | None:

@@ -49,9 +49,13 @@ def completed(recipe: Recipe) -> Recipe:
 
 def measure(spectra: Spectra, recipe: Recipe, baseline: BaselineLookup = gaussian_baseline) -> dict[str, float | None]:
     """Metric name → value; None where the metric is not defined for this spectrum (never NaN, never −1)."""
-    facts = Facts(spectra, recipe, baseline)
+    return metrics_of(Facts(spectra, recipe, baseline))
+
+
+def metrics_of(facts: Facts) -> dict[str, float | None]:
+    """As `measure`, on facts that the caller reads too, so that no fit is computed twice."""
     values: dict[str, float | None] = {}
-    for metric in selected(recipe):
+    for metric in selected(facts.recipe):
         value = float(metric.compute(**{need: getattr(facts, need) for need in metric.needs}))
         values[metric.name] = value if math.isfinite(value) else None
     return values

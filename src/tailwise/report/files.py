@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.atomic import write_whole
-from tailwise.audits.audit import Audit
+from tailwise.audits.audit import MEASURED, Audit
 from tailwise.audits.table import Table
 from tailwise.errors import UsageError
 
@@ -27,7 +27,7 @@ def to_json(audit: Audit) -> str:
 
 
 def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
-    if row["status"] in ("OK", "FEW_EIGENVALUES", "DEGENERATE"):
+    if row["status"] in MEASURED:
         return dict(row)
     return {key: value for key, value in row.items() if value is not None}
 
