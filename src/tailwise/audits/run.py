@@ -101,7 +101,7 @@ def audit(
     be measured raises nothing: it is a row with a status. An interrupted audit goes on where it was when it is run
     again, since each spectrum is kept as soon as it is there.
     """
-    recipe, options = _split(settings)
+    recipe, options = split_settings(settings)
     checkpoint = (
         model if isinstance(model, Checkpoint) else open_checkpoint(model, base=base, adapter_mode=adapter_mode)
     )
@@ -116,7 +116,8 @@ def _names(given: str | Iterable[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def _split(settings: Settings) -> tuple[Recipe, RunOptions]:
+def split_settings(settings: Settings) -> tuple[Recipe, RunOptions]:
+    """What changes the numbers, and what changes only the speed. Raises `UsageError` for an unknown name."""
     recipe_names = {item.name for item in fields(Recipe)}
     option_names = {item.name for item in fields(RunOptions)}
     for name in settings:
@@ -208,7 +209,7 @@ def _provenance(
         fingerprint=hashlib.sha256(content.encode()).hexdigest(),
         recipe=prepared.recipe.to_json(),
         config={key: _plain(value) for key, value in checkpoint.config.items() if _is_plain(value)},
-        versions=_versions(),
+        versions=versions(),
         device=prepared.options.device,
         workers=workers,
         started=started,
@@ -234,7 +235,8 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python, the machine, tailwise and what computes for it."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for name in ("tailwise", "torch", "numpy", "scipy"):
         try:

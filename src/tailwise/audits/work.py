@@ -52,7 +52,7 @@ class Worker:
         try:
             layer = self._measure(source, row)
         except Exception as error:
-            status, reason = _failure(error)
+            status, reason = failure(error)
             return replace(row, status=status, reason=reason, seconds=time.perf_counter() - started), None
         finished = replace(layer.row, seconds=time.perf_counter() - started)
         return finished, replace(layer, row=finished)
@@ -161,7 +161,7 @@ class Worker:
         )
 
 
-def _failure(error: Exception) -> tuple[str, str]:
+def failure(error: Exception) -> tuple[str, str]:
     """The status and reason of a row that could not be measured."""
     if isinstance(error, NotFiniteError):
         return "NOT_FINITE", f"{error}; find the step that made it, or repair the checkpoint"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,12 +40,14 @@ def solve(
     *,
     precision: Precision = "float64",
     device: str = "cpu",
+    look: Callable[[torch.Tensor], None] | None = None,
 ) -> Spectrum:
     """All eigenvalues of the short-side Gram matrix of `matrix` (2-D).
 
     In float64 the result is exact to `error_bound`, and the route (Gram or SVD) is chosen by the condition found.
     float32 is twice as fast and always takes the Gram route: eigenvalues below its `error_bound` are noise.
-    Raises `NotFiniteError` if W holds NaN or Inf.
+    `look` is called with the Gram matrix (m × m, its lower triangle; scaled by a constant where W's range asks for
+    it) before it is reduced; a matrix given by its factors has none. Raises `NotFiniteError` if W holds NaN or Inf.
     """
     source = DenseMatrix(matrix) if isinstance(matrix, torch.Tensor) else matrix
     where = torch.device(device)
@@ -52,15 +55,19 @@ def solve(
     with torch.no_grad():
         if factors is not None:
             return _from_factors(source, *factors)
-        return _from_blocks(source, getattr(torch, precision), where)
+        return _from_blocks(source, getattr(torch, precision), where, look)
 
 
-def _from_blocks(source: RowBlocks, dtype: torch.dtype, device: torch.device) -> Spectrum:
+def _from_blocks(
+    source: RowBlocks, dtype: torch.dtype, device: torch.device, look: Callable[[torch.Tensor], None] | None
+) -> Spectrum:
     scale = 1.0
     triangle = gram(source, dtype, device)
     if not _safe(triangle, dtype):
         scale = _safe_scale(source)
         triangle = gram(source, dtype, device, scale)
+    if look is not None:
+        look(triangle)
     release_memory(len(triangle))
     eigenvalues, zeros = eigenvalues_of(triangle)
     values = _to_numpy(eigenvalues)

@@ -1,0 +1,1 @@
+"""The same matrix in several number formats: what each does to the weights and to their spectrum."""

@@ -1,0 +1,158 @@
+"""The lowest format that a layer bears under bounds on its distortion, and which layers are sensitive."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tailwise.errors import UsageError, unknown_name
+from tailwise.precision.study import LARGER_IS_BETTER, MEASURES, LayerStudy, PrecisionStudy, Reading
+
+#: About 20 dB: what 4-bit codes with a scale per 32 to 128 weights reach on Gaussian weights.
+DEFAULT_BOUND = "relative_error=0.12"
+_TEXT = re.compile(r"\s*([a-z_]+)\s*(?:<=|>=|=|<|>)\s*([-+0-9.eE]+)\s*")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A limit on one measure: |value| ≤ limit, or value ≥ limit where larger is better."""
+
+    measure: str
+    limit: float
+
+    @classmethod
+    def parse(cls, text: str) -> Bound:
+        """`"relative_error=0.1"`, `"sqnr_db=20"`. Raises `UsageError`."""
+        match = _TEXT.fullmatch(text)
+        if match is None:
+            raise UsageError(f"{text!r} is not a bound", fix="write MEASURE=LIMIT, e.g. relative_error=0.1")
+        if match[1] not in MEASURES:
+            raise unknown_name("measure", match[1], MEASURES)
+        try:
+            limit = float(match[2])
+        except ValueError as error:
+            raise UsageError(f"{match[2]!r} is not a number", where=text) from error
+        if not math.isfinite(limit) or limit < 0:
+            raise UsageError(f"the limit is {match[2]}", where=text, fix="give zero or more")
+        return cls(match[1], limit)
+
+    @property
+    def text(self) -> str:
+        """In words: `relative_error ≤ 0.1`."""
+        return f"{self.measure} {'≥' if self.measure in LARGER_IS_BETTER else '≤'} {self.limit:g}"
+
+    def value(self, reading: Reading) -> float | None:
+        """What the bound looks at; None where it could not be measured."""
+        if self.measure == "sqnr_db" and reading.lossless:
+            return math.inf
+        value = getattr(reading, self.measure)
+        return None if value is None else float(value)
+
+    def holds(self, reading: Reading) -> bool:
+        """Whether the reading stays within; a value that is not there does not."""
+        value = self.value(reading)
+        if value is None:
+            return False
+        return value >= self.limit if self.measure in LARGER_IS_BETTER else abs(value) <= self.limit
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The lowest format of one layer that keeps every bound."""
+
+    layer: str
+    category: str
+    block: int | None
+    format: str | None  # None: none of those studied
+    bits: float | None  # bits per weight of that format
+    reason: str
+
+
+def verdicts(study: PrecisionStudy, bounds: Sequence[Bound] = ()) -> tuple[Verdict, ...]:
+    """One verdict a layer, in the study's order. Formats of equal bits are tried best distortion first."""
+    chosen = bounds or (Bound.parse(DEFAULT_BOUND),)
+    return tuple(_verdict(layer, chosen) for layer in study)
+
+
+def _verdict(layer: LayerStudy, bounds: Sequence[Bound]) -> Verdict:
+    error = {name: reading.relative_error for name, reading in layer.readings.items()}
+    ordered = sorted(
+        layer.readings.values(),
+        key=lambda r: (r.bits_per_weight, math.inf if error[r.format] is None else error[r.format]),
+    )
+    below: Reading | None = None
+    for reading in ordered:
+        if all(bound.holds(reading) for bound in bounds):
+            kept = ", ".join(f"{bound.measure} {_shown(bound.value(reading))}" for bound in bounds)
+            reason = f"{reading.format} keeps {kept}"
+            if below is not None:
+                reason += f"; {_breach(below, _first_broken(below, bounds))}"
+            return _of(layer, reading, reason)
+        below = reading
+    last = ordered[-1]
+    reason = f"none of {len(ordered)} formats: {_breach(last, _first_broken(last, bounds))}"
+    return _of(layer, None, reason)
+
+
+def _first_broken(reading: Reading, bounds: Sequence[Bound]) -> Bound:
+    return next(bound for bound in bounds if not bound.holds(reading))
+
+
+def _of(layer: LayerStudy, reading: Reading | None, reason: str) -> Verdict:
+    name, bits = (None, None) if reading is None else (reading.format, reading.bits_per_weight)
+    return Verdict(layer.name, layer.category, layer.block, name, bits, reason)
+
+
+def _breach(reading: Reading, bound: Bound) -> str:
+    value = bound.value(reading)
+    if value is None:
+        return f"{reading.format} has no {bound.measure} ({reading.status.lower().replace('_', ' ')})"
+    return f"{reading.format} has {bound.measure} {_shown(value)}, not {bound.text.removeprefix(bound.measure).strip()}"
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else "∞" if math.isinf(value) else f"{value:.3g}"
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How much one layer suffers, beside the others of its role."""
+
+    layer: str
+    category: str
+    block: int | None
+    value: float  # geometric mean of the measure over the lossy formats
+    rank: int  # 1: the most sensitive of its role
+    of: int  # layers of that role
+
+
+def sensitivities(study: PrecisionStudy, measure: str = "relative_error") -> tuple[Sensitivity, ...]:
+    """Layers ranked within their role by a distortion, the most sensitive first; roles in the study's order.
+
+    The value is the geometric mean of |measure| over the formats that change the layer: formats differ by orders of
+    magnitude, and each should count the same.
+    """
+    if measure not in MEASURES or measure in LARGER_IS_BETTER:
+        raise unknown_name("measure", measure, [name for name in MEASURES if name not in LARGER_IS_BETTER])
+    roles: dict[str, list[tuple[float, LayerStudy]]] = defaultdict(list)
+    for layer in study:
+        value = _mean_log(layer, measure)
+        if value is not None:
+            roles[layer.category].append((value, layer))
+    found = []
+    for role, members in roles.items():
+        ranked = sorted(members, key=lambda item: -item[0])
+        found += [
+            Sensitivity(layer.name, role, layer.block, value, rank, len(ranked))
+            for rank, (value, layer) in enumerate(ranked, 1)
+        ]
+    return tuple(found)
+
+
+def _mean_log(layer: LayerStudy, measure: str) -> float | None:
+    values = [getattr(reading, measure) for reading in layer.readings.values()]
+    logs = [math.log(abs(value)) for value in values if value]
+    return math.exp(sum(logs) / len(logs)) if logs else None
