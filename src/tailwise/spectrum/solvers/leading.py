@@ -64,16 +64,20 @@ def leading_directions(
         block[:, start.shape[1] :] *= m**-0.5
     block = torch.linalg.qr(block)[0]
     for _ in range(_MOST_ROUNDS):
-        rotated = _round(product, block)
+        rotated, turn = _round(product, block, count)
         kept = float((block[:, :count].T @ rotated[:, :count]).square().sum()) / count
         block = rotated
-        if 1 - kept < TOLERANCE:
+        if min(turn, 1 - kept) < TOLERANCE:
             break
     return block[:, :count].contiguous()
 
 
-def _round(product: Apply, block: torch.Tensor) -> torch.Tensor:
-    """The leading Ritz vectors of the Krylov space of `block`, as many as it has columns, largest first."""
+def _round(product: Apply, block: torch.Tensor, count: int) -> tuple[torch.Tensor, float]:
+    """The leading Ritz vectors of the Krylov space of `block`, as many as it has columns, largest first.
+
+    Beside them a bound on the share of the first `count` that is still wrong, by Davis & Kahan: the square of their
+    residual over their gap to the next Ritz value.
+    """
     parts, images = [block], [product(block)]
     while len(parts) <= _POWERS and sum(part.shape[1] for part in parts) + block.shape[1] <= len(block):
         fresh = images[-1]
@@ -85,5 +89,9 @@ def _round(product: Apply, block: torch.Tensor) -> torch.Tensor:
         images.append(product(fresh))
     basis, image = torch.cat(parts, dim=1), torch.cat(images, dim=1)
     projected = basis.T @ image
-    _, vectors = torch.linalg.eigh((projected + projected.T) / 2)
-    return basis @ vectors.flip(1)[:, : block.shape[1]]
+    values, vectors = torch.linalg.eigh((projected + projected.T) / 2)
+    values, vectors = values.flip(0), vectors.flip(1)[:, : block.shape[1]]
+    ritz, top = basis @ vectors, vectors[:, :count]
+    residual = float((image @ top - ritz[:, :count] * values[:count]).square().sum())
+    gap = float(values[count - 1] - values[count]) if count < len(values) else 0.0
+    return ritz, residual / gap**2 / count if gap > 0 else 1.0

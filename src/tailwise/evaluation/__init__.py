@@ -1,0 +1,1 @@
+"""How well a model does what it is for: perplexity with intervals, paired comparisons, tasks, size and speed."""

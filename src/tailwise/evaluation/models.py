@@ -1,0 +1,159 @@
+"""A causal language model and its tokenizer, ready to be scored."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tailwise.checkpoints.hub import parse_hub
+from tailwise.errors import UnreadableError, UsageError
+from tailwise.evaluation.quiet import quiet
+from tailwise.execution.device import checked_device
+
+if TYPE_CHECKING:
+    import torch
+
+#: `auto` keeps what is stored, but computes in float32 on a CPU, which is slow and coarse in half precision.
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory."""
+
+    module: torch.nn.Module
+    tokenizer: Any  # of transformers; None where there is none
+    name: str
+    where: Any  # what `open_checkpoint` reads the stored tensors from
+    notes: tuple[str, ...] = ()
+
+
+def load_model(model: Any, tokenizer: Any = None, *, dtype: str = "auto", device: str = "cpu") -> Loaded:
+    """The model that `model` names (a folder, or a Hugging Face id), or the module itself, as it is.
+
+    `tokenizer` is one of transformers, or where one is; by default the model's own. `UsageError` for a model that
+    does not predict the next token, or whose checkpoint lacks a part of it.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"{dtype!r} is no dtype to compute in", fix=f"use {', '.join(DTYPES)}")
+    checked_device(device)
+    if not isinstance(model, str | os.PathLike):
+        found = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
+        return Loaded(model, found, type(model).__name__, model)
+    name = os.fspath(model)
+    place, revision = address_of(name)
+    transformers = _transformers(name)
+    with quiet():
+        module, notes = _load(transformers, place, revision, dtype, name)
+    if device == "cpu" and dtype == "auto" and not hasattr(module.config, "quantization_config"):
+        module = _widened(module)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(place, revision)
+    found = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
+    return Loaded(module.to(device).eval(), found, name, name, notes)
+
+
+def address_of(name: str) -> tuple[str, str | None]:
+    """Folder or Hub id, and revision, as transformers takes them."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path), None
+    if path.is_file():
+        raise UsageError("is a file", where=name, fix="give the folder with config.json and the weights")
+    address = parse_hub(name, None)
+    if address is None:
+        raise UnreadableError("no such folder", where=name, fix="give a folder, or a Hugging Face id as org/name")
+    if address.path:
+        raise UsageError("a folder within a Hub repository is not loaded", where=name, fix=f"give {address.repo}")
+    return address.repo, address.revision
+
+
+def _transformers(where: str) -> Any:
+    try:
+        with quiet():
+            import transformers
+    except ImportError as error:
+        fix = "pip install 'tailwise[eval]'"
+        raise UsageError("scoring a model takes `transformers`", where=where, fix=fix) from error
+    return transformers
+
+
+def _load(transformers: Any, place: str, revision: str | None, dtype: str, name: str) -> tuple[Any, tuple[str, ...]]:
+    _check_kind(transformers, place, revision, name)
+    kind = transformers.AutoModelForCausalLM
+    try:
+        module, facts = kind.from_pretrained(place, revision=revision, dtype=dtype, output_loading_info=True)
+    except Exception as error:  # every architecture and format fails in its own way
+        raise _unreadable(error, name) from error
+    missing = sorted(facts.get("missing_keys", ()))
+    if missing:
+        raise UsageError(
+            f"{len(missing)} of its weights are not in the checkpoint and would be random: {', '.join(missing[:3])}",
+            where=name,
+            fix="give a causal language model with its head",
+        )
+    extra = sorted(facts.get("unexpected_keys", ()))
+    note = f"{name}: {len(extra)} stored tensors have no place in the model: {', '.join(extra[:3])}"
+    return module, (note,) if extra else ()
+
+
+def _check_kind(transformers: Any, place: str, revision: str | None, name: str) -> None:
+    try:
+        config = transformers.AutoConfig.from_pretrained(place, revision=revision)
+    except Exception as error:  # as above
+        raise _unreadable(error, name) from error
+    known = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if not known or getattr(config, "is_encoder_decoder", False):
+        raise UsageError(
+            f"a {config.model_type!r} is no causal language model", where=name, fix="perplexity is of decoders only"
+        )
+
+
+def _unreadable(error: Exception, name: str) -> UnreadableError:
+    lines = str(error).strip().splitlines()
+    return UnreadableError(f"could not be loaded ({lines[0] if lines else type(error).__name__})", where=name)
+
+
+def _widened(module: Any) -> Any:
+    import torch
+
+    half = (torch.bfloat16, torch.float16)
+    return module.float() if any(value.dtype in half for value in module.parameters()) else module
+
+
+def load_tokenizer(place: str | os.PathLike[str], revision: str | None = None) -> Any:
+    """The tokenizer in a folder or on the Hub; None where a folder has none."""
+    name = os.fspath(place)
+    path = Path(name).expanduser()
+    if path.is_dir() and not any((path / file).is_file() for file in _TOKENIZER_FILES):
+        return None
+    transformers = _transformers(name)
+    try:
+        with quiet():
+            return transformers.AutoTokenizer.from_pretrained(name, revision=revision)
+    except Exception as error:  # as above
+        raise _unreadable(error, name) from error
+
+
+def vocabulary_of(module: torch.nn.Module) -> int | None:
+    """Number of tokens that the model knows, where it can be told."""
+    embedding = getattr(module, "get_input_embeddings", lambda: None)()
+    return None if embedding is None else int(embedding.weight.shape[0])
+
+
+def check_length(module: torch.nn.Module, window: int, where: str) -> None:
+    """`UsageError` where a window is longer than the positions that the model was made for."""
+    config: Any = getattr(module, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limit = getattr(config, "max_position_embeddings", None)
+    if isinstance(limit, int) and 0 < limit < window:
+        raise UsageError(
+            f"a window of {window} tokens is longer than the model's {limit} positions",
+            where=where,
+            fix=f"use --window {limit}",
+        )

@@ -1,0 +1,160 @@
+"""`tailwise evaluate` and tasks of the lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import typer
+
+from tailwise.errors import TailwiseError, UnreadableError, UsageError
+from tailwise.evaluation.run import EvaluateOptions, evaluate
+
+
+@pytest.fixture
+def command(capsys, tmp_path, monkeypatch):
+    """Run the command: (exit code, stdout, stderr)."""
+    from tailwise.cli.evaluate import evaluate as evaluate_command
+
+    monkeypatch.chdir(tmp_path)
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(evaluate_command)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code, said = 0, ""
+        try:
+            app([*map(str, arguments)], standalone_mode=False)
+        except TailwiseError as error:
+            code, said = error.exit_code, str(error)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err + said
+
+    return run
+
+
+@pytest.fixture
+def task_files(tmp_path):
+    """A task of eight choices between two ways to end a story, as the harness reads it."""
+    place = tmp_path / "tasks"
+    place.mkdir()
+    starts = ["Once upon a time, there was a little", "She was very", "Lily liked to play with her", "The sun was"]
+    rows = [{"q": q, "choices": pair, "gold": 0} for q, pair in zip(starts, [["girl", "xyz"], ["happy", "qqq"],
+            ["friends", "tax"], ["bright", "zzz"]], strict=True)] * 2  # fmt: skip
+    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "endings.yaml").write_text(
+        f"""
+task: endings
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {place / "rows.jsonl"}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{q}}}}"
+doc_to_choice: choices
+doc_to_target: gold
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+metadata:
+  version: 1.0
+"""
+    )
+    return place
+
+
+def test_the_table_says_perplexity_size_and_speed(command, folder, story):
+    code, out, err = command(folder, "--text", story, "--window", 32, "--speed")
+    assert (code, err) == (0, "")
+    assert all(word in out for word in ("perplexity", "95 %", "parameters", "decode tokens/s"))
+
+
+def test_json_is_alone_on_stdout(command, folder, story):
+    code, out, err = command(folder, "--text", story, "--window", 32, "--json", "-o", "x.json")
+    assert code == 0
+    assert json.loads(out)["perplexity"] > 1
+    assert "written to x.json" in err
+
+
+def test_a_comparison_says_its_verdict(command, folder, story):
+    code, out, _ = command(folder, "--against", folder, "--text", story, "--window", 32)
+    assert code == 0
+    assert "no difference seen" in out
+
+
+def test_saved_scores_stand_for_models(command, folder, story):
+    assert command(folder, "--text", story, "--window", 32, "-o", "base.json")[0] == 0
+    assert "no difference seen" in command("base.json", "--against", "base.json")[1]
+    assert "no difference seen" in command(folder, "--against", "base.json", "--text", story, "--window", 32)[1]
+
+
+def test_saved_scores_of_other_windows_are_refused(command, folder, story):
+    command(folder, "--text", story, "--window", 32, "-o", "base.json")
+    code, _, said = command(folder, "--against", "base.json", "--text", story, "--window", 16)
+    assert (code, "different windows" in said) == (2, True)
+
+
+def test_text_may_be_given_several_times(command, folder, story):
+    _, out, _ = command(folder, "--text", story, "--text", story, "--window", 32, "--json")
+    assert json.loads(out)["settings"]["documents"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [([], 2), (["--text", "nowhere"], 3), (["--text", "story.txt", "-o", "x.csv"], 2),
+     (["--text", "story.txt", "--device", "toaster"], 2), (["--tasks", "endings", "--include-path", "nowhere"], 2)],
+)  # fmt: skip
+def test_a_wrong_request_is_one_message(command, folder, story, arguments, code):
+    found, out, said = command(folder, *arguments)
+    assert (found, out) == (code, "")
+    assert said
+
+
+def test_a_task_is_scored_with_its_standard_error_and_quietly(command, stories, task_files):
+    pytest.importorskip("lm_eval")
+    code, out, err = command(stories, "--tasks", "endings", "--include-path", task_files, "--json")
+    assert (code, err) == (0, "")
+    task = json.loads(out)["tasks"][0]
+    assert (task["task"], task["metric"], task["n"]) == ("endings", "acc", 8)
+    assert task["value"] >= 0.75
+    assert task["samples"] == [1.0 if one else 0.0 for one in task["samples"]]
+    assert task["stderr"] is not None
+
+
+def test_tasks_of_two_models_are_compared_document_by_document(command, stories, task_files):
+    pytest.importorskip("lm_eval")
+    code, out, _ = command(stories, "--against", stories, "--tasks", "endings", "--include-path", task_files)
+    assert code == 0
+    assert "endings acc" in out
+    assert "no difference seen" in out
+
+
+def test_tasks_without_a_tokenizer_are_refused(llama, task_files):
+    pytest.importorskip("lm_eval")
+    with pytest.raises(UsageError, match="take a tokenizer"):
+        evaluate(llama, options=EvaluateOptions(tasks=("endings",), include_path=task_files))
+
+
+def test_a_task_whose_data_is_gone_is_unreadable(stories, task_files):
+    pytest.importorskip("lm_eval")
+    (task_files / "rows.jsonl").unlink()
+    with pytest.raises(UnreadableError, match="the harness failed"):
+        evaluate(stories, options=EvaluateOptions(tasks=("endings",), include_path=task_files))
+
+
+def test_the_number_of_documents_may_be_limited(stories, task_files):
+    pytest.importorskip("lm_eval")
+    options = EvaluateOptions(tasks=("endings",), include_path=task_files, limit=3, facts=False)
+    found = evaluate(stories, options=options)
+    assert (found.tasks[0].n, len(found.tasks[0].samples), found.facts) == (3, 3, None)
+
+
+def test_a_checkpoint_that_cannot_be_counted_costs_no_score(folder, story, monkeypatch):
+    def fail(_):
+        raise UnreadableError("went away", where=folder)
+
+    monkeypatch.setattr("tailwise.evaluation.run.facts_of", fail)
+    found = evaluate(folder, text=story, options=EvaluateOptions(window=32))
+    assert found.perplexity is not None
+    assert "not counted (went away)" in found.notes[0]
