@@ -1,0 +1,18 @@
+"""Plans of a made model."""
+
+from __future__ import annotations
+
+import pytest
+from made_plans import model
+
+from tailwise.compression.make import Request, plan_prune
+
+
+@pytest.fixture(scope="session")
+def audit():
+    return model()
+
+
+@pytest.fixture(scope="session")
+def plan(audit):
+    return plan_prune(audit, Request(0.7, "alpha", "wanda"))

@@ -1,0 +1,208 @@
+"""A plan is a file that a person can read and edit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tailwise.compression.make import Request, plan_prune
+from tailwise.compression.plan import Plan
+from tailwise.errors import UnreadableError, UsageError
+
+yaml = pytest.importorskip("yaml")
+FIRST = "layers.0.attn_q.weight"
+
+
+@pytest.fixture(params=["plan.json", "plan.yaml", "plan.yml"])
+def path(request, plan, tmp_path):
+    return plan.save(tmp_path / request.param)
+
+
+def edited(path, change) -> Plan:
+    """The plan after `change` was done to the file's document."""
+    as_json = path.suffix == ".json"
+    document = json.loads(path.read_text()) if as_json else yaml.safe_load(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document) if as_json else yaml.safe_dump(document))
+    return Plan.load(path)
+
+
+def test_what_was_saved_is_what_is_loaded(path, plan):
+    assert Plan.load(path) == plan
+
+
+@pytest.mark.parametrize("how", [{"pattern": "N:8"}, {"operator": "low_rank"}, {"operator": "structured"}])
+def test_every_kind_of_plan_survives_a_file(how, audit, tmp_path):
+    made = plan_prune(audit, Request(0.6, **how))
+    assert Plan.load(made.save(tmp_path / "x.json")) == Plan.load(made.save(tmp_path / "x.yaml")) == made
+
+
+def test_a_search_s_table_is_kept(plan, tmp_path):
+    searched = plan.replace(tried=({"allocator": "depth", "beta": 0.01, "loss": 3.2},))
+    assert Plan.load(searched.save(tmp_path / "x.yaml")).tried == searched.tried
+
+
+def test_the_file_is_keyed_by_the_tensor_and_says_why(path):
+    text = path.read_text()
+    assert FIRST in text
+    assert "of 4 blocks: prune" in text
+
+
+def test_an_edited_amount_is_taken_and_the_budget_that_no_longer_holds_is_a_warning(path, plan):
+    def change(document):
+        document["entries"][FIRST]["sparsity"] = 0
+
+    found = edited(path, change)
+    assert found[FIRST].sparsity == 0
+    assert "no longer" in found.validate()[0]
+    assert plan.validate() == ()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("sparsity", 1.2, "fraction from 0 to 0.99"),
+        ("sparsity", -0.1, "fraction from 0 to 0.99"),
+        ("sparsity", 70, "write 0.7 for 70 %"),
+        ("sparsity", "0.7", "fraction from 0 to 0.99"),
+        ("sparsity", True, "fraction from 0 to 0.99"),
+        ("sparsity", None, "fraction from 0 to 0.99"),
+        ("pattern", "2:3:4", "no pattern '2:3:4'"),
+        ("pattern", "N:8", "no pattern 'N:8'"),
+        ("pattern", "4:4", "keeps nothing, or everything"),
+        ("pattern", 124, "write it in quotes"),
+        ("pattern", "2:4", "2:4 is a sparsity of 0.5"),
+        ("rank", 3, "has a rank, which wanda does not use"),
+        ("spartsity", 0.5, "did you mean sparsity"),
+        ("parameters", 0, "it is a count"),
+        ("parameters", "many", "it is a count"),
+        ("block", "first", "a number or null"),
+        ("role", 3, "it is text"),
+        ("metrics", {"alpha": "high"}, "a number or null"),
+        ("metrics", [1], "metrics is"),
+        ("shape", "64x64", "shape is"),
+    ],
+)
+def test_a_bad_edit_is_refused_with_what_is_wrong(path, field, value, said):
+    with pytest.raises(UsageError) as caught:
+        edited(path, lambda document: document["entries"][FIRST].update({field: value}))
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert FIRST in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"operater": "wanda"}, "did you mean operator"),
+        ({"operator": "wandas"}, "did you mean wanda"),
+        ({"kind": "shrink"}, "it is prune or quantize"),
+        ({"entries": {}}, "has no entries"),
+        ({"entries": [1]}, "has no entries"),
+        ({"settings": 3}, "settings is 3"),
+        ({"tailwise_plan": 9}, "is a plan of format 9"),
+    ],
+)
+def test_a_bad_head_is_refused(path, change, said):
+    with pytest.raises((UsageError, UnreadableError), match=said):
+        edited(path, lambda document: document.update(change))
+
+
+def test_an_entry_without_its_size_or_that_is_no_entry_is_refused(path):
+    with pytest.raises(UsageError, match="has no parameters"):
+        edited(path, lambda document: document["entries"][FIRST].pop("parameters"))
+
+
+def test_a_bare_number_for_an_entry_is_refused(path):
+    with pytest.raises(UsageError, match="give the fields of an entry"):
+        edited(path, lambda document: document["entries"].update({FIRST: 0.7}))
+
+
+def test_at_most_five_wrong_entries_are_listed_and_the_others_counted(path):
+    def change(document):
+        for entry in document["entries"].values():
+            entry["sparsity"] = 2.0
+
+    with pytest.raises(UsageError, match="… and 11 more"):
+        edited(path, change)
+
+
+def test_a_tensor_that_is_there_twice_is_refused_in_json(plan, tmp_path):
+    path = plan.save(tmp_path / "x.json")
+    path.write_text(path.read_text().replace("layers.0.attn_v.weight", FIRST))
+    with pytest.raises(UsageError, match=r"'layers\.0\.attn_q\.weight' is there twice"):
+        Plan.load(path)
+
+
+def test_a_tensor_that_is_there_twice_is_refused_in_yaml_with_its_line(plan, tmp_path):
+    path = plan.save(tmp_path / "x.yaml")
+    path.write_text(path.read_text().replace("layers.0.attn_v.weight", FIRST))
+    with pytest.raises(UsageError, match=r"line \d+: 'layers\.0\.attn_q\.weight' is there twice"):
+        Plan.load(path)
+
+
+@pytest.mark.parametrize(("name", "text"), [("x.json", '{"tailwise_plan": 1,\n "kind" "prune"}'),
+                                            ("x.yaml", "tailwise_plan: 1\nkind: [prune\noperator: x"),
+                                            ("x.yaml", "a: 1\n\tb: 2")])  # fmt: skip
+def test_a_slip_of_syntax_is_told_with_its_line(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=r"line [23], column \d+: is no (JSON|YAML)"):
+        Plan.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity"])
+def test_what_is_no_number_is_refused(plan, tmp_path, value):
+    path = plan.save(tmp_path / "x.json")
+    amount = str(plan[FIRST].sparsity)
+    path.write_text(path.read_text().replace(amount, value, 1))
+    with pytest.raises(UsageError, match="fraction from 0"):
+        Plan.load(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"a": 1}'])
+def test_another_file_is_no_plan(tmp_path, text):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UsageError, match="is no plan"):
+        Plan.load(tmp_path / "x.yaml")
+
+
+def test_a_file_that_is_not_there_or_no_text_is_unreadable(tmp_path):
+    with pytest.raises(UnreadableError, match="not a readable plan"):
+        Plan.load(tmp_path / "none.json")
+    (tmp_path / "x.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UnreadableError, match="it is no text"):
+        Plan.load(tmp_path / "x.json")
+
+
+def test_another_suffix_is_refused(plan, tmp_path):
+    with pytest.raises(UsageError, match="suffix"):
+        plan.save(tmp_path / "plan.txt")
+
+
+def test_a_plan_that_was_not_clamped_can_be_looked_at_but_not_applied(audit, tmp_path):
+    raw = plan_prune(audit, Request(0.95, "alpha", clamp=False))
+    found = Plan.load(raw.save(tmp_path / "x.json"))
+    assert found == raw
+    with pytest.raises(UsageError, match="plan again without --no-clamp"):
+        found.validate()
+
+
+def test_a_rank_that_was_edited_holds_against_the_amount_and_is_noted(audit, tmp_path):
+    made = plan_prune(audit, Request(0.6, operator="low_rank"))
+    assert made.validate() == ()
+
+    found = edited(made.save(tmp_path / "x.json"), lambda document: document["entries"][FIRST].update(rank=2))
+    assert any("the rank holds" in line for line in found.validate())
+    with pytest.raises(UsageError, match="whole number from 1 to 64"):
+        edited(made.save(tmp_path / "y.json"), lambda document: document["entries"][FIRST].update(rank=65))
+
+
+def test_a_quantization_plan_wants_a_format_for_each_entry(plan, tmp_path):
+    from dataclasses import replace
+
+    entries = tuple(replace(d, sparsity=None, format="int4-sym-g128") for d in plan)
+    quantized = plan.replace(kind="quantize", operator="rtn", decisions=entries)
+    assert Plan.load(quantized.save(tmp_path / "x.yaml")) == quantized
+    with pytest.raises(UsageError, match="has no format"):
+        quantized.replace(decisions=(replace(entries[0], format=None),)).validate()
