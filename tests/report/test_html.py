@@ -11,8 +11,9 @@ import re
 import pytest
 
 from tailwise.errors import UsageError
-from tailwise.report.html import _bundle, report, write_report
+from tailwise.report.html import report, write_report
 from tailwise.report.page_data import MOST_PAGES
+from tailwise.report.shell import bundle
 
 
 def data_of(page: str, name: str):
@@ -33,7 +34,7 @@ def page(audit) -> str:
 
 
 def test_the_page_loads_nothing_from_anywhere(page):
-    own = page.replace(_bundle(), "")
+    own = page.replace(bundle(), "")
     assert not re.findall(r"<(?:script|link|img|iframe|object)\b[^>]*\b(?:src|href)=[^>]*>", own)
     assert "@import" not in own
     assert "url(" not in own
@@ -96,7 +97,7 @@ def test_a_name_cannot_break_out_of_the_page(audit):
         layers[name] = replace(layer, row=replace(layer.row, name=name))
     facts = replace(audit.provenance, model=f"models/{evil}", notes=(evil,))
     page = report([Audit([layer.row for layer in layers.values()], layers, facts)])
-    assert "<img" not in page.replace(_bundle(), "")
+    assert "<img" not in page.replace(bundle(), "")
     assert page.count("<script") == page.count("</script>") == 6
     assert evil in names_in(page)
 

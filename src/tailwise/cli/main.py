@@ -13,8 +13,11 @@ from tailwise.cli.check import check
 from tailwise.cli.compare import compare
 from tailwise.cli.diagnose import diagnose
 from tailwise.cli.doctor import doctor
+from tailwise.cli.evaluate import evaluate
 from tailwise.cli.metrics import metrics
+from tailwise.cli.plan import app as plan
 from tailwise.cli.plot import plot
+from tailwise.cli.precision import precision
 from tailwise.cli.rank import rank
 from tailwise.cli.report import report
 from tailwise.cli.show import show
@@ -35,6 +38,9 @@ app.command()(check)
 app.command()(diagnose)
 app.command()(report)
 app.command()(plot)
+app.command()(precision)
+app.command()(evaluate)
+app.add_typer(plan, name="plan")
 app.command()(metrics)
 app.command()(doctor)
 

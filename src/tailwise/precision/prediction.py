@@ -24,6 +24,8 @@ Scope = Literal["pooled", "within roles"]
 
 #: Distortions that alpha is held against; counts are zero nearly everywhere.
 PREDICTED = ("relative_error", "alpha_shift", "spectral_distance", "stable_rank_change", "overlap")
+#: Relative error up to which a format as good as holds a layer.
+FELT = 1e-6
 #: Below this many layers an interval says nothing.
 FEWEST = 8
 
@@ -59,11 +61,16 @@ def predictions(study: PrecisionStudy) -> tuple[Prediction, ...]:
         for measure in PREDICTED:
             damage = {layer.name: _damage(layer, measure, name) for layer in layers}
             known = [layer for layer in layers if damage[layer.name] is not None]
-            if not any(damage[layer.name] for layer in known):
-                continue  # nothing changed
+            if not any(_felt(layer, name) for layer in known):
+                continue
             values = np.array([damage[layer.name] for layer in known], dtype=np.float64)
             found += [_one(known, values, measure, name, how) for how in _HOW]
     return tuple(found)
+
+
+def _felt(layer: LayerStudy, name: str) -> bool:
+    """Whether the format changes the layer by more than the rounding of a few subnormal entries."""
+    return (layer.readings[name].relative_error or 0.0) > FELT
 
 
 def _damage(layer: LayerStudy, measure: str, name: str) -> float | None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from functools import lru_cache
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from tailwise.report.charts.chart import Chart, charts_of, remedy, require_altai
 from tailwise.report.charts.view import View, short_names
 from tailwise.report.page_data import MOST_PAGES, all_layers, in_columns, layer_pages, script
 from tailwise.report.render import spec_of
+from tailwise.report.shell import Section, layer_table, whole_page
 from tailwise.report.theme import THEMES, TOKENS, config
 
 #: Headings of the chart families; a family of a third party has its own name.
@@ -38,8 +36,6 @@ _COLUMNS = ("model", "name", "role", "block", "shape", "alpha", "alpha_sigma", "
             "singular_entropy", "num_spikes", "num_traps", "one_minus_rd", "detX_delta", "status")  # fmt: skip
 _WORDS = frozenset({"model", "name", "role", "shape", "status"})
 _SHARED = frozenset({"layers"})
-#: Nothing may be fetched from anywhere; the page's own script and style are all there is.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 def check_page(path: str) -> None:
@@ -62,41 +58,8 @@ def report(audits: Sequence[Audit], *, base: Audit | None = None) -> str:
     page = _Page(view, [diagnose(audit) for audit in audits])
     title = " · ".join(view.names) + (f" against {short_names([base])[0]}" if base else "")
     sections = [page.findings(), *page.families(), page.one_layer(), page.table(), page.left_out(), page.definitions()]
-    body = "".join(f'<h2 id="{key}">{escape(name)}</h2>{text}' for key, name, text in sections if text)
-    links = "".join(f'<a href="#{key}">{escape(name)}</a>' for key, name, text in sections if text)
-    return (
-        f'<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>tailwise: {escape(title)}</title>'
-        f"<style>{_asset('report.css')}</style></head><body>"
-        f'<nav aria-label="Sections"><div><span>{links}</span><button id="theme" type="button" '
-        f'aria-label="Change the theme">Dark</button></div></nav>{parts.header(title, audits, view.names)}<main>'
-        f"<noscript><p>Findings and definitions stand here as text; charts and table need JavaScript.</p></noscript>"
-        f"{body}</main><footer>{_made_by(audits)}</footer>{page.data()}"
-        f"<script>{_bundle()}</script><script>{_asset('report.js')}</script></body></html>"
-    )
-
-
-def _made_by(audits: Sequence[Audit]) -> str:
-    version = audits[0].provenance.versions.get("tailwise", "")
-    return f"Made by tailwise {escape(version)}. One file, no network: keep it, mail it, print it."
-
-
-def _asset(name: str) -> str:
-    return (files("tailwise.report.assets") / name).read_text(encoding="utf-8")
-
-
-@lru_cache(maxsize=1)
-def _bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script."""
-    import vl_convert
-
-    # A page's script ends at the first "</script", even inside a string.
-    bundle: Any = vl_convert.javascript_bundle  # its type stub asks for a snippet that is optional
-    return str(bundle()).replace("</script", "<\\/script")
-
-
-Section = tuple[str, str, str]
+    top, version = parts.header(title, audits, view.names), audits[0].provenance.versions.get("tailwise", "")
+    return whole_page(title, top, sections, data=page.data(), version=version)
 
 
 class _Page:
@@ -215,19 +178,7 @@ class _Page:
         """Every layer; filled, sorted and filtered by the script."""
         view = self._view
         shown = [name for name in _COLUMNS if name in self._layers[0] and (name != "model" or len(view.audits) > 1)]
-        head = "".join(
-            f'<th scope="col" data-column="{name}"{" class=text" if name in _WORDS else ""}>'
-            f'<button type="button">{escape(name)}</button></th>'
-            for name in shown
-        )
-        columns = escape(json.dumps(shown), quote=True)
-        text = (
-            '<div class="controls"><input id="filter" type="search" placeholder="Filter by name, role, status …" '
-            'aria-label="Filter the table"><button id="back" type="button">Back</button>'
-            '<button id="next" type="button">Next</button><span class="quiet" id="count" aria-live="polite"></span>'
-            f'</div><div class="scroll"><table id="layer-table" data-columns="{columns}"><thead><tr>{head}</tr></thead>'
-            "<tbody></tbody></table></div>"
-        )
+        text = layer_table([(name, name, name in _WORDS) for name in shown])
         return "table", "All layers", text
 
     def left_out(self) -> Section:
