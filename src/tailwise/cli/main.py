@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tailwise.cli.apply import apply
 from tailwise.cli.audit import audit
 from tailwise.cli.check import check
 from tailwise.cli.compare import compare
@@ -41,6 +42,7 @@ app.command()(plot)
 app.command()(precision)
 app.command()(evaluate)
 app.add_typer(plan, name="plan")
+app.command()(apply)
 app.command()(metrics)
 app.command()(doctor)
 

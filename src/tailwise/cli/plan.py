@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +14,7 @@ import typer
 
 from tailwise.cli.compare import Device, Workers, check_text_target, is_audit
 from tailwise.cli.options import Json, Rows, comma_list
-from tailwise.errors import UsageError
+from tailwise.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from tailwise.compression.plan import Plan
     from tailwise.compression.plan_table import Grid
 
-_HOW, _WHICH, _RUN, _OUT = "How to spread it", "Which tensors", "How to run", "Output"
+_HOW, _TRY, _WHICH = "How to spread it", "What to try it on", "Which tensors"
+_RUN, _OUT = "How to run", "Output"
 _DEFAULT_TARGET = "plan.json"
 _SUFFIXES = (".json", ".yaml", ".yml")
 
@@ -54,8 +57,13 @@ def prune(
         float | None, typer.Option(help="Fraction of the chosen tensors' parameters that goes, e.g. 0.7.")
     ] = None,
     allocator: Annotated[
-        str, typer.Option(help="uniform, depth, alpha, alpha-role, entropy, owl, dlp.", rich_help_panel=_HOW)
-    ] = "uniform",
+        str,
+        typer.Option(
+            help="auto (tries the others on --calibration), uniform, depth, alpha, alpha-role, entropy, owl, dlp, "
+            "sensitivity.",
+            rich_help_panel=_HOW,
+        ),
+    ] = "auto",
     operator: Annotated[
         str, typer.Option(help="magnitude, wanda, sparsegpt, low_rank, structured.", rich_help_panel=_HOW)
     ] = "magnitude",
@@ -78,6 +86,19 @@ def prune(
     no_clamp: Annotated[
         bool, typer.Option("--no-clamp", help="As published: amounts above 1 stay as they are.", rich_help_panel=_HOW)
     ] = False,
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", rich_help_panel=_TRY,
+                     help="Text for auto, owl, dlp and sensitivity, as `evaluate --text` takes it. May be repeated."),
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(metavar="TIME", help="What auto may take: 90s, 5m, 1h.", rich_help_panel=_TRY)
+    ] = "5m",
+    samples: Annotated[
+        int, typer.Option(min=1, help="Windows that inputs are measured on.", rich_help_panel=_TRY)
+    ] = 32,
+    window: Annotated[int, typer.Option(min=2, help="Tokens in a window.", rich_help_panel=_TRY)] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Of the windows and the search.", rich_help_panel=_TRY)] = 0,
     roles: Annotated[
         str | None, typer.Option(metavar="A,B", help="Only these roles.", rich_help_panel=_WHICH)
     ] = None,
@@ -103,15 +124,22 @@ def prune(
 ) -> None:  # fmt: skip
     """Plan a pruning: an amount for every tensor, held to a budget, with the reason for each.
 
-    Reads the audit alone. Embeddings, head, norms and routers stay as they are unless --also names them.
+    With --calibration, every known way is tried on the model and the best is kept; without it the audit is all that
+    is read. Embeddings, head, norms and routers stay as they are unless --also names them.
     """
+    from tailwise.compression.allocate.allocator import ALLOCATORS
     from tailwise.compression.candidates import Choice
-    from tailwise.compression.make import Request, plan_prune
+    from tailwise.compression.make import Request
+    from tailwise.planning.run import AUTO, planned, seconds_of
+    from tailwise.planning.stage import StageOptions
 
+    seconds = seconds_of(budget)
+    if allocator != AUTO and allocator not in ALLOCATORS:
+        raise unknown_name("allocator", allocator, [AUTO, *(name for name, _ in ALLOCATORS.items())])
     given = {"mapping": mapping.value if mapping else None, "tau": tau, "beta": beta}
     request = Request(
         sparsity=sparsity,
-        allocator=allocator,
+        allocator="uniform" if allocator == AUTO else allocator,
         operator=operator,
         pattern=pattern,
         choice=Choice(comma_list(roles), layers, comma_list(also)),
@@ -120,7 +148,12 @@ def prune(
         settings={name: value for name, value in given.items() if value is not None},
     )
     target = None if dry_run else _target(output, as_json)
-    plan = plan_prune(_audit_of(model, device, workers), request)
+    text = None
+    if calibration:
+        text = StageOptions(list(calibration), samples=samples, window=window, seed=seed, device=device)
+    audit = _audit_of(model, device, workers)
+    with _saying() as say:
+        plan = planned(audit, request, allocator=allocator, text=text, seconds=seconds, say=say)
     if target is not None:
         plan.save(target)
     _show(plan, as_json, rows)
@@ -218,6 +251,19 @@ def validate(
         typer.echo("\n".join(lines))
     if wrong:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _saying() -> Iterator[Callable[[str, float], None]]:
+    """A line on stderr that tells how far a search is; silent where stderr is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda what, done: bar.update(task, description=what, completed=done)
 
 
 def _target(output: str | None, as_json: bool) -> str | None:

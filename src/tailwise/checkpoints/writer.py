@@ -1,0 +1,203 @@
+"""Checkpoints written shard by shard, tensor by tensor: same files, same names, same dtypes as the source."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
+from tailwise.checkpoints.dtypes import code_of
+from tailwise.checkpoints.folder import Folder
+from tailwise.checkpoints.header import read_header
+from tailwise.checkpoints.layout import Weights, find_weights, read_index
+from tailwise.checkpoints.open import _locate
+from tailwise.errors import UnreadableError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+#: Of a checkpoint that is converted; one that is safetensors already keeps its shards.
+_SHARD_BYTES = 5 << 30
+#: Larger files beside the weights are no settings, and stay behind.
+_SMALL = 64 << 20
+_WEIGHTS = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".index.json",
+    ".pkl", ".npz",
+)  # fmt: skip
+_PIECE = 1 << 24
+
+Change = Callable[[str], "torch.Tensor | None"]  # stored name → what takes its place, or None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a checkpoint: its tensors in the order of their bytes."""
+
+    name: str
+    specs: tuple[TensorSpec, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which files make a checkpoint, and the folder that it comes from."""
+
+    folder: Folder
+    shards: tuple[Shard, ...]
+    index: str | None = None  # name of the index file
+    facts: Mapping[str, Any] = field(default_factory=dict)  # `metadata` of the index
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(spec.nbytes for shard in self.shards for spec in shard.specs)
+
+
+def layout_of(checkpoint: Checkpoint, uri: str | os.PathLike[str], revision: str | None = None) -> Layout:
+    """The files that a copy of `checkpoint`, opened from `uri`, is to have.
+
+    Those of the source where it is safetensors; PyTorch's files become safetensors. `UsageError` for other formats.
+    """
+    if checkpoint.format not in ("safetensors", "torch"):
+        raise UsageError(
+            f"a checkpoint in the format {checkpoint.format} cannot be written back",
+            where=checkpoint.uri,
+            fix="give one in safetensors or PyTorch files",
+        )
+    folder, file = _locate(os.fspath(uri), revision)
+    if checkpoint.format == "torch":
+        return _packed(folder, [s for name, s in checkpoint.tensors.items() if name not in checkpoint.shared])
+    index = file if file is not None and file.endswith(".index.json") else None
+    weights = find_weights(folder) if file is None else _of_file(folder, file)
+    if index is None and weights.tensors:
+        names = sorted(name for name in folder.names() if name.endswith(".safetensors.index.json"))
+        preferred = [name for name in names if name == "model.safetensors.index.json"]
+        index = (preferred or names)[0]
+    facts = folder.json(index).get("metadata", {}) if index is not None else {}
+    shards = tuple(_shard(folder, name) for name in weights.files)
+    return Layout(folder, shards, index, facts if isinstance(facts, Mapping) else {})
+
+
+def _of_file(folder: Folder, file: str) -> Weights:
+    return read_index(folder, file) if file.endswith(".index.json") else Weights("safetensors", (file,))
+
+
+def _shard(folder: Folder, name: str) -> Shard:
+    source = folder.source(name)
+    try:
+        header = read_header(source)
+    finally:
+        source.close()
+    # Tensors without entries take no bytes, and come before the one that begins where they do.
+    ordered = sorted(header.specs.values(), key=lambda spec: (header.offsets[spec.name], spec.nbytes))
+    return Shard(name, tuple(ordered), header.metadata)
+
+
+def _packed(folder: Folder, specs: list[TensorSpec]) -> Layout:
+    groups: list[list[TensorSpec]] = [[]]
+    room = _SHARD_BYTES
+    for spec in specs:
+        if groups[-1] and spec.nbytes > room:
+            groups.append([])
+            room = _SHARD_BYTES
+        groups[-1].append(spec)
+        room -= spec.nbytes
+    if len(groups) == 1:
+        return Layout(folder, (Shard("model.safetensors", tuple(groups[0])),))
+    names = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
+    shards = tuple(Shard(name, tuple(group)) for name, group in zip(names, groups, strict=True))
+    return Layout(folder, shards, "model.safetensors.index.json")
+
+
+def write_checkpoint(layout: Layout, checkpoint: Checkpoint, target: Path, change: Change) -> tuple[str, ...]:
+    """Write all files into the folder `target`: the weights, then their index, then what lies beside them.
+
+    `change` gives the tensors that differ from the source; one tensor is in memory at a time. Returns notes. A full
+    disk is an `OSError`.
+    """
+    for shard in layout.shards:
+        write_shard(target / shard.name, shard, lambda name: _changed(checkpoint, name, change))
+    if layout.index is not None:
+        names = {spec.name: shard.name for shard in layout.shards for spec in shard.specs}
+        facts = {**layout.facts, "total_size": layout.nbytes}
+        text = json.dumps({"metadata": facts, "weight_map": dict(sorted(names.items()))}, indent=2)
+        (target / layout.index).write_text(text + "\n", encoding="utf-8")
+    return tuple(_copy_settings(layout.folder, target))
+
+
+def _changed(checkpoint: Checkpoint, name: str, change: Change) -> Iterable[torch.Tensor]:
+    found = change(name)
+    if found is not None:
+        _check(found, checkpoint.tensors[name])
+        return (found,)
+    return _pieces(checkpoint, name)
+
+
+def _check(found: torch.Tensor, spec: TensorSpec) -> None:
+    if tuple(found.shape) != spec.shape or code_of(found.dtype) != spec.dtype:
+        kept = f"{spec.dtype} of shape {list(spec.shape)}"
+        raise UsageError(f"{spec.name} would become {found.dtype} of shape {list(found.shape)}, and was {kept}")
+
+
+def _pieces(checkpoint: Checkpoint, name: str) -> Iterator[torch.Tensor]:
+    spec = checkpoint.tensors[name]
+    if not spec.shape or not spec.nbytes or name in checkpoint.read_whole:
+        yield checkpoint.read(name)
+        return
+    step = max(1, _PIECE // (spec.nbytes // spec.shape[0]))
+    for start in range(0, spec.shape[0], step):
+        yield checkpoint.read_rows(name, start, min(start + step, spec.shape[0]))
+
+
+def write_shard(path: Path, shard: Shard, read: Callable[[str], Iterable[torch.Tensor]]) -> None:
+    """Write one safetensors file; `read` gives a tensor in pieces along its first axis."""
+    with path.open("wb") as file:
+        file.write(_header(shard))
+        for spec in shard.specs:
+            start = file.tell()
+            for piece in read(spec.name):
+                _write(file, piece)
+            if file.tell() - start != spec.nbytes:
+                raise UnreadableError(f"has other bytes than its header says: {spec.name}", where=shard.name)
+        file.flush()
+        os.fsync(file.fileno())  # a rename must not overtake the bytes
+
+
+def _header(shard: Shard) -> bytes:
+    fields: dict[str, Any] = {"__metadata__": {**shard.metadata, "format": "pt"}}
+    offset = 0
+    for spec in shard.specs:
+        place = [offset, offset + spec.nbytes]
+        fields[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": place}
+        offset += spec.nbytes
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # data then begins on a multiple of 8
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write(file: BinaryIO, piece: torch.Tensor) -> None:
+    import torch
+
+    flat = piece.detach().cpu().contiguous().reshape(-1)
+    if flat.numel():
+        file.write(flat.view(torch.uint8).numpy().data)
+
+
+def _copy_settings(folder: Folder, target: Path) -> Iterator[str]:
+    """Copy what lies beside the weights (config, tokenizer, code); notes on what is too large to be settings."""
+    for name in sorted(folder.names()):
+        hidden = PurePosixPath(name).name.startswith(".")
+        if hidden or "/" in name or name.endswith(_WEIGHTS) or name == "README.md":
+            continue
+        source = folder.source(name)
+        try:
+            if source.size > _SMALL:
+                yield f"{name} was left behind: {source.size / 1e6:.0f} MB is more than settings take"
+            else:
+                (target / name).write_bytes(source.read(0, source.size) if source.size else b"")
+        finally:
+            source.close()

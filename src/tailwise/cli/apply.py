@@ -1,0 +1,149 @@
+"""`tailwise apply PLAN MODEL -o OUT`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tailwise.cli.options import Json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tailwise.compression.applied import Applied
+
+_CAL, _RUN, _OUT = "Calibration", "How to run", "Output"
+
+
+class Compute(StrEnum):
+    """What the model computes in while it is calibrated."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def apply(
+    plan: Annotated[Path, typer.Argument(help="A plan: x.json, x.yaml; see `tailwise plan`.")],
+    model: Annotated[str, typer.Argument(help="The model that it was made for: folder or Hugging Face id.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the new model.", rich_help_panel=_OUT)
+    ],
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Text that wanda and sparsegpt need, and low_rank can use: a text file, a folder of them, token ids "
+            "(.npy, .pt, .safetensors, .json), wikitext2, or a data set as org/name:split:column. May be repeated.",
+            rich_help_panel=_CAL,
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Windows drawn from it.", rich_help_panel=_CAL)] = 128,
+    window: Annotated[int, typer.Option(min=2, help="Tokens in a window.", rich_help_panel=_CAL)] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw.", rich_help_panel=_CAL)] = 0,
+    dtype: Annotated[
+        Compute, typer.Option(help="auto: as stored, but float32 on a CPU.", rich_help_panel=_RUN)
+    ] = Compute.auto,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0.", rich_help_panel=_RUN)] = "cpu",
+    batch: Annotated[int, typer.Option(min=1, help="Windows at once.", rich_help_panel=_RUN)] = 8,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Do not go on where a killed run had come to.", rich_help_panel=_RUN)
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace the output; apply a plan made from other weights.", rich_help_panel=_OUT),
+    ] = False,
+    save_masks: Annotated[
+        bool, typer.Option("--save-masks", help="Also write which entries were kept.", rich_help_panel=_OUT)
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Carry out a plan: write the pruned model, and read back what was reached.
+
+    The output loads as the model did: same tensors, dtypes, tokenizer and config, with the plan in it. It appears
+    whole or not at all; the same command goes on after a kill.
+    """
+    from tailwise.compression.apply import ApplyOptions
+    from tailwise.compression.apply import apply as apply_plan
+    from tailwise.compression.plan import Plan
+
+    options = ApplyOptions(
+        calibration=list(calibration) if calibration else None,
+        samples=samples,
+        window=window,
+        seed=seed,
+        device=device,
+        dtype=dtype.value,
+        batch=batch,
+        force=force,
+        save_masks=save_masks,
+        resume=not fresh,
+    )
+    with _bar() as show:
+        found = apply_plan(Plan.load(plan), model, output, options=options, progress=show)
+    _deliver(found, as_json)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for each thing that is done; it leaves nothing behind."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    lines: dict[str, Any] = {}
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in lines:
+                lines[what] = bar.add_task(what, total=total)
+            bar.update(lines[what], completed=done)
+
+        yield show
+
+
+def _deliver(found: Applied, as_json: bool) -> None:
+    from tailwise.report.terminal import console
+
+    screen = console(stderr=as_json)
+    if as_json:
+        sys.stdout.write(json.dumps(found.to_json(), indent=1) + "\n")
+    else:
+        screen.print(_table(found))
+    went = "saved by low rank" if found.operator == "low_rank" else "zero"
+    screen.print(
+        f"{found.reached:.4%} of the planned parameters are {went}, asked for: {found.asked:.4%} "
+        f"({len(found.tensors)} tensors, {found.seconds:.1f} s)",
+        markup=False,
+        soft_wrap=True,
+    )
+    if found.resumed:
+        screen.print(f"{found.resumed} blocks were finished before", markup=False)
+    for note in found.notes:
+        screen.print(note, style="yellow", markup=False, soft_wrap=True)
+    screen.print(f"written to {found.output}", markup=False, soft_wrap=True)
+
+
+def _table(found: Applied, most: int = 12) -> Table:
+    """The tensors that are farthest from what was asked."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for title in ("tensor", "asked", "reached", "how"):
+        table.add_column(title, justify="right" if title in ("asked", "reached") else "left", overflow="fold")
+    ranked = sorted(found.tensors, key=lambda item: -abs(item.reached - item.asked))
+    for item in ranked[:most]:
+        how = item.pattern if item.rank is None else f"rank {item.rank}"
+        table.add_row(item.tensor, f"{item.asked:.4f}", f"{item.reached:.4f}", how)
+    if len(ranked) > most:
+        table.add_row(f"… and {len(ranked) - most} that are nearer to it", "", "", "")
+    return table

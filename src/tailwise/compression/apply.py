@@ -1,0 +1,262 @@
+"""`apply()`: a plan and a checkpoint to a compressed checkpoint."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
+from tailwise.checkpoints.draft import Draft, check_output, check_space
+from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.open import open_checkpoint
+from tailwise.checkpoints.writer import Change, Layout, Shard, layout_of, write_checkpoint, write_shard
+from tailwise.compression.applied import Applied, masks_of, read_back
+from tailwise.compression.calibrate import SAMPLES, WINDOW, sample_windows
+from tailwise.compression.calibrated import WITH_DATA, Pruning, jobs_of, prune_blocks
+from tailwise.compression.card import PLAN_FILE, card
+from tailwise.compression.data_free import Changes, amount_of, does_nothing, input_size
+from tailwise.compression.fingerprint import has_fingerprint
+from tailwise.compression.hosts import Host, check_causal, load_host
+from tailwise.compression.journal import Journal, digest_of_inputs, key_of_run
+from tailwise.compression.plan import Decision, Plan
+from tailwise.compression.plan_files import to_text
+from tailwise.compression.prune.pruner import PRUNERS
+from tailwise.errors import UsageError
+from tailwise.execution.device import checked_device
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in all
+
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+_SHOWN = 5
+MASKS = "masks/masks.safetensors"  # in a folder of its own: beside the weights it would be read as a part of them
+
+
+@dataclass(frozen=True)
+class ApplyOptions:
+    """How a plan is applied. What calibrates is text unless it is tensors."""
+
+    calibration: Any = None  # windows (n, window) of ids, model inputs by name, or what `tokens_of` takes
+    samples: int = SAMPLES  # windows drawn from a text
+    window: int = WINDOW
+    seed: int = 0  # of the draw
+    device: str = "cpu"
+    dtype: str = "auto"  # what the model computes in
+    batch: int = 8  # windows at once
+    force: bool = False  # replace the output, and apply a plan made from other weights
+    save_masks: bool = False
+    resume: bool = True  # go on where a run that was killed had come to
+
+
+def apply(
+    plan: Plan,
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    options: ApplyOptions | None = None,
+    progress: Progress | None = None,
+) -> Applied:
+    """Write the model that `plan` asks for to the folder `output`, and read back what was reached.
+
+    `model` is a folder, file or Hugging Face id with safetensors or PyTorch files. The output has the same tensors,
+    dtypes and files, the plan and a model card; it appears whole or not at all. `magnitude`, and `low_rank` without
+    calibration, stream tensor by tensor; the others go block by block through the model, and a run that was killed
+    goes on at the block where it was. Raises `UsageError` before any work where the plan does not fit the model.
+    """
+    plan.validate()
+    known = {"prune": _prune}
+    if plan.kind not in known:
+        raise UsageError(
+            f"a plan to {plan.kind} cannot be applied here", fix=f"apply takes plans to {', '.join(known)}"
+        )
+    return known[plan.kind](plan, model, Path(output), options or ApplyOptions(), progress)
+
+
+def _prune(
+    plan: Plan, model: str | os.PathLike[str], output: Path, options: ApplyOptions, progress: Progress | None
+) -> Applied:
+    started = time.perf_counter()
+    name = os.fspath(model)
+    checked_device(options.device)
+    calibrated = _is_calibrated(plan, options)
+    source = Path(name).expanduser()
+    check_output(output, force=options.force, source=source if source.exists() else None)
+    with open_checkpoint(name) as checkpoint:
+        layout = layout_of(checkpoint, name)
+        _check_fit(plan, checkpoint, options)
+        planned = sum(checkpoint.tensors[decision.tensor].nbytes for decision in plan)
+        check_space(output, layout.nbytes + (planned if calibrated else 0) + (1 << 20))
+        run = _Run(plan, name, checkpoint, layout, options, progress or _silent)
+        found = run.calibrated(output) if calibrated else run.data_free(output)
+    return replace(found, seconds=time.perf_counter() - started)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Without a progress bar."""
+
+
+def _is_calibrated(plan: Plan, options: ApplyOptions) -> bool:
+    if plan.operator == "structured":
+        raise UsageError("structured plans cannot be applied yet", fix="plan with magnitude, wanda or sparsegpt")
+    needs = PRUNERS[plan.operator].needs != "none"
+    if needs and options.calibration is None:
+        raise UsageError(
+            f"{plan.operator} looks at the inputs of each layer, and there is no calibration text",
+            fix="give --calibration TEXT, or plan with --operator magnitude",
+        )
+    return needs or (options.calibration is not None and plan.operator in WITH_DATA)
+
+
+def _check_fit(plan: Plan, checkpoint: Checkpoint, options: ApplyOptions) -> None:
+    """`UsageError` where an entry has no tensor, or one that the operator cannot work on."""
+    sizes = {name: spec.numel for name, spec in checkpoint.tensors.items()}
+    wrong = list(plan.misfits(sizes))
+    for decision in plan:
+        if decision.tensor in sizes:
+            wrong += _misfits(decision, checkpoint.tensors[decision.tensor], checkpoint)
+    if wrong:
+        more = f"\n  … and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        what = "the plan does not fit the model:\n  " + "\n  ".join(wrong[:_SHOWN]) + more
+        raise UsageError(what, where=checkpoint.uri, fix=f"plan for this model, or apply it to {plan.model}")
+    if plan.fingerprint and not options.force and not has_fingerprint(checkpoint, plan.fingerprint):
+        raise UsageError(
+            "its weights are others than those that the plan was made from, or the audit was of a part of them",
+            where=checkpoint.uri,
+            fix="audit and plan again, or apply it all the same with --force",
+        )
+
+
+def _misfits(decision: Decision, spec: TensorSpec, checkpoint: Checkpoint) -> list[str]:
+    if spec.dtype not in _FLOATS:
+        return [f"{spec.name} is stored as {spec.dtype}, and only plain floating-point tensors can be pruned"]
+    if len(spec.shape) < 2:
+        return [f"{spec.name} has {len(spec.shape)} axes; a matrix needs two"]
+    if does_nothing(decision):
+        return []
+    pattern = amount_of(decision).pattern
+    inputs = input_size(spec.name, spec.shape, checkpoint.config)
+    if pattern is not None and inputs % pattern[1]:
+        return [f"{spec.name} has {inputs} inputs, which {decision.pattern} does not divide"]
+    most = min(inputs, spec.numel // max(inputs, 1))
+    if decision.rank is not None and decision.rank > most:
+        return [f"{spec.name} has a rank of {most} at most, not {decision.rank}"]
+    return []
+
+
+@dataclass(frozen=True)
+class _Run:
+    plan: Plan
+    name: str
+    checkpoint: Checkpoint
+    layout: Layout
+    options: ApplyOptions
+    progress: Progress
+
+    def data_free(self, output: Path) -> Applied:
+        changes = Changes(self.plan, self.checkpoint, self.options.device)
+        unused = self.options.calibration is not None
+        notes = (f"{self.plan.operator} looks at no text: the calibration was not used",) if unused else ()
+        with Draft(output) as draft:
+            return self._write(draft, changes, Applied(output, self.plan.operator, (), 0.0, notes=notes))
+
+    def calibrated(self, output: Path) -> Applied:
+        """Prune block by block into the draft's journal, then write."""
+        inputs, settings = self._inputs()
+        host = load_host(self.checkpoint, self.name, device=self.options.device, dtype=self.options.dtype)
+        self._check_inputs(host, inputs)
+        dtypes = {d.tensor: torch_dtype(self.checkpoint.tensors[d.tensor].dtype, where=d.tensor) for d in self.plan}
+        jobs = jobs_of(self.plan, host, dtypes)
+        facts = {**settings, "dtype": self.options.dtype}
+        key = key_of_run(self.plan, self.checkpoint, facts, digest_of_inputs(inputs))
+        with Draft(output, key=key, resume=self.options.resume) as draft:
+            journal = Journal(draft.kept)
+            pruner = PRUNERS[WITH_DATA.get(self.plan.operator, self.plan.operator)]
+            work = Pruning(jobs, pruner, journal)
+            if {job.decision.tensor for job in jobs.values()} - journal.tensors:
+                advance = self._step("pruning blocks")
+                prune_blocks(host, inputs, work, batch=self.options.batch, progress=advance)
+            done = Applied(output, self.plan.operator, (), 0.0, journal.resumed, facts)
+            return self._write(draft, journal.read, replace(done, notes=(*host.notes, *journal.notes)))
+
+    def _step(self, what: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.progress(what, done, total)
+
+    def _write(self, draft: Draft, change: Change, done: Applied) -> Applied:
+        """Write all files into the draft, read them back, and put the draft in its place."""
+        total = sum(len(shard.specs) for shard in self.layout.shards)
+        written = iter(range(1, total + 1))
+
+        def counted(name: str) -> torch.Tensor | None:
+            self.progress("writing tensors", next(written), total)
+            return change(name)
+
+        notes = write_checkpoint(self.layout, self.checkpoint, draft.folder, counted)
+        (draft.folder / PLAN_FILE).write_text(to_text(self.plan), encoding="utf-8")
+        first = self.layout.shards[0].name if len(self.layout.shards) == 1 else ""
+        with open_checkpoint(draft.folder / first if self.layout.index is None and first else draft.folder) as copy:
+            done = replace(done, tensors=read_back(self.plan, copy), notes=(*done.notes, *notes))
+            if self.options.save_masks:
+                _save_masks(self.plan, copy, draft.folder)
+        (draft.folder / "README.md").write_text(card(self.plan, done, self.name), encoding="utf-8")
+        draft.commit()
+        return done
+
+    def _inputs(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """What the model is calibrated on, by name, and how it came about."""
+        given, options = self.options.calibration, self.options
+        if isinstance(given, Mapping):
+            sizes = {len(value) for value in given.values()}
+            if len(sizes) != 1 or 0 in sizes:
+                raise UsageError("the calibration inputs are empty, or not as many of each", fix="give n of each")
+            return dict(given), {"calibration": ", ".join(sorted(given)), "samples": sizes.pop()}
+        check_causal(self.name)
+        if isinstance(given, torch.Tensor) and given.ndim == 2:
+            if not given.numel():
+                raise UsageError("the calibration windows are empty", fix="give one window or more")
+            return {"input_ids": given}, {"calibration": "token windows", "samples": len(given)}
+        from tailwise.evaluation.models import load_tokenizer
+        from tailwise.evaluation.tokens import tokens_of
+
+        tokens = tokens_of(given, load_tokenizer(_folder_of(self.name)))
+        windows = sample_windows(tokens.ids, options.samples, options.window, options.seed)
+        facts = {"samples": options.samples, "window": options.window, "seed": options.seed}
+        return {"input_ids": windows}, {"calibration": tokens.name, **facts}
+
+    def _check_inputs(self, host: Host, inputs: Mapping[str, torch.Tensor]) -> None:
+        from tailwise.evaluation.models import check_length, vocabulary_of
+        from tailwise.evaluation.tokens import check_vocabulary
+
+        ids = inputs.get("input_ids")
+        if ids is None:
+            return
+        vocabulary = vocabulary_of(host.model)
+        if vocabulary is not None:
+            check_vocabulary(ids, vocabulary, self.name)
+        check_length(host.model, ids.shape[1], self.name)
+
+
+def _folder_of(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.parent) if path.is_file() else name
+
+
+def _save_masks(plan: Plan, written: Checkpoint, folder: Path) -> None:
+    """One boolean tensor for each that holds zeros: True where an entry was kept."""
+    specs = tuple(
+        TensorSpec(name, "BOOL", written.tensors[name].shape, written.tensors[name].numel) for name in masks_of(plan)
+    )
+
+    def kept(name: str) -> Iterable[torch.Tensor]:
+        return (written.read(name) != 0,)
+
+    path = folder / MASKS
+    path.parent.mkdir()
+    write_shard(path, Shard(path.name, specs), kept)

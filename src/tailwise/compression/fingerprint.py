@@ -1,0 +1,46 @@
+"""Whether a checkpoint holds the very weights that an audit measured."""
+
+from __future__ import annotations
+
+import hashlib
+
+from tailwise.audits.cache import Cache, key_of
+from tailwise.audits.content import HashedMatrix
+from tailwise.audits.prepare import prepare
+from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.checkpoints.matrices import MatrixSource, load
+from tailwise.recipe import ConvMode, Recipe, RunOptions
+
+_MODES: tuple[ConvMode, ...] = ("flatten", "slices", "pooled")
+
+
+def has_fingerprint(checkpoint: Checkpoint, wanted: str) -> bool:
+    """Whether an audit of all of `checkpoint` would have the fingerprint `wanted`.
+
+    Reads every matrix once, but for those that an earlier audit of the same unchanged files has hashed. What was
+    audited with a selection of layers or another `min_evals` has a fingerprint that cannot be found again.
+    """
+    cache = Cache.of(RunOptions())
+    for mode in _MODES:
+        sources = prepare(checkpoint, Recipe(conv=mode)).sources
+        if _fingerprint(checkpoint, sources, cache) == wanted:
+            return True
+        if not any(source.kind == "conv" for source in sources):
+            return False
+    return False
+
+
+def _fingerprint(checkpoint: Checkpoint, sources: tuple[MatrixSource, ...], cache: Cache) -> str:
+    lines = (f"{source.name} {_digest(checkpoint, source, cache)}" for source in sorted(sources, key=lambda s: s.name))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _digest(checkpoint: Checkpoint, source: MatrixSource, cache: Cache) -> str:
+    parts = [checkpoint.identity(name) for name in source.tensors]
+    key = key_of("identity", parts, repr(source)) if parts and None not in parts else None
+    known = cache.note("digests", key) if key else None
+    if not isinstance(known, list):
+        known = [HashedMatrix(matrix, hold=False).digest for matrix in load(source, checkpoint)]
+        if key:
+            cache.keep_note("digests", key, known)
+    return str(known[0]) if len(known) == 1 else hashlib.sha256("".join(map(str, known)).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Operators that remove parameters from one matrix. Arrays only: they know no files and no models."""

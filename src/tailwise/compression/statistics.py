@@ -1,0 +1,164 @@
+"""What layers see: sums over the inputs of linear layers and convolutions, gathered by hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import unfold
+
+from tailwise.compression.prune.pruner import Activations, Need
+
+#: Layers whose weight is a matrix over their inputs. `Conv1D` is GPT-2's, a linear layer stored in × out.
+LINEAR = ("Linear", "Conv1D", "NonDynamicallyQuantizableLinear")
+
+
+def is_prunable(module: nn.Module) -> bool:
+    """Whether the module's weight acts on its input as one matrix (convolutions flattened)."""
+    return type(module).__name__ in LINEAR or isinstance(module, nn.Conv1d | nn.Conv2d)
+
+
+def matrices_of(module: nn.Module) -> torch.Tensor:
+    """The weight as (groups, out, in): one group but for grouped convolutions, whose groups see other inputs."""
+    weight = weight_of(module)
+    if type(module).__name__ == "Conv1D":
+        weight = weight.T
+    groups: int = module.groups if isinstance(module, nn.Conv1d | nn.Conv2d) else 1
+    return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+
+def stored_from(module: nn.Module, matrices: torch.Tensor) -> torch.Tensor:
+    """The inverse of `matrices_of`: (groups, out, in) → the shape of the weight."""
+    if type(module).__name__ == "Conv1D":
+        return matrices[0].T.contiguous()
+    return matrices.reshape(weight_of(module).shape)
+
+
+def weight_of(module: nn.Module) -> torch.Tensor:
+    """The weight of a layer that `is_prunable`."""
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)  # noqa: S101 - every prunable layer has one
+    return weight
+
+
+def inputs_of(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What the rows of the weight are multiplied with: (groups, positions, in) float32."""
+    if not isinstance(module, nn.Conv1d | nn.Conv2d):
+        return x.reshape(1, -1, x.shape[-1]).float()
+    x = x.float()
+    if isinstance(module, nn.Conv1d):
+        x = x.unsqueeze(2)
+    kernel, stride, dilation = (_pair(getattr(module, name)) for name in ("kernel_size", "stride", "dilation"))
+    x = _padded(module, x)
+    patches = unfold(x, kernel, dilation=dilation, stride=stride)  # (batch, channels·k, positions)
+    batch, width, positions = patches.shape
+    grouped = patches.reshape(batch, module.groups, width // module.groups, positions)
+    return grouped.permute(1, 0, 3, 2).flatten(1, 2)
+
+
+def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    return (1, values[0]) if len(values) == 1 else (values[0], values[1])
+
+
+def _padded(module: Any, x: torch.Tensor) -> torch.Tensor:
+    sides = list(module._reversed_padding_repeated_twice)  # (left, right[, top, bottom]), "same" worked out
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return nn.functional.pad(x, sides, mode=mode) if any(sides) else x
+
+
+@dataclass
+class _Sum:
+    need: Need
+    total: torch.Tensor  # (groups, in) float64, or (groups, in, in) float32
+    windows: int = 0
+
+
+@dataclass
+class Collector:
+    """Hooks on some layers of a block; call `batch_ends` after every forward pass.
+
+    Layers that are given the very same tensor (query, key and value; gate and up) share one sum.
+    """
+
+    modules: Mapping[str, nn.Module]
+    needs: Mapping[str, Need]  # those not named need nothing
+    windows: int = 0  # in the batch that runs
+    _sums: dict[str, _Sum] = field(default_factory=dict)
+    _owner: dict[str, str] = field(default_factory=dict)  # layer → the one that sums for it
+    _seen: dict[int, tuple[torch.Tensor, str]] = field(default_factory=dict)
+    _handles: list[Any] = field(default_factory=list)
+
+    def __enter__(self) -> Collector:
+        for name, module in self.modules.items():
+            if self.needs.get(name, "none") != "none":
+                self._handles.append(module.register_forward_pre_hook(self._hook(name), with_kwargs=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._seen.clear()
+
+    def batch_ends(self) -> None:
+        """Forget the tensors of the last pass, which the next may put others in the place of."""
+        self._seen.clear()
+
+    def found(self) -> dict[str, Activations]:
+        """Layer → what its inputs were; layers that were never reached are left out."""
+        made: dict[str, Activations] = {}
+        for name, owner in self._owner.items():
+            if owner not in made:
+                made[owner] = _activations(self._sums[owner])
+            made[name] = made[owner]
+        return made
+
+    def _hook(self, name: str) -> Any:
+        def see(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            x = given[0] if given else next(iter(named.values()))
+            owner = self._owner.get(name) or self._first_to_see(name, x)
+            if owner == name and x.numel():
+                self._add(name, inputs_of(module, x.detach()))
+
+        return see
+
+    def _first_to_see(self, name: str, x: torch.Tensor) -> str:
+        other = self._seen.get(id(x))
+        shared = other is not None and self.needs[other[1]] == self.needs[name] and self._alike(other[1], name)
+        owner = other[1] if shared and other is not None else name
+        self._owner[name] = owner
+        self._seen.setdefault(id(x), (x, name))  # held, so that its id stays its own
+        return owner
+
+    def _alike(self, one: str, other: str) -> bool:
+        plain = [type(self.modules[name]).__name__ in LINEAR for name in (one, other)]
+        return all(plain)
+
+    def _add(self, name: str, x: torch.Tensor) -> None:
+        need = self.needs[name]
+        if name not in self._sums:
+            groups, _, width = x.shape
+            shape = (groups, width) if need == "norms" else (groups, width, width)
+            dtype = torch.float64 if need == "norms" else torch.float32
+            self._sums[name] = _Sum(need, torch.zeros(shape, dtype=dtype, device=x.device))
+        found = self._sums[name]
+        found.windows += self.windows
+        if need == "norms":
+            found.total += x.square().sum(dim=1).double()
+        else:
+            found.total.baddbmm_(x.mT, x)
+
+
+def _activations(found: _Sum) -> Activations:
+    if found.need == "norms":
+        return Activations(norms=(found.total / found.windows).sqrt().float())
+    hessian = found.total * (2.0 / found.windows)
+    return Activations(norms=(hessian.diagonal(dim1=1, dim2=2) / 2.0).sqrt(), hessian=hessian)
+
+
+def of_group(found: Activations, group: int) -> Activations:
+    """What one group of a grouped convolution sees; the others have one group."""
+    return Activations(*(None if value is None else value[group] for value in (found.norms, found.hessian)))

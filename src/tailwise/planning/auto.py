@@ -1,0 +1,207 @@
+"""`plan_auto()`: ways to spread a budget are tried on the model, and the one that loses least on text is kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tailwise.audits.audit import Audit
+from tailwise.compression.correlation import depth_correlation
+from tailwise.compression.make import Request, plan_prune
+from tailwise.compression.operators import direction_in_words
+from tailwise.compression.plan import Decision, Plan
+from tailwise.errors import UsageError
+from tailwise.evaluation.intervals import mean_interval
+from tailwise.planning.refine import Refined, refined
+from tailwise.planning.stage import Stage
+
+#: Shares of α and steps of depth that are tried; β as a fraction of what the budget allows.
+_TAUS = (0.05, 0.1, 0.2, 0.3)
+_BETAS = (-0.25, 0.125, 0.25, 0.5)
+_MAPPINGS = ("block", "matrix", "mixed")
+#: Plans that are scored anew on text that the search has not seen.
+_FINALISTS = 3
+
+Say = Callable[[str, float], None]  # what is done, fraction of the time
+
+
+@dataclass
+class _Scored:
+    """A plan, and what it loses."""
+
+    name: str
+    settings: Mapping[str, Any]
+    plan: Plan
+    search: NDArray[np.float64]  # loss of every window that the search looks at
+    guard: NDArray[np.float64] | None = None  # of those kept from it
+    notes: str = ""
+    tried: int = field(default=1)
+
+    @property
+    def loss(self) -> float:
+        return float(self.search.mean())
+
+
+def plan_auto(audit: Audit, request: Request, stage: Stage, *, seconds: float = 300.0, say: Say | None = None) -> Plan:
+    """The plan that loses least on calibration text, with a table of all that were tried.
+
+    Uniform, depth, every mapping of α, entropy, OWL and DLP come first; the best of them is then refined by trial
+    until `seconds` are over. The best few are scored once more on windows that no step has seen, uniform among them,
+    and the one with the least loss there is kept: what the search made up for its own windows does not pass.
+    """
+    began = time.monotonic()
+    search = _Search(audit, request, stage, began, seconds, say or (lambda _what, _done: None))
+    candidates = search.candidates()
+    best = min(candidates, key=lambda item: item.loss)
+    finalists = [candidates[0], *sorted(candidates[1:], key=lambda item: item.loss)[:_FINALISTS]]
+    if search.can_refine:
+        finalists.append(search.refine(best))
+    search.judge(finalists)
+    kept = min(finalists, key=_guarded)
+    stage.trial.restore()
+    return _final(kept, [*candidates, *(item for item in finalists if item not in candidates)], search)
+
+
+class _Search:
+    def __init__(self, audit: Audit, request: Request, stage: Stage, began: float, seconds: float, say: Say) -> None:
+        self.audit, self.request, self.stage = audit, request, stage
+        self._began, self._seconds, self._say = began, seconds, say
+        self.spent = 0.0
+
+    @property
+    def can_refine(self) -> bool:
+        """Whether amounts can be moved freely: a pattern or ranks would round each move away."""
+        return self.request.pattern == "unstructured" and self.request.operator not in ("low_rank", "structured")
+
+    def candidates(self) -> list[_Scored]:
+        """Every known way, the surest first; uniform and depth are tried whatever the time."""
+        found: list[_Scored] = []
+        half = self._began + self._seconds / 2
+        for name, settings in self._ways():
+            if len(found) >= 3 and time.monotonic() > half:
+                break
+            plan = plan_prune(self.audit, replace(self.request, allocator=name, settings=settings))
+            losses = self.stage.trial.losses(plan, self.stage.search)
+            shown = {key: value for key, value in settings.items() if key != "statistics"}
+            found.append(_Scored(name, shown, plan, losses))
+            self._say(f"{name}: perplexity {math.exp(min(found[-1].loss, 50)):.4g}", self._done)
+        return found
+
+    def refine(self, best: _Scored) -> _Scored:
+        """The best plan, changed by trial for the time that is left but for the last scores."""
+        spare = self.stage.trial.pace * len(self.stage.guard) / len(self.stage.search) * (_FINALISTS + 2)
+
+        def moved(state: Refined) -> None:
+            self._say(f"search: perplexity {math.exp(min(state.loss, 50)):.4g} after {state.tried} moves", self._done)
+
+        found = refined(
+            self.stage.trial,
+            best.plan,
+            self.stage.search,
+            deadline=max(time.monotonic(), self._began + self._seconds - spare),
+            seed=self.stage.seed,
+            progress=moved,
+        )
+        losses = self.stage.trial.losses(found.plan, self.stage.search)
+        origin = {"from": best.name, **best.settings}
+        return _Scored("search", origin, found.plan, losses, notes=f"{found.kept} moves kept", tried=found.tried)
+
+    def judge(self, finalists: list[_Scored]) -> None:
+        """Score on the windows that were kept from the search."""
+        for item in finalists:
+            item.guard = self.stage.trial.losses(item.plan, self.stage.guard)
+        self.spent = time.monotonic() - self._began
+
+    @property
+    def _done(self) -> float:
+        return min(1.0, (time.monotonic() - self._began) / max(self._seconds, 1e-9))
+
+    def _ways(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        given = self.request.settings
+        yield "uniform", {}
+        yield from (("depth", {"beta": self._beta(share)}) for share in _BETAS)
+        if self.request.operator == "low_rank":
+            yield from (("entropy", {"tau": tau}) for tau in _TAUS)
+        yield "owl", {"statistics": self.stage.scores.outlier_ratios}
+        yield "dlp", {"statistics": self.stage.scores.medians}
+        taus = (given["tau"],) if "tau" in given else _TAUS
+        mappings = (given["mapping"],) if "mapping" in given else _MAPPINGS
+        yield from (("alpha", {"mapping": mapping, "tau": tau}) for tau in taus for mapping in mappings)
+        yield from (("alpha-role", {"tau": tau}) for tau in taus)
+
+    def _beta(self, share: float) -> float:
+        plan = plan_prune(self.audit, replace(self.request, allocator="depth", settings={}))
+        return float(plan.settings["beta"]) * 2 * share
+
+
+def _guarded(item: _Scored) -> float:
+    if item.guard is None:
+        raise AssertionError("scored before it is judged")
+    loss = float(item.guard.mean())
+    return loss if math.isfinite(loss) else math.inf
+
+
+def _final(kept: _Scored, everything: list[_Scored], search: _Search) -> Plan:
+    uniform = everything[0]
+    rows = tuple(_row(item, uniform, kept) for item in everything)
+    decisions = kept.plan.decisions
+    if kept.name == "search":
+        decisions = tuple(_explained(item, kept.plan.sparsity) for item in decisions)
+    plan = kept.plan.replace(allocator="auto", decisions=decisions, tried=rows)
+    stage = search.stage
+    notes = [
+        f"sign: {direction_in_words(plan.operator)}; here nothing was believed, all was tried",
+        depth_correlation(plan).words,
+        _verdict(kept, uniform),
+        f"{stage.trial.runs} trials in {search.spent:.0f} s, on {len(stage.search)} windows of "
+        f"{stage.search.shape[1]} tokens; the last choice on {len(stage.guard)} others",
+        *(note for note in kept.plan.notes if note.startswith(("left", "asked"))),
+        *stage.notes,
+    ]
+    budget = dict(plan.budget) | {"reached": round(plan.sparsity, 9)} if search.can_refine else plan.budget
+    settings = {"kept": kept.name, **kept.settings, "pattern": search.request.pattern, "seed": stage.seed}
+    return plan.replace(budget=budget, settings=settings, notes=tuple(dict.fromkeys(notes)))
+
+
+def _row(item: _Scored, uniform: _Scored, kept: _Scored) -> dict[str, Any]:
+    row: dict[str, Any] = {"allocator": item.name, **item.settings, "search_loss": round(item.loss, 6)}
+    if item.guard is not None:
+        row["guard_loss"] = round(float(item.guard.mean()), 6)
+    if item.guard is not None and uniform.guard is not None and item is not uniform:
+        row["against_uniform"] = round(float((item.guard - uniform.guard).mean()), 6)
+        if (found := mean_interval(item.guard - uniform.guard)) is not None:
+            row |= {"low": round(found[0], 6), "high": round(found[1], 6)}
+    return row | {"trials": item.tried, "kept": item is kept}
+
+
+def _verdict(kept: _Scored, uniform: _Scored) -> str:
+    if kept.guard is None or uniform.guard is None:
+        raise AssertionError("judged before it is told")
+    if kept is uniform:
+        return "nothing that was tried lost less than uniform on text that the search had not seen"
+    change, found = float((kept.guard - uniform.guard).mean()), mean_interval(kept.guard - uniform.guard)
+    where = "found by search" if kept.name == "search" else kept.name
+    if found is None:
+        return f"{where}: {change:+.4f} nats a token against uniform, on too few windows for an interval"
+    low, high = found
+    clear = "" if high < 0 else ", which may be chance"
+    return f"{where}: {change:+.4f} nats a token against uniform [{low:+.4f}, {high:+.4f}]{clear}"
+
+
+def _explained(item: Decision, mean: float) -> Decision:
+    difference = (item.sparsity or 0.0) - mean
+    word = "as the budget" if abs(difference) < 5e-4 else f"{'more' if difference > 0 else 'less'} than the budget"
+    return replace(item, reason=f"found by trial: {word} ({difference:+.3f})")
+
+
+def check_time(seconds: float) -> float:
+    """A time budget that is one. Raises `UsageError`."""
+    if not math.isfinite(seconds) or seconds <= 0:
+        raise UsageError(f"a time budget of {seconds:g} s", fix="give some time, e.g. --budget 5m")
+    return seconds

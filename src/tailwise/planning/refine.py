@@ -1,0 +1,136 @@
+"""From a plan to a better one by trial: amounts are moved between groups of tensors, and a move that helps is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tailwise.compression.budget import Budget, Vector
+from tailwise.compression.plan import Decision, Plan
+from tailwise.planning.trial import Trial
+
+#: First change of a group's sparsity, and the last before a level of groups is done with.
+FIRST_STEP, LAST_STEP = 0.08, 0.015
+DIGITS = 9
+
+
+@dataclass
+class Refined:
+    """Where a search has come to."""
+
+    plan: Plan
+    loss: float  # on the windows that it looked at
+    tried: int = 0
+    kept: int = 0
+
+
+def refined(
+    trial: Trial,
+    start: Plan,
+    windows: torch.Tensor,
+    *,
+    deadline: float,
+    seed: int = 0,
+    progress: Callable[[Refined], None] | None = None,
+) -> Refined:
+    """Descend from `start` until `deadline` (of `time.monotonic`), or until no move helps.
+
+    A move raises or lowers one group and lets the others make up for it, so that the budget holds all along. Groups
+    go from coarse to fine: blocks and roles, attention and MLP of each block, single tensors. Steps halve where no
+    group of a level moves any more.
+    """
+    search = _Search(trial, start, windows, deadline, np.random.default_rng(seed), progress)
+    for groups in levels(start.decisions):
+        step = FIRST_STEP
+        while step >= LAST_STEP and not search.over:
+            if not search.sweep(groups, step):
+                step /= 2
+    return search.best
+
+
+class _Search:
+    def __init__(
+        self,
+        trial: Trial,
+        start: Plan,
+        windows: torch.Tensor,
+        deadline: float,
+        rng: np.random.Generator,
+        progress: Callable[[Refined], None] | None,
+    ) -> None:
+        self._trial, self._windows, self._deadline, self._rng = trial, windows, deadline, rng
+        self._progress = progress
+        self._sizes = np.array([item.n_params for item in start], dtype=np.float64)
+        self._budget = Budget(start.sparsity)
+        self.best = Refined(start, float(trial.losses(start, windows).mean()))
+        self._sign = dict[bytes, int]()
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() > self._deadline
+
+    def sweep(self, groups: Sequence[NDArray[np.int64]], step: float) -> bool:
+        """Try every group once in random order; whether any moved."""
+        moved = False
+        for index in self._rng.permutation(len(groups)):
+            group = groups[int(index)]
+            first = self._sign.get(group.tobytes(), 1)
+            for sign in (first, -first):
+                if self.over:
+                    return moved
+                if self._step(group, sign * step):
+                    self._sign[group.tobytes()] = sign
+                    moved = True
+                    break
+        return moved
+
+    def _step(self, group: NDArray[np.int64], change: float) -> bool:
+        amounts = amounts_of(self.best.plan)
+        wanted = amounts.copy()
+        wanted[group] += change
+        found = self._budget.shifted(wanted, self._sizes)
+        if np.abs(found - amounts).max() < LAST_STEP / 4:
+            return False
+        plan = with_amounts(self.best.plan, found)
+        loss = float(self._trial.losses(plan, self._windows).mean())
+        self.best.tried += 1
+        better = loss < self.best.loss
+        if better:
+            self.best.plan, self.best.loss = plan, loss
+            self.best.kept += 1
+        if self._progress is not None:
+            self._progress(self.best)
+        return better
+
+
+def levels(decisions: Sequence[Decision]) -> list[list[NDArray[np.int64]]]:
+    """Groups of decisions by index, from coarse to fine."""
+    coarse = [*_by(decisions, lambda item: ("block", item.block)), *_by(decisions, lambda item: ("role", item.role))]
+    middle = _by(decisions, lambda item: (item.block, item.role.partition("_")[0]))
+    fine = [np.array([index]) for index in range(len(decisions))]
+    return [[group for group in level if len(group) < len(decisions)] for level in (coarse, middle, fine)]
+
+
+def _by(decisions: Sequence[Decision], key: Callable[[Decision], object]) -> list[NDArray[np.int64]]:
+    groups: dict[object, list[int]] = {}
+    for index, item in enumerate(decisions):
+        groups.setdefault(key(item), []).append(index)
+    return [np.array(indices) for indices in groups.values()]
+
+
+def amounts_of(plan: Plan) -> Vector:
+    """Sparsity of each decision, (n,)."""
+    return np.array([item.sparsity or 0.0 for item in plan], dtype=np.float64)
+
+
+def with_amounts(plan: Plan, amounts: Vector) -> Plan:
+    """The plan with other sparsities."""
+    changed = tuple(
+        replace(item, sparsity=round(float(amount), DIGITS)) for item, amount in zip(plan, amounts, strict=True)
+    )
+    return plan.replace(decisions=changed)

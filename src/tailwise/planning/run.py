@@ -1,0 +1,79 @@
+"""`planned()`: a plan by any allocator, with the pass or the search over text that it takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+from tailwise.audits.audit import Audit
+from tailwise.compression.make import Request, plan_prune
+from tailwise.compression.plan import Plan
+from tailwise.errors import UsageError
+from tailwise.planning.auto import check_time, plan_auto
+from tailwise.planning.sensitivity import measured_losses
+from tailwise.planning.stage import Stage, StageOptions, stage_of
+
+AUTO = "auto"
+#: What allocators take from text, by name.
+FROM_TEXT = ("owl", "dlp", "sensitivity")
+NOTHING_TRIED = (
+    "no calibration text was given, so nothing could be tried and the budget is spread evenly; "
+    "with --calibration TEXT, candidates are scored and the best is kept"
+)
+_TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h)?\s*")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
+
+Say = Callable[[str, float], None]
+
+
+def planned(
+    audit: Audit,
+    request: Request,
+    *,
+    allocator: str = AUTO,
+    text: StageOptions | None = None,
+    seconds: float = 300.0,
+    say: Say | None = None,
+) -> Plan:
+    """A pruning plan of a model that was audited.
+
+    `auto` tries every known way on the text and keeps the best within `seconds`; without text it is uniform, and
+    says so. `owl` and `dlp` take one pass over the text, `sensitivity` many; the others take the audit alone. The
+    model is read where the audit says it is. Raises `UsageError`.
+    """
+    if allocator == AUTO:
+        if text is None:
+            plan = plan_prune(audit, replace(request, allocator="uniform"))
+            return plan.replace(notes=(NOTHING_TRIED, *plan.notes))
+        return plan_auto(audit, request, stage_of(audit.model, audit, request, text), seconds=seconds, say=say)
+    if allocator not in FROM_TEXT or text is None:
+        return plan_prune(audit, replace(request, allocator=allocator))
+    stage = stage_of(audit.model, audit, request, text)
+    settings = {**request.settings, **_measured(audit, request, stage, allocator, say)}
+    plan = plan_prune(audit, replace(request, allocator=allocator, settings=settings))
+    return plan.replace(notes=(*plan.notes, *stage.notes))
+
+
+def _measured(audit: Audit, request: Request, stage: Stage, allocator: str, say: Say | None) -> dict[str, object]:
+    if allocator == "owl":
+        return {"statistics": stage.scores.outlier_ratios}
+    if allocator == "dlp":
+        return {"statistics": stage.scores.medians}
+    around = plan_prune(audit, replace(request, allocator="uniform", settings={}))
+
+    def progress(done: int, total: int) -> None:
+        if say is not None:
+            say(f"measuring tensor {done} of {total}", done / total)
+
+    losses = measured_losses(stage.trial, around, stage.search, progress=progress)
+    stage.trial.restore()
+    return {"losses": losses}
+
+
+def seconds_of(text: str) -> float:
+    """`"5m"`, `"90s"`, `"1h"`, `"300"` in seconds. Raises `UsageError`."""
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise UsageError(f"{text!r} is not a time", fix="write 5m, 90s or 1h")
+    return check_time(float(match[1]) * _SECONDS[match[2]])

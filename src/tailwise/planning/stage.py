@@ -1,0 +1,82 @@
+"""What a search needs: the model in memory, windows to look at, windows kept from it, and scores of the blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from tailwise.audits.audit import Audit
+from tailwise.checkpoints.open import open_checkpoint
+from tailwise.compression.calibrate import BlockScores, block_scores
+from tailwise.compression.hosts import places_in
+from tailwise.compression.make import Request, plan_prune
+from tailwise.errors import UsageError
+from tailwise.evaluation.models import check_length, load_model
+from tailwise.evaluation.tokens import tokens_of, windows_of
+from tailwise.planning.trial import Trial, trial_of
+
+#: Fewest windows that can be divided into some to look at and some to judge by.
+FEWEST = 8
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """Text and where to compute."""
+
+    calibration: Any  # what `tokens_of` takes
+    samples: int = 32  # windows that statistics are taken from
+    window: int = 512
+    search_windows: int = 8  # of these, the ones that every trial is scored on
+    guard_windows: int = 24  # others, for the last choice
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Set up once for a model, an operator and a text."""
+
+    trial: Trial
+    search: torch.Tensor  # (n, window)
+    guard: torch.Tensor
+    scores: BlockScores
+    seed: int
+    notes: tuple[str, ...] = ()
+
+
+def stage_of(model: str, audit: Audit, request: Request, options: StageOptions) -> Stage:
+    """Load the model, cut the text into windows, and measure what its layers see.
+
+    Windows are drawn at random; those of the last choice take part in nothing else.
+    """
+    loaded = load_model(model, dtype=options.dtype, device=options.device)
+    check_length(loaded.module, options.window, model)
+    tokens = tokens_of(options.calibration, loaded.tokenizer)
+    windows = windows_of(tokens, options.window)
+    if len(windows) < FEWEST:
+        raise UsageError(
+            f"the text fills {len(windows)} windows of {options.window} tokens; a search takes {FEWEST} or more",
+            where=tokens.name,
+            fix="give more text, or a smaller --window",
+        )
+    looked, search, guard = _divided(windows, options)
+    plan = plan_prune(audit, replace(request, allocator="uniform", settings={}))
+    with open_checkpoint(model) as checkpoint:
+        places, config = places_in(loaded.module, checkpoint), dict(checkpoint.config)
+    trial, notes = trial_of(loaded.module, places, plan, looked, config)
+    scores = block_scores(loaded.module, looked)
+    return Stage(trial, search, guard, scores, options.seed, (*loaded.notes, *tokens.notes, *notes))
+
+
+def _divided(windows: torch.Tensor, options: StageOptions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Windows for statistics, those of them for trials, and others for the last choice."""
+    generator = torch.Generator().manual_seed(options.seed)
+    order = torch.randperm(len(windows), generator=generator)
+    apart = min(options.guard_windows, len(windows) // 2)
+    # In the order of the text, by which intervals tell how alike neighbours are.
+    guard, rest = windows[order[:apart].sort().values], windows[order[apart:]]
+    looked = rest[: options.samples]
+    return looked, looked[: options.search_windows], guard
