@@ -62,13 +62,14 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--formats", type=lambda text: tuple(text.split(",")), default=LOSSY)
     parser.add_argument("--predict", nargs="+", metavar="MODEL")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.predict:
         predict(given.predict)
     else:
-        cost(given.width)
+        cost(given.width, given.formats)
     print(f"\ntailwise {tw.__version__}, torch {torch.__version__}, one thread")
 
 
@@ -96,7 +97,7 @@ def _rho(found: Prediction) -> str:
     return f"**{text}**" if found.seen else text
 
 
-def cost(width: int) -> None:
+def cost(width: int, formats: tuple[str, ...]) -> None:
     """Print what formats cost alone and together."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -108,12 +109,12 @@ def cost(width: int) -> None:
         print("| formats | k | k × solve (s) | study (s) | ratio |")
         print("| --- | ---: | ---: | ---: | ---: |")
         audit(str(folder), metrics="stable_rank", **settings)  # type: ignore[arg-type]
-        for names in ((name,) for name in LOSSY):
-            _line(str(folder), names, solving, settings)
+        for name in formats:
+            _line(str(folder), (name,), solving, settings)
         settings = {"cache_dir": folder / "cache-2", "workers": 1}
         audit(str(folder), metrics="stable_rank", **settings)  # type: ignore[arg-type]
-        _line(str(folder), LOSSY, solving, settings)
-        _encoding(tensors)
+        _line(str(folder), formats, solving, settings)
+        _encoding(tensors, formats)
 
 
 def _line(folder: str, names: tuple[str, ...], solving: float, settings: dict[str, object]) -> None:
@@ -123,10 +124,10 @@ def _line(folder: str, names: tuple[str, ...], solving: float, settings: dict[st
           f"{spent / (len(names) * solving):.3f} |", flush=True)  # fmt: skip
 
 
-def _encoding(tensors: dict[str, torch.Tensor]) -> None:
+def _encoding(tensors: dict[str, torch.Tensor], formats: tuple[str, ...]) -> None:
     """What encoding alone costs, by format."""
     print("\n| format | encoding alone (s) |\n| --- | ---: |")
-    for name in LOSSY:
+    for name in formats:
         found = parse_format(name)
         spent = sum(cpu_of(found.quantize, tensor, Reach.of([tensor])) for tensor in tensors.values())
         print(f"| {name} | {spent:.2f} |")

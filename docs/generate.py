@@ -1,4 +1,4 @@
-"""Writes the pages that are made from the code: commands.md, metrics.md, rules.md, charts.md, roles.md, api.md.
+"""Writes the pages that are made from the code: see `pages`.
 
     python docs/generate.py
 
@@ -24,10 +24,15 @@ import tailwise
 from tailwise.audits.weightwatcher import COLUMNS, DIFFERENT
 from tailwise.checkpoints.roles import ROLES
 from tailwise.cli.main import app
+from tailwise.compression.allocate.allocator import ALLOCATORS
+from tailwise.compression.operators import OPERATORS
 from tailwise.diagnosis.rule import RULES, Rule
 from tailwise.diagnosis.thresholds import TABLE, of_rule
 from tailwise.metrics.measure import selected
 from tailwise.metrics.metric import METRICS, Metric
+from tailwise.number_formats.formats import FORMATS, parse_format
+from tailwise.number_formats.number_format import NumberFormat
+from tailwise.number_formats.scaled import ScaledFormat
 from tailwise.recipe import Recipe
 from tailwise.report.charts.chart import CHARTS, Chart, remedy
 
@@ -38,7 +43,7 @@ NOTE = "<!-- Written by docs/generate.py. Change the code, not this page. -->\n"
 def pages() -> dict[str, str]:
     """File name → text of every generated page."""
     return {"commands.md": commands(), "metrics.md": metrics(), "rules.md": rules(), "charts.md": charts(),
-            "roles.md": roles(), "api.md": api()}  # fmt: skip
+            "formats.md": formats(), "allocators.md": allocators(), "roles.md": roles(), "api.md": api()}  # fmt: skip
 
 
 def commands() -> str:
@@ -49,18 +54,25 @@ def commands() -> str:
         "Exit codes: 0 success, 1 another error, 2 a wrong request, 3 an input (or one of its matrices) that could "
         "not be read, 130 interrupted.",
     ]
-    for info in app.registered_commands:
-        if info.callback is None:
-            continue
-        name = info.name or info.callback.__name__
-        arguments, options = _parameters(info.callback)
+    for name, callback in commands_of(app):
+        arguments, options = _parameters(callback)
         usage = " ".join([f"tailwise {name}", *arguments, *(["[OPTIONS]"] if options else [])])
-        parts.append(f"## {name}\n\n{inspect.getdoc(info.callback)}\n\n```text\n{usage}\n```")
+        parts.append(f"## {name}\n\n{inspect.getdoc(callback)}\n\n```text\n{usage}\n```")
         rows = [[f"`{usage}`", text, ""] for usage, text in arguments.items()]
         for panel, lines in options.items():
             rows += [[f"**{panel}**", "", ""], *lines]
         parts.append(_table(["", "what it does", "default"], rows))
     return "\n\n".join(parts) + "\n"
+
+
+def commands_of(group: typer.Typer, above: str = "") -> Iterable[tuple[str, Callable[..., Any]]]:
+    """Name and function of every command, those of groups within included: "plan prune"."""
+    for info in group.registered_commands:
+        if info.callback is not None:
+            yield above + (info.name or info.callback.__name__.replace("_", "-")), info.callback
+    for inner in group.registered_groups:
+        if inner.typer_instance is not None:
+            yield from commands_of(inner.typer_instance, f"{above}{inner.name or inner.typer_instance.info.name} ")
 
 
 def _parameters(command: Callable[..., Any]) -> tuple[dict[str, str], dict[str, list[list[str]]]]:
@@ -232,6 +244,89 @@ def _chart(item: Chart, command: str) -> str:
         f"### {item.name}\n\n**{item.title}.** {item.summary} {guide.reading}\n\n" + "\n".join(lines)
         + f"\n\n{wants}```bash\n{command}\n```\n\n![{item.title}](images/charts/{item.name}.svg)"
     )  # fmt: skip
+
+
+#: Beside the base names: what their suffixes make of them.
+_VARIANTS = ("fp8_e4m3-tensor", "fp8_e4m3-cast", "fp8_e5m2-cast", "int8-asym", "int8-tensor", "int8-g128", "int4-asym",
+             "int4-g32", "int4-channel", "mxfp6-e3m2", "nf4-g128")  # fmt: skip
+_SIDE = 4096
+
+
+def formats() -> str:
+    """Every number format, and the rules of their scales."""
+    head = ["name", "what it is", "bits of an entry", "one scale per", "bits of a scale", "bits per weight", "source"]
+    rules_of_scales = {type(item.rule): item.rule for item in map(parse_format, FORMATS) if _scaled(item)}
+    rules_of_scales |= {type(item.rule): item.rule for item in map(parse_format, _VARIANTS) if _scaled(item)}
+    return "\n\n".join(
+        [
+            f"# Number formats\n\n{NOTE}",
+            "Names as `tailwise precision --precisions` and `tailwise.number_formats.formats.parse_format` take "
+            "them. [Precision](precision.md#number-formats) says how each rounds and what it is compared with. Bits "
+            f"per weight are of a {_SIDE} × {_SIDE} matrix, with scales and zero points, without headers.",
+            "## Base names",
+            _table(head, [[f"`{name}`", text, *_format_cells(parse_format(name))] for name, text in FORMATS.items()]),
+            "## Suffixes",
+            "Joined to the base name with `-`, in any order. Parentheses above say which a name takes: `sym` and "
+            "`asym` (integers; `sym` is the default), `tensor`, `channel` (a row) or `g<N>` (N entries of a row), and "
+            "`cast` (fp8 without a scale). MX formats take their element type. Some of what they give:",
+            _table([head[0], *head[2:]], [[f"`{name}`", *_format_cells(parse_format(name))] for name in _VARIANTS]),
+            "## Scales",
+            "From the entries of a group to the step that one unit of an element is worth:",
+            *(f"- **{name}** (`{', '.join(_users(name, FORMATS) or _users(name, _VARIANTS))}`): {_first(kind)}"
+              for kind in rules_of_scales for name in [kind.__name__]),
+        ]
+    ) + "\n"  # fmt: skip
+
+
+def _scaled(item: NumberFormat) -> typing.TypeGuard[ScaledFormat]:
+    return isinstance(item, ScaledFormat)
+
+
+def _users(rule: str, names: Iterable[str]) -> list[str]:
+    found = [(name, parse_format(name)) for name in names]
+    return [name for name, item in found if _scaled(item) and type(item.rule).__name__ == rule]
+
+
+def _first(kind: type) -> str:
+    return " ".join((inspect.getdoc(kind) or "").split())
+
+
+def _format_cells(item: NumberFormat) -> list[str]:
+    """Bits of an entry, who shares a scale, its bits, bits per weight, source."""
+    shared, bits = "–", "–"
+    if _scaled(item):
+        shared = {"channel": "row", "tensor": "tensor"}.get(str(item.shared), f"{item.shared} of a row")
+        bits = f"{item.rule.bits}" + (f", and {item.rule.tensor_bits} of the tensor" if item.rule.tensor_bits else "")
+    weight = item.bits_per_weight(_SIDE, _SIDE)
+    return [f"{item.element_bits:g}", shared, bits, f"{weight:.6g}", item.source]
+
+
+def allocators() -> str:
+    """Every built-in allocator, and the operators of pruning plans."""
+    found = [item for _, item in ALLOCATORS.items() if item.allocate.__module__.startswith("tailwise.")]
+    parts = [
+        f"# Allocators\n\n{NOTE}",
+        "An allocator spreads a budget over the tensors of a model. `tailwise plan prune --allocator NAME` and "
+        "`Request(allocator=NAME)` take these; [plans](plans.md) says how they are used, and what to expect of them.",
+        "*Takes* are its settings: the options `--mapping`, `--tau`, `--beta`, and for those that no option sets, "
+        "fields of `Settings` in Python.",
+        _table(
+            ["name", "what it does", "takes", "fits α", "source"],
+            [[f"`{item.name}`", item.summary, ", ".join(f"`{name}`" for name in item.takes) or "–",
+              "yes" if item.needs_alpha else "no", item.source] for item in found],
+        ),
+    ]  # fmt: skip
+    parts += [f"## {item.name}\n\n{_prose(inspect.getdoc(item.allocate) or '')}" for item in found]
+    parts += [
+        "## Operators",
+        "What removes parameters, and which way α points for it:",
+        _table(
+            ["name", "what goes", "more where α is", "source of the direction"],
+            [[f"`{item.name}`", item.summary, "high" if item.direction > 0 else "low", item.source]
+             for item in OPERATORS.values()],
+        ),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
 
 
 def roles() -> str:

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-GENERATED = ("commands.md", "metrics.md", "rules.md", "charts.md", "roles.md", "api.md")
+GENERATED = ("commands.md", "metrics.md", "rules.md", "charts.md", "formats.md", "allocators.md", "roles.md", "api.md")
 TEXTS = sorted(
     path
     for folder, pattern in ((ROOT, "*.md"), (ROOT / "docs", "**/*.md"), (ROOT / "examples", "**/*.md"))
@@ -41,15 +41,24 @@ def test_a_generated_page_is_what_the_code_gives(generate, name):
     assert written == generate.pages()[name], f"docs/{name} is stale: run python docs/generate.py"
 
 
+def test_every_command_of_a_group_is_on_the_page_of_commands(generate):
+    from tailwise.cli.main import app
+
+    names = [name for name, _ in generate.commands_of(app)]
+    assert {"audit", "plan prune", "plan show", "plan diff", "plan validate"} <= set(names)
+    assert len(names) == len(set(names))
+
+
 def test_every_option_of_the_command_line_is_on_its_page(generate):
     from typer.testing import CliRunner
 
     from tailwise.cli.main import app
 
     page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
-    for command in app.registered_commands:
-        name = command.name or command.callback.__name__
-        shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
+    for name, _ in generate.commands_of(app):
+        result = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+        assert result.exit_code == 0
+        shown = result.output
         section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
         missing = set(re.findall(r"--[a-z][a-z-]+", shown)) - set(re.findall(r"--[a-z][a-z-]+", section)) - {"--help"}
         assert not missing

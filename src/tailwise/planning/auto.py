@@ -19,12 +19,16 @@ from tailwise.compression.plan import Decision, Plan
 from tailwise.errors import UsageError
 from tailwise.evaluation.intervals import mean_interval
 from tailwise.planning.refine import Refined, refined
+from tailwise.planning.sensitivity import levels_of, measured_losses
 from tailwise.planning.stage import Stage
 
 #: Shares of α and steps of depth that are tried; β as a fraction of what the budget allows.
 _TAUS = (0.05, 0.1, 0.2, 0.3)
 _BETAS = (-0.25, 0.125, 0.25, 0.5)
 _MAPPINGS = ("block", "matrix", "mixed")
+#: Share of the time that single tensors may be measured for, and the changes of sparsity to measure, best first.
+_SWEEP = 0.4
+_SWEEPS = ((-0.3, -0.15, 0.1, 0.2), (-0.15, 0.1))
 #: Plans that are scored anew on text that the search has not seen.
 _FINALISTS = 3
 
@@ -51,13 +55,15 @@ class _Scored:
 def plan_auto(audit: Audit, request: Request, stage: Stage, *, seconds: float = 300.0, say: Say | None = None) -> Plan:
     """The plan that loses least on calibration text, with a table of all that were tried.
 
-    Uniform, depth, every mapping of α, entropy, OWL and DLP come first; the best of them is then refined by trial
+    Uniform, depth, OWL, DLP and every mapping of α come first, then measured sensitivity where a sweep fits into
+    the time; the best of them is refined by trial
     until `seconds` are over. The best few are scored once more on windows that no step has seen, uniform among them,
     and the one with the least loss there is kept: what the search made up for its own windows does not pass.
     """
     began = time.monotonic()
     search = _Search(audit, request, stage, began, seconds, say or (lambda _what, _done: None))
     candidates = search.candidates()
+    candidates += search.from_sensitivity()
     best = min(candidates, key=lambda item: item.loss)
     finalists = [candidates[0], *sorted(candidates[1:], key=lambda item: item.loss)[:_FINALISTS]]
     if search.can_refine:
@@ -92,6 +98,25 @@ class _Search:
             found.append(_Scored(name, shown, plan, losses))
             self._say(f"{name}: perplexity {math.exp(min(found[-1].loss, 50)):.4g}", self._done)
         return found
+
+    def from_sensitivity(self) -> list[_Scored]:
+        """The plan by measured losses of single tensors, where a sweep fits into the time; else nothing."""
+        trial, uniform = (
+            self.stage.trial,
+            plan_prune(self.audit, replace(self.request, allocator="uniform", settings={})),
+        )
+        room = _SWEEP * self._seconds / max(trial.pace * len(uniform), 1e-9)  # sweeps
+        steps = next((steps for steps in _SWEEPS if len(steps) <= room), None)
+        if steps is None or not self.can_refine:
+            return []
+        levels = levels_of(uniform.sparsity, (0.0, *steps))
+        losses = measured_losses(trial, uniform, self.stage.search, levels=levels, progress=self._swept)
+        plan = plan_prune(self.audit, replace(self.request, allocator="sensitivity", settings={"losses": losses}))
+        found = trial.losses(plan, self.stage.search)
+        return [_Scored("sensitivity", {"levels": list(levels)}, plan, found, tried=len(losses) - len(uniform))]
+
+    def _swept(self, done: int, total: int) -> None:
+        self._say(f"measuring tensor by tensor, {done} of {total}", self._done)
 
     def refine(self, best: _Scored) -> _Scored:
         """The best plan, changed by trial for the time that is left but for the last scores."""
