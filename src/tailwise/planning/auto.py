@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,7 @@ def plan_auto(audit: Audit, request: Request, stage: Stage, *, seconds: float = 
     until `seconds` are over. The best few are scored once more on windows that no step has seen, uniform among them,
     and the one with the least loss there is kept: what the search made up for its own windows does not pass.
     """
-    began = time.monotonic()
+    began = monotonic()
     search = _Search(audit, request, stage, began, seconds, say or (lambda _what, _done: None))
     candidates = search.candidates()
     candidates += search.from_sensitivity()
@@ -90,7 +90,7 @@ class _Search:
         found: list[_Scored] = []
         half = self._began + self._seconds / 2
         for name, settings in self._ways():
-            if len(found) >= 3 and time.monotonic() > half:
+            if len(found) >= 3 and monotonic() > half:
                 break
             plan = plan_prune(self.audit, replace(self.request, allocator=name, settings=settings))
             losses = self.stage.trial.losses(plan, self.stage.search)
@@ -129,7 +129,7 @@ class _Search:
             self.stage.trial,
             best.plan,
             self.stage.search,
-            deadline=max(time.monotonic(), self._began + self._seconds - spare),
+            deadline=max(monotonic(), self._began + self._seconds - spare),
             seed=self.stage.seed,
             progress=moved,
         )
@@ -141,11 +141,11 @@ class _Search:
         """Score on the windows that were kept from the search."""
         for item in finalists:
             item.guard = self.stage.trial.losses(item.plan, self.stage.guard)
-        self.spent = time.monotonic() - self._began
+        self.spent = monotonic() - self._began
 
     @property
     def _done(self) -> float:
-        return min(1.0, (time.monotonic() - self._began) / max(self._seconds, 1e-9))
+        return min(1.0, (monotonic() - self._began) / max(self._seconds, 1e-9))
 
     def _ways(self) -> Iterator[tuple[str, dict[str, Any]]]:
         given = self.request.settings

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from time import monotonic
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ class _Search:
 
     @property
     def over(self) -> bool:
-        return time.monotonic() > self._deadline
+        return monotonic() > self._deadline
 
     def sweep(self, groups: Sequence[NDArray[np.int64]], step: float) -> bool:
         """Try every group once in random order; whether any moved."""

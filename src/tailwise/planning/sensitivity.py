@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from time import monotonic
 
 import torch
 
@@ -47,7 +47,7 @@ def measured_losses(
             if level == round(decision.sparsity or 0.0, 6):
                 found[decision.tensor, level] = 0.0
                 continue
-            if deadline is not None and time.monotonic() > deadline:
+            if deadline is not None and monotonic() > deadline:
                 return found
             changed = list(around.decisions)
             changed[index] = replace(decision, sparsity=level)

@@ -1,0 +1,143 @@
+"""Plans that were tried before one is kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import count
+
+import numpy as np
+import pytest
+
+from tailwise.compression.make import Request
+from tailwise.compression.plan import Plan
+from tailwise.errors import UsageError
+from tailwise.planning.run import planned, seconds_of
+from tailwise.planning.stage import StageOptions
+
+
+def _text(tokens, **options) -> StageOptions:
+    return StageOptions(tokens, window=32, **options)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that goes on by a hundredth of a second whenever it is asked for."""
+    ticks = count()
+    for module in ("auto", "refine"):
+        monkeypatch.setattr(f"tailwise.planning.{module}.monotonic", lambda: next(ticks) / 100)
+
+
+@pytest.mark.usefixtures("clock")
+def test_what_is_kept_loses_least_on_windows_that_the_search_has_not_seen(audit, tokens) -> None:
+    plan = planned(audit, Request(0.6), text=_text(tokens), seconds=2)
+    judged = [row for row in plan.tried if "guard_loss" in row]
+    kept = [row for row in plan.tried if row["kept"]]
+    assert len(kept) == 1
+    assert kept[0]["guard_loss"] == min(row["guard_loss"] for row in judged)
+    assert plan.tried[0]["allocator"] == "uniform"
+    assert "guard_loss" in plan.tried[0]
+    assert {"depth", "owl", "dlp", "alpha", "alpha-role", "search"} <= {row["allocator"] for row in plan.tried}
+
+
+def test_a_plan_by_auto_holds_its_budget_and_survives_its_file(audit, tokens, tmp_path) -> None:
+    plan = planned(audit, Request(0.6), text=_text(tokens), seconds=2)
+    assert plan.allocator == "auto"
+    assert plan.sparsity == pytest.approx(0.6, abs=1e-6)
+    assert plan.budget["reached"] == pytest.approx(plan.sparsity, abs=1e-6)
+    assert plan.validate() == ()
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+
+
+def test_uniform_and_depth_are_tried_however_short_the_time(audit, tokens) -> None:
+    plan = planned(audit, Request(0.6), text=_text(tokens), seconds=1e-6)
+    assert [row["allocator"] for row in plan.tried[:3]] == ["uniform", "depth", "depth"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "operator"), [("N:8", "magnitude"), ("N:8", "wanda"), ("unstructured", "low_rank")]
+)
+def test_what_cannot_be_refined_is_chosen_among_the_known_ways(audit, tokens, pattern, operator) -> None:
+    plan = planned(audit, Request(0.5, operator=operator, pattern=pattern), text=_text(tokens), seconds=2)
+    assert "search" not in {row["allocator"] for row in plan.tried}
+    assert sum(row["kept"] for row in plan.tried) == 1
+    assert plan.budget["reached"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_without_text_auto_is_uniform_and_says_so(audit) -> None:
+    plan = planned(audit, Request(0.6))
+    assert {item.sparsity for item in plan} == {0.6}
+    assert "no calibration text" in plan.notes[0]
+
+
+@pytest.mark.parametrize("allocator", ["owl", "dlp", "sensitivity"])
+def test_allocators_from_text_are_measured(audit, tokens, allocator) -> None:
+    plan = planned(audit, Request(0.6), allocator=allocator, text=_text(tokens, samples=4, search_windows=2))
+    assert plan.allocator == allocator
+    assert len({item.sparsity for item in plan}) > 1
+    assert plan.sparsity == pytest.approx(0.6, abs=1e-6)
+
+
+def test_an_audit_of_a_model_that_is_gone_is_one_message(audit, tokens) -> None:
+    from tailwise.audits.audit import Audit
+
+    moved = Audit(list(audit.rows), {layer.row.name: layer for layer in audit},
+                  replace(audit.provenance, model="/nowhere/model"))  # fmt: skip
+    with pytest.raises(Exception, match="/nowhere/model"):
+        planned(moved, Request(0.6), text=_text(tokens))
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("5m", 300), ("90s", 90), ("1.5h", 5400), ("20", 20), (" 2 m ", 120)])
+def test_times_are_read(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5m", "5 days", "0s"])
+def test_a_wrong_time_is_one_message(text: str) -> None:
+    with pytest.raises(UsageError):
+        seconds_of(text)
+
+
+def test_auto_beats_uniform_on_held_out_text(stories, data) -> None:
+    from tailwise.audits.run import audit as audit_model
+    from tailwise.evaluation.models import load_tokenizer
+    from tailwise.evaluation.sources import Documents
+    from tailwise.evaluation.tokens import tokens_of, windows_of
+    from tailwise.planning.stage import stage_of
+
+    text = (data / "text" / "tinystories_252_stories.txt").read_text(encoding="utf-8")
+    parts = [part.strip() for part in text.split("<|endoftext|>") if part.strip()]
+    calibration, held_out = (Documents(tuple(half), "stories") for half in (parts[:120], parts[160:]))
+    found = audit_model(str(stories), estimator="peak")
+    options = StageOptions(calibration, window=256, samples=8, search_windows=4, guard_windows=8)
+    plan = planned(found, Request(0.7), text=options, seconds=4)
+    stage = stage_of(str(stories), found, Request(0.7), options)
+    windows = windows_of(tokens_of(held_out, load_tokenizer(stories)), 256, 12)
+    uniform = planned(found, Request(0.7), allocator="uniform")
+    difference = stage.trial.losses(plan, windows) - stage.trial.losses(uniform, windows)
+    assert difference.mean() < -0.05
+    assert np.mean(difference < 0) > 0.7
+
+
+def test_the_command_tries_and_writes_the_table(call, llama, tokens, tmp_path) -> None:
+    np.save(tmp_path / "tokens.npy", tokens)
+    arguments = ["plan", "prune", str(llama), "--sparsity", "0.6", "--calibration", str(tmp_path / "tokens.npy"),
+                 "--budget", "1s", "--window", "32", "--samples", "4", "-o", str(tmp_path / "plan.json")]  # fmt: skip
+    code, out, _ = call(*arguments)
+    assert code == 0
+    assert "trials in" in out
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert written["allocator"] == "auto"
+    assert written["tried"]
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (("--budget", "soon"), "not a time"), (("--allocator", "oul"), "owl"),
+    (("--window", "32", "--calibration", "/no/such/file"), "such"),
+])  # fmt: skip
+def test_a_wrong_option_is_one_message(call, llama, tmp_path, arguments, said) -> None:
+    code, _, err = call("plan", "prune", str(llama), "--sparsity", "0.6", "-o", str(tmp_path / "p.json"), *arguments)
+    assert code in (2, 3)
+    assert said in err
+    assert not (tmp_path / "p.json").exists()

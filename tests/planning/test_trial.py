@@ -1,0 +1,115 @@
+"""A model that is pruned, scored and made whole again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tailwise.compression.apply import ApplyOptions, apply
+from tailwise.compression.make import Request, plan_prune
+from tailwise.errors import UsageError
+from tailwise.evaluation.losses import window_losses
+from tailwise.evaluation.models import load_model
+from tailwise.planning.refine import levels, refined, with_amounts
+from tailwise.planning.sensitivity import levels_of, measured_losses
+from tailwise.planning.stage import StageOptions, stage_of
+
+
+def _stage(llama, audit, tokens, operator="magnitude", **options):
+    request = Request(0.6, "uniform", operator)
+    return stage_of(str(llama), audit, request, StageOptions(tokens, window=32, **options))
+
+
+def _plan(audit, allocator="depth", operator="magnitude", sparsity=0.6):
+    return plan_prune(audit, Request(sparsity, allocator, operator))
+
+
+def test_a_trial_is_what_applying_the_plan_gives(llama, audit, tokens, tmp_path) -> None:
+    stage, plan = _stage(llama, audit, tokens), _plan(audit)
+    apply(plan, llama, tmp_path / "out")
+    written = load_model(str(tmp_path / "out")).module
+    assert stage.trial.losses(plan, stage.search) == pytest.approx(window_losses(written, stage.search), rel=1e-6)
+
+
+def test_the_first_block_of_a_calibrated_trial_is_what_applying_gives(llama, audit, tokens, tmp_path) -> None:
+    stage = _stage(llama, audit, tokens, "wanda", samples=8, search_windows=8)
+    plan = _plan(audit, operator="wanda")
+    only = plan.replace(decisions=tuple(item for item in plan if item.block == 0))
+    apply(only, llama, tmp_path / "out", options=ApplyOptions(calibration=stage.search))
+    written = load_model(str(tmp_path / "out")).module
+    assert stage.trial.losses(only, stage.search) == pytest.approx(window_losses(written, stage.search), rel=1e-5)
+
+
+@pytest.mark.parametrize("operator", ["magnitude", "wanda", "sparsegpt"])
+def test_after_trials_the_weights_are_the_dense_ones(llama, audit, tokens, operator) -> None:
+    stage = _stage(llama, audit, tokens, operator)
+    before = {name: value.clone() for name, value in stage.trial.model.state_dict().items()}
+    stage.trial.losses(_plan(audit, operator=operator), stage.search)
+    changed = stage.trial.model.state_dict()
+    assert any(not torch.equal(before[name], value) for name, value in changed.items())
+    stage.trial.restore()
+    assert all(torch.equal(before[name], value) for name, value in stage.trial.model.state_dict().items())
+
+
+def test_a_trial_does_not_depend_on_the_ones_before(llama, audit, tokens) -> None:
+    stage, plan = _stage(llama, audit, tokens), _plan(audit)
+    first = stage.trial.losses(plan, stage.search)
+    stage.trial.losses(_plan(audit, "uniform", sparsity=0.9), stage.search)
+    assert np.array_equal(stage.trial.losses(plan, stage.search), first)
+
+
+def test_windows_of_the_last_choice_take_part_in_nothing_else(llama, audit, tokens) -> None:
+    stage = _stage(llama, audit, tokens)
+    search, guard = ({tuple(window.tolist()) for window in part} for part in (stage.search, stage.guard))
+    assert search
+    assert guard
+    assert not search & guard
+
+
+def test_too_little_text_is_one_message(llama, audit, tokens) -> None:
+    with pytest.raises(UsageError, match="fills 3 windows"):
+        _stage(llama, audit, tokens[:100])
+
+
+def test_a_window_beyond_the_models_positions_is_one_message(llama, audit, tokens) -> None:
+    with pytest.raises(UsageError, match="64 positions"):
+        stage_of(str(llama), audit, Request(0.6), StageOptions(tokens, window=128))
+
+
+def test_measured_losses_are_differences_to_the_plan_around(llama, audit, tokens) -> None:
+    stage, around = _stage(llama, audit, tokens), _plan(audit, "uniform")
+    found = measured_losses(stage.trial, around, stage.search, levels=(0.3, 0.6, 0.9))
+    assert set(found) == {(item.tensor, level) for item in around for level in (0.3, 0.6, 0.9)}
+    assert all(found[item.tensor, 0.6] == 0 for item in around)
+    first = around.decisions[0]
+    amounts = np.array([0.6] * len(around))
+    amounts[0] = 0.9
+    expected = stage.trial.losses(with_amounts(around, amounts), stage.search).mean()
+    base = stage.trial.losses(around, stage.search).mean()
+    assert found[first.tensor, 0.9] == pytest.approx(expected - base)
+
+
+def test_levels_stay_within_what_a_plan_may_ask() -> None:
+    assert levels_of(0.9) == (0.6, 0.75, 0.9, 0.99)
+    assert levels_of(0.1) == (0.0, 0.1, 0.2, 0.3)
+
+
+def test_a_search_holds_the_budget_and_never_loses(llama, audit, tokens, monkeypatch) -> None:
+    stage, start = _stage(llama, audit, tokens), _plan(audit, "uniform")
+    clock = iter(range(10_000))
+    monkeypatch.setattr("tailwise.planning.refine.monotonic", lambda: next(clock))
+    found = refined(stage.trial, start, stage.search, deadline=60)
+    assert found.plan.sparsity == pytest.approx(0.6, abs=1e-6)
+    assert found.kept > 0
+    assert found.loss < stage.trial.losses(start, stage.search).mean()
+    assert found.loss == pytest.approx(stage.trial.losses(found.plan, stage.search).mean())
+    assert all(0 <= item.sparsity <= 0.99 for item in found.plan)
+
+
+def test_groups_go_from_coarse_to_fine_and_miss_nothing(audit) -> None:
+    decisions = _plan(audit).decisions
+    coarse, middle, fine = levels(decisions)
+    assert len(coarse) == 3 + 7
+    assert len(middle) == 3 * 2
+    assert [list(group) for group in fine] == [[index] for index in range(len(decisions))]
