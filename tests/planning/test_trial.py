@@ -32,13 +32,15 @@ def test_a_trial_is_what_applying_the_plan_gives(llama, audit, tokens, tmp_path)
     assert stage.trial.losses(plan, stage.search) == pytest.approx(window_losses(written, stage.search), rel=1e-6)
 
 
-def test_the_first_block_of_a_calibrated_trial_is_what_applying_gives(llama, audit, tokens, tmp_path) -> None:
-    stage = _stage(llama, audit, tokens, "wanda", samples=8, search_windows=8)
-    plan = _plan(audit, operator="wanda")
-    only = plan.replace(decisions=tuple(item for item in plan if item.block == 0))
-    apply(only, llama, tmp_path / "out", options=ApplyOptions(calibration=stage.search))
+@pytest.mark.parametrize("operator", ["wanda", "sparsegpt"])
+def test_a_judged_plan_is_what_applying_it_gives(llama, audit, tokens, tmp_path, operator) -> None:
+    stage, plan = _stage(llama, audit, tokens, operator, samples=8), _plan(audit, operator=operator)
+    apply(plan, llama, tmp_path / "out", options=ApplyOptions(calibration=stage.looked))
     written = load_model(str(tmp_path / "out")).module
-    assert stage.trial.losses(only, stage.search) == pytest.approx(window_losses(written, stage.search), rel=1e-5)
+    before = {name: value.clone() for name, value in stage.trial.model.state_dict().items()}
+    judged = stage.trial.applied_losses(plan, stage.looked, stage.guard)
+    assert judged == pytest.approx(window_losses(written, stage.guard), rel=1e-4)
+    assert all(torch.equal(before[name], value) for name, value in stage.trial.model.state_dict().items())
 
 
 @pytest.mark.parametrize("operator", ["magnitude", "wanda", "sparsegpt"])

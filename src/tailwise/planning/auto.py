@@ -63,9 +63,10 @@ def plan_auto(audit: Audit, request: Request, stage: Stage, *, seconds: float = 
     began = monotonic()
     search = _Search(audit, request, stage, began, seconds, say or (lambda _what, _done: None))
     candidates = search.candidates()
+    search.judge(candidates[:1])
     candidates += search.from_sensitivity()
     best = min(candidates, key=lambda item: item.loss)
-    finalists = [candidates[0], *sorted(candidates[1:], key=lambda item: item.loss)[:_FINALISTS]]
+    finalists = [candidates[0], *sorted(candidates[1:], key=lambda item: item.loss)[: search.finalists]]
     if search.can_refine:
         finalists.append(search.refine(best))
     search.judge(finalists)
@@ -78,7 +79,12 @@ class _Search:
     def __init__(self, audit: Audit, request: Request, stage: Stage, began: float, seconds: float, say: Say) -> None:
         self.audit, self.request, self.stage = audit, request, stage
         self._began, self._seconds, self._say = began, seconds, say
-        self.spent = 0.0
+        self.spent = self._judging = 0.0  # seconds; of one plan on the windows of the last choice
+
+    @property
+    def finalists(self) -> int:
+        """How many of the known ways can be judged in half of the time."""
+        return max(1, min(_FINALISTS, int(self._seconds / 2 / max(self._judging, 1e-9)) - 1))
 
     @property
     def can_refine(self) -> bool:
@@ -120,7 +126,7 @@ class _Search:
 
     def refine(self, best: _Scored) -> _Scored:
         """The best plan, changed by trial for the time that is left but for the last scores."""
-        spare = self.stage.trial.pace * len(self.stage.guard) / len(self.stage.search) * (_FINALISTS + 2)
+        spare = self._judging * (self.finalists + 1)
 
         def moved(state: Refined) -> None:
             self._say(f"search: perplexity {math.exp(min(state.loss, 50)):.4g} after {state.tried} moves", self._done)
@@ -138,9 +144,14 @@ class _Search:
         return _Scored("search", origin, found.plan, losses, notes=f"{found.kept} moves kept", tried=found.tried)
 
     def judge(self, finalists: list[_Scored]) -> None:
-        """Score on the windows that were kept from the search."""
+        """Carry out each plan as `apply` would, and score it on the windows that were kept from the search."""
+        stage = self.stage
         for item in finalists:
-            item.guard = self.stage.trial.losses(item.plan, self.stage.guard)
+            if item.guard is None:
+                began = monotonic()
+                item.guard = stage.trial.applied_losses(item.plan, stage.looked, stage.guard)
+                self._judging = max(self._judging, monotonic() - began)
+                self._say(f"{item.name}: judged", self._done)
         self.spent = monotonic() - self._began
 
     @property

@@ -40,7 +40,8 @@ class Stage:
     """Set up once for a model, an operator and a text."""
 
     trial: Trial
-    search: torch.Tensor  # (n, window)
+    looked: torch.Tensor  # (n, window), what statistics are taken from
+    search: torch.Tensor  # of these, what every trial is scored on
     guard: torch.Tensor
     scores: BlockScores
     seed: int
@@ -68,7 +69,7 @@ def stage_of(model: str, audit: Audit, request: Request, options: StageOptions) 
         places, config = places_in(loaded.module, checkpoint), dict(checkpoint.config)
     trial, notes = trial_of(loaded.module, places, plan, looked, config)
     scores = block_scores(loaded.module, looked)
-    return Stage(trial, search, guard, scores, options.seed, (*loaded.notes, *tokens.notes, *notes))
+    return Stage(trial, looked, search, guard, scores, options.seed, (*loaded.notes, *tokens.notes, *notes))
 
 
 def _divided(windows: torch.Tensor, options: StageOptions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

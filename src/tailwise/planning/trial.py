@@ -28,12 +28,13 @@ MOST_HESSIANS = 6 << 30
 class Trial:
     """The model, and what each planned tensor is in it.
 
-    The inputs of the layers are those of the dense model, measured once, where applying a plan measures each block
-    anew behind the pruned ones: a trial is cheaper and close, and ranks plans; it is not their final score.
+    In `losses` the inputs of the layers are those of the dense model, measured once, where applying a plan measures
+    each block anew behind the pruned ones: it is cheap and close, and finds plans. `applied_losses` judges them.
     """
 
     model: nn.Module
     parameters: Mapping[str, nn.Parameter]  # stored tensor → its place in the model
+    places: Mapping[str, str]  # parameter → stored tensor
     config: Mapping[str, Any]
     pruner: Pruner
     inputs: Mapping[str, Activations] = field(default_factory=dict)  # stored tensor → what its layer sees
@@ -50,6 +51,21 @@ class Trial:
         self.runs += 1
         self.seconds += time.perf_counter() - began
         return found
+
+    def applied_losses(self, plan: Plan, calibration: torch.Tensor, windows: torch.Tensor) -> NDArray[np.float64]:
+        """As `losses`, with the plan carried out as `apply` does: the inputs of a block come from the pruned ones."""
+        if self.pruner.needs == "none":
+            return self.losses(plan, windows)
+        for tensor, parameter in self.parameters.items():
+            self._dense.setdefault(tensor, parameter.detach().clone())
+        self.restore()
+        wanted = {item.tensor: amount_of(item) for item in plan if not does_nothing(item)}
+        try:
+            walk_blocks(self.model, calibration, _Prune(self, wanted))
+            return window_losses(self.model, windows)
+        finally:
+            for tensor in wanted:
+                self._put(tensor, self._dense[tensor])
 
     def restore(self) -> None:
         """The dense weights again."""
@@ -72,9 +88,11 @@ class Trial:
 
     def _pruned(self, tensor: str, amount: Amount) -> torch.Tensor:
         weight = self._dense.setdefault(tensor, self.parameters[tensor].detach().clone())
-        if amount == Amount():
-            return weight
-        found = self.inputs.get(tensor)
+        return weight if amount == Amount() else self.pruned(tensor, amount, self.inputs.get(tensor))
+
+    def pruned(self, tensor: str, amount: Amount, found: Activations | None) -> torch.Tensor:
+        """The dense tensor, pruned with these inputs; by magnitude where an operator that needs them has none."""
+        weight = self._dense[tensor]
         pruner = self.pruner if found is not None or self.pruner.needs == "none" else PRUNERS["magnitude"]
         seen = of_group(found, 0) if found is not None else None
         matrices = as_matrices(weight, tensor, self.config)
@@ -83,6 +101,10 @@ class Trial:
 
     def _put(self, tensor: str, values: torch.Tensor) -> None:
         self.parameters[tensor].data.copy_(values)
+
+    def put(self, tensor: str, amount: Amount, found: Activations | None) -> None:
+        """Prune one tensor where it is; `applied_losses` makes it whole again."""
+        self._put(tensor, self.pruned(tensor, amount, found))
 
 
 def trial_of(
@@ -101,9 +123,10 @@ def trial_of(
         )
     parameters = {item.tensor: named[places[item.tensor]] for item in plan}
     pruner, notes = _affordable(PRUNERS[plan.operator], plan)
-    trial = Trial(model, parameters, config, pruner)
+    tensors = {places[item.tensor]: item.tensor for item in plan}
+    trial = Trial(model, parameters, tensors, config, pruner)
     if pruner.needs != "none":
-        trial.inputs = _seen(model, {places[item.tensor]: item.tensor for item in plan}, pruner.needs, windows)
+        trial.inputs = _seen(model, tensors, pruner.needs, windows)
     return trial, notes
 
 
@@ -118,6 +141,28 @@ def _seen(model: nn.Module, tensors: Mapping[str, str], need: Need, windows: tor
     visitor = _Look(tensors, need)
     walk_blocks(model, windows, visitor, edits=False)
     return visitor.found
+
+
+@dataclass
+class _Prune:
+    """Visits every block and prunes it by what its layers see behind the pruned ones before."""
+
+    trial: Trial
+    wanted: Mapping[str, Amount]  # stored tensor → how much
+
+    def needs(self, block: Block) -> Mapping[str, Need]:
+        """See `Visitor`."""
+        return {name: self.trial.pruner.needs for name in block.layers() if self._tensor(name) in self.wanted}
+
+    def visit(self, block: Block, found: Mapping[str, Activations]) -> None:
+        """See `Visitor`."""
+        for name in block.layers():
+            tensor = self._tensor(name)
+            if tensor in self.wanted:
+                self.trial.put(tensor, self.wanted[tensor], found.get(name))
+
+    def _tensor(self, layer: str) -> str:
+        return self.trial.places.get(f"{layer}.weight", "")
 
 
 @dataclass
