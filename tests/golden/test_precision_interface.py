@@ -129,3 +129,35 @@ def test_a_degenerate_tail_is_a_row_with_its_status(script, tmp_path) -> None:
     assert float(rows[1]["alpha_fp32"]) > 1
     _, summary = _rows(tmp_path / "out" / "precision_summary_statistics.csv")
     assert summary[0]["count"] == "1"
+
+
+def test_the_formats_are_listed_without_a_model(capfd, monkeypatch) -> None:
+    from tailwise.cli.main import run
+
+    monkeypatch.setattr(sys, "argv", ["tailwise", "precision", "--precisions", " LIST"])
+    with pytest.raises(SystemExit) as end:
+        run()
+    assert not end.value.code
+    assert "nvfp4" in capfd.readouterr().out
+
+
+def test_a_model_with_nothing_measurable_writes_tables_with_the_status(tmp_path, capfd, monkeypatch) -> None:
+    from tailwise.cli.main import run
+
+    save_file({"layers.0.mlp.up_proj.weight": torch.full((64, 64), float("nan"))}, tmp_path / "model.safetensors")
+    given = ["tailwise", "precision", str(tmp_path / "model.safetensors"), "-o", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(SystemExit) as end:
+        run()
+    assert end.value.code == 3
+    assert "4096 NaN" in capfd.readouterr().out
+    _, rows = _rows(tmp_path / "out" / "precision_alpha_hill_results.csv")
+    assert rows[0]["method_fp32"] == "NOT_FINITE"
+
+
+def test_a_file_in_the_way_of_the_pictures_is_said_before_the_work(script, stories, tmp_path) -> None:
+    (tmp_path / "plots").touch()
+    code, stderr = script("--model", str(stories), "--output-dir", str(tmp_path))
+    assert code == 2
+    assert "in the way" in stderr
+    assert not (tmp_path / "precision_alpha_hill_results.csv").exists()

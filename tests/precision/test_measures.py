@@ -90,3 +90,16 @@ def test_resampled_ranks_are_the_largest_of_draws_with_replacement() -> None:
 
 def test_a_degenerate_tail_has_no_error_of_its_shift() -> None:
     assert shift_error(_fit(np.ones(50)), _fit(_pareto(7, 50))) is None
+
+
+@pytest.mark.parametrize("count", [50, 100])
+def test_the_error_of_a_short_tail_is_not_that_of_its_wildest_resample(count: int) -> None:
+    rng = np.random.default_rng(9)
+    shifts, errors = [], []
+    for seed in range(300):
+        values = np.sort(_pareto(seed + 5000, count))
+        before, after = _fit(values), _fit(np.sort(values * np.exp(0.05 * rng.standard_normal(count))))
+        shifts.append(after[1].alpha - before[1].alpha)
+        errors.append(shift_error(before, after))
+    scatter = np.subtract(*np.quantile(shifts, [0.84134, 0.15866])) / 2
+    assert 0.7 * scatter < np.median(errors) < 2 * scatter

@@ -12,6 +12,7 @@ import tailwise as tw
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.number_formats.formats import parse_format
 from tailwise.precision import loaded
+from tailwise.precision.encoded import EncodedMatrix
 from tailwise.precision.run import StudyOptions, study
 from tailwise.precision.study import PrecisionStudy
 
@@ -133,7 +134,7 @@ def test_what_overflows_is_a_reading_with_a_status() -> None:
     weight = _weights(5) * 1e6
     reading = study({"a.weight": weight}, ("fp16",), use_cache=False)["a"].readings["fp16"]
     assert reading.status == "NOT_FINITE"
-    assert "fp16" not in reading.reason or reading.reason
+    assert "the format cannot hold them" in reading.reason
     assert reading.overflow > 0
     assert reading.alpha is None
 
@@ -203,3 +204,69 @@ def test_pooled_slices_of_a_convolution_are_one_layer() -> None:
     layer = next(iter(found))
     assert layer.numel == kernel.numel() // (9 if len(found) == 9 else 1)
     assert np.isfinite(layer.readings["int4"].relative_error)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e22, 3e36])
+def test_errors_do_not_depend_on_the_scale_of_the_weights(scale: float) -> None:
+    weight = _weights()
+    plain, scaled = (study({"a.weight": w}, ("nf4",), use_cache=False)["a"] for w in (weight, weight * scale))
+    assert scaled.readings["nf4"].relative_error == pytest.approx(plain.readings["nf4"].relative_error, rel=1e-3)
+
+
+def test_errors_of_a_large_matrix_are_summed_exactly() -> None:
+    weight = torch.randn(1024, 2048, generator=torch.Generator().manual_seed(3))
+    matrix = EncodedMatrix(weight, parse_format("int2"), None)
+    found = matrix.encode()
+    values = parse_format("int2").quantize(weight).values.double()
+    assert found.error == pytest.approx(float((values - weight.double()).square().sum()), rel=3e-6)
+    assert found.norm == pytest.approx(float(weight.double().square().sum()), rel=3e-6)
+
+
+def test_a_model_without_a_matrix_says_so(tmp_path) -> None:
+    save_file({"model.norm.weight": torch.ones(64)}, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=r"no weight matrix(.|\n)*model\.norm"):
+        study(str(tmp_path))
+
+
+def test_weights_that_overflow_as_they_are_loaded_name_the_type() -> None:
+    options = StudyOptions(load_dtype="fp16")
+    found = study({"a.weight": _weights() * 1e6, "b.weight": _weights()}, ("fp32",), options=options, use_cache=False)
+    assert found["a"].status == "NOT_FINITE"
+    assert "fp16 cannot hold these weights" in found["a"].reason
+    assert found["b"].measured
+
+
+def _adapter(folder) -> str:
+    factors = {name: torch.randn(*shape, generator=torch.Generator().manual_seed(8))
+               for name, shape in (("A", (8, 96)), ("B", (96, 8)))}  # fmt: skip
+    stem = "base_model.model.model.layers.0.self_attn.q_proj"
+    save_file({f"{stem}.lora_{name}.weight": f for name, f in factors.items()}, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return str(folder)
+
+
+def test_an_adapters_exact_zeros_are_those_of_an_audit(tmp_path) -> None:
+    spectra = loaded.LoadedMatrix.encoded
+    rows = []
+
+    def noted(self, number_format):
+        rows.append(self.spectrum)
+        return spectra(self, number_format)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loaded.LoadedMatrix, "encoded", noted)
+        study(_adapter(tmp_path), ("fp32",), use_cache=False)
+    assert rows[0].solver == "factors-float64"
+    assert int((rows[0].eigenvalues > 0).sum()) == 8
+
+
+@pytest.mark.parametrize(("part", "shape"), [("gate_up_proj", (2, 64, 192)), ("down_proj", (2, 96, 64))])
+def test_stacked_experts_that_are_stored_in_by_out_are_turned(tmp_path, part, shape) -> None:
+    stack = torch.randn(*shape, generator=torch.Generator().manual_seed(9))
+    save_file({f"model.layers.0.mlp.experts.{part}": stack}, tmp_path / "model.safetensors")
+    config = {"model_type": "gpt_oss", "hidden_size": 64, "intermediate_size": 96, "num_local_experts": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    layers = list(study(str(tmp_path), ("int4-channel",), use_cache=False))
+    expected = (64, 96) if part == "down_proj" else (96, 64)
+    assert {(layer.out_features, layer.in_features) for layer in layers} == {expected}

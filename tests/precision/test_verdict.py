@@ -1,5 +1,7 @@
 """The lowest format within bounds."""
 
+from dataclasses import replace
+
 import pytest
 
 from tailwise.errors import UsageError
@@ -73,3 +75,31 @@ def test_sensitivity_ranks_within_a_role() -> None:
         ("layers.1.mlp.up_proj", 1, 3), ("layers.2.mlp.up_proj", 2, 3), ("layers.0.mlp.up_proj", 3, 3),
     ]  # fmt: skip
     assert found[0].value == pytest.approx(0.3)
+
+
+def test_a_format_that_makes_infinities_keeps_no_bound_on_counts() -> None:
+    found = _study({"int8": 0.01})
+    broken = Reading("int4", 4.1, status="NOT_FINITE", overflow=3)
+    layer = replace(found.layers[0], readings={**found.layers[0].readings, "int4": broken})
+    for bound in (Bound("underflow", 0.0), Bound("overflow", 10.0)):
+        assert not bound.holds(broken)
+        assert verdicts(replace(found, layers=(layer,)), [bound])[0].format == "int8"
+
+
+def test_a_format_that_only_some_layers_feel_does_not_rank_them() -> None:
+    # fp16 of bf16 weights loses a few subnormals of some layers: 1e-8 in a geometric mean outweighs every real error.
+    found = sensitivities(_study({"bf16": 1e-8, "int4": 0.3}, {"bf16": 0.0, "int4": 0.1}))
+    assert [item.layer for item in found] == ["layers.0.mlp.up_proj", "layers.1.mlp.up_proj"]
+    assert found[0].value == pytest.approx(0.3)
+
+
+def test_no_sensitivity_without_a_format_that_every_layer_of_the_role_feels() -> None:
+    assert sensitivities(_study({"int4": 0.3}, {"int4": 0.0})) == ()
+
+
+@pytest.mark.parametrize("k", [2, 4, 50])
+def test_a_tail_has_moved_by_the_error_of_alpha_as_loaded(k: int) -> None:
+    sigma = (3.0 - 1) / k**0.5
+    after = [3 + 2.1 * sigma, 3 + 1.9 * sigma]
+    moved = [Reading("int4", 4.1, alpha=a, alpha_shift=a - 3, alpha_sigma=(a - 1) / k**0.5, k=k) for a in after]
+    assert [reading.tail_moved for reading in moved] == [True, False]

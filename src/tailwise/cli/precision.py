@@ -15,6 +15,7 @@ import typer
 from tailwise.cli.audit import Dtype
 from tailwise.cli.compare import Device, Workers
 from tailwise.cli.options import Json, comma_list
+from tailwise.errors import UsageError
 
 if TYPE_CHECKING:
     from tailwise.precision.study import PrecisionStudy
@@ -49,6 +50,16 @@ class LogLevel(StrEnum):
     CRITICAL = "CRITICAL"
 
 
+def _list(precisions: str) -> str:
+    if precisions.strip().lower() != "list":
+        return precisions
+    from tailwise.number_formats.formats import FORMATS
+
+    for name, summary in FORMATS.items():
+        typer.echo(f"{name:<10}  {summary}")
+    raise typer.Exit
+
+
 def precision(
     model: Annotated[
         str, typer.Argument(help="Folder, file, URL, or Hugging Face id (org/name or org/name@revision).")
@@ -59,6 +70,8 @@ def precision(
             "--precisions",
             "--formats",
             metavar="A,B",
+            callback=_list,
+            is_eager=True,  # the list needs no model
             help="Number formats, e.g. bf16,int8,int4-g64,nvfp4; 'all' for one of each; 'list' names them.",
             rich_help_panel=_WHAT,
         ),
@@ -125,9 +138,6 @@ def precision(
 
     Writes tables, pictures, the study itself (study.json) and a report (report.html) to the output folder.
     """
-    if precisions == "list":
-        _list()
-        return
     from tailwise.number_formats.formats import FORMATS
     from tailwise.precision.run import StudyOptions, study
     from tailwise.precision.verdict import Bound
@@ -137,7 +147,7 @@ def precision(
     _check_output(output_dir, drawn=not (no_plots and basic))
     options = StudyOptions(layers=filter_layers, roles=comma_list(roles), load_dtype=load_dtype.value,
                            directions=directions)  # fmt: skip
-    formats = tuple(FORMATS) if precisions == "all" else comma_list(precisions)
+    formats = tuple(FORMATS) if precisions.strip().lower() == "all" else comma_list(precisions)
     found = _with_progress(
         lambda show: study(model, formats, options=options, progress=show, k_frac=k_frac, device=device,
                            metrics=comma_list(metrics), precision=dtype.value, workers=workers,
@@ -151,18 +161,14 @@ def precision(
         raise typer.Exit(3)
 
 
-def _list() -> None:
-    from tailwise.number_formats.formats import FORMATS
-
-    for name, summary in FORMATS.items():
-        typer.echo(f"{name:<10}  {summary}")
-
-
 def _check_output(folder: Path, *, drawn: bool) -> None:
     from tailwise.report.charts.chart import require_altair
     from tailwise.report.files import check_target
 
     check_target(str(folder / "study.json"))
+    for inner in (folder / "plots", folder / "plots" / "individual_layers"):
+        if inner.exists() and not inner.is_dir():
+            raise UsageError("is in the way of a folder", where=inner, fix="move it, or choose another --output-dir")
     if drawn:
         require_altair()
 
@@ -188,6 +194,8 @@ def _write(
     written = tables.write_documented(found, folder) if basic else tables.write_all(found, folder, bounds)
     if not basic:
         written.append(found.save(folder / "study.json"))
+    if not len(found):
+        return written
     if pictures is not None:
         written += write_plots(found, folder / "plots", plot_format=pictures[0], max_layers=pictures[1])
     if not basic:

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tailwise.number_formats.elements import Float8
-from tailwise.number_formats.number_format import NumberFormat, Quantized, Reach, check_block, chunks, not_finite
+from tailwise.number_formats.number_format import (
+    NumberFormat,
+    Quantized,
+    Reach,
+    check_block,
+    chunks,
+    nonzeros,
+    not_finite,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -33,15 +41,16 @@ class Cast(NumberFormat):
         import torch
 
         check_block(block)
-        _check_finite(block)
+        low, high = _check_finite(block)
         dtype = getattr(torch, self.dtype)
+        beyond = max(-low, high) > torch.finfo(dtype).max
         if self.bits == 64 or block.dtype == dtype:
             return Quantized(block.to(torch.float64 if self.bits == 64 else torch.float32), 0, 0)
         values = torch.empty(block.shape, dtype=torch.float32, device=block.device)
         overflow = underflow = 0
         for part, chunk in zip(chunks(block), chunks(values), strict=True):
             chunk.copy_(part.to(dtype))
-            overflow += int(torch.count_nonzero(chunk.isinf()))
+            overflow += nonzeros(chunk.isinf()) if beyond else 0
             underflow += _lost(part, chunk)
         return Quantized(values, overflow, underflow)
 
@@ -73,7 +82,7 @@ class Float8Cast(NumberFormat):
         for part, chunk in zip(chunks(block), chunks(values), strict=True):
             chunk.copy_(part)
             if max(-low, high) > limit:
-                overflow += int(torch.count_nonzero(chunk.abs() > limit))
+                overflow += nonzeros(chunk.abs() > limit)
             underflow += _lost(part, self.element.round_(chunk))
         return Quantized(values, overflow, underflow)
 
@@ -88,6 +97,4 @@ def _check_finite(block: torch.Tensor) -> tuple[float, float]:
 
 def _lost(before: torch.Tensor, after: torch.Tensor) -> int:
     """Entries that became zero."""
-    import torch
-
-    return int(torch.count_nonzero(before)) - int(torch.count_nonzero(after))
+    return nonzeros(before) - nonzeros(after)

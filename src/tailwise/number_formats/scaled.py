@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Literal
 
 from tailwise.number_formats.elements import Element
 from tailwise.number_formats.grid import Grid, snap_
-from tailwise.number_formats.number_format import NumberFormat, Quantized, Reach, check_block, chunks, not_finite
+from tailwise.number_formats.number_format import (
+    NumberFormat,
+    Quantized,
+    Reach,
+    check_block,
+    chunks,
+    nonzeros,
+    not_finite,
+)
 from tailwise.number_formats.scales import ScaleRule, Scales
 
 if TYPE_CHECKING:
@@ -57,11 +65,11 @@ class ScaledFormat(NumberFormat):
             entries = _fill(chunk, part, width)
             ends = self._ends(entries)
             scales = tensor.scales or self.rule.choose(*ends, block.dtype, tensor.scale or 1.0)
-            nonzero = int(torch.count_nonzero(entries))
+            nonzero = nonzeros(entries)
             overflow += self._overflow(entries, ends, scales)
             zeros = None if scales.zeros is None else scales.zeros[..., None]
             snap_(entries, self.element, scales.steps[..., None], zeros)
-            underflow += nonzero - int(torch.count_nonzero(entries))
+            underflow += nonzero - nonzeros(entries)
             chosen.append(scales)
         grid = self._grid([tensor.scales] if tensor.scales else chosen, tensor)
         return Quantized(values[:, :cols].contiguous(), overflow, underflow, grid)

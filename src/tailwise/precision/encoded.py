@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from tailwise.number_formats.number_format import NumberFormat, Reach
+from tailwise.number_formats.number_format import NumberFormat, Quantized, Reach, chunks
 from tailwise.spectrum.solvers.blocks import DenseMatrix
+
+#: Sums of squares in float32 outside of this may have lost entries to underflow, or be infinite.
+_SAFE = (1e-25, 1e35)
 
 
 @dataclass
@@ -47,7 +50,7 @@ class EncodedMatrix:
         for block in DenseMatrix(self._weights).row_blocks(max_bytes):
             found = self._format.quantize(block, self._reach)
             if not counted:
-                self.damage.add(_damage(block, found.values, found.overflow, found.underflow))
+                self.damage.add(_damage(block, found))
             yield found.values
         self._passed = True
 
@@ -58,14 +61,21 @@ class EncodedMatrix:
         return self.damage
 
 
-def _damage(weights: torch.Tensor, values: torch.Tensor, overflow: int, underflow: int) -> Damage:
-    dtype = torch.promote_types(values.dtype, torch.float32)
-    exact = weights.to(dtype)
-    error = torch.sub(values, exact)
-    # Sums of a block in its own precision lose less than 1e-6; over blocks they are added in float64.
-    return Damage(_squared(error), _squared(exact), overflow, underflow)
+def _damage(weights: torch.Tensor, found: Quantized) -> Damage:
+    dtype = torch.promote_types(found.values.dtype, torch.float32)
+    damage = Damage(overflow=found.overflow, underflow=found.underflow)
+    for before, after in zip(chunks(weights), chunks(found.values), strict=True):
+        exact = before.to(dtype)
+        damage.error += _squared(after - exact)
+        damage.norm += _squared(exact)
+    return damage
 
 
-def _squared(block: torch.Tensor) -> float:
-    flat = block.reshape(-1)
-    return float(torch.dot(flat, flat))
+def _squared(chunk: torch.Tensor) -> float:
+    """Σ x². A sum in float32 loses up to 2e-6 of a chunk; where squares leave its range, it is made in float64."""
+    flat = chunk.reshape(-1)
+    total = float(torch.dot(flat, flat))
+    if not _SAFE[0] < total < _SAFE[1]:
+        wide = flat.double()
+        total = float(torch.dot(wide, wide))
+    return total

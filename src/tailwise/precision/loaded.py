@@ -14,16 +14,20 @@ from tailwise.checkpoints.matrices import WeightMatrix
 from tailwise.number_formats.number_format import NumberFormat, Reach
 from tailwise.precision.encoded import Damage, EncodedMatrix
 from tailwise.recipe import Precision
-from tailwise.spectrum.solve import solve
-from tailwise.spectrum.solvers.blocks import gather
+from tailwise.spectrum.solve import NotFiniteError, solve
+from tailwise.spectrum.solvers.blocks import RowBlocks, gather
 from tailwise.spectrum.solvers.leading import Apply, leading_directions, symmetric_product
 from tailwise.spectrum.spectrum import Spectrum
 
 #: Raised when a codec or a measure of the weights changes its numbers.
-_CODECS = 1
+_CODECS = 3
 #: Casts, which change nothing where the stored type fits into them.
 _CASTS = frozenset({"fp64", "fp32", "fp16", "bf16"})
 LOAD_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class LoadRangeError(Exception):
+    """Weights that are finite as stored leave the range of the type that they are loaded in."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,17 @@ class LoadedMatrix:
         self._means, self._turned = means, turned
         stored = gather(hashed)
         loaded = _loaded(stored, LOAD_DTYPES[means.load_dtype])
-        rounded = loaded.dtype != stored.dtype
         self._weights = loaded.T if turned else loaded
         self._leading: torch.Tensor | None = None
-        self.spectrum = self._solved(rounded=rounded)
+        # A product of factors has exact zeros, as in an audit's spectrum under the same key; rounding would fill them.
+        of_factors = hashed.factors is not None and means.load_dtype == "fp32"
+        rounded = loaded.dtype != stored.dtype and not of_factors
+        try:
+            self.spectrum = self._solved(hashed if of_factors else self._weights, rounded=rounded)
+        except NotFiniteError as error:
+            if rounded and bool(torch.isfinite(stored).all()):
+                raise LoadRangeError(f"{means.load_dtype} cannot hold these weights: {error} once loaded") from error
+            raise
         self._reach = Reach.of([self._weights])
 
     @property
@@ -89,14 +100,14 @@ class LoadedMatrix:
         """What the format does to the weights, without a spectrum."""
         return EncodedMatrix(self._weights, number_format, self._reach).encode()
 
-    def _solved(self, *, rounded: bool) -> Spectrum:
+    def _solved(self, source: RowBlocks | torch.Tensor, *, rounded: bool) -> Spectrum:
         """The spectrum of the weights as loaded: an audit's where they are as stored, so that its cache serves."""
         means = self._means
         parts: tuple[Any, ...] = ("loaded", self.digest, means.load_dtype) if rounded else ("weights", self.digest)
         key = key_of(*parts, means.precision)
         found = means.cache.spectrum(key)
         if found is None:
-            found = solve(self._weights, precision=means.precision, device=means.device, look=self._look)
+            found = solve(source, precision=means.precision, device=means.device, look=self._look)
             means.cache.keep_spectrum(key, found)
         return found
 
@@ -135,13 +146,14 @@ class LoadedMatrix:
     def _product(self, device: torch.device) -> Apply:
         """X → WᵀWX of the short side, in float32, scaled to entries of 1 at most."""
         whole = self._weights.to(device, torch.float32)
-        tall = (whole if whole.shape[0] >= whole.shape[1] else whole.T) / (self._reach.amax or 1.0)
-        return lambda block: tall.T @ (tall @ block)
+        tall, scale = whole if whole.shape[0] >= whole.shape[1] else whole.T, 1 / (self._reach.amax or 1.0)
+        return lambda block: tall.T @ (tall @ (block * scale) * scale)
 
     @property
     def _count(self) -> int:
         rows, cols = self.shape
         return min(self._means.directions, rows, cols)
+
 
 def _loaded(stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The weights in the type they are loaded in; kept as stored where that type holds them exactly."""

@@ -17,15 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 
-from tailwise.precision.study import LayerStudy, PrecisionStudy
+from tailwise.precision.study import FELT, LayerStudy, PrecisionStudy
 
 Predictor = Literal["alpha", "depth"]
 Scope = Literal["pooled", "within roles"]
 
 #: Distortions that alpha is held against; counts are zero nearly everywhere.
 PREDICTED = ("relative_error", "alpha_shift", "spectral_distance", "stable_rank_change", "overlap")
-#: Relative error up to which a format as good as holds a layer.
-FELT = 1e-6
 #: Below this many layers an interval says nothing.
 FEWEST = 8
 

@@ -83,6 +83,8 @@ def study(
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, base=chosen.base)
     try:
         prepared = prepare(checkpoint, recipe, run_options, Selection(chosen.layers, chosen.roles))
+        if not prepared.sources:
+            raise _nothing(prepared, checkpoint.uri)
         layers, trouble = _run(checkpoint, prepared, parsed, chosen, progress)
     finally:
         if checkpoint is not model:
@@ -108,6 +110,12 @@ def _parsed(formats: Iterable[str]) -> list[NumberFormat]:
     if not parsed:
         raise UsageError("there is no format to study", fix="name one or more, e.g. fp32,bf16,int4")
     return list(parsed.values())
+
+
+def _nothing(prepared: Prepared, uri: str) -> UsageError:
+    """The error for a model without a matrix, with why its first tensors are none."""
+    rest = [f"{item.name}: {item.reason}" for item in prepared.unmeasured[:3]]
+    return UsageError("there is no weight matrix in it", where=uri, fix="; ".join(rest) or "check the file")
 
 
 def _check_metrics(recipe: Recipe) -> None:

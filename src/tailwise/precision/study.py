@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +25,10 @@ MEASURES: Mapping[str, str] = {
 }
 #: Measures that are better when larger; of all others, a value nearer to 0 is better.
 LARGER_IS_BETTER = frozenset({"sqnr_db", "overlap"})
+#: Relative error up to which a format as good as holds a layer: the rounding of a few subnormal entries.
+FELT = 1e-6
+#: The status of weights with NaN or infinite entries.
+NOT_FINITE = "NOT_FINITE"
 _VERSION = 1
 
 
@@ -59,10 +64,13 @@ class Reading:
 
     @property
     def tail_moved(self) -> bool:
-        """Whether alpha left its own error bar: a shift of more than 2 standard errors of alpha."""
-        if self.alpha_shift is None or self.alpha_sigma is None:
+        """Whether alpha left its own error bar: a shift of more than 2 standard errors of alpha as loaded.
+
+        Not of alpha after it: that error grows with alpha, so that with k ≤ 4 no shift upwards would ever count.
+        """
+        if self.alpha_shift is None or self.alpha is None or self.k < 1:
             return False
-        return abs(self.alpha_shift) > 2 * self.alpha_sigma
+        return abs(self.alpha_shift) > 2 * (self.alpha - self.alpha_shift - 1) / math.sqrt(self.k)
 
 
 @dataclass(frozen=True)

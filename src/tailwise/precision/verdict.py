@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tailwise.errors import UsageError, unknown_name
-from tailwise.precision.study import LARGER_IS_BETTER, MEASURES, LayerStudy, PrecisionStudy, Reading
+from tailwise.precision.study import FELT, LARGER_IS_BETTER, MEASURES, NOT_FINITE, LayerStudy, PrecisionStudy, Reading
 
 #: About 20 dB: what 4-bit codes with a scale per 32 to 128 weights reach on Gaussian weights.
 DEFAULT_BOUND = "relative_error=0.12"
@@ -45,7 +45,9 @@ class Bound:
         return f"{self.measure} {'≥' if self.measure in LARGER_IS_BETTER else '≤'} {self.limit:g}"
 
     def value(self, reading: Reading) -> float | None:
-        """What the bound looks at; None where it could not be measured."""
+        """What the bound looks at; None where it could not be measured: no count makes up for infinite weights."""
+        if reading.status == NOT_FINITE:
+            return None
         if self.measure == "sqnr_db" and reading.lossless:
             return math.inf
         value = getattr(reading, self.measure)
@@ -132,19 +134,18 @@ class Sensitivity:
 def sensitivities(study: PrecisionStudy, measure: str = "relative_error") -> tuple[Sensitivity, ...]:
     """Layers ranked within their role by a distortion, the most sensitive first; roles in the study's order.
 
-    The value is the geometric mean of |measure| over the formats that change the layer: formats differ by orders of
-    magnitude, and each should count the same.
+    The value is the geometric mean of |measure| over the formats that change every layer of the role: formats differ
+    by orders of magnitude, and each should count the same, in each layer.
     """
     if measure not in MEASURES or measure in LARGER_IS_BETTER:
         raise unknown_name("measure", measure, [name for name in MEASURES if name not in LARGER_IS_BETTER])
-    roles: dict[str, list[tuple[float, LayerStudy]]] = defaultdict(list)
+    roles: dict[str, list[LayerStudy]] = defaultdict(list)
     for layer in study:
-        value = _mean_log(layer, measure)
-        if value is not None:
-            roles[layer.category].append((value, layer))
+        roles[layer.category].append(layer)
     found = []
     for role, members in roles.items():
-        ranked = sorted(members, key=lambda item: -item[0])
+        values = _mean_logs(members, study.formats, measure)
+        ranked = sorted(zip(values, members, strict=True), key=lambda item: -item[0]) if values else []
         found += [
             Sensitivity(layer.name, role, layer.block, value, rank, len(ranked))
             for rank, (value, layer) in enumerate(ranked, 1)
@@ -152,7 +153,15 @@ def sensitivities(study: PrecisionStudy, measure: str = "relative_error") -> tup
     return tuple(found)
 
 
-def _mean_log(layer: LayerStudy, measure: str) -> float | None:
-    values = [getattr(reading, measure) for reading in layer.readings.values()]
-    logs = [math.log(abs(value)) for value in values if value]
-    return math.exp(sum(logs) / len(logs)) if logs else None
+def _mean_logs(layers: Sequence[LayerStudy], formats: Sequence[str], measure: str) -> list[float]:
+    """The geometric mean of each layer over the formats that all of them feel; empty where there is none."""
+    columns = [[_felt(layer.readings.get(name), measure) for layer in layers] for name in formats]
+    logs = [[math.log(value) for value in column] for column in columns if all(column)]
+    return [math.exp(sum(row) / len(row)) for row in zip(*logs, strict=True)]
+
+
+def _felt(reading: Reading | None, measure: str) -> float:
+    """|measure|; 0 where the format as good as holds the layer, or could not be measured."""
+    if reading is None or (reading.relative_error or 0.0) <= FELT:
+        return 0.0
+    return abs(float(getattr(reading, measure) or 0.0))

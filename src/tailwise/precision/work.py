@@ -14,18 +14,22 @@ from tailwise.audits.baselines import Baselines
 from tailwise.audits.cache import key_of
 from tailwise.audits.work import failure
 from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.checkpoints.dims import dims_for
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.metrics.facts import Facts, Spectra, fit
 from tailwise.metrics.measure import metrics_of
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.precision.encoded import Damage
-from tailwise.precision.loaded import LoadedMatrix, Means
+from tailwise.precision.loaded import LoadedMatrix, LoadRangeError, Means
 from tailwise.precision.measures import shift_error, spectral_distance, stable_rank_change
-from tailwise.precision.study import LayerStudy, Reading
+from tailwise.precision.study import NOT_FINITE, LayerStudy, Reading
 from tailwise.recipe import Recipe
 from tailwise.spectrum.power_law import TailFit
 from tailwise.spectrum.solve import NotFiniteError
 from tailwise.spectrum.spectrum import Spectrum, pool
+
+#: Families whose stacked experts are (E, in, out); all others are (E, out, in).
+_EXPERTS_IN_OUT = frozenset({"gpt_oss", "llama4", "llama4_text"})
 
 
 @dataclass
@@ -46,6 +50,8 @@ class StudyWorker:
             return replace(layer, status="FAILED", reason="the study was stopped")
         try:
             return self._study(source, layer)
+        except LoadRangeError as error:
+            return replace(layer, status=NOT_FINITE, reason=f"{error}; load them in another type")
         except Exception as error:
             status, reason = failure(error)
             return replace(layer, status=status, reason=reason)
@@ -83,7 +89,7 @@ class StudyWorker:
         except NotFiniteError as error:
             reason = f"{error}: the format cannot hold them; scale the layer, or use another format"
             overflow = sum(item.damage(number_format).overflow for item in slices)
-            return replace(reading, status="NOT_FINITE", reason=reason, overflow=overflow)
+            return replace(reading, status=NOT_FINITE, reason=reason, overflow=overflow)
         damage = Damage()
         for part in parts:
             damage.add(part.damage)
@@ -114,6 +120,10 @@ def _layer_of(source: MatrixSource) -> LayerStudy:
 def _is_turned(source: MatrixSource, checkpoint: Checkpoint) -> bool:
     """Whether rows are the input axis, as in GPT-2's `Conv1D`: groups and channels run along the other one."""
     view = source.views[0]
+    if source.kind == "expert" and len(checkpoint.tensors[view.tensor].shape) == 3:
+        dims = dims_for(view.tensor, checkpoint.config)
+        of_hidden = source.cols if source.role == "expert_down" else source.rows
+        return dims.model_type in _EXPERTS_IN_OUT and of_hidden == dims.hidden
     module = view.tensor.removesuffix(".weight")
     kind = checkpoint.module_kinds.get(module)
     if kind is not None:

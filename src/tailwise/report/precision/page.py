@@ -260,7 +260,7 @@ def _correlation(item: Any) -> str:
 
 
 def _paragraphs(lines: Iterable[str]) -> str:
-    return "".join(f'<p>{escape(printable(line))}</p>' for line in lines)
+    return "".join(f"<p>{escape(printable(line))}</p>" for line in lines)
 
 
 def _listed(facts: Any) -> str:

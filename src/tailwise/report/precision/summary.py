@@ -37,7 +37,7 @@ class FormatSummary:
     alpha: float | None
     shift: float | None  # of alpha
     shift_se: float | None  # its paired standard error
-    noise: float | None  # standard error of alpha itself
+    noise: float | None  # standard error of alpha as loaded
     moved: int  # layers whose tail left its error bar
     relative_error: float | None
     sqnr_db: float | None  # infinite where the median layer is unchanged
@@ -76,7 +76,7 @@ def _summary(study: PrecisionStudy, name: str) -> FormatSummary:
         alpha=_median(reading.alpha for _, reading in pairs),
         shift=_median(reading.alpha_shift for _, reading in pairs),
         shift_se=_median(reading.alpha_shift_se for _, reading in pairs),
-        noise=_median(reading.alpha_sigma for _, reading in pairs),
+        noise=_median(layer.alpha_sigma for layer, _ in pairs),
         moved=sum(reading.tail_moved for _, reading in pairs),
         relative_error=error,
         sqnr_db=math.inf if error == 0.0 else _median(_sqnr(reading) for _, reading in pairs),

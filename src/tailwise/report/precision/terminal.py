@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
@@ -91,9 +91,14 @@ def notes(study: PrecisionStudy) -> RenderableType:
 
 def closing(study: PrecisionStudy) -> RenderableType:
     """How much was studied, and what was not."""
-    lines = [Text(f"{len(study)} matrices in {len(study.formats)} formats, in {study.seconds:.1f} s", style="dim")]
+    matrices, kinds = _counted(study, "matrix", "matrices"), _counted(study.formats, "format", "formats")
+    lines = [Text(f"{matrices} in {kinds}, in {study.seconds:.1f} s", style="dim")]
     rest = [layer for layer in study.layers if not layer.measured]
     lines += [Text(printable(f"{layer.name}: {layer.status}: {layer.reason}"), style="red") for layer in rest[:_NAMED]]
     if len(rest) > _NAMED:
         lines.append(Text(f"… and {len(rest) - _NAMED} more were not studied", style="red"))
     return Group(*lines, *(Text(note, style="yellow") for note in study.notes))
+
+
+def _counted(items: Sized, one: str, many: str) -> str:
+    return f"{len(items)} {one if len(items) == 1 else many}"

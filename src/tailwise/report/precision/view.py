@@ -10,8 +10,8 @@ from pathlib import PurePath
 
 from tailwise.audits.audit import Audit
 from tailwise.errors import UsageError, unknown_name
-from tailwise.precision.prediction import FELT, Prediction, predictions
-from tailwise.precision.study import MEASURES, LayerStudy, PrecisionStudy
+from tailwise.precision.prediction import Prediction, predictions
+from tailwise.precision.study import FELT, MEASURES, LayerStudy, PrecisionStudy
 from tailwise.precision.verdict import Bound, Verdict, verdicts
 from tailwise.report.charts.chart import Guidance
 from tailwise.report.charts.data import OUTSIDE, Depth, Record, ordered, rounded
@@ -23,8 +23,6 @@ from tailwise.report.theme import THEMES, TOKENS, Palette, group_of
 _INPUTS = frozenset({"embed", "pos_embed", "patch_embed"})
 #: The bits that the picture of one format is nearest to, unless one is named.
 _LOW = 4.0
-#: Relative errors up to here are not worth a picture: rounding to fp32 alone makes 3e−8.
-_NOTHING = FELT
 _GOLDEN = 0.6180339887
 
 
@@ -61,7 +59,7 @@ class StudyView(View):
     @cached_property
     def lossy(self) -> list[FormatSummary]:
         """Formats that change the median layer by more than a few of its smallest weights."""
-        return [item for item in self.summaries if (item.relative_error or 0.0) > _NOTHING]
+        return [item for item in self.summaries if (item.relative_error or 0.0) > FELT]
 
     @cached_property
     def low(self) -> str | None:

@@ -19,7 +19,7 @@ _MOST_ROUNDS = 12
 #: Rows of the triangle that are multiplied at once.
 _PANEL = 256
 #: Share of the subspace that may still turn between two rounds.
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 
 Apply = Callable[[torch.Tensor], torch.Tensor]
 
