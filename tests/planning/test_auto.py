@@ -55,6 +55,19 @@ def test_uniform_and_depth_are_tried_however_short_the_time(audit, tokens) -> No
     assert [row["allocator"] for row in plan.tried[:3]] == ["uniform", "depth", "depth"]
 
 
+@pytest.mark.usefixtures("clock")
+def test_stronger_settings_of_what_loses_are_not_tried(audit, tokens) -> None:
+    plan = planned(audit, Request(0.6), text=_text(tokens), seconds=60)
+    families: dict[tuple[str, str], list[dict]] = {}
+    for row in plan.tried:
+        families.setdefault((row["allocator"], row.get("mapping", "")), []).append(row)
+    uniform = plan.tried[0]["search_loss"]
+    for (name, _), rows in families.items():
+        if name in ("alpha", "alpha-role", "entropy"):
+            assert [row["tau"] for row in rows] == sorted(row["tau"] for row in rows)
+            assert all(row["search_loss"] < uniform + 0.05 for row in rows[:-1])
+
+
 @pytest.mark.parametrize(
     ("pattern", "operator"), [("N:8", "magnitude"), ("N:8", "wanda"), ("unstructured", "low_rank")]
 )

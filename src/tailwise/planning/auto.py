@@ -24,8 +24,12 @@ from tailwise.planning.stage import Stage
 
 #: Shares of α and steps of depth that are tried; β as a fraction of what the budget allows.
 _TAUS = (0.05, 0.1, 0.2, 0.3)
-_BETAS = (-0.25, 0.125, 0.25, 0.5)
+_BETAS = (0.125, 0.25, 0.5, -0.125, -0.25)
 _MAPPINGS = ("block", "matrix", "mixed")
+#: Nats a token above uniform at which a stronger setting of the same kind is not tried any more.
+_HOPELESS = 0.05
+#: Plans that are tried whatever the time: uniform and two of depth.
+_AT_LEAST = 3
 #: Share of the time that single tensors may be measured for, and the changes of sparsity to measure, best first.
 _SWEEP = 0.4
 _SWEEPS = ((-0.3, -0.15, 0.1, 0.2), (-0.15, 0.1))
@@ -92,18 +96,28 @@ class _Search:
         return self.request.pattern == "unstructured" and self.request.operator not in ("low_rank", "structured")
 
     def candidates(self) -> list[_Scored]:
-        """Every known way, the surest first; uniform and depth are tried whatever the time."""
-        found: list[_Scored] = []
+        """Every known way, family by family; uniform and depth are tried whatever the time.
+
+        A family goes from weak to strong settings, and ends where one loses `_HOPELESS` nats more than uniform.
+        """
+        found = [self._scored("uniform", {})]
         half = self._began + self._seconds / 2
-        for name, settings in self._ways():
-            if len(found) >= 3 and monotonic() > half:
-                break
-            plan = plan_prune(self.audit, replace(self.request, allocator=name, settings=settings))
-            losses = self.stage.trial.losses(plan, self.stage.search)
-            shown = {key: value for key, value in settings.items() if key != "statistics"}
-            found.append(_Scored(name, shown, plan, losses))
-            self._say(f"{name}: perplexity {math.exp(min(found[-1].loss, 50)):.4g}", self._done)
+        for name, family in self._families():
+            for settings in family:
+                if len(found) >= _AT_LEAST and monotonic() > half:
+                    return found
+                found.append(self._scored(name, settings))
+                if not found[-1].loss < found[0].loss + _HOPELESS:
+                    break
         return found
+
+    def _scored(self, name: str, settings: Mapping[str, Any]) -> _Scored:
+        plan = plan_prune(self.audit, replace(self.request, allocator=name, settings=settings))
+        losses = self.stage.trial.losses(plan, self.stage.search)
+        shown = {key: value for key, value in settings.items() if key != "statistics"}
+        scored = _Scored(name, shown, plan, losses)
+        self._say(f"{name}: perplexity {math.exp(min(scored.loss, 50)):.4g}", self._done)
+        return scored
 
     def from_sensitivity(self) -> list[_Scored]:
         """The plan by measured losses of single tensors, where a sweep fits into the time; else nothing."""
@@ -158,18 +172,17 @@ class _Search:
     def _done(self) -> float:
         return min(1.0, (monotonic() - self._began) / max(self._seconds, 1e-9))
 
-    def _ways(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _families(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         given = self.request.settings
-        yield "uniform", {}
-        yield from (("depth", {"beta": self._beta(share)}) for share in _BETAS)
-        if self.request.operator == "low_rank":
-            yield from (("entropy", {"tau": tau}) for tau in _TAUS)
-        yield "owl", {"statistics": self.stage.scores.outlier_ratios}
-        yield "dlp", {"statistics": self.stage.scores.medians}
+        yield "depth", [{"beta": self._beta(share)} for share in _BETAS if share > 0]
+        yield "depth", [{"beta": self._beta(share)} for share in _BETAS if share < 0]
+        yield "owl", [{"statistics": self.stage.scores.outlier_ratios}]
+        yield "dlp", [{"statistics": self.stage.scores.medians}]
         taus = (given["tau"],) if "tau" in given else _TAUS
-        mappings = (given["mapping"],) if "mapping" in given else _MAPPINGS
-        yield from (("alpha", {"mapping": mapping, "tau": tau}) for tau in taus for mapping in mappings)
-        yield from (("alpha-role", {"tau": tau}) for tau in taus)
+        for mapping in (given["mapping"],) if "mapping" in given else _MAPPINGS:
+            yield "alpha", [{"mapping": mapping, "tau": tau} for tau in taus]
+        yield "alpha-role", [{"tau": tau} for tau in taus]
+        yield "entropy", [{"tau": tau} for tau in taus]
 
     def _beta(self, share: float) -> float:
         plan = plan_prune(self.audit, replace(self.request, allocator="depth", settings={}))
