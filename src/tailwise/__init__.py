@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from tailwise.checkpoints.open import open_checkpoint
     from tailwise.compare.ranking import rank
     from tailwise.compare.run import compare
+    from tailwise.compression.apply import apply
+    from tailwise.compression.load_pruned import load_pruned
     from tailwise.diagnosis.run import diagnose
     from tailwise.errors import TailwiseError, UnreadableError, UsageError
+    from tailwise.evaluation.run import evaluate
     from tailwise.gates.run import check
     from tailwise.metrics.metric import METRICS, metric
     from tailwise.recipe import Recipe, RunOptions
@@ -47,12 +50,15 @@ _HOMES = {
     "UnreadableError": "tailwise.errors",
     "UsageError": "tailwise.errors",
     "alpha_hill": "tailwise.audits.single",
+    "apply": "tailwise.compression.apply",
     "esd": "tailwise.audits.single",
     "audit": "tailwise.audits.run",
     "check": "tailwise.gates.run",
     "compare": "tailwise.compare.run",
     "diagnose": "tailwise.diagnosis.run",
+    "evaluate": "tailwise.evaluation.run",
     "fit_tail": "tailwise.spectrum.power_law",
+    "load_pruned": "tailwise.compression.load_pruned",
     "metric": "tailwise.metrics.metric",
     "open_checkpoint": "tailwise.checkpoints.open",
     "prepare": "tailwise.audits.prepare",
@@ -63,8 +69,9 @@ _HOMES = {
 
 __all__ = [
     "METRICS", "Audit", "Checkpoint", "Layer", "LayerRow", "Prepared", "Recipe", "RunOptions", "Spectrum", "TailFit",
-    "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "audit", "check", "compare",
-    "diagnose", "esd", "fit_tail", "metric", "open_checkpoint", "prepare", "rank", "singular_entropy", "stable_rank",
+    "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "apply", "audit", "check",
+    "compare", "diagnose", "esd", "evaluate", "fit_tail", "load_pruned", "metric", "open_checkpoint", "prepare",
+    "rank", "singular_entropy", "stable_rank",
 ]  # fmt: skip
 
 

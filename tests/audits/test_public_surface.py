@@ -12,9 +12,9 @@ import tailwise as tw
 
 NAMES = [
     "METRICS", "Audit", "Checkpoint", "Layer", "LayerRow", "Prepared", "Recipe", "RunOptions", "Spectrum",
-    "TailFit", "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "audit", "check",
-    "compare", "diagnose", "esd", "fit_tail", "metric", "open_checkpoint", "prepare", "rank", "singular_entropy",
-    "stable_rank",
+    "TailFit", "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "apply", "audit",
+    "check", "compare", "diagnose", "esd", "evaluate", "fit_tail", "load_pruned", "metric", "open_checkpoint",
+    "prepare", "rank", "singular_entropy", "stable_rank",
 ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tailwise.compression.applied import Applied
 
-_CAL, _RUN, _OUT = "Calibration", "How to run", "Output"
+_CAL, _RUN, _OUT, _SMALL = "Calibration", "How to run", "Output", "Smaller models"
 
 
 class Compute(StrEnum):
@@ -64,12 +64,26 @@ def apply(
     save_masks: Annotated[
         bool, typer.Option("--save-masks", help="Also write which entries were kept.", rich_help_panel=_OUT)
     ] = False,
+    equal_widths: Annotated[
+        bool,
+        typer.Option("--equal-widths", rich_help_panel=_SMALL,
+                     help="structured: every block loses as many heads and neurons, so that config.json can say it."),
+    ] = False,
+    multiple: Annotated[
+        int, typer.Option(min=1, help="structured: of neurons, a multiple of this stays.", rich_help_panel=_SMALL)
+    ] = 8,
+    factored: Annotated[
+        bool,
+        typer.Option("--factored", rich_help_panel=_SMALL,
+                     help="low_rank: store two factors in place of their product; loads with tailwise.load_pruned."),
+    ] = False,
     as_json: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Carry out a plan: write the pruned model, and read back what was reached.
 
-    The output loads as the model did: same tensors, dtypes, tokenizer and config, with the plan in it. It appears
-    whole or not at all; the same command goes on after a kill.
+    The output loads as the model did: same tensors, dtypes, tokenizer and config, with the plan in it. A model that
+    got smaller (structured, or low_rank with --factored) loads so too where config.json can say its sizes, else with
+    tailwise.load_pruned. It appears whole or not at all; the same command goes on after a kill.
     """
     from tailwise.compression.apply import ApplyOptions
     from tailwise.compression.apply import apply as apply_plan
@@ -86,6 +100,9 @@ def apply(
         force=force,
         save_masks=save_masks,
         resume=not fresh,
+        equal_widths=equal_widths,
+        multiple=multiple,
+        factored=factored,
     )
     with _bar() as show:
         found = apply_plan(Plan.load(plan), model, output, options=options, progress=show)
@@ -119,7 +136,7 @@ def _deliver(found: Applied, as_json: bool) -> None:
         sys.stdout.write(json.dumps(found.to_json(), indent=1) + "\n")
     else:
         screen.print(_table(found))
-    went = "saved by low rank" if found.operator == "low_rank" else "zero"
+    went = "gone" if found.smaller else "saved by low rank" if found.operator == "low_rank" else "zero"
     screen.print(
         f"{found.reached:.4%} of the planned parameters are {went}, asked for: {found.asked:.4%} "
         f"({len(found.tensors)} tensors, {found.seconds:.1f} s)",

@@ -20,6 +20,7 @@ from tailwise.cli.plan import app as plan
 from tailwise.cli.plot import plot
 from tailwise.cli.precision import precision
 from tailwise.cli.rank import rank
+from tailwise.cli.recover import recover
 from tailwise.cli.report import report
 from tailwise.cli.show import show
 from tailwise.errors import TailwiseError
@@ -43,6 +44,7 @@ app.command()(precision)
 app.command()(evaluate)
 app.add_typer(plan, name="plan")
 app.command()(apply)
+app.command()(recover)
 app.command()(metrics)
 app.command()(doctor)
 

@@ -1,4 +1,4 @@
-"""`tailwise plan prune|show|diff|validate`."""
+"""`tailwise plan prune|drop|show|diff|validate|export`."""
 
 from __future__ import annotations
 
@@ -251,6 +251,96 @@ def validate(
         typer.echo("\n".join(lines))
     if wrong:
         raise typer.Exit(1)
+
+
+@app.command()
+def drop(
+    plan: Annotated[
+        str, typer.Argument(metavar="PLAN|AUDIT", help="A structured plan, or an audit or model to begin one.")
+    ],
+    blocks: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Numbers of the blocks that go.", rich_help_panel=_WHICH)
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many blocks, those that turn the states least.", rich_help_panel=_WHICH),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Of --count; by default the one that was audited.", rich_help_panel=_TRY)
+    ] = None,
+    calibration: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Of --count. May be repeated.", rich_help_panel=_TRY)
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Windows of it.", rich_help_panel=_TRY)] = 32,
+    window: Annotated[int, typer.Option(min=2, help="Tokens in a window.", rich_help_panel=_TRY)] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Of the windows.", rich_help_panel=_TRY)] = 0,
+    device: Device = "cpu",
+    output: Annotated[
+        str | None,
+        typer.Option("-o", "--output", metavar="FILE", help="x.json or x.yaml; plan.json by default.",
+                     rich_help_panel=_OUT),
+    ] = None,
+    as_json: Json = False,
+    rows: Rows = 100,
+) -> None:  # fmt: skip
+    """Take whole blocks out of a model: those that are named, or those that change its states least.
+
+    What else a structured plan asks of the other blocks stays.
+    """
+    from tailwise.compression.blocks_dropped import named_blocks, without_blocks
+
+    if (blocks is None) == (count is None):
+        raise UsageError("which blocks?", fix="give --blocks 3,7 or --count 2")
+    target = _target(output, as_json)
+    base = _structured(plan, device)
+    if blocks is not None:
+        chosen = named_blocks(_numbers(blocks))
+    else:
+        from tailwise.planning.drop import DropOptions, least_blocks
+
+        options = DropOptions(list(calibration or ()), samples, window, seed, device)
+        chosen = least_blocks(base, model or base.model, count or 0, options)
+    found = without_blocks(base, chosen)
+    if target is not None:
+        found.save(target)
+    _show(found, as_json, rows)
+    if target is not None:
+        typer.echo(f"written to {target}", err=as_json)
+
+
+@app.command()
+def export(
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="x.json or x.yaml.")],
+    to: Annotated[str, typer.Option(help="llmcompressor, alphapruning.")],
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="FILE", help="recipe.yaml, or ratios.npy.", rich_help_panel=_OUT)
+    ],
+) -> None:
+    """Write a plan as another tool reads it."""
+    from tailwise.compression.export.exporter import EXPORTERS
+    from tailwise.compression.export.exporter import export as written
+    from tailwise.compression.plan import Plan
+
+    _ = EXPORTERS[to]  # a wrong name is told before the plan is read
+    for path in written(Plan.load(plan), to, output):
+        typer.echo(f"written to {path}")
+
+
+def _structured(given: str, device: str) -> Plan:
+    from tailwise.compression.make import Request, plan_prune
+    from tailwise.compression.plan import Plan
+
+    if given.endswith(_SUFFIXES):
+        return Plan.load(given)
+    return plan_prune(_audit_of(given, device, None), Request(0.0, operator="structured"))
+
+
+def _numbers(text: str) -> list[int]:
+    found = comma_list(text)
+    wrong = [item for item in found if not item.isdecimal()]
+    if wrong or not found:
+        raise UsageError(f"{text!r} names no blocks", where="--blocks", fix="give numbers, such as 3,7")
+    return [int(item) for item in found]
 
 
 @contextmanager

@@ -53,6 +53,7 @@ class Applied:
     resumed: int = 0  # blocks that an earlier run had finished
     settings: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    smaller: bool = False  # parameters were taken out and not only set to zero
 
     @property
     def asked(self) -> float:
@@ -71,6 +72,7 @@ class Applied:
             "operator": self.operator,
             "asked": self.asked,
             "reached": self.reached,
+            "smaller": self.smaller,
             "seconds": round(self.seconds, 3),
             "resumed_blocks": self.resumed,
             "settings": dict(self.settings or {}),

@@ -24,9 +24,11 @@ from tailwise.compression.data_free import Changes, amount_of, does_nothing, inp
 from tailwise.compression.fingerprint import has_fingerprint
 from tailwise.compression.hosts import Host, check_causal, load_host
 from tailwise.compression.journal import Journal, digest_of_inputs, key_of_run
-from tailwise.compression.plan import Decision, Plan
+from tailwise.compression.plan import BLOCK, Decision, Plan
 from tailwise.compression.plan_files import to_text
 from tailwise.compression.prune.pruner import PRUNERS
+from tailwise.compression.smaller import Source, reached_in, work_of, write_smaller
+from tailwise.compression.structured import Widths
 from tailwise.errors import UsageError
 from tailwise.execution.device import checked_device
 
@@ -54,6 +56,9 @@ class ApplyOptions:
     force: bool = False  # replace the output, and apply a plan made from other weights
     save_masks: bool = False
     resume: bool = True  # go on where a run that was killed had come to
+    equal_widths: bool = False  # structured: the same in every block, which a config can say
+    multiple: int = 8  # structured: of neurons, a multiple of this stays
+    factored: bool = False  # low_rank: two matrices in place of their product
 
 
 def apply(
@@ -69,7 +74,9 @@ def apply(
     `model` is a folder, file or Hugging Face id with safetensors or PyTorch files. The output has the same tensors,
     dtypes and files, the plan and a model card; it appears whole or not at all. `magnitude`, and `low_rank` without
     calibration, stream tensor by tensor; the others go block by block through the model, and a run that was killed
-    goes on at the block where it was. Raises `UsageError` before any work where the plan does not fit the model.
+    goes on at the block where it was. `structured`, and `low_rank` with `factored`, write smaller tensors; where the
+    config cannot say their sizes, `tailwise.load_pruned` loads them. Raises `UsageError` before any work where the
+    plan does not fit the model.
     """
     plan.validate()
     known = {"prune": _prune}
@@ -95,7 +102,10 @@ def _prune(
         planned = sum(checkpoint.tensors[decision.tensor].nbytes for decision in plan)
         check_space(output, layout.nbytes + (planned if calibrated else 0) + (1 << 20))
         run = _Run(plan, name, checkpoint, layout, options, progress or _silent)
-        found = run.calibrated(output) if calibrated else run.data_free(output)
+        if plan.operator == "structured" or options.factored:
+            found = run.smaller(output, calibrated=calibrated)
+        else:
+            found = run.calibrated(output) if calibrated else run.data_free(output)
     return replace(found, seconds=time.perf_counter() - started)
 
 
@@ -104,8 +114,12 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 def _is_calibrated(plan: Plan, options: ApplyOptions) -> bool:
+    if options.factored and plan.operator != "low_rank":
+        raise UsageError(f"{plan.operator} has no factors", fix="leave --factored out, or plan with low_rank")
+    if options.save_masks and (plan.operator == "structured" or options.factored):
+        raise UsageError("what is taken out has no mask", fix="leave --save-masks out")
     if plan.operator == "structured":
-        raise UsageError("structured plans cannot be applied yet", fix="plan with magnitude, wanda or sparsegpt")
+        return options.calibration is not None
     needs = PRUNERS[plan.operator].needs != "none"
     if needs and options.calibration is None:
         raise UsageError(
@@ -139,7 +153,7 @@ def _misfits(decision: Decision, spec: TensorSpec, checkpoint: Checkpoint) -> li
         return [f"{spec.name} is stored as {spec.dtype}, and only plain floating-point tensors can be pruned"]
     if len(spec.shape) < 2:
         return [f"{spec.name} has {len(spec.shape)} axes; a matrix needs two"]
-    if does_nothing(decision):
+    if decision.pattern == BLOCK or does_nothing(decision):
         return []
     pattern = amount_of(decision).pattern
     inputs = input_size(spec.name, spec.shape, checkpoint.config)
@@ -186,6 +200,33 @@ class _Run:
             done = Applied(output, self.plan.operator, (), 0.0, journal.resumed, facts)
             return self._write(draft, journal.read, replace(done, notes=(*host.notes, *journal.notes)))
 
+    def smaller(self, output: Path, *, calibrated: bool) -> Applied:
+        """Take heads, neurons and blocks out, or store factors."""
+        options = self.options
+        inputs, settings = self._inputs() if calibrated else (None, {})
+        host = load_host(self.checkpoint, self.name, device=options.device, dtype=options.dtype)
+        if inputs is not None:
+            self._check_inputs(host, inputs)
+        widths = Widths(options.equal_widths, options.multiple)
+        work = work_of(Source(self.plan, host, self.checkpoint, self.layout), widths)
+        facts = {**settings, "dtype": options.dtype} if calibrated else {}
+        inner = {**facts, "widths": [widths.equal, widths.multiple], "factored": options.factored}
+        key = key_of_run(self.plan, self.checkpoint, inner, digest_of_inputs(inputs or {}))
+        with Draft(output, key=key, resume=options.resume) as draft:
+            journal = Journal(draft.kept)
+            made = work.made(inputs, journal, options.batch, self._step("pruning blocks"))
+            notes = write_smaller(work, made, draft.folder, self._step("writing tensors"))
+            tensors = reached_in(self.plan, made, draft.folder)
+            notes = (*host.notes, *journal.notes, *notes)
+            done = Applied(output, self.plan.operator, tensors, 0.0, journal.resumed, facts, notes, smaller=True)
+            return self._commit(draft, done)
+
+    def _commit(self, draft: Draft, done: Applied) -> Applied:
+        (draft.folder / PLAN_FILE).write_text(to_text(self.plan), encoding="utf-8")
+        (draft.folder / "README.md").write_text(card(self.plan, done, self.name), encoding="utf-8")
+        draft.commit()
+        return done
+
     def _step(self, what: str) -> Callable[[int, int], None]:
         return lambda done, total: self.progress(what, done, total)
 
@@ -199,15 +240,12 @@ class _Run:
             return change(name)
 
         notes = write_checkpoint(self.layout, self.checkpoint, draft.folder, counted)
-        (draft.folder / PLAN_FILE).write_text(to_text(self.plan), encoding="utf-8")
         first = self.layout.shards[0].name if len(self.layout.shards) == 1 else ""
         with open_checkpoint(draft.folder / first if self.layout.index is None and first else draft.folder) as copy:
             done = replace(done, tensors=read_back(self.plan, copy), notes=(*done.notes, *notes))
             if self.options.save_masks:
                 _save_masks(self.plan, copy, draft.folder)
-        (draft.folder / "README.md").write_text(card(self.plan, done, self.name), encoding="utf-8")
-        draft.commit()
-        return done
+        return self._commit(draft, done)
 
     def _inputs(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What the model is calibrated on, by name, and how it came about."""

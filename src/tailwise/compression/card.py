@@ -31,7 +31,9 @@ def _lines(plan: Plan, applied: Applied, source: str) -> Iterator[str]:
         yield f"- {name}: {value}"
     yield f"- [{PLAN_FILE}]({PLAN_FILE}) is the plan, with the reason for each entry"
     yield ""
-    if plan.operator == "low_rank":
+    if applied.smaller:
+        yield "The parameters that went are not stored: the model is smaller, and its dense arithmetic is less."
+    elif plan.operator == "low_rank":
         yield "Each matrix is stored dense, as the product of its factors; the file is as large as before."
     else:
         yield "The zeros are stored: the file is as large as before, and dense arithmetic is no faster for them."

@@ -158,7 +158,9 @@ def check_causal(place: str | os.PathLike[str]) -> None:
 
     name, revision = _address(os.fspath(place))
     architecture, config = architecture_of(name, revision)
-    causal = architecture in set(transformers.MODEL_FOR_CAUSAL_LM_MAPPING.values())
+    known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    # Looked up by the config: to list all of its values would import every model of transformers.
+    causal = type(config) in known and architecture is known[type(config)]
     masked = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     if not causal or (masked and hasattr(config, "is_decoder")):
         raise UsageError(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Kind = Literal["prune", "quantize"]
 
 UNSTRUCTURED = "unstructured"
+BLOCK = "block"  # pattern of an entry whose whole block goes; its sparsity is 1
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Decision:
     role: str
     block: int | None
     n_params: int
-    sparsity: float | None = None  # fraction of the parameters that goes, in [0, 0.99]
-    pattern: str = UNSTRUCTURED  # or N:M, N kept of each M along the input axis
+    sparsity: float | None = None  # fraction of the parameters that goes, in [0, 0.99]; 1 with its whole block
+    pattern: str = UNSTRUCTURED  # or N:M, N kept of each M along the input axis; or block
     rank: int | None = None  # of each matrix, for the operator low_rank
     format: str | None = None  # number format of a quantization plan
     metrics: Mapping[str, float | None] = field(default_factory=dict)

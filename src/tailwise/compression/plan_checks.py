@@ -7,12 +7,15 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from tailwise.compression.bits import fits, mean_bits
 from tailwise.compression.budget import MOST
+from tailwise.compression.fusing import fused
 from tailwise.compression.operators import OPERATORS
 from tailwise.compression.patterns import parse_pattern
-from tailwise.compression.plan import UNSTRUCTURED, Decision, Plan
+from tailwise.compression.plan import BLOCK, UNSTRUCTURED, Decision, Plan
 from tailwise.compression.rounding import removed_by, removed_share
 from tailwise.errors import UsageError
+from tailwise.number_formats.formats import parse_format
 
 QUANTIZERS = ("rtn", "gptq")
 _SHOWN = 5
@@ -25,6 +28,7 @@ def validate(plan: Plan) -> tuple[str, ...]:
     errors += [f"{tensor}: is there {count} times" for tensor, count in counts.items() if count > 1]
     for decision in plan:
         errors += [f"{decision.tensor}: {error}" for error in _entry(decision, plan)]
+    errors += _blocks(plan)
     if errors:
         more = f"\n  … and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
         fix = "plan again without --no-clamp" if plan.settings.get("clamp") is False else "correct the entries named"
@@ -56,16 +60,36 @@ def _entry(decision: Decision, plan: Plan) -> Iterator[str]:
         if value is not None and not _number(value):
             yield f"the metric {name} is {value!r}; it is a number or null"
     if plan.kind == "quantize":
-        if not isinstance(decision.format, str) or not decision.format:
-            yield "has no format"
+        yield from _format(decision)
         return
     yield from _amount(decision, plan.operator)
+
+
+def _format(decision: Decision) -> Iterator[str]:
+    if not isinstance(decision.format, str) or not decision.format:
+        yield "has no format"
+        return
+    for name in ("sparsity", "rank"):
+        if getattr(decision, name) is not None:
+            yield f"has a {name}, which a plan to quantize does not use"
+    try:
+        chosen = parse_format(decision.format)
+    except UsageError as error:
+        yield f"{error.what}; {error.fix}"
+        return
+    if not all(_whole(size) and size > 0 for size in decision.shape):
+        yield f"shape is {list(decision.shape)}; it is [out, in], or [count, out, in]"
+    elif decision.shape and not fits(chosen, decision.shape):
+        yield f"{chosen.name} has groups of {chosen.group_size}, which do not divide {decision.shape[-1]} inputs"
 
 
 def _amount(decision: Decision, operator: str) -> Iterator[str]:
     amount = decision.sparsity
     if amount is None or not _number(amount):
         yield f"sparsity is {amount!r}; it is a fraction from 0 to {MOST}"
+        return
+    if decision.pattern == BLOCK:
+        yield from _whole_block(decision, operator)
         return
     if not 0.0 <= amount <= MOST:
         hint = f" (write {amount / 100:g} for {amount:g} %)" if 2.0 <= amount <= 100.0 * MOST else ""
@@ -77,6 +101,25 @@ def _amount(decision: Decision, operator: str) -> Iterator[str]:
             yield f"rank is {decision.rank!r}; it is a whole number from 1" + (f" to {most}" if most else "")
     elif decision.rank is not None:
         yield f"has a rank, which {operator} does not use"
+
+
+def _whole_block(decision: Decision, operator: str) -> Iterator[str]:
+    if operator != "structured":
+        yield f"{operator} does not take whole blocks; operator: structured does"
+    if decision.block is None:
+        yield "is in no block that could go as a whole"
+    if decision.sparsity != 1.0:
+        yield f"sparsity is {decision.sparsity:g}; with the pattern {BLOCK} it is 1"
+
+
+def _blocks(plan: Plan) -> Iterator[str]:
+    """A block goes with all its entries, and one block stays."""
+    gone = {decision.block for decision in plan if decision.pattern == BLOCK and decision.block is not None}
+    for decision in plan:
+        if decision.block in gone and decision.pattern != BLOCK:
+            yield f"{decision.tensor}: the other entries of block {decision.block} go with it; write pattern: {BLOCK}"
+    if gone and gone == {decision.block for decision in plan if decision.block is not None}:
+        yield "every block that it names would go; at least one must stay"
 
 
 def _pattern(decision: Decision, operator: str) -> Iterator[str]:
@@ -102,6 +145,9 @@ def _number(value: object) -> bool:
 
 
 def _warnings(plan: Plan) -> Iterator[str]:
+    if plan.kind == "quantize":
+        yield from _warnings_of_formats(plan)
+        return
     for decision in plan:
         taken = removed_by(decision)
         if decision.rank is not None and abs(taken - (decision.sparsity or 0.0)) > _step(decision):
@@ -110,12 +156,23 @@ def _warnings(plan: Plan) -> Iterator[str]:
                 f"{decision.sparsity:.4f}; the rank holds"
             )
     asked = plan.budget.get("asked")
-    if plan.kind != "prune" or asked is None or not _number(asked):
+    if asked is None or not _number(asked):
         return
     reached, stated = removed_share(plan), plan.budget.get("reached")
     expected = stated if stated is not None and _number(stated) else asked
     if abs(reached - expected) > 1e-6:
         yield f"the entries reach {reached:.6f} and no longer {expected:.6f} (asked for: {asked:g})"
+
+
+def _warnings_of_formats(plan: Plan) -> Iterator[str]:
+    for name, members in fused(plan.decisions, per_expert=plan.settings.get("per_expert") is True).items():
+        names = sorted({parse_format(decision.format or "").name for decision in members})
+        if len(names) > 1:
+            yield f"{name}: {', '.join(names)}; servers hold them in one matrix, and take one format"
+    reached, stated = mean_bits(plan), plan.budget.get("reached")
+    if _number(stated) and abs(reached - float(stated or 0.0)) > 1e-6:
+        asked = plan.budget.get("asked")
+        yield f"the entries take {reached:.6f} bits per weight and no longer {stated:.6f} (asked for: {asked})"
 
 
 def _step(decision: Decision) -> float:

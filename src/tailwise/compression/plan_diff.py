@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tailwise.compression.bits import mean_bits
 from tailwise.compression.plan import Decision, Plan
 
 _FIELDS = ("sparsity", "pattern", "rank", "format", "n_params")
@@ -29,9 +30,10 @@ class PlanDiff:
     changed: tuple[Change, ...]
     added: tuple[str, ...]
     removed: tuple[str, ...]
-    before: float  # Σ s·d / Σ d
+    before: float  # Σ s·d / Σ d; of plans to quantize, mean bits per weight
     after: float
-    moved: float  # parameters that one plan takes and the other does not, at least
+    moved: float  # parameters that one plan takes and the other does not, at least; or that have another format
+    unit: str = "sparsity"  # or bits per weight
 
     @property
     def same(self) -> bool:
@@ -49,7 +51,13 @@ def diff(before: Plan, after: Plan) -> PlanDiff:
     new = {decision.tensor: decision for decision in after}
     both = [tensor for tensor in old if tensor in new]
     alone = [decision for decision in (*before, *after) if not (decision.tensor in old and decision.tensor in new)]
-    moved = sum(abs(old[tensor].removed - new[tensor].removed) for tensor in both)
+    bits = before.kind == after.kind == "quantize"
+    if bits:
+        moved = float(sum(new[tensor].n_params for tensor in both if old[tensor].format != new[tensor].format))
+        moved += sum(decision.n_params for decision in alone)
+    else:
+        moved = sum(abs(old[tensor].removed - new[tensor].removed) for tensor in both)
+        moved += sum(decision.removed for decision in alone)
     return PlanDiff(
         head=tuple(
             Change("", name, getattr(before, name), getattr(after, name))
@@ -59,9 +67,10 @@ def diff(before: Plan, after: Plan) -> PlanDiff:
         changed=tuple(change for tensor in both for change in _changes(old[tensor], new[tensor])),
         added=tuple(tensor for tensor in new if tensor not in old),
         removed=tuple(tensor for tensor in old if tensor not in new),
-        before=before.sparsity,
-        after=after.sparsity,
-        moved=moved + sum(decision.removed for decision in alone),
+        before=mean_bits(before) if bits else before.sparsity,
+        after=mean_bits(after) if bits else after.sparsity,
+        moved=moved,
+        unit="bits per weight" if bits else "sparsity",
     )
 
 

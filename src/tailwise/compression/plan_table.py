@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tailwise.compression.plan import Decision, Plan
+from tailwise.compression.bits import mean_bits
+from tailwise.compression.plan import BLOCK, Decision, Plan
 from tailwise.compression.plan_diff import PlanDiff
 
 
@@ -47,13 +48,13 @@ def _cell(decisions: Sequence[Decision]) -> str:
         return ""
     formats = dict.fromkeys(decision.format for decision in decisions if decision.format)
     if formats:
-        return next(iter(formats)) if len(formats) == 1 else f"{len(formats)} formats"
+        return next(iter(formats)) if len(formats) == 1 else f"{mean_bits(decisions):.3f} bits"
     total = sum(decision.n_params for decision in decisions)
     mean = sum(decision.removed for decision in decisions) / total if total else 0.0
     if len(decisions) == 1 and decisions[0].rank is not None:
         return f"{mean:.3f} r{decisions[0].rank}"
     patterns = {decision.pattern for decision in decisions}
-    mixed = len(patterns) == 1 and ":" in next(iter(patterns))
+    mixed = len(patterns) == 1 and (BLOCK in patterns or ":" in next(iter(patterns)))
     return f"{mean:.3f} {next(iter(patterns))}" if mixed else f"{mean:.3f}"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.hub import parse_hub
+from tailwise.compression.load_pruned import PRUNED_FILE, load_pruned
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.evaluation.quiet import quiet
 from tailwise.execution.device import checked_device
@@ -85,6 +86,8 @@ def _transformers(where: str) -> Any:
 
 def _load(transformers: Any, place: str, revision: str | None, dtype: str, name: str) -> tuple[Any, tuple[str, ...]]:
     _check_kind(transformers, place, revision, name)
+    if (Path(place) / PRUNED_FILE).is_file():
+        return load_pruned(place, dtype=dtype), ()
     kind = transformers.AutoModelForCausalLM
     try:
         module, facts = kind.from_pretrained(place, revision=revision, dtype=dtype, output_loading_info=True)

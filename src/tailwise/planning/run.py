@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tailwise.audits.audit import Audit
+from tailwise.compression.hosts import check_causal
 from tailwise.compression.make import Request, plan_prune
 from tailwise.compression.plan import Plan
 from tailwise.errors import UsageError
@@ -42,6 +43,8 @@ def planned(
     says so. `owl` and `dlp` take one pass over the text, `sensitivity` many; the others take the audit alone. The
     model is read where the audit says it is. Raises `UsageError`.
     """
+    if text is not None and allocator in (AUTO, *FROM_TEXT):
+        _check_causal(audit.model)
     if allocator == AUTO:
         if text is None:
             plan = plan_prune(audit, replace(request, allocator="uniform"))
@@ -53,6 +56,14 @@ def planned(
     settings = {**request.settings, **_measured(audit, request, stage, allocator, say)}
     plan = plan_prune(audit, replace(request, allocator=allocator, settings=settings))
     return plan.replace(notes=(*plan.notes, *stage.notes))
+
+
+def _check_causal(model: str) -> None:
+    try:
+        check_causal(model)
+    except UsageError as error:
+        fix = "leave --calibration out, and take an allocator that reads the audit alone: depth, alpha"
+        raise UsageError(error.what, where=model, fix=fix) from error
 
 
 def _measured(audit: Audit, request: Request, stage: Stage, allocator: str, say: Say | None) -> dict[str, object]:

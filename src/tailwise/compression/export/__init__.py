@@ -1,0 +1,1 @@
+"""Plans as other tools read them: one function a format."""

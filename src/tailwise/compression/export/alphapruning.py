@@ -1,0 +1,44 @@
+"""Layer-wise ratios as AlphaPruning's code takes them."""
+
+from __future__ import annotations
+
+import io
+import json
+
+from tailwise.compression.export.exporter import Files, exporter
+from tailwise.compression.plan import Decision, Plan
+from tailwise.errors import UsageError
+
+#: The order in which modeling code makes the layers of a block, which is that of the published loop.
+_ORDER = ("attn_q", "attn_k", "attn_v", "attn_kv", "attn_qkv", "attn_o", "mlp_gate", "mlp_gate_up", "mlp_up",
+          "mlp_down")  # fmt: skip
+
+
+@exporter("alphapruning", source="AlphaPruning's `all_layer_ratio` (arXiv:2410.10912)", suffixes=(".npy",))
+def ratios(plan: Plan) -> Files:
+    """An array of ratios (float64), block by block: q, k, v, o, gate, up, down; beside it their names in JSON.
+
+    A ratio is the fraction of the layer that is removed. It stands where the published code has its own ratios after
+    scaling them to the budget; it does not stand for the α that they come from.
+    """
+    import numpy as np
+
+    rows = sorted(plan, key=_place)
+    if any(decision.rank is not None or ":" in decision.pattern for decision in rows):
+        raise UsageError("AlphaPruning's ratios are unstructured", fix="plan without a pattern and not for low_rank")
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([decision.sparsity for decision in rows], dtype=np.float64))
+    facts = {
+        "order": "blocks from first to last; in a block " + ", ".join(_ORDER),
+        "ratio": "fraction removed",
+        "operator": plan.operator,
+        "budget": dict(plan.budget),
+        "layers": [decision.tensor.removesuffix(".weight") for decision in rows],
+    }
+    return {".npy": buffer.getvalue(), ".json": (json.dumps(facts, indent=1) + "\n").encode()}
+
+
+def _place(decision: Decision) -> tuple[int, int, str]:
+    if decision.block is None:
+        raise UsageError("is in no block", where=decision.tensor, fix="take the entry out of the plan")
+    return decision.block, _ORDER.index(decision.role) if decision.role in _ORDER else len(_ORDER), decision.tensor

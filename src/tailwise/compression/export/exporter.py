@@ -1,0 +1,78 @@
+"""What an exporter is, and the registry of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from tailwise.compression.plan import Kind, Plan
+from tailwise.errors import UsageError
+from tailwise.registry import Registry
+
+Files = dict[str, bytes]  # suffix → content
+Write = Callable[[Plan], Files]
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """A named format of another tool. The first suffix is that of the file that the user names."""
+
+    name: str
+    summary: str
+    source: str  # what reads it
+    kinds: tuple[Kind, ...]  # of plans
+    suffixes: tuple[str, ...]
+    write: Write
+
+    def __call__(self, plan: Plan, path: str | Path) -> tuple[Path, ...]:
+        """Write `plan` to `path`, and to files beside it where the format has more than one."""
+        from tailwise.atomic import write_whole
+
+        target = Path(path)
+        if target.suffix not in self.suffixes:
+            raise UsageError(
+                f"{self.name} is not written to {target.suffix or 'a file without a suffix'}",
+                where=path,
+                fix=f"choose one of {', '.join(self.suffixes)}",
+            )
+        if plan.kind not in self.kinds:
+            raise UsageError(
+                f"{self.name} takes plans to {', '.join(self.kinds)}, not to {plan.kind}", fix="choose another format"
+            )
+        plan.validate()
+        found = self.write(plan)
+        main, *others = found.items()
+        named = [(target, main[1]), *((target.with_suffix(suffix), content) for suffix, content in others)]
+        return tuple(write_whole(place, content) for place, content in named)
+
+
+_BUILT_IN = ("llmcompressor", "alphapruning")
+
+
+def _load_built_ins() -> None:
+    for module in _BUILT_IN:
+        import_module(f"tailwise.compression.export.{module}")
+
+
+EXPORTERS: Registry[Exporter] = Registry("export format", "tailwise.exporters", _load_built_ins)
+
+
+def exporter(
+    name: str, *, source: str, suffixes: tuple[str, ...], kinds: tuple[Kind, ...] = ("prune",)
+) -> Callable[[Write], Write]:  # fmt: skip
+    """Register the decorated function; the first line of its docstring is the summary."""
+
+    def register(function: Write) -> Write:
+        summary = (inspect.getdoc(function) or "").split("\n", 1)[0]
+        EXPORTERS.add(name, Exporter(name, summary, source, kinds, suffixes, function))
+        return function
+
+    return register
+
+
+def export(plan: Plan, to: str, path: str | Path) -> tuple[Path, ...]:
+    """Write `plan` as the tool `to` reads it. `UsageError` where it cannot say what the plan asks."""
+    return EXPORTERS[to](plan, path)

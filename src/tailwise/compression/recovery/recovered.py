@@ -1,0 +1,97 @@
+"""What a recovery came to: quality before and after, and how it was had."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tailwise.compression.recovery.training import Training
+from tailwise.evaluation.scores import ScoreComparison, Scores
+
+RECOVERY_FILE = "tailwise_recovery.json"
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A model that was trained for a while after pruning."""
+
+    output: Path
+    method: str  # masked, lora, or lora, merged
+    comparison: ScoreComparison  # the written model against the pruned one, on windows kept out of the training
+    training: Training
+    sparsity: tuple[float, float]  # share of zeros in the matrices of the blocks, before and after
+    unmerged: Scores | None = None  # the adapter in memory, before it was merged, the zeros put back and all rounded
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def before(self) -> Scores:
+        """Of the pruned model."""
+        return self.comparison.base
+
+    @property
+    def after(self) -> Scores:
+        """Of what was written, read back."""
+        return self.comparison.model
+
+    @property
+    def cost_of_merging(self) -> float | None:
+        """Nats a token that merging, with the zeros put back, costs; None where nothing was merged."""
+        if self.unmerged is None or self.unmerged.log_perplexity is None or self.after.log_perplexity is None:
+            return None
+        return self.after.log_perplexity - self.unmerged.log_perplexity
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "output": str(self.output),
+            "method": self.method,
+            "sparsity_before": self.sparsity[0],
+            "sparsity_after": self.sparsity[1],
+            "comparison": self.comparison.to_json(),
+            "unmerged": None if self.unmerged is None else self.unmerged.to_json(),
+            "cost_of_merging": self.cost_of_merging,
+            "training": self.training.to_json(),
+            "settings": dict(self.settings),
+            "notes": list(self.notes),
+        }
+
+
+def perplexity_words(scores: Scores) -> str:
+    """`18.9 [17.2, 20.8]`."""
+    if scores.perplexity is None:
+        return "not finite"
+    around = "" if scores.interval is None else " [{:.4g}, {:.4g}]".format(*scores.interval)
+    return f"{scores.perplexity:.4g}{around}"
+
+
+def card(found: Recovered, source: str) -> str:
+    """README.md."""
+    return "\n".join(_lines(found, source)) + "\n"
+
+
+def _lines(found: Recovered, source: str) -> Iterator[str]:
+    library = ["library_name: peft"] if found.method == "lora" else []
+    yield from ("---", "tags:", "- tailwise", "- pruned", *library, f"base_model: {json.dumps(source)}", "---", "")
+    yield f"# {source.rstrip('/').rsplit('/', 1)[-1]}, recovered ({found.method})"
+    yield ""
+    what = "An adapter of peft for" if found.method == "lora" else "Trained for a while from"
+    yield f"{what} `{source}`, by tailwise {version('tailwise')}. [{RECOVERY_FILE}]({RECOVERY_FILE}) has all numbers."
+    yield ""
+    yield "| | perplexity on windows kept out of the training | zeros in the blocks |"
+    yield "| --- | ---: | ---: |"
+    yield f"| before | {perplexity_words(found.before)} | {found.sparsity[0]:.2%} |"
+    if found.unmerged is not None:
+        yield f"| adapter, not merged | {perplexity_words(found.unmerged)} | |"
+    yield f"| after | {perplexity_words(found.after)} | {found.sparsity[1]:.2%} |"
+    yield ""
+    training = found.training
+    yield f"- best at step {training.best_step} of {training.steps} ({training.ended}, {training.seconds:.0f} s)"
+    for name, value in sorted(found.settings.items()):
+        yield f"- {name}: {value}"
+    for note in found.notes:
+        yield f"- {note}"
