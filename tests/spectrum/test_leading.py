@@ -25,7 +25,7 @@ def _overlap(one: torch.Tensor, other: torch.Tensor) -> float:
 @pytest.mark.parametrize("count", [1, 4, 16])
 def test_the_subspace_is_that_of_the_largest_eigenvalues(count: int) -> None:
     _, gram = _gram(400, 120, count)
-    found = leading_directions(symmetric_product(torch.tril(gram)), 120, count)
+    found = leading_directions(symmetric_product(torch.tril(gram)), 120, count)[:, :count]
     assert _overlap(found, _exact(gram, count)) > 1 - 1e-3
     assert torch.allclose(found.T @ found, torch.eye(count), atol=1e-5)
 
@@ -36,7 +36,7 @@ def test_starting_near_the_answer_gives_the_same_subspace() -> None:
     start = leading_directions(symmetric_product(gram), 100, 8)
     found = leading_directions(symmetric_product(other.T @ other), 100, 8, start=start)
     exact = _overlap(_exact(gram, 8), _exact(other.T @ other, 8))
-    assert _overlap(start, found) == pytest.approx(exact, abs=2e-3)
+    assert _overlap(start[:, :8], found[:, :8]) == pytest.approx(exact, abs=2e-3)
     assert exact < 0.999
 
 
@@ -49,7 +49,7 @@ def test_as_many_directions_as_the_matrix_has_span_everything() -> None:
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_the_scale_of_the_matrix_does_not_matter(scale: float) -> None:
     _, gram = _gram(200, 50, 4)
-    found = leading_directions(symmetric_product(gram * scale), 50, 5)
+    found = leading_directions(symmetric_product(gram * scale), 50, 5)[:, :5]
     assert _overlap(found, _exact(gram, 5)) > 1 - 1e-3
 
 

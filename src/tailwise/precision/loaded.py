@@ -20,7 +20,7 @@ from tailwise.spectrum.solvers.leading import Apply, leading_directions, symmetr
 from tailwise.spectrum.spectrum import Spectrum
 
 #: Raised when a codec or a measure of the weights changes its numbers.
-_CODECS = 3
+_CODECS = 4
 #: Casts, which change nothing where the stored type fits into them.
 _CASTS = frozenset({"fp64", "fp32", "fp16", "bf16"})
 LOAD_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -138,7 +138,8 @@ class LoadedMatrix:
         if self._leading is None:
             # The spectrum as loaded came from the cache. Products with W itself spare its Gram matrix.
             self._leading = self._directions(self._product(device), m, device, now)
-        return min(1.0, float((self._leading.T @ now).square().sum()) / self._count)
+        shared = self._leading[:, : self._count].T @ now[:, : self._count]
+        return min(1.0, float(shared.square().sum()) / self._count)
 
     def _directions(self, product: Apply, m: int, device: torch.device, start: torch.Tensor | None) -> torch.Tensor:
         return leading_directions(product, m, self._count, start=start, device=device)

@@ -51,10 +51,11 @@ def symmetric_product(triangle: torch.Tensor) -> Apply:
 def leading_directions(
     product: Apply, m: int, count: int, *, start: torch.Tensor | None = None, device: torch.device | None = None
 ) -> torch.Tensor:
-    """Orthonormal eigenvectors of the `count` largest eigenvalues of a positive semi-definite G, (m, count), float32.
+    """Orthonormal eigenvectors of the largest eigenvalues of a positive semi-definite G, (m, ≥ count), float32.
 
-    `product` computes G·X; `start` (m, ≤ count + 8) is where to begin. The subspace is accurate to about `TOLERANCE`
-    in its share; where eigenvalues at its edge coincide, any of their vectors is as good.
+    `product` computes G·X; `start` (m, ≤ count + 8) is where to begin. The subspace of the first `count` is accurate
+    to about `TOLERANCE` in its share; where eigenvalues at its edge coincide, any of their vectors is as good. The
+    columns after them are there to start the next search from.
     """
     width = min(count + _EXTRA, m)
     generator = torch.Generator().manual_seed(0)
@@ -69,7 +70,7 @@ def leading_directions(
         block = rotated
         if min(turn, 1 - kept) < TOLERANCE:
             break
-    return block[:, :count].contiguous()
+    return block
 
 
 def _round(product: Apply, block: torch.Tensor, count: int) -> tuple[torch.Tensor, float]:
