@@ -216,7 +216,7 @@ def table(given: argparse.Namespace) -> None:
 def _print_table(model: str, operator: str, found: dict[Any, list[Any]], sparsities: list[float], dense: Any) -> None:
     seeds = max((len(v) for k, v in found.items() if k[:2] == (model, operator)), default=0)
     said = "" if dense is None else f" (dense: {_ppl(dense):.2f})"
-    print(f"### {model}, {operator}{said}, up to {seeds} seeds\n")
+    print(f"### {model}, {operator}{said}, {seeds} seeds at most\n")
     print("| allocator | " + " | ".join(f"{100 * s:.0f} %" for s in sparsities) + " |")
     print("| --- |" + " ---: |" * len(sparsities))
     best = {s: min((_ppl(np.mean(v, axis=0)) for k, v in found.items() if k[:3] == (model, operator, s)), default=0)

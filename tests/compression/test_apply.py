@@ -315,13 +315,6 @@ def test_a_sparsity_that_cannot_be_reached_is_one_error(llama, plans, tmp_path, 
         apply(edited(plans["magnitude"], sparsity=sparsity), llama, tmp_path / "out")
 
 
-def test_a_plan_to_quantize_says_that_it_is_not_for_here(llama, plans, tmp_path):
-    decisions = tuple(replace(item, sparsity=None, format="int4") for item in plans["magnitude"])
-    plan = replace(plans["magnitude"], kind="quantize", operator="rtn", decisions=decisions)
-    with pytest.raises(UsageError, match="a plan to quantize cannot be applied here"):
-        apply(plan, llama, tmp_path / "out")
-
-
 def test_weights_that_are_no_numbers_cannot_be_calibrated(tmp_path):
     folder = saved("llama", tmp_path / "model")
     plan = plan_for(folder, operator="sparsegpt")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +17,8 @@ from tailwise.cli.options import Json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tailwise.compression.applied import Applied
+    from tailwise.compression.applied import Applied, Reached
+    from tailwise.compression.applied_quantize import AppliedBits, ReachedBits
 
 _CAL, _RUN, _OUT, _SMALL = "Calibration", "How to run", "Output", "Smaller models"
 
@@ -128,7 +129,7 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def _deliver(found: Applied, as_json: bool) -> None:
+def _deliver(found: Applied | AppliedBits, as_json: bool) -> None:
     from tailwise.report.terminal import console
 
     screen = console(stderr=as_json)
@@ -136,12 +137,8 @@ def _deliver(found: Applied, as_json: bool) -> None:
         sys.stdout.write(json.dumps(found.to_json(), indent=1) + "\n")
     else:
         screen.print(_table(found))
-    went = "gone" if found.smaller else "saved by low rank" if found.operator == "low_rank" else "zero"
     screen.print(
-        f"{found.reached:.4%} of the planned parameters are {went}, asked for: {found.asked:.4%} "
-        f"({len(found.tensors)} tensors, {found.seconds:.1f} s)",
-        markup=False,
-        soft_wrap=True,
+        f"{_reached(found)} ({len(found.tensors)} tensors, {found.seconds:.1f} s)", markup=False, soft_wrap=True
     )
     if found.resumed:
         screen.print(f"{found.resumed} blocks were finished before", markup=False)
@@ -150,14 +147,24 @@ def _deliver(found: Applied, as_json: bool) -> None:
     screen.print(f"written to {found.output}", markup=False, soft_wrap=True)
 
 
-def _table(found: Applied, most: int = 12) -> Table:
+def _reached(found: Applied | AppliedBits) -> str:
+    from tailwise.compression.applied_quantize import AppliedBits
+
+    if isinstance(found, AppliedBits):
+        return f"{found.reached:.4f} bits per weight of the planned parameters, asked for: {found.asked:.4f}"
+    went = "gone" if found.smaller else "saved by low rank" if found.operator == "low_rank" else "zero"
+    return f"{found.reached:.4%} of the planned parameters are {went}, asked for: {found.asked:.4%}"
+
+
+def _table(found: Applied | AppliedBits, most: int = 12) -> Table:
     """The tensors that are farthest from what was asked."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for title in ("tensor", "asked", "reached", "how"):
         table.add_column(title, justify="right" if title in ("asked", "reached") else "left", overflow="fold")
-    ranked = sorted(found.tensors, key=lambda item: -abs(item.reached - item.asked))
+    tensors: Sequence[Reached | ReachedBits] = found.tensors
+    ranked = sorted(tensors, key=lambda item: -abs(item.reached - item.asked))
     for item in ranked[:most]:
         how = item.pattern if item.rank is None else f"rank {item.rank}"
         table.add_row(item.tensor, f"{item.asked:.4f}", f"{item.reached:.4f}", how)

@@ -14,6 +14,7 @@ import typer
 
 from tailwise.cli.compare import Device, Workers, check_text_target, is_audit
 from tailwise.cli.options import Json, Rows, comma_list
+from tailwise.cli.solver import solver_to_stderr
 from tailwise.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def prune(
     if calibration:
         text = StageOptions(list(calibration), samples=samples, window=window, seed=seed, device=device)
     audit = _audit_of(model, device, workers)
-    with _saying() as say:
+    with solver_to_stderr(), _saying() as say:
         plan = planned(audit, request, allocator=allocator, text=text, seconds=seconds, say=say)
     if target is not None:
         plan.save(target)
@@ -215,7 +216,7 @@ def diff(
     tensors = len({change.tensor for change in found.changed})
     screen.print(
         f"{tensors} tensors changed, {len(found.added)} added, {len(found.removed)} removed; "
-        f"sparsity {found.before:.6f} → {found.after:.6f}; {found.moved:,.0f} parameters differ"
+        f"{found.unit} {found.before:.6f} → {found.after:.6f}; {found.moved:,.0f} parameters differ"
     )
 
 
@@ -247,7 +248,7 @@ def validate(
     else:
         lines = [f"does not fit: {line}" for line in wrong] + [f"note: {line}" for line in warnings]
         fits = "" if audit is None else f", fits {audit}"
-        lines += [] if wrong else [f"valid{fits}: {len(found)} tensors, sparsity {found.sparsity:.6f}"]
+        lines += [] if wrong else [f"valid{fits}: {len(found)} tensors, {found.amount_words}"]
         typer.echo("\n".join(lines))
     if wrong:
         raise typer.Exit(1)
@@ -393,8 +394,9 @@ def _show(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) -> Non
     screen.print(title, style="bold", soft_wrap=True, markup=False)
     screen.print(_drawn(entries_grid(plan, rows) if entries else plan_grid(plan, rows)), "", sep="\n")
     asked, reached = plan.budget.get("asked"), plan.budget.get("reached")
+    unit = f" {plan.budget['unit']}" if "unit" in plan.budget else ""
     if asked is not None:
-        screen.print(f"budget: asked {asked:g}, reached {reached:.6f} of {plan.n_params:,} parameters")
+        screen.print(f"budget: asked {asked:g}, reached {reached:.6f}{unit} of {plan.n_params:,} parameters")
     for note in plan.notes:
         screen.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
 

@@ -17,6 +17,8 @@ from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.writer import Change, Layout, Shard, layout_of, write_checkpoint, write_shard
 from tailwise.compression.applied import Applied, masks_of, read_back
+from tailwise.compression.applied_quantize import AppliedBits
+from tailwise.compression.apply_quantize import quantize
 from tailwise.compression.calibrate import SAMPLES, WINDOW, sample_windows
 from tailwise.compression.calibrated import WITH_DATA, Pruning, jobs_of, prune_blocks
 from tailwise.compression.card import PLAN_FILE, card
@@ -68,7 +70,7 @@ def apply(
     *,
     options: ApplyOptions | None = None,
     progress: Progress | None = None,
-) -> Applied:
+) -> Applied | AppliedBits:
     """Write the model that `plan` asks for to the folder `output`, and read back what was reached.
 
     `model` is a folder, file or Hugging Face id with safetensors or PyTorch files. The output has the same tensors,
@@ -79,7 +81,7 @@ def apply(
     plan does not fit the model.
     """
     plan.validate()
-    known = {"prune": _prune}
+    known: dict[str, Callable[..., Applied | AppliedBits]] = {"prune": _prune, "quantize": quantize}
     if plan.kind not in known:
         raise UsageError(
             f"a plan to {plan.kind} cannot be applied here", fix=f"apply takes plans to {', '.join(known)}"

@@ -9,15 +9,10 @@ import torch
 
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.roles import classify
+from tailwise.compression.bits import CONV1D, CONV1D_ENDS, EXPERTS_IN_OUT
 from tailwise.compression.patterns import parse_pattern
 from tailwise.compression.plan import Decision, Plan
 from tailwise.compression.prune.pruner import PRUNERS, Amount
-
-#: Families whose linear layers are `Conv1D`, stored in × out.
-_CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
-_CONV1D_ENDS = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "q_attn.weight")
-#: Families whose stacked experts are (E, in, out); all others are (E, out, in).
-_EXPERTS_IN_OUT = frozenset({"gpt_oss", "llama4", "llama4_text"})
 
 
 def amount_of(decision: Decision) -> Amount:
@@ -56,8 +51,8 @@ def input_size(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> 
 def _transposed(name: str, ndim: int, config: Mapping[str, Any]) -> bool:
     kind = config.get("model_type")
     if ndim == 3:
-        return kind in _EXPERTS_IN_OUT and classify(name, 3, config).role.startswith("expert_")
-    return ndim == 2 and kind in _CONV1D and name.endswith(_CONV1D_ENDS)
+        return kind in EXPERTS_IN_OUT and classify(name, 3, config).role.startswith("expert_")
+    return ndim == 2 and kind in CONV1D and name.endswith(CONV1D_ENDS)
 
 
 class Changes:

@@ -36,7 +36,9 @@ class Decision:
     format: str | None = None  # number format of a quantization plan
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     reason: str = ""
-    shape: tuple[int, ...] = ()  # (rows, cols) where the tensor holds one matrix; empty where it holds several
+    #: (rows, cols) where the tensor holds one matrix; empty where it holds several. Of a plan to quantize, (out, in)
+    #: of the matrix that it is quantized as, or (count, out, in).
+    shape: tuple[int, ...] = ()
 
     @property
     def removed(self) -> float:
@@ -85,6 +87,15 @@ class Plan:
         """Σ s·d / Σ d over the entries as they are now, edited or not."""
         total = self.n_params
         return sum(decision.removed for decision in self.decisions) / total if total else 0.0
+
+    @property
+    def amount_words(self) -> str:
+        """What the entries come to."""
+        if self.kind == "quantize":
+            from tailwise.compression.bits import mean_bits
+
+            return f"{mean_bits(self):.6f} bits per weight"
+        return f"sparsity {self.sparsity:.6f}"
 
     def replace(self, **changes: Any) -> Plan:
         """The same plan with some fields changed."""

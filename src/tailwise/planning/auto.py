@@ -72,7 +72,8 @@ def plan_auto(audit: Audit, request: Request, stage: Stage, *, seconds: float = 
     best = min(candidates, key=lambda item: item.loss)
     finalists = [candidates[0], *sorted(candidates[1:], key=lambda item: item.loss)[: search.finalists]]
     if search.can_refine:
-        finalists.append(search.refine(best))
+        found = search.refine(best)
+        finalists += [found] if found.plan is not best.plan else []
     search.judge(finalists)
     kept = min(finalists, key=_guarded)
     stage.trial.restore()

@@ -1,0 +1,138 @@
+"""`tailwise plan quantize`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from tailwise.cli.compare import Device, Workers
+from tailwise.cli.options import Json, Rows, comma_list
+from tailwise.cli.solver import solver_to_stderr
+from tailwise.errors import UsageError
+
+_HOW, _WHICH, _OUT = "How to spend the bits", "Which tensors", "Output"
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?b?|b)?\s*", re.IGNORECASE)
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(metavar="AUDIT", help="An audit, or a model, which is audited first.")],
+    bits: Annotated[
+        float | None, typer.Option(help="Mean bits per weight of the chosen tensors, scales counted, e.g. 4.5.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--bytes", metavar="SIZE", help="Of the whole model, in place of --bits: 900MB, 3.5GiB."),
+    ] = None,
+    formats: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B", rich_help_panel=_HOW,
+            help="To choose from: int2, int3, int4, int8 (-asym, -g<N>, -channel), fp8_e4m3, mxfp4, mxfp6, mxfp8, "
+            "nvfp4, nf4, bf16.",
+        ),
+    ] = "mxfp4,mxfp8,bf16",
+    allocator: Annotated[
+        str, typer.Option(help="uniform, depth, alpha, alphaq, distortion (with --study).", rich_help_panel=_HOW)
+    ] = "uniform",
+    operator: Annotated[
+        str, typer.Option(help="rtn (to nearest), or gptq, which needs calibration text.", rich_help_panel=_HOW)
+    ] = "rtn",
+    gamma: Annotated[
+        float | None,
+        typer.Option(help="Of alphaq: power of α, 1 by default; 0 is the control.", rich_help_panel=_HOW),
+    ] = None,
+    mxfp4_ratio: Annotated[
+        float | None,
+        typer.Option(help="Of alpha, in place of --bits: share of tensors, highest α first, in the lowest format.",
+                     rich_help_panel=_HOW),
+    ] = None,
+    bf16_ratio: Annotated[
+        float | None,
+        typer.Option(help="Of alpha: share of tensors, lowest α first, in the highest format.", rich_help_panel=_HOW),
+    ] = None,
+    study: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Of distortion: x.json of `tailwise precision`.", rich_help_panel=_HOW),
+    ] = None,
+    relative: Annotated[
+        bool, typer.Option("--relative", help="Of distortion: errors relative to the tensor.", rich_help_panel=_HOW)
+    ] = False,
+    act_order: Annotated[
+        bool, typer.Option("--act-order", help="Of gptq: inputs with the most energy first.", rich_help_panel=_HOW)
+    ] = False,
+    per_expert: Annotated[
+        bool,
+        typer.Option("--per-expert", help="Let experts of a block differ; most servers cannot.", rich_help_panel=_HOW),
+    ] = False,
+    estimator: Annotated[
+        str | None, typer.Option(help="Of α; top_outside by default.", rich_help_panel=_HOW)
+    ] = None,
+    roles: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Only these roles.", rich_help_panel=_WHICH)
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Only tensors whose name matches.", rich_help_panel=_WHICH)
+    ] = None,
+    also: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Roles left out by default: embed, lm_head …", rich_help_panel=_WHICH),
+    ] = None,
+    device: Device = "cpu",
+    workers: Workers = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan, write nothing.", rich_help_panel=_OUT)
+    ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option("-o", "--output", metavar="FILE", help="x.json or x.yaml; plan.json by default.",
+                     rich_help_panel=_OUT),
+    ] = None,
+    as_json: Json = False,
+    rows: Rows = 100,
+) -> None:  # fmt: skip
+    """Plan a quantization: a number format for every tensor, held to a budget, with the reason for each.
+
+    The audit is all that is read. What servers fuse gets one format: query, key and value, gate and up, the experts
+    of a block. Embeddings, head, norms and routers stay as they are unless --also names them.
+    """
+    from tailwise.cli.plan import _audit_of, _show, _target
+    from tailwise.compression.candidates import Choice
+    from tailwise.compression.make_quantize import QuantizeRequest, plan_quantize
+    from tailwise.precision.study import PrecisionStudy
+
+    given = {"gamma": gamma, "mxfp4_ratio": mxfp4_ratio, "bf16_ratio": bf16_ratio}
+    request = QuantizeRequest(
+        bits=bits,
+        bytes=None if size is None else bytes_of(size),
+        formats=comma_list(formats),
+        allocator=allocator,
+        operator=operator,
+        choice=Choice(comma_list(roles), layers, comma_list(also)),
+        per_expert=per_expert,
+        act_order=act_order,
+        estimator=estimator,
+        study=None if study is None else PrecisionStudy.load(study),
+        relative=relative,
+        settings={name: value for name, value in given.items() if value is not None},
+    )
+    target = None if dry_run else _target(output, as_json)
+    audit = _audit_of(model, device, workers)
+    with solver_to_stderr():
+        plan = plan_quantize(audit, request)
+    if target is not None:
+        plan.save(target)
+    _show(plan, as_json, rows)
+    if target is not None:
+        typer.echo(f"written to {target}", err=as_json)
+
+
+def bytes_of(text: str) -> int:
+    """`900MB` → 900,000,000; `3.5GiB` → 3.5·2³⁰; a bare number is bytes. `UsageError` otherwise."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise UsageError(f"{text!r} is no size", fix="write 900MB, 3.5GB or 3.5GiB")
+    unit = (found[2] or "").lower()
+    power = "kmgt".index(unit[0]) + 1 if unit[:1] in ("k", "m", "g", "t") else 0
+    return round(float(found[1]) * (1024.0 if "i" in unit else 1000.0) ** power)

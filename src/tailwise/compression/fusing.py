@@ -1,0 +1,57 @@
+"""Which tensors must have one format, since servers hold them in one matrix."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+#: role → what it is fused with, inside one module.
+_TOGETHER = {
+    **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_kv"), "attention inputs"),
+    **dict.fromkeys(("attn_q_a", "attn_kv_a"), "latent attention inputs"),
+    **dict.fromkeys(("mlp_gate", "mlp_up", "mlp_gate_up"), "gate and up"),
+    **dict.fromkeys(("shared_gate", "shared_up", "shared_gate_up"), "shared gate and up"),
+}
+_NUMBER = re.compile(r"\.\d+(?=\.|$)")
+
+
+class Named(Protocol):
+    """What is known of a tensor: a candidate, or an entry of a plan."""
+
+    @property
+    def tensor(self) -> str:
+        """Full name."""
+
+    @property
+    def role(self) -> str:
+        """A key of `roles.ROLES`."""
+
+    @property
+    def block(self) -> int | None:
+        """Its block."""
+
+
+N = TypeVar("N", bound=Named)
+
+
+def fused(items: Sequence[N], *, per_expert: bool = False) -> dict[str, tuple[N, ...]]:
+    """Name → tensors that need one format, in the order of their first: most are alone.
+
+    Together are query, key and value of one attention, gate and up of one feed-forward, and all routed experts of a
+    block; with `per_expert` the projections of one expert.
+    """
+    found: dict[str, list[N]] = {}
+    for item in items:
+        found.setdefault(_key(item, per_expert), []).append(item)
+    return {name: tuple(members) for name, members in found.items()}
+
+
+def _key(item: Named, per_expert: bool) -> str:
+    module = item.tensor.removesuffix(".weight").rpartition(".")[0]
+    if item.role.startswith("expert_"):
+        if per_expert and (number := _NUMBER.findall(module)) and "expert" in module:
+            return f"{module} (expert {number[-1][1:]})"
+        return f"experts of block {item.block}" if item.block is not None else f"experts of {_NUMBER.sub('', module)}"
+    together = _TOGETHER.get(item.role)
+    return item.tensor if together is None else f"{module or 'model'} ({together})"
