@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,13 @@ from tailwise.checkpoints.writer import Change, Layout, Shard, layout_of, write_
 from tailwise.compression.applied import Applied, masks_of, read_back
 from tailwise.compression.applied_quantize import AppliedBits
 from tailwise.compression.apply_quantize import quantize
-from tailwise.compression.calibrate import SAMPLES, WINDOW, sample_windows
+from tailwise.compression.calibrate import SAMPLES, WINDOW
 from tailwise.compression.calibrated import WITH_DATA, Pruning, jobs_of, prune_blocks
+from tailwise.compression.calibration_inputs import Draw, calibration_inputs, check_inputs
 from tailwise.compression.card import PLAN_FILE, card
 from tailwise.compression.data_free import Changes, amount_of, does_nothing, input_size
 from tailwise.compression.fingerprint import has_fingerprint
-from tailwise.compression.hosts import Host, check_causal, load_host
+from tailwise.compression.hosts import load_host
 from tailwise.compression.journal import Journal, digest_of_inputs, key_of_run
 from tailwise.compression.plan import BLOCK, Decision, Plan
 from tailwise.compression.plan_files import to_text
@@ -187,7 +188,7 @@ class _Run:
         """Prune block by block into the draft's journal, then write."""
         inputs, settings = self._inputs()
         host = load_host(self.checkpoint, self.name, device=self.options.device, dtype=self.options.dtype)
-        self._check_inputs(host, inputs)
+        check_inputs(host, inputs, self.name)
         dtypes = {d.tensor: torch_dtype(self.checkpoint.tensors[d.tensor].dtype, where=d.tensor) for d in self.plan}
         jobs = jobs_of(self.plan, host, dtypes)
         facts = {**settings, "dtype": self.options.dtype}
@@ -208,7 +209,7 @@ class _Run:
         inputs, settings = self._inputs() if calibrated else (None, {})
         host = load_host(self.checkpoint, self.name, device=options.device, dtype=options.dtype)
         if inputs is not None:
-            self._check_inputs(host, inputs)
+            check_inputs(host, inputs, self.name)
         widths = Widths(options.equal_widths, options.multiple)
         work = work_of(Source(self.plan, host, self.checkpoint, self.layout), widths)
         facts = {**settings, "dtype": options.dtype} if calibrated else {}
@@ -229,6 +230,11 @@ class _Run:
         draft.commit()
         return done
 
+    def _inputs(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        options = self.options
+        draw = Draw(options.samples, options.window, options.seed)
+        return calibration_inputs(self.name, options.calibration, draw)
+
     def _step(self, what: str) -> Callable[[int, int], None]:
         return lambda done, total: self.progress(what, done, total)
 
@@ -248,44 +254,6 @@ class _Run:
             if self.options.save_masks:
                 _save_masks(self.plan, copy, draft.folder)
         return self._commit(draft, done)
-
-    def _inputs(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """What the model is calibrated on, by name, and how it came about."""
-        given, options = self.options.calibration, self.options
-        if isinstance(given, Mapping):
-            sizes = {len(value) for value in given.values()}
-            if len(sizes) != 1 or 0 in sizes:
-                raise UsageError("the calibration inputs are empty, or not as many of each", fix="give n of each")
-            return dict(given), {"calibration": ", ".join(sorted(given)), "samples": sizes.pop()}
-        check_causal(self.name)
-        if isinstance(given, torch.Tensor) and given.ndim == 2:
-            if not given.numel():
-                raise UsageError("the calibration windows are empty", fix="give one window or more")
-            return {"input_ids": given}, {"calibration": "token windows", "samples": len(given)}
-        from tailwise.evaluation.models import load_tokenizer
-        from tailwise.evaluation.tokens import tokens_of
-
-        tokens = tokens_of(given, load_tokenizer(_folder_of(self.name)))
-        windows = sample_windows(tokens.ids, options.samples, options.window, options.seed)
-        facts = {"samples": options.samples, "window": options.window, "seed": options.seed}
-        return {"input_ids": windows}, {"calibration": tokens.name, **facts}
-
-    def _check_inputs(self, host: Host, inputs: Mapping[str, torch.Tensor]) -> None:
-        from tailwise.evaluation.models import check_length, vocabulary_of
-        from tailwise.evaluation.tokens import check_vocabulary
-
-        ids = inputs.get("input_ids")
-        if ids is None:
-            return
-        vocabulary = vocabulary_of(host.model)
-        if vocabulary is not None:
-            check_vocabulary(ids, vocabulary, self.name)
-        check_length(host.model, ids.shape[1], self.name)
-
-
-def _folder_of(name: str) -> str:
-    path = Path(name).expanduser()
-    return str(path.parent) if path.is_file() else name
 
 
 def _save_masks(plan: Plan, written: Checkpoint, folder: Path) -> None:
