@@ -196,7 +196,7 @@ class _Run:
         with Draft(output, key=key, resume=self.options.resume) as draft:
             journal = Journal(draft.kept)
             pruner = PRUNERS[WITH_DATA.get(self.plan.operator, self.plan.operator)]
-            work = Pruning(jobs, pruner, journal)
+            work = Pruning(jobs, journal, pruner)
             if {job.decision.tensor for job in jobs.values()} - journal.tensors:
                 advance = self._step("pruning blocks")
                 prune_blocks(host, inputs, work, batch=self.options.batch, progress=advance)

@@ -181,7 +181,7 @@ class _Run:
         key = key_of_run(plan, self.checkpoint, {**facts, "formats": formats}, digest_of_inputs(inputs))
         with Draft(output, key=key, resume=options.resume) as draft:
             journal = Journal(draft.kept)
-            work = Quantizing(jobs, QUANTIZERS[plan.operator], journal, act_order)
+            work = Quantizing(jobs, journal, QUANTIZERS[plan.operator], act_order)
             if set(formats) - journal.tensors:
                 advance = self._step("quantizing blocks")
                 walk_blocks(host.home, inputs, work, batch=options.batch, progress=advance)

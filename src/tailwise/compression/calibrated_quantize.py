@@ -8,74 +8,39 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tailwise.compression.calibrated import Job, _put
-from tailwise.compression.hosts import Host, layer_of
+from tailwise.compression.block_work import BlockWork, Job, jobs_for, stored_in
+from tailwise.compression.hosts import Host
 from tailwise.compression.journal import Journal
 from tailwise.compression.plan import Plan
 from tailwise.compression.prune.pruner import Activations, Need
 from tailwise.compression.quantize.quantizer import QUANTIZERS, Quantizer, Rounded, Target
-from tailwise.compression.statistics import matrices_of, of_group, stored_from
-from tailwise.compression.walk import Block, blocks_of
-from tailwise.errors import TailwiseError, UsageError
+from tailwise.compression.statistics import matrices_of, of_group
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.grid import Grid
 from tailwise.number_formats.scaled import ScaledFormat
 
-_SHOWN = 5
-
 
 def jobs_of(plan: Plan, host: Host, dtypes: Mapping[str, torch.dtype]) -> dict[str, Job]:
     """Layer → what is to be done. `UsageError` where an entry of the plan is no layer of a block."""
-    layers = {name for block in blocks_of(host.model) for name in block.layers()}
-    places = {decision.tensor: layer_of(host.places, decision.tensor, layers) for decision in plan}
-    lost = [tensor for tensor, layer in places.items() if layer is None]
-    if lost:
-        more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
-        raise UsageError(
-            f"{plan.operator} reaches linear layers and convolutions inside the blocks alone; it does not reach "
-            f"{', '.join(lost[:_SHOWN])}{more}",
-            fix="take these entries out of the plan, or use the operator rtn",
-        )
-    return {layer: Job(d, dtypes[d.tensor]) for d in plan if (layer := places[d.tensor]) is not None}
+    return jobs_for(plan, plan.decisions, host, dtypes, instead="rtn")
 
 
 @dataclass
-class Quantizing:
-    """What is done at each block: round its layers, or take what the journal has. See `walk.Visitor`."""
+class Quantizing(BlockWork):
+    """Rounds the layers of each block."""
 
-    jobs: Mapping[str, Job]
     quantizer: Quantizer
-    journal: Journal
     act_order: bool = False
 
-    def needs(self, block: Block) -> Mapping[str, Need]:
-        """See `Visitor`."""
-        mine = {name: module for name, module in block.layers().items() if name in self.jobs}
-        if block.name not in self.journal.finished:
-            return dict.fromkeys(mine, self.quantizer.needs)
-        for name, module in mine.items():
-            found = self.journal.read(self.jobs[name].decision.tensor)
-            if found is not None:
-                _put(module, found)
-        return {}
+    @property
+    def need(self) -> Need:
+        """See `BlockWork`."""
+        return self.quantizer.needs
 
-    def visit(self, block: Block, found: Mapping[str, Activations]) -> None:
-        """See `Visitor`."""
-        kept: dict[str, torch.Tensor] = {}
-        notes: list[str] = []
-        for name, module in block.layers().items():
-            job = self.jobs.get(name)
-            if job is None:
-                continue
-            try:
-                kept |= self._quantize(module, job, found.get(name), notes)
-            except TailwiseError as error:
-                raise type(error)(error.what, where=job.decision.tensor, fix=error.fix) from error
-        self.journal.keep(block.name, block.index, kept, notes)
-
-    def _quantize(
+    def change(
         self, module: nn.Module, job: Job, found: Activations | None, notes: list[str]
     ) -> dict[str, torch.Tensor]:
+        """See `BlockWork`."""
         quantizer, tensor = self.quantizer, job.decision.tensor
         if found is None:  # an expert that no token was sent to
             quantizer = QUANTIZERS["rtn"]
@@ -85,9 +50,7 @@ class Quantizing:
             quantizer(W.to(job.dtype), target, None if found is None else of_group(found, group))
             for group, W in enumerate(matrices_of(module).detach())
         ]
-        # Rounded as it will be stored: the blocks after see the model that is written.
-        stored = stored_from(module, torch.stack([item.weight for item in done])).to(job.dtype)
-        _put(module, stored)
+        stored = stored_in(module, [item.weight for item in done], job.dtype)
         return {tensor: stored, **_kept_grids(tensor, done)}
 
 

@@ -74,7 +74,7 @@ class Work:
             # Products are kept in float32: rounded ones would no longer have the rank of the factors.
             jobs = jobs_of(plan, host, dict.fromkeys((decision.tensor for decision in plan), torch.float32))
             if {job.decision.tensor for job in jobs.values()} - journal.tensors:
-                work = Pruning(jobs, PRUNERS["low_rank_whitened"], journal)
+                work = Pruning(jobs, journal, PRUNERS["low_rank_whitened"])
                 prune_blocks(host, inputs, work, batch=batch, progress=step)
             change = journal.read
         return factored(plan, self.origin, change)
