@@ -17,7 +17,6 @@ from tailwise.cli.doctor import doctor
 from tailwise.cli.evaluate import evaluate
 from tailwise.cli.metrics import metrics
 from tailwise.cli.plan import app as plan
-from tailwise.cli.plan_quantize import quantize
 from tailwise.cli.plot import plot
 from tailwise.cli.precision import precision
 from tailwise.cli.rank import rank
@@ -43,7 +42,6 @@ app.command()(report)
 app.command()(plot)
 app.command()(precision)
 app.command()(evaluate)
-plan.command()(quantize)
 app.add_typer(plan, name="plan")
 app.command()(apply)
 app.command()(recover)

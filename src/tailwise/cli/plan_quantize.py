@@ -9,15 +9,16 @@ import typer
 
 from tailwise.cli.compare import Device, Workers
 from tailwise.cli.options import Json, Rows, comma_list
+from tailwise.cli.plan_shared import Also, DryRun, Layers, Model, PlanFile, Roles, audit_of, deliver, target_of
 from tailwise.cli.solver import solver_to_stderr
 from tailwise.errors import UsageError
 
-_HOW, _WHICH, _OUT = "How to spend the bits", "Which tensors", "Output"
+_HOW = "How to spend the bits"
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?b?|b)?\s*", re.IGNORECASE)
 
 
 def quantize(
-    model: Annotated[str, typer.Argument(metavar="AUDIT", help="An audit, or a model, which is audited first.")],
+    model: Model,
     bits: Annotated[
         float | None, typer.Option(help="Mean bits per weight of the chosen tensors, scales counted, e.g. 4.5.")
     ] = None,
@@ -28,7 +29,8 @@ def quantize(
     formats: Annotated[
         str,
         typer.Option(
-            metavar="A,B", rich_help_panel=_HOW,
+            metavar="A,B",
+            rich_help_panel=_HOW,
             help="To choose from: int2, int3, int4, int8 (-asym, -g<N>, -channel), fp8_e4m3, mxfp4, mxfp6, mxfp8, "
             "nvfp4, nf4, bf16.",
         ),
@@ -45,8 +47,10 @@ def quantize(
     ] = None,
     mxfp4_ratio: Annotated[
         float | None,
-        typer.Option(help="Of alpha, in place of --bits: share of tensors, highest α first, in the lowest format.",
-                     rich_help_panel=_HOW),
+        typer.Option(
+            help="Of alpha, in place of --bits: share of tensors, highest α first, in the lowest format.",
+            rich_help_panel=_HOW,
+        ),
     ] = None,
     bf16_ratio: Annotated[
         float | None,
@@ -66,38 +70,22 @@ def quantize(
         bool,
         typer.Option("--per-expert", help="Let experts of a block differ; most servers cannot.", rich_help_panel=_HOW),
     ] = False,
-    estimator: Annotated[
-        str | None, typer.Option(help="Of α; top_outside by default.", rich_help_panel=_HOW)
-    ] = None,
-    roles: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Only these roles.", rich_help_panel=_WHICH)
-    ] = None,
-    layers: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="Only tensors whose name matches.", rich_help_panel=_WHICH)
-    ] = None,
-    also: Annotated[
-        str | None,
-        typer.Option(metavar="A,B", help="Roles left out by default: embed, lm_head …", rich_help_panel=_WHICH),
-    ] = None,
+    estimator: Annotated[str | None, typer.Option(help="Of α; top_outside by default.", rich_help_panel=_HOW)] = None,
+    roles: Roles = None,
+    layers: Layers = None,
+    also: Also = None,
     device: Device = "cpu",
     workers: Workers = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan, write nothing.", rich_help_panel=_OUT)
-    ] = False,
-    output: Annotated[
-        str | None,
-        typer.Option("-o", "--output", metavar="FILE", help="x.json or x.yaml; plan.json by default.",
-                     rich_help_panel=_OUT),
-    ] = None,
+    dry_run: DryRun = False,
+    output: PlanFile = None,
     as_json: Json = False,
     rows: Rows = 100,
-) -> None:  # fmt: skip
+) -> None:
     """Plan a quantization: a number format for every tensor, held to a budget, with the reason for each.
 
     The audit is all that is read. What servers fuse gets one format: query, key and value, gate and up, the experts
     of a block. Embeddings, head, norms and routers stay as they are unless --also names them.
     """
-    from tailwise.cli.plan import _audit_of, _show, _target
     from tailwise.compression.candidates import Choice
     from tailwise.compression.make_quantize import QuantizeRequest, plan_quantize
     from tailwise.precision.study import PrecisionStudy
@@ -117,15 +105,11 @@ def quantize(
         relative=relative,
         settings={name: value for name, value in given.items() if value is not None},
     )
-    target = None if dry_run else _target(output, as_json)
-    audit = _audit_of(model, device, workers)
+    target = None if dry_run else target_of(output, as_json)
+    audit = audit_of(model, device, workers)
     with solver_to_stderr():
         plan = plan_quantize(audit, request)
-    if target is not None:
-        plan.save(target)
-    _show(plan, as_json, rows)
-    if target is not None:
-        typer.echo(f"written to {target}", err=as_json)
+    deliver(plan, target, as_json, rows)
 
 
 def bytes_of(text: str) -> int:

@@ -1,0 +1,213 @@
+"""`tailwise plan prune|drop`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tailwise.cli.compare import Device, Workers
+from tailwise.cli.options import Json, Rows, comma_list
+from tailwise.cli.plan_shared import (
+    SUFFIXES,
+    WHICH,
+    Also,
+    DryRun,
+    Layers,
+    Model,
+    PlanFile,
+    Roles,
+    audit_of,
+    deliver,
+    target_of,
+)
+from tailwise.cli.solver import solver_to_stderr
+from tailwise.errors import UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from tailwise.compression.plan import Plan
+
+_HOW, _TRY = "How to spread it", "What to try it on"
+
+
+class Mapping3(StrEnum):
+    """Whose metric decides."""
+
+    block = "block"
+    matrix = "matrix"
+    mixed = "mixed"
+
+
+def prune(
+    model: Model,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Fraction of the chosen tensors' parameters that goes, e.g. 0.7.")
+    ] = None,
+    allocator: Annotated[
+        str,
+        typer.Option(
+            help="auto (tries the others on --calibration), uniform, depth, alpha, alpha-role, entropy, owl, dlp, "
+            "sensitivity.",
+            rich_help_panel=_HOW,
+        ),
+    ] = "auto",
+    operator: Annotated[
+        str, typer.Option(help="magnitude, wanda, sparsegpt, low_rank, structured.", rich_help_panel=_HOW)
+    ] = "magnitude",
+    pattern: Annotated[
+        str, typer.Option(help="unstructured, 2:4, 4:8 (N kept of M), or N:8 for a mix.", rich_help_panel=_HOW)
+    ] = "unstructured",
+    mapping: Annotated[
+        Mapping3 | None, typer.Option(help="Of alpha and entropy: whose metric decides.", rich_help_panel=_HOW)
+    ] = None,
+    tau: Annotated[
+        float | None, typer.Option(help="Shares lie in [1 − τ, 1 + τ]; 0.3 by default.", rich_help_panel=_HOW)
+    ] = None,
+    beta: Annotated[
+        float | None, typer.Option(help="Of depth: step from block to block.", rich_help_panel=_HOW)
+    ] = None,
+    estimator: Annotated[
+        str | None,
+        typer.Option(help="Of α; by default peak for language models, mid for vision.", rich_help_panel=_HOW),
+    ] = None,
+    no_clamp: Annotated[
+        bool, typer.Option("--no-clamp", help="As published: amounts above 1 stay as they are.", rich_help_panel=_HOW)
+    ] = False,
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            rich_help_panel=_TRY,
+            help="Text for auto, owl, dlp and sensitivity, as `evaluate --text` takes it. May be repeated.",
+        ),
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(metavar="TIME", help="What auto may take: 90s, 5m, 1h.", rich_help_panel=_TRY)
+    ] = "5m",
+    samples: Annotated[
+        int, typer.Option(min=1, help="Windows that inputs are measured on.", rich_help_panel=_TRY)
+    ] = 32,
+    window: Annotated[int, typer.Option(min=2, help="Tokens in a window.", rich_help_panel=_TRY)] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Of the windows and the search.", rich_help_panel=_TRY)] = 0,
+    roles: Roles = None,
+    layers: Layers = None,
+    also: Also = None,
+    device: Device = "cpu",
+    workers: Workers = None,
+    dry_run: DryRun = False,
+    output: PlanFile = None,
+    as_json: Json = False,
+    rows: Rows = 100,
+) -> None:
+    """Plan a pruning: an amount for every tensor, held to a budget, with the reason for each.
+
+    With --calibration, every known way is tried on the model and the best is kept; without it the audit is all that
+    is read. Embeddings, head, norms and routers stay as they are unless --also names them.
+    """
+    from tailwise.compression.allocate.allocator import ALLOCATORS
+    from tailwise.compression.candidates import Choice
+    from tailwise.compression.make import Request
+    from tailwise.planning.run import AUTO, planned, seconds_of
+    from tailwise.planning.stage import StageOptions
+
+    seconds = seconds_of(budget)
+    if allocator != AUTO and allocator not in ALLOCATORS:
+        raise unknown_name("allocator", allocator, [AUTO, *(name for name, _ in ALLOCATORS.items())])
+    given = {"mapping": mapping.value if mapping else None, "tau": tau, "beta": beta}
+    request = Request(
+        sparsity=sparsity,
+        allocator="uniform" if allocator == AUTO else allocator,
+        operator=operator,
+        pattern=pattern,
+        choice=Choice(comma_list(roles), layers, comma_list(also)),
+        clamp=not no_clamp,
+        estimator=estimator,
+        settings={name: value for name, value in given.items() if value is not None},
+    )
+    target = None if dry_run else target_of(output, as_json)
+    text = None
+    if calibration:
+        text = StageOptions(list(calibration), samples=samples, window=window, seed=seed, device=device)
+    audit = audit_of(model, device, workers)
+    with solver_to_stderr(), _saying() as say:
+        plan = planned(audit, request, allocator=allocator, text=text, seconds=seconds, say=say)
+    deliver(plan, target, as_json, rows)
+
+
+def drop(
+    plan: Annotated[
+        str, typer.Argument(metavar="PLAN|AUDIT", help="A structured plan, or an audit or model to begin one.")
+    ],
+    blocks: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Numbers of the blocks that go.", rich_help_panel=WHICH)
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many blocks, those that turn the states least.", rich_help_panel=WHICH),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Of --count; by default the one that was audited.", rich_help_panel=_TRY)
+    ] = None,
+    calibration: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Of --count. May be repeated.", rich_help_panel=_TRY)
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Windows of it.", rich_help_panel=_TRY)] = 32,
+    window: Annotated[int, typer.Option(min=2, help="Tokens in a window.", rich_help_panel=_TRY)] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Of the windows.", rich_help_panel=_TRY)] = 0,
+    device: Device = "cpu",
+    output: PlanFile = None,
+    as_json: Json = False,
+    rows: Rows = 100,
+) -> None:
+    """Take whole blocks out of a model: those that are named, or those that change its states least.
+
+    What else a structured plan asks of the other blocks stays.
+    """
+    from tailwise.compression.blocks_dropped import named_blocks, without_blocks
+
+    if (blocks is None) == (count is None):
+        raise UsageError("which blocks?", fix="give --blocks 3,7 or --count 2")
+    target = target_of(output, as_json)
+    base = _structured(plan, device)
+    if blocks is not None:
+        chosen = named_blocks(_numbers(blocks))
+    else:
+        from tailwise.planning.drop import DropOptions, least_blocks
+
+        options = DropOptions(list(calibration or ()), samples, window, seed, device)
+        chosen = least_blocks(base, model or base.model, count or 0, options)
+    found = without_blocks(base, chosen)
+    deliver(found, target, as_json, rows)
+
+
+def _structured(given: str, device: str) -> Plan:
+    from tailwise.compression.make import Request, plan_prune
+    from tailwise.compression.plan import Plan
+
+    if given.endswith(SUFFIXES):
+        return Plan.load(given)
+    return plan_prune(audit_of(given, device, None), Request(0.0, operator="structured"))
+
+
+def _numbers(text: str) -> list[int]:
+    found = comma_list(text)
+    wrong = [item for item in found if not item.isdecimal()]
+    if wrong or not found:
+        raise UsageError(f"{text!r} names no blocks", where="--blocks", fix="give numbers, such as 3,7")
+    return [int(item) for item in found]
+
+
+@contextmanager
+def _saying() -> Iterator[Callable[[str, float], None]]:
+    """A line on stderr that tells how far a search is; silent where stderr is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda what, done: bar.update(task, description=what, completed=done)

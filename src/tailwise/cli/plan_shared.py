@@ -1,0 +1,115 @@
+"""What the commands on plans share: options, where a plan is written, and how it is shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tailwise.cli.compare import check_text_target, is_audit
+from tailwise.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tailwise.audits.audit import Audit
+    from tailwise.compression.plan import Plan
+    from tailwise.compression.plan_table import Grid
+
+WHICH, OUT = "Which tensors", "Output"
+SUFFIXES = (".json", ".yaml", ".yml")
+_DEFAULT_TARGET = "plan.json"
+
+Model = Annotated[str, typer.Argument(metavar="AUDIT", help="An audit, or a model, which is audited first.")]
+Roles = Annotated[str | None, typer.Option(metavar="A,B", help="Only these roles.", rich_help_panel=WHICH)]
+Layers = Annotated[
+    str | None, typer.Option(metavar="REGEX", help="Only tensors whose name matches.", rich_help_panel=WHICH)
+]
+Also = Annotated[
+    str | None,
+    typer.Option(metavar="A,B", help="Roles left out by default: embed, lm_head …", rich_help_panel=WHICH),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.", rich_help_panel=OUT)]
+PlanFile = Annotated[
+    str | None,
+    typer.Option("-o", "--output", metavar="FILE", help="x.json or x.yaml; plan.json by default.",
+                 rich_help_panel=OUT),
+]  # fmt: skip
+
+
+def deliver(plan: Plan, target: str | None, as_json: bool, rows: int) -> None:
+    """Write a plan that was made, where there is a target, and show it."""
+    if target is not None:
+        plan.save(target)
+    show_plan(plan, as_json, rows)
+    if target is not None:
+        typer.echo(f"written to {target}", err=as_json)
+
+
+def target_of(output: str | None, as_json: bool) -> str | None:
+    """The file that a new plan goes to, or None; `UsageError` where it cannot go there."""
+    if output is None and as_json:
+        return None
+    target = output or _DEFAULT_TARGET
+    check_text_target(target, SUFFIXES)
+    if output is None and Path(target).exists():  # it may have been edited
+        raise UsageError("exists", where=target, fix="name the plan with -o; an existing file is then replaced")
+    return target
+
+
+def audit_of(model: str, device: str, workers: int | None) -> Audit:
+    """An audit that is there, or one of a model made now."""
+    from tailwise.audits.audit import Audit
+
+    if is_audit(model):
+        return Audit.load(model)
+    from tailwise.audits.run import audit
+    from tailwise.cli.progress import progress_bar
+    from tailwise.compression.candidates import READ
+
+    with progress_bar() as show_progress:
+        return audit(
+            model, progress=show_progress, estimator="peak", metrics=("alpha", *READ), device=device, workers=workers
+        )
+
+
+def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) -> None:
+    """A plan on the terminal, or as JSON on stdout."""
+    if as_json:
+        write_json(plan.to_json())
+        return
+    from tailwise.compression.plan_table import entries_grid, plan_grid
+    from tailwise.report.terminal import console
+
+    screen = console()
+    title = " · ".join(part for part in (plan.model, plan.operator, plan.allocator) if part)
+    screen.print(title, style="bold", soft_wrap=True, markup=False)
+    screen.print(drawn(entries_grid(plan, rows) if entries else plan_grid(plan, rows)), "", sep="\n")
+    asked, reached = plan.budget.get("asked"), plan.budget.get("reached")
+    unit = f" {plan.budget['unit']}" if "unit" in plan.budget else ""
+    if asked is not None:
+        screen.print(f"budget: asked {asked:g}, reached {reached:.6f}{unit} of {plan.n_params:,} parameters")
+    for note in plan.notes:
+        screen.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
+
+
+def drawn(grid: Grid) -> RenderableType:
+    """A table of words and numbers."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for index, head in enumerate(grid.heads):
+        table.add_column(head, justify="right" if index and not grid.words else "left", no_wrap=not grid.words)
+    for line in grid.lines:
+        table.add_row(*(Text(cell) for cell in line))
+    return Group(table, Text(f"… and {grid.left} more; --rows 0 shows all", style="dim")) if grid.left else table
+
+
+def write_json(document: Any) -> None:
+    """JSON on stdout."""
+    sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
