@@ -39,6 +39,7 @@ from tailwise.evaluation.losses import window_losses
 from tailwise.evaluation.models import load_model, load_tokenizer
 from tailwise.evaluation.sources import Documents
 from tailwise.evaluation.tokens import tokens_of, windows_of
+from tailwise.planning.clock import Clock
 from tailwise.planning.run import planned
 from tailwise.planning.sensitivity import measured_losses
 from tailwise.planning.stage import StageOptions, stage_of
@@ -154,7 +155,9 @@ def measured(
     began = time.perf_counter()
     request = Request(sparsity, allocator if allocator in ALLOCATORS else "uniform", operator, settings=settings)
     options = StageOptions(text, samples=SAMPLES, window=WINDOW, seed=seed) if allocator in FROM_TEXT else None
-    plan = planned(found, request, allocator=allocator, text=options, seconds=seconds)
+    # Time on the processor, so that what else the machine does changes nothing.
+    clock = Clock(seconds, time.process_time)
+    plan = planned(found, request, allocator=allocator, text=options, clock=clock)
     planning = time.perf_counter() - began
     tokens = tokens_of(text, load_tokenizer(subject.folder)).ids
     calibrated = ApplyOptions(calibration=windows_of(tokens, WINDOW, SAMPLES, seed=seed), seed=seed)
@@ -273,8 +276,8 @@ def sensitivity(given: argparse.Namespace) -> None:
         found = audit(str(subject.folder), estimator="peak")
         for operator in given.operators:
             request = Request(0.7, "uniform", operator)
-            stage = stage_of(str(subject.folder), found, request,
-                             StageOptions(subject.drawn(0), samples=SAMPLES, window=WINDOW))  # fmt: skip
+            options = StageOptions(subject.drawn(0), samples=SAMPLES, window=WINDOW)
+            stage = stage_of(str(subject.folder), planned(found, request, allocator="uniform"), options)
             around = planned(found, request, allocator="alpha")
             for label, plan, level in (
                 ("alone at 70 %", around.replace(decisions=tuple(_zero(d) for d in around)), 0.7),

@@ -12,6 +12,7 @@ import pytest
 from tailwise.compression.make import Request
 from tailwise.compression.plan import Plan
 from tailwise.errors import UsageError
+from tailwise.planning.clock import Clock
 from tailwise.planning.run import planned, seconds_of
 from tailwise.planning.stage import StageOptions
 
@@ -20,17 +21,14 @@ def _text(tokens, **options) -> StageOptions:
     return StageOptions(tokens, window=32, **options)
 
 
-@pytest.fixture
-def clock(monkeypatch):
+def _ticking(seconds: float) -> Clock:
     """Time that goes on by a hundredth of a second whenever it is asked for."""
     ticks = count()
-    for module in ("auto", "refine"):
-        monkeypatch.setattr(f"tailwise.planning.{module}.monotonic", lambda: next(ticks) / 100)
+    return Clock(seconds, lambda: next(ticks) / 100)
 
 
-@pytest.mark.usefixtures("clock")
 def test_what_is_kept_loses_least_on_windows_that_the_search_has_not_seen(audit, tokens) -> None:
-    plan = planned(audit, Request(0.6), text=_text(tokens), seconds=2)
+    plan = planned(audit, Request(0.6), text=_text(tokens), clock=_ticking(2))
     judged = [row for row in plan.tried if "guard_loss" in row]
     kept = [row for row in plan.tried if row["kept"]]
     assert len(kept) == 1
@@ -41,7 +39,7 @@ def test_what_is_kept_loses_least_on_windows_that_the_search_has_not_seen(audit,
 
 
 def test_a_plan_by_auto_holds_its_budget_and_survives_its_file(audit, tokens, tmp_path) -> None:
-    plan = planned(audit, Request(0.6), text=_text(tokens), seconds=2)
+    plan = planned(audit, Request(0.6), text=_text(tokens), clock=Clock(2))
     assert plan.allocator == "auto"
     assert plan.sparsity == pytest.approx(0.6, abs=1e-6)
     assert plan.budget["reached"] == pytest.approx(plan.sparsity, abs=1e-6)
@@ -51,13 +49,12 @@ def test_a_plan_by_auto_holds_its_budget_and_survives_its_file(audit, tokens, tm
 
 
 def test_uniform_and_depth_are_tried_however_short_the_time(audit, tokens) -> None:
-    plan = planned(audit, Request(0.6), text=_text(tokens), seconds=1e-6)
+    plan = planned(audit, Request(0.6), text=_text(tokens), clock=Clock(1e-6))
     assert [row["allocator"] for row in plan.tried] == ["uniform", "depth", "depth"]
 
 
-@pytest.mark.usefixtures("clock")
 def test_stronger_settings_of_what_loses_are_not_tried(audit, tokens) -> None:
-    plan = planned(audit, Request(0.6), text=_text(tokens), seconds=60)
+    plan = planned(audit, Request(0.6), text=_text(tokens), clock=_ticking(60))
     families: dict[tuple[str, str], list[dict]] = {}
     for row in plan.tried:
         families.setdefault((row["allocator"], row.get("mapping", "")), []).append(row)
@@ -72,7 +69,7 @@ def test_stronger_settings_of_what_loses_are_not_tried(audit, tokens) -> None:
     ("pattern", "operator"), [("N:8", "magnitude"), ("N:8", "wanda"), ("unstructured", "low_rank")]
 )
 def test_what_cannot_be_refined_is_chosen_among_the_known_ways(audit, tokens, pattern, operator) -> None:
-    plan = planned(audit, Request(0.5, operator=operator, pattern=pattern), text=_text(tokens), seconds=2)
+    plan = planned(audit, Request(0.5, operator=operator, pattern=pattern), text=_text(tokens), clock=Clock(2))
     assert "search" not in {row["allocator"] for row in plan.tried}
     assert sum(row["kept"] for row in plan.tried) == 1
     assert plan.budget["reached"] == pytest.approx(0.5, abs=0.05)
@@ -124,10 +121,10 @@ def test_auto_beats_uniform_on_held_out_text(stories, data) -> None:
     calibration, held_out = (Documents(tuple(half), "stories") for half in (parts[:120], parts[160:]))
     found = audit_model(str(stories), estimator="peak")
     options = StageOptions(calibration, window=256, samples=8, search_windows=4, guard_windows=8)
-    plan = planned(found, Request(0.7), text=options, seconds=4)
-    stage = stage_of(str(stories), found, Request(0.7), options)
+    plan = planned(found, Request(0.7), text=options, clock=Clock(4))
     windows = windows_of(tokens_of(held_out, load_tokenizer(stories)), 256, 12)
     uniform = planned(found, Request(0.7), allocator="uniform")
+    stage = stage_of(str(stories), uniform, options)
     difference = stage.trial.losses(plan, windows) - stage.trial.losses(uniform, windows)
     assert difference.mean() < -0.05
     assert np.mean(difference < 0) > 0.7

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,8 +19,8 @@ from tailwise.planning.stage import StageOptions, stage_of
 
 
 def _stage(llama, audit, tokens, operator="magnitude", **options):
-    request = Request(0.6, "uniform", operator)
-    return stage_of(str(llama), audit, request, StageOptions(tokens, window=32, **options))
+    plan = plan_prune(audit, Request(0.6, "uniform", operator))
+    return stage_of(str(llama), plan, StageOptions(tokens, window=32, **options))
 
 
 def _plan(audit, allocator="depth", operator="magnitude", sparsity=0.6):
@@ -76,7 +78,7 @@ def test_too_little_text_is_one_message(llama, audit, tokens) -> None:
 
 def test_a_window_beyond_the_models_positions_is_one_message(llama, audit, tokens) -> None:
     with pytest.raises(UsageError, match="64 positions"):
-        stage_of(str(llama), audit, Request(0.6), StageOptions(tokens, window=128))
+        stage_of(str(llama), _plan(audit), StageOptions(tokens, window=128))
 
 
 def test_measured_losses_are_differences_to_the_plan_around(llama, audit, tokens) -> None:
@@ -97,11 +99,14 @@ def test_levels_stay_within_what_a_plan_may_ask() -> None:
     assert levels_of(0.1) == (0.0, 0.1, 0.2, 0.3)
 
 
-def test_a_search_holds_the_budget_and_never_loses(llama, audit, tokens, monkeypatch) -> None:
+def test_a_search_holds_the_budget_and_never_loses(llama, audit, tokens) -> None:
     stage, start = _stage(llama, audit, tokens), _plan(audit, "uniform")
-    clock = iter(range(10_000))
-    monkeypatch.setattr("tailwise.planning.refine.monotonic", lambda: next(clock))
-    found = refined(stage.trial, start, stage.search, deadline=60)
+    ticks = iter(range(10_000))
+
+    def score(plan) -> float:
+        return float(stage.trial.losses(plan, stage.search).mean())
+
+    found = refined(score, start, over=lambda: next(ticks) > 60)
     assert found.plan.sparsity == pytest.approx(0.6, abs=1e-6)
     assert found.kept > 0
     assert found.loss < stage.trial.losses(start, stage.search).mean()
@@ -115,3 +120,40 @@ def test_groups_go_from_coarse_to_fine_and_miss_nothing(audit) -> None:
     assert len(coarse) == 3 + 7
     assert len(middle) == 3 * 2
     assert [list(group) for group in fine] == [[index] for index in range(len(decisions))]
+
+
+@pytest.mark.parametrize("operator", ["magnitude", "sparsegpt"])
+def test_a_change_in_a_late_block_is_scored_from_there_with_the_same_losses(llama, audit, tokens, operator) -> None:
+    stage, around = _stage(llama, audit, tokens, operator), _plan(audit, "uniform", operator)
+    changed = [replace(item, sparsity=0.8) if item.block == 2 and item.role == "mlp_up" else item for item in around]
+    plan = around.replace(decisions=tuple(changed))
+    expected = stage.trial.losses(plan, stage.search)
+    stage.trial.settle(around, stage.search)
+    calls = _calls_of(stage.trial.model.model.layers)
+    assert np.array_equal(stage.trial.losses(plan, stage.search), expected)
+    assert calls[:2] == [0, 0]
+    assert calls[2] > 0
+    assert np.array_equal(stage.trial.losses(around, stage.search[:2]), stage.trial.losses(around, stage.search)[:2])
+
+
+def _calls_of(blocks) -> list[int]:
+    calls = [0] * len(blocks)
+
+    def count(index):
+        def hook(*_given) -> None:
+            calls[index] += 1
+
+        return hook
+
+    for index, block in enumerate(blocks):
+        block.mlp.register_forward_hook(count(index))
+    return calls
+
+
+def test_states_that_would_take_too_much_are_not_kept(llama, audit, tokens, monkeypatch) -> None:
+    monkeypatch.setattr("tailwise.planning.prefix.MOST_STATES", 1000)
+    stage, around = _stage(llama, audit, tokens), _plan(audit, "uniform")
+    expected = stage.trial.losses(around, stage.search)
+    assert np.array_equal(stage.trial.settle(around, stage.search), expected)
+    found = measured_losses(stage.trial, around, stage.search, levels=(0.6, 0.9))
+    assert all(np.isfinite(value) for value in found.values())

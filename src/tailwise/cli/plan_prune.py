@@ -110,10 +110,11 @@ def prune(
     from tailwise.compression.allocate.allocator import ALLOCATORS
     from tailwise.compression.candidates import Choice
     from tailwise.compression.make import Request
+    from tailwise.planning.clock import Clock
     from tailwise.planning.run import AUTO, planned, seconds_of
     from tailwise.planning.stage import StageOptions
 
-    seconds = seconds_of(budget)
+    seconds = seconds_of(budget)  # a wrong time is told before anything is read
     if allocator != AUTO and allocator not in ALLOCATORS:
         raise unknown_name("allocator", allocator, [AUTO, *(name for name, _ in ALLOCATORS.items())])
     given = {"mapping": mapping.value if mapping else None, "tau": tau, "beta": beta}
@@ -133,7 +134,7 @@ def prune(
         text = StageOptions(list(calibration), samples=samples, window=window, seed=seed, device=device)
     audit = audit_of(model, device, workers)
     with solver_to_stderr(), _saying() as say:
-        plan = planned(audit, request, allocator=allocator, text=text, seconds=seconds, say=say)
+        plan = planned(audit, request, allocator=allocator, text=text, clock=Clock(seconds), say=say)
     deliver(plan, target, as_json, rows)
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from time import monotonic
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from tailwise.compression.budget import Budget, Vector
 from tailwise.compression.plan import Decision, Plan
-from tailwise.planning.trial import Trial
 
 #: First change of a group's sparsity, and the last before a level of groups is done with.
 FIRST_STEP, LAST_STEP = 0.08, 0.015
@@ -30,24 +27,23 @@ class Refined:
 
 
 def refined(
-    trial: Trial,
+    score: Callable[[Plan], float],
     start: Plan,
-    windows: torch.Tensor,
     *,
-    deadline: float,
+    over: Callable[[], bool],
     seed: int = 0,
     progress: Callable[[Refined], None] | None = None,
 ) -> Refined:
-    """Descend from `start` until `deadline` (of `time.monotonic`), or until no move helps.
+    """Descend from `start` until it is `over`, or until no move helps.
 
-    A move raises or lowers one group and lets the others make up for it, so that the budget holds all along. Groups
-    go from coarse to fine: blocks and roles, attention and MLP of each block, single tensors. Steps halve where no
-    group of a level moves any more.
+    `score` is the loss of a plan. A move raises or lowers one group and lets the others make up for it, so that the
+    budget holds all along. Groups go from coarse to fine: blocks and roles, attention and MLP of each block, single
+    tensors. Steps halve where no group of a level moves any more.
     """
-    search = _Search(trial, start, windows, deadline, np.random.default_rng(seed), progress)
+    search = _Search(score, start, over, np.random.default_rng(seed), progress)
     for groups in levels(start.decisions):
         step = FIRST_STEP
-        while step >= LAST_STEP and not search.over:
+        while step >= LAST_STEP and not search.over():
             if not search.sweep(groups, step):
                 step /= 2
     return search.best
@@ -56,23 +52,19 @@ def refined(
 class _Search:
     def __init__(
         self,
-        trial: Trial,
+        score: Callable[[Plan], float],
         start: Plan,
-        windows: torch.Tensor,
-        deadline: float,
+        over: Callable[[], bool],
         rng: np.random.Generator,
         progress: Callable[[Refined], None] | None,
     ) -> None:
-        self._trial, self._windows, self._deadline, self._rng = trial, windows, deadline, rng
+        self._score, self._rng = score, rng
+        self.over = over
         self._progress = progress
         self._sizes = np.array([item.n_params for item in start], dtype=np.float64)
         self._budget = Budget(start.sparsity)
-        self.best = Refined(start, float(trial.losses(start, windows).mean()))
+        self.best = Refined(start, score(start))
         self._sign = dict[bytes, int]()
-
-    @property
-    def over(self) -> bool:
-        return monotonic() > self._deadline
 
     def sweep(self, groups: Sequence[NDArray[np.int64]], step: float) -> bool:
         """Try every group once in random order; whether any moved."""
@@ -81,7 +73,7 @@ class _Search:
             group = groups[int(index)]
             first = self._sign.get(group.tobytes(), 1)
             for sign in (first, -first):
-                if self.over:
+                if self.over():
                     return moved
                 if self._step(group, sign * step):
                     self._sign[group.tobytes()] = sign
@@ -97,7 +89,7 @@ class _Search:
         if np.abs(found - amounts).max() < LAST_STEP / 4:
             return False
         plan = with_amounts(self.best.plan, found)
-        loss = float(self._trial.losses(plan, self._windows).mean())
+        loss = self._score(plan)
         self.best.tried += 1
         better = loss < self.best.loss
         if better:

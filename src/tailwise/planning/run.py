@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 
 from tailwise.audits.audit import Audit
@@ -11,11 +10,14 @@ from tailwise.compression.hosts import check_causal
 from tailwise.compression.make import Request, plan_prune
 from tailwise.compression.plan import Plan
 from tailwise.errors import UsageError
-from tailwise.planning.auto import check_time, plan_auto
+from tailwise.planning.auto import plan_auto
+from tailwise.planning.clock import Clock
+from tailwise.planning.scored import Court, Say
 from tailwise.planning.sensitivity import measured_losses
 from tailwise.planning.stage import Stage, StageOptions, stage_of
 
 AUTO = "auto"
+DEFAULT_SECONDS = 300.0
 #: What allocators take from text, by name.
 FROM_TEXT = ("owl", "dlp", "sensitivity")
 NOTHING_TRIED = (
@@ -25,8 +27,6 @@ NOTHING_TRIED = (
 _TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h)?\s*")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
 
-Say = Callable[[str, float], None]
-
 
 def planned(
     audit: Audit,
@@ -34,14 +34,14 @@ def planned(
     *,
     allocator: str = AUTO,
     text: StageOptions | None = None,
-    seconds: float = 300.0,
+    clock: Clock | None = None,
     say: Say | None = None,
 ) -> Plan:
     """A pruning plan of a model that was audited.
 
-    `auto` tries every known way on the text and keeps the best within `seconds`; without text it is uniform, and
-    says so. `owl` and `dlp` take one pass over the text, `sensitivity` many; the others take the audit alone. The
-    model is read where the audit says it is. Raises `UsageError`.
+    `auto` tries every known way on the text and keeps the best within the clock's time, by default five minutes;
+    without text it is uniform, and says so. `owl` and `dlp` take one pass over the text, `sensitivity` many; the
+    others take the audit alone. The model is read where the audit says it is. Raises `UsageError`.
     """
     if text is not None and allocator in (AUTO, *FROM_TEXT):
         _check_causal(audit.model)
@@ -49,13 +49,22 @@ def planned(
         if text is None:
             plan = plan_prune(audit, replace(request, allocator="uniform"))
             return plan.replace(notes=(NOTHING_TRIED, *plan.notes))
-        return plan_auto(audit, request, stage_of(audit.model, audit, request, text), seconds=seconds, say=say)
+        clock = clock or Clock(DEFAULT_SECONDS)
+        return plan_auto(audit, request, Court(_stage(audit, request, text), clock, say or _silent))
     if allocator not in FROM_TEXT or text is None:
         return plan_prune(audit, replace(request, allocator=allocator))
-    stage = stage_of(audit.model, audit, request, text)
+    stage = _stage(audit, request, text)
     settings = {**request.settings, **_measured(audit, request, stage, allocator, say)}
     plan = plan_prune(audit, replace(request, allocator=allocator, settings=settings))
     return plan.replace(notes=(*plan.notes, *stage.notes))
+
+
+def _silent(what: str, done: float) -> None:
+    """Without a progress bar."""
+
+
+def _stage(audit: Audit, request: Request, text: StageOptions) -> Stage:
+    return stage_of(audit.model, plan_prune(audit, replace(request, allocator="uniform", settings={})), text)
 
 
 def _check_causal(model: str) -> None:
@@ -87,4 +96,4 @@ def seconds_of(text: str) -> float:
     match = _TIME.fullmatch(text)
     if match is None:
         raise UsageError(f"{text!r} is not a time", fix="write 5m, 90s or 1h")
-    return check_time(float(match[1]) * _SECONDS[match[2]])
+    return Clock(float(match[1]) * _SECONDS[match[2]]).seconds

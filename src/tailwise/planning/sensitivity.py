@@ -1,21 +1,31 @@
-"""What each tensor costs, measured: the change of loss when it alone is pruned more or less."""
+"""What each tensor costs, measured: the change of loss when it alone is compressed more or less."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from time import monotonic
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
 from tailwise.compression.budget import MOST
-from tailwise.compression.plan import Plan
+from tailwise.compression.plan import Decision, Plan
+from tailwise.planning.clock import Clock
 from tailwise.planning.trial import Trial
 
 #: Steps from the budget at which each tensor is tried.
 STEPS = (-0.3, -0.15, 0.0, 0.1, 0.2)
 
 Losses = Mapping[tuple[str, float], float]
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A few entries of a plan, changed."""
+
+    key: Hashable
+    entries: Mapping[int, Decision]  # place in the plan → the entry instead
 
 
 def levels_of(sparsity: float, steps: Sequence[float] = STEPS) -> tuple[float, ...]:
@@ -29,30 +39,46 @@ def measured_losses(
     windows: torch.Tensor,
     *,
     levels: Sequence[float] | None = None,
-    deadline: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Losses:
     """(tensor, sparsity) → change of the mean loss, with every other tensor as in `around`.
 
     Measured around a plan that meets the budget, not around the dense model: at 70 % the loss of one tensor depends
-    on what the others have lost. Where `deadline` (of `time.monotonic`) comes first, what is known is returned.
+    on what the others have lost.
     """
-    sparsity = around.sparsity
-    chosen = tuple(levels or levels_of(sparsity))
-    base = float(trial.losses(around, windows).mean())
+    chosen = tuple(levels or levels_of(around.sparsity))
     found: dict[tuple[str, float], float] = {}
-    total = len(around) * len(chosen)
-    for level in sorted(chosen, key=lambda level: abs(level - sparsity)):
-        for index, decision in enumerate(around):
+    variants = []
+    for index, decision in enumerate(around):
+        for level in chosen:
             if level == round(decision.sparsity or 0.0, 6):
                 found[decision.tensor, level] = 0.0
-                continue
-            if deadline is not None and monotonic() > deadline:
-                return found
-            changed = list(around.decisions)
-            changed[index] = replace(decision, sparsity=level)
-            loss = float(trial.losses(around.replace(decisions=tuple(changed)), windows).mean())
-            found[decision.tensor, level] = loss - base
-            if progress is not None:
-                progress(len(found), total)
+            else:
+                key = (decision.tensor, level)
+                variants.append(Variant(key, {index: replace(decision, sparsity=level)}))
+    measured = variant_losses(trial, around, windows, variants, progress=progress)
+    return {**found, **measured}  # type: ignore[dict-item]
+
+
+def variant_losses(
+    trial: Trial,
+    around: Plan,
+    windows: torch.Tensor,
+    variants: Sequence[Variant],
+    *,
+    clock: Clock | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[Hashable, float]:
+    """Key of each variant → change of the mean loss against `around`; less than all where the clock runs out."""
+    base = float(trial.settle(around, windows).mean())
+    found: dict[Hashable, float] = {}
+    for variant in variants:
+        if clock is not None and clock.left < 0:
+            break
+        changed = list(around.decisions)
+        for index, decision in variant.entries.items():
+            changed[index] = decision
+        found[variant.key] = float(trial.losses(around.replace(decisions=tuple(changed)), windows).mean()) - base
+        if progress is not None:
+            progress(len(found), len(variants))
     return found

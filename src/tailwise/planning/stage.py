@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from tailwise.audits.audit import Audit
+from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.calibrate import BlockScores, block_scores
 from tailwise.compression.hosts import places_in
-from tailwise.compression.make import Request, plan_prune
+from tailwise.compression.plan import Plan
 from tailwise.errors import UsageError
 from tailwise.evaluation.models import check_length, load_model
 from tailwise.evaluation.tokens import tokens_of, windows_of
@@ -48,10 +48,11 @@ class Stage:
     notes: tuple[str, ...] = ()
 
 
-def stage_of(model: str, audit: Audit, request: Request, options: StageOptions) -> Stage:
-    """Load the model, cut the text into windows, and measure what its layers see.
+def stage_of(model: str, plan: Plan, options: StageOptions) -> Stage:
+    """Load the model, cut the text into windows, and measure what the layers that a plan names see.
 
-    Windows are drawn at random; those of the last choice take part in nothing else.
+    `plan` says which tensors are to be tried, and by which operator. Windows are drawn at random; those of the last
+    choice take part in nothing else.
     """
     loaded = load_model(model, dtype=options.dtype, device=options.device)
     check_length(loaded.module, options.window, model)
@@ -64,10 +65,14 @@ def stage_of(model: str, audit: Audit, request: Request, options: StageOptions) 
             fix="give more text, or a smaller --window",
         )
     looked, search, guard = _divided(windows, options)
-    plan = plan_prune(audit, replace(request, allocator="uniform", settings={}))
     with open_checkpoint(model) as checkpoint:
         places, config = places_in(loaded.module, checkpoint), dict(checkpoint.config)
-    trial, notes = trial_of(loaded.module, places, plan, looked, config)
+        dtypes = {
+            item.tensor: torch_dtype(checkpoint.tensors[item.tensor].dtype, where=item.tensor)
+            for item in plan
+            if item.tensor in checkpoint.tensors
+        }
+    trial, notes = trial_of(loaded.module, places, plan, looked, (config, dtypes))
     scores = block_scores(loaded.module, looked)
     return Stage(trial, looked, search, guard, scores, options.seed, (*loaded.notes, *tokens.notes, *notes))
 

@@ -1,0 +1,161 @@
+"""Plans that were tried: their losses, the last choice among them, and the table of it all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tailwise.compression.plan import Plan
+from tailwise.evaluation.intervals import mean_interval
+from tailwise.planning.clock import Clock
+from tailwise.planning.stage import Stage
+
+Say = Callable[[str, float], None]  # what is done, fraction of the time
+
+#: Nats a token by which a trial may miss what applying the plan gives; a heuristic.
+FAITHFUL = 0.03
+#: What settings hold that is no setting: measurements, by tensor or block.
+_MEASURED = ("statistics", "losses", "errors")
+
+
+@dataclass
+class Scored:
+    """A plan, and what it loses."""
+
+    name: str
+    settings: Mapping[str, Any]
+    plan: Plan
+    search: NDArray[np.float64]  # loss of every window that the search looks at
+    guard: NDArray[np.float64] | None = None  # of those kept from it
+    notes: str = ""
+    tried: int = field(default=1)
+
+    @property
+    def loss(self) -> float:
+        """On the windows of the search; +inf where the model broke."""
+        return _finite(self.search)
+
+    @property
+    def judged(self) -> float:
+        """On the windows of the last choice."""
+        if self.guard is None:
+            raise AssertionError("scored before it is judged")
+        return _finite(self.guard)
+
+
+def _finite(losses: NDArray[np.float64]) -> float:
+    loss = float(losses.mean())
+    return loss if math.isfinite(loss) else math.inf
+
+
+@dataclass
+class Court:
+    """Where plans are tried and judged within a time."""
+
+    stage: Stage
+    clock: Clock
+    say: Say = field(default=lambda _what, _done: None)
+    judging: float = 0.0  # seconds that the dearest judgement took
+    pace: float = 0.0  # seconds that a trial took
+    faithful: bool = True  # whether trials come near to what applying a plan gives
+
+    def opened(self, name: str, plan: Plan) -> Scored:
+        """Try the first plan both ways; from here on plans are carried out whole where that makes a difference.
+
+        In a trial the layers see the inputs of the dense model. Where much is taken away, they see others.
+        """
+        began = self.clock.spent
+        found = self.tried(name, {}, plan)
+        self.pace = self.clock.spent - began
+        if self.stage.trial.change.needs != "none":
+            applied = self.stage.trial.applied_losses(plan, self.stage.looked, self.stage.search)
+            self.faithful = abs(_finite(applied) - found.loss) < FAITHFUL
+            found.search = found.search if self.faithful else applied
+        return found
+
+    def score(self, plan: Plan) -> NDArray[np.float64]:
+        """Losses on the windows of the search, (n,)."""
+        trial, stage = self.stage.trial, self.stage
+        if self.faithful:
+            return trial.losses(plan, stage.search)
+        return trial.applied_losses(plan, stage.looked, stage.search)
+
+    def tried(self, name: str, settings: Mapping[str, Any], plan: Plan) -> Scored:
+        """Score a plan on the windows of the search."""
+        shown = {key: value for key, value in settings.items() if key not in _MEASURED}
+        scored = Scored(name, shown, plan, self.score(plan))
+        self.tell(f"{name}: perplexity {perplexity(scored.loss):.4g}")
+        return scored
+
+    def judge(self, finalists: Iterable[Scored]) -> None:
+        """Carry out each plan as `apply` would, and score it on the windows that were kept from the search."""
+        for item in finalists:
+            if item.guard is None:
+                began = self.clock.spent
+                item.guard = self.stage.trial.applied_losses(item.plan, self.stage.looked, self.stage.guard)
+                self.judging = max(self.judging, self.clock.spent - began)
+                self.tell(f"{item.name}: judged")
+
+    def tell(self, what: str) -> None:
+        """Say how far the search is."""
+        self.say(what, self.clock.share)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), of a loss that may be huge."""
+    return math.exp(min(loss, 50.0))
+
+
+def best_of_each(items: Sequence[Scored], count: int) -> list[Scored]:
+    """Up to `count` plans, the best of each name, by the losses of the search."""
+    ranked = sorted(items, key=lambda item: item.loss)
+    names = [item.name for item in ranked]
+    return [item for place, item in enumerate(ranked) if item.name not in names[:place]][:count]
+
+
+def rows_of(everything: Sequence[Scored], kept: Scored) -> tuple[dict[str, Any], ...]:
+    """The table of all that was tried; the first is uniform."""
+    return tuple(_row(item, everything[0], kept) for item in everything)
+
+
+def _row(item: Scored, uniform: Scored, kept: Scored) -> dict[str, Any]:
+    row: dict[str, Any] = {"allocator": item.name, **item.settings, "search_loss": round(item.loss, 6)}
+    if not math.isfinite(item.loss):
+        row["search_loss"] = None
+    if item.guard is not None:
+        row["guard_loss"] = round(item.judged, 6) if math.isfinite(item.judged) else None
+    if item.guard is not None and uniform.guard is not None and item is not uniform:
+        row["against_uniform"] = round(float((item.guard - uniform.guard).mean()), 6)
+        if (found := mean_interval(item.guard - uniform.guard)) is not None:
+            row |= {"low": round(found[0], 6), "high": round(found[1], 6)}
+    return row | {"trials": item.tried, "kept": item is kept}
+
+
+def verdict(kept: Scored, uniform: Scored) -> str:
+    """What was gained against uniform on windows that the search had not seen."""
+    if kept.guard is None or uniform.guard is None:
+        raise AssertionError("judged before it is told")
+    if kept is uniform:
+        return "nothing that was tried lost less than uniform on text that the search had not seen"
+    change, found = float((kept.guard - uniform.guard).mean()), mean_interval(kept.guard - uniform.guard)
+    where = "found by search" if kept.name == "search" else kept.name
+    if found is None:
+        return f"{where}: {change:+.4f} nats a token against uniform, on too few windows for an interval"
+    low, high = found
+    clear = "" if high < 0 else ", which may be chance"
+    return f"{where}: {change:+.4f} nats a token against uniform [{low:+.4f}, {high:+.4f}]{clear}"
+
+
+def trials_in_words(court: Court) -> str:
+    """How much was tried, on what."""
+    stage = court.stage
+    how = "" if court.faithful else ", carried out whole since inputs change much"
+    return (
+        f"{stage.trial.runs} trials in {court.clock.spent:.0f} s{how}, on {len(stage.search)} windows of "
+        f"{stage.search.shape[1]} tokens; the last choice on {len(stage.guard)} others"
+    )
