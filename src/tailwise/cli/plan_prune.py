@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,16 +11,24 @@ from tailwise.cli.compare import Device, Workers
 from tailwise.cli.options import Json, Rows, comma_list
 from tailwise.cli.plan_shared import (
     SUFFIXES,
+    TRY,
     WHICH,
     Also,
+    Calibration,
     DryRun,
     Layers,
     Model,
     PlanFile,
     Roles,
+    Samples,
+    Seed,
+    TimeBudget,
+    Window,
     audit_of,
     deliver,
+    saying,
     target_of,
+    text_of,
 )
 from tailwise.cli.solver import solver_to_stderr
 from tailwise.errors import UsageError, unknown_name
@@ -30,7 +36,7 @@ from tailwise.errors import UsageError, unknown_name
 if TYPE_CHECKING:
     from tailwise.compression.plan import Plan
 
-_HOW, _TRY = "How to spread it", "What to try it on"
+_HOW = "How to spread it"
 
 
 class Mapping3(StrEnum):
@@ -76,22 +82,11 @@ def prune(
     no_clamp: Annotated[
         bool, typer.Option("--no-clamp", help="As published: amounts above 1 stay as they are.", rich_help_panel=_HOW)
     ] = False,
-    calibration: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            rich_help_panel=_TRY,
-            help="Text for auto, owl, dlp and sensitivity, as `evaluate --text` takes it. May be repeated.",
-        ),
-    ] = None,
-    budget: Annotated[
-        str, typer.Option(metavar="TIME", help="What auto may take: 90s, 5m, 1h.", rich_help_panel=_TRY)
-    ] = "5m",
-    samples: Annotated[
-        int, typer.Option(min=1, help="Windows that inputs are measured on.", rich_help_panel=_TRY)
-    ] = 32,
-    window: Annotated[int, typer.Option(min=2, help="Tokens in a window.", rich_help_panel=_TRY)] = 512,
-    seed: Annotated[int, typer.Option(min=0, help="Of the windows and the search.", rich_help_panel=_TRY)] = 0,
+    calibration: Calibration = None,
+    budget: TimeBudget = "5m",
+    samples: Samples = 32,
+    window: Window = 512,
+    seed: Seed = 0,
     roles: Roles = None,
     layers: Layers = None,
     also: Also = None,
@@ -112,7 +107,6 @@ def prune(
     from tailwise.compression.make import Request
     from tailwise.planning.clock import Clock
     from tailwise.planning.run import AUTO, planned, seconds_of
-    from tailwise.planning.stage import StageOptions
 
     seconds = seconds_of(budget)  # a wrong time is told before anything is read
     if allocator != AUTO and allocator not in ALLOCATORS:
@@ -129,11 +123,9 @@ def prune(
         settings={name: value for name, value in given.items() if value is not None},
     )
     target = None if dry_run else target_of(output, as_json)
-    text = None
-    if calibration:
-        text = StageOptions(list(calibration), samples=samples, window=window, seed=seed, device=device)
+    text = text_of(calibration, samples, window, seed, device)
     audit = audit_of(model, device, workers)
-    with solver_to_stderr(), _saying() as say:
+    with solver_to_stderr(), saying() as say:
         plan = planned(audit, request, allocator=allocator, text=text, clock=Clock(seconds), say=say)
     deliver(plan, target, as_json, rows)
 
@@ -150,14 +142,14 @@ def drop(
         typer.Option(min=1, help="So many blocks, those that turn the states least.", rich_help_panel=WHICH),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Of --count; by default the one that was audited.", rich_help_panel=_TRY)
+        str | None, typer.Option(help="Of --count; by default the one that was audited.", rich_help_panel=TRY)
     ] = None,
     calibration: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Of --count. May be repeated.", rich_help_panel=_TRY)
+        list[str] | None, typer.Option(metavar="TEXT", help="Of --count. May be repeated.", rich_help_panel=TRY)
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Windows of it.", rich_help_panel=_TRY)] = 32,
-    window: Annotated[int, typer.Option(min=2, help="Tokens in a window.", rich_help_panel=_TRY)] = 512,
-    seed: Annotated[int, typer.Option(min=0, help="Of the windows.", rich_help_panel=_TRY)] = 0,
+    samples: Samples = 32,
+    window: Window = 512,
+    seed: Seed = 0,
     device: Device = "cpu",
     output: PlanFile = None,
     as_json: Json = False,
@@ -199,16 +191,3 @@ def _numbers(text: str) -> list[int]:
     if wrong or not found:
         raise UsageError(f"{text!r} names no blocks", where="--blocks", fix="give numbers, such as 3,7")
     return [int(item) for item in found]
-
-
-@contextmanager
-def _saying() -> Iterator[Callable[[str, float], None]]:
-    """A line on stderr that tells how far a search is; silent where stderr is not a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    console = Console(stderr=True)
-    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda what, done: bar.update(task, description=what, completed=done)

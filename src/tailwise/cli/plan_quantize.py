@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated
 
@@ -9,9 +10,26 @@ import typer
 
 from tailwise.cli.compare import Device, Workers
 from tailwise.cli.options import Json, Rows, comma_list
-from tailwise.cli.plan_shared import Also, DryRun, Layers, Model, PlanFile, Roles, audit_of, deliver, target_of
+from tailwise.cli.plan_shared import (
+    Also,
+    Calibration,
+    DryRun,
+    Layers,
+    Model,
+    PlanFile,
+    Roles,
+    Samples,
+    Seed,
+    TimeBudget,
+    Window,
+    audit_of,
+    deliver,
+    saying,
+    target_of,
+    text_of,
+)
 from tailwise.cli.solver import solver_to_stderr
-from tailwise.errors import UsageError
+from tailwise.errors import UsageError, unknown_name
 
 _HOW = "How to spend the bits"
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?b?|b)?\s*", re.IGNORECASE)
@@ -26,6 +44,12 @@ def quantize(
         str | None,
         typer.Option("--bytes", metavar="SIZE", help="Of the whole model, in place of --bits: 900MB, 3.5GiB."),
     ] = None,
+    rise: Annotated[
+        str | None,
+        typer.Option(
+            "--perplexity-rise", metavar="X%", help="The fewest bits with which perplexity rises by no more, e.g. 2%."
+        ),
+    ] = None,
     formats: Annotated[
         str,
         typer.Option(
@@ -36,14 +60,22 @@ def quantize(
         ),
     ] = "mxfp4,mxfp8,bf16",
     allocator: Annotated[
-        str, typer.Option(help="uniform, depth, alpha, alphaq, distortion (with --study).", rich_help_panel=_HOW)
-    ] = "uniform",
+        str,
+        typer.Option(
+            help="auto (tries the others on --calibration), uniform, depth, alpha, alphaq, distortion (with --study), "
+            "outputs, sensitivity.",
+            rich_help_panel=_HOW,
+        ),
+    ] = "auto",
     operator: Annotated[
         str, typer.Option(help="rtn (to nearest), or gptq, which needs calibration text.", rich_help_panel=_HOW)
     ] = "rtn",
     gamma: Annotated[
         float | None,
         typer.Option(help="Of alphaq: power of α, 1 by default; 0 is the control.", rich_help_panel=_HOW),
+    ] = None,
+    tau: Annotated[
+        float | None, typer.Option(help="Of alpha: bits in [1 − τ, 1 + τ] of the budget.", rich_help_panel=_HOW)
     ] = None,
     mxfp4_ratio: Annotated[
         float | None,
@@ -71,6 +103,11 @@ def quantize(
         typer.Option("--per-expert", help="Let experts of a block differ; most servers cannot.", rich_help_panel=_HOW),
     ] = False,
     estimator: Annotated[str | None, typer.Option(help="Of α; top_outside by default.", rich_help_panel=_HOW)] = None,
+    calibration: Calibration = None,
+    budget: TimeBudget = "5m",
+    samples: Samples = 32,
+    window: Window = 512,
+    seed: Seed = 0,
     roles: Roles = None,
     layers: Layers = None,
     also: Also = None,
@@ -83,19 +120,28 @@ def quantize(
 ) -> None:
     """Plan a quantization: a number format for every tensor, held to a budget, with the reason for each.
 
-    The audit is all that is read. What servers fuse gets one format: query, key and value, gate and up, the experts
-    of a block. Embeddings, head, norms and routers stay as they are unless --also names them.
+    With --calibration, every known way is tried on the model and the best is kept; without it the audit is all that
+    is read. What servers fuse gets one format: query, key and value, gate and up, the experts of a block. Embeddings,
+    head, norms and routers stay as they are unless --also names them.
     """
+    from tailwise.compression.assign.assigner import ASSIGNERS
     from tailwise.compression.candidates import Choice
-    from tailwise.compression.make_quantize import QuantizeRequest, plan_quantize
+    from tailwise.compression.make_quantize import QuantizeRequest
+    from tailwise.planning.clock import Clock
+    from tailwise.planning.run import AUTO, seconds_of
+    from tailwise.planning.run_quantize import quantize_planned
     from tailwise.precision.study import PrecisionStudy
 
-    given = {"gamma": gamma, "mxfp4_ratio": mxfp4_ratio, "bf16_ratio": bf16_ratio}
+    seconds = seconds_of(budget)
+    if allocator != AUTO and allocator not in ASSIGNERS:
+        raise unknown_name("allocator", allocator, [AUTO, *(name for name, _ in ASSIGNERS.items())])
+    given = {"gamma": gamma, "tau": tau, "mxfp4_ratio": mxfp4_ratio, "bf16_ratio": bf16_ratio}
     request = QuantizeRequest(
         bits=bits,
         bytes=None if size is None else bytes_of(size),
+        rise=None if rise is None else fraction_of(rise),
         formats=comma_list(formats),
-        allocator=allocator,
+        allocator="uniform" if allocator == AUTO else allocator,
         operator=operator,
         choice=Choice(comma_list(roles), layers, comma_list(also)),
         per_expert=per_expert,
@@ -105,11 +151,23 @@ def quantize(
         relative=relative,
         settings={name: value for name, value in given.items() if value is not None},
     )
+    text = text_of(calibration, samples, window, seed, device)
     target = None if dry_run else target_of(output, as_json)
     audit = audit_of(model, device, workers)
-    with solver_to_stderr():
-        plan = plan_quantize(audit, request)
+    with solver_to_stderr(), saying() as say:
+        plan = quantize_planned(audit, request, allocator=allocator, text=text, clock=Clock(seconds), say=say)
     deliver(plan, target, as_json, rows)
+
+
+def fraction_of(text: str) -> float:
+    """`2%` or `0.02` → 0.02. `UsageError` for what is no share above 0."""
+    try:
+        value = float(text.strip().removesuffix("%")) / (100.0 if "%" in text else 1.0)
+    except ValueError:
+        value = math.nan
+    if not 0.0 < value < math.inf:
+        raise UsageError(f"{text!r} is no rise of perplexity", fix="write 2% or 0.02")
+    return value
 
 
 def bytes_of(text: str) -> int:

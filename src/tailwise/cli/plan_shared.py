@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
     from tailwise.compression.plan import Plan
     from tailwise.compression.plan_table import Grid
+    from tailwise.planning.stage import StageOptions
 
-WHICH, OUT = "Which tensors", "Output"
+WHICH, TRY, OUT = "Which tensors", "What to try it on", "Output"
 SUFFIXES = (".json", ".yaml", ".yml")
 _DEFAULT_TARGET = "plan.json"
 
@@ -32,12 +35,43 @@ Also = Annotated[
     str | None,
     typer.Option(metavar="A,B", help="Roles left out by default: embed, lm_head …", rich_help_panel=WHICH),
 ]
+Calibration = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", rich_help_panel=TRY,
+                 help="Text for auto and what is measured, as `evaluate --text` takes it. May be repeated."),
+]  # fmt: skip
+TimeBudget = Annotated[str, typer.Option(metavar="TIME", help="What auto may take: 90s, 5m, 1h.", rich_help_panel=TRY)]
+Samples = Annotated[int, typer.Option(min=1, help="Windows that inputs are measured on.", rich_help_panel=TRY)]
+Window = Annotated[int, typer.Option(min=2, help="Tokens in a window.", rich_help_panel=TRY)]
+Seed = Annotated[int, typer.Option(min=0, help="Of the windows and the search.", rich_help_panel=TRY)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.", rich_help_panel=OUT)]
 PlanFile = Annotated[
     str | None,
     typer.Option("-o", "--output", metavar="FILE", help="x.json or x.yaml; plan.json by default.",
                  rich_help_panel=OUT),
 ]  # fmt: skip
+
+
+def text_of(calibration: list[str] | None, samples: int, window: int, seed: int, device: str) -> StageOptions | None:
+    """What plans are tried on, where there is any."""
+    if not calibration:
+        return None
+    from tailwise.planning.stage import StageOptions
+
+    return StageOptions(list(calibration), samples=samples, window=window, seed=seed, device=device)
+
+
+@contextmanager
+def saying() -> Iterator[Callable[[str, float], None]]:
+    """A line on stderr that tells how far a search is; silent where stderr is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda what, done: bar.update(task, description=what, completed=done)
 
 
 def deliver(plan: Plan, target: str | None, as_json: bool, rows: int) -> None:

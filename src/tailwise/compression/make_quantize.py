@@ -43,6 +43,7 @@ class QuantizeRequest:
 
     bits: float | None = None  # mean bits per weight of the planned tensors, scales counted; one format needs none
     bytes: int | None = None  # of the whole model, with what the plan leaves as it is
+    rise: float | None = None  # of perplexity, as a fraction: the fewest bits that stay below it, found by trial
     formats: tuple[str, ...] = FORMATS
     allocator: str = "uniform"
     operator: str = "rtn"
@@ -76,6 +77,43 @@ def plan_quantize(audit: Audit, request: QuantizeRequest) -> Plan:
     Reads the audit alone (and the study that it is given). Tensors that servers fuse get one format; formats whose
     groups do not divide a tensor's inputs are not offered for it. Raises `UsageError` where what is asked cannot be.
     """
+    method = ASSIGNERS[request.allocator]
+    if request.rise is not None:
+        raise UsageError("a rise of perplexity is measured on text", fix="give --calibration TEXT, or --bits")
+    asked = asked_of(audit, request)
+    settings = _settings(method, request)
+    if "errors" in method.takes and request.study is not None:
+        errors = errors_of(request.study, audit, asked.found, asked.choices.formats, relative=request.relative)
+        settings = replace(settings, errors=errors)
+    assignment = method(asked.choices, settings)
+    _check(method, assignment, asked.choices)
+    plan = Plan(
+        kind="quantize",
+        operator=request.operator,
+        allocator=request.allocator,
+        model=audit.model,
+        fingerprint=audit.provenance.fingerprint,
+        budget={},
+        decisions=_decisions(asked, assignment),
+        settings=_recorded(request, assignment, asked),
+    )
+    plan = replace(plan, budget=spent(audit, plan, request, asked.choices.budget))
+    return replace(plan, notes=(*_said(plan), *assignment.notes, *asked.notes))
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A request, and what an audit says of it: what there is to choose."""
+
+    found: tuple[Candidate, ...]
+    shapes: Mapping[str, tuple[int, ...]]  # of each stored tensor, as it is quantized
+    choices: Choices
+    estimator: str | None  # of α
+    notes: tuple[str, ...]
+
+
+def asked_of(audit: Audit, request: QuantizeRequest) -> Asked:
+    """The tensors, their groups, and what each takes in each format. Raises `UsageError`."""
     method, formats = ASSIGNERS[request.allocator], parsed_formats(request.formats)
     _check_not_quantized(audit)
     estimator, said = _estimator(audit, request, method)
@@ -89,27 +127,9 @@ def plan_quantize(audit: Audit, request: QuantizeRequest) -> Plan:
     if budget is None and len(formats) == 1:
         budget = float(table.sum())
     check_reach(budget, table, sum(item.n_params for item in found))
-    settings = _settings(method, request)
-    if "errors" in method.takes and request.study is not None:
-        names = [item.name for item in formats]
-        errors = errors_of(request.study, audit, found, names, relative=request.relative)
-        settings = replace(settings, errors=errors)
     element = np.array([item.element_bits for item in formats])
     choices = Choices(groups, tuple(item.name for item in formats), element, table, budget)
-    assignment = method(choices, settings)
-    _check(method, assignment, choices)
-    plan = Plan(
-        kind="quantize",
-        operator=request.operator,
-        allocator=request.allocator,
-        model=audit.model,
-        fingerprint=audit.provenance.fingerprint,
-        budget={},
-        decisions=_decisions(found, choices, assignment, shapes),
-        settings=_recorded(request, assignment, estimator, formats),
-    )
-    plan = replace(plan, budget=spent(audit, plan, request, budget))
-    return replace(plan, notes=(*_said(plan), *said, *assignment.notes, *dropped, *notes, *more))
+    return Asked(found, shapes, choices, estimator, (*said, *dropped, *notes, *more))
 
 
 def parsed_formats(names: Sequence[str]) -> tuple[NumberFormat, ...]:
@@ -129,14 +149,14 @@ def _settings(method: Assigner, request: QuantizeRequest) -> FormatSettings:
 
 
 def _check_budget(request: QuantizeRequest) -> None:
-    given = [value for value in (request.bits, request.bytes) if value is not None]
+    given = [value for value in (request.bits, request.bytes, request.rise) if value is not None]
     ratios = FormatSettings(**request.settings).has_ratios
     if ratios and given:
-        raise UsageError("ratios say how many bits", fix="leave --bits and --bytes out, or the ratios")
+        raise UsageError("ratios say how many bits", fix="leave the budget out, or the ratios")
     if len(given) > 1:
-        raise UsageError("bits and bytes are two budgets", fix="give --bits or --bytes")
+        raise UsageError("these are two budgets", fix="give one of --bits, --bytes and --perplexity-rise")
     if not given and not ratios and len(parsed_formats(request.formats)) > 1:
-        raise UsageError("how many bits?", fix="give --bits, e.g. 4.5, or --bytes")
+        raise UsageError("how many bits?", fix="give --bits, e.g. 4.5, or --bytes, or --perplexity-rise")
     if given and not (np.isfinite(given[0]) and given[0] > 0):
         raise UsageError(f"a budget of {given[0]:g} cannot be met", fix="give a number above 0")
 
@@ -188,13 +208,12 @@ def _check(method: Assigner, assignment: Assignment, choices: Choices) -> None:
         raise UsageError(f"the allocator {method.name} did not stay within the budget")
 
 
-def _decisions(
-    found: Sequence[Candidate], choices: Choices, assignment: Assignment, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[Decision, ...]:
+def _decisions(asked: Asked, assignment: Assignment) -> tuple[Decision, ...]:
+    choices = asked.choices
     place = {item.tensor: row for row, group in enumerate(choices.groups) for item in group.members}
     alone = [len(group.members) == 1 for group in choices.groups]
     made = []
-    for item in found:
+    for item in asked.found:
         row = place[item.tensor]
         with_others = "" if alone[row] else f"; one format for {choices.groups[row].name}"
         made.append(
@@ -207,7 +226,7 @@ def _decisions(
                 format=choices.formats[int(assignment.levels[row])],
                 metrics={name: _rounded(item.metrics[name]) for name in assignment.used if name in item.metrics},
                 reason=assignment.reasons[row] + with_others,
-                shape=shapes[item.tensor],
+                shape=asked.shapes[item.tensor],
             )
         )
     return tuple(made)
@@ -217,13 +236,11 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.6g}")
 
 
-def _recorded(
-    request: QuantizeRequest, assignment: Assignment, estimator: str | None, formats: Sequence[NumberFormat]
-) -> dict[str, Any]:
-    found: dict[str, Any] = {**assignment.settings, "formats": [item.name for item in formats]}
+def _recorded(request: QuantizeRequest, assignment: Assignment, asked: Asked) -> dict[str, Any]:
+    found: dict[str, Any] = {**assignment.settings, "formats": list(asked.choices.formats)}
     choice = request.choice
     more = {
-        "estimator": estimator,
+        "estimator": asked.estimator,
         "per_expert": request.per_expert,
         "act_order": request.act_order,
         "relative": request.relative,

@@ -41,3 +41,7 @@ class Clock:
     def share(self) -> float:
         """The part of the budget that is spent, at most 1."""
         return min(1.0, self.spent / self.seconds)
+
+    def part(self, share: float) -> Clock:
+        """A clock for a share of what is left, and never for nothing."""
+        return Clock(max(self.left * share, 1e-6), self.read)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from tailwise.compression.plan import Decision, Plan
 #: First change of a group's sparsity, and the last before a level of groups is done with.
 FIRST_STEP, LAST_STEP = 0.08, 0.015
 DIGITS = 9
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -102,15 +105,16 @@ class _Search:
 
 def levels(decisions: Sequence[Decision]) -> list[list[NDArray[np.int64]]]:
     """Groups of decisions by index, from coarse to fine."""
-    coarse = [*_by(decisions, lambda item: ("block", item.block)), *_by(decisions, lambda item: ("role", item.role))]
-    middle = _by(decisions, lambda item: (item.block, item.role.partition("_")[0]))
+    coarse = [*by_key(decisions, lambda item: item.block), *by_key(decisions, lambda item: item.role)]
+    middle = by_key(decisions, lambda item: (item.block, item.role.partition("_")[0]))
     fine = [np.array([index]) for index in range(len(decisions))]
     return [[group for group in level if len(group) < len(decisions)] for level in (coarse, middle, fine)]
 
 
-def _by(decisions: Sequence[Decision], key: Callable[[Decision], object]) -> list[NDArray[np.int64]]:
+def by_key(items: Sequence[T], key: Callable[[T], object]) -> list[NDArray[np.int64]]:
+    """Indices of the items with equal keys, in the order of their first."""
     groups: dict[object, list[int]] = {}
-    for index, item in enumerate(decisions):
+    for index, item in enumerate(items):
         groups.setdefault(key(item), []).append(index)
     return [np.array(indices) for indices in groups.values()]
 

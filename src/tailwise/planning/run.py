@@ -44,13 +44,13 @@ def planned(
     others take the audit alone. The model is read where the audit says it is. Raises `UsageError`.
     """
     if text is not None and allocator in (AUTO, *FROM_TEXT):
-        _check_causal(audit.model)
+        check_causal_model(audit.model)
     if allocator == AUTO:
         if text is None:
             plan = plan_prune(audit, replace(request, allocator="uniform"))
             return plan.replace(notes=(NOTHING_TRIED, *plan.notes))
         clock = clock or Clock(DEFAULT_SECONDS)
-        return plan_auto(audit, request, Court(_stage(audit, request, text), clock, say or _silent))
+        return plan_auto(audit, request, Court(_stage(audit, request, text), clock, say or silent))
     if allocator not in FROM_TEXT or text is None:
         return plan_prune(audit, replace(request, allocator=allocator))
     stage = _stage(audit, request, text)
@@ -59,7 +59,7 @@ def planned(
     return plan.replace(notes=(*plan.notes, *stage.notes))
 
 
-def _silent(what: str, done: float) -> None:
+def silent(what: str, done: float) -> None:
     """Without a progress bar."""
 
 
@@ -67,7 +67,8 @@ def _stage(audit: Audit, request: Request, text: StageOptions) -> Stage:
     return stage_of(audit.model, plan_prune(audit, replace(request, allocator="uniform", settings={})), text)
 
 
-def _check_causal(model: str) -> None:
+def check_causal_model(model: str) -> None:
+    """`UsageError` for a model that cannot be scored on text, with what can be done all the same."""
     try:
         check_causal(model)
     except UsageError as error:

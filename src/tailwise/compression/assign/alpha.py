@@ -25,7 +25,7 @@ POOLED = (
 @assigner(
     "alpha",
     source="AlphaQuant: its published code, percentile thresholds on alpha_hill",
-    takes=("mxfp4_ratio", "bf16_ratio"),
+    takes=("mxfp4_ratio", "bf16_ratio", "tau"),
     needs=("alpha",),
 )
 def alpha(choices: Choices, settings: FormatSettings) -> Assignment:
@@ -33,12 +33,16 @@ def alpha(choices: Choices, settings: FormatSettings) -> Assignment:
 
     With ratios and three formats: α at or above the (1 − mxfp4_ratio) quantile gets the lowest, at or below the
     bf16_ratio quantile the highest, the others the middle one; a ratio of 0 is none, and no budget is taken. With a
-    budget: the two formats next to it, the better one where α is lowest. α of tensors that have one format is their
-    mean weighted by parameters; without α a tensor counts as the middle.
+    budget: the two formats next to it, the better one where α is lowest. With τ: as AlphaPruning spreads sparsity, a
+    group is to have r times the mean bits, r falling from 1 + τ to 1 − τ as α rises, and gets what is offered near
+    it. α of tensors that have one format is their mean weighted by parameters; without α a tensor counts as the
+    middle.
     """
     values = np.array([group.mean("alpha") for group in choices.groups])
     if settings.has_ratios:
         levels, notes = _by_ratio(choices, values, settings)
+    elif settings.tau is not None:
+        levels, notes = _by_share(choices, values, settings.tau)
     else:
         levels, notes = ordered(choices, ranks(values))
     place = np.round(ranks(values) * 100).astype(int)
@@ -46,8 +50,23 @@ def alpha(choices: Choices, settings: FormatSettings) -> Assignment:
         "no α, so the middle" if np.isnan(value) else f"α {value:.3g}, percentile {rank} of {len(values)}"
         for value, rank in zip(values, place, strict=True)
     ]
-    used = {"mxfp4_ratio": settings.mxfp4_ratio, "bf16_ratio": settings.bf16_ratio} if settings.has_ratios else {}
+    used: dict[str, object] = {} if settings.tau is None else {"tau": settings.tau}
+    if settings.has_ratios:
+        used = {"mxfp4_ratio": settings.mxfp4_ratio, "bf16_ratio": settings.bf16_ratio}
     return Assignment(levels, reasons_of(choices, levels, why), ("alpha",), used, (*notes, POOLED))
+
+
+def _by_share(choices: Choices, values: Vector, tau: float) -> tuple[Levels, tuple[str, ...]]:
+    """Least Σ d·(bits − wanted)² within the budget; wanted bits are shares of it, linear in α."""
+    low, high = (np.nanmin(values), np.nanmax(values)) if np.isfinite(values).any() else (0.0, 0.0)
+    place = np.nan_to_num((values - low) / (high - low) if high > low else values * np.nan, nan=0.5)
+    share = 1.0 + tau * (1.0 - 2.0 * place)
+    wanted = choices.goal * share / float((choices.sizes * share).sum())
+    own = choices.bits / choices.sizes[:, None]
+    offered = np.isfinite(own)
+    losses = np.where(offered, choices.sizes[:, None] * (np.where(offered, own, 0.0) - wanted[:, None]) ** 2, np.inf)
+    chosen = choices.cheapest(losses, 1e-4)
+    return chosen.levels, (f"wanted: {wanted.min():.3g} to {wanted.max():.3g} bits",)
 
 
 def _by_ratio(choices: Choices, values: Vector, settings: FormatSettings) -> tuple[Levels, tuple[str, ...]]:

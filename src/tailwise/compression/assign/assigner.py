@@ -130,12 +130,19 @@ class FormatSettings:
     gamma: float = 1.0  # power of α in `alphaq`; 0: the variance alone
     mxfp4_ratio: float | None = None  # share of the tensors, highest α first, in the lowest format (`alpha`)
     bf16_ratio: float | None = None  # share, lowest α first, in the highest format (`alpha`)
+    tau: float | None = None  # shares of the budget lie in [1 − τ, 1 + τ] (`alpha`)
     errors: Mapping[tuple[str, str], float] | None = None  # (tensor, format) → squared error (`distortion`)
-    losses: Mapping[tuple[str, str], float] | None = None  # (tensor, format) → change of loss (`sensitivity`)
+    losses: Mapping[tuple[str, str], float] | None = (
+        None  # (tensor, format) → change of loss, or error (`sensitivity`, `outputs`)
+    )
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.gamma):
             raise UsageError(f"gamma is {self.gamma:g}", fix="give a number; published: 1, and up to 200")
+        if self.tau is not None and not 0.0 <= self.tau < 1.0:
+            raise UsageError(f"tau is {self.tau:g}", fix="give a fraction from 0 to below 1, e.g. 0.3")
+        if self.tau is not None and self.has_ratios:
+            raise UsageError("ratios and tau are two ways", fix="leave --tau out, or the ratios")
         for name in ("mxfp4_ratio", "bf16_ratio"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 1.0:
@@ -198,7 +205,7 @@ def _load_built_ins() -> None:
     ASSIGNERS.sort(lambda item: place.get(item.name, len(place)))
 
 
-_NAMES = ("uniform", "depth", "alpha", "alphaq", "distortion", "sensitivity")
+_NAMES = ("uniform", "depth", "alpha", "alphaq", "distortion", "outputs", "sensitivity")
 ASSIGNERS: Registry[Assigner] = Registry("allocator of formats", "tailwise.assigners", _load_built_ins)
 
 

@@ -29,11 +29,20 @@ def distortion(choices: Choices, settings: FormatSettings) -> Assignment:
     "sensitivity", source="this project; an exact multiple-choice knapsack over measured losses", takes=("losses",)
 )
 def sensitivity(choices: Choices, settings: FormatSettings) -> Assignment:
-    """The least summed loss, each tensor's measured with all others left as they are.
+    """The least summed loss of the model, each group's measured in each format with all others as in `uniform`.
 
-    Losses of a model, or errors weighted by activations. That they add up is an assumption.
+    That losses add up is an assumption.
     """
     return _cheapest(choices, settings.losses, ("loss", "measured losses of each tensor in each format"))
+
+
+@assigner("outputs", source="this project; an exact multiple-choice knapsack over measured errors", takes=("losses",))
+def outputs(choices: Choices, settings: FormatSettings) -> Assignment:
+    """The least summed error of the layers' outputs, ‖(Ŵ − W)·X‖²_F, from one pass over calibration text.
+
+    All outputs count alike, wherever they go.
+    """
+    return _cheapest(choices, settings.losses, ("error of outputs", "calibration text: give --calibration TEXT"))
 
 
 def _cheapest(choices: Choices, table: Table | None, words: tuple[str, str]) -> Assignment:

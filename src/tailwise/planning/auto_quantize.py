@@ -1,0 +1,246 @@
+"""`plan_auto_quantize()`: ways to spend bits are tried on the model, and the one that loses least on text is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tailwise.audits.audit import Audit
+from tailwise.compression.assign.assigner import Choices, Levels
+from tailwise.compression.bits import depth_words
+from tailwise.compression.make_quantize import Asked, QuantizeRequest, asked_of, plan_quantize
+from tailwise.compression.operators import direction_in_words
+from tailwise.compression.plan import Decision, Plan
+from tailwise.errors import UsageError
+from tailwise.planning.errors import ErrorTables, Table, error_tables
+from tailwise.planning.refine_formats import Losses, Moved, refined_formats
+from tailwise.planning.scored import Court, Scored, best_of_each, perplexity, rows_of, trials_in_words, verdict
+from tailwise.planning.sensitivity import Variant, variant_losses
+
+#: Powers of α that are tried; the best published ones run from 10 to 200.
+_GAMMAS = (0.0, 1.0, 10.0, 100.0)
+_TAUS = (0.1, 0.3)
+#: Share of the time that groups may be measured for.
+_SWEEP = 0.4
+#: What a change in one block costs beside a whole trial, on the mean: the blocks before it are not run.
+_PART = 0.6
+_FINALISTS = 4
+_WORST = 50.0  # nats: a loss that is not finite counts as this
+
+
+def plan_auto_quantize(audit: Audit, request: QuantizeRequest, court: Court) -> Plan:
+    """The formats that lose least on calibration text, with a table of all that were tried.
+
+    Uniform, depth, α by percentile, AlphaQ with several γ, and knapsacks over measured errors of weights and outputs
+    come first, then over the measured loss of each group in each format where a sweep fits into the time; the best
+    is refined by trial until the court's clock runs out. The best few are scored once more on windows that no step
+    has seen, uniform among them, and the one with the least loss there is kept.
+    """
+    search = _Search(audit, request, court)
+    candidates = search.candidates()
+    court.judge(candidates[:1])
+    candidates += search.from_sensitivity(candidates[0])
+    best = min(candidates, key=lambda item: item.loss)
+    finalists = [candidates[0], *best_of_each(candidates[1:], search.finalists)]
+    found = search.refine(best)
+    finalists += [found] if found.plan is not best.plan else []
+    court.judge(finalists)
+    kept = min(finalists, key=lambda item: item.judged)
+    court.stage.trial.restore()
+    return _final(kept, [*candidates, *(item for item in finalists if item not in candidates)], search)
+
+
+class _Search:
+    def __init__(self, audit: Audit, request: QuantizeRequest, court: Court) -> None:
+        self.audit, self.request, self.court = audit, request, court
+        self._clock = court.clock
+        self.uniform = plan_quantize(audit, replace(request, allocator="uniform", settings={}))
+        self.asked = asked_of(audit, replace(request, allocator="uniform", settings={}))
+        self._believed: Losses | None = None
+
+    @property
+    def choices(self) -> Choices:
+        return self.asked.choices
+
+    @property
+    def finalists(self) -> int:
+        """How many of the known ways can be judged in a third of the time."""
+        return max(1, min(_FINALISTS, int(self._clock.seconds / 3 / max(self.court.judging, 1e-9)) - 1))
+
+    def candidates(self) -> list[Scored]:
+        """Every known way that needs no sweep; uniform is tried whatever the time."""
+        found = [self.court.opened("uniform", self.uniform)]
+        if len(self.choices.formats) == 1:
+            return found
+        tables = error_tables(self.court.stage, self.uniform, self.choices.formats)
+        self._believed = believed_losses(self.choices, tables.output or tables.weight)
+        for name, settings in _ways(tables):
+            if self._clock.share > 0.5:
+                break
+            plan = self._plan(name, {key: value for key, value in settings.items() if key != "relative"})
+            if plan is not None:
+                found.append(self.court.tried(name, settings, plan))
+        return found
+
+    def _plan(self, allocator: str, settings: Mapping[str, Any]) -> Plan | None:
+        try:
+            return plan_quantize(self.audit, replace(self.request, allocator=allocator, settings=settings))
+        except UsageError:
+            if allocator in ("distortion", "outputs", "sensitivity"):  # a group that no input reached has no error
+                return None
+            raise
+
+    def from_sensitivity(self, uniform: Scored) -> list[Scored]:
+        """The plan by measured losses of each group in each format, where a sweep fits into the time."""
+        variants = variants_of(self.choices, uniform.plan)
+        time = min(_SWEEP * self._clock.seconds, self._clock.left - 2 * self.court.judging)
+        if not variants or _PART * self.court.pace * len(variants) > time:
+            return []
+        losses = measured_formats(self.court, self.choices, uniform.plan)
+        self._believed = believed_losses(self.choices, losses)
+        plan = self._plan("sensitivity", {"losses": losses})
+        if plan is None:
+            return []
+        found = self.court.tried("sensitivity", {}, plan)
+        return [replace(found, tried=len(variants))]
+
+    def refine(self, best: Scored) -> Scored:
+        """The best plan, changed by trial for the time that is left but for the last scores."""
+        if self._believed is None or len(self.choices.groups) < 2:
+            return best
+
+        def moved(state: Moved) -> None:
+            self.court.tell(f"search: perplexity {perplexity(state.loss):.4g} after {state.tried} moves")
+
+        def score(levels: Levels) -> float:
+            loss = float(self.court.score(with_levels(best.plan, self.choices, levels)).mean())
+            return loss if np.isfinite(loss) else _WORST
+
+        spare = self.court.judging * (self.finalists + 1)
+        found = refined_formats(
+            score,
+            levels_of_plan(self.choices, best.plan),
+            (self.choices, self._believed),
+            over=lambda: self._clock.left < spare,
+            seed=self.court.stage.seed,
+            progress=moved,
+        )
+        if not found.kept:
+            return best
+        plan = with_levels(best.plan, self.choices, found.levels)
+        return replace(
+            self.court.tried("search", {"from": best.name, **best.settings}, plan),
+            notes=f"{found.kept} moves kept",
+            tried=found.tried,
+        )
+
+
+def _ways(tables: ErrorTables) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(allocator, settings); `relative` is told, and is no setting."""
+    if tables.output:
+        yield "outputs", {"losses": tables.output}
+        yield "outputs", {"losses": tables.output_relative, "relative": True}
+    yield "distortion", {"errors": tables.weight}
+    yield "distortion", {"errors": tables.weight_relative, "relative": True}
+    yield "depth", {}
+    yield "alpha", {}
+    for tau in _TAUS:
+        yield "alpha", {"tau": tau}
+    for gamma in _GAMMAS:
+        yield "alphaq", {"gamma": gamma}
+
+
+def variants_of(choices: Choices, around: Plan) -> list[Variant]:
+    """Every group in every offered format but its own, with the others as in `around`."""
+    place = {item.tensor: index for index, item in enumerate(around)}
+    found = []
+    for row, group in enumerate(choices.groups):
+        own = around.decisions[place[group.members[0].tensor]].format
+        for column, name in enumerate(choices.formats):
+            if np.isfinite(choices.bits[row, column]) and name != own:
+                entries = {place[item.tensor]: replace(around[item.tensor], format=name) for item in group.members}
+                found.append(Variant((row, name), entries))
+    return found
+
+
+def measured_formats(court: Court, choices: Choices, around: Plan) -> Table:
+    """(tensor, format) → change of loss when its group has this format; the first tensor of a group has it all."""
+
+    def swept(done: int, total: int) -> None:
+        court.tell(f"measuring group by group, {done} of {total}")
+
+    stage = court.stage
+    variants = variants_of(choices, around)
+    measured = variant_losses(stage.trial, around, stage.search, variants, progress=swept)
+    found: Table = {}
+    for row, group in enumerate(choices.groups):
+        for column, name in enumerate(choices.formats):
+            if not np.isfinite(choices.bits[row, column]):
+                continue
+            loss = measured.get((row, name), 0.0)
+            for index, item in enumerate(group.members):
+                found[item.tensor, name] = 0.0 if index else (loss if np.isfinite(loss) else _WORST)
+    return found
+
+
+def believed_losses(choices: Choices, table: Table) -> Losses:
+    """(groups, formats): sums over the members, falling with the bits; what is not known counts as the mean."""
+    found = np.full(choices.bits.shape, np.nan)
+    for row, group in enumerate(choices.groups):
+        for column, name in enumerate(choices.formats):
+            found[row, column] = sum(table.get((item.tensor, name), np.nan) for item in group.members)
+    mean = np.nan_to_num(np.nanmean(np.where(np.isfinite(found), found, np.nan), axis=0))
+    return np.where(np.isfinite(found), found, mean[None, :])
+
+
+def levels_of_plan(choices: Choices, plan: Plan) -> Levels:
+    """(groups,): the format of each, by its place among the formats."""
+    formats = {item.tensor: item.format for item in plan}
+    return np.array([choices.formats.index(formats[group.members[0].tensor] or "") for group in choices.groups])
+
+
+def with_levels(plan: Plan, choices: Choices, levels: Levels) -> Plan:
+    """The plan with other formats."""
+    chosen = {
+        item.tensor: choices.formats[int(level)]
+        for group, level in zip(choices.groups, levels, strict=True)
+        for item in group.members
+    }
+    return plan.replace(decisions=tuple(replace(item, format=chosen[item.tensor]) for item in plan))
+
+
+def _final(kept: Scored, everything: list[Scored], search: _Search) -> Plan:
+    plan, court = kept.plan, search.court
+    if kept.name == "search":
+        plan = plan.replace(decisions=tuple(_explained(item) for item in plan))
+    budget = {**plan.budget, **reached_in(plan, search.asked)}
+    notes = [
+        f"sign: {direction_in_words(plan.operator)}; here nothing was believed, all was tried",
+        depth_words(plan),
+        verdict(kept, everything[0]),
+        trials_in_words(court),
+        *search.asked.notes,
+        *court.stage.notes,
+    ]
+    own = {name: value for name, value in kept.settings.items() if name not in plan.settings}
+    return plan.replace(
+        allocator="auto",
+        budget=budget,
+        settings={"kept": kept.name, **own, **plan.settings, "seed": court.stage.seed},
+        tried=rows_of(everything, kept),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def reached_in(plan: Plan, asked: Asked) -> dict[str, Any]:
+    """What the entries of a plan come to."""
+    weight = asked.choices.weight(levels_of_plan(asked.choices, plan))
+    return {"reached": round(weight / plan.n_params, 9), "bytes": round(weight / 8)}
+
+
+def _explained(item: Decision) -> Decision:
+    tail = item.reason.partition("; one format for ")[2]
+    return replace(item, reason="found by trial" + (f"; one format for {tail}" if tail else ""))
