@@ -97,7 +97,7 @@ def test_a_bad_edit_is_refused_with_what_is_wrong(path, field, value, said):
     [
         ({"operater": "wanda"}, "did you mean operator"),
         ({"operator": "wandas"}, "did you mean wanda"),
-        ({"kind": "shrink"}, "it is prune or quantize"),
+        ({"kind": "shrink"}, "it is prune, quantize or"),
         ({"entries": {}}, "has no entries"),
         ({"entries": [1]}, "has no entries"),
         ({"settings": 3}, "settings is 3"),

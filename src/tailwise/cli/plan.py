@@ -10,7 +10,7 @@ import typer
 from tailwise.cli.options import Json, Rows
 from tailwise.cli.plan_prune import drop, prune
 from tailwise.cli.plan_quantize import quantize
-from tailwise.cli.plan_shared import OUT, drawn, show_plan, write_json
+from tailwise.cli.plan_shared import OUT, PlanFile, deliver, drawn, show_plan, target_of, write_json
 
 app = typer.Typer(
     name="plan",
@@ -120,6 +120,22 @@ def validate(
         typer.echo("\n".join(lines))
     if wrong:
         raise typer.Exit(1)
+
+
+@app.command()
+def combine(
+    prune_plan: Annotated[str, typer.Argument(metavar="PRUNE", help="A plan to prune.")],
+    quantize_plan: Annotated[str, typer.Argument(metavar="QUANTIZE", help="A plan to quantize, of the same model.")],
+    output: PlanFile = None,
+    as_json: Json = False,
+    rows: Rows = 100,
+) -> None:
+    """Make one plan of two: prune first, then quantize what is left, and let zeros be zeros."""
+    from tailwise.compression.combined import combined
+    from tailwise.compression.plan import Plan
+
+    target = target_of(output, as_json)
+    deliver(combined(Plan.load(prune_plan), Plan.load(quantize_plan)), target, as_json, rows)
 
 
 @app.command()

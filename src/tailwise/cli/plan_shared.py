@@ -115,6 +115,7 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
     if as_json:
         write_json(plan.to_json())
         return
+    from tailwise.compression.plan import BOTH, PARTS
     from tailwise.compression.plan_table import entries_grid, plan_grid
     from tailwise.report.terminal import console
 
@@ -122,10 +123,12 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
     title = " · ".join(part for part in (plan.model, plan.operator, plan.allocator) if part)
     screen.print(title, style="bold", soft_wrap=True, markup=False)
     screen.print(drawn(entries_grid(plan, rows) if entries else plan_grid(plan, rows)), "", sep="\n")
-    asked, reached = plan.budget.get("asked"), plan.budget.get("reached")
-    unit = f" {plan.budget['unit']}" if "unit" in plan.budget else ""
-    if asked is not None:
-        screen.print(f"budget: asked {asked:g}, reached {reached:.6f}{unit} of {plan.n_params:,} parameters")
+    parts = [plan] if plan.kind != BOTH else [plan.part(kind) for kind in PARTS]
+    for part in parts:
+        asked, reached = part.budget.get("asked"), part.budget.get("reached")
+        unit = f" {part.budget['unit']}" if "unit" in part.budget else ""
+        if asked is not None:
+            screen.print(f"budget: asked {asked:g}, reached {reached:.6f}{unit} of {part.n_params:,} parameters")
     for note in plan.notes:
         screen.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
 

@@ -12,8 +12,10 @@ from tailwise.errors import unknown_name
 if TYPE_CHECKING:
     from tailwise.compression.plan_diff import PlanDiff
 
-Kind = Literal["prune", "quantize"]
+Kind = Literal["prune", "quantize", "prune+quantize"]
 
+BOTH: Kind = "prune+quantize"
+PARTS: tuple[Literal["prune", "quantize"], ...] = ("prune", "quantize")
 UNSTRUCTURED = "unstructured"
 BLOCK = "block"  # pattern of an entry whose whole block goes; its sparsity is 1
 
@@ -51,7 +53,7 @@ class Plan:
     """How a model is compressed, tensor by tensor. Made by an allocator, edited by people, applied by an operator."""
 
     kind: Kind
-    operator: str  # magnitude, wanda, sparsegpt, low_rank, structured; rtn, gptq
+    operator: str  # magnitude, wanda, sparsegpt, low_rank, structured; rtn, gptq; or two joined by +
     allocator: str
     model: str  # as the audit names it
     fingerprint: str  # of the audit: content of every measured matrix
@@ -95,11 +97,19 @@ class Plan:
             from tailwise.compression.bits import mean_bits
 
             return f"{mean_bits(self):.6f} bits per weight"
+        if self.kind == BOTH:
+            return " and ".join(self.part(kind).amount_words for kind in ("prune", "quantize"))
         return f"sparsity {self.sparsity:.6f}"
 
     def replace(self, **changes: Any) -> Plan:
         """The same plan with some fields changed."""
         return replace(self, **changes)
+
+    def part(self, kind: Literal["prune", "quantize"]) -> Plan:
+        """Of a plan that does both: what it says of one of the two."""
+        from tailwise.compression.combined import part_of
+
+        return part_of(self, kind)
 
     def save(self, path: str | Path) -> Path:
         """Write JSON or YAML, by the suffix (.json, .yaml, .yml). Whole or not at all."""

@@ -12,7 +12,7 @@ from tailwise.compression.budget import MOST
 from tailwise.compression.fusing import fused
 from tailwise.compression.operators import OPERATORS
 from tailwise.compression.patterns import parse_pattern
-from tailwise.compression.plan import BLOCK, UNSTRUCTURED, Decision, Plan
+from tailwise.compression.plan import BLOCK, BOTH, PARTS, UNSTRUCTURED, Decision, Plan
 from tailwise.compression.rounding import removed_by, removed_share
 from tailwise.errors import UsageError
 from tailwise.number_formats.formats import parse_format
@@ -23,6 +23,8 @@ _SHOWN = 5
 
 def validate(plan: Plan) -> tuple[str, ...]:
     """`UsageError` with what is wrong where the plan cannot be applied; warnings where an edit is only noticed."""
+    if plan.kind == BOTH:
+        return tuple(f"{kind}: {warning}" for kind in PARTS for warning in validate(plan.part(kind)))
     errors = [*_head(plan)]
     counts = Counter(decision.tensor for decision in plan)
     errors += [f"{tensor}: is there {count} times" for tensor, count in counts.items() if count > 1]
@@ -38,7 +40,7 @@ def validate(plan: Plan) -> tuple[str, ...]:
 
 def _head(plan: Plan) -> Iterator[str]:
     if plan.kind not in ("prune", "quantize"):
-        yield f"kind is {plan.kind!r}; it is prune or quantize"
+        yield f"kind is {plan.kind!r}; it is prune, quantize or {BOTH}"
         return
     known = tuple(OPERATORS) if plan.kind == "prune" else QUANTIZERS
     if plan.operator not in known:

@@ -47,10 +47,12 @@ def _cell(decisions: Sequence[Decision]) -> str:
     if not decisions:
         return ""
     formats = dict.fromkeys(decision.format for decision in decisions if decision.format)
-    if formats:
-        return next(iter(formats)) if len(formats) == 1 else f"{mean_bits(decisions):.3f} bits"
     total = sum(decision.n_params for decision in decisions)
     mean = sum(decision.removed for decision in decisions) / total if total else 0.0
+    if formats:
+        quantized = [decision for decision in decisions if decision.format]
+        text = next(iter(formats)) if len(formats) == 1 else f"{mean_bits(quantized):.3f} bits"
+        return text if not any(decision.sparsity for decision in decisions) else f"{mean:.3f}, {text}"
     if len(decisions) == 1 and decisions[0].rank is not None:
         return f"{mean:.3f} r{decisions[0].rank}"
     patterns = {decision.pattern for decision in decisions}

@@ -192,8 +192,9 @@ def believed_losses(choices: Choices, table: Table) -> Losses:
     for row, group in enumerate(choices.groups):
         for column, name in enumerate(choices.formats):
             found[row, column] = sum(table.get((item.tensor, name), np.nan) for item in group.members)
-    mean = np.nan_to_num(np.nanmean(np.where(np.isfinite(found), found, np.nan), axis=0))
-    return np.where(np.isfinite(found), found, mean[None, :])
+    known = np.isfinite(found)
+    mean = np.where(known, found, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return np.where(known, found, mean[None, :])
 
 
 def levels_of_plan(choices: Choices, plan: Plan) -> Levels:

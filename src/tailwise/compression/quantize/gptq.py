@@ -25,35 +25,40 @@ def gptq(W: torch.Tensor, target: Target, inputs: Activations) -> Rounded:
     (w_j − ŵ_j)/U_jj, and the columns to its right lose it times U_j. Blocks of 128 columns, or of whole groups. The
     scales of a group are chosen when its first column is reached, so that they see what earlier columns left to it;
     those of a row or a tensor before the first. With `act_order` all scales are chosen first and groups stay runs of
-    neighbouring columns, as packed formats store them. Inputs that were always zero lose their weights.
+    neighbouring columns, as packed formats store them. Inputs that were always zero lose their weights. With
+    `keep_zeros` entries that were pruned stay zero, and what others passed on to them is passed on again.
     """
     assert inputs.hessian is not None  # noqa: S101 - `Quantizer` has checked
     stored = W.dtype
     W, H = W.float().clone(), inputs.hessian.to(W.device, torch.float32).clone()
     if not torch.isfinite(H).all():
         raise UnreadableError("its inputs are not finite", fix="calibrate in float32 or bfloat16 (--dtype)")
+    pruned = W == 0 if target.keep_zeros else None
     dead = H.diagonal() == 0
     H.diagonal()[dead] = 1.0
     W[:, dead] = 0.0
-    scales = _Scales(target.format, W, stored, ahead=target.act_order)
+    scales = _Scales(target.format, W, stored, target.act_order, None if target.act_order else pruned)
     order = H.diagonal().argsort(descending=True, stable=True) if target.act_order else None
     if order is not None:
         W, H = W[:, order], H[order][:, order]
+        pruned = None if pruned is None else pruned[:, order]
     places = list(range(W.shape[1])) if order is None else order.tolist()
-    _sweep(W, inverse_factor(H), scales, places)
+    _sweep(W, inverse_factor(H), scales, places, pruned)
     if order is not None:
         W = W[:, order.argsort()]
     return Rounded(W, scales.grid)
 
 
-def _sweep(W: torch.Tensor, U: torch.Tensor, scales: _Scales, places: list[int]) -> None:
-    """Round W (out × in) in place; `places` are the original columns."""
+def _sweep(W: torch.Tensor, U: torch.Tensor, scales: _Scales, places: list[int], pruned: torch.Tensor | None) -> None:
+    """Round W (out × in) in place; `places` are the original columns, `pruned` what stays zero."""
     for start in range(0, W.shape[1], scales.width):
         stop = min(start + scales.width, W.shape[1])
         errors = torch.empty_like(W[:, start:stop])
         for column in range(start, stop):
             scales.reach(W, column)
             rounded = scales.round(W[:, column : column + 1], places[column])
+            if pruned is not None:
+                rounded = rounded.masked_fill(pruned[:, column : column + 1], 0.0)
             lost = (W[:, column] - rounded[:, 0]) / U[column, column]
             W[:, column] = rounded[:, 0]
             W[:, column + 1 : stop].addr_(lost, U[column, column + 1 : stop], alpha=-1.0)
@@ -69,6 +74,7 @@ class _Scales:
     W: torch.Tensor  # (out × in) before the sweep
     stored: torch.dtype  # scales of integers are stored as the weights are
     ahead: bool
+    pruned: torch.Tensor | None = None  # what will be zero, whatever stands there when a group is reached
     _whole: Grid | None = None
     _parts: list[Grid] = field(default_factory=list)
 
@@ -89,6 +95,8 @@ class _Scales:
         """Choose the scales of the group that begins at `column`, if one does."""
         if self._reach is not None and self._group is not None and column % self._group == 0:
             group = W[:, column : column + self._group].to(self.stored)
+            if self.pruned is not None:
+                group = group.masked_fill(self.pruned[:, column : column + self._group], 0.0)
             self._parts.append(self.format.grid(group, self._reach))
 
     def round(self, values: torch.Tensor, place: int) -> torch.Tensor:

@@ -22,6 +22,7 @@ class Target:
 
     format: NumberFormat
     act_order: bool = False  # gptq: columns whose inputs have the most energy first
+    keep_zeros: bool = False  # entries that are zero stay zero: the matrix was pruned
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,12 @@ class Quantizer:
         known = {"none": True, "norms": inputs.norms is not None, "hessian": inputs.hessian is not None}
         if not known[self.needs]:
             raise UsageError(f"{self.name} needs the {self.needs} of the layer's inputs", fix="calibrate first")
-        return self.quantize(W, target, inputs)
+        found = self.quantize(W, target, inputs)
+        if target.keep_zeros and bool((found.weight[W == 0] != 0).any()):
+            raise UsageError(
+                f"{target.format.name} has no zero for what was pruned", fix="take a symmetric format, such as int4"
+            )
+        return found
 
 
 _BUILT_IN = ("rtn", "gptq")
