@@ -90,7 +90,7 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
     screen.print(drawn(entries_grid(plan, rows) if entries else plan_grid(plan, rows)), "", sep="\n")
     asked, reached = plan.budget.get("asked"), plan.budget.get("reached")
     unit = f" {plan.budget['unit']}" if "unit" in plan.budget else ""
-    if asked is not None:
+    if asked is not None and reached is not None:
         screen.print(f"budget: asked {asked:g}, reached {reached:.6f}{unit} of {plan.n_params:,} parameters")
     for note in plan.notes:
         screen.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
