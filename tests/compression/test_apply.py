@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 import typer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import VOCABULARY, inputs_for, plan_for, saved
 from typer.testing import CliRunner
 
@@ -326,6 +327,17 @@ def test_weights_that_are_no_numbers_cannot_be_calibrated(tmp_path):
     zeros = torch.zeros(2, 24, dtype=torch.int64)
     with pytest.raises(UnreadableError, match="not finite"):
         apply(plan, folder, tmp_path / "out", options=ApplyOptions(calibration=zeros, force=True))
+
+
+def test_a_tensor_that_is_not_finite_is_named(tmp_path):
+    folder = saved("llama", tmp_path / "model")
+    plan = plan_for(folder).replace(fingerprint="")
+    name = plan.decisions[0].tensor
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name][0] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UnreadableError, match=rf"{re.escape(name)}: it holds entries that are not finite"):
+        apply(plan, folder, tmp_path / "out")
 
 
 def test_a_device_that_is_not_there_is_one_error(llama, plans, tmp_path):
