@@ -291,6 +291,12 @@ def test_calibration_that_cannot_be_is_one_error(llama, plans, tmp_path, given, 
     assert not left_in(tmp_path)
 
 
+def test_experts_that_transformers_stacks_are_told(tmp_path):
+    folder = saved("mixtral", tmp_path / "model")
+    with pytest.raises(UsageError, match="holds the experts of a block in one tensor"):
+        apply(plan_for(folder, operator="wanda"), folder, tmp_path / "out", options=OPTIONS)
+
+
 def test_text_for_a_model_that_is_not_causal_is_one_error(tmp_path):
     folder = saved("bert", tmp_path / "bert")
     plan = plan_for(folder, operator="wanda")
