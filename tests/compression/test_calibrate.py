@@ -147,6 +147,24 @@ def test_a_model_without_blocks_is_one_error():
         walk_blocks(nn.Linear(4, 4), torch.ones(2, 4), Look())
 
 
+@pytest.mark.parametrize(("kind", "says"), [("albert", "3 layers share the weights of 1"),
+                                            ("t5", "hand one another more than their states")])  # fmt: skip
+def test_a_model_whose_blocks_are_not_called_one_after_another_is_one_error(kind, says):
+    inputs = inputs_for(kind)
+    if kind == "t5":
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    with pytest.raises(UsageError, match=says):
+        walk_blocks(built(kind), inputs, Look())
+
+
+def test_a_stored_parameter_is_read_under_every_name_that_it_is_tied_to(tmp_path):
+    folder = saved("t5", tmp_path / "model")
+    with open_checkpoint(folder) as checkpoint:
+        host = load_host(checkpoint, folder)
+        host.home.outside([])
+        assert torch.equal(host.model.encoder.embed_tokens.weight, checkpoint.read("shared.weight"))
+
+
 def test_no_inputs_are_one_error():
     with pytest.raises(UsageError, match="nothing to calibrate on"):
         walk_blocks(built("llama"), torch.zeros(0, 24, dtype=torch.int64), Look())
@@ -190,7 +208,7 @@ def test_the_statistics_are_the_published_sums():
 # Models from their files
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "qwen2", "gemma3", "convnext"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "qwen2", "gemma3", "gptneox", "falcon", "convnext"])
 def test_a_model_read_block_by_block_computes_as_the_whole_does(kind, tmp_path):
     folder, inputs = saved(kind, tmp_path), inputs_for(kind)
     with open_checkpoint(folder) as checkpoint:
