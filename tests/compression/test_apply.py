@@ -15,6 +15,7 @@ from tiny_models import VOCABULARY, inputs_for, plan_for, saved
 from typer.testing import CliRunner
 
 from tailwise.checkpoints.open import open_checkpoint
+from tailwise.compression import apply as apply_module
 from tailwise.compression import calibrated
 from tailwise.compression.apply import MASKS, ApplyOptions, apply
 from tailwise.compression.plan import Plan
@@ -233,6 +234,39 @@ def test_a_full_disk_costs_no_finished_block(llama, plans, tmp_path, monkeypatch
         with pytest.raises(UnreadableError, match="No space left"):
             apply(plans["wanda"], llama, tmp_path / "out", options=OPTIONS)
     assert apply(plans["wanda"], llama, tmp_path / "out", options=OPTIONS).resumed == 3
+
+
+@pytest.mark.parametrize("change", ["config", "embedding"])
+def test_a_model_that_was_changed_in_between_is_begun_anew(plans, tmp_path, monkeypatch, change):
+    folder = saved("llama", tmp_path / "model", dtype=torch.bfloat16, max_shard_size="20KB")
+    with monkeypatch.context() as patch:
+        patch.setattr("tailwise.compression.apply.write_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, "")))
+        with pytest.raises(UnreadableError, match="could not write"):
+            apply(plans["wanda"], folder, tmp_path / "out", options=OPTIONS)
+    if change == "config":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    else:
+        name = "model.embed_tokens.weight"
+        shard = folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][name]
+        tensors = load_file(shard)
+        tensors[name] += 1
+        save_file(tensors, shard, metadata={"format": "pt"})
+    assert apply(plans["wanda"], folder, tmp_path / "out", options=replace(OPTIONS, force=True)).resumed == 0
+
+
+def test_an_output_that_another_run_wrote_in_the_meantime_is_kept(llama, plans, tmp_path, monkeypatch):
+    real = apply_module.has_fingerprint
+
+    def slow(*given):
+        shutil.copytree(llama, tmp_path / "out")
+        return real(*given)
+
+    monkeypatch.setattr(apply_module, "has_fingerprint", slow)
+    with pytest.raises(UsageError, match="is there already"):
+        apply(plans["magnitude"], llama, tmp_path / "out")
+    assert not (tmp_path / "out" / "tailwise_plan.json").exists()
+    assert left_in(tmp_path) == ["out"]
 
 
 # What cannot be

@@ -46,15 +46,18 @@ class Draft:
     """A folder beside `target` that takes its place on `commit`.
 
     What is in `kept` outlives an error or a kill, and is there again in the next draft for the same target if its
-    `key` is the same; all else is removed. Two drafts for one target cannot be open at once.
+    `key` is the same; all else is removed. Two drafts for one target cannot be open at once. Without `force`, a
+    target that another run has written since `check_output` is an error too.
     """
 
-    def __init__(self, target: str | os.PathLike[str], *, key: str = "", resume: bool = True) -> None:
+    def __init__(
+        self, target: str | os.PathLike[str], *, key: str = "", resume: bool = True, force: bool = True
+    ) -> None:
         self.target = Path(os.path.abspath(target))  # noqa: PTH100 - a symlink in the path stays one
         self.folder = self.target.with_name(f".{self.target.name}.tailwise")
         self.kept = self.folder / "kept"
         self._old = self.target.with_name(f".{self.target.name}.tailwise-old")
-        self._key, self._resume = key, resume
+        self._key, self._resume, self._force = key, resume, force
         self._lock: IO[Any] | None = None
         self._committed = False
 
@@ -63,8 +66,13 @@ class Draft:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             self._clean_up()
+            if not self._force:
+                check_output(self.target, force=False)
             self.kept.mkdir(parents=True, exist_ok=True)
             (self.kept / "key").write_text(self._key)
+        except UsageError:
+            self._drop_lock()
+            raise
         except OSError as error:
             self._drop_lock()
             raise could_not_write(error, self.target) from error
@@ -127,9 +135,13 @@ class Draft:
     def _take_lock(self) -> None:
         if fcntl is None:
             return
-        self._lock = self.folder.with_suffix(".tailwise-lock").open("w")
+        place = self.folder.with_suffix(".tailwise-lock")
+        self._lock = place.open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A run that ended in between has removed the file that was opened, and a third may have made it anew.
+            if not os.path.samestat(os.fstat(self._lock.fileno()), place.stat()):
+                raise BlockingIOError
         except OSError as error:
             self._lock.close()
             self._lock = None

@@ -181,7 +181,7 @@ class _Run:
         changes = Changes(self.plan, self.checkpoint, self.options.device)
         unused = self.options.calibration is not None
         notes = (f"{self.plan.operator} looks at no text: the calibration was not used",) if unused else ()
-        with Draft(output) as draft:
+        with Draft(output, force=self.options.force) as draft:
             return self._write(draft, changes, Applied(output, self.plan.operator, (), 0.0, notes=notes))
 
     def calibrated(self, output: Path) -> Applied:
@@ -193,7 +193,7 @@ class _Run:
         jobs = jobs_of(self.plan, host, dtypes)
         facts = {**settings, "dtype": self.options.dtype}
         key = key_of_run(self.plan, self.checkpoint, facts, digest_of_inputs(inputs))
-        with Draft(output, key=key, resume=self.options.resume) as draft:
+        with Draft(output, key=key, resume=self.options.resume, force=self.options.force) as draft:
             journal = Journal(draft.kept)
             pruner = PRUNERS[WITH_DATA.get(self.plan.operator, self.plan.operator)]
             work = Pruning(jobs, journal, pruner)
@@ -215,7 +215,7 @@ class _Run:
         facts = {**settings, "dtype": options.dtype} if calibrated else {}
         inner = {**facts, "widths": [widths.equal, widths.multiple], "factored": options.factored}
         key = key_of_run(self.plan, self.checkpoint, inner, digest_of_inputs(inputs or {}))
-        with Draft(output, key=key, resume=options.resume) as draft:
+        with Draft(output, key=key, resume=options.resume, force=options.force) as draft:
             journal = Journal(draft.kept)
             made = work.made(inputs, journal, options.batch, self._step("pruning blocks"))
             notes = write_smaller(work, made, draft.folder, self._step("writing tensors"))
