@@ -62,7 +62,7 @@ def test_a_seed_gives_the_same_windows_and_another_gives_others():
 @pytest.mark.parametrize(
     ("tokens", "says"),
     [(torch.arange(0), "is empty"), (torch.arange(99), "99 tokens, less than a window of 100"),
-     (torch.zeros(2, 200), "on one axis")],
+     (torch.arange(63), "has 63 tokens, and 64 are the least"), (torch.zeros(2, 200), "on one axis")],
 )  # fmt: skip
 def test_too_little_text_is_one_error(tokens, says):
     with pytest.raises(UsageError, match=says):
@@ -121,6 +121,13 @@ def test_layers_with_one_input_share_one_sum():
     assert q is k
     assert q is v
     assert q is not o
+
+
+def test_a_layer_that_is_called_with_no_positions_was_not_reached():
+    layer = nn.Linear(4, 4)
+    with Collector({"expert": layer}, {"expert": "norms"}, windows=1) as collector:
+        layer(torch.zeros(0, 4))
+    assert collector.found() == {}
 
 
 def test_the_size_of_batches_changes_nothing():

@@ -112,6 +112,8 @@ class Collector:
         """Layer → what its inputs were; layers that were never reached are left out."""
         made: dict[str, Activations] = {}
         for name, owner in self._owner.items():
+            if owner not in self._sums:  # it was called, but with no positions
+                continue
             if owner not in made:
                 made[owner] = _activations(self._sums[owner])
             made[name] = made[owner]
