@@ -216,8 +216,8 @@ def test_force_replaces_models_alone(tmp_path):
 
 
 def test_a_model_is_never_written_over_itself(source):
-    for output in (source, source.parent):
-        with pytest.raises(UsageError, match="is the model that is read"):
+    for output, how in ((source, "is"), (source.parent, "holds")):
+        with pytest.raises(UsageError, match=f"{how} the model that is read"):
             check_output(output, force=True, source=source)
 
 

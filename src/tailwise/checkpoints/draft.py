@@ -26,7 +26,8 @@ def check_output(output: Path, *, force: bool, source: Path | None = None) -> No
     `force` replaces a folder only if it is empty or holds a model. The model that is read is never replaced.
     """
     if source is not None and _same(output, source):
-        raise UsageError("is the model that is read", where=output, fix="choose another output")
+        what = "is the model that is read" if output.resolve() == source.resolve() else "holds the model that is read"
+        raise UsageError(what, where=output, fix="choose another output")
     if not output.exists() and not output.is_symlink():
         return
     if not output.is_dir() or output.is_symlink():
