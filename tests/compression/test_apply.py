@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from tiny_models import VOCABULARY, inputs_for, plan_for, saved
 from typer.testing import CliRunner
 
+from tailwise.audits.run import audit
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression import apply as apply_module
 from tailwise.compression import calibrated
 from tailwise.compression.apply import MASKS, ApplyOptions, apply
+from tailwise.compression.make import Request, plan_prune
 from tailwise.compression.plan import Plan
 from tailwise.errors import UnreadableError, UsageError
 
@@ -280,6 +282,29 @@ def test_a_plan_for_other_weights_takes_force(llama, plans, tmp_path):
     apply(plans["magnitude"], other, tmp_path / "out", options=ApplyOptions(force=True))
 
 
+@pytest.mark.parametrize("how", [{"layers": "mlp"}, {"roles": ("attn_q", "attn_o")}, {"min_evals": 20}])
+def test_a_plan_of_an_audit_of_a_part_is_held_against_that_part(llama, tmp_path, how):
+    plan = plan_prune(audit(llama, **how), Request(0.5))
+    assert apply(plan, llama, tmp_path / "out").reached == pytest.approx(0.5, abs=1e-3)
+    other = saved("llama", tmp_path / "other", dtype=torch.float16)
+    with pytest.raises(UsageError, match="others than those"):
+        apply(plan, other, tmp_path / "none")
+
+
+def test_a_matrix_that_was_not_measured_is_no_part_of_the_fingerprint(tmp_path):
+    folder = saved("llama", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"][0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert apply(plan_for(folder), folder, tmp_path / "out").reached == pytest.approx(0.5, abs=1e-3)
+
+
+def test_an_edited_note_of_what_was_audited_is_told(llama, plans, tmp_path):
+    plan = plans["magnitude"].replace(settings={"audited": {"roles": 3}})
+    with pytest.raises(UsageError, match="the setting audited is"):
+        apply(plan, llama, tmp_path / "out")
+
+
 def test_a_plan_for_another_model_is_an_error_even_with_force(plans, tmp_path):
     other = saved("gpt2", tmp_path / "gpt2")
     with pytest.raises(UsageError, match="there is no tensor"):
@@ -317,7 +342,7 @@ def test_no_calibration_is_one_error(llama, plans, tmp_path, operator):
     [(torch.zeros(0, 24, dtype=torch.int64), "empty"), ({"input_ids": torch.zeros(0, 24)}, "empty"),
      (torch.full((2, 24), VOCABULARY), "not in the model's vocabulary"),
      (torch.zeros(2, 65, dtype=torch.int64), "64 positions"),
-     (torch.zeros(30, dtype=torch.int64), "30 tokens, less than a window")],
+     (torch.zeros(30, dtype=torch.int64), "has 30 tokens")],
 )  # fmt: skip
 def test_calibration_that_cannot_be_is_one_error(llama, plans, tmp_path, given, says):
     with pytest.raises(UsageError, match=says):

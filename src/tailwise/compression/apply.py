@@ -143,12 +143,21 @@ def _check_fit(plan: Plan, checkpoint: Checkpoint, options: ApplyOptions) -> Non
         more = f"\n  … and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         what = "the plan does not fit the model:\n  " + "\n  ".join(wrong[:_SHOWN]) + more
         raise UsageError(what, where=checkpoint.uri, fix=f"plan for this model, or apply it to {plan.model}")
-    if plan.fingerprint and not options.force and not has_fingerprint(checkpoint, plan.fingerprint):
+    if plan.fingerprint and not options.force and not _is_its_own(plan, checkpoint):
         raise UsageError(
-            "its weights are others than those that the plan was made from, or the audit was of a part of them",
+            "its weights are others than those that the plan was made from",
             where=checkpoint.uri,
             fix="audit and plan again, or apply it all the same with --force",
         )
+
+
+def _is_its_own(plan: Plan, checkpoint: Checkpoint) -> bool:
+    audited = plan.settings.get("audited")
+    try:
+        return has_fingerprint(checkpoint, plan.fingerprint, audited)
+    except (TypeError, AttributeError) as error:
+        fix = "leave it as tailwise wrote it"
+        raise UsageError(f"the setting audited is {audited!r}", where=checkpoint.uri, fix=fix) from error
 
 
 def _misfits(decision: Decision, spec: TensorSpec, checkpoint: Checkpoint) -> list[str]:
