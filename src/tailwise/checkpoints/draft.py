@@ -164,10 +164,14 @@ def check_space(target: Path, nbytes: int) -> None:
     free = shutil.disk_usage(place).free
     if free < nbytes:
         raise UsageError(
-            f"takes {nbytes / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left",
+            f"takes {_size(nbytes)} and the disk has {_size(free)} left",
             where=target,
             fix="free space there, or choose another place",
         )
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 def could_not_write(error: OSError, where: Path) -> UnreadableError:
