@@ -90,6 +90,20 @@ def test_evaluate_loads_and_scores_such_a_folder(folders):
     assert scores.facts.parameters < dense.facts.parameters
 
 
+def test_what_was_cut_can_be_calibrated_and_pruned_further(folders, tmp_path):
+    _, cut = folders
+    done = apply(plan_for(cut, operator="wanda"), cut, tmp_path / "out", options=ApplyOptions(calibration=WINDOWS))
+    assert done.reached == pytest.approx(0.5, abs=0.02)
+    assert torch.isfinite(logits(load_pruned(tmp_path / "out", dtype="float32"))).all()
+
+
+@pytest.mark.parametrize(("operator", "factored"), [("structured", False), ("low_rank", True)])
+def test_what_was_cut_cannot_be_cut_again(folders, tmp_path, operator, factored):
+    _, cut = folders
+    with pytest.raises(UsageError, match="were cut before"):
+        apply(plan_for(cut, operator=operator), cut, tmp_path / "out", options=ApplyOptions(factored=factored))
+
+
 def test_tied_embeddings_stay_tied(tmp_path):
     folder = saved("gpt2", tmp_path / "model")
     apply(plan_for(folder, operator="structured"), folder, tmp_path / "out")

@@ -27,6 +27,7 @@ from tailwise.compression.data_free import Changes, amount_of, does_nothing, inp
 from tailwise.compression.fingerprint import has_fingerprint
 from tailwise.compression.hosts import load_host
 from tailwise.compression.journal import Journal, digest_of_inputs, key_of_run
+from tailwise.compression.load_pruned import PRUNED_FILE
 from tailwise.compression.plan import BLOCK, Decision, Plan
 from tailwise.compression.plan_files import to_text
 from tailwise.compression.prune.pruner import PRUNERS
@@ -215,6 +216,9 @@ class _Run:
     def smaller(self, output: Path, *, calibrated: bool) -> Applied:
         """Take heads, neurons and blocks out, or store factors."""
         options = self.options
+        if PRUNED_FILE in self.layout.folder.names():
+            fix = "plan for the model that it was made from, or use an operator that leaves the shapes"
+            raise UsageError("its layers were cut before, and cannot be cut again", where=self.name, fix=fix)
         inputs, settings = self._inputs() if calibrated else (None, {})
         host = load_host(self.checkpoint, self.name, device=options.device, dtype=options.dtype)
         if inputs is not None:

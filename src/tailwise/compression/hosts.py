@@ -99,6 +99,10 @@ def load_host(
     compute = _compute_dtype(dtype, where, checkpoint)
     with quiet():
         model = _empty(architecture, config, compute)
+    if Path(place).is_dir():
+        from tailwise.compression.load_pruned import Shapes, reshape
+
+        reshape(model, Shapes.read(Path(place)) or Shapes())
     sources = _sources(model, checkpoint)
     if sources is not None:
         places = {stored: parameter for parameter, stored in sources.items()}
