@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 
 import pytest
@@ -65,6 +66,21 @@ def test_settings_are_copied_and_the_card_is_not(source, tmp_path):
     copied(source, tmp_path / "copy")
     assert (tmp_path / "copy" / "tokenizer.json").read_bytes() == b"\x00tokens"
     assert not (tmp_path / "copy" / "README.md").exists()
+
+
+def test_chat_templates_are_copied_and_other_folders_noted(source, tmp_path):
+    for name, file in (("additional_chat_templates", "tool.jinja"), ("onnx", "model.onnx"), (".cache", "x")):
+        (source / name).mkdir()
+        (source / name / file).write_text("text")
+    notes = copied(source, tmp_path / "copy")
+    assert (tmp_path / "copy" / "additional_chat_templates" / "tool.jinja").read_text() == "text"
+    assert notes == ("folders were left behind: onnx",)
+
+
+def test_the_record_of_another_model_s_recovery_is_not_copied(source, tmp_path):
+    (source / "tailwise_recovery.json").write_text("{}")
+    copied(source, tmp_path / "copy")
+    assert not (tmp_path / "copy" / "tailwise_recovery.json").exists()
 
 
 def test_only_what_changes_is_other(source, tmp_path):
@@ -156,6 +172,18 @@ def test_two_runs_cannot_write_one_output(tmp_path):
         pass
 
 
+def test_a_lock_that_another_run_has_removed_is_none(tmp_path, monkeypatch):
+    real = fcntl.flock
+
+    def ended(file, how):
+        (tmp_path / ".out.tailwise-lock").unlink()
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", ended)
+    with pytest.raises(UsageError, match="another run"), Draft(tmp_path / "out"):
+        pass
+
+
 def test_an_output_is_replaced_as_a_whole(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("x")
@@ -188,8 +216,8 @@ def test_force_replaces_models_alone(tmp_path):
 
 
 def test_a_model_is_never_written_over_itself(source):
-    for output in (source, source.parent):
-        with pytest.raises(UsageError, match="is the model that is read"):
+    for output, how in ((source, "is"), (source.parent, "holds")):
+        with pytest.raises(UsageError, match=f"{how} the model that is read"):
             check_output(output, force=True, source=source)
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 import typer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import VOCABULARY, inputs_for, plan_for, saved
 from typer.testing import CliRunner
 
+from tailwise.audits.run import audit
 from tailwise.checkpoints.open import open_checkpoint
+from tailwise.compression import apply as apply_module
 from tailwise.compression import calibrated
 from tailwise.compression.apply import MASKS, ApplyOptions, apply
+from tailwise.compression.make import Request, plan_prune
 from tailwise.compression.plan import Plan
 from tailwise.errors import UnreadableError, UsageError
 
@@ -234,6 +238,39 @@ def test_a_full_disk_costs_no_finished_block(llama, plans, tmp_path, monkeypatch
     assert apply(plans["wanda"], llama, tmp_path / "out", options=OPTIONS).resumed == 3
 
 
+@pytest.mark.parametrize("change", ["config", "embedding"])
+def test_a_model_that_was_changed_in_between_is_begun_anew(plans, tmp_path, monkeypatch, change):
+    folder = saved("llama", tmp_path / "model", dtype=torch.bfloat16, max_shard_size="20KB")
+    with monkeypatch.context() as patch:
+        patch.setattr("tailwise.compression.apply.write_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, "")))
+        with pytest.raises(UnreadableError, match="could not write"):
+            apply(plans["wanda"], folder, tmp_path / "out", options=OPTIONS)
+    if change == "config":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    else:
+        name = "model.embed_tokens.weight"
+        shard = folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][name]
+        tensors = load_file(shard)
+        tensors[name] += 1
+        save_file(tensors, shard, metadata={"format": "pt"})
+    assert apply(plans["wanda"], folder, tmp_path / "out", options=replace(OPTIONS, force=True)).resumed == 0
+
+
+def test_an_output_that_another_run_wrote_in_the_meantime_is_kept(llama, plans, tmp_path, monkeypatch):
+    real = apply_module.has_fingerprint
+
+    def slow(*given):
+        shutil.copytree(llama, tmp_path / "out")
+        return real(*given)
+
+    monkeypatch.setattr(apply_module, "has_fingerprint", slow)
+    with pytest.raises(UsageError, match="is there already"):
+        apply(plans["magnitude"], llama, tmp_path / "out")
+    assert not (tmp_path / "out" / "tailwise_plan.json").exists()
+    assert left_in(tmp_path) == ["out"]
+
+
 # What cannot be
 
 
@@ -243,6 +280,29 @@ def test_a_plan_for_other_weights_takes_force(llama, plans, tmp_path):
         apply(plans["magnitude"], other, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     apply(plans["magnitude"], other, tmp_path / "out", options=ApplyOptions(force=True))
+
+
+@pytest.mark.parametrize("how", [{"layers": "mlp"}, {"roles": ("attn_q", "attn_o")}, {"min_evals": 20}])
+def test_a_plan_of_an_audit_of_a_part_is_held_against_that_part(llama, tmp_path, how):
+    plan = plan_prune(audit(llama, **how), Request(0.5))
+    assert apply(plan, llama, tmp_path / "out").reached == pytest.approx(0.5, abs=1e-3)
+    other = saved("llama", tmp_path / "other", dtype=torch.float16)
+    with pytest.raises(UsageError, match="others than those"):
+        apply(plan, other, tmp_path / "none")
+
+
+def test_a_matrix_that_was_not_measured_is_no_part_of_the_fingerprint(tmp_path):
+    folder = saved("llama", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"][0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert apply(plan_for(folder), folder, tmp_path / "out").reached == pytest.approx(0.5, abs=1e-3)
+
+
+def test_an_edited_note_of_what_was_audited_is_told(llama, plans, tmp_path):
+    plan = plans["magnitude"].replace(settings={"audited": {"roles": 3}})
+    with pytest.raises(UsageError, match="the setting audited is"):
+        apply(plan, llama, tmp_path / "out")
 
 
 def test_a_plan_for_another_model_is_an_error_even_with_force(plans, tmp_path):
@@ -282,12 +342,18 @@ def test_no_calibration_is_one_error(llama, plans, tmp_path, operator):
     [(torch.zeros(0, 24, dtype=torch.int64), "empty"), ({"input_ids": torch.zeros(0, 24)}, "empty"),
      (torch.full((2, 24), VOCABULARY), "not in the model's vocabulary"),
      (torch.zeros(2, 65, dtype=torch.int64), "64 positions"),
-     (torch.zeros(30, dtype=torch.int64), "30 tokens, less than a window")],
+     (torch.zeros(30, dtype=torch.int64), "has 30 tokens")],
 )  # fmt: skip
 def test_calibration_that_cannot_be_is_one_error(llama, plans, tmp_path, given, says):
     with pytest.raises(UsageError, match=says):
         apply(plans["wanda"], llama, tmp_path / "out", options=ApplyOptions(calibration=given))
     assert not left_in(tmp_path)
+
+
+def test_experts_that_transformers_stacks_are_told(tmp_path):
+    folder = saved("mixtral", tmp_path / "model")
+    with pytest.raises(UsageError, match="holds the experts of a block in one tensor"):
+        apply(plan_for(folder, operator="wanda"), folder, tmp_path / "out", options=OPTIONS)
 
 
 def test_text_for_a_model_that_is_not_causal_is_one_error(tmp_path):
@@ -326,6 +392,17 @@ def test_weights_that_are_no_numbers_cannot_be_calibrated(tmp_path):
     zeros = torch.zeros(2, 24, dtype=torch.int64)
     with pytest.raises(UnreadableError, match="not finite"):
         apply(plan, folder, tmp_path / "out", options=ApplyOptions(calibration=zeros, force=True))
+
+
+def test_a_tensor_that_is_not_finite_is_named(tmp_path):
+    folder = saved("llama", tmp_path / "model")
+    plan = plan_for(folder).replace(fingerprint="")
+    name = plan.decisions[0].tensor
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name][0] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UnreadableError, match=rf"{re.escape(name)}: it holds entries that are not finite"):
+        apply(plan, folder, tmp_path / "out")
 
 
 def test_a_device_that_is_not_there_is_one_error(llama, plans, tmp_path):

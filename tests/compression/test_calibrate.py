@@ -62,7 +62,7 @@ def test_a_seed_gives_the_same_windows_and_another_gives_others():
 @pytest.mark.parametrize(
     ("tokens", "says"),
     [(torch.arange(0), "is empty"), (torch.arange(99), "99 tokens, less than a window of 100"),
-     (torch.zeros(2, 200), "on one axis")],
+     (torch.arange(63), "has 63 tokens, and 64 are the least"), (torch.zeros(2, 200), "on one axis")],
 )  # fmt: skip
 def test_too_little_text_is_one_error(tokens, says):
     with pytest.raises(UsageError, match=says):
@@ -123,6 +123,13 @@ def test_layers_with_one_input_share_one_sum():
     assert q is not o
 
 
+def test_a_layer_that_is_called_with_no_positions_was_not_reached():
+    layer = nn.Linear(4, 4)
+    with Collector({"expert": layer}, {"expert": "norms"}, windows=1) as collector:
+        layer(torch.zeros(0, 4))
+    assert collector.found() == {}
+
+
 def test_the_size_of_batches_changes_nothing():
     one, other = Look("hessian"), Look("hessian")
     walk_blocks(built("gpt2"), inputs_for("gpt2"), one, batch=1)
@@ -145,6 +152,24 @@ def test_a_mask_of_the_input_reaches_the_blocks():
 def test_a_model_without_blocks_is_one_error():
     with pytest.raises(UsageError, match="no list of blocks"):
         walk_blocks(nn.Linear(4, 4), torch.ones(2, 4), Look())
+
+
+@pytest.mark.parametrize(("kind", "says"), [("albert", "3 layers share the weights of 1"),
+                                            ("t5", "hand one another more than their states")])  # fmt: skip
+def test_a_model_whose_blocks_are_not_called_one_after_another_is_one_error(kind, says):
+    inputs = inputs_for(kind)
+    if kind == "t5":
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    with pytest.raises(UsageError, match=says):
+        walk_blocks(built(kind), inputs, Look())
+
+
+def test_a_stored_parameter_is_read_under_every_name_that_it_is_tied_to(tmp_path):
+    folder = saved("t5", tmp_path / "model")
+    with open_checkpoint(folder) as checkpoint:
+        host = load_host(checkpoint, folder)
+        host.home.outside([])
+        assert torch.equal(host.model.encoder.embed_tokens.weight, checkpoint.read("shared.weight"))
 
 
 def test_no_inputs_are_one_error():
@@ -190,7 +215,7 @@ def test_the_statistics_are_the_published_sums():
 # Models from their files
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "qwen2", "gemma3", "convnext"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "qwen2", "gemma3", "gptneox", "falcon", "convnext"])
 def test_a_model_read_block_by_block_computes_as_the_whole_does(kind, tmp_path):
     folder, inputs = saved(kind, tmp_path), inputs_for(kind)
     with open_checkpoint(folder) as checkpoint:

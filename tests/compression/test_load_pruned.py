@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import built, inputs_for, plan_for, saved
 
 import tailwise as tw
@@ -89,6 +90,20 @@ def test_evaluate_loads_and_scores_such_a_folder(folders):
     assert scores.facts.parameters < dense.facts.parameters
 
 
+def test_what_was_cut_can_be_calibrated_and_pruned_further(folders, tmp_path):
+    _, cut = folders
+    done = apply(plan_for(cut, operator="wanda"), cut, tmp_path / "out", options=ApplyOptions(calibration=WINDOWS))
+    assert done.reached == pytest.approx(0.5, abs=0.02)
+    assert torch.isfinite(logits(load_pruned(tmp_path / "out", dtype="float32"))).all()
+
+
+@pytest.mark.parametrize(("operator", "factored"), [("structured", False), ("low_rank", True)])
+def test_what_was_cut_cannot_be_cut_again(folders, tmp_path, operator, factored):
+    _, cut = folders
+    with pytest.raises(UsageError, match="were cut before"):
+        apply(plan_for(cut, operator=operator), cut, tmp_path / "out", options=ApplyOptions(factored=factored))
+
+
 def test_tied_embeddings_stay_tied(tmp_path):
     folder = saved("gpt2", tmp_path / "model")
     apply(plan_for(folder, operator="structured"), folder, tmp_path / "out")
@@ -122,7 +137,7 @@ def test_factors_of_a_matrix_of_that_rank_leave_the_outputs(low_rank, tmp_path, 
     assert sizes[0] - sizes[1] == pytest.approx(4 * (before - after), rel=0.05)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "qwen2", "opt"])
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2", "opt", "gptneox"])
 def test_factored_layers_keep_their_bias(tmp_path, kind):
     folder = saved(kind, tmp_path / "model")
     plan = plan_for(folder, operator="low_rank")
@@ -130,6 +145,38 @@ def test_factored_layers_keep_their_bias(tmp_path, kind):
         apply(plan, folder, tmp_path / str(factored), options=ApplyOptions(factored=factored))
     dense, factors = (load_pruned(tmp_path / name) for name in ("False", "True"))
     torch.testing.assert_close(logits(factors), logits(dense), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_model_that_is_stored_under_other_names_is_factored_under_its_own(tmp_path, calibrated):
+    folder, inputs = saved("vit", tmp_path / "model"), inputs_for("vit")
+    plan = plan_for(folder, operator="low_rank")
+    for factored in (False, True):
+        options = ApplyOptions(factored=factored, calibration=inputs if calibrated else None)
+        apply(plan, folder, tmp_path / str(factored), options=options)
+    dense, factors = (load_pruned(tmp_path / name, dtype="float32") for name in ("False", "True"))
+    with torch.no_grad():
+        torch.testing.assert_close(factors(**inputs).logits, dense(**inputs).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_factored_layers_of_a_t5_compute_though_it_asks_for_their_weight(tmp_path):
+    folder, inputs = saved("t5", tmp_path / "model"), inputs_for("t5")
+    plan = plan_for(folder, operator="low_rank")
+    apply(plan, folder, tmp_path / "out", options=ApplyOptions(factored=True))
+    with torch.no_grad():
+        found = load_pruned(tmp_path / "out")(**inputs, decoder_input_ids=inputs["input_ids"]).logits
+    assert torch.isfinite(found).all()
+
+
+def test_a_head_that_is_not_there_is_told(tmp_path):
+    source = saved("gptneox", tmp_path / "model")
+    folder = apply(plan_for(source, operator="low_rank"), source, tmp_path / "out",
+                   options=ApplyOptions(factored=True)).output  # fmt: skip
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["embed_out.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UnreadableError, match=r"lm_head\.weight is not among its weights"):
+        load_pruned(folder)
 
 
 def test_the_product_in_one_matrix_is_the_default(low_rank, tmp_path):

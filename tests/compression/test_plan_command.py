@@ -126,3 +126,16 @@ def test_a_model_is_audited_first(run, stories):
     assert code == 0
     assert found["settings"]["estimator"] == "peak"
     assert len(found["entries"]) == 35
+
+
+def test_a_plan_made_by_hand_without_what_it_reached_is_shown(run, tmp_path):
+    text = {"parameters": 4, "sparsity": 0.5}
+    document = {
+        "tailwise_plan": 1,
+        "kind": "prune",
+        "operator": "wanda",
+        "budget": {"asked": 0.5},
+        "entries": {"a": text},
+    }
+    (tmp_path / "p.json").write_text(json.dumps(document))
+    assert run("show", "p.json")[0] == 0

@@ -82,6 +82,12 @@ def test_an_edited_amount_is_taken_and_the_budget_that_no_longer_holds_is_a_warn
         ("metrics", {"alpha": "high"}, "a number or null"),
         ("metrics", [1], "metrics is"),
         ("shape", "64x64", "shape is"),
+        ("shape", ["a", 2], "a list of counts"),
+        ("shape", [0, 64], "a list of counts"),
+        ("block", [1], "a number or null"),
+        ("sparsity", 10**400, "fraction from 0 to 0.99"),
+        ("parameters", 10**400, "it is a count"),
+        ("format", 4, "has a format, which a plan to prune does not use"),
     ],
 )
 def test_a_bad_edit_is_refused_with_what_is_wrong(path, field, value, said):
@@ -101,6 +107,11 @@ def test_a_bad_edit_is_refused_with_what_is_wrong(path, field, value, said):
         ({"entries": {}}, "has no entries"),
         ({"entries": [1]}, "has no entries"),
         ({"settings": 3}, "settings is 3"),
+        ({"settings": {"tau": float("nan")}}, "settings holds other things than text and finite numbers"),
+        ({"budget": {"asked": "half"}}, "the budget's asked is 'half'; it is a number"),
+        ({"budget": {"asked": 0.5, "reached": 10**400}}, "it is a number"),
+        ({"notes": "one"}, "notes is 'one'"),
+        ({"tried": [1]}, r"tried is \[1\]"),
         ({"tailwise_plan": 9}, "is a plan of format 9"),
     ],
 )
@@ -149,6 +160,42 @@ def test_a_slip_of_syntax_is_told_with_its_line(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=r"line [23], column \d+: is no (JSON|YAML)"):
         Plan.load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.json", "[" * 100_000),
+        ("x.json", '{"tailwise_plan": ' + "1" * 5000 + "}"),
+        ("x.yaml", "tailwise_plan: " + "1" * 5000),
+        ("x.yaml", "tailwise_plan: 2024-13-45"),
+    ],
+)
+def test_a_file_that_a_reader_of_json_or_yaml_gives_up_on_is_told(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match="is no plan"):
+        Plan.load(tmp_path / name)
+
+
+HEAD = "tailwise_plan: 1\nkind: prune\noperator: magnitude\nentries:"
+
+
+def test_entries_of_yaml_may_share_what_an_anchor_names(tmp_path):
+    text = f"{HEAD}\n  a: &one {{parameters: 4, sparsity: 0.5}}\n  b: *one\n  c: {{<<: *one, sparsity: 0.25}}\n"
+    (tmp_path / "x.yaml").write_text(text)
+    assert [decision.sparsity for decision in Plan.load(tmp_path / "x.yaml")] == [0.5, 0.5, 0.25]
+
+
+def test_an_anchor_within_itself_is_refused(tmp_path):
+    (tmp_path / "x.yaml").write_text(f"{HEAD} &all\n  a: *all\n")
+    with pytest.raises(UsageError, match="there is no field"):
+        Plan.load(tmp_path / "x.yaml")
+
+
+def test_a_plan_that_an_editor_began_with_a_byte_order_mark_is_read(plan, tmp_path):
+    path = plan.save(tmp_path / "x.json")
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert Plan.load(path) == plan
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity"])

@@ -192,3 +192,19 @@ def test_whitening_by_inputs_that_span_too_little_is_damped(W):
     x[:, :5] = torch.randn(100, 5, generator=torch.Generator().manual_seed(5))
     found = PRUNERS["low_rank_whitened"](W, Amount(rank=20), Activations(hessian=x.T @ x))
     assert torch.isfinite(found.weight).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["magnitude", "wanda", "sparsegpt", "low_rank", "low_rank_whitened"])
+def test_a_matrix_that_is_not_finite_is_an_error(W, seen, name, value):
+    broken = W.clone()
+    broken[: len(W) // 4] = value
+    with pytest.raises(UnreadableError, match="entries that are not finite"):
+        PRUNERS[name](broken, Amount(0.9, rank=2), seen)
+
+
+def test_magnitude_leaves_double_precision_as_it_is():
+    W = torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = PRUNERS["magnitude"](W, HALF)
+    assert found.kept is not None
+    assert torch.equal(found.weight, W * found.kept)

@@ -26,10 +26,23 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
                                                          "sliding_window": 4, "layer_types": [
                                                              "sliding_attention", "full_attention",
                                                              "sliding_attention"]}),
+    "gptneox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", _TEXT),
+    "falcon": ("FalconForCausalLM", "FalconConfig", {"hidden_size": WIDTH, "num_hidden_layers": BLOCKS,
+                                                     "num_attention_heads": 4, "vocab_size": VOCABULARY}),
     "bert": ("BertForMaskedLM", "BertConfig", _TEXT),
     "vit": ("ViTForImageClassification", "ViTConfig", _IMAGES),
     "deit": ("DeiTForImageClassification", "DeiTConfig", _IMAGES),
     "convnext": ("ConvNextForImageClassification", "ConvNextConfig", {**_CONVNEXT, "num_labels": 3}),
+}  # fmt: skip
+
+#: Those that cannot be walked through.
+OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "albert": ("AlbertForMaskedLM", "AlbertConfig", {**_TEXT, "embedding_size": 16}),
+    "mixtral": ("MixtralForCausalLM", "MixtralConfig", {**_TEXT, "num_key_value_heads": 2, "num_local_experts": 2,
+                                                        "num_experts_per_tok": 1}),
+    "t5": ("T5ForConditionalGeneration", "T5Config", {"d_model": WIDTH, "d_kv": 8, "d_ff": 48, "num_layers": 2,
+                                                      "num_heads": 4, "vocab_size": VOCABULARY,
+                                                      "decoder_start_token_id": 0}),
 }  # fmt: skip
 
 
@@ -37,7 +50,7 @@ def built(kind: str, seed: int = 0) -> torch.nn.Module:
     """A model with random weights large enough to matter."""
     import transformers
 
-    name, config, sizes = KINDS[kind]
+    name, config, sizes = (KINDS | OTHERS)[kind]
     torch.manual_seed(seed)
     model = getattr(transformers, name)(getattr(transformers, config)(**sizes)).eval()
     with torch.no_grad():

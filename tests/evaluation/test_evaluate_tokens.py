@@ -28,6 +28,11 @@ def test_a_file_without_separators_is_one_document_to_the_byte(tmp_path):
     assert documents_of(path).texts == ("\none\n\n",)
 
 
+def test_the_mark_that_an_editor_begins_a_file_with_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_text("one", encoding="utf-8-sig")
+    assert documents_of(tmp_path / "a.txt").texts == ("one",)
+
+
 def test_an_empty_separator_divides_nothing(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one\n<|endoftext|>\ntwo")
@@ -104,6 +109,12 @@ def test_ids_are_read_from_every_kind_of_file(tmp_path):
         found = tokens_of(tmp_path / name)
         assert found.ids.tolist() == ids.tolist(), name
         assert found.ids.dtype == np.int64
+
+
+def test_ids_in_the_home_folder_are_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "a.npy", np.arange(5))
+    assert tokens_of("~/a.npy").ids.tolist() == list(range(5))
 
 
 def test_ids_at_hand_are_taken_as_they_are():

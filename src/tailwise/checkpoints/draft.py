@@ -26,7 +26,8 @@ def check_output(output: Path, *, force: bool, source: Path | None = None) -> No
     `force` replaces a folder only if it is empty or holds a model. The model that is read is never replaced.
     """
     if source is not None and _same(output, source):
-        raise UsageError("is the model that is read", where=output, fix="choose another output")
+        what = "is the model that is read" if output.resolve() == source.resolve() else "holds the model that is read"
+        raise UsageError(what, where=output, fix="choose another output")
     if not output.exists() and not output.is_symlink():
         return
     if not output.is_dir() or output.is_symlink():
@@ -46,15 +47,18 @@ class Draft:
     """A folder beside `target` that takes its place on `commit`.
 
     What is in `kept` outlives an error or a kill, and is there again in the next draft for the same target if its
-    `key` is the same; all else is removed. Two drafts for one target cannot be open at once.
+    `key` is the same; all else is removed. Two drafts for one target cannot be open at once. Without `force`, a
+    target that another run has written since `check_output` is an error too.
     """
 
-    def __init__(self, target: str | os.PathLike[str], *, key: str = "", resume: bool = True) -> None:
+    def __init__(
+        self, target: str | os.PathLike[str], *, key: str = "", resume: bool = True, force: bool = True
+    ) -> None:
         self.target = Path(os.path.abspath(target))  # noqa: PTH100 - a symlink in the path stays one
         self.folder = self.target.with_name(f".{self.target.name}.tailwise")
         self.kept = self.folder / "kept"
         self._old = self.target.with_name(f".{self.target.name}.tailwise-old")
-        self._key, self._resume = key, resume
+        self._key, self._resume, self._force = key, resume, force
         self._lock: IO[Any] | None = None
         self._committed = False
 
@@ -63,8 +67,13 @@ class Draft:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             self._clean_up()
+            if not self._force:
+                check_output(self.target, force=False)
             self.kept.mkdir(parents=True, exist_ok=True)
             (self.kept / "key").write_text(self._key)
+        except UsageError:
+            self._drop_lock()
+            raise
         except OSError as error:
             self._drop_lock()
             raise could_not_write(error, self.target) from error
@@ -127,9 +136,13 @@ class Draft:
     def _take_lock(self) -> None:
         if fcntl is None:
             return
-        self._lock = self.folder.with_suffix(".tailwise-lock").open("w")
+        place = self.folder.with_suffix(".tailwise-lock")
+        self._lock = place.open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A run that ended in between has removed the file that was opened, and a third may have made it anew.
+            if not os.path.samestat(os.fstat(self._lock.fileno()), place.stat()):
+                raise BlockingIOError
         except OSError as error:
             self._lock.close()
             self._lock = None
@@ -151,10 +164,14 @@ def check_space(target: Path, nbytes: int) -> None:
     free = shutil.disk_usage(place).free
     if free < nbytes:
         raise UsageError(
-            f"takes {nbytes / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left",
+            f"takes {_size(nbytes)} and the disk has {_size(free)} left",
             where=target,
             fix="free space there, or choose another place",
         )
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 def could_not_write(error: OSError, where: Path) -> UnreadableError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.dtypes import code_of
-from tailwise.checkpoints.folder import Folder
+from tailwise.checkpoints.folder import Folder, LocalFolder
 from tailwise.checkpoints.header import read_header
 from tailwise.checkpoints.layout import Weights, find_weights, read_index
 from tailwise.checkpoints.open import _locate
@@ -28,6 +29,10 @@ _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".index.json",
     ".pkl", ".npz",
 )  # fmt: skip
+#: What is written anew for each model, or states facts of other weights.
+_OWN = ("README.md", "tailwise_recovery.json")
+#: The one folder that tokenizers of transformers read.
+_TEMPLATES = "additional_chat_templates"
 _PIECE = 1 << 24
 
 Change = Callable[[str], "torch.Tensor | None"]  # stored name → what takes its place, or None
@@ -191,7 +196,7 @@ def _copy_settings(folder: Folder, target: Path) -> Iterator[str]:
     """Copy what lies beside the weights (config, tokenizer, code); notes on what is too large to be settings."""
     for name in sorted(folder.names()):
         hidden = PurePosixPath(name).name.startswith(".")
-        if hidden or "/" in name or name.endswith(_WEIGHTS) or name == "README.md":
+        if hidden or "/" in name or name.endswith(_WEIGHTS) or name in _OWN:
             continue
         source = folder.source(name)
         try:
@@ -201,3 +206,14 @@ def _copy_settings(folder: Folder, target: Path) -> Iterator[str]:
                 (target / name).write_bytes(source.read(0, source.size) if source.size else b"")
         finally:
             source.close()
+    yield from _copy_templates(folder, target)
+
+
+def _copy_templates(folder: Folder, target: Path) -> Iterator[str]:
+    """Copy the folder of chat templates; a note on the others, which no part of a model is read from."""
+    left = {name for name in folder.subfolders() if not name.startswith(".")}
+    if _TEMPLATES in left and isinstance(folder, LocalFolder):
+        shutil.copytree(folder.path / _TEMPLATES, target / _TEMPLATES, copy_function=shutil.copyfile)
+        left.remove(_TEMPLATES)
+    if left:
+        yield f"folders were left behind: {', '.join(sorted(left))}"

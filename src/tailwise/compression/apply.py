@@ -27,6 +27,7 @@ from tailwise.compression.data_free import Changes, amount_of, does_nothing, inp
 from tailwise.compression.fingerprint import has_fingerprint
 from tailwise.compression.hosts import load_host
 from tailwise.compression.journal import Journal, digest_of_inputs, key_of_run
+from tailwise.compression.load_pruned import PRUNED_FILE
 from tailwise.compression.plan import BLOCK, Decision, Plan
 from tailwise.compression.plan_files import to_text
 from tailwise.compression.prune.pruner import PRUNERS
@@ -143,12 +144,21 @@ def _check_fit(plan: Plan, checkpoint: Checkpoint, options: ApplyOptions) -> Non
         more = f"\n  … and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         what = "the plan does not fit the model:\n  " + "\n  ".join(wrong[:_SHOWN]) + more
         raise UsageError(what, where=checkpoint.uri, fix=f"plan for this model, or apply it to {plan.model}")
-    if plan.fingerprint and not options.force and not has_fingerprint(checkpoint, plan.fingerprint):
+    if plan.fingerprint and not options.force and not _is_its_own(plan, checkpoint):
         raise UsageError(
-            "its weights are others than those that the plan was made from, or the audit was of a part of them",
+            "its weights are others than those that the plan was made from",
             where=checkpoint.uri,
             fix="audit and plan again, or apply it all the same with --force",
         )
+
+
+def _is_its_own(plan: Plan, checkpoint: Checkpoint) -> bool:
+    audited = plan.settings.get("audited")
+    try:
+        return has_fingerprint(checkpoint, plan.fingerprint, audited)
+    except (TypeError, AttributeError) as error:
+        fix = "leave it as tailwise wrote it"
+        raise UsageError(f"the setting audited is {audited!r}", where=checkpoint.uri, fix=fix) from error
 
 
 def _misfits(decision: Decision, spec: TensorSpec, checkpoint: Checkpoint) -> list[str]:
@@ -181,7 +191,7 @@ class _Run:
         changes = Changes(self.plan, self.checkpoint, self.options.device)
         unused = self.options.calibration is not None
         notes = (f"{self.plan.operator} looks at no text: the calibration was not used",) if unused else ()
-        with Draft(output) as draft:
+        with Draft(output, force=self.options.force) as draft:
             return self._write(draft, changes, Applied(output, self.plan.operator, (), 0.0, notes=notes))
 
     def calibrated(self, output: Path) -> Applied:
@@ -193,7 +203,7 @@ class _Run:
         jobs = jobs_of(self.plan, host, dtypes)
         facts = {**settings, "dtype": self.options.dtype}
         key = key_of_run(self.plan, self.checkpoint, facts, digest_of_inputs(inputs))
-        with Draft(output, key=key, resume=self.options.resume) as draft:
+        with Draft(output, key=key, resume=self.options.resume, force=self.options.force) as draft:
             journal = Journal(draft.kept)
             pruner = PRUNERS[WITH_DATA.get(self.plan.operator, self.plan.operator)]
             work = Pruning(jobs, journal, pruner)
@@ -206,6 +216,9 @@ class _Run:
     def smaller(self, output: Path, *, calibrated: bool) -> Applied:
         """Take heads, neurons and blocks out, or store factors."""
         options = self.options
+        if PRUNED_FILE in self.layout.folder.names():
+            fix = "plan for the model that it was made from, or use an operator that leaves the shapes"
+            raise UsageError("its layers were cut before, and cannot be cut again", where=self.name, fix=fix)
         inputs, settings = self._inputs() if calibrated else (None, {})
         host = load_host(self.checkpoint, self.name, device=options.device, dtype=options.dtype)
         if inputs is not None:
@@ -215,7 +228,7 @@ class _Run:
         facts = {**settings, "dtype": options.dtype} if calibrated else {}
         inner = {**facts, "widths": [widths.equal, widths.multiple], "factored": options.factored}
         key = key_of_run(self.plan, self.checkpoint, inner, digest_of_inputs(inputs or {}))
-        with Draft(output, key=key, resume=options.resume) as draft:
+        with Draft(output, key=key, resume=options.resume, force=options.force) as draft:
             journal = Journal(draft.kept)
             made = work.made(inputs, journal, options.batch, self._step("pruning blocks"))
             notes = write_smaller(work, made, draft.folder, self._step("writing tensors"))

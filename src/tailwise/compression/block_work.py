@@ -40,9 +40,11 @@ def jobs_for(
     lost = [tensor for tensor, layer in places.items() if layer is None]
     if lost:
         more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
+        stacked = any(item.role.startswith("expert_") and item.tensor in lost for item in decisions)
+        why = " (transformers holds the experts of a block in one tensor, and what each is given is not seen)"
         raise UsageError(
             f"{plan.operator} reaches linear layers and convolutions inside the blocks alone; it does not reach "
-            f"{', '.join(lost[:_SHOWN])}{more}",
+            f"{', '.join(lost[:_SHOWN])}{more}{why if stacked else ''}",
             fix=f"take these entries out of the plan, or use the operator {instead}",
         )
     return {layer: Job(item, dtypes[item.tensor]) for item in decisions if (layer := places[item.tensor]) is not None}

@@ -43,8 +43,11 @@ def sample_windows(tokens: Any, samples: int = SAMPLES, window: int = WINDOW, se
         raise UsageError(f"{samples} windows of {window} tokens say nothing", fix="use --samples 128 --window 512")
     if not len(ids):
         raise UsageError("the calibration text is empty", fix="give a file with some text")
-    if len(ids) < max(window, LEAST_TOKENS):
-        fix = f"give more text, or use --window {len(ids)}" if len(ids) > LEAST_TOKENS else "give more text"
+    if len(ids) < LEAST_TOKENS:
+        raise UsageError(f"the calibration text has {len(ids)} tokens, and {LEAST_TOKENS} are the least that says "
+                         "something", fix="give more text")  # fmt: skip
+    if len(ids) < window:
+        fix = f"give more text, or use --window {len(ids)}"
         raise UsageError(f"the calibration text has {len(ids)} tokens, less than a window of {window}", fix=fix)
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randint(0, len(ids) - window + 1, (samples,), generator=generator)

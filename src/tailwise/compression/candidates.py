@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tailwise.audits.audit import Audit, LayerRow
 from tailwise.errors import UsageError, unknown_name
@@ -156,11 +157,26 @@ def _mean(rows: Sequence[LayerRow], values: Sequence[float | None]) -> float | N
 def _notes(audit: Audit, choice: Choice, composed: Collection[str]) -> Iterable[str]:
     if composed:
         yield f"left as they are, each made of several tensors: {_listed(composed)}"
-    missing = [row.name for row in audit.unmeasured if row.status in ("NOT_FINITE", "UNREADABLE", "FAILED")]
-    if missing:
+    if missing := _not_measured(audit):
         yield f"left as they are, not measured: {_listed(missing)}"
     if outside := sorted({row.role for row in audit.rows if row.measured and not _wanted(row, choice)}):
         yield f"left as they are: {', '.join(outside)}"
+
+
+def _not_measured(audit: Audit) -> list[str]:
+    return [row.name for row in audit.unmeasured if row.status in ("NOT_FINITE", "UNREADABLE", "FAILED")]
+
+
+def audited_part(audit: Audit) -> dict[str, Any]:
+    """What the fingerprint is of, where it is not of all matrices; a plan keeps it, to be held against a model."""
+    provenance, least = audit.provenance, Recipe().min_evals
+    found = {
+        "layers": provenance.selection.get("layers"),
+        "roles": list(provenance.selection.get("roles") or ()),
+        "min_evals": None if (chosen := provenance.recipe.get("min_evals", least)) == least else chosen,
+        "not_measured": _not_measured(audit),
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def _listed(names: Collection[str], most: int = 3) -> str:

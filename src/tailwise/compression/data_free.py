@@ -13,6 +13,7 @@ from tailwise.compression.bits import CONV1D, CONV1D_ENDS, EXPERTS_IN_OUT
 from tailwise.compression.patterns import parse_pattern
 from tailwise.compression.plan import Decision, Plan
 from tailwise.compression.prune.pruner import PRUNERS, Amount
+from tailwise.errors import TailwiseError
 
 
 def amount_of(decision: Decision) -> Amount:
@@ -70,5 +71,9 @@ class Changes:
             return None
         config, amount = self._checkpoint.config, amount_of(decision)
         stored = self._checkpoint.read(name)
-        found = [self._pruner(W, amount).weight.cpu() for W in as_matrices(stored, name, config).to(self._device)]
+        matrices = as_matrices(stored, name, config).to(self._device)
+        try:
+            found = [self._pruner(W, amount).weight.cpu() for W in matrices]
+        except TailwiseError as error:
+            raise type(error)(error.what, where=name, fix=error.fix) from error
         return from_matrices(torch.stack(found), stored, name, config)

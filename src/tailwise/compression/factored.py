@@ -28,8 +28,9 @@ def factored(plan: Plan, origin: Origin, change: Change) -> Made:
     the stored matrix is factored. A matrix whose factors would be larger than itself is an error: its rank saves
     nothing.
     """
-    jobs = {decision.tensor: _job(decision, origin) for decision in plan if decision.rank is not None}
-    source = _Source(origin, change)
+    named = {origin.written(decision.tensor): decision for decision in plan if decision.rank is not None}
+    jobs = {written: _job(decision, origin) for written, decision in named.items()}
+    source = _Source(origin, lambda written: change(named[written].tensor))
     biases = {origin.stored(layer, "bias"): layer for layer, _ in jobs.values()}
     entries: list[Entry] = []
     for spec in (spec for shard in origin.layout.shards for spec in shard.specs):
@@ -39,7 +40,7 @@ def factored(plan: Plan, origin: Origin, change: Change) -> Made:
             entries.append(Entry(_named(spec, f"{_prefix(spec.name, 'bias')}.second.bias"), spec.name))
         else:
             entries.append(Entry(spec, spec.name))
-    left = {tensor: (_size(sizes), sizes.rank) for tensor, (_, sizes) in jobs.items()}
+    left = {named[written].tensor: (_size(sizes), sizes.rank) for written, (_, sizes) in jobs.items()}
     note = "its matrices are stored as two factors each: load it with tailwise.load_pruned"
     return Made(tuple(entries), {}, Shapes(dict(jobs.values())), left, (note,))
 

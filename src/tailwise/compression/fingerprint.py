@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 from tailwise.audits.cache import Cache, key_of
 from tailwise.audits.content import HashedMatrix
-from tailwise.audits.prepare import prepare
+from tailwise.audits.prepare import Selection, prepare
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.recipe import ConvMode, Recipe, RunOptions
@@ -14,15 +16,18 @@ from tailwise.recipe import ConvMode, Recipe, RunOptions
 _MODES: tuple[ConvMode, ...] = ("flatten", "slices", "pooled")
 
 
-def has_fingerprint(checkpoint: Checkpoint, wanted: str) -> bool:
-    """Whether an audit of all of `checkpoint` would have the fingerprint `wanted`.
+def has_fingerprint(checkpoint: Checkpoint, wanted: str, audited: Mapping[str, Any] | None = None) -> bool:
+    """Whether an audit of `checkpoint` would have the fingerprint `wanted`.
 
-    Reads every matrix once, but for those that an earlier audit of the same unchanged files has hashed. What was
-    audited with a selection of layers or another `min_evals` has a fingerprint that cannot be found again.
+    `audited` is what a plan keeps of an audit of a part (`audited_part`): by default it was of all. Reads every
+    matrix once, but for those that an earlier audit of the same unchanged files has hashed.
     """
-    cache = Cache.of(RunOptions())
+    cache, part = Cache.of(RunOptions()), audited or {}
+    left, least = set(part.get("not_measured", ())), part.get("min_evals", Recipe().min_evals)
+    selection = Selection(part.get("layers"), tuple(part.get("roles", ())))
     for mode in _MODES:
-        sources = prepare(checkpoint, Recipe(conv=mode)).sources
+        found = prepare(checkpoint, Recipe(conv=mode, min_evals=least), selection=selection).sources
+        sources = tuple(source for source in found if source.name not in left)
         if _fingerprint(checkpoint, sources, cache) == wanted:
             return True
         if not any(source.kind == "conv" for source in sources):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class Streamed:
     dtype: torch.dtype
     checkpoint: Checkpoint
     sources: Mapping[str, str]  # parameter or buffer → stored tensor
+    tied: Mapping[str, str]  # the same under every name that a tied parameter has
 
     def enter(self, module: nn.Module, name: str) -> None:
         """See `Home`."""
@@ -77,7 +78,7 @@ class Streamed:
                 module._buffers[key] = self._read(prefix + key) if buffer.is_meta else buffer.to(self.device)
 
     def _read(self, name: str) -> torch.Tensor:
-        found = self.checkpoint.read(self.sources[name])
+        found = self.checkpoint.read(self.tied[name])
         dtype = self.dtype if found.is_floating_point() else found.dtype
         return found.to(self.device, dtype, copy=True)
 
@@ -98,10 +99,14 @@ def load_host(
     compute = _compute_dtype(dtype, where, checkpoint)
     with quiet():
         model = _empty(architecture, config, compute)
+    if Path(place).is_dir():
+        from tailwise.compression.load_pruned import Shapes, reshape
+
+        reshape(model, Shapes.read(Path(place)) or Shapes())
     sources = _sources(model, checkpoint)
     if sources is not None:
         places = {stored: parameter for parameter, stored in sources.items()}
-        return Host(Streamed(model, where, compute, checkpoint, sources), places)
+        return Host(Streamed(model, where, compute, checkpoint, sources, _tied(model, sources)), places)
     return _whole(architecture, (place, revision), InPlaceOptions(where, compute), checkpoint)
 
 
@@ -198,21 +203,44 @@ def _empty(architecture: Any, config: Any, dtype: torch.dtype) -> nn.Module:
 
 
 def _sources(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str] | None:
-    """Parameter or buffer → stored tensor of its name and shape; None where one that is needed has none."""
+    """Parameter or buffer → stored tensor of its name and shape; None where one that is needed has none.
+
+    What is tied to one that was found needs none, and neither does a head; but one that is stored under a name that
+    the family had before (GPT-NeoX's `embed_out`) is found by its shape.
+    """
     prefix = getattr(model, "base_model_prefix", "")
     head = getattr(model, "get_output_embeddings", lambda: None)()
     dispensable = set() if head is None else {id(value) for value in head.parameters()}
+    state = model.state_dict(keep_vars=True)
     found: dict[str, str] = {}
-    for name, value in model.state_dict(keep_vars=True).items():
+    for name, value in state.items():
         for stored in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
             spec = checkpoint.tensors.get(stored)
             if spec is not None and spec.shape == tuple(value.shape):
                 found[name] = stored
                 break
-        else:
-            if id(value) not in dispensable:
-                return None
+    for name in lacking(model, found):
+        if id(state[name]) not in dispensable:
+            return None
+        free = [spec.name for spec in checkpoint.tensors.values() if spec.shape == tuple(state[name].shape)]
+        free = sorted(set(free) - set(found.values()))
+        if len(free) == 1:
+            found[name] = free[0]
     return found
+
+
+def lacking(model: nn.Module, sources: Collection[str]) -> list[str]:
+    """Parameters and buffers that are not among `sources`, nor tied to one of them."""
+    state = model.state_dict(keep_vars=True)
+    held = {id(state[name]) for name in sources}
+    return [name for name, value in state.items() if id(value) not in held]
+
+
+def _tied(model: nn.Module, sources: Mapping[str, str]) -> dict[str, str]:
+    """`sources`, and what is tied to a parameter that they have under its other names."""
+    state = model.state_dict(keep_vars=True)
+    stored = {id(state[name]): source for name, source in sources.items()}
+    return {name: stored[id(value)] for name, value in state.items() if id(value) in stored} | dict(sources)
 
 
 def _whole(architecture: Any, address: tuple[str, str | None], options: InPlaceOptions, checkpoint: Checkpoint) -> Host:

@@ -19,7 +19,7 @@ from torch import nn
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.hosts import DTYPES, _empty, _sources, architecture_of
+from tailwise.compression.hosts import DTYPES, _empty, _sources, architecture_of, lacking
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.evaluation.quiet import quiet
 from tailwise.execution.device import checked_device
@@ -90,6 +90,16 @@ class Factored(nn.Module):
         self.first = nn.Linear(sizes.inputs, rank, bias=False, **where)
         self.second = nn.Linear(rank, sizes.outputs, bias=bias, **where)
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """A·B, (outputs × inputs), for code that asks a layer for its dtype or its matrix, as T5's does."""
+        return self.second.weight @ self.first.weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """Of the second layer."""
+        return self.second.bias
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, inputs) → (…, outputs)."""
         found: torch.Tensor = self.second(self.first(x))
@@ -110,9 +120,11 @@ def load_pruned(folder: str | os.PathLike[str], *, dtype: str = "auto", device: 
     if not place.is_dir():
         raise UnreadableError("no such folder", where=folder, fix="give what `tailwise apply` wrote")
     architecture, config = architecture_of(str(place))
-    shapes = Shapes.read(place) or Shapes()
+    shapes = Shapes.read(place)
     with open_checkpoint(place) as checkpoint:
         compute = _stored_dtype(checkpoint) if dtype == "auto" else getattr(torch, dtype)
+        if shapes is None:
+            return _ordinary(architecture, place, compute).to(device).eval()
         model = _built(architecture, config, compute, shapes, place)
         _fill(model, checkpoint, compute, place)
     with quiet():
@@ -126,6 +138,18 @@ def load_pruned(folder: str | os.PathLike[str], *, dtype: str = "auto", device: 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     codes = [spec.dtype for spec in checkpoint.tensors.values() if len(spec.shape) > 1 and spec.dtype[0] in "BF"]
     return torch_dtype(codes[0], where=checkpoint.uri) if codes else torch.float32
+
+
+def _ordinary(architecture: Any, place: Path, dtype: torch.dtype) -> nn.Module:
+    """As transformers loads it: stored names need not be the model's own then."""
+    try:
+        with quiet():
+            found: nn.Module = architecture.from_pretrained(str(place), dtype=dtype)
+    except Exception as error:  # every architecture fails in its own way
+        lines = str(error).strip().splitlines()
+        detail = lines[0] if lines else type(error).__name__
+        raise UnreadableError(f"could not be loaded ({detail})", where=place) from error
+    return found
 
 
 def _built(architecture: Any, config: Any, dtype: torch.dtype, shapes: Shapes, place: Path) -> nn.Module:
@@ -182,9 +206,11 @@ def _set_heads(module: nn.Module, heads: Heads) -> None:
 
 def _fill(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, place: Path) -> None:
     sources = _sources(model, checkpoint)
+    fix = "write the model again with `tailwise apply`"
     if sources is None:
-        fix = "write the model again with `tailwise apply`"
         raise UnreadableError(f"its weights do not have the shapes of {PRUNED_FILE}", where=place, fix=fix)
+    if lost := lacking(model, sources):
+        raise UnreadableError(f"{', '.join(lost[:3])} is not among its weights", where=place, fix=fix)
 
     def value(name: str) -> torch.Tensor:
         found = checkpoint.read(sources[name])

@@ -12,7 +12,7 @@ import numpy as np
 from tailwise.audits.audit import Audit
 from tailwise.compression.allocate.allocator import ALLOCATORS, Allocation, Allocator, Settings, sizes_of
 from tailwise.compression.budget import Budget, held
-from tailwise.compression.candidates import Candidate, Choice, candidates, estimator_for
+from tailwise.compression.candidates import Candidate, Choice, audited_part, candidates, estimator_for
 from tailwise.compression.correlation import depth_correlation
 from tailwise.compression.operators import direction_in_words, operator_of
 from tailwise.compression.patterns import Pattern, parse_pattern
@@ -75,7 +75,7 @@ def plan_prune(audit: Audit, request: Request) -> Plan:
         fingerprint=audit.provenance.fingerprint,
         budget={},
         decisions=decisions,
-        settings=_recorded(request, allocation, estimator),
+        settings=_recorded(request, allocation, estimator, audited_part(audit)),
     )
     budgets = _budget(audit, plan, budget.sparsity)
     said = _said(plan, budgets, allocation.used)
@@ -202,12 +202,16 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.6g}")
 
 
-def _recorded(request: Request, allocation: Allocation, estimator: str | None) -> dict[str, Any]:
+def _recorded(
+    request: Request, allocation: Allocation, estimator: str | None, audited: Mapping[str, Any]
+) -> dict[str, Any]:
     found: dict[str, Any] = {**allocation.settings, "pattern": request.pattern}
     if estimator is not None:
         found["estimator"] = estimator
     if not request.clamp:
         found["clamp"] = False
+    if audited:
+        found["audited"] = dict(audited)
     chosen = {"roles": list(request.choice.roles), "layers": request.choice.layers, "also": list(request.choice.also)}
     return found | {name: value for name, value in chosen.items() if value}
 

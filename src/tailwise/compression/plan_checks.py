@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
@@ -19,6 +19,7 @@ from tailwise.number_formats.formats import parse_format
 
 QUANTIZERS = ("rtn", "gptq")
 _SHOWN = 5
+_MOST_PARAMETERS = 1 << 63
 
 
 def validate(plan: Plan) -> tuple[str, ...]:
@@ -30,7 +31,8 @@ def validate(plan: Plan) -> tuple[str, ...]:
     errors += [f"{tensor}: is there {count} times" for tensor, count in counts.items() if count > 1]
     for decision in plan:
         errors += [f"{decision.tensor}: {error}" for error in _entry(decision, plan)]
-    errors += _blocks(plan)
+    if not errors:  # of entries that are right by themselves
+        errors += _blocks(plan)
     if errors:
         more = f"\n  … and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
         fix = "plan again without --no-clamp" if plan.settings.get("clamp") is False else "correct the entries named"
@@ -48,10 +50,14 @@ def _head(plan: Plan) -> Iterator[str]:
         yield f"there is no operator {plan.operator!r}; " + (f"did you mean {near[0]}?" if near else ", ".join(known))
     if not plan.decisions:
         yield "it has no entries"
+    for name in ("asked", "reached"):
+        value = plan.budget.get(name)
+        if value is not None and not _number(value):
+            yield f"the budget's {name} is {value!r}; it is a number"
 
 
 def _entry(decision: Decision, plan: Plan) -> Iterator[str]:
-    if not _whole(decision.n_params) or decision.n_params < 1:
+    if not _whole(decision.n_params) or not 1 <= decision.n_params < _MOST_PARAMETERS:
         yield f"parameters is {decision.n_params!r}; it is a count"
     if decision.block is not None and not _whole(decision.block):
         yield f"block is {decision.block!r}; it is a number or null"
@@ -61,10 +67,14 @@ def _entry(decision: Decision, plan: Plan) -> Iterator[str]:
     for name, value in decision.metrics.items():
         if value is not None and not _number(value):
             yield f"the metric {name} is {value!r}; it is a number or null"
-    if plan.kind == "quantize":
+    if not all(_whole(size) and size > 0 for size in decision.shape):
+        yield f"shape is {list(decision.shape)}; it is a list of counts, [rows, cols]"
+    elif plan.kind == "quantize":
         yield from _format(decision)
-        return
-    yield from _amount(decision, plan.operator)
+    else:
+        if decision.format is not None:
+            yield "has a format, which a plan to prune does not use"
+        yield from _amount(decision, plan.operator)
 
 
 def _format(decision: Decision) -> Iterator[str]:
@@ -79,9 +89,7 @@ def _format(decision: Decision) -> Iterator[str]:
     except UsageError as error:
         yield f"{error.what}; {error.fix}"
         return
-    if not all(_whole(size) and size > 0 for size in decision.shape):
-        yield f"shape is {list(decision.shape)}; it is [out, in], or [count, out, in]"
-    elif decision.shape and not fits(chosen, decision.shape):
+    if decision.shape and not fits(chosen, decision.shape):
         yield f"{chosen.name} has groups of {chosen.group_size}, which do not divide {decision.shape[-1]} inputs"
 
 
@@ -143,7 +151,8 @@ def _whole(value: object) -> bool:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared and not converted: whole numbers in a file may be larger than any float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _warnings(plan: Plan) -> Iterator[str]:

@@ -83,7 +83,7 @@ def load(path: str | Path) -> Plan:
     """
     source = Path(path)
     try:
-        text = source.read_text(encoding="utf-8")
+        text = source.read_text(encoding="utf-8-sig")  # editors on Windows begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         detail = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UnreadableError(f"is not a readable plan ({detail})", where=source) from error
@@ -119,6 +119,7 @@ def from_document(document: Any, where: object = None) -> Plan:
     for name, kind in types.items():
         if name in document and not isinstance(document[name], kind):
             raise UsageError(f"{name} is {document[name]!r}", where=where, fix="leave it as tailwise wrote it")
+    _check_plain(document, where)
     for name in ("kind", "operator"):
         if name not in document:
             raise UsageError(f"has no {name}", where=where, fix=f"{name}: {'prune' if name == 'kind' else 'wanda'}")
@@ -134,6 +135,23 @@ def from_document(document: Any, where: object = None) -> Plan:
         tried=tuple(document.get("tried", ())),
         notes=tuple(document.get("notes", ())),
     )
+
+
+def _check_plain(document: Mapping[str, Any], where: object) -> None:
+    """`UsageError` where what only people read would not go into a file again."""
+    for name, item in (("notes", str), ("tried", Mapping)):
+        found = document.get(name, ())
+        if isinstance(found, str) or not all(isinstance(value, item) for value in found):
+            raise UsageError(f"{name} is {found!r}", where=where, fix="leave it as tailwise wrote it")
+    for name in ("settings", "budget", "tried"):
+        try:
+            json.dumps(document.get(name), allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(
+                f"{name} holds other things than text and finite numbers ({error})",
+                where=where,
+                fix="leave it as tailwise wrote it",
+            ) from error
 
 
 def _decision(tensor: str, entry: Any, where: object) -> Decision:
@@ -187,21 +205,28 @@ def _from_json(text: str, where: Path) -> Any:
         raise UsageError(
             f"is no JSON: {error.msg}", where=f"{where}, line {error.lineno}, column {error.colno}"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
+        raise UsageError(f"is no plan in JSON ({error})", where=where) from error
 
 
 def _from_yaml(text: str, where: Path) -> Any:
     yaml = _yaml()
     try:
-        _refuse_twins(yaml.compose(text, Loader=yaml.SafeLoader), yaml, where)
+        _refuse_twins(yaml.compose(text, Loader=yaml.SafeLoader), yaml, where, set())
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = where if mark is None else f"{where}, line {mark.line + 1}, column {mark.column + 1}"
         raise UsageError(f"is no YAML: {getattr(error, 'problem', None) or error}", where=place) from error
+    except (ValueError, RecursionError) as error:  # as for JSON; an impossible date is a ValueError too
+        raise UsageError(f"is no plan in YAML ({error})", where=where) from error
 
 
-def _refuse_twins(node: Any, yaml: Any, where: Path) -> None:
+def _refuse_twins(node: Any, yaml: Any, where: Path, seen_nodes: set[int]) -> None:
     """YAML readers keep the last of two equal keys without a word."""
+    if id(node) in seen_nodes:  # an alias: it may stand in many places, or within itself
+        return
+    seen_nodes.add(id(node))
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
@@ -210,10 +235,10 @@ def _refuse_twins(node: Any, yaml: Any, where: Path) -> None:
                 line = key.start_mark.line + 1
                 raise UsageError(f"{name!r} is there twice", where=f"{where}, line {line}", fix="keep one of the two")
             seen.add(name)
-            _refuse_twins(value, yaml, where)
+            _refuse_twins(value, yaml, where, seen_nodes)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _refuse_twins(item, yaml, where)
+            _refuse_twins(item, yaml, where, seen_nodes)
 
 
 def _yaml() -> Any:

@@ -146,7 +146,7 @@ class _Run:
         settings = asdict(replace(wanted, lr=lr)) | {"text": self.split.name, "train_tokens": len(self.split.train)}
         for name in ("force", *(() if wanted.method == "lora" else ("rank", "merge"))):
             del settings[name]
-        with Draft(self.output) as draft:
+        with Draft(self.output, force=wanted.force) as draft:
             recovery = self._masked if wanted.method == "masked" else self._lora
             training, after, unmerged = recovery(draft, course, places, masks)
             found = Recovered(

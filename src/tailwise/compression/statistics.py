@@ -12,8 +12,9 @@ from torch.nn.functional import unfold
 
 from tailwise.compression.prune.pruner import Activations, Need
 
-#: Layers whose weight is a matrix over their inputs. `Conv1D` is GPT-2's, a linear layer stored in × out.
-LINEAR = ("Linear", "Conv1D", "NonDynamicallyQuantizableLinear")
+#: Layers whose weight is a matrix over their inputs. `Conv1D` is GPT-2's, a linear layer stored in × out. By name,
+#: since other subclasses of `Linear` hold something else than one matrix.
+LINEAR = ("Linear", "Conv1D", "NonDynamicallyQuantizableLinear", "FalconLinear")
 
 
 def is_prunable(module: nn.Module) -> bool:
@@ -111,6 +112,8 @@ class Collector:
         """Layer → what its inputs were; layers that were never reached are left out."""
         made: dict[str, Activations] = {}
         for name, owner in self._owner.items():
+            if owner not in self._sums:  # it was called, but with no positions
+                continue
             if owner not in made:
                 made[owner] = _activations(self._sums[owner])
             made[name] = made[owner]

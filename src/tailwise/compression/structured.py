@@ -15,7 +15,7 @@ from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.writer import Layout, Shard
 from tailwise.compression.coupled import check_computes, on_meta
-from tailwise.compression.hosts import Host, Streamed, _empty, _sources
+from tailwise.compression.hosts import Host, Streamed, _empty, _sources, lacking
 from tailwise.compression.load_pruned import Heads, Shapes, Sizes, reshape
 from tailwise.compression.plan import BLOCK, Plan
 from tailwise.compression.remade import Entry, Made, resized
@@ -49,6 +49,10 @@ class Origin:
     def stored(self, layer: str, what: str) -> str | None:
         """The stored tensor of a layer's weight or bias."""
         return self.sources.get(f"{layer}.{what}")
+
+    def written(self, tensor: str) -> str:
+        """A tensor of the plan as it is written: under its own name where the stored one is another."""
+        return self.sources.get(self.places.get(tensor, ""), tensor)
 
 
 def origin_of(host: Host, checkpoint: Checkpoint, layout: Layout) -> Origin:
@@ -161,13 +165,8 @@ def made(surgery: Surgery) -> Made:
     elif equal is not None:
         config, shapes = equal, Shapes()
     sizes = {entry.source: entry.spec.numel for entry in entries}
-    reached = {decision.tensor: (sizes.get(_source(origin, decision.tensor), 0), None) for decision in surgery.plan}
+    reached = {decision.tensor: (sizes.get(origin.written(decision.tensor), 0), None) for decision in surgery.plan}
     return Made(tuple(entries), config, shapes if shapes.layers else None, reached, notes)
-
-
-def _source(origin: Origin, tensor: str) -> str:
-    place = origin.places.get(tensor)
-    return origin.sources.get(place, tensor) if place is not None else tensor
 
 
 def _cuts(surgery: Surgery) -> dict[str, list[tuple[int, torch.Tensor]]]:
@@ -307,4 +306,5 @@ def _equal_fields(surgery: Surgery) -> dict[str, Any]:
 
 def fits(model: nn.Module, checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint holds every tensor of a model, in its shape."""
-    return _sources(model, checkpoint) is not None
+    sources = _sources(model, checkpoint)
+    return sources is not None and not lacking(model, sources)

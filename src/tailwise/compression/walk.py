@@ -116,6 +116,7 @@ def walk_blocks(
     home = home_of(model)
     given = _named(inputs)
     blocks = blocks_of(home.model)
+    _check_shared(home.model)
     training = home.model.training
     home.model.eval()
     try:
@@ -151,6 +152,18 @@ def blocks_of(model: nn.Module) -> list[Block]:
         )
     _, name, found = best
     return [Block(index, len(found), f"{name}.{index}", module) for index, module in enumerate(found)]
+
+
+def _check_shared(model: nn.Module) -> None:
+    """`UsageError` where fewer layers than the model has are stored, as in ALBERT: one is called again and again."""
+    config = getattr(model, "config", None)
+    stored, called = getattr(config, "num_hidden_groups", None), getattr(config, "num_hidden_layers", None)
+    if isinstance(stored, int) and isinstance(called, int) and stored < called:
+        raise UsageError(
+            f"its {called} layers share the weights of {stored}, and a layer's inputs are gathered at one place only",
+            where=type(model).__name__,
+            fix="use an operator that looks at the weights alone: magnitude, or rtn",
+        )
 
 
 def _named(inputs: torch.Tensor | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -215,7 +228,15 @@ class _States:
     def _run(self, block: Block, at: int, state: torch.Tensor) -> torch.Tensor:
         call = self.calls[at].get(block.index) or self.calls[at][0]
         found = block.module(state, *call.rest, **call.named)
-        return found[0] if isinstance(found, tuple) else found  # type: ignore[no-any-return]
+        if not isinstance(found, tuple):
+            return found  # type: ignore[no-any-return]
+        if len(self.calls[at]) < block.count and any(isinstance(item, torch.Tensor) for item in found[1:]):
+            raise UsageError(
+                "its blocks hand one another more than their states (in T5, a bias of positions)",
+                where=type(self.home.model).__name__,
+                fix="use an operator that looks at the weights alone: magnitude, or rtn",
+            )
+        return found[0]  # type: ignore[no-any-return]
 
 
 def _first_states(home: Home, blocks: list[Block], given: Mapping[str, torch.Tensor], batch: int) -> _States:

@@ -105,7 +105,7 @@ def _of_folder(folder: Path, separator: str) -> Documents:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # a mark that an editor began the file with is no text
     except OSError as error:
         raise UnreadableError(f"could not be read ({error.strerror or error})", where=path) from error
     except UnicodeDecodeError as error:

@@ -61,7 +61,7 @@ def tokens_of(source: Any, tokenizer: Any = None, *, separator: str = SEPARATOR)
 
 def _is_ids(part: Any) -> bool:
     if isinstance(part, str | os.PathLike):
-        path = Path(part)
+        path = Path(part).expanduser()
         return path.suffix in TOKEN_SUFFIXES and path.is_file()
     return not isinstance(part, Documents)
 
@@ -89,7 +89,7 @@ def beginning(tokenizer: Any) -> list[int]:
 
 def _ids_of(part: Any) -> Ids:
     where = _name(part)
-    values = _read_ids(Path(part)) if isinstance(part, str | os.PathLike) else part
+    values = _read_ids(Path(part).expanduser()) if isinstance(part, str | os.PathLike) else part
     try:
         found = np.asarray(values.cpu() if hasattr(values, "cpu") else values)
     except (ValueError, TypeError) as error:

@@ -11,7 +11,7 @@ from tailwise.compression.prune.pruner import Activations, Amount, Pruned, prune
 @pruner("magnitude", needs="none", source="Han et al. 2015, arXiv:1506.02626; one threshold per tensor")
 def magnitude(W: torch.Tensor, amount: Amount, inputs: Activations) -> Pruned:  # noqa: ARG001 - needs none
     """The entries of smallest |W|, over the whole matrix or in each group of M along its rows."""
-    found = W.float()
+    found = W if W.dtype == torch.float64 else W.float()  # what stays is stored as it was
     scores = found.abs()
     if amount.pattern is None:
         gone = lowest(scores, round(amount.sparsity * W.numel()))

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from tailwise.errors import UsageError
+from tailwise.errors import UnreadableError, UsageError
 from tailwise.registry import Registry
 
 Need = Literal["none", "norms", "hessian"]
@@ -68,7 +68,11 @@ class Pruner:
     prune: Prune
 
     def __call__(self, W: torch.Tensor, amount: Amount, inputs: Activations | None = None) -> Pruned:
-        """Prune W; it is left as it is. `UsageError` where the operator lacks what it needs."""
+        """Prune W; it is left as it is.
+
+        `UsageError` where the operator lacks what it needs, `UnreadableError` where W is not finite: no order of its
+        entries means anything then.
+        """
         inputs = inputs or Activations()
         if W.ndim != 2:
             raise UsageError(f"{self.name} works on a matrix, not on {tuple(W.shape)}", fix="flatten to (out × in)")
@@ -80,6 +84,8 @@ class Pruner:
             raise UsageError(
                 f"{kept}:{group} does not divide {W.shape[1]} inputs", fix="take another pattern, or unstructured"
             )
+        if not torch.isfinite(W).all():
+            raise UnreadableError("it holds entries that are not finite", fix="take the entry out of the plan")
         return self.prune(W, amount, inputs)
 
 
