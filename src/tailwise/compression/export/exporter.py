@@ -63,6 +63,9 @@ def _refuse_plan(place: Path) -> None:
 _BUILT_IN = (
     "llmcompressor",
     "compressed_tensors",
+    "gptqmodel",
+    "autoround",
+    "torchao",
     "alphapruning",
 )
 
