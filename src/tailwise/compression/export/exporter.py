@@ -66,6 +66,7 @@ _BUILT_IN = (
     "gptqmodel",
     "autoround",
     "torchao",
+    "llamacpp",
     "alphapruning",
 )
 
