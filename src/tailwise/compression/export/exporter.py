@@ -67,7 +67,9 @@ _BUILT_IN = (
     "autoround",
     "torchao",
     "llamacpp",
+    "alphaquant",
     "alphapruning",
+    "evopress",
 )
 
 
