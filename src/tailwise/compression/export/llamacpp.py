@@ -8,6 +8,7 @@ from collections import Counter
 from importlib import import_module
 from typing import Any
 
+from tailwise.compression.bit_budget import listed
 from tailwise.compression.bits import bits_of
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.gguf_types import REST, GgufType, gguf_type
@@ -18,6 +19,7 @@ from tailwise.errors import UsageError
 #: `llama-quantize` leaves these as they are, whatever the file says.
 _LEFT = frozenset({"pos_embed", "patch_embed", "router", "conv", "norm", "bias"})
 _TAKES = "every format whose groups fit blocks of 32 inputs; some only by the nearest type"
+_BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
 _EXPERT = re.compile(r"(?<=experts)\.\d+(?=\.)")
 
 
@@ -31,13 +33,14 @@ def tensor_types(plan: Plan) -> Files:
     chosen = _types(plan)
     names, otherwise = _names(plan.decisions)
     found: dict[str, GgufType] = {}
-    clashes = []
+    clashes: list[str] = []
     for tensor, name in names.items():
-        if found.setdefault(name, chosen[tensor]) != chosen[tensor]:
+        if found.setdefault(name, chosen[tensor]) != chosen[tensor] and name not in clashes:
             clashes.append(name)
     if clashes:
         raise UsageError(
-            f"GGUF holds the experts of a block in one tensor, and the plan gives them several formats: {clashes[0]}",
+            "GGUF holds the experts of a block in one tensor, and the plan gives them several formats: "
+            + listed(clashes),
             fix="plan without --per-expert",
         )
     lines = [f"^{re.escape(name)}$={kind.name}" for name, kind in found.items()]
@@ -96,13 +99,13 @@ def _maps() -> list[tuple[str, Any]]:
 
 def _named(decision: Decision, names: Any) -> str | None:
     key = _EXPERT.sub("", decision.tensor)
-    if decision.block is None:
-        found = names.get_name(key, try_suffixes=(".weight",))
-    else:
-        first = re.sub(rf"(?<=\.){decision.block}(?=\.)", "0", key, count=1)
-        found = names.get_name(first, try_suffixes=(".weight",))
-        found = found and found.replace("blk.0.", f"blk.{decision.block}.", 1)
-    return None if found is None else found if found.endswith(".weight") else f"{found}.weight"
+    block = _BLOCK.search(key)
+    found = names.get_name(_BLOCK.sub("0", key, count=1), try_suffixes=(".weight",))
+    if found is None:
+        return None
+    if block is not None:
+        found = found.replace("blk.0.", f"blk.{block[0]}.", 1)
+    return found if found.endswith(".weight") else f"{found}.weight"
 
 
 def _facts(plan: Plan, chosen: dict[str, GgufType]) -> dict[str, Any]:

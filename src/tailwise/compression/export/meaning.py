@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from tailwise.compression.bit_budget import listed
 from tailwise.compression.plan import Decision, Plan
 from tailwise.errors import UsageError
 from tailwise.number_formats.casts import Cast
@@ -19,7 +20,6 @@ from tailwise.number_formats.scales import Asymmetric, Symmetric
 T = TypeVar("T")
 #: Looked up or convolved: their modules are no linear layers.
 _NO_LINEAR = frozenset({"embed", "pos_embed", "patch_embed", "conv"})
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,3 @@ def exactly(layer: str) -> str:
 def one_of(layers: Iterable[str]) -> str:
     """A regular expression for these modules and no other."""
     return f"(?:{'|'.join(re.escape(layer) for layer in layers)})"
-
-
-def listed(names: list[str]) -> str:
-    """A few names, and how many more."""
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
