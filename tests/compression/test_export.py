@@ -103,7 +103,9 @@ def test_wrong_suffixes_formats_and_kinds_are_told(plan, tmp_path):
         kind="quantize", operator="rtn", decisions=tuple(replace(item, format="int4") for item in plan)
     )
     with pytest.raises(UsageError, match="takes plans to prune"):
-        export(quantized, "llmcompressor", tmp_path / "r.yaml")
+        export(quantized, "alphapruning", tmp_path / "r.npy")
+    with pytest.raises(UsageError, match="takes plans to quantize"):
+        export(plan, "torchao", tmp_path / "r.json")
 
 
 def test_every_exporter_says_what_it_writes_and_for_whom():
