@@ -155,8 +155,22 @@ def test_gptqmodel_gets_bits_groups_and_symmetry_of_every_layer(tmp_path):
     for item in plan:
         found = dynamic(document, module_of(item))
         assert (found and (found["bits"], found["group_size"], found["sym"])) == expected.get(item.format)
-    for left in ("lm_head", "model.layers.11.mlp.up_proj", "model.layers.1.mlp.up_proj2", "model.layers.1.mlp"):
+    for left in ("model.layers.11.mlp.up_proj", "model.layers.1.mlp.up_proj2", "model.layers.1.mlp"):
         assert dynamic(document, left) is None
+
+
+def test_gptqmodel_is_not_told_to_skip_a_name_inside_a_block(tmp_path):
+    """It first asks for every name as it is in a block, and would drop those that `-:` matches from all blocks."""
+    document = written(llama_plan("int4-g32", "int8"), "gptqmodel", tmp_path)
+    for inside in ("self_attn.q_proj", "mlp.up_proj", "mlp.experts.0.up_proj"):
+        assert dynamic(document, inside) is not None
+
+
+def test_gptqmodel_takes_layers_in_blocks_alone(tmp_path):
+    plan = llama_plan("int4-g32")
+    head = replace(plan.decisions[0], tensor="lm_head.weight", role="lm_head", block=None)
+    with pytest.raises(UsageError, match="1 layer\n  int4-g32: lm_head"):
+        export(plan.replace(decisions=(*plan.decisions, head)), "gptqmodel", tmp_path / "a.json")
 
 
 def test_gptqmodel_is_told_the_order_of_columns(tmp_path):
