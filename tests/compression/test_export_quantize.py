@@ -176,7 +176,8 @@ def test_gptqmodel_takes_layers_in_blocks_alone(tmp_path):
 def test_gptqmodel_is_told_the_order_of_columns(tmp_path):
     plan = llama_plan("int4-g32", operator="gptq", act_order=True)
     document = written(plan, "gptqmodel", tmp_path)
-    assert document["desc_act"] is True
+    assert (document["desc_act"], document["act_group_aware"]) == (True, False)
+    assert "act_group_aware" not in written(llama_plan("int4-g32"), "gptqmodel", tmp_path)  # RTNConfig has none
     assert dynamic(document, "model.layers.1.mlp.up_proj")["desc_act"] is True
 
 

@@ -16,9 +16,14 @@ _TAKES = "int2, int3, int4 and int8 (-asym, -g<N>, -channel) and bf16, of layers
 _BEFORE = re.compile(r".*?\.(?=\d+\.)")  # what stands before the number of a block
 
 
-@exporter("gptqmodel", source="GPTQModel 7.6, `QuantizeConfig(**…)`", suffixes=(".json",), kinds=("quantize",))
+@exporter(
+    "gptqmodel",
+    source="GPTQModel 7.6, `QuantizeConfig(**…)`, or `RTNConfig(**…)` to round to nearest",
+    suffixes=(".json",),
+    kinds=("quantize",),
+)
 def config(plan: Plan) -> Files:
-    """Arguments of `QuantizeConfig` in JSON: a base, and `dynamic` with a pattern for each format.
+    """Arguments of `QuantizeConfig`, or for rtn of `RTNConfig`, in JSON: a base, and a pattern for each format.
 
     One pattern, `-:`, skips every module in a block that the plan does not quantize; GPTQModel looks at it first, and
     leaves the rest of a model as it is.
@@ -30,7 +35,9 @@ def config(plan: Plan) -> Files:
     dynamic: dict[str, dict[str, Any]] = {f"-:^(?!{one_of(found.layers)}$){_in_blocks(found.layers)}.*$": {}}
     for settings, members in groups:
         dynamic[f"+:^{one_of(members)}$"] = {**settings, "desc_act": act_order}
-    document = {**base, "desc_act": act_order, "dynamic": dynamic}
+    # Columns in their own order, or in that of their inputs; left out, GPTQModel takes a third one.
+    order = {"desc_act": act_order, **({"act_group_aware": False} if plan.operator == "gptq" else {})}
+    document = {**base, **order, "dynamic": dynamic}
     return {".json": (json.dumps(document, indent=1) + "\n").encode()}
 
 
