@@ -263,6 +263,19 @@ def test_what_torchao_stores_is_as_far_from_the_weights_as_tailwise_measures(tmp
     assert theirs / ours == pytest.approx(1.0, abs=0.01)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_loads_a_model_by_the_config_for_torchao(tmp_path):
+    core = pytest.importorskip("torchao.core.config")
+    from transformers import AutoModelForCausalLM, TorchAoConfig
+
+    llama().save_pretrained(tmp_path / "model")
+    config = TorchAoConfig(core.config_from_dict(written(llama_plan("int8", "bf16"), "torchao", tmp_path)))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", quantization_config=config)
+    for name, part in model.named_parameters():
+        planned = name.endswith("proj.weight") and int(name.split(".")[2]) % 2 == 0
+        assert type(part.data).__name__ == ("Int8Tensor" if planned else "Tensor"), name
+
+
 def test_torchao_refuses_mx_which_it_has_with_activations_only(tmp_path):
     with pytest.raises(UsageError, match="torchao cannot say what the plan asks of 84 layers") as told:
         export(llama_plan("mxfp4"), "torchao", tmp_path / "a.json")
