@@ -57,7 +57,9 @@ def _types(plan: Plan) -> dict[str, GgufType]:
         if decision.role in _LEFT:
             refusals.add("llama-quantize never quantizes such tensors", decision.tensor)
         elif (kind := gguf_type(decision.format or "", decision.shape)) is None:
-            refusals.add(f"{decision.format} where 32 does not divide the inputs", decision.tensor)
+            known = gguf_type(decision.format or "", ()) is not None
+            why = " where 32 does not divide the inputs" if known else ", which is near no type of GGUF"
+            refusals.add(f"{decision.format}{why}", decision.tensor)
         else:
             found[decision.tensor] = kind
     refusals.tell()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from tailwise.compression.bit_budget import listed
 from tailwise.compression.export.compressed_tensors import schemes
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.meaning import exactly
@@ -67,6 +68,12 @@ def _pruning(plan: Plan) -> dict[str, Any]:
     for decision in plan:
         if decision.sparsity:
             groups.setdefault((decision.sparsity, decision.pattern), []).append(decision)
+    wrong = [item.tensor for item in plan if item.sparsity and (item.tensor == _module(item) or len(item.shape) != 2)]
+    if wrong:
+        raise UsageError(
+            f"llm-compressor prunes linear layers by module, and these are none: {listed(wrong)}",
+            fix="take these entries out of the plan",
+        )
     if not groups:
         raise UsageError("the plan takes nothing away", fix="plan with a --sparsity above 0")
     return {
@@ -81,14 +88,12 @@ def _modifier(key: tuple[float, str], members: list[Decision]) -> dict[str, Any]
     removed = "0:0"
     if pattern.kept is not None and pattern.group is not None:
         removed = f"{pattern.group - pattern.kept}:{pattern.group}"
-    return {"sparsity": sparsity, "mask_structure": removed, "targets": [_target(decision) for decision in members]}
+    return {
+        "sparsity": sparsity,
+        "mask_structure": removed,
+        "targets": [f"re:{exactly(_module(decision))}" for decision in members],
+    }
 
 
-def _target(decision: Decision) -> str:
-    if not decision.tensor.endswith(".weight") or len(decision.shape) != 2:
-        raise UsageError(
-            "llm-compressor prunes linear layers by module, and this is none",
-            where=decision.tensor,
-            fix="take the entry out of the plan",
-        )
-    return f"re:{exactly(decision.tensor.removesuffix('.weight'))}"
+def _module(decision: Decision) -> str:
+    return decision.tensor.removesuffix(".weight")
