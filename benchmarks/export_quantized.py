@@ -142,12 +142,12 @@ def plan_with(base: Plan, formats: tuple[str, ...], operator: str) -> Plan:
     return base.replace(operator=operator, decisions=tuple(entries))
 
 
-def run(python: str, script: str, arguments: list[str]) -> dict[str, Any]:
-    # The tools are to find their own packages, and as many threads as they like.
+def run(python: str, script: str, arguments: list[str], folder: Path) -> dict[str, Any]:
+    # Some write logs where they stand. All are to find their own packages, and as many threads as they like.
     ours = ("PYTHONPATH", "OMP_NUM_THREADS")
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     done = subprocess.run(
-        [python, "-c", script, *arguments], capture_output=True, text=True, check=False, env=environment
+        [python, "-c", script, *arguments], capture_output=True, text=True, check=False, env=environment, cwd=folder
     )
     if done.returncode:
         raise SystemExit(f"refused:\n{done.stderr[-3000:]}")
@@ -168,7 +168,7 @@ def main() -> None:
                 plan = plan_with(base, formats, operator)
                 path, *_ = export(plan, tool, folder / f"{tool}-{operator}{suffix}")
                 out = str(folder / f"{tool}-{operator}")
-                found = run(options[tool], script, [str(folder / "model"), str(path), operator, out])
+                found = run(options[tool], script, [str(folder / "model"), str(path), operator, out], folder)
                 wanted = {item.tensor.removesuffix(".weight"): expected(item) for item in plan if item.format != "bf16"}
                 wrong = [f"{layer}: {found.get(layer)} and not {wanted.get(layer)}" for layer in {*found, *wanted}
                          if found.get(layer) != wanted.get(layer)]  # fmt: skip
