@@ -77,6 +77,13 @@ def test_operators_that_llmcompressor_has_not_are_refused(audit, tmp_path, opera
         export(plan_prune(audit, Request(0.5, operator=operator)), "llmcompressor", tmp_path / "r.yaml")
 
 
+def test_tensors_that_are_no_linear_layers_are_named_together(audit, tmp_path):
+    plan = plan_prune(audit, Request(0.5, "uniform", "wanda"))
+    stacked = tuple(replace(item, tensor=f"{item.matrix}.stack", shape=()) for item in plan.decisions[:5])
+    with pytest.raises(UsageError, match=r"these are none: layers\.0\.attn_q\.stack, .* and 2 more"):
+        export(plan.replace(decisions=(*stacked, *plan.decisions[5:])), "llmcompressor", tmp_path / "r.yaml")
+
+
 def test_ratios_are_block_by_block_in_the_order_of_the_model(plan, tmp_path):
     array, names = export(plan, "alphapruning", tmp_path / "ratios.npy")
     values, facts = np.load(array), json.loads(names.read_text())
@@ -103,7 +110,9 @@ def test_wrong_suffixes_formats_and_kinds_are_told(plan, tmp_path):
         kind="quantize", operator="rtn", decisions=tuple(replace(item, format="int4") for item in plan)
     )
     with pytest.raises(UsageError, match="takes plans to prune"):
-        export(quantized, "llmcompressor", tmp_path / "r.yaml")
+        export(quantized, "alphapruning", tmp_path / "r.npy")
+    with pytest.raises(UsageError, match="takes plans to quantize"):
+        export(plan, "torchao", tmp_path / "r.json")
 
 
 def test_every_exporter_says_what_it_writes_and_for_whom():

@@ -1,4 +1,4 @@
-"""`tailwise plan prune|drop|show|diff|validate|export`."""
+"""`tailwise plan prune|quantize|drop|import|show|diff|validate|export`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tailwise.cli.options import Json, Rows
+from tailwise.cli.plan_import import import_
 from tailwise.cli.plan_prune import drop, prune
 from tailwise.cli.plan_quantize import quantize
 from tailwise.cli.plan_shared import OUT, PlanFile, deliver, drawn, show_plan, target_of, write_json
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command()(prune)
 app.command()(quantize)
 app.command()(drop)
+app.command("import")(import_)
 
 
 class Theme(StrEnum):
@@ -141,12 +143,29 @@ def combine(
 @app.command()
 def export(
     plan: Annotated[str, typer.Argument(metavar="PLAN", help="x.json or x.yaml.")],
-    to: Annotated[str, typer.Option(help="llmcompressor, alphapruning.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="TOOL",
+            help="llmcompressor, compressed-tensors, gptqmodel, autoround, torchao, llamacpp, alphaquant, "
+            "alphapruning, evopress.",
+        ),
+    ],
     output: Annotated[
-        str, typer.Option("-o", "--output", metavar="FILE", help="recipe.yaml, or ratios.npy.", rich_help_panel=OUT)
+        str,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="x.yaml for llmcompressor, x.txt for llamacpp and evopress, x.npy for alphapruning, x.json otherwise.",
+            rich_help_panel=OUT,
+        ),
     ],
 ) -> None:
-    """Write a plan as another tool reads it."""
+    """Write a plan as another tool reads it, every layer by its exact name.
+
+    What the tool cannot express is an error that names the layers; what the plan leaves out stays as it is.
+    """
     from tailwise.compression.export.exporter import EXPORTERS
     from tailwise.compression.export.exporter import export as written
     from tailwise.compression.plan import Plan

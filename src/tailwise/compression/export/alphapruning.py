@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 
+from tailwise.compression.bit_budget import listed
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.plan import Decision, Plan
 from tailwise.errors import UsageError
@@ -23,9 +24,15 @@ def ratios(plan: Plan) -> Files:
     """
     import numpy as np
 
-    rows = sorted(plan, key=_place)
-    if any(decision.rank is not None or ":" in decision.pattern for decision in rows):
+    if any(decision.rank is not None or ":" in decision.pattern for decision in plan):
         raise UsageError("AlphaPruning's ratios are unstructured", fix="plan without a pattern and not for low_rank")
+    outside = [decision.tensor for decision in plan if decision.block is None]
+    if outside:
+        raise UsageError(
+            f"AlphaPruning counts by blocks, and these are in none: {listed(outside)}",
+            fix="take these entries out of the plan",
+        )
+    rows = sorted(plan, key=_place)
     buffer = io.BytesIO()
     np.save(buffer, np.array([decision.sparsity for decision in rows], dtype=np.float64))
     facts = {
@@ -39,6 +46,4 @@ def ratios(plan: Plan) -> Files:
 
 
 def _place(decision: Decision) -> tuple[int, int, str]:
-    if decision.block is None:
-        raise UsageError("is in no block", where=decision.tensor, fix="take the entry out of the plan")
-    return decision.block, _ORDER.index(decision.role) if decision.role in _ORDER else len(_ORDER), decision.tensor
+    return decision.block or 0, _ORDER.index(decision.role) if decision.role in _ORDER else len(_ORDER), decision.tensor

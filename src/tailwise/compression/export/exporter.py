@@ -46,10 +46,31 @@ class Exporter:
         found = self.write(plan)
         main, *others = found.items()
         named = [(target, main[1]), *((target.with_suffix(suffix), content) for suffix, content in others)]
+        for place, _ in named:
+            _refuse_plan(place)
         return tuple(write_whole(place, content) for place, content in named)
 
 
-_BUILT_IN = ("llmcompressor", "alphapruning")
+def _refuse_plan(place: Path) -> None:
+    """Files beside the one that was named could be the plan itself."""
+    if not place.is_file():
+        return
+    with place.open("rb") as file:
+        if b"tailwise_plan" in file.read(200):
+            raise UsageError("is a plan, and would be overwritten", where=place, fix="name another file with -o")
+
+
+_BUILT_IN = (
+    "llmcompressor",
+    "compressed_tensors",
+    "gptqmodel",
+    "autoround",
+    "torchao",
+    "llamacpp",
+    "alphaquant",
+    "alphapruning",
+    "evopress",
+)
 
 
 def _load_built_ins() -> None:

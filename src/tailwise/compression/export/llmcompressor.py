@@ -2,47 +2,84 @@
 
 from __future__ import annotations
 
-import re
 from importlib import import_module
 from typing import Any
 
+from tailwise.compression.bit_budget import listed
+from tailwise.compression.export.compressed_tensors import schemes
 from tailwise.compression.export.exporter import Files, exporter
+from tailwise.compression.export.meaning import exactly
 from tailwise.compression.patterns import parse_pattern
 from tailwise.compression.plan import Decision, Plan
 from tailwise.errors import UsageError
 
-_MODIFIERS = {"wanda": "WandaPruningModifier", "sparsegpt": "SparseGPTModifier"}
-_HEAD = (
+_PRUNERS = {"wanda": "WandaPruningModifier", "sparsegpt": "SparseGPTModifier"}
+_QUANTIZERS = {"rtn": "QuantizationModifier", "gptq": "GPTQModifier"}
+_PRUNING_HEAD = (
     "# Written by tailwise for llm-compressor: one modifier for each distinct amount.\n"
     "# mask_structure names what is removed of each group: 1:4 here is 3:4 in the plan.\n"
 )
+_QUANTIZING_HEAD = (
+    "# Written by tailwise for llm-compressor: one config group for each format, weights only.\n"
+    "# What is in no group stays as it is.\n"
+)
 
 
-@exporter("llmcompressor", source="llm-compressor 0.14, `oneshot(recipe=…)`", suffixes=(".yaml", ".yml"))
+@exporter(
+    "llmcompressor",
+    source="llm-compressor 0.14, `oneshot(recipe=…)`",
+    suffixes=(".yaml", ".yml"),
+    kinds=("prune", "quantize"),
+)
 def recipe(plan: Plan) -> Files:
-    """A recipe in YAML: Wanda or SparseGPT modifiers with the sparsity of each group of layers.
+    """A recipe in YAML: Wanda or SparseGPT modifiers, or config groups to quantize to nearest or by GPTQ.
 
-    Several modifiers with `re:` targets say it, as Wanda's own allocation (`owl`) does not run in 0.14. Entries that
-    ask for nothing are left out.
+    Pruning: several modifiers with `re:` targets, as Wanda's own allocation (`owl`) does not run in 0.14. Entries
+    that ask for nothing are left out.
     """
     yaml = import_module("yaml")
-    if plan.operator not in _MODIFIERS:
+    head, stage = (
+        (_PRUNING_HEAD, {"pruning_stage": _pruning(plan)})
+        if plan.kind == "prune"
+        else (_QUANTIZING_HEAD, {"quantization_stage": _quantizing(plan)})
+    )
+    text = yaml.safe_dump(stage, sort_keys=False, width=10_000)
+    return {".yaml": (head + text).encode()}
+
+
+def _quantizing(plan: Plan) -> dict[str, Any]:
+    groups, kept = schemes(plan, "llm-compressor")
+    # How weights are packed is chosen when the model is saved.
+    found = {name: {key: group[key] for key in ("targets", "weights")} for name, group in groups.items()}
+    modifier: dict[str, Any] = {"config_groups": found, "ignore": kept}
+    if plan.operator == "gptq":
+        # Left out, it would be "static".
+        modifier = {"actorder": "static" if plan.settings.get("act_order") is True else None, **modifier}
+    return {"quantization_modifiers": {_QUANTIZERS[plan.operator]: modifier}}
+
+
+def _pruning(plan: Plan) -> dict[str, Any]:
+    if plan.operator not in _PRUNERS:
         raise UsageError(
             f"llm-compressor has no one-shot modifier for {plan.operator}",
-            fix=f"plan with {' or '.join(_MODIFIERS)}",
+            fix=f"plan with {' or '.join(_PRUNERS)}",
         )
     groups: dict[tuple[float, str], list[Decision]] = {}
     for decision in plan:
         if decision.sparsity:
             groups.setdefault((decision.sparsity, decision.pattern), []).append(decision)
+    wrong = [item.tensor for item in plan if item.sparsity and (item.tensor == _module(item) or len(item.shape) != 2)]
+    if wrong:
+        raise UsageError(
+            f"llm-compressor prunes linear layers by module, and these are none: {listed(wrong)}",
+            fix="take these entries out of the plan",
+        )
     if not groups:
         raise UsageError("the plan takes nothing away", fix="plan with a --sparsity above 0")
-    stage = {
-        f"pruning_{number}_modifiers": {_MODIFIERS[plan.operator]: _modifier(key, members)}
+    return {
+        f"pruning_{number}_modifiers": {_PRUNERS[plan.operator]: _modifier(key, members)}
         for number, (key, members) in enumerate(sorted(groups.items()))
     }
-    text = yaml.safe_dump({"pruning_stage": stage}, sort_keys=False, width=10_000)
-    return {".yaml": (_HEAD + text).encode()}
 
 
 def _modifier(key: tuple[float, str], members: list[Decision]) -> dict[str, Any]:
@@ -51,15 +88,12 @@ def _modifier(key: tuple[float, str], members: list[Decision]) -> dict[str, Any]
     removed = "0:0"
     if pattern.kept is not None and pattern.group is not None:
         removed = f"{pattern.group - pattern.kept}:{pattern.group}"
-    return {"sparsity": sparsity, "mask_structure": removed, "targets": [_target(decision) for decision in members]}
+    return {
+        "sparsity": sparsity,
+        "mask_structure": removed,
+        "targets": [f"re:{exactly(_module(decision))}" for decision in members],
+    }
 
 
-def _target(decision: Decision) -> str:
-    """Exactly one module: names of blocks 1 and 11 begin alike."""
-    if not decision.tensor.endswith(".weight") or len(decision.shape) != 2:
-        raise UsageError(
-            "llm-compressor prunes linear layers by module, and this is none",
-            where=decision.tensor,
-            fix="take the entry out of the plan",
-        )
-    return f"re:^{re.escape(decision.tensor.removesuffix('.weight'))}$"
+def _module(decision: Decision) -> str:
+    return decision.tensor.removesuffix(".weight")

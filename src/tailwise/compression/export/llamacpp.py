@@ -1,0 +1,126 @@
+"""Tensor types for `llama-quantize`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from importlib import import_module
+from typing import Any
+
+from tailwise.compression.bit_budget import listed
+from tailwise.compression.bits import bits_of
+from tailwise.compression.export.exporter import Files, exporter
+from tailwise.compression.export.gguf_types import REST, GgufType, gguf_type
+from tailwise.compression.export.meaning import Refusals
+from tailwise.compression.plan import Decision, Plan
+from tailwise.errors import UsageError
+
+#: `llama-quantize` leaves these as they are, whatever the file says.
+_LEFT = frozenset({"pos_embed", "patch_embed", "router", "conv", "norm", "bias"})
+_TAKES = "every format whose groups fit blocks of 32 inputs; some only by the nearest type"
+_BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
+_EXPERT = re.compile(r"(?<=experts)\.\d+(?=\.)")
+
+
+@exporter("llamacpp", source="llama.cpp, `llama-quantize --tensor-type-file`", suffixes=(".txt",), kinds=("quantize",))
+def tensor_types(plan: Plan) -> Files:
+    """Lines `name=type` with GGUF's names; beside it, in NAME.notes.json, how near each type is to the plan's format.
+
+    The last line leaves all else in bfloat16. llama.cpp takes the first pattern that is found in a name, and looks at
+    the file only where the type on its command line is a quantized one.
+    """
+    chosen = _types(plan)
+    names, otherwise = _names(plan.decisions)
+    found: dict[str, GgufType] = {}
+    clashes: list[str] = []
+    for tensor, name in names.items():
+        if found.setdefault(name, chosen[tensor]) != chosen[tensor] and name not in clashes:
+            clashes.append(name)
+    if clashes:
+        raise UsageError(
+            "GGUF holds the experts of a block in one tensor, and the plan gives them several formats: "
+            + listed(clashes),
+            fix="plan without --per-expert",
+        )
+    lines = [f"^{re.escape(name)}$={kind.name}" for name, kind in found.items()]
+    facts = {**_facts(plan, chosen), "named_otherwise_by": otherwise}
+    return {
+        ".txt": "\n".join([*lines, f".*={REST}", ""]).encode(),
+        ".notes.json": (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode(),
+    }
+
+
+def _types(plan: Plan) -> dict[str, GgufType]:
+    refusals, found = Refusals("llama.cpp", _TAKES), dict[str, GgufType]()
+    for decision in plan:
+        if decision.role in _LEFT:
+            refusals.add("llama-quantize never quantizes such tensors", decision.tensor)
+        elif (kind := gguf_type(decision.format or "", decision.shape)) is None:
+            known = gguf_type(decision.format or "", ()) is not None
+            why = " where 32 does not divide the inputs" if known else ", which is near no type of GGUF"
+            refusals.add(f"{decision.format}{why}", decision.tensor)
+        else:
+            found[decision.tensor] = kind
+    refusals.tell()
+    return found
+
+
+def _names(entries: tuple[Decision, ...]) -> tuple[dict[str, str], list[str]]:
+    """Stored tensor → name in GGUF, as most architectures have it; and the architectures that have other names."""
+    votes: dict[tuple[str | None, ...], list[str]] = {}
+    for architecture, names in _maps():
+        found = tuple(_named(decision, names) for decision in entries)
+        votes.setdefault(found, []).append(architecture)
+    whole = {names: kinds for names, kinds in votes.items() if None not in names}
+    if not whole:
+        most = max(votes, key=lambda names: sum(name is not None for name in names))
+        refusals = Refusals("llama.cpp", "the names of transformers and of GGUF")
+        for decision, name in zip(entries, most, strict=True):
+            if name is None:
+                refusals.add("no architecture of llama.cpp has such a tensor", decision.tensor)
+        refusals.tell()
+    names = max(whole, key=lambda names: len(whole[names]))
+    others = sorted(kind for found, kinds in whole.items() if found != names for kind in kinds)
+    return {decision.tensor: str(name) for decision, name in zip(entries, names, strict=True)}, others
+
+
+def _maps() -> list[tuple[str, Any]]:
+    """A map of names for every architecture, of one block: the number is put in later."""
+    try:
+        gguf = import_module("gguf")
+    except ImportError as error:
+        raise UsageError("names of GGUF need the package gguf", fix="pip install 'tailwise[gguf]'") from error
+    found = []
+    for architecture in gguf.MODEL_ARCH:
+        # The map of one architecture writes into the class; a class of its own keeps it from the next.
+        own = type("Names", (gguf.TensorNameMap,), {"block_mappings_cfg": dict(gguf.TensorNameMap.block_mappings_cfg)})
+        found.append((gguf.MODEL_ARCH_NAMES[architecture], own(architecture, 1)))
+    return found
+
+
+def _named(decision: Decision, names: Any) -> str | None:
+    key = _EXPERT.sub("", decision.tensor)
+    block = _BLOCK.search(key)
+    found = names.get_name(_BLOCK.sub("0", key, count=1), try_suffixes=(".weight",))
+    if found is None:
+        return None
+    if block is not None:
+        found = found.replace("blk.0.", f"blk.{block[0]}.", 1)
+    return found if found.endswith(".weight") else f"{found}.weight"
+
+
+def _facts(plan: Plan, chosen: dict[str, GgufType]) -> dict[str, Any]:
+    """What becomes of the plan's formats and of its bits."""
+    counts = Counter((decision.format or "", chosen[decision.tensor]) for decision in plan)
+    total = plan.n_params
+    return {
+        "use": "llama-quantize --tensor-type-file FILE.txt model-bf16.gguf out.gguf Q8_0",
+        "formats": [
+            {"format": name, "type": kind.name, "tensors": count, "bits": kind.bits, "is": kind.nearness}
+            for (name, kind), count in counts.items()
+        ],
+        "bits_of_plan": sum(bits_of(decision) * decision.n_params for decision in plan) / total,
+        "bits_in_gguf": sum(chosen[decision.tensor].bits * decision.n_params for decision in plan) / total,
+        "all_else": REST,
+    }
