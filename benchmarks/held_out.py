@@ -1,0 +1,209 @@
+"""What benchmarks of plans share: models with text held out, results kept cell by cell, and their tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import sysconfig
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tailwise.compression.plan import Decision
+from tailwise.evaluation.intervals import mean_interval
+from tailwise.evaluation.models import load_tokenizer
+from tailwise.evaluation.sources import Documents
+from tailwise.evaluation.tokens import tokens_of, windows_of
+from tailwise.precision.prediction import stratified_spearman
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT.parent / "shared" / "data"
+SAMPLES, WINDOW, HELD_OUT = 16, 512, 24
+
+Cell = tuple[str, str, float, str, int]  # model, operator, amount, way, seed
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with text to calibrate on and text to score it by."""
+
+    name: str
+    folder: Path
+    calibration: list[str]  # documents
+    held_out: list[str]
+
+    def drawn(self, seed: int) -> Documents:
+        """Calibration text of a seed."""
+        order = np.random.default_rng(seed).permutation(len(self.calibration))[:60]
+        return Documents(tuple(self.calibration[i] for i in order), f"{self.name}, seed {seed}")
+
+
+def subjects() -> dict[str, Subject]:
+    """The models that are here."""
+    found = [_pycode(), *([_stories()] if DATA.is_dir() else [])]
+    return {subject.name: subject for subject in found}
+
+
+def _pycode() -> Subject:
+    folder, library = ROOT / "examples" / "pycode-8m", Path(sysconfig.get_paths()["stdlib"])
+    left_out = {library / line for line in (folder / "heldout.txt").read_text().split()}
+    trained = (path for path in sorted(library.rglob("*.py")) if "site-packages" not in path.parts)
+    return Subject("pycode-8m", folder, list(_read(p for p in trained if p not in left_out)),
+                   list(_read(sorted(path for path in left_out if path.is_file()))))  # fmt: skip
+
+
+def _read(paths: Any) -> Iterator[str]:
+    for path in paths:
+        try:
+            yield path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+
+
+def _stories() -> Subject:
+    text = (DATA / "text" / "tinystories_252_stories.txt").read_text(encoding="utf-8")
+    stories = [part.strip() for part in text.split("<|endoftext|>") if part.strip()]
+    return Subject("stories260K", DATA / "stories260K", stories[::2], stories[1::2])
+
+
+def held_out_windows(subject: Subject) -> torch.Tensor:
+    """What every cell of a model is scored on, (24, 512)."""
+    tokens = tokens_of(Documents(tuple(subject.held_out), "held out"), load_tokenizer(subject.folder))
+    return windows_of(tokens, WINDOW, HELD_OUT, seed=7)
+
+
+@dataclass(frozen=True)
+class Results:
+    """A file of JSON lines, one a cell, to which a run adds what is not in it yet."""
+
+    path: Path
+    amount: str  # name of the third part of a cell
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All of them."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.is_file() else []
+
+    def cells(self) -> set[Cell]:
+        """What has been measured."""
+        return {(row["model"], row["operator"], row[self.amount], row["way"], row["seed"]) for row in self.rows()}
+
+    def keep(self, cell: Cell, losses: Iterable[float], **facts: Any) -> None:
+        """Add a cell: the loss of every window, and what it took."""
+        row = dict(zip(("model", "operator", self.amount, "way", "seed"), cell, strict=True))
+        row |= {"losses": [round(float(x), 6) for x in losses], **facts}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(*cell, f"perplexity {perplexity(row['losses']):.2f}", f"{facts.get('seconds', 0):.0f} s",
+              file=sys.stderr, flush=True)  # fmt: skip
+
+    def by_seed(self) -> dict[tuple[str, str, float, str], dict[int, Any]]:
+        """(model, operator, amount, way) → seed → losses (windows,)."""
+        found: dict[tuple[str, str, float, str], dict[int, Any]] = defaultdict(dict)
+        for row in self.rows():
+            found[row["model"], row["operator"], row[self.amount], row["way"]][row["seed"]] = np.array(row["losses"])
+        return found
+
+
+def perplexity(losses: Any) -> float:
+    """exp of the mean loss."""
+    return math.exp(min(float(np.mean(losses)), 60.0))
+
+
+def mean_of(seeds: Mapping[int, Any]) -> Any:
+    """Losses of the windows, (windows,), the mean over seeds."""
+    return np.mean(list(seeds.values()), axis=0)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a table is laid out."""
+
+    ways: Sequence[str]  # rows
+    amounts: Sequence[float]  # columns
+    heads: Sequence[str]
+
+
+def print_table(title: str, cells: Mapping[tuple[float, str], Mapping[int, Any]], layout: Layout, dense: Any) -> None:
+    """Perplexity with its interval, and the range over seeds where there are several; the lowest is bold."""
+    said = "" if dense is None else f" (dense: {perplexity(dense):.2f})"
+    print(f"### {title}{said}\n\n| allocator | " + " | ".join(layout.heads) + " |")
+    print("| --- |" + " ---: |" * len(layout.heads))
+    best = {amount: min((perplexity(mean_of(seeds)) for (at, _), seeds in cells.items() if at == amount), default=0.0)
+            for amount in layout.amounts}  # fmt: skip
+    for way in layout.ways:
+        texts = [_cell(cells.get((amount, way)), best[amount]) for amount in layout.amounts]
+        if any(text != "–" for text in texts):
+            print(f"| {way} | " + " | ".join(texts) + " |")
+    print()
+
+
+def _cell(seeds: Mapping[int, Any] | None, best: float) -> str:
+    if not seeds:
+        return "–"
+    mean = mean_of(seeds)
+    value, interval = perplexity(mean), mean_interval(mean)
+    around = "" if interval is None else f" [{math.exp(interval[0]):.3g}, {math.exp(min(interval[1], 60)):.3g}]"
+    own = [perplexity(losses) for losses in seeds.values()]
+    spread = f" ({min(own):.4g}–{max(own):.4g})" if len(own) > 1 else ""
+    shown = f"{value:.4g}{around}{spread}"
+    return f"**{shown}**" if value <= best * 1.0000001 else shown
+
+
+class Standing:
+    """How `auto` stands, cell by cell."""
+
+    def __init__(self, hard: str, alphas: str = "alpha") -> None:
+        self._hard, self._alphas = hard, alphas
+        self._tally: dict[str, int] = defaultdict(int)
+
+    def count(self, means: Mapping[str, Any], *, hard: bool) -> None:
+        """Add a cell: way → losses of the windows. `hard` ones are those where a gain is expected."""
+        if "auto" not in means or "uniform" not in means:
+            return
+        auto = means["auto"]
+        others = {way: losses for way, losses in means.items() if way != "auto"}
+        best = min(others, key=lambda way: float(np.mean(others[way])))
+        against_best, lowest = mean_interval(auto - others[best]), float(np.mean(auto)) <= float(np.mean(others[best]))
+        uniform = mean_interval(auto - means["uniform"])
+        self._add("cells with `auto`", True)
+        self._add("`auto` has the lowest perplexity", lowest)
+        within = against_best is not None and against_best[0] <= 0
+        self._add("`auto` has the lowest perplexity, or is within noise of it", lowest or within)
+        self._add("`auto` is worse than uniform beyond noise", uniform is not None and uniform[0] > 0)
+        if hard:
+            rivals = [means["uniform"], *(others[way] for way in others if way.startswith(self._alphas))]
+            beaten = [mean_interval(auto - rival) for rival in rivals]
+            self._add(f"cells {self._hard}", True)
+            self._add("there `auto` is better than uniform beyond noise", uniform is not None and uniform[1] < 0)
+            self._add("there `auto` is better than uniform and every alpha, beyond noise",
+                      all(item is not None and item[1] < 0 for item in beaten))  # fmt: skip
+
+    def _add(self, question: str, yes: bool) -> None:
+        self._tally[question] += int(yes)
+
+    def show(self) -> None:
+        """Print the counts."""
+        print("### How `auto` stands\n\n| question | cells |\n| --- | ---: |")
+        for question, count in self._tally.items():
+            print(f"| {question} | {count} |")
+
+
+def say_correlation(head: Sequence[str], rows: Sequence[Decision], cost: Mapping[str, float]) -> None:
+    """A line: rank correlation of α, and of depth, with what each tensor costs; pooled, and within roles."""
+    rows = [item for item in rows if item.metrics.get("alpha") is not None and item.block is not None]
+    y = np.array([cost[item.tensor] for item in rows])
+    alpha, depth = (np.array(values, dtype=np.float64) for values in (
+        [item.metrics["alpha"] for item in rows], [item.block for item in rows]))  # fmt: skip
+    roles = [item.role for item in rows]
+    texts = []
+    for x, strata in ((alpha, [""] * len(rows)), (alpha, roles), (depth, roles)):
+        rho, low, high, _, _ = stratified_spearman(x, y, strata)
+        texts.append("–" if rho is None or low is None or high is None else f"{rho:+.2f} [{low:+.2f}, {high:+.2f}]")
+    print(f"| {' | '.join(head)} | {len(rows)} | " + " | ".join(texts) + " |", flush=True)
