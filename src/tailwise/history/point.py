@@ -1,0 +1,76 @@
+"""The nouns of a history: `Point`, what was measured of a model at one step, and `Alarm`, what was noticed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Tempo = Literal["cheap", "full"]
+Severity = Literal["note", "warning", "error"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """What was measured of a model at one step of its training."""
+
+    run: str
+    step: int
+    tempo: Tempo  # cheap: norms of a few products; full: the spectra
+    time: float  # seconds since the epoch
+    layers: Mapping[str, Mapping[str, float]]  # full name of the matrix → metric → value; names as in an audit
+    scalars: Mapping[str, float] = field(default_factory=dict)  # of the whole model: loss, lr, overhead …
+    notes: tuple[str, ...] = ()  # layers skipped, reused or not finite, and why
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; what is not finite is null."""
+        return {
+            "run": self.run,
+            "step": self.step,
+            "tempo": self.tempo,
+            "time": self.time,
+            "layers": {name: _finite(values) for name, values in self.layers.items()},
+            "scalars": _finite(self.scalars),
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Something in a run that a rule over time noticed."""
+
+    run: str
+    step: int  # at which it was noticed
+    time: float
+    rule: str  # code, such as TW401
+    severity: Severity
+    title: str  # one line
+    layers: tuple[str, ...] = ()  # full names; empty: the whole model
+    evidence: Mapping[str, float] = field(default_factory=dict)
+    since: int | None = None  # the step at which it is believed to have begun
+    remedies: tuple[str, ...] = ()  # names of functions in `tailwise.remedies`
+
+    @property
+    def key(self) -> tuple[str, str, tuple[str, ...]]:
+        """Alarms with equal keys are about the same thing."""
+        return self.run, self.rule, self.layers
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "run": self.run,
+            "step": self.step,
+            "time": self.time,
+            "rule": self.rule,
+            "severity": self.severity,
+            "title": self.title,
+            "layers": list(self.layers),
+            "evidence": _finite(self.evidence),
+            "since": self.since,
+            "remedies": list(self.remedies),
+        }
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
