@@ -28,6 +28,9 @@ from tailwise.evaluation.tokens import Tokens, check_vocabulary, tokens_of, wind
 if TYPE_CHECKING:
     import torch
 
+#: Windows below which intervals of correlated losses hold too seldom: see docs/evaluating.md.
+ENOUGH = 100
+
 #: What is being done, how much of it, and how much in all.
 Progress = Callable[[str, int, int], None]
 
@@ -188,7 +191,12 @@ def _with_losses(
     perplexity, interval = summary(losses, seed=options.seed)
     bad = int((~np.isfinite(losses)).sum())
     what = f"the loss of {bad} of {len(losses)} windows is not finite" if bad else "the loss is too large for exp"
-    notes = () if perplexity is not None else (f"{loaded.name}: {what}",)
+    notes = [] if perplexity is not None else [f"{loaded.name}: {what}"]
+    if len(losses) < ENOUGH:
+        notes.append(
+            f"{len(losses)} windows are few: where neighbours are alike, intervals are too narrow and tests too sure; "
+            f"give {ENOUGH} or more, of many documents"
+        )
     return replace(
         found,
         perplexity=perplexity,
