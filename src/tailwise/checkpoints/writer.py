@@ -122,11 +122,17 @@ def write_checkpoint(layout: Layout, checkpoint: Checkpoint, target: Path, chang
     for shard in layout.shards:
         write_shard(target / shard.name, shard, lambda name: _changed(checkpoint, name, change))
     if layout.index is not None:
-        names = {spec.name: shard.name for shard in layout.shards for spec in shard.specs}
-        facts = {**layout.facts, "total_size": layout.nbytes}
-        text = json.dumps({"metadata": facts, "weight_map": dict(sorted(names.items()))}, indent=2)
-        (target / layout.index).write_text(text + "\n", encoding="utf-8")
-    return tuple(_copy_settings(layout.folder, target))
+        write_index(layout, target)
+    return tuple(copy_settings(layout.folder, target))
+
+
+def write_index(layout: Layout, target: Path) -> None:
+    """Write the index file that says which shard holds which tensor."""
+    assert layout.index is not None  # noqa: S101 - the caller has looked
+    names = {spec.name: shard.name for shard in layout.shards for spec in shard.specs}
+    facts = {**layout.facts, "total_size": layout.nbytes}
+    text = json.dumps({"metadata": facts, "weight_map": dict(sorted(names.items()))}, indent=2)
+    (target / layout.index).write_text(text + "\n", encoding="utf-8")
 
 
 def _changed(checkpoint: Checkpoint, name: str, change: Change) -> Iterable[torch.Tensor]:
@@ -134,7 +140,7 @@ def _changed(checkpoint: Checkpoint, name: str, change: Change) -> Iterable[torc
     if found is not None:
         _check(found, checkpoint.tensors[name])
         return (found,)
-    return _pieces(checkpoint, name)
+    return pieces(checkpoint, name)
 
 
 def _check(found: torch.Tensor, spec: TensorSpec) -> None:
@@ -143,7 +149,8 @@ def _check(found: torch.Tensor, spec: TensorSpec) -> None:
         raise UsageError(f"{spec.name} would become {found.dtype} of shape {list(found.shape)}, and was {kept}")
 
 
-def _pieces(checkpoint: Checkpoint, name: str) -> Iterator[torch.Tensor]:
+def pieces(checkpoint: Checkpoint, name: str) -> Iterator[torch.Tensor]:
+    """A stored tensor in runs of rows, few megabytes each."""
     spec = checkpoint.tensors[name]
     if not spec.shape or not spec.nbytes or name in checkpoint.read_whole:
         yield checkpoint.read(name)
@@ -187,7 +194,7 @@ def _write(file: BinaryIO, piece: torch.Tensor) -> None:
         file.write(flat.view(torch.uint8).numpy().data)
 
 
-def _copy_settings(folder: Folder, target: Path) -> Iterator[str]:
+def copy_settings(folder: Folder, target: Path) -> Iterator[str]:
     """Copy what lies beside the weights (config, tokenizer, code); notes on what is too large to be settings."""
     for name in sorted(folder.names()):
         hidden = PurePosixPath(name).name.startswith(".")
