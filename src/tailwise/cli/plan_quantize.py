@@ -32,7 +32,7 @@ def quantize(
             metavar="A,B",
             rich_help_panel=_HOW,
             help="To choose from: int2, int3, int4, int8 (-asym, -g<N>, -channel), fp8_e4m3, mxfp4, mxfp6, mxfp8, "
-            "nvfp4, nf4, bf16.",
+            "nvfp4, nf4, q4_0, q4_1, q5_0, q5_1, q8_0, bf16.",
         ),
     ] = "mxfp4,mxfp8,bf16",
     allocator: Annotated[
