@@ -31,8 +31,8 @@ def saved(folder: Path, kind: str = "llama", dtype: torch.dtype = torch.bfloat16
     given = {**sizes, "intermediate_size": 64, "bos_token_id": 1, "eos_token_id": 2, **config}
     model = getattr(transformers, name)(getattr(transformers, config_name)(**given))
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 or name.endswith("bias"):
                 parameter.normal_(0.0, 0.2)
     model.to(dtype).save_pretrained(folder)
     return folder

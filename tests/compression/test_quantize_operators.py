@@ -13,7 +13,7 @@ from tailwise.number_formats.formats import parse_format
 FORMATS = ("int2", "int3-g32", "int4-asym-g64", "int8", "int8-tensor", "int4-g256", "mxfp4", "mxfp8", "nvfp4", "nf4",
            "fp8_e4m3", "fp8_e5m2-cast", "bf16")  # fmt: skip
 formats = pytest.mark.parametrize("name", FORMATS)
-with_blocks = pytest.mark.parametrize("name", (*FORMATS, "q4_0", "q5_1", "q8_0"))
+with_blocks = pytest.mark.parametrize("name", [*FORMATS, "q4_0", "q5_1", "q8_0"])
 OUT, IN = 24, 256
 
 
