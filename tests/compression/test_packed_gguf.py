@@ -58,7 +58,6 @@ def test_mixed_plans_of_both_operators(llama, tmp_path, operator):
     ("kind", "config"),
     [
         ("llama", {"tie_word_embeddings": True}),
-        ("llama", {"attention_bias": True}),
         ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}),
         ("qwen2", {}),
     ],
@@ -74,6 +73,16 @@ def test_rows_come_in_the_order_of_llama_cpp_and_go_back():
     there = gguf_model.turned(rows, 4)
     assert torch.equal(there[:4], rows[[0, 4, 1, 5]])  # heads of 8: pairs (i, i + 4) become neighbours
     assert torch.equal(gguf_model.turned_back(there, 4), rows)
+
+
+def test_biases_go_with_their_rows_and_are_noted(tmp_path):
+    source = saved(tmp_path / "source", dtype=torch.float32, attention_bias=True)
+    done = quantize(plan_for(source, "q8_0"), source, tmp_path / "out", ApplyOptions(packed=LAYOUT))
+    assert any("biases" in note for note in done.notes)
+    with open_checkpoint(tmp_path / "out" / FILE) as packed, open_checkpoint(source) as dense:
+        for part, heads in (("q", 4), ("k", 2), ("v", None)):
+            found = gguf_model.turned_back(packed.read(f"blk.0.attn_{part}.bias"), heads)
+            assert torch.equal(found, dense.read(f"model.layers.0.self_attn.{part}_proj.bias"))
 
 
 def test_an_audit_reads_the_values_of_the_blocks(llama, tmp_path):

@@ -50,6 +50,8 @@ class Gguf(Packing):
         """See `Packing`."""
         if model.rope_factors(checkpoint.config) is not None:
             yield "transformers does not read the factors of Llama 3.1's positions from a GGUF file; llama.cpp does"
+        if any(checkpoint.config.get(name) for name in ("attention_bias", "mlp_bias")):
+            yield "transformers does not read the biases of this model from a GGUF file; llama.cpp does"
 
     def overhead(self, chosen: NumberFormat, spec: TensorSpec) -> int:  # noqa: ARG002
         """See `Packing`: blocks hold nothing else."""
