@@ -50,6 +50,7 @@ class Layout:
     shards: tuple[Shard, ...]
     index: str | None = None  # name of the index file
     facts: Mapping[str, Any] = field(default_factory=dict)  # `metadata` of the index
+    left_out: tuple[str, ...] = ()  # keys of config.json that a copy is not to have
 
     @property
     def nbytes(self) -> int:
@@ -123,7 +124,7 @@ def write_checkpoint(layout: Layout, checkpoint: Checkpoint, target: Path, chang
         write_shard(target / shard.name, shard, lambda name: _changed(checkpoint, name, change))
     if layout.index is not None:
         write_index(layout, target)
-    return tuple(copy_settings(layout.folder, target))
+    return tuple(copy_settings(layout, target))
 
 
 def write_index(layout: Layout, target: Path) -> None:
@@ -194,8 +195,9 @@ def _write(file: BinaryIO, piece: torch.Tensor) -> None:
         file.write(flat.view(torch.uint8).numpy().data)
 
 
-def copy_settings(folder: Folder, target: Path) -> Iterator[str]:
+def copy_settings(layout: Layout, target: Path) -> Iterator[str]:
     """Copy what lies beside the weights (config, tokenizer, code); notes on what is too large to be settings."""
+    folder = layout.folder
     for name in sorted(folder.names()):
         hidden = PurePosixPath(name).name.startswith(".")
         if hidden or "/" in name or name.endswith(_WEIGHTS) or name == "README.md":
@@ -208,3 +210,8 @@ def copy_settings(folder: Folder, target: Path) -> Iterator[str]:
                 (target / name).write_bytes(source.read(0, source.size) if source.size else b"")
         finally:
             source.close()
+    config = target / "config.json"
+    if layout.left_out and config.is_file():
+        found = json.loads(config.read_text(encoding="utf-8"))
+        kept = {name: value for name, value in found.items() if name not in layout.left_out}
+        config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")

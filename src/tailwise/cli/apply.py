@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tailwise.compression.applied_quantize import AppliedBits, ReachedBits
 
 _CAL, _RUN, _OUT, _SMALL = "Calibration", "How to run", "Output", "Smaller models"
+_DEQUANTIZE = "rtn: read a model that is quantized already as the values that it decodes to."
 _PACKED = "Of a plan to quantize: write codes and scales for compressed-tensors (vLLM, transformers), torchao or gguf "
 _PACKED += "(llama.cpp), in place of real numbers."
 
@@ -81,6 +82,7 @@ def apply(
                      help="low_rank: store two factors in place of their product; loads with tailwise.load_pruned."),
     ] = False,
     packed: Annotated[str | None, typer.Option(metavar="LAYOUT", help=_PACKED, rich_help_panel=_OUT)] = None,
+    dequantize: Annotated[bool, typer.Option("--dequantize", help=_DEQUANTIZE, rich_help_panel=_RUN)] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Carry out a plan: write the pruned or quantized model, and read back what was reached.
@@ -109,6 +111,7 @@ def apply(
         multiple=multiple,
         factored=factored,
         packed=packed,
+        dequantize=dequantize,
     )
     with _bar() as show:
         found = apply_plan(Plan.load(plan), model, output, options=options, progress=show)

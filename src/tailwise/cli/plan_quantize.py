@@ -70,6 +70,14 @@ def quantize(
         bool,
         typer.Option("--per-expert", help="Let experts of a block differ; most servers cannot.", rich_help_panel=_HOW),
     ] = False,
+    dequantize: Annotated[
+        bool,
+        typer.Option(
+            "--dequantize",
+            help="Of a model that is quantized already: plan from its decoded values.",
+            rich_help_panel=_HOW,
+        ),
+    ] = False,
     estimator: Annotated[str | None, typer.Option(help="Of α; top_outside by default.", rich_help_panel=_HOW)] = None,
     roles: Roles = None,
     layers: Layers = None,
@@ -103,6 +111,7 @@ def quantize(
         estimator=estimator,
         study=None if study is None else PrecisionStudy.load(study),
         relative=relative,
+        dequantize=dequantize,
         settings={name: value for name, value in given.items() if value is not None},
     )
     target = None if dry_run else target_of(output, as_json)

@@ -63,6 +63,7 @@ class ApplyOptions:
     multiple: int = 8  # structured: of neurons, a multiple of this stays
     factored: bool = False  # low_rank: two matrices in place of their product
     packed: str | None = None  # plans to quantize: compressed-tensors, torchao or gguf in place of real numbers
+    dequantize: bool = False  # plans to quantize: read a model that is quantized already as what it decodes to
 
 
 def apply(

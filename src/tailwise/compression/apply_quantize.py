@@ -15,12 +15,12 @@ from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.draft import Draft, check_output, check_space
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.writer import Change, Layout, layout_of, write_checkpoint
+from tailwise.checkpoints.writer import Change, Layout, write_checkpoint
 from tailwise.compression.applied_quantize import AppliedBits, Grids, card, read_back
 from tailwise.compression.calibrated_quantize import Quantizing, grids_in, jobs_of
 from tailwise.compression.calibration_inputs import Draw, calibration_inputs, check_inputs
 from tailwise.compression.card import PLAN_FILE
-from tailwise.compression.fit_quantize import check_fit, is_calibrated
+from tailwise.compression.fit_quantize import check_fit, is_calibrated, source_of
 from tailwise.compression.hosts import load_host
 from tailwise.compression.journal import Journal, digest_of_inputs, key_of_run
 from tailwise.compression.packing.output import coded_by, packed
@@ -61,9 +61,9 @@ def quantize(
     calibrated = is_calibrated(plan, options)
     source = Path(name).expanduser()
     check_output(output, force=options.force, source=source if source.exists() else None)
-    with open_checkpoint(name) as checkpoint:
-        layout = layout_of(checkpoint, name)
-        check_fit(plan, checkpoint, force=options.force)
+    with open_checkpoint(name) as stored:
+        checkpoint, layout = source_of(plan, stored, name, dequantize=options.dequantize)
+        check_fit(plan, checkpoint, stored, force=options.force)
         if packing is not None:
             check_packing(packing, plan, checkpoint)
         planned = sum(checkpoint.tensors[decision.tensor].nbytes for decision in plan)

@@ -72,7 +72,7 @@ class Gguf(Packing):
         import gguf
 
         config = work.checkpoint.config
-        notes = list(copy_settings(work.layout.folder, folder))
+        notes = list(copy_settings(work.layout, folder))
         writer = gguf.GGUFWriter(folder / FILE, model.ARCHITECTURES[config["model_type"]])
         try:
             notes += self._head(writer, work, folder)

@@ -49,7 +49,7 @@ class ShardPacking(Packing):
             write_shard(folder / shard.name, shards[-1], write.read)
         if work.layout.index is not None:
             write_index(replace(work.layout, shards=tuple(shards)), folder)
-        notes = tuple(copy_settings(work.layout.folder, folder))
+        notes = tuple(copy_settings(work.layout, folder))
         config = {**json.loads((folder / "config.json").read_text(encoding="utf-8")), **self.settings(work)}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return notes
