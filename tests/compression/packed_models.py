@@ -48,6 +48,7 @@ def plan_for(folder: Path, *formats: str, also: tuple[str, ...] = (), operator: 
     if len(formats) == 1:
         return plan
     groups = [
+        ("w1", "w2", "w3"),
         ("q_proj", "k_proj", "v_proj", "attn_q", "attn_k", "attn_v"), ("o_proj",), ("gate_proj", "up_proj"),
         ("down_proj",),
     ]  # fmt: skip
@@ -66,6 +67,22 @@ class Both:
     dense: Path
     packed: Path
     done: AppliedBits
+
+
+def mixtral(folder: Path) -> Path:
+    """A model with experts, each stored by itself."""
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "intermediate_size": 64, "vocab_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2}  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, 0.2)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return folder
 
 
 def both(source: Path, plan: Plan, layout: str, tmp: Path, **options: Any) -> Both:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from packed_models import WINDOWS, both, logits, plan_for, saved, values
+from packed_models import WINDOWS, both, logits, mixtral, plan_for, saved, values
 
 from tailwise.compression.apply import ApplyOptions
 from tailwise.compression.apply_quantize import quantize
@@ -86,6 +86,24 @@ def test_tied_embeddings_stay_tied(tmp_path):
 def test_a_head_can_be_packed(llama, tmp_path):
     made = both(llama, plan_for(llama, "int8", also=("lm_head",)), LAYOUT, tmp_path)
     assert torch.equal(logits(made.packed), logits(made.dense))
+
+
+@pytest.mark.parametrize("names", [("int4-g16",), ("int4-g16", "int8")])
+def test_experts_in_a_format_of_their_own(tmp_path, names):
+    source = mixtral(tmp_path / "source")
+    made = both(source, plan_for(source, *names), LAYOUT, tmp_path)
+    assert torch.equal(logits(made.packed), logits(made.dense))
+    packed, dense = values(made.packed), values(made.dense)
+    assert all(torch.equal(packed[name].to(value.dtype), value) for name, value in dense.items())
+
+
+def test_experts_in_several_formats_are_noted(tmp_path):
+    source = mixtral(tmp_path / "source")
+    plan = plan_for(source, "int4-g16")
+    expert = next(d for d in plan if "experts.0." in d.tensor)
+    mixed = plan.replace(decisions=(*(d for d in plan if d is not expert), replace(expert, format="int8")))
+    done = quantize(mixed, source, tmp_path / "out", ApplyOptions(packed=LAYOUT))
+    assert any("one symmetric format" in note for note in done.notes)
 
 
 def test_several_shards_and_their_index(tmp_path):
@@ -205,6 +223,11 @@ def test_what_transformers_does_not_load_is_noted(llama, tmp_path):
     plan = plan_for(llama, "int4-asym-g16", "int8")
     done = quantize(plan, llama, tmp_path / "out", ApplyOptions(packed=LAYOUT))
     assert any("asymmetric" in note for note in done.notes)
+
+
+def test_what_vllm_has_no_kernels_for_is_noted(llama, tmp_path):
+    done = quantize(plan_for(llama, "int3-g16"), llama, tmp_path / "out", ApplyOptions(packed=LAYOUT))
+    assert done.notes == ("transformers loads int3-g16; vLLM has no kernels for it",)
 
 
 def test_a_plan_to_prune_has_nothing_to_pack(llama, tmp_path):

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from packed_models import WINDOWS, both, logits, plan_for, saved, values
+from packed_models import WINDOWS, both, logits, mixtral, plan_for, saved, values
 
 from tailwise.compression.apply import ApplyOptions
 from tailwise.compression.apply_quantize import quantize
@@ -100,6 +100,12 @@ def test_whole_bytes_are_counted_and_noted(llama, tmp_path):
 def test_what_torchao_has_no_class_for_is_refused(llama, tmp_path, name, also, said):
     with pytest.raises(UsageError, match=said):
         quantize(plan_for(llama, name, also=also), llama, tmp_path / "out", ApplyOptions(packed=LAYOUT))
+
+
+def test_experts_are_refused(tmp_path):
+    source = mixtral(tmp_path / "source")
+    with pytest.raises(UsageError, match="is an expert"):
+        quantize(plan_for(source, "int8"), source, tmp_path / "out", ApplyOptions(packed=LAYOUT))
 
 
 def test_classes_that_are_not_known_are_told_and_not_measured(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from math import ceil
 from typing import Any
@@ -32,7 +33,7 @@ class CompressedTensors(ShardPacking):
     package, extra = "compressed_tensors", "packed"
     loads = (
         "It loads with `transformers.AutoModelForCausalLM.from_pretrained` where the package compressed-tensors is "
-        "installed, and is the layout that vLLM serves."
+        "installed, and lies as vLLM reads it."
     )
 
     def instead(self) -> str:
@@ -63,6 +64,12 @@ class CompressedTensors(ShardPacking):
                 "transformers does not load asymmetric integers beside other formats; vLLM does, and so does "
                 "`tailwise audit`"
             )
+        lost = [name for name, (scheme, _) in schemes.items() if not _has_kernels(scheme)]
+        if lost:
+            yield f"transformers loads {', '.join(lost)}; vLLM has no kernels for it"
+        experts = [scheme for scheme, tensors in schemes.values() if any(map(_is_expert, tensors))]
+        if len(experts) > 1 or any(not scheme.weights["symmetric"] for scheme in experts):
+            yield "transformers loads experts in one symmetric format alone, and others as wrong numbers; vLLM loads each"
         if _dtype(schemes, checkpoint):
             yield "config.json asks for bfloat16, the one type that compressed-tensors decodes mx and nvfp4 formats to"
 
@@ -112,7 +119,7 @@ class CompressedTensors(ShardPacking):
         layouts = {scheme.layout for scheme, _ in schemes.values()}
         groups = {
             f"group_{number}": {
-                "targets": [tensor.removesuffix(".weight") for tensor in tensors],
+                "targets": [_target(tensor) for tensor in tensors],
                 "weights": dict(scheme.weights),
                 "input_activations": None,
                 "output_activations": None,
@@ -155,6 +162,23 @@ def _schemes(plan: Plan) -> dict[str, tuple[Scheme, list[str]]]:
         if scheme is not None:
             found.setdefault(chosen.name, (scheme, []))[1].append(decision.tensor)
     return found
+
+
+def _target(tensor: str) -> str:
+    """A module by its full name; of an expert as a regular expression, by which transformers finds their group."""
+    module = tensor.removesuffix(".weight")
+    return f"re:^{re.escape(module)}$" if _is_expert(tensor) else module
+
+
+def _is_expert(tensor: str) -> bool:
+    return classify(tensor, 2, {}).role.startswith("expert_")
+
+
+def _has_kernels(scheme: Scheme) -> bool:
+    """Whether vLLM computes with such weights, as its sources have it."""
+    if scheme.layout != _WORDS:
+        return scheme.layout != "mxfp6-pack-quantized"
+    return scheme.weights["num_bits"] in (4, 8) and scheme.weights["strategy"] in ("group", "channel")
 
 
 def _asymmetric(schemes: dict[str, tuple[Scheme, list[str]]]) -> bool:

@@ -43,7 +43,10 @@ class TorchAo(ShardPacking):
 
     def refuses(self, chosen: NumberFormat, spec: TensorSpec) -> str | None:
         """See `Packing`."""
-        if classify(spec.name, 2, {}).role in _NO_LINEAR:
+        role = classify(spec.name, 2, {}).role
+        if role.startswith("expert_"):
+            return "is an expert, which transformers merges with others while loading, and cannot in torchao's classes"
+        if role in _NO_LINEAR:
             return "is no linear layer of a block, which is what transformers gives to torchao"
         if spec.dtype == "F64":
             return "is stored in double precision, which torchao does not compute in"
