@@ -108,7 +108,8 @@ class _Run:
         act_order = plan.settings.get("act_order") is True
         facts: dict[str, Any] = {**settings, "dtype": options.dtype, "act_order": act_order}
         formats = {decision.tensor: decision.format for decision in plan}
-        key = key_of_run(plan, self.checkpoint, {**facts, "formats": formats}, digest_of_inputs(inputs))
+        kept = {**facts, "formats": formats, "kept": "whole grids"}
+        key = key_of_run(plan, self.checkpoint, kept, digest_of_inputs(inputs))
         with Draft(output, key=key, resume=options.resume) as draft:
             journal = Journal(draft.kept)
             work = Quantizing(jobs, journal, QUANTIZERS[plan.operator], act_order)

@@ -69,7 +69,7 @@ class CompressedTensors(ShardPacking):
             yield f"transformers loads {', '.join(lost)}; vLLM has no kernels for it"
         experts = [scheme for scheme, tensors in schemes.values() if any(map(_is_expert, tensors))]
         if len(experts) > 1 or any(not scheme.weights["symmetric"] for scheme in experts):
-            yield "transformers loads experts in one symmetric format alone, and others as wrong numbers; vLLM loads each"
+            yield "transformers loads experts in one symmetric format alone, and reads others as wrong numbers"
         if _dtype(schemes, checkpoint):
             yield "config.json asks for bfloat16, the one type that compressed-tensors decodes mx and nvfp4 formats to"
 
