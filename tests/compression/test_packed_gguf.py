@@ -36,6 +36,12 @@ def _theirs():
         yield
 
 
+def words(digits):
+    """How Llama 3 and Qwen2 split words."""
+    head = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+    return head + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
 def of_file(folder):
     return logits(folder, gguf_file=FILE, **FLOAT)
 
@@ -129,6 +135,60 @@ def test_the_tokenizer_is_in_the_file(pycode, tmp_path):
     text = (pycode / "heldout.txt").read_text()
     ours = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", gguf_file=FILE)
     assert ours(text)["input_ids"] == transformers.AutoTokenizer.from_pretrained(pycode)(text)["input_ids"]
+
+
+def test_a_tokenizer_that_falls_back_on_bytes(tmp_path):
+    """Its merges are scores, which fall with the number of the token, and bytes are marked as such."""
+    source = saved(tmp_path / "source", dtype=torch.float32)
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, "<0x41>": 3, "a": 4, "b": 5, "ab": 6}
+    model = {"type": "BPE", "byte_fallback": True, "vocab": vocabulary, "merges": [["a", "b"]]}
+    added = [{"id": 1, "content": "<s>", "special": True}]
+    (source / "tokenizer.json").write_text(json.dumps({"model": model, "added_tokens": added}))
+    quantize(plan_for(source, "q8_0"), source, tmp_path / "out", ApplyOptions(packed=LAYOUT))
+    fields = gguf.GGUFReader(tmp_path / "out" / FILE).fields
+    found = {name: fields[f"tokenizer.ggml.{name}"].contents() for name in ("model", "tokens", "scores", "token_type")}
+    assert found["model"] == "llama"
+    assert found["tokens"][:8] == [*vocabulary, "[PAD7]"]
+    assert found["scores"][:3] == [0.0, -1.0, -2.0]
+    kinds = [gguf.TokenType(kind).name for kind in found["token_type"][:8]]
+    assert kinds == ["NORMAL", "CONTROL", "NORMAL", "BYTE", "NORMAL", "NORMAL", "NORMAL", "UNUSED"]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "said"),
+    [
+        (None, "there is no tokenizer.json"),
+        ({"model": {"type": "Unigram"}}, "of the kind Unigram was left out"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}}}, "splits words is not known here"),
+    ],
+)
+def test_what_is_not_known_of_a_tokenizer_is_noted(tmp_path, tokenizer, said):
+    source = saved(tmp_path / "source", dtype=torch.float32)
+    if tokenizer is not None:
+        (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+    done = quantize(plan_for(source, "q8_0"), source, tmp_path / "out", ApplyOptions(packed=LAYOUT))
+    assert any(said in note for note in done.notes)
+
+
+@pytest.mark.parametrize(
+    ("split", "name"),
+    [
+        ({"type": "ByteLevel", "use_regex": True}, "gpt-2"),
+        ({"type": "Split", "pattern": {"Regex": words(r"\p{N}{1,3}")}}, "llama-bpe"),
+        ({"type": "Split", "pattern": {"Regex": words(r"\p{N}")}}, "qwen2"),
+        ({"type": "Split", "pattern": {"Regex": "x"}}, None),
+    ],
+)
+def test_how_words_are_split_is_told_by_the_expression(split, name):
+    from tailwise.compression.packing.gguf_tokenizer import _split
+
+    assert _split({"pre_tokenizer": {"pretokenizers": [split]}}) == name
+
+
+def test_a_window_of_attention_is_noted(tmp_path):
+    source = saved(tmp_path / "source", "qwen2", torch.float32, use_sliding_window=True, sliding_window=16)
+    done = quantize(plan_for(source, "q8_0"), source, tmp_path / "out", ApplyOptions(packed=LAYOUT))
+    assert any("window of 16 tokens" in note for note in done.notes)
 
 
 def test_a_packed_folder_is_evaluated(pycode, tmp_path):

@@ -117,16 +117,6 @@ class CompressedTensors(ShardPacking):
         if not schemes:
             return {}
         layouts = {scheme.layout for scheme, _ in schemes.values()}
-        groups = {
-            f"group_{number}": {
-                "targets": [_target(tensor) for tensor in tensors],
-                "weights": dict(scheme.weights),
-                "input_activations": None,
-                "output_activations": None,
-                "format": scheme.layout,
-            }
-            for number, (scheme, tensors) in enumerate(schemes.values())
-        }
         settings: dict[str, Any] = {
             "quant_method": "compressed-tensors",
             "format": layouts.pop() if len(layouts) == 1 else "mixed-precision",
@@ -134,7 +124,7 @@ class CompressedTensors(ShardPacking):
             "global_compression_ratio": None,
             "kv_cache_scheme": None,
             "ignore": _left(work.plan, work.checkpoint),
-            "config_groups": groups,
+            "config_groups": {f"group_{number}": _group(*item) for number, item in enumerate(schemes.values())},
         }
         if len(schemes) == 1 and _asymmetric(schemes):
             # transformers makes no room for packed zero points, and reads them only where it decodes while loading.
@@ -162,6 +152,13 @@ def _schemes(plan: Plan) -> dict[str, tuple[Scheme, list[str]]]:
         if scheme is not None:
             found.setdefault(chosen.name, (scheme, []))[1].append(decision.tensor)
     return found
+
+
+def _group(scheme: Scheme, tensors: list[str]) -> dict[str, Any]:
+    """Layers of one format, as config.json has them; activations stay as they are."""
+    targets = [_target(tensor) for tensor in tensors]
+    unused = {"input_activations": None, "output_activations": None}
+    return {"targets": targets, "weights": dict(scheme.weights), **unused, "format": scheme.layout}
 
 
 def _target(tensor: str) -> str:

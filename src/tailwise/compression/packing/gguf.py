@@ -48,10 +48,13 @@ class Gguf(Packing):
 
     def notes(self, plan: Plan, checkpoint: Checkpoint) -> Iterator[str]:  # noqa: ARG002
         """See `Packing`."""
-        if model.rope_factors(checkpoint.config) is not None:
+        config = checkpoint.config
+        if model.rope_factors(config) is not None:
             yield "transformers does not read the factors of Llama 3.1's positions from a GGUF file; llama.cpp does"
-        if any(checkpoint.config.get(name) for name in ("attention_bias", "mlp_bias")):
+        if any(config.get(name) for name in ("attention_bias", "mlp_bias")):
             yield "transformers does not read the biases of this model from a GGUF file; llama.cpp does"
+        if config.get("sliding_window") and config.get("use_sliding_window", True):
+            yield f"the window of {config['sliding_window']} tokens is not in the file: attention will see all"
 
     def overhead(self, chosen: NumberFormat, spec: TensorSpec) -> int:  # noqa: ARG002
         """See `Packing`: blocks hold nothing else."""

@@ -8,8 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-#: What tells the regular expression that splits words, and llama.cpp's name for it.
-_SPLITS = ((r"\p{N}{1,3}", "llama-bpe"), (r"\p{N}|", "qwen2"))
+#: The regular expression that splits words in Llama 3 and Qwen2; they differ in how many digits stay together.
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_DIGITS = {"llama-bpe": r"\p{N}{1,3}", "qwen2": r"\p{N}"}  # by llama.cpp's names
 
 
 def add_tokenizer(writer: Any, folder: Path, size: int) -> Iterator[str]:
@@ -79,12 +82,12 @@ def _split(tokenizer: Mapping[str, Any]) -> str | None:
     """llama.cpp's name of the way that words are split."""
     steps = tokenizer.get("pre_tokenizer") or {}
     listed = steps.get("pretokenizers", [steps])
-    patterns = [str(step.get("pattern", "")) for step in listed if step.get("type") == "Split"]
+    patterns = [str(step.get("pattern", {}).get("Regex", "")) for step in listed if step.get("type") == "Split"]
     if not patterns:
         plain = any(step.get("type") == "ByteLevel" and step.get("use_regex", True) for step in listed)
         return "gpt-2" if plain else None
-    text = json.dumps(patterns).replace("\\\\", "\\")
-    return next((name for mark, name in _SPLITS if mark in text.replace("\\\\", "\\")), None)
+    known = (name for name, digits in _DIGITS.items() if patterns == [_SPLIT.replace("DIGITS", digits)])
+    return next(known, None)
 
 
 def _json(path: Path) -> dict[str, Any]:
