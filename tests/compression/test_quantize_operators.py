@@ -13,6 +13,7 @@ from tailwise.number_formats.formats import parse_format
 FORMATS = ("int2", "int3-g32", "int4-asym-g64", "int8", "int8-tensor", "int4-g256", "mxfp4", "mxfp8", "nvfp4", "nf4",
            "fp8_e4m3", "fp8_e5m2-cast", "bf16")  # fmt: skip
 formats = pytest.mark.parametrize("name", FORMATS)
+with_blocks = pytest.mark.parametrize("name", [*FORMATS, "q4_0", "q5_1", "q8_0"])
 OUT, IN = 24, 256
 
 
@@ -38,7 +39,7 @@ def gptq(W, name, H, act_order=False):
     return QUANTIZERS["gptq"](W, Target(parse_format(name), act_order), Activations(hessian=H))
 
 
-@formats
+@with_blocks
 def test_to_nearest_is_the_number_format_itself(name):
     chosen, W = parse_format(name), weights()
     found, expected = QUANTIZERS["rtn"](W, Target(chosen)), chosen.quantize(W)
@@ -47,7 +48,7 @@ def test_to_nearest_is_the_number_format_itself(name):
     assert found.grid is None or torch.equal(found.grid.steps, expected.grid.steps)
 
 
-@formats
+@with_blocks
 @pytest.mark.parametrize("act_order", [False, True])
 def test_on_correlated_inputs_gptq_loses_less_than_to_nearest(name, act_order):
     W, H = weights(), hessian()
@@ -55,7 +56,7 @@ def test_on_correlated_inputs_gptq_loses_less_than_to_nearest(name, act_order):
     assert lost(gptq(W, name, H, act_order).weight, W, H) < lost(nearest, W, H)
 
 
-@formats
+@with_blocks
 @pytest.mark.parametrize("act_order", [False, True])
 def test_what_gptq_leaves_lies_on_the_scales_that_it_gives(name, act_order):
     found = gptq(weights(), name, hessian(), act_order)

@@ -142,10 +142,17 @@ class Mxfp4:
 
         packed = checkpoint.read_rows(self.members[0], start, stop)  # (e, out, G, 16)
         exponent = checkpoint.read_rows(self.members[1], start, stop).to(torch.float32) - 127
-        table = torch.tensor((*_E2M1, *(-v for v in _E2M1)))
-        codes = torch.stack((packed & 15, packed >> 4), -1).flatten(-2)  # (e, out, G, 32)
-        values = table[codes.to(torch.int64)] * torch.exp2(exponent)[..., None]
+        values = e2m1(packed) * torch.exp2(exponent)[..., None]  # (e, out, G, 32)
         return values.flatten(-2).transpose(1, 2)
+
+
+def e2m1(packed: torch.Tensor) -> torch.Tensor:
+    """Bytes (…, n) of two E2M1 codes, the first in the low half, to their values (…, 2n), float32."""
+    import torch
+
+    table = torch.tensor((*_E2M1, *(-v for v in _E2M1)))
+    codes = torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
+    return table[codes.to(torch.int64)]
 
 
 def find_fp8(tensors: Mapping[str, TensorSpec], checkpoint: Checkpoint) -> Iterator[tuple[str, Fp8 | str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tailwise.checkpoints import codecs_blockwise, codecs_compressed, codecs_words
+from tailwise.checkpoints import codecs_blockwise, codecs_compressed, codecs_torchao, codecs_words
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Codec(Protocol):
 
     @property
     def recipe(self) -> str:
-        """Name of the packing: gptq, awq, fp8, int8, bnb4, mxfp4, compressed-tensors."""
+        """Name of the packing: gptq, awq, fp8, int8, bnb4, mxfp4, compressed-tensors, torchao."""
         ...
 
     @property
@@ -51,6 +51,7 @@ class Codec(Protocol):
 
 _FINDERS = (
     codecs_compressed.find,
+    codecs_torchao.find,
     codecs_words.find_gptq,
     codecs_words.find_awq,
     codecs_blockwise.find_bnb4,

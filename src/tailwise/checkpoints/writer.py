@@ -55,6 +55,7 @@ class Layout:
     shards: tuple[Shard, ...]
     index: str | None = None  # name of the index file
     facts: Mapping[str, Any] = field(default_factory=dict)  # `metadata` of the index
+    left_out: tuple[str, ...] = ()  # keys of config.json that a copy is not to have
 
     @property
     def nbytes(self) -> int:
@@ -127,11 +128,17 @@ def write_checkpoint(layout: Layout, checkpoint: Checkpoint, target: Path, chang
     for shard in layout.shards:
         write_shard(target / shard.name, shard, lambda name: _changed(checkpoint, name, change))
     if layout.index is not None:
-        names = {spec.name: shard.name for shard in layout.shards for spec in shard.specs}
-        facts = {**layout.facts, "total_size": layout.nbytes}
-        text = json.dumps({"metadata": facts, "weight_map": dict(sorted(names.items()))}, indent=2)
-        (target / layout.index).write_text(text + "\n", encoding="utf-8")
-    return tuple(_copy_settings(layout.folder, target))
+        write_index(layout, target)
+    return tuple(copy_settings(layout, target))
+
+
+def write_index(layout: Layout, target: Path) -> None:
+    """Write the index file that says which shard holds which tensor."""
+    assert layout.index is not None  # noqa: S101 - the caller has looked
+    names = {spec.name: shard.name for shard in layout.shards for spec in shard.specs}
+    facts = {**layout.facts, "total_size": layout.nbytes}
+    text = json.dumps({"metadata": facts, "weight_map": dict(sorted(names.items()))}, indent=2)
+    (target / layout.index).write_text(text + "\n", encoding="utf-8")
 
 
 def _changed(checkpoint: Checkpoint, name: str, change: Change) -> Iterable[torch.Tensor]:
@@ -139,7 +146,7 @@ def _changed(checkpoint: Checkpoint, name: str, change: Change) -> Iterable[torc
     if found is not None:
         _check(found, checkpoint.tensors[name])
         return (found,)
-    return _pieces(checkpoint, name)
+    return pieces(checkpoint, name)
 
 
 def _check(found: torch.Tensor, spec: TensorSpec) -> None:
@@ -148,7 +155,8 @@ def _check(found: torch.Tensor, spec: TensorSpec) -> None:
         raise UsageError(f"{spec.name} would become {found.dtype} of shape {list(found.shape)}, and was {kept}")
 
 
-def _pieces(checkpoint: Checkpoint, name: str) -> Iterator[torch.Tensor]:
+def pieces(checkpoint: Checkpoint, name: str) -> Iterator[torch.Tensor]:
+    """A stored tensor in runs of rows, few megabytes each."""
     spec = checkpoint.tensors[name]
     if not spec.shape or not spec.nbytes or name in checkpoint.read_whole:
         yield checkpoint.read(name)
@@ -192,8 +200,9 @@ def _write(file: BinaryIO, piece: torch.Tensor) -> None:
         file.write(flat.view(torch.uint8).numpy().data)
 
 
-def _copy_settings(folder: Folder, target: Path) -> Iterator[str]:
+def copy_settings(layout: Layout, target: Path) -> Iterator[str]:
     """Copy what lies beside the weights (config, tokenizer, code); notes on what is too large to be settings."""
+    folder = layout.folder
     for name in sorted(folder.names()):
         hidden = PurePosixPath(name).name.startswith(".")
         if hidden or "/" in name or name.endswith(_WEIGHTS) or name in _OWN:
@@ -207,6 +216,11 @@ def _copy_settings(folder: Folder, target: Path) -> Iterator[str]:
         finally:
             source.close()
     yield from _copy_templates(folder, target)
+    config = target / "config.json"
+    if layout.left_out and config.is_file():
+        found = json.loads(config.read_text(encoding="utf-8"))
+        kept = {name: value for name, value in found.items() if name not in layout.left_out}
+        config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def _copy_templates(folder: Folder, target: Path) -> Iterator[str]:

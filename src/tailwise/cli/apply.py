@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from tailwise.compression.applied_quantize import AppliedBits, ReachedBits
 
 _CAL, _RUN, _OUT, _SMALL = "Calibration", "How to run", "Output", "Smaller models"
+_DEQUANTIZE = "rtn: read a model that is quantized already as the values that it decodes to."
+_PACKED = "Of a plan to quantize: write codes and scales for compressed-tensors (vLLM, transformers), torchao or gguf "
+_PACKED += "(llama.cpp), in place of real numbers."
 
 
 class Compute(StrEnum):
@@ -78,13 +81,16 @@ def apply(
         typer.Option("--factored", rich_help_panel=_SMALL,
                      help="low_rank: store two factors in place of their product; loads with tailwise.load_pruned."),
     ] = False,
+    packed: Annotated[str | None, typer.Option(metavar="LAYOUT", help=_PACKED, rich_help_panel=_OUT)] = None,
+    dequantize: Annotated[bool, typer.Option("--dequantize", help=_DEQUANTIZE, rich_help_panel=_RUN)] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Carry out a plan: write the pruned model, and read back what was reached.
+    """Carry out a plan: write the pruned or quantized model, and read back what was reached.
 
     The output loads as the model did: same tensors, dtypes, tokenizer and config, with the plan in it. A model that
     got smaller (structured, or low_rank with --factored) loads so too where config.json can say its sizes, else with
-    tailwise.load_pruned. It appears whole or not at all; the same command goes on after a kill.
+    tailwise.load_pruned. A quantized model is as large as before, unless it is --packed. It appears whole or not at
+    all; the same command goes on after a kill.
     """
     from tailwise.compression.apply import ApplyOptions
     from tailwise.compression.apply import apply as apply_plan
@@ -104,6 +110,8 @@ def apply(
         equal_widths=equal_widths,
         multiple=multiple,
         factored=factored,
+        packed=packed,
+        dequantize=dequantize,
     )
     with _bar() as show:
         found = apply_plan(Plan.load(plan), model, output, options=options, progress=show)
@@ -140,6 +148,8 @@ def _deliver(found: Applied | AppliedBits, as_json: bool) -> None:
     screen.print(
         f"{_reached(found)} ({len(found.tensors)} tensors, {found.seconds:.1f} s)", markup=False, soft_wrap=True
     )
+    if (sizes := getattr(found, "sizes", None)) is not None:
+        screen.print(f"weights: {sizes[0]:,} bytes before, {sizes[1]:,} now", markup=False)
     if found.resumed:
         screen.print(f"{found.resumed} blocks were finished before", markup=False)
     for note in found.notes:

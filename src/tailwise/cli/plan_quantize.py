@@ -56,7 +56,7 @@ def quantize(
             metavar="A,B",
             rich_help_panel=_HOW,
             help="To choose from: int2, int3, int4, int8 (-asym, -g<N>, -channel), fp8_e4m3, mxfp4, mxfp6, mxfp8, "
-            "nvfp4, nf4, bf16.",
+            "nvfp4, nf4, q4_0, q4_1, q5_0, q5_1, q8_0, bf16.",
         ),
     ] = "mxfp4,mxfp8,bf16",
     allocator: Annotated[
@@ -101,6 +101,14 @@ def quantize(
     per_expert: Annotated[
         bool,
         typer.Option("--per-expert", help="Let experts of a block differ; most servers cannot.", rich_help_panel=_HOW),
+    ] = False,
+    dequantize: Annotated[
+        bool,
+        typer.Option(
+            "--dequantize",
+            help="Of a model that is quantized already: plan from its decoded values.",
+            rich_help_panel=_HOW,
+        ),
     ] = False,
     estimator: Annotated[str | None, typer.Option(help="Of α; top_outside by default.", rich_help_panel=_HOW)] = None,
     calibration: Calibration = None,
@@ -149,6 +157,7 @@ def quantize(
         estimator=estimator,
         study=None if study is None else PrecisionStudy.load(study),
         relative=relative,
+        dequantize=dequantize,
         settings={name: value for name, value in given.items() if value is not None},
     )
     text = text_of(calibration, samples, window, seed, device)

@@ -33,7 +33,7 @@ class ReachedBits:
     n_params: int
     format: str
     asked: float  # bits per weight, as the plan has it
-    reached: float  # the same, of the matrices that were written: codes, scales and zero points
+    reached: float  # the same, of what was written: codes, scales and zero points, of packed models as they lie there
     relative_error: float  # ‖Ŵ − W‖_F / ‖W‖_F
     rank: int | None = None  # as of pruned tensors: none
 
@@ -56,7 +56,11 @@ class ReachedBits:
 
 @dataclass(frozen=True)
 class AppliedBits:
-    """A plan to quantize that was applied. The written checkpoint is de-quantized: as large as its source."""
+    """A plan to quantize that was applied.
+
+    The written checkpoint is de-quantized, as large as its source; where it is packed, `reached` counts the bytes of
+    the file.
+    """
 
     output: Path
     operator: str
@@ -65,6 +69,9 @@ class AppliedBits:
     resumed: int = 0  # blocks that an earlier run had finished
     settings: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    packed: str | None = None  # the layout of the output; None where it is de-quantized
+    loads: str = ""  # what a packed model is loaded with
+    sizes: tuple[int, int] | None = None  # bytes of the files of weights before and after, where they are packed
 
     @property
     def asked(self) -> float:
@@ -86,6 +93,8 @@ class AppliedBits:
             "reached": self.reached,
             "seconds": round(self.seconds, 3),
             "resumed_blocks": self.resumed,
+            "packed": self.packed,
+            **({} if self.sizes is None else {"bytes_before": self.sizes[0], "bytes_after": self.sizes[1]}),
             "settings": dict(self.settings or {}),
             "tensors": [item.to_json() for item in self.tensors],
             "notes": list(self.notes),
@@ -162,8 +171,7 @@ def _lines(plan: Plan, applied: AppliedBits, source: str) -> Iterator[str]:
         yield f"- {name}: {value}"
     yield f"- [{PLAN_FILE}]({PLAN_FILE}) is the plan, with the reason for each entry"
     yield ""
-    yield "The values are stored de-quantized, in the dtype of the source: the file is as large as before. It measures"
-    yield "what the formats cost, and is not what a server would load."
+    yield from _how_stored(applied)
     yield ""
     yield "| tensor | format | bits per weight | relative error |"
     yield "| --- | --- | ---: | ---: |"
@@ -171,3 +179,13 @@ def _lines(plan: Plan, applied: AppliedBits, source: str) -> Iterator[str]:
         yield f"| `{item.tensor}` | {item.format} | {item.reached:.4f} | {item.relative_error:.5f} |"
     for note in (*plan.notes, *applied.notes):
         yield from ("", f"- {note}")
+
+
+def _how_stored(applied: AppliedBits) -> Iterator[str]:
+    if applied.packed is None or applied.sizes is None:
+        yield "The values are stored de-quantized, in the dtype of the source: the file is as large as before. It"
+        yield "measures what the formats cost, and is not what a server would load."
+        return
+    before, after = applied.sizes
+    yield f"The weights are packed, as {applied.packed} lays them out: {after:,} bytes, and {before:,} before."
+    yield applied.loads

@@ -63,6 +63,8 @@ class ApplyOptions:
     equal_widths: bool = False  # structured: the same in every block, which a config can say
     multiple: int = 8  # structured: of neurons, a multiple of this stays
     factored: bool = False  # low_rank: two matrices in place of their product
+    packed: str | None = None  # plans to quantize: compressed-tensors, torchao or gguf in place of real numbers
+    dequantize: bool = False  # plans to quantize: read a model that is quantized already as what it decodes to
 
 
 def apply(
@@ -118,6 +120,8 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 def _is_calibrated(plan: Plan, options: ApplyOptions) -> bool:
+    if options.packed is not None:
+        raise UsageError("a pruned model has no codes to pack", fix="leave --packed out")
     if options.factored and plan.operator != "low_rank":
         raise UsageError(f"{plan.operator} has no factors", fix="leave --factored out, or plan with low_rank")
     if options.save_masks and (plan.operator == "structured" or options.factored):

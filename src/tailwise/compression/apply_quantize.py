@@ -1,4 +1,4 @@
-"""`quantize()`: a plan to quantize and a checkpoint to a de-quantized checkpoint."""
+"""`quantize()`: a plan to quantize and a checkpoint to a checkpoint with the values of its formats, packed or not."""
 
 from __future__ import annotations
 
@@ -11,36 +11,32 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
+from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.draft import Draft, check_output, check_space
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.writer import Change, Layout, layout_of, write_checkpoint
+from tailwise.checkpoints.writer import Change, Layout, write_checkpoint
 from tailwise.compression.applied_quantize import AppliedBits, Grids, card, read_back
 from tailwise.compression.calibrated_quantize import Quantizing, grids_in, jobs_of
 from tailwise.compression.calibration_inputs import Draw, calibration_inputs, check_inputs
 from tailwise.compression.card import PLAN_FILE
-from tailwise.compression.data_free import as_matrices, from_matrices, input_size
-from tailwise.compression.fingerprint import has_fingerprint
+from tailwise.compression.fit_quantize import check_fit, is_calibrated, source_of
 from tailwise.compression.hosts import load_host
 from tailwise.compression.journal import Journal, digest_of_inputs, key_of_run
-from tailwise.compression.plan import Decision, Plan
+from tailwise.compression.packing.output import coded_by, packed
+from tailwise.compression.packing.packing import Packing, Work, check_packing
+from tailwise.compression.packing.packings import packing_of
+from tailwise.compression.plan import Plan
 from tailwise.compression.plan_files import to_text
-from tailwise.compression.quantize.quantizer import QUANTIZERS, Target
+from tailwise.compression.quantize.quantizer import QUANTIZERS
+from tailwise.compression.rounded import Rounding, own_grids
 from tailwise.compression.walk import walk_blocks
-from tailwise.errors import TailwiseError, UsageError
 from tailwise.execution.device import checked_device
-from tailwise.number_formats.formats import parse_format
-from tailwise.number_formats.grid import Grid
-from tailwise.number_formats.scaled import ScaledFormat
 
 if TYPE_CHECKING:
     from tailwise.compression.apply import ApplyOptions
 
 Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in all
-
-_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-_SHOWN = 5
 
 
 def quantize(
@@ -52,7 +48,8 @@ def quantize(
 ) -> AppliedBits:
     """Write the model with the values that the plan's formats leave, and read back that each is one.
 
-    The output has the same tensors, dtypes and files, the plan and a model card; it appears whole or not at all.
+    The output has the same tensors, dtypes and files, the plan and a model card; with `options.packed` it has codes and
+    scales in the layout of another tool instead. It appears whole or not at all.
     `rtn` streams tensor by tensor and looks at no text; `gptq` goes block by block through the model, and a run that
     was killed goes on at the block where it was. Raises `UsageError` before any work where the plan does not fit.
     """
@@ -60,92 +57,24 @@ def quantize(
     started = time.perf_counter()
     name = os.fspath(model)
     checked_device(options.device)
-    calibrated = _is_calibrated(plan, options)
+    packing = None if options.packed is None else packing_of(options.packed)
+    calibrated = is_calibrated(plan, options)
     source = Path(name).expanduser()
     check_output(output, force=options.force, source=source if source.exists() else None)
-    with open_checkpoint(name) as checkpoint:
-        layout = layout_of(checkpoint, name)
-        _check_fit(plan, checkpoint, force=options.force)
+    with open_checkpoint(name) as stored:
+        checkpoint, layout = source_of(plan, stored, name, dequantize=options.dequantize)
+        check_fit(plan, checkpoint, stored, force=options.force)
+        if packing is not None:
+            check_packing(packing, plan, checkpoint)
         planned = sum(checkpoint.tensors[decision.tensor].nbytes for decision in plan)
         check_space(output, layout.nbytes + (2 * planned if calibrated else 0) + (1 << 20))
-        run = _Run(plan, name, checkpoint, layout, options, progress or _silent)
+        run = _Run(plan, name, checkpoint, layout, options, progress or _silent, packing)
         found = run.calibrated(output) if calibrated else run.data_free(output)
     return replace(found, seconds=time.perf_counter() - started)
 
 
 def _silent(what: str, done: int, total: int) -> None:
     """Without a progress bar."""
-
-
-def _is_calibrated(plan: Plan, options: ApplyOptions) -> bool:
-    if options.save_masks:
-        raise UsageError("quantization removes nothing, so there are no masks", fix="leave --save-masks out")
-    needs = QUANTIZERS[plan.operator].needs != "none"
-    if needs and options.calibration is None:
-        raise UsageError(
-            f"{plan.operator} looks at the inputs of each layer, and there is no calibration text",
-            fix="give --calibration TEXT, or plan with --operator rtn",
-        )
-    return needs
-
-
-def _check_fit(plan: Plan, checkpoint: Checkpoint, *, force: bool) -> None:
-    """`UsageError` where an entry has no tensor, or one that its format cannot hold."""
-    sizes = {name: spec.numel for name, spec in checkpoint.tensors.items()}
-    wrong = list(plan.misfits(sizes))
-    for decision in plan:
-        if decision.tensor in sizes:
-            wrong += _misfits(decision, checkpoint.tensors[decision.tensor], checkpoint)
-    if wrong:
-        more = f"\n  … and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        what = "the plan does not fit the model:\n  " + "\n  ".join(wrong[:_SHOWN]) + more
-        raise UsageError(what, where=checkpoint.uri, fix=f"plan for this model, or apply it to {plan.model}")
-    if plan.fingerprint and not force and not has_fingerprint(checkpoint, plan.fingerprint):
-        raise UsageError(
-            "its weights are others than those that the plan was made from, or the audit was of a part of them",
-            where=checkpoint.uri,
-            fix="audit and plan again, or apply it all the same with --force",
-        )
-
-
-def _misfits(decision: Decision, spec: TensorSpec, checkpoint: Checkpoint) -> list[str]:
-    if spec.dtype not in _FLOATS:
-        return [f"{spec.name} is stored as {spec.dtype}, and only plain floating-point tensors can be quantized"]
-    if len(spec.shape) < 2:
-        return [f"{spec.name} has {len(spec.shape)} axes; a matrix needs two"]
-    chosen, inputs = parse_format(decision.format or ""), input_size(spec.name, spec.shape, checkpoint.config)
-    if chosen.group_size is not None and inputs % chosen.group_size:
-        return [f"{spec.name} has {inputs} inputs, which groups of {chosen.group_size} ({chosen.name}) do not divide"]
-    return []
-
-
-class _Changes:
-    """The tensors of a plan rounded to nearest, one at a time."""
-
-    def __init__(self, plan: Plan, checkpoint: Checkpoint, device: str) -> None:
-        self._decisions = {item.tensor: item for item in plan}
-        self._quantizer = QUANTIZERS[plan.operator]
-        self._checkpoint, self._device = checkpoint, device
-
-    def __call__(self, name: str) -> torch.Tensor | None:
-        """The new tensor, or None where the plan leaves it alone."""
-        decision = self._decisions.get(name)
-        if decision is None:
-            return None
-        target, config = Target(parse_format(decision.format or "")), self._checkpoint.config
-        stored = self._checkpoint.read(name)
-        matrices = as_matrices(stored, name, config).to(self._device)
-        try:
-            found = [self._quantizer(W, target).weight.to(stored.dtype).cpu() for W in matrices]
-        except TailwiseError as error:
-            raise type(error)(error.what, where=name, fix=error.fix) from error
-        return from_matrices(torch.stack(found), stored, name, config)
-
-
-def _own_grids(decision: Decision, matrices: torch.Tensor) -> list[Grid] | None:
-    """The scales that rounding to nearest takes from the source."""
-    chosen = parse_format(decision.format or "")
-    return [chosen.grid(W) for W in matrices] if isinstance(chosen, ScaledFormat) else None
 
 
 @dataclass(frozen=True)
@@ -156,14 +85,15 @@ class _Run:
     layout: Layout
     options: ApplyOptions
     progress: Progress
+    packing: Packing | None = None
 
     def data_free(self, output: Path) -> AppliedBits:
-        changes = _Changes(self.plan, self.checkpoint, self.options.device)
+        changes = Rounding(self.plan, self.checkpoint, self.options.device)
         unused = self.options.calibration is not None
         notes = (f"{self.plan.operator} looks at no text: the calibration was not used",) if unused else ()
         with Draft(output) as draft:
             done = AppliedBits(output, self.plan.operator, (), 0.0, notes=notes)
-            return self._write(draft, changes, _own_grids, done)
+            return self._write(draft, changes, own_grids, done)
 
     def calibrated(self, output: Path) -> AppliedBits:
         """Round block by block into the draft's journal, then write."""
@@ -178,7 +108,8 @@ class _Run:
         act_order = plan.settings.get("act_order") is True
         facts: dict[str, Any] = {**settings, "dtype": options.dtype, "act_order": act_order}
         formats = {decision.tensor: decision.format for decision in plan}
-        key = key_of_run(plan, self.checkpoint, {**facts, "formats": formats}, digest_of_inputs(inputs))
+        kept = {**facts, "formats": formats, "kept": "whole grids"}
+        key = key_of_run(plan, self.checkpoint, kept, digest_of_inputs(inputs))
         with Draft(output, key=key, resume=options.resume) as draft:
             journal = Journal(draft.kept)
             work = Quantizing(jobs, journal, QUANTIZERS[plan.operator], act_order)
@@ -196,6 +127,18 @@ class _Run:
 
     def _write(self, draft: Draft, change: Change, grids: Grids, done: AppliedBits) -> AppliedBits:
         """Write all files into the draft, read them back, and put the draft in its place."""
+        if self.packing is None:
+            done = self._unpacked(draft.folder, change, grids, done)
+        else:
+            coded = coded_by(self.plan, self.checkpoint, change, grids)
+            work = Work(self.plan, self.checkpoint, self.layout, coded, self.progress)
+            done = packed(self.packing, work, draft.folder, done)
+        (draft.folder / PLAN_FILE).write_text(to_text(self.plan), encoding="utf-8")
+        (draft.folder / "README.md").write_text(card(self.plan, done, self.name), encoding="utf-8")
+        draft.commit()
+        return done
+
+    def _unpacked(self, folder: Path, change: Change, grids: Grids, done: AppliedBits) -> AppliedBits:
         total = sum(len(shard.specs) for shard in self.layout.shards)
         written = iter(range(1, total + 1))
 
@@ -203,12 +146,8 @@ class _Run:
             self.progress("writing tensors", next(written), total)
             return change(name)
 
-        notes = write_checkpoint(self.layout, self.checkpoint, draft.folder, counted)
+        notes = write_checkpoint(self.layout, self.checkpoint, folder, counted)
         first = self.layout.shards[0].name if len(self.layout.shards) == 1 else ""
-        with open_checkpoint(draft.folder / first if self.layout.index is None and first else draft.folder) as copy:
+        with open_checkpoint(folder / first if self.layout.index is None and first else folder) as copy:
             tensors = read_back(self.plan, self.checkpoint, copy, grids)
-        done = replace(done, tensors=tensors, notes=(*done.notes, *notes))
-        (draft.folder / PLAN_FILE).write_text(to_text(self.plan), encoding="utf-8")
-        (draft.folder / "README.md").write_text(card(self.plan, done, self.name), encoding="utf-8")
-        draft.commit()
-        return done
+        return replace(done, tensors=tensors, notes=(*done.notes, *notes))

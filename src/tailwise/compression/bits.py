@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.checkpoint import DTYPE_BITS
+from tailwise.compression.packed_rows import tensor_of
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 
@@ -68,7 +69,11 @@ def mean_bits(decisions: Iterable[Decision]) -> float:
 def kept_bytes(audit: Audit, planned: Iterable[str]) -> int:
     """Bytes of all tensors of the model that a plan does not name, as they are stored."""
     names = set(planned)
-    return round(sum(_bytes(row) for row in audit.rows if not (names & set(row.tensors)) and row.status != "SHARED"))
+    planned_rows = [row for row in audit.rows if names & {*row.tensors, tensor_of(row)}]
+    # The shape of a packed weight, say, has a row of its own.
+    inside = {row.name for row in planned_rows} | {member for row in planned_rows for member in row.tensors}
+    left = (row for row in audit.rows if row.status != "SHARED" and not inside & {row.name, *row.tensors})
+    return round(sum(_bytes(row) for row in left))
 
 
 def _bytes(row: LayerRow) -> float:

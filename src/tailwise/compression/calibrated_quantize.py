@@ -19,6 +19,9 @@ from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.grid import Grid
 from tailwise.number_formats.scaled import ScaledFormat
 
+#: Of a grid, what a packed checkpoint stores and what rounding again takes.
+_PARTS = ("scales", "steps", "zeros", "lows")
+
 
 def jobs_of(plan: Plan, host: Host, dtypes: Mapping[str, torch.dtype]) -> dict[str, Job]:
     """Layer → what is to be done. `UsageError` where an entry of the plan is no layer of a block."""
@@ -59,9 +62,10 @@ def _kept_grids(tensor: str, done: list[Rounded]) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for index, item in enumerate(done):
         if item.grid is not None:
-            found[f"{tensor}#{index}.steps"] = item.grid.steps
-            if item.grid.zeros is not None:
-                found[f"{tensor}#{index}.zeros"] = item.grid.zeros
+            parts = {name: getattr(item.grid, name) for name in _PARTS}
+            found |= {f"{tensor}#{index}.{name}": value for name, value in parts.items() if value is not None}
+            if item.grid.tensor_scale is not None:
+                found[f"{tensor}#{index}.tensor_scale"] = torch.tensor(item.grid.tensor_scale, dtype=torch.float64)
     return found
 
 
@@ -72,6 +76,11 @@ def grids_in(journal: Journal, tensor: str, name: str) -> list[Grid] | None:
         return None
     found: list[Grid] = []
     while (steps := journal.read(f"{tensor}#{len(found)}.steps")) is not None:
-        zeros = journal.read(f"{tensor}#{len(found)}.zeros")
-        found.append(Grid(chosen.element, steps, steps, zeros, None, chosen.group_size))
+        here = f"{tensor}#{len(found)}"
+        scales, whole = journal.read(f"{here}.scales"), journal.read(f"{here}.tensor_scale")
+        zeros, lows = journal.read(f"{here}.zeros"), journal.read(f"{here}.lows")
+        scale = None if whole is None else float(whole)
+        found.append(
+            Grid(chosen.element, steps if scales is None else scales, steps, zeros, scale, chosen.group_size, lows)
+        )
     return found

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tailwise.audits.audit import Audit, LayerRow
+from tailwise.compression.packed_rows import is_packed, tensor_of
 from tailwise.errors import UsageError, unknown_name
 from tailwise.metrics.facts import fit
 from tailwise.recipe import Recipe
@@ -60,23 +61,26 @@ class Choice:
     also: tuple[str, ...] = ()  # roles of LEFT_OUT to take all the same
 
 
-def candidates(audit: Audit, choice: Choice, estimator: str | None) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
+def candidates(
+    audit: Audit, choice: Choice, estimator: str | None, *, packed: bool = False
+) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
     """The tensors that a plan may touch, in the audit's order, and notes on what was left out and why.
 
     Matrices of one tensor become one candidate whose metrics are the means weighted by parameters. α is that of
-    `estimator`, fitted to the kept spectra; the checkpoint is not read. Without an estimator there is no α.
+    `estimator`, fitted to the kept spectra; the checkpoint is not read. Without an estimator there is no α. With
+    `packed`, weights of codes and scales are candidates too, by the names that they have once they are de-quantized.
     """
     _check_roles(audit, (*choice.roles, *choice.also))
     pattern = _compiled(choice.layers)
     grouped: dict[str, list[LayerRow]] = {}
     composed: list[str] = []
     for row in audit.rows:
-        if not (row.measured and _wanted(row, choice) and pattern.search(row.tensors[0] if row.tensors else row.name)):
+        if not (row.measured and _wanted(row, choice) and pattern.search(tensor_of(row))):
             continue
-        if len(row.tensors) > 1:
+        if len(row.tensors) > 1 and not (packed and is_packed(row)):
             composed.append(row.name)
             continue
-        grouped.setdefault(row.tensors[0] if row.tensors else row.name, []).append(row)
+        grouped.setdefault(tensor_of(row), []).append(row)
     chosen = [row for rows in grouped.values() for row in rows]
     alphas = _alphas(audit, chosen, estimator) if estimator else None
     found = tuple(_candidate(tensor, rows, alphas) for tensor, rows in grouped.items())
@@ -188,8 +192,8 @@ def sizes_in(audit: Audit) -> dict[str, int]:
     """Stored tensor → parameters, over the measured matrices: what `Plan.misfits` compares with."""
     found: dict[str, int] = {}
     for row in audit.rows:
-        if row.measured and len(row.tensors) <= 1:
-            tensor = row.tensors[0] if row.tensors else row.name
+        if row.measured and (len(row.tensors) <= 1 or is_packed(row)):
+            tensor = tensor_of(row)
             found[tensor] = found.get(tensor, 0) + row.n_params
     return found
 

@@ -30,7 +30,7 @@ def does_nothing(decision: Decision) -> bool:
 
 def as_matrices(tensor: torch.Tensor, name: str, config: Mapping[str, Any]) -> torch.Tensor:
     """A stored tensor as (count, out, in): stacked experts are several matrices, all else is one."""
-    if _transposed(name, tensor.ndim, config):
+    if is_transposed(name, tensor.ndim, config):
         tensor = tensor.mT
     if tensor.ndim == 3 and classify(name, 3, config).role.startswith("expert_"):
         return tensor
@@ -39,7 +39,7 @@ def as_matrices(tensor: torch.Tensor, name: str, config: Mapping[str, Any]) -> t
 
 def from_matrices(matrices: torch.Tensor, like: torch.Tensor, name: str, config: Mapping[str, Any]) -> torch.Tensor:
     """The inverse of `as_matrices`, in the shape and dtype of `like`."""
-    if _transposed(name, like.ndim, config):
+    if is_transposed(name, like.ndim, config):
         matrices = matrices.mT
     return matrices.reshape(like.shape).to(like.dtype)
 
@@ -49,7 +49,8 @@ def input_size(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> 
     return int(as_matrices(torch.empty(shape, device="meta"), name, config).shape[2])
 
 
-def _transposed(name: str, ndim: int, config: Mapping[str, Any]) -> bool:
+def is_transposed(name: str, ndim: int, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor is stored (in, out)."""
     kind = config.get("model_type")
     if ndim == 3:
         return kind in EXPERTS_IN_OUT and classify(name, 3, config).role.startswith("expert_")

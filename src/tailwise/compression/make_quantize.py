@@ -53,6 +53,7 @@ class QuantizeRequest:
     estimator: str | None = None  # of α
     study: PrecisionStudy | None = None  # for `distortion`
     relative: bool = False  # `distortion`: relative errors
+    dequantize: bool = False  # plan for a model that is quantized already, from the values that it decodes to
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -115,9 +116,10 @@ class Asked:
 def asked_of(audit: Audit, request: QuantizeRequest) -> Asked:
     """The tensors, their groups, and what each takes in each format. Raises `UsageError`."""
     method, formats = ASSIGNERS[request.allocator], parsed_formats(request.formats)
-    _check_not_quantized(audit)
+    if not request.dequantize:
+        _check_not_quantized(audit)
     estimator, said = _estimator(audit, request, method)
-    found, notes = candidates(audit, request.choice, estimator)
+    found, notes = candidates(audit, request.choice, estimator, packed=request.dequantize)
     found, shapes, more = _shaped(found, audit)
     if "variance" in method.needs:
         found = tuple(_with_variance(item, audit) for item in found)
@@ -164,7 +166,8 @@ def _check_budget(request: QuantizeRequest) -> None:
 def _check_not_quantized(audit: Audit) -> None:
     packed = [row.name for row in audit.rows if row.measured and len(row.tensors) > 1 and row.kind != "lora"]
     if packed and all(len(row.tensors) > 1 for row in audit.rows if row.measured and row.block is not None):
-        raise UsageError("its weights are quantized", where=audit.model, fix="give the model that it was made from")
+        fix = "give the model that it was made from, or plan from the values that it decodes to with --dequantize"
+        raise UsageError("its weights are quantized", where=audit.model, fix=fix)
 
 
 def _estimator(audit: Audit, request: QuantizeRequest, method: Assigner) -> tuple[str | None, tuple[str, ...]]:
@@ -244,6 +247,7 @@ def _recorded(request: QuantizeRequest, assignment: Assignment, asked: Asked) ->
         "per_expert": request.per_expert,
         "act_order": request.act_order,
         "relative": request.relative,
+        "dequantize": request.dequantize,
         "study": None if request.study is None else request.study.model,
         "roles": list(choice.roles),
         "layers": choice.layers,

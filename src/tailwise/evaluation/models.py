@@ -89,8 +89,9 @@ def _load(transformers: Any, place: str, revision: str | None, dtype: str, name:
     if (Path(place) / PRUNED_FILE).is_file():
         return load_pruned(place, dtype=dtype), ()
     kind = transformers.AutoModelForCausalLM
+    how = {"revision": revision, "dtype": dtype, "output_loading_info": True, **_gguf_in(place)}
     try:
-        module, facts = kind.from_pretrained(place, revision=revision, dtype=dtype, output_loading_info=True)
+        module, facts = kind.from_pretrained(place, **how)
     except Exception as error:  # every architecture and format fails in its own way
         raise _unreadable(error, name) from error
     missing = sorted(facts.get("missing_keys", ()))
@@ -103,6 +104,14 @@ def _load(transformers: Any, place: str, revision: str | None, dtype: str, name:
     extra = sorted(facts.get("unexpected_keys", ()))
     note = f"{name}: {len(extra)} stored tensors have no place in the model: {', '.join(extra[:3])}"
     return module, (note,) if extra else ()
+
+
+def _gguf_in(place: str) -> dict[str, str]:
+    """The GGUF file of a folder that has no other weights, as transformers is told of it."""
+    path = Path(place)
+    files = sorted(path.glob("*.gguf"))
+    others = any(next(path.glob(f"*{suffix}"), None) for suffix in (".safetensors", ".bin", ".index.json"))
+    return {"gguf_file": files[0].name} if len(files) == 1 and not others else {}
 
 
 def _check_kind(transformers: Any, place: str, revision: str | None, name: str) -> None:

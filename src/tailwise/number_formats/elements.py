@@ -69,6 +69,33 @@ class Integer(Element):
 
 
 @dataclass(frozen=True)
+class Unsigned(Element):
+    """Integers of `bits` bits without a sign: 0 … 2^b − 1."""
+
+    bits: int
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """From zero."""
+        return 0.0, float(2**self.bits - 1)
+
+    @property
+    def slack(self) -> float:
+        """Half of a step of one."""
+        return 0.5
+
+    def round_(self, scaled: torch.Tensor) -> torch.Tensor:
+        """Ties to even."""
+        return scaled.round_().clamp_(*self.limits)
+
+    def codes(self, elements: torch.Tensor) -> torch.Tensor:
+        """uint8."""
+        import torch
+
+        return elements.to(torch.uint8)
+
+
+@dataclass(frozen=True)
 class MiniFloat(Element):
     """A sign, `exponent` and `mantissa` bits, no infinities and no NaN (OCP MX 1.0, section 5.3: FP4 and FP6)."""
 

@@ -9,8 +9,9 @@ from types import MappingProxyType
 from typing import Literal
 
 from tailwise.errors import UsageError, unknown_name
+from tailwise.number_formats.blocks import BLOCK, BlockFormat, HalfBetween, HalfLargest, HalfSigned
 from tailwise.number_formats.casts import Cast, Float8Cast
-from tailwise.number_formats.elements import Float8, Integer, MiniFloat, Table
+from tailwise.number_formats.elements import Float8, Integer, MiniFloat, Table, Unsigned
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat
 from tailwise.number_formats.scales import Asymmetric, LargestFloat32, PowerOfTwo, Symmetric, TwoLevel
@@ -53,6 +54,11 @@ FORMATS: Mapping[str, str] = MappingProxyType(
         "mxfp4": "OCP MX: e2m1 elements, a power of two per 32 entries",
         "nvfp4": "e2m1 elements, an fp8 scale per 16 entries, a float32 scale per tensor",
         "nf4": "QLoRA's 16 normal quantiles, a float32 scale per 64 entries (g<N>)",
+        "q4_0": "llama.cpp: 4-bit integer, a float16 scale per 32 entries",
+        "q4_1": "llama.cpp: 4-bit integer, a float16 scale and lowest value per 32 entries",
+        "q5_0": "llama.cpp: 5-bit integer, a float16 scale per 32 entries",
+        "q5_1": "llama.cpp: 5-bit integer, a float16 scale and lowest value per 32 entries",
+        "q8_0": "llama.cpp: 8-bit integer, a float16 scale per 32 entries",
     }
 )
 
@@ -168,6 +174,15 @@ def _nf4(base: str, words: _Suffixes) -> NumberFormat:
     return ScaledFormat(name, "the table of QLoRA, as in bitsandbytes", Table(NF4), LargestFloat32(1.0), shared)
 
 
+def _llama_cpp(base: str, words: _Suffixes) -> NumberFormat:
+    del words
+    bits, low = int(base[1]), base.endswith("_1")
+    rule = HalfBetween(bits) if low else HalfLargest() if bits == 8 else HalfSigned(bits)
+    return BlockFormat(
+        base, "llama.cpp's blocks, as the gguf package", Unsigned(bits) if low else Integer(bits), rule, BLOCK
+    )
+
+
 _MAKERS: Mapping[str, Callable[[str, _Suffixes], NumberFormat]] = {
     "fp8": _fp8,
     "int": _integer,
@@ -176,4 +191,5 @@ _MAKERS: Mapping[str, Callable[[str, _Suffixes], NumberFormat]] = {
     "nf4": _nf4,
     "fp": _cast,
     "bf": _cast,
+    "q": _llama_cpp,
 }

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The values that the entries of a block can take: value = (element − zero) · step."""
+    """The values that the entries of a block can take: value = (element − zero) · step, or element · step + low."""
 
     element: Element
     scales: torch.Tensor  # as stored, (rows, groups); (1, 1) for one of a tensor
@@ -21,31 +21,44 @@ class Grid:
     zeros: torch.Tensor | None = None  # int8, the element that stands for zero; None: zero itself
     tensor_scale: float | None = None  # step = scale / tensor_scale, where the format has one
     group_size: int | None = None  # columns that share a scale; None: all
+    lows: torch.Tensor | None = None  # what an element of zero is worth, in the shape and type of `scales`
 
     def round(self, columns: torch.Tensor, start: int = 0) -> torch.Tensor:
         """The nearest values to some columns, (rows, c), of which the first is column `start` of the block."""
         import torch
 
-        steps, zeros = self._of(columns.shape[1], start)
+        steps, zeros, lows = self._of(columns.shape[1], start)
         scaled = columns.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        return snap_(scaled, self.element, steps, zeros)
+        if zeros is not None:
+            return snap_(scaled, self.element, steps, zeros)
+        scaled = (scaled if lows is None else scaled.sub_(lows)).div_(_divisors(steps))
+        rounded = self.element.round_(scaled).mul_(steps)
+        return rounded if lows is None else rounded.add_(lows)
 
     def codes(self, values: torch.Tensor, start: int = 0) -> torch.Tensor:
         """The codes of values on the grid, (rows, c); see `Element.codes`."""
         import torch
 
-        steps, zeros = self._of(values.shape[1], start)
-        scaled = values.to(torch.float32, copy=True, memory_format=torch.contiguous_format).div_(steps)
+        steps, zeros, lows = self._of(values.shape[1], start)
+        scaled = values.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        scaled = (scaled if lows is None else scaled.sub_(lows)).div_(_divisors(steps))
         return self.element.codes(self.element.round_(scaled if zeros is None else scaled.add_(zeros)))
 
-    def _of(self, count: int, start: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Steps and zero points of columns start … start + count − 1, (rows, count) or (rows, 1)."""
+    def _of(self, count: int, start: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Steps, zero points and lows of columns start … start + count − 1, each (rows, count) or (rows, 1)."""
         import torch
 
+        lows = None if self.lows is None else self.lows.float()
         if self.group_size is None:
-            return self.steps, self.zeros
+            return self.steps, self.zeros, lows
         groups = torch.arange(start, start + count, device=self.steps.device) // self.group_size
-        return self.steps[:, groups], None if self.zeros is None else self.zeros[:, groups]
+        zeros = None if self.zeros is None else self.zeros[:, groups]
+        return self.steps[:, groups], zeros, None if lows is None else lows[:, groups]
+
+
+def _divisors(steps: torch.Tensor) -> torch.Tensor:
+    """A step of zero, which llama.cpp's blocks can have, makes every entry zero."""
+    return steps.masked_fill(steps == 0, float("inf"))
 
 
 def snap_(

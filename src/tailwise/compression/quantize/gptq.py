@@ -115,9 +115,11 @@ class _Scales:
         first = self._parts[0]
         raw = torch.uint8 if first.scales.element_size() == 1 else first.scales.dtype  # not every type concatenates
         zeros = [part.zeros for part in self._parts if part.zeros is not None]
+        lows = [part.lows for part in self._parts if part.lows is not None]
         return replace(
             first,
             scales=torch.cat([part.scales.view(raw) for part in self._parts], dim=1).view(first.scales.dtype),
             steps=torch.cat([part.steps for part in self._parts], dim=1),
             zeros=torch.cat(zeros, dim=1) if zeros else None,
+            lows=torch.cat(lows, dim=1) if lows else None,
         )

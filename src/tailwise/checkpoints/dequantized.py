@@ -1,0 +1,80 @@
+"""A quantized checkpoint as the dense one that it decodes to, to be written as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tailwise.checkpoints.checkpoint import DTYPE_BITS, Checkpoint, TensorSpec
+from tailwise.checkpoints.dtypes import code_of, torch_dtype
+from tailwise.checkpoints.packed import DecodedCheckpoint, decoded
+from tailwise.checkpoints.writer import Layout
+from tailwise.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+#: What config.json says of the packing, and a dense checkpoint must not.
+SETTINGS = ("quantization_config", "compression_config")
+
+
+class Dequantized(Checkpoint):
+    """Packed weights are read as the dtype that the config names, bfloat16 where it names none."""
+
+    def __init__(self, stored: DecodedCheckpoint) -> None:
+        self._inner = stored
+        self._code = _code(stored.config)
+        self.uri, self.format, self.local = stored.uri, stored.format, stored.local
+        self.revision, self.metadata, self.shared = stored.revision, stored.metadata, stored.shared
+        self.read_whole, self.module_kinds = stored.read_whole, stored.module_kinds
+        self.config = {name: value for name, value in stored.config.items() if name not in SETTINGS}
+        self.tensors = {name: self._spec(spec) for name, spec in stored.tensors.items()}
+
+    def _spec(self, spec: TensorSpec) -> TensorSpec:
+        if spec.name not in self._inner.recipes:
+            return spec
+        return TensorSpec(spec.name, self._code, spec.shape, spec.numel * DTYPE_BITS[self._code] // 8)
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """See `Checkpoint`."""
+        found = self._inner.read_rows(name, start, stop)
+        return found.to(torch_dtype(self._code, where=name)) if name in self._inner.recipes else found
+
+    def identity(self, name: str) -> str | None:
+        """See `Checkpoint`."""
+        return self._inner.identity(name)
+
+    def layout(self, stored: Layout) -> Layout:
+        """The files of the source, with one tensor where several made one."""
+        heads = {members[0]: name for name, members in self._inner.members.items()}
+        inside = {member for members in self._inner.members.values() for member in members}
+
+        def specs(old: tuple[TensorSpec, ...]) -> Iterator[TensorSpec]:
+            for spec in old:
+                if spec.name in heads:
+                    yield self.tensors[heads[spec.name]]
+                elif spec.name not in inside:
+                    yield spec
+
+        shards = tuple(replace(shard, specs=tuple(specs(shard.specs)), metadata={}) for shard in stored.shards)
+        return replace(stored, shards=shards, left_out=SETTINGS)
+
+
+def dequantized(checkpoint: Checkpoint) -> Dequantized | None:
+    """The dense checkpoint that a quantized one decodes to; None where nothing is packed.
+
+    `UsageError` where a part of it is in a packing that is not known.
+    """
+    found = decoded(checkpoint)
+    if not isinstance(found, DecodedCheckpoint):
+        return None
+    for name, why in found.unsupported.items():
+        raise UsageError(f"{name} cannot be de-quantized: {why}", where=checkpoint.uri)
+    return Dequantized(found)
+
+
+def _code(config: Mapping[str, Any]) -> str:
+    named = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+    code = code_of(named)
+    return code if code in ("F32", "F16", "BF16") else "BF16"

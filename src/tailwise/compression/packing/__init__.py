@@ -1,0 +1,1 @@
+"""Packed checkpoints: codes and scales in the layouts that servers load."""

@@ -1,0 +1,154 @@
+"""One GGUF file, which llama.cpp loads, and transformers through its own reader."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
+from tailwise.checkpoints.writer import copy_settings
+from tailwise.compression.packing import gguf_model as model
+from tailwise.compression.packing.gguf_blocks import TYPES, row_bytes, to_bytes, type_of
+from tailwise.compression.packing.gguf_tokenizer import add_tokenizer
+from tailwise.compression.packing.packing import Packing, Work
+from tailwise.compression.plan import Plan
+from tailwise.number_formats.formats import parse_format
+from tailwise.number_formats.number_format import NumberFormat
+
+FILE = "model.gguf"
+
+
+class Gguf(Packing):
+    """Every tensor by llama.cpp's name, in llama.cpp's type."""
+
+    name = "gguf"
+    package, extra = "gguf", "gguf"
+    loads = (
+        f"`{FILE}` is what llama.cpp runs. transformers loads it too, de-quantized: "
+        f'`AutoModelForCausalLM.from_pretrained(folder, gguf_file="{FILE}")`.'
+    )
+
+    def instead(self) -> str:
+        """See `Packing`."""
+        return ", ".join(sorted(TYPES))
+
+    def refuses(self, chosen: NumberFormat, spec: TensorSpec) -> str | None:  # noqa: ARG002
+        """See `Packing`."""
+        if chosen.name not in TYPES:
+            return f"has no type for {chosen.name} that the gguf package encodes"
+        return None
+
+    def reasons(self, checkpoint: Checkpoint) -> Iterator[str]:
+        """See `Packing`."""
+        yield from model.reasons(checkpoint)
+
+    def notes(self, plan: Plan, checkpoint: Checkpoint) -> Iterator[str]:  # noqa: ARG002
+        """See `Packing`."""
+        config = checkpoint.config
+        if model.rope_factors(config) is not None:
+            yield "transformers does not read the factors of Llama 3.1's positions from a GGUF file; llama.cpp does"
+        if any(config.get(name) for name in ("attention_bias", "mlp_bias")):
+            yield "transformers does not read the biases of this model from a GGUF file; llama.cpp does"
+        if config.get("sliding_window") and config.get("use_sliding_window", True):
+            yield f"the window of {config['sliding_window']} tokens is not in the file: attention will see all"
+
+    def overhead(self, chosen: NumberFormat, spec: TensorSpec) -> int:  # noqa: ARG002
+        """See `Packing`: blocks hold nothing else."""
+        return 0
+
+    def stored_as(self, tensor: str, checkpoint: Checkpoint) -> str:
+        """See `Packing`."""
+        found = model.gguf_name(tensor, checkpoint.config)
+        assert found is not None  # noqa: S101 - `reasons` has looked
+        return found
+
+    def restored(self, values: torch.Tensor, tensor: str, checkpoint: Checkpoint) -> torch.Tensor:
+        """See `Packing`."""
+        return model.turned_back(values, model.heads_of(tensor, checkpoint.config))
+
+    def write(self, work: Work, folder: Path) -> tuple[str, ...]:
+        """See `Packing`."""
+        import gguf
+
+        config = work.checkpoint.config
+        notes = list(copy_settings(work.layout, folder))
+        writer = gguf.GGUFWriter(folder / FILE, model.ARCHITECTURES[config["model_type"]])
+        try:
+            notes += self._head(writer, work, folder)
+            self._tensors(writer, work)
+        finally:
+            writer.close()
+        with (folder / FILE).open("rb") as file:
+            os.fsync(file.fileno())
+        return tuple(notes)
+
+    def _head(self, writer: Any, work: Work, folder: Path) -> list[str]:
+        """All metadata."""
+        import gguf
+
+        config = work.checkpoint.config
+        writer.add_name(work.plan.model.rstrip("/").rsplit("/", 1)[-1])
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        writer.add_file_type(_file_type(work.plan))
+        model.add_sizes(writer, config)
+        return list(add_tokenizer(writer, folder, _vocabulary(work.checkpoint)))
+
+    def _tensors(self, writer: Any, work: Work) -> None:
+        """The sizes of all tensors, then one tensor after the other."""
+        import gguf
+        import numpy as np
+
+        config, factors = work.checkpoint.config, model.rope_factors(work.checkpoint.config)
+        if factors is not None:
+            writer.add_tensor_info("rope_freqs.weight", factors.shape, np.dtype(np.float32), 4 * factors.numel())
+        formats = {decision.tensor: parse_format(decision.format or "") for decision in work.plan}
+        specs = [spec for shard in work.layout.shards for spec in shard.specs]
+        for spec in specs:
+            kind = type_of(spec, formats.get(spec.name))
+            size = row_bytes(kind, spec.shape[-1])
+            rows = spec.numel // spec.shape[-1]
+            shape = (*spec.shape[:-1], size)
+            raw = gguf.GGMLQuantizationType[kind]
+            name = model.gguf_name(spec.name, config)
+            writer.add_tensor_info(name, shape, np.dtype(np.uint8), rows * size, raw)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        if factors is not None:
+            writer.write_tensor_data(factors.numpy())
+        for number, spec in enumerate(specs, 1):
+            work.progress("writing tensors", number, len(specs))
+            writer.write_tensor_data(_stored(spec, work, type_of(spec, formats.get(spec.name))).numpy())
+
+
+def _stored(spec: TensorSpec, work: Work, kind: str) -> torch.Tensor:
+    coded = work.coded(spec.name)
+    values = work.checkpoint.read(spec.name) if coded is None else coded.stored
+    heads = model.heads_of(spec.name, work.checkpoint.config)
+    if values.ndim < 2:
+        return to_bytes(model.turned(values, heads), kind, coded)
+    return model.turned(to_bytes(values, kind, coded), heads).contiguous()
+
+
+def _vocabulary(checkpoint: Checkpoint) -> int:
+    """Rows of the token embedding."""
+    found = (spec for name, spec in checkpoint.tensors.items() if name.endswith("embed_tokens.weight"))
+    spec = next(found, None)
+    return int(checkpoint.config.get("vocab_size", 0)) if spec is None else spec.shape[0]
+
+
+def _file_type(plan: Plan) -> int:
+    """llama.cpp's name for a file: the type that most parameters have."""
+    from gguf import LlamaFileType
+
+    sizes: dict[str, int] = {}
+    for decision in plan:
+        kind = TYPES[parse_format(decision.format or "").name]
+        sizes[kind] = sizes.get(kind, 0) + decision.n_params
+    most = max(sizes, key=lambda kind: sizes[kind])
+    name = {"F32": "ALL_F32", "MXFP4": "MOSTLY_MXFP4_MOE"}.get(most, f"MOSTLY_{most}")
+    return int(LlamaFileType[name])

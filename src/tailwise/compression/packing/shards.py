@@ -1,0 +1,116 @@
+"""Packed models in safetensors files: the shards of the source, with several tensors in place of one."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tailwise.checkpoints.checkpoint import TensorSpec
+from tailwise.checkpoints.dtypes import code_of
+from tailwise.checkpoints.writer import Layout, Shard, copy_settings, pieces, write_index, write_shard
+from tailwise.compression.packing.packing import Packing, Work
+from tailwise.compression.packing.parts import Coded, Parts, cast_of, empty_parts
+from tailwise.compression.plan import Decision
+from tailwise.number_formats.formats import parse_format
+from tailwise.number_formats.number_format import NumberFormat
+from tailwise.number_formats.scaled import ScaledFormat
+
+Members = dict[str, torch.Tensor]  # stored name → tensor
+
+
+class ShardPacking(Packing):
+    """A packing whose files are safetensors, with a `quantization_config` in config.json."""
+
+    @abstractmethod
+    def members(self, spec: TensorSpec, chosen: NumberFormat, parts: Parts) -> Members:
+        """What takes the place of a tensor, the codes first."""
+
+    @abstractmethod
+    def settings(self, work: Work) -> dict[str, Any]:
+        """What config.json gets: fields by name."""
+
+    def metadata(self, work: Work) -> Mapping[str, str]:  # noqa: ARG002 - a hook
+        """What the header of every file gets."""
+        return {}
+
+    def write(self, work: Work, folder: Path) -> tuple[str, ...]:
+        """See `Packing`."""
+        write = _Writing(self, work)
+        shards, metadata = [], self.metadata(work)
+        for shard in work.layout.shards:
+            specs = tuple(new for old in shard.specs for new in write.specs(old))
+            shards.append(Shard(shard.name, specs, {**shard.metadata, **metadata}))
+            write_shard(folder / shard.name, shards[-1], write.read)
+        if work.layout.index is not None:
+            write_index(replace(work.layout, shards=tuple(shards)), folder)
+        notes = tuple(copy_settings(work.layout, folder))
+        config = {**json.loads((folder / "config.json").read_text(encoding="utf-8")), **self.settings(work)}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        return notes
+
+
+@dataclass
+class _Writing:
+    """Reads the tensors of the output, which come in the order of their specs."""
+
+    packing: ShardPacking
+    work: Work
+    _homes: dict[str, str] = field(default_factory=dict)  # stored name → the tensor of the source that it is of
+    _now: tuple[str, Members] = ("", {})
+    _done: int = 0
+
+    def __post_init__(self) -> None:
+        self._decisions = {decision.tensor: decision for decision in self.work.plan}
+        self._total = sum(len(shard.specs) for shard in self.work.layout.shards)
+
+    def specs(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:
+        """What takes the place of one tensor."""
+        decision = self._decisions.get(spec.name)
+        if decision is None:
+            self._homes[spec.name] = spec.name
+            return (spec,)
+        found = empty_members(self.packing, decision, spec)
+        self._homes |= dict.fromkeys(found, spec.name)
+        return tuple(
+            TensorSpec(name, code_of(value.dtype), tuple(value.shape), value.numel() * value.element_size())
+            for name, value in found.items()
+        )
+
+    def read(self, name: str) -> Iterable[torch.Tensor]:
+        """A tensor of the output, in pieces."""
+        home = self._homes[name]
+        if self._now[0] != home:
+            self._done += 1
+            self.work.progress("writing tensors", self._done, self._total)
+            coded = self.work.coded(home)
+            self._now = home, {} if coded is None else _members(self.packing, coded, self.work)
+        made = self._now[1].get(name)
+        return pieces(self.work.checkpoint, home) if made is None else (made,)
+
+
+def empty_members(packing: ShardPacking, decision: Decision, spec: TensorSpec) -> Members:
+    """The tensors of an entry without contents."""
+    chosen = parse_format(decision.format or "")
+    cast = cast_of(chosen)
+    if cast is not None:
+        return {spec.name: torch.empty(spec.shape, dtype=cast, device="meta")}
+    assert isinstance(chosen, ScaledFormat)  # noqa: S101 - `check_packing` has let no other through
+    return packing.members(spec, chosen, empty_parts(chosen, spec))
+
+
+def _members(packing: ShardPacking, coded: Coded, work: Work) -> Members:
+    cast, name = cast_of(coded.format), coded.decision.tensor
+    if cast is not None:
+        return {name: coded.stored.to(cast)}
+    return packing.members(work.checkpoint.tensors[name], coded.format, coded.parts)
+
+
+def weight_files(layout: Layout) -> tuple[str, ...]:
+    """Names of the files that hold the weights."""
+    return tuple(shard.name for shard in layout.shards)
