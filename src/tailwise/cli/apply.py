@@ -161,7 +161,8 @@ def _reached(found: Applied | AppliedBits) -> str:
     from tailwise.compression.applied_quantize import AppliedBits
 
     if isinstance(found, AppliedBits):
-        return f"{found.reached:.4f} bits per weight of the planned parameters, asked for: {found.asked:.4f}"
+        bits = f"{found.reached:.4f} bits per weight of the planned parameters, asked for: {found.asked:.4f}"
+        return bits if found.pruned is None else f"{_reached(found.pruned)}; then {bits}"
     went = "gone" if found.smaller else "saved by low rank" if found.operator == "low_rank" else "zero"
     return f"{found.reached:.4%} of the planned parameters are {went}, asked for: {found.asked:.4%}"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.compression.applied import Applied
 from tailwise.compression.bits import bits_of
 from tailwise.compression.card import PLAN_FILE
 from tailwise.compression.data_free import as_matrices
@@ -71,6 +72,7 @@ class AppliedBits:
     notes: tuple[str, ...] = ()
     packed: str | None = None  # the layout of the output; None where it is de-quantized
     loads: str = ""  # what a packed model is loaded with
+    pruned: Applied | None = None  # what was pruned before
     sizes: tuple[int, int] | None = None  # bytes of the files of weights before and after, where they are packed
 
     @property
@@ -94,6 +96,7 @@ class AppliedBits:
             "seconds": round(self.seconds, 3),
             "resumed_blocks": self.resumed,
             "packed": self.packed,
+            **({} if self.pruned is None else {"pruned": self.pruned.to_json()}),
             **({} if self.sizes is None else {"bytes_before": self.sizes[0], "bytes_after": self.sizes[1]}),
             "settings": dict(self.settings or {}),
             "tensors": [item.to_json() for item in self.tensors],
@@ -165,6 +168,8 @@ def _lines(plan: Plan, applied: AppliedBits, source: str) -> Iterator[str]:
         f"Made from `{source}` by tailwise {version('tailwise')}: the {plan.n_params:,} parameters that the plan names "
         f"hold values of {applied.reached:.4f} bits per weight, scales counted (asked for: {applied.asked:.4f})."
     )
+    if applied.pruned is not None:
+        yield f"Before that, {applied.pruned.reached:.4%} of the parameters of the plan's pruned tensors were set to zero."
     yield ""
     yield f"- operator: {plan.operator}; allocation: {plan.allocator or 'by hand'}"
     for name, value in sorted((applied.settings or {}).items()):

@@ -18,17 +18,18 @@ from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.writer import Change, Layout, Shard, layout_of, write_checkpoint, write_shard
 from tailwise.compression.applied import Applied, masks_of, read_back
 from tailwise.compression.applied_quantize import AppliedBits
+from tailwise.compression.apply_both import prune_and_quantize
 from tailwise.compression.apply_quantize import quantize
 from tailwise.compression.calibrate import SAMPLES, WINDOW
 from tailwise.compression.calibrated import WITH_DATA, Pruning, jobs_of, prune_blocks
 from tailwise.compression.calibration_inputs import Draw, calibration_inputs, check_inputs
 from tailwise.compression.card import PLAN_FILE, card
 from tailwise.compression.data_free import Changes, amount_of, does_nothing, input_size
-from tailwise.compression.fingerprint import has_fingerprint
+from tailwise.compression.fingerprint import check_own
 from tailwise.compression.hosts import load_host
 from tailwise.compression.journal import Journal, digest_of_inputs, key_of_run
 from tailwise.compression.load_pruned import PRUNED_FILE
-from tailwise.compression.plan import BLOCK, Decision, Plan
+from tailwise.compression.plan import BLOCK, BOTH, Decision, Plan
 from tailwise.compression.plan_files import to_text
 from tailwise.compression.prune.pruner import PRUNERS
 from tailwise.compression.smaller import Source, reached_in, work_of, write_smaller
@@ -85,11 +86,11 @@ def apply(
     plan does not fit the model.
     """
     plan.validate()
-    known: dict[str, Callable[..., Applied | AppliedBits]] = {"prune": _prune, "quantize": quantize}
-    if plan.kind not in known:
-        raise UsageError(
-            f"a plan to {plan.kind} cannot be applied here", fix=f"apply takes plans to {', '.join(known)}"
-        )
+    known: dict[str, Callable[..., Applied | AppliedBits]] = {
+        "prune": _prune,
+        "quantize": quantize,
+        BOTH: lambda *given: prune_and_quantize(_prune, *given),
+    }
     return known[plan.kind](plan, model, Path(output), options or ApplyOptions(), progress)
 
 
@@ -148,21 +149,7 @@ def _check_fit(plan: Plan, checkpoint: Checkpoint, options: ApplyOptions) -> Non
         more = f"\n  … and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         what = "the plan does not fit the model:\n  " + "\n  ".join(wrong[:_SHOWN]) + more
         raise UsageError(what, where=checkpoint.uri, fix=f"plan for this model, or apply it to {plan.model}")
-    if plan.fingerprint and not options.force and not _is_its_own(plan, checkpoint):
-        raise UsageError(
-            "its weights are others than those that the plan was made from",
-            where=checkpoint.uri,
-            fix="audit and plan again, or apply it all the same with --force",
-        )
-
-
-def _is_its_own(plan: Plan, checkpoint: Checkpoint) -> bool:
-    audited = plan.settings.get("audited")
-    try:
-        return has_fingerprint(checkpoint, plan.fingerprint, audited)
-    except (TypeError, AttributeError) as error:
-        fix = "leave it as tailwise wrote it"
-        raise UsageError(f"the setting audited is {audited!r}", where=checkpoint.uri, fix=fix) from error
+    check_own(plan, checkpoint, force=options.force)
 
 
 def _misfits(decision: Decision, spec: TensorSpec, checkpoint: Checkpoint) -> list[str]:

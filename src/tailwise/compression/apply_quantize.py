@@ -16,6 +16,7 @@ from tailwise.checkpoints.draft import Draft, check_output, check_space
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.writer import Change, Layout, write_checkpoint
+from tailwise.compression.applied import Applied
 from tailwise.compression.applied_quantize import AppliedBits, Grids, card, read_back
 from tailwise.compression.calibrated_quantize import Quantizing, grids_in, jobs_of
 from tailwise.compression.calibration_inputs import Draw, calibration_inputs, check_inputs
@@ -45,36 +46,62 @@ def quantize(
     output: Path,
     options: ApplyOptions,
     progress: Progress | None = None,
+    pruned: Pruned | None = None,
 ) -> AppliedBits:
     """Write the model with the values that the plan's formats leave, and read back that each is one.
 
     The output has the same tensors, dtypes and files, the plan and a model card; with `options.packed` it has codes and
     scales in the layout of another tool instead. It appears whole or not at all.
     `rtn` streams tensor by tensor and looks at no text; `gptq` goes block by block through the model, and a run that
-    was killed goes on at the block where it was. Raises `UsageError` before any work where the plan does not fit.
+    was killed goes on at the block where it was. `pruned` says what was pruned before, of which zeros are kept. Raises
+    `UsageError` before any work where the plan does not fit.
     """
     plan.validate()
     started = time.perf_counter()
     name = os.fspath(model)
     checked_device(options.device)
-    packing = None if options.packed is None else packing_of(options.packed)
     calibrated = is_calibrated(plan, options)
     source = Path(name).expanduser()
     check_output(output, force=options.force, source=source if source.exists() else None)
     with open_checkpoint(name) as stored:
-        checkpoint, layout = source_of(plan, stored, name, dequantize=options.dequantize)
-        check_fit(plan, checkpoint, stored, force=options.force)
-        if packing is not None:
-            check_packing(packing, plan, checkpoint)
+        checkpoint, layout, packing = _fitted(plan, stored, name, options)
         planned = sum(checkpoint.tensors[decision.tensor].nbytes for decision in plan)
         check_space(output, layout.nbytes + (2 * planned if calibrated else 0) + (1 << 20))
-        run = _Run(plan, name, checkpoint, layout, options, progress or _silent, packing)
+        run = _Run(plan, name, checkpoint, layout, options, progress or _silent, packing, pruned)
         found = run.calibrated(output) if calibrated else run.data_free(output)
     return replace(found, seconds=time.perf_counter() - started)
 
 
+def check_quantize(plan: Plan, model: str, options: ApplyOptions) -> None:
+    """`UsageError` for what would only be found out at the time: `quantize` looks at the same before it works."""
+    plan.validate()
+    is_calibrated(plan, options)
+    with open_checkpoint(model) as stored:
+        _fitted(plan, stored, model, options)
+
+
+def _fitted(
+    plan: Plan, stored: Checkpoint, name: str, options: ApplyOptions
+) -> tuple[Checkpoint, Layout, Packing | None]:
+    packing = None if options.packed is None else packing_of(options.packed)
+    checkpoint, layout = source_of(plan, stored, name, dequantize=options.dequantize)
+    check_fit(plan, checkpoint, stored, force=options.force)
+    if packing is not None:
+        check_packing(packing, plan, checkpoint)
+    return checkpoint, layout, packing
+
+
 def _silent(what: str, done: int, total: int) -> None:
     """Without a progress bar."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was done before: the model that is read was pruned by the same plan."""
+
+    plan: Plan  # of both, as it is recorded
+    model: str  # that both began with
+    applied: Applied  # what the pruning came to
 
 
 @dataclass(frozen=True)
@@ -86,12 +113,14 @@ class _Run:
     options: ApplyOptions
     progress: Progress
     packing: Packing | None = None
+    pruned: Pruned | None = None
 
     def data_free(self, output: Path) -> AppliedBits:
-        changes = Rounding(self.plan, self.checkpoint, self.options.device)
+        zeros = self.pruned is not None
+        changes = Rounding(self.plan, self.checkpoint, self.options.device, keep_zeros=zeros)
         unused = self.options.calibration is not None
         notes = (f"{self.plan.operator} looks at no text: the calibration was not used",) if unused else ()
-        with Draft(output) as draft:
+        with Draft(output, force=self.options.force) as draft:
             done = AppliedBits(output, self.plan.operator, (), 0.0, notes=notes)
             return self._write(draft, changes, own_grids, done)
 
@@ -108,11 +137,12 @@ class _Run:
         act_order = plan.settings.get("act_order") is True
         facts: dict[str, Any] = {**settings, "dtype": options.dtype, "act_order": act_order}
         formats = {decision.tensor: decision.format for decision in plan}
-        kept = {**facts, "formats": formats, "kept": "whole grids"}
+        zeros = self.pruned is not None
+        kept = {**facts, "formats": formats, "kept": "whole grids", "zeros": zeros}
         key = key_of_run(plan, self.checkpoint, kept, digest_of_inputs(inputs))
-        with Draft(output, key=key, resume=options.resume) as draft:
+        with Draft(output, key=key, resume=options.resume, force=options.force) as draft:
             journal = Journal(draft.kept)
-            work = Quantizing(jobs, journal, QUANTIZERS[plan.operator], act_order)
+            work = Quantizing(jobs, journal, QUANTIZERS[plan.operator], act_order, zeros)
             if set(formats) - journal.tensors:
                 advance = self._step("quantizing blocks")
                 walk_blocks(host.home, inputs, work, batch=options.batch, progress=advance)
@@ -133,8 +163,11 @@ class _Run:
             coded = coded_by(self.plan, self.checkpoint, change, grids)
             work = Work(self.plan, self.checkpoint, self.layout, coded, self.progress)
             done = packed(self.packing, work, draft.folder, done)
-        (draft.folder / PLAN_FILE).write_text(to_text(self.plan), encoding="utf-8")
-        (draft.folder / "README.md").write_text(card(self.plan, done, self.name), encoding="utf-8")
+        plan, source = self.plan, self.name
+        if self.pruned is not None:
+            plan, source, done = self.pruned.plan, self.pruned.model, replace(done, pruned=self.pruned.applied)
+        (draft.folder / PLAN_FILE).write_text(to_text(plan), encoding="utf-8")
+        (draft.folder / "README.md").write_text(card(plan, done, source), encoding="utf-8")
         draft.commit()
         return done
 

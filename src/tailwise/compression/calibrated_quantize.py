@@ -34,6 +34,7 @@ class Quantizing(BlockWork):
 
     quantizer: Quantizer
     act_order: bool = False
+    keep_zeros: bool = False
 
     @property
     def need(self) -> Need:
@@ -48,7 +49,7 @@ class Quantizing(BlockWork):
         if found is None:  # an expert that no token was sent to
             quantizer = QUANTIZERS["rtn"]
             notes.append(f"{tensor}: no input reached it, so it was rounded to nearest")
-        target = Target(parse_format(job.decision.format or ""), self.act_order)
+        target = Target(parse_format(job.decision.format or ""), self.act_order, self.keep_zeros)
         done = [
             quantizer(W.to(job.dtype), target, None if found is None else of_group(found, group))
             for group, W in enumerate(matrices_of(module).detach())

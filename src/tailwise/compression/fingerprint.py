@@ -11,9 +11,29 @@ from tailwise.audits.content import HashedMatrix
 from tailwise.audits.prepare import Selection, prepare
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, load
+from tailwise.compression.plan import Plan
+from tailwise.errors import UsageError
 from tailwise.recipe import ConvMode, Recipe, RunOptions
 
 _MODES: tuple[ConvMode, ...] = ("flatten", "slices", "pooled")
+
+
+def check_own(plan: Plan, checkpoint: Checkpoint, *, force: bool) -> None:
+    """`UsageError` where the plan was made from other weights than those of `checkpoint`; with `force`, nothing."""
+    if not plan.fingerprint or force:
+        return
+    audited = plan.settings.get("audited")
+    try:
+        own = has_fingerprint(checkpoint, plan.fingerprint, audited)
+    except (TypeError, AttributeError) as error:
+        fix = "leave it as tailwise wrote it"
+        raise UsageError(f"the setting audited is {audited!r}", where=checkpoint.uri, fix=fix) from error
+    if not own:
+        raise UsageError(
+            "its weights are others than those that the plan was made from",
+            where=checkpoint.uri,
+            fix="audit and plan again, or apply it all the same with --force",
+        )
 
 
 def has_fingerprint(checkpoint: Checkpoint, wanted: str, audited: Mapping[str, Any] | None = None) -> bool:

@@ -8,7 +8,7 @@ from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.dequantized import dequantized
 from tailwise.checkpoints.writer import Layout, layout_of
 from tailwise.compression.data_free import input_size
-from tailwise.compression.fingerprint import has_fingerprint
+from tailwise.compression.fingerprint import check_own
 from tailwise.compression.plan import Decision, Plan
 from tailwise.compression.quantize.quantizer import QUANTIZERS
 from tailwise.errors import UsageError
@@ -67,12 +67,7 @@ def check_fit(plan: Plan, checkpoint: Checkpoint, stored: Checkpoint, *, force: 
         more = f"\n  … and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         what = "the plan does not fit the model:\n  " + "\n  ".join(wrong[:_SHOWN]) + more
         raise UsageError(what, where=checkpoint.uri, fix=f"plan for this model, or apply it to {plan.model}")
-    if plan.fingerprint and not force and not has_fingerprint(stored, plan.fingerprint):
-        raise UsageError(
-            "its weights are others than those that the plan was made from, or the audit was of a part of them",
-            where=checkpoint.uri,
-            fix="audit and plan again, or apply it all the same with --force",
-        )
+    check_own(plan, stored, force=force)
 
 
 def _misfits(decision: Decision, spec: TensorSpec, checkpoint: Checkpoint) -> list[str]:

@@ -19,7 +19,7 @@ from tailwise.compression.assign.assigner import (
 )
 from tailwise.compression.bit_budget import NEAR, bits_table, budget_of, check_reach, listed, spent
 from tailwise.compression.bits import depth_words, shape_of
-from tailwise.compression.candidates import Candidate, Choice, candidates
+from tailwise.compression.candidates import Candidate, Choice, audited_part, candidates
 from tailwise.compression.fusing import fused
 from tailwise.compression.operators import direction_in_words
 from tailwise.compression.plan import Decision, Plan
@@ -96,7 +96,7 @@ def plan_quantize(audit: Audit, request: QuantizeRequest) -> Plan:
         fingerprint=audit.provenance.fingerprint,
         budget={},
         decisions=_decisions(asked, assignment),
-        settings=_recorded(request, assignment, asked),
+        settings=_recorded(request, assignment, asked) | _audited(audit),
     )
     plan = replace(plan, budget=spent(audit, plan, request, asked.choices.budget))
     return replace(plan, notes=(*_said(plan), *assignment.notes, *asked.notes))
@@ -254,6 +254,11 @@ def _recorded(request: QuantizeRequest, assignment: Assignment, asked: Asked) ->
         "also": list(choice.also),
     }
     return found | {name: value for name, value in more.items() if value}
+
+
+def _audited(audit: Audit) -> dict[str, Any]:
+    part = audited_part(audit)
+    return {"audited": part} if part else {}
 
 
 def _said(plan: Plan) -> list[str]:

@@ -17,17 +17,20 @@ from tailwise.number_formats.scaled import ScaledFormat
 class Rounding:
     """The tensors of a plan rounded to nearest, one at a time."""
 
-    def __init__(self, plan: Plan, checkpoint: Checkpoint, device: str) -> None:
+    def __init__(self, plan: Plan, checkpoint: Checkpoint, device: str, *, keep_zeros: bool = False) -> None:
         self._decisions = {item.tensor: item for item in plan}
         self._quantizer = QUANTIZERS[plan.operator]
-        self._checkpoint, self._device = checkpoint, device
+        self._checkpoint, self._device, self._keep_zeros = checkpoint, device, keep_zeros
 
     def __call__(self, name: str) -> torch.Tensor | None:
         """The new tensor, or None where the plan leaves it alone."""
         decision = self._decisions.get(name)
         if decision is None:
             return None
-        target, config = Target(parse_format(decision.format or "")), self._checkpoint.config
+        target, config = (
+            Target(parse_format(decision.format or ""), keep_zeros=self._keep_zeros),
+            self._checkpoint.config,
+        )
         stored = self._checkpoint.read(name)
         matrices = as_matrices(stored, name, config).to(self._device)
         try:

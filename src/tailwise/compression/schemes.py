@@ -43,7 +43,7 @@ def scheme_of(chosen: NumberFormat) -> Scheme | None:
         return Scheme("pack-quantized", _args(chosen.element.bits, "int", strategy, group, symmetric=symmetric))
     e4m3 = isinstance(chosen.element, Float8) and chosen.element.dtype == "float8_e4m3fn"
     if e4m3 and isinstance(chosen.rule, LargestFloat32):
-        return Scheme("float-quantized", _args(8, "float", strategy, group))
+        return Scheme("naive-quantized", _args(8, "float", strategy, group))
     return None
 
 
