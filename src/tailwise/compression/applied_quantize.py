@@ -169,7 +169,7 @@ def _lines(plan: Plan, applied: AppliedBits, source: str) -> Iterator[str]:
         f"hold values of {applied.reached:.4f} bits per weight, scales counted (asked for: {applied.asked:.4f})."
     )
     if applied.pruned is not None:
-        yield f"Before that, {applied.pruned.reached:.4%} of the parameters of the plan's pruned tensors were set to zero."
+        yield f"Before that, {applied.pruned.reached:.4%} of the plan's pruned tensors were set to zero."
     yield ""
     yield f"- operator: {plan.operator}; allocation: {plan.allocator or 'by hand'}"
     for name, value in sorted((applied.settings or {}).items()):
