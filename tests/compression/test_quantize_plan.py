@@ -210,6 +210,28 @@ def test_alphaquant_by_hand():
     assert alone.levels.tolist() == [1] * 7 + [0] * 3
 
 
+def test_with_tau_bits_are_shares_of_the_budget_that_fall_as_alpha_rises():
+    sizes, alphas = [1024, 2048, 1024, 4096], [6.0, 2.0, 3.0, 4.0]
+    items = [
+        Candidate(f"{k}.weight", str(k), "mlp_up", k, size, metrics={"alpha": alpha})
+        for k, (size, alpha) in enumerate(zip(sizes, alphas, strict=True))
+    ]
+    levels = np.arange(1.0, 9.0)
+    bits = np.array(sizes, dtype=float)[:, None] * levels[None, :]
+    given = Choices(tuple(Group(item.tensor, (item,)) for item in items), tuple(f"int{k:.0f}" for k in levels), levels,
+                    bits, 4.0 * sum(sizes))  # fmt: skip
+    share = 1 + 0.5 * (1 - 2 * (np.array(alphas) - 2.0) / 4.0)
+    wanted = 4.0 * sum(sizes) * share / (np.array(sizes) * share).sum()
+    found = ASSIGNERS["alpha"](given, FormatSettings(tau=0.5))
+    assert np.abs(levels[found.levels] - wanted).max() <= 1.0
+    assert given.weight(found.levels) == pytest.approx(given.goal, rel=0.03)
+    assert given.weight(found.levels) <= given.goal
+    order = np.argsort(alphas)
+    assert (np.diff(found.levels[order]) <= 0).all()
+    assert found.settings == {"tau": 0.5}
+    assert len(set(ASSIGNERS["alpha"](given, FormatSettings(tau=0.0)).levels)) == 1
+
+
 def test_alpha_is_fitted_by_the_estimator_of_alphaquant(audit):
     plan = plan_quantize(audit, QuantizeRequest(5.0, allocator="alpha"))
     assert plan.settings["estimator"] == "top_outside"
@@ -281,6 +303,8 @@ def test_a_budget_that_no_choice_meets_names_the_nearest(audit, request_, said):
         ({"bits": 4.5, "allocator": "alphaq", "settings": {"gamma": math.inf}}, "gamma is inf"),
         ({"bits": 4.5, "allocator": "alpha", "settings": {"mxfp4_ratio": 0.3}}, "ratios say how many bits"),
         ({"allocator": "alpha", "settings": {"mxfp4_ratio": 0.7, "bf16_ratio": 0.7}}, "more than all tensors"),
+        ({"allocator": "alpha", "settings": {"mxfp4_ratio": 0.3, "tau": 0.3}}, "two ways"),
+        ({"bits": 4.5, "rise": 0.1}, "two budgets"),
         ({"bits": 4.5, "relative": True}, "reads no study"),
     ],
 )
