@@ -26,15 +26,15 @@ from safetensors.torch import load_file, save_file
 
 from tailwise.audits.run import audit
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.apply import ApplyOptions, apply
-from tailwise.compression.calibrate import sample_windows
-from tailwise.compression.data_free import amount_of
-from tailwise.compression.hosts import load_host
-from tailwise.compression.make import Request, plan_prune
-from tailwise.compression.plan import Plan
+from tailwise.compression.applying.apply import ApplyOptions, apply
+from tailwise.compression.applying.data_free import amount_of
+from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.plans.plan import Plan
 from tailwise.compression.prune.pruner import PRUNERS, Activations
-from tailwise.compression.statistics import of_group
-from tailwise.compression.walk import Block, walk_blocks
+from tailwise.compression.walking.calibrate import sample_windows
+from tailwise.compression.walking.hosts import load_host
+from tailwise.compression.walking.statistics import of_group
+from tailwise.compression.walking.walk import Block, walk_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tailwise.audits.run import audit
 from tailwise.compression.export.exporter import export
-from tailwise.compression.make import Request, plan_prune
+from tailwise.compression.plans.make import Request, plan_prune
 
 ROOT = Path(__file__).resolve().parents[1]
 THEIRS = """

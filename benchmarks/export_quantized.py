@@ -22,8 +22,8 @@ from typing import Any
 
 from tailwise.audits.run import audit
 from tailwise.compression.export.exporter import export
-from tailwise.compression.make_quantize import QuantizeRequest, plan_quantize
-from tailwise.compression.plan import Decision, Plan
+from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
+from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.number_formats.formats import parse_format
 
 ROOT = Path(__file__).resolve().parents[1]

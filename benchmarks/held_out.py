@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tailwise.compression.plan import Decision
+from tailwise.compression.plans.plan import Decision
 from tailwise.evaluation.intervals import mean_interval
 from tailwise.evaluation.models import load_tokenizer
 from tailwise.evaluation.sources import Documents

@@ -39,8 +39,8 @@ from held_out import (
 from tailwise.audits.audit import Audit
 from tailwise.audits.run import audit
 from tailwise.compression.allocate.allocator import ALLOCATORS
-from tailwise.compression.apply import ApplyOptions, apply
-from tailwise.compression.make import Request
+from tailwise.compression.applying.apply import ApplyOptions, apply
+from tailwise.compression.plans.make import Request
 from tailwise.evaluation.losses import window_losses
 from tailwise.evaluation.models import load_model, load_tokenizer
 from tailwise.evaluation.tokens import tokens_of, windows_of

@@ -40,9 +40,9 @@ from held_out import (
 from tailwise.audits.audit import Audit
 from tailwise.audits.run import audit
 from tailwise.compression.allocate.knapsack import Knapsack, solve
-from tailwise.compression.apply import ApplyOptions, apply
-from tailwise.compression.bits import mean_bits
-from tailwise.compression.make_quantize import QuantizeRequest, plan_quantize
+from tailwise.compression.applying.apply import ApplyOptions, apply
+from tailwise.compression.plans.bits import mean_bits
+from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
 from tailwise.evaluation.losses import window_losses
 from tailwise.evaluation.models import load_model, load_tokenizer
 from tailwise.evaluation.tokens import tokens_of, windows_of

@@ -23,11 +23,11 @@ import torch
 from pruning import HELD_OUT, WINDOW, Subject, subjects
 from tailwise.audits.run import audit
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.apply import apply
-from tailwise.compression.hosts import places_in
-from tailwise.compression.make import Request, plan_prune
-from tailwise.compression.recover import RecoverOptions, recover
+from tailwise.compression.applying.apply import apply
+from tailwise.compression.plans.make import Request, plan_prune
 from tailwise.compression.recovery.masked import masks_in
+from tailwise.compression.recovery.recover import RecoverOptions, recover
+from tailwise.compression.walking.hosts import places_in
 from tailwise.evaluation.intervals import mean_interval
 from tailwise.evaluation.losses import window_losses
 from tailwise.evaluation.models import load_model, load_tokenizer

@@ -22,8 +22,8 @@ import torch
 import transformers
 
 from tailwise.audits.run import audit
-from tailwise.compression.apply import ApplyOptions, apply
-from tailwise.compression.make import Request, plan_prune
+from tailwise.compression.applying.apply import ApplyOptions, apply
+from tailwise.compression.plans.make import Request, plan_prune
 from tailwise.evaluation.classifiers import ClassifierScores, classifier_scores
 from tailwise.evaluation.quiet import quiet
 

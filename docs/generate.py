@@ -25,7 +25,7 @@ from tailwise.audits.weightwatcher import COLUMNS, DIFFERENT
 from tailwise.checkpoints.roles import ROLES
 from tailwise.cli.main import app
 from tailwise.compression.allocate.allocator import ALLOCATORS
-from tailwise.compression.operators import OPERATORS
+from tailwise.compression.plans.operators import OPERATORS
 from tailwise.diagnosis.rule import RULES, Rule
 from tailwise.diagnosis.thresholds import TABLE, of_rule
 from tailwise.metrics.measure import selected

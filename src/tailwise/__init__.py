@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from tailwise.checkpoints.open import open_checkpoint
     from tailwise.compare.ranking import rank
     from tailwise.compare.run import compare
-    from tailwise.compression.apply import apply
-    from tailwise.compression.load_pruned import load_pruned
+    from tailwise.compression.applying.apply import apply
+    from tailwise.compression.walking.load_pruned import load_pruned
     from tailwise.diagnosis.run import diagnose
     from tailwise.errors import TailwiseError, UnreadableError, UsageError
     from tailwise.evaluation.run import evaluate
@@ -50,7 +50,7 @@ _HOMES = {
     "UnreadableError": "tailwise.errors",
     "UsageError": "tailwise.errors",
     "alpha_hill": "tailwise.audits.single",
-    "apply": "tailwise.compression.apply",
+    "apply": "tailwise.compression.applying.apply",
     "esd": "tailwise.audits.single",
     "audit": "tailwise.audits.run",
     "check": "tailwise.gates.run",
@@ -58,7 +58,7 @@ _HOMES = {
     "diagnose": "tailwise.diagnosis.run",
     "evaluate": "tailwise.evaluation.run",
     "fit_tail": "tailwise.spectrum.power_law",
-    "load_pruned": "tailwise.compression.load_pruned",
+    "load_pruned": "tailwise.compression.walking.load_pruned",
     "metric": "tailwise.metrics.metric",
     "open_checkpoint": "tailwise.checkpoints.open",
     "prepare": "tailwise.audits.prepare",

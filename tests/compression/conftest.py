@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from made_plans import model
 
-from tailwise.compression.make import Request, plan_prune
+from tailwise.compression.plans.make import Request, plan_prune
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tailwise.compression.plan import Decision, Plan
+from tailwise.compression.plans.plan import Decision, Plan
 
 LLAMA = {"q_proj": (64, 64), "k_proj": (32, 64), "v_proj": (32, 64), "o_proj": (64, 64)}
 MLP = {"gate_proj": (128, 64), "up_proj": (128, 64), "down_proj": (64, 128)}

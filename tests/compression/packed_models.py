@@ -12,12 +12,12 @@ from tiny_models import KINDS, inputs_for
 
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.packed import decoded
-from tailwise.compression.applied_quantize import AppliedBits
-from tailwise.compression.apply import ApplyOptions
-from tailwise.compression.apply_quantize import quantize
-from tailwise.compression.candidates import Choice
-from tailwise.compression.make_quantize import QuantizeRequest, plan_quantize
-from tailwise.compression.plan import Plan
+from tailwise.compression.applying.applied_quantize import AppliedBits
+from tailwise.compression.applying.apply import ApplyOptions
+from tailwise.compression.applying.apply_quantize import quantize
+from tailwise.compression.plans.candidates import Choice
+from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
+from tailwise.compression.plans.plan import Plan
 
 WINDOWS = inputs_for("llama")["input_ids"]
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tailwise.compression.allocate.allocator import ALLOCATORS, Settings, ordinal
-from tailwise.compression.budget import Budget
-from tailwise.compression.candidates import Candidate
-from tailwise.compression.operators import DIRECTION, OPERATORS
-from tailwise.compression.rounding import rounded
+from tailwise.compression.plans.budget import Budget
+from tailwise.compression.plans.candidates import Candidate
+from tailwise.compression.plans.operators import DIRECTION, OPERATORS
+from tailwise.compression.plans.rounding import rounded
 
 
 def blocks(count: int, sizes=None) -> list[Candidate]:

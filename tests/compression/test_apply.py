@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from tailwise.audits.run import audit
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression import apply as apply_module
-from tailwise.compression import calibrated
-from tailwise.compression.apply import MASKS, ApplyOptions, apply
-from tailwise.compression.make import Request, plan_prune
-from tailwise.compression.plan import Plan
+from tailwise.compression.applying import apply as apply_module
+from tailwise.compression.applying import calibrated
+from tailwise.compression.applying.apply import MASKS, ApplyOptions, apply
+from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UnreadableError, UsageError
 
 pytest.importorskip("transformers")
@@ -218,7 +218,7 @@ def test_a_run_goes_on_at_the_block_where_it_was_killed(llama, plans, tmp_path, 
 
 def test_another_plan_does_not_go_on_with_the_blocks_of_the_first(llama, plans, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "tailwise.compression.apply.write_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, ""))
+        "tailwise.compression.applying.apply.write_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, ""))
     )
     with pytest.raises(UnreadableError, match="could not write"):
         apply(plans["wanda"], llama, tmp_path / "out", options=OPTIONS)
@@ -232,7 +232,7 @@ def test_a_full_disk_costs_no_finished_block(llama, plans, tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tailwise.compression.apply.write_checkpoint", full)
+        patch.setattr("tailwise.compression.applying.apply.write_checkpoint", full)
         with pytest.raises(UnreadableError, match="No space left"):
             apply(plans["wanda"], llama, tmp_path / "out", options=OPTIONS)
     assert apply(plans["wanda"], llama, tmp_path / "out", options=OPTIONS).resumed == 3
@@ -242,7 +242,9 @@ def test_a_full_disk_costs_no_finished_block(llama, plans, tmp_path, monkeypatch
 def test_a_model_that_was_changed_in_between_is_begun_anew(plans, tmp_path, monkeypatch, change):
     folder = saved("llama", tmp_path / "model", dtype=torch.bfloat16, max_shard_size="20KB")
     with monkeypatch.context() as patch:
-        patch.setattr("tailwise.compression.apply.write_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, "")))
+        patch.setattr(
+            "tailwise.compression.applying.apply.write_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, ""))
+        )
         with pytest.raises(UnreadableError, match="could not write"):
             apply(plans["wanda"], folder, tmp_path / "out", options=OPTIONS)
     if change == "config":
@@ -326,7 +328,7 @@ def test_a_tensor_that_calibration_does_not_reach_is_an_error_before_any_work(tm
 
 
 def _also_the_head():
-    from tailwise.compression.candidates import Choice
+    from tailwise.compression.plans.candidates import Choice
 
     return Choice(also=("lm_head",))
 

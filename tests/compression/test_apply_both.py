@@ -11,12 +11,12 @@ from tiny_models import inputs_for, plan_for, saved
 
 from tailwise.audits.run import audit
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression import apply_both
-from tailwise.compression.apply import ApplyOptions, apply
-from tailwise.compression.bits import mean_bits
-from tailwise.compression.combined import combined
-from tailwise.compression.make_quantize import QuantizeRequest, plan_quantize
-from tailwise.compression.plan import Plan
+from tailwise.compression.applying import apply_both
+from tailwise.compression.applying.apply import ApplyOptions, apply
+from tailwise.compression.plans.bits import mean_bits
+from tailwise.compression.plans.combined import combined
+from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
+from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UsageError
 
 pytest.importorskip("transformers")
@@ -92,7 +92,7 @@ def test_a_run_that_ended_between_the_two_goes_on(llama, tmp_path, monkeypatch) 
         apply(plan, llama, tmp_path / "out", options=OPTIONS)
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(apply_both, "quantize", whole)
-    from tailwise.compression import apply as apply_module
+    from tailwise.compression.applying import apply as apply_module
 
     monkeypatch.setattr(apply_module, "_prune", ends)
     apply(plan, llama, tmp_path / "out", options=OPTIONS)

@@ -10,11 +10,11 @@ import torch
 from tiny_models import inputs_for, saved
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression import applied_quantize, apply_quantize, calibrated_quantize
-from tailwise.compression.apply import ApplyOptions
-from tailwise.compression.apply_quantize import quantize
-from tailwise.compression.make_quantize import QuantizeRequest, plan_quantize
-from tailwise.compression.plan import Plan
+from tailwise.compression.applying import applied_quantize, apply_quantize, calibrated_quantize
+from tailwise.compression.applying.apply import ApplyOptions
+from tailwise.compression.applying.apply_quantize import quantize
+from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
+from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.number_formats.formats import parse_format
 
@@ -226,7 +226,7 @@ def test_other_weights_are_refused_unless_forced(llama, plans, tmp_path):
 def test_what_gptq_needs_and_does_not_reach_is_said(llama, plans, tmp_path):
     with pytest.raises(UsageError, match="no calibration text"):
         quantize(plans["gptq"], llama, tmp_path / "out", FREE)
-    from tailwise.compression.candidates import Choice
+    from tailwise.compression.plans.candidates import Choice
 
     head = plan_for(llama, formats=("int8",), bits=None, allocator="uniform", choice=Choice(also=("lm_head",)))
     with pytest.raises(UsageError, match=r"does not reach lm_head\.weight"):

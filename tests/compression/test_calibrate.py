@@ -8,10 +8,10 @@ from tiny_models import BLOCKS, KINDS, built, inputs_for, saved
 from torch import nn
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.calibrate import block_scores, dlp_scores, outlier_ratios, sample_windows
-from tailwise.compression.hosts import Streamed, load_host
-from tailwise.compression.statistics import Collector, inputs_of, matrices_of, stored_from
-from tailwise.compression.walk import InPlace, blocks_of, walk_blocks
+from tailwise.compression.walking.calibrate import block_scores, dlp_scores, outlier_ratios, sample_windows
+from tailwise.compression.walking.hosts import Streamed, load_host
+from tailwise.compression.walking.statistics import Collector, inputs_of, matrices_of, stored_from
+from tailwise.compression.walking.walk import InPlace, blocks_of, walk_blocks
 from tailwise.errors import UnreadableError, UsageError
 
 pytest.importorskip("transformers")

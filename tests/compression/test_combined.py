@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tailwise.compression.combined import combined
-from tailwise.compression.plan import Decision, Plan
+from tailwise.compression.plans.combined import combined
+from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.compression.prune.pruner import Activations
 from tailwise.compression.quantize.quantizer import QUANTIZERS, Target
 from tailwise.errors import UsageError

@@ -12,8 +12,8 @@ from tiny_models import built, inputs_for, plan_for, saved
 
 import tailwise as tw
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.apply import ApplyOptions, apply
-from tailwise.compression.load_pruned import PRUNED_FILE, load_pruned
+from tailwise.compression.applying.apply import ApplyOptions, apply
+from tailwise.compression.walking.load_pruned import PRUNED_FILE, load_pruned
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.evaluation.models import load_model
 from tailwise.evaluation.run import EvaluateOptions, evaluate

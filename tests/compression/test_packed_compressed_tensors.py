@@ -10,12 +10,12 @@ import pytest
 import torch
 from packed_models import WINDOWS, both, logits, mixtral, plan_for, saved, values
 
-from tailwise.compression.apply import ApplyOptions
-from tailwise.compression.apply_quantize import quantize
+from tailwise.compression.applying.apply import ApplyOptions
+from tailwise.compression.applying.apply_quantize import quantize
 from tailwise.compression.packing import read_back
 from tailwise.compression.packing.bit_streams import pack_bits, pack_words
 from tailwise.compression.packing.compressed_tensors import CompressedTensors
-from tailwise.compression.plan import Plan
+from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UnreadableError, UsageError
 
 pytest.importorskip("transformers")
@@ -234,7 +234,7 @@ def test_what_vllm_has_no_kernels_for_is_noted(llama, tmp_path):
 def test_a_plan_to_prune_has_nothing_to_pack(llama, tmp_path):
     import tiny_models
 
-    from tailwise.compression.apply import apply
+    from tailwise.compression.applying.apply import apply
 
     plan = tiny_models.plan_for(llama, sparsity=0.5, operator="magnitude", allocator="uniform")
     with pytest.raises(UsageError, match="no codes to pack"):

@@ -11,8 +11,8 @@ import torch
 from packed_models import WINDOWS, both, logits, plan_for, saved
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.apply import ApplyOptions
-from tailwise.compression.apply_quantize import quantize
+from tailwise.compression.applying.apply import ApplyOptions
+from tailwise.compression.applying.apply_quantize import quantize
 from tailwise.compression.packing import gguf_model
 from tailwise.errors import UsageError
 

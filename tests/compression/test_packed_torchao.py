@@ -8,8 +8,8 @@ import pytest
 import torch
 from packed_models import WINDOWS, both, logits, mixtral, plan_for, saved, values
 
-from tailwise.compression.apply import ApplyOptions
-from tailwise.compression.apply_quantize import quantize
+from tailwise.compression.applying.apply import ApplyOptions
+from tailwise.compression.applying.apply_quantize import quantize
 from tailwise.errors import UsageError
 
 pytest.importorskip("transformers")

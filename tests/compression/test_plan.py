@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from made_plans import audit_of, model, rows_of
 
-from tailwise.compression.candidates import sizes_in
-from tailwise.compression.make import Request, plan_prune
+from tailwise.compression.plans.candidates import sizes_in
+from tailwise.compression.plans.make import Request, plan_prune
 from tailwise.errors import UsageError
 
 FIRST = "layers.0.attn_q.weight"

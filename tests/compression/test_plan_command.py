@@ -9,7 +9,7 @@ from made_plans import audit_of, rows_of
 from typer.testing import CliRunner
 
 from tailwise.cli.plan import app
-from tailwise.compression.plan import Plan
+from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UsageError
 
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from tailwise.compression.make import Request, plan_prune
-from tailwise.compression.plan import Plan
+from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UnreadableError, UsageError
 
 yaml = pytest.importorskip("yaml")

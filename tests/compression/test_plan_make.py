@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from made_plans import audit_of, degenerate, model, row, rows_of
 
-from tailwise.compression.candidates import Choice, estimator_for
-from tailwise.compression.correlation import block_means, depth_correlation
-from tailwise.compression.make import Request, plan_prune
+from tailwise.compression.plans.candidates import Choice, estimator_for
+from tailwise.compression.plans.correlation import block_means, depth_correlation
+from tailwise.compression.plans.make import Request, plan_prune
 from tailwise.errors import UsageError
 from tailwise.metrics.facts import fit
 from tailwise.recipe import Recipe
@@ -250,6 +250,6 @@ def test_it_reads_a_real_audit_as_an_audit_with_that_estimator(pycode):
 
 
 def test_planning_imports_no_torch():
-    code = "import sys; import tailwise.compression.make; from tailwise.compression.allocate.allocator import " \
+    code = "import sys; import tailwise.compression.plans.make; from tailwise.compression.allocate.allocator import " \
            "ALLOCATORS; list(ALLOCATORS); import tailwise.cli.plan; sys.exit('torch' in sys.modules)"  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,9 +10,9 @@ import torch
 from packed_models import both, logits, plan_for, saved, values
 
 from tailwise.audits.run import audit
-from tailwise.compression.apply import ApplyOptions
-from tailwise.compression.apply_quantize import quantize
-from tailwise.compression.make_quantize import QuantizeRequest, plan_quantize
+from tailwise.compression.applying.apply import ApplyOptions
+from tailwise.compression.applying.apply_quantize import quantize
+from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
 from tailwise.errors import UsageError
 from tailwise.number_formats.formats import parse_format
 

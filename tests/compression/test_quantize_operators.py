@@ -122,6 +122,6 @@ def test_what_an_operator_lacks_is_said():
 
 
 def test_the_operators_are_those_that_plans_know():
-    from tailwise.compression.plan_checks import QUANTIZERS as KNOWN
+    from tailwise.compression.plans.checks import QUANTIZERS as KNOWN
 
     assert set(KNOWN) == set(QUANTIZERS)

@@ -14,8 +14,8 @@ from tiny_models import VOCABULARY, inputs_for, plan_for, saved
 from typer.testing import CliRunner
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.apply import apply
-from tailwise.compression.recover import RecoverOptions, recover
+from tailwise.compression.applying.apply import apply
+from tailwise.compression.recovery.recover import RecoverOptions, recover
 from tailwise.compression.recovery.text import split_text
 from tailwise.compression.recovery.training import Course, Trainer
 from tailwise.errors import UsageError

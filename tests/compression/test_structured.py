@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from tiny_models import built, inputs_for, plan_for, saved
 
 from tailwise.checkpoints.dims import Dims
-from tailwise.compression.apply import ApplyOptions, apply
-from tailwise.compression.blocks_dropped import block_influence, least_influence, named_blocks, without_blocks
-from tailwise.compression.load_pruned import PRUNED_FILE, load_pruned
-from tailwise.compression.make import Request, plan_prune
-from tailwise.compression.plan import Plan
-from tailwise.compression.plan_table import plan_grid
-from tailwise.compression.structured_groups import _counted
+from tailwise.compression.applying.apply import ApplyOptions, apply
+from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.table import plan_grid
+from tailwise.compression.shrinking.blocks_dropped import block_influence, least_influence, named_blocks, without_blocks
+from tailwise.compression.shrinking.structured_groups import _counted
+from tailwise.compression.walking.load_pruned import PRUNED_FILE, load_pruned
 from tailwise.errors import TailwiseError, UsageError
 
 pytest.importorskip("transformers")
@@ -188,7 +188,7 @@ def test_what_calibration_says_keeps_the_outputs_nearer_than_chance(llama, plan,
 
 
 def test_a_killed_run_goes_on_at_the_block(llama, plan, tmp_path, monkeypatch):
-    from tailwise.compression import structured_calibrated
+    from tailwise.compression.shrinking import structured_calibrated
 
     apply(plan, llama, tmp_path / "expected", options=CALIBRATED)
     real = structured_calibrated._Choosing.visit
@@ -243,7 +243,7 @@ def test_blocks_and_widths_go_together(llama, plan, tmp_path):
 
 def test_a_block_that_passes_its_input_on_has_no_influence_and_goes_first(tmp_path):
     from tailwise.checkpoints.open import open_checkpoint
-    from tailwise.compression.hosts import load_host
+    from tailwise.compression.walking.hosts import load_host
 
     model = built("llama")
     with torch.no_grad():

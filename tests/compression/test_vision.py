@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from tiny_models import inputs_for, saved
 
 from tailwise.audits.run import audit
-from tailwise.compression.apply import ApplyOptions, apply
-from tailwise.compression.make import Request, plan_prune
+from tailwise.compression.applying.apply import ApplyOptions, apply
+from tailwise.compression.plans.make import Request, plan_prune
 from tailwise.errors import UsageError
 from tailwise.evaluation.classifiers import classifier_scores
 from tailwise.evaluation.quiet import quiet
@@ -83,7 +83,7 @@ def test_every_convolution_and_linear_layer_of_the_stages_of_a_convnext_is_prune
 
 
 def test_patches_are_pruned_where_they_are_named(audits, tmp_path):
-    from tailwise.compression.candidates import Choice
+    from tailwise.compression.plans.candidates import Choice
 
     folder, found = audits["vit"]
     plan = plan_prune(found, Request(0.5, choice=Choice(also=("patch_embed",))))

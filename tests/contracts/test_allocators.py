@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tailwise.compression.allocate.allocator import ALLOCATORS, Settings
-from tailwise.compression.budget import MOST, Budget
-from tailwise.compression.candidates import Candidate
+from tailwise.compression.plans.budget import MOST, Budget
+from tailwise.compression.plans.candidates import Candidate
 from tailwise.errors import UsageError
 
 ROLES = {"attn_q": 65_536, "attn_v": 32_768, "mlp_up": 180_224, "mlp_down": 180_224}

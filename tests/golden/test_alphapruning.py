@@ -7,8 +7,8 @@ import pytest
 
 from tailwise.compression.allocate.allocator import ALLOCATORS, Settings
 from tailwise.compression.allocate.shares import shares
-from tailwise.compression.budget import Budget
-from tailwise.compression.candidates import Candidate
+from tailwise.compression.plans.budget import Budget
+from tailwise.compression.plans.candidates import Candidate
 
 # Shapes of a block of LLaMA-7B; every block is the same.
 LLAMA = {"attn_q": 4096**2, "attn_k": 4096**2, "attn_v": 4096**2, "attn_o": 4096**2,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tailwise.compression.apply import ApplyOptions, apply
-from tailwise.compression.make import Request, plan_prune
+from tailwise.compression.applying.apply import ApplyOptions, apply
+from tailwise.compression.plans.make import Request, plan_prune
 from tailwise.errors import UsageError
 from tailwise.evaluation.losses import window_losses
 from tailwise.evaluation.models import load_model

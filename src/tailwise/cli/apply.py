@@ -17,8 +17,8 @@ from tailwise.cli.options import Json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tailwise.compression.applied import Applied, Reached
-    from tailwise.compression.applied_quantize import AppliedBits, ReachedBits
+    from tailwise.compression.applying.applied import Applied, Reached
+    from tailwise.compression.applying.applied_quantize import AppliedBits, ReachedBits
 
 _CAL, _RUN, _OUT, _SMALL = "Calibration", "How to run", "Output", "Smaller models"
 _DEQUANTIZE = "rtn: read a model that is quantized already as the values that it decodes to."
@@ -92,9 +92,9 @@ def apply(
     tailwise.load_pruned. A quantized model is as large as before, unless it is --packed. It appears whole or not at
     all; the same command goes on after a kill.
     """
-    from tailwise.compression.apply import ApplyOptions
-    from tailwise.compression.apply import apply as apply_plan
-    from tailwise.compression.plan import Plan
+    from tailwise.compression.applying.apply import ApplyOptions
+    from tailwise.compression.applying.apply import apply as apply_plan
+    from tailwise.compression.plans.plan import Plan
 
     options = ApplyOptions(
         calibration=list(calibration) if calibration else None,
@@ -158,7 +158,7 @@ def _deliver(found: Applied | AppliedBits, as_json: bool) -> None:
 
 
 def _reached(found: Applied | AppliedBits) -> str:
-    from tailwise.compression.applied_quantize import AppliedBits
+    from tailwise.compression.applying.applied_quantize import AppliedBits
 
     if isinstance(found, AppliedBits):
         bits = f"{found.reached:.4f} bits per weight of the planned parameters, asked for: {found.asked:.4f}"

@@ -44,7 +44,7 @@ def show(
     rows: Rows = 100,
 ) -> None:
     """Show a plan: blocks down, roles across, and what it notes."""
-    from tailwise.compression.plan import Plan
+    from tailwise.compression.plans.plan import Plan
 
     if chart is not None:
         from tailwise.report.render import check_figure
@@ -69,8 +69,8 @@ def diff(
     rows: Rows = 100,
 ) -> None:
     """Say what plan B does differently from plan A."""
-    from tailwise.compression.plan import Plan
-    from tailwise.compression.plan_table import diff_grid
+    from tailwise.compression.plans.plan import Plan
+    from tailwise.compression.plans.table import diff_grid
     from tailwise.report.terminal import console
 
     first, second = Plan.load(before), Plan.load(after)
@@ -102,14 +102,14 @@ def validate(
 
     Ends with 0 where it can be applied, 1 where it does not fit the model, 2 where it is wrong in itself.
     """
-    from tailwise.compression.plan import Plan
+    from tailwise.compression.plans.plan import Plan
 
     found = Plan.load(plan)
     warnings = found.validate()
     wrong: tuple[str, ...] = ()
     if audit is not None:
         from tailwise.audits.audit import Audit
-        from tailwise.compression.candidates import sizes_in
+        from tailwise.compression.plans.candidates import sizes_in
 
         held_against = Audit.load(audit)
         wrong = found.misfits(sizes_in(held_against), held_against.provenance.fingerprint)
@@ -133,8 +133,8 @@ def combine(
     rows: Rows = 100,
 ) -> None:
     """Make one plan of two: prune first, then quantize what is left, and let zeros be zeros."""
-    from tailwise.compression.combined import combined
-    from tailwise.compression.plan import Plan
+    from tailwise.compression.plans.combined import combined
+    from tailwise.compression.plans.plan import Plan
 
     target = target_of(output, as_json)
     deliver(combined(Plan.load(prune_plan), Plan.load(quantize_plan)), target, as_json, rows)
@@ -168,7 +168,7 @@ def export(
     """
     from tailwise.compression.export.exporter import EXPORTERS
     from tailwise.compression.export.exporter import export as written
-    from tailwise.compression.plan import Plan
+    from tailwise.compression.plans.plan import Plan
 
     _ = EXPORTERS[to]  # a wrong name is told before the plan is read
     for path in written(Plan.load(plan), to, output):

@@ -34,7 +34,7 @@ from tailwise.cli.solver import solver_to_stderr
 from tailwise.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from tailwise.compression.plan import Plan
+    from tailwise.compression.plans.plan import Plan
 
 _HOW = "How to spread it"
 
@@ -103,8 +103,8 @@ def prune(
     is read. Embeddings, head, norms and routers stay as they are unless --also names them.
     """
     from tailwise.compression.allocate.allocator import ALLOCATORS
-    from tailwise.compression.candidates import Choice
-    from tailwise.compression.make import Request
+    from tailwise.compression.plans.candidates import Choice
+    from tailwise.compression.plans.make import Request
     from tailwise.planning.clock import Clock
     from tailwise.planning.run import AUTO, planned, seconds_of
 
@@ -159,7 +159,7 @@ def drop(
 
     What else a structured plan asks of the other blocks stays.
     """
-    from tailwise.compression.blocks_dropped import named_blocks, without_blocks
+    from tailwise.compression.shrinking.blocks_dropped import named_blocks, without_blocks
 
     if (blocks is None) == (count is None):
         raise UsageError("which blocks?", fix="give --blocks 3,7 or --count 2")
@@ -177,8 +177,8 @@ def drop(
 
 
 def _structured(given: str, device: str) -> Plan:
-    from tailwise.compression.make import Request, plan_prune
-    from tailwise.compression.plan import Plan
+    from tailwise.compression.plans.make import Request, plan_prune
+    from tailwise.compression.plans.plan import Plan
 
     if given.endswith(SUFFIXES):
         return Plan.load(given)

@@ -133,8 +133,8 @@ def quantize(
     head, norms and routers stay as they are unless --also names them.
     """
     from tailwise.compression.assign.assigner import ASSIGNERS
-    from tailwise.compression.candidates import Choice
-    from tailwise.compression.make_quantize import QuantizeRequest
+    from tailwise.compression.plans.candidates import Choice
+    from tailwise.compression.plans.make_quantize import QuantizeRequest
     from tailwise.planning.clock import Clock
     from tailwise.planning.run import AUTO, seconds_of
     from tailwise.planning.run_quantize import quantize_planned

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from tailwise.audits.audit import Audit
-    from tailwise.compression.plan import Plan
-    from tailwise.compression.plan_table import Grid
+    from tailwise.compression.plans.plan import Plan
+    from tailwise.compression.plans.table import Grid
     from tailwise.planning.stage import StageOptions
 
 WHICH, TRY, OUT = "Which tensors", "What to try it on", "Output"
@@ -102,7 +102,7 @@ def audit_of(model: str, device: str, workers: int | None) -> Audit:
         return Audit.load(model)
     from tailwise.audits.run import audit
     from tailwise.cli.progress import progress_bar
-    from tailwise.compression.candidates import READ
+    from tailwise.compression.plans.candidates import READ
 
     with progress_bar() as show_progress:
         return audit(
@@ -115,8 +115,8 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
     if as_json:
         write_json(plan.to_json())
         return
-    from tailwise.compression.plan import BOTH, PARTS
-    from tailwise.compression.plan_table import entries_grid, plan_grid
+    from tailwise.compression.plans.plan import BOTH, PARTS
+    from tailwise.compression.plans.table import entries_grid, plan_grid
     from tailwise.report.terminal import console
 
     screen = console()

@@ -74,8 +74,8 @@ def recover(
     Prints its perplexity before and after on text that the training did not see. The best state is kept, chosen on
     yet other text; where none is better than the pruned model, nothing is written.
     """
-    from tailwise.compression.recover import RecoverOptions
-    from tailwise.compression.recover import recover as recover_model
+    from tailwise.compression.recovery.recover import RecoverOptions
+    from tailwise.compression.recovery.recover import recover as recover_model
     from tailwise.planning.run import seconds_of
 
     options = RecoverOptions(

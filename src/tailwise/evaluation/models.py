@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.hub import parse_hub
-from tailwise.compression.load_pruned import PRUNED_FILE, load_pruned
+from tailwise.compression.walking.load_pruned import PRUNED_FILE, load_pruned
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.evaluation.quiet import quiet
 from tailwise.execution.device import checked_device

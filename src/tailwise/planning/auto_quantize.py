@@ -10,10 +10,10 @@ import numpy as np
 
 from tailwise.audits.audit import Audit
 from tailwise.compression.assign.assigner import Choices, Levels
-from tailwise.compression.bits import depth_words
-from tailwise.compression.make_quantize import Asked, QuantizeRequest, asked_of, plan_quantize
-from tailwise.compression.operators import direction_in_words
-from tailwise.compression.plan import Decision, Plan
+from tailwise.compression.plans.bits import depth_words
+from tailwise.compression.plans.make_quantize import Asked, QuantizeRequest, asked_of, plan_quantize
+from tailwise.compression.plans.operators import direction_in_words
+from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.errors import UsageError
 from tailwise.planning.errors import ErrorTables, Table, error_tables
 from tailwise.planning.refine_formats import Losses, Moved, refined_formats

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import torch
 
-from tailwise.compression.data_free import amount_of, does_nothing
-from tailwise.compression.plan import Decision, Plan
+from tailwise.compression.applying.data_free import amount_of, does_nothing
+from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.compression.prune.pruner import PRUNERS, Activations, Need
 from tailwise.compression.quantize.quantizer import QUANTIZERS, Target
 from tailwise.number_formats.formats import parse_format

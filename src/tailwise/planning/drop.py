@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.blocks_dropped import block_influence, least_influence
-from tailwise.compression.calibrate import sample_windows
-from tailwise.compression.hosts import check_causal, load_host
-from tailwise.compression.plan import Plan
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.shrinking.blocks_dropped import block_influence, least_influence
+from tailwise.compression.walking.calibrate import sample_windows
+from tailwise.compression.walking.hosts import check_causal, load_host
 from tailwise.errors import UsageError
 from tailwise.evaluation.models import check_length, load_tokenizer
 from tailwise.evaluation.tokens import tokens_of

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tailwise.compression.bits import fits
-from tailwise.compression.plan import Plan
+from tailwise.compression.plans.bits import fits
+from tailwise.compression.plans.plan import Plan
 from tailwise.compression.prune.pruner import Activations
-from tailwise.compression.statistics import of_group
+from tailwise.compression.walking.statistics import of_group
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.planning.stage import Stage

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tailwise.compression.walk import Block, blocks_of
+from tailwise.compression.walking.walk import Block, blocks_of
 from tailwise.errors import UsageError
 from tailwise.evaluation.losses import window_losses
 

@@ -9,8 +9,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tailwise.compression.budget import Budget, Vector
-from tailwise.compression.plan import Decision, Plan
+from tailwise.compression.plans.budget import Budget, Vector
+from tailwise.compression.plans.plan import Decision, Plan
 
 #: First change of a group's sparsity, and the last before a level of groups is done with.
 FIRST_STEP, LAST_STEP = 0.08, 0.015

@@ -6,9 +6,9 @@ import re
 from dataclasses import replace
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.hosts import check_causal
-from tailwise.compression.make import Request, plan_prune
-from tailwise.compression.plan import Plan
+from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.walking.hosts import check_causal
 from tailwise.errors import UsageError
 from tailwise.planning.auto import plan_auto
 from tailwise.planning.clock import Clock

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tailwise.compression.plan import Plan
+from tailwise.compression.plans.plan import Plan
 from tailwise.evaluation.intervals import mean_interval
 from tailwise.planning.clock import Clock
 from tailwise.planning.stage import Stage

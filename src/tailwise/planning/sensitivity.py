@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import torch
 
-from tailwise.compression.budget import MOST
-from tailwise.compression.plan import Decision, Plan
+from tailwise.compression.plans.budget import MOST
+from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.planning.clock import Clock
 from tailwise.planning.trial import Trial
 

@@ -9,9 +9,9 @@ import torch
 
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.calibrate import BlockScores, block_scores
-from tailwise.compression.hosts import places_in
-from tailwise.compression.plan import Plan
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.walking.calibrate import BlockScores, block_scores
+from tailwise.compression.walking.hosts import places_in
 from tailwise.errors import UsageError
 from tailwise.evaluation.models import check_length, load_model
 from tailwise.evaluation.tokens import tokens_of, windows_of

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tailwise.compression.data_free import as_matrices, from_matrices
-from tailwise.compression.plan import Decision, Plan
+from tailwise.compression.applying.data_free import as_matrices, from_matrices
+from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.compression.prune.pruner import Activations, Need
-from tailwise.compression.statistics import of_group
-from tailwise.compression.walk import Block, walk_blocks
+from tailwise.compression.walking.statistics import of_group
+from tailwise.compression.walking.walk import Block, walk_blocks
 from tailwise.errors import UsageError
 from tailwise.evaluation.losses import window_losses
 from tailwise.planning.changes import Change, Pruning, Quantizing, change_of

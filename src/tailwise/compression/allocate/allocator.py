@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
-from tailwise.compression.budget import Budget, Vector
-from tailwise.compression.candidates import Candidate
-from tailwise.compression.operators import DIRECTION
+from tailwise.compression.plans.budget import Budget, Vector
+from tailwise.compression.plans.candidates import Candidate
+from tailwise.compression.plans.operators import DIRECTION
 from tailwise.errors import UsageError
 from tailwise.registry import Registry
 

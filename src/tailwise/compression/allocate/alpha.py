@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from tailwise.compression.allocate.allocator import Allocation, Settings, allocator, values_of
 from tailwise.compression.allocate.shares import Measured, spread
-from tailwise.compression.budget import Budget
-from tailwise.compression.candidates import Candidate
+from tailwise.compression.plans.budget import Budget
+from tailwise.compression.plans.candidates import Candidate
 
 
 @allocator(

@@ -15,8 +15,8 @@ from tailwise.compression.allocate.allocator import (
     values_of,
     verdict,
 )
-from tailwise.compression.budget import Budget, Vector
-from tailwise.compression.candidates import Candidate
+from tailwise.compression.plans.budget import Budget, Vector
+from tailwise.compression.plans.candidates import Candidate
 
 
 @allocator("alpha-role", source="this project; a heuristic", takes=("tau",))

@@ -15,8 +15,8 @@ from tailwise.compression.allocate.allocator import (
     sizes_of,
     verdict,
 )
-from tailwise.compression.budget import Budget
-from tailwise.compression.candidates import Candidate
+from tailwise.compression.plans.budget import Budget
+from tailwise.compression.plans.candidates import Candidate
 from tailwise.errors import UsageError
 
 OWL_WIDTH = 0.08

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from tailwise.compression.allocate.allocator import Allocation, Settings, allocator, blocks_of, sizes_of, verdict
-from tailwise.compression.budget import MOST, Budget
-from tailwise.compression.candidates import Candidate
+from tailwise.compression.plans.budget import MOST, Budget
+from tailwise.compression.plans.candidates import Candidate
 from tailwise.errors import UsageError
 
 

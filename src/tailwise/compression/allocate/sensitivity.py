@@ -8,8 +8,8 @@ import numpy as np
 
 from tailwise.compression.allocate.allocator import Allocation, Settings, allocator, sizes_of, verdict
 from tailwise.compression.allocate.knapsack import Chosen, Knapsack, Matrix, solve
-from tailwise.compression.budget import Budget, held
-from tailwise.compression.candidates import Candidate
+from tailwise.compression.plans.budget import Budget, held
+from tailwise.compression.plans.candidates import Candidate
 from tailwise.errors import UsageError
 
 _SLACKS = (1e-3, 1e-2, 1e-1, 1.0)  # few tensors and coarse levels cannot come near to every budget

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from tailwise.compression.allocate.allocator import Allocation, Settings, allocator
-from tailwise.compression.budget import Budget
-from tailwise.compression.candidates import Candidate
+from tailwise.compression.plans.budget import Budget
+from tailwise.compression.plans.candidates import Candidate
 
 
 @allocator("uniform", source="the baseline of every paper")

@@ -13,7 +13,7 @@ from tailwise.compression.assign.assigner import (
     reasons_of,
 )
 from tailwise.compression.assign.ordered import ordered, ranks
-from tailwise.compression.budget import Vector
+from tailwise.compression.plans.budget import Vector
 from tailwise.errors import UsageError
 
 POOLED = (

@@ -6,7 +6,7 @@ import numpy as np
 
 from tailwise.compression.allocate.knapsack import Chosen
 from tailwise.compression.assign.assigner import Assignment, Choices, FormatSettings, assigner, reasons_of
-from tailwise.compression.budget import Vector
+from tailwise.compression.plans.budget import Vector
 
 
 @assigner("alphaq", source="AlphaQ: its published objective", takes=("gamma",), needs=("alpha", "variance"))

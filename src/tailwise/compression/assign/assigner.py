@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailwise.compression.allocate.knapsack import Chosen, Knapsack, Matrix, solve
-from tailwise.compression.budget import Vector
-from tailwise.compression.candidates import Candidate
+from tailwise.compression.plans.budget import Vector
+from tailwise.compression.plans.candidates import Candidate
 from tailwise.errors import UsageError
 from tailwise.registry import Registry
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import json
 
-from tailwise.compression.bit_budget import listed
 from tailwise.compression.export.exporter import Files, exporter
-from tailwise.compression.plan import Decision, Plan
+from tailwise.compression.plans.bit_budget import listed
+from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.errors import UsageError
 
 #: The order in which modeling code makes the layers of a block, which is that of the published loop.

@@ -7,7 +7,7 @@ from typing import Any
 
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.meaning import integers, said
-from tailwise.compression.plan import Decision, Plan
+from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.number_formats.number_format import NumberFormat
 
 _TAKES = (

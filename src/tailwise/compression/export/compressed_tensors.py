@@ -7,8 +7,8 @@ from typing import Any
 
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.meaning import exactly, grouped, said
-from tailwise.compression.plan import Decision, Plan
-from tailwise.compression.schemes import scheme_of
+from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.schemes import scheme_of
 from tailwise.number_formats.number_format import NumberFormat
 
 TAKES = "int2 … int8 (-asym, -g<N>, -channel, -tensor), fp8_e4m3 (-tensor), mxfp4, mxfp6, mxfp8, nvfp4 and bf16"

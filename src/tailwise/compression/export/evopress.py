@@ -6,10 +6,10 @@ import json
 import math
 from typing import Any
 
-from tailwise.compression.bit_budget import listed
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.meaning import integers, said
-from tailwise.compression.plan import UNSTRUCTURED, Decision, Plan
+from tailwise.compression.plans.bit_budget import listed
+from tailwise.compression.plans.plan import UNSTRUCTURED, Decision, Plan
 from tailwise.errors import UsageError
 from tailwise.number_formats.number_format import NumberFormat
 

@@ -8,12 +8,12 @@ from collections import Counter
 from importlib import import_module
 from typing import Any
 
-from tailwise.compression.bit_budget import listed
-from tailwise.compression.bits import bits_of
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.gguf_types import REST, GgufType, gguf_type
 from tailwise.compression.export.meaning import Refusals
-from tailwise.compression.plan import Decision, Plan
+from tailwise.compression.plans.bit_budget import listed
+from tailwise.compression.plans.bits import bits_of
+from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.errors import UsageError
 
 #: `llama-quantize` leaves these as they are, whatever the file says.

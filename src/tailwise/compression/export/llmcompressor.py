@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from tailwise.compression.bit_budget import listed
 from tailwise.compression.export.compressed_tensors import schemes
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.meaning import exactly
-from tailwise.compression.patterns import parse_pattern
-from tailwise.compression.plan import Decision, Plan
+from tailwise.compression.plans.bit_budget import listed
+from tailwise.compression.plans.patterns import parse_pattern
+from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.errors import UsageError
 
 _PRUNERS = {"wanda": "WandaPruningModifier", "sparsegpt": "SparseGPTModifier"}

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from tailwise.compression.bit_budget import listed
-from tailwise.compression.plan import Decision, Plan
+from tailwise.compression.plans.bit_budget import listed
+from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.errors import UsageError
 from tailwise.number_formats.casts import Cast
 from tailwise.number_formats.elements import Integer

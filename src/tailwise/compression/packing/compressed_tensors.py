@@ -15,8 +15,8 @@ from tailwise.compression.packing.bit_streams import pack_bits, pack_words
 from tailwise.compression.packing.packing import Work
 from tailwise.compression.packing.parts import Parts, cast_of
 from tailwise.compression.packing.shards import Members, ShardPacking
-from tailwise.compression.plan import Plan
-from tailwise.compression.schemes import Scheme, scheme_of
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.schemes import Scheme, scheme_of
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 

@@ -15,7 +15,7 @@ from tailwise.compression.packing import gguf_model as model
 from tailwise.compression.packing.gguf_blocks import TYPES, row_bytes, to_bytes, type_of
 from tailwise.compression.packing.gguf_tokenizer import add_tokenizer
 from tailwise.compression.packing.packing import Packing, Work
-from tailwise.compression.plan import Plan
+from tailwise.compression.plans.plan import Plan
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 

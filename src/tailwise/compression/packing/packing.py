@@ -13,9 +13,9 @@ import torch
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.writer import Layout
-from tailwise.compression.data_free import is_transposed
+from tailwise.compression.applying.data_free import is_transposed
 from tailwise.compression.packing.parts import Coded
-from tailwise.compression.plan import Decision, Plan
+from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.errors import UsageError
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat

@@ -9,7 +9,7 @@ import torch
 
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.compression.plan import Decision
+from tailwise.compression.plans.plan import Decision
 from tailwise.number_formats.casts import Cast
 from tailwise.number_formats.elements import Float8, Integer
 from tailwise.number_formats.formats import parse_format

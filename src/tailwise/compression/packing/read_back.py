@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.packed import decoded
-from tailwise.compression.applied_quantize import ReachedBits
-from tailwise.compression.bits import bits_of
+from tailwise.compression.applying.applied_quantize import ReachedBits
 from tailwise.compression.packing.packing import Packing, Work
+from tailwise.compression.plans.bits import bits_of
 from tailwise.errors import UnreadableError
 
 if TYPE_CHECKING:

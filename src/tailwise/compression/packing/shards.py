@@ -16,7 +16,7 @@ from tailwise.checkpoints.dtypes import code_of
 from tailwise.checkpoints.writer import Layout, Shard, copy_settings, pieces, write_index, write_shard
 from tailwise.compression.packing.packing import Packing, Work
 from tailwise.compression.packing.parts import Coded, Parts, cast_of, empty_parts
-from tailwise.compression.plan import Decision
+from tailwise.compression.plans.plan import Decision
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat

@@ -17,7 +17,7 @@ from tailwise.compression.packing.bit_streams import pack_bits
 from tailwise.compression.packing.packing import Work
 from tailwise.compression.packing.parts import Parts, cast_of, empty_parts
 from tailwise.compression.packing.shards import Members, ShardPacking
-from tailwise.compression.plan import Plan
+from tailwise.compression.plans.plan import Plan
 from tailwise.number_formats.elements import Float8, Integer
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat

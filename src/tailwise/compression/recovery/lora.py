@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from tailwise.compression.statistics import LINEAR
-from tailwise.compression.walk import blocks_of
+from tailwise.compression.walking.statistics import LINEAR
+from tailwise.compression.walking.walk import blocks_of
 from tailwise.errors import UsageError
 from tailwise.evaluation.quiet import quiet
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from tailwise.compression.correlation import block_means, depth_correlation
-from tailwise.compression.plan import Plan
+from tailwise.compression.plans.correlation import block_means, depth_correlation
+from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UsageError
 from tailwise.report.theme import SHAPES, Palette, config, group_of, role_color
 

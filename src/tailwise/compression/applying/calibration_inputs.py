@@ -1,0 +1,59 @@
+"""What a model is calibrated on: windows of ids, inputs by name, or text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tailwise.compression.walking.calibrate import SAMPLES, WINDOW, sample_windows
+from tailwise.compression.walking.hosts import Host, check_causal
+from tailwise.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How windows are drawn from a text."""
+
+    samples: int = SAMPLES
+    window: int = WINDOW
+    seed: int = 0
+
+
+def calibration_inputs(model: str, given: Any, draw: Draw) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """What the model is called with, by name with n on the first axis, and how it came about."""
+    if isinstance(given, Mapping):
+        sizes = {len(value) for value in given.values()}
+        if len(sizes) != 1 or 0 in sizes:
+            raise UsageError("the calibration inputs are empty, or not as many of each", fix="give n of each")
+        return dict(given), {"calibration": ", ".join(sorted(given)), "samples": sizes.pop()}
+    check_causal(model)
+    if isinstance(given, torch.Tensor) and given.ndim == 2:
+        if not given.numel():
+            raise UsageError("the calibration windows are empty", fix="give one window or more")
+        return {"input_ids": given}, {"calibration": "token windows", "samples": len(given)}
+    from tailwise.evaluation.models import load_tokenizer
+    from tailwise.evaluation.tokens import tokens_of
+
+    path = Path(model).expanduser()
+    tokens = tokens_of(given, load_tokenizer(str(path.parent) if path.is_file() else model))
+    windows = sample_windows(tokens.ids, draw.samples, draw.window, draw.seed)
+    facts = {"samples": draw.samples, "window": draw.window, "seed": draw.seed}
+    return {"input_ids": windows}, {"calibration": tokens.name, **facts}
+
+
+def check_inputs(host: Host, inputs: Mapping[str, torch.Tensor], model: str) -> None:
+    """`UsageError` where ids are beyond the model's vocabulary, or windows longer than it takes."""
+    from tailwise.evaluation.models import check_length, vocabulary_of
+    from tailwise.evaluation.tokens import check_vocabulary
+
+    ids = inputs.get("input_ids")
+    if ids is None:
+        return
+    vocabulary = vocabulary_of(host.model)
+    if vocabulary is not None:
+        check_vocabulary(ids, vocabulary, model)
+    check_length(host.model, ids.shape[1], model)

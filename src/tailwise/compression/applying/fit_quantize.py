@@ -1,0 +1,81 @@
+"""Whether a plan to quantize can be applied to a model: told before any work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
+from tailwise.checkpoints.dequantized import dequantized
+from tailwise.checkpoints.writer import Layout, layout_of
+from tailwise.compression.applying.data_free import input_size
+from tailwise.compression.applying.fingerprint import check_own
+from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.quantize.quantizer import QUANTIZERS
+from tailwise.errors import UsageError
+from tailwise.number_formats.formats import parse_format
+
+if TYPE_CHECKING:
+    from tailwise.compression.applying.apply import ApplyOptions
+
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+_SHOWN = 5
+
+
+def is_calibrated(plan: Plan, options: ApplyOptions) -> bool:
+    """Whether the operator looks at text. `UsageError` where it lacks it, or an option means nothing here."""
+    if options.save_masks:
+        raise UsageError("quantization removes nothing, so there are no masks", fix="leave --save-masks out")
+    needs = QUANTIZERS[plan.operator].needs != "none"
+    if needs and (options.dequantize or plan.settings.get("dequantize") is True):
+        raise UsageError(
+            f"{plan.operator} computes with the model, which is quantized already", fix="plan with --operator rtn"
+        )
+    if needs and options.calibration is None:
+        raise UsageError(
+            f"{plan.operator} looks at the inputs of each layer, and there is no calibration text",
+            fix="give --calibration TEXT, or plan with --operator rtn",
+        )
+    return needs
+
+
+def source_of(plan: Plan, stored: Checkpoint, uri: str, *, dequantize: bool) -> tuple[Checkpoint, Layout]:
+    """What is read, and the files that its dense copy has. `UsageError` for a quantized model that is to stay one."""
+    layout = layout_of(stored, uri)
+    asked = dequantize or plan.settings.get("dequantize") is True
+    if all(decision.tensor in stored.tensors for decision in plan) and not asked:
+        return stored, layout
+    found = dequantized(stored)
+    if found is None:
+        return stored, layout
+    if not asked:
+        fix = "give the model that it was made from, or quantize the values that it decodes to with --dequantize"
+        raise UsageError("its weights are quantized", where=stored.uri, fix=fix)
+    return found, found.layout(layout) if stored.format == "safetensors" else layout_of(found, uri)
+
+
+def check_fit(plan: Plan, checkpoint: Checkpoint, stored: Checkpoint, *, force: bool) -> None:
+    """`UsageError` where an entry has no tensor, or one that its format cannot hold.
+
+    `stored` is what lies on the disk, which an audit has read.
+    """
+    sizes = {name: spec.numel for name, spec in checkpoint.tensors.items()}
+    wrong = list(plan.misfits(sizes))
+    for decision in plan:
+        if decision.tensor in sizes:
+            wrong += _misfits(decision, checkpoint.tensors[decision.tensor], checkpoint)
+    if wrong:
+        more = f"\n  … and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        what = "the plan does not fit the model:\n  " + "\n  ".join(wrong[:_SHOWN]) + more
+        raise UsageError(what, where=checkpoint.uri, fix=f"plan for this model, or apply it to {plan.model}")
+    check_own(plan, stored, force=force)
+
+
+def _misfits(decision: Decision, spec: TensorSpec, checkpoint: Checkpoint) -> list[str]:
+    if spec.dtype not in _FLOATS:
+        return [f"{spec.name} is stored as {spec.dtype}, and only plain floating-point tensors can be quantized"]
+    if len(spec.shape) < 2:
+        return [f"{spec.name} has {len(spec.shape)} axes; a matrix needs two"]
+    chosen, inputs = parse_format(decision.format or ""), input_size(spec.name, spec.shape, checkpoint.config)
+    if chosen.group_size is not None and inputs % chosen.group_size:
+        return [f"{spec.name} has {inputs} inputs, which groups of {chosen.group_size} ({chosen.name}) do not divide"]
+    return []

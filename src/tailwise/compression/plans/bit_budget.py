@@ -1,0 +1,100 @@
+"""Budgets of bits: what each choice takes, what is asked for, and what can be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tailwise.audits.audit import Audit
+from tailwise.compression.allocate.knapsack import Matrix
+from tailwise.compression.assign.assigner import Group
+from tailwise.compression.plans.bits import bits_per_weight, fits, kept_bytes, mean_bits
+from tailwise.compression.plans.candidates import Candidate
+from tailwise.compression.plans.plan import Plan
+from tailwise.errors import UsageError
+from tailwise.number_formats.number_format import NumberFormat
+
+if TYPE_CHECKING:
+    from tailwise.compression.plans.make_quantize import QuantizeRequest
+
+NEAR = 1e-3  # how far below the budget, relative, is not worth a word
+_SHOWN = 3
+
+
+def bits_table(
+    groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]], formats: Sequence[NumberFormat]
+) -> tuple[Matrix, tuple[str, ...]]:
+    """Stored bits, (groups, formats), +inf where a format does not divide a member's inputs; and notes on those."""
+    table = np.full((len(groups), len(formats)), np.inf)
+    notes = []
+    for column, chosen in enumerate(formats):
+        unfit = []
+        for row, group in enumerate(groups):
+            if all(fits(chosen, shapes[item.tensor]) for item in group.members):
+                sizes = [item.n_params * bits_per_weight(chosen, shapes[item.tensor]) for item in group.members]
+                table[row, column] = sum(sizes)
+            else:
+                unfit.append(group.name)
+        if unfit:
+            notes.append(f"{chosen.name} is not offered where groups of {chosen.group_size} do not divide the inputs: "
+                         f"{listed(unfit)}")  # fmt: skip
+    bare = [group.name for group, row in zip(groups, table, strict=True) if not np.isfinite(row).any()]
+    if bare:
+        raise UsageError(
+            f"none of the formats divides the inputs of {listed(bare)}",
+            fix="add one without groups, such as bf16 or int8, or leave these out with --layers",
+        )
+    return table, tuple(notes)
+
+
+def budget_of(audit: Audit, request: QuantizeRequest, found: Sequence[Candidate]) -> float | None:
+    """Bits of the planned tensors in all."""
+    if request.bits is not None:
+        return request.bits * sum(item.n_params for item in found)
+    if request.bytes is None:
+        return None
+    kept = kept_bytes(audit, [item.tensor for item in found])
+    if request.bytes <= kept:
+        raise UsageError(
+            f"{request.bytes:,} bytes cannot be met: what the plan leaves as it is takes {kept:,}",
+            fix="give more, or also plan for the embeddings and the head: --also embed,lm_head",
+        )
+    return 8.0 * (request.bytes - kept)
+
+
+def check_reach(budget: float | None, table: Matrix, n_params: int) -> None:
+    """`UsageError` with the nearest that can be, where no choice of formats has the budget."""
+    if budget is None:
+        return
+    least = float(table.min(axis=1).sum()) / n_params
+    most = float(np.where(np.isfinite(table), table, -np.inf).max(axis=1).sum()) / n_params
+    asked = budget / n_params
+    if asked < least * (1 - 1e-12) or asked * (1 - NEAR) > most:
+        nearest = least if asked < least else most
+        raise UsageError(
+            f"no choice of these formats has {asked:.6g} bits per weight; the nearest has {nearest:.6g}",
+            fix=f"reachable: {least:.6g} to {most:.6g}; or name other --formats",
+        )
+
+
+def spent(audit: Audit, plan: Plan, request: QuantizeRequest, budget: float | None) -> dict[str, Any]:
+    """What a plan says of its budget: bits asked and reached, and bytes."""
+    reached = mean_bits(plan)
+    kept = kept_bytes(audit, [decision.tensor for decision in plan])
+    found = {
+        "asked": round(reached if budget is None else budget / plan.n_params, 9),
+        "reached": round(reached, 9),
+        "unit": "bits per weight",
+        "parameters": plan.n_params,
+        "bytes": round(reached * plan.n_params / 8),
+        "kept_bytes": kept,
+    }
+    return found | ({} if request.bytes is None else {"asked_bytes": request.bytes})
+
+
+def listed(names: Sequence[str]) -> str:
+    """A few names, and how many more."""
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

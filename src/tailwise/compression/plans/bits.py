@@ -1,0 +1,95 @@
+"""What tensors take in a number format: bits per weight, bytes, and how a plan's bits follow depth. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tailwise.checkpoints.checkpoint import DTYPE_BITS
+from tailwise.compression.plans.packed_rows import tensor_of
+from tailwise.number_formats.formats import parse_format
+from tailwise.number_formats.number_format import NumberFormat
+
+if TYPE_CHECKING:
+    from tailwise.audits.audit import Audit, LayerRow
+    from tailwise.compression.plans.candidates import Candidate
+    from tailwise.compression.plans.plan import Decision, Plan
+
+#: Families whose linear layers are `Conv1D`, stored in × out.
+CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+CONV1D_ENDS = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "q_attn.weight")
+#: Families whose stacked experts are (E, in, out); all others are (E, out, in).
+EXPERTS_IN_OUT = frozenset({"gpt_oss", "llama4", "llama4_text"})
+
+
+def shape_of(item: Candidate, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """(out, in) of the matrix that a stored tensor is quantized as, (count, out, in) of stacked experts.
+
+    Fused parts are one matrix, kernels are flattened to (out, in·k). Empty where the parts have different inputs.
+    """
+    if item.kind == "conv":
+        rows = item.parts[0][0]
+        return rows, item.n_params // rows
+    stacked = item.kind == "expert" and len(item.parts) > 1
+    kind = config.get("model_type")
+    turned = kind in EXPERTS_IN_OUT if stacked else kind in CONV1D and item.tensor.endswith(CONV1D_ENDS)
+    parts = [(cols, rows) if turned else (rows, cols) for rows, cols, _ in item.parts]
+    if len({inputs for _, inputs in parts}) != 1:
+        return ()
+    inputs = parts[0][1]
+    if not stacked:
+        return item.n_params // inputs, inputs
+    return (len(parts), *parts[0]) if len(set(parts)) == 1 else ()
+
+
+def fits(chosen: NumberFormat, shape: tuple[int, ...]) -> bool:
+    """Whether the group of a format divides the inputs of a matrix."""
+    return chosen.group_size is None or shape[-1] % chosen.group_size == 0
+
+
+def bits_per_weight(chosen: str | NumberFormat, shape: tuple[int, ...]) -> float:
+    """Stored bits over entries, scales and zero points counted, of (out, in) or (count, out, in)."""
+    found = parse_format(chosen) if isinstance(chosen, str) else chosen
+    return found.bits_per_weight(shape[-2], shape[-1])
+
+
+def bits_of(decision: Decision) -> float:
+    """Bits per weight of an entry of a plan to quantize; its format's nominal bits where its shape is not known."""
+    chosen = parse_format(decision.format or "")
+    return bits_per_weight(chosen, decision.shape) if len(decision.shape) in (2, 3) else chosen.element_bits
+
+
+def mean_bits(decisions: Iterable[Decision]) -> float:
+    """Σ bits·d / Σ d, d the parameters; 0 where there are none."""
+    found = [(decision.n_params, bits_of(decision)) for decision in decisions]
+    total = sum(size for size, _ in found)
+    return sum(size * bits for size, bits in found) / total if total else 0.0
+
+
+def kept_bytes(audit: Audit, planned: Iterable[str]) -> int:
+    """Bytes of all tensors of the model that a plan does not name, as they are stored."""
+    names = set(planned)
+    planned_rows = [row for row in audit.rows if names & {*row.tensors, tensor_of(row)}]
+    # The shape of a packed weight, say, has a row of its own.
+    inside = {row.name for row in planned_rows} | {member for row in planned_rows for member in row.tensors}
+    left = (row for row in audit.rows if row.status != "SHARED" and not inside & {row.name, *row.tensors})
+    return round(sum(_bytes(row) for row in left))
+
+
+def _bytes(row: LayerRow) -> float:
+    # Rows of one fused tensor each state the bytes of all of it; packed ones have no dtype of so many bits.
+    bits = DTYPE_BITS.get(row.dtype)
+    return row.nbytes if bits is None or len(row.tensors) > 1 else row.n_params * bits / 8
+
+
+def depth_words(plan: Plan) -> str:
+    """How the mean bits of blocks follow depth: Spearman's rank correlation with the block number."""
+    blocks = sorted({decision.block for decision in plan if decision.block is not None})
+    means = [round(mean_bits(d for d in plan if d.block == block), 6) for block in blocks]
+    if len(set(means)) < 2:
+        return f"against depth: nothing to correlate ({len(blocks)} blocks, one number of bits)"
+    from scipy.stats import spearmanr
+
+    rho = float(spearmanr(blocks, means).statistic)
+    kind = "later blocks get more bits" if rho > 0 else "later blocks get fewer bits"
+    return f"against depth: Spearman ρ = {rho:+.2f} over {len(blocks)} blocks; {kind}"

@@ -1,0 +1,206 @@
+"""From an audit's rows to the tensors that a plan may touch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tailwise.audits.audit import Audit, LayerRow
+from tailwise.compression.plans.packed_rows import is_packed, tensor_of
+from tailwise.errors import UsageError, unknown_name
+from tailwise.metrics.facts import fit
+from tailwise.recipe import Recipe
+
+#: Kinds of matrix that the operators work on.
+KINDS = frozenset({"dense", "conv", "expert"})
+#: Out unless they are named: looked up rather than multiplied, or few and dear.
+LEFT_OUT = frozenset({"embed", "pos_embed", "patch_embed", "lm_head", "classifier", "pooler", "projector", "router",
+                      "norm", "bias", "ssm_state", "rwkv_mix"})  # fmt: skip
+#: Metrics that the allocators read, beside α.
+READ = ("alpha_hill", "alpha_hill_z", "singular_entropy_normalized", "stable_rank")
+_FUSED = {
+    frozenset({"attn_q", "attn_k", "attn_v"}): "attn_qkv",
+    frozenset({"attn_k", "attn_v"}): "attn_kv",
+    frozenset({"mlp_gate", "mlp_up"}): "mlp_gate_up",
+    frozenset({"shared_gate", "shared_up"}): "shared_gate_up",
+    frozenset({"expert_gate", "expert_up"}): "expert_gate_up",
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One stored tensor that a plan may touch, with what is known of it."""
+
+    tensor: str
+    matrix: str
+    role: str
+    block: int | None
+    n_params: int
+    metrics: Mapping[str, float | None] = field(default_factory=dict)  # None: not defined, or a degenerate tail
+    parts: tuple[tuple[int, int, int], ...] = ()  # (rows, cols, slices) of each matrix in it
+    kind: str = "dense"  # or conv, expert
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, cols) where the tensor holds one matrix; empty where it holds several."""
+        return self.parts[0][:2] if len(self.parts) == 1 and self.parts[0][2] == 1 else ()
+
+    def value(self, metric: str) -> float | None:
+        """A metric, or None."""
+        return self.metrics.get(metric)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which tensors: by role, by name, and which of those that are left out by default."""
+
+    roles: tuple[str, ...] = ()
+    layers: str | None = None  # regular expression, searched in the tensor's name
+    also: tuple[str, ...] = ()  # roles of LEFT_OUT to take all the same
+
+
+def candidates(
+    audit: Audit, choice: Choice, estimator: str | None, *, packed: bool = False
+) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
+    """The tensors that a plan may touch, in the audit's order, and notes on what was left out and why.
+
+    Matrices of one tensor become one candidate whose metrics are the means weighted by parameters. α is that of
+    `estimator`, fitted to the kept spectra; the checkpoint is not read. Without an estimator there is no α. With
+    `packed`, weights of codes and scales are candidates too, by the names that they have once they are de-quantized.
+    """
+    _check_roles(audit, (*choice.roles, *choice.also))
+    pattern = _compiled(choice.layers)
+    grouped: dict[str, list[LayerRow]] = {}
+    composed: list[str] = []
+    for row in audit.rows:
+        if not (row.measured and _wanted(row, choice) and pattern.search(tensor_of(row))):
+            continue
+        if len(row.tensors) > 1 and not (packed and is_packed(row)):
+            composed.append(row.name)
+            continue
+        grouped.setdefault(tensor_of(row), []).append(row)
+    chosen = [row for rows in grouped.values() for row in rows]
+    alphas = _alphas(audit, chosen, estimator) if estimator else None
+    found = tuple(_candidate(tensor, rows, alphas) for tensor, rows in grouped.items())
+    if not found:
+        raise UsageError(
+            "no tensor is left to plan for",
+            where=audit.model,
+            fix="loosen --roles or --layers, or name roles outside the blocks with --also",
+        )
+    return found, tuple(_notes(audit, choice, composed))
+
+
+def _compiled(pattern: str | None) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern or "")
+    except re.error as error:
+        raise UsageError(f"--layers is no regular expression: {error}", where=pattern) from error
+
+
+def _check_roles(audit: Audit, roles: Iterable[str]) -> None:
+    known = {row.role for row in audit.rows}
+    for role in roles:
+        if role not in known:
+            raise unknown_name("role in this model", role, known)
+
+
+def _wanted(row: LayerRow, choice: Choice) -> bool:
+    if row.role in choice.also:
+        return row.kind not in ("lora", "")
+    if choice.roles and row.role not in choice.roles:
+        return False
+    named = row.role in choice.roles
+    return row.kind in KINDS and (named or (row.block is not None and row.role not in LEFT_OUT))
+
+
+def _alphas(audit: Audit, rows: Sequence[LayerRow], estimator: str) -> dict[str, float | None]:
+    made_with = audit.provenance.recipe
+    if estimator == made_with.get("estimator") and all("alpha" in row.metrics for row in rows):
+        return {row.name: _usable(row, "alpha") for row in rows}
+    kept = {name: made_with[name] for name in ("k_frac", "max_fingers") if name in made_with}
+    recipe = Recipe(estimator=estimator, **kept)
+    if recipe.uses_windows:
+        raise UsageError(
+            f"{estimator} needs windows of W, which this audit has not", fix=f"tailwise audit --estimator {estimator}"
+        )
+    fits = {row.name: fit(audit[row.name].spectrum, estimator, recipe) for row in rows}
+    return {name: found.alpha if found.ok else None for name, found in fits.items()}
+
+
+def _usable(row: LayerRow, metric: str) -> float | None:
+    return None if metric in row.degenerate or row.status == "DEGENERATE" else row.metrics.get(metric)
+
+
+def _candidate(tensor: str, rows: Sequence[LayerRow], alphas: Mapping[str, float | None] | None) -> Candidate:
+    first = rows[0]
+    metrics = {} if alphas is None else {"alpha": _mean(rows, [alphas[row.name] for row in rows])}
+    for name in READ:
+        if any(name in row.metrics for row in rows):
+            metrics[name] = _mean(rows, [_usable(row, name) for row in rows])
+    roles = {row.role for row in rows}
+    return Candidate(
+        tensor=tensor,
+        matrix=first.name if len(rows) == 1 else first.name.partition("#")[0],
+        role=first.role if len(roles) == 1 else _FUSED.get(frozenset(roles), first.role),
+        block=first.block,
+        n_params=sum(row.n_params for row in rows),
+        metrics=metrics,
+        parts=tuple((row.rows, row.cols, row.slices) for row in rows),
+        kind=first.kind,
+    )
+
+
+def _mean(rows: Sequence[LayerRow], values: Sequence[float | None]) -> float | None:
+    known = [(row.n_params, value) for row, value in zip(rows, values, strict=True) if value is not None]
+    return sum(size * value for size, value in known) / sum(size for size, _ in known) if known else None
+
+
+def _notes(audit: Audit, choice: Choice, composed: Collection[str]) -> Iterable[str]:
+    if composed:
+        yield f"left as they are, each made of several tensors: {_listed(composed)}"
+    if missing := _not_measured(audit):
+        yield f"left as they are, not measured: {_listed(missing)}"
+    if outside := sorted({row.role for row in audit.rows if row.measured and not _wanted(row, choice)}):
+        yield f"left as they are: {', '.join(outside)}"
+
+
+def _not_measured(audit: Audit) -> list[str]:
+    return [row.name for row in audit.unmeasured if row.status in ("NOT_FINITE", "UNREADABLE", "FAILED")]
+
+
+def audited_part(audit: Audit) -> dict[str, Any]:
+    """What the fingerprint is of, where it is not of all matrices; a plan keeps it, to be held against a model."""
+    provenance, least = audit.provenance, Recipe().min_evals
+    found = {
+        "layers": provenance.selection.get("layers"),
+        "roles": list(provenance.selection.get("roles") or ()),
+        "min_evals": None if (chosen := provenance.recipe.get("min_evals", least)) == least else chosen,
+        "not_measured": _not_measured(audit),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _listed(names: Collection[str], most: int = 3) -> str:
+    shown = ", ".join(list(names)[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def sizes_in(audit: Audit) -> dict[str, int]:
+    """Stored tensor → parameters, over the measured matrices: what `Plan.misfits` compares with."""
+    found: dict[str, int] = {}
+    for row in audit.rows:
+        if row.measured and (len(row.tensors) <= 1 or is_packed(row)):
+            tensor = tensor_of(row)
+            found[tensor] = found.get(tensor, 0) + row.n_params
+    return found
+
+
+def estimator_for(audit: Audit) -> str:
+    """AlphaPruning's estimator: `peak` for language models, `mid` for vision models."""
+    big = [row for row in audit.rows if min(row.rows, row.cols) >= 8]
+    if any(row.role in ("embed", "lm_head") for row in big):
+        return "peak"
+    return "mid" if any(row.role in ("conv", "patch_embed") for row in audit.rows) else "peak"

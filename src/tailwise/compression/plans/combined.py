@@ -1,0 +1,85 @@
+"""Plans that prune, and then quantize what is left: made of two, and taken apart again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from tailwise.compression.plans.plan import BOTH, UNSTRUCTURED, Decision, Plan
+from tailwise.errors import UsageError
+
+Part = Literal["prune", "quantize"]
+#: Operators after which a tensor has the same name and shape.
+_SAME_SHAPE = ("magnitude", "wanda", "sparsegpt")
+
+
+def combined(prune: Plan, quantize: Plan) -> Plan:
+    """One plan that does both, the pruning first; zeros stay zeros. `UsageError` where the two do not go together."""
+    for plan, kind in ((prune, "prune"), (quantize, "quantize")):
+        if plan.kind != kind:
+            raise UsageError(f"a plan to {plan.kind} stands where one to {kind} is needed", where=plan.model,
+                             fix="give the plan to prune first, then the plan to quantize")  # fmt: skip
+    if prune.operator not in _SAME_SHAPE:
+        raise UsageError(
+            f"{prune.operator} changes shapes, so what the other plan says no longer fits",
+            fix=f"prune with {', '.join(_SAME_SHAPE)}; or apply this plan first, and plan to quantize what comes out",
+        )
+    if prune.fingerprint and quantize.fingerprint and prune.fingerprint != quantize.fingerprint:
+        raise UsageError(f"the plans are of two models: {prune.model} and {quantize.model}",
+                         fix="make both from one audit, or from audits of the same selection")  # fmt: skip
+    amounts = {item.tensor: item for item in prune}
+    formats = {item.tensor: item for item in quantize}
+    return Plan(
+        kind=BOTH,
+        operator=f"{prune.operator}+{quantize.operator}",
+        allocator=f"{prune.allocator}+{quantize.allocator}",
+        model=prune.model or quantize.model,
+        fingerprint=prune.fingerprint or quantize.fingerprint,
+        budget={"prune": dict(prune.budget), "quantize": dict(quantize.budget)},
+        decisions=tuple(_both(amounts.get(name), formats.get(name)) for name in dict.fromkeys([*amounts, *formats])),
+        settings={"prune": dict(prune.settings), "quantize": dict(quantize.settings)},
+        tried=tuple({"part": plan.kind, **row} for plan in (prune, quantize) for row in plan.tried),
+        notes=tuple(f"{plan.kind}: {note}" for plan in (prune, quantize) for note in plan.notes),
+    )
+
+
+def _both(amount: Decision | None, chosen: Decision | None) -> Decision:
+    if amount is None or chosen is None:
+        only = amount or chosen
+        assert only is not None  # noqa: S101 - the name came from one of the two
+        return only
+    return replace(
+        amount,
+        format=chosen.format,
+        shape=chosen.shape or amount.shape,
+        metrics={**amount.metrics, **chosen.metrics},
+        reason=f"prune: {amount.reason}; quantize: {chosen.reason}",
+    )
+
+
+def part_of(plan: Plan, kind: Part) -> Plan:
+    """What a plan that does both says of one of the two."""
+    operators, allocators = plan.operator.partition("+"), plan.allocator.partition("+")
+    place = 0 if kind == "prune" else 2
+    if kind == "prune":
+        kept = tuple(replace(item, format=None) for item in plan if item.sparsity is not None)
+    else:
+        kept = tuple(
+            replace(item, sparsity=None, pattern=UNSTRUCTURED, rank=None) for item in plan if item.format is not None
+        )
+    return plan.replace(
+        kind=kind,
+        operator=operators[place],
+        allocator=allocators[place],
+        budget=_inner(plan.budget, kind),
+        settings=_inner(plan.settings, kind),
+        decisions=kept,
+        tried=(),
+        notes=tuple(note.removeprefix(f"{kind}: ") for note in plan.notes if note.startswith(f"{kind}: ")),
+    )
+
+
+def _inner(held: Mapping[str, Any], kind: Part) -> dict[str, Any]:
+    found = held.get(kind)
+    return dict(found) if isinstance(found, Mapping) else {}

@@ -1,0 +1,248 @@
+"""Plans on disk: JSON or YAML, entries keyed by the tensor's name, made to be read and edited."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from tailwise.atomic import write_whole
+from tailwise.compression.plans.checks import validate
+from tailwise.compression.plans.plan import UNSTRUCTURED, Decision, Plan
+from tailwise.errors import UnreadableError, UsageError, unknown_name
+
+FORMAT = 1
+SUFFIXES = (".json", ".yaml", ".yml")
+_VERSION = "tailwise_plan"
+_HEAD = ("kind", "operator", "allocator", "settings", "model", "fingerprint", "budget", "notes", "tried")
+_ENTRY = ("matrix", "role", "block", "shape", "parameters", "sparsity", "pattern", "rank", "format", "metrics",
+          "reason")  # fmt: skip
+
+
+def save(plan: Plan, path: str | Path) -> Path:
+    """Write what the suffix of `path` says; the file appears whole or not at all."""
+    check_suffix(path)
+    text = to_yaml(plan) if Path(path).suffix != ".json" else to_text(plan)
+    return write_whole(path, text.encode())
+
+
+def check_suffix(path: str | Path) -> None:
+    """`UsageError` where the suffix names no format of plans."""
+    if Path(path).suffix not in SUFFIXES:
+        raise UsageError("the suffix is not known", where=path, fix=f"choose one of {', '.join(SUFFIXES)}")
+
+
+def to_text(plan: Plan) -> str:
+    """The plan as JSON."""
+    return json.dumps(to_document(plan), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def to_yaml(plan: Plan) -> str:
+    """The plan as YAML."""
+    text: str = _yaml().safe_dump(
+        to_document(plan), sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
+    )
+    return text
+
+
+def to_document(plan: Plan) -> dict[str, Any]:
+    """Plain JSON types."""
+    head = {name: getattr(plan, name) for name in _HEAD}
+    head |= {name: dict(head[name]) for name in ("settings", "budget")}
+    head |= {"notes": list(plan.notes), "tried": [dict(item) for item in plan.tried]}
+    entries = {decision.tensor: _entry(decision) for decision in plan}
+    return {_VERSION: FORMAT, **{name: value for name, value in head.items() if value != []}, "entries": entries}
+
+
+def _entry(decision: Decision) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "matrix": decision.matrix,
+        "role": decision.role,
+        "block": decision.block,
+        "shape": list(decision.shape),
+        "parameters": decision.n_params,
+        "sparsity": decision.sparsity,
+        "pattern": decision.pattern,
+        "rank": decision.rank,
+        "format": decision.format,
+        "metrics": dict(decision.metrics),
+        "reason": decision.reason,
+    }
+    if decision.sparsity is None:  # a quantization plan
+        del found["pattern"]
+    optional = ("shape", "sparsity", "rank", "format", "metrics")
+    return {name: value for name, value in found.items() if name not in optional or value not in (None, [], {})}
+
+
+def load(path: str | Path) -> Plan:
+    """Read a plan and check it.
+
+    A plan made without clamping is shown as it is: `Plan.validate` says that it cannot be applied.
+    """
+    source = Path(path)
+    try:
+        text = source.read_text(encoding="utf-8-sig")  # editors on Windows begin a file with a mark
+    except (OSError, UnicodeDecodeError) as error:
+        detail = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UnreadableError(f"is not a readable plan ({detail})", where=source) from error
+    check_suffix(source)
+    document = _from_json(text, source) if source.suffix == ".json" else _from_yaml(text, source)
+    plan = from_document(document, source)
+    if plan.settings.get("clamp") is not False:
+        try:
+            validate(plan)
+        except UsageError as error:
+            raise UsageError(error.what, where=source, fix=error.fix) from None
+    return plan
+
+
+def from_document(document: Any, where: object = None) -> Plan:
+    """The plan that a JSON or YAML document holds."""
+    if not isinstance(document, Mapping) or _VERSION not in document:
+        raise UsageError("is no plan", where=where, fix=f"a plan begins with {_VERSION}; see `tailwise plan prune`")
+    if document[_VERSION] != FORMAT:
+        raise UnreadableError(
+            f"is a plan of format {document[_VERSION]}; this tailwise reads {FORMAT}",
+            where=where,
+            fix="update tailwise",
+        )
+    _known(document, (_VERSION, *_HEAD, "entries"), where)
+    entries = document.get("entries")
+    if not isinstance(entries, Mapping) or not entries:
+        raise UsageError("has no entries", where=where, fix="entries: {tensor name: {sparsity: …}}")
+    types: Mapping[str, type | tuple[type, ...]] = {
+        "kind": str, "operator": str, "allocator": str, "model": str, "fingerprint": str,
+        "settings": Mapping, "budget": Mapping, "notes": Sequence, "tried": Sequence,
+    }  # fmt: skip
+    for name, kind in types.items():
+        if name in document and not isinstance(document[name], kind):
+            raise UsageError(f"{name} is {document[name]!r}", where=where, fix="leave it as tailwise wrote it")
+    _check_plain(document, where)
+    for name in ("kind", "operator"):
+        if name not in document:
+            raise UsageError(f"has no {name}", where=where, fix=f"{name}: {'prune' if name == 'kind' else 'wanda'}")
+    return Plan(
+        kind=document["kind"],
+        operator=document["operator"],
+        allocator=document.get("allocator", ""),
+        model=document.get("model", ""),
+        fingerprint=document.get("fingerprint", ""),
+        budget=dict(document.get("budget", {})),
+        decisions=tuple(_decision(str(tensor), entry, where) for tensor, entry in entries.items()),
+        settings=dict(document.get("settings", {})),
+        tried=tuple(document.get("tried", ())),
+        notes=tuple(document.get("notes", ())),
+    )
+
+
+def _check_plain(document: Mapping[str, Any], where: object) -> None:
+    """`UsageError` where what only people read would not go into a file again."""
+    for name, item in (("notes", str), ("tried", Mapping)):
+        found = document.get(name, ())
+        if isinstance(found, str) or not all(isinstance(value, item) for value in found):
+            raise UsageError(f"{name} is {found!r}", where=where, fix="leave it as tailwise wrote it")
+    for name in ("settings", "budget", "tried"):
+        try:
+            json.dumps(document.get(name), allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(
+                f"{name} holds other things than text and finite numbers ({error})",
+                where=where,
+                fix="leave it as tailwise wrote it",
+            ) from error
+
+
+def _decision(tensor: str, entry: Any, where: object) -> Decision:
+    place = tensor if where is None else f"{where}: {tensor}"
+    if not isinstance(entry, Mapping):
+        raise UsageError(f"is {entry!r}", where=place, fix="give the fields of an entry, such as sparsity: 0.7")
+    _known(entry, _ENTRY, place)
+    if "parameters" not in entry:
+        raise UsageError("has no parameters", where=place, fix="parameters: the number of entries of the tensor")
+    shape = entry.get("shape", ())
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise UsageError(f"shape is {shape!r}", where=place, fix="shape: [rows, cols]")
+    metrics = entry.get("metrics", {})
+    if not isinstance(metrics, Mapping):
+        raise UsageError(f"metrics is {metrics!r}", where=place, fix="metrics: {name: number}")
+    return Decision(
+        tensor=tensor,
+        matrix=entry.get("matrix", tensor.removesuffix(".weight")),
+        role=entry.get("role", "other"),
+        block=entry.get("block"),
+        n_params=entry["parameters"],
+        sparsity=entry.get("sparsity"),
+        pattern=entry.get("pattern", UNSTRUCTURED),
+        rank=entry.get("rank"),
+        format=entry.get("format"),
+        metrics=dict(metrics),
+        reason=entry.get("reason", ""),
+        shape=tuple(shape),
+    )
+
+
+def _known(given: Mapping[Any, Any], known: Sequence[str], where: object) -> None:
+    for name in given:
+        if name not in known:
+            error = unknown_name("field", str(name), known)
+            raise UsageError(error.what, where=where, fix=error.fix)
+
+
+def _from_json(text: str, where: Path) -> Any:
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        for name, value in items:
+            if name in seen:
+                raise UsageError(f"{name!r} is there twice", where=where, fix="keep one of the two")
+            seen[name] = value
+        return seen
+
+    try:
+        return json.loads(text, object_pairs_hook=pairs)
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"is no JSON: {error.msg}", where=f"{where}, line {error.lineno}, column {error.colno}"
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
+        raise UsageError(f"is no plan in JSON ({error})", where=where) from error
+
+
+def _from_yaml(text: str, where: Path) -> Any:
+    yaml = _yaml()
+    try:
+        _refuse_twins(yaml.compose(text, Loader=yaml.SafeLoader), yaml, where, set())
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = where if mark is None else f"{where}, line {mark.line + 1}, column {mark.column + 1}"
+        raise UsageError(f"is no YAML: {getattr(error, 'problem', None) or error}", where=place) from error
+    except (ValueError, RecursionError) as error:  # as for JSON; an impossible date is a ValueError too
+        raise UsageError(f"is no plan in YAML ({error})", where=where) from error
+
+
+def _refuse_twins(node: Any, yaml: Any, where: Path, seen_nodes: set[int]) -> None:
+    """YAML readers keep the last of two equal keys without a word."""
+    if id(node) in seen_nodes:  # an alias: it may stand in many places, or within itself
+        return
+    seen_nodes.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            name = str(key.value)
+            if name in seen:
+                line = key.start_mark.line + 1
+                raise UsageError(f"{name!r} is there twice", where=f"{where}, line {line}", fix="keep one of the two")
+            seen.add(name)
+            _refuse_twins(value, yaml, where, seen_nodes)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_twins(item, yaml, where, seen_nodes)
+
+
+def _yaml() -> Any:
+    try:
+        return import_module("yaml")
+    except ImportError as error:
+        raise UsageError("plans in YAML need PyYAML", fix="pip install pyyaml, or use a .json file") from error

@@ -1,0 +1,235 @@
+"""`recover()`: a pruned model trained for a while, its zeros kept at zero."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.checkpoints.draft import Draft, check_output, check_space
+from tailwise.checkpoints.open import open_checkpoint
+from tailwise.checkpoints.writer import Layout, layout_of, write_checkpoint
+from tailwise.compression.applying.card import PLAN_FILE
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.recovery.lora import adapter_of, behind_masks, layers_for, merged, save_adapter, with_adapter
+from tailwise.compression.recovery.masked import Written, masks_in, trainable
+from tailwise.compression.recovery.recovered import RECOVERY_FILE, Recovered, card
+from tailwise.compression.recovery.text import Split, split_text
+from tailwise.compression.recovery.training import Course, Say, Trainer, Training
+from tailwise.compression.walking.hosts import places_in
+from tailwise.errors import UsageError
+from tailwise.evaluation.compare import compare_scores
+from tailwise.evaluation.facts import facts_of
+from tailwise.evaluation.losses import check_causal, window_losses
+from tailwise.evaluation.models import Loaded, check_length, load_model, vocabulary_of
+from tailwise.evaluation.run import digest_of, summary
+from tailwise.evaluation.scores import Scores
+from tailwise.evaluation.tokens import check_vocabulary
+
+METHODS = ("masked", "lora")
+#: Highest learning rate times the width. A heuristic: 2.4e-5 and 1.2e-4 at a width of 4,096, where published
+#: fine-tunings and LoRA trainings are; narrower models take larger steps.
+_RATES = {"masked": 0.1, "lora": 0.5}
+_PRUNED = 0.01  # share of zeros in the blocks below which nothing was pruned
+
+
+@dataclass(frozen=True)
+class RecoverOptions:
+    """How a model is recovered."""
+
+    method: str = "masked"
+    steps: int = 1000
+    lr: float | None = None  # highest; None: by the model's width
+    rank: int = 8  # of the adapter
+    merge: bool = False  # train the adapter behind the mask and add it to the weights; else it is written by itself
+    window: int = 512  # tokens
+    batch: int = 4  # windows a step
+    seed: int = 0
+    seconds: float = 300.0  # of training; it ends earlier where the steps are done
+    device: str = "cpu"
+    force: bool = False  # replace the output
+
+    def __post_init__(self) -> None:
+        # Told before a model is read.
+        if self.method not in METHODS:
+            raise UsageError(f"{self.method!r} is no way to recover", fix=f"use {' or '.join(METHODS)}")
+        if self.merge and self.method != "lora":
+            raise UsageError("there is no adapter to merge", fix="leave --merge out, or use --method lora")
+        for name, least in (("steps", 1), ("rank", 1), ("batch", 1), ("window", 2)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{getattr(self, name)} is too little", where=f"--{name}", fix=f"use {least} or more")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise UsageError(f"{self.lr:g} is no learning rate", where="--lr", fix="use some number above 0, e.g. 1e-4")
+        if not self.seconds > 0:
+            raise UsageError(f"a time budget of {self.seconds:g} s", fix="give some time, e.g. --budget 5m")
+
+
+def recover(
+    model: str | os.PathLike[str],
+    text: Any,
+    output: str | os.PathLike[str],
+    *,
+    options: RecoverOptions | None = None,
+    say: Say | None = None,
+) -> Recovered:
+    """Train the pruned `model` on `text` and write it to `output`, its zeros kept at zero.
+
+    `model` is a folder or a Hugging Face id of a causal language model, `text` what `tokens_of` takes. A part of the
+    text is kept out: quality before and after is measured on it, and the best state is chosen on another part.
+    `masked` trains every stored parameter; `lora` an adapter of peft on the pruned layers, written as peft's folder,
+    or, trained behind the mask, merged into the weights. The output appears whole or not at all. Raises
+    `UsageError` where the model is not causal, the text is too short, or no state was better than the first.
+    """
+    wanted, name, target = options or RecoverOptions(), os.fspath(model), Path(output)
+    source = Path(name).expanduser()
+    check_output(target, force=wanted.force, source=source if source.exists() else None)
+    _check_plan(source, wanted)
+    loaded = load_model(name, dtype="float32", device=wanted.device)
+    split = split_text(text, loaded.tokenizer, wanted.window, wanted.seed)
+    _check_windows(loaded, split, wanted)
+    with open_checkpoint(name) as checkpoint:
+        layout = layout_of(checkpoint, name)
+        check_space(target, layout.nbytes + (1 << 20))
+        return _Run(name, target, loaded, split, (checkpoint, layout), wanted, say).done()
+
+
+def _check_plan(source: Path, options: RecoverOptions) -> None:
+    """`UsageError` for a model of low rank, which either way would lose its rank."""
+    path = source / PLAN_FILE
+    if not path.is_file() or (options.method == "lora" and not options.merge):
+        return
+    if Plan.load(path).operator == "low_rank":
+        raise UsageError(
+            "it is of low rank, and would no longer be", where=source, fix="use --method lora without --merge"
+        )
+
+
+def _check_windows(loaded: Loaded, split: Split, options: RecoverOptions) -> None:
+    vocabulary = vocabulary_of(loaded.module)
+    check_length(loaded.module, options.window, loaded.name)
+    if vocabulary is not None:
+        for ids in (split.train, split.guard, split.held_out):
+            check_vocabulary(ids, vocabulary, loaded.name)
+    check_causal(loaded.module, vocabulary or int(split.train.max()) + 1, loaded.name)
+
+
+@dataclass
+class _Run:
+    name: str
+    output: Path
+    loaded: Loaded
+    split: Split
+    stored: tuple[Checkpoint, Layout]
+    options: RecoverOptions
+    say: Say | None
+
+    def done(self) -> Recovered:
+        checkpoint, _ = self.stored
+        model, wanted = self.loaded.module, self.options
+        places = places_in(model, checkpoint)
+        masks = masks_in(model, checkpoint, places)
+        zeros = facts_of(self.name).block_sparsity
+        notes = [*self.split.notes, *self.loaded.notes]
+        if zeros < _PRUNED:
+            notes.append(f"{zeros:.2%} of the entries in its blocks are zero: it is not pruned, and is only fine-tuned")
+        lr = wanted.lr or _RATES[wanted.method] / _width(model)
+        course = Course(wanted.steps, lr, wanted.batch, wanted.window, wanted.seed, wanted.seconds)
+        before = self._scores(model, self.name)
+        settings = asdict(replace(wanted, lr=lr)) | {"text": self.split.name, "train_tokens": len(self.split.train)}
+        for name in ("force", *(() if wanted.method == "lora" else ("rank", "merge"))):
+            del settings[name]
+        with Draft(self.output, force=wanted.force) as draft:
+            recovery = self._masked if wanted.method == "masked" else self._lora
+            training, after, unmerged = recovery(draft, course, places, masks)
+            found = Recovered(
+                self.output,
+                "lora, merged" if wanted.merge else wanted.method,
+                compare_scores(after, before, seed=wanted.seed),
+                training,
+                (zeros, zeros if wanted.method == "lora" and not wanted.merge else self._zeros(draft)),
+                unmerged,
+                settings,
+                tuple(notes),
+            )
+            (draft.folder / RECOVERY_FILE).write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
+            (draft.folder / "README.md").write_text(card(found, self.name), encoding="utf-8")
+            draft.commit()
+        return found
+
+    def _masked(
+        self, draft: Draft, course: Course, places: Mapping[str, str], masks: Mapping[str, torch.Tensor]
+    ) -> tuple[Training, Scores, None]:
+        model = self.loaded.module
+        moving = trainable(model, self.stored[0], places)
+        kept = {name: mask for name, mask in masks.items() if name in moving}
+        training = self._trained(model, moving, kept, course)
+        return training, self._write(draft, places, moving, masks), None
+
+    def _lora(
+        self, draft: Draft, course: Course, places: Mapping[str, str], masks: Mapping[str, torch.Tensor]
+    ) -> tuple[Training, Scores, Scores | None]:
+        model, wanted = self.loaded.module, self.options
+        layers = [name for name in layers_for(model, masks) if f"{name}.weight" in set(places.values())]
+        source = Path(self.name).expanduser()
+        base = str(source.resolve()) if source.is_dir() else self.name
+        adapted = with_adapter(model, layers, wanted.rank, wanted.seed, base)
+        if wanted.merge:
+            behind_masks(adapted, masks)
+        training = self._trained(adapted, adapter_of(adapted), {}, course)
+        scores = self._scores(adapted, str(self.output))
+        if not wanted.merge:
+            save_adapter(adapted, draft.folder)
+            return training, scores, None
+        return training, self._write(draft, places, merged(adapted, layers), masks), scores
+
+    def _trained(
+        self,
+        model: nn.Module,
+        moving: Mapping[str, nn.Parameter],
+        masks: Mapping[str, torch.Tensor],
+        course: Course,
+    ) -> Training:
+        return Trainer(model, moving, masks, self.split.train, self.split.guard, self.say).run(course)
+
+    def _write(
+        self,
+        draft: Draft,
+        places: Mapping[str, str],
+        values: Mapping[str, torch.Tensor],
+        masks: Mapping[str, torch.Tensor],
+    ) -> Scores:
+        """Write the checkpoint and score it as it was written, rounded to its dtype."""
+        checkpoint, layout = self.stored
+        write_checkpoint(layout, checkpoint, draft.folder, Written(checkpoint, places, values, masks))
+        again = load_model(str(draft.folder), self.loaded.tokenizer, dtype="float32", device=self.options.device)
+        return self._scores(again.module, str(self.output))
+
+    def _scores(self, model: nn.Module, name: str) -> Scores:
+        windows = self.split.held_out
+        losses = window_losses(model, windows)
+        perplexity, interval = summary(losses, seed=self.options.seed)
+        return Scores(
+            model=name,
+            perplexity=perplexity,
+            interval=interval,
+            losses=tuple(float(loss) if math.isfinite(loss) else None for loss in losses),
+            tokens_per_window=windows.shape[1] - 1,
+            digest=digest_of(windows),
+        )
+
+    def _zeros(self, draft: Draft) -> float:
+        return facts_of(draft.folder).block_sparsity
+
+
+def _width(model: nn.Module) -> int:
+    embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    found = None if embedding is None else embedding.weight.shape[1]
+    return int(found or max(value.shape[-1] for value in model.parameters() if value.ndim > 1))

@@ -1,0 +1,136 @@
+"""Which layers share neurons, by torch-pruning's dependency graph; and whether a model still computes.
+
+Both run on the meta device: no weights, no arithmetic.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+
+from tailwise.compression.walking.statistics import weight_of
+from tailwise.errors import UsageError
+
+_TOKENS = 4
+
+
+def inputs_for(model: nn.Module) -> dict[str, Any]:
+    """What the model is called with on the meta device: a few tokens with a mask of its own, or one image."""
+    config: Any = getattr(model, "config", None)
+    if getattr(model, "main_input_name", "input_ids") == "pixel_values":
+        size = getattr(config, "image_size", 224)
+        high, wide = size if isinstance(size, list | tuple) else (size, size)
+        channels = getattr(config, "num_channels", 3)
+        return {"pixel_values": torch.zeros(1, channels, high, wide, device="meta")}
+    ids = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
+    # Masks and positions that are given need not be worked out from values, which are not there.
+    mask: Any = torch.zeros(1, 1, _TOKENS, _TOKENS, device="meta")
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds & {"sliding_attention"}:
+        mask = dict.fromkeys(("full_attention", "sliding_attention"), mask)
+    return {"input_ids": ids, "position_ids": ids, "attention_mask": mask, "use_cache": False}
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy without values; the model itself is left as it is."""
+    memo: dict[int, Any] = {id(value): value.to("meta") for value in model.buffers()}
+    for value in model.parameters():
+        memo[id(value)] = nn.Parameter(value.detach().to("meta"), requires_grad=value.is_floating_point())
+    found: Any = deepcopy(model, memo)
+    if hasattr(found, "set_attn_implementation"):
+        found.set_attn_implementation("eager")  # the only one whose steps are seen one by one
+    copied: nn.Module = found
+    return copied
+
+
+def called(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """What comes out first: logits, or the last states."""
+    try:
+        found = model(**inputs)
+    except TypeError as error:
+        if "use_cache" not in inputs:
+            raise
+        if "use_cache" not in str(error) and "position_ids" not in str(error):
+            raise
+        found = model(**{name: inputs[name] for name in ("input_ids", "attention_mask")})
+    logits = getattr(found, "logits", None)
+    return logits if isinstance(logits, torch.Tensor) else found[0]
+
+
+def coupled_layers(model: nn.Module, roots: Iterable[str]) -> dict[str, frozenset[str]]:
+    """Root (a layer that writes neurons) → every linear layer that writes or reads them, itself among them."""
+    pruning = _torch_pruning()
+    copy = on_meta(model)
+    _as_linear(copy)
+    names = {id(module): name for name, module in copy.named_modules()}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = pruning.DependencyGraph().build_dependency(
+                copy,
+                example_inputs=inputs_for(copy),
+                forward_fn=called,
+                output_transform=lambda found: found,
+            )
+            found = {root: graph.get_pruning_group(copy.get_submodule(root), pruning.prune_linear_out_channels, [0])
+                     for root in roots}  # fmt: skip
+    except Exception as error:  # every architecture fails in its own way
+        raise _not_traced(model, error) from error
+    return {root: frozenset(_layers(group, names)) for root, group in found.items()}
+
+
+def _layers(group: Any, names: Mapping[int, str]) -> Iterable[str]:
+    for dependency, _ in group:
+        module = dependency.target.module
+        if id(module) in names:
+            yield names[id(module)]
+
+
+def check_computes(model: nn.Module) -> None:
+    """`UsageError` where a model with other sizes no longer computes: its code takes a size from the config."""
+    copy = on_meta(model)
+    try:
+        with torch.no_grad():
+            called(copy, inputs_for(copy))
+    except Exception as error:  # as above
+        lines = str(error).strip().splitlines()
+        raise UsageError(
+            f"a {type(model).__name__} does not compute with other numbers of heads or neurons "
+            f"({lines[0] if lines else type(error).__name__})",
+            fix="cut another part of it (--roles), or use an operator that leaves the shapes",
+        ) from error
+
+
+def _not_traced(model: nn.Module, error: Exception) -> UsageError:
+    lines = str(error).strip().splitlines()
+    return UsageError(
+        f"torch-pruning could not follow the layers of a {type(model).__name__} "
+        f"({lines[0] if lines else type(error).__name__})",
+        fix="its neurons cannot be cut: plan with --roles of its attention, or use another operator",
+    )
+
+
+def _torch_pruning() -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = import_module("torch_pruning")
+    except ImportError as error:
+        fix = "pip install 'tailwise[structured]'"
+        raise UsageError("cutting neurons takes `torch-pruning`", fix=fix) from error
+    return found
+
+
+def _as_linear(model: nn.Module) -> None:
+    """`Conv1D` is GPT-2's linear layer, stored in × out, which the graph does not know."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ == "Conv1D":
+            parent, _, last = name.rpartition(".")
+            inputs, outputs = weight_of(module).shape
+            setattr(model.get_submodule(parent), last, nn.Linear(inputs, outputs, device="meta"))

@@ -1,0 +1,102 @@
+"""Low rank in two factors: W ≈ A·B is stored as two linear layers, and the model gets smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from tailwise.checkpoints.checkpoint import TensorSpec
+from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.compression.applying.data_free import as_matrices
+from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.rounding import low_rank_sparsity
+from tailwise.compression.prune.pruner import PRUNERS, Amount
+from tailwise.compression.shrinking.remade import Entry, Made, resized
+from tailwise.compression.shrinking.structured import Origin
+from tailwise.compression.shrinking.structured_groups import layer_of_decision, sizes_of_layer
+from tailwise.compression.walking.load_pruned import Shapes, Sizes
+from tailwise.errors import UsageError
+
+Change = Callable[[str], "torch.Tensor | None"]
+
+
+def factored(plan: Plan, origin: Origin, change: Change) -> Made:
+    """The checkpoint with two tensors for each matrix of the plan.
+
+    `change` gives the matrices that calibration has made, in float32 and of the rank that was asked for; without one,
+    the stored matrix is factored. A matrix whose factors would be larger than itself is an error: its rank saves
+    nothing.
+    """
+    named = {origin.written(decision.tensor): decision for decision in plan if decision.rank is not None}
+    jobs = {written: _job(decision, origin) for written, decision in named.items()}
+    source = _Source(origin, lambda written: change(named[written].tensor))
+    biases = {origin.stored(layer, "bias"): layer for layer, _ in jobs.values()}
+    entries: list[Entry] = []
+    for spec in (spec for shard in origin.layout.shards for spec in shard.specs):
+        if spec.name in jobs:
+            entries += _factors(spec, jobs[spec.name][1], source, _prefix(spec.name, "weight"))
+        elif spec.name in biases:
+            entries.append(Entry(_named(spec, f"{_prefix(spec.name, 'bias')}.second.bias"), spec.name))
+        else:
+            entries.append(Entry(spec, spec.name))
+    left = {named[written].tensor: (_size(sizes), sizes.rank) for written, (_, sizes) in jobs.items()}
+    note = "its matrices are stored as two factors each: load it with tailwise.load_pruned"
+    return Made(tuple(entries), {}, Shapes(dict(jobs.values())), left, (note,))
+
+
+def _job(decision: Decision, origin: Origin) -> tuple[str, Sizes]:
+    layer = layer_of_decision(origin.model, origin.places, decision)
+    inputs, outputs = sizes_of_layer(origin.model, layer)
+    rank = decision.rank or 0
+    if low_rank_sparsity(rank, outputs, inputs) <= 0.0:
+        most = (inputs * outputs - 1) // (inputs + outputs)
+        raise UsageError(
+            f"factors of rank {rank} are as large as the matrix or larger",
+            where=decision.tensor,
+            fix=f"write a rank of {most} or less, or take the entry out of the plan",
+        )
+    return layer, Sizes(inputs, outputs, rank)
+
+
+def _size(sizes: Sizes) -> int:
+    return (sizes.rank or 0) * (sizes.inputs + sizes.outputs)
+
+
+def _prefix(stored: str, what: str) -> str:
+    return stored.removesuffix(f".{what}")
+
+
+def _named(spec: TensorSpec, name: str) -> TensorSpec:
+    return TensorSpec(name, spec.dtype, spec.shape, spec.nbytes)
+
+
+class _Source:
+    """The factors of one matrix at a time, for the two reads that come one after the other."""
+
+    def __init__(self, origin: Origin, change: Change) -> None:
+        self._origin, self._change = origin, change
+        self._kept: tuple[str, tuple[torch.Tensor, torch.Tensor]] | None = None
+
+    def __call__(self, stored: str, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(out × r), (r × in) float32."""
+        if self._kept is None or self._kept[0] != stored:
+            config: Mapping[str, object] = self._origin.checkpoint.config
+            W = self._change(stored)
+            W = self._origin.checkpoint.read(stored) if W is None else W
+            (matrix,) = as_matrices(W, stored, config)
+            found = PRUNERS["low_rank"](matrix, Amount(rank=rank)).factors
+            assert found is not None  # noqa: S101 - the operator low_rank gives them
+            self._kept = (stored, found)
+        return self._kept[1]
+
+
+def _factors(spec: TensorSpec, sizes: Sizes, source: _Source, prefix: str) -> list[Entry]:
+    rank, dtype = sizes.rank or 0, torch_dtype(spec.dtype, where=spec.name)
+
+    def made(which: int) -> Callable[[], torch.Tensor]:
+        return lambda: source(spec.name, rank)[which].to(dtype)
+
+    first = resized(spec, f"{prefix}.first.weight", (rank, sizes.inputs))
+    second = resized(spec, f"{prefix}.second.weight", (sizes.outputs, rank))
+    return [Entry(first, spec.name, made(1)), Entry(second, spec.name, made(0))]

@@ -1,0 +1,83 @@
+"""A checkpoint as it will be written: tensors of other shapes and names, each made when it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
+from tailwise.checkpoints.dtypes import code_of
+from tailwise.checkpoints.writer import Layout, Shard
+from tailwise.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from tailwise.compression.walking.load_pruned import Shapes
+
+Make = Callable[[], "torch.Tensor"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of the new checkpoint. Without `make` it is the source's, byte for byte."""
+
+    spec: TensorSpec  # new name and shape
+    source: str  # the stored tensor that it comes from
+    make: Make | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What is to be written instead of the source."""
+
+    entries: tuple[Entry, ...]
+    config: Mapping[str, object]  # fields of config.json that change
+    shapes: Shapes | None  # what the config cannot say
+    reached: Mapping[str, tuple[int, int | None]]  # tensor of the plan → parameters left, and its rank
+    notes: tuple[str, ...] = ()
+
+
+class Remade(Checkpoint):
+    """The tensors of `entries`, in their order."""
+
+    def __init__(self, source: Checkpoint, entries: tuple[Entry, ...]) -> None:
+        self._source = source
+        self._entries = {entry.spec.name: entry for entry in entries}
+        self.uri, self.format, self.config, self.metadata = source.uri, source.format, source.config, source.metadata
+        self.tensors = {name: entry.spec for name, entry in self._entries.items()}
+        made = {name for name, entry in self._entries.items() if entry.make is not None}
+        whole = {name for name, entry in self._entries.items() if entry.source in source.read_whole}
+        self.read_whole = frozenset(made | whole)
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """See `Checkpoint`."""
+        entry = self._entries[name]
+        if entry.make is None:
+            return self._source.read_rows(entry.source, start, stop)
+        found = entry.make()
+        if tuple(found.shape) != entry.spec.shape or code_of(found.dtype) != entry.spec.dtype:
+            kept = f"{entry.spec.dtype} of shape {list(entry.spec.shape)}"
+            raise UsageError(f"{name} would become {found.dtype} of shape {list(found.shape)}, and not {kept}")
+        return found[start:stop] if found.ndim else found
+
+
+def laid_out(layout: Layout, entries: tuple[Entry, ...]) -> Layout:
+    """The same files, holding the new tensors where their sources were; a file that would be empty is left out."""
+    by_source: dict[str, list[TensorSpec]] = {}
+    for entry in entries:
+        by_source.setdefault(entry.source, []).append(entry.spec)
+    shards = []
+    for shard in layout.shards:
+        specs = tuple(new for old in shard.specs for new in by_source.get(old.name, ()))
+        if specs:
+            shards.append(Shard(shard.name, specs, shard.metadata))
+    return replace(layout, shards=tuple(shards))
+
+
+def resized(spec: TensorSpec, name: str, shape: tuple[int, ...]) -> TensorSpec:
+    """The spec of a tensor of the same dtype with another name and shape."""
+    each = spec.nbytes // max(spec.numel, 1)
+    found = TensorSpec(name, spec.dtype, shape, 0)
+    return replace(found, nbytes=found.numel * each)

@@ -1,0 +1,124 @@
+"""Models that get smaller: cut by heads, neurons and blocks, or stored in factors. From a plan to what is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.checkpoints.open import open_checkpoint
+from tailwise.checkpoints.writer import Change, Layout, write_checkpoint
+from tailwise.compression.applying.applied import Reached
+from tailwise.compression.applying.calibrated import Pruning, jobs_of, prune_blocks
+from tailwise.compression.applying.journal import Journal
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.prune.pruner import PRUNERS
+from tailwise.compression.shrinking.factored import factored
+from tailwise.compression.shrinking.remade import Made, Remade, laid_out
+from tailwise.compression.shrinking.structured import (
+    Origin,
+    Surgery,
+    Widths,
+    choose_by_magnitude,
+    fits,
+    made,
+    origin_of,
+    planned_surgery,
+)
+from tailwise.compression.shrinking.structured_calibrated import choose_by_contribution
+from tailwise.compression.walking.hosts import Host, _empty, architecture_of
+from tailwise.compression.walking.load_pruned import PRUNED_FILE, Shapes, reshape
+from tailwise.errors import UnreadableError
+
+Step = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is read."""
+
+    plan: Plan
+    host: Host
+    checkpoint: Checkpoint
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Work:
+    """A model to be made smaller: everything that can be wrong with the plan has been told."""
+
+    source: Source
+    origin: Origin
+    surgery: Surgery | None  # None: factors
+
+    def made(self, inputs: Mapping[str, torch.Tensor] | None, journal: Journal, batch: int, step: Step) -> Made:
+        """Decide what stays; with `inputs` block by block into the journal."""
+        if self.surgery is None:
+            return self._factored(inputs, journal, batch, step)
+        if inputs is None:
+            choose_by_magnitude(self.surgery)
+        elif any(self.surgery.counts):
+            choose_by_contribution(self.surgery, self.source.host, inputs, journal, (batch, step))
+        return made(self.surgery)
+
+    def _factored(
+        self, inputs: Mapping[str, torch.Tensor] | None, journal: Journal, batch: int, step: Step
+    ) -> Made:  # fmt: skip
+        plan, host = self.source.plan, self.source.host
+        change: Change = lambda name: None  # noqa: E731, ARG005
+        if inputs is not None:
+            # Products are kept in float32: rounded ones would no longer have the rank of the factors.
+            jobs = jobs_of(plan, host, dict.fromkeys((decision.tensor for decision in plan), torch.float32))
+            if {job.decision.tensor for job in jobs.values()} - journal.tensors:
+                work = Pruning(jobs, journal, PRUNERS["low_rank_whitened"])
+                prune_blocks(host, inputs, work, batch=batch, progress=step)
+            change = journal.read
+        return factored(plan, self.origin, change)
+
+
+def work_of(source: Source, widths: Widths) -> Work:
+    """`UsageError` where the model cannot be made smaller as planned: before any weight is read."""
+    origin = origin_of(source.host, source.checkpoint, source.layout)
+    surgery = planned_surgery(source.plan, origin, widths) if source.plan.operator == "structured" else None
+    return Work(source, origin, surgery)
+
+
+def write_smaller(work: Work, found: Made, folder: Path, step: Step) -> tuple[str, ...]:
+    """Write the weights, their index, the changed config, and what it cannot say; notes."""
+    origin = work.origin
+    view, layout = Remade(origin.checkpoint, found.entries), laid_out(origin.layout, found.entries)
+    total = len(found.entries)
+    done = iter(range(1, total + 1))
+
+    def counted(_: str) -> None:
+        step(next(done), total)
+
+    notes = write_checkpoint(layout, view, folder, counted)
+    if found.config:
+        path = folder / "config.json"
+        config = {**json.loads(path.read_text(encoding="utf-8")), **found.config}
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if found.shapes is not None:
+        (folder / PRUNED_FILE).write_text(found.shapes.to_text(), encoding="utf-8")
+    return (*found.notes, *notes)
+
+
+def reached_in(plan: Plan, found: Made, folder: Path) -> tuple[Reached, ...]:
+    """What the files hold. `UnreadableError` where the model that they describe would not load from them."""
+    architecture, config = architecture_of(str(folder))
+    model = _empty(architecture, config, torch.float32)
+    reshape(model, Shapes.read(folder) or Shapes())
+    with open_checkpoint(folder) as written:
+        whole = all(written.tensors[e.spec.name].shape == e.spec.shape for e in found.entries)
+        if not whole or not fits(model, written):
+            fix = "this is an error of tailwise: report it with the plan"
+            raise UnreadableError("does not hold the tensors of the model that it describes", where=folder, fix=fix)
+    return tuple(
+        Reached(d.tensor, d.n_params, d.sparsity or 0.0, 1.0 - left / d.n_params, d.pattern, rank)
+        for d in plan
+        for left, rank in [found.reached.get(d.tensor, (d.n_params, None))]
+    )

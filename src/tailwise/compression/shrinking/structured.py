@@ -1,0 +1,310 @@
+"""Structured pruning: heads, neurons and whole blocks are taken out, and the model gets smaller."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.formats.memory import MemoryCheckpoint
+from tailwise.checkpoints.writer import Layout, Shard
+from tailwise.compression.plans.plan import BLOCK, Plan
+from tailwise.compression.shrinking.coupled import check_computes, on_meta
+from tailwise.compression.shrinking.remade import Entry, Made, resized
+from tailwise.compression.shrinking.structured_groups import Cut, Group, groups_of, left_over, sizes_of_layer
+from tailwise.compression.shrinking.structured_scores import kept_units, magnitudes
+from tailwise.compression.shrinking.structured_widths import removed_counts
+from tailwise.compression.walking.hosts import Host, Streamed, _empty, _sources, lacking
+from tailwise.compression.walking.load_pruned import Heads, Shapes, Sizes, reshape
+from tailwise.compression.walking.walk import blocks_of
+from tailwise.errors import UsageError
+
+#: Names of the inner size in configs, where a family has one name only of its own.
+_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")
+_HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The model that is cut: without weights, and where its tensors are."""
+
+    model: nn.Module
+    config: Any  # of transformers
+    checkpoint: Checkpoint
+    layout: Layout
+    sources: Mapping[str, str]  # parameter or buffer → stored tensor
+    places: Mapping[str, str]  # tensor of the plan → parameter
+
+    def matrix(self, layer: str) -> torch.Tensor:
+        """The weight of a linear layer, (out × in)."""
+        found = self.checkpoint.read(self.sources[f"{layer}.weight"])
+        return found.T if type(self.model.get_submodule(layer)).__name__ == "Conv1D" else found
+
+    def stored(self, layer: str, what: str) -> str | None:
+        """The stored tensor of a layer's weight or bias."""
+        return self.sources.get(f"{layer}.{what}")
+
+    def written(self, tensor: str) -> str:
+        """A tensor of the plan as it is written: under its own name where the stored one is another."""
+        return self.sources.get(self.places.get(tensor, ""), tensor)
+
+
+def origin_of(host: Host, checkpoint: Checkpoint, layout: Layout) -> Origin:
+    """What can be cut of `host`. A model whose stored names are not its own is written under its own names."""
+    config: Any = host.model.config
+    if isinstance(host.home, Streamed):
+        return Origin(host.model, config, checkpoint, layout, host.home.sources, host.places)
+    dtypes = {host.places[name]: spec.dtype for name, spec in checkpoint.tensors.items() if name in host.places}
+    kind = next(iter(dtypes.values()), "F32")
+    memory = MemoryCheckpoint.of_module(host.model.to(torch_dtype(kind, where="the model")))
+    specs = tuple(spec for name, spec in memory.tensors.items() if name not in memory.shared)
+    own = Layout(layout.folder, (Shard("model.safetensors", specs, {"format": "pt"}),))
+    return Origin(on_meta(host.model), config, memory, own, {name: name for name in memory.tensors}, host.places)
+
+
+@dataclass(frozen=True)
+class Widths:
+    """How whole numbers are chosen."""
+
+    equal: bool = False  # the same in every block
+    multiple: int = 8  # of neurons that stay
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """What is to be cut where, before it is known which units go."""
+
+    origin: Origin
+    plan: Plan
+    groups: tuple[Group, ...]
+    counts: tuple[int, ...]  # units that go, of each group
+    dropped: tuple[str, ...]  # modules of the blocks that go
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)  # group → units that stay
+
+
+def planned_surgery(plan: Plan, origin: Origin, widths: Widths) -> Surgery:
+    """`UsageError` where the architecture or the amounts do not allow it: before any weight is read."""
+    groups = groups_of(plan, origin.model, origin.places, origin.checkpoint.config)
+    counts = removed_counts(groups, equal=widths.equal, multiple=widths.multiple)
+    found = Surgery(origin, plan, tuple(groups), tuple(counts), _dropped(plan, origin))
+    if any(counts):
+        model = on_meta(origin.model)
+        reshape(model, shapes_of(found))
+        check_computes(model)
+    return found
+
+
+def _dropped(plan: Plan, origin: Origin) -> tuple[str, ...]:
+    tensors = [decision.tensor for decision in plan if decision.pattern == BLOCK]
+    if not tensors:
+        return ()
+    blocks = blocks_of(origin.model)
+    names = {origin.places.get(tensor, ""): tensor for tensor in tensors}
+    found = {block.name for block in blocks for place in names if place.startswith(f"{block.name}.")}
+    lost = [tensor for place, tensor in names.items() if not place.startswith(tuple(f"{name}." for name in found))]
+    if lost:
+        raise UsageError("is in none of the blocks that can go", where=lost[0], fix="take the entry out of the plan")
+    if len(found) == len(blocks):
+        raise UsageError("no block would be left", fix="keep at least one")
+    return tuple(block.name for block in blocks if block.name in found)
+
+
+def choose_by_magnitude(surgery: Surgery) -> None:
+    """Say which units stay, from the weights alone."""
+    for group, removed in zip(surgery.groups, surgery.counts, strict=True):
+        scores = magnitudes(group, surgery.origin.matrix)
+        surgery.kept[group.name] = kept_units(scores, removed)
+
+
+def shapes_of(surgery: Surgery) -> Shapes:
+    """The sizes of all layers that are cut, under the names that they have before blocks go."""
+    layers: dict[str, Sizes] = {}
+    heads: dict[str, Heads] = {}
+    for group, removed in zip(surgery.groups, surgery.counts, strict=True):
+        if not removed:
+            continue
+        left = group.units - removed
+        for cut in group.cuts:
+            inputs, outputs = sizes_of_layer(surgery.origin.model, cut.layer)
+            less = removed * cut.index.shape[1]
+            layers[cut.layer] = Sizes(inputs, outputs - less) if cut.output else Sizes(inputs - less, outputs)
+        if group.attention is not None and group.heads is not None:
+            heads[group.attention] = left_over(group.heads, left)
+    return Shapes(layers, heads)
+
+
+def made(surgery: Surgery) -> Made:
+    """The new checkpoint: every unit that stays is known."""
+    origin = surgery.origin
+    rename = _renamer(surgery)
+    shapes = shapes_of(surgery)
+    shapes = Shapes(
+        {name: sizes for old, sizes in shapes.layers.items() if (name := rename(old)) is not None},
+        {name: heads for old, heads in shapes.heads.items() if (name := rename(old)) is not None},
+    )
+    cuts = _cuts(surgery)
+    parameters = {stored: name for name, stored in origin.sources.items()}
+    entries = []
+    for shard in origin.layout.shards:
+        for spec in shard.specs:
+            parameter = parameters.get(spec.name)
+            new = spec.name if parameter is None else _stored_name(spec.name, parameter, rename)
+            if new is not None:
+                entries.append(_entry(origin.checkpoint, spec.name, new, cuts.get(spec.name, ())))
+    config = _depth(surgery)
+    equal = _said_by_config(surgery, shapes, config)
+    notes: tuple[str, ...] = ()
+    if equal is None and shapes.layers:
+        notes = ("its layers have sizes that config.json cannot say: load it with tailwise.load_pruned",)
+    elif equal is not None:
+        config, shapes = equal, Shapes()
+    sizes = {entry.source: entry.spec.numel for entry in entries}
+    reached = {decision.tensor: (sizes.get(origin.written(decision.tensor), 0), None) for decision in surgery.plan}
+    return Made(tuple(entries), config, shapes if shapes.layers else None, reached, notes)
+
+
+def _cuts(surgery: Surgery) -> dict[str, list[tuple[int, torch.Tensor]]]:
+    """Stored tensor → (axis, entries that stay)."""
+    found: dict[str, list[tuple[int, torch.Tensor]]] = {}
+    for group, removed in zip(surgery.groups, surgery.counts, strict=True):
+        if not removed:
+            continue
+        kept = surgery.kept[group.name]
+        for cut in group.cuts:
+            for what, axis, stays in _axes(surgery.origin, cut, kept):
+                stored = surgery.origin.stored(cut.layer, what)
+                if stored is not None:
+                    found.setdefault(stored, []).append((axis, stays))
+    return found
+
+
+def _axes(origin: Origin, cut: Cut, kept: torch.Tensor) -> Iterable[tuple[str, int, torch.Tensor]]:
+    inputs, outputs = sizes_of_layer(origin.model, cut.layer)
+    size = outputs if cut.output else inputs
+    gone = torch.ones(len(cut.index), dtype=torch.bool)
+    gone[kept] = False
+    stay = torch.ones(size, dtype=torch.bool)
+    stay[cut.index[gone].flatten()] = False  # what no unit holds stays: keys that all queries share
+    stays = stay.nonzero().flatten()
+    transposed = type(origin.model.get_submodule(cut.layer)).__name__ == "Conv1D"
+    yield "weight", int(cut.output == transposed), stays
+    if cut.output:
+        yield "bias", 0, stays
+
+
+def _entry(checkpoint: Checkpoint, source: str, name: str, cuts: Iterable[tuple[int, torch.Tensor]]) -> Entry:
+    spec, listed = checkpoint.tensors[source], list(cuts)
+    if not listed:
+        return Entry(replace(spec, name=name), source)
+    shape = list(spec.shape)
+    for axis, stays in listed:
+        shape[axis] = len(stays)
+
+    def make() -> torch.Tensor:
+        found = checkpoint.read(source)
+        for axis, stays in listed:
+            found = found.index_select(axis, stays)
+        return found
+
+    return Entry(resized(spec, name, tuple(shape)), source, make)
+
+
+def _renamer(surgery: Surgery) -> Callable[[str], str | None]:
+    """Name of a module or parameter → the same after blocks went; None where it went too."""
+    if not surgery.dropped:
+        return lambda name: name
+    blocks = [block.name for block in blocks_of(surgery.origin.model)]
+    stem = blocks[0].rpartition(".")[0]
+    left = [name for name in blocks if name not in surgery.dropped]
+    numbers = {name.rpartition(".")[2]: str(left.index(name)) for name in left}
+    pattern = re.compile(rf"{re.escape(stem)}\.(\d+)(?=\.|$)")
+
+    def rename(name: str) -> str | None:
+        match = pattern.match(name)
+        if match is None:
+            return name
+        number = numbers.get(match[1])
+        return None if number is None else f"{stem}.{number}{name[match.end() :]}"
+
+    return rename
+
+
+def _stored_name(stored: str, parameter: str, rename: Callable[[str], str | None]) -> str | None:
+    """A stored name is that of the parameter, but for a prefix that one of the two may have."""
+    new = rename(parameter)
+    if new is None or new == parameter:
+        return None if new is None else stored
+    if stored.endswith(parameter):
+        return stored.removesuffix(parameter) + new
+    return new.removeprefix(parameter.removesuffix(stored))
+
+
+def _depth(surgery: Surgery) -> dict[str, Any]:
+    """Fields of the config that count blocks, or have an entry for each."""
+    if not surgery.dropped:
+        return {}
+    config, blocks = surgery.origin.config, [block.name for block in blocks_of(surgery.origin.model)]
+    stays = [name not in surgery.dropped for name in blocks]
+    key = _key(config, "num_hidden_layers")
+    if getattr(config, key, None) != len(blocks):
+        raise UsageError(
+            f"its config does not count its {len(blocks)} blocks in {key}",
+            where=type(surgery.origin.model).__name__,
+            fix="whole blocks of this architecture cannot go",
+        )
+    found: dict[str, Any] = {key: sum(stays)}
+    for name, value in config.to_dict().items():
+        if isinstance(value, list) and len(value) == len(blocks):
+            found[name] = [item for item, stay in zip(value, stays, strict=True) if stay]
+    return found
+
+
+def _key(config: Any, name: str) -> str:
+    """What the family calls a field in its config.json."""
+    return str((getattr(config, "attribute_map", None) or {}).get(name, name))
+
+
+def _said_by_config(surgery: Surgery, shapes: Shapes, depth: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The fields of config.json that say the same as `shapes`; None where no config does."""
+    if not shapes.layers:
+        return dict(depth)
+    config = surgery.origin.config
+    found = {**depth, **_equal_fields(surgery)}
+    try:
+        changed = type(config).from_dict({**config.to_dict(), **found})
+        there = _empty(type(surgery.origin.model), changed, torch.float32)
+        here = _empty(type(surgery.origin.model), type(config).from_dict({**config.to_dict(), **depth}), torch.float32)
+    except Exception:  # a config that the architecture refuses says nothing
+        return None
+    reshape(here, shapes)
+    same = {name: tuple(value.shape) for name, value in there.state_dict().items()} == {
+        name: tuple(value.shape) for name, value in here.state_dict().items()
+    }
+    return found if same else None
+
+
+def _equal_fields(surgery: Surgery) -> dict[str, Any]:
+    """What the first group of each kind has; whether the others have the same is seen in the shapes."""
+    config = surgery.origin.config
+    found: dict[str, Any] = {}
+    for group, removed in zip(surgery.groups, surgery.counts, strict=True):
+        if group.kind == "mlp":
+            found |= {name: group.units - removed for name in _WIDTHS if hasattr(config, name)}
+        elif group.heads is not None:
+            left = left_over(group.heads, group.units - removed)
+            values = dict(zip(_HEADS, (left.queries, left.groups, left.size), strict=True))
+            found |= {_key(config, name): value for name, value in values.items()
+                      if name != "num_key_value_heads" or hasattr(config, _key(config, name))}  # fmt: skip
+    return found
+
+
+def fits(model: nn.Module, checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint holds every tensor of a model, in its shape."""
+    sources = _sources(model, checkpoint)
+    return sources is not None and not lacking(model, sources)

@@ -1,0 +1,1 @@
+"""Models walked through block by block, and what their layers see."""

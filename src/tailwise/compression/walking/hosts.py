@@ -1,0 +1,295 @@
+"""Models to walk through: built without weights and filled block by block, or loaded whole where that cannot be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.checkpoints.dtypes import code_of
+from tailwise.checkpoints.hub import parse_hub
+from tailwise.compression.walking.walk import Block, Home, InPlace
+from tailwise.errors import TailwiseError, UnreadableError, UsageError
+from tailwise.evaluation.quiet import quiet
+from tailwise.execution.device import checked_device
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Host:
+    """A model that can be walked through, and where each stored tensor is in it."""
+
+    home: Home
+    places: Mapping[str, str]  # stored tensor → parameter; tensors without one are left out
+    notes: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> nn.Module:
+        """The model; its weights may not be there yet."""
+        return self.home.model
+
+
+@dataclass
+class Streamed:
+    """A model built without weights: each part is read from the checkpoint when its turn comes."""
+
+    model: nn.Module
+    device: torch.device
+    dtype: torch.dtype
+    checkpoint: Checkpoint
+    sources: Mapping[str, str]  # parameter or buffer → stored tensor
+    tied: Mapping[str, str]  # the same under every name that a tied parameter has
+
+    def enter(self, module: nn.Module, name: str) -> None:
+        """See `Home`."""
+        for place, inner in module.named_modules(prefix=name):
+            self._fill(inner, place)
+
+    def leave(self, module: nn.Module, name: str) -> None:  # noqa: ARG002 - see Home
+        """See `Home`."""
+        for inner in module.modules():
+            for key, value in inner._parameters.items():
+                if value is not None:
+                    inner._parameters[key] = nn.Parameter(value.to("meta"), requires_grad=False)
+
+    def outside(self, blocks: Sequence[Block]) -> None:
+        """See `Home`. The head comes after the blocks: it is not read."""
+        skipped = {id(module) for block in blocks for module in block.module.modules()}
+        head = getattr(self.model, "get_output_embeddings", lambda: None)()
+        for name, module in self.model.named_modules():
+            if id(module) not in skipped and module is not head:
+                self._fill(module, name)
+
+    def _fill(self, module: nn.Module, name: str) -> None:
+        prefix = f"{name}." if name else ""
+        for key, value in module._parameters.items():
+            if value is not None and value.is_meta:
+                module._parameters[key] = nn.Parameter(self._read(prefix + key), requires_grad=False)
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[key] = self._read(prefix + key) if buffer.is_meta else buffer.to(self.device)
+
+    def _read(self, name: str) -> torch.Tensor:
+        found = self.checkpoint.read(self.tied[name])
+        dtype = self.dtype if found.is_floating_point() else found.dtype
+        return found.to(self.device, dtype, copy=True)
+
+
+def load_host(
+    checkpoint: Checkpoint, name: str | os.PathLike[str], *, device: str = "cpu", dtype: str = "auto"
+) -> Host:
+    """The model of transformers that the config beside `checkpoint` (opened from `name`) describes.
+
+    Nothing but headers is read, unless the stored names are not the model's own. `dtype` is what the model computes
+    in: `auto` is float32 on a CPU and as stored elsewhere.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"{dtype!r} is no dtype to compute in", fix=f"use {', '.join(DTYPES)}")
+    where = torch.device(checked_device(device))
+    place, revision = _address(os.fspath(name))
+    architecture, config = architecture_of(place, revision)
+    compute = _compute_dtype(dtype, where, checkpoint)
+    with quiet():
+        model = _empty(architecture, config, compute)
+    if Path(place).is_dir():
+        from tailwise.compression.walking.load_pruned import Shapes, reshape
+
+        reshape(model, Shapes.read(Path(place)) or Shapes())
+    sources = _sources(model, checkpoint)
+    if sources is not None:
+        places = {stored: parameter for parameter, stored in sources.items()}
+        return Host(Streamed(model, where, compute, checkpoint, sources, _tied(model, sources)), places)
+    return _whole(architecture, (place, revision), InPlaceOptions(where, compute), checkpoint)
+
+
+@dataclass(frozen=True)
+class InPlaceOptions:
+    """Where a whole model computes, and in what."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def _address(name: str) -> tuple[str, str | None]:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path), None
+    if path.is_file():
+        return str(path.parent), None
+    address = parse_hub(name, None)
+    if address is None:
+        raise UnreadableError("no such folder", where=name, fix="give a folder, or a Hugging Face id as org/name")
+    return address.repo, address.revision
+
+
+def architecture_of(place: str, revision: str | None = None) -> tuple[Any, Any]:
+    """The class that a model's config names, and the config."""
+    try:
+        with quiet():
+            import transformers
+
+            config = transformers.AutoConfig.from_pretrained(place, revision=revision)
+    except ImportError as error:
+        raise UsageError("calibration takes `transformers`", where=place, fix="pip install 'tailwise[eval]'") from error
+    except Exception as error:  # every config fails in its own way
+        lines = str(error).strip().splitlines()
+        detail = lines[0] if lines else type(error).__name__
+        fix = "calibration takes a model of transformers; the operator magnitude needs none"
+        raise UnreadableError(f"its config could not be read ({detail})", where=place, fix=fix) from error
+    if getattr(config, "quantization_config", None):
+        raise UsageError("its weights are quantized", where=place, fix="give the model that it was made from")
+    names = getattr(config, "architectures", None) or []
+    found = getattr(transformers, names[0], None) if names else None
+    if found is None:
+        known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        if names or type(config) not in known:
+            what = f"transformers has no {names[0]}" if names else "its config names no architecture"
+            raise UsageError(what, where=place, fix="name one of its own in config.json: architectures")
+        found = known[type(config)]
+    return found, config
+
+
+def check_causal(place: str | os.PathLike[str]) -> None:
+    """`UsageError` where text cannot calibrate the model: it does not predict the next token."""
+    import transformers
+
+    name, revision = _address(os.fspath(place))
+    architecture, config = architecture_of(name, revision)
+    known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    # Looked up by the config: to list all of its values would import every model of transformers.
+    causal = type(config) in known and architecture is known[type(config)]
+    masked = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if not causal or (masked and hasattr(config, "is_decoder")):
+        raise UsageError(
+            f"{architecture.__name__} is no causal language model, and text alone does not calibrate it",
+            where=place,
+            fix="give its inputs by name from Python, or use the operator magnitude",
+        )
+
+
+def _compute_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
+    if dtype != "auto":
+        found: torch.dtype = getattr(torch, dtype)
+        return found
+    if device.type == "cpu":
+        return torch.float32  # half precision is slow there
+    stored = {spec.dtype for spec in checkpoint.tensors.values() if len(spec.shape) > 1}
+    return next((half for half in _HALF if code_of(half) in stored), torch.float32)
+
+
+def _empty(architecture: Any, config: Any, dtype: torch.dtype) -> nn.Module:
+    """The model on the meta device, but for buffers that are computed and not stored."""
+    with torch.device("meta"):
+        model: Any = architecture._from_config(config, dtype=dtype)
+    for module in model.modules():
+        computed = [
+            key for key in module._non_persistent_buffers_set if (value := module._buffers.get(key)) is not None
+            and value.is_meta
+        ]  # fmt: skip
+        for key in computed:
+            module._buffers[key] = torch.empty_like(module._buffers[key], device="cpu")
+        if computed:
+            model._init_weights(module)  # as from_pretrained does
+    found: nn.Module = model.eval()
+    return found
+
+
+def _sources(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str] | None:
+    """Parameter or buffer → stored tensor of its name and shape; None where one that is needed has none.
+
+    What is tied to one that was found needs none, and neither does a head; but one that is stored under a name that
+    the family had before (GPT-NeoX's `embed_out`) is found by its shape.
+    """
+    prefix = getattr(model, "base_model_prefix", "")
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    dispensable = set() if head is None else {id(value) for value in head.parameters()}
+    state = model.state_dict(keep_vars=True)
+    found: dict[str, str] = {}
+    for name, value in state.items():
+        for stored in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
+            spec = checkpoint.tensors.get(stored)
+            if spec is not None and spec.shape == tuple(value.shape):
+                found[name] = stored
+                break
+    for name in lacking(model, found):
+        if id(state[name]) not in dispensable:
+            return None
+        free = [spec.name for spec in checkpoint.tensors.values() if spec.shape == tuple(state[name].shape)]
+        free = sorted(set(free) - set(found.values()))
+        if len(free) == 1:
+            found[name] = free[0]
+    return found
+
+
+def lacking(model: nn.Module, sources: Collection[str]) -> list[str]:
+    """Parameters and buffers that are not among `sources`, nor tied to one of them."""
+    state = model.state_dict(keep_vars=True)
+    held = {id(state[name]) for name in sources}
+    return [name for name, value in state.items() if id(value) not in held]
+
+
+def _tied(model: nn.Module, sources: Mapping[str, str]) -> dict[str, str]:
+    """`sources`, and what is tied to a parameter that they have under its other names."""
+    state = model.state_dict(keep_vars=True)
+    stored = {id(state[name]): source for name, source in sources.items()}
+    return {name: stored[id(value)] for name, value in state.items() if id(value) in stored} | dict(sources)
+
+
+def _whole(architecture: Any, address: tuple[str, str | None], options: InPlaceOptions, checkpoint: Checkpoint) -> Host:
+    place, revision = address
+    try:
+        with quiet():
+            model = architecture.from_pretrained(place, revision=revision, dtype=options.dtype)
+    except TailwiseError:
+        raise
+    except Exception as error:  # every architecture fails in its own way
+        lines = str(error).strip().splitlines()
+        detail = lines[0] if lines else type(error).__name__
+        raise UnreadableError(f"could not be loaded ({detail})", where=place) from error
+    model = model.to(options.dtype).eval().requires_grad_(False)
+    note = "its stored names are not the model's own, so it was loaded as a whole"
+    return Host(InPlace(model, options.device), _by_content(model, checkpoint), (note,))
+
+
+def places_in(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
+    """Stored tensor → parameter of a model that was loaded from `checkpoint`."""
+    sources = _sources(model, checkpoint)
+    if sources is None:
+        return _by_content(model, checkpoint)
+    return {stored: parameter for parameter, stored in sources.items()}
+
+
+def _by_content(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
+    """Stored tensor → parameter: by name where the values agree, else by the values alone."""
+    parameters = {name: value for name, value in model.named_parameters() if value.ndim > 1}
+    found: dict[str, str] = {}
+    for stored, spec in checkpoint.tensors.items():
+        if len(spec.shape) < 2 or spec.dtype not in ("F32", "F16", "BF16", "F64"):
+            continue
+        alike = [name for name, value in parameters.items() if tuple(value.shape) == spec.shape]
+        alike.sort(key=lambda name: name != stored)
+        values = checkpoint.read(stored) if alike else None
+        place = next((name for name in alike if values is not None and _equal(parameters[name], values)), None)
+        if place is not None:
+            found[stored] = place
+            del parameters[place]
+    return found
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool(torch.equal(one.detach(), other.to(one.dtype)))
+
+
+def layer_of(places: Mapping[str, str], tensor: str, layers: Iterable[str]) -> str | None:
+    """The layer whose weight a stored tensor is, or None."""
+    name = places.get(tensor, "")
+    layer = name.removesuffix(".weight")
+    return layer if name.endswith(".weight") and layer in set(layers) else None
