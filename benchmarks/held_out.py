@@ -121,6 +121,14 @@ def mean_of(seeds: Mapping[int, Any]) -> Any:
     return np.mean(list(seeds.values()), axis=0)
 
 
+def means_of(cells: Mapping[tuple[float, str], Mapping[int, Any]], amount: float) -> dict[str, Any]:
+    """Way → losses of the windows, the mean over the seeds that `auto` was run with too; all where it was not."""
+    ways = {way: seeds for (at, way), seeds in cells.items() if at == amount}
+    auto = ways.get("auto", {})
+    shared = {way: {seed: losses for seed, losses in seeds.items() if seed in auto} for way, seeds in ways.items()}
+    return {way: mean_of(shared[way] or seeds) for way, seeds in ways.items()}
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a table is laid out."""

@@ -31,7 +31,7 @@ from held_out import (
     Standing,
     Subject,
     held_out_windows,
-    mean_of,
+    means_of,
     print_table,
     say_correlation,
     subjects,
@@ -135,8 +135,7 @@ def table(given: argparse.Namespace) -> None:
             layout = Layout([way for way, _, _ in WAYS], amounts, [f"{100 * amount:.0f} %" for amount in amounts])
             print_table(f"{model}, {operator}", cells, layout, dense)
             for amount in amounts:
-                means = {way: mean_of(seeds) for (at, way), seeds in cells.items() if at == amount}
-                standing.count(means, hard=amount >= 0.6)
+                standing.count(means_of(cells, amount), hard=amount >= 0.6)
     standing.show()
 
 

@@ -32,7 +32,7 @@ from held_out import (
     Standing,
     Subject,
     held_out_windows,
-    mean_of,
+    means_of,
     print_table,
     say_correlation,
     subjects,
@@ -155,8 +155,7 @@ def table(given: argparse.Namespace) -> None:
             layout = Layout([way for way, _, _ in WAYS], amounts, [f"{amount:g} bits" for amount in amounts])
             print_table(f"{model}, {operator}", cells, layout, dense)
             for amount in amounts:
-                means = {way: mean_of(seeds) for (at, way), seeds in cells.items() if at == amount}
-                standing.count(means, hard=amount <= 3.5)
+                standing.count(means_of(cells, amount), hard=amount <= 3.5)
     standing.show()
 
 

@@ -31,11 +31,8 @@ _MAPPINGS = ("block", "matrix", "mixed")
 _HOPELESS = 0.05
 #: Plans that are tried whatever the time: uniform and two of depth.
 _AT_LEAST = 3
-#: Share of the time that single tensors may be measured for, and the changes of sparsity to measure, best first.
-_SWEEP = 0.4
+#: Changes of sparsity that single tensors are measured at, best first.
 _SWEEPS = ((-0.3, -0.15, 0.1, 0.2), (-0.15, 0.1))
-#: What a change in one block costs beside a whole trial, on the mean: the blocks before it are not run.
-_PART = 0.6
 #: Plans that are scored anew on text that the search has not seen, at most.
 _FINALISTS = 4
 
@@ -101,15 +98,16 @@ class _Search:
     def from_sensitivity(self) -> list[Scored]:
         """The plan by measured losses of single tensors, where a sweep fits into the time; else nothing."""
         uniform = plan_prune(self.audit, replace(self.request, allocator="uniform", settings={}))
-        time = min(_SWEEP * self._clock.seconds, self._clock.left - 2 * self.court.judging)
-        room = time / max(_PART * self.court.pace * len(uniform), 1e-9)  # sweeps
-        steps = next((steps for steps in _SWEEPS if len(steps) <= room), None)
-        if steps is None or not self.can_refine:
+        if not self.can_refine:
+            return []
+        found = ((steps, self.court.for_sweep(len(steps) * len(uniform))) for steps in _SWEEPS)
+        steps, windows = next(((steps, windows) for steps, windows in found if windows is not None), ((), None))
+        if windows is None:
             return []
         levels = levels_of(uniform.sparsity, (0.0, *steps))
-        losses = measured_losses(self.stage.trial, uniform, self.stage.search, levels=levels, progress=self._swept)
-        found = self._scored("sensitivity", {"losses": losses})
-        return [replace(found, settings={"levels": list(levels)}, tried=len(losses) - len(uniform))]
+        losses = measured_losses(self.stage.trial, uniform, windows, levels=levels, progress=self._swept)
+        plan = self._scored("sensitivity", {"losses": losses})
+        return [replace(plan, settings={"levels": list(levels)}, tried=len(losses) - len(uniform))]
 
     def _swept(self, done: int, total: int) -> None:
         self.court.tell(f"measuring tensor by tensor, {done} of {total}")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from tailwise.audits.audit import Audit
 from tailwise.compression.assign.assigner import Choices, Levels
@@ -23,10 +24,6 @@ from tailwise.planning.sensitivity import Variant, variant_losses
 #: Powers of α that are tried; the best published ones run from 10 to 200.
 _GAMMAS = (0.0, 1.0, 10.0, 100.0)
 _TAUS = (0.1, 0.3)
-#: Share of the time that groups may be measured for.
-_SWEEP = 0.4
-#: What a change in one block costs beside a whole trial, on the mean: the blocks before it are not run.
-_PART = 0.6
 _FINALISTS = 4
 _WORST = 50.0  # nats: a loss that is not finite counts as this
 
@@ -96,10 +93,10 @@ class _Search:
     def from_sensitivity(self, uniform: Scored) -> list[Scored]:
         """The plan by measured losses of each group in each format, where a sweep fits into the time."""
         variants = variants_of(self.choices, uniform.plan)
-        time = min(_SWEEP * self._clock.seconds, self._clock.left - 2 * self.court.judging)
-        if not variants or _PART * self.court.pace * len(variants) > time:
+        windows = self.court.for_sweep(len(variants))
+        if not variants or windows is None:
             return []
-        losses = measured_formats(self.court, self.choices, uniform.plan)
+        losses = measured_formats(self.court, self.choices, uniform.plan, windows)
         self._believed = believed_losses(self.choices, losses)
         plan = self._plan("sensitivity", {"losses": losses})
         if plan is None:
@@ -166,15 +163,14 @@ def variants_of(choices: Choices, around: Plan) -> list[Variant]:
     return found
 
 
-def measured_formats(court: Court, choices: Choices, around: Plan) -> Table:
+def measured_formats(court: Court, choices: Choices, around: Plan, windows: torch.Tensor) -> Table:
     """(tensor, format) → change of loss when its group has this format; the first tensor of a group has it all."""
 
     def swept(done: int, total: int) -> None:
         court.tell(f"measuring group by group, {done} of {total}")
 
-    stage = court.stage
     variants = variants_of(choices, around)
-    measured = variant_losses(stage.trial, around, stage.search, variants, progress=swept)
+    measured = variant_losses(court.stage.trial, around, windows, variants, progress=swept)
     found: Table = {}
     for row, group in enumerate(choices.groups):
         for column, name in enumerate(choices.formats):

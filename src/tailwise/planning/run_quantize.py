@@ -102,7 +102,7 @@ def _measured(audit: Audit, request: QuantizeRequest, court: Court, allocator: s
     if allocator == OUTPUTS:
         losses = error_tables(court.stage, around, choices.formats).output
     else:
-        losses = measured_formats(court, choices, around)
+        losses = measured_formats(court, choices, around, court.stage.search)
     court.stage.trial.restore()
     plan = plan_quantize(audit, replace(request, allocator=allocator, settings={"losses": losses}))
     return plan.replace(notes=(*plan.notes, *court.stage.notes))

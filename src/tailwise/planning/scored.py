@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tailwise.compression.plans.plan import Plan
@@ -19,6 +20,10 @@ Say = Callable[[str, float], None]  # what is done, fraction of the time
 
 #: Nats a token by which a trial may miss what applying the plan gives; a heuristic.
 FAITHFUL = 0.03
+#: Share of the time that single tensors may be measured for.
+SWEEP = 0.5
+#: What a change in one block costs beside a whole trial, on the mean: the blocks before it are not run.
+_PART = 0.6
 #: What settings hold that is no setting: measurements, by tensor or block.
 _MEASURED = ("statistics", "losses", "errors")
 
@@ -91,6 +96,13 @@ class Court:
         scored = Scored(name, shown, plan, self.score(plan))
         self.tell(f"{name}: perplexity {perplexity(scored.loss):.4g}")
         return scored
+
+    def for_sweep(self, trials: int) -> torch.Tensor | None:
+        """Windows on which so many changes of one block can be measured in `SWEEP` of the time; None where on none."""
+        time = min(SWEEP * self.clock.seconds, self.clock.left - 2 * self.judging)
+        each = self.pace * _PART / len(self.stage.search)
+        fitting = (few for few in (self.stage.search, self.stage.few) if trials * each * len(few) <= time)
+        return next(fitting, None)
 
     def judge(self, finalists: Iterable[Scored]) -> None:
         """Carry out each plan as `apply` would, and score it on the windows that were kept from the search."""

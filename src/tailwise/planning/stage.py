@@ -42,6 +42,7 @@ class Stage:
     trial: Trial
     looked: torch.Tensor  # (n, window), what statistics are taken from
     search: torch.Tensor  # of these, what every trial is scored on
+    few: torch.Tensor  # half of `search`, for what is measured often
     guard: torch.Tensor
     scores: BlockScores
     seed: int
@@ -74,7 +75,16 @@ def stage_of(model: str, plan: Plan, options: StageOptions) -> Stage:
         }
     trial, notes = trial_of(loaded.module, places, plan, looked, (config, dtypes))
     scores = block_scores(loaded.module, looked)
-    return Stage(trial, looked, search, guard, scores, options.seed, (*loaded.notes, *tokens.notes, *notes))
+    return Stage(
+        trial,
+        looked,
+        search,
+        search[: max(1, len(search) // 2)],
+        guard,
+        scores,
+        options.seed,
+        (*loaded.notes, *tokens.notes, *notes),
+    )
 
 
 def _divided(windows: torch.Tensor, options: StageOptions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
