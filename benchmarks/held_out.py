@@ -7,7 +7,7 @@ import math
 import sys
 import sysconfig
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from tailwise.audits.audit import Audit
 from tailwise.compression.plans.plan import Decision
 from tailwise.evaluation.intervals import mean_interval
-from tailwise.evaluation.models import load_tokenizer
+from tailwise.evaluation.losses import window_losses
+from tailwise.evaluation.models import load_model, load_tokenizer
 from tailwise.evaluation.sources import Documents
 from tailwise.evaluation.tokens import tokens_of, windows_of
 from tailwise.precision.prediction import stratified_spearman
@@ -111,6 +113,29 @@ class Results:
         return found
 
 
+def run_cells(
+    results: Results,
+    cells: Iterable[Cell],
+    audited: Callable[[str], Audit],
+    measure: Callable[[Subject, Audit, Cell, torch.Tensor], None],
+) -> None:
+    """Measure the cells that are not in the results yet, and the dense models; `audited` makes the audit of a folder."""
+    known, found = results.cells(), subjects()
+    windows: dict[str, torch.Tensor] = {}
+    audits: dict[str, Audit] = {}
+    for cell in cells:
+        if cell in known or cell[0] not in found:
+            continue
+        subject = found[cell[0]]
+        if subject.name not in audits:
+            audits[subject.name] = audited(str(subject.folder))
+            windows[subject.name] = held_out_windows(subject)
+            dense = (subject.name, "dense", 0.0, "dense", 0)
+            if dense not in known:
+                results.keep(dense, window_losses(load_model(str(subject.folder)).module, windows[subject.name]))
+        measure(subject, audits[subject.name], cell, windows[subject.name])
+
+
 def perplexity(losses: Any) -> float:
     """exp of the mean loss."""
     return math.exp(min(float(np.mean(losses)), 60.0))
@@ -167,12 +192,12 @@ def _cell(seeds: Mapping[int, Any] | None, best: float) -> str:
 class Standing:
     """How `auto` stands, cell by cell."""
 
-    def __init__(self, hard: str, alphas: str = "alpha") -> None:
-        self._hard, self._alphas = hard, alphas
+    def __init__(self, hard: str, is_hard: Callable[[float], bool], alphas: str = "alpha") -> None:
+        self._hard, self._is_hard, self._alphas = hard, is_hard, alphas
         self._tally: dict[str, int] = defaultdict(int)
 
-    def count(self, means: Mapping[str, Any], *, hard: bool) -> None:
-        """Add a cell: way → losses of the windows. `hard` ones are those where a gain is expected."""
+    def count(self, means: Mapping[str, Any], amount: float) -> None:
+        """Add a cell: way → losses of the windows. Hard ones are those where a gain is expected."""
         if "auto" not in means or "uniform" not in means:
             return
         auto = means["auto"]
@@ -185,7 +210,7 @@ class Standing:
         within = against_best is not None and against_best[0] <= 0
         self._add("`auto` has the lowest perplexity, or is within noise of it", lowest or within)
         self._add("`auto` is worse than uniform beyond noise", uniform is not None and uniform[0] > 0)
-        if hard:
+        if self._is_hard(amount):
             rivals = [means["uniform"], *(others[way] for way in others if way.startswith(self._alphas))]
             beaten = [mean_interval(auto - rival) for rival in rivals]
             self._add(f"cells {self._hard}", True)
@@ -201,6 +226,27 @@ class Standing:
         print("### How `auto` stands\n\n| question | cells |\n| --- | ---: |")
         for question, count in self._tally.items():
             print(f"| {question} | {count} |")
+
+
+def print_tables(
+    results: Results,
+    operators: Iterable[str],
+    ways: Sequence[str],
+    head: Callable[[float], str],
+    standing: Standing,
+) -> None:
+    """Perplexity by way, one table a model and operator, and how `auto` stands in all cells."""
+    found = results.by_seed()
+    for model in dict.fromkeys(key[0] for key in found):
+        dense = found.get((model, "dense", 0.0, "dense"), {}).get(0)
+        for operator in operators:
+            cells = {key[2:]: seeds for key, seeds in found.items() if key[:2] == (model, operator)}
+            amounts = sorted({amount for amount, _ in cells})
+            if cells:
+                print_table(f"{model}, {operator}", cells, Layout(ways, amounts, list(map(head, amounts))), dense)
+            for amount in amounts:
+                standing.count(means_of(cells, amount), amount)
+    standing.show()
 
 
 def say_correlation(head: Sequence[str], rows: Sequence[Decision], cost: Mapping[str, float]) -> None:

@@ -27,13 +27,11 @@ from held_out import (
     SAMPLES,
     WINDOW,
     Cell,
-    Layout,
     Results,
     Standing,
     Subject,
-    held_out_windows,
-    means_of,
-    print_table,
+    print_tables,
+    run_cells,
     say_correlation,
     subjects,
 )
@@ -92,19 +90,11 @@ def run(given: argparse.Namespace) -> None:
     """Measure what is not in the results yet."""
     torch.set_num_threads(given.threads)
     results = Results(given.results, "bits")
-    known, found = results.cells(), subjects()
-    windows, audits = {}, {}
-    for cell in cells(given):
-        if cell in known or cell[0] not in found:
-            continue
-        subject = found[cell[0]]
-        if subject.name not in audits:
-            audits[subject.name] = audit(str(subject.folder))
-            windows[subject.name] = held_out_windows(subject)
-            dense = (subject.name, "dense", 0.0, "dense", 0)
-            if dense not in known:
-                results.keep(dense, window_losses(load_model(str(subject.folder)).module, windows[subject.name]))
-        measure(results, subject, audits[subject.name], cell, (windows[subject.name], given.seconds))
+
+    def one(subject: Subject, found: Audit, cell: Cell, windows: torch.Tensor) -> None:
+        measure(results, subject, found, cell, (windows, given.seconds))
+
+    run_cells(results, cells(given), lambda folder: audit(folder), one)
 
 
 def measure(results: Results, subject: Subject, found: Audit, cell: Cell, how: tuple[torch.Tensor, float]) -> None:
@@ -143,20 +133,13 @@ def _by_distortion(found: Audit, request: QuantizeRequest, options: StageOptions
 
 def table(given: argparse.Namespace) -> None:
     """Print perplexity by way, one table a model and operator, and how `auto` stands in every cell."""
-    found = Results(given.results, "bits").by_seed()
-    standing = Standing("at 3.5 bits and below")
-    for model in dict.fromkeys(key[0] for key in found):
-        dense = found.get((model, "dense", 0.0, "dense"), {}).get(0)
-        for operator in OPERATORS:
-            cells = {key[2:]: seeds for key, seeds in found.items() if key[:2] == (model, operator)}
-            if not cells:
-                continue
-            amounts = sorted({amount for amount, _ in cells})
-            layout = Layout([way for way, _, _ in WAYS], amounts, [f"{amount:g} bits" for amount in amounts])
-            print_table(f"{model}, {operator}", cells, layout, dense)
-            for amount in amounts:
-                standing.count(means_of(cells, amount), hard=amount <= 3.5)
-    standing.show()
+    print_tables(
+        Results(given.results, "bits"),
+        OPERATORS,
+        [way for way, _, _ in WAYS],
+        lambda amount: f"{amount:g} bits",
+        Standing("at 3.5 bits and below", lambda amount: amount <= 3.5),
+    )
 
 
 def sensitivity(given: argparse.Namespace) -> None:
