@@ -119,7 +119,7 @@ def run_cells(
     audited: Callable[[str], Audit],
     measure: Callable[[Subject, Audit, Cell, torch.Tensor], None],
 ) -> None:
-    """Measure the cells that are not in the results yet, and the dense models; `audited` makes the audit of a folder."""
+    """Measure the cells that are not in the results yet, and dense models; `audited` makes the audit of a folder."""
     known, found = results.cells(), subjects()
     windows: dict[str, torch.Tensor] = {}
     audits: dict[str, Audit] = {}

@@ -94,7 +94,7 @@ def run(given: argparse.Namespace) -> None:
     def one(subject: Subject, found: Audit, cell: Cell, windows: torch.Tensor) -> None:
         measure(results, subject, found, cell, (windows, given.seconds))
 
-    run_cells(results, cells(given), lambda folder: audit(folder), one)
+    run_cells(results, cells(given), audit, one)
 
 
 def measure(results: Results, subject: Subject, found: Audit, cell: Cell, how: tuple[torch.Tensor, float]) -> None:
