@@ -1,0 +1,50 @@
+"""What a history uses of SQLAlchemy, or what to install where it is absent."""
+
+from __future__ import annotations
+
+from tailwise.errors import UsageError
+
+try:
+    from sqlalchemy import (
+        DDL,
+        URL,
+        BigInteger,
+        Column,
+        ColumnElement,
+        Connection,
+        Engine,
+        Float,
+        ForeignKey,
+        Index,
+        Integer,
+        LargeBinary,
+        MetaData,
+        Row,
+        Select,
+        String,
+        Table,
+        Text,
+        UniqueConstraint,
+        and_,
+        create_engine,
+        delete,
+        event,
+        func,
+        inspect,
+        make_url,
+        or_,
+        select,
+        text,
+        update,
+    )
+    from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, ProgrammingError
+except ModuleNotFoundError as error:
+    _FIX = 'pip install "tailwise[history]"'
+    raise UsageError("a history takes SQLAlchemy, which is not installed", fix=_FIX) from error
+
+__all__ = [
+    "DDL", "URL", "ArgumentError", "BigInteger", "Column", "ColumnElement", "Connection", "DBAPIError", "Engine",
+    "Float", "ForeignKey", "Index", "Integer", "IntegrityError", "LargeBinary", "MetaData", "NoSuchModuleError",
+    "ProgrammingError", "Row", "Select", "String", "Table", "Text", "UniqueConstraint", "and_", "create_engine",
+    "delete", "event", "func", "inspect", "make_url", "or_", "select", "text", "update",
+]  # fmt: skip
