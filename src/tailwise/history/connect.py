@@ -17,9 +17,9 @@ from tailwise.history.sql import (
     Connection,
     DBAPIError,
     Engine,
-    IntegrityError,
+    InterfaceError,
     NoSuchModuleError,
-    ProgrammingError,
+    OperationalError,
     create_engine,
     event,
     make_url,
@@ -44,7 +44,7 @@ def shown(where: str | os.PathLike[str]) -> str:
         return text_
     try:
         return make_url(text_).render_as_string(hide_password=True)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         return text_.partition("://")[0] + "://…"
 
 
@@ -60,13 +60,14 @@ def _postgres(address: str, patience: float) -> Engine:
     fix = "give the path of a file, or postgresql://user@host/database"
     try:
         url = make_url(address)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # ValueError: of a port that is no number
         raise UsageError("is no address of a database", where=shown(address), fix=fix) from error
     if url.get_backend_name() not in ("postgresql", "postgres"):
         raise UsageError(f"{url.get_backend_name()} is not a database for histories", where=shown(address), fix=fix)
     url = url.set(drivername="postgresql+psycopg")
     arguments: dict[str, Any] = {
         "connect_timeout": max(1, round(patience)),
+        "tcp_user_timeout": round(1000 * patience),  # of a server that no longer answers
         "options": f"-c lock_timeout={round(1000 * patience)}",
     }
     arguments = {key: value for key, value in arguments.items() if key not in url.query}
@@ -180,6 +181,8 @@ def _explained(error: DBAPIError, where: str) -> TailwiseError:
         return UnreadableError(f"is no store, or it is damaged ({said})", where=where, fix="check the path")
     if "permission denied" in said.lower():
         return UnreadableError(said, where=where, fix="ask for rights on the tables named tailwise_*")
-    if isinstance(error, IntegrityError | ProgrammingError) and not error.connection_invalidated:
-        return UnreadableError(f"did not take it: {said}", where=where)
-    return UnreachableError(f"could not be reached ({said})", where=where, fix="check the address, and that it runs")
+    if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
+        return UnreachableError(
+            f"could not be reached ({said})", where=where, fix="check the address, and that it runs"
+        )
+    return UnreadableError(f"did not take it: {said}", where=where)

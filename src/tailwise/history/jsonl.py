@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from tailwise.errors import UnreachableError, UnreadableError, UsageError
 from tailwise.history.point import Alarm, Point
+
+_log = logging.getLogger(__name__)
 
 Item = Point | Alarm
 
@@ -81,6 +85,7 @@ class JsonlHistory:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open the file, which is made where there is none. Raises `UnreachableError` where that cannot be."""
         self.path = Path(path)
+        self.lost = 0  # items that `write` could not keep
         self._lock = threading.Lock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +96,7 @@ class JsonlHistory:
         except OSError as error:
             raise UnreachableError(f"could not be written: {error.strerror or error}", where=self.path) from error
 
-    def write(self, item: Item) -> None:
+    def append(self, item: Item) -> None:
         """Append a line. Raises `UnreachableError` for a full disk and its like; the file is then as before."""
         data = (to_line(item) + "\n").encode()
         try:
@@ -100,6 +105,15 @@ class JsonlHistory:
         except (OSError, ValueError) as error:
             what = getattr(error, "strerror", None) or str(error)
             raise UnreachableError(f"could not be written: {what}", where=self.path) from error
+
+    def write(self, item: Item) -> None:
+        """Append a line, for a training loop: never raises. What could not be kept is counted, and logged once."""
+        try:
+            self.append(item)
+        except Exception as error:  # a training loop must go on
+            self.lost += 1
+            if self.lost == 1:
+                _log.warning("a point could not be kept, and training goes on without it: %s", error)
 
     def close(self) -> None:
         """Close the file."""
@@ -119,7 +133,8 @@ def _append(file: FileIO, data: bytes) -> None:
         while done < len(data):  # a disk that fills up takes a part
             done += file.write(data[done:]) or 0
     except OSError:
-        os.ftruncate(file.fileno(), start)
+        with suppress(OSError):
+            os.ftruncate(file.fileno(), start)
         raise
 
 

@@ -144,7 +144,7 @@ def vectors_of(connection: Connection, ids: list[int]) -> dict[int, dict[str, by
 
 def metric_names(connection: Connection) -> dict[int, str]:
     """Every metric that the store has seen, by number."""
-    return dict(connection.execute(select(METRICS.c.id, METRICS.c.name)).tuples().all())
+    return {row.id: row.name for row in connection.execute(select(METRICS.c.id, METRICS.c.name))}
 
 
 def layouts_of(connection: Connection, ids: set[int]) -> dict[int, Layout]:

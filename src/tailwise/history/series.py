@@ -15,8 +15,8 @@ from tailwise.errors import UsageError, unknown_name
 from tailwise.history.jsonl import numbers_from
 from tailwise.history.read import Steps, in_steps, known_run, layouts_of, metric_names
 from tailwise.history.schema import POINTS, VECTORS
-from tailwise.history.sql import Connection, select
-from tailwise.history.vectors import Layout, floats
+from tailwise.history.sql import ColumnElement, Connection, LargeBinary, func, select
+from tailwise.history.vectors import ABSENT, Layout, floats
 
 Layers = str | Sequence[str] | None
 
@@ -28,18 +28,15 @@ def series(
     """A line per step, tempo and layer that has one of the metrics; a column per metric, null where it has none."""
     layers, roles = chosen
     owner, ids = known_run(connection, run), _metric_ids(connection, metrics)
-    query = select(POINTS.c.id, POINTS.c.step, POINTS.c.tempo, POINTS.c.layout_id).where(
-        POINTS.c.run_id == owner, *in_steps(steps)
-    )
+    mine = [POINTS.c.run_id == owner, *in_steps(steps)]
+    query = select(POINTS.c.id, POINTS.c.step, POINTS.c.tempo, POINTS.c.layout_id).where(*mine)
     heads = connection.execute(query.order_by(POINTS.c.step, POINTS.c.tempo)).all()
-    vectors = _vectors(connection, owner, list(ids.values()), steps)
-    layouts = layouts_of(connection, {head.layout_id for head in heads})
     parts = []
-    for number, layout in layouts.items():
+    for number, layout in layouts_of(connection, {head.layout_id for head in heads}).items():
         kept = _kept(layout, layers, roles)
-        mine = [head for head in heads if head.layout_id == number]
-        if len(kept) and mine:
-            parts.append(_part(layout, kept, mine, {name: vectors.get(key, {}) for name, key in ids.items()}))
+        if len(kept) and ids:
+            vectors = _vectors(connection, [*mine, POINTS.c.layout_id == number], ids, kept)
+            parts.append(_part(layout, kept, [head for head in heads if head.layout_id == number], vectors))
     return _joined(parts, list(ids))
 
 
@@ -53,16 +50,21 @@ def _metric_ids(connection: Connection, metrics: Sequence[str]) -> dict[str, int
     return {name: known[name] for name in metrics}
 
 
-def _vectors(connection: Connection, run: int, ids: list[int], steps: Steps | None) -> dict[int, dict[int, bytes]]:
-    """Metric → point → vector."""
+def _vectors(
+    connection: Connection, mine: list[ColumnElement[bool]], ids: Mapping[str, int], kept: NDArray[np.intp]
+) -> dict[str, dict[int, bytes]]:
+    """Metric → point → its vector from the first layer that is kept to the last: of one layer, eight bytes."""
+    first, last = int(kept[0]), int(kept[-1]) + 1
+    data = func.substr(VECTORS.c.data, 8 * first + 1, 8 * (last - first), type_=LargeBinary)
     query = (
-        select(VECTORS.c.point_id, VECTORS.c.metric_id, VECTORS.c.data)
+        select(VECTORS.c.point_id, VECTORS.c.metric_id, data)
         .join(POINTS, POINTS.c.id == VECTORS.c.point_id)
-        .where(POINTS.c.run_id == run, VECTORS.c.metric_id.in_(ids), *in_steps(steps))
+        .where(VECTORS.c.metric_id.in_(ids.values()), *mine)
     )
-    found: dict[int, dict[int, bytes]] = {number: {} for number in ids}
-    for point, metric, data in connection.execute(query).all():
-        found[metric][point] = data
+    names = {number: name for name, number in ids.items()}
+    found: dict[str, dict[int, bytes]] = {name: {} for name in ids}
+    for point, metric, vector in connection.execute(query).all():
+        found[names[metric]][point] = vector
     return found
 
 
@@ -86,25 +88,33 @@ def _kept(layout: Layout, layers: Layers, roles: Collection[str] | None) -> NDAr
 def _part(
     layout: Layout, kept: NDArray[np.intp], heads: Sequence[Any], vectors: Mapping[str, Mapping[int, bytes]]
 ) -> dict[str, Any]:
-    """Columns of the points that share a layout."""
-    count = len(layout.places)
-    nothing = np.full(count, np.nan).tobytes()
-    columns: dict[str, tuple[NDArray[np.float64], NDArray[np.bool_]]] = {}
-    for name, by_point in vectors.items():
-        data = b"".join(by_point.get(head.id, nothing) for head in heads)
-        values, gone = floats(data)
-        values, gone = (values.reshape(len(heads), count)[:, kept], gone.reshape(len(heads), count)[:, kept])
-        there = np.array([head.id in by_point for head in heads])
-        columns[name] = values.ravel(), (gone | ~there[:, None]).ravel()
-    some = ~np.logical_and.reduce([gone for _, gone in columns.values()])
-    places = [layout.places[index] for index in kept]
-    return {
-        "step": np.repeat([head.step for head in heads], len(kept))[some],
-        "tempo": np.repeat([_TEMPOS.index(head.tempo) for head in heads], len(kept))[some],
-        "place": np.tile(np.arange(len(kept)), len(heads))[some],
-        "places": places,
-        "columns": {name: (values[some], gone[some]) for name, (values, gone) in columns.items()},
+    """Columns of the points that share a layout, without the lines that have none of the metrics."""
+    columns = {name: _column(kept, heads, mine) for name, mine in vectors.items()}
+    part: dict[str, Any] = {
+        "step": np.repeat([head.step for head in heads], len(kept)),
+        "tempo": np.repeat([_TEMPOS.index(head.tempo) for head in heads], len(kept)),
+        "place": np.tile(np.arange(len(kept)), len(heads)),
+        "places": [layout.places[index] for index in kept],
+        "columns": columns,
     }
+    some = ~np.logical_and.reduce([gone for _, gone in columns.values()])
+    if some.all():
+        return part
+    fewer = {key: part[key][some] for key in ("step", "tempo", "place")}
+    return {**part, **fewer, "columns": {name: (values[some], gone[some]) for name, (values, gone) in columns.items()}}
+
+
+def _column(
+    kept: NDArray[np.intp], heads: Sequence[Any], vectors: Mapping[int, bytes]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """One metric's values of the kept layers of every point, and which are absent; (points · kept,)."""
+    first, length = int(kept[0]), int(kept[-1]) + 1 - int(kept[0])
+    nothing = ABSENT.tobytes() * length
+    values, gone = floats(b"".join([vectors.get(head.id, nothing) for head in heads]))
+    if len(kept) < length:
+        values = values.reshape(len(heads), length)[:, kept - first].ravel()
+        gone = gone.reshape(len(heads), length)[:, kept - first].ravel()
+    return values, gone
 
 
 _TEMPOS = ["cheap", "full", "audit"]
@@ -132,10 +142,13 @@ def _joined(parts: list[dict[str, Any]], metrics: list[str]) -> pa.Table:
         "block": pa.array(blocks, pa.int32()).take(pa.array(place[order])),
     }
     for name in metrics:
-        values = np.concatenate([part["columns"][name][0] for part in parts])[order]
-        gone = np.concatenate([part["columns"][name][1] for part in parts])[order]
-        columns[name] = pa.array(values, pa.float64(), mask=gone)
+        values, gone = (_concatenated([part["columns"][name][side] for part in parts])[order] for side in (0, 1))
+        columns[name] = pa.array(values, pa.float64(), mask=gone if gone.any() else None)
     return pa.table(columns)
+
+
+def _concatenated(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)  # one needs no copy
 
 
 def _words(index: NDArray[np.int64], words: list[str]) -> pa.DictionaryArray:

@@ -20,31 +20,28 @@ try:
         LargeBinary,
         MetaData,
         Row,
-        Select,
         String,
         Table,
         Text,
         UniqueConstraint,
-        and_,
         create_engine,
         delete,
         event,
         func,
         inspect,
         make_url,
-        or_,
         select,
         text,
         update,
     )
-    from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, ProgrammingError
+    from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 except ModuleNotFoundError as error:
     _FIX = 'pip install "tailwise[history]"'
     raise UsageError("a history takes SQLAlchemy, which is not installed", fix=_FIX) from error
 
 __all__ = [
     "DDL", "URL", "ArgumentError", "BigInteger", "Column", "ColumnElement", "Connection", "DBAPIError", "Engine",
-    "Float", "ForeignKey", "Index", "Integer", "IntegrityError", "LargeBinary", "MetaData", "NoSuchModuleError",
-    "ProgrammingError", "Row", "Select", "String", "Table", "Text", "UniqueConstraint", "and_", "create_engine",
-    "delete", "event", "func", "inspect", "make_url", "or_", "select", "text", "update",
+    "Float", "ForeignKey", "Index", "Integer", "InterfaceError", "LargeBinary", "MetaData", "NoSuchModuleError",
+    "OperationalError", "Row", "String", "Table", "Text", "UniqueConstraint", "create_engine", "delete", "event",
+    "func", "inspect", "make_url", "select", "text", "update",
 ]  # fmt: skip

@@ -119,6 +119,11 @@ class History:
         with reading(self._engine, self.where) as connection:
             return read.spool_lines(connection, spool)
 
+    def forget_spool(self, spool: str) -> None:
+        """Forget a spool whose file is gone."""
+        with writing(self._engine, self.where) as connection:
+            write.forget_spool(connection, spool)
+
     # Reading
 
     def runs(self) -> list[RunSummary]:

@@ -15,7 +15,7 @@ from tailwise.checkpoints.roles import NO_BLOCK, classify
 from tailwise.recipe import digest_of
 
 #: A NaN that no computation gives: the layer has no value of this metric. An ordinary NaN is a value.
-ABSENT = np.uint64(0x7FF8_7A11_0000_0001)
+ABSENT = np.uint64(0x7FF8_7A11_0000_0001).astype("<u8")
 _FLOATS, _BITS = np.dtype("<f8"), np.dtype("<u8")
 
 Values = Mapping[str, Mapping[str, float]]  # layer → metric → value

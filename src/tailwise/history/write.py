@@ -13,6 +13,7 @@ import pyarrow as pa
 from tailwise.audits.audit import Audit
 from tailwise.audits.codec import to_parquet
 from tailwise.audits.table import FACTS, ORIGIN
+from tailwise.errors import unknown_name
 from tailwise.history.jsonl import alarm_line, numbers_to
 from tailwise.history.point import Alarm, Point
 from tailwise.history.read import point_of
@@ -42,6 +43,8 @@ def put_point(connection: Connection, point: Point) -> Added:
 
     So ranks that each measure a share of the layers give one point, and a point written twice is kept once.
     """
+    if point.tempo not in ("cheap", "full"):
+        raise unknown_name("tempo", point.tempo, ("cheap", "full"))
     run = run_id(connection, point.run)
     there = connection.execute(
         select(POINTS).where(POINTS.c.run_id == run, POINTS.c.step == point.step, POINTS.c.tempo == point.tempo)
@@ -110,6 +113,8 @@ def _facts(audit: Audit) -> pa.Table:
 
 def put_alarm(connection: Connection, alarm: Alarm) -> bool:
     """Add an alarm, or count that it was noticed again; whether it is new. Severity only rises."""
+    if alarm.severity not in _SEVERITIES:
+        raise unknown_name("severity", alarm.severity, _SEVERITIES)
     run, key = run_id(connection, alarm.run), digest_of([alarm.rule, list(alarm.layers)])
     mine = (ALARMS.c.run_id == run) & (ALARMS.c.key == key)
     there = connection.execute(select(ALARMS).where(mine)).one_or_none()
@@ -134,6 +139,11 @@ def note_spool(connection: Connection, spool: str, lines: int) -> None:
     mine = SPOOLS.c.id == spool
     if connection.execute(update(SPOOLS).where(mine).values(lines=lines)).rowcount == 0:
         connection.execute(SPOOLS.insert().values(id=spool, lines=lines))
+
+
+def forget_spool(connection: Connection, spool: str) -> None:
+    """Forget a spool whose file is gone."""
+    connection.execute(delete(SPOOLS).where(SPOOLS.c.id == spool))
 
 
 def run_id(connection: Connection, name: str) -> int:
