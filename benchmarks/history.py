@@ -21,7 +21,8 @@ import numpy as np
 
 from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
 from tailwise.history.point import Alarm
-from tailwise.history.store import History, Retention
+from tailwise.history.prune import Retention
+from tailwise.history.store import History
 from tailwise.spectrum.spectrum import Spectrum
 
 METRICS = [

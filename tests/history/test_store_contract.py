@@ -11,7 +11,8 @@ import pytest
 from made_points import DOWN, UP, Q, alarm, audit, point
 
 from tailwise.errors import UsageError
-from tailwise.history.store import History, Retention
+from tailwise.history.prune import Retention
+from tailwise.history.store import History
 
 
 def test_a_point_comes_back_as_it_was(store):
