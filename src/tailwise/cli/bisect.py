@@ -67,7 +67,8 @@ def bisect(
     screen = console(stderr=True)
 
     def told(one: Found, named: frozenset[str]) -> None:
-        said = f"{chosen.code} of {len(named)} layers" if named - {""} else f"{chosen.code}" if named else "clean"
+        said = f"{chosen.code} of {len(named)} layers" if named - {""} else f"{chosen.code}" if named else "silent"
+        said += ", could not look" if one.step in judge.blind else ""
         screen.print(f"step {one.step}  {said}", markup=False, highlight=False)
 
     judge = Judge(
@@ -80,10 +81,12 @@ def bisect(
     )
     result = search([one.step for one in found], judge, verify=not quick)
     if as_json:
-        document = {"rule": chosen.code, "title": chosen.title, **result.to_json()}
+        document = {"rule": chosen.code, "title": chosen.title, **result.to_json(), "could_not_look": judge.blind}
         sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     else:
         _say(console(), result, f"{chosen.code} ({chosen.title})", rows)
+        for step, why in judge.blind.items():
+            screen.print(f"step {step} counts as silent: {why}", style="yellow", markup=False, highlight=False)
 
 
 def _say(screen: Console, result: Bisection, what: str, rows: int) -> None:

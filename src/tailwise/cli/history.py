@@ -56,14 +56,14 @@ def history(
     from tailwise.report import history as report
     from tailwise.report.terminal import console
 
-    bounds = steps_of(steps)
+    bounds, written = steps_of(steps), None
     screen = console(stderr=as_json)
     with open_store(store) as opened:
         if metric is not None and run is not None:
             table = opened.series(run, comma_list(metric), layers, comma_list(roles), bounds)
             lines = table if layers else report.medians(table, comma_list(metric))
             if output is not None:
-                screen.print(f"written to {report.write_table(table, output)}", soft_wrap=True, markup=False)
+                written = report.write_table(table, output)
             document: Any = report.plain(lines)
             shown = report.table_view(lines, rows)
         elif alarms:
@@ -78,6 +78,8 @@ def history(
         sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     else:
         screen.print(shown)
+    if written is not None:
+        screen.print(f"written to {written}", soft_wrap=True, markup=False)
 
 
 def _whole_run(opened: History, run: str, bounds: Steps | None, rows: int) -> tuple[Any, Any]:

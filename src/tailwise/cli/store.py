@@ -45,7 +45,9 @@ def add(
 def _step_of(path: Path, model: str) -> int:
     from tailwise.runs.found import step_of
 
-    found = [step for text in (path.stem, model) if (step := step_of(text)) is not None]
+    # Of a path the last two names at most: a folder further up may have a number of its own.
+    names = [path.stem, *reversed(model.rstrip("/").split("/")[-2:])]
+    found = [step for name in names if (step := step_of(name)) is not None]
     if not found:
         raise UsageError("neither the file's name nor its model's has a step", where=path, fix="give --step")
     return found[0]

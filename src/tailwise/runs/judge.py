@@ -45,6 +45,7 @@ class Judge:
         except re.error as error:
             raise UsageError(f"{layers!r} is not a regular expression: {error}") from error
         self._settings: Settings = {**_needed(self._rule), **(settings or {})}
+        self.blind: dict[int, str] = {}  # step → why the rule could not look there, which counts as silence
         self._others = [other for other in RULES if other != self._rule.code]
 
     def __call__(self, index: int) -> frozenset[str]:
@@ -52,8 +53,10 @@ class Judge:
         one = self._found[index]
         verdict = diagnose(audit(one.uri, **self._settings), thresholds=self._thresholds, mute=self._others)
         if verdict.not_looked:
-            reason = verdict.not_looked[0].reason
-            raise UsageError(f"{self._rule.code} cannot look at step {one.step}: {reason}", where=one.uri)
+            self.blind[one.step] = verdict.not_looked[0].reason
+            if index == len(self._found) - 1:
+                reason = self.blind[one.step]
+                raise UsageError(f"{self._rule.code} cannot look at the last step, {one.step}: {reason}", where=one.uri)
         named = frozenset(layer for finding in verdict.findings for layer in finding.layers or ("",))
         if self._layers is not None:
             named = frozenset(layer for layer in named if layer and self._layers.search(layer))

@@ -43,6 +43,7 @@ class Sink:
             raise UsageError("the audits have nowhere to go", fix="give --store, or -o with a folder")
         self.run, self._history, self._folder = run, history, folder
         self._settings, self._progress = settings or {}, progress
+        self._made = 0
 
     def path(self, step: int) -> Path | None:
         """The file of a step's audit: `step-000100.audit`."""
@@ -65,10 +66,11 @@ class Sink:
         """Audit a checkpoint and keep the audit. What goes wrong is said in the outcome, not raised."""
         try:
             made = audit(found.uri, progress=self._progress, **self._settings)
-        except UsageError:
-            raise  # the next checkpoint would fail in the same way
         except TailwiseError as error:
+            if isinstance(error, UsageError) and not self._made:
+                raise  # wrong settings, most likely: the others would fail in the same way
             return Outcome(found, trouble=str(error))
+        self._made += 1
         path = self.path(found.step)
         try:
             if path is not None:
