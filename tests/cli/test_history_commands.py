@@ -207,8 +207,9 @@ def test_watching_ends_with_ctrl_c(call, run, tmp_path, monkeypatch):
 
 
 def test_an_audit_of_unknown_step_asks_for_one(call, tmp_path):
-    save_file({"w.weight": torch.randn(20, 20)}, tmp_path / "final.safetensors")
-    call("audit", tmp_path / "final.safetensors", "-o", tmp_path / "final.audit")
+    (tmp_path / "models").mkdir()
+    save_file({"w.weight": torch.randn(20, 20)}, tmp_path / "models" / "final.safetensors")
+    call("audit", tmp_path / "models" / "final.safetensors", "-o", tmp_path / "final.audit")
     code, _, err = call("store", "add", tmp_path / "final.audit", "--store", tmp_path / "w.db")
     assert code == 2
     assert "give --step" in err

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tailwise.history.store import History
@@ -43,10 +44,12 @@ class Server:
     def url(self, database: str) -> str:
         return f"postgresql://postgres@/{database}?host={self.folder}"
 
-    def new_database(self) -> str:
+    def new_store(self) -> str:
+        """The URL of an empty schema, which takes a hundredth of the time and space of a database."""
         name = f"test_{uuid.uuid4().hex[:12]}"
-        self.run("psql", "-h", str(self.folder), "-U", "postgres", "-qc", f"CREATE DATABASE {name}")
-        return self.url(name)
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(f"CREATE SCHEMA {name}")
+        return f"{self.url('postgres')}&options=-csearch_path%3D{name}"
 
 
 def programs() -> Path | None:
@@ -85,7 +88,7 @@ def where(request, tmp_path) -> str:
     """The address of an empty store, of either kind."""
     if request.param == "sqlite":
         return str(tmp_path / "history.db")
-    return request.getfixturevalue("postgres").new_database()
+    return request.getfixturevalue("postgres").new_store()
 
 
 @pytest.fixture

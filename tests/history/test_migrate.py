@@ -52,7 +52,7 @@ def test_a_migrated_store_has_the_columns_of_a_new_one(version_1, tmp_path):
 
 
 def test_a_migration_of_postgresql(postgres):
-    url = postgres.new_database()
+    url = postgres.new_store()
     with History(url) as history:
         history.add_alarm(alarm(2))
     engine = connect(url, create=False, patience=5.0)
@@ -68,7 +68,7 @@ def test_a_migration_of_postgresql(postgres):
 
 
 def test_vectors_of_postgresql_are_neither_moved_nor_compressed(postgres):
-    url = postgres.new_database()
+    url = postgres.new_store()
     History(url).close()
     engine = connect(url, create=False, patience=5.0)
     ask = "SELECT attstorage::text FROM pg_attribute WHERE attrelid = 'tailwise_vectors'::regclass AND attname = 'data'"
@@ -103,6 +103,8 @@ def test_what_is_no_store(tmp_path):
     assert not (tmp_path / "absent.db").exists()
     with pytest.raises(UsageError, match="is a folder"):
         History(tmp_path)
+    with pytest.raises(UsageError, match="tailwise store import"):
+        History(tmp_path / "run.jsonl")
     (tmp_path / "text.db").write_text("not a database, but long enough to be looked at as one" * 20)
     with pytest.raises(UnreadableError, match="is no store, or it is damaged"):
         History(tmp_path / "text.db")

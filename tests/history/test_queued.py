@@ -221,7 +221,7 @@ def test_a_store_that_is_newer_or_damaged_is_said_at_once(tmp_path):
 
 def test_a_server_that_goes_and_comes_back(postgres, tmp_path, caplog):
     caplog.set_level(logging.WARNING)
-    url = postgres.new_database()
+    url = postgres.new_store()
     writer = QueuedHistory(url, tmp_path / "spool", retry=0.0)
     writer.write(point(1))
     postgres.stop()

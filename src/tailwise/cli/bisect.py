@@ -51,7 +51,7 @@ def bisect(
     """Find the step at which a layer went wrong, by auditing only a few of a run's checkpoints.
 
     Halves the run, so that 1,000 checkpoints take about ten audits; then looks on both sides whether what went wrong
-    stayed wrong, which takes about as many again, and says so where it did not.
+    stayed wrong, which takes twice as many again at most, and says so where it did not.
     """
     from tailwise.report.terminal import console
     from tailwise.runs.bisect import bisect as search

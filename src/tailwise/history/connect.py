@@ -68,10 +68,11 @@ def _postgres(address: str, patience: float) -> Engine:
     arguments: dict[str, Any] = {
         "connect_timeout": max(1, round(patience)),
         "tcp_user_timeout": round(1000 * patience),  # of a server that no longer answers
-        "options": f"-c lock_timeout={round(1000 * patience)}",
     }
     arguments = {key: value for key, value in arguments.items() if key not in url.query}
+    arguments["options"] = f"{url.query.get('options', '')} -c lock_timeout={round(1000 * patience)}".strip()
     try:
+        arguments["cursor_factory"] = _binary_cursor()
         return create_engine(url, connect_args=arguments, pool_pre_ping=True)
     except (ModuleNotFoundError, NoSuchModuleError) as error:
         raise UsageError(
@@ -79,9 +80,24 @@ def _postgres(address: str, patience: float) -> Engine:
         ) from (error)
 
 
+def _binary_cursor() -> type[Any]:
+    """A cursor that gets vectors as they are; as text they are twice as long, and have to be read digit by digit."""
+    import psycopg
+
+    class BinaryCursor(psycopg.Cursor[Any]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.format = psycopg.pq.Format.BINARY
+
+    return BinaryCursor
+
+
 def _sqlite(path: Path, create: bool, patience: float) -> Engine:
     if path.is_dir():
         raise UsageError("is a folder", where=path, fix=f"give a file in it, such as {path / 'history.db'}")
+    if path.suffix == ".jsonl":
+        fix = f"bring it into a store: tailwise store import {path} --store history.db"
+        raise UsageError("holds lines, and a store was expected", where=path, fix=fix)
     if not path.exists():
         if not create:
             raise UnreadableError("no such store", where=path, fix="`tailwise watch` or a monitor's store makes one")

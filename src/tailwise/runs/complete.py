@@ -11,7 +11,7 @@ from tailwise.errors import TailwiseError
 from tailwise.runs.found import Found, hub_address
 
 _SHARD = re.compile(r"-\d{3,}-of-(\d{3,})\.(safetensors|bin)$")
-_UNFINISHED = re.compile(r"\.(?:tmp|temp|part|partial|incomplete|lock)$", re.IGNORECASE)
+_UNFINISHED = re.compile(r"\.(?:tmp|temp|part|partial|incomplete)$", re.IGNORECASE)
 
 Signature = tuple[tuple[str, int, float | None], ...]
 
