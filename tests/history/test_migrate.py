@@ -132,3 +132,18 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UnreachableError, match="could not be made"):
         History(tmp_path / "file" / "history.db")
+
+
+@pytest.mark.parametrize("open_elsewhere", [False, True])
+def test_who_may_only_read_reads(tmp_path, monkeypatch, open_elsewhere):
+    path = tmp_path / "a store#1.db"
+    writer = History(path)
+    writer.add_point(point(1))
+    if not open_elsewhere:
+        writer.close()
+    monkeypatch.setattr("tailwise.history.connect._may_write", lambda _: False)
+    with History(path, create=False) as history:
+        assert history.latest("a") == point(1)
+        with pytest.raises(UnreachableError, match="may not be written"):
+            history.add_point(point(2))
+    writer.close()

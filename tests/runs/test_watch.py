@@ -133,6 +133,14 @@ def test_following_goes_on_while_the_place_is_away(make_run, store, tmp_path):
     assert [item.step for item in store.audits("run")] == [1, 2]
 
 
+def test_following_says_once_what_a_checkpoint_lacks(make_run, store):
+    folder, said, stopping = make_run((1,)), [], stop_after(3)
+    (folder / "step-1" / "x.tmp").write_text("")
+    with pytest.raises(InterruptedError):
+        list(follow(watch(folder, store), 1.0, lambda _: stopping(), said.append))
+    assert said == ["step-1 waits: x.tmp is still being written"]
+
+
 def test_a_checkpoint_that_cannot_be_measured_is_tried_again_only_when_it_changes(make_run, store, monkeypatch):
     from tailwise.runs import sink
 

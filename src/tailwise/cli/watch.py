@@ -54,6 +54,8 @@ def watch(
         sink = Sink(run or run_name(where), history, audits, settings)  # type: ignore[arg-type]
         watched = watching.Watch(where, sink, comma_list(revisions), settle)
         outcomes = watching.once(watched) if once else watching.follow(watched, interval, trouble=_say_trouble)
+        if not once:
+            typer.echo(f"tailwise: watching {where} every {interval:g} s; Ctrl-C ends it", err=True)
         try:
             for outcome in outcomes:
                 good = say_outcome(screen, outcome) and good

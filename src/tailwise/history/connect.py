@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from tailwise.errors import TailwiseError, UnreachableError, UnreadableError, UsageError
 from tailwise.history.sql import (
@@ -105,10 +106,23 @@ def _sqlite(path: Path, create: bool, patience: float) -> Engine:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UnreachableError(f"could not be made: {error.strerror or error}", where=path) from error
-    engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": patience})
+    url = URL.create("sqlite", database=str(path)) if create or _may_write(path) else _read_only(path)
+    engine = create_engine(url, connect_args={"timeout": patience})
     event.listen(engine, "connect", _Prepare(patience))
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def _may_write(path: Path) -> bool:
+    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+
+
+def _read_only(path: Path) -> URL:
+    """For those who may only read. Where nobody has the file open, SQLite is told that it does not change."""
+    query = {"uri": "true", "mode": "ro"}
+    if not path.with_name(f"{path.name}-wal").exists():
+        query["immutable"] = "1"
+    return URL.create("sqlite", database=f"file:{quote(str(path.resolve()))}", query=query)
 
 
 class _Prepare:

@@ -11,6 +11,8 @@ from tailwise.runs.complete import Look, Signature, look
 from tailwise.runs.found import Found, find
 from tailwise.runs.sink import Outcome, Sink
 
+_CHANGED = "it changed"
+
 
 @dataclass
 class Watch:
@@ -46,7 +48,7 @@ class Watch:
         if before == now.signature or now.changed is None:
             return ""
         age = self.clock() - now.changed
-        return "" if age >= self.settle else f"it changed {max(age, 0.0):.0f} s ago"
+        return "" if age >= self.settle else f"{_CHANGED} {max(age, 0.0):.0f} s ago"
 
     def _taken(self, found: Found, now: Look) -> Outcome:
         outcome = self.sink.take(found)
@@ -58,22 +60,23 @@ class Watch:
 def follow(
     watch: Watch, interval: float, sleep: Callable[[float], None] = time.sleep, trouble: Callable[[str], None] = print
 ) -> Iterator[Outcome]:
-    """Rounds without end. A place that is away for a while is said once and looked for again."""
-    said = ""
+    """Rounds without end. A place that is away for a while, and what a checkpoint lacks, are said once."""
+    said: set[str] = set()
     while True:
         try:
             yield from watch.round()
-            said = ""
+            now = {f"{name} waits: {why}" for name, why in watch.waiting.items() if not why.startswith(_CHANGED)}
         except UnreadableError as error:
-            if str(error) != said:
-                trouble(str(error))
-            said = str(error)
+            now = {str(error)}
+        for text in sorted(now - said):
+            trouble(text)
+        said = now
         sleep(interval)
 
 
 def once(watch: Watch, sleep: Callable[[float], None] = time.sleep) -> Iterator[Outcome]:
     """One round, and a second one for what had changed just before it."""
     yield from watch.round()
-    if any(why.startswith("it changed") for why in watch.waiting.values()):
+    if any(why.startswith(_CHANGED) for why in watch.waiting.values()):
         sleep(watch.settle)
         yield from watch.round()
