@@ -30,6 +30,7 @@ class Away:
 
     def __init__(self, monkeypatch) -> None:
         self.away, self.after_commit = False, False
+        self.batches = 1 << 30  # that are taken over before it goes away
         real = History
 
         class Failing(real):
@@ -46,6 +47,9 @@ class Away:
                 return super().add_alarm(item)
 
             def take_over(inner, spool, lines, items):
+                self._check()
+                self.batches -= 1
+                self.away = self.batches < 0
                 self._check()
                 super().take_over(spool, lines, items)
                 if self.after_commit:
@@ -179,6 +183,23 @@ def test_many_lines_are_taken_over_in_batches(where, tmp_path, database):
     database.away = False
     QueuedHistory(where, tmp_path / "spool").close()
     assert steps(where) == list(range(250))
+
+
+def test_a_database_that_goes_away_amid_what_waited(where, tmp_path, database):
+    database.away = True
+    with QueuedHistory(where, tmp_path / "spool") as writer:
+        for step in range(250):
+            writer.write(alarm(step))
+    database.away, database.batches = False, 1
+    writer = QueuedHistory(where, tmp_path / "spool")
+    assert database.away
+    writer.write(alarm(250))
+    database.away, database.batches = False, 9
+    assert writer.flush()
+    writer.close()
+    with History(where) as history:
+        assert history.kept_alarms("a")[0].times == 251
+    assert not list((tmp_path / "spool").iterdir())
 
 
 def test_a_spool_that_cannot_be_made_is_one_clear_error(tmp_path):
