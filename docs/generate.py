@@ -84,7 +84,8 @@ def _parameters(command: Callable[..., Any]) -> tuple[dict[str, str], dict[str, 
         kind, info = typing.get_args(hints[name])
         if isinstance(info, ArgumentInfo):
             required = parameter.default is inspect.Parameter.empty
-            arguments[name.upper() if required else f"[{name.upper()}]..."] = info.help or ""
+            more = "" if "list" not in str(kind) else "..."
+            arguments[name.upper() if required else f"[{name.upper()}]{more}"] = info.help or ""
             continue
         flags = [info.default, *(info.param_decls or ())]  # typer keeps the first declaration apart
         spelled = [flag for flag in flags if isinstance(flag, str) and flag.startswith("-")]
@@ -110,6 +111,8 @@ def _default(parameter: inspect.Parameter) -> str:
     value = parameter.default
     if value is None or value is False:
         return ""
+    if value is inspect.Parameter.empty:
+        return "required"
     return f"`{value.value if isinstance(value, enum.Enum) else value}`"
 
 

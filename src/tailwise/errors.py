@@ -3,7 +3,8 @@
     TailwiseError
     ├── UsageError         the caller asked for something that cannot be (exit code 2)
     └── UnreadableError    the input could not be read (exit code 3)
-        └── UnsafeError    reading it would run code that came with the file
+        ├── UnsafeError       reading it would run code that came with the file
+        └── UnreachableError  a store that cannot be reached or written just now
 
 A message says what happened, where, and what to do about it.
 """
@@ -46,6 +47,10 @@ class UnreadableError(TailwiseError):
 
 class UnsafeError(UnreadableError):
     """Reading the input would execute code that came with it."""
+
+
+class UnreachableError(UnreadableError):
+    """A store cannot be reached or written just now; the same request may succeed later."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

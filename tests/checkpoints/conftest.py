@@ -111,6 +111,14 @@ class Hub:
     def __init__(self, server: Server) -> None:
         self.server = server
 
+    def publish_branches(self, *names: str, tags: tuple[str, ...] = (), repo: str = "org/model"):
+        refs = {
+            "branches": [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": COMMIT} for name in names],
+            "tags": [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": COMMIT} for name in tags],
+            "converts": [],
+        }
+        self.server.api[f"/api/models/{repo}/refs"] = refs
+
     def publish(self, files: dict[str, bytes], *, repo: str = "org/model", revisions: tuple[str, ...] = ("main",)):
         siblings = [
             {

@@ -108,13 +108,14 @@ def _read(source: Path) -> dict[str, bytes]:
 def _encode(audit: Audit) -> dict[str, bytes]:
     provenance = {"audit_format": FORMAT, **audit.provenance.to_json()}
     return {
-        "layers.parquet": _parquet(audit.table(unmeasured=True).arrow),
-        "spectra.parquet": _parquet(_spectra_table(audit)),
+        "layers.parquet": to_parquet(audit.table(unmeasured=True).arrow),
+        "spectra.parquet": to_parquet(_spectra_table(audit)),
         "provenance.json": json.dumps(provenance, indent=1, ensure_ascii=False).encode(),
     }
 
 
-def _parquet(table: pa.Table) -> bytes:
+def to_parquet(table: pa.Table) -> bytes:
+    """A table as the bytes of a Parquet file."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
@@ -146,7 +147,7 @@ def _decode(parts: Mapping[str, bytes]) -> Audit:
     if provenance.pop("audit_format") != FORMAT:
         raise ValueError("it was written by another version of tailwise; upgrade, or audit the model again")
     provenance["notes"] = tuple(provenance["notes"])
-    rows = [_row(line) for line in _table(parts["layers.parquet"]).to_pylist()]
+    rows = [row_of(line) for line in from_parquet(parts["layers.parquet"]).to_pylist()]
     spectra: dict[str, dict[str, list[Spectrum]]] = {}
     for line in _spectra_lines(parts["spectra.parquet"]):
         name, kind, spectrum = line
@@ -155,13 +156,14 @@ def _decode(parts: Mapping[str, bytes]) -> Audit:
     return Audit(rows, layers, Provenance(**provenance))
 
 
-def _table(data: bytes) -> pa.Table:
+def from_parquet(data: bytes) -> pa.Table:
+    """What `to_parquet` wrote."""
     # Without threads: the tables are small, and a process that ends while Arrow starts its pool is aborted.
     return pq.ParquetFile(io.BytesIO(data), pre_buffer=False).read(use_threads=False)
 
 
 def _spectra_lines(data: bytes) -> list[tuple[str, str, Spectrum]]:
-    table = _table(data)
+    table = from_parquet(data)
     values = table.column("eigenvalues")
     lines = table.drop_columns(["eigenvalues"]).to_pylist()
     out = []
@@ -175,7 +177,8 @@ def _spectra_lines(data: bytes) -> list[tuple[str, str, Spectrum]]:
     return out
 
 
-def _row(line: dict[str, Any]) -> LayerRow:
+def row_of(line: dict[str, Any]) -> LayerRow:
+    """A line of `Audit.table(unmeasured=True)` as the row it came from."""
     known = {item.name for item in fields(LayerRow)} - {"metrics"}
     line["tensors"], line["degenerate"] = tuple(line["tensors"]), tuple(line["degenerate"])
     metrics = {key: value for key, value in line.items() if key not in FACTS and key not in ORIGIN}

@@ -34,6 +34,10 @@ class Folder(ABC):
     def source(self, name: str) -> ByteSource:
         """The file `name`, opened for reading by ranges."""
 
+    def stamps(self) -> dict[str, tuple[int, float | None]]:
+        """Size in bytes, and time of the last change where it is known, of every file directly in the folder."""
+        return {}
+
     def json(self, name: str) -> dict[str, Any]:
         """The JSON object in the file `name`."""
         source = self.source(name)
@@ -79,6 +83,14 @@ class LocalFolder(Folder):
     def source(self, name: str) -> ByteSource:
         """See `Folder`."""
         return LocalFile(self.path / name)
+
+    def stamps(self) -> dict[str, tuple[int, float | None]]:
+        """See `Folder`."""
+        try:
+            found = {name: (self.path / name).stat() for name in self._names}
+        except OSError as error:
+            raise os_error(error, str(self.path)) from error
+        return {name: (status.st_size, status.st_mtime) for name, status in found.items()}
 
 
 class UnlistedFolder(Folder):

@@ -78,6 +78,15 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
+def branches(address: HubAddress) -> list[str]:
+    """Names of the branches and tags of a repository."""
+    from huggingface_hub import HfApi
+
+    with hub_errors(address):
+        refs = HfApi().list_repo_refs(address.repo)
+    return [ref.name for ref in (*refs.branches, *refs.tags)]
+
+
 class HubFolder(Folder):
     """A model on the Hub, as of one commit."""
 

@@ -25,7 +25,7 @@ _STEMS = {
 _SUFFIXES = {"safetensors": (".safetensors",), "torch": (".bin", ".pt", ".pth", ".ckpt"), "gguf": (".gguf",)}
 _SHARD = re.compile(r"(.*)-(\d{3,})-of-(\d{3,})(\..*)")
 _VARIANT = re.compile(r"(.+)\.[\w-]+(\.(?:safetensors|bin))")
-_TRAINING = re.compile(r"checkpoint-\d+|global_step\d+|epoch[=_-]?\d+.*")
+_TRAINING = re.compile(r"checkpoint-\d+|(?:global_)?step[-_]?\d+|epoch[=_-]?\d+.*")
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _nothing(folder: Folder) -> UnreadableError | UsageError:
         return UsageError(
             f"holds training checkpoints and no final model: {', '.join(training)}",
             where=folder.uri,
-            fix=f"give one of them, as in {folder.uri.rstrip('/')}/{training[-1]}",
+            fix=f"give one of them, as in {folder.uri.rstrip('/')}/{training[-1]}; or audit all with --all-checkpoints",
         )
     if "model_index.json" in folder.names():
         return UsageError(

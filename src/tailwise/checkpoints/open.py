@@ -69,6 +69,14 @@ def open_checkpoint(
     return _open_files(folder, _weights(folder, file), folder.uri if file is None else os.fspath(uri))
 
 
+def open_folder(uri: str | os.PathLike[str]) -> Folder:
+    """The folder that `uri` names, on a local disk, behind an fsspec URL or on the Hub, to see what is in it."""
+    folder, file = _locate(os.fspath(uri), None)
+    if file is not None:
+        raise UsageError("is a file, and a folder was expected", where=os.fspath(uri))
+    return folder
+
+
 def _in_memory(value: Any) -> Checkpoint:
     import torch
 

@@ -131,6 +131,10 @@ class RemoteFolder(Folder):
         info = self._found.get(name)
         return RemoteFile(self._fs, f"{self._path}/{name}", name=f"{self.uri.rstrip('/')}/{name}", info=info)
 
+    def stamps(self) -> dict[str, tuple[int, float | None]]:
+        """See `Folder`. Drivers name times in many ways, so none is given; object stores show whole files only."""
+        return {name: (int(self._found[name].get("size") or 0), None) for name in self.names()}
+
 
 def remote_info(fs: Any, path: str, name: str) -> dict[str, Any]:
     """What the file system knows about a file or folder."""

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.options import Json, Output, Rows, comma_list
+from tailwise.cli.stores import Revisions, Run
+from tailwise.errors import UsageError
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
-    from tailwise.audits.prepare import Prepared
+    from tailwise.audits.prepare import Prepared, Selection
     from tailwise.checkpoints.checkpoint import Checkpoint
+    from tailwise.recipe import Recipe, RunOptions
 
 _WHAT, _HOW, _RUN, _OUT = "What to measure", "How to measure", "How to run", "Output"
 
@@ -95,10 +98,22 @@ def audit(
         bool,
         typer.Option("--dry-run", help="Say what would be done, from the headers alone.", rich_help_panel=_RUN),
     ] = False,
+    all_checkpoints: Annotated[
+        bool,
+        typer.Option("--all-checkpoints", help="MODEL has checkpoints: folders, or revisions on the Hub. Audit each.",
+                     rich_help_panel=_WHAT),
+    ] = False,
+    revisions: Revisions = None,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="WHERE", help="Of --all-checkpoints: a history, see `tailwise watch`.",
+                     rich_help_panel=_OUT),
+    ] = None,
+    run_name: Run = None,
     output: Output = None,
     as_json: Json = False,
     rows: Rows = 100,
-) -> None:
+) -> None:  # fmt: skip
     """Measure every weight matrix of a model, from one streaming read.
 
     Leaves an audit (NAME.audit here, unless -o or --json says otherwise) that the other commands read.
@@ -120,6 +135,13 @@ def audit(
         metrics=comma_list(metrics),
     )
     options = RunOptions(device=device, workers=workers, cache_dir=cache_dir, use_cache=not no_cache)
+    if all_checkpoints:
+        chosen = Selection(layers, comma_list(roles))
+        _audit_all(model, (recipe, options, chosen), (store, run_name, comma_list(revisions)), output, as_json=as_json)
+        return
+    if run_name or revisions or store:
+        fix = "add --all-checkpoints; `tailwise store add` keeps a single audit"
+        raise UsageError("--store, --run and --revisions belong to --all-checkpoints", fix=fix)
     for path in output or ([] if as_json or dry_run else ["./x.audit"]):
         check_target(path)
     with open_checkpoint(model, base=base, adapter_mode=adapter.value) as checkpoint:
@@ -131,6 +153,21 @@ def audit(
     _deliver(found, list(output or ()), as_json, rows)
     if any(row.status in ("UNREADABLE", "FAILED") for row in found.rows):
         raise typer.Exit(3)
+
+
+def _audit_all(
+    where: str,
+    how: tuple[Recipe, RunOptions, Selection],
+    whereto: tuple[str | None, str | None, tuple[str, ...]],
+    output: list[str] | None,
+    *,
+    as_json: bool,
+) -> None:
+    from tailwise.cli.all_checkpoints import all_checkpoints
+
+    if as_json or len(output or ()) > 1 or (output and Path(output[0]).suffix):
+        raise UsageError("--all-checkpoints writes audits", fix="give -o FOLDER, or --store and see `tailwise history`")
+    all_checkpoints(where, how, whereto, Path(output[0]) if output else None)
 
 
 def _with_progress(work: Any) -> Audit:

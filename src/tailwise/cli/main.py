@@ -10,11 +10,14 @@ import typer
 
 from tailwise.cli.apply import apply
 from tailwise.cli.audit import audit
+from tailwise.cli.bisect import bisect
 from tailwise.cli.check import check
 from tailwise.cli.compare import compare
 from tailwise.cli.diagnose import diagnose
+from tailwise.cli.diff import diff
 from tailwise.cli.doctor import doctor
 from tailwise.cli.evaluate import evaluate
+from tailwise.cli.history import history
 from tailwise.cli.metrics import metrics
 from tailwise.cli.plan import app as plan
 from tailwise.cli.plot import plot
@@ -23,6 +26,8 @@ from tailwise.cli.rank import rank
 from tailwise.cli.recover import recover
 from tailwise.cli.report import report
 from tailwise.cli.show import show
+from tailwise.cli.store import app as store
+from tailwise.cli.watch import watch
 from tailwise.errors import TailwiseError
 
 app = typer.Typer(
@@ -45,6 +50,11 @@ app.command()(evaluate)
 app.add_typer(plan, name="plan")
 app.command()(apply)
 app.command()(recover)
+app.command()(watch)
+app.command()(history)
+app.add_typer(store, name="store")
+app.command()(diff)
+app.command()(bisect)
 app.command()(metrics)
 app.command()(doctor)
 

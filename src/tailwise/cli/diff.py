@@ -1,0 +1,124 @@
+"""`tailwise diff STEP STEP`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tailwise.atomic import write_whole
+from tailwise.cli.compare import Device, Randomize, Workers, check_text_target
+from tailwise.cli.options import Json, Rows, comma_list
+from tailwise.cli.stores import Revisions, Run, Store, only_run, open_store
+from tailwise.errors import UsageError
+
+if TYPE_CHECKING:
+    from tailwise.audits.audit import Audit
+
+_HOW, _OUT = "How to compare", "Output"
+_SUFFIXES = (".json", ".csv", ".md")
+
+
+def diff(
+    before: Annotated[str, typer.Argument(metavar="STEP", help="A step, or the word first.")],
+    after: Annotated[str, typer.Argument(metavar="STEP", help="A later step, or the word last.")],
+    store: Store = None,
+    run: Run = None,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="In place of a store: a folder or URL with checkpoints, or org/name.",
+                     rich_help_panel="Where"),
+    ] = None,
+    revisions: Revisions = None,
+    fdr: Annotated[
+        float, typer.Option(help="False discovery rate of what is called significant.", rich_help_panel=_HOW)
+    ] = 0.05,
+    metrics: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Only these metrics.", rich_help_panel=_HOW)
+    ] = None,
+    randomize: Randomize = False,
+    device: Device = "cpu",
+    workers: Workers = None,
+    output: Annotated[
+        list[str] | None,
+        typer.Option("-o", "--output", metavar="FILE", help="x.json, x.csv or x.md; may be repeated.",
+                     rich_help_panel=_OUT),
+    ] = None,
+    as_json: Json = False,
+    rows: Rows = 100,
+) -> None:  # fmt: skip
+    """Say what changed between two steps of a run: per layer, per role and for the model, as `tailwise compare` does.
+
+    Of a store, audits are read from their files where those are still there; without them there are no spectra, and
+    nothing about alpha is called significant. Of a folder, the two checkpoints are audited.
+    """
+    from tailwise.compare.run import compare
+    from tailwise.report import comparison as report
+    from tailwise.report.terminal import console
+
+    for path in output or ():
+        check_text_target(path, _SUFFIXES)
+    if checkpoints is not None:
+        settings = {"device": device, "workers": workers, "randomize": int(randomize)}
+        sides = _of_folder(checkpoints, comma_list(revisions), (before, after), settings)
+    else:
+        sides = _of_store(store, run, (before, after))
+    (old, new), notes = sides
+    found = compare(old, new, level=fdr, metrics=comma_list(metrics) or None)
+    found = replace(found, notes=(*found.notes, *notes))
+    screen = console(stderr=as_json)
+    document = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    if as_json:
+        sys.stdout.write(document + "\n")
+    else:
+        screen.print(report.terminal(found, rows))
+    texts: dict[str, Callable[[], str]] = {
+        ".json": lambda: document, ".csv": lambda: report.to_csv([found]), ".md": lambda: report.to_markdown([found]),
+    }  # fmt: skip
+    for path in output or ():
+        write_whole(path, texts[Path(path).suffix]().encode())
+        screen.print(f"written to {path}", soft_wrap=True, markup=False)
+
+
+Sides = tuple[list["Audit"], list[str]]
+
+
+def _of_folder(where: str, revisions: tuple[str, ...], asked: tuple[str, str], settings: Mapping[str, object]) -> Sides:
+    from tailwise.audits.run import audit
+    from tailwise.cli.progress import progress_bar
+    from tailwise.runs.found import find, nothing_found
+
+    found = {one.step: one for one in find(where, revisions)}
+    if not found:
+        raise nothing_found(where)
+    chosen = [found[_step(text, sorted(found), where)] for text in asked]
+    with progress_bar() as show:
+        return [audit(one.uri, progress=show, **settings) for one in chosen], []  # type: ignore[arg-type]
+
+
+def _of_store(store: str | None, run: str | None, asked: tuple[str, str]) -> Sides:
+    from tailwise.history.as_audit import audit_at
+
+    with open_store(store) as history:
+        name = only_run(history, run)
+        known = sorted({item.step for item in history.audits(name)} | set(history.scalars(name)["step"].to_pylist()))
+        pairs = [audit_at(history, name, _step(text, known, f"the run {name!r}")) for text in asked]
+    return [audit for audit, _ in pairs], list(dict.fromkeys(lacks for _, lacks in pairs if lacks))
+
+
+def _step(text: str, known: list[int], where: str) -> int:
+    words = {"first": 0, "last": -1}
+    if text in words and known:
+        return known[words[text]]
+    digits = text.removeprefix("step").strip("-_ ")
+    if not digits.isdigit():
+        raise UsageError(f"{text!r} is no step", fix="give a number, or first or last")
+    if int(digits) not in known:
+        near = sorted(sorted(known, key=lambda step: abs(step - int(digits)))[:6])
+        raise UsageError(f"has no step {digits}", where=where, fix=f"steps nearby: {', '.join(map(str, near))}")
+    return int(digits)

@@ -1,0 +1,218 @@
+"""From a path or URL to connections that read together and write one at a time."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from tailwise.errors import TailwiseError, UnreachableError, UnreadableError, UsageError
+from tailwise.history.sql import (
+    URL,
+    ArgumentError,
+    Connection,
+    DBAPIError,
+    Engine,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+    create_engine,
+    event,
+    make_url,
+    text,
+)
+
+#: Of the advisory lock that PostgreSQL's writers take, one at a time as SQLite's do.
+_WRITERS = 0x7A11_715E
+_PAGE_BYTES = 8192
+_CACHE_KIB = 65536
+
+
+def is_url(where: str) -> bool:
+    """Whether `where` is a URL rather than a path."""
+    return "://" in where
+
+
+def shown(where: str | os.PathLike[str]) -> str:
+    """`where` without a password."""
+    text_ = os.fspath(where)
+    if not is_url(text_):
+        return text_
+    try:
+        return make_url(text_).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):
+        return text_.partition("://")[0] + "://…"
+
+
+def connect(where: str | os.PathLike[str], *, create: bool, patience: float) -> Engine:
+    """An engine for the store at `where`. Raises `UsageError` for an address that can be none."""
+    address = os.fspath(where)
+    if is_url(address):
+        return _postgres(address, patience)
+    return _sqlite(Path(address).expanduser(), create, patience)
+
+
+def _postgres(address: str, patience: float) -> Engine:
+    fix = "give the path of a file, or postgresql://user@host/database"
+    try:
+        url = make_url(address)
+    except (ArgumentError, ValueError) as error:  # ValueError: of a port that is no number
+        raise UsageError("is no address of a database", where=shown(address), fix=fix) from error
+    if url.get_backend_name() not in ("postgresql", "postgres"):
+        raise UsageError(f"{url.get_backend_name()} is not a database for histories", where=shown(address), fix=fix)
+    url = url.set(drivername="postgresql+psycopg")
+    arguments: dict[str, Any] = {
+        "connect_timeout": max(1, round(patience)),
+        "tcp_user_timeout": round(1000 * patience),  # of a server that no longer answers
+    }
+    arguments = {key: value for key, value in arguments.items() if key not in url.query}
+    arguments["options"] = f"{url.query.get('options', '')} -c lock_timeout={round(1000 * patience)}".strip()
+    try:
+        arguments["cursor_factory"] = _binary_cursor()
+        return create_engine(url, connect_args=arguments, pool_pre_ping=True)
+    except (ModuleNotFoundError, NoSuchModuleError) as error:
+        raise UsageError(
+            "PostgreSQL takes psycopg, which is not installed", fix='pip install "tailwise[history]"'
+        ) from (error)
+
+
+def _binary_cursor() -> type[Any]:
+    """A cursor that gets vectors as they are; as text they are twice as long, and have to be read digit by digit."""
+    import psycopg
+
+    class BinaryCursor(psycopg.Cursor[Any]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.format = psycopg.pq.Format.BINARY
+
+    return BinaryCursor
+
+
+def _sqlite(path: Path, create: bool, patience: float) -> Engine:
+    if path.is_dir():
+        raise UsageError("is a folder", where=path, fix=f"give a file in it, such as {path / 'history.db'}")
+    if path.suffix == ".jsonl":
+        fix = f"bring it into a store: tailwise store import {path} --store history.db"
+        raise UsageError("holds lines, and a store was expected", where=path, fix=fix)
+    if not path.exists():
+        if not create:
+            raise UnreadableError("no such store", where=path, fix="`tailwise watch` or a monitor's store makes one")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UnreachableError(f"could not be made: {error.strerror or error}", where=path) from error
+    url = URL.create("sqlite", database=str(path)) if create or _may_write(path) else _read_only(path)
+    engine = create_engine(url, connect_args={"timeout": patience})
+    event.listen(engine, "connect", _Prepare(patience))
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _may_write(path: Path) -> bool:
+    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+
+
+def _read_only(path: Path) -> URL:
+    """For those who may only read. Where nobody has the file open, SQLite is told that it does not change."""
+    query = {"uri": "true", "mode": "ro"}
+    if not path.with_name(f"{path.name}-wal").exists():
+        query["immutable"] = "1"
+    return URL.create("sqlite", database=f"file:{quote(str(path.resolve()))}", query=query)
+
+
+class _Prepare:
+    """What every new connection to SQLite is set to."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+
+    def __call__(self, raw: Any, _record: Any) -> None:
+        raw.isolation_level = None  # transactions begin where `_begin` says so, and not before
+        cursor = raw.cursor()
+        cursor.execute(f"PRAGMA page_size={_PAGE_BYTES}")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        # With WAL this loses nothing when a process dies; when the machine does, the last moments at most.
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+        self._write_ahead(cursor)
+        cursor.close()
+
+    def _write_ahead(self, cursor: sqlite3.Cursor) -> None:
+        """Switch to WAL; SQLite itself does not wait for others while it does so."""
+        if cursor.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+            return
+        until = time.monotonic() + self._patience
+        while True:
+            try:
+                cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")
+                cursor.execute("PRAGMA journal_mode=WAL")
+            except sqlite3.OperationalError as error:
+                if "readonly" in str(error):
+                    return
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
+
+
+def _begin(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def reading(engine: Engine, where: str) -> Iterator[Connection]:
+    """A transaction that sees one state of the store."""
+    with store_errors(where), engine.connect() as connection:
+        yield connection
+
+
+@contextmanager
+def writing(engine: Engine, where: str) -> Iterator[Connection]:
+    """A transaction that is the only one that writes; all of it is kept, or nothing."""
+    with store_errors(where), engine.connect().execution_options(writes=True) as connection, connection.begin():
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITERS})
+        yield connection
+
+
+@contextmanager
+def store_errors(where: str) -> Iterator[None]:
+    """Turn what the drivers raise into errors that say what to do."""
+    try:
+        yield
+    except TailwiseError:
+        raise
+    except DBAPIError as error:
+        raise _explained(error, where) from error
+    except OSError as error:
+        raise UnreachableError(f"could not be reached: {error.strerror or error}", where=where) from error
+
+
+def _explained(error: DBAPIError, where: str) -> TailwiseError:
+    lines = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
+    said = lines[0].strip()
+    for part, what, fix in (
+        ("full", "the disk is full", "free space there"),
+        ("readonly", "may not be written", "check the permissions of the file and of its folder"),
+        ("read-only", "may not be written", "write to the primary server, with a user who may"),
+        ("unable to open", "could not be opened", "check the path, and the permissions of the folder"),
+        ("locked", "another process kept it locked for too long", "see what else writes there, and try again"),
+    ):
+        if part in said:
+            return UnreachableError(what, where=where, fix=fix)
+    if "not a database" in said or "malformed" in said:
+        return UnreadableError(f"is no store, or it is damaged ({said})", where=where, fix="check the path")
+    if "permission denied" in said.lower():
+        return UnreadableError(said, where=where, fix="ask for rights on the tables named tailwise_*")
+    if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
+        return UnreachableError(
+            f"could not be reached ({said})", where=where, fix="check the address, and that it runs"
+        )
+    return UnreadableError(f"did not take it: {said}", where=where)

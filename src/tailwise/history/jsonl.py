@@ -1,0 +1,177 @@
+"""Points and alarms as lines of JSON: a history without a database, and what waits for one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from tailwise.errors import UnreachableError, UnreadableError, UsageError
+from tailwise.history.point import Alarm, Point
+
+_log = logging.getLogger(__name__)
+
+Item = Point | Alarm
+
+
+def to_line(item: Item) -> str:
+    """One line, without its end. Infinities are the words "inf" and "-inf", which JSON has no numbers for."""
+    return point_line(item) if isinstance(item, Point) else alarm_line(item)
+
+
+def point_line(point: Point) -> str:
+    """A point as one line."""
+    body = point.to_json()
+    body["layers"] = {name: numbers_to(values) for name, values in point.layers.items()}
+    body["scalars"] = numbers_to(point.scalars)
+    return _line({"kind": "point", **body})
+
+
+def alarm_line(alarm: Alarm) -> str:
+    """An alarm as one line."""
+    return _line({"kind": "alarm", **alarm.to_json(), "evidence": numbers_to(alarm.evidence)})
+
+
+def _line(body: Mapping[str, Any]) -> str:
+    return json.dumps(body, ensure_ascii=False, allow_nan=False)
+
+
+def from_line(line: str) -> Item:
+    """What `to_line` gave. Raises `ValueError`."""
+    try:
+        body = json.loads(line)
+        kind = body.pop("kind", "point")
+        return _alarm(body) if kind == "alarm" else _point(body)
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"neither a point nor an alarm ({type(error).__name__}: {error})") from error
+
+
+def _point(body: dict[str, Any]) -> Point:
+    layers = {name: numbers_from(values) for name, values in body["layers"].items()}
+    return Point(
+        str(body["run"]), int(body["step"]), body["tempo"], float(body["time"]), layers,
+        numbers_from(body.get("scalars", {})), tuple(body.get("notes", ())),
+    )  # fmt: skip
+
+
+def _alarm(body: dict[str, Any]) -> Alarm:
+    lists = {key: tuple(body.get(key, ())) for key in ("layers", "remedies")}
+    return Alarm(**{**body, **lists, "evidence": numbers_from(body.get("evidence", {}))})
+
+
+def numbers_to(values: Mapping[str, float]) -> dict[str, float | str | None]:
+    """Numbers as JSON can hold them: null for NaN, a word for an infinity."""
+    return {name: float(value) if math.isfinite(value) else _WORDS.get(value) for name, value in values.items()}
+
+
+def numbers_from(values: Mapping[str, float | str | None]) -> dict[str, float]:
+    """What `numbers_to` was given."""
+    return {name: math.nan if value is None else float(value) for name, value in values.items()}
+
+
+_WORDS = {math.inf: "inf", -math.inf: "-inf"}
+
+
+class JsonlHistory:
+    """A file of points and alarms, one a line. Several threads may write; processes take files of their own."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open the file, which is made where there is none. Raises `UnreachableError` where that cannot be."""
+        self.path = Path(path)
+        self.lost = 0  # items that `write` could not keep
+        self._lock = threading.Lock()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab", buffering=0)
+            _mend_last_line(self.path)
+        except IsADirectoryError as error:
+            raise UsageError("is a folder", where=self.path, fix="give a file in it, such as history.jsonl") from error
+        except OSError as error:
+            raise UnreachableError(f"could not be written: {error.strerror or error}", where=self.path) from error
+
+    def append(self, item: Item) -> None:
+        """Append a line. Raises `UnreachableError` for a full disk and its like; the file is then as before."""
+        data = (to_line(item) + "\n").encode()
+        try:
+            with self._lock:
+                _append(self._file, data)
+        except (OSError, ValueError) as error:
+            what = getattr(error, "strerror", None) or str(error)
+            raise UnreachableError(f"could not be written: {what}", where=self.path) from error
+
+    def write(self, item: Item) -> None:
+        """Append a line, for a training loop: never raises. What could not be kept is counted, and logged once."""
+        try:
+            self.append(item)
+        except Exception as error:  # a training loop must go on
+            self.lost += 1
+            if self.lost == 1:
+                _log.warning("a point could not be kept, and training goes on without it: %s", error)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> JsonlHistory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _append(file: FileIO, data: bytes) -> None:
+    start = os.fstat(file.fileno()).st_size
+    done = 0
+    try:
+        while done < len(data):  # a disk that fills up takes a part
+            done += file.write(data[done:]) or 0
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(file.fileno(), start)
+        raise
+
+
+def _mend_last_line(path: Path) -> None:
+    """End a line that a killed process left without its end; take it away where it is not whole."""
+    with path.open("r+b") as file:
+        data = file.read()
+        whole, _, last = data.rpartition(b"\n")
+        if not last:
+            return
+        try:
+            from_line(last.decode())
+        except ValueError:
+            file.truncate(len(whole) + 1 if whole else 0)
+        else:
+            file.write(b"\n")
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> Iterator[Item]:
+    """The points and alarms of a file, in order. A last line that is torn is left out.
+
+    Raises `UnreadableError` where there is no file, or a line before the last complete one is damaged.
+    """
+    source = Path(path)
+    try:
+        with source.open("rb") as file:
+            torn = None
+            for number, line in enumerate(file, 1):
+                if torn is not None and not line.strip():
+                    continue
+                if torn is not None:
+                    raise torn
+                if not line.strip():
+                    continue
+                try:
+                    yield from_line(line.decode())
+                except ValueError as error:
+                    torn = UnreadableError(f"line {number} is damaged: {error}", where=source)
+    except OSError as error:
+        raise UnreadableError(f"could not be read: {error.strerror or error}", where=source) from error

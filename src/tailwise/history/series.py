@@ -1,0 +1,176 @@
+"""Numbers of many layers over many steps, as one Arrow table."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tailwise.errors import UsageError, unknown_name
+from tailwise.history.jsonl import numbers_from
+from tailwise.history.read import Steps, in_steps, known_run, layouts_of, metric_names
+from tailwise.history.schema import POINTS, VECTORS
+from tailwise.history.sql import ColumnElement, Connection, LargeBinary, func, select
+from tailwise.history.vectors import ABSENT, Layout, floats
+
+Layers = str | Sequence[str] | None
+
+
+def series(
+    connection: Connection, run: str, metrics: Sequence[str], chosen: tuple[Layers, Collection[str] | None],
+    steps: Steps | None,
+) -> pa.Table:  # fmt: skip
+    """A line per step, tempo and layer that has one of the metrics; a column per metric, null where it has none."""
+    layers, roles = chosen
+    owner, ids = known_run(connection, run), _metric_ids(connection, metrics)
+    mine = [POINTS.c.run_id == owner, *in_steps(steps)]
+    query = select(POINTS.c.id, POINTS.c.step, POINTS.c.tempo, POINTS.c.layout_id).where(*mine)
+    heads = connection.execute(query.order_by(POINTS.c.step, POINTS.c.tempo)).all()
+    parts = []
+    for number, layout in layouts_of(connection, {head.layout_id for head in heads}).items():
+        kept = _kept(layout, layers, roles)
+        if len(kept) and ids:
+            vectors = _vectors(connection, [*mine, POINTS.c.layout_id == number], ids, kept)
+            parts.append(_part(layout, kept, [head for head in heads if head.layout_id == number], vectors))
+    return _joined(parts, list(ids))
+
+
+def _metric_ids(connection: Connection, metrics: Sequence[str]) -> dict[str, int]:
+    if isinstance(metrics, str):
+        metrics = (metrics,)
+    known = {name: number for number, name in metric_names(connection).items()}
+    for name in metrics:
+        if name not in known:
+            raise unknown_name("metric in this store", name, known)
+    return {name: known[name] for name in metrics}
+
+
+def _vectors(
+    connection: Connection, mine: list[ColumnElement[bool]], ids: Mapping[str, int], kept: NDArray[np.intp]
+) -> dict[str, dict[int, bytes]]:
+    """Metric → point → its vector from the first layer that is kept to the last: of one layer, eight bytes."""
+    first, last = int(kept[0]), int(kept[-1]) + 1
+    data = func.substr(VECTORS.c.data, 8 * first + 1, 8 * (last - first), type_=LargeBinary)
+    query = (
+        select(VECTORS.c.point_id, VECTORS.c.metric_id, data)
+        .join(POINTS, POINTS.c.id == VECTORS.c.point_id)
+        .where(VECTORS.c.metric_id.in_(ids.values()), *mine)
+    )
+    names = {number: name for name, number in ids.items()}
+    found: dict[str, dict[int, bytes]] = {name: {} for name in ids}
+    for point, metric, vector in connection.execute(query).all():
+        found[names[metric]][point] = vector
+    return found
+
+
+def _kept(layout: Layout, layers: Layers, roles: Collection[str] | None) -> NDArray[np.intp]:
+    """Positions of the layers that are asked for."""
+    if isinstance(layers, str):
+        try:
+            pattern = re.compile(layers)
+        except re.error as error:
+            raise UsageError(f"{layers!r} is not a regular expression: {error}") from error
+        wanted = [pattern.search(item.name) is not None for item in layout.places]
+    else:
+        names = None if layers is None else set(layers)
+        wanted = [names is None or item.name in names for item in layout.places]
+    allowed = set(roles) if roles else None
+    return np.flatnonzero(
+        [want and (allowed is None or item.role in allowed) for want, item in zip(wanted, layout.places, strict=True)]
+    )
+
+
+def _part(
+    layout: Layout, kept: NDArray[np.intp], heads: Sequence[Any], vectors: Mapping[str, Mapping[int, bytes]]
+) -> dict[str, Any]:
+    """Columns of the points that share a layout, without the lines that have none of the metrics."""
+    columns = {name: _column(kept, heads, mine) for name, mine in vectors.items()}
+    part: dict[str, Any] = {
+        "step": np.repeat([head.step for head in heads], len(kept)),
+        "tempo": np.repeat([_TEMPOS.index(head.tempo) for head in heads], len(kept)),
+        "place": np.tile(np.arange(len(kept)), len(heads)),
+        "places": [layout.places[index] for index in kept],
+        "columns": columns,
+    }
+    some = ~np.logical_and.reduce([gone for _, gone in columns.values()])
+    if some.all():
+        return part
+    fewer = {key: part[key][some] for key in ("step", "tempo", "place")}
+    return {**part, **fewer, "columns": {name: (values[some], gone[some]) for name, (values, gone) in columns.items()}}
+
+
+def _column(
+    kept: NDArray[np.intp], heads: Sequence[Any], vectors: Mapping[int, bytes]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """One metric's values of the kept layers of every point, and which are absent; (points · kept,)."""
+    first, length = int(kept[0]), int(kept[-1]) + 1 - int(kept[0])
+    nothing = ABSENT.tobytes() * length
+    values, gone = floats(b"".join([vectors.get(head.id, nothing) for head in heads]))
+    if len(kept) < length:
+        values = values.reshape(len(heads), length)[:, kept - first].ravel()
+        gone = gone.reshape(len(heads), length)[:, kept - first].ravel()
+    return values, gone
+
+
+_TEMPOS = ["cheap", "full", "audit"]
+_EMPTY: dict[str, Any] = {
+    "step": np.zeros(0, np.int64), "tempo": np.zeros(0, np.int64), "place": np.zeros(0, np.int64), "places": [],
+}  # fmt: skip
+
+
+def _joined(parts: list[dict[str, Any]], metrics: list[str]) -> pa.Table:
+    nothing = (np.zeros(0), np.zeros(0, dtype=bool))
+    parts = parts or [{**_EMPTY, "columns": dict.fromkeys(metrics, nothing)}]
+    places = [place for part in parts for place in part["places"]]
+    offsets = np.cumsum([0, *(len(part["places"]) for part in parts)])
+    place = np.concatenate([part["place"] + start for part, start in zip(parts, offsets, strict=False)])
+    step = np.concatenate([part["step"] for part in parts]).astype(np.int64)
+    tempo = np.concatenate([part["tempo"] for part in parts])
+    # Parts are in order within; between them, cheap points and audits of one run take turns.
+    order = np.lexsort((tempo, step)) if len(parts) > 1 else slice(None)
+    blocks = [place.block for place in places]
+    columns: dict[str, Any] = {
+        "step": step[order],
+        "tempo": pa.DictionaryArray.from_arrays(tempo[order].astype(np.int32), pa.array(_TEMPOS)),
+        "layer": _words(place[order], [item.name for item in places]),
+        "role": _words(place[order], [item.role for item in places]),
+        "block": pa.array(blocks, pa.int32()).take(pa.array(place[order])),
+    }
+    for name in metrics:
+        values, gone = (_concatenated([part["columns"][name][side] for part in parts])[order] for side in (0, 1))
+        columns[name] = pa.array(values, pa.float64(), mask=gone if gone.any() else None)
+    return pa.table(columns)
+
+
+def _concatenated(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)  # one needs no copy
+
+
+def _words(index: NDArray[np.int64], words: list[str]) -> pa.DictionaryArray:
+    """Each word once, though several layouts have it."""
+    numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
+    codes = np.array([numbers[word] for word in words], dtype=np.int32)
+    return pa.DictionaryArray.from_arrays(
+        codes[index] if len(codes) else index.astype(np.int32), pa.array(list(numbers), pa.string())
+    )
+
+
+def scalars(connection: Connection, run: str, steps: Steps | None) -> pa.Table:
+    """A line per point: step, tempo, time, and a column per scalar."""
+    query = select(POINTS.c.step, POINTS.c.tempo, POINTS.c.time, POINTS.c.scalars).where(
+        POINTS.c.run_id == known_run(connection, run), *in_steps(steps)
+    )
+    rows = connection.execute(query.order_by(POINTS.c.step, POINTS.c.tempo)).all()
+    numbers = [numbers_from(json.loads(row.scalars)) for row in rows]
+    names = dict.fromkeys(name for values in numbers for name in values)
+    return pa.table({
+        "step": pa.array([row.step for row in rows], pa.int64()),
+        "tempo": pa.array([row.tempo for row in rows], pa.string()),
+        "time": pa.array([row.time for row in rows], pa.float64()),
+        **{name: pa.array([values.get(name) for values in numbers], pa.float64()) for name in names},
+    })  # fmt: skip

@@ -1,0 +1,141 @@
+"""Files in which points and alarms wait while their database is away."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from tailwise.audits.cache import default_folder
+from tailwise.errors import UnreachableError
+from tailwise.history.jsonl import Item, JsonlHistory, from_line
+from tailwise.recipe import digest_of
+
+try:
+    import fcntl
+except ImportError:  # Windows: a spool is then left to the process that finds it
+    fcntl = None  # type: ignore[assignment]
+
+_SUFFIX = ".spool.jsonl"
+#: Where lines go that the store will not take, so that they do not hold up the others.
+REJECTED = "rejected.jsonl"
+
+
+def folder_for(where: str, url: bool) -> Path:
+    """Where a store's spools are kept: beside its file, or for a server in tailwise's cache folder."""
+    return default_folder() / "spool" / digest_of(where)[:16] if url else Path(f"{where}.spool")
+
+
+#: Number, text and content of a line; None for one that is damaged.
+Line = tuple[int, bytes, Item | None]
+
+
+class Spool:
+    """One file of waiting lines. It is locked while a process has it; a process that dies leaves it unlocked."""
+
+    def __init__(self, path: Path, lock: IO[bytes]) -> None:
+        self.path, self._lock = path, lock
+        self.key = path.name.removesuffix(_SUFFIX)
+        self._writer: JsonlHistory | None = None
+        self.lines = sum(1 for _ in self._whole_lines())
+
+    @classmethod
+    def fresh(cls, folder: Path) -> Spool:
+        """A new one. Raises `UnreachableError` where none can be written."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"{secrets.token_hex(8)}{_SUFFIX}"
+            lock = path.open("ab")
+        except OSError as error:
+            raise UnreachableError(
+                f"points could not wait here: {error.strerror or error}",
+                where=folder,
+                fix="choose another spool folder",
+            ) from error
+        return cls(path, _locked(lock) or lock)
+
+    @classmethod
+    def left_behind(cls, folder: Path) -> list[Spool]:
+        """Spools whose processes have died, oldest first; they are this process's from now on."""
+        found = []
+        for path in sorted(folder.glob(f"*{_SUFFIX}"), key=_age):
+            with suppress(OSError):
+                lock = _locked(path.open("ab"))
+                if lock is not None and path.exists():
+                    found.append(cls(path, lock))
+        return found
+
+    def append(self, item: Item) -> None:
+        """Add a line. Raises `UnreachableError` where the disk is full."""
+        if self._writer is None:
+            self._writer = JsonlHistory(self.path)
+        self._writer.append(item)
+        self.lines += 1
+
+    def after(self, line: int, most: int) -> Iterator[Line]:
+        """Up to `most` lines after the one of that number."""
+        for number, text in enumerate(self._whole_lines(), 1):
+            if line < number <= line + most:
+                try:
+                    yield number, text, from_line(text.decode())
+                except ValueError:
+                    yield number, text, None
+
+    def _whole_lines(self) -> Iterator[bytes]:
+        with self.path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n") or _is_whole(line):
+                    yield line
+
+    def reject(self, text: bytes) -> None:
+        """Put a line aside."""
+        with self.path.with_name(REJECTED).open("ab") as file:
+            file.write(text.rstrip(b"\n") + b"\n")
+
+    def remove(self) -> None:
+        """Delete the file: all of it is in the store."""
+        self.close()
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Leave the file to whoever comes next."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self._lock.close()
+        if self.lines == 0:
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether a last line lacks nothing but its end."""
+    with suppress(ValueError):
+        json.loads(line)
+        return True
+    return False
+
+
+def _age(path: Path) -> float:
+    with suppress(OSError):
+        return os.stat(path).st_mtime  # noqa: PTH116
+    return 0.0
+
+
+def _locked(file: IO[bytes]) -> IO[bytes] | None:
+    """The file, locked for this process, or None where another has it."""
+    if fcntl is None:
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError:  # a file system without locks
+        return file
+    return file

@@ -1,0 +1,177 @@
+"""Histories of runs in the terminal and as files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Group, RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from tailwise.atomic import write_whole
+from tailwise.audits.codec import to_parquet
+from tailwise.audits.table import Table
+from tailwise.errors import UsageError
+from tailwise.history.read import KeptAlarm, KeptAudit, RunSummary
+from tailwise.report.files import to_csv
+
+_MOST_COLUMNS = 8
+#: Scalars that people look for first; the others follow in their own order.
+_FIRST = ("loss", "val_loss", "lr", "alpha", "alpha_hill", "stable_rank", "log_norm")
+
+
+@dataclass(frozen=True)
+class RunView:
+    """What is shown of a run."""
+
+    name: str
+    points: pa.Table  # step, tempo, time, scalars
+    audits: Sequence[KeptAudit]
+    alarms: Sequence[KeptAlarm]
+    metrics: Sequence[str]
+
+
+def runs_view(runs: Sequence[RunSummary]) -> RenderableType:
+    """A line a run."""
+    if not runs:
+        return Text("no runs yet")
+    table = _grid(("run",), ("steps", "points", "audits", "alarms", "written"))
+    for run in runs:
+        steps = "–" if run.first_step is None else f"{run.first_step} … {run.last_step}"
+        numbers = (steps, str(run.points), str(run.audits), str(run.alarms), _moment(run.updated))
+        table.add_row(Text(run.name), *numbers)
+    return table
+
+
+def run_view(run: RunView, rows: int) -> RenderableType:
+    """A run: points with their scalars, audits, alarms, and what can be asked of it."""
+    parts: list[RenderableType] = [Text(run.name, style="bold"), "", table_view(_for_people(run.points), rows)]
+    if run.audits:
+        files = sum(one.path is not None for one in run.audits)
+        parts.append(Text(f"{len(run.audits)} audits, of which {files} have a file with their spectra"))
+    parts += ["", alarms_view(run.alarms, rows), "", Text(f"metrics: {', '.join(run.metrics) or 'none'}", style="dim")]
+    return Group(*parts)
+
+
+def _for_people(points: pa.Table) -> pa.Table:
+    times = pa.array([_moment(time) for time in points["time"].to_pylist()], pa.string())
+    scalars = [name for name in points.column_names if name not in ("step", "tempo", "time")]
+    ordered = sorted(scalars, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+    shown = ordered[: _MOST_COLUMNS - 1]
+    return pa.table({"step": points["step"], "tempo": points["tempo"], "written": times,
+                     **{name: points[name] for name in shown}})  # fmt: skip
+
+
+def alarms_view(alarms: Sequence[KeptAlarm], rows: int) -> RenderableType:
+    """A line an alarm, the last ones."""
+    if not alarms:
+        return Text("no alarms")
+    table = _grid(("rule", "severity", "alarm", "layers"), ("step", "since", "times", "last step"))
+    shown = alarms[-rows:] if rows else alarms
+    for kept in shown:
+        alarm = kept.alarm
+        layers = ", ".join(alarm.layers[:3]) + (f" and {len(alarm.layers) - 3} more" if len(alarm.layers) > 3 else "")
+        words = (Text(alarm.rule), Text(alarm.severity), Text(alarm.title), Text(layers or "the whole model"))
+        since = "–" if alarm.since is None else str(alarm.since)
+        table.add_row(*words, str(alarm.step), since, str(kept.times), str(kept.last_step))
+    return _cut(table, len(alarms) - len(shown))
+
+
+def table_view(table: pa.Table, rows: int) -> RenderableType:
+    """The last lines of a table."""
+    if table.num_rows == 0:
+        return Text("nothing there")
+    shown = table.slice(max(0, table.num_rows - rows)) if rows else table
+    words = [field.name for field in table.schema if not _is_number(field.type)]
+    drawn = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in table.column_names:
+        drawn.add_column(name, justify="left" if name in words else "right", no_wrap=True)
+    for line in shown.to_pylist():
+        drawn.add_row(*(Text(_cell(value)) for value in line.values()))
+    return _cut(drawn, table.num_rows - shown.num_rows)
+
+
+def medians(table: pa.Table, metrics: Sequence[str]) -> pa.Table:
+    """Series of layers → the median of every role at every step."""
+    plain = pa.table({"step": table["step"], **{name: table[name].cast(pa.string()) for name in ("tempo", "role")},
+                      **{name: table[name] for name in metrics}})  # fmt: skip
+    keys = ["step", "tempo", "role"]
+    grouped = plain.group_by(keys, use_threads=False).aggregate([(name, "list") for name in metrics])
+    columns = {name: pa.array([_median(values) for values in grouped[f"{name}_list"].to_pylist()], pa.float64())
+               for name in metrics}  # fmt: skip
+    found = pa.table({**{key: grouped[key] for key in keys}, **columns})
+    return found.take(pc.sort_indices(found, [(key, "ascending") for key in keys]))
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    return float(np.median(known)) if known else None
+
+
+def plain(table: pa.Table) -> list[dict[str, Any]]:
+    """Lines of plain JSON: null for what is no number."""
+    return [{name: _finite(value) for name, value in line.items()} for line in table.to_pylist()]
+
+
+def alarm_line(kept: KeptAlarm) -> dict[str, Any]:
+    """An alarm as plain JSON."""
+    return {**kept.alarm.to_json(), "times": kept.times, "last_step": kept.last_step}
+
+
+def audit_line(kept: KeptAudit) -> dict[str, Any]:
+    """An audit as plain JSON."""
+    facts = kept.provenance
+    return {"step": kept.step, "time": kept.time, "model": facts.model, "revision": facts.revision, "path": kept.path,
+            "fingerprint": facts.fingerprint, "summary": {k: _finite(v) for k, v in kept.summary.items()}}  # fmt: skip
+
+
+def write_table(table: pa.Table, path: str) -> Path:
+    """Write a table as what the suffix says."""
+    suffix = Path(path).suffix.lower()
+    if suffix == ".csv":
+        return write_whole(path, to_csv(Table(table)).encode())
+    if suffix == ".json":
+        return write_whole(path, json.dumps(plain(table), indent=1, ensure_ascii=False, allow_nan=False).encode())
+    if suffix == ".parquet":
+        return write_whole(path, to_parquet(table))
+    raise UsageError(f"the suffix {suffix!r} is not known", where=path, fix="use .csv, .json or .parquet")
+
+
+def _grid(words: Sequence[str], numbers: Sequence[str]) -> RichTable:
+    table = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in words:
+        table.add_column(name, no_wrap=name != "alarm")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _cut(table: RichTable, left: int) -> RenderableType:
+    return Group(table, Text(f"… and {left} before; --rows 0 shows all", style="dim")) if left else table
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _moment(time: float | None) -> str:
+    return "–" if time is None else datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,92 @@
+"""Names to steps, and where checkpoints are looked for."""
+
+from __future__ import annotations
+
+import shutil
+
+import fsspec
+import pytest
+
+from tailwise.errors import UnreadableError, UsageError
+from tailwise.runs.found import find, step_of
+from tailwise.runs.sink import run_name
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("step-100", 100), ("step_0", 0), ("checkpoint-500", 500), ("global_step1000", 1000), ("iter_0001200", 1200),
+        ("epoch-3", 3), ("epoch=3-step=900.ckpt", 900), ("step1000", 1000), ("stage1-step140000-tokens294B", 140000),
+        ("ckpt_12.pt", 12), ("model.step-7.safetensors", 7), ("Step-5", 5), ("llama-checkpoint-20", 20),
+        ("tmp-checkpoint-500", None), (".step-100", None), ("step-100.tmp", None),
+        ("step-100.safetensors.incomplete", None),
+        ("final", None), ("main", None), ("llama-7b", None), ("footstep-2", None), ("step-", None), ("", None),
+    ],
+)  # fmt: skip
+def test_the_step_in_a_name(name, step):
+    assert step_of(name) == step
+
+
+def test_checkpoints_are_found_in_order_of_step(make_run):
+    folder = make_run((9, 100, 20), name="checkpoint-{}")
+    (folder / "runs").mkdir()
+    (folder / "trainer_state.json").write_text("{}")
+    assert [one.step for one in find(folder)] == [9, 20, 100]
+    assert find(folder)[0].uri == f"{folder}/checkpoint-9"
+
+
+def test_files_are_checkpoints_too(make_run, tmp_path):
+    folder = make_run((5,))
+    shutil.move(folder / "step-5" / "model.safetensors", tmp_path / "run" / "step_7.safetensors")
+    shutil.rmtree(folder / "step-5")
+    (folder / "step_8-00001-of-00002.safetensors").write_bytes(b"")
+    assert [(one.step, one.name) for one in find(folder)] == [(7, "step_7.safetensors")]
+
+
+def test_one_folder_deeper_is_looked_into_where_only_one_has_checkpoints(make_run, tmp_path):
+    make_run((5,))
+    outer = tmp_path / "outer"
+    shutil.move(tmp_path / "run", outer / "a")
+    (outer / "logs").mkdir()
+    assert [one.uri for one in find(outer)] == [f"{outer}/a/step-5"]
+    shutil.copytree(outer / "a", outer / "b")
+    with pytest.raises(UsageError, match=r"several runs: a, b[\s\S]*give one of them"):
+        find(outer)
+
+
+def test_two_names_of_one_step(make_run):
+    folder = make_run((5,))
+    shutil.copytree(folder / "step-5", folder / "checkpoint-5")
+    with pytest.raises(UsageError, match="are both step 5"):
+        find(folder)
+
+
+def test_a_place_without_checkpoints_and_one_that_is_none(tmp_path):
+    assert find(tmp_path) == []
+    with pytest.raises(UnreadableError, match="no such file or folder"):
+        find(tmp_path / "absent")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        find(tmp_path / "file")
+    with pytest.raises(UsageError, match="only models on the Hugging Face Hub have revisions"):
+        find(tmp_path, ["step1"])
+
+
+def test_checkpoints_behind_a_url(make_run):
+    folder = make_run((5, 50))
+    memory = fsspec.filesystem("memory")
+    memory.put(str(folder), "/found/run", recursive=True)
+    try:
+        assert [(one.step, one.uri) for one in find("memory://found/run")] == [
+            (5, "memory://found/run/step-5"), (50, "memory://found/run/step-50"),
+        ]  # fmt: skip
+    finally:
+        memory.rm("/found", recursive=True)
+
+
+def test_names_of_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_name("out/llama/") == "llama"
+    assert run_name(".") == tmp_path.name
+    assert run_name("s3://bucket/llama") == "llama"
+    assert run_name("org/llama") == "org/llama"

@@ -1,0 +1,213 @@
+"""Watching: whole checkpoints only, each once, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import fsspec
+import pytest
+import torch
+from runs_helpers import UP, Q, stop_after
+from safetensors.torch import save_file
+
+from tailwise.audits.audit import Audit
+from tailwise.errors import UnreachableError, UsageError
+from tailwise.history.store import History
+from tailwise.runs.found import find
+from tailwise.runs.sink import Sink, audit_all
+from tailwise.runs.watch import Watch, follow, once
+
+
+@pytest.fixture
+def store(tmp_path):
+    with History(tmp_path / "history.db") as history:
+        yield history
+
+
+def watch(folder, store, **options) -> Watch:
+    return Watch(str(folder), Sink("run", store, None), clock=lambda: 1e12, **options)
+
+
+def steps(outcomes) -> list[int]:
+    return [outcome.found.step for outcome in outcomes if outcome.audit is not None]
+
+
+def test_each_checkpoint_is_audited_once(make_run, store):
+    folder = make_run((1, 2))
+    watched = watch(folder, store)
+    assert steps(watched.round()) == [1, 2]
+    assert steps(watched.round()) == []
+    shutil.copytree(folder / "step-2", folder / "step-3")
+    assert steps(watch(folder, store).round()) == [3]  # another process goes on
+    assert [item.step for item in store.audits("run")] == [1, 2, 3]
+
+
+def test_a_file_that_is_cut_short_waits_until_it_is_whole(make_run, store):
+    folder = make_run((1,))
+    file = folder / "step-1" / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    watched = watch(folder, store)
+    assert steps(watched.round()) == []
+    assert "step-1" in watched.waiting
+    file.write_bytes(whole)
+    assert steps(watched.round()) == [1]
+    assert watched.waiting == {}
+
+
+@pytest.mark.parametrize("lacking", ["model.safetensors.index.json", "model-00002-of-00002.safetensors"])
+def test_shards_wait_for_their_index_and_for_each_other(tmp_path, store, lacking):
+    place, names = tmp_path / "run" / "step-1", {}
+    place.mkdir(parents=True)
+    for number, name in enumerate((Q, UP), 1):
+        names[f"{name}.weight"] = f"model-0000{number}-of-00002.safetensors"
+        save_file({f"{name}.weight": torch.randn(64, 64)}, place / f"model-0000{number}-of-00002.safetensors")
+    (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    shutil.move(place / lacking, tmp_path / "aside")
+    watched = watch(tmp_path / "run", store)
+    assert steps(watched.round()) == []
+    assert "step-1" in watched.waiting
+    shutil.move(tmp_path / "aside", place / lacking)
+    assert steps(watched.round()) == [1]
+
+
+def test_a_file_that_is_being_written_beside_it(make_run, store):
+    folder = make_run((1,))
+    (folder / "step-1" / "optimizer.pt.tmp").write_bytes(b"")
+    watched = watch(folder, store)
+    assert steps(watched.round()) == []
+    assert watched.waiting == {"step-1": "optimizer.pt.tmp is still being written"}
+
+
+def test_half_a_pickle_waits(tmp_path, store):
+    folder = tmp_path / "pickles"
+    folder.mkdir()
+    torch.save({"w": torch.randn(64, 64)}, folder / "step-1.pt")
+    whole = (folder / "step-1.pt").read_bytes()
+    (folder / "step-1.pt").write_bytes(whole[: len(whole) // 2])
+    watched = watch(folder, store)
+    assert steps(watched.round()) == []
+    (folder / "step-1.pt").write_bytes(whole)
+    assert steps(watched.round()) == [1]
+
+
+def test_what_changed_just_now_waits_a_round(make_run, store):
+    folder = make_run((1,))
+    os.utime(folder / "step-1" / "model.safetensors", (1000.0, 1000.0))
+    os.utime(folder / "step-1" / "config.json", (1000.0, 1000.0))
+    watched = Watch(str(folder), Sink("run", store, None), settle=10.0, clock=lambda: 1004.0)
+    assert steps(watched.round()) == []
+    assert watched.waiting == {"step-1": "it changed 4 s ago"}
+    os.utime(folder / "step-1" / "model.safetensors", (1003.0, 1003.0))
+    assert steps(watched.round()) == []
+    assert steps(watched.round()) == [1]
+
+
+def test_once_waits_for_what_changed_just_now(make_run, store):
+    waited = []
+    watched = Watch(str(make_run((1,))), Sink("run", store, None), settle=5.0, clock=lambda: 0.0)
+    assert steps(once(watched, waited.append)) == [1]
+    assert waited == [5.0]
+
+
+def test_following_goes_on_while_the_place_is_away(make_run, store, tmp_path):
+    folder, said = make_run((1,)), []
+    away = tmp_path / "away"
+
+    def sleep(_):
+        count = stopping()
+        if count in (1, 2):  # gone for two rounds
+            shutil.move(folder, away) if count == 1 else None
+        elif count == 3:
+            shutil.move(away, folder)
+            shutil.copytree(folder / "step-1", folder / "step-2")
+
+    stopping = stop_after(5)
+    outcomes = follow(watch(folder, store), 1.0, sleep, said.append)
+    with pytest.raises(InterruptedError):
+        list(outcomes)
+    assert len(said) == 1
+    assert "no such file or folder" in said[0]
+    assert [item.step for item in store.audits("run")] == [1, 2]
+
+
+def test_following_says_once_what_a_checkpoint_lacks(make_run, store):
+    folder, said, stopping = make_run((1,)), [], stop_after(3)
+    (folder / "step-1" / "x.tmp").write_text("")
+    with pytest.raises(InterruptedError):
+        list(follow(watch(folder, store), 1.0, lambda _: stopping(), said.append))
+    assert said == ["step-1 waits: x.tmp is still being written"]
+
+
+def test_a_checkpoint_that_cannot_be_measured_is_tried_again_only_when_it_changes(make_run, store, monkeypatch):
+    from tailwise.runs import sink
+
+    folder, calls = make_run((1,)), []
+
+    def failing(uri, **_):
+        calls.append(uri)
+        raise UnreachableError("is away", where=uri)
+
+    monkeypatch.setattr(sink, "audit", failing)
+    watched = watch(folder, store)
+    assert next(watched.round()).trouble.endswith("is away")
+    assert list(watched.round()) == []
+    (folder / "step-1" / "new.txt").write_text("")
+    assert len(list(watched.round())) == 1
+    assert len(calls) == 2
+
+
+def test_an_audit_that_the_store_cannot_take_is_tried_again(make_run, store, monkeypatch):
+    folder = make_run((1,))
+    watched = watch(folder, store)
+    real = History.add_audit
+
+    def away(*_, **__):
+        raise UnreachableError("the server is away")
+
+    monkeypatch.setattr(History, "add_audit", away)
+    (outcome,) = watched.round()
+    assert "could not be kept" in outcome.trouble
+    monkeypatch.setattr(History, "add_audit", real)
+    (outcome,) = watched.round()
+    assert not outcome.trouble
+    assert outcome.audit.provenance.reused == 2
+
+
+def test_audits_go_into_a_folder_and_the_store_knows_their_files(make_run, store, tmp_path):
+    sink = Sink("run", store, tmp_path / "audits")
+    outcomes = list(audit_all(find(make_run((1, 2))), sink))
+    assert [outcome.path.name for outcome in outcomes] == ["step-000001.audit", "step-000002.audit"]
+    assert store.audits("run")[0].path == str(tmp_path / "audits" / "step-000001.audit")
+    assert len(Audit.load(outcomes[0].path)) == 2
+    again = list(audit_all(find(tmp_path / "run"), sink))
+    assert [outcome.known for outcome in again] == [True, True]
+    outcomes[0].path.unlink()
+    assert [outcome.known for outcome in audit_all(find(tmp_path / "run"), sink)] == [False, True]
+
+
+def test_one_unreadable_checkpoint_does_not_stop_the_others(make_run, store):
+    folder = make_run((1, 2, 3))
+    (folder / "step-2" / "model.safetensors").write_bytes(b"nonsense")
+    outcomes = list(audit_all(find(folder), Sink("run", store, None)))
+    assert steps(outcomes) == [1, 3]
+    assert outcomes[1].trouble
+
+
+def test_wrong_settings_stop_at_once(make_run, store):
+    with pytest.raises(UsageError, match="no estimator"):
+        list(audit_all(find(make_run((1,))), Sink("run", store, None, {"estimator": "nonsense"})))
+    with pytest.raises(UsageError, match="nowhere to go"):
+        Sink("run", None, None)
+
+
+def test_checkpoints_behind_a_url_are_watched(make_run, store):
+    memory = fsspec.filesystem("memory")
+    memory.put(str(make_run((5,))), "/watched/run", recursive=True)
+    try:
+        watched = watch("memory://watched/run", store)
+        assert steps(watched.round()) == [5]
+    finally:
+        memory.rm("/watched", recursive=True)
