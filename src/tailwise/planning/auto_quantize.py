@@ -70,7 +70,7 @@ class _Search:
     def candidates(self) -> list[Scored]:
         """Every known way that needs no sweep; uniform is tried whatever the time."""
         found = [self.court.opened("uniform", self.uniform)]
-        if len(self.choices.formats) == 1:
+        if len(self.choices.formats) == 1 or self._clock.share > 0.5:
             return found
         tables = error_tables(self.court.stage, self.uniform, self.choices.formats)
         self._believed = believed_losses(self.choices, tables.output or tables.weight)
