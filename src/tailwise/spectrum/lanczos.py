@@ -17,20 +17,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tailwise.errors import UsageError
+from tailwise.spectrum.solvers.bidiagonal import (
+    Operator,
+    bidiagonalise,
+    near_leading,
+    nodes,
+    operator_of,
+    rounding,
+    transposed,
+    triangles,
+)
 
 Vector = NDArray[np.float64]
-Product = Callable[[torch.Tensor], torch.Tensor]
 Probes = Literal["gaussian", "rademacher"]
 
-#: Powers of A that bring Q near the leading directions.
-_POWERS = 2
 #: Nodes of λ below this share of the largest are rounding.
 _FLOOR = 1e-14
 
@@ -51,18 +59,6 @@ class LanczosOptions:
             raise UsageError(f"{self} is too little", fix="give steps ≥ 3, probes ≥ 2 and leading ≥ 1")
         if not 0.0 < self.level < 1.0:
             raise UsageError(f"level is {self.level}", fix="give a probability, e.g. 0.95")
-
-
-@dataclass(frozen=True)
-class Operator:
-    """A matrix (rows × cols) by its products with blocks of columns."""
-
-    rows: int
-    cols: int
-    forward: Product  # X (cols × p) → W·X (rows × p)
-    adjoint: Product  # Y (rows × p) → Wᵀ·Y (cols × p)
-    device: torch.device = torch.device("cpu")
-    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -151,7 +147,7 @@ class LanczosEstimate:
 
     def density(self, at: Vector, width: float) -> tuple[Vector, Vector, Vector]:
         """Density of ln λ at the values `at` of ln λ, smoothed by a Gaussian of `width`: value, low, high."""
-        found = [self.statistic(lambda measure, x=x: _density(measure, x, width)) for x in at]
+        found = [self.statistic(partial(_density, at=float(x), width=width)) for x in at]
         value, low, high = (np.array([getattr(item, end) for item in found]) for end in ("value", "low", "high"))
         return value, low, high
 
@@ -162,8 +158,8 @@ class LanczosEstimate:
         left_out = np.array([function(self.full.measure(without=probe)) for probe in range(count)])
         spread = math.sqrt((count - 1) / count * float(np.square(left_out - left_out.mean()).sum()))
         moved = abs(value - function(self.short.measure()))
-        rounding = abs(value - function(self.full.measure(stretch=1.0 + self.rounding)))
-        half = _student(self.options.level, count - 1) * spread + moved + rounding
+        rounded = abs(value - function(self.full.measure(stretch=1.0 + self.rounding)))
+        half = _student(self.options.level, count - 1) * spread + moved + rounded
         return Interval(value, value - half, value + half)
 
     def metrics(self) -> dict[str, float]:
@@ -182,27 +178,27 @@ class LanczosEstimate:
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def estimate(matrix: torch.Tensor | Operator, options: LanczosOptions | None = None, **changes: int) -> LanczosEstimate:
+def estimate(matrix: torch.Tensor | Operator, options: LanczosOptions | None = None, **changes: Any) -> LanczosEstimate:
     """Estimate the spectrum of a matrix (rows × cols), on the device where it lies.
 
     `options` or its fields by name. A half-precision matrix is read in float32. Raises `UsageError` for a matrix that
     is not finite.
     """
     chosen = options or LanczosOptions(**changes)
-    operator = matrix if isinstance(matrix, Operator) else _operator_of(matrix)
+    operator = matrix if isinstance(matrix, Operator) else operator_of(matrix)
     with torch.no_grad():
-        short_side = _transposed(operator) if operator.rows < operator.cols else operator
+        short_side = transposed(operator) if operator.rows < operator.cols else operator
         starts, sizes, count = _starts(short_side, chosen)
-        diagonal, above, basis = _bidiagonalise(short_side, starts, min(chosen.steps, short_side.cols))
+        diagonal, above, basis = bidiagonalise(short_side, starts, min(chosen.steps, short_side.cols))
         largest = _largest(short_side, diagonal, above, basis)
         exact = None if isinstance(matrix, Operator) else float(torch.linalg.vector_norm(matrix.double())) ** 2
     m, steps = short_side.cols, diagonal.shape[1]
     full, short = (
-        _Quadrature(*_nodes(diagonal[:, :k], above[:, :k]), sizes, count, m) for k in (steps, max(1, 2 * steps // 3))
+        _Quadrature(*nodes(diagonal[:, :k], above[:, :k]), sizes, count, m) for k in (steps, max(1, 2 * steps // 3))
     )
     none = Interval(math.nan, math.nan, math.nan)
     found = LanczosEstimate(
-        operator.rows, operator.cols, chosen, none, largest, full, short, _rounding(short_side)
+        operator.rows, operator.cols, chosen, none, largest, full, short, rounding(short_side)
     )  # fmt: skip
     return replace(found, squared=found.moment(1.0) if exact is None else Interval(exact, exact, exact))
 
@@ -229,22 +225,6 @@ class _Quadrature:
         return Measure(stretch * nodes[order], weights[order], self.m)
 
 
-def _operator_of(matrix: torch.Tensor) -> Operator:
-    if matrix.ndim != 2 or matrix.numel() == 0:
-        raise UsageError(f"a tensor of shape {tuple(matrix.shape)} is not a matrix", fix="give two axes")
-    W = matrix.detach()
-    W = W if W.dtype in (torch.float32, torch.float64) else W.float()
-    if not bool(torch.isfinite(W).all()):
-        raise UsageError("the matrix holds NaN or Inf", fix="find the step that made it")
-    return Operator(W.shape[0], W.shape[1], W.__matmul__, W.T.__matmul__, W.device, W.dtype)
-
-
-def _transposed(operator: Operator) -> Operator:
-    return Operator(
-        operator.cols, operator.rows, operator.adjoint, operator.forward, operator.device, operator.dtype
-    )  # fmt: skip
-
-
 def _starts(operator: Operator, options: LanczosOptions) -> tuple[torch.Tensor, Vector, int]:
     """Unit starts (m × leading + probes), the squared norms of the probes outside Q, and the columns of Q."""
     m = operator.cols
@@ -254,9 +234,7 @@ def _starts(operator: Operator, options: LanczosOptions) -> tuple[torch.Tensor, 
     if options.kind == "rademacher":
         random = torch.where(random > 0, 1.0, -1.0)
     random = random.to(operator.device, operator.dtype)
-    Q = torch.linalg.qr(random[:, :leading])[0]
-    for _ in range(_POWERS):
-        Q = torch.linalg.qr(operator.adjoint(operator.forward(Q)))[0]
+    Q = near_leading(operator, random[:, :leading])
     probes = random[:, leading:]
     for _ in range(2):
         probes = probes - Q @ (Q.T @ probes)
@@ -269,69 +247,17 @@ def _starts(operator: Operator, options: LanczosOptions) -> tuple[torch.Tensor, 
     return starts, sizes, leading
 
 
-def _bidiagonalise(
-    operator: Operator, starts: torch.Tensor, steps: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Golub & Kahan from each start: diagonals (starts, steps), what stands above them, and bases (starts, steps, m)."""
-    count, m = starts.shape[1], operator.cols
-    V = torch.zeros(count, steps, m, device=starts.device, dtype=starts.dtype)
-    diagonal, above = (torch.zeros(count, steps, device=starts.device, dtype=starts.dtype) for _ in range(2))
-    V[:, 0] = starts.T
-    u = operator.forward(starts)  # (n × starts)
-    for step in range(steps):
-        diagonal[:, step] = torch.linalg.vector_norm(u, dim=0)
-        u = _unit(u, diagonal[:, step])
-        if step + 1 == steps:
-            break
-        w = operator.adjoint(u).T  # (starts, m)
-        scale = torch.linalg.vector_norm(w, dim=1)
-        known = V[:, : step + 1]
-        for _ in range(2):  # twice is enough (Parlett & Kahan)
-            w = w - torch.einsum("skm,sk->sm", known, torch.einsum("skm,sm->sk", known, w))
-        norm = torch.linalg.vector_norm(w, dim=1)
-        # What is left after the space is exhausted is rounding: it must not start a space of its own.
-        above[:, step] = torch.where(norm > 8 * torch.finfo(w.dtype).eps * scale, norm, 0.0)
-        V[:, step + 1] = _unit(w.T, above[:, step]).T
-        u = operator.forward(V[:, step + 1].T) - above[:, step] * u
-    return diagonal, above, V
-
-
-def _unit(columns: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
-    return columns * torch.where(norms > 0, 1 / norms.clamp_min(torch.finfo(norms.dtype).tiny), 0.0)
-
-
-def _triangles(diagonal: torch.Tensor, above: torch.Tensor) -> Vector:
-    """Upper bidiagonal matrices, (starts, steps, steps)."""
-    alphas, betas = diagonal.double().cpu().numpy(), above.double().cpu().numpy()
-    steps = alphas.shape[1]
-    B = np.zeros((len(alphas), steps, steps))
-    B[:, range(steps), range(steps)] = alphas
-    B[:, range(steps - 1), range(1, steps)] = betas[:, : steps - 1]
-    return B
-
-
-def _nodes(diagonal: torch.Tensor, above: torch.Tensor) -> tuple[Vector, Vector]:
-    """Nodes λ and weights of every start, (starts, steps)."""
-    _, sigma, right = np.linalg.svd(_triangles(diagonal, above))
-    return sigma**2, right[:, :, 0] ** 2
-
-
 def _largest(operator: Operator, diagonal: torch.Tensor, above: torch.Tensor, basis: torch.Tensor) -> Interval:
     """λ_max: the largest Ritz value, which is never above it, and its residual, by which it may be."""
-    _, sigma, right = np.linalg.svd(_triangles(diagonal, above))
+    _, sigma, right = np.linalg.svd(triangles(diagonal, above))
     start = int(np.argmax(sigma[:, 0]))
     coefficients = torch.from_numpy(right[start, 0]).to(basis.device, basis.dtype)
     vector = (basis[start].T @ coefficients)[:, None]  # (m × 1)
     theta = float(sigma[start, 0]) ** 2
     residual = operator.adjoint(operator.forward(vector)) - theta * vector
     error = float(torch.linalg.vector_norm(residual.double()))
-    rounding = _rounding(operator) * theta
-    return Interval(theta, max(theta - rounding, 0.0), theta + error + rounding)
-
-
-def _rounding(operator: Operator) -> float:
-    """Relative error of λ_max by rounding, which adds up like a random walk."""
-    return 4 * math.sqrt(operator.cols) * float(torch.finfo(operator.dtype).eps)
+    error_of_rounding = rounding(operator) * theta
+    return Interval(theta, max(theta - error_of_rounding, 0.0), theta + error + error_of_rounding)
 
 
 def _singular_entropy(measure: Measure) -> float:

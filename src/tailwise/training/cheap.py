@@ -162,11 +162,11 @@ def _operator(matrix: WeightMatrix) -> tuple[Operator, torch.Tensor | tuple[torc
     factors = matrix.factors
     if factors is not None:
         return product(*factors), factors
-    held = _dense(matrix)
+    held = dense_matrix(matrix)
     return dense(held), held
 
 
-def _dense(matrix: WeightMatrix) -> torch.Tensor:
+def dense_matrix(matrix: WeightMatrix) -> torch.Tensor:
     """The matrix in its stored dtype; no copy where it is a whole tensor."""
     blocks = list(matrix.row_blocks(1 << 62))
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
@@ -174,7 +174,7 @@ def _dense(matrix: WeightMatrix) -> torch.Tensor:
 
 def _kept(matrix: WeightMatrix, stride: int) -> torch.Tensor:
     factors = matrix.factors
-    rows = factors[0][::stride] @ factors[1] if factors is not None else _dense(matrix)[::stride]
+    rows = factors[0][::stride] @ factors[1] if factors is not None else dense_matrix(matrix)[::stride]
     return rows.clone()
 
 
@@ -205,7 +205,7 @@ def to_host(tensor: torch.Tensor, events: list[Any]) -> torch.Tensor:
         return tensor.detach().to("cpu", copy=True)
     landed = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     landed.copy_(tensor.detach(), non_blocking=True)
-    event = torch.cuda.Event()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(tensor.device))
     events.append(event)
     return landed

@@ -109,7 +109,7 @@ class LiveModel:
     def _grouped(self, tensors: Tensors) -> tuple[tuple[Group, ...], list[str]]:
         self._adapted = {n: _meta(tensor) for n, tensor in tensors.items() if n.endswith(".base_layer.weight")}
         checkpoint = self._plain({name: _header(tensor) for name, tensor in tensors.items()})
-        checkpoint.shared = _shared(tensors) | checkpoint.shared
+        checkpoint.shared = {**_shared(tensors), **checkpoint.shared}
         by_tensors: dict[tuple[str, ...], list[MatrixSource]] = {}
         for source in self._taken(checkpoint):
             by_tensors.setdefault(source.tensors, []).append(source)
@@ -148,10 +148,10 @@ class LiveModel:
 
 def _adapter_of(module: Any) -> tuple[str, Mapping[str, Any]]:
     """Name and settings of the active LoRA adapter; ("", {}) where there is none."""
-    configs = getattr(module, "peft_config", None)
+    configs = getattr(module, "peft_config", None) or {}
     active = getattr(module, "active_adapters", None)
     names = active() if callable(active) and configs else active
-    for name in names if configs and isinstance(names, list | tuple) else ():
+    for name in names if isinstance(names, list | tuple) else ():
         settings = configs[name].to_dict()
         if str(getattr(settings.get("peft_type"), "value", settings.get("peft_type"))) == "LORA":
             return name, {**settings, "peft_type": "LORA"}

@@ -74,7 +74,7 @@ class Meter:
 
     def allows(self, kind: Kind) -> bool:
         """Whether the next measurement of a kind stays within the share that is allowed."""
-        return self.spent + self._last.get(kind, 0.0) <= self._most * self.seconds
+        return self._most >= 1.0 or self.spent + self._last.get(kind, 0.0) <= self._most * self.seconds
 
     def skip(self, reason: str) -> None:
         """A measurement that was not taken."""

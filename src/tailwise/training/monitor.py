@@ -73,10 +73,10 @@ class Monitor:
         self._ranks = Ranks(self._live.tensors(), self.run)
         self._notes: list[str] = []
         self._off = self._closed = False
-        self._prepared = False  # whether the weights before the next measurement were kept
+        self._prepared, self._preparing = False, 0.0  # whether weights were kept for the next one, and the time it took
         self._build(recipe, history, on_alarm)
-        if options.at_start and self._ranks.measures:
-            self._guarded(self._measure, {}, True)
+        if self._ranks.measures:
+            self._guarded(self._begin)
         self._meter.start()
 
     def _build(self, recipe: Recipe, history: Any, on_alarm: Callable[[Alarm], object] | None) -> None:
@@ -191,11 +191,19 @@ class Monitor:
         self._off = not sound
         return tuple(vote and sound for vote in agreed)
 
+    def _begin(self) -> None:
+        if self._options.at_start:
+            self._measure({}, True)
+        if self.every == 1:
+            self._prepare()
+
     def _prepare(self) -> None:
         """One step ahead of a measurement: keep rows of the weights."""
         (self._prepared,) = self._vote(self._meter.allows("cheap"))
         if self._prepared:
+            began = self._meter.clock()
             self._cheap.remember(self._tensors())
+            self._preparing = self._meter.clock() - began
 
     def _due(self, scalars: dict[str, Any], full: bool) -> None:
         prepared, self._prepared = self._prepared, False
@@ -217,7 +225,7 @@ class Monitor:
         notes, self._notes = tuple(self._notes), []
         values["monitor_overhead"] = self._meter.overhead
         self._emitter.put(CheapJob(self.step_count, now, pending, values, notes))
-        self._meter.took("cheap", self._meter.clock() - began)
+        self._meter.took("cheap", self._preparing + self._meter.clock() - began)
 
     def _take_full(self, tensors: Tensors) -> None:
         assert self._solver is not None  # noqa: S101 - asked before

@@ -77,4 +77,4 @@ class SpectralNorms:
 def _random(name: str, size: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     v = torch.randn(size, generator=generator)
-    return v / torch.linalg.vector_norm(v)
+    return torch.nn.functional.normalize(v, dim=0)

@@ -49,7 +49,7 @@ class Options:
 
     full_every: int | None = None  # steps between full measurements; None: ten times `every`
     full: FullTempo = "audit"  # every eigenvalue, estimates by Lanczos, or none
-    max_overhead: float = 0.02  # share of the training thread's time that measuring may take
+    max_overhead: float = 0.02  # share of the training thread's time that measuring may take; 1: all it needs
     rules: Sequence[Rule] = ()  # each is called with every point and returns alarms
     sinks: Sequence[Sink] = ()  # beside `history`
     run: str = ""  # name of the run; empty: the time at which it began

@@ -7,6 +7,7 @@ fewer free cores than threads, it was three times as long.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -21,8 +22,8 @@ from tailwise.audits.work import Worker, failure
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.recipe import Recipe
-from tailwise.spectrum.solvers.blocks import gather
 from tailwise.spectrum.spectrum import Spectrum
+from tailwise.training.cheap import dense_matrix
 from tailwise.training.live import LiveModel
 from tailwise.training.snapshot import Snapshot
 
@@ -159,7 +160,7 @@ class Solver:
         from tailwise.spectrum.lanczos import estimate
 
         try:
-            values = estimate(gather(load(source, checkpoint)[0]), seed=self._recipe.seed).metrics()
+            values = estimate(dense_matrix(load(source, checkpoint)[0]), seed=self._recipe.seed).metrics()
         except Exception as error:
             found.troubles[source.name] = failure(error)[1]
         else:
@@ -180,11 +181,9 @@ def _become_humble() -> None:
     import torch
 
     torch.set_num_threads(1)
-    try:
+    with contextlib.suppress(AttributeError, OSError):
         # On Linux a thread has a niceness of its own.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-    except (AttributeError, OSError):
-        pass
 
 
 def to_json(found: Measured) -> dict[str, Any]:
