@@ -153,13 +153,14 @@ def test_an_error_inside_is_logged_once_and_the_training_goes_on(model, kept, tr
 
 
 def test_a_sink_that_fails_is_logged_once_and_harms_no_other(model, kept, train, clock, caplog):
+    caplog.set_level(logging.ERROR, "tailwise.monitor")
+
     class Broken:
         def write(self, point):
             raise OSError("disk full")
 
-    with caplog.at_level(logging.ERROR, "tailwise.monitor"):
-        with tw.Monitor(model, every=1, full="off", sinks=[Broken(), kept], clock=clock) as monitor:
-            train(model, monitor, 3, clock)
+    with tw.Monitor(model, every=1, full="off", sinks=[Broken(), kept], clock=clock) as monitor:
+        train(model, monitor, 3, clock)
     assert len(caplog.records) == 1
     assert len(kept.points) == 4
 
@@ -249,10 +250,12 @@ def test_two_processes_may_append_to_one_file(tmp_path):
 
     sinks = [JsonLines(tmp_path / "a.jsonl") for _ in range(2)]
     layers = {f"layer{i}": {"alpha": 2.0} for i in range(500)}
-    threads = [
-        threading.Thread(target=lambda s=sink, r=rank: [s.write(Point(str(r), i, "cheap", 0.0, layers)) for i in range(50)])
-        for rank, sink in enumerate(sinks)
-    ]  # fmt: skip
+
+    def write(sink):
+        for step in range(50):
+            sink.write(Point("run", step, "cheap", 0.0, layers))
+
+    threads = [threading.Thread(target=write, args=(sink,)) for sink in sinks]
     for thread in threads:
         thread.start()
     for thread in threads:

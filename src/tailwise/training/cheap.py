@@ -14,6 +14,7 @@ from tailwise.training.norms import Operator, SpectralNorms, dense, product
 
 if TYPE_CHECKING:
     from tailwise.checkpoints.matrices import WeightMatrix
+    from tailwise.training.faults import Faults
     from tailwise.training.live import Group, LiveModel, Tensors
     from tailwise.training.ranks import Ranks
 
@@ -58,8 +59,8 @@ def _metrics(squared: float, sigma: float, change: float, size: float) -> dict[s
 class Cheap:
     """Measures what is on the device, and remembers the weights of one step before."""
 
-    def __init__(self, live: LiveModel, ranks: Ranks) -> None:
-        self._live, self._ranks = live, ranks
+    def __init__(self, live: LiveModel, ranks: Ranks, faults: Faults) -> None:
+        self._live, self._ranks, self._faults = live, ranks, faults
         self._norms = SpectralNorms()
         self._before: dict[str, list[torch.Tensor]] = {}
         self._stamps: dict[tuple[str, ...], tuple[Any, ...]] = {}
@@ -70,26 +71,28 @@ class Cheap:
         """Keep rows of the weights, to see what the next step changes."""
         self._before = {}
         groups = [group for group in self._live.groups if not self._frozen(group, tensors)]
-        owners = self._ranks.owners(groups)
         self._stride = max(1, -(-sum(group.nbytes for group in groups) // (KEPT_BYTES * self._ranks.world)))
-        for group in groups:
-            whole = self._ranks.whole(group, tensors)
-            if owners[group.tensors] == self._ranks.rank:
-                for source, matrices in self._read(group, whole):
-                    self._before[source.name] = [_kept(matrix, self._stride) for matrix in matrices]
+        self._ranks.visit(groups, tensors, self._keep, self._faults)
+
+    def _keep(self, group: Group, whole: Tensors) -> None:
+        for source, matrices in self._read(group, whole):
+            self._before[source.name] = [_kept(matrix, self._stride) for matrix in matrices]
 
     @torch.no_grad()
     def measure(self, tensors: Tensors) -> Pending:
         """Enqueue every product; nothing is waited for."""
         groups, same = self._changed(tensors)
-        owners = self._ranks.owners(groups)
-        names, rows = [source.name for group in groups for source in group.sources], {}
+        names = [source.name for group in groups for source in group.sources]
         place = {name: index for index, name in enumerate(names)}
-        for group in groups:
-            whole = self._ranks.whole(group, tensors)
-            if owners[group.tensors] == self._ranks.rank:
-                for source, matrices in self._read(group, whole):
-                    rows[place[source.name]] = self._numbers(source.name, matrices)
+        rows: dict[int, torch.Tensor] = {}
+
+        def take(group: Group, whole: Tensors) -> None:
+            # A matrix that cannot be read is not finite, on all ranks.
+            rows.update({place[source.name]: torch.full((_COLUMNS,), torch.nan) for source in group.sources})
+            for source, matrices in self._read(group, whole):
+                rows[place[source.name]] = self._numbers(source.name, matrices)
+
+        self._ranks.visit(groups, tensors, take, self._faults)
         self._before = {}
         return _collected(names, self._shared(rows, len(names)), same)
 
@@ -132,7 +135,7 @@ class Cheap:
 
     def _shared(self, rows: dict[int, torch.Tensor], count: int) -> dict[torch.device, tuple[list[int], torch.Tensor]]:
         if self._ranks.sharded:
-            device = next((row.device for row in rows.values()), self._ranks.device)
+            device = self._ranks.device
             values = torch.zeros(count, _COLUMNS, device=device)
             for index, row in rows.items():
                 values[index] = row

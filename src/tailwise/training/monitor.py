@@ -14,7 +14,7 @@ from tailwise.history.point import Alarm
 from tailwise.metrics.measure import selected
 from tailwise.recipe import Recipe
 from tailwise.training.emitter import CheapJob, Emitter, Outlet
-from tailwise.training.faults import Faults
+from tailwise.training.faults import Faults, logger
 from tailwise.training.live import LiveModel, Tensors
 from tailwise.training.meter import Kind, Meter, MonitorReport
 from tailwise.training.options import Settings, options_of
@@ -94,8 +94,8 @@ class Monitor:
             sinks.append(sink)
             self._opened += [sink] if sink is not history else []
         self._emitter = Emitter(Outlet(self.run, sinks, options.rules, on_alarm), ranks, self._faults)
-        self._cheap = Cheap(self._live, ranks)
-        self._camera = Camera(self._live, ranks, options.snapshot_bytes)
+        self._cheap = Cheap(self._live, ranks, self._faults)
+        self._camera = Camera(self._live, ranks, self._faults, options.snapshot_bytes)
         self._solver = None if options.full == "off" else Solver(self._live, recipe, options.full, self._emitter.put)
 
     def step(self, *, step: int | None = None, loss: Any = None, **scalars: Any) -> None:
@@ -186,37 +186,41 @@ class Monitor:
     _broken = False
 
     def _vote(self, *votes: bool) -> tuple[bool, ...]:
-        """What all ranks agree on; where one is broken, the monitor is off on all."""
-        *agreed, sound = self._ranks.agree(*votes, not self._broken)
-        self._off = not sound
+        """What all ranks agree on. Where one is broken, nothing; sharded ones then stop watching for good."""
+        *agreed, sound = self._ranks.agree(*votes, not self._broken, token=self._live.token)
+        self._off, self._broken = self._ranks.sharded and not sound, False
+        if self._off:
+            logger.error("the ranks hold different matrices, or one failed: the monitor is off; the training goes on")
         return tuple(vote and sound for vote in agreed)
 
     def _begin(self) -> None:
-        if self._options.at_start:
-            self._measure({}, True)
-        if self.every == 1:
+        tensors = self._tensors()
+        (sound,) = self._vote(True)
+        if sound and self._options.at_start:
+            self._measure(tensors, {}, True)
+        if sound and self.every == 1:
             self._prepare()
 
     def _prepare(self) -> None:
         """One step ahead of a measurement: keep rows of the weights."""
+        tensors = self._tensors()
         (self._prepared,) = self._vote(self._meter.allows("cheap"))
         if self._prepared:
             began = self._meter.clock()
-            self._cheap.remember(self._tensors())
+            self._cheap.remember(tensors)
             self._preparing = self._meter.clock() - began
 
     def _due(self, scalars: dict[str, Any], full: bool) -> None:
-        prepared, self._prepared = self._prepared, False
+        prepared, self._prepared, tensors = self._prepared, False, self._tensors()
         (allowed,) = self._vote(prepared or self._meter.allows("cheap"))
         if not allowed:
             self._skip(_BUDGET.format(kind="cheap"))
             return
-        self._measure(scalars, full)
+        self._measure(tensors, scalars, full)
         if self.every == 1:
             self._prepare()
 
-    def _measure(self, scalars: dict[str, Any], full: bool) -> None:
-        tensors = self._tensors()
+    def _measure(self, tensors: Tensors, scalars: dict[str, Any], full: bool) -> None:
         if full and self._solver is not None:
             self._take_full(tensors)
         began, now = self._meter.clock(), time.time()
@@ -246,7 +250,13 @@ class Monitor:
         self._notes.append(f"step {self.step_count}: {reason}")
 
     def _tensors(self) -> Tensors:
-        tensors, notes = self._live.refresh()
+        """The weights as they are now. Never raises: the other ranks wait for this one's vote."""
+        try:
+            tensors, notes = self._live.refresh()
+        except Exception as error:
+            self._faults.note("reading the model", error)
+            self._broken = True
+            return {}
         if notes:
             self._notes += notes
             self._cheap.forget()

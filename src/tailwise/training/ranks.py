@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tailwise.training.faults import Faults
 from tailwise.training.live import Group, Tensors, is_sharded
 
 if TYPE_CHECKING:
     import torch
 
 _PREFIX = "tailwise/monitor"
+
+Take = Callable[[Group, "dict[str, torch.Tensor]"], None]
 
 
 class Ranks:
@@ -54,21 +57,39 @@ class Ranks:
             owners[group.tensors], load[rank] = rank, load[rank] + group.flops
         return owners
 
-    def agree(self, *votes: bool) -> tuple[bool, ...]:
-        """Each vote, true where every rank's is. Waits for the other ranks, and for nothing else where there is one."""
+    def agree(self, *votes: bool, token: int = 0) -> tuple[bool, ...]:
+        """Each vote, true where every rank's is; all false where their tokens differ. Waits for the other ranks.
+
+        A token stands for what the ranks are about to gather: with stages of a pipeline it is not the same.
+        """
         if not self.sharded:
             return votes
         import torch
         import torch.distributed as dist
 
-        ballot = torch.tensor(votes, dtype=torch.int32, device=self.device)
+        ballot = torch.tensor([*votes, token, -token], dtype=torch.int64, device=self.device)
         dist.all_reduce(ballot, op=dist.ReduceOp.MIN)
-        return tuple(bool(vote) for vote in ballot.tolist())
+        *least, low, high = ballot.tolist()
+        return tuple(bool(vote) and low == -high for vote in least)
 
-    def whole(self, group: Group, tensors: Tensors) -> dict[str, torch.Tensor]:
+    def _whole(self, group: Group, tensors: Tensors) -> dict[str, torch.Tensor]:
         """The tensors of a group, those in parts gathered: a collective, for which all ranks must call this."""
         found: dict[str, Any] = {name: tensors[name].detach() for name in group.tensors}
         return {name: t.full_tensor() if is_sharded(t) else t for name, t in found.items()}
+
+    def visit(self, groups: Sequence[Group], tensors: Tensors, take: Take, faults: Faults) -> None:
+        """Call `take` with each group that is this rank's own, and its tensors.
+
+        What `take` raises is noted and ends nothing: the other ranks wait for this one at the next gathering.
+        """
+        owners = self.owners(groups)
+        for group in groups:
+            whole = self._whole(group, tensors)
+            if owners[group.tensors] == self.rank:
+                try:
+                    take(group, whole)
+                except Exception as error:
+                    faults.note(f"reading {group.sources[0].name}", error)
 
     def summed(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, in place."""

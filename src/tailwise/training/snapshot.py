@@ -11,6 +11,7 @@ import torch
 from tailwise.training.cheap import stamp, to_host, unchanged
 
 if TYPE_CHECKING:
+    from tailwise.training.faults import Faults
     from tailwise.training.live import Group, LiveModel, Tensors
     from tailwise.training.ranks import Ranks
 
@@ -35,8 +36,8 @@ class Snapshot:
 class Camera:
     """Takes snapshots of at most `limit` bytes. What does not fit is taken first the next time."""
 
-    def __init__(self, live: LiveModel, ranks: Ranks, limit: int) -> None:
-        self._live, self._ranks, self._limit = live, ranks, limit
+    def __init__(self, live: LiveModel, ranks: Ranks, faults: Faults, limit: int) -> None:
+        self._live, self._ranks, self._faults, self._limit = live, ranks, faults, limit
         self._stamps: dict[tuple[str, ...], tuple[Any, ...]] = {}
         self._turn: dict[tuple[str, ...], int] = {}  # snapshot in which each group was last taken
         self._count = 0
@@ -46,13 +47,10 @@ class Camera:
         """Copy what changed. On a GPU the copies are enqueued behind the step, and ahead of the next one."""
         changed = [group for group in self._live.groups if not unchanged(group, tensors, self._stamps)]
         picked, left = self._picked(changed)
-        owners = self._ranks.owners(picked)
         self._count += 1
-        parts, events = [], list[Any]()
+        parts, events = list[Any](), list[Any]()
+        self._ranks.visit(picked, tensors, lambda g, whole: parts.append((g, _copied(whole, events))), self._faults)
         for group in picked:
-            whole = self._ranks.whole(group, tensors)
-            if owners[group.tensors] == self._ranks.rank:
-                parts.append((group, _copied(whole, events)))
             self._turn[group.tensors] = self._count
             self._stamps[group.tensors] = stamp(group, tensors)
         same = [group for group in self._live.groups if group not in changed]
