@@ -31,7 +31,7 @@ def spiked():
     return 2 * left @ right + 0.5 * noise
 
 
-@pytest.fixture(params=["gaussian", "square gaussian", "power law", "low rank and noise", "trained k", "trained v"])
+@pytest.fixture(params=["gaussian", "square gaussian", "power law", "low rank and noise", "trained q", "trained k"])
 def matrix(request, matrix_with, pycode):
     kind = request.param
     if kind.endswith("gaussian"):
@@ -55,7 +55,6 @@ def truths(spectrum):
         "moment_half": float((values**0.5).sum()),
         "moment_2": float((values**2).sum()),
         "log_det": float(np.log(values + shift).sum()),
-        "median": float(np.median(values)),
     }
 
 
@@ -72,7 +71,6 @@ def test_intervals_of_95_percent_hold_the_truth_in_at_least_90_percent_of_trials
             "moment_half": found.moment(0.5),
             "moment_2": found.moment(2.0),
             "log_det": found.log_det(shift),
-            "median": found.quantile(0.5),
         }
         for name, interval in intervals.items():
             held[name] += interval.low <= truth[name] <= interval.high

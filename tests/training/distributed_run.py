@@ -1,4 +1,4 @@
-"""One rank of a run that a test starts: `python distributed_run.py KIND RANK WORLD FOLDER`."""
+"""One rank of a run that a test starts: `python distributed_run.py FOLDER RANK WORLD KIND...`."""
 
 from __future__ import annotations
 
@@ -41,28 +41,15 @@ def weights_of(model):
     return {name: (p.full_tensor() if hasattr(p, "full_tensor") else p).clone() for name, p in named.items()}
 
 
-def stages(folder, rank, monitor):
-    """Ranks that hold different matrices, as the stages of a pipeline do."""
-    (folder / f"report{rank}.json").write_text(json.dumps({"errors": monitor.report().errors, "points": 0}))
-    (folder / "points.jsonl").touch()
-    monitor.step()
-    monitor.close()
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def main() -> None:
-    kind, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+def run(kind, folder) -> None:
+    """Train eight steps; one rank of some kinds fails."""
+    rank = dist.get_rank()
     model = new_model()
     if kind == "fsdp-stages" and rank == 1:
         model = model[2:]
     model = wrapped(model, kind)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    monitor = Monitor(model, every=2, full_every=4, history=folder / "points.jsonl", run="r", max_overhead=1.0)
-    if kind == "fsdp-stages":
-        return stages(folder, rank, monitor)
+    monitor = Monitor(model, every=2, full_every=4, history=folder / "points.jsonl", run=kind, max_overhead=1.0)
 
     def broken(*given):
         raise ValueError("broken on one rank")
@@ -74,9 +61,8 @@ def main() -> None:
     before = {}
     torch.manual_seed(1 + rank)
     for step in range(1, 9):
-        if step == 8:
-            before = weights_of(model)
-        model(torch.randn(4, 32)).square().mean().backward()
+        before = weights_of(model) if step == 8 else before
+        model(torch.randn(4, model[0].in_features if kind != "ddp" else 32)).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         if step == 4 and monitor._ranks.measures:
@@ -91,9 +77,17 @@ def main() -> None:
     (folder / f"report{rank}.json").write_text(json.dumps({"errors": report.errors, "points": report.points}))
     if rank == 0:
         torch.save({"before": before, "after": after}, folder / "weights.pt")
-    dist.barrier()
+
+
+def main() -> None:
+    folder, rank, world = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    for kind in sys.argv[4:]:
+        (folder / kind).mkdir(exist_ok=True)
+        run(kind, folder / kind)
+        dist.barrier()
     dist.destroy_process_group()
-    return None
 
 
 if __name__ == "__main__":

@@ -12,14 +12,17 @@ import torch
 
 import tailwise as tw
 
+KINDS = ("ddp", "fsdp", "fsdp-partly", "fsdp-blind", "fsdp-stages")
 SCRIPT = Path(__file__).with_name("distributed_run.py")
 
 
-def run_of(kind: str, folder: Path):
-    """The points that were written, and each rank's report."""
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder for each kind of run, all of which one pair of processes made."""
+    folder = tmp_path_factory.mktemp("ranks")
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), kind, str(rank), "2", str(folder)],
+            [sys.executable, str(SCRIPT), str(folder), str(rank), "2", *KINDS],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -32,13 +35,18 @@ def run_of(kind: str, folder: Path):
         for rank in ranks:
             rank.kill()
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
+    return folder
+
+
+def run_of(folder: Path):
+    """The points that were written, and each rank's report."""
     points = [json.loads(line) for line in (folder / "points.jsonl").read_text().splitlines()]
     return points, [json.loads((folder / f"report{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_rank_0_emits_points_of_the_whole_model(kind, tmp_path):
-    points, reports = run_of(kind, tmp_path)
+def test_rank_0_emits_points_of_the_whole_model(kind, trained):
+    points, reports = run_of(trained / kind)
     assert [report["errors"] for report in reports] == [[], []]
     assert reports[1]["points"] == 0
     assert sorted((point["tempo"], point["step"]) for point in points if point["tempo"] == "cheap") == [
@@ -46,7 +54,7 @@ def test_rank_0_emits_points_of_the_whole_model(kind, tmp_path):
     ]
     assert {0, 4} <= {point["step"] for point in points if point["tempo"] == "full"}
     assert all(set(point["layers"]) == {"0", "2", "4"} for point in points)
-    weights = torch.load(tmp_path / "weights.pt")
+    weights = torch.load(trained / kind / "weights.pt")
     last = next(point for point in points if point["tempo"] == "cheap" and point["step"] == 8)
     for name in ("0", "2", "4"):
         W, old = weights["after"][f"{name}.weight"], weights["before"][f"{name}.weight"]
@@ -59,8 +67,8 @@ def test_rank_0_emits_points_of_the_whole_model(kind, tmp_path):
             assert full["layers"][name]["alpha"] == pytest.approx(audit[name].alpha, rel=1e-6)
 
 
-def test_a_matrix_that_one_rank_cannot_measure_costs_no_other(tmp_path):
-    points, reports = run_of("fsdp-partly", tmp_path)
+def test_a_matrix_that_one_rank_cannot_measure_costs_no_other(trained):
+    points, reports = run_of(trained / "fsdp-partly")
     assert reports[0]["errors"] == []
     assert all("broken on one rank" in error for error in reports[1]["errors"])
     last = next(point for point in points if point["tempo"] == "cheap" and point["step"] == 8)
@@ -70,14 +78,14 @@ def test_a_matrix_that_one_rank_cannot_measure_costs_no_other(tmp_path):
     assert "not finite" in last["notes"][0]
 
 
-def test_where_one_rank_cannot_read_the_model_all_stop_watching_and_the_training_ends(tmp_path):
-    points, reports = run_of("fsdp-blind", tmp_path)
+def test_where_one_rank_cannot_read_the_model_all_stop_watching_and_the_training_ends(trained):
+    points, reports = run_of(trained / "fsdp-blind")
     assert reports[0]["errors"] == []
     assert "broken on one rank" in reports[1]["errors"][0]
     assert {point["step"] for point in points} == {0}
 
 
-def test_ranks_with_different_matrices_stop_watching_before_they_gather_any(tmp_path):
-    points, reports = run_of("fsdp-stages", tmp_path)
+def test_ranks_with_different_matrices_stop_watching_before_they_gather_any(trained):
+    points, reports = run_of(trained / "fsdp-stages")
     assert points == []
     assert [report["errors"] for report in reports] == [[], []]

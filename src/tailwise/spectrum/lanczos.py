@@ -39,6 +39,8 @@ from tailwise.spectrum.solvers.bidiagonal import (
 Vector = NDArray[np.float64]
 Probes = Literal["gaussian", "rademacher"]
 
+#: Shares of the steps that show how far the quadrature is from its limit.
+_SHARES = (2 / 3, 3 / 4, 5 / 6, 11 / 12)
 #: Nodes of λ below this share of the largest are rounding.
 _FLOOR = 1e-14
 
@@ -98,7 +100,7 @@ class LanczosEstimate:
     squared: Interval  # ‖W‖²_F
     largest: Interval  # λ_max
     full: _Quadrature
-    short: _Quadrature  # the same with two thirds of the steps
+    short: tuple[_Quadrature, ...]  # the same with fewer steps
     rounding: float  # relative, of the nodes
 
     @property
@@ -137,13 +139,12 @@ class LanczosEstimate:
         """Hill's exponent of the k = max(⌊k_frac·m⌋, 2) largest λ, as the `top` estimator.
 
         The interval is of the estimate against the exact `top` value, not of the exponent of a population: that
-        scatter, (α − 1)/√k, comes on top.
+        scatter, (α − 1)/√k, comes on top. It holds one rank more or less, since a smooth measure does not know the
+        k-th eigenvalue any better, and is wide where k is small.
         """
-        return self.statistic(lambda measure: _hill(measure, k_frac))
-
-    def quantile(self, share: float) -> Interval:
-        """The λ below which a share of the eigenvalues lies."""
-        return self.statistic(lambda measure: _above(measure, (1.0 - share) * measure.m))
+        found, measure = self.statistic(partial(_hill, k_frac=k_frac)), self.full.measure()
+        shift = max(abs(_hill(measure, k_frac, moved) - found.value) for moved in (-1.0, 1.0))
+        return Interval(found.value, found.low - shift, found.high + shift)
 
     def density(self, at: Vector, width: float) -> tuple[Vector, Vector, Vector]:
         """Density of ln λ at the values `at` of ln λ, smoothed by a Gaussian of `width`: value, low, high."""
@@ -157,7 +158,7 @@ class LanczosEstimate:
         count = self.full.probes
         left_out = np.array([function(self.full.measure(without=probe)) for probe in range(count)])
         spread = math.sqrt((count - 1) / count * float(np.square(left_out - left_out.mean()).sum()))
-        moved = abs(value - function(self.short.measure()))
+        moved = max(abs(value - function(short.measure())) for short in self.short)
         rounded = abs(value - function(self.full.measure(stretch=1.0 + self.rounding)))
         half = _student(self.options.level, count - 1) * spread + moved + rounded
         return Interval(value, value - half, value + half)
@@ -193,12 +194,13 @@ def estimate(matrix: torch.Tensor | Operator, options: LanczosOptions | None = N
         largest = _largest(short_side, diagonal, above, basis)
         exact = None if isinstance(matrix, Operator) else float(torch.linalg.vector_norm(matrix.double())) ** 2
     m, steps = short_side.cols, diagonal.shape[1]
-    full, short = (
-        _Quadrature(*nodes(diagonal[:, :k], above[:, :k]), sizes, count, m) for k in (steps, max(1, 2 * steps // 3))
+    full, *short = (
+        _Quadrature(*nodes(diagonal[:, :k], above[:, :k]), sizes, count, m)
+        for k in (steps, *(max(1, round(share * steps)) for share in _SHARES))
     )
     none = Interval(math.nan, math.nan, math.nan)
     found = LanczosEstimate(
-        operator.rows, operator.cols, chosen, none, largest, full, short, rounding(short_side)
+        operator.rows, operator.cols, chosen, none, largest, full, tuple(short), rounding(short_side)
     )  # fmt: skip
     return replace(found, squared=found.moment(1.0) if exact is None else Interval(exact, exact, exact))
 
@@ -282,10 +284,10 @@ def _above(measure: Measure, count: float) -> float:
     return float(np.exp(np.interp(count, ranks, logs)))
 
 
-def _hill(measure: Measure, k_frac: float) -> float:
+def _hill(measure: Measure, k_frac: float, moved: float = 0.0) -> float:
     k = max(int(k_frac * measure.m), 2)
     # The k-th largest of the eigenvalues itself is the reference: half of its weight lies above it.
-    reference = _above(measure, k - 0.5)
+    reference = _above(measure, k - 0.5 + moved)
     over = measure.nodes > reference
     logs = float(measure.weights[over] @ np.log(measure.nodes[over] / reference)) if reference > 0 else 0.0
     return 1.0 + k / logs if logs > 0 else math.nan
