@@ -228,6 +228,19 @@ def test_points_that_the_sinks_are_too_slow_for_are_dropped_and_counted(model, c
     assert monitor.report().skipped == {"a point was dropped, since the sinks are slower than the measurements": 3}
 
 
+def test_a_snapshot_that_cannot_be_measured_at_all_is_noted(model, kept, train, clock, monkeypatch):
+    monitor = tw.Monitor(model, every=5, full_every=5, sinks=[kept], clock=clock, at_start=False)
+
+    def broken(job):
+        raise MemoryError
+
+    monkeypatch.setattr(monitor._solver, "_measured", broken)
+    with monitor:
+        train(model, monitor, 5, clock)
+    assert kept.of("full")[0].layers == {}
+    assert "out of memory" in kept.of("full")[0].notes[0]
+
+
 def test_estimates_by_lanczos_take_the_place_of_the_audit(model, kept):
     with tw.Monitor(model, full="lanczos", sinks=[kept]):
         pass

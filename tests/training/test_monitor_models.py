@@ -141,6 +141,23 @@ def test_the_updates_of_an_adapter_are_measured_beside_its_factors(kept):
     assert "base_layer" in reused
 
 
+def test_the_updates_of_dora_depend_on_the_weights_that_they_change(kept):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(32, 48), "other": torch.nn.Linear(32, 32)})
+    before = base["q_proj"].weight.detach().clone()
+    model = peft.get_peft_model(base, peft.LoraConfig(r=8, target_modules=["q_proj"], use_dora=True))
+    layer = model.base_model.model["q_proj"]
+    with torch.no_grad():
+        layer.lora_B["default"].weight.normal_(std=0.1)
+        layer.lora_magnitude_vector["default"].weight.mul_(1.5)
+    points_of(model, kept)
+    change = copy.deepcopy(model).merge_and_unload()["q_proj"].weight.detach() - before
+    found = kept.of("cheap")[0].layers["q_proj"]["frobenius_norm"]
+    assert found == pytest.approx(float(change.norm()), rel=1e-4)
+    assert kept.of("full")[0].layers["q_proj"]["matrix_rank"] == 32.0
+
+
 def test_stacked_experts_and_convolutions_are_measured_as_an_audit_does(kept):
     torch.manual_seed(0)
 

@@ -54,7 +54,7 @@ class Meter:
 
     def start(self) -> None:
         """From here on time counts; what came before was the setup."""
-        self.setup, self._started = self.clock() - self._started, self.clock()
+        self.setup, self._started, self.spent = self.clock() - self._started, self.clock(), 0.0
 
     @property
     def seconds(self) -> float:

@@ -118,12 +118,14 @@ class Solver:
         self._ready.set()
         while (job := self._next()) is not None:
             try:
-                self._done(self._measured(job))
-            finally:
-                del job
-                with self._wake:
-                    self._job = None
-                    self._wake.notify_all()
+                found = self._measured(job)
+            except Exception as error:
+                found = Measured(job.step, job.time, troubles={"the snapshot": failure(error)[1]})
+            self._done(found)
+            del job
+            with self._wake:
+                self._job = None
+                self._wake.notify_all()
 
     def _next(self) -> Snapshot | None:
         with self._wake:
