@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
+import types
 
 import pytest
 import torch
@@ -72,6 +74,19 @@ def test_history_is_a_file_of_json_lines_where_its_name_says_so(model, tmp_path)
         pass
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert {(line["tempo"], line["run"], line["step"]) for line in lines} == {("cheap", "a", 0), ("full", "a", 0)}
+
+
+def test_any_other_name_is_opened_as_a_history_and_closed_again(model, kept, monkeypatch):
+    store = types.ModuleType("tailwise.history.store")
+    opened, closed = [], threading.Event()
+    kept.close = closed.set
+    store.open_history = lambda uri: opened.append(uri) or kept
+    monkeypatch.setitem(sys.modules, "tailwise.history.store", store)
+    with tw.Monitor(model, history="runs.db"):
+        pass
+    assert opened == ["runs.db"]
+    assert len(kept.points) == 2
+    assert closed.is_set()
 
 
 def test_what_takes_no_points_is_a_usage_error(model):
