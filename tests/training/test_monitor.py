@@ -77,15 +77,16 @@ def test_history_is_a_file_of_json_lines_where_its_name_says_so(model, tmp_path)
 
 
 def test_any_other_name_is_opened_as_a_history_and_closed_again(model, kept, monkeypatch):
-    store = types.ModuleType("tailwise.history.store")
+    store = types.ModuleType("tailwise.history.queued")
     opened, closed = [], threading.Event()
     kept.close = closed.set
-    store.open_history = lambda uri: opened.append(uri) or kept
-    monkeypatch.setitem(sys.modules, "tailwise.history.store", store)
-    with tw.Monitor(model, history="runs.db"):
+    store.open_writer = lambda uri: opened.append(uri) or kept
+    monkeypatch.setitem(sys.modules, "tailwise.history.queued", store)
+    alarm = Alarm("run", 0, 0.0, "TW499", "note", "a point came")
+    with tw.Monitor(model, history="runs.db", full="off", rules=[lambda point: [alarm]]):
         pass
     assert opened == ["runs.db"]
-    assert len(kept.points) == 2
+    assert [type(item).__name__ for item in kept.points] == ["Point", "Alarm"]
     assert closed.is_set()
 
 

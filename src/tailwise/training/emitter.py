@@ -40,7 +40,8 @@ class Outlet:
     """Where points go."""
 
     run: str
-    sinks: Sequence[Sink]
+    sinks: Sequence[Sink]  # take points
+    histories: Sequence[Any]  # take alarms as well
     rules: Sequence[Rule]
     on_alarm: Callable[[Alarm], object] | None
 
@@ -144,7 +145,7 @@ class Emitter:
 
     def _emit(self, point: Point) -> None:
         self.points += 1
-        for index, sink in enumerate(self._outlet.sinks):
+        for index, sink in enumerate([*self._outlet.histories, *self._outlet.sinks]):
             self._attempt(f"sink {index} ({type(sink).__name__})", sink.write, point)
         for index, rule in enumerate(self._outlet.rules):
             self._attempt(f"rule {index}", self._judge, rule, point)
@@ -152,6 +153,8 @@ class Emitter:
     def _judge(self, rule: Rule, point: Point) -> None:
         for alarm in rule(point):
             self.alarms.append(alarm)
+            for history in self._outlet.histories:
+                self._attempt("the history", history.write, alarm)
             if self._outlet.on_alarm is not None:
                 self._attempt("on_alarm", self._outlet.on_alarm, alarm)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -19,7 +20,7 @@ from tailwise.training.live import LiveModel, Tensors
 from tailwise.training.meter import Kind, Meter, MonitorReport
 from tailwise.training.options import Settings, options_of
 from tailwise.training.ranks import Ranks
-from tailwise.training.sinks import opened
+from tailwise.training.sinks import Sink, opened
 
 if TYPE_CHECKING:
     import torch
@@ -89,11 +90,15 @@ class Monitor:
         if not ranks.measures:
             return
         sinks = list(options.sinks) if ranks.rank == 0 else []
-        if history is not None and ranks.rank == 0:
-            sink = opened(history)
-            sinks.append(sink)
-            self._opened += [sink] if sink is not history else []
-        self._emitter = Emitter(Outlet(self.run, sinks, options.rules, on_alarm), ranks, self._faults)
+        if ranks.rank == 0 and isinstance(history, str | Path):
+            self._opened.append(opened(history))
+        elif ranks.rank == 0 and history is not None:
+            sinks.append(history)
+        for sink in sinks:
+            if not isinstance(sink, Sink):
+                raise UsageError(f"{type(sink).__name__} takes no points", fix="give a path, a URL or a write(point)")
+        outlet = Outlet(self.run, sinks, self._opened, options.rules, on_alarm)
+        self._emitter = Emitter(outlet, ranks, self._faults)
         self._cheap = Cheap(self._live, ranks, self._faults)
         self._camera = Camera(self._live, ranks, self._faults, options.snapshot_bytes)
         self._solver = None if options.full == "off" else Solver(self._live, recipe, options.full, self._emitter.put)
