@@ -68,7 +68,7 @@ def run(kind, folder) -> None:
         if step == 4 and monitor._ranks.measures:
             # The full measurement of step 0 is to be over, so that none is skipped.
             with monitor._solver._wake:
-                monitor._solver._wake.wait_for(lambda: monitor._solver._job is None, 60)
+                monitor._solver._wake.wait_for(lambda: monitor._solver._job is None, 600)
         dist.barrier()
         monitor.step(loss=1.0)
     after = weights_of(model)

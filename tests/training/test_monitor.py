@@ -139,13 +139,13 @@ def test_a_full_measurement_that_is_due_while_one_runs_is_skipped_and_noted(mode
 
     def held(job):
         running.set()
-        assert go.wait(60)
+        assert go.wait(600)
         return measured(job)
 
     monkeypatch.setattr(monitor._solver, "_measured", held)
     with monitor:
         train(model, monitor, 5, clock)
-        assert running.wait(60)
+        assert running.wait(600)
         train(model, monitor, 10, clock)
         go.set()
     assert [point.step for point in kept.of("full")] == [5]
@@ -235,10 +235,10 @@ def test_points_that_the_sinks_are_too_slow_for_are_dropped_and_counted(model, c
     class Slow:
         def write(self, point):
             writing.set()
-            assert go.wait(60)
+            assert go.wait(600)
 
     with tw.Monitor(model, every=1, full="off", sinks=[Slow()], clock=clock) as monitor:
-        assert writing.wait(60)
+        assert writing.wait(600)
         train(model, monitor, 4, clock)
         go.set()
     assert monitor.report().skipped == {"a point was dropped, since the sinks are slower than the measurements": 3}
@@ -298,4 +298,4 @@ def test_two_processes_may_append_to_one_file(tmp_path):
 
 def _until_idle(monitor):
     with monitor._solver._wake:
-        assert monitor._solver._wake.wait_for(lambda: monitor._solver._job is None, 60)
+        assert monitor._solver._wake.wait_for(lambda: monitor._solver._job is None, 600)

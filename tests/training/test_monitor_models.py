@@ -96,7 +96,7 @@ def test_a_full_measurement_reuses_what_has_not_changed(model, kept, train, cloc
     with tw.Monitor(model, every=1, full_every=1, sinks=[kept], clock=clock) as monitor:
         idle = monitor._solver._wake
         with idle:
-            assert idle.wait_for(lambda: monitor._solver._job is None, 60)
+            assert idle.wait_for(lambda: monitor._solver._job is None, 600)
         clock.now += 10.0
         monitor.step()
     first, last = kept.of("full")
