@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tailwise.recipe import Recipe, RunOptions
     from tailwise.spectrum.power_law import TailFit, fit_tail
     from tailwise.spectrum.spectrum import Spectrum
+    from tailwise.training.monitor import Monitor
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ _HOMES = {
     "Layer": "tailwise.audits.audit",
     "LayerRow": "tailwise.audits.audit",
     "METRICS": "tailwise.metrics.metric",
+    "Monitor": "tailwise.training.monitor",
     "Prepared": "tailwise.audits.prepare",
     "Recipe": "tailwise.recipe",
     "RunOptions": "tailwise.recipe",
@@ -68,10 +70,10 @@ _HOMES = {
 }
 
 __all__ = [
-    "METRICS", "Audit", "Checkpoint", "Layer", "LayerRow", "Prepared", "Recipe", "RunOptions", "Spectrum", "TailFit",
-    "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "apply", "audit", "check",
-    "compare", "diagnose", "esd", "evaluate", "fit_tail", "load_pruned", "metric", "open_checkpoint", "prepare",
-    "rank", "singular_entropy", "stable_rank",
+    "METRICS", "Audit", "Checkpoint", "Layer", "LayerRow", "Monitor", "Prepared", "Recipe", "RunOptions", "Spectrum",
+    "TailFit", "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "apply", "audit",
+    "check", "compare", "diagnose", "esd", "evaluate", "fit_tail", "load_pruned", "metric", "open_checkpoint",
+    "prepare", "rank", "singular_entropy", "stable_rank",
 ]  # fmt: skip
 
 

@@ -9,7 +9,12 @@ from tailwise.compression.assign.assigner import Assignment, Choices, FormatSett
 from tailwise.compression.plans.budget import Vector
 
 
-@assigner("alphaq", source="Yang et al. 2026, AlphaQ, arXiv:2606.04980: its published objective", takes=("gamma",), needs=("alpha", "variance"))
+@assigner(
+    "alphaq",
+    source="Yang et al. 2026, AlphaQ, arXiv:2606.04980: its published objective",
+    takes=("gamma",),
+    needs=("alpha", "variance"),
+)
 def alphaq(choices: Choices, settings: FormatSettings) -> Assignment:
     """AlphaQ: min Σ (median α/α_l)^γ · Var(W_l) · 2^(−2·b_l), bits weighted by parameters.
 

@@ -1,0 +1,214 @@
+"""The cheap measurement: norms and ratios of every matrix from a few products, on the device that trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tailwise.checkpoints.matrices import MatrixSource, load
+from tailwise.training.norms import Operator, SpectralNorms, dense, product
+
+if TYPE_CHECKING:
+    from tailwise.checkpoints.matrices import WeightMatrix
+    from tailwise.training.faults import Faults
+    from tailwise.training.live import Group, LiveModel, Tensors
+    from tailwise.training.ranks import Ranks
+
+#: Bytes of earlier weights that are kept for one step; of a larger model, every k-th row.
+KEPT_BYTES = 512 << 20
+#: ‖W‖²_F, ‖W‖₂, and of the rows that were kept ‖ΔW‖²_F and ‖W‖²_F.
+_COLUMNS = 4
+
+
+@dataclass
+class Pending:
+    """Numbers that a device may still be computing."""
+
+    names: list[str]
+    values: dict[torch.device, tuple[list[int], torch.Tensor]]  # device → (rows, (rows, 4) on the CPU)
+    events: list[Any]
+    unchanged: tuple[str, ...] = ()  # matrices that were not measured again
+
+    def result(self) -> dict[str, dict[str, float]]:
+        """Matrix → metric → value; waits for the device."""
+        for event in self.events:
+            event.synchronize()
+        found: dict[str, dict[str, float]] = {}
+        for rows, values in self.values.values():
+            for row, numbers in zip(rows, values.tolist(), strict=True):
+                found[self.names[row]] = _metrics(*numbers)
+        return found
+
+
+def _metrics(squared: float, sigma: float, change: float, size: float) -> dict[str, float]:
+    found = {
+        "frobenius_norm": math.sqrt(squared) if squared >= 0 else math.nan,
+        "spectral_norm": sigma,
+        # Power iteration errs to the low side; a matrix of rank 1 has exactly 1.
+        "stable_rank": max(squared / sigma**2, 1.0) if sigma > 0 else math.nan,
+    }
+    if change >= 0 or math.isnan(change):
+        found["update_ratio"] = math.sqrt(change / size) if size > 0 else math.nan
+    return found
+
+
+class Cheap:
+    """Measures what is on the device, and remembers the weights of one step before."""
+
+    def __init__(self, live: LiveModel, ranks: Ranks, faults: Faults) -> None:
+        self._live, self._ranks, self._faults = live, ranks, faults
+        self._norms = SpectralNorms()
+        self._before: dict[str, list[torch.Tensor]] = {}
+        self._stamps: dict[tuple[str, ...], tuple[Any, ...]] = {}
+        self._stride = 1
+
+    @torch.no_grad()
+    def remember(self, tensors: Tensors) -> None:
+        """Keep rows of the weights, to see what the next step changes."""
+        self._before = {}
+        groups = [group for group in self._live.groups if not self._frozen(group, tensors)]
+        self._stride = max(1, -(-sum(group.nbytes for group in groups) // (KEPT_BYTES * self._ranks.world)))
+        self._ranks.visit(groups, tensors, self._keep, self._faults)
+
+    def _keep(self, group: Group, whole: Tensors) -> None:
+        for source, matrices in self._read(group, whole):
+            self._before[source.name] = [_kept(matrix, self._stride) for matrix in matrices]
+
+    @torch.no_grad()
+    def measure(self, tensors: Tensors) -> Pending:
+        """Enqueue every product; nothing is waited for."""
+        groups, same = self._changed(tensors)
+        names = [source.name for group in groups for source in group.sources]
+        place = {name: index for index, name in enumerate(names)}
+        rows: dict[int, torch.Tensor] = {}
+
+        def take(group: Group, whole: Tensors) -> None:
+            # A matrix that cannot be read is not finite, on all ranks.
+            rows.update({place[source.name]: torch.full((_COLUMNS,), torch.nan) for source in group.sources})
+            for source, matrices in self._read(group, whole):
+                rows[place[source.name]] = self._numbers(source.name, matrices)
+
+        self._ranks.visit(groups, tensors, take, self._faults)
+        self._before = {}
+        return _collected(names, self._shared(rows, len(names)), same)
+
+    def forget(self) -> None:
+        """Trust nothing of before: the model's tensors are others now."""
+        self._stamps, self._before = {}, {}
+        self._norms.forget()
+
+    def _changed(self, tensors: Tensors) -> tuple[list[Group], tuple[str, ...]]:
+        """What to measure, and the matrices that are as they were. The same on every rank."""
+        changed = [group for group in self._live.groups if not self._frozen(group, tensors)]
+        same = {source.name for group in self._live.groups for source in group.sources}
+        same -= {source.name for group in changed for source in group.sources}
+        self._stamps = {group.tensors: stamp(group, tensors) for group in self._live.groups}
+        return changed, tuple(sorted(same))
+
+    def _frozen(self, group: Group, tensors: Tensors) -> bool:
+        return unchanged(group, tensors, self._stamps)
+
+    def _read(self, group: Group, whole: Tensors) -> Iterator[tuple[MatrixSource, list[WeightMatrix]]]:
+        checkpoint = self._live.checkpoint(group, whole)
+        for source in group.sources:
+            yield source, load(source, checkpoint)
+
+    def _numbers(self, name: str, matrices: list[WeightMatrix]) -> torch.Tensor:
+        """The columns of one matrix, (4,); of pooled slices sums, and the largest norm."""
+        parts = []
+        for index, matrix in enumerate(matrices):
+            operator, held = _operator(matrix)
+            sigma = self._norms(f"{name}@{index}" if len(matrices) > 1 else name, operator, operator.squared.device)
+            old = self._before[name][index] if name in self._before else None
+            change = _change(old, held, self._stride)
+            parts.append(torch.stack([operator.squared.float(), sigma.float(), *change]))
+        if len(parts) == 1:
+            return parts[0]
+        stacked = torch.stack(parts)  # (slices, 4)
+        total = stacked.sum(0)
+        total[1] = stacked[:, 1].max()
+        return total
+
+    def _shared(self, rows: dict[int, torch.Tensor], count: int) -> dict[torch.device, tuple[list[int], torch.Tensor]]:
+        if self._ranks.sharded:
+            device = self._ranks.device
+            values = torch.zeros(count, _COLUMNS, device=device)
+            for index, row in rows.items():
+                values[index] = row
+            return {device: (list(range(count)), self._ranks.summed(values))}
+        by_device: dict[torch.device, list[int]] = {}
+        for index, row in rows.items():
+            by_device.setdefault(row.device, []).append(index)
+        return {device: (found, torch.stack([rows[i] for i in found])) for device, found in by_device.items()}
+
+
+def stamp(group: Group, tensors: Tensors) -> tuple[Any, ...]:
+    """What changes whenever a tensor of the group is written to by an optimizer, or replaced."""
+    return tuple((id(tensors[name]), tensors[name]._version, tensors[name].requires_grad) for name in group.tensors)
+
+
+def unchanged(group: Group, tensors: Tensors, stamps: Mapping[tuple[str, ...], tuple[Any, ...]]) -> bool:
+    """Whether no tensor of the group is trained, and none was written to since its stamp was taken.
+
+    A trained tensor is not trusted: writing to `parameter.data` leaves its version as it was.
+    """
+    if any(tensors[name].requires_grad for name in group.tensors):
+        return False
+    return stamps.get(group.tensors) == stamp(group, tensors)
+
+
+def _operator(matrix: WeightMatrix) -> tuple[Operator, torch.Tensor | tuple[torch.Tensor, torch.Tensor]]:
+    factors = matrix.factors
+    if factors is not None:
+        return product(*factors), factors
+    held = dense_matrix(matrix)
+    return dense(held), held
+
+
+def dense_matrix(matrix: WeightMatrix) -> torch.Tensor:
+    """The matrix in its stored dtype; no copy where it is a whole tensor."""
+    blocks = list(matrix.row_blocks(1 << 62))
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+
+def _kept(matrix: WeightMatrix, stride: int) -> torch.Tensor:
+    factors = matrix.factors
+    rows = factors[0][::stride] @ factors[1] if factors is not None else dense_matrix(matrix)[::stride]
+    return rows.clone()
+
+
+def _change(
+    old: torch.Tensor | None, held: torch.Tensor | tuple[torch.Tensor, torch.Tensor], stride: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """‖ΔW‖² and ‖W‖² of the rows that were kept, shapes (); −1 where none were."""
+    rows = held[::stride] if isinstance(held, torch.Tensor) else held[0][::stride] @ held[1]
+    if old is None or rows.shape != old.shape:
+        none = torch.full((), -1.0, device=rows.device)
+        return none, none
+    change = torch.linalg.vector_norm(rows.float() - old.float()).square()
+    return change, torch.linalg.vector_norm(rows.float()).square()
+
+
+def _collected(
+    names: list[str], values: dict[torch.device, tuple[list[int], torch.Tensor]], unchanged: tuple[str, ...]
+) -> Pending:
+    """The numbers on their way to the CPU."""
+    events: list[Any] = []
+    landed = {device: (rows, to_host(tensor, events)) for device, (rows, tensor) in values.items()}
+    return Pending(names, landed, events, unchanged)
+
+
+def to_host(tensor: torch.Tensor, events: list[Any]) -> torch.Tensor:
+    """A copy on the CPU. From a GPU it is under way until the event that is added to `events`."""
+    if tensor.device.type != "cuda":
+        return tensor.detach().to("cpu", copy=True)
+    landed = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    landed.copy_(tensor.detach(), non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(tensor.device))
+    events.append(event)
+    return landed

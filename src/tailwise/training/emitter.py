@@ -1,0 +1,170 @@
+"""From measurements to points, sinks and alarms, on a thread of its own."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tailwise.history.point import Alarm, Point, Tempo
+from tailwise.training.faults import Faults
+from tailwise.training.ranks import Ranks
+from tailwise.training.solver import Measured, from_json, to_json
+
+if TYPE_CHECKING:
+    from tailwise.training.cheap import Pending
+    from tailwise.training.options import Rule
+    from tailwise.training.sinks import Sink
+
+#: Points that may wait for a slow sink; later ones are dropped and counted.
+WAITING = 256
+_POLL = 0.05
+
+
+@dataclass
+class CheapJob:
+    """A cheap measurement that a device may still be computing."""
+
+    step: int
+    time: float
+    pending: Pending
+    scalars: dict[str, Any]  # numbers, or tensors on their way to the CPU
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outlet:
+    """Where points go."""
+
+    run: str
+    sinks: Sequence[Sink]  # take points
+    histories: Sequence[Any]  # take alarms as well
+    rules: Sequence[Rule]
+    on_alarm: Callable[[Alarm], object] | None
+
+
+class Emitter:
+    """Writes points in the order in which their measurements end."""
+
+    def __init__(self, outlet: Outlet, ranks: Ranks, faults: Faults) -> None:
+        self._outlet, self._ranks, self._faults = outlet, ranks, faults
+        self._queue: queue.Queue[CheapJob | Measured | None] = queue.Queue(WAITING)
+        self._known: dict[Tempo, Mapping[str, dict[str, float]]] = {"cheap": {}, "full": {}}
+        self._full_notes: list[str] = []
+        self._own: list[Measured] = []  # of this rank, waiting for those of the others
+        self._theirs: dict[int, Measured] = {}
+        self._merged = 0
+        self.alarms: list[Alarm] = []
+        self.points, self.dropped, self.background = 0, 0, 0.0
+        self._thread = threading.Thread(target=self._run, name="tailwise-emitter", daemon=True)
+        self._thread.start()
+
+    def put(self, job: CheapJob | Measured) -> None:
+        """Hand over a measurement; never waits."""
+        try:
+            self._queue.put_nowait(job)
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self, timeout: float) -> None:
+        """Emit what is waiting."""
+        self._deadline = timeout
+        try:
+            self._queue.put(None, timeout=timeout)
+        except queue.Full:
+            return
+        self._thread.join(timeout + 1.0)
+
+    def _run(self) -> None:
+        while (job := self._queue.get()) is not None:
+            self._attempt("a point", self._handle, job)
+            del job
+        waiting = threading.Event()
+        for _ in range(int(self._deadline / _POLL)):
+            if not self._own:
+                return
+            waiting.wait(_POLL)  # for the other ranks
+            self._attempt("a point", self._merge)
+
+    def _handle(self, job: CheapJob | Measured) -> None:
+        if isinstance(job, CheapJob):
+            self._cheap(job)
+        elif self._ranks.sharded and self._ranks.rank != 0:
+            self.background += job.seconds
+            self._ranks.send(to_json(job))
+            return
+        else:
+            self.background += job.seconds
+            self._own.append(job)
+        self._attempt("the results of the other ranks", self._merge)
+
+    def _cheap(self, job: CheapJob) -> None:
+        layers = job.pending.result()
+        known = self._known["cheap"]
+        same = [name for name in job.pending.unchanged if name in known]
+        layers |= {name: {**known[name], "update_ratio": 0.0} for name in same}
+        self._known["cheap"] = layers
+        if self._ranks.rank != 0:
+            return
+        scalars = {name: float(value) for name, value in job.scalars.items()}
+        bad = [name for name, values in layers.items() if not all(map(math.isfinite, values.values()))]
+        notes = [*job.notes, *_listed("not finite", bad), *_listed("unchanged, reused", same)]
+        self._emit(Point(self._outlet.run, job.step, "cheap", job.time, layers, scalars, tuple(notes)))
+
+    def _merge(self) -> None:
+        """Emit full measurements of which every rank's part is there."""
+        while self._own:
+            others = range(1, self._ranks.world) if self._ranks.sharded else ()
+            for rank in others:
+                if rank not in self._theirs and (found := self._ranks.receive(rank, self._merged)) is not None:
+                    self._theirs[rank] = from_json(found)
+            if len(self._theirs) < len(others):
+                return
+            parts, self._theirs = [self._own.pop(0), *self._theirs.values()], {}
+            self._merged += 1
+            self._full(parts)
+
+    def _full(self, parts: list[Measured]) -> None:
+        first, known = parts[0], self._known["full"]
+        layers = {name: values for part in parts for name, values in part.layers.items()}
+        troubles = {name: why for part in parts for name, why in part.troubles.items()}
+        same = [name for name in first.unchanged if name in known]
+        layers |= {name: known[name] for name in same}
+        self._known["full"] = layers
+        equal = [name for part in parts for name in part.equal]
+        notes = [*(f"{name} is not measured: {why}" for name, why in troubles.items())]
+        notes += _listed("unchanged, reused", sorted([*same, *equal]))
+        if first.left:
+            notes.append(f"{first.left} matrices did not fit into one snapshot; their turn comes next")
+        if stopped := sum(part.stopped for part in parts):
+            notes.append(f"{stopped} matrices were not reached before the monitor was closed")
+        self._emit(Point(self._outlet.run, first.step, "full", first.time, layers, notes=tuple(notes)))
+
+    def _emit(self, point: Point) -> None:
+        self.points += 1
+        for index, sink in enumerate([*self._outlet.histories, *self._outlet.sinks]):
+            self._attempt(f"sink {index} ({type(sink).__name__})", sink.write, point)
+        for index, rule in enumerate(self._outlet.rules):
+            self._attempt(f"rule {index}", self._judge, rule, point)
+
+    def _judge(self, rule: Rule, point: Point) -> None:
+        for alarm in rule(point):
+            self.alarms.append(alarm)
+            for history in self._outlet.histories:
+                self._attempt("the history", history.write, alarm)
+            if self._outlet.on_alarm is not None:
+                self._attempt("on_alarm", self._outlet.on_alarm, alarm)
+
+    def _attempt(self, what: str, function: Callable[..., object], *arguments: Any) -> None:
+        try:
+            function(*arguments)
+        except Exception as error:
+            self._faults.note(what, error)
+
+
+def _listed(what: str, names: Sequence[str], most: int = 5) -> list[str]:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return [f"{what}: {', '.join(names[:most])}{more}"] if names else []

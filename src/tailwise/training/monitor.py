@@ -1,0 +1,278 @@
+"""`Monitor`: watches a model while it trains, and never blocks or stops the training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+from tailwise.audits.prepare import Selection
+from tailwise.errors import UsageError
+from tailwise.history.point import Alarm
+from tailwise.metrics.measure import selected
+from tailwise.recipe import Recipe
+from tailwise.training.emitter import CheapJob, Emitter, Outlet
+from tailwise.training.faults import Faults, logger
+from tailwise.training.live import LiveModel, Tensors
+from tailwise.training.meter import Kind, Meter, MonitorReport
+from tailwise.training.options import Settings, options_of
+from tailwise.training.ranks import Ranks
+from tailwise.training.sinks import Sink, opened
+
+if TYPE_CHECKING:
+    import torch
+
+_BUSY = "a full measurement was due while the one before was still running"
+_BUDGET = "a {kind} measurement would have cost more than max_overhead"
+
+
+class Monitor:
+    """Watches the weights of a model that is being trained.
+
+    Every `every` steps norms are measured on the device, from a few products; every `full_every` steps the weights
+    are copied to the CPU and audited on a thread of their own. Where that would take more than `max_overhead` of the
+    training's time it is left out and noted. An error in here is logged once and never reaches the training.
+
+    Parameters
+    ----------
+    model
+        The module; what torch.compile, DistributedDataParallel or FSDP2 made of it is understood.
+    every
+        Steps between cheap measurements.
+    history
+        Where points go: a `.jsonl` file, a path or URL of a history, or an object with `write(point)`.
+    on_alarm
+        Called with each alarm that a rule raises, from the monitor's thread.
+    settings
+        Fields of `tailwise.training.options.Options`.
+
+    Raises `UsageError` for wrong settings and for a model without matrices.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        every: int = 1000,
+        history: Any = None,
+        on_alarm: Callable[[Alarm], object] | None = None,
+        **settings: Unpack[Settings],
+    ) -> None:
+        if every < 1:
+            raise UsageError(f"every is {every}", fix="give one or more steps")
+        self._options = options = options_of(settings)
+        recipe = Recipe(metrics=tuple(options.metrics), estimator=options.estimator)
+        selected(recipe)
+        self.every, self.full_every = every, options.full_every or 10 * every
+        self.run = options.run or datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
+        self.step_count = options.first_step
+        self._faults, self._meter = Faults(), Meter(options.clock, options.max_overhead)
+        self._live = LiveModel(model, recipe, Selection(options.layers, options.role_names))
+        self._ranks = Ranks(self._live.tensors(), self.run)
+        self._notes: list[str] = []
+        self._off = self._closed = False
+        self._prepared, self._preparing = False, 0.0  # whether weights were kept for the next one, and the time it took
+        self._build(recipe, history, on_alarm)
+        if self._ranks.measures:
+            self._guarded(self._begin)
+        self._meter.start()
+
+    def _build(self, recipe: Recipe, history: Any, on_alarm: Callable[[Alarm], object] | None) -> None:
+        from tailwise.training.cheap import Cheap
+        from tailwise.training.snapshot import Camera
+        from tailwise.training.solver import Solver
+
+        options, ranks = self._options, self._ranks
+        self._opened: list[Any] = []
+        if not ranks.measures:
+            return
+        sinks = list(options.sinks) if ranks.rank == 0 else []
+        if ranks.rank == 0 and isinstance(history, str | Path):
+            self._opened.append(opened(history))
+        elif ranks.rank == 0 and history is not None:
+            sinks.append(history)
+        for sink in sinks:
+            if not isinstance(sink, Sink):
+                raise UsageError(f"{type(sink).__name__} takes no points", fix="give a path, a URL or a write(point)")
+        outlet = Outlet(self.run, sinks, self._opened, options.rules, on_alarm)
+        self._emitter = Emitter(outlet, ranks, self._faults)
+        self._cheap = Cheap(self._live, ranks, self._faults)
+        self._camera = Camera(self._live, ranks, self._faults, options.snapshot_bytes)
+        self._solver = None if options.full == "off" else Solver(self._live, recipe, options.full, self._emitter.put)
+
+    def step(self, *, step: int | None = None, loss: Any = None, **scalars: Any) -> None:
+        """Say that the optimizer made a step; returns at once unless a measurement is due.
+
+        `step` is the number of the step where the training counts them itself. `loss` and other `scalars` (numbers or
+        tensors of one entry) go into the point that is due; a tensor is not waited for.
+        """
+        before, self.step_count = self.step_count, self.step_count + 1 if step is None else step
+        self._meter.steps += 1
+        if self._off or self._closed or not self._ranks.measures:
+            return
+        now, every = self.step_count, self.every
+        if now // every > before // every:
+            full = now // self.full_every > before // self.full_every
+            self._guarded(self._due, scalars if loss is None else {"loss": loss, **scalars}, full)
+        elif (now + 1) // every > now // every:
+            self._guarded(self._prepare)
+
+    @property
+    def alarms(self) -> Sequence[Alarm]:
+        """The alarms so far."""
+        return tuple(self._emitter.alarms) if self._ranks.measures else ()
+
+    def report(self) -> MonitorReport:
+        """What was measured, and what it cost."""
+        meter, emitter = self._meter, self._emitter if self._ranks.measures else None
+        skipped = dict(meter.skipped)
+        if emitter is not None and emitter.dropped:
+            skipped["a point was dropped, since the sinks are slower than the measurements"] = emitter.dropped
+        return MonitorReport(
+            steps=meter.steps,
+            seconds=meter.seconds,
+            spent=meter.spent,
+            setup=meter.setup,
+            background=emitter.background if emitter is not None else 0.0,
+            points=emitter.points if emitter is not None else 0,
+            cheap=meter.taken["cheap"],
+            full=meter.taken["full"],
+            skipped=skipped,
+            errors=self._faults.texts,
+            alarms=len(self.alarms),
+        )
+
+    def close(self, timeout: float = 60.0) -> None:
+        """Emit what is under way, and let the model go.
+
+        A full measurement that takes longer than `timeout` seconds ends at its next matrix, and what there is of it is
+        emitted. Closing twice is allowed.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if self._ranks.measures:
+            if self._solver is not None:
+                self._solver.close(timeout)
+            self._emitter.close(timeout)
+        for sink in self._opened:
+            try:
+                sink.close()
+            except Exception as error:
+                self._faults.note("closing a sink", error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _guarded(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call it outside autocast and gradients; time it, and let nothing out."""
+        import torch
+
+        began = self._meter.clock()
+        try:
+            device = next(iter(self._live.module.parameters()), torch.empty(0)).device.type
+            with torch.no_grad(), torch.autocast(device, enabled=False):
+                function(*arguments)
+        except Exception as error:
+            self._faults.note(function.__name__.strip("_"), error)
+            # Another rank may be waiting: all of them stop together at the next vote.
+            self._broken = self._ranks.sharded
+        finally:
+            self._meter.spent += self._meter.clock() - began
+
+    _broken = False
+
+    def _vote(self, *votes: bool) -> tuple[bool, ...]:
+        """What all ranks agree on. Where one is broken, nothing; sharded ones then stop watching for good."""
+        *agreed, sound = self._ranks.agree(*votes, not self._broken, token=self._live.token)
+        self._off, self._broken = self._ranks.sharded and not sound, False
+        if self._off:
+            logger.error("the ranks hold different matrices, or one failed: the monitor is off; the training goes on")
+        return tuple(vote and sound for vote in agreed)
+
+    def _begin(self) -> None:
+        tensors = self._tensors()
+        (sound,) = self._vote(True)
+        if sound and self._options.at_start:
+            self._measure(tensors, {}, True)
+        if sound and self.every == 1:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """One step ahead of a measurement: keep rows of the weights."""
+        tensors = self._tensors()
+        (self._prepared,) = self._vote(self._meter.allows("cheap"))
+        if self._prepared:
+            began = self._meter.clock()
+            self._cheap.remember(tensors)
+            self._preparing = self._meter.clock() - began
+
+    def _due(self, scalars: dict[str, Any], full: bool) -> None:
+        prepared, self._prepared, tensors = self._prepared, False, self._tensors()
+        (allowed,) = self._vote(prepared or self._meter.allows("cheap"))
+        if not allowed:
+            self._skip(_BUDGET.format(kind="cheap"))
+            return
+        self._measure(tensors, scalars, full)
+        if self.every == 1:
+            self._prepare()
+
+    def _measure(self, tensors: Tensors, scalars: dict[str, Any], full: bool) -> None:
+        if full and self._solver is not None:
+            self._take_full(tensors)
+        began, now = self._meter.clock(), time.time()
+        pending = self._cheap.measure(tensors)
+        values = {name: _taken(value, pending.events) for name, value in scalars.items()}
+        notes, self._notes = tuple(self._notes), []
+        values["monitor_overhead"] = self._meter.overhead
+        self._emitter.put(CheapJob(self.step_count, now, pending, values, notes))
+        self._meter.took("cheap", self._preparing + self._meter.clock() - began)
+
+    def _take_full(self, tensors: Tensors) -> None:
+        assert self._solver is not None  # noqa: S101 - asked before
+        free, allowed = self._vote(not self._solver.busy, self._allows_full())
+        if not (free and allowed):
+            self._skip(_BUSY if not free else _BUDGET.format(kind="full"))
+            return
+        began = self._meter.clock()
+        self._solver.submit(self._camera.take(tensors, self.step_count, time.time()))
+        self._meter.took("full", self._meter.clock() - began)
+
+    def _allows_full(self) -> bool:
+        first: Kind = "full"
+        return self._meter.taken[first] == 0 or self._meter.allows(first)
+
+    def _skip(self, reason: str) -> None:
+        self._meter.skip(reason)
+        self._notes.append(f"step {self.step_count}: {reason}")
+
+    def _tensors(self) -> Tensors:
+        """The weights as they are now. Never raises: the other ranks wait for this one's vote."""
+        try:
+            tensors, notes = self._live.refresh()
+        except Exception as error:
+            self._faults.note("reading the model", error)
+            self._broken = True
+            return {}
+        if notes:
+            self._notes += notes
+            self._cheap.forget()
+            self._camera.forget()
+        return tensors
+
+
+def _taken(value: Any, events: list[Any]) -> Any:
+    """A number, or a tensor of one entry on its way to the CPU."""
+    if hasattr(value, "detach"):
+        from tailwise.training.cheap import to_host
+
+        return to_host(value, events)
+    return value

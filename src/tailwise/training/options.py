@@ -1,0 +1,86 @@
+"""What a monitor can be told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from tailwise.errors import UsageError, unknown_name
+from tailwise.history.point import Alarm, Point
+
+if TYPE_CHECKING:
+    from tailwise.training.sinks import Sink
+
+Rule = Callable[[Point], Sequence[Alarm]]
+FullTempo = Literal["audit", "lanczos", "off"]
+
+#: Metrics of a full measurement: those that alarms read, and none that needs noise of the same shape.
+METRICS = (
+    "alpha", "alpha_sigma", "alpha_hill", "alpha_hill_sigma", "ks_distance", "num_pl_spikes", "lambda_min",
+    "lambda_max", "log_norm", "log_spectral_norm", "alpha_weighted", "stable_rank", "matrix_rank", "rank_loss",
+    "effective_rank", "matrix_entropy", "singular_entropy",
+)  # fmt: skip
+
+
+class Settings(TypedDict, total=False):
+    """Fields of `Options`."""
+
+    full_every: int | None
+    full: FullTempo
+    max_overhead: float
+    rules: Sequence[Rule]
+    sinks: Sequence[Sink]
+    run: str
+    layers: str | None
+    roles: str | Iterable[str]
+    metrics: Sequence[str]
+    estimator: str
+    at_start: bool
+    first_step: int
+    snapshot_bytes: int
+    clock: Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a monitor measures, and where to."""
+
+    full_every: int | None = None  # steps between full measurements; None: ten times `every`
+    full: FullTempo = "audit"  # every eigenvalue, estimates by Lanczos, or none
+    max_overhead: float = 0.02  # share of the training thread's time that measuring may take; 1: all it needs
+    rules: Sequence[Rule] = ()  # each is called with every point and returns alarms
+    sinks: Sequence[Sink] = ()  # beside `history`
+    run: str = ""  # name of the run; empty: the time at which it began
+    layers: str | None = None  # only matrices whose name matches
+    roles: str | Iterable[str] = ()  # only matrices of these roles
+    metrics: Sequence[str] = METRICS  # of a full measurement, as of an audit
+    estimator: str = "ks"  # of alpha
+    at_start: bool = True  # measure before the first step as well
+    first_step: int = 0  # of a run that goes on
+    snapshot_bytes: int = 8 << 30  # weights copied at once; a larger model is taken in turns
+    clock: Callable[[], float] = time.perf_counter
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.max_overhead <= 1.0:
+            raise UsageError(f"max_overhead is {self.max_overhead}", fix="give a share in (0, 1], e.g. 0.02")
+        if self.full not in ("audit", "lanczos", "off"):
+            raise UsageError(f"full is {self.full!r}", fix="choose audit, lanczos or off")
+        if self.full_every is not None and self.full_every < 1:
+            raise UsageError(f"full_every is {self.full_every}", fix="give one or more")
+
+    @property
+    def role_names(self) -> tuple[str, ...]:
+        """`roles` as a tuple."""
+        return (self.roles,) if isinstance(self.roles, str) else tuple(self.roles)
+
+
+def options_of(settings: Settings) -> Options:
+    """The options; `UsageError` with near names for one that does not exist."""
+    known = {item.name for item in fields(Options)}
+    for name in settings:
+        if name not in known:
+            raise unknown_name("setting", name, known)
+    taken: dict[str, Any] = dict(settings)
+    return Options(**taken)

@@ -1,0 +1,301 @@
+"""The contract: what is measured and when, and that a training is neither held up nor stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import types
+
+import pytest
+import torch
+
+import tailwise as tw
+from tailwise.history.point import Alarm
+from tailwise.training.options import METRICS
+
+
+def test_cheap_and_full_points_come_at_their_steps(model, kept, train, clock):
+    with tw.Monitor(model, every=5, full_every=10, sinks=[kept], clock=clock) as monitor:
+        train(model, monitor, 9, clock)
+        monitor._solver.close(60)  # the full measurement of the start has ended
+    assert [point.step for point in kept.of("cheap")] == [0, 5]
+    assert [point.step for point in kept.of("full")] == [0]
+    assert {point.run for point in kept.points} == {monitor.run}
+
+
+def test_a_full_point_has_the_numbers_of_an_audit(model, kept):
+    with tw.Monitor(model, sinks=[kept]):
+        pass
+    audit = tw.audit(model, metrics=METRICS, use_cache=False)
+    (point,) = kept.of("full")
+    assert set(point.layers) == {"0", "2"}
+    for layer in audit:
+        expected = {name: value for name, value in layer.row.metrics.items() if value is not None}
+        assert point.layers[layer.row.name] == pytest.approx(expected, rel=1e-9)
+
+
+def test_cheap_numbers_agree_with_the_matrix(model, kept, train, clock):
+    with tw.Monitor(model, every=2, full="off", sinks=[kept], clock=clock) as monitor:
+        train(model, monitor, 7, clock)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        train(model, monitor, 1, clock)
+    last = kept.points[-1]
+    assert last.step == 8
+    for name in ("0", "2"):
+        W, old = model.get_parameter(f"{name}.weight").detach(), before[f"{name}.weight"]
+        sigma = torch.linalg.svdvals(W)
+        assert last.layers[name]["frobenius_norm"] == pytest.approx(float(W.norm()), rel=1e-5)
+        assert last.layers[name]["spectral_norm"] == pytest.approx(float(sigma[0]), rel=5e-3)
+        assert last.layers[name]["spectral_norm"] <= float(sigma[0]) * (1 + 1e-5)
+        assert last.layers[name]["stable_rank"] == pytest.approx(float((sigma**2).sum() / sigma[0] ** 2), rel=1e-2)
+        assert last.layers[name]["update_ratio"] == pytest.approx(float((W - old).norm() / W.norm()), rel=1e-4)
+
+
+def test_the_loss_of_the_step_is_in_the_point_and_is_not_waited_for(model, kept, train, clock):
+    with tw.Monitor(model, every=3, full="off", sinks=[kept], clock=clock) as monitor:
+        loss = train(model, monitor, 3, clock)
+    assert kept.points[-1].scalars["loss"] == pytest.approx(float(loss))
+    assert "monitor_overhead" in kept.points[-1].scalars
+
+
+def test_a_run_that_goes_on_counts_from_where_it_was(model, kept, clock):
+    with tw.Monitor(model, every=100, full="off", sinks=[kept], first_step=250, clock=clock) as monitor:
+        clock.now = 1000.0
+        monitor.step(step=299)
+        monitor.step(step=300)
+    assert [point.step for point in kept.points] == [250, 300]
+
+
+def test_history_is_a_file_of_json_lines_where_its_name_says_so(model, tmp_path):
+    path = tmp_path / "runs" / "a.jsonl"
+    with tw.Monitor(model, history=path, run="a"):
+        pass
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {(line["tempo"], line["run"], line["step"]) for line in lines} == {("cheap", "a", 0), ("full", "a", 0)}
+
+
+def test_any_other_name_is_opened_as_a_history_and_closed_again(model, kept, monkeypatch):
+    store = types.ModuleType("tailwise.history.queued")
+    opened, closed = [], threading.Event()
+    kept.close = closed.set
+    store.open_writer = lambda uri: opened.append(uri) or kept
+    monkeypatch.setitem(sys.modules, "tailwise.history.queued", store)
+    alarm = Alarm("run", 0, 0.0, "TW499", "note", "a point came")
+    with tw.Monitor(model, history="runs.db", full="off", rules=[lambda point: [alarm]]):
+        pass
+    assert opened == ["runs.db"]
+    assert [type(item).__name__ for item in kept.points] == ["Point", "Alarm"]
+    assert closed.is_set()
+
+
+def test_what_takes_no_points_is_a_usage_error(model):
+    with pytest.raises(tw.UsageError, match="takes no points"):
+        tw.Monitor(model, history=7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"evry": 3}, "did you mean every|no setting"),
+        ({"every": 0}, "every is 0"),
+        ({"full": "quick"}, "full is 'quick'"),
+        ({"max_overhead": 0.0}, "max_overhead"),
+        ({"full_every": 0}, "full_every"),
+        ({"metrics": ["alhpa"]}, "no metric named 'alhpa'"),
+        ({"layers": "nowhere"}, "no matrix to watch"),
+    ],
+)
+def test_wrong_settings_are_usage_errors(model, settings, message):
+    with pytest.raises(tw.UsageError, match=message):
+        tw.Monitor(model, **settings)
+
+
+def test_a_measurement_that_costs_too_much_is_skipped_and_noted(model, kept, train, clock, monkeypatch):
+    monitor = tw.Monitor(model, every=10, full="off", sinks=[kept], clock=clock, max_overhead=0.1)
+    measure = monitor._cheap.measure
+
+    def slow(tensors):
+        clock.now += 3.0
+        return measure(tensors)
+
+    monkeypatch.setattr(monitor._cheap, "measure", slow)
+    with monitor:
+        train(model, monitor, 60, clock)
+    # 3 s are 10 % of 30 s: after the first that was not foreseen, each has to wait until they are.
+    assert [point.step for point in kept.points] == [0, 10, 60]
+    assert "more than max_overhead" in kept.points[-1].notes[0]
+    report = monitor.report()
+    assert report.overhead == pytest.approx(6.0 / 66.0)
+    assert sum(report.skipped.values()) == 4
+    assert "skipped 4×" in str(report)
+
+
+def test_a_full_measurement_that_is_due_while_one_runs_is_skipped_and_noted(model, kept, train, clock, monkeypatch):
+    monitor = tw.Monitor(model, every=5, full_every=5, sinks=[kept], clock=clock, at_start=False)
+    running, go = threading.Event(), threading.Event()
+    measured = monitor._solver._measured
+
+    def held(job):
+        running.set()
+        assert go.wait(600)
+        return measured(job)
+
+    monkeypatch.setattr(monitor._solver, "_measured", held)
+    with monitor:
+        train(model, monitor, 5, clock)
+        assert running.wait(600)
+        train(model, monitor, 10, clock)
+        go.set()
+    assert [point.step for point in kept.of("full")] == [5]
+    assert [len(point.notes) for point in kept.of("cheap")] == [0, 1, 1]
+    assert "still running" in kept.of("cheap")[1].notes[0]
+    assert monitor.report().full == 1
+
+
+def test_an_error_inside_is_logged_once_and_the_training_goes_on(model, kept, train, clock, monkeypatch, caplog):
+    monitor = tw.Monitor(model, every=1, full="off", sinks=[kept], clock=clock, at_start=False)
+
+    def broken(tensors):
+        raise ValueError("broken")
+
+    monkeypatch.setattr(monitor._cheap, "measure", broken)
+    with caplog.at_level(logging.ERROR, "tailwise.monitor"), monitor:
+        train(model, monitor, 4, clock)
+    assert len(caplog.records) == 1
+    assert "broken" in caplog.text
+    assert "4×" in monitor.report().errors[0]
+
+
+def test_a_sink_that_fails_is_logged_once_and_harms_no_other(model, kept, train, clock, caplog):
+    caplog.set_level(logging.ERROR, "tailwise.monitor")
+
+    class Broken:
+        def write(self, point):
+            raise OSError("disk full")
+
+    with tw.Monitor(model, every=1, full="off", sinks=[Broken(), kept], clock=clock) as monitor:
+        train(model, monitor, 3, clock)
+    assert len(caplog.records) == 1
+    assert len(kept.points) == 4
+
+
+def test_a_rule_sees_every_point_and_its_alarms_are_handed_on(model, kept, train, clock):
+    heard = []
+
+    def rule(point):
+        if point.step < 2:
+            return []
+        return [Alarm(point.run, point.step, point.time, "TW499", "note", "two steps are done")]
+
+    def deaf(point):
+        raise RuntimeError("a rule that fails")
+
+    with tw.Monitor(
+        model, every=1, full="off", sinks=[kept], rules=[deaf, rule], on_alarm=heard.append, clock=clock
+    ) as monitor:
+        train(model, monitor, 3, clock)
+    assert [alarm.step for alarm in heard] == [2, 3]
+    assert tuple(heard) == monitor.alarms
+    assert monitor.report().alarms == 2
+
+
+def test_closing_twice_and_stepping_afterwards_do_nothing(model, kept, train, clock):
+    monitor = tw.Monitor(model, every=1, full="off", sinks=[kept], clock=clock)
+    monitor.close()
+    monitor.close()
+    train(model, monitor, 2, clock)
+    assert len(kept.points) == 1
+
+
+def test_closing_does_not_wait_for_a_long_measurement(model, kept, clock):
+    monitor = tw.Monitor(model, sinks=[kept], clock=clock)
+    monitor._solver.stop.set()
+    monitor.close(timeout=5.0)
+    stopped = [note for point in kept.of("full") for note in point.notes if "not reached" in note]
+    assert stopped or set(kept.of("full")[0].layers) == {"0", "2"}
+
+
+def test_a_model_that_does_not_fit_into_a_snapshot_is_taken_in_turns(model, kept, train, clock):
+    largest = model[0].weight.numel() * 4
+    monitor = tw.Monitor(model, every=1, full_every=1, sinks=[kept], clock=clock, snapshot_bytes=largest)
+    with monitor:
+        for _ in range(3):
+            _until_idle(monitor)
+            train(model, monitor, 1, clock)
+    assert [set(point.layers) for point in kept.of("full")] == [{"0"}, {"2"}, {"0"}, {"2"}]
+    assert "turn comes next" in kept.of("full")[0].notes[0]
+
+
+def test_points_that_the_sinks_are_too_slow_for_are_dropped_and_counted(model, clock, train, monkeypatch):
+    monkeypatch.setattr("tailwise.training.emitter.WAITING", 1)
+    writing, go = threading.Event(), threading.Event()
+
+    class Slow:
+        def write(self, point):
+            writing.set()
+            assert go.wait(600)
+
+    with tw.Monitor(model, every=1, full="off", sinks=[Slow()], clock=clock) as monitor:
+        assert writing.wait(600)
+        train(model, monitor, 4, clock)
+        go.set()
+    assert monitor.report().skipped == {"a point was dropped, since the sinks are slower than the measurements": 3}
+
+
+def test_a_snapshot_that_cannot_be_measured_at_all_is_noted(model, kept, train, clock, monkeypatch):
+    monitor = tw.Monitor(model, every=5, full_every=5, sinks=[kept], clock=clock, at_start=False)
+
+    def broken(job):
+        raise MemoryError
+
+    monkeypatch.setattr(monitor._solver, "_measured", broken)
+    with monitor:
+        train(model, monitor, 5, clock)
+    assert kept.of("full")[0].layers == {}
+    assert "out of memory" in kept.of("full")[0].notes[0]
+
+
+def test_estimates_by_lanczos_take_the_place_of_the_audit(model, kept):
+    with tw.Monitor(model, full="lanczos", sinks=[kept]):
+        pass
+    (point,) = kept.of("full")
+    layer, exact = point.layers["0"], tw.audit(model, use_cache=False)["0"]
+    assert layer["singular_entropy_low"] <= exact.singular_entropy <= layer["singular_entropy_high"]
+    assert layer["stable_rank"] == pytest.approx(exact.stable_rank, rel=1e-4)
+
+
+def test_the_number_of_blas_threads_of_the_training_stays(model):
+    before = torch.get_num_threads()
+    with tw.Monitor(model):
+        assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == before
+
+
+def test_two_processes_may_append_to_one_file(tmp_path):
+    from tailwise.history.point import Point
+    from tailwise.training.sinks import JsonLines
+
+    sinks = [JsonLines(tmp_path / "a.jsonl") for _ in range(2)]
+    layers = {f"layer{i}": {"alpha": 2.0} for i in range(500)}
+
+    def write(sink):
+        for step in range(50):
+            sink.write(Point("run", step, "cheap", 0.0, layers))
+
+    threads = [threading.Thread(target=write, args=(sink,)) for sink in sinks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for sink in sinks:
+        sink.close()
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert len(lines) == 100
+    assert {len(line["layers"]) for line in lines} == {500}
+
+
+def _until_idle(monitor):
+    with monitor._solver._wake:
+        assert monitor._solver._wake.wait_for(lambda: monitor._solver._job is None, 600)

@@ -1,0 +1,91 @@
+"""Two processes that train one model, over gloo."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import tailwise as tw
+
+KINDS = ("ddp", "fsdp", "fsdp-partly", "fsdp-blind", "fsdp-stages")
+SCRIPT = Path(__file__).with_name("distributed_run.py")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder for each kind of run, all of which one pair of processes made."""
+    folder = tmp_path_factory.mktemp("ranks")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(folder), str(rank), "2", *KINDS],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [rank.communicate(timeout=900)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
+    return folder
+
+
+def run_of(folder: Path):
+    """The points that were written, and each rank's report."""
+    points = [json.loads(line) for line in (folder / "points.jsonl").read_text().splitlines()]
+    return points, [json.loads((folder / f"report{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_rank_0_emits_points_of_the_whole_model(kind, trained):
+    points, reports = run_of(trained / kind)
+    assert [report["errors"] for report in reports] == [[], []]
+    assert reports[1]["points"] == 0
+    assert sorted((point["tempo"], point["step"]) for point in points if point["tempo"] == "cheap") == [
+        ("cheap", step) for step in (0, 2, 4, 6, 8)
+    ]
+    assert {0, 4} <= {point["step"] for point in points if point["tempo"] == "full"}
+    assert all(set(point["layers"]) == {"0", "2", "4"} for point in points)
+    weights = torch.load(trained / kind / "weights.pt")
+    last = next(point for point in points if point["tempo"] == "cheap" and point["step"] == 8)
+    for name in ("0", "2", "4"):
+        W, old = weights["after"][f"{name}.weight"], weights["before"][f"{name}.weight"]
+        assert last["layers"][name]["frobenius_norm"] == pytest.approx(float(W.norm()), rel=1e-5)
+        assert last["layers"][name]["update_ratio"] == pytest.approx(float((W - old).norm() / W.norm()), rel=1e-4)
+    full = [point for point in points if point["tempo"] == "full"][-1]
+    if full["step"] == 8:
+        audit = tw.audit({name: W.numpy() for name, W in weights["after"].items()}, use_cache=False)
+        for name in ("0", "2", "4"):
+            assert full["layers"][name]["alpha"] == pytest.approx(audit[name].alpha, rel=1e-6)
+
+
+def test_a_matrix_that_one_rank_cannot_measure_costs_no_other(trained):
+    points, reports = run_of(trained / "fsdp-partly")
+    assert reports[0]["errors"] == []
+    assert all("broken on one rank" in error for error in reports[1]["errors"])
+    last = next(point for point in points if point["tempo"] == "cheap" and point["step"] == 8)
+    norms = {name: values["frobenius_norm"] for name, values in last["layers"].items()}
+    assert None in norms.values()
+    assert any(norms.values())
+    assert "not finite" in last["notes"][0]
+
+
+def test_where_one_rank_cannot_read_the_model_all_stop_watching_and_the_training_ends(trained):
+    points, reports = run_of(trained / "fsdp-blind")
+    assert reports[0]["errors"] == []
+    assert "broken on one rank" in reports[1]["errors"][0]
+    assert {point["step"] for point in points} == {0}
+
+
+def test_ranks_with_different_matrices_stop_watching_before_they_gather_any(trained):
+    points, reports = run_of(trained / "fsdp-stages")
+    assert points == []
+    assert [report["errors"] for report in reports] == [[], []]
