@@ -43,7 +43,7 @@ class Alarm:
     run: str
     step: int  # at which it was noticed
     time: float
-    rule: str  # code, such as TW401
+    rule: str  # code, such as TW701
     severity: Severity
     title: str  # one line
     layers: tuple[str, ...] = ()  # full names; empty: the whole model
