@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tailwise.remedies.clipping import AdaptiveClip
     from tailwise.remedies.curriculum import CurriculumSampler
     from tailwise.remedies.difficulty import loss_difficulty, token_rarity
-    from tailwise.remedies.matrices import matrices
+    from tailwise.remedies.matrices import linear_matrices
     from tailwise.remedies.placement import check_pre_norm, scale_residual_branches
     from tailwise.remedies.reinitialize import reinitialize_dead_layers
     from tailwise.remedies.spectral import SpectralPenalty, spectral_penalty
@@ -36,7 +36,7 @@ _HOMES = {
     "layerwise_weight_decay": "balance",
     "linear_factors": "balance",
     "loss_difficulty": "difficulty",
-    "matrices": "matrices",
+    "linear_matrices": "matrices",
     "reinitialize_dead_layers": "reinitialize",
     "scale_residual_branches": "placement",
     "spectral_penalty": "spectral",
@@ -45,7 +45,7 @@ _HOMES = {
 
 __all__ = [
     "AdaptiveClip", "Balance", "BalanceOptions", "CurriculumSampler", "SpectralPenalty", "check_pre_norm",
-    "layerwise_learning_rates", "layerwise_weight_decay", "linear_factors", "loss_difficulty", "matrices",
+    "layerwise_learning_rates", "layerwise_weight_decay", "linear_factors", "linear_matrices", "loss_difficulty",
     "reinitialize_dead_layers", "scale_residual_branches", "spectral_penalty", "token_rarity",
 ]  # fmt: skip
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from tailwise.errors import UsageError, unknown_name
 from tailwise.remedies.groups import scaler_of
-from tailwise.remedies.matrices import exponent, matrices, role_of
+from tailwise.remedies.matrices import exponent, linear_matrices, role_of
 from tailwise.spectrum.power_law import ESTIMATORS
 
 
@@ -66,7 +66,7 @@ class Balance:
         self.factors: dict[str, float] = {}
         self.steps = 0
         self._bounds, self._model = bounds, model
-        self._matrices = matrices(model, options.min_evals)
+        self._matrices = linear_matrices(model, options.min_evals)
         self._scaler = scaler_of(optimizer)
         if setting in self._scaler.before:
             raise UsageError(f"the {setting} of this optimizer is balanced already", fix="call remove() on the first")

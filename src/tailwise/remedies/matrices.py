@@ -16,7 +16,7 @@ from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
 OUTSIDE = frozenset({"embed", "pos_embed", "lm_head", "classifier"})
 
 
-def matrices(model: nn.Module, min_evals: int = 16) -> dict[str, nn.Parameter]:
+def linear_matrices(model: nn.Module, min_evals: int = 16) -> dict[str, nn.Parameter]:
     """The weights of linear layers by the name that an audit gives them, each once.
 
     Left out: embeddings, heads, whatever is tied to them, norms, convolutions, stacked experts, and matrices with

@@ -11,7 +11,7 @@ from torch import nn
 
 from tailwise.checkpoints.blocks import number_blocks
 from tailwise.errors import UsageError
-from tailwise.remedies.matrices import matrices, role_of
+from tailwise.remedies.matrices import linear_matrices, role_of
 
 #: Roles whose output is added to the residual stream.
 BRANCHES = frozenset({"attn_o", "mlp_down", "expert_down", "shared_down", "ssm_out", "rwkv_o", "rwkv_ffn_v"})
@@ -29,7 +29,7 @@ def scale_residual_branches(model: nn.Module, factor: float | None = None) -> di
     Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners, §2.3; Shoeybi et al. 2019,
     Megatron-LM, arXiv:1909.08053.
     """
-    found = {name: weight for name, weight in matrices(model, 1).items() if role_of(name, model) in BRANCHES}
+    found = {name: weight for name, weight in linear_matrices(model, 1).items() if role_of(name, model) in BRANCHES}
     blocks = set(number_blocks(found).values())
     if not blocks:
         raise UsageError("no output projection inside a numbered block was found", fix="scale the weights by hand")
@@ -60,7 +60,7 @@ def check_pre_norm(model: nn.Module, *inputs: Any, **named: Any) -> dict[str, Pl
         inner.register_forward_hook(note(name, _is_norm(inner)))
         for name, block in _blocks(model)
         for inner in block.modules()
-        if _is_norm(inner) or (getattr(inner, "weight", None) is not None and inner.weight.ndim == 2)
+        if _is_norm(inner) or any(parameter.ndim == 2 for parameter in inner.parameters(recurse=False))
     ]
     training = model.training
     try:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tailwise.errors import unknown_name
-from tailwise.remedies.matrices import matrices
+from tailwise.remedies.matrices import linear_matrices
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def reinitialize_dead_layers(
     Source: Lu et al. 2020, Dying ReLU and Initialization, arXiv:1903.06733; Dohare et al. 2024, Loss of Plasticity in
     Deep Continual Learning, Nature 632:768 (re-initialising units keeps networks able to learn).
     """
-    found = matrices(model, 1)
+    found = linear_matrices(model, 1)
     wanted = None if layers is None else set(layers)
     for name in wanted or ():
         if name not in found:

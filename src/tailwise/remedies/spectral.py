@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tailwise.errors import UsageError
-from tailwise.remedies.matrices import matrices
+from tailwise.remedies.matrices import linear_matrices
 
 _COLD = 12  # iterations the first time, when the directions are random
 
@@ -84,4 +84,4 @@ def spectral_penalty(
     Source: Yoshida & Miyato 2017, Spectral Norm Regularization for Improving the Generalizability of Deep Learning,
     arXiv:1705.10941, eq. 3 and algorithm 1.
     """
-    return SpectralPenalty(layers if layers is not None else matrices(model), k, iterations)
+    return SpectralPenalty(layers if layers is not None else linear_matrices(model), k, iterations)
