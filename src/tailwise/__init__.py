@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tailwise import remedies
+    from tailwise import remedies as remedies
     from tailwise.audits.audit import Audit, Layer, LayerRow
     from tailwise.audits.prepare import Prepared, prepare
     from tailwise.audits.run import audit

@@ -27,15 +27,15 @@ def began(track: Track, shape: Shape = "jump") -> int | None:
     reach = _RECENT if shape == "jump" else len(track)
     steps = np.asarray(track.steps, dtype=float)[-reach:]
     values = np.asarray(track.values, dtype=float)[-reach:]
-    scatter = float(values.std()) if len(values) >= _FEWEST else 0.0
-    if scatter == 0.0 or not np.isfinite(scatter):
+    if len(values) < _FEWEST or np.ptp(values) == 0.0:
         return None
+    values = values / np.abs(values).max()  # the squares of very large values would overflow
     try:
         import ruptures
     except ImportError:
         jumps = [abs(after - before) for before, after in pairwise(values)]
         return int(steps[int(np.argmax(jumps)) + 1])
-    signal = (values - values.mean()) / scatter
+    signal = (values - values.mean()) / max(float(values.std()), 1e-12)
     if shape == "slope":
         signal = np.column_stack([signal, (steps - steps[0]) / (steps[-1] - steps[0]), np.ones_like(signal)])
     return int(steps[_split(ruptures, signal, shape)])
