@@ -10,7 +10,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -192,14 +192,20 @@ def kept(folder: Path, condition: Condition, seed: int, arm: tuple[str, Arm] | N
         print(f"{label}, seed {seed}: held-out loss {found['held_out_loss']:.4f}, {found['seconds']:.0f} s, of them "
               f"{run.spent:.0f} s for points", flush=True)  # fmt: skip
     found = json.loads(path.read_text())
-    found["points"] = [_point(item) for item in found["points"]]
+    found["points"] = [point for item in found["points"] for point in _points(item)]
     return found
 
 
-def _point(item: dict[str, Any]) -> Point:
-    def numbers(values: dict[str, float | None]) -> dict[str, float]:
-        return {key: math.nan if value is None else value for key, value in values.items()}
+def _points(item: dict[str, Any]) -> Iterator[Point]:
+    """What was measured at a step as the monitor gives it: the loss and cheap numbers, and spectra after them."""
+    run, step, layers = item["run"], item["step"], item["layers"]
+    if step % CHEAP == 0:
+        cheap = {name: _numbers(values, lambda key: key not in FULL_METRICS[:-1]) for name, values in layers.items()}
+        yield Point(run, step, "cheap", 0.0, cheap, _numbers(item["scalars"], lambda _: True))
+    if step % FULL == 0:
+        yield Point(run, step, "full", 0.0,
+                    {name: _numbers(values, FULL_METRICS.__contains__) for name, values in layers.items()})  # fmt: skip
 
-    layers = {name: numbers(values) for name, values in item["layers"].items()}
-    notes = tuple(item["notes"])
-    return Point(item["run"], item["step"], item["tempo"], item["time"], layers, numbers(item["scalars"]), notes)
+
+def _numbers(values: dict[str, float | None], wanted: Callable[[str], bool]) -> dict[str, float]:
+    return {key: math.nan if value is None else value for key, value in values.items() if wanted(key)}

@@ -51,6 +51,7 @@ def test_a_track_keeps_the_last_points_and_goes_back_with_the_run():
     assert len(made) == HISTORY
     assert made.last == 99
     assert made.ago(3) == 96
+    made.rewind(970)
     made.add(970, -1.0)
     assert list(made.steps)[-2:] == [960, 970]
     assert made.ago(10**6) == made.values[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from alarm_points import LAYERS, healthy, healthy_run, loss, point
@@ -94,7 +95,7 @@ def test_a_held_out_loss_that_rises_while_training_goes_on_is_over_fitting():
 @pytest.mark.parametrize(("changes", "named"), [
     ({ONE: {"spectral_norm": math.nan}}, {}),
     ({ONE: {"frobenius": math.inf}}, {}),
-    ({}, {"notes": (f"{ONE}: not finite (3 NaN)",)}),
+    ({}, {"notes": (f"{ONE} is not measured: 3 NaN and 0 Inf, the first at row 1",)}),
 ])  # fmt: skip
 def test_layers_that_are_not_finite_are_an_error(changes, named):
     (found,) = only(sick(changes, start=250, **named), "TW701")
@@ -169,6 +170,24 @@ def test_runs_are_kept_apart():
     assert alarms.active("sick") == [("TW704", ONE)]
 
 
+def test_a_full_point_that_comes_late_does_not_send_the_run_back():
+    cheap, full = [], []
+    for one in sick({ONE: {"stable_rank": 4.0}}):
+        full.append(one)
+        cheap.append(replace(one, tempo="cheap"))
+    # Each spectrum is ready two points late.
+    mixed = [one for pair in zip(cheap[2:], full, strict=False) for one in pair]
+    (found,) = only([*cheap[:2], *mixed], "TW706")
+    assert (found.step, found.layers) == (200, (ONE,))
+
+
+def test_the_two_tempos_share_one_alarm():
+    alarms = Alarms()
+    points = sick({ONE: {"stable_rank": 4.0}})
+    both = [alarm for one in points for tempo in ("cheap", "full") for alarm in alarms.see(replace(one, tempo=tempo))]
+    assert len(both) == 1
+
+
 def test_one_by_one_and_in_one_call_are_the_same():
     points = sick({ONE: {"stable_rank": 4.0, "update_ratio": 0.3}})
     alarms = Alarms()
@@ -203,7 +222,7 @@ def test_cheap_points_are_judged_by_the_rules_that_can_look():
 def test_norms_of_an_audit_serve_as_those_of_the_monitor():
     def audited(one):
         layers = {
-            name: {"log_spectral_norm": 2 * math.log10(v["spectral_norm"]), "log_norm": 2 * math.log10(v["frobenius"])}
+            name: {"frobenius_norm": v["frobenius"], "log_spectral_norm": 2 * math.log10(v["spectral_norm"])}
             for name, v in one.layers.items()
         }
         return Point(one.run, one.step, "full", one.time, layers)

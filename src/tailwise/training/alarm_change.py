@@ -11,7 +11,7 @@ from tailwise.training.alarm_watch import Track
 
 Shape = Literal["jump", "slope"]
 _FEWEST = 6
-_RECENT = 12  # points that are searched for a jump: older ones have turns of their own
+_RECENT = 8  # points that are searched for a jump: older ones have turns of their own
 _LEAST: dict[Shape, int] = {"jump": 1, "slope": 3}  # points on either side
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import islice
 from statistics import median
 
@@ -10,9 +11,11 @@ from tailwise.diagnosis.statistics import robust_scale
 from tailwise.training.alarm_rule import Sign, Signs, alarm_rule
 from tailwise.training.alarm_watch import Watch
 
-_RECENT = 16  # losses that a spike is held against
+_RECENT = 8  # losses that a spike is held against: more of them would hold its fall too
 _FEWEST = 5
-_NORMS = ("loss", "spectral_norm", "frobenius", "log_spectral_norm", "log_norm")
+_NORMS = ("loss", "spectral_norm", "frobenius", "frobenius_norm", "log_spectral_norm", "log_norm")
+#: What a point says of a layer that has no spectrum.
+_NOTE = re.compile(r"(\S+) is not measured: (.*\b(?:NaN|Inf)\b.*)")
 _FLOOR = 0.02  # share of the loss below which its scatter is never taken to be
 
 
@@ -27,15 +30,15 @@ _FLOOR = 0.02  # share of the loss below which its scatter is never taken to be
     references=("IEEE 754",),
 )
 def not_finite(watch: Watch) -> Signs:
-    """A norm of a layer, or the loss, is NaN or infinite, or a note of the point says so of a layer.
+    """A norm of a layer, or the loss, is NaN or infinite, or a note says that its matrix has such entries.
 
     Other metrics may be undefined in a healthy layer, so they do not count.
     """
     assert watch.point is not None  # noqa: S101 - rules are asked after `take`
     found = {}
     for note in watch.point.notes:
-        if "not finite" in note.lower():
-            found[note.partition(":")[0].strip() if ":" in note else ""] = Sign(note, 1.0, {})
+        if named := _NOTE.match(note):
+            found[named[1]] = Sign(named[2], 1.0, {})
     for layer, values in {**watch.point.layers, "": watch.point.scalars}.items():
         # A zero matrix has norms of −Inf in logarithms.
         broken = [name for name in _NORMS if math.isnan(values.get(name, 0.0)) or values.get(name, 0.0) == math.inf]

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from tailwise.diagnosis.statistics import robust_scale
-from tailwise.history.point import Point
+from tailwise.history.point import Point, Tempo
 
 #: Points that are kept of each metric of each layer.
 HISTORY = 40
 #: Points between which a change is measured, so that one odd value is not a change of pace.
 SPAN = 3
+_LARGEST = 600.0  # of a logarithm, before its power leaves float64
 
 
 #: Norms that an audit has as logarithms of squares.
@@ -21,12 +22,16 @@ _LOGARITHMS = {"spectral_norm": "log_spectral_norm", "frobenius": "log_norm"}
 
 
 def with_norms(point: Point) -> Point:
-    """The point with `spectral_norm` and `frobenius` in every layer that an audit alone has measured."""
-    layers = {}
-    for layer, values in point.layers.items():
-        missing = {norm: name for norm, name in _LOGARITHMS.items() if norm not in values and name in values}
-        layers[layer] = {**values, **{norm: 10.0 ** (values[name] / 2) for norm, name in missing.items()}}
-    return replace(point, layers=layers)
+    """The point with `spectral_norm` and `frobenius` in every layer that has them under another name."""
+    return replace(point, layers={layer: _with_norms(values) for layer, values in point.layers.items()})
+
+
+def _with_norms(values: Mapping[str, float]) -> Mapping[str, float]:
+    found = {"frobenius": values["frobenius_norm"]} if "frobenius_norm" in values else {}
+    for norm, name in _LOGARITHMS.items():
+        if name in values and values[name] < _LARGEST:
+            found.setdefault(norm, 10.0 ** (values[name] / 2))
+    return {**found, **values}
 
 
 class Track:
@@ -37,12 +42,15 @@ class Track:
         self.values: deque[float] = deque(maxlen=HISTORY)
 
     def add(self, step: int, value: float) -> None:
-        """Take a value. Those of this step and later are dropped first: the run went back to a checkpoint."""
+        """Take a value of a later step."""
+        self.steps.append(step)
+        self.values.append(value)
+
+    def rewind(self, step: int) -> None:
+        """Forget this step and later ones."""
         while self.steps and self.steps[-1] >= step:
             self.steps.pop()
             self.values.pop()
-        self.steps.append(step)
-        self.values.append(value)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -80,18 +88,31 @@ def change(track: Track, floor: float, fewest: int, scale: Callable[[float], flo
 
 @dataclass
 class Watch:
-    """One run as the rules see it. Memory is bounded: HISTORY values of each metric that a rule needs."""
+    """One run as the rules see it. Memory is bounded: HISTORY values of each metric that a rule needs.
+
+    Cheap and full points are kept apart: a full point may come after cheap points of later steps, and a norm by power
+    iteration is not quite that of the spectrum.
+    """
 
     metrics: frozenset[str]  # that are kept of layers
     scalars: frozenset[str]  # and of the whole model
     limits: Mapping[str, float]
     point: Point | None = None
     first_loss: float | None = None
-    _tracks: dict[tuple[str, str], Track] = field(default_factory=dict)
+    _tracks: dict[tuple[Tempo, str, str], Track] = field(default_factory=dict)
+    _latest: dict[Tempo, int] = field(default_factory=dict)
 
     def take(self, point: Point) -> None:
-        """Take the next point. Values that are not finite are not kept."""
+        """Take the next point. Values that are not finite are not kept.
+
+        A step that is not later than the last of its tempo: the run went back to a checkpoint, and what came after it
+        is forgotten.
+        """
         self.point = point
+        if point.step <= self._latest.get(point.tempo, -1):
+            for track in self._tracks.values():
+                track.rewind(point.step)
+        self._latest[point.tempo] = point.step
         for layer, values in point.layers.items():
             self._add(layer, point.step, ((key, values[key]) for key in self.metrics & values.keys()))
         loss = point.scalars.get("loss", math.nan)
@@ -100,9 +121,10 @@ class Watch:
         self._add("", point.step, ((key, point.scalars[key]) for key in self.scalars & point.scalars.keys()))
 
     def _add(self, layer: str, step: int, values: Iterable[tuple[str, float]]) -> None:
+        assert self.point is not None  # noqa: S101 - called from `take`
         for key, value in values:
             if math.isfinite(value):
-                self._tracks.setdefault((layer, key), Track()).add(step, value)
+                self._tracks.setdefault((self.point.tempo, layer, key), Track()).add(step, value)
 
     def limit(self, name: str) -> float:
         """A threshold."""
@@ -114,14 +136,15 @@ class Watch:
         found = {}
         for layer, values in self.point.layers.items():
             if all(math.isfinite(values.get(key, math.nan)) for key in metrics):
-                found[layer] = tuple(self._tracks[layer, key] for key in metrics)
+                found[layer] = tuple(self._tracks[self.point.tempo, layer, key] for key in metrics)
         return found
 
     def scalar(self, name: str) -> Track | None:
         """A number of the whole model, if this point has a finite one."""
-        assert self.point is not None  # noqa: S101
-        return self._tracks["", name] if math.isfinite(self.point.scalars.get(name, math.nan)) else None
+        assert self.point is not None  # noqa: S101 - rules are asked after `take`
+        return self.track("", name) if math.isfinite(self.point.scalars.get(name, math.nan)) else None
 
     def track(self, layer: str, metric: str) -> Track | None:
-        """The track of a metric, if there is one."""
-        return self._tracks.get((layer, metric))
+        """The track of a metric at this point's tempo, if there is one."""
+        assert self.point is not None  # noqa: S101 - rules are asked after `take`
+        return self._tracks.get((self.point.tempo, layer, metric))

@@ -9,7 +9,7 @@ from typing import get_args
 
 from tailwise.diagnosis.thresholds import Overrides
 from tailwise.errors import unknown_name
-from tailwise.history.point import Alarm, Point, Severity
+from tailwise.history.point import Alarm, Point, Severity, Tempo
 from tailwise.training.alarm_change import began
 from tailwise.training.alarm_limits import resolved
 from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule, Sign, Signs
@@ -25,16 +25,18 @@ class _State:
     """What is known of one run."""
 
     watch: Watch
-    quiet: dict[tuple[str, str], int] = field(default_factory=dict)  # (code, layer) in alarm → points without a sign
+    # (code, layer) in alarm → the tempo of the points that show it, and how many have not since the last that did
+    active: dict[tuple[str, str], tuple[Tempo, int]] = field(default_factory=dict)
 
-    def fresh(self, code: str, signs: Signs, clear_after: int) -> dict[str, Sign]:
+    def fresh(self, code: str, signs: Signs, tempo: Tempo, clear_after: int) -> dict[str, Sign]:
         """The signs that are not in alarm yet; those that have gone for long enough are cleared."""
-        found = {layer: sign for layer, sign in signs.items() if (code, layer) not in self.quiet}
-        for key in [key for key in self.quiet if key[0] == code]:
-            self.quiet[key] = 0 if key[1] in signs else self.quiet[key] + 1
-            if self.quiet[key] >= clear_after:
-                del self.quiet[key]
-        self.quiet |= {(code, layer): 0 for layer in found}
+        found = {layer: sign for layer, sign in signs.items() if (code, layer) not in self.active}
+        for key in [key for key, (shown, _) in self.active.items() if key[0] == code and shown == tempo]:
+            quiet = 0 if key[1] in signs else self.active[key][1] + 1
+            self.active[key] = tempo, quiet
+            if quiet >= clear_after:
+                del self.active[key]
+        self.active |= {(code, layer): (tempo, 0) for layer in found}
         return found
 
 
@@ -95,7 +97,7 @@ class Alarms:
 
     def active(self, run: str) -> list[tuple[str, str]]:
         """(code, layer) of what is in alarm in a run now; the layer is "" for the whole model."""
-        return sorted(self._runs[run].quiet) if run in self._runs else []
+        return sorted(self._runs[run].active) if run in self._runs else []
 
     def _judge(self, point: Point) -> list[Alarm]:
         state = self._runs.get(point.run)
@@ -108,7 +110,8 @@ class Alarms:
         found = []
         for rule in self.rules:
             if _can_look(rule, point):
-                fresh = state.fresh(rule.code, rule.judge(state.watch), int(self.limits["clear_after"]))
+                signs = rule.judge(state.watch)
+                fresh = state.fresh(rule.code, signs, point.tempo, int(self.limits["clear_after"]))
                 found += [_alarm(rule, point, fresh, state.watch)] if fresh else []
         order = get_args(Severity)
         return sorted(found, key=lambda alarm: -order.index(alarm.severity))
