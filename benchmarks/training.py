@@ -51,8 +51,8 @@ ARMS: dict[str, Arm] = {
 }
 #: Codes that are right for a condition.
 EXPECTED = {
-    "lr × 30": ("TW701", "TW703", "TW704", "TW706", "TW707", "TW709", "TW710"),
-    "lr × 30 half-way": ("TW701", "TW703", "TW704", "TW706", "TW707", "TW709", "TW710"),
+    "lr × 30": ("TW701", "TW702", "TW703", "TW704", "TW706", "TW707", "TW709", "TW710"),
+    "lr × 30 half-way": ("TW701", "TW702", "TW703", "TW704", "TW706", "TW707", "TW709", "TW710"),
     "noise half-way": ("TW702", "TW707"),
     "frozen block": ("TW705", "TW708"),
     "memorising 4 windows": ("TW709", "TW710", "TW711"),

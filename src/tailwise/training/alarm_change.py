@@ -2,46 +2,45 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tailwise.training.alarm_watch import Track
 
-Shape = Literal["jump", "slope"]
+Shape = Literal["jump", "turn"]
 _FEWEST = 6
-_RECENT = 8  # points that are searched for a jump: older ones have turns of their own
-_LEAST: dict[Shape, int] = {"jump": 1, "slope": 3}  # points on either side
+_RECENT = 8  # points that are searched: older ones have turns of their own
 
 
 def began(track: Track, shape: Shape = "jump") -> int | None:
-    """The step from which the track stands at another level (`jump`) or takes another course (`slope`).
+    """The step from which the track stands at another level (`jump`), or after which it takes another course (`turn`).
 
-    The one split into two constants, or two straight lines, that leaves the smallest squares, by `ruptures` (Truong,
-    Oudre & Vayatis 2020, Signal Processing 167:107299). Without that package (`pip install "tailwise[training]"`): the
-    end of the largest step between two points. None with fewer than 6 points, or where nothing changed.
+    A loss or an update jumps; weights, which add updates up, turn. Of the last points, or of the slopes between them:
+    the one split into two constants that leaves the smallest squares, by `ruptures` (Truong, Oudre & Vayatis 2020,
+    Signal Processing 167:107299). Without that package (`pip install "tailwise[training]"`): the largest change from
+    one point, or slope, to the next. None with fewer than 6 points, or where nothing changed.
 
     It is asked when an alarm is raised, not at every point, and over a bounded track.
     """
-    reach = _RECENT if shape == "jump" else len(track)
-    steps = np.asarray(track.steps, dtype=float)[-reach:]
-    values = np.asarray(track.values, dtype=float)[-reach:]
-    if len(values) < _FEWEST or np.ptp(values) == 0.0:
+    steps = np.asarray(track.steps, dtype=float)[-_RECENT:]
+    values = np.asarray(track.values, dtype=float)[-_RECENT:]
+    if len(values) < _FEWEST or np.ptp(values / 2) == 0.0:
         return None
     values = values / np.abs(values).max()  # the squares of very large values would overflow
+    signal = values if shape == "jump" else np.diff(values) / np.diff(steps)
+    scatter = float(signal.std())
+    if scatter == 0.0:
+        return None
+    # A slope belongs to the point that it starts from, so both have the step of their index.
+    return int(steps[_split((signal - signal.mean()) / scatter)])
+
+
+def _split(signal: NDArray[np.float64]) -> int:
+    """Index of the first value after the change."""
     try:
         import ruptures
     except ImportError:
-        jumps = [abs(after - before) for before, after in pairwise(values)]
-        return int(steps[int(np.argmax(jumps)) + 1])
-    signal = (values - values.mean()) / max(float(values.std()), 1e-12)
-    if shape == "slope":
-        signal = np.column_stack([signal, (steps - steps[0]) / (steps[-1] - steps[0]), np.ones_like(signal)])
-    return int(steps[_split(ruptures, signal, shape)])
-
-
-def _split(ruptures: Any, signal: Any, shape: Shape) -> int:
-    model = "l2" if shape == "jump" else "linear"
-    found = ruptures.Binseg(model=model, jump=1, min_size=_LEAST[shape]).fit(signal).predict(n_bkps=1)
-    return int(found[0])
+        return int(np.argmax(np.abs(np.diff(signal)))) + 1
+    return int(ruptures.Binseg(model="l2", jump=1, min_size=1).fit(signal).predict(n_bkps=1)[0])

@@ -128,4 +128,4 @@ def eval_rising(watch: Watch) -> Signs:
         return {}
     says = f"{held.last:.3g} after {lowest:.3g}, while the training loss is {train.last:.3g}"
     evidence = {"eval_loss": held.last, "lowest": lowest, "loss": train.last}
-    return {"": Sign(says, 1.0, evidence, "eval_loss", "slope")}
+    return {"": Sign(says, 1.0, evidence, "eval_loss", "turn")}

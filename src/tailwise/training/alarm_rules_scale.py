@@ -40,7 +40,7 @@ def blow_up(watch: Watch) -> Signs:
         if faster or (times >= watch.limit("blow_up") and whole >= watch.limit("blow_up_frobenius")):
             evidence = {"spectral_norm": spectral.last, "before": before, "times": times}
             found[layer] = Sign(f"spectral norm from {before:.3g} to {spectral.last:.3g}", times, evidence,
-                                "spectral_norm")  # fmt: skip
+                                "spectral_norm", "turn")  # fmt: skip
     return found
 
 

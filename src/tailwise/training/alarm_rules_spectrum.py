@@ -44,7 +44,7 @@ def rank_falling(watch: Watch) -> Signs:
             before = track.ago(SPAN) if fell else max(track.values)
             evidence = {"stable_rank": track.last, "before": before}
             found[layer] = Sign(f"from {before:.3g} to {track.last:.3g}", before / max(track.last, 1e-30), evidence,
-                                "stable_rank", severity="error" if collapsed else None)  # fmt: skip
+                                "stable_rank", "turn", "error" if collapsed else None)  # fmt: skip
     return found
 
 
@@ -69,7 +69,7 @@ def entropy_rising(watch: Watch) -> Signs:
             continue
         evidence = {"singular_entropy": track.last, "before": track.ago(SPAN), "z": seen.z}
         found[layer] = Sign(f"from {track.ago(SPAN):.3f} to {track.last:.3f} nats", seen.size, evidence,
-                            "singular_entropy")  # fmt: skip
+                            "singular_entropy", "turn")  # fmt: skip
     return found
 
 
@@ -98,7 +98,7 @@ def stalled(watch: Watch) -> Signs:
         if moved <= watch.limit("stall_share") * typical:
             says = f"alpha_hill {tracks[layer].last:.2f} moved by {moved:.3g}, the median by {typical:.3g},"
             evidence = {"alpha_hill": tracks[layer].last, "moved": moved, "median": typical}
-            found[layer] = Sign(says, -moved, evidence, "alpha_hill", "slope")
+            found[layer] = Sign(says, -moved, evidence, "alpha_hill", "turn")
     return found
 
 
@@ -133,9 +133,8 @@ def out_of_band(watch: Watch) -> Signs:
         if drifted:
             evidence = {"alpha": alpha.last, "alpha_sigma": error, "z": max(below, above)}
             side = f"below {low:g}" if below > above else f"above {high:g}"
-            found[layer] = Sign(
-                f"alpha {alpha.last:.2f} ± {error:.2f}, {side},", max(below, above), evidence, "alpha", "slope"
-            )
+            says = f"alpha {alpha.last:.2f} ± {error:.2f}, {side},"
+            found[layer] = Sign(says, max(below, above), evidence, "alpha", "turn")
     return found
 
 
@@ -157,5 +156,5 @@ def traps(watch: Watch) -> Signs:
         past = list(track.values)[:-1]
         if past and track.last >= bound and median(past) < 1.0:
             evidence = {"num_traps": track.last, "before": median(past)}
-            found[layer] = Sign(f"{track.last:.1f} traps ≥ {bound:g}", track.last, evidence, "num_traps")
+            found[layer] = Sign(f"{track.last:.1f} traps ≥ {bound:g}", track.last, evidence, "num_traps", "turn")
     return found
