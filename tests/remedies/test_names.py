@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import tailwise as tw
+from tailwise.diagnosis.finding import Diagnosis, Finding
 from tailwise.diagnosis.rule import RULES
 from tailwise.training.alarm_rule import ALARM_RULES
 
@@ -28,6 +29,15 @@ def test_rules_name_functions_that_exist(registry):
     for _, rule in registry.items():
         assert set(rule.functions) <= set(tw.remedies.__all__)
     assert any(rule.functions for _, rule in registry.items())
+
+
+def test_a_finding_names_functions_and_older_files_without_them_are_read():
+    rule = RULES["TW103"]
+    finding = Finding("TW103", "t", "info", "m", (), (), (), (), (), "theory", rule.functions)
+    data = Diagnosis("m", (finding,)).to_json()
+    assert Diagnosis.from_json(data).findings[0].functions == ("layerwise_learning_rates", "AdaptiveClip")
+    del data["findings"][0]["functions"]
+    assert Diagnosis.from_json(data).findings[0].functions == ()
 
 
 def test_names_and_alarms_need_no_torch():

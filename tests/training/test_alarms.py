@@ -102,6 +102,11 @@ def test_layers_that_are_not_finite_are_an_error(changes, named):
     assert (found.step, found.since, found.layers, found.severity) == (250, 250, (ONE,), "error")
 
 
+def test_null_in_a_stored_point_is_not_finite():
+    (found,) = only(sick({ONE: {"spectral_norm": None}}, scalars={"eval_loss": None}), "TW701")
+    assert found.layers == (ONE,)
+
+
 def test_a_loss_that_is_not_finite_is_an_error():
     (found,) = only(sick({}, scalars={"loss": math.nan}), "TW701")
     assert found.layers == ()

@@ -22,8 +22,16 @@ _LOGARITHMS = {"spectral_norm": "log_spectral_norm", "frobenius": "log_norm"}
 
 
 def with_norms(point: Point) -> Point:
-    """The point with `spectral_norm` and `frobenius` in every layer that has them under another name."""
-    return replace(point, layers={layer: _with_norms(values) for layer, values in point.layers.items()})
+    """The point with `spectral_norm` and `frobenius` in every layer that has them under another name.
+
+    Null, as a stored point has it for what is not finite, becomes NaN.
+    """
+    layers = {layer: _with_norms(_numbers(values)) for layer, values in point.layers.items()}
+    return replace(point, layers=layers, scalars=_numbers(point.scalars))
+
+
+def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def _with_norms(values: Mapping[str, float]) -> Mapping[str, float]:
