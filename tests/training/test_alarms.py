@@ -102,6 +102,16 @@ def test_layers_that_are_not_finite_are_an_error(changes, named):
     assert (found.step, found.since, found.layers, found.severity) == (250, 250, (ONE,), "error")
 
 
+@pytest.mark.parametrize("name", ["lm_head", "model.embed_tokens"])
+def test_spectra_of_embeddings_and_heads_are_not_judged_but_their_updates_are(name):
+    layers = (*LAYERS[:5], name)
+    bad = {"stable_rank": 1.2, "alpha": 1.4, "singular_entropy": 2.0, "spectral_norm": 900.0, "num_traps": 9.0}
+    points = [point(step, {name: bad if step >= 200 else {}}, layers=layers) for step in range(0, 300, 10)]
+    assert codes(points) == set()
+    points += [point(step, {name: {"update_ratio": 0.4}}, layers=layers) for step in range(300, 330, 10)]
+    assert codes(points) == {"TW704"}
+
+
 def test_null_in_a_stored_point_is_not_finite():
     (found,) = only(sick({ONE: {"spectral_norm": None}}, scalars={"eval_loss": None}), "TW701")
     assert found.layers == (ONE,)

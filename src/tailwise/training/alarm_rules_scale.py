@@ -30,7 +30,7 @@ _ROW = 2  # points in a row, since a single step may be odd
 def blow_up(watch: Watch) -> Signs:
     """The spectral norm grows within three points far more than it used to, or many times over with all of W."""
     found = {}
-    for layer, (spectral, frobenius) in watch.now("spectral_norm", "frobenius").items():
+    for layer, (spectral, frobenius) in watch.now("spectral_norm", "frobenius", inside=True).items():
         before = spectral.ago(SPAN)
         if not 0 < before < spectral.last:
             continue

@@ -33,7 +33,7 @@ def rank_falling(watch: Watch) -> Signs:
     The second is an error.
     """
     found = {}
-    for layer, (track,) in watch.now("stable_rank").items():
+    for layer, (track,) in watch.now("stable_rank", inside=True).items():
         seen = change(track, _FLOOR, int(watch.limit("fewest_changes")), lambda value: math.log(max(value, 1e-30)))
         fell = (
             seen is not None and seen.z <= -watch.limit("change_z") and seen.size <= -math.log(watch.limit("rank_fall"))
@@ -63,7 +63,7 @@ def rank_falling(watch: Watch) -> Signs:
 def entropy_rising(watch: Watch) -> Signs:
     """Singular entropy rises within three points far more than it used to."""
     found = {}
-    for layer, (track,) in watch.now("singular_entropy").items():
+    for layer, (track,) in watch.now("singular_entropy", inside=True).items():
         seen = change(track, _ENTROPY_FLOOR, _FEWEST)
         if seen is None or seen.z < watch.limit("change_z") or seen.size < watch.limit("entropy_rise"):
             continue
@@ -86,7 +86,7 @@ def entropy_rising(watch: Watch) -> Signs:
 )
 def stalled(watch: Watch) -> Signs:
     """alpha_hill of a layer stands still over four points while that of the median layer moves."""
-    tracks = {layer: track for layer, (track,) in watch.now("alpha_hill").items() if len(track) > SPAN}
+    tracks = {layer: track for layer, (track,) in watch.now("alpha_hill", inside=True).items() if len(track) > SPAN}
     if len(tracks) < watch.limit("fewest_layers"):
         return {}
     ranges = {layer: _range(track) for layer, track in tracks.items()}
@@ -123,7 +123,7 @@ def out_of_band(watch: Watch) -> Signs:
     """alpha (of the `ks` estimator, in a good fit) is significantly below 2 or above 6, and was not before."""
     low, high, bound = watch.limit("band_low"), watch.limit("band_high"), watch.limit("band_z")
     found = {}
-    for layer, (alpha, distance, tail) in watch.now("alpha", "ks_distance", "num_pl_spikes").items():
+    for layer, (alpha, distance, tail) in watch.now("alpha", "ks_distance", "num_pl_spikes", inside=True).items():
         poor = distance.last > watch.limit("fit_max_distance") or tail.last < watch.limit("fit_min_tail")
         if poor or alpha.last <= 1.0:
             continue
@@ -152,7 +152,7 @@ def out_of_band(watch: Watch) -> Signs:
 def traps(watch: Watch) -> Signs:
     """Correlation traps are found in a layer that had fewer than one before, in the median."""
     bound, found = watch.limit("traps"), {}
-    for layer, (track,) in watch.now("num_traps").items():
+    for layer, (track,) in watch.now("num_traps", inside=True).items():
         past = list(track.values)[:-1]
         if past and track.last >= bound and median(past) < 1.0:
             evidence = {"num_traps": track.last, "before": median(past)}

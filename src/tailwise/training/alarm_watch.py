@@ -6,7 +6,9 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
+from tailwise.checkpoints.roles import classify
 from tailwise.diagnosis.statistics import robust_scale
 from tailwise.history.point import Point, Tempo
 
@@ -17,6 +19,7 @@ SPAN = 3
 _LARGEST = 600.0  # of a logarithm, before its power leaves float64
 
 
+_OUTSIDE = frozenset({"embed", "pos_embed", "lm_head", "classifier"})
 #: Norms that an audit has as logarithms of squares.
 _LOGARITHMS = {"spectral_norm": "log_spectral_norm", "frobenius": "log_norm"}
 
@@ -94,6 +97,11 @@ def change(track: Track, floor: float, fewest: int, scale: Callable[[float], flo
     return Change(steps[-1], (steps[-1] - middle) / scatter)
 
 
+@lru_cache(maxsize=1 << 16)
+def _outside(layer: str) -> bool:
+    return classify(layer, 2, {}).role in _OUTSIDE
+
+
 @dataclass
 class Watch:
     """One run as the rules see it. Memory is bounded: HISTORY values of each metric that a rule needs.
@@ -138,11 +146,17 @@ class Watch:
         """A threshold."""
         return self.limits[name]
 
-    def now(self, *metrics: str) -> dict[str, tuple[Track, ...]]:
-        """The layers of this point that have finite values of all these metrics, with their tracks."""
+    def now(self, *metrics: str, inside: bool = False) -> dict[str, tuple[Track, ...]]:
+        """The layers of this point that have finite values of all these metrics, with their tracks.
+
+        `inside` leaves out embeddings and heads: in healthy language models too their spectra collapse towards the
+        direction that all tokens share.
+        """
         assert self.point is not None  # noqa: S101 - rules are asked after `take`
         found = {}
         for layer, values in self.point.layers.items():
+            if inside and _outside(layer):
+                continue
             if all(math.isfinite(values.get(key, math.nan)) for key in metrics):
                 found[layer] = tuple(self._tracks[self.point.tempo, layer, key] for key in metrics)
         return found
