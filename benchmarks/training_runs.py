@@ -176,10 +176,15 @@ def _cheap(weight: torch.Tensor, before: torch.Tensor) -> dict[str, float]:
             "update_ratio": moved}  # fmt: skip
 
 
+def path_of(folder: Path, condition: Condition, seed: int, arm: str = "") -> Path:
+    """Where a run is kept."""
+    label = f"{condition.name} {arm}".strip().replace("×", "x").replace(" ", "-")
+    return folder / f"{label}-{seed}.json"
+
+
 def kept(folder: Path, condition: Condition, seed: int, arm: tuple[str, Arm] | None = None) -> dict[str, Any]:
     """The run's points and held-out loss, trained now if `folder` lacks them."""
-    label = f"{condition.name}{' ' + arm[0] if arm else ''}".replace("×", "x").replace(" ", "-")
-    path = folder / f"{label}-{seed}.json"
+    path = path_of(folder, condition, seed, arm[0] if arm else "")
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         torch.set_num_threads(1)
@@ -189,7 +194,7 @@ def kept(folder: Path, condition: Condition, seed: int, arm: tuple[str, Arm] | N
         found = {"held_out_loss": run.held_out_loss(), "seconds": time.perf_counter() - began,
                  "spent": run.spent, "points": [point.to_json() for point in run.points]}  # fmt: skip
         path.write_text(json.dumps(found))
-        print(f"{label}, seed {seed}: held-out loss {found['held_out_loss']:.4f}, {found['seconds']:.0f} s, of them "
+        print(f"{path.stem}: held-out loss {found['held_out_loss']:.4f}, {found['seconds']:.0f} s, of them "
               f"{run.spent:.0f} s for points", flush=True)  # fmt: skip
     found = json.loads(path.read_text())
     found["points"] = [point for item in found["points"] for point in _points(item)]
