@@ -264,11 +264,11 @@ def test_memory_and_time_of_a_point_do_not_grow():
     tracks = alarms._runs["r"].watch._tracks
     assert max(map(len, tracks.values())) == HISTORY
     size = len(tracks)
-    began = time.perf_counter()
+    began = time.process_time()
     alarms.replay(point(step) for step in range(600, 1600, 10))
     assert len(tracks) == size
     assert max(map(len, tracks.values())) == HISTORY
-    assert (time.perf_counter() - began) / 100 < 0.05
+    assert (time.process_time() - began) / 100 < 0.05
 
 
 def test_rules_can_be_chosen_and_muted():
