@@ -35,6 +35,8 @@ from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat
 from tailwise.recipe import Recipe
 from tailwise.report.charts.chart import CHARTS, Chart, remedy
+from tailwise.training import alarm_limits
+from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule
 
 HERE = Path(__file__).resolve().parent
 NOTE = "<!-- Written by docs/generate.py. Change the code, not this page. -->\n"
@@ -187,7 +189,40 @@ def rules() -> str:
     rows = [[f"`{i.name}`", f"{i.value:g}", i.unit, i.reason, ", ".join(i.rules)] for i in TABLE]
     parts.append("## Thresholds\n\nIn a TOML file: `noise_z = 5`, one line for each that is to change.")
     parts.append(_table(["name", "value", "unit", "reason", "rules"], rows))
+    parts += ["## Alarms", _ALARMS, *(_alarm_rule(item) for _, item in ALARM_RULES.items()
+                                      if item.judge.__module__.startswith("tailwise."))]  # fmt: skip
+    rows = [[f"`{i.name}`", f"{i.value:g}", i.unit, i.reason, ", ".join(i.rules)] for i in alarm_limits.TABLE]
+    parts.append("### Thresholds of alarms")
+    parts.append(_table(["name", "value", "unit", "reason", "rules"], rows))
     return "\n\n".join(parts) + "\n"
+
+
+_ALARMS = (
+    "These rules look at the points of a running training, one after the other: see [alarms](alarms.md). *Needs* are "
+    "metrics of a layer and numbers of the whole model that a point must have for the rule to be asked. How well they "
+    "do was measured: see [evidence from training](training-evidence.md)."
+)
+
+
+def _alarm_rule(item: AlarmRule) -> str:
+    needs = ", ".join(f"`{name}`" for name in (*item.needs, *item.scalars))
+    used = ", ".join(f"`{threshold.name}`" for threshold in alarm_limits.of_rule(item.code))
+    rows = [
+        ["severity", item.severity],
+        ["needs", needs or "any norm, or the loss"],
+        ["thresholds", used],
+        ["causes", "; ".join(item.causes)],
+        ["remedies", "; ".join(item.remedies)],
+        ["in code", _functions(item.functions)],
+        ["evidence for the rule", _STRENGTHS[item.strength]],
+        ["references", "; ".join(item.references)],
+    ]
+    sign = f"**{item.title[0].upper()}{item.title[1:]}.** {item.summary}"
+    return f"### {item.code}\n\n{sign}\n\n{_table(['', ''], rows)}"
+
+
+def _functions(names: Iterable[str]) -> str:
+    return ", ".join(f"[`remedies.{name}`](remedies.md#{name.lower()})" for name in names) or "–"
 
 
 def _rule(item: Rule) -> str:
@@ -200,6 +235,7 @@ def _rule(item: Rule) -> str:
         ["thresholds", used or "none"],
         ["causes", "; ".join(item.causes)],
         ["remedies", "; ".join(item.remedies)],
+        ["in code", _functions(item.functions)],
         ["evidence for the rule", _STRENGTHS[item.strength]],
         ["references", "; ".join(item.references)],
     ]

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tailwise import remedies as remedies
     from tailwise.audits.audit import Audit, Layer, LayerRow
     from tailwise.audits.prepare import Prepared, prepare
     from tailwise.audits.run import audit
@@ -69,6 +70,9 @@ _HOMES = {
     "stable_rank": "tailwise.audits.single",
 }
 
+#: Rooms whose names are used through them: `tw.remedies.AdaptiveClip`.
+_ROOMS = ("remedies",)
+
 __all__ = [
     "METRICS", "Audit", "Checkpoint", "Layer", "LayerRow", "Monitor", "Prepared", "Recipe", "RunOptions", "Spectrum",
     "TailFit", "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "apply", "audit",
@@ -89,6 +93,8 @@ sys.modules[__name__].__class__ = _Public
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"tailwise.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'tailwise' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

@@ -36,6 +36,7 @@ Chain = list[LayerRow]
         "check the placement of the norms: Pre-LN with scaled residuals, or a norm on both sides",
         "raise the learning rate of the deep blocks",
     ),
+    functions=("scale_residual_branches", "check_pre_norm", "layerwise_learning_rates"),
     references=(_CURSE, "Xiong et al. 2020, On Layer Normalization in the Transformer Architecture, arXiv:2002.04745"),
 )
 def depth_curse(case: Case) -> Verdict:
@@ -97,6 +98,7 @@ def ends(chain: Chain) -> tuple[Chain, Chain]:
         "give layers learning rates of their own: higher where the spectrum is still flat",
         "if the deep blocks are useless, train a shallower model or prune them",
     ),
+    functions=("scale_residual_branches", "layerwise_learning_rates"),
     references=(_CURSE, "the HT-SR singular-entropy manual"),
 )
 def layer_imbalance(case: Case) -> Verdict:
@@ -141,6 +143,7 @@ def layer_imbalance(case: Case) -> Verdict:
         "clip gradients per tensor instead of globally (AdaGC)",
         "look at this layer's gradient norms over training",
     ),
+    functions=("layerwise_learning_rates", "AdaptiveClip"),
     references=(
         "Wang et al. 2025, AdaGC, arXiv:2502.11034",
         "Zhou et al. 2023, Temperature Balancing, arXiv:2312.00359",

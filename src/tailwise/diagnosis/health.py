@@ -23,6 +23,7 @@ _UNREAD = ("UNREADABLE", "FAILED", "UNSUPPORTED")
     strength="theory",
     causes=("training diverged", "an overflow in half precision, or a damaged file"),
     remedies=("go back to the last finite checkpoint, lower the learning rate, clip gradients", "check the file"),
+    functions=("AdaptiveClip",),
     references=("IEEE 754",),
 )
 def not_finite(case: Case) -> Verdict:
@@ -39,6 +40,7 @@ def not_finite(case: Case) -> Verdict:
     needs=("rank_loss",),
     causes=("units that never fire and have decayed to zero", "structured pruning", "padding of a dimension"),
     remedies=("remove the dead units", "if they died in training: lower learning rate, less weight decay"),
+    functions=("reinitialize_dead_layers",),
     references=("Lu et al. 2020, Dying ReLU and Initialization, arXiv:1903.06733",),
 )
 def dead_directions(case: Case) -> Verdict:
@@ -83,6 +85,7 @@ def _dead_in_words(row: LayerRow, dead: int) -> str:
         "look for equal rows and heads; re-initialise and train them, or remove them",
         "if the low rank is meant, mute this rule for the layer",
     ),
+    functions=("reinitialize_dead_layers",),
     references=("Golub & Van Loan 2013, §5.4",),
 )
 def rank_loss(case: Case) -> Verdict:

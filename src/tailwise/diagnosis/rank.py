@@ -32,6 +32,7 @@ _FLOOR = 0.05
         "a learning rate so high that single directions ran away",
     ),
     remedies=("weight decay on this layer, dropout before it", "lower the learning rate, clip gradients per tensor"),
+    functions=("layerwise_weight_decay", "AdaptiveClip", "spectral_penalty"),
     references=("the HT-SR alpha manual", "Yoshida & Miyato 2017, Spectral Norm Regularization, arXiv:1705.10941"),
 )
 def rank_collapse(case: Case) -> Verdict:
@@ -82,6 +83,7 @@ def _collapsed(case: Case, group: list[LayerRow]) -> list[tuple[LayerRow, str]]:
         "a larger hidden size",
         "regularise the spectrum (spectral norm or orthogonality penalties)",
     ),
+    functions=("CurriculumSampler", "spectral_penalty"),
     references=(
         "Godey et al. 2024, Why do small language models underperform?, arXiv:2404.07647",
         "Yang et al. 2018, Breaking the Softmax Bottleneck, arXiv:1711.03953",
@@ -160,6 +162,7 @@ def _saturation(case: Case, hit: list[LayerRow], how: str, starts: dict[str, flo
         "train longer, or raise the learning rate of these layers",
         "compare the standard deviation of the weights with 1/√N (N: inputs)",
     ),
+    functions=("layerwise_learning_rates",),
     references=("the HT-SR singular-entropy manual", "Marchenko & Pastur 1967"),
 )
 def isotropy(case: Case) -> Verdict:

@@ -55,6 +55,7 @@ class Rule:
     remedies: tuple[str, ...]
     references: tuple[str, ...]
     judge: Callable[[Case], Verdict]
+    functions: tuple[str, ...] = ()  # names in `tailwise.remedies` that do what a remedy says
 
 
 def _load_built_ins() -> None:
@@ -77,6 +78,7 @@ def rule(  # noqa: PLR0913 - a rule has as many parts
     estimator: str = "",
     causes: Sequence[str],
     remedies: Sequence[str],
+    functions: Sequence[str] = (),
     references: Sequence[str],
 ) -> Callable[[Callable[[Case], Verdict]], Callable[[Case], Verdict]]:
     """Register the decorated function as the rule `code` (two capital letters or more, then three digits).
@@ -93,7 +95,7 @@ def rule(  # noqa: PLR0913 - a rule has as many parts
             code=code, title=title, family=function.__module__.rsplit(".", 1)[-1],
             summary=" ".join((inspect.getdoc(function) or "").split()), severity=severity, strength=strength,
             needs=tuple(dict.fromkeys(needs)), estimator=estimator, causes=tuple(causes), remedies=tuple(remedies),
-            references=tuple(references), judge=function,
+            references=tuple(references), judge=function, functions=tuple(functions),
         ))  # fmt: skip
         return function
 

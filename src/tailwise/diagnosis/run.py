@@ -141,4 +141,5 @@ def _finding(rule: Rule, found: Found) -> Finding:
         remedies=rule.remedies,
         references=rule.references,
         strength=rule.strength,
+        functions=rule.functions,
     )

@@ -34,6 +34,7 @@ _ERG = ("detX_delta", "detX_num", "alpha", "ks_distance", "num_pl_spikes")
         "lower the learning rate or clip gradients where the norm jumps",
         "if a norm layer or a quantization scale takes up the factor, mute this rule for the layer",
     ),
+    functions=("AdaptiveClip",),
     references=("the HT-SR scale manual", "Yang et al. 2022, Tensor Programs V (μP), arXiv:2203.03466"),
 )
 def scale_jump(case: Case) -> Verdict:

@@ -90,18 +90,18 @@ DEFAULTS: Mapping[str, Threshold] = {item.name: item for item in TABLE}
 Overrides = Mapping[str, float] | str | Path | None
 
 
-def resolved(overrides: Overrides = None) -> dict[str, float]:
+def resolved(overrides: Overrides = None, defaults: Mapping[str, Threshold] = DEFAULTS) -> dict[str, float]:
     """Every threshold's value; `overrides` is a mapping or the path of a TOML file with `name = value` lines.
 
     Raises `UsageError` for a name that is not in the table or a value that is not a number.
     """
-    values = {name: item.value for name, item in DEFAULTS.items()}
+    values = {name: item.value for name, item in defaults.items()}
     given = _read(Path(overrides)) if isinstance(overrides, str | Path) else dict(overrides or {})
     for name, value in given.items():
-        if name not in DEFAULTS:
-            raise unknown_name("threshold", name, DEFAULTS)
+        if name not in defaults:
+            raise unknown_name("threshold", name, defaults)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UsageError(f"the threshold {name} is {value!r}", fix=f"give a number, e.g. {DEFAULTS[name].value:g}")
+            raise UsageError(f"the threshold {name} is {value!r}", fix=f"give a number, e.g. {defaults[name].value:g}")
         values[name] = float(value)
     return values
 

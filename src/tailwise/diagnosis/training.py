@@ -34,6 +34,7 @@ _FEW = "no matrix has {least:.0f} eigenvalues or more"
         "check the log of loading for missing or re-initialised keys",
         "if it is not used at inference, remove it",
     ),
+    functions=("reinitialize_dead_layers",),
     references=("Marchenko & Pastur 1967", "Martin & Mahoney 2021, JMLR 22:165"),
 )
 def not_trained(case: Case) -> Verdict:
@@ -130,6 +131,7 @@ def well_fitted(case: Case, row: LayerRow) -> bool:
     estimator="ks",
     causes=("the layer has learned little: few steps, a low learning rate, or weak gradients",),
     remedies=("train longer, or raise the learning rate of these layers", "check the gradient norms of these layers"),
+    functions=("layerwise_learning_rates",),
     references=(_HTSR, "Zhou et al. 2023, Temperature Balancing, arXiv:2312.00359"),
 )
 def under_training(case: Case) -> Verdict:
@@ -161,6 +163,7 @@ def under_training(case: Case) -> Verdict:
     estimator="ks",
     causes=("memorisation: too many passes over too little data", "too high a learning rate for too long"),
     remedies=("stop earlier", "regularise: weight decay, dropout", "more or more varied data"),
+    functions=("layerwise_weight_decay",),
     references=(_HTSR, "Martin & Hinrichs 2025, SETOL, arXiv:2507.17912"),
 )
 def over_training(case: Case) -> Verdict:
@@ -221,6 +224,7 @@ def _in_words(row: LayerRow, side: str, bound: float, p: float) -> str:
         "stop earlier, lower the learning rate, add weight decay or clip gradients",
         "see whether the large weights belong to outlier features that the model needs",
     ),
+    functions=("AdaptiveClip", "layerwise_weight_decay"),
     references=("WeightWatcher 0.7", "Martin & Mahoney 2021, JMLR 22:165"),
 )
 def correlation_traps(case: Case) -> Verdict:

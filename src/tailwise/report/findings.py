@@ -55,7 +55,8 @@ def _one(finding: Finding, limit: int) -> RenderableType:
     table = RichTable(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for title, lines in (("causes", finding.causes), ("remedies", finding.remedies)):
+    in_code = tuple(f"tailwise.remedies.{name}" for name in finding.functions)
+    for title, lines in (("causes", finding.causes), ("remedies", finding.remedies), ("in code", in_code)):
         for index, line in enumerate(lines):
             table.add_row(title if index == 0 else "", Text(f"· {line}"))
     for index, item in enumerate(_cut(finding.evidence, limit)):
@@ -90,7 +91,10 @@ def _markdown(found: Diagnosis) -> list[str]:
     lines = [f"# Diagnosis of {found.model}", "", summary(found), ""]
     for finding in found.findings:
         lines += [f"## {finding.severity.upper()} {finding.code} {finding.title}", "", finding.message, ""]
-        for title, items in (("Causes", finding.causes), ("Remedies", finding.remedies)):
+        in_code = tuple(f"`tailwise.remedies.{name}`" for name in finding.functions)
+        for title, items in (("Causes", finding.causes), ("Remedies", finding.remedies), ("In code", in_code)):
+            if not items:
+                continue
             lines += [f"{title}:", "", *(f"- {item}" for item in items), ""]
         lines += [f"Evidence (strength of the rule: {finding.strength}):", ""]
         lines += [f"- {f'`{item.layer}`: ' if item.layer else ''}{item.says}" for item in finding.evidence]

@@ -1,0 +1,66 @@
+"""Which parameters of a model are the matrices that a remedy acts on, and their exponents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from tailwise.checkpoints.roles import classify
+from tailwise.spectrum.power_law import TailOptions, fit_tail
+from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
+
+#: One row a token, class or position: their spectra are those of the vocabulary, and the papers leave them out.
+OUTSIDE = frozenset({"embed", "pos_embed", "lm_head", "classifier"})
+
+
+def linear_matrices(model: nn.Module, min_evals: int = 16) -> dict[str, nn.Parameter]:
+    """The weights of linear layers by the name that an audit gives them, each once.
+
+    Left out: embeddings, heads, whatever is tied to them, norms, convolutions, stacked experts, and matrices with
+    fewer than `min_evals` eigenvalues.
+    """
+    config = _config(model)
+    outside = {id(weight) for name, weight in _weights(model) if _is_outside(model, name, config)}
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for name, weight in _weights(model):
+        if _is_linear(model.get_submodule(name)) and id(weight) not in outside and min(weight.shape) >= min_evals:
+            found.setdefault(id(weight), (name, weight))
+    return dict(found.values())
+
+
+def role_of(name: str, model: nn.Module) -> str:
+    """The role that an audit gives a matrix."""
+    return classify(name, 2, _config(model)).role
+
+
+def exponent(weight: torch.Tensor, estimator: str, k_frac: float = 0.1) -> float | None:
+    """Power-law exponent of a matrix, or None where it has none: a tail without spread, NaN, Inf."""
+    try:
+        spectrum = solve(weight.detach(), device=str(weight.device))
+    except (NotFiniteError, OutOfRangeError):
+        return None
+    fit = fit_tail(spectrum.eigenvalues, estimator, TailOptions(k_frac=k_frac, floor=spectrum.error_bound))
+    return fit.alpha if fit.ok else None
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, module in model.named_modules(remove_duplicate=False):
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.ndim == 2:
+            yield name, weight
+
+
+def _is_outside(model: nn.Module, name: str, config: Mapping[str, Any]) -> bool:
+    return isinstance(model.get_submodule(name), nn.Embedding) or classify(name, 2, config).role in OUTSIDE
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # transformers' Conv1D, as GPT-2 has it, is a linear layer whose weight is stored transposed.
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _config(model: nn.Module) -> Mapping[str, Any]:
+    return {"model_type": str(getattr(getattr(model, "config", None), "model_type", ""))}

@@ -1,0 +1,160 @@
+"""What spectra do over time: rank, entropy, exponents and traps."""
+
+from __future__ import annotations
+
+import math
+from itertools import islice
+from statistics import median
+
+from tailwise.training.alarm_rule import Sign, Signs, alarm_rule
+from tailwise.training.alarm_watch import SPAN, Track, Watch, change
+
+_FLOOR = 0.05  # of ln(stable rank): changes that any layer is allowed
+_ENTROPY_FLOOR = 0.005  # nats
+_FEWEST = 3  # earlier changes: points with spectra are rare
+_CURSE = "Sun et al. 2025, The Curse of Depth in Large Language Models, arXiv:2502.05795"
+_TEMPBALANCE = "Zhou et al. 2023, Temperature Balancing, arXiv:2312.00359"
+
+
+@alarm_rule(
+    "TW706",
+    title="stable rank falling",
+    severity="warning",
+    strength="published",
+    needs=("stable_rank",),
+    causes=("single directions run away: the learning rate is too high", "over-compression of the representation"),
+    remedies=("penalise the largest singular values", "lower the learning rate, clip gradients per tensor"),
+    functions=("spectral_penalty", "AdaptiveClip"),
+    references=("Yoshida & Miyato 2017, Spectral Norm Regularization, arXiv:1705.10941",),
+)
+def rank_falling(watch: Watch) -> Signs:
+    """The stable rank falls within three points far more than it used to, or to where one direction has most of W.
+
+    The second is an error.
+    """
+    found = {}
+    for layer, (track,) in watch.now("stable_rank", inside=True).items():
+        seen = change(track, _FLOOR, int(watch.limit("fewest_changes")), lambda value: math.log(max(value, 1e-30)))
+        fell = (
+            seen is not None and seen.z <= -watch.limit("change_z") and seen.size <= -math.log(watch.limit("rank_fall"))
+        )
+        bound = watch.limit("collapse_stable_rank")
+        collapsed = track.last <= bound and max(track.values) >= watch.limit("rank_fall") * bound
+        if fell or collapsed:
+            before = track.ago(SPAN) if fell else max(track.values)
+            evidence = {"stable_rank": track.last, "before": before}
+            found[layer] = Sign(f"from {before:.3g} to {track.last:.3g}", before / max(track.last, 1e-30), evidence,
+                                "stable_rank", "turn", "error" if collapsed else None)  # fmt: skip
+    return found
+
+
+@alarm_rule(
+    "TW707",
+    title="singular entropy rising",
+    severity="warning",
+    strength="published",
+    needs=("singular_entropy",),
+    causes=("the data became too hard, or noise", "the layer is out of capacity", "the learning rate is too high"),
+    remedies=("a curriculum: easier data first", "a larger hidden size", "regularise the spectrum"),
+    functions=("CurriculumSampler", "spectral_penalty"),
+    references=("the HT-SR singular-entropy manual",
+                "Godey et al. 2024, Why do small language models underperform?, arXiv:2404.07647"),
+)  # fmt: skip
+def entropy_rising(watch: Watch) -> Signs:
+    """Singular entropy rises within three points far more than it used to."""
+    found = {}
+    for layer, (track,) in watch.now("singular_entropy", inside=True).items():
+        seen = change(track, _ENTROPY_FLOOR, _FEWEST)
+        if seen is None or seen.z < watch.limit("change_z") or seen.size < watch.limit("entropy_rise"):
+            continue
+        evidence = {"singular_entropy": track.last, "before": track.ago(SPAN), "z": seen.z}
+        found[layer] = Sign(f"from {track.ago(SPAN):.3f} to {track.last:.3f} nats", seen.size, evidence,
+                            "singular_entropy", "turn")  # fmt: skip
+    return found
+
+
+@alarm_rule(
+    "TW708",
+    title="alpha stalled",
+    severity="note",
+    strength="heuristic",
+    needs=("alpha_hill",),
+    causes=("no gradient, or a very small one, reaches the layer", "its learning rate is too low"),
+    remedies=("give the layer a learning rate of its own (TempBalance)", "check requires_grad and the gradient's norm"),
+    functions=("layerwise_learning_rates", "reinitialize_dead_layers"),
+    references=(_TEMPBALANCE, _CURSE),
+)
+def stalled(watch: Watch) -> Signs:
+    """alpha_hill of a layer stands still over four points while that of the median layer moves."""
+    tracks = {layer: track for layer, (track,) in watch.now("alpha_hill", inside=True).items() if len(track) > SPAN}
+    if len(tracks) < watch.limit("fewest_layers"):
+        return {}
+    ranges = {layer: _range(track) for layer, track in tracks.items()}
+    typical = median(ranges.values())
+    if typical < watch.limit("stall_median"):
+        return {}
+    found = {}
+    for layer, moved in ranges.items():
+        if moved <= watch.limit("stall_share") * typical:
+            says = f"alpha_hill {tracks[layer].last:.2f} moved by {moved:.3g}, the median by {typical:.3g},"
+            evidence = {"alpha_hill": tracks[layer].last, "moved": moved, "median": typical}
+            found[layer] = Sign(says, -moved, evidence, "alpha_hill", "turn")
+    return found
+
+
+def _range(track: Track) -> float:
+    recent = list(islice(reversed(track.values), SPAN + 1))
+    return max(recent) - min(recent)
+
+
+@alarm_rule(
+    "TW709",
+    title="alpha out of its band",
+    severity="warning",
+    strength="published",
+    needs=("alpha", "ks_distance", "num_pl_spikes"),
+    causes=("below: memorisation, or too high a learning rate for too long", "above: the layer is being unlearned"),
+    remedies=("below: stop earlier, lower the rate of these layers, stronger weight decay, more varied data",
+              "above: raise the learning rate of these layers"),
+    functions=("layerwise_learning_rates", "layerwise_weight_decay", "spectral_penalty"),
+    references=("Martin, Peng & Mahoney 2021, Nature Communications 12:4122", _TEMPBALANCE),
+)  # fmt: skip
+def out_of_band(watch: Watch) -> Signs:
+    """alpha (of the `ks` estimator, in a good fit) is significantly below 2 or above 6, and was not before."""
+    low, high, bound = watch.limit("band_low"), watch.limit("band_high"), watch.limit("band_z")
+    found = {}
+    for layer, (alpha, distance, tail) in watch.now("alpha", "ks_distance", "num_pl_spikes", inside=True).items():
+        poor = distance.last > watch.limit("fit_max_distance") or tail.last < watch.limit("fit_min_tail")
+        if poor or alpha.last <= 1.0:
+            continue
+        error = (alpha.last - 1.0) / math.sqrt(tail.last)
+        below, above = (low - alpha.last) / error, (alpha.last - high) / error
+        drifted = (below >= bound and max(alpha.values) >= low) or (above >= bound and min(alpha.values) <= high)
+        if drifted:
+            evidence = {"alpha": alpha.last, "alpha_sigma": error, "z": max(below, above)}
+            side = f"below {low:g}" if below > above else f"above {high:g}"
+            says = f"alpha {alpha.last:.2f} ± {error:.2f}, {side},"
+            found[layer] = Sign(says, max(below, above), evidence, "alpha", "turn")
+    return found
+
+
+@alarm_rule(
+    "TW710",
+    title="traps appearing",
+    severity="warning",
+    strength="published",
+    needs=("num_traps",),
+    causes=("single very large weights, as over-fitting and too large learning rates leave them",),
+    remedies=("stop earlier, lower the learning rate, add weight decay", "clip gradients per tensor"),
+    functions=("AdaptiveClip", "layerwise_weight_decay"),
+    references=("WeightWatcher 0.7", "Martin & Mahoney 2021, JMLR 22:165"),
+)
+def traps(watch: Watch) -> Signs:
+    """Correlation traps are found in a layer that had fewer than one before, in the median."""
+    bound, found = watch.limit("traps"), {}
+    for layer, (track,) in watch.now("num_traps", inside=True).items():
+        past = list(track.values)[:-1]
+        if past and track.last >= bound and median(past) < 1.0:
+            evidence = {"num_traps": track.last, "before": median(past)}
+            found[layer] = Sign(f"{track.last:.1f} traps ≥ {bound:g}", track.last, evidence, "num_traps", "turn")
+    return found

@@ -1,0 +1,155 @@
+"""`Alarms`: the points of a run, one by one, to alarms."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import get_args
+
+from tailwise.diagnosis.thresholds import Overrides
+from tailwise.errors import unknown_name
+from tailwise.history.point import Alarm, Point, Severity, Tempo
+from tailwise.training.alarm_change import began
+from tailwise.training.alarm_limits import resolved
+from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule, Sign, Signs
+from tailwise.training.alarm_watch import Watch, with_norms
+
+Sink = Callable[[Alarm], object]
+_LOG = logging.getLogger("tailwise.alarms")
+_NAMED = 3
+
+
+@dataclass
+class _State:
+    """What is known of one run."""
+
+    watch: Watch
+    # (code, layer) in alarm → the tempo of the points that show it, and how many have not since the last that did
+    active: dict[tuple[str, str], tuple[Tempo, int]] = field(default_factory=dict)
+
+    def fresh(self, code: str, signs: Signs, tempo: Tempo, clear_after: int) -> dict[str, Sign]:
+        """The signs that are not in alarm yet; those that have gone for long enough are cleared."""
+        found = {layer: sign for layer, sign in signs.items() if (code, layer) not in self.active}
+        for key in [key for key, (shown, _) in self.active.items() if key[0] == code and shown == tempo]:
+            quiet = 0 if key[1] in signs else self.active[key][1] + 1
+            self.active[key] = tempo, quiet
+            if quiet >= clear_after:
+                del self.active[key]
+        self.active |= {(code, layer): (tempo, 0) for layer in found}
+        return found
+
+
+class Alarms:
+    """Rules over the points of training runs. An instance is a `Callable[[Point], list[Alarm]]`.
+
+    Parameters
+    ----------
+    rules
+        Codes of the rules to ask; all without it.
+    mute
+        Codes that are not asked.
+    thresholds
+        Other values of thresholds: a mapping, or the path of a TOML file with `name = value` lines.
+    on_alarm
+        Called with each alarm: a function, `Log()`, `Webhook(url)`, or several of them. What they raise is logged,
+        and goes no further.
+    stop_on
+        Codes, or a severity (that one and worse), that set `should_stop`, which a training loop may ask.
+
+    A layer in alarm raises no second alarm of that rule until it has been without its sign for `clear_after` points.
+    Memory and time of a point do not grow with the length of the run.
+    """
+
+    def __init__(
+        self, rules: Sequence[str] | None = None, *, mute: Sequence[str] = (), thresholds: Overrides = None,
+        on_alarm: Sink | Sequence[Sink] = (), stop_on: Sequence[str] | Severity = (),
+    ) -> None:  # fmt: skip
+        muted = {_known(code) for code in mute}
+        wanted = [_known(code) for code in rules] if rules is not None else list(ALARM_RULES)
+        self.rules: tuple[AlarmRule, ...] = tuple(ALARM_RULES[code] for code in wanted if code not in muted)
+        self.limits = resolved(thresholds)
+        self.should_stop = False
+        self._sinks: tuple[Sink, ...] = (on_alarm,) if callable(on_alarm) else tuple(on_alarm)
+        self._stop_on = _stopping(stop_on)
+        self._runs: dict[str, _State] = {}
+
+    def see(self, point: Point) -> list[Alarm]:
+        """Take the next point, tell the sinks, and return the alarms that it raises, worst first."""
+        found = self._judge(point)
+        for alarm in found:
+            self.should_stop |= alarm.rule in self._stop_on or alarm.severity in self._stop_on
+            for sink in self._sinks:
+                try:
+                    sink(alarm)
+                except Exception:
+                    _LOG.exception("a sink of alarms failed; training goes on")
+        return found
+
+    __call__ = see
+
+    def replay(self, points: Iterable[Point]) -> list[Alarm]:
+        """The alarms of a stored history, in one call. No sink is told and nothing stops.
+
+        A run that resumes gives its stored points here first, so that it goes on as if it had not been broken off.
+        """
+        return [alarm for point in points for alarm in self._judge(point)]
+
+    def active(self, run: str) -> list[tuple[str, str]]:
+        """(code, layer) of what is in alarm in a run now; the layer is "" for the whole model."""
+        return sorted(self._runs[run].active) if run in self._runs else []
+
+    def _judge(self, point: Point) -> list[Alarm]:
+        state = self._runs.get(point.run)
+        if state is None:
+            metrics = frozenset(name for rule in self.rules for name in rule.needs)
+            scalars = frozenset(name for rule in self.rules for name in rule.scalars)
+            state = self._runs[point.run] = _State(Watch(metrics, scalars, self.limits))
+        point = with_norms(point)
+        state.watch.take(point)
+        found = []
+        for rule in self.rules:
+            if _can_look(rule, point):
+                signs = rule.judge(state.watch)
+                fresh = state.fresh(rule.code, signs, point.tempo, int(self.limits["clear_after"]))
+                found += [_alarm(rule, point, fresh, state.watch)] if fresh else []
+        order = get_args(Severity)
+        return sorted(found, key=lambda alarm: -order.index(alarm.severity))
+
+
+def _can_look(rule: AlarmRule, point: Point) -> bool:
+    if any(name not in point.scalars for name in rule.scalars):
+        return False
+    return not rule.needs or any(all(name in values for name in rule.needs) for values in point.layers.values())
+
+
+def _alarm(rule: AlarmRule, point: Point, signs: Signs, watch: Watch) -> Alarm:
+    ordered = sorted(signs, key=lambda layer: -signs[layer].badness)
+    worst, layers = signs[ordered[0]], tuple(layer for layer in ordered if layer)
+    order = get_args(Severity)
+    severity = max((sign.severity or rule.severity for sign in signs.values()), key=order.index)
+    track = watch.track(ordered[0], worst.metric) if worst.metric else None
+    since = began(track, worst.shape) if track is not None else point.step
+    title = f"{rule.title}: {worst.says}" + (f" in {_named(layers)}" if layers else "")
+    return Alarm(point.run, point.step, point.time, rule.code, severity, title, layers, dict(worst.evidence),
+                 point.step if since is None else since, rule.functions)  # fmt: skip
+
+
+def _named(layers: Sequence[str]) -> str:
+    shown = ", ".join(layers[:_NAMED])
+    return shown if len(layers) <= _NAMED else f"{shown} and {len(layers) - _NAMED} more"
+
+
+def _known(code: str) -> str:
+    if code not in ALARM_RULES:
+        raise unknown_name("alarm rule", code, ALARM_RULES)
+    return code
+
+
+def _stopping(stop_on: Sequence[str] | Severity) -> frozenset[str]:
+    order = get_args(Severity)
+    if isinstance(stop_on, str):
+        if stop_on not in order:
+            raise unknown_name("severity", stop_on, order)
+        return frozenset(order[order.index(stop_on) :])
+    return frozenset(item if item in order else _known(item) for item in stop_on)
