@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pruning import HELD_OUT, WINDOW, Subject, subjects
+from held_out import HELD_OUT, WINDOW, Subject, subjects
 from tailwise.audits.run import audit
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply import apply
