@@ -120,6 +120,17 @@ def test_a_plan_is_drawn(run, tmp_path, suffix):
     assert "mlp_up" in text
 
 
+def test_a_plan_of_bits_is_drawn_and_of_one_that_does_both_the_sparsity(run, tmp_path):
+    pytest.importorskip("altair")
+    run("prune", "a.audit", "--sparsity", "0.7", "--allocator", "alpha", "-o", "p.json")
+    run("quantize", "a.audit", "--bits", "5", "--allocator", "alphaq", "-o", "q.json")
+    run("combine", "p.json", "q.json", "-o", "both.json")
+    for name, unit in (("q", "bits per weight"), ("both", "sparsity")):
+        code, _ = run("show", f"{name}.json", "--chart", f"{name}-chart.json")
+        assert code == 0
+        assert f"{unit} along depth" in (tmp_path / f"{name}-chart.json").read_text()
+
+
 def test_a_model_is_audited_first(run, stories):
     code, out = run("prune", stories, "--sparsity", "0.5", "--allocator", "alpha", "--workers", "1", "--json")
     found = json.loads(out[out.index("{") :])

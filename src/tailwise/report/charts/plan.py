@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from tailwise.compression.plans.bits import bits_of, depth_words, mean_bits
 from tailwise.compression.plans.correlation import block_means, depth_correlation
-from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.plan import BOTH, Plan
 from tailwise.errors import UsageError
 from tailwise.report.theme import SHAPES, Palette, config, group_of, role_color
 
 WIDTH, HEIGHT = 640, 320
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """What is drawn of a plan."""
+
+    unit: str  # title of the axis
+    amounts: dict[str, float]  # tensor → amount
+    means: dict[int, float]  # block → mean amount
+    asked: float
+    depth: str
+
+
+def _drawn(plan: Plan) -> _Drawn:
+    if plan.kind == "quantize":
+        blocks = sorted({d.block for d in plan if d.block is not None})
+        means = {block: mean_bits(d for d in plan if d.block == block) for block in blocks}
+        asked = plan.budget.get("asked", mean_bits(plan))
+        return _Drawn("bits per weight", {d.tensor: bits_of(d) for d in plan}, means, asked, depth_words(plan))
+    amounts = {d.tensor: d.sparsity for d in plan if d.sparsity is not None}
+    asked = plan.budget.get("asked", plan.sparsity)
+    return _Drawn("sparsity", amounts, dict(block_means(plan)), asked, depth_correlation(plan).words)
+
+
 def plan_chart(plan: Plan, palette: Palette) -> Any:
     """Amount of every tensor along depth, coloured by role, with the blocks' means and the budget. An Altair chart.
 
-    Needs `tailwise[report]`.
+    Sparsity, or bits per weight; of a plan that does both, the sparsity. Needs `tailwise[report]`.
     """
     try:
         import altair as alt
@@ -24,16 +48,17 @@ def plan_chart(plan: Plan, palette: Palette) -> Any:
         raise UsageError("charts need Altair", fix="pip install 'tailwise[report]'") from error
 
     inline = partial(_inline, alt)
+    drawn = _drawn(plan.part("prune") if plan.kind == BOTH else plan)
     entries: list[dict[str, Any]] = [
-        {"tensor": d.tensor, "role": d.role, "block": d.block, "amount": d.sparsity, "reason": d.reason,
-         "parameters": d.n_params}
-        for d in plan if d.block is not None and d.sparsity is not None
+        {"tensor": d.tensor, "role": d.role, "block": d.block, "amount": drawn.amounts[d.tensor],
+         "reason": d.reason, "parameters": d.n_params}
+        for d in plan if d.block is not None and d.tensor in drawn.amounts
     ]  # fmt: skip
     if not entries:
         raise UsageError("has no amounts inside blocks to draw", where=plan.model)
     roles = list(dict.fromkeys(entry["role"] for entry in entries))
     x = alt.X("block:O", title="block, data → labels", axis=alt.Axis(labelAngle=0, labelOverlap=True))
-    y = alt.Y("amount:Q", title="sparsity", scale=alt.Scale(zero=False, nice=True))
+    y = alt.Y("amount:Q", title=drawn.unit, scale=alt.Scale(zero=False, nice=True))
     colors = alt.Scale(domain=roles, range=[role_color(role, palette) for role in roles])
     shapes = alt.Scale(domain=roles, range=[SHAPES[group_of(role)] for role in roles])
     tips = [alt.Tooltip(name) for name in ("tensor:N", "role:N", "block:O", "parameters:Q", "reason:N")]
@@ -49,13 +74,13 @@ def plan_chart(plan: Plan, palette: Palette) -> Any:
             tooltip=[*tips, alt.Tooltip("amount:Q", format=".4f")],
         )
     )
-    means = [{"block": block, "amount": mean} for block, mean in block_means(plan).items()]
+    means = [{"block": block, "amount": mean} for block, mean in drawn.means.items()]
     line = alt.Chart(inline(means)).mark_line(color=palette["muted"], strokeWidth=1.5).encode(x=x, y=y)
-    asked = [{"amount": plan.budget.get("asked", plan.sparsity)}]
+    asked = [{"amount": drawn.asked}]
     rule = alt.Chart(inline(asked)).mark_rule(color=palette["rule"], strokeDash=[4, 3]).encode(y=y)
     title = alt.TitleParams(
-        f"{plan.operator}, {plan.allocator}: sparsity along depth",
-        subtitle=["Line: mean of the block. Dashed: the budget.", depth_correlation(plan).words],
+        f"{plan.operator}, {plan.allocator}: {drawn.unit} along depth",
+        subtitle=["Line: mean of the block. Dashed: the budget.", drawn.depth],
     )
     chart = alt.layer(rule, line, points).properties(width=WIDTH, height=HEIGHT, title=title)
     return chart.configure(**config(palette))
