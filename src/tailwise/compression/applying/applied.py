@@ -58,12 +58,12 @@ class Applied:
     @property
     def asked(self) -> float:
         """Σ s·d / Σ d of the plan."""
-        return _mean([(item.n_params, item.asked) for item in self.tensors])
+        return weighted_mean([(item.n_params, item.asked) for item in self.tensors])
 
     @property
     def reached(self) -> float:
         """The same, as it was read back."""
-        return _mean([(item.n_params, item.reached) for item in self.tensors])
+        return weighted_mean([(item.n_params, item.reached) for item in self.tensors])
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -81,7 +81,8 @@ class Applied:
         }
 
 
-def _mean(found: list[tuple[int, float]]) -> float:
+def weighted_mean(found: list[tuple[int, float]]) -> float:
+    """Mean of (weight, value); 0 where there is none."""
     total = sum(size for size, _ in found)
     return sum(size * value for size, value in found) / total if total else 0.0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.compression.applying.applied import Applied
+from tailwise.compression.applying.applied import Applied, weighted_mean
 from tailwise.compression.applying.card import PLAN_FILE
 from tailwise.compression.applying.data_free import as_matrices
 from tailwise.compression.plans.bits import bits_of
@@ -78,12 +78,12 @@ class AppliedBits:
     @property
     def asked(self) -> float:
         """Mean bits per weight of the plan, weighted by parameters."""
-        return _mean([(item.n_params, item.asked) for item in self.tensors])
+        return weighted_mean([(item.n_params, item.asked) for item in self.tensors])
 
     @property
     def reached(self) -> float:
         """The same, as it was read back."""
-        return _mean([(item.n_params, item.reached) for item in self.tensors])
+        return weighted_mean([(item.n_params, item.reached) for item in self.tensors])
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -102,11 +102,6 @@ class AppliedBits:
             "tensors": [item.to_json() for item in self.tensors],
             "notes": list(self.notes),
         }
-
-
-def _mean(found: list[tuple[int, float]]) -> float:
-    total = sum(size for size, _ in found)
-    return sum(size * value for size, value in found) / total if total else 0.0
 
 
 def read_back(plan: Plan, source: Checkpoint, written: Checkpoint, grids: Grids) -> tuple[ReachedBits, ...]:
