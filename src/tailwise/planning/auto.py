@@ -33,8 +33,6 @@ _HOPELESS = 0.05
 _AT_LEAST = 3
 #: Changes of sparsity that single tensors are measured at, best first.
 _SWEEPS = ((-0.3, -0.15, 0.1, 0.2), (-0.15, 0.1))
-#: Plans that are scored anew on text that the search has not seen, at most.
-_FINALISTS = 4
 
 
 def plan_auto(audit: Audit, request: Request, court: Court) -> Plan:
@@ -50,7 +48,7 @@ def plan_auto(audit: Audit, request: Request, court: Court) -> Plan:
     court.judge(candidates[:1])
     candidates += search.from_sensitivity()
     best = min(candidates, key=lambda item: item.loss)
-    finalists = [candidates[0], *best_of_each(candidates[1:], search.finalists)]
+    finalists = [candidates[0], *best_of_each(candidates[1:], court.finalists)]
     if search.can_refine:
         found = search.refine(best)
         finalists += [found] if found.plan is not best.plan else []
@@ -64,11 +62,6 @@ class _Search:
     def __init__(self, audit: Audit, request: Request, court: Court) -> None:
         self.audit, self.request, self.court = audit, request, court
         self.stage, self._clock = court.stage, court.clock
-
-    @property
-    def finalists(self) -> int:
-        """How many of the known ways can be judged in a third of the time."""
-        return max(1, min(_FINALISTS, int(self._clock.seconds / 3 / max(self.court.judging, 1e-9)) - 1))
 
     @property
     def can_refine(self) -> bool:
@@ -121,7 +114,7 @@ class _Search:
         found = refined(
             lambda plan: float(self.court.score(plan).mean()),
             best.plan,
-            over=lambda: self._clock.left < self.court.judging * (self.finalists + 1),
+            over=lambda: self._clock.left < self.court.last_word,
             seed=self.stage.seed,
             progress=moved,
         )

@@ -24,7 +24,6 @@ from tailwise.planning.sensitivity import Variant, variant_losses
 #: Powers of α that are tried; the best published ones run from 10 to 200.
 _GAMMAS = (0.0, 1.0, 10.0, 100.0)
 _TAUS = (0.1, 0.3)
-_FINALISTS = 4
 _WORST = 50.0  # nats: a loss that is not finite counts as this
 
 
@@ -41,7 +40,7 @@ def plan_auto_quantize(audit: Audit, request: QuantizeRequest, court: Court) -> 
     court.judge(candidates[:1])
     candidates += search.from_sensitivity(candidates[0])
     best = min(candidates, key=lambda item: item.loss)
-    finalists = [candidates[0], *best_of_each(candidates[1:], search.finalists)]
+    finalists = [candidates[0], *best_of_each(candidates[1:], court.finalists)]
     found = search.refine(best)
     finalists += [found] if found.plan is not best.plan else []
     court.judge(finalists)
@@ -61,11 +60,6 @@ class _Search:
     @property
     def choices(self) -> Choices:
         return self.asked.choices
-
-    @property
-    def finalists(self) -> int:
-        """How many of the known ways can be judged in a third of the time."""
-        return max(1, min(_FINALISTS, int(self._clock.seconds / 3 / max(self.court.judging, 1e-9)) - 1))
 
     def candidates(self) -> list[Scored]:
         """Every known way that needs no sweep; uniform is tried whatever the time."""
@@ -116,7 +110,7 @@ class _Search:
             loss = float(self.court.score(with_levels(best.plan, self.choices, levels)).mean())
             return loss if np.isfinite(loss) else _WORST
 
-        spare = self.court.judging * (self.finalists + 1)
+        spare = self.court.last_word
         found = refined_formats(
             score,
             levels_of_plan(self.choices, best.plan),

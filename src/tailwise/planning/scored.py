@@ -24,6 +24,8 @@ FAITHFUL = 0.03
 SWEEP = 0.5
 #: What a change in one block costs beside a whole trial, on the mean: the blocks before it are not run.
 _PART = 0.6
+#: Plans that are scored anew on text that the search has not seen, at most.
+_FINALISTS = 4
 #: What settings hold that is no setting: measurements, by tensor or block.
 _MEASURED = ("statistics", "losses", "errors")
 
@@ -112,6 +114,16 @@ class Court:
                 item.guard = self.stage.trial.applied_losses(item.plan, self.stage.looked, self.stage.guard)
                 self.judging = max(self.judging, self.clock.spent - began)
                 self.tell(f"{item.name}: judged")
+
+    @property
+    def finalists(self) -> int:
+        """How many of the known ways can be judged in a third of the time."""
+        return max(1, min(_FINALISTS, int(self.clock.seconds / 3 / max(self.judging, 1e-9)) - 1))
+
+    @property
+    def last_word(self) -> float:
+        """Seconds that judging them and what the search found takes."""
+        return self.judging * (self.finalists + 1)
 
     def tell(self, what: str) -> None:
         """Say how far the search is."""
