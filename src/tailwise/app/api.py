@@ -123,8 +123,9 @@ def training(desk: Given) -> list[dict[str, Any]]:
 def run(desk: Given, name: Id) -> dict[str, Any]:
     """One run: points, audits, alarms, metrics."""
     history = desk.workspace.history
-    return {"points": plain(history.scalars(name)), "audits": [audit_line(one) for one in history.audits(name)],
-            "alarms": [alarm_line(one) for one in history.kept_alarms(name)], "metrics": history.metrics(name)}  # fmt: skip
+    audits, alarms = history.audits(name), history.kept_alarms(name)
+    return {"points": plain(history.scalars(name)), "audits": [audit_line(one) for one in audits],
+            "alarms": [alarm_line(one) for one in alarms], "metrics": history.metrics(name)}  # fmt: skip
 
 
 @router.get("/training/series", tags=["training"])

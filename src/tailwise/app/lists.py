@@ -62,9 +62,7 @@ def _overview(desk: Desk, entry: Entry, ends: float, *, needed: bool) -> Overvie
     return found
 
 
-def _sorted(
-    lines: Sequence[tuple[Entry, Overview | None]], asked: Listing
-) -> list[tuple[Entry, Overview | None]]:
+def _sorted(lines: Sequence[tuple[Entry, Overview | None]], asked: Listing) -> list[tuple[Entry, Overview | None]]:
     def value(line: tuple[Entry, Overview | None]) -> Any:
         entry, one = line
         if asked.sort in ("changed", "title"):

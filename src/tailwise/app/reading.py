@@ -26,7 +26,7 @@ def main() -> int:
         diagnose(Audit.load(sys.argv[1]))
     except TailwiseError as error:
         return _refuse(error.what)
-    except Exception as error:  # whatever a hostile file may provoke  # noqa: BLE001
+    except Exception as error:  # whatever a hostile file may provoke
         return _refuse(f"{type(error).__name__}: {error}")
     return 0
 

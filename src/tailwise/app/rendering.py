@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -46,7 +47,9 @@ class Pages:
         target = request.headers.get("hx-target", "")
         context = {"path": request.url.path, "area": "", "page_address": _pages_of(request), **values}
         if request.headers.get("hx-request") == "true" and target in found.blocks:
-            built = found.new_context(dict(context))
+            # A block on its own does not see what the top of its template imports.
+            parts = self._environment.get_template("parts.html").make_module(dict(context))
+            built = found.new_context({**context, "parts": parts})
             return HTMLResponse("".join(found.blocks[target](built)), status)
         return HTMLResponse(found.render(context), status)
 
@@ -62,7 +65,8 @@ def number(value: object) -> str:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    whole = isinstance(value, int) or (value == int(value) and abs(value) < 1e12) if math.isfinite(value) else False
+    return f"{int(value):,}" if whole else f"{value:.4g}"
 
 
 def moment(value: float | str | None) -> str:

@@ -46,7 +46,7 @@ class Settings:
     workers: int | None = None  # matrices at once in an audit
     longest_queue: int = 20
     starts_per_minute: int = 12
-    largest_upload: int = 256 << 20  # bytes
+    largest_upload: int = 250_000_000  # bytes
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.token:

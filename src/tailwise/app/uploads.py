@@ -47,7 +47,9 @@ def _bounded(file: BinaryIO, most: int) -> bytes:
     while chunk := file.read(_CHUNK):
         total += len(chunk)
         if total > most:
-            raise UsageError(f"is larger than the {most >> 20} MB that are taken", fix="copy it into a folder instead")
+            raise UsageError(
+                f"is larger than the {most / 1e6:.0f} MB that are taken", fix="copy it into a folder instead"
+            )
         parts.append(chunk)
     return b"".join(parts)
 

@@ -51,7 +51,9 @@ def serve(
     ] = None,
 ) -> None:  # fmt: skip
     """Open the web app over audits, comparisons, histories and plans."""
-    absent = [module for module in ("fastapi", "uvicorn", "jinja2", "altair", "vl_convert") if find_spec(module) is None]
+    absent = [
+        module for module in ("fastapi", "uvicorn", "jinja2", "altair", "vl_convert") if find_spec(module) is None
+    ]
     if absent:
         raise UsageError(f"the app needs {', '.join(absent)}", fix='pip install "tailwise[app]"')
     from tailwise.app.addresses import free_port, place_of, split

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse
+from pydantic import BaseModel, Field
 
 from tailwise.app.desk import Desk, desk_of
 from tailwise.app.figures import Place
@@ -40,11 +41,20 @@ def compare(request: Request, desk: Given, model: Annotated[list[str], Query()] 
     return desk.pages.page(request, "compare.html", values)
 
 
+class Pair(BaseModel):
+    """Two audits, and which of their layers are listed."""
+
+    model: str
+    base: str
+    metric: str = "alpha"
+    only: Literal["", "sure"] = ""
+    page: int = Field(1, ge=1, le=100_000)
+
+
 @router.get("/base")
-def base(
-    request: Request, desk: Given, model: str, base: str, metric: str = "alpha", only: str = "", page: int = 1
-) -> HTMLResponse:
+def base(request: Request, desk: Given, asked: Annotated[Pair, Query()]) -> HTMLResponse:
     """An audit against its base: charts of what changed, roles that moved together, and every layer."""
+    model, base, metric, only = asked.model, asked.base, asked.metric, asked.only
     found = desk.workspace.comparison(base, model)
     query = urlencode({"model": model, "base": base})
     places = [Place(one, f"/api/base/charts/{one.name}?{query}", one.title) for one in charts_of("base")]
@@ -53,7 +63,7 @@ def base(
         "area": "Compare", "model": model, "base": base, "names": short_names(audits), "found": found,
         "places": [] if found.identical or not found.layers else places, "metric": metric, "only": only,
         "adapter": any("peft" in audit.provenance.format for audit in audits),
-        **_lines(found, metric, only, page),
+        **_lines(found, metric, only, asked.page),
     }  # fmt: skip
     return desk.pages.page(request, "against.html", values)
 

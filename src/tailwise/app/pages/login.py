@@ -34,5 +34,7 @@ def take(request: Request, desk: Given, token: Annotated[str, Form(max_length=50
         return desk.pages.page(request, "login.html", {"message": "That is not the token."}, 401)
     response = RedirectResponse("/", 303)
     secure = request.url.scheme == "https"
-    response.set_cookie(COOKIE, session_of(expected), httponly=True, samesite="strict", secure=secure, max_age=30 * 86400)
+    response.set_cookie(
+        COOKIE, session_of(expected), httponly=True, samesite="strict", secure=secure, max_age=30 * 86400
+    )
     return response

@@ -18,6 +18,8 @@ const tailwiseFigures = (themes) => {
       const columns = Math.max(1, Math.min(spec.columns || 4, Math.floor((width - 40) / 135)));
       spec.columns = columns;
       spec.spec.width = Math.max(70, Math.floor((width - 62 - 14 * (columns - 1)) / columns));
+    } else if (spec.vconcat) {
+      spec.vconcat.forEach((part) => { part.width = Math.max(120, width - 78); });  // less the longest axis labels
     } else {
       spec.width = width - 4;
       spec.autosize = { type: "fit-x", contains: "padding" };

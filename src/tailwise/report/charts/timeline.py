@@ -36,7 +36,7 @@ def series_chart(table: pa.Table, metric: str, marks: Marks, palette: Palette) -
     roles = ordered((row["role"] for row in rows), tuple(ROLES))
     colors = alt.Scale(domain=roles, range=[role_color(role, palette) for role in roles])
     shapes = alt.Scale(domain=roles, range=[SHAPES[group_of(role)] for role in roles])
-    legend = alt.Legend(title=None, columns=6)
+    legend = alt.Legend(title=None, columns=6, symbolOpacity=1)
     base = alt.Chart(alt.NamedData(name="series"))
     x = alt.X("step:Q", title="step", axis=alt.Axis(tickCount=8, format="~s"))
     scale = alt.Scale(zero=False, nice=True)
@@ -89,7 +89,9 @@ def _alarms(marks: Marks, palette: Palette) -> list[Any]:
     if not marks:
         return []
     levels = list(_SEVERITY)
-    color = alt.Color("severity:N", legend=None, scale=alt.Scale(domain=levels, range=[palette[_SEVERITY[one]] for one in levels]))
+    color = alt.Color(
+        "severity:N", legend=None, scale=alt.Scale(domain=levels, range=[palette[_SEVERITY[one]] for one in levels])
+    )
     source = alt.Chart(alt.NamedData(name="alarms"))
     tips = [alt.Tooltip(name) for name in ("code:N", "severity:N", "step:Q")]
     return [source.mark_rule(strokeDash=[3, 3], strokeWidth=1.3).encode(x="step:Q", stroke=color, tooltip=tips)]
