@@ -71,10 +71,10 @@ def check(path: Path, most: int) -> None:
 def _read_apart(path: Path) -> None:
     """Read it in a process of little memory: a small file can unfold into more than the machine has."""
     command = [sys.executable, "-m", "tailwise.app.reading", str(path)]
+    bounds = environment() | {"TAILWISE_MEMORY": str(_MEMORY)}
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, env=environment() | {"TAILWISE_MEMORY": str(_MEMORY)},
-            timeout=_SECONDS, check=False,
+            command, stdin=subprocess.DEVNULL, capture_output=True, env=bounds, timeout=_SECONDS, check=False
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise UsageError("took too long to read, which no honest audit does") from None

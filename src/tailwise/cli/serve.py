@@ -11,6 +11,7 @@ import typer
 
 from tailwise.errors import UsageError
 
+_NEEDED = ("fastapi", "uvicorn", "jinja2", "multipart", "altair", "vl_convert")
 _ADDRESS, _LIMITS = "Address", "Limits"
 
 
@@ -29,11 +30,12 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.", rich_help_panel=_ADDRESS)] = 8440,
     token: Annotated[
         str | None,
-        typer.Option(envvar="TAILWISE_TOKEN", help="Asked of every visitor; `new` makes one.", rich_help_panel=_ADDRESS),
+        typer.Option(envvar="TAILWISE_TOKEN", help="Every visitor is asked for it; `new` makes one.",
+                     rich_help_panel=_ADDRESS),
     ] = None,
-    name: Annotated[
+    names: Annotated[
         list[str] | None,
-        typer.Option(metavar="HOST", help="A host name under which it is called.", rich_help_panel=_ADDRESS),
+        typer.Option("--name", metavar="HOST", help="A host name under which it is called.", rich_help_panel=_ADDRESS),
     ] = None,
     browser: Annotated[bool, typer.Option("--open", help="Open a browser.", rich_help_panel=_ADDRESS)] = False,
     read_only: Annotated[
@@ -65,7 +67,7 @@ def serve(
         token = secrets.token_urlsafe(24)
     kept = (state or default_state()).expanduser().resolve()
     settings = Settings(
-        host=host, port=free_port(host, port), token=token, names=tuple(name or ()), state=kept, read_only=read_only,
+        host=host, port=free_port(host, port), token=token, names=tuple(names or ()), state=kept, read_only=read_only,
         hub=not no_hub, workers=workers,
     )  # fmt: skip
     roots, found = split(where or ["."], store)

@@ -43,7 +43,7 @@ def row(request: Request, desk: Given, audit: str) -> HTMLResponse:
 
 
 @router.get("/models/{audit}")
-def model(request: Request, desk: Given, audit: str, family: str = "alpha", metric: str | None = None) -> HTMLResponse:
+def model(request: Request, desk: Given, audit: str, family: str = "alpha") -> HTMLResponse:
     """One audit: facts, findings, charts of one family."""
     known = families()
     if family not in known:
@@ -82,10 +82,11 @@ def chart(request: Request, desk: Given, audit: str, name: str, metric: str | No
     title = found.title if metric is None else f"{found.title}: {metric}"
     charts = charts_of("audit")
     at = next(index for index, one in enumerate(charts) if one.name == name)
+    around = (charts[at - 1], charts[(at + 1) % len(charts)])
     values = {
         "area": "Models", "entry": desk.workspace.entry(audit), "audit": desk.workspace.audit(audit),
         "place": _place(audit, name, metric, title, needs(found, view)), "charts": charts,
-        "before": links.chart(audit, charts[at - 1].name), "after": links.chart(audit, charts[(at + 1) % len(charts)].name),
+        "before": links.chart(audit, around[0].name), "after": links.chart(audit, around[1].name),
         "metrics": [one for one in HEATS if view.has(one)] if name == "heatmap" else [], "metric": metric or "alpha",
     }  # fmt: skip
     return desk.pages.page(request, "chart.html", values)

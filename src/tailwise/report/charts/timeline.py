@@ -89,9 +89,8 @@ def _alarms(marks: Marks, palette: Palette) -> list[Any]:
     if not marks:
         return []
     levels = list(_SEVERITY)
-    color = alt.Color(
-        "severity:N", legend=None, scale=alt.Scale(domain=levels, range=[palette[_SEVERITY[one]] for one in levels])
-    )
+    inks = [palette[_SEVERITY[one]] for one in levels]
+    color = alt.Color("severity:N", legend=None, scale=alt.Scale(domain=levels, range=inks))
     source = alt.Chart(alt.NamedData(name="alarms"))
     tips = [alt.Tooltip(name) for name in ("code:N", "severity:N", "step:Q")]
     return [source.mark_rule(strokeDash=[3, 3], strokeWidth=1.3).encode(x="step:Q", stroke=color, tooltip=tips)]
