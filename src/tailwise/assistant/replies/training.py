@@ -1,0 +1,54 @@
+"""What happened in a training run."""
+
+from __future__ import annotations
+
+from tailwise.assistant.answer import Fact
+from tailwise.assistant.markdown import escape, link, prose
+from tailwise.assistant.replies.question import Question
+from tailwise.assistant.words import count, listed, num
+from tailwise.errors import TailwiseError
+from tailwise.workspace import links
+
+_MOST = 5
+
+
+def training(question: Question) -> str:
+    """Alarms, loss, and how the spectra moved."""
+    fact = question.ask("training", run=_named(question))
+    head = (f"{link(fact['run'], links.run(fact['run']))}: {count(fact['points'], 'point')} and "
+            f"{count(fact['audits'], 'audit')}, steps {num(fact['first_step'])} to {num(fact['last_step'])}.")  # fmt: skip
+    lines = [_alarm(item) for item in fact["alarms"][:_MOST]]
+    alarms = (f"{count(fact['alarms_in_all'], 'alarm')}, the latest first:\n\n" + "\n".join(lines) if lines
+              else "No alarm was raised.")  # fmt: skip
+    moved = [f"- {escape(name)}: {num(item['first'])} at step {num(item['first_step'])}, {num(item['last'])} at step "
+             f"{num(item['last_step'])}{_lowest(item)}" for name, item in fact["scalars"].items()]  # fmt: skip
+    moved += [f"- mean {escape(name)}: {num(item['first'])} at step {num(item['first_step'])} ({count(item['first_layers'], 'layer')}), "
+              f"{num(item['last'])} at step {num(item['last_step'])}" for name, item in fact["means"].items()]  # fmt: skip
+    parts = [head, alarms]
+    if moved:
+        parts.append("What moved:\n\n" + "\n".join(moved))
+    parts.append("Spectra drift in healthy runs too; an alarm is a change that stands out of the run's own.")
+    return "\n\n".join(parts)
+
+
+def _named(question: Question) -> str:
+    try:
+        runs = [item.name for item in question.place.workspace.history.runs()]
+    except TailwiseError:
+        return ""  # the function says why
+    found = [name for name in runs if len(name) > 1 and name.lower() in question.lower]
+    return max(found, key=len, default="")
+
+
+def _alarm(item: Fact) -> str:
+    since = f", since step {num(item['since'])}" if item["since"] is not None else ""
+    layers = (
+        f" in {listed([escape(one) for one in item['layers']], 3, item['layers_in_all'])}" if item["layers"] else ""
+    )
+    code = f" In code: {listed([escape(one) for one in item['in_code']])}." if item["in_code"] else ""
+    return (f"- {link(item['code'], links.explain(item['code']))} {prose(item['title'])} ({item['severity']}) at step "
+            f"{num(item['step'])}{since}{layers}.{code}")  # fmt: skip
+
+
+def _lowest(item: Fact) -> str:
+    return f", lowest {num(item['lowest'])}"
