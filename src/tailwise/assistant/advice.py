@@ -15,7 +15,8 @@ PRUNED: Fact = {
 QUANTIZED: Fact = {
     "question": "what do few bits cost?",
     "model": "pycode-8m", "operator": "rtn", "allocator": "uniform",
-    "perplexity": {"dense": 24.57, "at 4.5 bits": 24.78, "at 3.5 bits": 25.35, "at 3 bits": 26.36, "at 2.5 bits": 29.45},
+    "perplexity": {"dense": 24.57, "at 4.5 bits": 24.78, "at 3.5 bits": 25.35, "at 3 bits": 26.36,
+                   "at 2.5 bits": 29.45},
     "bits": [4.5, 3.5, 3, 2.5],
     "cells_at_3_5_bits_and_below": 12, "auto_better_than_uniform_there": 11, "auto_worse_than_uniform_beyond_noise": 0,
     "source": "docs/evidence.md",

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tailwise.assistant.answer import Answer, Fact
 from tailwise.assistant.events import Done, Event, Failed, TextDelta, ToolCall, ToolResult
@@ -60,7 +60,7 @@ class _Talk:
     client: OpenAI
     endpoint: Endpoint
     place: Place
-    messages: list[dict[str, Any]]
+    messages: list[Any]
     text: str = ""
     facts: list[Fact] = field(default_factory=list)
     calls: list[_Asked] = field(default_factory=list)  # of this round
@@ -83,9 +83,10 @@ def chat(
 
     prompt, known = system_prompt(workspace, screen), prompt_facts(workspace, screen)
     with _client(endpoint) as client:
-        talk = _Talk(client, endpoint, Place(workspace, screen), [{"role": "system", "content": prompt}, *_told(messages)],
-                     until=time.monotonic() + _SECONDS, tools=endpoint.tools)  # fmt: skip
         try:
+            told = [{"role": "system", "content": prompt}, *_told(messages)]
+            talk = _Talk(client, endpoint, Place(workspace, screen), told, until=time.monotonic() + _SECONDS)
+            talk.tools = endpoint.tools
             yield from _rounds(talk)
         except (openai.OpenAIError, UsageError, ValueError, _Stop) as error:
             yield failure(error, endpoint)
@@ -142,7 +143,7 @@ def _one_round(talk: _Talk, *, last: bool) -> Iterator[Event]:
     except (openai.BadRequestError, openai.UnprocessableEntityError, openai.InternalServerError):
         if not talk.tools or talk.facts:
             raise
-        # Servers without tool calls refuse the request, some as an error of their own. The prompt has what is on screen.
+        # Servers without tool calls refuse the request, some with a 500. The prompt has what is on screen.
         talk.tools = False
         stream = _opened(talk, tools=False)
     with stream:
@@ -155,11 +156,9 @@ def _one_round(talk: _Talk, *, last: bool) -> Iterator[Event]:
 
 
 def _opened(talk: _Talk, *, tools: bool) -> Stream[ChatCompletionChunk]:
-    more: dict[str, Any] = {"tools": [item.schema() for _, item in FUNCTIONS.items()]} if tools else {}
-    found: Stream[ChatCompletionChunk] = talk.client.chat.completions.create(
-        model=talk.endpoint.model, messages=talk.messages, stream=True, **more  # type: ignore[arg-type]
-    )  # fmt: skip
-    return found
+    more: Any = {"tools": [item.schema() for _, item in FUNCTIONS.items()]} if tools else {}
+    made = talk.client.chat.completions.create(model=talk.endpoint.model, messages=talk.messages, stream=True, **more)
+    return cast("Stream[ChatCompletionChunk]", made)
 
 
 def _part(talk: _Talk, chunk: ChatCompletionChunk) -> Iterator[Event]:

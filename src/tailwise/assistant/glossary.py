@@ -18,10 +18,10 @@ class Term:
 TERMS: Mapping[str, Term] = {
     term.name: term
     for term in (
-        Term("HT-SR", "Heavy-tailed self-regularization: training correlates the weights of a layer, and the eigenvalues "
-             "of WᵀW then grow a heavy tail. The tail's exponent alpha describes how far that went. Across models of one "
-             "family, means of such numbers went along with test accuracy; for one layer alpha describes a spectrum and "
-             "is no measure of quality.",
+        Term("HT-SR", "Heavy-tailed self-regularization: training correlates the weights of a layer, and the "
+             "eigenvalues of WᵀW then grow a heavy tail. The tail's exponent alpha describes how far that went. Across "
+             "models of one family, means of such numbers went along with test accuracy; for one layer alpha describes "
+             "a spectrum and is no measure of quality.",
              "Martin, Peng & Mahoney 2021"),
         Term("ESD", "Empirical spectral density: the set of the eigenvalues λ = σ² of the smaller of WᵀW and WWᵀ, not "
              "divided by n and not centred.", "docs/definitions.md"),
@@ -30,11 +30,12 @@ TERMS: Mapping[str, Term] = {
              "Clauset, Shalizi & Newman 2009"),
         Term("bulk", "The eigenvalues that look like noise: those below the Marchenko–Pastur edge λ₊.",
              "Marchenko & Pastur 1967"),
-        Term("bands", "The HT-SR bands of alpha: 2 to 4 well fitted, 4 to 6 weakly heavy-tailed, above 6 under-trained, "
-             "below 2 over-trained or memorising. They hold for the ks estimator and a good fit (small D) only; a poor "
+        Term("bands", "The HT-SR bands of alpha: 2 to 4 well fitted, 4 to 6 weakly heavy-tailed, above 6 "
+             "under-trained, below 2 over-trained or memorising. They hold for the ks estimator and a good fit (small D) only; a poor "
              "fit is no verdict.", "Martin, Peng & Mahoney 2021"),
-        Term("baseline", "The same estimator on Gaussian matrices of the same shape. alpha of pure noise depends on the "
-             "shape, so a distance to noise (the z columns) carries from shape to shape and a fixed threshold does not.",
+        Term("baseline", "The same estimator on Gaussian matrices of the same shape. alpha of pure noise depends on "
+             "the shape, so a distance to noise (the z columns) carries from shape to shape and a fixed threshold does "
+             "not.",
              "docs/definitions.md"),
         Term("sparsity", "The fraction of a tensor's parameters that pruning sets to zero or takes out.",
              "docs/pruning.md"),
@@ -46,8 +47,8 @@ TERMS: Mapping[str, Term] = {
              "docs/alarms.md"),
         Term("role", "What a matrix does in the network, told from its name: attn_q, mlp_up, embed … Compare numbers "
              "within a role and shape, not across.", "docs/roles.md"),
-        Term("finding", "A pattern that a rule saw in an audit, with its numbers, causes, remedies, and how well the rule "
-             "itself is founded: theory, published, or heuristic.", "docs/rules.md"),
+        Term("finding", "A pattern that a rule saw in an audit, with its numbers, causes, remedies, and how well the "
+             "rule itself is founded: theory, published, or heuristic.", "docs/rules.md"),
         Term("audit", "Every spectral number of one checkpoint, in a file; it holds no weights.", "docs/quickstart.md"),
     )
 }  # fmt: skip

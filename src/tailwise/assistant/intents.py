@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tailwise.assistant.functions.explaining import codes_in, named
 from tailwise.assistant.replies import comparing, compression, concepts, health, training
@@ -23,14 +24,14 @@ class Intent:
     fits: Callable[[Question], Reply | None]
 
 
-def _words(pattern: str, reply: Reply) -> Callable[[Question], Reply | None]:
-    compiled = re.compile(pattern)
-    return lambda question: reply if compiled.search(question.lower) else None
+def _words(reply: Reply, *patterns: str) -> Callable[[Question], Reply | None]:
+    compiled = [re.compile(pattern) for pattern in patterns]
+    return lambda question: reply if any(one.search(question.lower) for one in compiled) else None
 
 
 _WHAT_IS = re.compile(
-    r"^(?:so |and |please |hey,? )*(?:what(?:'s| is| are| does| do)|what exactly is|explain|define|meaning of|tell me about|"
-    r"how (?:do i|to|should i) (?:read|interpret)|what do you mean by)\s+(?:the |a |an |meant by )?(.+?)"
+    r"^(?:so |and |please |hey,? )*(?:what(?:'s| is| are| does| do)|what exactly is|explain|define|meaning of|"
+    r"tell me about|how (?:do i|to|should i) (?:read|interpret)|what do you mean by)\s+(?:the |a |an |meant by )?(.+?)"
     r"(?:\s+(?:mean|means|stand for|measure|say|about|again|chart|metric|please))*\s*[?.!]*$"
 )
 _METRIC_WORDS = re.compile(r"[a-z_0-9]*[a-z][a-z_0-9]*")
@@ -70,7 +71,7 @@ def _number(question: Question) -> Reply | None:
 
 def _metric_in(question: Question) -> str | None:
     words = _METRIC_WORDS.findall(question.lower)
-    pairs = [" ".join(pair) for pair in zip(words, words[1:], strict=False)]
+    pairs = [" ".join(pair) for pair in pairwise(words)]
     found = [named(part) for part in (*pairs, *(word for word in words if len(word) > 2))]
     return next((name for name in found if name in METRICS), None)
 
@@ -87,34 +88,43 @@ INTENTS: tuple[Intent, ...] = (
     Intent("explain", "what is alpha?", _explains),
     Intent("code", "what does TW101 mean?", _code),
     Intent("chart", "how do I read this chart?", _chart),
-    Intent("quantize", "can I quantize to int4?",
-           _words(r"quanti[sz]|\bint ?[2348]\b|\b[2348](\.\d)?[- ]?bits?\b|\bfp[48]\b|mxfp|nvfp|\bgguf\b|\bawq\b|\bgptq\b|low[- ]precision",
-                  compression.quantize)),
-    Intent("prune", "which layers can I prune?",
-           _words(r"\bprun|sparsi|\bcompress|\bremove (some |any )?(layers|blocks|weights)|\bsmaller\b|\bdrop (layers|blocks)|"
-                  r"(can|could) (i|we) (cut|drop|spare)|\bshrink", compression.prune)),
-    Intent("plan", "what does this plan do?", _words(r"\bplans?\b", compression.one_plan)),
-    Intent("training", "what changed in training?",
-           _words(r"\btraining run|\bin training|\bduring training|while training|\balarms?\b|\bmy run\b|this run|the run|\bloss\b|"
-                  r"\bsteps?\b|checkpoints?\b.*(over time|changed)", training.training)),
-    Intent("compare", "is this fine-tune worse than its base?",
-           _words(r"\bcompar|\bversus\b|\bvs\.?(\s|$)|\bdiff(erence|er|erent|s)?\b|fine-? ?tun|\bits base\b|the base\b|\bbase model|"
-                  r"(better|worse) than|what('s| has)? changed|\bagainst\b|(which|who) (of|one).*(better|worse)", comparing.compare)),
-    Intent("remedies", "what should I do?",
-           _words(r"what (should|can|could|do|must) (i|we) (do|fix|try|change)|how (do|can|should) (i|we) (fix|improve|repair|mend)|"
-                  r"\bremed|\bfix\b|\badvice\b|\badvise|\brecommend|next steps?|what now", health.remedies)),
+    Intent("quantize", "can I quantize to int4?", _words(
+        compression.quantize, r"quanti[sz]", r"\bint ?[2348]\b", r"\b[2348](\.\d)?[- ]?bits?\b", r"\bn?fp ?[48]\b",
+        r"mxfp|nvfp", r"\b(gguf|awq|gptq)\b", r"low[- ]precision",
+    )),
+    Intent("prune", "which layers can I prune?", _words(
+        compression.prune, r"\bprun", r"sparsi", r"\bcompress", r"\b(remove|drop) (some |any )?(layer|block|weight)",
+        r"\bsmaller\b|\bshrink", r"(can|could) (i|we) (cut|drop|spare)",
+    )),
+    Intent("plan", "what does this plan do?", _words(compression.one_plan, r"\bplans?\b")),
+    Intent("training", "what changed in training?", _words(
+        training.training, r"\btraining run|\b(in|during|while) training", r"\balarms?\b", r"\b(my|this|the) run\b",
+        r"\bloss\b", r"\bsteps?\b(?! should)", r"checkpoints?\b.*(over time|changed)",
+    )),
+    Intent("compare", "is this fine-tune worse than its base?", _words(
+        comparing.compare, r"\bcompar", r"\bversus\b|\bvs\b", r"\bdiff(erence|er|erent|s)?\b", r"fine-? ?tun",
+        r"\b(its|the) base\b|\bbase model", r"(better|worse) than", r"what('s| has)? changed", r"\bagainst\b",
+    )),
+    Intent("remedies", "what should I do?", _words(
+        health.remedies, r"what (should|can|could|do|must) (i|we) (do|fix|try|change)",
+        r"how (do|can|should) (i|we) (fix|improve|repair|mend)", r"\bremed|\bfix\b", r"\badvi[cs]e|\brecommend",
+        r"next steps?|what now",
+    )),
     Intent("number", "what is the stable rank of block 3 mlp up?", _number),
     Intent("layer", "why is layer 3 red?", _layer),
-    Intent("worst", "which layers are worst?",
-           _words(r"\bworst\b|\bbad layers?|\b(sick|ill|unhealthy|problem|broken|suspicious|red|weakest) (layers?|matri)|"
-                  r"which layers?|\boutliers?\b", health.worst)),
-    Intent("list", "which models are here?",
-           _words(r"\b(which|what|list|show|how many)\b.*\b(models?|audits?|runs?|plans?)\b.*(here|there|have|exist|available|loaded)|"
-                  r"^list\b|^(show )?(all )?(models|audits|runs|plans)\??$", concepts.listing)),
-    Intent("overview", "is this model healthy?",
-           _words(r"\bhealth|\bsumm|\boverview|\b(is|are|how|does)\b.*\b(good|ok|okay|fine|well|bad|wrong|sick|trained|quality|look|it|model)\b|"
-                  r"what('s| is) wrong|\bproblems?\b|\bfindings?\b|\bissues?\b|\bdiagnos|^why\b|tell me about|\bparameters\b|how (big|large)",
-                  health.overview)),
+    Intent("worst", "which layers are worst?", _words(
+        health.worst, r"\bworst\b|\bweakest\b", r"\b(bad|sick|ill|unhealthy|problem|broken|suspicious|red) (layer|matri)",
+        r"which layers?", r"\boutliers?\b",
+    )),
+    Intent("list", "which models are here?", _words(
+        concepts.listing, r"\b(which|what|list|show|how many)\b.*\b(model|audit|run|plan)s\b.*(here|there|have|exist|load)",
+        r"^list\b", r"^(show )?(all )?(models|audits|runs|plans)\b",
+    )),
+    Intent("overview", "is this model healthy?", _words(
+        health.overview, r"\bhealth|\bsumm|\boverview|\bdiagnos",
+        r"\b(is|are|how|does)\b.*\b(good|ok|okay|fine|well|bad|wrong|sick|trained|quality|look|it|model)\b",
+        r"what('s| is) wrong", r"\b(problem|finding|issue|parameter)s?\b", r"^why\b|tell me about|how (big|large)",
+    )),
 )  # fmt: skip
 
 

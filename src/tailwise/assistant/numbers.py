@@ -22,8 +22,8 @@ _LIST = re.compile(r"(?m)^[ \t>]*(?:[#*+-]+[ \t]+)?\d{1,3}[.)](?=\s)")
 _NAME = re.compile(r"(?<![\w.])[^\W\d]\w*(?:[./\-#:@]+\w+)*")
 _DECIMAL_AFTER_DASH = re.compile(r"^[^\W\d_]+-(?=\d+\.\d+$)")
 _PLACE = re.compile(r"(?i)\b((?:layer|block)s?\s+(?:no\.\s*)?)(\d+(?:\s*(?:,|and|or|to|–|-)\s*\d+)*)")
-_YEAR = re.compile(r"(?:(?<=\()|(?<=\bin )|(?<=al\. )|(?<=al\., )|(?<=[a-z] )|(?<=[a-z], ))(?:19[5-9]\d|20[0-3]\d)(?=[).,;:]|\s*$)",
-                   re.MULTILINE)  # fmt: skip
+#: Behind a word or a bracket, and before the end of a sentence or a bracket: not "2024 eigenvalues".
+_YEAR = re.compile(r"(?m)(?:(?<=\()|(?<=al\. )|(?<=[a-z] )|(?<=[a-z], ))(?:19[5-9]\d|20[0-3]\d)(?=[).,;:]|\s*$)")
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w.)])[-−+])?(?<![\w.])(?P<digits>\d{1,3}(?:[, \u202f]\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
     r"(?:[eE](?P<exponent>[-+−]?\d+)|\s*[×x·]\s*10\^(?P<power>[-−]?\d+))?"

@@ -70,8 +70,14 @@ def _changes(place: Place, audit: str, found: Comparison, metric: str) -> list[F
     names = set(found.significant(metric))
     layers = [layer for layer in found.layers if layer.name in names]
     layers.sort(key=lambda layer: -abs(layer.deltas[metric].z or 0.0))
-    return [{"layer": layer.name, **delta_fact(layer.deltas[metric]),
-             "links": [place.link(layer.name, links.layer(audit, layer.name))]} for layer in layers[:_MOST]]  # fmt: skip
+    return [
+        {
+            "layer": layer.name,
+            **delta_fact(layer.deltas[metric]),
+            "links": [place.link(layer.name, links.layer(audit, layer.name))],
+        }
+        for layer in layers[:_MOST]
+    ]
 
 
 def delta_fact(delta: Delta) -> Fact:

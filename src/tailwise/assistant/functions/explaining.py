@@ -24,8 +24,8 @@ def explain(place: Place, topic: str) -> Fact:
     name = named(topic)
     if name is None:
         near = difflib.get_close_matches(topic, topics(), n=3, cutoff=0.5)
-        raise UsageError(f"there is nothing named {topic[:60]!r} to explain",
-                         fix=f"did you mean {' or '.join(near)}?" if near else "ask for a metric, a chart or a code")  # fmt: skip
+        fix = f"did you mean {' or '.join(near)}?" if near else "ask for a metric, a chart or a code"
+        raise UsageError(f"there is nothing named {topic[:60]!r} to explain", fix=fix)
     return {"topic": name, **_described(name), "links": [place.link(name, links.explain(name))]}
 
 

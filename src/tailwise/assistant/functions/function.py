@@ -102,13 +102,22 @@ def function(**texts: str) -> Callable[[Callable[..., Fact]], Callable[..., Fact
 
 def call(name: str, arguments: Mapping[str, Any], place: Place) -> Fact:
     """What a function gives; what goes wrong is a fact too, with `error` and `fix`."""
+    if name not in FUNCTIONS:
+        return failed(unknown_name("function", name[:80], list(FUNCTIONS)))
+    return called(FUNCTIONS[name], arguments, place)
+
+
+def called(found: Function, arguments: Mapping[str, Any], place: Place) -> Fact:
+    """The same of a function at hand."""
     try:
-        if name not in FUNCTIONS:
-            raise unknown_name("function", name, list(FUNCTIONS))
-        found = FUNCTIONS[name]
         return within(tidy(found.call(place, **_checked(found, arguments))))
     except TailwiseError as error:
-        return {"error": error.what, **({"fix": error.fix} if error.fix else {})}
+        return failed(error)
+
+
+def failed(error: TailwiseError) -> Fact:
+    """An error as a fact; without where, which may be a path of this machine."""
+    return {"error": error.what, **({"fix": error.fix} if error.fix else {})}
 
 
 def _checked(found: Function, arguments: Mapping[str, Any]) -> dict[str, Any]:

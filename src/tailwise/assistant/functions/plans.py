@@ -14,6 +14,8 @@ from tailwise.workspace import links
 
 _MOST = 8
 _LOOKED = 60  # plans that are read to see whose they are
+#: That bits are chosen from.
+FORMATS = ("int2", "int3", "int4", "int8")
 _FROM_AUDIT = (
     "an allocator that reads the audit alone: uniform, depth, alpha, alpha-role, entropy; bits: uniform, alpha"
 )
@@ -42,21 +44,25 @@ def plan(place: Place, plan: str = "") -> Fact:
 )
 def draft_plan(place: Place, kind: str, amount: float, audit: str = "", allocator: str = "uniform") -> Fact:
     """Make a plan from an audit alone, to look at; it is not kept and was not tried on text."""
+    check_kind(kind)
     name = place.audit(audit)
     found = place.workspace.audit(name)
     if kind == "prune":
         from tailwise.compression.plans.make import Request, plan_prune
 
         made = plan_prune(found, Request(amount, allocator))
-    elif kind == "quantize":
+    else:
         from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
 
-        formats = ("int2", "int3", "int4", "int8")
-        made = plan_quantize(found, QuantizeRequest(bits=amount, formats=formats, allocator=allocator))
-    else:
-        raise UsageError(f"{kind!r} is no kind of plan", fix="prune or quantize")
+        made = plan_quantize(found, QuantizeRequest(bits=amount, formats=FORMATS, allocator=allocator))
     untried = "not tried on text: `tailwise plan … --calibration TEXT` measures what a plan costs"
     return {"audit": name, "kept": False, "limit": untried, **plan_fact(made), "links": [place.to_audit(name)]}
+
+
+def check_kind(kind: str) -> None:
+    """`UsageError` for what is no kind of plan."""
+    if kind not in ("prune", "quantize"):
+        raise UsageError(f"{kind[:40]!r} is no kind of plan", fix="prune or quantize")
 
 
 @function(audit=AUDIT, kind="prune or quantize; both where it is left out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,9 @@ _FACTS: dict[str, Callable[[LayerRow], Any]] = {
     "dtype": lambda row: row.dtype,
     "status": lambda row: row.status,
 }
+_SIGNS: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge,
+}  # fmt: skip
 _TERM = re.compile(r"\s*([\w@]+)\s*(<=|>=|!=|=|<|>|~)\s*(.+?)\s*")
 _HOW = 'terms joined by "and": alpha > 6 and role = mlp_up and name ~ up_proj (~: contains)'
 _DEFAULT = "name,role,block,alpha,alpha_hill,stable_rank"
@@ -37,7 +41,7 @@ _DEFAULT = "name,role,block,alpha,alpha_hill,stable_rank"
     descending="true: the largest first",
     limit=f"rows, at most {_MOST}",
 )
-def query(  # noqa: PLR0913 - a table has as many
+def query(  # noqa: PLR0913, PLR0917 - a table has as many
     place: Place, audit: str = "", columns: str = "", where: str = "", sort: str = "", descending: bool = False,
     limit: int = 20,
 ) -> Fact:  # fmt: skip
@@ -107,5 +111,4 @@ def _holds(value: Any, sign: str, bound: float | str) -> bool:
         return False
     if isinstance(bound, str) or isinstance(value, str):
         return (str(value) == str(bound)) == (sign == "=") if sign in ("=", "!=") else False
-    return {"=": value == bound, "!=": value != bound, "<": value < bound, ">": value > bound, "<=": value <= bound,
-            ">=": value >= bound}[sign]  # fmt: skip
+    return bool(_SIGNS[sign](value, bound))

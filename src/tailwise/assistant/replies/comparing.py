@@ -18,8 +18,8 @@ def compare(question: Question) -> str:
     """Two audits: those that are named, or the one on screen and its base."""
     before, after = sides(question)
     fact = question.ask("compare", before=before, after=after)
-    head = (f"From {link(fact['before_title'], links.model(before))} to {link(fact['after_title'], links.model(after))} "
-            f"({link('side by side', links.against_base(after, before))}):")  # fmt: skip
+    ends = [link(fact["before_title"], links.model(before)), link(fact["after_title"], links.model(after))]
+    head = f"From {ends[0]} to {ends[1]} ({link('side by side', links.against_base(after, before))}):"
     if fact["identical"]:
         return f"{head} nothing changed; all {count(fact['layers_in_both'], 'layer')} are the same, to the byte."
     lines = [*_layers(fact, after), *_roles(fact), *_numbers(fact), *_structure(fact), *_findings(fact)]
@@ -40,8 +40,8 @@ def _limit(question: Question, before: str, after: str) -> str:
     models = [str(question.place.workspace.audit(name).model) for name in (after, before)]
     safe = all(model.isprintable() and "`" not in model for model in models)
     first, second = [shlex.quote(model) for model in models] if safe else ["AFTER", "BEFORE"]
-    return ("Whether that is better or worse, spectra do not say; they say where and how much training moved the weights. "
-            "Quality is measured on text:\n\n"
+    return ("Whether that is better or worse, spectra do not say; they say where and how much training moved the "
+            "weights. Quality is measured on text:\n\n"
             f"```bash\ntailwise evaluate {first} --against {second} --text TEXT\n```")  # fmt: skip
 
 
@@ -53,8 +53,10 @@ def _layers(fact: Fact, after: str) -> list[str]:
             lines.append(f"- No layer's {escape(metric)} changed significantly (false discovery rate "
                          f"{fact['false_discovery_rate']}).")  # fmt: skip
             continue
-        shown = [f"{link(item['layer'], links.layer(after, item['layer']))} {num(item['before'])} → {num(item['after'])}"
-                 for item in changes[:3]]  # fmt: skip
+        shown = [
+            f"{link(item['layer'], links.layer(after, item['layer']))} {num(item['before'])} → {num(item['after'])}"
+            for item in changes[:3]
+        ]
         lines.append(f"- {escape(metric)} changed significantly in {count(total, 'layer')}: {listed(shown, 3, total)}.")
     return lines
 

@@ -21,8 +21,8 @@ def prune(question: Question) -> str:
     said = [
         "The audit cannot say: **alpha does not tell which layers can be spared.** That was measured. On "
         f"{PRUNED['model']}, {share(sparsity)} pruned by {PRUNED['operator']}, perplexity went from {at['dense']} to "
-        f"{at['uniform']} with the same amount everywhere, to {at['alpha block']} with a plan by alpha, and to {at['auto']} "
-        f"with a plan found by trial (`auto`). `auto` had the lowest perplexity in {PRUNED['auto_lowest']} of "
+        f"{at['uniform']} with the same amount everywhere, to {at['alpha block']} with a plan by alpha, and to "
+        f"{at['auto']} with a plan found by trial (`auto`). `auto` had the lowest perplexity in {PRUNED['auto_lowest']} of "
         f"{PRUNED['cells']} cells (two small models, three ways to prune, four amounts).",
         *_plans(question, name, "prune"),
         "To find out for this model, let plans be tried on text of its kind:",
@@ -45,15 +45,16 @@ def quantize(question: Question) -> str:
     warned = [f"Findings that bear on it: {listed([_found(item) for item in jumps])}."] if jumps else []
     return "\n\n".join([
         "The audit alone cannot say: what a format costs depends on the values and on the inputs, and is measured. On "
-        f"{QUANTIZED['model']}, rounded to nearest, uniform: perplexity {at['dense']} dense, {at['at 4.5 bits']} at 4.5 "
-        f"bits, {at['at 3.5 bits']} at 3.5, {at['at 3 bits']} at 3 and {at['at 2.5 bits']} at 2.5 bits per weight. So "
+        f"{QUANTIZED['model']}, rounded to nearest, uniform: perplexity {at['dense']} dense, {at['at 4.5 bits']} at "
+        f"4.5 bits, {at['at 3.5 bits']} at 3.5, {at['at 3 bits']} at 3 and {at['at 2.5 bits']} at 2.5 bits per weight. So "
         "4.5 bits were nearly free there, and uneven plans paid off at 3.5 bits and below: `auto` beat uniform in "
         f"{QUANTIZED['auto_better_than_uniform_there']} of {QUANTIZED['cells_at_3_5_bits_and_below']} cells.",
         *warned,
         *_plans(question, name, "quantize"),
         "To find out for this model (the first command compares every matrix in every format, without text):",
         _commands([f"tailwise precision {_model(fact)}",
-                   f"tailwise plan quantize {_model(fact)} --bits 4.5 --formats int4,int8 --calibration TEXT -o bits.json",
+                   f"tailwise plan quantize {_model(fact)} --bits 4.5 --formats int4,int8 --calibration TEXT "
+                   "-o bits.json",
                    f"tailwise apply bits.json {_model(fact)} -o quantized",
                    f"tailwise evaluate quantized --against {_model(fact)} --text TEXT"]),
     ])  # fmt: skip
@@ -76,8 +77,8 @@ def _plans(question: Question, audit: str, kind: str) -> list[str]:
         return [f"There is no plan to {kind} these weights here yet."]
     newest = found["plans"][0]
     fact = question.ask("plan", plan=newest["plan"])
-    return [f"{count(found['plans_in_all'], 'plan')} to {kind} these weights {'is' if found['plans_in_all'] == 1 else 'are'} "
-            f"here. The newest, {link(newest['title'], links.plan(newest['plan']))} ({escape(fact['allocator'])}, "
+    many = count(found["plans_in_all"], "plan")
+    return [f"Here for these weights: {many} to {kind}. The newest, {link(newest['title'], links.plan(newest['plan']))} ({escape(fact['allocator'])}, "
             f"{escape(fact['amount'])}): {_extremes(fact)} {_trial(fact)}"]  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def _entry(item: Fact) -> str:
 
 def _trial(fact: Fact) -> str:
     if fact["was_tried"]:
-        return f"It was tried on text, beside {fact['tried_in_all']} candidates; what it costs, `tailwise evaluate` measures."
+        return f"It is the best of {fact['tried_in_all']} tried on text; what it costs, `tailwise evaluate` measures."
     return "It was **not** tried on text, so nothing is known of what it costs."
 
 

@@ -29,8 +29,8 @@ def _metric(fact: Fact) -> str:
 def _rule(fact: Fact) -> str:
     bounds = [f"{escape(item['name'])} {bare(item['value'])} ({escape(item['unit'])})" for item in fact["thresholds"]]
     parts = [
-        f"{_head(fact)} is {_RULE[fact['kind']]} **{escape(fact['title'])}** ({fact['severity']}; evidence for the rule: "
-        f"{fact['strength_of_rule']}).",
+        f"{_head(fact)} is {_RULE[fact['kind']]} **{escape(fact['title'])}** ({fact['severity']}; evidence for the "
+        f"rule: {fact['strength_of_rule']}).",
         f"What it looks for: {prose(fact['summary'])}",
         f"Possible causes: {prose('; '.join(fact['causes']))}.",
         f"What can be done: {prose('; '.join(fact['remedies']))}.",
@@ -44,8 +44,8 @@ def _rule(fact: Fact) -> str:
 
 def _chart(fact: Fact) -> str:
     note = f" {prose(fact['note'])}" if fact["note"] else ""
-    return (f"{_head(fact)}, “{escape(fact['title'])}”: {prose(fact['reading'])}{note}\n\n- Good: {prose(fact['good'])}\n"
-            f"- Bad: {prose(fact['bad'])}")  # fmt: skip
+    return (f"{_head(fact)}, “{escape(fact['title'])}”: {prose(fact['reading'])}{note}\n\n"
+            f"- Good: {prose(fact['good'])}\n- Bad: {prose(fact['bad'])}")  # fmt: skip
 
 
 def _term(fact: Fact) -> str:

@@ -133,8 +133,8 @@ def worst(question: Question) -> str:
         says = f": {prose(item['says'])}" if item["says"] else ""
         lines.append(f"- {link(item['layer'], links.layer(name, item['layer']))}, {codes}{says}")
     mild = " All of these are notes: nothing that must be mended." if fact["worst"] == "info" else ""
-    return (f"Findings name {fact['named_in_all']} of {count(fact['measured'], 'matrix', 'matrices')}.{mild} The first by "
-            "severity and number of findings:\n\n" + "\n".join(lines)
+    return (f"Findings name {fact['named_in_all']} of {count(fact['measured'], 'matrix', 'matrices')}.{mild} The first "
+            "by severity and number of findings:\n\n" + "\n".join(lines)
             + "\n\nAlpha alone does not rank layers: roles differ in it without being better or worse.")  # fmt: skip
 
 

@@ -11,9 +11,11 @@ from tailwise.assistant.functions.function import Place, call
 from tailwise.assistant.layers import Meant, meant_in
 
 #: Titles that are ordinary words of a question are no mention of an audit.
-_ORDINARY = frozenset("""a all alpha and any audit audits base before best better block blocks chart compare do finetune good has
-head how i in is it layer layers me model models my new of old on one or plan plans prune quantize run runs show test tests the
-this to train training up was what which why worst worse x""".split())  # fmt: skip
+_ORDINARY = frozenset({
+    "alpha", "audit", "audits", "base", "before", "best", "better", "block", "blocks", "chart", "compare", "finetune",
+    "fine-tune", "good", "head", "layer", "layers", "model", "models", "new", "old", "plan", "plans", "prune", "quantize",
+    "run", "runs", "show", "test", "train", "training", "worst", "worse",
+})  # fmt: skip
 
 
 class CannotAnswerError(Exception):
@@ -55,7 +57,11 @@ class Question:
         found: dict[str, int] = {}
         for entry in self.place.workspace.entries("audit"):
             names = {entry.id, entry.title, entry.title.rsplit("/", 1)[-1]}
-            places = [at for name in names if name.lower() not in _ORDINARY and (at := _at(self.lower, name)) >= 0]
+            places = [
+                at
+                for name in names
+                if len(name) > 2 and name.lower() not in _ORDINARY and (at := _at(self.lower, name)) >= 0
+            ]
             if places:
                 found[entry.id] = min(places)
         return sorted(found, key=lambda name: found[name])

@@ -15,15 +15,15 @@ _MOST = 5
 def training(question: Question) -> str:
     """Alarms, loss, and how the spectra moved."""
     fact = question.ask("training", run=_named(question))
-    head = (f"{link(fact['run'], links.run(fact['run']))}: {count(fact['points'], 'point')} and "
-            f"{count(fact['audits'], 'audit')}, steps {num(fact['first_step'])} to {num(fact['last_step'])}.")  # fmt: skip
+    head = (f"{link(fact['run'], links.run(fact['run']))}: {count(fact['points'], 'point')}, "
+            f"{count(fact['audits'], 'audit')}; steps {num(fact['first_step'])} to {num(fact['last_step'])}.")  # fmt: skip
     lines = [_alarm(item) for item in fact["alarms"][:_MOST]]
     alarms = (f"{count(fact['alarms_in_all'], 'alarm')}, the latest first:\n\n" + "\n".join(lines) if lines
               else "No alarm was raised.")  # fmt: skip
-    moved = [f"- {escape(name)}: {num(item['first'])} at step {num(item['first_step'])}, {num(item['last'])} at step "
-             f"{num(item['last_step'])}{_lowest(item)}" for name, item in fact["scalars"].items()]  # fmt: skip
-    moved += [f"- mean {escape(name)}: {num(item['first'])} at step {num(item['first_step'])} ({count(item['first_layers'], 'layer')}), "
-              f"{num(item['last'])} at step {num(item['last_step'])}" for name, item in fact["means"].items()]  # fmt: skip
+    moved = [f"- {escape(name)}: {_ends(item)}, lowest {num(item['lowest'])}"
+             for name, item in fact["scalars"].items()]  # fmt: skip
+    moved += [f"- mean {escape(name)} over {count(item['last_layers'], 'layer')}: {_ends(item)}"
+              for name, item in fact["means"].items()]  # fmt: skip
     parts = [head, alarms]
     if moved:
         parts.append("What moved:\n\n" + "\n".join(moved))
@@ -50,5 +50,6 @@ def _alarm(item: Fact) -> str:
             f"{num(item['step'])}{since}{layers}.{code}")  # fmt: skip
 
 
-def _lowest(item: Fact) -> str:
-    return f", lowest {num(item['lowest'])}"
+def _ends(item: Fact) -> str:
+    first, last = num(item["first_step"]), num(item["last_step"])
+    return f"{num(item['first'])} at step {first}, {num(item['last'])} at step {last}"
