@@ -54,5 +54,7 @@ def _trouble(what: str, fix: str) -> str:
 def _unknown(question: Question) -> str:
     question.facts.append({"examples": list(EXAMPLES)})
     shown = "\n".join(f"- {example}" for example in EXAMPLES)
-    return (f"I cannot answer that. I answer from the audits, plans and runs here, and understand questions such as:"
-            f"\n\n{shown}\n\nWith a language model connected (settings), questions can be asked in any words.")  # fmt: skip
+    return (
+        "I cannot answer that. I answer from the audits, plans and runs here, and understand questions such as:"
+        f"\n\n{shown}\n\nWith a language model connected (settings), questions can be asked in any words."
+    )

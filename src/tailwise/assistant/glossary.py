@@ -31,8 +31,8 @@ TERMS: Mapping[str, Term] = {
         Term("bulk", "The eigenvalues that look like noise: those below the Marchenko–Pastur edge λ₊.",
              "Marchenko & Pastur 1967"),
         Term("bands", "The HT-SR bands of alpha: 2 to 4 well fitted, 4 to 6 weakly heavy-tailed, above 6 "
-             "under-trained, below 2 over-trained or memorising. They hold for the ks estimator and a good fit (small D) only; a poor "
-             "fit is no verdict.", "Martin, Peng & Mahoney 2021"),
+             "under-trained, below 2 over-trained or memorising. They hold for the ks estimator and a good fit "
+             "(small D) only; a poor fit is no verdict.", "Martin, Peng & Mahoney 2021"),
         Term("baseline", "The same estimator on Gaussian matrices of the same shape. alpha of pure noise depends on "
              "the shape, so a distance to noise (the z columns) carries from shape to shape and a fixed threshold does "
              "not.",

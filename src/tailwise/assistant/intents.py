@@ -113,11 +113,11 @@ INTENTS: tuple[Intent, ...] = (
     Intent("number", "what is the stable rank of block 3 mlp up?", _number),
     Intent("layer", "why is layer 3 red?", _layer),
     Intent("worst", "which layers are worst?", _words(
-        health.worst, r"\bworst\b|\bweakest\b", r"\b(bad|sick|ill|unhealthy|problem|broken|suspicious|red) (layer|matri)",
+        health.worst, r"\bworst\b|\bweakest\b", r"\b(bad|sick|ill|unhealthy|problem|broken|red) (layer|matri)",
         r"which layers?", r"\boutliers?\b",
     )),
     Intent("list", "which models are here?", _words(
-        concepts.listing, r"\b(which|what|list|show|how many)\b.*\b(model|audit|run|plan)s\b.*(here|there|have|exist|load)",
+        concepts.listing, r"\b(which|what|list|show|how many)\b.*\b(model|audit|run|plan)s\b.*(here|there|have|exist)",
         r"^list\b", r"^(show )?(all )?(models|audits|runs|plans)\b",
     )),
     Intent("overview", "is this model healthy?", _words(

@@ -22,8 +22,8 @@ def prune(question: Question) -> str:
         "The audit cannot say: **alpha does not tell which layers can be spared.** That was measured. On "
         f"{PRUNED['model']}, {share(sparsity)} pruned by {PRUNED['operator']}, perplexity went from {at['dense']} to "
         f"{at['uniform']} with the same amount everywhere, to {at['alpha block']} with a plan by alpha, and to "
-        f"{at['auto']} with a plan found by trial (`auto`). `auto` had the lowest perplexity in {PRUNED['auto_lowest']} of "
-        f"{PRUNED['cells']} cells (two small models, three ways to prune, four amounts).",
+        f"{at['auto']} with a plan found by trial (`auto`). `auto` had the lowest perplexity in "
+        f"{PRUNED['auto_lowest']} of {PRUNED['cells']} cells (two small models, three ways to prune, four amounts).",
         *_plans(question, name, "prune"),
         "To find out for this model, let plans be tried on text of its kind:",
         _commands([f"tailwise plan prune {_model(fact)} --sparsity 0.5 --calibration TEXT -o plan.json",
@@ -46,8 +46,8 @@ def quantize(question: Question) -> str:
     return "\n\n".join([
         "The audit alone cannot say: what a format costs depends on the values and on the inputs, and is measured. On "
         f"{QUANTIZED['model']}, rounded to nearest, uniform: perplexity {at['dense']} dense, {at['at 4.5 bits']} at "
-        f"4.5 bits, {at['at 3.5 bits']} at 3.5, {at['at 3 bits']} at 3 and {at['at 2.5 bits']} at 2.5 bits per weight. So "
-        "4.5 bits were nearly free there, and uneven plans paid off at 3.5 bits and below: `auto` beat uniform in "
+        f"4.5 bits, {at['at 3.5 bits']} at 3.5, {at['at 3 bits']} at 3 and {at['at 2.5 bits']} at 2.5 bits per weight. "
+        "So 4.5 bits were nearly free there, and uneven plans paid off at 3.5 bits and below: `auto` beat uniform in "
         f"{QUANTIZED['auto_better_than_uniform_there']} of {QUANTIZED['cells_at_3_5_bits_and_below']} cells.",
         *warned,
         *_plans(question, name, "quantize"),
@@ -77,9 +77,11 @@ def _plans(question: Question, audit: str, kind: str) -> list[str]:
         return [f"There is no plan to {kind} these weights here yet."]
     newest = found["plans"][0]
     fact = question.ask("plan", plan=newest["plan"])
-    many = count(found["plans_in_all"], "plan")
-    return [f"Here for these weights: {many} to {kind}. The newest, {link(newest['title'], links.plan(newest['plan']))} ({escape(fact['allocator'])}, "
-            f"{escape(fact['amount'])}): {_extremes(fact)} {_trial(fact)}"]  # fmt: skip
+    return [
+        f"Here for these weights: {count(found['plans_in_all'], 'plan')} to {kind}. The newest is "
+        f"{link(newest['title'], links.plan(newest['plan']))} ({escape(fact['allocator'])}, {escape(fact['amount'])}). "
+        f"{_extremes(fact)} {_trial(fact)}"
+    ]
 
 
 def _extremes(fact: Fact) -> str:

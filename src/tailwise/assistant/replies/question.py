@@ -13,8 +13,8 @@ from tailwise.assistant.layers import Meant, meant_in
 #: Titles that are ordinary words of a question are no mention of an audit.
 _ORDINARY = frozenset({
     "alpha", "audit", "audits", "base", "before", "best", "better", "block", "blocks", "chart", "compare", "finetune",
-    "fine-tune", "good", "head", "layer", "layers", "model", "models", "new", "old", "plan", "plans", "prune", "quantize",
-    "run", "runs", "show", "test", "train", "training", "worst", "worse",
+    "fine-tune", "good", "head", "layer", "layers", "model", "models", "new", "old", "plan", "plans", "prune",
+    "quantize", "run", "runs", "show", "test", "train", "training", "worst", "worse",
 })  # fmt: skip
 
 

@@ -15,8 +15,10 @@ _MOST = 5
 def training(question: Question) -> str:
     """Alarms, loss, and how the spectra moved."""
     fact = question.ask("training", run=_named(question))
-    head = (f"{link(fact['run'], links.run(fact['run']))}: {count(fact['points'], 'point')}, "
-            f"{count(fact['audits'], 'audit')}; steps {num(fact['first_step'])} to {num(fact['last_step'])}.")  # fmt: skip
+    head = (
+        f"{link(fact['run'], links.run(fact['run']))}: {count(fact['points'], 'point')}, "
+        f"{count(fact['audits'], 'audit')}; steps {num(fact['first_step'])} to {num(fact['last_step'])}."
+    )
     lines = [_alarm(item) for item in fact["alarms"][:_MOST]]
     alarms = (f"{count(fact['alarms_in_all'], 'alarm')}, the latest first:\n\n" + "\n".join(lines) if lines
               else "No alarm was raised.")  # fmt: skip
