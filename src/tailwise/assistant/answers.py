@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from tailwise.assistant.answer import Answer, Link
 from tailwise.assistant.functions.function import Place
-from tailwise.assistant.intents import INTENTS, reply_to
+from tailwise.assistant.intents import reply_to
 from tailwise.assistant.markdown import links_in, prose
 from tailwise.assistant.numbers import unverified
+from tailwise.assistant.replies.concepts import EXAMPLES, abilities
 from tailwise.assistant.replies.question import CannotAnswerError, Question
 from tailwise.assistant.screen import Screen
 from tailwise.errors import TailwiseError
@@ -17,9 +18,6 @@ __all__ = ["EXAMPLES", "Answer", "Link", "answer"]
 _LONGEST = 2000  # signs of a question
 _MOST_LINKS = 24
 
-#: Questions that are understood, one of each kind.
-EXAMPLES = tuple(intent.example for intent in INTENTS)
-
 
 def answer(question: str, workspace: Workspace, screen: Screen) -> Answer:
     """Answer from what is in the workspace, as far as the words are understood; the same for the same files.
@@ -29,7 +27,7 @@ def answer(question: str, workspace: Workspace, screen: Screen) -> Answer:
     asked = Question(question[:_LONGEST], Place(workspace, screen))
     try:
         reply = reply_to(asked)
-        text = _unknown(asked) if reply is None else reply(asked)
+        text = f"I cannot answer that. {abilities(asked)}" if reply is None else reply(asked)
     except CannotAnswerError as trouble:
         text = _trouble(trouble.what, trouble.fix)
         asked.facts.append({"error": trouble.what, "fix": trouble.fix})
@@ -48,13 +46,4 @@ def _trouble(what: str, fix: str) -> str:
         f"{said} {prose(fix[:1].upper() + fix[1:])}."
         if fix and not fix.endswith((".", "?"))
         else f"{said} {prose(fix)}".strip()
-    )
-
-
-def _unknown(question: Question) -> str:
-    question.facts.append({"examples": list(EXAMPLES)})
-    shown = "\n".join(f"- {example}" for example in EXAMPLES)
-    return (
-        "I cannot answer that. I answer from the audits, plans and runs here, and understand questions such as:"
-        f"\n\n{shown}\n\nWith a language model connected (settings), questions can be asked in any words."
     )

@@ -18,6 +18,8 @@ class Term:
 TERMS: Mapping[str, Term] = {
     term.name: term
     for term in (
+        Term("tailwise", "What you use: it audits the spectra of a network's weights, says what they mean, watches "
+             "training, and plans pruning and quantization that are tried on text.", "docs/index.md"),
         Term("HT-SR", "Heavy-tailed self-regularization: training correlates the weights of a layer, and the "
              "eigenvalues of WᵀW then grow a heavy tail. The tail's exponent alpha describes how far that went. Across "
              "models of one family, means of such numbers went along with test accuracy; for one layer alpha describes "

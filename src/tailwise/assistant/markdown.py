@@ -56,7 +56,7 @@ def own_links(text: str) -> str:
 
 def plain(text: str) -> str:
     """Markdown as text for a terminal: no marks, no addresses, no escapes."""
-    bare = _LINK.sub(r"\1", text)
+    bare = _LINK.sub(r"\1", re.sub(r"(?m)^```.*\n?", "", text))
     bare = re.sub(r"(?<!\\)(\*\*|`)", "", bare)
     bare = re.sub(r"\\([\\`*_\[\]#|~$])", r"\1", bare)
     for sign, entity in reversed(_ENTITIES.items()):

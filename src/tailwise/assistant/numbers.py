@@ -100,7 +100,9 @@ def numbers_in(text: str) -> Iterator[Said]:
 
 
 def _number_of(match: re.Match[str]) -> str:
-    """Nothing of a name; of "alpha-2.31", which is none, the number."""
+    """A word as it is, nothing of a name with digits; of "alpha-2.31", which is none, the number."""
+    if not any(sign.isdigit() for sign in match[0]):
+        return match[0]
     dash = _DECIMAL_AFTER_DASH.match(match[0])
     return f" {match[0][dash.end() :]}" if dash else " "
 

@@ -33,7 +33,7 @@ def signed(value: Any) -> str:
 
 def share(value: float) -> str:
     """`8.6 %`."""
-    return f"{100 * value:.1f} %"
+    return f"{100 * value:.1f}".removesuffix(".0") + " %"
 
 
 def count(number: int, one: str, many: str = "") -> str:

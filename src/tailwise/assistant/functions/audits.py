@@ -51,7 +51,7 @@ def _role(found: Audit, role: str) -> Fact:
     return {
         "role": role,
         "matrices": len(rows),
-        **{name: spread(rows, name) for name in TOLD[:4] if _values(rows, name)},
+        **{name: spread(rows, name) for name in TOLD if _values(rows, name)},
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 from tailwise.assistant.answer import Fact
@@ -11,6 +12,7 @@ from tailwise.assistant.replies.question import Question
 from tailwise.assistant.words import count, listed, num, signed
 from tailwise.workspace import links
 
+_BOTH = re.compile(r"(?:compare|between|from)\s+(\S+)\s+(?:and|with|to|against|vs\.?)\s+(\S+?)[?.!]*$")
 _NUMBERS = ("mean_alpha", "mean_alpha_hill", "mean_stable_rank", "mean_log_spectral_norm")
 
 
@@ -29,7 +31,9 @@ def compare(question: Question) -> str:
 
 def sides(question: Question) -> tuple[str, str]:
     """Before and after."""
-    named = question.mentioned()
+    match = _BOTH.search(question.lower)
+    pair = [question.titled(part) for part in match.groups()] if match else []
+    named = [name for name in pair if name] if all(pair) else question.mentioned()
     if len(named) >= 2:
         return named[0], named[1]
     after = named[0] if named else question.place.audit()

@@ -100,3 +100,33 @@ def _listed(fact: Fact, key: str, name: str, address: object) -> str:
         return f"No {key}."
     shown = [link(item["title"], address(item[name])) for item in fact[key]]  # type: ignore[operator]
     return f"{count(total, name)}: {listed(shown, 12, total)}."
+
+
+#: Questions that are understood.
+EXAMPLES = (
+    "is this model healthy?",
+    "which layers are worst?",
+    "why is layer 3 red?",
+    "what should I do?",
+    "is it over-trained?",
+    "what is alpha?",
+    "what does TW101 mean?",
+    "how do I read this chart?",
+    "what is the stable rank of block 3 mlp up?",
+    "which layers can I prune?",
+    "can I quantize to int4?",
+    "what does this plan do?",
+    "is this fine-tune worse than its base?",
+    "what changed in training?",
+    "which models are here?",
+)
+
+
+def abilities(question: Question) -> str:
+    """What can be asked."""
+    question.facts.append({"examples": list(EXAMPLES)})
+    shown = "\n".join(f"- {example}" for example in EXAMPLES)
+    return (
+        "I answer from the audits, plans and runs here, and understand questions such as:"
+        f"\n\n{shown}\n\nWith a language model connected (settings), questions can be asked in any words."
+    )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 from tailwise.assistant.answer import Fact
 from tailwise.assistant.markdown import escape, link, prose
+from tailwise.assistant.replies.concepts import explain
 from tailwise.assistant.replies.question import CannotAnswerError, Question
 from tailwise.assistant.words import alpha, count, listed, num, share
 from tailwise.workspace import links
 
 _SEVERITY = {"error": "error", "warning": "warning", "info": "note"}
 _MOST = 5
+HIGH = r"\b(highest|largest|biggest|max|maximum|most|top)\b"
+LOW = r"\b(lowest|smallest|min|minimum|least)\b"
 
 
 def overview(question: Question) -> str:
@@ -93,7 +98,9 @@ def _one_layer(question: Question, audit: str, layer: str) -> str:
 
 
 def _finding(audit: str, item: Fact) -> str:
-    lines = [f"- {_head(item)}: {prose(item['message'])}"]
+    others = item["layers_in_model"]
+    many = f"; {others} layers of this model have it" if others > 1 else ""
+    lines = [f"- {_head(item)}{many}"]
     for piece in item["evidence"][:_MOST]:
         where = f"{link(piece['layer'], links.layer(audit, piece['layer']))}: " if piece["layer"] else ""
         lines.append(f"    - {where}{prose(piece['says'])}")
@@ -201,15 +208,32 @@ def _common(rows: tuple[object, ...]) -> list[tuple[str, object]]:
     return found
 
 
+def metric_here(question: Question, metric: str) -> str:
+    """A metric without a layer: what it is, and its spread in the audit on screen."""
+    text = explain(question, metric)
+    name = question.audit()
+    fact = question.ask("audit", audit=name)
+    spreads = [(item["role"], item[metric]) for item in fact["roles"] if item.get(metric)]
+    lines = [f"- {role}: median {num(spread['median'])}, {num(spread['min'])} to {num(spread['max'])} "
+             f"({count(spread['n'], 'matrix', 'matrices')})" for role, spread in spreads]  # fmt: skip
+    return f"{text}\n\nIn {link(fact['title'], links.model(name))}, by role:\n\n" + "\n".join(lines) if lines else text
+
+
 def extremes(question: Question, metric: str) -> str:
     """Where a metric is highest and lowest."""
-    name = question.audit()
-    top = question.ask("query", audit=name, columns=f"role,block,{metric}", sort=metric, descending=True, limit=_MOST)
-    low = question.ask("query", audit=name, columns=f"role,block,{metric}", sort=metric, limit=_MOST)
+    name, meant = question.audit(), question.layers()
+    condition = " and ".join(f"{column} = {value}" for column, value in _common(meant.rows))
+    among = {row.name for row in meant.rows}
+    high, low = (re.search(pattern, question.lower) is not None for pattern in (HIGH, LOW))
     parts = []
-    for words, fact in (("Highest", top), ("Lowest", low)):
-        rows = [row for row in fact["layers"] if row[metric] is not None]
-        lines = [f"- {link(row['name'], links.layer(name, row['name']))}: {num(row[metric])}" for row in rows]
-        parts.append(f"{words} {escape(metric)}:\n\n" + "\n".join(lines))
+    for words, down in (("Highest", True), ("Lowest", False)):
+        if (down and low and not high) or (not down and high and not low):
+            continue
+        fact = question.ask("query", audit=name, columns=f"role,block,{metric}", sort=metric, descending=down,
+                            where=condition, limit=50 if among else _MOST)  # fmt: skip
+        rows = [row for row in fact["layers"] if row[metric] is not None and (not among or row["name"] in among)]
+        lines = [f"- {link(row['name'], links.layer(name, row['name']))}: {num(row[metric])}" for row in rows[:_MOST]]
+        within = f" of {escape(meant.words)}" if meant.words else ""
+        parts.append(f"{words} {escape(metric)}{within}:\n\n" + "\n".join(lines))
     parts.append("Compare within a role and shape; across roles a difference says little.")
     return "\n\n".join(parts)

@@ -9,6 +9,7 @@ from typing import Any
 from tailwise.assistant.answer import Fact
 from tailwise.assistant.functions.function import Place, call
 from tailwise.assistant.layers import Meant, meant_in
+from tailwise.errors import TailwiseError
 
 #: Titles that are ordinary words of a question are no mention of an audit.
 _ORDINARY = frozenset({
@@ -52,6 +53,14 @@ class Question:
         named = self.mentioned()
         return self.place.audit(named[0] if len(named) == 1 else "")
 
+    def has_audit(self) -> bool:
+        """Whether one is meant, by name, by the screen, or as the only one."""
+        try:
+            self.audit()
+        except TailwiseError:
+            return False
+        return True
+
     def mentioned(self) -> list[str]:
         """Audits that the question names by title or identity, in the order of the words."""
         found: dict[str, int] = {}
@@ -65,6 +74,11 @@ class Question:
             if places:
                 found[entry.id] = min(places)
         return sorted(found, key=lambda name: found[name])
+
+    def titled(self, words: str) -> str | None:
+        """The audit of exactly that identity or title, in small letters."""
+        entries = self.place.workspace.entries("audit")
+        return next((entry.id for entry in entries if words in (entry.id, entry.title.lower())), None)
 
     def layers(self) -> Meant:
         """The layers that it is about: those it names, else, where it says "this layer", the one on screen."""

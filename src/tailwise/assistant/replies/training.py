@@ -14,7 +14,7 @@ _MOST = 5
 
 def training(question: Question) -> str:
     """Alarms, loss, and how the spectra moved."""
-    fact = question.ask("training", run=_named(question))
+    fact = question.ask("training", run=run_in(question))
     head = (
         f"{link(fact['run'], links.run(fact['run']))}: {count(fact['points'], 'point')}, "
         f"{count(fact['audits'], 'audit')}; steps {num(fact['first_step'])} to {num(fact['last_step'])}."
@@ -33,7 +33,8 @@ def training(question: Question) -> str:
     return "\n\n".join(parts)
 
 
-def _named(question: Question) -> str:
+def run_in(question: Question) -> str:
+    """The run that a question names, or ""."""
     try:
         runs = [item.name for item in question.place.workspace.history.runs()]
     except TailwiseError:
