@@ -15,7 +15,7 @@ from tailwise.workspace import links
 _MOST = 8
 _LOOKED = 60  # plans that are read to see whose they are
 #: That bits are chosen from.
-FORMATS = ("int2", "int3", "int4", "int8")
+FORMATS = ("int2-g64", "int3-g64", "int4-g64", "int8")
 _FROM_AUDIT = (
     "an allocator that reads the audit alone: uniform, depth, alpha, alpha-role, entropy; bits: uniform, alpha"
 )

@@ -53,7 +53,7 @@ def quantize(question: Question) -> str:
         *_plans(question, name, "quantize"),
         "To find out for this model (the first command compares every matrix in every format, without text):",
         _commands([f"tailwise precision {_model(fact)}",
-                   f"tailwise plan quantize {_model(fact)} --bits 4.5 --formats int4,int8 --calibration TEXT "
+                   f"tailwise plan quantize {_model(fact)} --bits 4.5 --formats int4-g64,int8 --calibration TEXT "
                    "-o bits.json",
                    f"tailwise apply bits.json {_model(fact)} -o quantized",
                    f"tailwise evaluate quantized --against {_model(fact)} --text TEXT"]),
