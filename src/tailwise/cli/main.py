@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tailwise.cli.apply import apply
+from tailwise.cli.ask import ask
 from tailwise.cli.audit import audit
 from tailwise.cli.bisect import bisect
 from tailwise.cli.check import check
@@ -18,6 +19,7 @@ from tailwise.cli.diff import diff
 from tailwise.cli.doctor import doctor
 from tailwise.cli.evaluate import evaluate
 from tailwise.cli.history import history
+from tailwise.cli.mcp import mcp
 from tailwise.cli.metrics import metrics
 from tailwise.cli.plan import app as plan
 from tailwise.cli.plot import plot
@@ -57,6 +59,8 @@ app.command()(history)
 app.add_typer(store, name="store")
 app.command()(diff)
 app.command()(bisect)
+app.command()(ask)
+app.command()(mcp)
 app.command()(metrics)
 app.command()(doctor)
 
