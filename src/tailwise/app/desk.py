@@ -30,6 +30,7 @@ class Desk:
     queue: Queue
     logins: Rate
     starts: Rate
+    questions: Rate
 
 
 def desk_of(request: Request) -> Desk:

@@ -45,7 +45,13 @@ class Pages:
         """A whole page; of a request by htmx with a target, the template's block of that name alone."""
         found = self._environment.get_template(template)
         target = request.headers.get("hx-target", "")
-        context = {"path": request.url.path, "area": "", "page_address": _pages_of(request), **values}
+        context = {
+            "path": request.url.path,
+            "area": "",
+            "page_address": _pages_of(request),
+            "signed_in": True,
+            **values,
+        }
         if request.headers.get("hx-request") == "true" and target in found.blocks:
             # A block on its own does not see what the top of its template imports.
             parts = self._environment.get_template("parts.html").make_module(dict(context))

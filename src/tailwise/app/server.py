@@ -19,7 +19,7 @@ from tailwise.app.desk import Desk
 from tailwise.app.guard import Guard, Rate, new_proof
 from tailwise.app.jobs.queue import Queue
 from tailwise.app.overviews import Overviews
-from tailwise.app.pages import compare, help, jobs, login, models, plans, training  # noqa: A004 - a module
+from tailwise.app.pages import assistant, compare, help, jobs, login, models, plans, training  # noqa: A004 - a module
 from tailwise.app.rendering import Pages, static
 from tailwise.app.settings import Settings
 from tailwise.app.tags import Tags
@@ -29,6 +29,7 @@ from tailwise.report.shell import asset, bundle
 from tailwise.workspace.workspace import Workspace
 
 _LOGINS = 10  # tries a minute
+_QUESTIONS = 60
 _TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
 
 
@@ -42,7 +43,7 @@ def create_app(workspace: Workspace, settings: Settings) -> FastAPI:
     queue = Queue(settings.state, longest=settings.longest_queue, workers=settings.workers)
     desk = Desk(
         workspace, settings, pages, Overviews(workspace, settings.state), Tags(settings.state), queue, Rate(_LOGINS),
-        Rate(settings.starts_per_minute),
+        Rate(settings.starts_per_minute), Rate(_QUESTIONS),
     )  # fmt: skip
 
     @asynccontextmanager
@@ -58,7 +59,7 @@ def create_app(workspace: Workspace, settings: Settings) -> FastAPI:
         redoc_url=None,
     )  # fmt: skip
     app.state.desk = desk
-    for module in (api, models, compare, training, plans, jobs, help, login):
+    for module in (api, models, compare, training, plans, jobs, help, login, assistant):
         app.include_router(module.router)
     app.add_api_route("/static/{name}", _static, include_in_schema=False)
     _add_handlers(app)

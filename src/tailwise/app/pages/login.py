@@ -19,7 +19,7 @@ def ask(request: Request, desk: Given) -> Response:
     """The form."""
     if desk.settings.token is None:
         return RedirectResponse("/", 303)
-    return desk.pages.page(request, "login.html", {"message": ""})
+    return desk.pages.page(request, "login.html", {"message": "", "signed_in": False})
 
 
 @router.post("/login")
@@ -29,9 +29,11 @@ def take(request: Request, desk: Given, token: Annotated[str, Form(max_length=50
     if expected is None:
         return RedirectResponse("/", 303)
     if not desk.logins.allows():
-        return desk.pages.page(request, "login.html", {"message": "Too many tries: wait a minute."}, 429)
+        return desk.pages.page(
+            request, "login.html", {"message": "Too many tries: wait a minute.", "signed_in": False}, 429
+        )
     if not same(token, expected):
-        return desk.pages.page(request, "login.html", {"message": "That is not the token."}, 401)
+        return desk.pages.page(request, "login.html", {"message": "That is not the token.", "signed_in": False}, 401)
     response = RedirectResponse("/", 303)
     secure = request.url.scheme == "https"
     response.set_cookie(

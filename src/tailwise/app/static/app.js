@@ -118,6 +118,104 @@
     const button = event.target.closest("[data-copy]");
     if (button) navigator.clipboard.writeText($(button.dataset.copy).textContent).then(() => { button.textContent = "Copied"; });
   });
+  // ---- the assistant
+  const drawer_ = $("#assistant"), talk = $("#talk");
+  if (drawer_) {
+    const kept = (key, value) => { try { return value === undefined ? sessionStorage.getItem(key) : sessionStorage.setItem(key, value); } catch { return null; } };
+    let said = [];
+    const screen = () => {
+      const { audit, base, layer, chart, run, plan, audits, area } = document.body.dataset, given = { audit, base, layer, chart, run, plan };
+      const there = Object.fromEntries(Object.entries(given).filter(([, value]) => value));
+      return { area: area || "models", ...there, audits: audits ? audits.split(" ").filter(Boolean) : [] };
+    };
+    const line = (role, text) => {
+      const element = document.createElement("div");
+      element.className = `said ${role}`;
+      element.textContent = text;
+      talk.append(element);
+      element.scrollIntoView({ block: "nearest" });
+      return element;
+    };
+    // Answers come as HTML that the server made from Markdown without any HTML in it.
+    const finish = (element, html, odd) => {
+      element.innerHTML = html;
+      if (odd.length) {
+        const note = document.createElement("p");
+        note.className = "odd";
+        note.textContent = `Not in the data: ${odd.join(", ")}. Do not rely on ${odd.length > 1 ? "these numbers" : "this number"}.`;
+        element.append(note);
+      }
+    };
+    const keep = () => { kept("tailwise-said", JSON.stringify(said.slice(-24))); };
+    const suggest = () => {
+      const chips = { details: ["Is this model healthy?", "Which layers are worst?", "What should I do?", "Which layers can I prune?"],
+                      layer: ["What is wrong with this layer?", "What is alpha?"], chart: ["How do I read this chart?"], base: ["Is this fine-tune worse than its base?"],
+                      compare: ["Which of these is better?"], run: ["What changed in training?"], plan: ["What does this plan do?"], plans: ["Can I quantize to int4?"] }[document.body.dataset.area]
+                      || ["Which models are here?", "What is alpha?", "What can I ask?"];
+      const box = document.createElement("div");
+      box.className = "chips";
+      chips.forEach((text) => { const button = document.createElement("button"); button.type = "button"; button.textContent = text; button.addEventListener("click", () => ask(text)); box.append(button); });
+      talk.append(box);
+    };
+    const ask = async (text) => {
+      all(".chips", talk).forEach((box) => box.remove());
+      line("user", text);
+      said.push({ role: "user", content: text });
+      const element = line("assistant", "…");
+      element.setAttribute("aria-busy", "true");
+      let written = "";
+      const take = (event) => {
+        if (event.kind === "text") { written += event.text; element.textContent = written; }
+        if (event.kind === "call" && !written) element.textContent = `looking up: ${event.name} …`;
+        if (event.kind === "failed") { element.textContent = `${event.message} ${event.fix}`; element.classList.add("trouble"); said.pop(); }
+        if (event.kind === "done") { finish(element, event.html, event.answer.unverified); said.push({ role: "assistant", content: event.answer.text, html: event.html, odd: event.answer.unverified }); }
+        element.scrollIntoView({ block: "nearest" });
+      };
+      try {
+        const messages = said.slice(-23).map(({ role, content }) => ({ role, content }));
+        const answer = await fetch("/assistant/ask", { method: "POST", headers: { "Content-Type": "application/json", "X-CSRF-Token": proof }, body: JSON.stringify({ messages, screen: screen() }) });
+        if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error || `the server answered ${answer.status}`);
+        const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+        for (let rest = ""; ;) {
+          const { value, done } = await reader.read();
+          if (done) break;
+          const parts = (rest + value).split("\n\n");
+          rest = parts.pop();
+          parts.filter((part) => part.startsWith("data: ")).forEach((part) => take(JSON.parse(part.slice(6))));
+        }
+      } catch (error) { element.textContent = `No answer: ${error.message}`; element.classList.add("trouble"); said.pop(); }
+      element.removeAttribute("aria-busy");
+      keep();
+    };
+    const open = (wanted) => {
+      drawer_.hidden = !wanted;
+      document.body.classList.toggle("asking", wanted);
+      $("#ask-open").setAttribute("aria-expanded", String(wanted));
+      kept("tailwise-asking", wanted ? "1" : "");
+      if (wanted) { $("#question").focus(); if (!talk.children.length) suggest(); }
+    };
+    const begun = () => {
+      try { said = JSON.parse(kept("tailwise-said") || "[]"); } catch { said = []; }
+      for (const one of said) { const element = line(one.role, one.content); if (one.html) finish(element, one.html, one.odd || []); }
+      if (kept("tailwise-asking")) { open(true); document.activeElement.blur(); }
+    };
+    begun();
+    const query = new URLSearchParams(Object.entries(screen()).flatMap(([key, value]) => Array.isArray(value) ? value.map((one) => [key, one]) : [[key, value]]));
+    $("#ask-prompt").href = `/settings?${query}`;
+    $("#ask-open").addEventListener("click", () => open(drawer_.hidden));
+    $("#ask-close").addEventListener("click", () => open(false));
+    $("#ask-clear").addEventListener("click", () => { said = []; keep(); talk.replaceChildren(); suggest(); });
+    $("#ask").addEventListener("submit", (event) => {
+      event.preventDefault();
+      const text = $("#question").value.trim();
+      if (text) { $("#question").value = ""; ask(text); }
+    });
+    drawer_.addEventListener("keydown", (event) => { if (event.key === "Escape") { open(false); $("#ask-open").focus(); } });
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "i" && !event.ctrlKey && !event.metaKey && !event.target.closest("input, textarea, select")) { event.preventDefault(); open(true); }
+    });
+  }
+
   const areas = { m: "/models", c: "/compare", t: "/training", p: "/plans", a: "/jobs", h: "/help" };
   let going = false;
   document.addEventListener("keydown", (event) => {
