@@ -21,7 +21,7 @@ def _parser() -> MarkdownIt:
 
 
 def _is_ours(address: str) -> bool:
-    return address.startswith("/") and not address.startswith(("//", "/\\"))
+    return address.startswith("/") and not address.lower().startswith(("//", "/\\", "/%5c"))
 
 
 def drawn(text: str) -> Markup:

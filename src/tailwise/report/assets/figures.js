@@ -32,7 +32,7 @@ const tailwiseFigures = (themes) => {
     clear(target);
     const spec = fit(fill(rest, theme), Math.floor(target.clientWidth));
     spec.config = { ...fill(themes.config, theme), padding: 2, font: getComputedStyle(document.body).fontFamily };
-    const options = { mode: "vega-lite", ast: true, renderer, tooltip: { theme, ...more.tooltip }, ...more.embed,
+    const options = { mode: "vega-lite", ast: true, renderer, logLevel: 1, tooltip: { theme, ...more.tooltip }, ...more.embed,
                       actions: { export: true, source: false, compiled: false, editor: false } };
     views.set(target, await vegaEmbed(target, { ...spec, datasets }, options));
     target.classList.add("done");
