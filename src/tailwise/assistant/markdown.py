@@ -27,6 +27,11 @@ def clean(text: str) -> str:
     return "".join("�" if unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Zl", "Zp") else sign for sign in text)
 
 
+def clean_lines(text: str) -> str:
+    """The same for text of several lines."""
+    return "\n".join(clean(line.replace("\t", "    ")) for line in text.split("\n"))
+
+
 def shorten(text: str, most: int = _LONGEST) -> str:
     """At most so many signs."""
     return text if len(text) <= most else text[: most - 1] + "…"
@@ -48,7 +53,7 @@ def own_links(text: str) -> str:
     Pictures go, and links elsewhere become their text: with what a file made a model say, an address could carry data
     out as soon as the text is drawn.
     """
-    bare = re.sub(r"!+(?=\[)", "", text)
+    bare = re.sub(r"!+(?=\[)", "", clean_lines(text))
     bare = re.sub(r"(?m)^[ ]{0,3}\[[^\]]*\]:\s*\S+.*$", "", bare)  # definitions of links
     bare = re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", bare)
     return _LINK.sub(lambda match: match[0] if _ADDRESS.search(match[0]) else match[1], bare)
