@@ -50,6 +50,11 @@ def test_twins_under_two_roots_have_two_names(tmp_path, audit):
     assert len({entry.id for entry in found}) == 2
 
 
+def test_a_root_within_a_root_shows_nothing_twice(folder):
+    found = Workspace([folder, folder / "runs"]).entries()
+    assert sorted(entry.title for entry in found) == ["one", "runs/two"]
+
+
 def test_reads_what_it_found_and_keeps_it(folder, audit):
     workspace = Workspace([folder])
     name = next(entry.id for entry in workspace.entries() if entry.title == "one")

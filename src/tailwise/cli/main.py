@@ -27,6 +27,7 @@ from tailwise.cli.precision import precision
 from tailwise.cli.rank import rank
 from tailwise.cli.recover import recover
 from tailwise.cli.report import report
+from tailwise.cli.serve import serve
 from tailwise.cli.show import show
 from tailwise.cli.store import app as store
 from tailwise.cli.watch import watch
@@ -52,6 +53,7 @@ app.command()(evaluate)
 app.add_typer(plan, name="plan")
 app.command()(apply)
 app.command()(recover)
+app.command()(serve)
 app.command()(watch)
 app.command()(history)
 app.add_typer(store, name="store")

@@ -20,10 +20,14 @@ _SKIPPED = frozenset({"node_modules", "__pycache__", "site-packages"})
 def scan(roots: tuple[Path, ...]) -> dict[str, Entry]:
     """Identity → entry of everything below the roots, the newest first."""
     found: dict[str, Entry] = {}
+    seen: set[Path] = set()
     for root in roots:
         for entry in _entries(root):
+            if entry.path in seen:  # one root lies within another
+                continue
+            seen.add(entry.path)
             name, number = entry.id, 2
-            while name in found and found[name].path != entry.path:
+            while name in found:
                 name, number = f"{entry.id}-{number}", number + 1
             found[name] = replace(entry, id=name)
     return dict(sorted(found.items(), key=lambda item: (-item[1].changed, item[0])))

@@ -63,6 +63,10 @@ class Workspace:
             raise unknown_name(kind or "file", name, (entry.id for entry in self.entries(kind)))
         return found
 
+    def look_again(self) -> list[Entry]:
+        """The same, without waiting for the last look to be old."""
+        return list(self._scan(again=True).values())
+
     def _scan(self, *, again: bool = False) -> dict[str, Entry]:
         with self._lock:
             if again or time.monotonic() - self._scanned > _FRESH:
