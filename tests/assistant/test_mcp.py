@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import socket
 import subprocess
 import sys
 from contextlib import asynccontextmanager, contextmanager
@@ -12,7 +13,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from tailwise.assistant.functions.function import FUNCTIONS
-from tailwise.assistant.mcp_http import Address
+from tailwise.assistant.mcp_http import Address, serve_http
+from tailwise.assistant.mcp_server import server_of
 from tailwise.errors import UsageError
 
 pytest.importorskip("mcp")
@@ -146,13 +148,9 @@ def test_names_that_are_let_through():
     assert TOKEN not in repr(Address(token=TOKEN))
 
 
-def test_a_taken_port_is_said(made, monkeypatch):
-    with over_http(command(made), monkeypatch) as url:
-        port = url.removesuffix("/mcp").rsplit(":", 1)[1]
-        more = [sys.executable, *command(made), "--http", "--port", port]
-        ended = subprocess.run(more, capture_output=True, text=True, check=False)
-    assert ended.returncode == 2
-    assert "cannot listen" in ended.stderr
+def test_a_taken_port_is_said(made):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="cannot listen"):
+        serve_http(server_of(made.workspace), Address(port=taken.getsockname()[1]), print)
 
 
 @pytest.fixture
