@@ -81,6 +81,7 @@ def test_links_are_pages_of_what_the_answer_speaks_of(made):
     pages = {link.href for link in found.links}
     assert links.layer(made.ids["model"], "model.layers.4.mlp.up_proj") in pages
     assert links.explain("TW201") in pages
+    assert links.chart(made.ids["model"], "hill_by_layer") in pages
     assert all(f"]({href})" in found.text for href in pages)
 
 

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 import tailwise as tw
+from tailwise.assistant.charts import OF_METRIC
 from tailwise.assistant.functions.function import FUNCTIONS, Place, call, tidy, within
 from tailwise.assistant.screen import Screen
+from tailwise.metrics.metric import METRICS
+from tailwise.report.charts.chart import CHARTS
 from tailwise.workspace.workspace import Workspace
 
 ARGUMENTS = {
@@ -116,6 +119,11 @@ def test_compare_names_what_changed(made):
     fact = call("compare", {"before": "model", "after": "tuned"}, Place(made.workspace, Screen()))
     assert fact["layers_identical"] == 12
     assert fact["layers_in_both"] == 18
+
+
+def test_charts_that_are_linked_exist():
+    assert set(OF_METRIC.values()) <= set(CHARTS)
+    assert set(OF_METRIC) - {"kendall_tau"} <= set(METRICS)
 
 
 def test_only_plans_of_these_weights_count(made):

@@ -16,6 +16,7 @@ from tailwise.assistant.functions.function import FUNCTIONS
 from tailwise.assistant.mcp_http import Address, serve_http
 from tailwise.assistant.mcp_server import server_of
 from tailwise.errors import UsageError
+from tailwise.workspace.workspace import Workspace
 
 pytest.importorskip("mcp")
 TOKEN = "a-token-that-is-long-enough"
@@ -95,6 +96,7 @@ def test_over_http(made, monkeypatch):
 
     with over_http(command(made), monkeypatch) as url:
         check(*asyncio.run(session(url)))
+        other_hosts_and_origins_are_refused(url)
 
 
 def status(url, **headers):
@@ -109,13 +111,12 @@ def status(url, **headers):
     return found
 
 
-def test_other_hosts_and_origins_are_refused(made, monkeypatch):
-    with over_http(command(made), monkeypatch) as url:
-        assert status(url) == 200
-        assert status(url, host="evil.example") == 421
-        assert status(url, host="127.0.0.1:1") == 421
-        assert status(url, origin="https://evil.example") == 403
-        assert status(url, origin=url.removesuffix("/mcp")) == 200
+def other_hosts_and_origins_are_refused(url):
+    assert status(url) == 200
+    assert status(url, host="evil.example") == 421
+    assert status(url, host="127.0.0.1:1") == 421
+    assert status(url, origin="https://evil.example") == 403
+    assert status(url, origin=url.removesuffix("/mcp")) == 200
 
 
 def test_a_token_is_asked_for_where_there_is_one(made, monkeypatch):
@@ -168,7 +169,9 @@ def writable(tmp_path):
 
 def test_without_leave_nothing_is_written(writable):
     async def session():
-        async with over_stdio(["-m", "tailwise", "mcp", str(writable)]) as client:
+        from mcp import Client
+
+        async with Client(server_of(Workspace([writable]))) as client:
             return [await client.call_tool(name, {"model": "net", "name": "x"}) for name in ("run_audit", "make_plan")]
 
     before = sorted(writable.rglob("*"))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 
 from tailwise.assistant.answer import Fact
+from tailwise.assistant.charts import chart_of
 from tailwise.assistant.functions.audits import AUDIT
 from tailwise.assistant.functions.function import Place, function
 from tailwise.errors import UsageError, unknown_name
+from tailwise.metrics.metric import METRICS
 from tailwise.workspace import links
 from tailwise.workspace.layers import FACTS, Query, records, select
 from tailwise.workspace.layers import columns as columns_of
@@ -53,6 +55,7 @@ def query(  # noqa: PLR0913, PLR0917 - a table has as many
         "matching": found.total,
         "of": found.of,
         "links": [place.link("its layers", links.layers(name, **shown))]
+        + [chart_of(name, column).to_json() for column in wanted if column in METRICS][:_MOST_LINKS]
         + [place.link(row["name"], links.layer(name, row["name"])) for row in found.records[:_MOST_LINKS]],
     }
 

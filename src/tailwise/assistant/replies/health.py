@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from tailwise.assistant.answer import Fact
+from tailwise.assistant.charts import chart_of
 from tailwise.assistant.markdown import escape, link, prose
 from tailwise.assistant.replies.concepts import explain
 from tailwise.assistant.replies.question import CannotAnswerError, Question
@@ -40,7 +41,11 @@ def _counts(findings: Fact) -> str:
 
 
 def _one_line(item: Fact) -> str:
-    return f"- {_head(item)}: {prose(item['message'])}"
+    return f"- {_head(item)}: {prose(item['message'])}{_chart(item)}"
+
+
+def _chart(item: Fact) -> str:
+    return f" Chart: {link(item['chart']['text'], item['chart']['href'])}." if "chart" in item else ""
 
 
 def _head(item: Fact) -> str:
@@ -100,7 +105,7 @@ def _one_layer(question: Question, audit: str, layer: str) -> str:
 def _finding(audit: str, item: Fact) -> str:
     others = item["layers_in_model"]
     many = f"; {others} layers of this model have it" if others > 1 else ""
-    lines = [f"- {_head(item)}{many}"]
+    lines = [f"- {_head(item)}{many}.{_chart(item)}"]
     for piece in item["evidence"][:_MOST]:
         where = f"{link(piece['layer'], links.layer(audit, piece['layer']))}: " if piece["layer"] else ""
         lines.append(f"    - {where}{prose(piece['says'])}")
@@ -216,7 +221,9 @@ def metric_here(question: Question, metric: str) -> str:
     spreads = [(item["role"], item[metric]) for item in fact["roles"] if item.get(metric)]
     lines = [f"- {role}: median {num(spread['median'])}, {num(spread['min'])} to {num(spread['max'])} "
              f"({count(spread['n'], 'matrix', 'matrices')})" for role, spread in spreads]  # fmt: skip
-    return f"{text}\n\nIn {link(fact['title'], links.model(name))}, by role:\n\n" + "\n".join(lines) if lines else text
+    chart = chart_of(name, metric)
+    where = f"In {link(fact['title'], links.model(name))}, by role ({link(chart.text, chart.href)}):"
+    return f"{text}\n\n{where}\n\n" + "\n".join(lines) if lines else text
 
 
 def extremes(question: Question, metric: str) -> str:
@@ -235,5 +242,7 @@ def extremes(question: Question, metric: str) -> str:
         lines = [f"- {link(row['name'], links.layer(name, row['name']))}: {num(row[metric])}" for row in rows[:_MOST]]
         within = f" of {escape(meant.words)}" if meant.words else ""
         parts.append(f"{words} {escape(metric)}{within}:\n\n" + "\n".join(lines))
-    parts.append("Compare within a role and shape; across roles a difference says little.")
+    chart = chart_of(name, metric)
+    parts.append(f"Along depth: {link(chart.text, chart.href)}. Compare within a role and shape; across roles a "
+                 "difference says little.")  # fmt: skip
     return "\n\n".join(parts)
