@@ -102,6 +102,18 @@ def test_links_of_the_model_stay_inside(made):
     assert "<script" not in shown
 
 
+def test_thoughts_are_no_part_of_the_answer(made):
+    with endpoint(text("<think>maybe 99", ".5?</think>\nNo.")) as script:
+        found = talk(made, script)[-1].answer
+    assert (found.text, found.unverified) == ("No.", ())
+
+
+def test_text_before_a_call_is_told_with_it(made):
+    with endpoint([*text("Let me look."), *tool("list", "{}")], text(" Done.")) as script:
+        assert talk(made, script)[-1].answer.text == "Let me look. Done."
+    assert script.requests[1]["messages"][-2]["content"] == "Let me look."
+
+
 def test_a_model_that_never_stops_calling_has_to_answer(made):
     def reply(request):
         return tool("list", "{}", name_of_call=f"c{len(request['messages'])}") if "tools" in request else text("enough")
