@@ -13,13 +13,15 @@ import pytest
 from safetensors.numpy import save_file
 
 from tailwise.assistant.functions.function import FUNCTIONS
-from tailwise.assistant.mcp_http import Address, serve_http
+from tailwise.assistant.mcp_http import Address, app_of, serve_http
 from tailwise.assistant.mcp_server import server_of
 from tailwise.errors import UsageError
 from tailwise.workspace.workspace import Workspace
 
 pytest.importorskip("mcp")
 TOKEN = "a-token-that-is-long-enough"
+PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+HEAD = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
 
 
 def command(made, *more):
@@ -37,11 +39,9 @@ async def over_stdio(arguments):
 
 
 @contextmanager
-def over_http(arguments, monkeypatch, token=None):
+def over_http(arguments, monkeypatch):
     """The address of a server that runs until the end of the block."""
     monkeypatch.delenv("TAILWISE_MCP_TOKEN", raising=False)
-    if token is not None:
-        monkeypatch.setenv("TAILWISE_MCP_TOKEN", token)
     process = subprocess.Popen([sys.executable, *arguments, "--http", "--port", "0"], stderr=subprocess.PIPE, text=True)
     try:
         line = process.stderr.readline()
@@ -103,9 +103,7 @@ def status(url, **headers):
     """The status of a plain request."""
     host, port = url.removeprefix("http://").removesuffix("/mcp").split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=30)
-    body = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
-    head = {"content-type": "application/json", "accept": "application/json, text/event-stream", **headers}
-    connection.request("POST", "/mcp", json.dumps(body), head)
+    connection.request("POST", "/mcp", json.dumps(PING), {**HEAD, **headers})
     found = connection.getresponse().status
     connection.close()
     return found
@@ -119,13 +117,20 @@ def other_hosts_and_origins_are_refused(url):
     assert status(url, origin=url.removesuffix("/mcp")) == 200
 
 
-def test_a_token_is_asked_for_where_there_is_one(made, monkeypatch):
-    with over_http(command(made), monkeypatch, TOKEN) as url:
-        assert status(url) == 401
-        assert status(url, authorization="Bearer wrong") == 401
-        assert status(url, authorization=f"Basic {TOKEN}") == 401
-        assert status(url, authorization=f"Bearer {TOKEN}") == 200
-        assert status(url, authorization=f"Bearer {TOKEN}", host="evil.example") == 421
+def test_a_token_is_asked_for_where_there_is_one(made):
+    from starlette.testclient import TestClient
+
+    app = app_of(server_of(made.workspace), Address("10.0.0.1", 8008, (), TOKEN), 8008)
+    with TestClient(app, base_url="http://10.0.0.1:8008") as client:
+
+        def answered(**headers):
+            return client.post("/mcp", json=PING, headers={**HEAD, **headers}).status_code
+
+        assert answered() == 401
+        assert answered(authorization="Bearer wrong") == 401
+        assert answered(authorization=f"Basic {TOKEN}") == 401
+        assert answered(authorization=f"Bearer {TOKEN}") == 200
+        assert answered(authorization=f"Bearer {TOKEN}", host="evil.example") == 421
 
 
 @pytest.mark.parametrize(("address", "says"), [
