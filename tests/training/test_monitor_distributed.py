@@ -12,7 +12,7 @@ import torch
 
 import tailwise as tw
 
-KINDS = ("ddp", "fsdp", "fsdp-partly", "fsdp-blind", "fsdp-stages")
+KINDS = ("ddp", "fsdp", "fsdp-partly", "fsdp-blind", "fsdp-stages", "fsdp1")
 SCRIPT = Path(__file__).with_name("distributed_run.py")
 
 
@@ -89,3 +89,10 @@ def test_ranks_with_different_matrices_stop_watching_before_they_gather_any(trai
     points, reports = run_of(trained / "fsdp-stages")
     assert points == []
     assert [report["errors"] for report in reports] == [[], []]
+
+
+def test_flat_pieces_of_weights_are_refused_on_every_rank_before_one_waits_for_another(trained):
+    said = [(trained / "fsdp1" / f"refused{rank}.txt").read_text() for rank in range(2)]
+    assert said[0] == said[1]
+    assert "FSDP1" in said[0]
+    assert "fully_shard" in said[0]

@@ -71,7 +71,7 @@ class Monitor:
         self.step_count = options.first_step
         self._faults, self._meter = Faults(), Meter(options.clock, options.max_overhead)
         self._live = LiveModel(model, recipe, Selection(options.layers, options.role_names))
-        self._ranks = Ranks(self._live.tensors(), self.run)
+        self._ranks = Ranks(self._live.tensors())
         self._notes: list[str] = []
         self._off = self._closed = False
         self._prepared, self._preparing = False, 0.0  # whether weights were kept for the next one, and the time it took
