@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import threading
-import types
 
 import pytest
 import torch
@@ -77,11 +75,9 @@ def test_history_is_a_file_of_json_lines_where_its_name_says_so(model, tmp_path)
 
 
 def test_any_other_name_is_opened_as_a_history_and_closed_again(model, kept, monkeypatch):
-    store = types.ModuleType("tailwise.history.queued")
     opened, closed = [], threading.Event()
     kept.close = closed.set
-    store.open_writer = lambda uri: opened.append(uri) or kept
-    monkeypatch.setitem(sys.modules, "tailwise.history.queued", store)
+    monkeypatch.setattr("tailwise.training.monitor.open_writer", lambda uri: opened.append(uri) or kept)
     alarm = Alarm("run", 0, 0.0, "TW499", "note", "a point came")
     with tw.Monitor(model, history="runs.db", full="off", rules=[lambda point: [alarm]]):
         pass
@@ -271,29 +267,6 @@ def test_the_number_of_blas_threads_of_the_training_stays(model):
     with tw.Monitor(model):
         assert torch.get_num_threads() == before
     assert torch.get_num_threads() == before
-
-
-def test_two_processes_may_append_to_one_file(tmp_path):
-    from tailwise.history.point import Point
-    from tailwise.training.sinks import JsonLines
-
-    sinks = [JsonLines(tmp_path / "a.jsonl") for _ in range(2)]
-    layers = {f"layer{i}": {"alpha": 2.0} for i in range(500)}
-
-    def write(sink):
-        for step in range(50):
-            sink.write(Point("run", step, "cheap", 0.0, layers))
-
-    threads = [threading.Thread(target=write, args=(sink,)) for sink in sinks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for sink in sinks:
-        sink.close()
-    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert len(lines) == 100
-    assert {len(line["layers"]) for line in lines} == {500}
 
 
 def _until_idle(monitor):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from tailwise.audits.prepare import Selection
 from tailwise.errors import UsageError
 from tailwise.history.point import Alarm
+from tailwise.history.writer import open_writer
 from tailwise.metrics.measure import selected
 from tailwise.recipe import Recipe
 from tailwise.training.emitter import CheapJob, Emitter, Outlet
@@ -20,7 +21,7 @@ from tailwise.training.live import LiveModel, Tensors
 from tailwise.training.meter import Kind, Meter, MonitorReport
 from tailwise.training.options import Settings, options_of
 from tailwise.training.ranks import Ranks
-from tailwise.training.sinks import Sink, opened
+from tailwise.training.sinks import Sink
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +92,7 @@ class Monitor:
             return
         sinks = list(options.sinks) if ranks.rank == 0 else []
         if ranks.rank == 0 and isinstance(history, str | Path):
-            self._opened.append(opened(history))
+            self._opened.append(open_writer(history))
         elif ranks.rank == 0 and history is not None:
             sinks.append(history)
         for sink in sinks:
