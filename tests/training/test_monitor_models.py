@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tailwise as tw
-from tailwise.training.live import unwrap
+from tailwise.checkpoints.wrapped import unwrap
 
 
 def points_of(model, kept, steps=0, **settings):
