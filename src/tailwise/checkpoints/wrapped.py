@@ -41,7 +41,8 @@ def is_sharded(tensor: torch.Tensor) -> bool:
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, gathered where it lies in parts: a collective then, which all its ranks must call."""
-    gathered: torch.Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[operator]
+    parts: Any = tensor
+    gathered: torch.Tensor = parts.full_tensor() if is_sharded(tensor) else tensor
     return gathered
 
 
