@@ -14,7 +14,7 @@ from tailwise.errors import UsageError
 from tailwise.history.point import Point
 from tailwise.training import alarm_limits
 from tailwise.training.alarm_rule import ALARM_RULES, alarm_rule
-from tailwise.training.alarm_watch import HISTORY
+from tailwise.training.alarm_watch import HISTORY, Watch
 from tailwise.training.alarms import Alarms
 
 ONE = LAYERS[2]
@@ -90,6 +90,28 @@ def test_a_held_out_loss_that_rises_while_training_goes_on_is_over_fitting():
     points = [point(step, scalars=held(step)) for step in range(0, 300, 10)]
     (found,) = only(points, "TW712")
     assert 150 < found.step < 250
+
+
+def test_held_out_losses_need_not_come_with_a_training_loss():
+    points = []
+    for step in range(0, 600, 10):
+        both = point(step)
+        held = {"eval_loss": loss(step) if step < 150 else 4.0 + 0.02 * (step - 150)}
+        points.append(replace(both, scalars=held if step % 20 else {"loss": loss(step)}))
+    assert len(only(points, "TW712")) == 1
+
+
+def test_a_run_that_went_back_keeps_cheap_points_that_come_before_the_full_one_of_an_earlier_step():
+    watch = Watch(frozenset({"spectral_norm"}), frozenset(), {})
+    cheap = [replace(point(step), tempo="cheap") for step in range(0, 100, 10)]
+    for taken in (point(0), *cheap[:5], point(40), *cheap[5:], point(80)):
+        watch.take(taken)
+    # Back to step 40, whose full measurement ends after cheap points of later steps.
+    for taken in (*cheap[4:8], point(40)):
+        watch.take(taken)
+    tracks = {tempo: watch._tracks[tempo, LAYERS[0], "spectral_norm"] for tempo in ("cheap", "full")}
+    assert list(tracks["cheap"].steps) == list(range(0, 80, 10))
+    assert list(tracks["full"].steps) == [0, 40]
 
 
 @pytest.mark.parametrize(("changes", "named"), [

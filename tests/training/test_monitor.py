@@ -58,6 +58,40 @@ def test_the_loss_of_the_step_is_in_the_point_and_is_not_waited_for(model, kept,
     assert "monitor_overhead" in kept.points[-1].scalars
 
 
+def test_what_is_noted_goes_into_the_next_point_and_into_no_other(model, kept):
+    with tw.Monitor(model, every=10, full="off", at_start=False, sinks=[kept], max_overhead=1.0) as monitor:
+        for step in range(1, 31):
+            if step == 3:
+                monitor.note(eval_loss=torch.tensor(4.0, requires_grad=True), accuracy=0.5)
+            monitor.step(loss=1.0)
+    assert [set(point.scalars) - {"loss", "monitor_overhead"} for point in kept.points] == [
+        {"eval_loss", "accuracy"}, set(), set(),
+    ]  # fmt: skip
+    assert kept.points[0].scalars["eval_loss"] == 4.0
+
+
+@pytest.mark.parametrize("wrong", [None, "high", torch.ones(2), [1.0]])
+def test_a_scalar_that_is_none_costs_itself_alone(model, kept, wrong):
+    with tw.Monitor(model, every=1, full="off", at_start=False, sinks=[kept], max_overhead=1.0) as monitor:
+        monitor.step(loss=1.0, other=wrong)
+    (point,) = kept.points
+    assert point.scalars["loss"] == 1.0
+    assert "other" not in point.scalars
+    assert "no single number: other" in point.notes
+    assert monitor.report().errors == ()
+
+
+def test_traps_are_counted_where_the_metrics_name_them(kept):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(64, 64)
+    with torch.no_grad():
+        model.weight[3, 5] = 40.0
+    with tw.Monitor(model, metrics=("alpha", "num_traps"), sinks=[kept]):
+        pass
+    (full,) = kept.of("full")
+    assert full.layers["weight"]["num_traps"] >= 1
+
+
 def test_a_run_that_goes_on_counts_from_where_it_was(model, kept, clock):
     with tw.Monitor(model, every=100, full="off", sinks=[kept], first_step=250, clock=clock) as monitor:
         clock.now = 1000.0
@@ -99,6 +133,7 @@ def test_what_takes_no_points_is_a_usage_error(model):
         ({"full": "quick"}, "full is 'quick'"),
         ({"max_overhead": 0.0}, "max_overhead"),
         ({"full_every": 0}, "full_every"),
+        ({"full": "lanczos", "metrics": ["alpha"]}, "leave metrics out"),
         ({"metrics": ["alhpa"]}, "no metric named 'alhpa'"),
         ({"layers": "nowhere"}, "no matrix to watch"),
     ],

@@ -103,7 +103,7 @@ class Alarms:
         state = self._runs.get(point.run)
         if state is None:
             metrics = frozenset(name for rule in self.rules for name in rule.needs)
-            scalars = frozenset(name for rule in self.rules for name in rule.scalars)
+            scalars = frozenset({"loss", *(name for rule in self.rules for name in rule.scalars)})
             state = self._runs[point.run] = _State(Watch(metrics, scalars, self.limits))
         point = with_norms(point)
         state.watch.take(point)

@@ -13,7 +13,7 @@ from tailwise.audits.prepare import Selection
 from tailwise.errors import UsageError
 from tailwise.history.point import Alarm
 from tailwise.history.writer import open_writer
-from tailwise.metrics.measure import selected
+from tailwise.metrics.measure import completed
 from tailwise.recipe import Recipe
 from tailwise.training.emitter import CheapJob, Emitter, Outlet
 from tailwise.training.faults import Faults, logger
@@ -65,8 +65,7 @@ class Monitor:
         if every < 1:
             raise UsageError(f"every is {every}", fix="give one or more steps")
         self._options = options = options_of(settings)
-        recipe = Recipe(metrics=tuple(options.metrics), estimator=options.estimator)
-        selected(recipe)
+        recipe = completed(Recipe(metrics=tuple(options.metrics), estimator=options.estimator))
         self.every, self.full_every = every, options.full_every or 10 * every
         self.run = options.run or datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
         self.step_count = options.first_step
@@ -74,6 +73,7 @@ class Monitor:
         self._live = LiveModel(model, recipe, Selection(options.layers, options.role_names))
         self._ranks = Ranks(self._live.tensors())
         self._notes: list[str] = []
+        self._noted: dict[str, Any] = {}  # scalars that wait for a point
         self._off = self._closed = False
         self._prepared, self._preparing = False, 0.0  # whether weights were kept for the next one, and the time it took
         self._build(recipe, history, on_alarm)
@@ -108,7 +108,8 @@ class Monitor:
         """Say that the optimizer made a step; returns at once unless a measurement is due.
 
         `step` is the number of the step where the training counts them itself. `loss` and other `scalars` (numbers or
-        tensors of one entry) go into the point that is due; a tensor is not waited for.
+        tensors of one entry) go into the point if one is due at this step; a tensor is not waited for. What is not
+        there at every step goes into `note`.
         """
         before, self.step_count = self.step_count, self.step_count + 1 if step is None else step
         self._meter.steps += 1
@@ -120,6 +121,13 @@ class Monitor:
             self._guarded(self._due, scalars if loss is None else {"loss": loss, **scalars}, full)
         elif (now + 1) // every > now // every:
             self._guarded(self._prepare)
+
+    def note(self, **scalars: Any) -> None:
+        """Numbers for the next point, at whatever step it is due: `eval_loss`, say, of an evaluation just done."""
+        if self._ranks.measures and not self._closed:
+            self._noted |= {
+                name: value.detach() if hasattr(value, "detach") else value for name, value in scalars.items()
+            }
 
     @property
     def alarms(self) -> Sequence[Alarm]:
@@ -231,7 +239,8 @@ class Monitor:
             self._take_full(tensors)
         began, now = self._meter.clock(), time.time()
         pending = self._cheap.measure(tensors)
-        values = {name: _taken(value, pending.events) for name, value in scalars.items()}
+        given, self._noted = {**self._noted, **scalars}, {}
+        values = {name: _taken(value, pending.events) for name, value in given.items()}
         notes, self._notes = tuple(self._notes), []
         values["monitor_overhead"] = self._meter.overhead
         self._emitter.put(CheapJob(self.step_count, now, pending, values, notes))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Rule = Callable[[Point], Sequence[Alarm]]
 FullTempo = Literal["audit", "lanczos", "off"]
 
-#: Metrics of a full measurement: those that alarms read, and none that needs noise of the same shape.
+#: Metrics of a full measurement: those that alarms read, but `num_traps`, which takes a second spectrum of each matrix.
 METRICS = (
     "alpha", "alpha_sigma", "alpha_hill", "alpha_hill_sigma", "ks_distance", "num_pl_spikes", "lambda_min",
     "lambda_max", "log_norm", "log_spectral_norm", "alpha_weighted", "stable_rank", "matrix_rank", "rank_loss",
@@ -67,6 +67,8 @@ class Options:
             raise UsageError(f"max_overhead is {self.max_overhead}", fix="give a share in (0, 1], e.g. 0.02")
         if self.full not in ("audit", "lanczos", "off"):
             raise UsageError(f"full is {self.full!r}", fix="choose audit, lanczos or off")
+        if self.full == "lanczos" and tuple(self.metrics) != METRICS:
+            raise UsageError("full='lanczos' estimates what it can", fix="leave metrics out, or choose full='audit'")
         if self.full_every is not None and self.full_every < 1:
             raise UsageError(f"full_every is {self.full_every}", fix="give one or more")
 
