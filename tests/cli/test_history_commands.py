@@ -189,6 +189,19 @@ def test_watching_once_then_history_diff_and_store_add(call, run, tmp_path):
     assert "the spectra of step 100 are not there" in " ".join(out.split())
 
 
+def test_watching_once_where_nothing_is_new_says_so(call, run, tmp_path):
+    for said in ("", "nothing new"):
+        code, _, err = call("watch", run, "--once", "--store", tmp_path / "w.db", "--settle", 0)
+        assert code == 0, err
+        assert said in err
+
+
+def test_a_range_of_steps_that_ends_before_it_begins_is_refused(call, store):
+    code, _, err = call("history", "a", "--store", store, "--steps", "20:10")
+    assert code != 0
+    assert "10:20" in err
+
+
 def test_watching_needs_no_store_where_files_are_kept(call, run, tmp_path):
     code, _, err = call("watch", run, "--once", "-o", tmp_path / "audits", "--settle", 0)
     assert code == 0, err

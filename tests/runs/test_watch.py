@@ -211,3 +211,38 @@ def test_checkpoints_behind_a_url_are_watched(make_run, store):
         assert steps(watched.round()) == [5]
     finally:
         memory.rm("/watched", recursive=True)
+
+
+def several(folder, seeds, width=64):
+    """A checkpoint a step, each of its own weights."""
+    for step, seed in seeds.items():
+        place = folder / f"checkpoint-{step}"
+        place.mkdir(parents=True)
+        generator = torch.Generator().manual_seed(seed)
+        save_file({f"{UP}.weight": torch.randn(96, width, generator=generator)}, place / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("other", [{"seeds": {10: 8, 20: 9}}, {"seeds": {20: 2}, "width": 80}])
+@pytest.mark.parametrize("kept", ["store", "folder"])
+def test_another_run_of_the_same_name_is_refused_and_not_taken_for_known(tmp_path, store, other, kept):
+    """Many runs keep their checkpoints in a folder called `checkpoints`."""
+
+    def sink():
+        return Sink("checkpoints", store if kept == "store" else None, None if kept == "store" else tmp_path / "audits")
+
+    one, two = several(tmp_path / "a", {10: 1, 20: 2}), several(tmp_path / "b", **other)
+    assert len(list(audit_all(find(one), sink()))) == 2
+    with pytest.raises(UsageError, match="--run"):
+        list(audit_all(find(two), sink()))
+    with pytest.raises(UsageError, match="--run"):
+        list(once(Watch(str(two), sink(), settle=0.0), lambda _: None))
+
+
+def test_a_run_that_moved_and_goes_on_is_known_by_its_content(tmp_path, store):
+    one = several(tmp_path / "a", {10: 1, 20: 2})
+    list(audit_all(find(one), Sink("checkpoints", store, None)))
+    two = one.rename(tmp_path / "elsewhere")
+    shutil.rmtree(two / "checkpoint-10")  # as trainers that keep the last few do
+    several(two, {30: 3})
+    assert [outcome.known for outcome in audit_all(find(two), Sink("checkpoints", store, None))] == [True, False]

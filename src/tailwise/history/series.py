@@ -73,7 +73,7 @@ def _values(
     if len(rows) < len(ids) * len(points):
         found.view(ABSENT.dtype)[:] = ABSENT
     # Straight to where it belongs: joining the bytes of each metric first took as long as reading them.
-    place = memoryview(found.reshape(-1).view(np.uint8))
+    place = found.reshape(-1).view(np.uint8).data
     metrics = {number: index * len(points) * width for index, number in enumerate(ids.values())}
     starts = {point: index * width for index, point in enumerate(points)}
     for point, metric, vector in rows:

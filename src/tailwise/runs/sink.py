@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from tailwise.errors import TailwiseError, UnreachableError, UsageError
 from tailwise.runs.found import Found, hub_address
 
 if TYPE_CHECKING:
-    from tailwise.audits.audit import Audit
+    from tailwise.audits.audit import Audit, LayerRow, Provenance
     from tailwise.history.store import History
 
 
@@ -44,6 +44,7 @@ class Sink:
         self.run, self._history, self._folder = run, history, folder
         self._settings, self._progress = settings or {}, progress
         self._made = 0
+        self._compared = False  # whether what is known is of this run
 
     def path(self, step: int) -> Path | None:
         """The file of a step's audit: `step-000100.audit`."""
@@ -57,6 +58,51 @@ class Sink:
         known = any(run.name == self.run for run in self._history.runs())
         stored = {item.step for item in self._history.audits(self.run)} if known else set()
         return stored if kept is None else stored & kept
+
+    def known(self, found: Sequence[Found]) -> set[int]:
+        """Those steps of `found` that it has. Raises `UsageError` where they are those of another run.
+
+        Runs are named after their folders, and many are called `checkpoints`. Of the last step that is here and there,
+        the smallest matrix is compared by content, once.
+        """
+        there = self.has()
+        known = [one for one in found if one.step in there]
+        if known and not self._compared:
+            self._compared = True
+            self._compare(max(known))
+        return {one.step for one in known}
+
+    def _compare(self, found: Found) -> None:
+        rows, facts = self._kept(found.step)
+        rows = [row for row in rows if row.digest]
+        if not rows:
+            return
+        row = min(rows, key=lambda row: row.rows * row.cols * row.slices)
+        recipe = {key: facts.recipe[key] for key in ("conv", "min_evals") if key in facts.recipe}
+        try:
+            now = audit(found.uri, layers=f"^{re.escape(row.name)}$", metrics=("log_norm",), **recipe)
+        except UsageError:
+            digest = ""  # it has no such matrix
+        except TailwiseError:
+            return  # it cannot be read just now
+        else:
+            digest = now.rows[0].digest
+        if digest != row.digest:
+            raise UsageError(
+                f"step {found.step} is another one than {facts.model}, which the audits of the run {self.run!r} are of",
+                where=found.uri,
+                fix="give --run with a name of its own (and -o with a folder of its own), or remove the older audits",
+            )
+
+    def _kept(self, step: int) -> tuple[Sequence[LayerRow], Provenance]:
+        """The rows of a step that it has."""
+        if self._history is not None:
+            facts = next(item.provenance for item in self._history.audits(self.run) if item.step == step)
+            return self._history.audit_rows(self.run, step), facts
+        from tailwise.audits.audit import Audit
+
+        saved = Audit.load(str(self.path(step)))
+        return saved.rows, saved.provenance
 
     def _in_folder(self) -> set[int]:
         names = (path.name for path in self._folder.glob("step-*.audit")) if self._folder else ()
@@ -82,9 +128,9 @@ class Sink:
         return Outcome(found, made, path)
 
 
-def audit_all(found: Iterable[Found], sink: Sink, *, again: bool = False) -> Iterator[Outcome]:
+def audit_all(found: Sequence[Found], sink: Sink, *, again: bool = False) -> Iterator[Outcome]:
     """Audit checkpoints one after the other, in their order, without those whose audits are there already."""
-    known = set() if again else sink.has()
+    known = set() if again else sink.known(found)
     for one in found:
         yield Outcome(one, known=True) if one.step in known else sink.take(one)
 
