@@ -233,6 +233,14 @@ def test_a_deleted_run_is_gone_and_others_stay(store):
     assert store.add_point(point(1)) == "new"
 
 
+def test_export_stays_below_its_folder_whatever_runs_are_called(store, tmp_path):
+    for name in ("..", ".", "", "a/../../b"):
+        store.add_point(point(1, run=name))
+    written = store.export_parquet(tmp_path / "out")
+    assert len({path.parent.resolve() for path in written}) == 4
+    assert {path.parent.parent.resolve() for path in written} == {(tmp_path / "out").resolve()}
+
+
 def test_export_writes_a_folder_a_run(store, tmp_path):
     store.add_all([point(step, run="org/name@main") for step in range(3)])
     store.add_alarm(alarm(1, run="org/name@main"))

@@ -246,3 +246,24 @@ def test_a_run_that_moved_and_goes_on_is_known_by_its_content(tmp_path, store):
     shutil.rmtree(two / "checkpoint-10")  # as trainers that keep the last few do
     several(two, {30: 3})
     assert [outcome.known for outcome in audit_all(find(two), Sink("checkpoints", store, None))] == [True, False]
+
+
+def test_a_link_to_a_checkpoint_that_has_gone_keeps_no_other_waiting(tmp_path, store):
+    """As `latest` is, in the folder of a trainer that keeps the last few."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    save_file({f"{UP}.weight": torch.randn(96, 64)}, folder / "step-2.safetensors")
+    for name in ("latest", "step-1.safetensors"):
+        (folder / name).symlink_to(folder / "step-0.safetensors")
+    watched = watch(folder, store)
+    assert steps(watched.round()) == [2]
+    assert watched.waiting == {"step-1.safetensors": "it is not there any more"}
+
+
+def test_a_checkpoint_that_has_gone_is_not_looked_for_on_the_hub(tmp_path, store, monkeypatch):
+    several(tmp_path / "run", {10: 1})
+    monkeypatch.chdir(tmp_path)
+    (found,) = find("run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-10")
+    outcome = Sink("run", store, None).take(found)
+    assert "no such file or folder" in outcome.trouble
