@@ -86,7 +86,7 @@ class LocalFolder(Folder):
 
     def stamps(self) -> dict[str, tuple[int, float | None]]:
         """See `Folder`."""
-        found = {}
+        found: dict[str, tuple[int, float | None]] = {}
         for name in self._names:
             try:
                 status = (self.path / name).stat()
