@@ -46,6 +46,7 @@ def test_a_run_that_diverges_to_nan_is_not_finite():
     assert found[0].step == 10
     assert {layer for alarm in found for layer in alarm.layers} == {"0", "2"}
     assert found[0].severity == "error"
+    assert found[0].title.count("frobenius") == 1
 
 
 def test_a_healthy_run_is_neither_not_finite_nor_over_fitted():

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.compare import Device, Workers
-from tailwise.cli.options import comma_list
+from tailwise.cli.options import Device, Workers, comma_list
 from tailwise.cli.stores import Revisions, Run, Store, open_store, say_outcome
 
 _HOW, _OUT = "How to watch", "Output"

@@ -27,7 +27,8 @@ def series(
 ) -> pa.Table:  # fmt: skip
     """A line per step, tempo and layer that has one of the metrics; a column per metric, null where it has none."""
     layers, roles = chosen
-    owner, ids = known_run(connection, run), _metric_ids(connection, metrics)
+    owner = known_run(connection, run)
+    ids = _metric_ids(connection, metrics, owner)
     mine = [POINTS.c.run_id == owner, *in_steps(steps)]
     query = select(POINTS.c.id, POINTS.c.step, POINTS.c.tempo, POINTS.c.layout_id).where(*mine)
     heads = connection.execute(query.order_by(POINTS.c.step, POINTS.c.tempo)).all()
@@ -42,14 +43,22 @@ def series(
     return _joined(parts, list(ids))
 
 
-def _metric_ids(connection: Connection, metrics: Sequence[str]) -> dict[str, int]:
+def _metric_ids(connection: Connection, metrics: Sequence[str], run: int) -> dict[str, int]:
     if isinstance(metrics, str):
         metrics = (metrics,)
     known = {name: number for number, name in metric_names(connection).items()}
     for name in metrics:
         if name not in known:
+            if _is_scalar(connection, run, name):
+                fix = "History.scalars has it, and `tailwise history RUN` without --metric"
+                raise UsageError(f"{name} is a number of the whole model, and has no layers", fix=fix)
             raise unknown_name("metric in this store", name, known)
     return {name: known[name] for name in metrics}
+
+
+def _is_scalar(connection: Connection, run: int, name: str) -> bool:
+    rows = connection.execute(select(POINTS.c.scalars).where(POINTS.c.run_id == run)).scalars()
+    return any(name in json.loads(row) for row in rows)
 
 
 def _values(

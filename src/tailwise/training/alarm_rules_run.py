@@ -42,6 +42,8 @@ def not_finite(watch: Watch) -> Signs:
     for layer, values in {**watch.point.layers, "": watch.point.scalars}.items():
         # A zero matrix has norms of −Inf in logarithms.
         broken = [name for name in _NORMS if math.isnan(values.get(name, 0.0)) or values.get(name, 0.0) == math.inf]
+        if "frobenius_norm" in broken:  # under its other name it is the same number
+            broken.remove("frobenius")
         if broken:
             found[layer] = Sign(", ".join(broken), len(broken), {"numbers": float(len(broken))})
     return found
