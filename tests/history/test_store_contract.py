@@ -11,6 +11,8 @@ import pytest
 from made_points import DOWN, UP, Q, alarm, audit, point
 
 from tailwise.errors import UsageError
+from tailwise.history import read
+from tailwise.history.connect import reading
 from tailwise.history.prune import Retention
 from tailwise.history.store import History
 
@@ -262,6 +264,17 @@ def test_a_store_opens_again_with_all_that_it_had(where):
         history.add_point(point(1))
     with History(where, create=False) as history:
         assert history.add_point(point(1)) == "same"
+
+
+def test_a_reader_sees_one_state_while_another_writes(where):
+    with History(where) as history, History(where) as other:
+        history.add_point(point(1))
+        with reading(history._engine, history.where) as connection:
+            before = list(read.points(connection, "a", None, None, None))
+            other.add_point(point(1, more={"alpha": 1.0}))  # which takes the place of the one that is there
+            other.add_point(point(2))
+            assert list(read.points(connection, "a", None, None, None)) == before
+        assert len(list(history.points("a"))) == 2
 
 
 def test_threads_may_write_and_read_at_once(where):
