@@ -91,7 +91,7 @@ def _norms(gradients: Mapping[str, torch.Tensor]) -> dict[str, float]:
     if not gradients:
         return {}
     norms = {
-        name: torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)).float()
+        name: torch.linalg.vector_norm(_entries(g), dtype=torch.promote_types(g.dtype, torch.float32)).float()
         for name, g in gradients.items()
     }
     together: dict[Any, list[str]] = {}
@@ -102,6 +102,11 @@ def _norms(gradients: Mapping[str, torch.Tensor]) -> dict[str, float]:
         device = norms[names[0]].device
         found |= zip(names, whole(torch.stack([norms[name].to(device) for name in names])).tolist(), strict=True)
     return {name: found[name] for name in gradients}
+
+
+def _entries(gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient; of a sparse one, as embeddings may have, the entries that it has, each row once."""
+    return gradient.coalesce().values() if gradient.layout == torch.sparse_coo else gradient
 
 
 def _mesh_of(norm: torch.Tensor) -> Any:
