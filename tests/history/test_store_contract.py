@@ -200,6 +200,14 @@ def test_an_unknown_metric_is_named_with_its_neighbours(store):
         store.series("a", ["alhpa"])
 
 
+def test_the_order_of_its_layers_makes_no_other_alarm(store):
+    """The worst layer stands first, and which that is changes."""
+    assert store.add_alarm(alarm(3, layers=(UP, DOWN)))
+    assert not store.add_alarm(alarm(5, layers=(DOWN, UP)))
+    (kept,) = store.kept_alarms("a")
+    assert (kept.alarm.layers, kept.times, kept.last_step) == ((UP, DOWN), 2, 5)
+
+
 def test_pruning_keeps_what_was_asked_and_steps_with_alarms(store):
     store.add_all([point(step) for step in range(1, 21)])
     store.add_alarm(alarm(7))

@@ -53,8 +53,8 @@ class Alarm:
 
     @property
     def key(self) -> tuple[str, str, tuple[str, ...]]:
-        """Alarms with equal keys are about the same thing."""
-        return self.run, self.rule, self.layers
+        """Alarms with equal keys are about the same thing. The worst layer comes first in `layers`; here order is none."""
+        return self.run, self.rule, tuple(sorted(self.layers))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
