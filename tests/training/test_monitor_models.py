@@ -105,6 +105,21 @@ def test_a_frozen_layer_that_is_written_to_is_measured_again(model, kept, write)
     assert last.layers["0"]["frobenius_norm"] == pytest.approx(2 * first.layers["0"]["frobenius_norm"])
 
 
+class NoParts(torch.Tensor):
+    """As tensors of low-bit codes are, of which rows can be had and no single entries."""
+
+    def __getitem__(self, index):
+        if isinstance(index, tuple):
+            raise NotImplementedError
+        return super().__getitem__(index)
+
+
+def test_a_frozen_tensor_of_which_no_sample_can_be_taken_costs_no_measurement(model, kept):
+    model[0].weight = torch.nn.Parameter(model[0].weight.detach().as_subclass(NoParts), requires_grad=False)
+    points_of(model, kept, steps=1, full="off")
+    assert [set(point.layers) for point in kept.points] == [{"0", "2"}] * 2
+
+
 def test_a_matrix_of_zeros_is_said_to_be_one_and_is_finite(model, kept):
     torch.nn.init.zeros_(model[0].weight)
     points_of(model, kept, steps=1, full="off")
