@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from tailwise.audits.audit import Audit
 from tailwise.errors import UnreachableError, UsageError
+from tailwise.history.as_audit import audit_at
 from tailwise.history.store import History
 from tailwise.runs.found import find
 from tailwise.runs.sink import Sink, audit_all
@@ -237,6 +238,24 @@ def test_another_run_of_the_same_name_is_refused_and_not_taken_for_known(tmp_pat
         list(audit_all(find(two), sink()))
     with pytest.raises(UsageError, match="--run"):
         list(once(Watch(str(two), sink(), settle=0.0), lambda _: None))
+
+
+def test_files_of_another_run_are_not_written_over(tmp_path, store):
+    one, two = several(tmp_path / "a", {10: 1}), several(tmp_path / "b", {10: 2})
+    list(audit_all(find(one), Sink("a", store, tmp_path / "audits")))
+    with pytest.raises(UsageError, match="-o with a folder of its own"):
+        list(audit_all(find(two), Sink("b", store, tmp_path / "audits")))
+
+
+def test_a_file_that_is_of_other_weights_now_is_not_taken_for_the_audit(tmp_path, store):
+    one, two = several(tmp_path / "a", {10: 1}), several(tmp_path / "b", {10: 2})
+    (outcome,) = audit_all(find(one), Sink("a", store, tmp_path / "audits"))
+    assert audit_at(store, "a", 10)[1] == ""
+    (other,) = audit_all(find(two), Sink("b", None, tmp_path / "others"))
+    other.path.replace(outcome.path)
+    found, lacks = audit_at(store, "a", 10)
+    assert "other weights" in lacks
+    assert found.rows[0].metrics["alpha"] == pytest.approx(outcome.audit.rows[0].metrics["alpha"])
 
 
 def test_a_run_that_moved_and_goes_on_is_known_by_its_content(tmp_path, store):

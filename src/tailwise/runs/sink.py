@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tailwise.audits.run import Progress, Settings, audit
-from tailwise.errors import TailwiseError, UnreachableError, UsageError
+from tailwise.errors import TailwiseError, UnreachableError, UnreadableError, UsageError
 from tailwise.runs.found import Found, hub_address
 
 if TYPE_CHECKING:
@@ -55,25 +56,26 @@ class Sink:
         kept = self._in_folder() if self._folder is not None else None
         if self._history is None:
             return kept or set()
-        known = any(run.name == self.run for run in self._history.runs())
-        stored = {item.step for item in self._history.audits(self.run)} if known else set()
+        stored = self._in_store()
         return stored if kept is None else stored & kept
 
     def known(self, found: Sequence[Found]) -> set[int]:
         """Those steps of `found` that it has. Raises `UsageError` where they are those of another run.
 
-        Runs are named after their folders, and many are called `checkpoints`. Of the last step that is here and there,
-        the smallest matrix is compared by content, once.
+        Runs are named after their folders, and many are called `checkpoints`. Of the last step that is here and in the
+        store, and in the folder of audits, the smallest matrix is compared by content, once.
         """
         there = self.has()
-        known = [one for one in found if one.step in there]
-        if known and not self._compared:
-            self._compared = True
-            self._compare(max(known))
-        return {one.step for one in known}
+        if not self._compared:
+            for steps, saved in ((self._in_store(), self._stored), (self._in_folder(), self._saved)):
+                both = [one for one in found if one.step in steps]
+                if both:
+                    self._compared = True
+                    with suppress(UnreadableError):  # a damaged file says nothing of other runs
+                        self._compare(max(both), *saved(max(both).step))
+        return {one.step for one in found if one.step in there}
 
-    def _compare(self, found: Found) -> None:
-        rows, facts = self._kept(found.step)
+    def _compare(self, found: Found, rows: Sequence[LayerRow], facts: Provenance) -> None:
         rows = [row for row in rows if row.digest]
         if not rows:
             return
@@ -94,15 +96,23 @@ class Sink:
                 fix="give --run with a name of its own (and -o with a folder of its own), or remove the older audits",
             )
 
-    def _kept(self, step: int) -> tuple[Sequence[LayerRow], Provenance]:
-        """The rows of a step that it has."""
-        if self._history is not None:
-            facts = next(item.provenance for item in self._history.audits(self.run) if item.step == step)
-            return self._history.audit_rows(self.run, step), facts
+    def _stored(self, step: int) -> tuple[Sequence[LayerRow], Provenance]:
+        """The rows of a step, from the store."""
+        assert self._history is not None  # noqa: S101 - it has the step
+        facts = next(item.provenance for item in self._history.audits(self.run) if item.step == step)
+        return self._history.audit_rows(self.run, step), facts
+
+    def _saved(self, step: int) -> tuple[Sequence[LayerRow], Provenance]:
+        """The same from the file."""
         from tailwise.audits.audit import Audit
 
         saved = Audit.load(str(self.path(step)))
         return saved.rows, saved.provenance
+
+    def _in_store(self) -> set[int]:
+        if self._history is None or all(run.name != self.run for run in self._history.runs()):
+            return set()
+        return {item.step for item in self._history.audits(self.run)}
 
     def _in_folder(self) -> set[int]:
         names = (path.name for path in self._folder.glob("step-*.audit")) if self._folder else ()
