@@ -11,6 +11,7 @@ import torch
 
 import tailwise as tw
 from tailwise.history.point import Alarm
+from tailwise.training.alarms import Alarms
 from tailwise.training.options import METRICS
 
 
@@ -81,6 +82,17 @@ def test_a_scalar_that_is_none_costs_itself_alone(model, kept, wrong):
     assert monitor.report().errors == ()
 
 
+@pytest.mark.parametrize("estimator", ["ks", "mid", "farms"])
+def test_the_estimator_is_that_of_an_audit(model, kept, estimator):
+    with tw.Monitor(model, estimator=estimator, sinks=[kept]):
+        pass
+    (full,) = kept.of("full")
+    audit = tw.audit(model, estimator=estimator, use_cache=False)
+    assert {name: values["alpha"] for name, values in full.layers.items()} == {
+        name: pytest.approx(audit[name].alpha) for name in ("0", "2")
+    }
+
+
 def test_traps_are_counted_where_the_metrics_name_them(kept):
     torch.manual_seed(0)
     model = torch.nn.Linear(64, 64)
@@ -90,6 +102,25 @@ def test_traps_are_counted_where_the_metrics_name_them(kept):
         pass
     (full,) = kept.of("full")
     assert full.layers["weight"]["num_traps"] >= 1
+
+
+@pytest.mark.parametrize(("every", "full_every", "full_at"), [
+    (4, 10, [0, 12, 20, 32, 40]), (5, 3, [0, 5, 10, 15, 20, 25, 30, 35, 40]), (10, 20, [0, 20, 40]), (4, 50, [0]),
+])  # fmt: skip
+def test_a_full_measurement_comes_with_the_first_cheap_one_after_each_multiple(model, kept, every, full_every, full_at):
+    with tw.Monitor(model, every=every, full_every=full_every, sinks=[kept], max_overhead=1.0) as monitor:
+        for _ in range(40):
+            _until_idle(monitor)
+            monitor.step()
+    assert [point.step for point in kept.of("full")] == full_at
+
+
+def test_a_step_that_is_no_number_does_not_reach_the_training(model, kept):
+    with tw.Monitor(model, every=1, full="off", at_start=False, sinks=[kept], max_overhead=1.0) as monitor:
+        for step in (torch.tensor(7), "many", [1], "8"):
+            monitor.step(step=step)
+    assert [point.step for point in kept.points] == [7, 8]
+    assert "the number of a step" in monitor.report().errors[0]
 
 
 def test_a_run_that_goes_on_counts_from_where_it_was(model, kept, clock):
@@ -133,6 +164,12 @@ def test_what_takes_no_points_is_a_usage_error(model):
         ({"full": "quick"}, "full is 'quick'"),
         ({"max_overhead": 0.0}, "max_overhead"),
         ({"full_every": 0}, "full_every"),
+        ({"every": 2.5}, "whole number"),
+        ({"estimator": "kss"}, "no estimator named 'kss'"),
+        ({"rules": Alarms()}, "rules is no list"),
+        ({"rules": [3]}, "3 is no rule"),
+        ({"sinks": 3}, "sinks is no list"),
+        ({"on_alarm": 3}, "on_alarm is 3"),
         ({"full": "lanczos", "metrics": ["alpha"]}, "leave metrics out"),
         ({"metrics": ["alhpa"]}, "no metric named 'alhpa'"),
         ({"layers": "nowhere"}, "no matrix to watch"),

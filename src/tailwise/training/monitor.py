@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from tailwise.audits.prepare import Selection
+from tailwise.audits.prepare import Selection, check_estimators
 from tailwise.errors import UsageError
 from tailwise.history.point import Alarm
 from tailwise.history.writer import open_writer
@@ -62,13 +62,16 @@ class Monitor:
         on_alarm: Callable[[Alarm], object] | None = None,
         **settings: Unpack[Settings],
     ) -> None:
-        if every < 1:
-            raise UsageError(f"every is {every}", fix="give one or more steps")
+        if not isinstance(every, int) or every < 1:
+            raise UsageError(f"every is {every!r}", fix="give a whole number of steps, one or more")
+        if on_alarm is not None and not callable(on_alarm):
+            raise UsageError(f"on_alarm is {on_alarm!r}", fix="give a function of an alarm, such as Log()")
         self._options = options = options_of(settings)
         recipe = completed(Recipe(metrics=tuple(options.metrics), estimator=options.estimator))
+        check_estimators(recipe)
         self.every, self.full_every = every, options.full_every or 10 * every
         self.run = options.run or datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
-        self.step_count = options.first_step
+        self.step_count = self._looked_at = options.first_step
         self._faults, self._meter = Faults(), Meter(options.clock, options.max_overhead)
         self._live = LiveModel(model, recipe, Selection(options.layers, options.role_names))
         self._ranks = Ranks(self._live.tensors())
@@ -111,13 +114,20 @@ class Monitor:
         tensors of one entry) go into the point if one is due at this step; a tensor is not waited for. What is not
         there at every step goes into `note`.
         """
-        before, self.step_count = self.step_count, self.step_count + 1 if step is None else step
+        before = self.step_count
+        try:
+            self.step_count = before + 1 if step is None else int(step)
+        except (TypeError, ValueError) as error:
+            self._faults.note("the number of a step", error)
+            return
         self._meter.steps += 1
         if self._off or self._closed or not self._ranks.measures:
             return
         now, every = self.step_count, self.every
         if now // every > before // every:
-            full = now // self.full_every > before // self.full_every
+            # Whether a multiple was passed since the last time, which need not be a multiple of `every`.
+            since, self._looked_at = min(self._looked_at, before), now
+            full = now // self.full_every > since // self.full_every
             self._guarded(self._due, scalars if loss is None else {"loss": loss, **scalars}, full)
         elif (now + 1) // every > now // every:
             self._guarded(self._prepare)
