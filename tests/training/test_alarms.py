@@ -350,3 +350,14 @@ def test_without_ruptures_the_largest_step_is_where_it_began(monkeypatch):
     monkeypatch.setitem(sys.modules, "ruptures", None)
     (found,) = only(sick({ONE: {"update_ratio": 0.3}}), "TW704")
     assert found.since == 200
+
+
+@pytest.mark.parametrize(("stop_on", "stops"), [
+    ("note", True), ("warning", True), ("error", False), (["warning"], True), (["note"], True), ("TW702", True),
+    (["TW702"], True), ("TW701", False), (["TW701", "error"], False), ((), False),
+])  # fmt: skip
+def test_a_severity_to_stop_on_means_the_worse_ones_too_alone_or_in_a_list(stop_on, stops):
+    alarms = Alarms("TW702", stop_on=stop_on)  # a warning
+    for taken in sick({}, scalars=lambda step: {"loss": 9.0 if step == 250 else loss(step)}):
+        alarms.see(taken)
+    assert alarms.should_stop is stops
