@@ -100,3 +100,24 @@ def call(monkeypatch, capsys, tmp_path):
         return code, captured.out, captured.err
 
     return run_it
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """An S3 on loopback, as the file system that s3:// addresses reach."""
+    import fsspec
+
+    moto = pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {"endpoint_url": f"http://{host}:{port}", "key": "k", "secret": "s"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(fsspec.config.conf, "s3", options)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fs = fsspec.filesystem("s3")
+        if not fs.exists("bucket"):
+            fs.mkdir("bucket")
+        yield fs
+    server.stop()

@@ -225,7 +225,7 @@ def full_disk(*args, **kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("where", ["tempfile.mkstemp", "np.savez"])
+@pytest.mark.parametrize("where", ["tempfile.mkstemp", "Path.replace"])
 def test_a_full_cache_gives_a_note_and_a_correct_audit(where, monkeypatch):
     reference = audit(use_cache=False)
     assert reference.provenance.notes == ()

@@ -95,7 +95,9 @@ class Worker:
             self.cache.keep_note("digests", identity, digests)
         if (found := self._all_known(keys, digests)) is not None:
             return found, _joined(digests), True
-        return self._solve(matrices, keys), _joined(digests), False
+        computed: list[str] = []
+        found = self._solve(matrices, keys, computed)
+        return found, _joined(digests), not computed
 
     def is_known(self, source: MatrixSource) -> bool:
         """Whether every spectrum of `source` is in the cache, told without reading a weight."""
@@ -124,23 +126,28 @@ class Worker:
         count = len(digests)
         return _pooled(weights, [permuted[i * count : (i + 1) * count] for i in replicas], windows)
 
-    def _solve(self, matrices: list[HashedMatrix], keys: _Keys) -> Spectra:
+    def _solve(self, matrices: list[HashedMatrix], keys: _Keys, computed: list[str]) -> Spectra:
+        """The spectra of `matrices`; those that nobody else computed meanwhile have their keys added to `computed`."""
+        kept = partial(self._kept, computed)
         weights, permuted, windows = [], [], []
         for matrix in matrices:
-            weights.append(self._kept(keys.weights(matrix.digest), partial(self._solve_one, matrix)))
+            weights.append(kept(keys.weights(matrix.digest), partial(self._solve_one, matrix)))
         for replica in range(self.recipe.randomize):
             permuted.append(
-                [self._kept(keys.permuted(m.digest, replica), partial(self._permuted, m, replica)) for m in matrices]
+                [kept(keys.permuted(m.digest, replica), partial(self._permuted, m, replica)) for m in matrices]
             )
         if self.recipe.uses_windows:
-            windows = [self._kept(keys.windows(m.digest), partial(self._windows, m)) for m in matrices]
+            windows = [kept(keys.windows(m.digest), partial(self._windows, m)) for m in matrices]
         return _pooled(weights, permuted, windows)
 
-    def _kept(self, key: str, compute: Callable[[], Spectrum]) -> Spectrum:
-        spectrum = self.cache.spectrum(key)
-        if spectrum is None:
-            spectrum = compute()
-            self.cache.keep_spectrum(key, spectrum)
+    def _kept(self, computed: list[str], key: str, compute: Callable[[], Spectrum]) -> Spectrum:
+        # Fine-tuned models that are audited side by side meet at the tensors they share.
+        with self.cache.alone(key):
+            spectrum = self.cache.spectrum(key)
+            if spectrum is None:
+                spectrum = compute()
+                computed.append(key)
+                self.cache.keep_spectrum(key, spectrum)
         return spectrum
 
     def _solve_one(self, matrix: HashedMatrix) -> Spectrum:

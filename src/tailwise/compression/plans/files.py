@@ -21,7 +21,7 @@ _ENTRY = ("matrix", "role", "block", "shape", "parameters", "sparsity", "pattern
           "reason")  # fmt: skip
 
 
-def save(plan: Plan, path: str | Path) -> Path:
+def save(plan: Plan, path: str | Path) -> Path | str:
     """Write what the suffix of `path` says; the file appears whole or not at all."""
     check_suffix(path)
     text = to_yaml(plan) if Path(path).suffix != ".json" else to_text(plan)
