@@ -53,7 +53,7 @@ def remote_error(error: Exception, name: str) -> UnreadableError:
         return UnreadableError(
             f"no credentials were found ({text})", where=name, fix="set them up as its driver documents"
         )
-    return UnreadableError(f"could not be reached ({text})", where=name, fix="check the address and the network")
+    return UnreachableError(f"could not be reached ({text})", where=name, fix="check the address and the network")
 
 
 def get(url: str) -> bytes:
@@ -82,8 +82,7 @@ def put(url: str, data: bytes, *, exclusive: bool = False) -> str:
         raise
     except Exception as error:  # every driver has errors of its own
         known = remote_error(error, url)
-        kind = UnreachableError if known.what.startswith("could not be reached") else UnreadableError
-        raise kind(f"could not be written: {known.what}", where=url, fix=known.fix) from error
+        raise type(known)(f"could not be written: {known.what}", where=url, fix=known.fix) from error
     return url
 
 

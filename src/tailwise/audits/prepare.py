@@ -75,6 +75,16 @@ def _memory_of(source: MatrixSource, size: int, recipe: Recipe) -> int:
     return max(2 * square, square + stored) + BLOCKS_IN_FLIGHT
 
 
+def checked(recipe: Recipe) -> Recipe:
+    """`recipe` with the options that its metrics need. Raises `UsageError` for unknown metrics and estimators."""
+    recipe = completed(recipe)
+    selected(recipe)
+    for estimator in (recipe.estimator.removeprefix("farms:"), recipe.hill_estimator):
+        if estimator not in ESTIMATORS:
+            raise unknown_name("estimator", estimator, [*ESTIMATORS, "farms"])
+    return recipe
+
+
 def prepare(
     checkpoint: Checkpoint,
     recipe: Recipe | None = None,
@@ -82,11 +92,7 @@ def prepare(
     selection: Selection | None = None,
 ) -> Prepared:
     """Read the headers, group tensors to matrices and check every setting. No weight is read."""
-    recipe, selection = completed(recipe or Recipe()), selection or Selection()
-    selected(recipe)
-    for estimator in (recipe.estimator.removeprefix("farms:"), recipe.hill_estimator):
-        if estimator not in ESTIMATORS:
-            raise unknown_name("estimator", estimator, [*ESTIMATORS, "farms"])
+    recipe, selection = checked(recipe or Recipe()), selection or Selection()
     sources, unmeasured = group(checkpoint, conv=recipe.conv, min_evals=recipe.min_evals)
     taken = tuple(source for source in sources if selection.takes(source.name, source.role))
     if sources and not taken:
