@@ -25,6 +25,8 @@ from tailwise.sweep.tables import MODELS, SWEEPS, bring_up_to_date
 Status = Literal["waiting", "claimed", "done", "failed"]
 #: Attempts at a model whose workers die or whose store does not answer.
 MAX_ATTEMPTS = 3
+#: Facts that have columns of their own.
+SUMMED = ("matrices", "reused", "bytes_read", "seconds", "core_seconds")
 _DIED = (
     f"{MAX_ATTEMPTS} workers ended while they audited it",
     "most likely memory ran out: see tailwise audit --dry-run, use fewer --workers, then tailwise sweep --retry",
@@ -141,7 +143,8 @@ class Catalogue:
     def finish(self, claim: Claim, facts: Mapping[str, Any], *, reason: str = "", remedy: str = "") -> bool:
         """The model is audited; False where the claim is lost, and another's word counts."""
         with beside(self._engine, self.where) as connection:
-            values = {"facts": json.dumps(facts), "reason": reason, "remedy": remedy, "finished": _now(connection)}
+            values: dict[str, Any] = {"reason": reason, "remedy": remedy, "finished": _now(connection)}
+            values |= {"facts": json.dumps(facts)} | {name: facts[name] for name in SUMMED}
             return _set(connection, _held(claim), status="done", **values)
 
     def fail(self, claim: Claim, reason: str, remedy: str, *, again_in: float | None = None) -> Status | None:
@@ -165,9 +168,7 @@ class Catalogue:
     def retry(self, sweep: str) -> int:
         """Let the failed models wait again, and those of which matrices could not be read; how many those are."""
         with writing(self._engine, self.where) as connection:
-            again = _of(sweep) & (
-                (MODELS.c.status == "failed") | ((MODELS.c.status == "done") & (MODELS.c.reason != ""))
-            )
+            again = _of(sweep) & _troubled()
             values = {"status": "waiting", "attempts": 0, "until": 0.0, "owner": ""}
             return connection.execute(update(MODELS).where(again).values(**values)).rowcount
 
@@ -194,11 +195,23 @@ class Catalogue:
             found = {status: int(count) for status, count in connection.execute(asked).tuples()}
         return {status: found.get(status, 0) for status in ("waiting", "claimed", "done", "failed")}
 
+    def totals(self, sweep: str) -> dict[str, float]:
+        """Sums of `SUMMED` over the models that are done."""
+        asked = select(*(func.coalesce(func.sum(MODELS.c[name]), 0).label(name) for name in SUMMED))
+        with reading(self._engine, self.where) as connection:
+            row = connection.execute(asked.where(_of(sweep), MODELS.c.status == "done")).one()
+        return {name: float(value) for name, value in row._mapping.items()}
+
     def entries(self, sweep: str, *, status: Status | None = None) -> Iterator[Entry]:
         """Every model in order, read as they are asked for."""
-        asked = select(MODELS).where(_of(sweep)).order_by(MODELS.c.place)
-        if status is not None:
-            asked = asked.where(MODELS.c.status == status)
+        return self._entries(_of(sweep) if status is None else _of(sweep) & (MODELS.c.status == status))
+
+    def troubles(self, sweep: str) -> Iterator[Entry]:
+        """The models that failed, and those of which matrices could not be read."""
+        return self._entries(_of(sweep) & _troubled())
+
+    def _entries(self, which: ColumnElement[bool]) -> Iterator[Entry]:
+        asked = select(MODELS).where(which).order_by(MODELS.c.place)
         with reading(self._engine, self.where) as connection:
             for row in connection.execution_options(yield_per=500).execute(asked):
                 yield Entry(
@@ -236,6 +249,10 @@ def _of(sweep: str) -> ColumnElement[bool]:
     return found
 
 
+def _troubled() -> ColumnElement[bool]:
+    return (MODELS.c.status == "failed") | ((MODELS.c.status == "done") & (MODELS.c.reason != ""))
+
+
 def _held(claim: Claim) -> ColumnElement[bool]:
     return (
         (MODELS.c.id == claim.id)
@@ -251,6 +268,7 @@ def _set(connection: Connection, which: ColumnElement[bool], **values: Any) -> b
 
 def _new_row(sweep: int, place: int, model: str) -> dict[str, Any]:
     empty: dict[str, Any] = {"status": "waiting", "attempts": 0, "owner": "", "until": 0.0, "finished": None}
+    empty |= dict.fromkeys(SUMMED, 0)
     return empty | {"reason": "", "remedy": "", "facts": "{}", "sweep_id": sweep, "place": place, "model": model}
 
 

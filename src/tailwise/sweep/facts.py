@@ -32,6 +32,7 @@ def facts_of(audit: Audit, audit_file: str, seconds: float) -> dict[str, Any]:
         "flops": sum(flops(row.rows, row.cols, row.slices) for row in solved),
         "workers": audit.provenance.workers,
         "seconds": seconds,
+        "core_seconds": seconds * audit.provenance.workers,
     }
 
 

@@ -7,6 +7,7 @@ from tailwise.history.connect import reading, writing
 from tailwise.history.migrate import bring_up_to_date as history_up_to_date
 from tailwise.history.schema import META
 from tailwise.history.sql import (
+    BigInteger,
     Column,
     Connection,
     Engine,
@@ -51,6 +52,12 @@ MODELS = Table(
     Column("reason", Text, nullable=False),
     Column("remedy", Text, nullable=False),
     Column("facts", Text, nullable=False),  # JSON, see `facts.py`
+    # Of the facts, what is summed over models while others work.
+    Column("matrices", Integer, nullable=False),
+    Column("reused", Integer, nullable=False),
+    Column("bytes_read", BigInteger, nullable=False),
+    Column("seconds", Float(53), nullable=False),
+    Column("core_seconds", Float(53), nullable=False),
     UniqueConstraint("sweep_id", "model"),
 )
 Index("tailwise_sweep_next", MODELS.c.sweep_id, MODELS.c.status, MODELS.c.place)
