@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from postgres_server import postgres  # noqa: F401 - a fixture
+
 # Before numpy is imported, which reads it once. Two BLAS threads that wait for a core that is taken run a hundred
 # times slower than one; so do pytest-xdist's workers side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

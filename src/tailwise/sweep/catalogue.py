@@ -192,7 +192,7 @@ class Catalogue:
         """Status → number of models."""
         with reading(self._engine, self.where) as connection:
             asked = select(MODELS.c.status, func.count()).where(_of(sweep)).group_by(MODELS.c.status)
-            found = {status: int(count) for status, count in connection.execute(asked).tuples()}
+            found = {row[0]: int(row[1]) for row in connection.execute(asked)}
         return {status: found.get(status, 0) for status in ("waiting", "claimed", "done", "failed")}
 
     def totals(self, sweep: str) -> dict[str, float]:
