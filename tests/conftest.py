@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from loopback_hub import hub, server  # noqa: F401 - fixtures
 from postgres_server import postgres  # noqa: F401 - a fixture
 
 # Before numpy is imported, which reads it once. Two BLAS threads that wait for a core that is taken run a hundred
@@ -111,9 +112,9 @@ def s3():
 
     moto = pytest.importorskip("moto.server")
     pytest.importorskip("s3fs")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
+    store = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    store.start()
+    host, port = store.get_host_and_port()
     options = {"endpoint_url": f"http://{host}:{port}", "key": "k", "secret": "s"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(fsspec.config.conf, "s3", options)
@@ -122,4 +123,4 @@ def s3():
         if not fs.exists("bucket"):
             fs.mkdir("bucket")
         yield fs
-    server.stop()
+    store.stop()

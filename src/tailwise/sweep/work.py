@@ -43,7 +43,6 @@ class Work:
     recipe: Recipe  # with the options that its metrics need
     settings: Mapping[str, Any]  # of `audit()`
     lease: float  # seconds
-    again_in: float = AGAIN_IN
     progress: Progress | None = None
 
     def take(self, claim: Claim) -> Outcome:
@@ -67,7 +66,7 @@ class Work:
 
     def _failed(self, claim: Claim, error: Exception) -> Outcome:
         reason, remedy = explained(error)
-        again_in = self.again_in * 2 ** (claim.attempt - 1) if isinstance(error, UnreachableError) else None
+        again_in = AGAIN_IN * 2 ** (claim.attempt - 1) if isinstance(error, UnreachableError) else None
         became = self.catalogue.fail(claim, reason, remedy, again_in=again_in)
         if became not in ("waiting", "failed"):
             return Outcome(claim.model, "lost")
