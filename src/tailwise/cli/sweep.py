@@ -70,6 +70,11 @@ def sweep(
     retry: Annotated[
         bool, typer.Option("--retry", help="Audit again what failed or could not be read.", rich_help_panel=_RUN)
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", rich_help_panel=_RUN,
+                     help="Say what it would cost, from the headers of up to 100 of the models."),
+    ] = False,
     show_status: Annotated[
         bool, typer.Option("--status", help="Only say how far the sweep is.", rich_help_panel=_OUT)
     ] = False,
@@ -94,6 +99,9 @@ def sweep(
         "seed": seed, "metrics": comma_list(metrics), "device": device, "workers": workers, "cache_dir": cache_dir,
     }  # fmt: skip
     listed = read_models(models)
+    if dry_run:
+        _say_forecast(listed, to, settings, price, as_json=as_json)
+        return
     status = _run(listed, to, settings, (price, retry), as_json=as_json)
     _say_status(status, as_json=as_json)
     if status.troubles:
@@ -126,6 +134,21 @@ def _run(
             typer.echo("tailwise: interrupted; what was audited is kept, the same command goes on", err=True)
             raise typer.Exit(130) from None
     return _look(to, price)
+
+
+def _say_forecast(models: list[str], to: Sweep, settings: dict[str, Any], price: float, *, as_json: bool) -> None:
+    from tailwise.audits.prepare import Selection, checked
+    from tailwise.audits.run import split_settings
+    from tailwise.report.sweep import forecast_lines
+    from tailwise.sweep.forecast import forecast
+
+    recipe, options = split_settings(settings)  # type: ignore[arg-type]
+    found = forecast(models, checked(recipe), options, Selection(to.layers, to.roles), price=price)
+    if as_json:
+        sys.stdout.write(json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        return
+    for title, text in forecast_lines(found):
+        typer.echo(f"{title:<11}{text}")
 
 
 def _say_status(status: SweepStatus, *, as_json: bool) -> None:

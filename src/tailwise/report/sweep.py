@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
@@ -12,6 +12,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from tailwise.sweep.status import Running, SweepStatus
+
+if TYPE_CHECKING:
+    from tailwise.sweep.forecast import Forecast
 
 #: Lines of running models and of troubles on the dashboard.
 _SHOWN = 6
@@ -78,6 +81,30 @@ def troubles(status: SweepStatus) -> RenderableType:
     if unread > 0:
         lines.append(Text(f"… and {unread} more; models.parquet has all"))
     return Group(*lines)
+
+
+def forecast_lines(found: Forecast) -> Sequence[tuple[str, str]]:
+    """What a sweep would cost, as titles and texts."""
+    cost = found.cost
+    looked = "" if found.sampled == found.models else f", from the headers of {found.sampled} at even distances"
+    spread = f" (± {found.spread:.0%})" if found.spread else ""
+    known = f", {cost.known} of them known or shared" if cost.known else ""
+    unreadable = (
+        [("not read", f"{len(found.unreadable)} of the {found.sampled} looked at:")] if found.unreadable else []
+    )
+    return [
+        ("models", f"{found.models}{looked}"),
+        *unreadable,
+        *(("", f"{model}: {reason}") for model, reason in found.unreadable[:_SHOWN]),
+        ("matrices", f"{cost.matrices}{known}"),
+        ("work", f"{cost.flops:.2e} operations (n·m² + 4/3·m³ a matrix)"),
+        ("read", decimal(cost.bytes)),
+        ("processor", f"{duration(cost.core_seconds)} of one core{spread}"),
+        ("time", f"{duration(cost.wall_seconds)} with {found.workers} workers here, if reading keeps up"),
+        ("memory", f"{decimal(found.memory)} above the interpreter's own, for the largest"),
+        ("results", f"about {decimal(cost.kept_bytes)}"),
+        ("dollars", f"{found.dollars:.2f}{spread}"),
+    ]
 
 
 def outcome_line(outcome: Any) -> Text:
