@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, TypeGuard
 
 from tailwise.audits.audit import Layer, LayerRow
@@ -22,6 +22,9 @@ from tailwise.recipe import Recipe
 from tailwise.spectrum.sampling import permuted_spectrum, window_spectrum
 from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
 from tailwise.spectrum.solvers.blocks import BLOCK_BYTES
+from tailwise.spectrum.solvers.gram import Reduce
+from tailwise.spectrum.solvers.symmetric import Choice
+from tailwise.spectrum.solvers.together import Together
 from tailwise.spectrum.spectrum import Spectrum, pool
 
 if TYPE_CHECKING:
@@ -151,7 +154,20 @@ class Worker:
         return spectrum
 
     def _solve_one(self, matrix: HashedMatrix) -> Spectrum:
-        return solve(matrix, precision=self.recipe.precision, device=self.device)
+        return solve(matrix, precision=self.recipe.precision, device=self.device, reduce=self._reduce)
+
+    @cached_property
+    def _reduce(self) -> Reduce | None:
+        """On a GPU, matrices of one size are reduced together, by what was measured to be fastest there."""
+        if not self.device.startswith("cuda"):
+            return None
+        cache = self.cache
+        return Together(
+            Choice(
+                known=lambda size: cache.note("solvers", key_of("solver", size)),
+                keep=lambda size, seconds: cache.keep_note("solvers", key_of("solver", size), seconds),
+            )
+        )
 
     def _permuted(self, matrix: HashedMatrix, replica: int) -> Spectrum:
         return permuted_spectrum(matrix, seed=self.recipe.seed, replica=replica, device=self.device)
