@@ -77,7 +77,7 @@ def loop(sources: list[MatrixSource], checkpoint: Checkpoint, device: torch.devi
 
 
 def audit(folder: Path, cache: Path, **settings: Any) -> tuple[tw.Audit, float]:
-    """An audit that knows no spectrum, and its wall seconds; what a machine and a shape need once is kept in `cache`."""
+    """An audit that knows no spectrum, and its wall seconds; what is needed once a machine stays in `cache`."""
     for kind in ("spectra", "digests"):
         shutil.rmtree(cache / kind, ignore_errors=True)
     started = time.perf_counter()
