@@ -28,12 +28,13 @@ def test_a_forecast_adds_up_what_the_rates_say(make):
     model = str(make("a"))
     found = of([model])
     sources = prepare(tw.open_checkpoint(model)).sources
-    expected = [RATES.seconds(source) + RATES.seconds_of_shape(source) for source in sources]
+    each = [RATES.seconds(source) for source in sources]
+    noise = sum(RATES.seconds_of_shape(source) for source in sources)
     assert (found.models, found.sampled, found.cost.matrices, found.cost.known) == (1, 1, 3, 0)
     assert found.cost.bytes == sum(source.nbytes for source in sources)
     assert found.cost.flops == sum(source.flops for source in sources)
-    assert found.cost.core_seconds == pytest.approx(sum(expected))
-    assert found.cost.wall_seconds == pytest.approx(max(sum(expected) / 2, *expected))
+    assert found.cost.core_seconds == pytest.approx(sum(each) + noise)
+    assert found.cost.wall_seconds == pytest.approx(max(sum(each) / 2, *each) + noise / 2)
     assert found.dollars == pytest.approx(found.cost.wall_seconds * 2 / 3600 * 0.1)
     assert found.spread == 0.0
 
@@ -96,5 +97,6 @@ def test_rates_are_measured_once_and_kept(tmp_path, monkeypatch):
         value > 0 for values in (found.product, found.reduction, found.metrics, found.baseline) for value in values
     )
     assert found.matrix > 0
-    monkeypatch.setattr(cost, "_measured", lambda *_: pytest.fail("they were measured already"))
+    monkeypatch.setattr(cost, "_on_one_thread", lambda _: pytest.fail("they were measured already"))
+    assert cost.rates(60, tw.Recipe(baseline_replicas=2), "cpu", Cache(tmp_path)).sizes == [64]
     assert cost.rates(100, tw.Recipe(baseline_replicas=2), "cpu", Cache(tmp_path)) == found

@@ -11,7 +11,8 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -80,15 +81,25 @@ def shape_of(source: MatrixSource) -> tuple[int, int, int]:
 
 
 def rates(largest: int, recipe: Recipe, device: str, cache: Cache) -> Rates:
-    """The rates for matrices with a short side up to `largest`, measured once on a machine and kept."""
+    """The rates for matrices with a short side up to `largest`; each size is measured once on a machine, and kept."""
     sizes = [size for size in _SIZES if size < 2 * largest] or [_SIZES[0]]
-    key = key_of("rates", _machine(device), sizes, recipe.to_json())
-    known = cache.note("rates", key)
-    if isinstance(known, dict):
-        return Rates(**known)
-    measured = _measured(sizes, recipe, device)
-    cache.keep_note("rates", key, asdict(measured))
-    return measured
+    about = [_machine(device), recipe.to_json()]
+
+    def kept(what: int | str, measure: Callable[[], list[float]]) -> list[float]:
+        key = key_of("rates", about, what)
+        known = cache.note("rates", key)
+        if isinstance(known, list):
+            return known
+        found = _on_one_thread(measure)
+        cache.keep_note("rates", key, found)
+        return found
+
+    points = [kept(size, partial(_point, size, recipe, device)) for size in sizes]
+    product, reduction, metrics, baseline = (list(column) for column in zip(*points, strict=True))
+    (hashing,) = kept("hashing", _hashing)
+    bare = Rates(sizes, product, reduction, metrics, baseline, hashing, 0.0)
+    (matrix,) = kept("matrix", partial(_each, bare, recipe))
+    return replace(bare, matrix=matrix)
 
 
 def _machine(device: str) -> list[Any]:
@@ -101,24 +112,24 @@ def _machine(device: str) -> list[Any]:
     return [platform.node(), platform.machine(), os.cpu_count(), torch.__version__, device, gpu]
 
 
-def _measured(sizes: list[int], recipe: Recipe, device: str) -> Rates:
+def _on_one_thread(measure: Callable[[], list[float]]) -> list[float]:
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.no_grad():
-            points = [_point(size, recipe, device) for size in sizes]
-            data = bytes(_HASHED)
-            hashing = _HASHED / _clocked(lambda: hashlib.sha256(data).digest(), "cpu")
+            return measure()
     finally:
         torch.set_num_threads(threads)
-    product, reduction, metrics, baseline = (list(column) for column in zip(*points, strict=True))
-    bare = Rates(sizes, product, reduction, metrics, baseline, hashing, 0.0)
-    return replace(bare, matrix=_each(bare, recipe))
 
 
-def _each(bare: Rates, recipe: Recipe) -> float:
+def _hashing() -> list[float]:
+    data = bytes(_HASHED)
+    return [_HASHED / _clocked(lambda: hashlib.sha256(data).digest(), "cpu")]
+
+
+def _each(bare: Rates, recipe: Recipe) -> list[float]:
     """Seconds that a small matrix takes beyond what its size explains: a whole work item, with a cache on disk."""
     import torch
     from safetensors.torch import save_file
@@ -142,10 +153,11 @@ def _each(bare: Rates, recipe: Recipe) -> float:
             worker(source)
         spent = (time.thread_time() - started) / len(others)
         checkpoint.close()
-    return max(spent - bare.seconds(others[0]), 1e-4)
+    return [max(spent - bare.seconds(others[0]), 1e-4)]
 
 
-def _point(m: int, recipe: Recipe, device: str) -> tuple[float, float, float, float]:
+def _point(m: int, recipe: Recipe, device: str) -> list[float]:
+    """Rates of product and reduction, and seconds of metrics and baseline, at one size."""
     import torch
 
     from tailwise.spectrum.solvers.blocks import DenseMatrix
@@ -163,7 +175,7 @@ def _point(m: int, recipe: Recipe, device: str) -> tuple[float, float, float, fl
     baseline = _clocked(lambda: _noise(n, m, recipe), "cpu")
     facts = recipe.replace(randomize=0, metrics=(), estimator=recipe.estimator.removeprefix("farms:"))
     metrics = _clocked(lambda: metrics_of(Facts(Spectra(spectrum, (), None), facts, lambda *_: noise)), "cpu")
-    return n * m**2 / product, 4 / 3 * m**3 / reduction, metrics, baseline
+    return [n * m**2 / product, 4 / 3 * m**3 / reduction, metrics, baseline]
 
 
 def _noise(n: int, m: int, recipe: Recipe) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.audits.baselines import Baselines
 from tailwise.audits.cache import Cache
-from tailwise.audits.cost import Rates, rates, shape_of
+from tailwise.audits.cost import rates, shape_of
 from tailwise.audits.prepare import Prepared, Selection, prepare
 from tailwise.audits.work import Worker
 from tailwise.checkpoints.checkpoint import Checkpoint
@@ -68,7 +68,7 @@ class Forecast:
 
 
 @dataclass
-class _Look:
+class Look:
     """What the models looked at so far have in common."""
 
     recipe: Recipe
@@ -77,13 +77,14 @@ class _Look:
     cache: Cache
     known: set[str] = field(default_factory=set)  # identities of tensors that a model before has
     shapes: set[tuple[int, int, int]] = field(default_factory=set)
+    shape_seconds: float = 0.0  # of the noise that those are compared with, computed once for all models
 
 
 def forecast(
     models: Sequence[str], recipe: Recipe, options: RunOptions, selection: Selection, *, price: float
 ) -> Forecast:
     """Read headers and add up; `price` is of a core for an hour, in dollars. No weight is read."""
-    look = _Look(recipe, options, selection, Cache.of(options))
+    look = Look(recipe, options, selection, Cache.of(options))
     chosen = _sample(models)
     found: list[tuple[str, Cost, int]] = []
     unreadable: list[tuple[str, str]] = []
@@ -91,14 +92,15 @@ def forecast(
         try:
             with open_checkpoint(model) as checkpoint:
                 prepared = prepare(checkpoint, recipe, options, selection)
-                found.append((model, *_cost(checkpoint, prepared, look)))
+                found.append((model, *cost_of(checkpoint, prepared, look)))
         except TailwiseError as error:
             unreadable.append((model, error.what))
     total = Cost()
     for _, cost, _ in found:
         total += cost
     workers = options.workers or default_workers(options.device)
-    everything = total.times(len(models) / len(chosen))
+    noise = Cost(core_seconds=look.shape_seconds, wall_seconds=look.shape_seconds / workers)
+    everything = total.times(len(models) / len(chosen)) + noise
     return Forecast(
         models=len(models),
         sampled=len(chosen),
@@ -129,7 +131,7 @@ def _spread(seconds: list[float], sampled: int, models: int) -> float:
     return 1.96 * math.sqrt(variance / len(seconds) * (1 - sampled / models)) / mean
 
 
-def _cost(checkpoint: Checkpoint, prepared: Prepared, look: _Look) -> tuple[Cost, int]:
+def cost_of(checkpoint: Checkpoint, prepared: Prepared, look: Look) -> tuple[Cost, int]:
     """A model's cost, and the memory (bytes) that it needs."""
     worker = Worker(checkpoint, prepared.recipe, look.options.device, look.cache, Baselines(look.cache))
     new, known = [], 0
@@ -141,7 +143,11 @@ def _cost(checkpoint: Checkpoint, prepared: Prepared, look: _Look) -> tuple[Cost
     largest = max((source.m for source in prepared.sources), default=1)
     speed = rates(largest, prepared.recipe, look.options.device, look.cache)
     solves = 1 + prepared.recipe.randomize
-    each = [speed.seconds(source, solves) + _baseline(source, speed, look) for source in new]
+    each = [speed.seconds(source, solves) for source in new]
+    for source in new:
+        if shape_of(source) not in look.shapes:
+            look.shapes.add(shape_of(source))
+            look.shape_seconds += speed.seconds_of_shape(source)
     workers = look.options.workers or default_workers(look.options.device)
     cost = Cost(
         matrices=len(prepared.sources),
@@ -156,7 +162,7 @@ def _cost(checkpoint: Checkpoint, prepared: Prepared, look: _Look) -> tuple[Cost
     return cost, prepared.memory(workers)
 
 
-def _seen(checkpoint: Checkpoint, source: MatrixSource, look: _Look) -> bool:
+def _seen(checkpoint: Checkpoint, source: MatrixSource, look: Look) -> bool:
     """Whether a model before had the same bytes, as far as hashes and addresses in the headers tell."""
     parts = [checkpoint.identity(name) for name in source.tensors]
     if not parts or None in parts:
@@ -165,11 +171,3 @@ def _seen(checkpoint: Checkpoint, source: MatrixSource, look: _Look) -> bool:
     seen = key in look.known
     look.known.add(key)
     return seen
-
-
-def _baseline(source: MatrixSource, speed: Rates, look: _Look) -> float:
-    shape = shape_of(source)
-    if shape in look.shapes:
-        return 0.0
-    look.shapes.add(shape)
-    return speed.seconds_of_shape(source)
