@@ -14,10 +14,12 @@ from safetensors.torch import save_file
 from sqlalchemy import update
 
 import tailwise as tw
+from loopback_hub import COMMIT
 from tailwise.audits import work as audit_work
 from tailwise.errors import UnreachableError, UsageError
 from tailwise.sweep import work
 from tailwise.sweep.catalogue import Catalogue
+from tailwise.sweep.models import read_models
 from tailwise.sweep.results import read_numbers, stem
 from tailwise.sweep.run import Sweep, Watch, sweep
 from tailwise.sweep.status import status_of
@@ -172,6 +174,23 @@ def test_results_on_s3(s3, models, tmp_path):
         assert status_of(catalogue, "again").reused == 9
 
 
+def test_a_query_of_a_hub_is_swept_and_copies_are_not_even_downloaded(hub, make, tmp_path):
+    files = {file.name: file.read_bytes() for file in make("a").iterdir()}
+    hub.publish(files, repo="org/a")
+    hub.publish(files, repo="org/copy")
+    hub.server.api["/api/models"] = [{"id": "org/a"}, {"id": "org/copy"}, {"id": "org/gone"}]
+    counts = sweep(read_models("hub:author=org"), to(tmp_path))
+    assert (counts["done"], counts["failed"]) == (2, 1)
+    size = len(files["model.safetensors"])
+    served = sum(count for _, count in hub.server.served("/org/copy/resolve/" + COMMIT + "/model.safetensors"))
+    assert served < size / 4  # its header
+    with Catalogue(tmp_path / "out" / "catalogue.db") as catalogue:
+        done, copy, gone = catalogue.entries("s")
+        assert (done.facts["reused"], copy.facts["reused"], copy.facts["bytes_read"]) == (0, 3, 0)
+        assert "404" in gone.reason
+        assert done.facts["revision"] == COMMIT
+
+
 def test_parts_have_the_same_columns_where_nothing_was_measured(models, tmp_path, make):
     (tmp_path / "tiny").mkdir()
     tiny = str(tmp_path / "tiny" / "model.safetensors")
@@ -209,8 +228,9 @@ def test_two_workers_share_a_sweep_and_do_nothing_twice(make, tmp_path, where):
     assert len({row["digest"] for row in rows}) == sum(not row["reused"] for row in rows) == 13
 
 
-def test_a_killed_workers_model_is_finished_by_another(models, tmp_path, where):
+def test_a_killed_workers_model_is_finished_by_another(models, tmp_path, postgres):
     # Its lease is short; nothing extends it before the audit begins.
+    where = postgres.new_store()
     victim = start(models, where, tmp_path / "out", "hang", 0.2)
     assert victim.stdout.readline() == f"began {models[0]}\n"
     victim.send_signal(signal.SIGKILL)

@@ -10,6 +10,7 @@ import typer
 
 from tailwise.cli.audit import Conv, Dtype
 from tailwise.cli.options import Json, comma_list
+from tailwise.sweep.status import PRICE
 
 if TYPE_CHECKING:
     from tailwise.sweep.run import Sweep
@@ -80,7 +81,7 @@ def sweep(
     ] = False,
     price: Annotated[
         float, typer.Option(min=0.0, metavar="DOLLARS", help="Of a core for an hour.", rich_help_panel=_OUT)
-    ] = 0.05,
+    ] = PRICE,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Audit many models into one data set and one ranking; the same command again goes on where it was.
