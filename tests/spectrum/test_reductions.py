@@ -16,7 +16,7 @@ from tailwise.spectrum.solve import solve
 from tailwise.spectrum.solvers import on_cpu, symmetric, tridiagonal, two_stage
 from tailwise.spectrum.solvers.blocks import DenseMatrix
 from tailwise.spectrum.solvers.gram import gram
-from tailwise.spectrum.solvers.streams import own_stream
+from tailwise.spectrum.solvers.streams import finish, finish_stream
 from tailwise.spectrum.solvers.symmetric import MANY, SOLVERS, Choice, candidates, measured, size_class
 from tailwise.spectrum.solvers.together import Together
 
@@ -226,11 +226,12 @@ def test_products_of_halves_are_those_of_their_conversion_to_float32(dtype, shap
     assert (found - exact_gram).abs().max() <= 4 * math.sqrt(max(shape)) * 2**-24 * exact_gram.diagonal().max()
 
 
-def test_a_stream_is_waited_for(monkeypatch):
+def test_a_gpu_is_waited_for_and_a_cpu_is_not(monkeypatch):
     seen = []
-    stream = SimpleNamespace(synchronize=lambda: seen.append("waited"))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda chosen: threading.Lock())
-    with own_stream(torch.device("cuda:0")):
-        seen.append("worked")
-    assert seen == ["worked", "waited"]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: seen.append("all"))
+    stream = SimpleNamespace(synchronize=lambda: seen.append("mine"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    for device in ("cuda:0", "cpu"):
+        finish_stream(torch.device(device))
+        finish(torch.device(device))
+    assert seen == ["mine", "all"]

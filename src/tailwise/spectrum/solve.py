@@ -14,7 +14,6 @@ from tailwise.recipe import Precision
 from tailwise.spectrum.solvers.blocks import BLOCK_BYTES, DenseMatrix, RowBlocks
 from tailwise.spectrum.solvers.gram import Reduce, eigenvalues_of, gram
 from tailwise.spectrum.solvers.memory import release_memory
-from tailwise.spectrum.solvers.streams import own_stream
 from tailwise.spectrum.solvers.svd import factor_singular_values, singular_values
 from tailwise.spectrum.spectrum import Spectrum
 
@@ -69,11 +68,10 @@ def _from_blocks(
 ) -> Spectrum:
     look, reduce = how
     scale = 1.0
-    with own_stream(device):
-        triangle = gram(source, dtype, device)
-        if not _safe(triangle, dtype):
-            scale = _safe_scale(source)
-            triangle = gram(source, dtype, device, scale)
+    triangle = gram(source, dtype, device)
+    if not _safe(triangle, dtype):
+        scale = _safe_scale(source)
+        triangle = gram(source, dtype, device, scale)
     if look is not None:
         look(triangle)
     release_memory(len(triangle))

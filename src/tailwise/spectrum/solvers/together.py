@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from tailwise.spectrum.solvers.streams import finish
+from tailwise.spectrum.solvers.streams import finish, finish_stream
 from tailwise.spectrum.solvers.symmetric import SOLVERS
 
 #: Of one batch, in bytes; solvers need about three times as much.
@@ -38,6 +38,7 @@ class Together:
     def __call__(self, triangle: torch.Tensor) -> torch.Tensor:
         """Solve `triangle`, maybe beside others. What goes wrong with it is raised here."""
         asked, key = _Asked(triangle), (len(triangle), triangle.dtype)
+        finish_stream(triangle.device)  # another thread may be the one that solves it
         with self._guard:
             self._waiting[key].append(asked)
         with self._device:
