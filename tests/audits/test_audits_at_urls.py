@@ -75,6 +75,17 @@ def test_the_command_line_writes_and_shows_on_s3(s3, call, pycode):
     assert b"Ranking" in s3.cat_file("bucket/cli/board.md")
 
 
+def test_what_other_commands_write_on_s3_they_read_there(s3, call, audit):
+    url = "s3://bucket/other/a.audit"
+    audit.save(url)
+    code, _, err = call("plan", "prune", url, "--sparsity", "0.5", "-o", "s3://bucket/other/plan.json")
+    assert code == 0, err
+    assert call("plan", "show", "s3://bucket/other/plan.json")[0] == 0
+    assert call("diagnose", url)[0] == 0
+    assert call("compare", url, url)[0] == 0
+    assert call("plan", "show", "s3://bucket/other/nothing.json")[0] == 3
+
+
 def test_a_cache_on_s3_is_shared_and_solves_nothing_twice(s3):
     where = "s3://bucket/cache"
     assert tw.audit(MODEL, cache_dir=where).provenance.reused == 0

@@ -97,6 +97,8 @@ def test_a_sweep_grows_but_keeps_its_questions_and_its_folder(catalogue):
         catalogue.enroll("s", "out", {"estimator": "top"}, ["e"])
     with pytest.raises(UsageError, match="writes to out"):
         catalogue.enroll("s", "elsewhere", {"estimator": "ks"}, ["e"])
+    with pytest.raises(UsageError, match="holds the results of the sweep 's'"):
+        catalogue.enroll("t", "out", {"estimator": "ks"}, ["e"])
     catalogue.enroll("t", "elsewhere", {"estimator": "top"}, ["a"])
     assert catalogue.sweeps() == ["s", "t"]
     with pytest.raises(UsageError, match="known: s, t"):

@@ -94,6 +94,7 @@ class Catalogue:
         with writing(self._engine, self.where) as connection:
             known = connection.execute(select(SWEEPS).where(SWEEPS.c.name == sweep)).one_or_none()
             if known is None:
+                _refuse_taken(connection, sweep, output, self.where)
                 values = {"name": sweep, "output": output, "question": asked, "created": _now(connection)}
                 connection.execute(SWEEPS.insert().values(**values))
                 known = connection.execute(select(SWEEPS).where(SWEEPS.c.name == sweep)).one()
@@ -270,6 +271,13 @@ def _new_row(sweep: int, place: int, model: str) -> dict[str, Any]:
     empty: dict[str, Any] = {"status": "waiting", "attempts": 0, "owner": "", "until": 0.0, "finished": None}
     empty |= dict.fromkeys(SUMMED, 0)
     return empty | {"reason": "", "remedy": "", "facts": "{}", "sweep_id": sweep, "place": place, "model": model}
+
+
+def _refuse_taken(connection: Connection, sweep: str, output: str, where: str) -> None:
+    owner = connection.execute(select(SWEEPS.c.name).where(SWEEPS.c.output == output)).scalar()
+    if owner is not None:
+        fix = f"give another -o, or --name {owner} to add models to that sweep"
+        raise UsageError(f"{output} holds the results of the sweep {owner!r}, not of {sweep!r}", where=where, fix=fix)
 
 
 def _same_question(known: Row[Any], output: str, asked: str, where: str) -> None:
