@@ -43,7 +43,7 @@ def _lines(status: SweepStatus) -> Sequence[tuple[str, str]]:
     models += [f"{status.failed} failed"] if status.failed else []
     models += [f"{status.claimed} under way"] if status.claimed else []
     share = f", {status.reused} of them known ({status.reused / status.matrices:.0%})" if status.reused else ""
-    cost = f"{status.core_hours:.2f} core hours, ${status.dollars:.2f}"
+    cost = f"{status.core_hours:.3g} core hours, ${status.dollars:.2f}"
     if status.dollars_left is not None and status.claimed + status.waiting:
         cost += f"; about ${status.dollars_left:.2f} to come"
     lines = [
