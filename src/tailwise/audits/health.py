@@ -50,11 +50,11 @@ def check() -> list[Check]:
 
 
 def clear() -> int:
-    """Remove every kept spectrum, digest and baseline; the number of files removed."""
+    """Remove every kept spectrum, digest, baseline and measured rate; the number of files removed."""
     if url := chosen_url():
         raise UsageError("is no folder on this machine", where=url, fix="remove it with the tools of its store")
     removed = 0
-    for kind in ("spectra", "digests", "baselines"):
+    for kind in ("spectra", "digests", "baselines", "rates", "solvers"):
         for path in (default_folder() / kind).glob("*/*"):
             path.unlink(missing_ok=True)
             removed += 1
