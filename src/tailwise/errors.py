@@ -2,6 +2,7 @@
 
     TailwiseError
     ├── UsageError         the caller asked for something that cannot be (exit code 2)
+    │   └── UnknownNameError  a name that nothing has
     └── UnreadableError    the input could not be read (exit code 3)
         ├── UnsafeError       reading it would run code that came with the file
         └── UnreachableError  a store that cannot be reached or written just now
@@ -39,6 +40,10 @@ class UsageError(TailwiseError):
     exit_code = 2
 
 
+class UnknownNameError(UsageError):
+    """Nothing has the name that was asked for."""
+
+
 class UnreadableError(TailwiseError):
     """The input exists in name but could not be read: absent, truncated, lying, not permitted."""
 
@@ -53,9 +58,9 @@ class UnreachableError(UnreadableError):
     """A store cannot be reached or written just now; the same request may succeed later."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """A `UsageError` for a name that is not in `known`, with the nearest names as a suggestion."""
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """An error for a name that is not in `known`, with the nearest names as a suggestion."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
-    return UsageError(f"there is no {kind} named {name!r}", fix=hint)
+    return UnknownNameError(f"there is no {kind} named {name!r}", fix=hint)

@@ -79,10 +79,15 @@ def checked(recipe: Recipe) -> Recipe:
     """`recipe` with the options that its metrics need. Raises `UsageError` for unknown metrics and estimators."""
     recipe = completed(recipe)
     selected(recipe)
+    check_estimators(recipe)
+    return recipe
+
+
+def check_estimators(recipe: Recipe) -> None:
+    """Raise `UsageError` with near names for an estimator that does not exist."""
     for estimator in (recipe.estimator.removeprefix("farms:"), recipe.hill_estimator):
         if estimator not in ESTIMATORS:
             raise unknown_name("estimator", estimator, [*ESTIMATORS, "farms"])
-    return recipe
 
 
 def prepare(

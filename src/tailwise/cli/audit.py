@@ -37,6 +37,13 @@ class Conv(StrEnum):
     pooled = "pooled"
 
 
+class ShowProgress(StrEnum):
+    """How progress is told."""
+
+    bar = "bar"
+    json = "json"
+
+
 class Adapter(StrEnum):
     """What an adapter with its base is read as."""
 
@@ -113,6 +120,9 @@ def audit(
     ] = None,
     run_name: Run = None,
     output: Output = None,
+    progress: Annotated[
+        ShowProgress, typer.Option(help="A bar, or lines of JSON on stderr.", rich_help_panel=_OUT)
+    ] = ShowProgress.bar,
     as_json: Json = False,
     rows: Rows = 100,
 ) -> None:  # fmt: skip
@@ -151,7 +161,7 @@ def audit(
         if dry_run:
             _say_plan(checkpoint, prepared, as_json)
             return
-        found = _with_progress(lambda progress: run(checkpoint, prepared, progress))
+        found = _with_progress(lambda tell: run(checkpoint, prepared, tell), progress)
     _deliver(found, list(output or ()), as_json, rows)
     if any(row.status in ("UNREADABLE", "FAILED") for row in found.rows):
         raise typer.Exit(3)
@@ -172,10 +182,12 @@ def _audit_all(
     all_checkpoints(where, how, whereto, Path(output[0]) if output else None)
 
 
-def _with_progress(work: Any) -> Audit:
-    from tailwise.cli.progress import progress_bar
+def _with_progress(work: Any, kind: ShowProgress) -> Audit:
+    from contextlib import nullcontext
 
-    with progress_bar() as show:
+    from tailwise.cli.progress import Tell, progress_bar
+
+    with nullcontext(Tell()) if kind == ShowProgress.json else progress_bar() as show:
         try:
             result: Audit = work(show)
         except KeyboardInterrupt:

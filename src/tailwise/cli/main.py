@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tailwise.cli.apply import apply
+from tailwise.cli.ask import ask
 from tailwise.cli.audit import audit
 from tailwise.cli.bisect import bisect
 from tailwise.cli.check import check
@@ -18,6 +19,7 @@ from tailwise.cli.diff import diff
 from tailwise.cli.doctor import doctor
 from tailwise.cli.evaluate import evaluate
 from tailwise.cli.history import history
+from tailwise.cli.mcp import mcp
 from tailwise.cli.metrics import metrics
 from tailwise.cli.plan import app as plan
 from tailwise.cli.plot import plot
@@ -25,6 +27,7 @@ from tailwise.cli.precision import precision
 from tailwise.cli.rank import rank
 from tailwise.cli.recover import recover
 from tailwise.cli.report import report
+from tailwise.cli.serve import serve
 from tailwise.cli.show import show
 from tailwise.cli.store import app as store
 from tailwise.cli.sweep import sweep
@@ -52,11 +55,14 @@ app.command()(evaluate)
 app.add_typer(plan, name="plan")
 app.command()(apply)
 app.command()(recover)
+app.command()(serve)
 app.command()(watch)
 app.command()(history)
 app.add_typer(store, name="store")
 app.command()(diff)
 app.command()(bisect)
+app.command()(ask)
+app.command()(mcp)
 app.command()(metrics)
 app.command()(doctor)
 

@@ -1,7 +1,9 @@
-"""The progress bar: bytes, matrices, time left; silent where stderr is not a terminal."""
+"""Progress of an audit: a bar of bytes, matrices and time left for people, or lines of JSON for programs."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -28,6 +30,22 @@ class Show:
         detail = f"{step.done}/{step.total} matrices  {decimal(step.bytes_done)} of {decimal(step.bytes_total)}"
         # Work, not bytes, decides the time: a square matrix costs far more per byte than a flat one.
         self._bar.update(self._task, completed=step.flops_done, total=step.flops_total, detail=detail)
+
+
+class Tell:
+    """Writes an audit's steps as lines of JSON on stderr."""
+
+    def __init__(self) -> None:
+        self.step: Step | None = None
+
+    def __call__(self, step: Step) -> None:
+        """Write one line."""
+        self.step = step
+        facts = {name: getattr(step, name) for name in ("done", "total", "bytes_done", "bytes_total", "flops_done",
+                                                        "flops_total")}  # fmt: skip
+        line = {"progress": {**facts, "matrix": None if step.row is None else step.row.name}}
+        sys.stderr.write(json.dumps(line) + "\n")
+        sys.stderr.flush()
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def whole_page(title: str, top: str, sections: Sequence[Section], *, data: str, 
         f'aria-label="Change the theme">Dark</button></div></nav>{top}<main>'
         f"<noscript><p>What is said in words stands here as text; charts and table need JavaScript.</p></noscript>"
         f"{body}</main><footer>{made}</footer>{data}"
-        f"<script>{bundle()}</script><script>{asset('report.js')}</script></body></html>"
+        f"<script>{bundle()}</script><script>{asset('figures.js')}{asset('report.js')}</script></body></html>"
     )
 
 

@@ -28,6 +28,9 @@ _log = logging.getLogger(__name__)
 
 _PICKLE_HEAD = 1 << 24  # bytes to look through; real models' pickles are far smaller
 
+#: A variable of the environment that refuses these files altogether: a web server sets it for what strangers name.
+NO_PICKLE = "TAILWISE_NO_PICKLE"
+
 #: Keys under which training code keeps the model in a checkpoint.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 #: Parts of a training checkpoint that hold tensors but no weights.
@@ -72,6 +75,9 @@ class TorchCheckpoint(TensorStore):
         config: Mapping[str, Any] | None = None,
         revision: str | None = None,
     ) -> None:
+        if os.environ.get(NO_PICKLE):
+            raise UnsafeError(f"is a pickle, and {NO_PICKLE} refuses these", where=uri,
+                              fix="give a model in safetensors or GGUF")  # fmt: skip
         self._files = tuple(files)
         self._arrays: dict[str, torch.Tensor] = {}
         self._places: dict[str, tuple[ByteSource, Path]] = {}

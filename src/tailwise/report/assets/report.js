@@ -23,45 +23,14 @@
   let theme = storage.get() || (preferred.matches ? "dark" : "light");
 
   // ---- figures
-  const fill = (value) => JSON.parse(JSON.stringify(value).replace(/"@([\w.]+)"/g, (all, name) =>
-    name in themes[theme] ? JSON.stringify(themes[theme][name]) : all));
-  const narrow = (node, width) => {
-    if (Array.isArray(node)) { node.forEach((item) => narrow(item, width)); return; }
-    if (!node || typeof node !== "object") return;
-    if (node.legend && node.legend.columns) {
-      node.legend.columns = Math.max(1, Math.floor(width / (node.legend.orient === "top" ? 152 : 105)));
-    }
-    Object.values(node).forEach((item) => narrow(item, width));
-  };
-  const fit = (spec, width) => {
-    narrow(spec, width);
-    if (spec.facet) {
-      const columns = Math.max(1, Math.min(spec.columns || 4, Math.floor((width - 40) / 135)));
-      spec.columns = columns;
-      spec.spec.width = Math.max(70, Math.floor((width - 62 - 14 * (columns - 1)) / columns));
-    } else {
-      spec.width = width - 4;
-      spec.autosize = { type: "fit-x", contains: "padding" };
-    }
-    return spec;
-  };
-  const views = new Map();
-  const prepared = (target, own) => {
-    const spec = fill(specs[target.dataset.chart]);
-    spec.config = { ...fill(themes.config), padding: 2, font: getComputedStyle(document.body).fontFamily };
-    const text = JSON.stringify({ ...spec, datasets: null, config: null });
+  const figures = tailwiseFigures(themes);
+  const draw = (target, own) => {
+    const spec = specs[target.dataset.chart], text = JSON.stringify({ ...spec, datasets: null });
     const sets = { ...(spec.datasets || {}), ...(own || {}) };
     if (text.includes('"name":"layers"')) {
       sets.layers = records({ columns: layers.columns, rows: drawn }, (name) => text.includes(name));
     }
-    return { ...fit(spec, Math.floor(target.clientWidth)), datasets: sets };
-  };
-  const draw = async (target, own) => {
-    target.dataset.width = target.clientWidth;
-    views.get(target)?.finalize();
-    const options = { mode: "vega-lite", ast: true, renderer, tooltip: { theme }, actions: { export: true, source: false, compiled: false, editor: false } };
-    views.set(target, await vegaEmbed(target, prepared(target, own), options));
-    target.classList.add("done");
+    return figures.draw(target, { ...spec, datasets: sets }, theme, renderer);
   };
   const charts = [...document.querySelectorAll(".chart")].filter((target) => !target.dataset.page);
   const pageCharts = [...document.querySelectorAll(".chart[data-page]")];
@@ -93,7 +62,7 @@
       pageCharts.forEach((target) => draw(target, page));
     } else {
       page = null;
-      pageCharts.forEach((target) => { views.get(target)?.finalize(); views.delete(target); target.textContent = "All its eigenvalues are equal or zero: nothing to draw."; });
+      pageCharts.forEach((target) => { figures.clear(target); target.textContent = "All its eigenvalues are equal or zero: nothing to draw."; });
     }
     if (scroll) $("#layer").scrollIntoView();
   };

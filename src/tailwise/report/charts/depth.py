@@ -55,3 +55,19 @@ def entropy_by_layer(view: View) -> Any:
 def stable_rank_by_layer(view: View) -> Any:
     """Stable rank along depth, by role."""
     return along_depth(view, Axis("stable_rank", "stable rank", zero=True))
+
+
+@chart(
+    "effective_rank_by_layer",
+    title="Effective rank along depth",
+    needs=("effective_rank",),
+    guidance=Guidance(
+        "Exponential of the entropy of the singular values, along depth: how many directions the matrix uses.",
+        "smooth along depth.",
+        "a sharp loss against its neighbours: the layer collapses onto few directions.",
+        "It grows with the size of the matrix: compare within a role.",
+    ),
+)
+def effective_rank_by_layer(view: View) -> Any:
+    """Effective rank along depth, by role."""
+    return along_depth(view, Axis("effective_rank", "effective rank", zero=True))

@@ -32,7 +32,7 @@ def _drawn(plan: Plan) -> _Drawn:
         means = {block: mean_bits(d for d in plan if d.block == block) for block in blocks}
         asked = plan.budget.get("asked", mean_bits(plan))
         return _Drawn("bits per weight", {d.tensor: bits_of(d) for d in plan}, means, asked, depth_words(plan))
-    amounts = {d.tensor: d.sparsity for d in plan if d.sparsity is not None}
+    amounts = {d.tensor: round(d.sparsity, 6) for d in plan if d.sparsity is not None}
     asked = plan.budget.get("asked", plan.sparsity)
     return _Drawn("sparsity", amounts, dict(block_means(plan)), asked, depth_correlation(plan).words)
 
@@ -58,7 +58,7 @@ def plan_chart(plan: Plan, palette: Palette) -> Any:
         raise UsageError("has no amounts inside blocks to draw", where=plan.model)
     roles = list(dict.fromkeys(entry["role"] for entry in entries))
     x = alt.X("block:O", title="block, data → labels", axis=alt.Axis(labelAngle=0, labelOverlap=True))
-    y = alt.Y("amount:Q", title=drawn.unit, scale=alt.Scale(zero=False, nice=True))
+    y = alt.Y("amount:Q", title=drawn.unit, scale=_scale(alt, [*drawn.amounts.values(), drawn.asked]))
     colors = alt.Scale(domain=roles, range=[role_color(role, palette) for role in roles])
     shapes = alt.Scale(domain=roles, range=[SHAPES[group_of(role)] for role in roles])
     tips = [alt.Tooltip(name) for name in ("tensor:N", "role:N", "block:O", "parameters:Q", "reason:N")]
@@ -74,7 +74,7 @@ def plan_chart(plan: Plan, palette: Palette) -> Any:
             tooltip=[*tips, alt.Tooltip("amount:Q", format=".4f")],
         )
     )
-    means = [{"block": block, "amount": mean} for block, mean in drawn.means.items()]
+    means = [{"block": block, "amount": round(mean, 6)} for block, mean in drawn.means.items()]
     line = alt.Chart(inline(means)).mark_line(color=palette["muted"], strokeWidth=1.5).encode(x=x, y=y)
     asked = [{"amount": drawn.asked}]
     rule = alt.Chart(inline(asked)).mark_rule(color=palette["rule"], strokeDash=[4, 3]).encode(y=y)
@@ -84,6 +84,14 @@ def plan_chart(plan: Plan, palette: Palette) -> Any:
     )
     chart = alt.layer(rule, line, points).properties(width=WIDTH, height=HEIGHT, title=title)
     return chart.configure(**config(palette))
+
+
+def _scale(alt: Any, amounts: list[float]) -> Any:
+    """Around the amounts; where all are one, with some air, or the axis would show errors of rounding."""
+    low, high = min(amounts), max(amounts)
+    if high - low < 1e-4 * max(abs(high), 1.0):
+        return alt.Scale(domain=[low - 0.1 * max(abs(low), 1.0), high + 0.1 * max(abs(high), 1.0)], zero=False)
+    return alt.Scale(zero=False, nice=True)
 
 
 def _inline(alt: Any, rows: list[dict[str, Any]]) -> Any:

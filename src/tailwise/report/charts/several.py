@@ -6,6 +6,8 @@ from typing import Any
 
 import altair as alt
 
+from tailwise.compare.summary import FITTED, WELL_FIT
+from tailwise.errors import UsageError
 from tailwise.report.charts.chart import Guidance, chart
 from tailwise.report.charts.data import Record, rounded
 from tailwise.report.charts.parts import ALPHA, Axis, bands, place_axis, points, tooltip
@@ -42,17 +44,23 @@ def _by_layer(view: View, y: Axis, *, banded: bool = False) -> Any:
     return alt.layer(*found).properties(width=view.width, height=320)
 
 
-def _means(view: View, metric: str, title: str, *, banded: bool = False) -> Any:
-    """One dot per model: mean over its layers, with the middle half of the layers as a bar."""
+def _means(
+    view: View, metric: str, title: str, *, band: tuple[float, float] | None = None, banded: bool = False
+) -> Any:
+    """One dot per model: mean over its layers (those within `band`), with the middle half of them as a bar."""
     import numpy as np
 
     rows: list[Record] = []
     for name in view.names:
         found = [r[metric] for r in view.records if r["model"] == name and r.get(metric) is not None]
+        if band is not None:
+            found = [value for value in found if band[0] <= value <= band[1]]
         if found:
             low, high = np.quantile(found, [0.25, 0.75])
             rows.append({"model": name, "mean": rounded(float(np.mean(found))), "low": rounded(float(low)),
                          "high": rounded(float(high)), "layers": len(found)})  # fmt: skip
+    if not rows:
+        raise UsageError(f"no layer of any model has {metric} within {band}")
     shown = [value for row in rows for value in (row["mean"], row["low"], row["high"])]
     scale = Axis(metric, title).scale([*shown, *([2.0, 4.0] if banded else [0.0])])
     source = alt.Chart(view.data("means", rows))
@@ -122,6 +130,34 @@ def models_scale_by_layer(view: View) -> Any:
 def models_alpha(view: View) -> Any:
     """Mean α per model."""
     return _means(view, "alpha", "α", banded=True)
+
+
+_BAND = "Mean of α over the layers with α in %s alone; the bar holds the middle half of them, the tip says how many."
+_FEW = "What it leaves out decides as much as what it takes in: look at the number of layers."
+
+
+@chart(
+    "models_alpha_2_4",
+    title="Mean α within 2–4, by model",
+    scope="several",
+    needs=("alpha",),
+    guidance=Guidance(_BAND % "2–4", "many layers, near 2 of models of one family.", "few layers.", _FEW),
+)
+def models_alpha_2_4(view: View) -> Any:
+    """Mean α per model over the layers within 2–4."""
+    return _means(view, "alpha", "α", band=WELL_FIT, banded=True)
+
+
+@chart(
+    "models_alpha_2_6",
+    title="Mean α within 2–6, by model",
+    scope="several",
+    needs=("alpha",),
+    guidance=Guidance(_BAND % "2–6", "many layers, near 2 to 4.", "few layers, or a mean near 6.", _FEW),
+)
+def models_alpha_2_6(view: View) -> Any:
+    """Mean α per model over the layers within 2–6."""
+    return _means(view, "alpha", "α", band=FITTED, banded=True)
 
 
 @chart(

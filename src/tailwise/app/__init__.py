@@ -1,0 +1,1 @@
+"""The web app over a workspace: pages, charts, jobs."""

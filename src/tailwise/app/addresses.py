@@ -1,0 +1,45 @@
+"""What a command line gives, told apart: folders and files, a store, an address."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from tailwise.app.settings import Settings
+from tailwise.errors import UsageError
+
+_STORES = (".db", ".sqlite", ".sqlite3")
+
+
+def split(given: Sequence[str], store: str | None) -> tuple[list[str], str | None]:
+    """Roots and the store. A store may stand among the arguments; `UsageError` where there are two."""
+    roots: list[str] = []
+    stores = [store] if store else []
+    for text in given:
+        is_store = text.startswith(("postgresql://", "postgres://", "sqlite://")) or (
+            Path(text).suffix.lower() in _STORES and not Path(text).is_dir()
+        )
+        (stores if is_store else roots).append(text)
+    if len(stores) > 1:
+        raise UsageError("two histories were given", where=", ".join(stores), fix="give one")
+    return roots or (["."] if not stores else []), stores[0] if stores else None
+
+
+def free_port(host: str, port: int) -> int:
+    """The port, if nothing listens there; for 0, one that is free. `UsageError` otherwise."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UsageError(f"cannot listen there: {error.strerror or error}", where=f"{host}:{port}",
+                             fix="choose another --port; 0 takes any free one") from None  # fmt: skip
+        return int(probe.getsockname()[1])
+
+
+def place_of(settings: Settings) -> str:
+    """The address to open."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - looked for, not bound
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/"

@@ -1,0 +1,212 @@
+"""The same facts as JSON, described by OpenAPI at `/api/openapi.json`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Response
+from pydantic import BaseModel
+
+from tailwise.app import figures
+from tailwise.app.desk import Desk, desk_of
+from tailwise.app.help import topic, topics
+from tailwise.app.jobs.start import Wish, start
+from tailwise.app.pages.models import layer_rows
+from tailwise.app.tables import Columns, chosen_columns
+from tailwise.app.timeline import scalars_spec, series_spec
+from tailwise.compare.run import compare as compared
+from tailwise.compare.summary import model_numbers
+from tailwise.compression.plans.files import to_document
+from tailwise.report.charts.plan import plan_chart
+from tailwise.report.history import alarm_line, audit_line, plain
+from tailwise.report.theme import TOKENS
+from tailwise.workspace import layers as table
+
+
+class Problem(BaseModel):
+    """What went wrong, where, and what to do."""
+
+    error: str
+    where: str | None = None
+    fix: str | None = None
+
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "The request cannot be carried out"},
+    401: {"model": Problem, "description": "A token is needed"},
+    403: {"model": Problem, "description": "A write without proof that it comes from this server's pages"},
+    404: {"model": Problem, "description": "Nothing has that name"},
+}
+router = APIRouter(prefix="/api", responses=_PROBLEMS)
+Given = Annotated[Desk, Depends(desk_of)]
+Id = Annotated[str, Query(max_length=200)]
+_JSON = "application/json"
+
+
+def _json(data: bytes) -> Response:
+    return Response(data, media_type=_JSON)
+
+
+@router.get("/models", tags=["models"])
+def models(desk: Given) -> list[dict[str, Any]]:
+    """Every audit at a glance."""
+    tags = desk.tags.all()
+    return [{**desk.overviews.of(entry).to_json(), "tags": list(tags.get(str(entry.path), ()))}
+            for entry in desk.workspace.entries("audit")]  # fmt: skip
+
+
+@router.get("/models/{audit}", tags=["models"])
+def model(desk: Given, audit: str) -> dict[str, Any]:
+    """One audit: provenance, means, numbers of the model."""
+    found = desk.workspace.audit(audit)
+    return {**desk.overviews.of(desk.workspace.entry(audit)).to_json(), "provenance": found.provenance.to_json(),
+            "means": found.summary(), "numbers": model_numbers(found)}  # fmt: skip
+
+
+@router.get("/models/{audit}/diagnosis", tags=["models"])
+def diagnosis(desk: Given, audit: str) -> dict[str, Any]:
+    """What the rules found."""
+    return desk.workspace.diagnosis(audit).to_json()
+
+
+@router.get("/models/{audit}/layers", tags=["models"])
+def layers(desk: Given, audit: str, asked: Annotated[Columns, Query()]) -> dict[str, Any]:
+    """One page of the table of layers."""
+    rows = layer_rows(desk, audit)
+    found = table.select(rows, asked.query())
+    names = chosen_columns(rows, asked) if asked.columns else table.columns(rows)
+    records = [{name: record.get(name) for name in names} for record in found.records]
+    return {"layers": records, "total": found.total, "of": found.of, "page": found.page, "pages": found.pages}
+
+
+@router.get("/models/{audit}/charts/{name}", tags=["charts"])
+def chart(desk: Given, audit: str, name: str, metric: Annotated[str | None, Query(max_length=80)] = None) -> Response:
+    """A chart of one audit as a Vega-Lite spec; colours are names (`@ink`) that `/api/themes` gives."""
+    return _json(figures.of_audit(desk.workspace, audit, name, metric))
+
+
+@router.get("/models/{audit}/layer/charts/{chart}", tags=["charts"])
+def layer_chart(desk: Given, audit: str, chart: str, name: Annotated[str, Query(max_length=1000)]) -> Response:
+    """A chart of one layer."""
+    return _json(figures.of_layer(desk.workspace, audit, name, chart))
+
+
+@router.get("/compare", tags=["compare"])
+def compare(desk: Given, model: Id, base: Id, level: Annotated[float, Query(gt=0, lt=1)] = 0.05) -> dict[str, Any]:
+    """What changed from `base` to `model`."""
+    if level == 0.05:
+        return desk.workspace.comparison(base, model).to_json()
+    return compared(desk.workspace.audit(base), desk.workspace.audit(model), level=level).to_json()
+
+
+@router.get("/compare/charts/{name}", tags=["charts"])
+def several_chart(
+    desk: Given, name: str, model: Annotated[list[Id], Query(min_length=1, max_length=8)]
+) -> Response:  # fmt: skip
+    """A chart of several audits."""
+    return _json(figures.of_several(desk.workspace, list(dict.fromkeys(model)), name))
+
+
+@router.get("/base/charts/{name}", tags=["charts"])
+def base_chart(desk: Given, name: str, model: Id, base: Id) -> Response:
+    """A chart of an audit against its base."""
+    return _json(figures.against_base(desk.workspace, model, base, name))
+
+
+@router.get("/training", tags=["training"])
+def training(desk: Given) -> list[dict[str, Any]]:
+    """Every run of the store."""
+    return [run.to_json() for run in desk.workspace.history.runs()] if desk.workspace.store else []
+
+
+@router.get("/training/run", tags=["training"])
+def run(desk: Given, name: Id) -> dict[str, Any]:
+    """One run: points, audits, alarms, metrics."""
+    history = desk.workspace.history
+    audits, alarms = history.audits(name), history.kept_alarms(name)
+    return {"points": plain(history.scalars(name)), "audits": [audit_line(one) for one in audits],
+            "alarms": [alarm_line(one) for one in alarms], "metrics": history.metrics(name)}  # fmt: skip
+
+
+@router.get("/training/series", tags=["training"])
+def series(
+    desk: Given, name: Id, metric: Annotated[str, Query(max_length=80)],
+    role: Annotated[str, Query(max_length=80)] = "",
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A metric of every layer over time."""
+    return plain(desk.workspace.history.series(name, [metric], roles=[role] if role else None))
+
+
+@router.get("/training/chart", tags=["charts"])
+def training_chart(desk: Given, name: Id, metric: Annotated[str, Query(max_length=80)]) -> Response:
+    """A metric over time: the median and the middle half of every role."""
+    return _json(series_spec(desk.workspace.history, name, metric))
+
+
+@router.get("/training/scalars", tags=["charts"])
+def training_scalars(desk: Given, name: Id) -> Response:
+    """Loss and learning rate over time, with the alarms."""
+    return _json(scalars_spec(desk.workspace.history, name))
+
+
+@router.get("/plans", tags=["plans"])
+def plans(desk: Given) -> list[dict[str, Any]]:
+    """Every plan."""
+    return [entry.to_json() for entry in desk.workspace.entries("plan")]
+
+
+@router.get("/plans/{name}", tags=["plans"])
+def plan(desk: Given, name: str) -> dict[str, Any]:
+    """One plan, as it is on disk."""
+    return to_document(desk.workspace.plan(name))
+
+
+@router.get("/plans/{name}/chart", tags=["charts"])
+def plan_figure(desk: Given, name: str) -> Response:
+    """The allocation along depth."""
+    found = desk.workspace.plan(name)
+    return _json(figures.encoded(plan_chart(found, TOKENS)))
+
+
+@router.get("/jobs", tags=["audits"])
+def jobs(desk: Given) -> list[dict[str, Any]]:
+    """The queue of audits, the newest first."""
+    return [job.to_json() for job in desk.queue.jobs()]
+
+
+@router.post("/jobs", tags=["audits"], status_code=201)
+def begin(desk: Given, wish: Wish) -> dict[str, Any]:
+    """Start an audit of a path below the folders served, or of a Hugging Face id."""
+    return start(desk, wish).to_json()
+
+
+@router.get("/topics", tags=["help"])
+def all_topics() -> list[dict[str, str]]:
+    """Everything that is explained."""
+    return [{"name": one.name, "kind": one.kind, "title": one.title} for one in topics().values()]
+
+
+@router.get("/topics/{name}", tags=["help"])
+def one_topic(name: str) -> dict[str, Any]:
+    """What a chart, a metric, a rule or an alarm means."""
+    found = topic(name)
+    return {"name": found.name, "kind": found.kind, "title": found.title, "summary": found.summary,
+            "parts": {heading: list(lines) for heading, lines in found.parts}}  # fmt: skip
+
+
+@router.get("/themes", tags=["charts"])
+def themes() -> Response:
+    """Colours by meaning, light and dark, and the Vega-Lite config of every chart."""
+    return _json(figures.themes())
+
+
+class Health(BaseModel):
+    """That the server is there."""
+
+    status: str = "ok"
+
+
+@router.get("/health", tags=["health"])
+def health() -> Health:
+    """Whether the server answers."""
+    return Health()

@@ -1,0 +1,39 @@
+"""What the pages share: the workspace, the settings, the queue, tags, and the templates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fastapi import Request
+
+from tailwise.app.guard import Rate
+from tailwise.app.settings import Settings
+from tailwise.workspace.workspace import Workspace
+
+if TYPE_CHECKING:
+    from tailwise.app.jobs.queue import Queue
+    from tailwise.app.overviews import Overviews
+    from tailwise.app.rendering import Pages
+    from tailwise.app.tags import Tags
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Everything that a request may need."""
+
+    workspace: Workspace
+    settings: Settings
+    pages: Pages
+    overviews: Overviews
+    tags: Tags
+    queue: Queue
+    logins: Rate
+    starts: Rate
+    questions: Rate
+
+
+def desk_of(request: Request) -> Desk:
+    """The desk of the app that a request came to."""
+    found: Desk = request.app.state.desk
+    return found

@@ -1,0 +1,157 @@
+"""What every request passes: host, origin, token, and proof that a write comes from our own pages."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+
+from tailwise.app.settings import Settings, is_loopback
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+COOKIE = "tailwise"
+PROOF = "x-csrf-token"
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_OPEN = ("/login", "/static/")
+_WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - they are looked for, not bound to
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": _POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+class Guard:
+    """ASGI middleware around the whole app."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], settings: Settings, proof: str) -> None:
+        self._app, self._settings, self._proof = app, settings, proof
+        self._anywhere = settings.host in _WILDCARDS
+        self._names = {name.lower() for name in (*settings.names, settings.host)} - set(_WILDCARDS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse, or pass on with the headers that every answer carries."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+
+        async def with_headers(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("cache-control", "no-store")
+            await send(message)
+
+        refusal = self._refusal(scope["method"], scope["path"], Headers(scope=scope))
+        await (refusal or self._app)(scope, receive, with_headers)
+
+    def _refusal(self, method: str, path: str, headers: Headers) -> Response | None:
+        if not self._knows(headers.get("host", "")):
+            return PlainTextResponse("This host name is not served here.", 421)
+        if not self._admits(headers) and not path.startswith(_OPEN):
+            if path.startswith("/api/") or method not in _SAFE:
+                return JSONResponse({"error": "a token is needed"}, 401, {"WWW-Authenticate": "Bearer"})
+            return RedirectResponse("/login", 303)
+        return None if method in _SAFE or path == "/login" else self._unproven(headers)
+
+    def _unproven(self, headers: Headers) -> Response | None:
+        """Why a write is refused: another site's page may make a browser send it."""
+        if self._foreign(headers):
+            return JSONResponse({"error": "the request comes from another site"}, 403)
+        if not (self._bears(headers) or same(headers.get(PROOF, ""), self._proof)):
+            return JSONResponse({"error": f"the header {PROOF} is missing or old; load the page again"}, 403)
+        return None
+
+    def _knows(self, host: str) -> bool:
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").lower()
+        except ValueError:
+            return False
+        # A page of another site can be made to resolve to this machine by name, never by number.
+        return is_loopback(name) or name in self._names or (self._anywhere and _is_number(name))
+
+    def _admits(self, headers: Headers) -> bool:
+        token = self._settings.token
+        if token is None:
+            return True
+        shown = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
+        return self._bears(headers) or same(shown, session_of(token))
+
+    def _bears(self, headers: Headers) -> bool:
+        token, given = self._settings.token, headers.get("authorization", "")
+        return token is not None and given.lower().startswith("bearer ") and same(given[7:].strip(), token)
+
+    @staticmethod
+    def _foreign(headers: Headers) -> bool:
+        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            return True
+        origin = headers.get("origin")
+        return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two secrets agree, in a time that does not tell where they differ."""
+    return hmac.compare_digest(_bytes(one), _bytes(other))
+
+
+def session_of(token: str) -> str:
+    """What the cookie holds: not the token itself."""
+    return hmac.new(_bytes(token), b"tailwise session", "sha256").hexdigest()
+
+
+def _is_number(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")
+
+
+def new_proof() -> str:
+    """A secret of this server, which its pages send back with every write."""
+    return secrets.token_urlsafe(24)
+
+
+class Rate:
+    """At most so many events within a minute."""
+
+    def __init__(self, most: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most, self._clock, self._lock = most, clock, threading.Lock()
+        self._times: deque[float] = deque()
+
+    def allows(self) -> bool:
+        """Count one event, unless there were too many."""
+        now = self._clock()
+        with self._lock:
+            while self._times and now - self._times[0] >= 60.0:
+                self._times.popleft()
+            if len(self._times) >= self._most:
+                return False
+            self._times.append(now)
+            return True

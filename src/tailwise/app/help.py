@@ -1,0 +1,82 @@
+"""What can be explained: charts, metrics, rules and alarms, from the texts that stand beside their code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tailwise.diagnosis.rule import RULES
+from tailwise.errors import unknown_name
+from tailwise.metrics.metric import METRICS
+from tailwise.report.charts.chart import CHARTS
+from tailwise.training.alarm_rule import ALARM_RULES
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One thing that is explained."""
+
+    name: str
+    kind: str  # chart, metric, rule, alarm
+    title: str
+    summary: str
+    parts: tuple[tuple[str, tuple[str, ...]], ...] = field(default=())  # (heading, lines)
+
+
+def topics() -> dict[str, Topic]:
+    """Name → topic: rules and alarms by code, charts and metrics by name."""
+    return {topic.name: topic for topic in (*_rules(), *_alarms(), *_charts(), *_metrics())}
+
+
+def topic(name: str) -> Topic:
+    """The topic of that name. `UnknownNameError` otherwise."""
+    known = topics()
+    if name not in known:
+        raise unknown_name("topic", name, known)
+    return known[name]
+
+
+def _parts(*pairs: tuple[str, tuple[str, ...] | str]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    listed = ((heading, (lines,) if isinstance(lines, str) else tuple(lines)) for heading, lines in pairs)
+    return tuple((heading, lines) for heading, lines in listed if any(lines))
+
+
+def _rules() -> list[Topic]:
+    return [
+        Topic(code, "rule", rule.title, rule.summary, _parts(
+            ("Causes", rule.causes), ("What to do", rule.remedies),
+            ("In code", tuple(f"`tailwise.remedies.{name}`" for name in rule.functions)),
+            ("Needs", ", ".join(rule.needs)), ("How well it is founded", rule.strength), ("Sources", rule.references),
+        ))
+        for code, rule in RULES.items()
+    ]  # fmt: skip
+
+
+def _alarms() -> list[Topic]:
+    return [
+        Topic(code, "alarm", rule.title, rule.summary, _parts(
+            ("Causes", rule.causes), ("What to do", rule.remedies),
+            ("In code", tuple(f"`tailwise.remedies.{name}`" for name in rule.functions)),
+            ("Needs", ", ".join((*rule.needs, *rule.scalars))), ("How well it is founded", rule.strength),
+            ("Sources", rule.references),
+        ))
+        for code, rule in ALARM_RULES.items()
+    ]  # fmt: skip
+
+
+def _charts() -> list[Topic]:
+    return [
+        Topic(name, "chart", chart.title, chart.summary, _parts(
+            ("How to read it", chart.guidance.reading), ("Good", chart.guidance.good), ("Bad", chart.guidance.bad),
+            ("Its limits", chart.guidance.note), ("Needs", ", ".join(chart.needs)),
+        ))
+        for name, chart in CHARTS.items()
+    ]  # fmt: skip
+
+
+def _metrics() -> list[Topic]:
+    return [
+        Topic(name, "metric", name, metric.summary, _parts(
+            ("Formula", metric.formula), ("Unit", metric.unit), ("Source", metric.source),
+        ))
+        for name, metric in METRICS.items()
+    ]  # fmt: skip

@@ -1,0 +1,193 @@
+"""The queue: jobs on disk, one at a time, in the order of asking."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tailwise.app.jobs.job import Job
+from tailwise.app.jobs.process import Running
+from tailwise.atomic import write_whole
+from tailwise.errors import TailwiseError, UsageError, unknown_name
+
+_log = logging.getLogger(__name__)
+
+_KEPT = 200  # ended jobs that are remembered
+_MOST_RESTARTS = 5  # a model that takes the machine down must not do so for ever
+
+Start = Callable[[Job, int | None], Running]
+
+
+class Queue:
+    """Runs jobs one after the other in a thread.
+
+    Every job is a file below `folder`. A server that is killed finds it again: what ran is run again, and takes the
+    spectra that are in the cache already from there.
+    """
+
+    def __init__(self, folder: Path, *, longest: int = 20, workers: int | None = None, start: Start = Running) -> None:
+        self._folder, self._longest, self._workers, self._start = folder / "jobs", longest, workers, start
+        self._jobs: dict[str, Job] = {}
+        self._changed = threading.Condition()
+        self._running: tuple[str, Running] | None = None
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._read()
+
+    # Asking
+
+    def add(self, model: str, output: Path, options: Mapping[str, Any]) -> Job:
+        """Put a job at the end. `UsageError` where the queue is full or the same thing waits already."""
+        with self._changed:
+            waiting = [job for job in self._jobs.values() if not job.over]
+            if len(waiting) >= self._longest:
+                raise UsageError("the queue is full", fix="wait for an audit to end, or cancel one")
+            for job in waiting:
+                if job.model == model and dict(job.options) == dict(options):
+                    raise UsageError(f"{model} is in the queue already", fix="wait for it, or cancel it")
+            taken = {job.output for job in waiting}
+            output = free_name(output, taken)
+            job = Job(secrets.token_hex(6), model, str(output), dict(options), created=time.time())
+            self._put(job)
+        return job
+
+    def cancel(self, name: str) -> Job:
+        """End a job that waits or runs."""
+        with self._changed:
+            job = self.get(name)
+            if job.over:
+                return job
+            job = replace(job, state="cancelled", ended=time.time(), message="Cancelled. What was computed is kept.")
+            self._put(job)
+            if self._running is not None and self._running[0] == name:
+                self._running[1].stop()
+        return job
+
+    def get(self, name: str) -> Job:
+        """The job of that name. `UsageError` otherwise."""
+        with self._changed:
+            if name not in self._jobs:
+                raise unknown_name("job", name, self._jobs)
+            return self._jobs[name]
+
+    def jobs(self) -> list[Job]:
+        """All jobs, the newest first."""
+        with self._changed:
+            return sorted(self._jobs.values(), key=lambda job: -job.created)
+
+    def wait(self, seen: list[Job], seconds: float) -> list[Job]:
+        """All jobs, as soon as they differ from those `seen`, or after so many seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self.jobs() != seen, seconds)
+            return self.jobs()
+
+    # Working
+
+    def open(self) -> None:
+        """Begin to work."""
+        self._thread = threading.Thread(target=self._work, name="tailwise-jobs", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop: what runs is ended, and begins again with the next server."""
+        with self._changed:
+            self._closed = True
+            if self._running is not None:
+                self._running[1].stop()
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._next() is not None)
+                job = self._next()
+                if self._closed or job is None:
+                    return
+                job = replace(job, state="running")
+                try:
+                    running = self._start(job, self._workers)
+                except OSError as error:
+                    self._put(replace(job, state="failed", ended=time.time(), message=str(error)))
+                    continue
+                self._running = (job.id, running)
+                self._put(job)
+            status, said = running.follow(lambda step, name=job.id: self._step(name, step))  # type: ignore[misc]
+            with self._changed:
+                self._running = None
+                self._end(self._jobs[job.id], status, said)
+
+    def _next(self) -> Job | None:
+        waiting = [job for job in self._jobs.values() if job.state == "queued"]
+        return min(waiting, key=lambda job: job.created, default=None)
+
+    def _step(self, name: str, step: Mapping[str, Any]) -> None:
+        total = float(step.get("flops_total") or 0.0)
+        share = float(step.get("flops_done") or 0.0) / total if total else 0.0
+        with self._changed:
+            job = self._jobs[name]
+            if job.over:
+                return
+            self._jobs[name] = replace(
+                job, done=int(step.get("done") or 0), total=int(step.get("total") or 0), share=share,
+                matrix=str(step.get("matrix") or ""),
+            )  # fmt: skip
+            self._changed.notify_all()
+
+    def _end(self, job: Job, status: int, said: str) -> None:
+        if job.over:  # cancelled meanwhile
+            return
+        if self._closed:
+            self._put(replace(job, state="queued"))
+            return
+        if Path(job.output).exists() and status in (0, 3):
+            note = "" if status == 0 else "Some matrices could not be measured: the table says why."
+            self._put(replace(job, state="done", ended=time.time(), share=1.0, message=note))
+        else:
+            message = said or f"The process ended with {status}."
+            self._put(replace(job, state="failed", ended=time.time(), message=message[-2000:]))
+
+    # Remembering
+
+    def _put(self, job: Job) -> None:
+        self._jobs[job.id] = job
+        try:
+            write_whole(self._folder / f"{job.id}.json", json.dumps(job.to_json(), ensure_ascii=False).encode())
+        except TailwiseError as error:
+            _log.warning("the job %s is not kept: %s", job.id, error)
+        ended = sorted((one for one in self._jobs.values() if one.over), key=lambda one: one.ended or 0.0)
+        for old in ended[: max(0, len(ended) - _KEPT)]:
+            del self._jobs[old.id]
+            (self._folder / f"{old.id}.json").unlink(missing_ok=True)
+        self._changed.notify_all()
+
+    def _read(self) -> None:
+        for path in sorted(self._folder.glob("*.json")) if self._folder.is_dir() else []:
+            try:
+                job = Job.from_text(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError, TypeError) as error:
+                _log.warning("%s is no job: %s", path, error)
+                continue
+            if job.state == "running":  # a server died under it
+                job = replace(job, state="queued", restarts=job.restarts + 1)
+                if job.restarts > _MOST_RESTARTS:
+                    message = f"The server ended {job.restarts} times while this ran."
+                    job = replace(job, state="failed", ended=time.time(), message=message)
+            self._jobs[job.id] = job
+
+
+def free_name(output: Path, taken: set[str]) -> Path:
+    """The path, or the next like it that is neither there nor taken."""
+    number, found = 2, output
+    while found.exists() or str(found) in taken:
+        found = output.with_name(f"{output.stem}-{number}{output.suffix}")
+        number += 1
+    return found

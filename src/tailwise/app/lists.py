@@ -1,0 +1,78 @@
+"""The list of models: which are shown, and in what order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from tailwise.app.desk import Desk
+from tailwise.app.overviews import Overview
+from tailwise.diagnosis.finding import SEVERITIES
+from tailwise.workspace.entry import Entry
+
+_SIZE = 100
+_BUDGET = 0.25  # seconds of reading audits before the list is shown; the rest of the lines come by themselves
+SORTS = ("changed", "title", "model", "layers", "alpha", "share_2_4", "worst")
+
+
+class Listing(BaseModel):
+    """What is asked of the list."""
+
+    q: str = Field("", max_length=200)
+    tag: str = Field("", max_length=60)
+    verdict: Literal["", "error", "warning", "info", "good"] = ""
+    sort: Literal["changed", "title", "model", "layers", "alpha", "share_2_4", "worst"] = "changed"
+    down: bool = True
+    page: int = Field(1, ge=1, le=100_000)
+
+
+def listed(desk: Desk, asked: Listing) -> dict[str, Any]:
+    """Lines of one page, each with its overview or the promise of one."""
+    tags = desk.tags.all()
+    entries = [entry for entry in desk.workspace.entries("audit") if _fits(desk, entry, asked, tags)]
+    ends = time.monotonic() + _BUDGET
+    lines = [(entry, _overview(desk, entry, ends, needed=bool(asked.verdict))) for entry in entries]
+    if asked.verdict:
+        wanted = None if asked.verdict == "good" else asked.verdict
+        lines = [(entry, one) for entry, one in lines if one is not None and not one.trouble and one.worst == wanted]
+    lines = _sorted(lines, asked)
+    pages = max(1, -(-len(lines) // _SIZE))
+    page = min(asked.page, pages)
+    every = sorted({tag for found in tags.values() for tag in found})
+    return {"lines": lines[(page - 1) * _SIZE : page * _SIZE], "total": len(lines), "page": page, "pages": pages,
+            "asked": asked, "tags": tags, "every_tag": every, "roots": desk.workspace.roots}  # fmt: skip
+
+
+def _fits(desk: Desk, entry: Entry, asked: Listing, tags: dict[str, tuple[str, ...]]) -> bool:
+    own = tags.get(str(entry.path), ())
+    if asked.tag and asked.tag not in own:
+        return False
+    overview = desk.overviews.ready(entry)
+    text = " ".join((entry.title, overview.model if overview is not None else "", *own)).lower()
+    return all(word in text for word in asked.q.lower().split())
+
+
+def _overview(desk: Desk, entry: Entry, ends: float, *, needed: bool) -> Overview | None:
+    found = desk.overviews.ready(entry)
+    if found is None and (needed or time.monotonic() < ends):
+        return desk.overviews.of(entry)
+    return found
+
+
+def _sorted(lines: Sequence[tuple[Entry, Overview | None]], asked: Listing) -> list[tuple[Entry, Overview | None]]:
+    def value(line: tuple[Entry, Overview | None]) -> Any:
+        entry, one = line
+        if asked.sort in ("changed", "title"):
+            return getattr(entry, asked.sort)
+        if one is None:
+            return None
+        if asked.sort == "worst":
+            return (SEVERITIES.index(one.worst) if one.worst in SEVERITIES else -1, one.errors, one.warnings)
+        return getattr(one, asked.sort)
+
+    there = [line for line in lines if value(line) is not None]
+    absent = [line for line in lines if value(line) is None]
+    return [*sorted(there, key=value, reverse=asked.down), *absent]

@@ -1,0 +1,122 @@
+"""A line per audit for the list of models, kept on disk so that a thousand audits are not read at every start."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tailwise.atomic import write_whole
+from tailwise.compare.summary import model_numbers
+from tailwise.errors import TailwiseError
+from tailwise.workspace.entry import Entry
+from tailwise.workspace.workspace import Workspace
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Overview:
+    """One audit at a glance."""
+
+    id: str
+    title: str
+    changed: float
+    model: str = ""
+    layers: int = 0
+    parameters: int = 0
+    alpha: float | None = None
+    share_2_4: float | None = None  # of the layers with alpha there
+    alpha_2_6: float | None = None  # mean over the layers with alpha there
+    errors: int = 0
+    warnings: int = 0
+    notes: int = 0
+    worst: str | None = None
+    estimator: str = ""
+    started: str = ""
+    trouble: str = ""  # why it could not be read
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.trouble:
+            return "not readable"
+        counts = ((self.errors, "error"), (self.warnings, "warning"), (self.notes, "note"))
+        said = [f"{count} {word}{'s' if count > 1 else ''}" for count, word in counts if count]
+        return ", ".join(said) or "nothing found"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {**asdict(self), "verdict": self.verdict}
+
+
+class Overviews:
+    """Overviews of a workspace's audits."""
+
+    def __init__(self, workspace: Workspace, folder: Path) -> None:
+        self._workspace, self._folder = workspace, folder / "overviews"
+        self._known: dict[str, Overview] = {}
+        self._lock = threading.Lock()
+
+    def ready(self, entry: Entry) -> Overview | None:
+        """The overview, if it needs no reading of the audit."""
+        key = _key(entry)
+        with self._lock:
+            if key in self._known:
+                return self._known[key]
+        try:
+            document = json.loads((self._folder / f"{key}.json").read_text(encoding="utf-8"))
+            found = Overview(**{**document, "id": entry.id, "title": entry.title})
+        except (OSError, ValueError, TypeError):
+            return None
+        return self._remember(key, found)
+
+    def of(self, entry: Entry) -> Overview:
+        """The overview; an audit that cannot be read has one that says why."""
+        found = self.ready(entry)
+        if found is not None:
+            return found
+        try:
+            made = self._make(entry)
+        except TailwiseError as error:
+            return Overview(entry.id, entry.title, entry.changed, trouble=error.what)
+        with contextlib.suppress(TailwiseError):  # a full disk costs the next start some time, and nothing else
+            write_whole(self._folder / f"{_key(entry)}.json", json.dumps(asdict(made), allow_nan=False).encode())
+        return self._remember(_key(entry), made)
+
+    def _remember(self, key: str, found: Overview) -> Overview:
+        with self._lock:
+            self._known[key] = found
+        return found
+
+    def _make(self, entry: Entry) -> Overview:
+        audit, diagnosis = self._workspace.audit(entry.id), self._workspace.diagnosis(entry.id)
+        numbers = model_numbers(audit)
+        counts = Counter(finding.severity for finding in diagnosis.findings)
+        return Overview(
+            entry.id,
+            entry.title,
+            entry.changed,
+            model=audit.model,
+            layers=len(audit),
+            parameters=sum(layer.row.n_params for layer in audit),
+            alpha=numbers["mean_alpha"],
+            share_2_4=numbers["share_2_4"],
+            alpha_2_6=numbers["mean_alpha_2_6"],
+            errors=counts["error"],
+            warnings=counts["warning"],
+            notes=counts["info"],
+            worst=diagnosis.worst,
+            estimator=str(audit.provenance.recipe.get("estimator", "ks")),
+            started=audit.provenance.started,
+        )
+
+
+def _key(entry: Entry) -> str:
+    text = f"{_FORMAT} {entry.path} {entry.changed} {entry.nbytes}"
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:24]

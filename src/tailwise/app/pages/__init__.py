@@ -1,0 +1,1 @@
+"""One module an area: what its pages need, handed to a template."""

@@ -1,0 +1,177 @@
+"""The assistant: questions about what is on screen, and its settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Form, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse
+from pydantic import BaseModel, Field
+from starlette.responses import StreamingResponse
+
+from tailwise.app.desk import Desk, desk_of
+from tailwise.app.markdown import drawn
+from tailwise.app.settings import is_loopback
+from tailwise.assistant.answers import EXAMPLES, answer
+from tailwise.assistant.chat import chat
+from tailwise.assistant.events import Done, Event, to_json
+from tailwise.assistant.prompt import system_prompt
+from tailwise.assistant.screen import Screen
+from tailwise.assistant.settings import Endpoint, forget, load
+from tailwise.errors import TailwiseError, UsageError
+
+router = APIRouter(include_in_schema=False)
+Given = Annotated[Desk, Depends(desk_of)]
+Name = Annotated[str, Field(max_length=1000)]
+
+
+class OnScreen(BaseModel):
+    """What the page shows, as the page says it."""
+
+    area: Name = "models"
+    audit: Name | None = None
+    base: Name | None = None
+    layer: Name | None = None
+    chart: Name | None = None
+    run: Name | None = None
+    plan: Name | None = None
+    audits: Annotated[list[Name], Field(max_length=8)] = []
+
+    def screen(self) -> Screen:
+        """As the assistant takes it."""
+        return Screen(**{**self.model_dump(), "audits": tuple(self.audits)})
+
+
+class Said(BaseModel):
+    """One message."""
+
+    role: Literal["user", "assistant"]
+    content: str = Field(max_length=20_000)
+
+
+class Question(BaseModel):
+    """A conversation whose last message is to be answered."""
+
+    messages: Annotated[list[Said], Field(min_length=1, max_length=60)]
+    screen: OnScreen = OnScreen()
+
+
+def _endpoint() -> Endpoint | None:
+    return Endpoint.from_environment()
+
+
+@router.post("/assistant/ask")
+def ask(desk: Given, question: Question) -> StreamingResponse:
+    """Server-sent events of one answer: by rules, or by a model where one is set up."""
+    if not desk.questions.allows():
+        raise UsageError("too many questions within a minute", fix="wait a little")
+    return StreamingResponse(_events(desk, question), media_type="text/event-stream",
+                             headers={"x-accel-buffering": "no"})  # fmt: skip
+
+
+def _events(desk: Desk, question: Question) -> Iterator[bytes]:
+    screen, endpoint = question.screen.screen(), _endpoint()
+    if endpoint is None:
+        yield _sent(Done(answer(question.messages[-1].content, desk.workspace, screen)))
+        return
+    messages = [{"role": one.role, "content": one.content} for one in question.messages]
+    for event in chat(messages, desk.workspace, screen, endpoint):
+        yield _sent(event)
+
+
+def _sent(event: Event) -> bytes:
+    found = to_json(event)
+    if isinstance(event, Done):
+        found["html"] = str(drawn(event.answer.text))
+        found["answer"].pop("facts")  # the page shows the text; the facts may be large
+    if found["kind"] == "result":
+        found.pop("fact")
+    return f"data: {json.dumps(found, ensure_ascii=False)}\n\n".encode()
+
+
+# Settings
+
+
+class Address(BaseModel):
+    """An endpoint as it is typed."""
+
+    base_url: str = Field(max_length=400)
+    model: str = Field(max_length=200)
+    api_key: str = Field("", max_length=400)
+
+
+@router.get("/settings")
+def settings(request: Request, desk: Given, on: Annotated[OnScreen, Query()]) -> HTMLResponse:
+    """The endpoint, and the prompt as it is for the page that one comes from."""
+    return _page(request, desk, on)
+
+
+def _page(request: Request, desk: Desk, on: OnScreen, message: str = "", status: int = 200) -> HTMLResponse:
+    try:
+        endpoint, trouble = _endpoint(), ""
+    except TailwiseError as error:
+        endpoint, trouble = None, str(error)
+    values: dict[str, Any] = {
+        "area": "", "on": on.model_dump(exclude_none=True), "prompt": system_prompt(desk.workspace, on.screen()),
+        "endpoint": None if endpoint is None else endpoint.to_client(), "trouble": message or trouble,
+        "fixed": not _may_change(desk), "kept": _is_kept(), "examples": EXAMPLES,
+    }  # fmt: skip
+    return desk.pages.page(request, "settings.html", values, status)
+
+
+def _is_kept() -> bool:
+    try:
+        return load() is not None
+    except TailwiseError:
+        return True
+
+
+def _may_change(desk: Desk) -> bool:
+    """Whoever sets the address makes this machine connect there: only its own users may."""
+    return not desk.settings.read_only and is_loopback(desk.settings.host)
+
+
+@router.post("/settings")
+def keep(request: Request, desk: Given, given: Annotated[Address, Form()]) -> HTMLResponse:
+    """Keep an endpoint."""
+    if not _may_change(desk):
+        raise UsageError("the endpoint is not changed from a page here", fix="set it where the server is started")
+    try:
+        before = load()
+        if before is not None:
+            found = before.changed(base_url=given.base_url, model=given.model, api_key=given.api_key or None)
+        else:
+            found = Endpoint(given.base_url, given.model, given.api_key or None)
+        found.save()
+    except TailwiseError as error:
+        return _page(request, desk, OnScreen(), str(error), 400)
+    return _page(request, desk, OnScreen())
+
+
+@router.post("/settings/forget")
+def drop(request: Request, desk: Given) -> HTMLResponse:
+    """Forget the endpoint and its key: answers are made by rules again."""
+    if not _may_change(desk):
+        raise UsageError("the endpoint is not changed from a page here", fix="set it where the server is started")
+    forget()
+    return _page(request, desk, OnScreen())
+
+
+@router.post("/settings/try")
+def try_it(request: Request, desk: Given) -> HTMLResponse:
+    """One question to the endpoint, to see that it answers."""
+    endpoint, said = _endpoint(), "No endpoint is set up."
+    if endpoint is not None:
+        last = None
+        for event in chat([{"role": "user", "content": "Say: ready."}], desk.workspace, Screen(), endpoint):
+            last = to_json(event)
+        said = last["message"] + " " + last["fix"] if last and last["kind"] == "failed" else "It answers."
+    return desk.pages.page(request, "tried.html", {"said": said})
+
+
+@router.get("/assistant")
+def elsewhere() -> RedirectResponse:
+    """The assistant is on every page; its settings are here."""
+    return RedirectResponse("/settings", 303)

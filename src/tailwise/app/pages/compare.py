@@ -1,0 +1,83 @@
+"""Compare: audits side by side, and one against its base."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import HTMLResponse
+from pydantic import BaseModel, Field
+
+from tailwise.app.desk import Desk, desk_of
+from tailwise.app.figures import Place
+from tailwise.compare.comparison import Comparison
+from tailwise.compare.summary import SUMMARIES, model_numbers
+from tailwise.errors import UsageError
+from tailwise.report.charts.chart import charts_of
+from tailwise.report.charts.view import short_names
+
+router = APIRouter(include_in_schema=False)
+Given = Annotated[Desk, Depends(desk_of)]
+MOST = 8
+_SIZE = 100
+
+
+@router.get("/compare")
+def compare(request: Request, desk: Given, model: Annotated[list[str], Query()] = []) -> HTMLResponse:  # noqa: B006
+    """Several audits: charts by model, and their numbers in one table."""
+    chosen = list(dict.fromkeys(model))
+    if len(chosen) > MOST:
+        raise UsageError(f"{len(chosen)} models are too many to tell apart", fix=f"choose at most {MOST}")
+    audits = [desk.workspace.audit(name) for name in chosen]
+    query = urlencode([("model", name) for name in chosen])
+    ready = len(audits) > 1 and all(len(audit) for audit in audits)
+    places = [Place(one, f"/api/compare/charts/{one.name}?{query}", one.title) for one in charts_of("several")]
+    values = {
+        "area": "Compare", "chosen": chosen, "entries": desk.workspace.entries("audit"),
+        "names": short_names(audits) if audits else [], "numbers": [model_numbers(audit) for audit in audits],
+        "summaries": SUMMARIES, "places": places if ready else [], "ready": ready, "most": MOST,
+    }  # fmt: skip
+    return desk.pages.page(request, "compare.html", values)
+
+
+class Pair(BaseModel):
+    """Two audits, and which of their layers are listed."""
+
+    model: str
+    base: str
+    metric: str = "alpha"
+    only: Literal["", "sure"] = ""
+    page: int = Field(1, ge=1, le=100_000)
+
+
+@router.get("/base")
+def base(request: Request, desk: Given, asked: Annotated[Pair, Query()]) -> HTMLResponse:
+    """An audit against its base: charts of what changed, roles that moved together, and every layer."""
+    model, base, metric, only = asked.model, asked.base, asked.metric, asked.only
+    found = desk.workspace.comparison(base, model)
+    query = urlencode({"model": model, "base": base})
+    places = [Place(one, f"/api/base/charts/{one.name}?{query}", one.title) for one in charts_of("base")]
+    audits = [desk.workspace.audit(base), desk.workspace.audit(model)]
+    values = {
+        "area": "Compare", "model": model, "base": base, "names": short_names(audits), "found": found,
+        "places": [] if found.identical or not found.layers else places, "metric": metric, "only": only,
+        "adapter": any("peft" in audit.provenance.format for audit in audits),
+        **_lines(found, metric, only, asked.page),
+    }  # fmt: skip
+    return desk.pages.page(request, "against.html", values)
+
+
+def _lines(found: Comparison, metric: str, only: str, page: int) -> dict[str, Any]:
+    """Layers by the size of their change, the surest first."""
+    metrics = list(dict.fromkeys(name for layer in found.layers for name in layer.deltas))
+    if metrics and metric not in metrics:
+        raise UsageError(f"the two audits have no {metric}", fix=f"choose one of {', '.join(metrics)}")
+    lines = [layer for layer in found.layers if not layer.identical and metric in layer.deltas]
+    if only == "sure":
+        lines = [layer for layer in lines if layer.deltas[metric].significant]
+    lines.sort(key=lambda layer: -abs(layer.deltas[metric].z or layer.deltas[metric].change or 0.0))
+    pages = max(1, -(-len(lines) // _SIZE))
+    page = max(1, min(page, pages))
+    return {"lines": lines[(page - 1) * _SIZE : page * _SIZE], "total": len(lines), "page": page, "pages": pages,
+            "metrics": metrics}  # fmt: skip

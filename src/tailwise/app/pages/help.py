@@ -1,0 +1,34 @@
+"""Help: what every chart, metric, rule and alarm means."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import HTMLResponse
+
+from tailwise.app.desk import Desk, desk_of
+from tailwise.app.help import topic, topics
+
+router = APIRouter(include_in_schema=False)
+Given = Annotated[Desk, Depends(desk_of)]
+KINDS = {"chart": "Charts", "metric": "Metrics", "rule": "Rules", "alarm": "Alarms of training"}
+
+
+@router.get("/help")
+def help_page(request: Request, desk: Given, q: str = "") -> HTMLResponse:
+    """All topics, by kind; those that hold all words of a search."""
+    words = q.lower().split()
+    found = [one for one in topics().values() if all(word in _text(one) for word in words)]
+    groups = {title: [one for one in found if one.kind == kind] for kind, title in KINDS.items()}
+    return desk.pages.page(request, "help.html", {"area": "Help", "groups": groups, "q": q, "total": len(found)})
+
+
+def _text(one: object) -> str:
+    return str(one).lower()
+
+
+@router.get("/help/{name}")
+def one_topic(request: Request, desk: Given, name: str) -> HTMLResponse:
+    """One topic."""
+    return desk.pages.page(request, "topic.html", {"area": "Help", "topic": topic(name)})

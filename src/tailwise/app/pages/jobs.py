@@ -1,0 +1,95 @@
+"""Audits that are started here, followed, cancelled; and audits that are brought as files."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Form, Request, UploadFile
+from fastapi.responses import HTMLResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from tailwise.app.desk import Desk, desk_of
+from tailwise.app.events import event, stream
+from tailwise.app.jobs.start import Wish, start
+from tailwise.app.uploads import keep
+from tailwise.errors import UsageError
+from tailwise.workspace import links
+
+router = APIRouter(include_in_schema=False)
+Given = Annotated[Desk, Depends(desk_of)]
+_LOOK = 0.3
+
+
+def _values(desk: Desk, **more: Any) -> dict[str, Any]:
+    known = {str(entry.path): entry.id for entry in desk.workspace.entries("audit")}
+    return {"area": "Audits", "jobs": desk.queue.jobs(), "known": known, "settings": desk.settings,
+            "roots": desk.workspace.roots, "message": "", "given": None, **more}  # fmt: skip
+
+
+@router.get("/jobs")
+def jobs(request: Request, desk: Given, model: str = "") -> HTMLResponse:
+    """The queue, and the form to start an audit."""
+    return desk.pages.page(request, "jobs.html", _values(desk, given=model))
+
+
+@router.post("/jobs")
+def begin(request: Request, desk: Given, wish: Annotated[Wish, Form()]) -> HTMLResponse:
+    """Start an audit."""
+    message = ""
+    try:
+        start(desk, wish)
+    except UsageError as error:
+        message = str(error)
+    return desk.pages.page(request, "jobs.html", _values(desk, message=message, given=wish.model))
+
+
+@router.post("/jobs/{name}/cancel")
+def cancel(request: Request, desk: Given, name: str) -> HTMLResponse:
+    """End an audit that waits or runs."""
+    if desk.settings.read_only:
+        raise UsageError("this server is read-only")
+    desk.queue.cancel(name)
+    return desk.pages.page(request, "jobs.html", _values(desk))
+
+
+@router.get("/jobs/events")
+async def events(request: Request, desk: Given) -> StreamingResponse:
+    """Server-sent events: the queue, whenever it changes."""
+
+    async def looks() -> AsyncIterator[bytes]:
+        seen = None
+        while not await request.is_disconnected():
+            found = [job.to_json() for job in desk.queue.jobs()]
+            if found != seen:
+                yield event("jobs", [{**job, "output": Path(job["output"]).name} for job in found])
+                seen = found
+            await asyncio.sleep(_LOOK)
+
+    return stream(looks())
+
+
+@router.post("/uploads")
+async def upload(request: Request, desk: Given, file: UploadFile) -> HTMLResponse:
+    """Take an audit file."""
+    try:
+        entry = await run_in_threadpool(keep, desk, file.file, file.filename or "upload.audit")
+    except UsageError as error:
+        return desk.pages.page(request, "jobs.html", _values(desk, message=str(error)), 400)
+    response = desk.pages.page(request, "jobs.html", _values(desk))
+    response.headers["hx-redirect"] = links.model(entry.id)
+    return response
+
+
+@router.put("/models/{audit}/tags")
+def tags(request: Request, desk: Given, audit: str, text: Annotated[str, Form(max_length=900)] = "") -> HTMLResponse:
+    """Replace the tags of an audit."""
+    if desk.settings.read_only:
+        raise UsageError("this server is read-only")
+    entry = desk.workspace.entry(audit, "audit")
+    found = desk.tags.put(entry, re.sub(r"[\s,]+", " ", text))
+    return desk.pages.page(request, "tags.html", {"entry": entry, "tags": found})

@@ -1,0 +1,140 @@
+"""Models: all audits, one audit, its layers and charts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+
+from tailwise.app.desk import Desk, desk_of
+from tailwise.app.figures import FAMILIES, HEATS, Place, chart_named, families, needs, view_of
+from tailwise.app.lists import Listing, listed
+from tailwise.app.tables import Columns, chosen_columns, exported
+from tailwise.diagnosis.finding import Diagnosis
+from tailwise.errors import UsageError
+from tailwise.metrics.metric import METRICS
+from tailwise.report.charts.chart import charts_of
+from tailwise.workspace import layers as table
+from tailwise.workspace import links
+
+router = APIRouter(include_in_schema=False)
+Given = Annotated[Desk, Depends(desk_of)]
+
+
+@router.get("/")
+def home() -> RedirectResponse:
+    """The models."""
+    return RedirectResponse(links.models(), 303)
+
+
+@router.get("/models")
+def models(request: Request, desk: Given, listing: Annotated[Listing, Query()]) -> HTMLResponse:
+    """All audits: searched, filtered by tag, sorted."""
+    return desk.pages.page(request, "models.html", {"area": "Models", **listed(desk, listing)})
+
+
+@router.get("/models/{audit}/row")
+def row(request: Request, desk: Given, audit: str) -> HTMLResponse:
+    """One line of the list, for an audit that had to be read first."""
+    entry = desk.workspace.entry(audit, "audit")
+    values = {"one": desk.overviews.of(entry), "tags": desk.tags.of(entry)}
+    return desk.pages.page(request, "row.html", values)
+
+
+@router.get("/models/{audit}")
+def model(request: Request, desk: Given, audit: str, family: str = "alpha") -> HTMLResponse:
+    """One audit: facts, findings, charts of one family."""
+    known = families()
+    if family not in known:
+        family = "alpha"
+    entry, found = desk.workspace.entry(audit, "audit"), desk.workspace.audit(audit)
+    diagnosis = desk.workspace.diagnosis(audit)
+    values = {
+        "area": "Models", "entry": entry, "audit": found, "diagnosis": diagnosis, "tags": desk.tags.of(entry),
+        "overview": desk.overviews.of(entry), "families": {name: FAMILIES.get(name, name) for name in known},
+        "family": family, "places": _places(desk, audit, family) if len(found) else [],
+        "numbers": found.summary(), "others": [one for one in desk.workspace.entries("audit") if one.id != audit],
+    }  # fmt: skip
+    return desk.pages.page(request, "model.html", values)
+
+
+def _places(desk: Desk, audit: str, family: str) -> list[Place]:
+    view = view_of(desk.workspace, audit)
+    found = []
+    for chart in families()[family]:
+        metrics = [name for name in HEATS if view.has(name)] if chart.name == "heatmap" else [None]
+        for metric in metrics:
+            title = chart.title if metric is None else f"{chart.title}: {metric}"
+            found.append(_place(audit, chart.name, metric, title, needs(chart, view)))
+    return found
+
+
+def _place(audit: str, name: str, metric: str | None, title: str, missing: str) -> Place:
+    link = links.chart(audit, name, metric)
+    return Place(chart_named(name, "audit"), f"/api{link}", title, link, missing)
+
+
+@router.get("/models/{audit}/charts/{name}")
+def chart(request: Request, desk: Given, audit: str, name: str, metric: str | None = None) -> HTMLResponse:
+    """One chart on a page of its own."""
+    found, view = chart_named(name, "audit"), view_of(desk.workspace, audit)
+    title = found.title if metric is None else f"{found.title}: {metric}"
+    charts = charts_of("audit")
+    at = next(index for index, one in enumerate(charts) if one.name == name)
+    around = (charts[at - 1], charts[(at + 1) % len(charts)])
+    values = {
+        "area": "Models", "entry": desk.workspace.entry(audit), "audit": desk.workspace.audit(audit),
+        "place": _place(audit, name, metric, title, needs(found, view)), "charts": charts,
+        "before": links.chart(audit, around[0].name), "after": links.chart(audit, around[1].name),
+        "metrics": [one for one in HEATS if view.has(one)] if name == "heatmap" else [], "metric": metric or "alpha",
+    }  # fmt: skip
+    return desk.pages.page(request, "chart.html", values)
+
+
+def layer_rows(desk: Desk, audit: str) -> list[dict[str, Any]]:
+    """All rows of an audit, kept."""
+    workspace = desk.workspace
+    return workspace.keep(audit, "rows", lambda: table.records(workspace.audit(audit), workspace.diagnosis(audit)))
+
+
+@router.get("/models/{audit}/layers")
+def layers(request: Request, desk: Given, audit: str, asked: Annotated[Columns, Query()]) -> Response:
+    """The table of all layers, on a page or as a file."""
+    rows = layer_rows(desk, audit)
+    if asked.export:
+        return exported(rows, asked, desk.workspace.entry(audit).title)
+    message = ""
+    try:
+        found = table.select(rows, asked.query())
+    except UsageError as error:  # a half-typed condition must not take the table away
+        message, found = str(error), table.select(rows, asked.plain().query())
+    values = {
+        "area": "Models", "entry": desk.workspace.entry(audit), "audit": desk.workspace.audit(audit), "found": found,
+        "asked": asked, "columns": chosen_columns(rows, asked), "every": table.columns(rows), "message": message,
+        "summaries": {name: METRICS[name].summary for name in table.columns(rows) if name in METRICS},
+        "words": table.WORDS,
+    }  # fmt: skip
+    return desk.pages.page(request, "layers.html", values)
+
+
+@router.get("/models/{audit}/layer")
+def layer(request: Request, desk: Given, audit: str, name: str) -> HTMLResponse:
+    """One matrix: charts, numbers and what they mean, findings."""
+    found = desk.workspace.audit(audit)
+    row = next((row for row in found.rows if row.name in (name, name.removesuffix(".weight"))), None)
+    if row is None:
+        _ = found[name]  # raises with near names
+        raise AssertionError
+    names = [one.name for one in found.rows]
+    at = names.index(row.name)
+    charts = [one for one in charts_of("layer") if one.name != "layer"] if row.measured else []
+    source = f"/api{links.layer(audit, row.name)}".replace("/layer?", "/layer/charts/{}?")
+    diagnosis: Diagnosis = desk.workspace.diagnosis(audit)
+    values = {
+        "area": "Models", "entry": desk.workspace.entry(audit), "audit": found, "row": row,
+        "places": [Place(one, source.replace("{}", one.name), one.title) for one in charts],
+        "findings": diagnosis.of(row.name), "metrics": METRICS, "shown": table.records(found)[at],
+        "before": names[at - 1] if at else None, "after": names[at + 1] if at + 1 < len(names) else None,
+    }  # fmt: skip
+    return desk.pages.page(request, "layer.html", values)

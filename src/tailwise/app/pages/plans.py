@@ -1,0 +1,86 @@
+"""Plans: what is to be done to which tensor, what it was held to be worth, and files for other tools."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import HTMLResponse
+
+from tailwise.app.desk import Desk, desk_of
+from tailwise.compression.export.exporter import EXPORTERS, export
+from tailwise.compression.plans.plan import Plan
+from tailwise.errors import TailwiseError
+from tailwise.workspace.entry import Entry
+
+router = APIRouter(include_in_schema=False)
+Given = Annotated[Desk, Depends(desk_of)]
+_SIZE = 100
+_SUFFIX = {"llmcompressor": ".yaml", "llamacpp": ".txt", "evopress": ".txt", "alphapruning": ".npy"}
+
+
+@router.get("/plans")
+def plans(request: Request, desk: Given) -> HTMLResponse:
+    """All plans."""
+    lines = [(entry, *_read(desk, entry)) for entry in desk.workspace.entries("plan")]
+    return desk.pages.page(request, "plans.html", {"area": "Plans", "lines": lines})
+
+
+def _read(desk: Desk, entry: Entry) -> tuple[Plan | None, str]:
+    try:
+        return desk.workspace.plan(entry.id), ""
+    except TailwiseError as error:
+        return None, error.what
+
+
+@router.get("/plans/{name}")
+def plan(request: Request, desk: Given, name: str, page: int = 1, q: str = "") -> HTMLResponse:
+    """One plan."""
+    entry, found = desk.workspace.entry(name, "plan"), desk.workspace.plan(name)
+    words = q.lower().split()
+    lines = [one for one in found if all(word in f"{one.tensor} {one.role} {one.format}".lower() for word in words)]
+    pages = max(1, -(-len(lines) // _SIZE))
+    page = max(1, min(page, pages))
+    values = {
+        "area": "Plans", "entry": entry, "plan": found, "lines": lines[(page - 1) * _SIZE : page * _SIZE],
+        "total": len(lines), "page": page, "pages": pages, "q": q, "exporters": list(EXPORTERS),
+        "models": _audits_of(desk, found), "tried": _tried(found), "source": f"/api/plans/{name}/chart",
+    }  # fmt: skip
+    return desk.pages.page(request, "plan.html", values)
+
+
+def _tried(plan: Plan) -> tuple[list[str], list[dict[str, Any]]]:
+    rows = [dict(one) for one in plan.tried]
+    flat = [{key: value for key, value in row.items() if not isinstance(value, dict | list)} for row in rows]
+    return list(dict.fromkeys(key for row in flat for key in row)), flat
+
+
+def _audits_of(desk: Desk, plan: Plan) -> list[Entry]:
+    """The audits that the plan may have been made from."""
+    if not plan.fingerprint:
+        return []
+    found = []
+    for entry in desk.workspace.entries("audit"):
+        overview = desk.overviews.ready(entry)
+        if (
+            overview is not None
+            and overview.model == plan.model
+            and desk.workspace.audit(entry.id).provenance.fingerprint == plan.fingerprint
+        ):
+            found.append(entry)
+    return found
+
+
+@router.get("/plans/{name}/export/{tool}")
+def exported(desk: Given, name: str, tool: str) -> Response:
+    """The plan as another tool reads it, as a file."""
+    found = desk.workspace.plan(name)
+    _ = EXPORTERS[tool]
+    with tempfile.TemporaryDirectory(prefix="tailwise-export-") as folder:
+        target = Path(folder) / f"plan{_SUFFIX.get(tool, '.json')}"
+        written = next(iter(export(found, tool, str(target))))
+        data, suffix = Path(written).read_bytes(), Path(written).suffix
+    headers = {"content-disposition": f'attachment; filename="{name}-{tool}{suffix}"'}
+    return Response(data, media_type="application/octet-stream", headers=headers)

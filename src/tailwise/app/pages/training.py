@@ -1,0 +1,82 @@
+"""Training: runs of a store, live."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import HTMLResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from tailwise.app.desk import Desk, desk_of
+from tailwise.app.events import event, stream
+from tailwise.errors import TailwiseError, unknown_name
+from tailwise.history.read import RunSummary
+
+router = APIRouter(include_in_schema=False)
+Given = Annotated[Desk, Depends(desk_of)]
+_LOOK = 1.0  # seconds between looks into the store
+_USUAL = ("alpha", "alpha_hill", "stable_rank", "log_spectral_norm", "num_traps")
+
+
+@router.get("/training")
+def training(request: Request, desk: Given) -> HTMLResponse:
+    """All runs."""
+    store = desk.workspace.store
+    runs = [] if store is None else desk.workspace.history.runs()
+    return desk.pages.page(request, "training.html", {"area": "Training", "store": store, "runs": runs})
+
+
+def summary_of(desk: Desk, name: str) -> RunSummary:
+    """The run of that name. `UnknownNameError` otherwise."""
+    runs = {run.name: run for run in desk.workspace.history.runs()}
+    if name not in runs:
+        raise unknown_name("run", name, runs)
+    return runs[name]
+
+
+@router.get("/training/run")
+def run(
+    request: Request, desk: Given, name: str, metric: Annotated[list[str], Query()] = []  # noqa: B006
+) -> HTMLResponse:  # fmt: skip
+    """One run: its loss, its metrics by role, alarms, audits."""
+    history = desk.workspace.history
+    summary, metrics = summary_of(desk, name), history.metrics(name)
+    chosen = [one for one in metric if one in metrics] or [one for one in _USUAL if one in metrics] or metrics[:2]
+    known = {str(entry.path): entry.id for entry in desk.workspace.entries("audit")}
+    audits = [(one, known.get(str(Path(one.path).resolve())) if one.path else None) for one in history.audits(name)]
+    sources = {one: f"/api/training/chart?{urlencode({'name': name, 'metric': one})}" for one in chosen}
+    values = {
+        "area": "Training", "run": summary, "metrics": metrics, "chosen": chosen, "sources": sources,
+        "scalars": f"/api/training/scalars?{urlencode({'name': name})}", "alarms": history.kept_alarms(name)[::-1],
+        "audits": audits, "events": f"/training/events?{urlencode({'name': name})}",
+    }  # fmt: skip
+    return desk.pages.page(request, "run.html", values)
+
+
+@router.get("/training/events")
+async def events(request: Request, desk: Given, name: str) -> StreamingResponse:
+    """Server-sent events: one whenever the run has something new."""
+    await run_in_threadpool(summary_of, desk, name)
+
+    async def looks() -> AsyncIterator[bytes]:
+        seen = None
+        while not await request.is_disconnected():
+            try:
+                found = (await run_in_threadpool(summary_of, desk, name)).to_json()
+            except TailwiseError as error:
+                yield event("trouble", {"message": error.what})
+                return
+            if found != seen:
+                yield event("point", found)
+                seen = found
+            else:
+                yield b": still there\n\n"
+            await asyncio.sleep(_LOOK)
+
+    return stream(looks())

@@ -1,0 +1,167 @@
+"""`create_app()`: a workspace to an ASGI app; `serve()`: the app behind an address."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import lru_cache
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
+
+from tailwise.app import api
+from tailwise.app.desk import Desk
+from tailwise.app.guard import Guard, Rate, new_proof
+from tailwise.app.jobs.queue import Queue
+from tailwise.app.overviews import Overviews
+from tailwise.app.pages import assistant, compare, help, jobs, login, models, plans, training  # noqa: A004 - a module
+from tailwise.app.rendering import Pages, static
+from tailwise.app.settings import Settings
+from tailwise.app.tags import Tags
+from tailwise.errors import TailwiseError, UnknownNameError, UnreachableError, UsageError
+from tailwise.report.charts.chart import require_altair
+from tailwise.report.shell import asset, bundle
+from tailwise.workspace.workspace import Workspace
+
+_LOGINS = 10  # tries a minute
+_QUESTIONS = 60
+_TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
+
+
+def create_app(workspace: Workspace, settings: Settings) -> FastAPI:
+    """The whole app. The queue of audits works as long as it is served."""
+    require_altair()
+    from tailwise import __version__
+
+    proof = new_proof()
+    pages = Pages(proof=proof, version=__version__, read_only=settings.read_only)
+    queue = Queue(settings.state, longest=settings.longest_queue, workers=settings.workers)
+    desk = Desk(
+        workspace, settings, pages, Overviews(workspace, settings.state), Tags(settings.state), queue, Rate(_LOGINS),
+        Rate(settings.starts_per_minute), Rate(_QUESTIONS),
+    )  # fmt: skip
+
+    @asynccontextmanager
+    async def alive(_: FastAPI) -> AsyncIterator[None]:
+        if not settings.read_only:
+            queue.open()
+        # Vega takes seconds to be put together, which the first chart should not wait for.
+        threading.Thread(target=_file, args=("vega.js",), name="tailwise-vega", daemon=True).start()
+        yield
+        queue.close()
+        workspace.close()
+
+    app = FastAPI(
+        title="tailwise", version=__version__, lifespan=alive, openapi_url="/api/openapi.json", docs_url=None,
+        redoc_url=None,
+    )  # fmt: skip
+    app.state.desk = desk
+    for module in (api, models, compare, training, plans, jobs, help, login, assistant):
+        app.include_router(module.router)
+    app.add_api_route("/static/{name}", _static, include_in_schema=False)
+    _add_handlers(app)
+    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=4)
+    app.add_middleware(Guard, settings=settings, proof=proof)
+    return app
+
+
+def serve(workspace: Workspace, settings: Settings) -> None:
+    """Serve until interrupted."""
+    import uvicorn
+
+    app = create_app(workspace, settings)
+    uvicorn.run(
+        app, host=settings.host, port=settings.port, log_level="warning", server_header=False, proxy_headers=False,
+        timeout_graceful_shutdown=2,
+    )  # fmt: skip
+
+
+# Files that pages load
+
+
+@lru_cache(maxsize=32)
+def _file(name: str) -> tuple[bytes, bytes, str]:
+    """Bytes, the same compressed, and what changes with them."""
+    if name == "vega.js":
+        data = bundle().encode()
+    elif name in ("figures.js", "report.css"):
+        data = asset(name).encode()
+    else:
+        data = static(name)
+    return data, gzip.compress(data, 6, mtime=0), hashlib.sha256(data).hexdigest()[:16]
+
+
+_FILES = ("vega.js", "figures.js", "report.css", "app.css", "app.js", "htmx.min.js", "icon.svg")
+
+
+def _static(request: Request, name: str) -> Response:
+    if name not in _FILES:
+        raise HTTPException(404)
+    data, packed, tag = _file(name)
+    headers = {"etag": f'"{tag}"', "cache-control": "no-cache", "vary": "accept-encoding"}
+    if request.headers.get("if-none-match") == headers["etag"]:
+        return Response(status_code=304, headers=headers)
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        data = packed
+        headers["content-encoding"] = "gzip"
+    return Response(data, media_type=_TYPES[name[name.rindex(".") :]], headers=headers)
+
+
+# What goes wrong
+
+
+def _add_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(TailwiseError, _told)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+def _problem(request: Request, status: int, what: str, where: object = None, fix: str | None = None) -> Response:
+    if request.url.path.startswith("/api/"):
+        shown = None if where is None else str(where)
+        return JSONResponse({"error": what, "where": shown, "fix": fix}, status)
+    desk: Desk = request.app.state.desk
+    values = {"status": status, "what": what, "where": where, "fix": fix}
+    response = desk.pages.page(request, "problem.html", values, status)
+    if request.headers.get("hx-request") == "true":
+        response.headers["hx-retarget"], response.headers["hx-reswap"] = "#problem", "innerHTML"
+    return response
+
+
+def _told(request: Request, error: Exception) -> Response:
+    if not isinstance(error, TailwiseError):
+        raise error
+    status = 404 if isinstance(error, UnknownNameError) else 400 if isinstance(error, UsageError) else 422
+    if isinstance(error, UnreachableError):
+        status = 503
+    return _problem(request, status, error.what, error.where, error.fix)
+
+
+def _invalid(request: Request, error: Exception) -> Response:
+    found = error.errors() if isinstance(error, RequestValidationError) else []
+    if request.url.path.startswith("/api/"):
+        detail = [{"loc": list(item["loc"]), "msg": str(item["msg"]), "type": str(item["type"])} for item in found]
+        return JSONResponse({"detail": detail}, 422)
+    said = "; ".join(f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}" for item in found[:5])
+    return _problem(request, 400, f"the address asks for something that cannot be: {said}")
+
+
+def _http(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    headers = error.headers if isinstance(error, HTTPException) else None
+    said = {404: "there is no such page", 405: "this address does not take that method"}.get(status, "refused")
+    response = _problem(request, status, said)
+    for name, value in (headers or {}).items():
+        response.headers[name] = value
+    return response
+
+
+def _unforeseen(request: Request, error: Exception) -> Response:  # noqa: ARG001 - uvicorn logs it
+    return _problem(request, 500, "something went wrong here; the server's log says more")

@@ -1,0 +1,100 @@
+"""`tailwise mcp [DIR…]`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tailwise.cli.options import comma_list
+from tailwise.cli.stores import Store
+from tailwise.errors import UsageError
+
+if TYPE_CHECKING:
+    from tailwise.assistant.writing import PlanOrder, Verbs
+    from tailwise.audits.audit import Audit
+    from tailwise.compression.plans.plan import Plan
+
+_HTTP, _WHAT = "Over HTTP", "What agents may do"
+_TOKEN = "TAILWISE_MCP_TOKEN"  # noqa: S105 - the name of the variable
+
+
+def mcp(
+    roots: Annotated[
+        list[str] | None, typer.Argument(metavar="[DIR...]", help="Folders with audits and plans; this one by default.")
+    ] = None,
+    store: Store = None,
+    http: Annotated[
+        bool, typer.Option("--http", help="Listen on HTTP; standard input and output otherwise.", rich_help_panel=_HTTP)
+    ] = False,
+    host: Annotated[str, typer.Option(help="Where to listen.", rich_help_panel=_HTTP)] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.", rich_help_panel=_HTTP)] = 8008,
+    allow_host: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Other names under which clients reach it.", rich_help_panel=_HTTP),
+    ] = None,
+    token_env: Annotated[
+        str, typer.Option(metavar="NAME", help="Environment variable with the bearer token.", rich_help_panel=_HTTP)
+    ] = _TOKEN,
+    allow_write: Annotated[
+        bool,
+        typer.Option("--allow-write", help="Also audit models below DIR, and keep audits and plans in the first DIR.",
+                     rich_help_panel=_WHAT),
+    ] = False,
+) -> None:  # fmt: skip
+    """Let agents look into audits, plans and runs over the Model Context Protocol.
+
+    Reads only, and only below the folders given. Over HTTP it listens to this machine alone; anything else takes a
+    bearer token, from the environment variable TAILWISE_MCP_TOKEN.
+    """
+    from tailwise.assistant.mcp_server import require_mcp, serve_stdio, server_of
+    from tailwise.workspace.workspace import Workspace
+
+    require_mcp()
+    workspace = Workspace(roots or ["."], store=store)
+    if allow_write and not workspace.roots[0].is_dir():
+        raise UsageError("there is no folder to write into", where=workspace.roots[0], fix="give a folder first")
+    server = server_of(workspace, _verbs() if allow_write else None)
+    if not http:
+        serve_stdio(server)
+        return
+    from tailwise.assistant.mcp_http import Address, serve_http
+
+    if token_env != _TOKEN and not os.environ.get(token_env):
+        raise UsageError(f"the environment has no {token_env}", where="--token-env", fix="set it to a long secret")
+    address = Address(host, port, comma_list(allow_host), os.environ.get(token_env) or None)
+    serve_http(server, address, lambda url: typer.echo(f"tailwise: listening on {url}; Ctrl-C ends it", err=True))
+
+
+def _verbs() -> Verbs:
+    from tailwise.assistant.writing import Verbs
+
+    return Verbs(_audit, _plan)
+
+
+def _audit(model: Path, randomize: bool) -> Audit:
+    from tailwise.audits.run import audit
+
+    return audit(model, randomize=int(randomize))
+
+
+def _plan(found: Audit, order: PlanOrder) -> Plan:
+    from tailwise.cli.plan_shared import text_of
+    from tailwise.cli.solver import solver_to_stderr
+
+    text = text_of([str(order.calibration)] if order.calibration else None, 32, 512, 0, "cpu")
+    even = "uniform" if order.allocator == "auto" else order.allocator
+    with solver_to_stderr():
+        if order.kind == "prune":
+            from tailwise.compression.plans.make import Request
+            from tailwise.planning.run import planned
+
+            return planned(found, Request(order.amount, even), allocator=order.allocator, text=text)
+        from tailwise.assistant.functions.plans import FORMATS
+        from tailwise.compression.plans.make_quantize import QuantizeRequest
+        from tailwise.planning.run_quantize import quantize_planned
+
+        request = QuantizeRequest(bits=order.amount, formats=FORMATS, allocator=even)
+        return quantize_planned(found, request, allocator=order.allocator, text=text)

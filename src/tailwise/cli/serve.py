@@ -1,0 +1,82 @@
+"""`tailwise serve`."""
+
+from __future__ import annotations
+
+import secrets
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tailwise.errors import UsageError
+
+_NEEDED = ("fastapi", "uvicorn", "jinja2", "multipart", "altair", "vl_convert")
+_ADDRESS, _LIMITS = "Address", "Limits"
+
+
+def serve(
+    where: Annotated[
+        list[str] | None, typer.Argument(metavar="[AUDIT|DIR|STORE]...",
+                                         help="Audits, folders with audits and plans, and a history; this folder."),
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="WHERE", envvar="TAILWISE_STORE", help="The history: a file, or postgresql://…"),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Beyond 127.0.0.1 a token is needed.", rich_help_panel=_ADDRESS)
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.", rich_help_panel=_ADDRESS)] = 8440,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="TAILWISE_TOKEN", help="Every visitor is asked for it; `new` makes one.",
+                     rich_help_panel=_ADDRESS),
+    ] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="HOST", help="A host name under which it is called.", rich_help_panel=_ADDRESS),
+    ] = None,
+    browser: Annotated[bool, typer.Option("--open", help="Open a browser.", rich_help_panel=_ADDRESS)] = False,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="No audits, uploads and tags.", rich_help_panel=_LIMITS)
+    ] = False,
+    no_hub: Annotated[
+        bool, typer.Option("--no-hub", help="No audits of models on the Hub.", rich_help_panel=_LIMITS)
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Matrices at once in an audit.", rich_help_panel=_LIMITS)
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Where tags, uploads and the queue are kept ($TAILWISE_STATE).",
+                                  rich_help_panel=_LIMITS),
+    ] = None,
+) -> None:  # fmt: skip
+    """Open the web app over audits, comparisons, histories and plans."""
+    absent = [
+        module for module in ("fastapi", "uvicorn", "jinja2", "altair", "vl_convert") if find_spec(module) is None
+    ]
+    if absent:
+        raise UsageError(f"the app needs {', '.join(absent)}", fix='pip install "tailwise[app]"')
+    from tailwise.app.addresses import free_port, place_of, split
+    from tailwise.app.server import serve as run
+    from tailwise.app.settings import Settings, default_state
+    from tailwise.workspace.workspace import Workspace
+
+    if token == "new":  # noqa: S105 - a word, not a token
+        token = secrets.token_urlsafe(24)
+    kept = (state or default_state()).expanduser().resolve()
+    settings = Settings(
+        host=host, port=free_port(host, port), token=token, names=tuple(names or ()), state=kept, read_only=read_only,
+        hub=not no_hub, workers=workers,
+    )  # fmt: skip
+    roots, found = split(where or ["."], store)
+    (kept / "audits").mkdir(parents=True, exist_ok=True)
+    workspace = Workspace([*roots, kept / "audits"], store=found)
+    address = place_of(settings)
+    typer.echo(f"tailwise: {address}  (Ctrl-C ends it)", err=True)
+    if token is not None:
+        typer.echo(f"tailwise: the token is {token}", err=True)
+    if browser:
+        typer.launch(address)
+    run(workspace, settings)

@@ -1,0 +1,1 @@
+"""What lies in some folders and a store: audits, plans, runs; found, named, read and kept in memory."""
