@@ -74,6 +74,6 @@ class RunOptions:
 
     device: str = "cpu"
     workers: int | None = None  # None: one per core on the CPU, one on a GPU
-    cache_dir: Path | None = None  # None: $TAILWISE_CACHE, or the user's cache folder
+    cache_dir: Path | str | None = None  # None: $TAILWISE_CACHE, or the user's cache folder; or a URL
     use_cache: bool = True
     extra: dict[str, str] = field(default_factory=dict)

@@ -53,7 +53,7 @@ class Settings(TypedDict, total=False):
     metrics: str | Iterable[str]
     device: str
     workers: int | None
-    cache_dir: Path | None
+    cache_dir: Path | str | None
     use_cache: bool
 
 

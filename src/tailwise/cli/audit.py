@@ -98,7 +98,9 @@ def audit(
         typer.Option(min=1, help="Matrices at once; one per core by default.", rich_help_panel=_RUN),
     ] = None,
     cache_dir: Annotated[
-        Path | None, typer.Option(help="Where spectra are kept ($TAILWISE_CACHE).", rich_help_panel=_RUN)
+        str | None,
+        typer.Option(metavar="WHERE", help="Where spectra are kept, a folder or s3://… ($TAILWISE_CACHE).",
+                     rich_help_panel=_RUN),
     ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep and reuse nothing.", rich_help_panel=_RUN)] = False,
     dry_run: Annotated[
@@ -213,7 +215,7 @@ def _deliver(found: Audit, outputs: list[str], as_json: bool, rows: int) -> None
         console.print(f"written to {path}", soft_wrap=True, markup=False)
 
 
-def _save_under_own_name(found: Audit) -> Path:
+def _save_under_own_name(found: Audit) -> Path | str:
     """Save as `NAME.audit`, or beside it where that name is taken by the answer to another question."""
     from tailwise.recipe import digest_of
 
