@@ -12,6 +12,7 @@ import os
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,35 @@ class Cache:
             if not isinstance(error, OSError):
                 raise
             self.trouble = f"the cache could not be written ({error.strerror or error}); nothing is lost but time"
+
+
+class Carried(Cache):
+    """A cache that a worker far away reads where it can, and whose new entries travel back in `spectra` and `notes`.
+
+    Only the process that asked for an audit writes into the folder, so that a worker that is killed leaves no trace.
+    """
+
+    def __init__(self, folder: Path | None, notes: Mapping[tuple[str, str], Any] | None = None) -> None:
+        super().__init__(folder)
+        self.spectra: dict[str, Spectrum] = {}
+        self.notes: dict[tuple[str, str], Any] = {}
+        self._known = notes or {}
+
+    def spectrum(self, key: str) -> Spectrum | None:
+        """See `Cache`."""
+        return self.spectra.get(key) or super().spectrum(key)
+
+    def keep_spectrum(self, key: str, spectrum: Spectrum) -> None:
+        """See `Cache`."""
+        self.spectra[key] = spectrum
+
+    def note(self, kind: str, key: str) -> Any:
+        """See `Cache`."""
+        for known in (self.notes, self._known):
+            if (kind, key) in known:
+                return known[kind, key]
+        return super().note(kind, key)
+
+    def keep_note(self, kind: str, key: str, value: Any) -> None:
+        """See `Cache`."""
+        self.notes[kind, key] = value

@@ -16,6 +16,7 @@ from tailwise.audits.cache import Cache, key_of
 from tailwise.audits.content import HashedMatrix
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.errors import TailwiseError
+from tailwise.execution.streams import own_stream
 from tailwise.metrics.facts import Facts, Spectra
 from tailwise.metrics.measure import metrics_of
 from tailwise.recipe import Recipe
@@ -43,6 +44,7 @@ class Worker:
     cache: Cache
     baselines: Baselines
     stop: threading.Event = field(default_factory=threading.Event)
+    failed: Callable[[Exception], None] = field(default=lambda _: None)  # told of what a row was not measured for
 
     def __call__(self, source: MatrixSource) -> tuple[LayerRow, Layer | None]:
         """The row of `source`, and its layer where it could be measured. Never raises for a bad matrix."""
@@ -50,8 +52,10 @@ class Worker:
         if self.stop.is_set():
             return replace(row, status="FAILED", reason="the audit was stopped"), None
         try:
-            layer = self._measure(source, row)
+            with own_stream(self.device):
+                layer = self._measure(source, row)
         except Exception as error:
+            self.failed(error)
             status, reason = failure(error)
             return replace(row, status=status, reason=reason, seconds=time.perf_counter() - started), None
         finished = replace(layer.row, seconds=time.perf_counter() - started)

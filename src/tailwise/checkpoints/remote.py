@@ -11,7 +11,7 @@ from typing import Any
 
 from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.folder import Folder
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.errors import UnreachableError, UnreadableError, UsageError
 
 _log = logging.getLogger(__name__)
 _SPOOL_STEP = 1 << 24
@@ -99,6 +99,10 @@ class RemoteFile(ByteSource):
             raise os_error(error, tempfile.gettempdir()) from error
         return Path(file.name)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A temporary copy lies on this machine alone.
+        return {**self.__dict__, "_copy": None}
+
     def close(self) -> None:
         """See `ByteSource`."""
         self._closed = True
@@ -161,7 +165,7 @@ def remote_error(error: Exception, name: str) -> UnreadableError:
         return UnreadableError(
             f"no credentials were found ({text})", where=name, fix="set them up as its driver documents"
         )
-    return UnreadableError(f"could not be reached ({text})", where=name, fix="check the address and the network")
+    return UnreachableError(f"could not be reached ({text})", where=name, fix="check the address and the network")
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:
