@@ -6,9 +6,10 @@ the next matrix's while it solves the one before, and answers with rows and spec
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from tailwise.audits.audit import Layer, LayerRow
 from tailwise.audits.baselines import Baselines, baseline_key
 from tailwise.audits.cache import Cache, Carried
 from tailwise.audits.prepare import Prepared
-from tailwise.audits.work import Worker, row_of
+from tailwise.audits.work import Worker, failure, row_of
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource
 from tailwise.errors import TailwiseError, UnreachableError
@@ -26,7 +27,7 @@ from tailwise.execution.device import checked_device
 from tailwise.execution.engine import Engine
 from tailwise.execution.executor import default_workers, map_unordered
 from tailwise.execution.one_thread import one_thread
-from tailwise.execution.spread import Patience, Work, spread
+from tailwise.execution.spread import Work, patience_of, spread
 from tailwise.recipe import Recipe
 
 #: Matrices up to this size are read ahead while the one before is solved.
@@ -41,7 +42,8 @@ Notes = Mapping[tuple[str, str], Any]  # (kind, key) → a small value, as `Cach
 class Errand:
     """A few matrices for a worker."""
 
-    matrices: tuple[tuple[MatrixSource, Checkpoint], ...]  # each with the part of the checkpoint that it takes
+    # Each with the pickled part of the checkpoint that it takes: a file that is gone spoils its own matrix alone.
+    matrices: tuple[tuple[MatrixSource, bytes], ...]
     recipe: Recipe
     device: str
     folder: Path | None  # of the cache, which is read where the worker sees it
@@ -74,12 +76,12 @@ def measured_far(
     def pack(sources: Sequence[MatrixSource]) -> Errand:
         wanted = [("baselines", _baseline(source, recipe)) for source in sources]
         found = {key: baselines.get(key, cache.note(*key)) for key in wanted}
-        parts = tuple((source, checkpoint.part(source.tensors)) for source in sources)
+        parts = tuple((source, pickle.dumps(checkpoint.part(source.tensors))) for source in sources)
         return Errand(parts, recipe, device, cache.folder, {k: v for k, v in found.items() if v is not None})
 
     work = Work(run, pack, _given_up, cost=lambda source: source.flops, again=_may_pass, most=_MOST)
     rest = [source for source in largest_first if source.name not in names]
-    for outcome in spread(engine, work, rest, Patience(prepared.options.patience)):
+    for outcome in spread(engine, work, rest, patience_of(prepared.options)):
         for key, spectrum in outcome.spectra.items():
             cache.keep_spectrum(key, spectrum)
         for (kind, key), value in outcome.notes.items():
@@ -104,24 +106,27 @@ def _may_pass(outcome: Outcome) -> bool:
 def run(errand: Errand) -> tuple[Outcome, ...]:
     """On a worker: every matrix of an errand, the next one read while one is solved."""
     with one_thread(), ThreadPoolExecutor(1, thread_name_prefix="tailwise-ahead") as reader:
-        ahead: Future[None] | None = None
+        ahead = [reader.submit(_opened, source, packed) for source, packed in errand.matrices[:1]]
         done = []
-        for place, (source, part) in enumerate(errand.matrices):
-            if ahead is None:
-                _read_ahead(part, source)
-            else:
-                ahead.result()
-            following = errand.matrices[place + 1 : place + 2]
-            ahead = reader.submit(_read_ahead, following[0][1], following[0][0]) if following else None
-            done.append(_measured(errand, source, part))
+        for place, (source, _) in enumerate(errand.matrices):
+            part = ahead.pop().result()
+            ahead = [reader.submit(_opened, *following) for following in errand.matrices[place + 1 : place + 2]]
+            done.append(part if isinstance(part, Outcome) else _measured(errand, source, part))
     return tuple(done)
 
 
-def _read_ahead(part: Checkpoint, source: MatrixSource) -> None:
-    if source.nbytes > AHEAD_BYTES:
-        return
-    with suppress(Exception):  # the same read is tried again where its error belongs
-        part.fetch()
+def _opened(source: MatrixSource, packed: bytes) -> Checkpoint | Outcome:
+    """The part of the checkpoint, its bytes read ahead where they are few; or why it cannot be opened here."""
+    try:
+        part: Checkpoint = pickle.loads(packed)  # noqa: S301 - made by the process that sent it
+    except Exception as error:
+        status, reason = failure(error)
+        row = replace(row_of(source), status=status, reason=f"{reason} (every worker must see it under this name)")
+        return Outcome(row, None, unreachable=isinstance(error, UnreachableError))
+    if source.nbytes <= AHEAD_BYTES:
+        with suppress(Exception):  # the same read is tried again where its error belongs
+            part.fetch()
+    return part
 
 
 def _measured(errand: Errand, source: MatrixSource, part: Checkpoint) -> Outcome:

@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any, Generic, TypeVar
 
 from tailwise.execution.engine import Engine, Fault
+from tailwise.recipe import RunOptions
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,6 +54,11 @@ class Patience:
     retry: float = 2.0  # seconds before an item is tried again, doubled each time
 
 
+def patience_of(options: RunOptions) -> Patience:
+    """How long a run waits."""
+    return Patience(options.patience, options.patience / 20)
+
+
 @dataclass
 class _Flight:
     items: tuple[int, ...]
@@ -78,14 +84,15 @@ class _Spread(Generic[Item, Result]):
         self._paces: list[float] = []  # seconds for a unit of cost
         self._heard = time.monotonic()
         self._lost = 0
+        self._tick = min(_TICK, patience.copy)
 
     def results(self) -> Iterator[Result]:
         try:
             while self._left:
                 yield from self._start()
-                done, _ = wait(self._running, timeout=_TICK, return_when=FIRST_COMPLETED)
+                done, _ = wait(self._running, timeout=self._tick, return_when=FIRST_COMPLETED)
                 if not self._running and self._left:
-                    time.sleep(_TICK / 10)
+                    time.sleep(self._tick / 10)
                 for future in done:
                     yield from self._land(future)
                 if not done:
@@ -104,7 +111,6 @@ class _Spread(Generic[Item, Result]):
         while self._waiting and len(self._running) < slots * _AHEAD:
             batch = self._next(slots)
             if batch and (error := self._submit(batch)) is not None:
-                self._waiting.extendleft(reversed(batch))
                 yield from self._failed(_Flight(batch), error)
                 return
 
@@ -125,10 +131,10 @@ class _Spread(Generic[Item, Result]):
                 break
         return tuple(taken)
 
-    def _submit(self, batch: tuple[int, ...]) -> Exception | None:
+    def _submit(self, batch: tuple[int, ...], *, copied: bool = False) -> Exception | None:
         packed = self._work.pack([self._items[item] for item in batch])
         try:
-            self._running[self._engine.submit(self._work.run, packed)] = _Flight(batch)
+            self._running[self._engine.submit(self._work.run, packed)] = _Flight(batch, copied=copied)
         except Exception as error:  # each engine has errors of its own
             return error
         return None
@@ -189,26 +195,34 @@ class _Spread(Generic[Item, Result]):
         self._heard = time.monotonic()
 
     def _look_after(self) -> Iterator[Result]:
-        """Nothing came for a while: copy stragglers, and give up on an engine that says nothing at all."""
+        """Nothing came for a while: copy a straggler, or give up on an engine that says nothing at all."""
+        slots = self._engine.slots()
+        if not slots:
+            self._engine.recover(self._tick)
         now = time.monotonic()
+        straggler = self._straggler(now) if len(self._running) < slots * _AHEAD else None
+        if straggler is not None:
+            straggler.copied, self._heard = True, now
+            error = self._submit(tuple(item for item in straggler.items if item in self._left), copied=True)
+            if error is not None:
+                yield from self._failed(straggler, error)
+            return
         dearest = max((self._expected(flight) for flight in self._running.values()), default=0.0)
         if not self._later and now - self._heard > max(self._patience.silence, 20 * dearest):
             silence = f"no worker answered for {now - self._heard:.0f} s"
             why = f"{silence}; start workers and run it again: what is done is kept"
             yield from self._give_up(sorted(self._left), why)
-            return
-        slots = self._engine.slots()
-        if not slots:
-            self._engine.recover(_TICK)
-        if self._waiting or self._later or len(self._running) >= slots * _AHEAD:
-            return
-        for flight in list(self._running.values()):
-            if not flight.copied and now - flight.began > max(self._patience.copy, 4 * self._expected(flight)):
-                flight.copied = True
-                error = self._submit(tuple(item for item in flight.items if item in self._left))
-                if error is not None:
-                    yield from self._failed(flight, error)
-                return
+
+    def _straggler(self, now: float) -> _Flight | None:
+        """A task that takes far longer than its like, where nothing else is left to start."""
+        if self._waiting or self._later:
+            return None
+        late = (
+            flight
+            for flight in self._running.values()
+            if not flight.copied and now - flight.began > max(self._patience.copy, 4 * self._expected(flight))
+        )
+        return next(late, None)
 
     def _expected(self, flight: _Flight) -> float:
         """Seconds that a task should take, by those so far."""
