@@ -52,6 +52,21 @@ class Cluster:
         with Client(self.address, timeout=60, set_as_default=False) as client:
             client.wait_for_workers(workers, timeout=60)
 
+    def heal(self, workers: int = 2) -> None:
+        """As many live workers as at the start."""
+        for process in self.workers:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGCONT)
+        self.workers = [process for process in self.workers if process.poll() is None]
+        self.workers += [self.add_worker() for _ in range(workers - len(self.workers))]
+        self.wait(workers)
+
+    def kill_workers(self, count: int) -> None:
+        """kill -9, and wait until they are gone."""
+        for process in self.workers[:count]:
+            process.kill()
+            process.wait()
+
     def restart(self, workers: int = 2) -> None:
         """Kill all of it and start it anew at the same address."""
         self.stop()

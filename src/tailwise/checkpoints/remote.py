@@ -15,6 +15,8 @@ from tailwise.errors import UnreachableError, UnreadableError, UsageError
 
 _log = logging.getLogger(__name__)
 _SPOOL_STEP = 1 << 24
+#: Seconds that a web server may take to be reached, and between two pieces of an answer.
+HTTP_SECONDS = 30.0
 _SPOOLING = threading.Lock()
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
 #: Keys under which file systems give what changes with a file's content, strongest first.
@@ -27,7 +29,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
     scheme = url.partition("://")[0]
     try:
-        fs, path = url_to_fs(url)
+        fs, path = url_to_fs(url, **_limits(scheme))
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
         fix = f'pip install "tailwise[{extra}]"' if extra else str(error)
@@ -37,6 +39,16 @@ def filesystem(url: str) -> tuple[Any, str]:
     # Drivers keep listings for the life of the process; a stale one would give a changed file its old identity.
     fs.invalidate_cache()
     return fs, path
+
+
+def _limits(scheme: str) -> dict[str, Any]:
+    """Of web servers: a time for each wait, where the driver's is five minutes for the whole of an answer."""
+    if scheme not in ("http", "https"):
+        return {}
+    import aiohttp
+
+    waits = aiohttp.ClientTimeout(total=None, sock_connect=HTTP_SECONDS, sock_read=HTTP_SECONDS)
+    return {"client_kwargs": {"timeout": waits}}
 
 
 class RemoteFile(ByteSource):
