@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 
 import tailwise as tw
 from clusters import QUIET, Cluster
+from inline import Inline
 from tailwise.audits import far
 from tailwise.checkpoints.open import open_checkpoint
 
@@ -160,25 +160,8 @@ def test_an_unknown_engine_is_refused_with_those_that_there_are():
         tw.audit({"a.weight": np.eye(20)}, executor="spark")
 
 
-class _Here(ProcessPoolExecutor):
-    """Runs tasks here, as they would be run elsewhere, and keeps what travelled."""
-
-    def __init__(self):
-        self.sent, self.came = [], []
-
-    def submit(self, function, argument):
-        from concurrent.futures import Future
-
-        self.sent.append(pickle.dumps(argument))
-        result = function(pickle.loads(self.sent[-1]))
-        self.came.append(pickle.dumps(result))
-        future = Future()
-        future.set_result(result)
-        return future
-
-
 def test_addresses_go_out_and_kilobytes_come_back(pycode):
-    wires = _Here()
+    wires = Inline()
     audit = tw.audit(pycode, executor=wires, use_cache=False, workers=2)
     with open_checkpoint(pycode) as checkpoint:
         whole = checkpoint.nbytes
@@ -192,7 +175,7 @@ def test_a_file_that_changed_since_the_audit_began_is_a_row_that_says_so(models,
     weights = {f"{i}.weight": torch.randn(20, 30) for i in range(3)}
     save_file(weights, tmp_path / "model.safetensors")
 
-    class Changing(_Here):
+    class Changing(Inline):
         def submit(self, function, argument):
             if not self.sent:
                 save_file({**weights, "more.weight": torch.zeros(9, 9)}, tmp_path / "model.safetensors")

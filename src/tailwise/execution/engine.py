@@ -102,6 +102,8 @@ def _opened(options: RunOptions) -> Engine:
         from tailwise.execution.dask_engine import DaskEngine
 
         return DaskEngine(executor.partition("://")[2], options.workers)
+    if executor == "local":
+        raise AssertionError("threads of this process are no engine")
     from tailwise.execution.ray_engine import RayEngine
 
     share = options.num_gpus if options.num_gpus is not None else float(options.device != "cpu")
