@@ -107,34 +107,36 @@ def assert_same(one, other):
         assert [s.eigenvalues.tobytes() for s in a.permuted] == [s.eigenvalues.tobytes() for s in b.permuted]
 
 
+CASES = {
+    "permuted": ("shards", {"randomize": 2}),
+    "windows": ("shards", {"estimator": "farms", "farms_window": 24, "conv": "pooled"}),
+    "pickle": ("pickle", {}),
+    "packed": ("packed", {}),
+    "adapter": ("adapter", {"min_evals": 4}),
+    "merged": ("adapter", {"base": "base", "adapter_mode": "merged"}),
+}
+
+
+@pytest.fixture(scope="module")
+def here(models):
+    """Case → its audit on threads of this process."""
+    return {case: _audit(models, case, workers=2) for case in CASES}
+
+
+def _audit(models, case, **more):
+    model, settings = CASES[case]
+    given = {**settings, **({"base": str(models[settings["base"]])} if "base" in settings else {})}
+    return tw.audit(models[model], use_cache=False, **given, **more)
+
+
+# One test an engine, so that each is started once however tests are spread over processes.
 @pytest.mark.parametrize("name", ENGINES)
-@pytest.mark.parametrize("settings", [{"randomize": 2}, {"estimator": "farms", "farms_window": 24, "conv": "pooled"}])
-def test_the_audit_is_the_same_bit_for_bit_on_every_engine(engine, models, name, settings):
-    here = tw.audit(models["shards"], use_cache=False, workers=2, **settings)
-    there = tw.audit(models["shards"], use_cache=False, executor=engine(name), **settings)
-    assert_same(here, there)
-    assert there["model.layers.0.mlp.up_proj"].row.status == "OK" or len(there) > 5
-    assert {row.status for row in there.rows} >= {"NOT_FINITE", "NOT_A_MATRIX"}
-
-
-@pytest.mark.parametrize("name", ENGINES)
-@pytest.mark.parametrize("model", ["pickle", "packed", "adapter"])
-def test_formats_that_are_no_plain_ranges_are_read_by_the_workers_all_the_same(engine, models, name, model):
-    assert_same(
-        tw.audit(models[model], use_cache=False, min_evals=4),
-        tw.audit(models[model], use_cache=False, min_evals=4, executor=engine(name)),
-    )
-
-
-@pytest.mark.parametrize("name", ["process pool", "dask"])
-def test_an_adapter_is_merged_into_its_base_by_the_workers(engine, models, name):
-    settings = {"base": str(models["base"]), "adapter_mode": "merged", "use_cache": False}
-    here = tw.audit(models["adapter"], **settings)
-    assert_same(here, tw.audit(models["adapter"], executor=engine(name), **settings))
-
-
-@pytest.mark.parametrize("name", ENGINES)
-def test_spectra_are_kept_here_and_a_second_audit_sends_nothing(engine, models, name):
+def test_every_audit_is_the_same_bit_for_bit_and_a_second_one_sends_nothing(engine, models, here, name):
+    for case, expected in here.items():
+        there = _audit(models, case, executor=engine(name))
+        assert len(there) > 0, case
+        assert_same(expected, there)
+    assert {row.status for row in here["permuted"].rows} >= {"OK", "NOT_FINITE", "NOT_A_MATRIX"}
     first = tw.audit(models["shards"], executor=engine(name))
     assert first.provenance.reused == 0
     again = tw.audit(models["shards"], executor=engine(name))
@@ -142,10 +144,10 @@ def test_spectra_are_kept_here_and_a_second_audit_sends_nothing(engine, models, 
     assert_same(tw.audit(models["shards"]), again)
 
 
-@pytest.mark.parametrize("name", ["process pool", "dask", "ray"])
-def test_a_model_in_memory_is_refused_where_workers_could_not_see_it(engine, name):
+@pytest.mark.parametrize("executor", [Inline(), "dask", "ray"])
+def test_a_model_in_memory_is_refused_where_workers_could_not_see_it(executor):
     with pytest.raises(tw.UsageError, match="memory of this process"):
-        tw.audit({"a.weight": np.eye(20)}, executor=engine(name))
+        tw.audit({"a.weight": np.eye(20)}, executor=executor)
 
 
 def test_a_thread_pool_sees_a_model_in_memory_and_stays_open(engine):

@@ -64,17 +64,18 @@ def _call(function: Callable[[Any], Any], argument: Any) -> Any:
 def _start(address: str, workers: int | None) -> None:
     ray = _ray()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if not address:
-        # RAY_ADDRESS names a cluster, whose size is not ours to say.
-        here = None if os.environ.get("RAY_ADDRESS") else workers
-        ray.init(include_dashboard=False, num_cpus=here, **quiet)
-        return
-    where = address if address == "auto" else f"ray://{address}"
+    known = os.environ.get("RAY_ADDRESS")
+    where = f"ray://{address}" if address else known
     try:
-        ray.init(address=where, **quiet)
+        if address:
+            ray.init(address=where, **quiet)
+        else:
+            # The size of a cluster that is there already is not ours to say.
+            ray.init(include_dashboard=False, num_cpus=None if known else workers, **quiet)
     except (ConnectionError, TimeoutError) as error:
-        fix = "check the address, and that it is running"
-        raise UnreachableError("the Ray cluster cannot be reached", where=where, fix=fix) from error
+        fix = "check the address, that it is running, and RAY_AUTH_TOKEN where it asks for one"
+        why = f"{type(error).__name__}: {error.__cause__ or error}"[:300]
+        raise UnreachableError(f"the Ray cluster cannot be reached ({why})", where=where, fix=fix) from error
 
 
 def _ray() -> Any:
