@@ -111,7 +111,7 @@ def test_an_item_that_kills_its_workers_is_given_up_and_no_other():
     [(item, why)] = [result for result in found if isinstance(result, tuple)]
     assert item == 3
     assert "worker died" in why
-    assert engine.started[3] == ATTEMPTS
+    assert engine.started[3] == engine.attempts
     assert len(found) == 32
 
 

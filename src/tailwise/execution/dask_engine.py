@@ -21,6 +21,7 @@ class DaskEngine(Engine):
     """Tasks on the workers of a Dask scheduler, `host:port`; without one, on as many processes as there are cores."""
 
     name = "dask"
+    attempts = 2  # Dask has moved a task to several workers by then
 
     def __init__(self, address: str, workers: int | None) -> None:
         distributed = _distributed()
@@ -45,11 +46,12 @@ class DaskEngine(Engine):
 
     def slots(self) -> int:
         """See `Engine`."""
-        try:
-            known = self._client.scheduler_info(n_workers=-1)["workers"].values()
-        except (OSError, KeyError, ValueError):
+        if self._client.status != "running":
             return 0
-        found = sum(int(worker["nthreads"]) for worker in known)
+        try:
+            found = sum(self._client.nthreads().values())
+        except (OSError, ValueError):
+            return 0
         return min(found, self._workers) if self._workers else found
 
     def fault(self, error: BaseException) -> Fault:

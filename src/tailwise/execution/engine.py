@@ -21,6 +21,7 @@ class Engine(ABC):
     """Processes, perhaps on other machines, that take tasks: a picklable function of one picklable argument."""
 
     name: str
+    attempts: int = 3  # times that an item is started whose workers die
 
     @abstractmethod
     def submit(self, function: Callable[[Any], Any], argument: Any) -> Future[Any]:

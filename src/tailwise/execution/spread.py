@@ -21,7 +21,7 @@ from tailwise.recipe import RunOptions
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-#: Times that an item is started after its workers died, or after what it read could not be reached.
+#: Times that an item is tried whose store cannot be reached.
 ATTEMPTS = 3
 #: Times in a row that a lost connection may come back without a result in between.
 _RECOVERIES = 5
@@ -169,8 +169,9 @@ class _Spread(Generic[Item, Result]):
             return
         mine = self._not_elsewhere(flight.items)
         if fault == "worker":
-            why = f"its worker died each of {ATTEMPTS} times; give workers more memory, or use fewer on a machine"
-            lost = [item for item in mine if self._attempts[item] + 1 >= ATTEMPTS]
+            most = self._engine.attempts
+            why = f"its worker died each of {most} times; give workers more memory, or use fewer on a machine"
+            lost = [item for item in mine if self._attempts[item] + 1 >= most]
             for item in mine:
                 if item not in lost:
                     self._attempts[item] += 1
