@@ -10,6 +10,7 @@ import sys
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from threading import Lock, Thread
 
@@ -71,11 +72,15 @@ def serving(folder):
         thread.join()
 
 
+_COUNT = count()
+
+
 class Apart:
     """A server in a network namespace of its own, at the far end of a cable that can be pulled."""
 
     def __init__(self, folder: Path) -> None:
-        tag = f"tw{os.getpid() % 10000}"
+        # A cable outlives its namespace by a moment, so the next one has another name.
+        tag = f"tw{os.getpid() % 10000}x{next(_COUNT)}"
         self.space, self.near, self.far = tag, f"{tag}a", f"{tag}b"
         self.net = f"10.{200 + os.getpid() % 50}.{os.getpid() % 250}"
         _ip("netns", "add", self.space)
@@ -115,8 +120,12 @@ class Apart:
         probe = f"twp{os.getpid()}"
         if subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False).returncode:
             return False
+        cable = ("link", "add", f"{probe}a"[-15:], "type", "veth", "peer", "name", f"{probe}b"[-15:])
+        possible = not subprocess.run(["ip", *cable], capture_output=True, check=False).returncode
+        if possible:
+            _ip("link", "del", f"{probe}a"[-15:])
         _ip("netns", "del", probe)
-        return True
+        return possible
 
 
 def _ip(*arguments: str) -> None:

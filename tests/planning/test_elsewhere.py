@@ -45,7 +45,7 @@ def test_formats_measured_by_workers_are_those_measured_here(audit, text):
 
 
 def test_auto_tries_every_family_side_by_side_and_keeps_what_loses_least(audit, text):
-    plan = planned(audit, Request(0.6), text=text, clock=Clock(20))
+    plan = planned(audit, Request(0.6), text=text, clock=Clock(5))
     tried = {row["allocator"] for row in plan.tried}
     assert {"uniform", "depth", "owl", "dlp", "alpha", "alpha-role", "entropy"} <= tried
     judged = [row for row in plan.tried if "guard_loss" in row]
@@ -57,7 +57,7 @@ def test_auto_tries_every_family_side_by_side_and_keeps_what_loses_least(audit, 
 
 def test_the_losses_of_the_same_settings_are_the_same_there_and_here(audit, text):
     def losses(how):
-        plan = planned(audit, Request(0.6), text=how, clock=Clock(1e-6 if how.executor == "local" else 20))
+        plan = planned(audit, Request(0.6), text=how, clock=Clock(1e-6 if how.executor == "local" else 4))
         return {(r["allocator"], r.get("beta")): r["search_loss"] for r in plan.tried if r["allocator"] == "depth"}
 
     there, found = losses(text), losses(here(text))

@@ -56,7 +56,7 @@ class Patience:
 
 def patience_of(options: RunOptions) -> Patience:
     """How long a run waits."""
-    return Patience(options.patience, options.patience / 20)
+    return Patience(options.patience, options.patience / 20, options.patience / 300)
 
 
 @dataclass
