@@ -55,7 +55,7 @@ def test_every_file_is_the_same_to_the_byte(llama, plans, kind, tmp_path):
 
 
 def test_worker_processes_write_the_same_files(llama, plans, tmp_path):
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         for kind, plan in plans.items():
             apply(plan, llama, tmp_path / f"{kind}-here")
             apply(plan, llama, tmp_path / f"{kind}-there", options=spread_over(pool))

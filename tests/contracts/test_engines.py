@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import nullcontext
 from multiprocessing import get_context
 
 import numpy as np
@@ -192,7 +193,7 @@ def test_a_file_that_changed_since_the_audit_began_is_a_row_that_says_so(models,
 def test_an_errand_runs_one_blas_thread_and_gives_the_setting_back(monkeypatch):
     before, seen = torch.get_num_threads(), []
     torch.set_num_threads(2)
-    monkeypatch.setattr(far, "_opened", lambda *_: None)
+    monkeypatch.setattr(far, "_opened", lambda *_: nullcontext())
     monkeypatch.setattr(far, "_measured", lambda *_: seen.append(torch.get_num_threads()))
     try:
         far.run(far.Errand(((None, None),), tw.Recipe(), "cpu", None, {}))

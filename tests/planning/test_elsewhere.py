@@ -74,7 +74,7 @@ def test_auto_of_formats_holds_its_budget_on_an_engine(audit, text):
 
 
 def test_worker_processes_set_the_stage_up_themselves(audit, tokens):
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         text = StageOptions(tokens, window=32, executor=pool)
         there = planned(audit, Request(0.6), allocator="sensitivity", text=text)
     found = planned(audit, Request(0.6), allocator="sensitivity", text=StageOptions(tokens, window=32))

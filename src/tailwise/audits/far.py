@@ -111,7 +111,11 @@ def run(errand: Errand) -> tuple[Outcome, ...]:
         for place, (source, _) in enumerate(errand.matrices):
             part = ahead.pop().result()
             ahead = [reader.submit(_opened, *following) for following in errand.matrices[place + 1 : place + 2]]
-            done.append(part if isinstance(part, Outcome) else _measured(errand, source, part))
+            if isinstance(part, Outcome):
+                done.append(part)
+                continue
+            with part:
+                done.append(_measured(errand, source, part))
     return tuple(done)
 
 
