@@ -49,7 +49,7 @@ class DaskEngine(Engine):
         if self._client.status != "running":
             return 0
         try:
-            found = sum(self._client.nthreads().values())
+            found = sum(int(threads) for threads in self._client.nthreads().values())
         except (OSError, ValueError):
             return 0
         return min(found, self._workers) if self._workers else found
