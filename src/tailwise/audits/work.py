@@ -47,6 +47,7 @@ class Worker:
     cache: Cache
     baselines: Baselines
     stop: threading.Event = field(default_factory=threading.Event)
+    failed: Callable[[Exception], None] = field(default=lambda _: None)  # told of what a row was not measured for
 
     def __call__(self, source: MatrixSource) -> tuple[LayerRow, Layer | None]:
         """The row of `source`, and its layer where it could be measured. Never raises for a bad matrix."""
@@ -57,6 +58,7 @@ class Worker:
             with own_stream(self.device):
                 layer = self._measure(source, row)
         except Exception as error:
+            self.failed(error)
             status, reason = failure(error)
             return replace(row, status=status, reason=reason, seconds=time.perf_counter() - started), None
         finished = replace(layer.row, seconds=time.perf_counter() - started)

@@ -210,6 +210,10 @@ class HubFile(ByteSource):
                 self._copy = Path(hf_hub_download(self._address.repo, self._path, revision=self._commit))
         return self._copy
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Where the local cache of the Hub has it is another place on another machine.
+        return {**self.__dict__, "_copy": None}
+
     def close(self) -> None:
         """See `ByteSource`."""
         self._closed = True

@@ -81,6 +81,10 @@ class RemoteFile(ByteSource):
             raise os_error(error, tempfile.gettempdir()) from error
         return Path(file.name)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A temporary copy lies on this machine alone.
+        return {**self.__dict__, "_copy": None}
+
     def close(self) -> None:
         """See `ByteSource`."""
         self._closed = True
