@@ -1,4 +1,4 @@
-"""What every request passes: host, origin, token, and proof that a write comes from our own pages."""
+"""What every request passes: host, origin, token, size, and proof that a write comes from our own pages."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
+from tailwise.app.bodies import bounded, largest, too_large, without_body
 from tailwise.app.settings import Settings, is_loopback
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-COOKIE = "tailwise"
 PROOF = "x-csrf-token"
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-_OPEN = ("/login", "/static/")
+ADMITTED = "tailwise.admitted"  # in the scope: whether the token was shown, or none is needed
 _WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - they are looked for, not bound to
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -64,16 +64,25 @@ class Guard:
                 headers.setdefault("cache-control", "no-store")
             await send(message)
 
-        refusal = self._refusal(scope["method"], scope["path"], Headers(scope=scope))
-        await (refusal or self._app)(scope, receive, with_headers)
+        headers = Headers(scope=scope)
+        most = largest(scope["path"], self._settings)
+        refusal = self._refusal(scope, headers) or too_large(headers, most)
+        if refusal is not None:
+            _for_pages(refusal, headers)
+        inner = dict(scope, **{ADMITTED: self._admits(headers)})
+        if scope["method"] == "HEAD":
+            inner["method"] = "GET"  # the same answer, of which the server sends the head alone
+            with_headers = without_body(with_headers)
+        await (refusal or self._app)(inner, bounded(receive, most), with_headers)
 
-    def _refusal(self, method: str, path: str, headers: Headers) -> Response | None:
+    def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
+        method, path = scope["method"], scope["path"]
         if not self._knows(headers.get("host", "")):
             return PlainTextResponse("This host name is not served here.", 421)
-        if not self._admits(headers) and not path.startswith(_OPEN):
-            if path.startswith("/api/") or method not in _SAFE:
+        if not self._admits(headers) and path != "/login" and not path.startswith("/static/"):
+            if path.startswith("/api/") or method not in _SAFE or _by_htmx(headers):
                 return JSONResponse({"error": "a token is needed"}, 401, {"WWW-Authenticate": "Bearer"})
-            return RedirectResponse("/login", 303)
+            return RedirectResponse(_login(scope), 303)
         return None if method in _SAFE or path == "/login" else self._unproven(headers)
 
     def _unproven(self, headers: Headers) -> Response | None:
@@ -96,7 +105,7 @@ class Guard:
         token = self._settings.token
         if token is None:
             return True
-        shown = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
+        shown = cookie_parser(headers.get("cookie", "")).get(cookie_of(self._settings), "")
         return self._bears(headers) or same(shown, session_of(token))
 
     def _bears(self, headers: Headers) -> bool:
@@ -108,7 +117,35 @@ class Guard:
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return True
         origin = headers.get("origin")
-        return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+        try:
+            return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+        except ValueError:
+            return True
+
+
+def _by_htmx(headers: Headers) -> bool:
+    return headers.get("hx-request") == "true"
+
+
+def _for_pages(refusal: Response, headers: Headers) -> None:
+    """A part of a page asked: what it shows must not be replaced by a refusal."""
+    if not _by_htmx(headers):
+        return
+    if refusal.status_code == 401:
+        refusal.headers["hx-redirect"] = "/login"
+    refusal.headers["hx-retarget"], refusal.headers["hx-reswap"] = "#problem", "textContent"
+
+
+def _login(scope: Scope) -> str:
+    """The form, which leads back to what was asked for."""
+    query = scope["query_string"].decode("latin-1")
+    wanted = quote(scope["path"]) + (f"?{query}" if query else "")
+    return "/login" if wanted == "/" else f"/login?next={quote(wanted, safe='')}"
+
+
+def cookie_of(settings: Settings) -> str:
+    """The name of the cookie: browsers do not tell the ports of a machine apart, and each server has its own token."""
+    return f"tailwise-{settings.port}"
 
 
 def same(one: str, other: str) -> bool:

@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from tailwise.app.guard import ADMITTED
 from tailwise.workspace import links
 
 #: Area → address, in the order of the head of every page.
@@ -49,9 +50,11 @@ class Pages:
             "path": request.url.path,
             "area": "",
             "page_address": _pages_of(request),
-            "signed_in": True,
+            "signed_in": request.scope.get(ADMITTED, False),
             **values,
         }
+        if not context["signed_in"]:
+            context["proof"] = ""  # a secret of those who may write
         if request.headers.get("hx-request") == "true" and target in found.blocks:
             # A block on its own does not see what the top of its template imports.
             parts = self._environment.get_template("parts.html").make_module(dict(context))

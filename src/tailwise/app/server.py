@@ -153,7 +153,8 @@ def _invalid(request: Request, error: Exception) -> Response:
 def _http(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = error.headers if isinstance(error, HTTPException) else None
-    said = {404: "there is no such page", 405: "this address does not take that method"}.get(status, "refused")
+    said = {404: "there is no such page", 405: "this address does not take that method",
+            413: "the request is larger than what is taken here"}.get(status, "refused")  # fmt: skip
     response = _problem(request, status, said)
     for name, value in (headers or {}).items():
         response.headers[name] = value
