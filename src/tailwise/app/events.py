@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 
 def event(name: str, data: Any) -> bytes:
     """One event. JSON has no line breaks, which would end it."""
-    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode(errors="replace")
 
 
 def stream(chunks: AsyncIterator[bytes]) -> StreamingResponse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import json
 import secrets
 import threading
 import time
@@ -67,8 +68,8 @@ class Guard:
         headers = Headers(scope=scope)
         most = largest(scope["path"], self._settings)
         refusal = self._refusal(scope, headers) or too_large(headers, most)
-        if refusal is not None:
-            _for_pages(refusal, headers)
+        if refusal is not None and _by_htmx(headers):
+            refusal = _for_a_part(refusal)
         inner = dict(scope, **{ADMITTED: self._admits(headers)})
         if scope["method"] == "HEAD":
             inner["method"] = "GET"  # the same answer, of which the server sends the head alone
@@ -127,13 +128,14 @@ def _by_htmx(headers: Headers) -> bool:
     return headers.get("hx-request") == "true"
 
 
-def _for_pages(refusal: Response, headers: Headers) -> None:
-    """A part of a page asked: what it shows must not be replaced by a refusal."""
-    if not _by_htmx(headers):
-        return
+def _for_a_part(refusal: Response) -> Response:
+    """Of a page that asked: what it shows must not be replaced by a refusal, which stands above it in words."""
+    text = bytes(refusal.body).decode()
+    said = json.loads(text)["error"] if isinstance(refusal, JSONResponse) else text
+    headers = {"hx-retarget": "#problem", "hx-reswap": "textContent"}
     if refusal.status_code == 401:
-        refusal.headers["hx-redirect"] = "/login"
-    refusal.headers["hx-retarget"], refusal.headers["hx-reswap"] = "#problem", "textContent"
+        headers["hx-redirect"] = "/login"
+    return PlainTextResponse(said, refusal.status_code, headers)
 
 
 def _login(scope: Scope) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import lru_cache
+from types import FrameType
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -73,10 +75,19 @@ def serve(workspace: Workspace, settings: Settings) -> None:
     import uvicorn
 
     app = create_app(workspace, settings)
-    uvicorn.run(
-        app, host=settings.host, port=settings.port, log_level="warning", server_header=False, proxy_headers=False,
-        timeout_graceful_shutdown=2,
-    )  # fmt: skip
+    ending: threading.Event = app.state.desk.ending
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            ending.set()  # streams without end look at it; nothing else would end them in time
+            super().handle_exit(sig, frame)
+
+    Server(
+        uvicorn.Config(
+            app, host=settings.host, port=settings.port, log_level="warning", server_header=False,
+            proxy_headers=False, timeout_graceful_shutdown=3,
+        )
+    ).run()  # fmt: skip
 
 
 # Files that pages load
@@ -126,9 +137,10 @@ def _problem(request: Request, status: int, what: str, where: object = None, fix
         return JSONResponse({"error": what, "where": shown, "fix": fix}, status)
     desk: Desk = request.app.state.desk
     values = {"status": status, "what": what, "where": where, "fix": fix}
-    response = desk.pages.page(request, "problem.html", values, status)
-    if request.headers.get("hx-request") == "true":
-        response.headers["hx-retarget"], response.headers["hx-reswap"] = "#problem", "innerHTML"
+    if request.headers.get("hx-request") != "true":
+        return desk.pages.page(request, "problem.html", values, status)
+    response = desk.pages.part(request, "problem.html", "problem", values, status)
+    response.headers["hx-retarget"], response.headers["hx-reswap"] = "#problem", "innerHTML"
     return response
 
 

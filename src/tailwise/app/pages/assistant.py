@@ -16,7 +16,7 @@ from tailwise.app.markdown import drawn
 from tailwise.app.settings import is_loopback
 from tailwise.assistant.answers import EXAMPLES, answer
 from tailwise.assistant.chat import chat
-from tailwise.assistant.events import Done, Event, to_json
+from tailwise.assistant.events import Done, Event, Failed, to_json
 from tailwise.assistant.prompt import system_prompt
 from tailwise.assistant.screen import Screen
 from tailwise.assistant.settings import Endpoint, forget, load
@@ -48,7 +48,7 @@ class Said(BaseModel):
     """One message."""
 
     role: Literal["user", "assistant"]
-    content: str = Field(max_length=20_000)
+    content: str = Field(max_length=50_000)  # answers come back as the talk goes on
 
 
 class Question(BaseModel):
@@ -77,8 +77,16 @@ def _events(desk: Desk, question: Question) -> Iterator[bytes]:
         yield _sent(Done(answer(question.messages[-1].content, desk.workspace, screen)))
         return
     messages = [{"role": one.role, "content": one.content} for one in question.messages]
-    for event in chat(messages, desk.workspace, screen, endpoint):
-        yield _sent(event)
+    if not desk.answers.acquire(blocking=False):
+        yield _sent(Failed("too many answers are being written at once", "ask again when one is done"))
+        return
+    try:
+        for event in chat(messages, desk.workspace, screen, endpoint):
+            if desk.ending.is_set():
+                return
+            yield _sent(event)
+    finally:
+        desk.answers.release()
 
 
 def _sent(event: Event) -> bytes:
@@ -88,7 +96,7 @@ def _sent(event: Event) -> bytes:
         found["answer"].pop("facts")  # the page shows the text; the facts may be large
     if found["kind"] == "result":
         found.pop("fact")
-    return f"data: {json.dumps(found, ensure_ascii=False)}\n\n".encode()
+    return f"data: {json.dumps(found, ensure_ascii=False)}\n\n".encode(errors="replace")
 
 
 # Settings
@@ -162,6 +170,8 @@ def drop(request: Request, desk: Given) -> HTMLResponse:
 @router.post("/settings/try")
 def try_it(request: Request, desk: Given) -> HTMLResponse:
     """One question to the endpoint, to see that it answers."""
+    if not desk.questions.allows():
+        raise UsageError("too many questions within a minute", fix="wait a little")
     endpoint, said = _endpoint(), "No endpoint is set up."
     if endpoint is not None:
         last = None

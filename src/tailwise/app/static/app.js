@@ -107,6 +107,12 @@
 
   // ---- small things
   document.addEventListener("change", (event) => {
+    // A server that refuses a large file ends the connection, and then nobody can be told why.
+    if (event.target.matches("[data-largest]")) {
+      const [file] = event.target.files, most = Number(event.target.dataset.largest);
+      event.target.setCustomValidity(file && file.size > most ? `This file is larger than the ${Math.round(most / 1e6)} MB that are taken. Copy it into a folder that is served instead.` : "");
+      event.target.reportValidity();
+    }
     if (event.target.matches("[data-goto]")) location.assign(event.target.value);
     if (event.target.matches("[data-submit]")) event.target.form.submit();
   });
@@ -172,7 +178,7 @@
         element.scrollIntoView({ block: "nearest" });
       };
       try {
-        const messages = said.slice(-23).map(({ role, content }) => ({ role, content }));
+        const messages = said.slice(-23).map(({ role, content }) => ({ role, content: content.slice(0, 8000) }));
         const answer = await fetch("/assistant/ask", { method: "POST", headers: { "Content-Type": "application/json", "X-CSRF-Token": proof }, body: JSON.stringify({ messages, screen: screen() }) });
         if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error || `the server answered ${answer.status}`);
         const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -196,6 +202,7 @@
     };
     const begun = () => {
       try { said = JSON.parse(kept("tailwise-said") || "[]"); } catch { said = []; }
+      if (!Array.isArray(said)) said = [];
       for (const one of said) { const element = line(one.role, one.content); if (one.html) finish(element, one.html, one.odd || []); }
       if (kept("tailwise-asking")) { open(true); document.activeElement.blur(); }
     };
