@@ -78,7 +78,7 @@ def plan_text():
         {
             "tailwise_plan": 1,
             "kind": "prune",
-            "operator": "magnitude",
+            "operator": "wanda",
             "allocator": "uniform",
             "model": "org/base",
             "tried": [{"allocator": "uniform", "perplexity": 12.5}],

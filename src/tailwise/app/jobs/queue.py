@@ -44,7 +44,8 @@ class Queue:
         self._running: tuple[str, Running] | None = None
         self._closed = False
         self._thread: threading.Thread | None = None
-        self._read()
+        with self._changed:
+            self._read()
 
     # Asking
 
@@ -202,7 +203,8 @@ class Queue:
                     job = replace(job, state="failed", ended=time.time(), message=message)
             self._jobs[job.id] = job
             if job.state == "done" and self._aside(job).exists():  # and before it had put the file in its place
-                self._keep(job)
+                with contextlib.suppress(OSError):  # the next start may have room for it
+                    self._keep(job)
 
 
 def _number(step: Mapping[str, Any], key: str) -> float:
