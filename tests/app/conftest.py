@@ -69,6 +69,7 @@ def plan_text():
             "role": "mlp_up",
             "block": i,
             "parameters": 6144,
+            "shape": [96, 64],
             "sparsity": 0.5 + i / 20,
             "reason": "made here",
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import threading
@@ -82,12 +83,14 @@ def serve(workspace: Workspace, settings: Settings) -> None:
             ending.set()  # streams without end look at it; nothing else would end them in time
             super().handle_exit(sig, frame)
 
-    Server(
+    server = Server(
         uvicorn.Config(
             app, host=settings.host, port=settings.port, log_level="warning", server_header=False,
             proxy_headers=False, timeout_graceful_shutdown=3,
         )
-    ).run()  # fmt: skip
+    )  # fmt: skip
+    with contextlib.suppress(KeyboardInterrupt):  # the server has heard it, and raises it again when it is done
+        server.run()
 
 
 # Files that pages load
