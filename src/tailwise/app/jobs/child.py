@@ -14,8 +14,8 @@ import threading
 def _end_with_the_server() -> None:
     while os.read(0, 1024):  # not sys.stdin, whose lock this would hold when the interpreter ends
         pass
-    if os.name == "posix":
-        os.killpg(os.getpgrp(), signal.SIGKILL)  # the workers, too: the group is its own
+    if os.name == "posix" and os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)  # the workers, too: the group is its own
     os._exit(1)
 
 
