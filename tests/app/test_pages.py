@@ -148,6 +148,13 @@ def test_the_help_says_what_the_charts_say(client, ids):
             assert chart.guidance.good.split("'")[0][:40] in client.get(f"/help/{name}").text
 
 
+def test_everything_that_the_assistant_explains_has_a_page(client):
+    from tailwise.assistant.functions.explaining import topics
+
+    for name in topics():
+        assert client.get(links.explain(name)).status_code == 200, name
+
+
 def test_an_answer_of_the_assistant_is_drawn_without_markup_of_names(client, ids):
     question = {
         "messages": [{"role": "user", "content": "which layers are worst?"}],

@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server that follows a script: text and tool calls in parts, and everything that goes wrong."""
+"""A small OpenAI-compatible server that follows a script: text and tool calls in parts, and what goes wrong."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ def text(*parts: str) -> list[Chunk | str]:
     return [{"choices": [{"index": 0, "delta": {"content": part}}]} for part in parts]
 
 
-def tool(name: str, arguments: str, *, index: int = 0, id: str = "call_1", parts: int = 1) -> list[Chunk | str]:
+def tool(
+    name: str, arguments: str, *, index: int = 0, name_of_call: str = "call_1", parts: int = 1
+) -> list[Chunk | str]:
     """A tool call; its arguments in so many parts."""
     size = max(1, -(-len(arguments) // parts))
     pieces = [arguments[at : at + size] for at in range(0, len(arguments), size)] or [""]
-    first = {"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": pieces[0]}}
+    first = {"index": index, "id": name_of_call, "type": "function", "function": {"name": name, "arguments": pieces[0]}}
     rest = [{"index": index, "function": {"arguments": piece}} for piece in pieces[1:]]
     return [{"choices": [{"index": 0, "delta": {"tool_calls": [item]}}]} for item in (first, *rest)]
 

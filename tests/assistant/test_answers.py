@@ -44,6 +44,9 @@ UNDERSTOOD = {
     "alpha of block 2": ["model.layers.2.mlp.up_proj", "model.layers.2.self_attn.q_proj"],
     "highest alpha": ["Highest alpha"],
     "lowest stable rank of attention layers": ["Lowest stable_rank", "self_attn.q_proj"],
+    "which layers have alpha above 2?": ["of 18 layers have alpha > 2", "in the table"],
+    "how many mlp up layers have stable rank below 1000": ["6 of 18 layers have stable_rank < 1000 of mlp_up"],
+    "why is alpha so odd in block 4 mlp up": ["TW201"],
     "is this model healthy?": ["18 matrices", "TW201"],
     "which models are here?": ["3 audits", "1 plan", "1 training run"],
     "what does this plan do?": ["half", "not tried on text", "sparsity 0.5"],
@@ -81,12 +84,14 @@ def test_links_are_pages_of_what_the_answer_speaks_of(made):
     pages = {link.href for link in found.links}
     assert links.layer(made.ids["model"], "model.layers.4.mlp.up_proj") in pages
     assert links.explain("TW201") in pages
+    assert links.chart(made.ids["model"], "hill_by_layer") in pages
     assert all(f"]({href})" in found.text for href in pages)
 
 
 def test_what_is_on_screen_is_meant(made):
     layer = "model.layers.4.mlp.up_proj"
     assert layer in plain(answer("why is this red?", made.workspace, made.screen(layer=layer)).text)
+    assert layer in plain(answer("explain this layer", made.workspace, made.screen(layer=layer)).text)
     chart = answer("how do I read this chart?", made.workspace, made.screen(chart="alpha_hist"))
     assert "most layers between 2 and 4" in chart.text
     base = answer("what changed?", made.workspace, made.screen("tuned", base=made.ids["model"]))

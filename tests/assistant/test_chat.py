@@ -58,7 +58,7 @@ def test_a_tool_call_in_parts_is_answered_from_the_functions(made):
 
 
 def test_several_calls_at_once_also_where_all_have_the_index_0(made):
-    both = [*tool("audit", "{}", id="a"), *tool("diagnose", "{}", id="b")]
+    both = [*tool("audit", "{}", name_of_call="a"), *tool("diagnose", "{}", name_of_call="b")]
     with endpoint(both, text("ok")) as script:
         events = talk(made, script)
     assert [event.name for event in events if isinstance(event, ToolCall)] == ["audit", "diagnose"]
@@ -102,9 +102,21 @@ def test_links_of_the_model_stay_inside(made):
     assert "<script" not in shown
 
 
+def test_thoughts_are_no_part_of_the_answer(made):
+    with endpoint(text("<think>maybe 99", ".5?</think>\nNo.")) as script:
+        found = talk(made, script)[-1].answer
+    assert (found.text, found.unverified) == ("No.", ())
+
+
+def test_text_before_a_call_is_told_with_it(made):
+    with endpoint([*text("Let me look."), *tool("list", "{}")], text(" Done.")) as script:
+        assert talk(made, script)[-1].answer.text == "Let me look. Done."
+    assert script.requests[1]["messages"][-2]["content"] == "Let me look."
+
+
 def test_a_model_that_never_stops_calling_has_to_answer(made):
     def reply(request):
-        return tool("list", "{}", id=f"c{len(request['messages'])}") if "tools" in request else text("enough")
+        return tool("list", "{}", name_of_call=f"c{len(request['messages'])}") if "tools" in request else text("enough")
 
     with endpoint(reply) as script:
         events = talk(made, script)
@@ -113,7 +125,7 @@ def test_a_model_that_never_stops_calling_has_to_answer(made):
 
 
 def test_many_calls_in_one_round_are_cut(made):
-    flood = [chunk for i in range(50) for chunk in tool("list", "{}", index=i, id=f"c{i}")]
+    flood = [chunk for i in range(50) for chunk in tool("list", "{}", index=i, name_of_call=f"c{i}")]
     with endpoint(flood, text("ok")) as script:
         events = talk(made, script)
     assert sum(isinstance(event, ToolCall) for event in events) == 8

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tailwise.assistant.chat import Done, Failed, TextDelta, chat
+from tailwise.assistant.screen import Screen
 from tailwise.assistant.settings import Endpoint
 
 pytest.importorskip("openai")
@@ -72,9 +73,7 @@ def served(pycode, tmp_path_factory):
 
 def test_streams_text_and_ends(made, served):
     url, model = served
-    events = list(
-        chat([{"role": "user", "content": "def main():"}], made.workspace, made.screen(), Endpoint(url, model))
-    )
+    events = list(chat([{"role": "user", "content": "def main():"}], made.workspace, Screen(), Endpoint(url, model)))
     parts = [event.text for event in events if isinstance(event, TextDelta)]
     assert isinstance(events[-1], Done), events[-1]
     assert len(parts) > 1
@@ -84,6 +83,6 @@ def test_streams_text_and_ends(made, served):
 
 def test_a_model_that_is_not_there_is_an_answer_too(made, served):
     to = Endpoint(served[0], str(Path(served[1]) / "not-there"))
-    events = list(chat([{"role": "user", "content": "x"}], made.workspace, made.screen(), to))
+    events = list(chat([{"role": "user", "content": "x"}], made.workspace, Screen(), to))
     assert isinstance(events[-1], Failed)
     assert events[-1].fix

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 import tailwise as tw
+from tailwise.assistant.charts import OF_METRIC
 from tailwise.assistant.functions.function import FUNCTIONS, Place, call, tidy, within
 from tailwise.assistant.screen import Screen
+from tailwise.metrics.metric import METRICS
+from tailwise.report.charts.chart import CHARTS
 from tailwise.workspace.workspace import Workspace
 
 ARGUMENTS = {
@@ -47,9 +50,9 @@ def test_its_schema_describes_every_argument(name):
     ("layer", {"layer": "block 3"}, "3 matrices"),
     ("explain", {}, "needs topic"),
     ("explain", {"topic": "alhpa"}, "nothing named"),
-    ("query", {"where": "alpha >"}, "not a condition"),
+    ("query", {"where": "alpha >"}, "is not a filter"),
     ("query", {"where": "alhpa > 3"}, "no column"),
-    ("query", {"where": "alpha > high"}, "no number"),
+    ("query", {"where": "alpha > high"}, "is no number"),
     ("query", {"limit": "many"}, "is a integer"),
     ("draft_plan", {"kind": "erase", "amount": 0.5}, "no kind of plan"),
     ("draft_plan", {"kind": "prune", "amount": 7}, "7"),
@@ -116,6 +119,11 @@ def test_compare_names_what_changed(made):
     fact = call("compare", {"before": "model", "after": "tuned"}, Place(made.workspace, Screen()))
     assert fact["layers_identical"] == 12
     assert fact["layers_in_both"] == 18
+
+
+def test_charts_that_are_linked_exist():
+    assert set(OF_METRIC.values()) <= set(CHARTS)
+    assert set(OF_METRIC) - {"kendall_tau"} <= set(METRICS)
 
 
 def test_only_plans_of_these_weights_count(made):

@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import socket
 import subprocess
 import sys
 from contextlib import asynccontextmanager, contextmanager
@@ -12,11 +13,15 @@ import pytest
 from safetensors.numpy import save_file
 
 from tailwise.assistant.functions.function import FUNCTIONS
-from tailwise.assistant.mcp_http import Address
+from tailwise.assistant.mcp_http import Address, app_of, serve_http
+from tailwise.assistant.mcp_server import server_of
 from tailwise.errors import UsageError
+from tailwise.workspace.workspace import Workspace
 
 pytest.importorskip("mcp")
 TOKEN = "a-token-that-is-long-enough"
+PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+HEAD = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
 
 
 def command(made, *more):
@@ -34,11 +39,9 @@ async def over_stdio(arguments):
 
 
 @contextmanager
-def over_http(arguments, monkeypatch, token=None):
+def over_http(arguments, monkeypatch):
     """The address of a server that runs until the end of the block."""
     monkeypatch.delenv("TAILWISE_MCP_TOKEN", raising=False)
-    if token is not None:
-        monkeypatch.setenv("TAILWISE_MCP_TOKEN", token)
     process = subprocess.Popen([sys.executable, *arguments, "--http", "--port", "0"], stderr=subprocess.PIPE, text=True)
     try:
         line = process.stderr.readline()
@@ -93,36 +96,41 @@ def test_over_http(made, monkeypatch):
 
     with over_http(command(made), monkeypatch) as url:
         check(*asyncio.run(session(url)))
+        other_hosts_and_origins_are_refused(url)
 
 
 def status(url, **headers):
     """The status of a plain request."""
     host, port = url.removeprefix("http://").removesuffix("/mcp").split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=30)
-    body = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
-    head = {"content-type": "application/json", "accept": "application/json, text/event-stream", **headers}
-    connection.request("POST", "/mcp", json.dumps(body), head)
+    connection.request("POST", "/mcp", json.dumps(PING), {**HEAD, **headers})
     found = connection.getresponse().status
     connection.close()
     return found
 
 
-def test_other_hosts_and_origins_are_refused(made, monkeypatch):
-    with over_http(command(made), monkeypatch) as url:
-        assert status(url) == 200
-        assert status(url, host="evil.example") == 421
-        assert status(url, host="127.0.0.1:1") == 421
-        assert status(url, origin="https://evil.example") == 403
-        assert status(url, origin=url.removesuffix("/mcp")) == 200
+def other_hosts_and_origins_are_refused(url):
+    assert status(url) == 200
+    assert status(url, host="evil.example") == 421
+    assert status(url, host="127.0.0.1:1") == 421
+    assert status(url, origin="https://evil.example") == 403
+    assert status(url, origin=url.removesuffix("/mcp")) == 200
 
 
-def test_a_token_is_asked_for_where_there_is_one(made, monkeypatch):
-    with over_http(command(made), monkeypatch, TOKEN) as url:
-        assert status(url) == 401
-        assert status(url, authorization="Bearer wrong") == 401
-        assert status(url, authorization=f"Basic {TOKEN}") == 401
-        assert status(url, authorization=f"Bearer {TOKEN}") == 200
-        assert status(url, authorization=f"Bearer {TOKEN}", host="evil.example") == 421
+def test_a_token_is_asked_for_where_there_is_one(made):
+    from starlette.testclient import TestClient
+
+    app = app_of(server_of(made.workspace), Address("10.0.0.1", 8008, (), TOKEN), 8008)
+    with TestClient(app, base_url="http://10.0.0.1:8008") as client:
+
+        def answered(**headers):
+            return client.post("/mcp", json=PING, headers={**HEAD, **headers}).status_code
+
+        assert answered() == 401
+        assert answered(authorization="Bearer wrong") == 401
+        assert answered(authorization=f"Basic {TOKEN}") == 401
+        assert answered(authorization=f"Bearer {TOKEN}") == 200
+        assert answered(authorization=f"Bearer {TOKEN}", host="evil.example") == 421
 
 
 @pytest.mark.parametrize(("address", "says"), [
@@ -146,13 +154,9 @@ def test_names_that_are_let_through():
     assert TOKEN not in repr(Address(token=TOKEN))
 
 
-def test_a_taken_port_is_said(made, monkeypatch):
-    with over_http(command(made), monkeypatch) as url:
-        port = url.removesuffix("/mcp").rsplit(":", 1)[1]
-        more = [sys.executable, *command(made), "--http", "--port", port]
-        ended = subprocess.run(more, capture_output=True, text=True, check=False)
-    assert ended.returncode == 2
-    assert "cannot listen" in ended.stderr
+def test_a_taken_port_is_said(made):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="cannot listen"):
+        serve_http(server_of(made.workspace), Address(port=taken.getsockname()[1]), print)
 
 
 @pytest.fixture
@@ -170,7 +174,9 @@ def writable(tmp_path):
 
 def test_without_leave_nothing_is_written(writable):
     async def session():
-        async with over_stdio(["-m", "tailwise", "mcp", str(writable)]) as client:
+        from mcp import Client
+
+        async with Client(server_of(Workspace([writable]))) as client:
             return [await client.call_tool(name, {"model": "net", "name": "x"}) for name in ("run_audit", "make_plan")]
 
     before = sorted(writable.rglob("*"))

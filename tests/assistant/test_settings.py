@@ -92,6 +92,13 @@ def test_what_is_no_address_is_refused(url):
         Endpoint(url, "m")
 
 
+@pytest.mark.parametrize("key", ["one\ntwo", "schlüssel", "a\x00b"])
+def test_what_is_no_key_is_refused_without_showing_it(key):
+    with pytest.raises(UsageError) as found:
+        Endpoint(LOCAL, "m", key)
+    assert key not in str(found.value)
+
+
 def test_a_model_and_a_named_key_are_needed():
     with pytest.raises(UsageError, match="model"):
         Endpoint.from_environment(base_url=LOCAL)

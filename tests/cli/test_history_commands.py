@@ -110,7 +110,9 @@ def test_series_as_files(call, store, tmp_path, name):
         (["diff", "1", "2", "--store", "h.db"], "several runs"),
         (["diff", "1", "99", "--store", "h.db", "--run", "a"], "has no step 99"),
         (["diff", "one", "2", "--store", "h.db", "--run", "a"], "'one' is no step"),
+        (["diff", "1", "2", "--store", "h.db", "--run", "a", "--randomize"], "is not audited again"),
         (["diff", "1", "2", "--checkpoints", "empty"], "holds no checkpoints"),
+        (["history", "a", "--store", "h.db", "--metric", "loss"], "a number of the whole model"),
         (["watch", "empty"], "no store was given"),
         (["bisect", "empty", "--rule", "TW301"], "holds no checkpoints"),
         (["bisect", "empty", "--rule", "TW3"], "no rule named 'TW3'"),
@@ -187,6 +189,19 @@ def test_watching_once_then_history_diff_and_store_add(call, run, tmp_path):
     audits[0].unlink()
     _, out, _ = call("diff", "100", "500", "--store", store, "--rows", 0)
     assert "the spectra of step 100 are not there" in " ".join(out.split())
+
+
+def test_watching_once_where_nothing_is_new_says_so(call, run, tmp_path):
+    for said in ("", "nothing new"):
+        code, _, err = call("watch", run, "--once", "--store", tmp_path / "w.db", "--settle", 0)
+        assert code == 0, err
+        assert said in err
+
+
+def test_a_range_of_steps_that_ends_before_it_begins_is_refused(call, store):
+    code, _, err = call("history", "a", "--store", store, "--steps", "20:10")
+    assert code != 0
+    assert "10:20" in err
 
 
 def test_watching_needs_no_store_where_files_are_kept(call, run, tmp_path):

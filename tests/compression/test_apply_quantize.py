@@ -10,7 +10,7 @@ import torch
 from tiny_models import inputs_for, saved
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.applying import applied_quantize, apply_quantize, calibrated_quantize
+from tailwise.compression.applying import applied_quantize, calibrated_quantize, written
 from tailwise.compression.applying.apply import ApplyOptions
 from tailwise.compression.applying.apply_quantize import quantize
 from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
@@ -192,9 +192,9 @@ def test_a_run_that_was_killed_goes_on_where_it_was(llama, plans, tmp_path, monk
 
 @pytest.mark.parametrize("operator", ["rtn", "gptq"])
 def test_values_that_are_off_their_grid_are_an_error_and_leave_nothing(llama, plans, tmp_path, monkeypatch, operator):
-    write = apply_quantize.write_checkpoint
+    write = written.write_checkpoint
     monkeypatch.setattr(
-        apply_quantize, "write_checkpoint",
+        written, "write_checkpoint",
         lambda layout, checkpoint, target, change: write(layout, checkpoint, target, lambda name: None),
     )  # fmt: skip
     with pytest.raises(UnreadableError, match="holds values that"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,23 @@ def test_a_write_after_the_end_is_counted_and_not_raised(tmp_path):
     history.close()
     history.write(point(1))
     assert history.lost == 1
+
+
+def test_lines_of_two_writers_of_one_file_do_not_mix(tmp_path):
+    writers = [JsonlHistory(tmp_path / "a.jsonl") for _ in range(2)]
+    layers = {f"layer{i}": {"alpha": 2.0} for i in range(500)}
+
+    def write(writer):
+        for step in range(50):
+            writer.write(point(step, **layers))
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in writers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for writer in writers:
+        writer.close()
+    found = list(read_jsonl(tmp_path / "a.jsonl"))
+    assert len(found) == 100
+    assert {len(item.layers) for item in found} == {500}

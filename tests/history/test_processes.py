@@ -96,6 +96,16 @@ def test_a_store_imports_no_torch():
     assert done.stdout.split() == ["False"]
 
 
+def test_a_monitor_writes_lines_without_sqlalchemy(tmp_path):
+    code = (
+        "import sys; sys.modules['sqlalchemy'] = None\n"
+        "import torch, tailwise as tw\n"
+        "tw.Monitor(torch.nn.Linear(16, 16), full='off', history=sys.argv[1]).close()"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run.jsonl")], check=True)
+    assert len((tmp_path / "run.jsonl").read_text().splitlines()) == 1
+
+
 def test_without_sqlalchemy_it_says_what_to_install():
     code = "import sys; sys.modules['sqlalchemy'] = None\nfrom tailwise.history.store import History"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

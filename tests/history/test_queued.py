@@ -10,9 +10,10 @@ from made_points import UP, alarm, point
 from tailwise.errors import UnreachableError, UnreadableError
 from tailwise.history import queued
 from tailwise.history.jsonl import JsonlHistory, to_line
-from tailwise.history.queued import QueuedHistory, open_writer
+from tailwise.history.queued import QueuedHistory
 from tailwise.history.spool import REJECTED, Spool
 from tailwise.history.store import History
+from tailwise.history.writer import open_writer
 
 
 class Clock:
@@ -266,3 +267,13 @@ def test_the_writer_for_an_address(tmp_path, monkeypatch):
     assert list((tmp_path / "cache" / "spool").iterdir())
     for writer in (lines, store, away):
         writer.close()
+
+
+@pytest.mark.parametrize("name", ["x.db", "x.jsonl"])
+def test_a_tilde_is_the_home_for_what_waits_too(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    with open_writer(f"~/{name}") as writer:
+        writer.write(point(1))
+    assert (tmp_path / "home" / name).is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]

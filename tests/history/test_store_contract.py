@@ -11,6 +11,8 @@ import pytest
 from made_points import DOWN, UP, Q, alarm, audit, point
 
 from tailwise.errors import UsageError
+from tailwise.history import read
+from tailwise.history.connect import reading
 from tailwise.history.prune import Retention
 from tailwise.history.store import History
 
@@ -198,6 +200,14 @@ def test_an_unknown_metric_is_named_with_its_neighbours(store):
         store.series("a", ["alhpa"])
 
 
+def test_the_order_of_its_layers_makes_no_other_alarm(store):
+    """The worst layer stands first, and which that is changes."""
+    assert store.add_alarm(alarm(3, layers=(UP, DOWN)))
+    assert not store.add_alarm(alarm(5, layers=(DOWN, UP)))
+    (kept,) = store.kept_alarms("a")
+    assert (kept.alarm.layers, kept.times, kept.last_step) == ((UP, DOWN), 2, 5)
+
+
 def test_pruning_keeps_what_was_asked_and_steps_with_alarms(store):
     store.add_all([point(step) for step in range(1, 21)])
     store.add_alarm(alarm(7))
@@ -233,6 +243,14 @@ def test_a_deleted_run_is_gone_and_others_stay(store):
     assert store.add_point(point(1)) == "new"
 
 
+def test_export_stays_below_its_folder_whatever_runs_are_called(store, tmp_path):
+    for name in ("..", ".", "", "a/../../b"):
+        store.add_point(point(1, run=name))
+    written = store.export_parquet(tmp_path / "out")
+    assert len({path.parent.resolve() for path in written}) == 4
+    assert {path.parent.parent.resolve() for path in written} == {(tmp_path / "out").resolve()}
+
+
 def test_export_writes_a_folder_a_run(store, tmp_path):
     store.add_all([point(step, run="org/name@main") for step in range(3)])
     store.add_alarm(alarm(1, run="org/name@main"))
@@ -254,6 +272,17 @@ def test_a_store_opens_again_with_all_that_it_had(where):
         history.add_point(point(1))
     with History(where, create=False) as history:
         assert history.add_point(point(1)) == "same"
+
+
+def test_a_reader_sees_one_state_while_another_writes(where):
+    with History(where) as history, History(where) as other:
+        history.add_point(point(1))
+        with reading(history._engine, history.where) as connection:
+            before = list(read.points(connection, "a", None, None, None))
+            other.add_point(point(1, more={"alpha": 1.0}))  # which takes the place of the one that is there
+            other.add_point(point(2))
+            assert list(read.points(connection, "a", None, None, None)) == before
+        assert len(list(history.points("a"))) == 2
 
 
 def test_threads_may_write_and_read_at_once(where):

@@ -306,7 +306,40 @@ def test_wrong_requests_say_what_to_do():
         tw.remedies.layerwise_learning_rates(net, torch.optim.LBFGS(net.parameters()))
     with pytest.raises(UsageError, match="no weight_decay"):
         tw.remedies.layerwise_weight_decay(net, torch.optim.Rprop(net.parameters()))
+    with pytest.raises(UsageError, match="none of the model's linear layers"):
+        tw.remedies.layerwise_learning_rates(model(), optimizer)  # as after a copy, or before sharding
+    with pytest.raises(UsageError, match="no linear layer with 16"):
+        tw.remedies.layerwise_learning_rates(nn.Linear(4, 4), optimizer)
     with pytest.raises(UsageError, match="smoothing"):
         tw.remedies.BalanceOptions(smoothing=1.0)
     with pytest.raises(UsageError, match="estimator"):
         tw.remedies.BalanceOptions(estimator="midd")
+
+
+@pytest.mark.parametrize("wrap", [lambda net: torch.compile(net, backend="eager"), nn.DataParallel])
+def test_names_are_those_of_the_model_without_its_wrapper(wrap):
+    net = model()
+    assert list(tw.remedies.linear_matrices(wrap(net))) == list(tw.remedies.linear_matrices(net))
+
+
+def test_what_is_frozen_keeps_its_rate_and_is_not_measured():
+    net = model()
+    net[0].requires_grad_(False)
+    balance = tw.remedies.layerwise_learning_rates(net, torch.optim.SGD(net.parameters(), lr=0.1), options=EXACT)
+    assert set(balance.update()) == {"2", "4"}
+    net[0].requires_grad_(True)
+    net[2].requires_grad_(False)
+    assert set(balance.update()) == {"0", "4"}
+
+
+def test_it_balances_the_optimizer_inside_that_of_accelerate():
+    accelerate = pytest.importorskip("accelerate")
+    net = model()
+    plain = torch.optim.SGD(net.parameters(), lr=0.1)
+    accelerator = accelerate.Accelerator(cpu=True)
+    prepared, optimizer = accelerator.prepare(net, plain)
+    balance = tw.remedies.layerwise_learning_rates(prepared, optimizer, every=1, options=EXACT)
+    run(prepared, optimizer, 2)
+    assert balance.steps == 2
+    assert sorted(balance.factors.values())[::2] == [0.5, 1.5]
+    assert len(plain.param_groups) == 1

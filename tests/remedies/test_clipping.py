@@ -139,3 +139,16 @@ def test_a_spike_in_one_tensor_leaves_the_others_alone():
 def test_wrong_settings_are_refused():
     with pytest.raises(UsageError, match="beta"):
         tw.remedies.AdaptiveClip(Two(), beta=1.0)
+
+
+def test_a_sparse_gradient_is_clipped_as_the_dense_one():
+    clipped = []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        embedding = nn.Embedding(10, 4, sparse=sparse)
+        (3.0 * embedding(torch.tensor([1, 2, 2]))).sum().backward()
+        norm = tw.remedies.AdaptiveClip(embedding)()
+        clipped.append((norm, embedding.weight.grad.to_dense()))
+    assert clipped[0][0] == pytest.approx(clipped[1][0])
+    torch.testing.assert_close(clipped[0][1], clipped[1][1])
+    assert float(clipped[0][1].norm()) == pytest.approx(1.0)

@@ -49,11 +49,15 @@ def test_it_feeds_a_loader_of_torch():
     assert len(batches) == 10
 
 
-def test_shards_take_disjoint_draws_of_one_order():
+@pytest.mark.parametrize("ranks", [1, 3, 4, 7])
+def test_shards_take_disjoint_draws_of_one_order_and_as_many_as_each_other(ranks):
     whole = list(tw.remedies.CurriculumSampler(SCORES, seed=3))
-    parts = [list(tw.remedies.CurriculumSampler(SCORES, seed=3, shard=(rank, 3))) for rank in range(3)]
-    assert [len(part) for part in parts] == [34, 33, 33]
-    assert [whole[i::3] for i in range(3)] == parts
+    shards = [tw.remedies.CurriculumSampler(SCORES, seed=3, shard=(rank, ranks)) for rank in range(ranks)]
+    parts = [list(shard) for shard in shards]
+    each = math.ceil(len(SCORES) / ranks)
+    assert [len(part) for part in parts] == [len(shard) for shard in shards] == [each] * ranks
+    drawn = [part[draw] for draw in range(each) for part in parts]
+    assert drawn[: len(whole)] == whole
 
 
 def test_a_state_goes_on_in_the_middle_of_an_epoch():

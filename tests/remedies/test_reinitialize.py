@@ -82,3 +82,15 @@ def test_the_same_seed_draws_the_same():
 def test_an_unknown_layer_is_refused():
     with pytest.raises(UsageError, match="matrix"):
         tw.remedies.reinitialize_dead_layers(model(), ["9"])
+
+
+def test_names_of_alarms_are_found_in_a_compiled_model():
+    assert tw.remedies.reinitialize_dead_layers(torch.compile(model(), backend="eager"), ["2"]) == {"2": 2048}
+
+
+def test_the_zeros_that_lora_starts_from_are_left_unless_they_are_named():
+    peft = pytest.importorskip("peft")
+    net = peft.get_peft_model(model(), peft.LoraConfig(r=8, target_modules=["0"]))
+    name = "base_model.model.0.lora_B.default"
+    assert tw.remedies.reinitialize_dead_layers(net) == {}
+    assert tw.remedies.reinitialize_dead_layers(net, [name]) == {name: 512}

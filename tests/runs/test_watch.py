@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from tailwise.audits.audit import Audit
 from tailwise.errors import UnreachableError, UsageError
+from tailwise.history.as_audit import audit_at
 from tailwise.history.store import History
 from tailwise.runs.found import find
 from tailwise.runs.sink import Sink, audit_all
@@ -211,3 +212,77 @@ def test_checkpoints_behind_a_url_are_watched(make_run, store):
         assert steps(watched.round()) == [5]
     finally:
         memory.rm("/watched", recursive=True)
+
+
+def several(folder, seeds, width=64):
+    """A checkpoint a step, each of its own weights."""
+    for step, seed in seeds.items():
+        place = folder / f"checkpoint-{step}"
+        place.mkdir(parents=True)
+        generator = torch.Generator().manual_seed(seed)
+        save_file({f"{UP}.weight": torch.randn(96, width, generator=generator)}, place / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("other", [{"seeds": {10: 8, 20: 9}}, {"seeds": {20: 2}, "width": 80}])
+@pytest.mark.parametrize("kept", ["store", "folder"])
+def test_another_run_of_the_same_name_is_refused_and_not_taken_for_known(tmp_path, store, other, kept):
+    """Many runs keep their checkpoints in a folder called `checkpoints`."""
+
+    def sink():
+        return Sink("checkpoints", store if kept == "store" else None, None if kept == "store" else tmp_path / "audits")
+
+    one, two = several(tmp_path / "a", {10: 1, 20: 2}), several(tmp_path / "b", **other)
+    assert len(list(audit_all(find(one), sink()))) == 2
+    with pytest.raises(UsageError, match="--run"):
+        list(audit_all(find(two), sink()))
+    with pytest.raises(UsageError, match="--run"):
+        list(once(Watch(str(two), sink(), settle=0.0), lambda _: None))
+
+
+def test_files_of_another_run_are_not_written_over(tmp_path, store):
+    one, two = several(tmp_path / "a", {10: 1}), several(tmp_path / "b", {10: 2})
+    list(audit_all(find(one), Sink("a", store, tmp_path / "audits")))
+    with pytest.raises(UsageError, match="-o with a folder of its own"):
+        list(audit_all(find(two), Sink("b", store, tmp_path / "audits")))
+
+
+def test_a_file_that_is_of_other_weights_now_is_not_taken_for_the_audit(tmp_path, store):
+    one, two = several(tmp_path / "a", {10: 1}), several(tmp_path / "b", {10: 2})
+    (outcome,) = audit_all(find(one), Sink("a", store, tmp_path / "audits"))
+    assert audit_at(store, "a", 10)[1] == ""
+    (other,) = audit_all(find(two), Sink("b", None, tmp_path / "others"))
+    other.path.replace(outcome.path)
+    found, lacks = audit_at(store, "a", 10)
+    assert "other weights" in lacks
+    assert found.rows[0].metrics["alpha"] == pytest.approx(outcome.audit.rows[0].metrics["alpha"])
+
+
+def test_a_run_that_moved_and_goes_on_is_known_by_its_content(tmp_path, store):
+    one = several(tmp_path / "a", {10: 1, 20: 2})
+    list(audit_all(find(one), Sink("checkpoints", store, None)))
+    two = one.rename(tmp_path / "elsewhere")
+    shutil.rmtree(two / "checkpoint-10")  # as trainers that keep the last few do
+    several(two, {30: 3})
+    assert [outcome.known for outcome in audit_all(find(two), Sink("checkpoints", store, None))] == [True, False]
+
+
+def test_a_link_to_a_checkpoint_that_has_gone_keeps_no_other_waiting(tmp_path, store):
+    """As `latest` is, in the folder of a trainer that keeps the last few."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    save_file({f"{UP}.weight": torch.randn(96, 64)}, folder / "step-2.safetensors")
+    for name in ("latest", "step-1.safetensors"):
+        (folder / name).symlink_to(folder / "step-0.safetensors")
+    watched = watch(folder, store)
+    assert steps(watched.round()) == [2]
+    assert watched.waiting == {"step-1.safetensors": "it is not there any more"}
+
+
+def test_a_checkpoint_that_has_gone_is_not_looked_for_on_the_hub(tmp_path, store, monkeypatch):
+    several(tmp_path / "run", {10: 1})
+    monkeypatch.chdir(tmp_path)
+    (found,) = find("run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-10")
+    outcome = Sink("run", store, None).take(found)
+    assert "no such file or folder" in outcome.trouble

@@ -111,9 +111,11 @@ def test_a_matrix_and_its_transpose_have_one_estimate(matrix_with):
     assert estimate(matrix).alpha_hill().value == pytest.approx(estimate(matrix.T).alpha_hill().value, rel=1e-4)
 
 
-def test_a_factor_leaves_exponent_entropy_and_rank_as_they_are(matrix_with):
+@pytest.mark.parametrize("factor", [1e-3, 1e25, 1e-25])
+def test_a_factor_leaves_exponent_entropy_and_rank_as_they_are(matrix_with, factor):
+    """Also one whose squares leave the type of the matrix."""
     matrix = heavy_tailed(matrix_with)
-    first, second = estimate(matrix).metrics(), estimate(1e-3 * matrix).metrics()
+    first, second = estimate(matrix).metrics(), estimate(factor * matrix).metrics()
     for name in ("alpha_hill", "singular_entropy", "stable_rank"):
         assert second[name] == pytest.approx(first[name], rel=1e-3)
 
@@ -144,6 +146,13 @@ def test_low_rank_ends_early_and_is_exact():
     assert found.stable_rank().value == pytest.approx(stable_rank(solve(W)), rel=1e-9)
 
 
+@pytest.mark.parametrize("matrix", [torch.eye(64), torch.outer(torch.arange(1.0, 65.0), torch.arange(1.0, 49.0))])
+def test_a_spectrum_without_a_tail_has_no_exponent(matrix):
+    """Equal eigenvalues, and one beside rounding."""
+    assert "alpha_hill" not in estimate(matrix).metrics()
+    assert "stable_rank" in estimate(matrix).metrics()
+
+
 def test_a_matrix_of_zeros_has_no_entropy_and_no_rank():
     found = estimate(torch.zeros(16, 24))
     assert math.isnan(found.singular_entropy().value)
@@ -153,7 +162,12 @@ def test_a_matrix_of_zeros_has_no_entropy_and_no_rank():
 
 @pytest.mark.parametrize(
     ("matrix", "message"),
-    [(torch.full((4, 4), torch.nan), "NaN"), (torch.zeros(4), "not a matrix"), (torch.zeros(0, 4), "not a matrix")],
+    [
+        (torch.full((4, 4), torch.nan), "NaN"),
+        (torch.eye(4, dtype=torch.float64) * 1e200, "rescale"),
+        (torch.zeros(4), "not a matrix"),
+        (torch.zeros(0, 4), "not a matrix"),
+    ],
 )
 def test_what_has_no_spectrum_is_a_usage_error(matrix, message):
     with pytest.raises(UsageError, match=message):

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from tailwise.errors import UsageError
 from tailwise.training.monitor import Monitor
 
 
@@ -22,6 +23,10 @@ def new_model():
 def wrapped(model, kind):
     if kind == "ddp":
         return torch.nn.parallel.DistributedDataParallel(model)
+    if kind == "fsdp1":
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        return FullyShardedDataParallel(model, device_id=torch.device("cpu"))
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -41,6 +46,13 @@ def weights_of(model):
     return {name: (p.full_tensor() if hasattr(p, "full_tensor") else p).clone() for name, p in named.items()}
 
 
+def refused(model, path) -> None:
+    try:
+        Monitor(model)
+    except UsageError as error:
+        path.write_text(str(error))
+
+
 def run(kind, folder) -> None:
     """Train eight steps; one rank of some kinds fails."""
     rank = dist.get_rank()
@@ -48,8 +60,13 @@ def run(kind, folder) -> None:
     if kind == "fsdp-stages" and rank == 1:
         model = model[2:]
     model = wrapped(model, kind)
+    if kind == "fsdp1":
+        refused(model, folder / f"refused{rank}.txt")
+        return
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    monitor = Monitor(model, every=2, full_every=4, history=folder / "points.jsonl", run=kind, max_overhead=1.0)
+    # By default a run is named after the second in which a rank began: it need not be the same on all of them.
+    name = f"{kind}-{rank}"
+    monitor = Monitor(model, every=2, full_every=4, history=folder / "points.jsonl", run=name, max_overhead=1.0)
 
     def broken(*given):
         raise ValueError("broken on one rank")

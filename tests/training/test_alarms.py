@@ -14,7 +14,7 @@ from tailwise.errors import UsageError
 from tailwise.history.point import Point
 from tailwise.training import alarm_limits
 from tailwise.training.alarm_rule import ALARM_RULES, alarm_rule
-from tailwise.training.alarm_watch import HISTORY
+from tailwise.training.alarm_watch import HISTORY, Watch
 from tailwise.training.alarms import Alarms
 
 ONE = LAYERS[2]
@@ -90,6 +90,28 @@ def test_a_held_out_loss_that_rises_while_training_goes_on_is_over_fitting():
     points = [point(step, scalars=held(step)) for step in range(0, 300, 10)]
     (found,) = only(points, "TW712")
     assert 150 < found.step < 250
+
+
+def test_held_out_losses_need_not_come_with_a_training_loss():
+    points = []
+    for step in range(0, 600, 10):
+        both = point(step)
+        held = {"eval_loss": loss(step) if step < 150 else 4.0 + 0.02 * (step - 150)}
+        points.append(replace(both, scalars=held if step % 20 else {"loss": loss(step)}))
+    assert len(only(points, "TW712")) == 1
+
+
+def test_a_run_that_went_back_keeps_cheap_points_that_come_before_the_full_one_of_an_earlier_step():
+    watch = Watch(frozenset({"spectral_norm"}), frozenset(), {})
+    cheap = [replace(point(step), tempo="cheap") for step in range(0, 100, 10)]
+    for taken in (point(0), *cheap[:5], point(40), *cheap[5:], point(80)):
+        watch.take(taken)
+    # Back to step 40, whose full measurement ends after cheap points of later steps.
+    for taken in (*cheap[4:8], point(40)):
+        watch.take(taken)
+    tracks = {tempo: watch._tracks[tempo, LAYERS[0], "spectral_norm"] for tempo in ("cheap", "full")}
+    assert list(tracks["cheap"].steps) == list(range(0, 80, 10))
+    assert list(tracks["full"].steps) == [0, 40]
 
 
 @pytest.mark.parametrize(("changes", "named"), [
@@ -328,3 +350,14 @@ def test_without_ruptures_the_largest_step_is_where_it_began(monkeypatch):
     monkeypatch.setitem(sys.modules, "ruptures", None)
     (found,) = only(sick({ONE: {"update_ratio": 0.3}}), "TW704")
     assert found.since == 200
+
+
+@pytest.mark.parametrize(("stop_on", "stops"), [
+    ("note", True), ("warning", True), ("error", False), (["warning"], True), (["note"], True), ("TW702", True),
+    (["TW702"], True), ("TW701", False), (["TW701", "error"], False), ((), False),
+])  # fmt: skip
+def test_a_severity_to_stop_on_means_the_worse_ones_too_alone_or_in_a_list(stop_on, stops):
+    alarms = Alarms("TW702", stop_on=stop_on)  # a warning
+    for taken in sick({}, scalars=lambda step: {"loss": 9.0 if step == 250 else loss(step)}):
+        alarms.see(taken)
+    assert alarms.should_stop is stops

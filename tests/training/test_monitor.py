@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import threading
-import types
 
 import pytest
 import torch
 
 import tailwise as tw
 from tailwise.history.point import Alarm
+from tailwise.training.alarms import Alarms
 from tailwise.training.options import METRICS
 
 
@@ -60,6 +59,70 @@ def test_the_loss_of_the_step_is_in_the_point_and_is_not_waited_for(model, kept,
     assert "monitor_overhead" in kept.points[-1].scalars
 
 
+def test_what_is_noted_goes_into_the_next_point_and_into_no_other(model, kept):
+    with tw.Monitor(model, every=10, full="off", at_start=False, sinks=[kept], max_overhead=1.0) as monitor:
+        for step in range(1, 31):
+            if step == 3:
+                monitor.note(eval_loss=torch.tensor(4.0, requires_grad=True), accuracy=0.5)
+            monitor.step(loss=1.0)
+    assert [set(point.scalars) - {"loss", "monitor_overhead"} for point in kept.points] == [
+        {"eval_loss", "accuracy"}, set(), set(),
+    ]  # fmt: skip
+    assert kept.points[0].scalars["eval_loss"] == 4.0
+
+
+@pytest.mark.parametrize("wrong", [None, "high", torch.ones(2), [1.0]])
+def test_a_scalar_that_is_none_costs_itself_alone(model, kept, wrong):
+    with tw.Monitor(model, every=1, full="off", at_start=False, sinks=[kept], max_overhead=1.0) as monitor:
+        monitor.step(loss=1.0, other=wrong)
+    (point,) = kept.points
+    assert point.scalars["loss"] == 1.0
+    assert "other" not in point.scalars
+    assert "no single number: other" in point.notes
+    assert monitor.report().errors == ()
+
+
+@pytest.mark.parametrize("estimator", ["ks", "mid", "farms"])
+def test_the_estimator_is_that_of_an_audit(model, kept, estimator):
+    with tw.Monitor(model, estimator=estimator, sinks=[kept]):
+        pass
+    (full,) = kept.of("full")
+    audit = tw.audit(model, estimator=estimator, use_cache=False)
+    assert {name: values["alpha"] for name, values in full.layers.items()} == {
+        name: pytest.approx(audit[name].alpha) for name in ("0", "2")
+    }
+
+
+def test_traps_are_counted_where_the_metrics_name_them(kept):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(64, 64)
+    with torch.no_grad():
+        model.weight[3, 5] = 40.0
+    with tw.Monitor(model, metrics=("alpha", "num_traps"), sinks=[kept]):
+        pass
+    (full,) = kept.of("full")
+    assert full.layers["weight"]["num_traps"] >= 1
+
+
+@pytest.mark.parametrize(("every", "full_every", "full_at"), [
+    (4, 10, [0, 12, 20, 32, 40]), (5, 3, [0, 5, 10, 15, 20, 25, 30, 35, 40]), (10, 20, [0, 20, 40]), (4, 50, [0]),
+])  # fmt: skip
+def test_a_full_measurement_comes_with_the_first_cheap_one_after_each_multiple(model, kept, every, full_every, full_at):
+    with tw.Monitor(model, every=every, full_every=full_every, sinks=[kept], max_overhead=1.0) as monitor:
+        for _ in range(40):
+            _until_idle(monitor)
+            monitor.step()
+    assert [point.step for point in kept.of("full")] == full_at
+
+
+def test_a_step_that_is_no_number_does_not_reach_the_training(model, kept):
+    with tw.Monitor(model, every=1, full="off", at_start=False, sinks=[kept], max_overhead=1.0) as monitor:
+        for step in (torch.tensor(7), "many", [1], "8"):
+            monitor.step(step=step)
+    assert [point.step for point in kept.points] == [7, 8]
+    assert "the number of a step" in monitor.report().errors[0]
+
+
 def test_a_run_that_goes_on_counts_from_where_it_was(model, kept, clock):
     with tw.Monitor(model, every=100, full="off", sinks=[kept], first_step=250, clock=clock) as monitor:
         clock.now = 1000.0
@@ -77,11 +140,9 @@ def test_history_is_a_file_of_json_lines_where_its_name_says_so(model, tmp_path)
 
 
 def test_any_other_name_is_opened_as_a_history_and_closed_again(model, kept, monkeypatch):
-    store = types.ModuleType("tailwise.history.queued")
     opened, closed = [], threading.Event()
     kept.close = closed.set
-    store.open_writer = lambda uri: opened.append(uri) or kept
-    monkeypatch.setitem(sys.modules, "tailwise.history.queued", store)
+    monkeypatch.setattr("tailwise.training.monitor.open_writer", lambda uri: opened.append(uri) or kept)
     alarm = Alarm("run", 0, 0.0, "TW499", "note", "a point came")
     with tw.Monitor(model, history="runs.db", full="off", rules=[lambda point: [alarm]]):
         pass
@@ -103,6 +164,13 @@ def test_what_takes_no_points_is_a_usage_error(model):
         ({"full": "quick"}, "full is 'quick'"),
         ({"max_overhead": 0.0}, "max_overhead"),
         ({"full_every": 0}, "full_every"),
+        ({"every": 2.5}, "whole number"),
+        ({"estimator": "kss"}, "no estimator named 'kss'"),
+        ({"rules": Alarms()}, "rules is no list"),
+        ({"rules": [3]}, "3 is no rule"),
+        ({"sinks": 3}, "sinks is no list"),
+        ({"on_alarm": 3}, "on_alarm is 3"),
+        ({"full": "lanczos", "metrics": ["alpha"]}, "leave metrics out"),
         ({"metrics": ["alhpa"]}, "no metric named 'alhpa'"),
         ({"layers": "nowhere"}, "no matrix to watch"),
     ],
@@ -271,29 +339,6 @@ def test_the_number_of_blas_threads_of_the_training_stays(model):
     with tw.Monitor(model):
         assert torch.get_num_threads() == before
     assert torch.get_num_threads() == before
-
-
-def test_two_processes_may_append_to_one_file(tmp_path):
-    from tailwise.history.point import Point
-    from tailwise.training.sinks import JsonLines
-
-    sinks = [JsonLines(tmp_path / "a.jsonl") for _ in range(2)]
-    layers = {f"layer{i}": {"alpha": 2.0} for i in range(500)}
-
-    def write(sink):
-        for step in range(50):
-            sink.write(Point("run", step, "cheap", 0.0, layers))
-
-    threads = [threading.Thread(target=write, args=(sink,)) for sink in sinks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for sink in sinks:
-        sink.close()
-    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert len(lines) == 100
-    assert {len(line["layers"]) for line in lines} == {500}
 
 
 def _until_idle(monitor):

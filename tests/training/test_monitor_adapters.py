@@ -95,14 +95,17 @@ def test_the_trainer_of_transformers(kept, tmp_path):
     rows = [{"input_ids": list(range(8)), "labels": list(range(8))}] * 16
     callback = MonitorCallback(every=2, full_every=4, sinks=[kept], max_overhead=1.0)
     arguments = transformers.TrainingArguments(
-        str(tmp_path), per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=4, logging_steps=1,
+        str(tmp_path), per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=6, logging_steps=1,
+        eval_strategy="steps", eval_steps=3, per_device_eval_batch_size=2,
         report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        transformers.Trainer(model, arguments, train_dataset=rows, callbacks=[callback]).train()
-    assert [point.step for point in kept.of("cheap")] == [0, 2, 4]
+        transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows[:4], callbacks=[callback]).train()
+    assert [point.step for point in kept.of("cheap")] == [0, 2, 4, 6]
+    # The evaluation of step 3 is in the next point and in no other; that of step 6 comes after the last point.
+    assert ["eval_loss" in point.scalars for point in kept.of("cheap")] == [False, False, True, False]
     assert "model.layers.0.self_attn.q_proj" in kept.points[0].layers
     assert {"loss", "lr"} <= set(kept.of("cheap")[-1].scalars)
     assert callback.monitor.report().errors == ()
@@ -120,7 +123,10 @@ def test_the_trainer_of_lightning(kept, tmp_path, model):
                 self.net = model
 
             def training_step(self, batch, index):
-                return self.net(batch).square().mean()
+                return 0.0 * self.net(batch).square().mean() + 5.0
+
+            def validation_step(self, batch, index):
+                self.log("val_loss", 7.0)
 
             def configure_optimizers(self):
                 return torch.optim.SGD(self.parameters(), lr=0.01)
@@ -130,10 +136,12 @@ def test_the_trainer_of_lightning(kept, tmp_path, model):
             max_steps=4, accumulate_grad_batches=2, callbacks=[callback], logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, default_root_dir=str(tmp_path), accelerator="cpu",
         )  # fmt: skip
-        trainer.fit(Module(), torch.utils.data.DataLoader(torch.randn(64, 48), batch_size=4))
+        training, held = (torch.utils.data.DataLoader(torch.randn(size, 48), batch_size=4) for size in (24, 4))
+        trainer.fit(Module(), training, held)
     assert [point.step for point in kept.points] == [0, 2, 4]
     assert set(kept.points[0].layers) == {"net.0", "net.2"}
-    assert "loss" in kept.points[-1].scalars
+    assert [point.scalars["loss"] for point in kept.points[1:]] == [5.0, 5.0]  # not divided by the accumulation
+    assert [point.scalars.get("eval_loss") for point in kept.points] == [None, None, 7.0]  # an epoch is three steps
 
 
 def test_accelerate_counts_steps_of_the_optimizer(kept, model):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tailwise as tw
-from tailwise.training.live import unwrap
+from tailwise.checkpoints.wrapped import unwrap
 
 
 def points_of(model, kept, steps=0, **settings):
@@ -81,14 +81,61 @@ def test_frozen_layers_are_not_measured_again(model, kept, monkeypatch):
     assert last.layers["0"] == {**first.layers["0"], "update_ratio": 0.0}
 
 
-def test_a_frozen_layer_that_is_written_to_is_measured_again(model, kept):
+def doubled_in_place(weight):
+    with torch.no_grad():
+        weight.mul_(2.0)
+
+
+def doubled_data(weight):
+    """As averages of weights are kept, which leaves the version of the tensor as it was."""
+    weight.data.mul_(2.0)
+
+
+def other_data(weight):
+    weight.data = 2.0 * weight.data
+
+
+@pytest.mark.parametrize("write", [doubled_in_place, doubled_data, other_data])
+def test_a_frozen_layer_that_is_written_to_is_measured_again(model, kept, write):
     model[0].weight.requires_grad_(False)
     with tw.Monitor(model, every=1, full="off", sinks=[kept], max_overhead=1.0) as monitor:
-        with torch.no_grad():
-            model[0].weight.mul_(2.0)
+        write(model[0].weight)
         monitor.step()
     first, last = kept.points
     assert last.layers["0"]["frobenius_norm"] == pytest.approx(2 * first.layers["0"]["frobenius_norm"])
+
+
+class NoParts(torch.Tensor):
+    """As tensors of low-bit codes are, of which rows can be had and no single entries."""
+
+    def __getitem__(self, index):
+        if isinstance(index, tuple):
+            raise NotImplementedError
+        return super().__getitem__(index)
+
+
+def test_a_frozen_tensor_of_which_no_sample_can_be_taken_costs_no_measurement(model, kept):
+    model[0].weight = torch.nn.Parameter(model[0].weight.detach().as_subclass(NoParts), requires_grad=False)
+    points_of(model, kept, steps=1, full="off")
+    assert [set(point.layers) for point in kept.points] == [{"0", "2"}] * 2
+
+
+def test_a_matrix_of_zeros_is_said_to_be_one_and_is_finite(model, kept):
+    torch.nn.init.zeros_(model[0].weight)
+    points_of(model, kept, steps=1, full="off")
+    for point in kept.points:
+        assert "zeros: 0" in point.notes
+        assert not any("not finite" in note for note in point.notes)
+        assert point.layers["0"] == {"frobenius_norm": 0.0, "spectral_norm": 0.0}
+
+
+def test_equal_matrices_of_a_first_measurement_are_not_said_to_be_unchanged(kept):
+    model = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 16))
+    model[1].load_state_dict(model[0].state_dict())
+    points_of(model, kept)
+    (full,) = kept.of("full")
+    assert full.notes == ()
+    assert full.layers["0"] == full.layers["1"]
 
 
 def test_a_full_measurement_reuses_what_has_not_changed(model, kept, train, clock):

@@ -1,14 +1,19 @@
-"""What can be explained: charts, metrics, rules and alarms, from the texts that stand beside their code."""
+"""What can be explained: words, charts, metrics, rules and alarms, from the texts that stand beside their code."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tailwise.diagnosis.rule import RULES
+from tailwise.assistant.glossary import TERMS
+from tailwise.diagnosis.rule import RULES, Rule
+from tailwise.diagnosis.thresholds import TABLE as THRESHOLDS
+from tailwise.diagnosis.thresholds import Threshold
 from tailwise.errors import unknown_name
 from tailwise.metrics.metric import METRICS
 from tailwise.report.charts.chart import CHARTS
-from tailwise.training.alarm_rule import ALARM_RULES
+from tailwise.training.alarm_limits import TABLE as LIMITS
+from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule
 
 
 @dataclass(frozen=True)
@@ -16,7 +21,7 @@ class Topic:
     """One thing that is explained."""
 
     name: str
-    kind: str  # chart, metric, rule, alarm
+    kind: str  # term, chart, metric, rule, alarm
     title: str
     summary: str
     parts: tuple[tuple[str, tuple[str, ...]], ...] = field(default=())  # (heading, lines)
@@ -24,7 +29,7 @@ class Topic:
 
 def topics() -> dict[str, Topic]:
     """Name → topic: rules and alarms by code, charts and metrics by name."""
-    return {topic.name: topic for topic in (*_rules(), *_alarms(), *_charts(), *_metrics())}
+    return {topic.name: topic for topic in (*_terms(), *_rules(), *_alarms(), *_charts(), *_metrics())}
 
 
 def topic(name: str) -> Topic:
@@ -40,27 +45,40 @@ def _parts(*pairs: tuple[str, tuple[str, ...] | str]) -> tuple[tuple[str, tuple[
     return tuple((heading, lines) for heading, lines in listed if any(lines))
 
 
-def _rules() -> list[Topic]:
+def _terms() -> list[Topic]:
     return [
-        Topic(code, "rule", rule.title, rule.summary, _parts(
-            ("Causes", rule.causes), ("What to do", rule.remedies),
-            ("In code", tuple(f"`tailwise.remedies.{name}`" for name in rule.functions)),
-            ("Needs", ", ".join(rule.needs)), ("How well it is founded", rule.strength), ("Sources", rule.references),
-        ))
-        for code, rule in RULES.items()
-    ]  # fmt: skip
+        Topic(name, "term", term.name, term.meaning, _parts(("Source", term.source))) for name, term in TERMS.items()
+    ]
+
+
+def _rules() -> list[Topic]:
+    return [_judgement("rule", code, rule, ", ".join(rule.needs), THRESHOLDS) for code, rule in RULES.items()]
 
 
 def _alarms() -> list[Topic]:
     return [
-        Topic(code, "alarm", rule.title, rule.summary, _parts(
-            ("Causes", rule.causes), ("What to do", rule.remedies),
-            ("In code", tuple(f"`tailwise.remedies.{name}`" for name in rule.functions)),
-            ("Needs", ", ".join((*rule.needs, *rule.scalars))), ("How well it is founded", rule.strength),
-            ("Sources", rule.references),
-        ))
+        _judgement("alarm", code, rule, ", ".join((*rule.needs, *rule.scalars)), LIMITS)
         for code, rule in ALARM_RULES.items()
-    ]  # fmt: skip
+    ]
+
+
+def _judgement(kind: str, code: str, rule: Rule | AlarmRule, needs: str, limits: Sequence[Threshold]) -> Topic:
+    mine = [item for item in limits if code in item.rules]
+    return Topic(
+        code,
+        kind,
+        rule.title,
+        rule.summary,
+        _parts(
+            ("Causes", rule.causes),
+            ("What to do", rule.remedies),
+            ("In code", tuple(f"`tailwise.remedies.{name}`" for name in rule.functions)),
+            ("Thresholds", tuple(f"`{item.name}` {item.value:g} {item.unit}: {item.reason}" for item in mine)),
+            ("Needs", needs),
+            ("How well it is founded", rule.strength),
+            ("Sources", rule.references),
+        ),
+    )
 
 
 def _charts() -> list[Topic]:

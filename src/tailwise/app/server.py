@@ -53,6 +53,8 @@ def create_app(workspace: Workspace, settings: Settings) -> FastAPI:
     async def alive(_: FastAPI) -> AsyncIterator[None]:
         if not settings.read_only:
             queue.open()
+        # Vega takes seconds to be put together, which the first chart should not wait for.
+        threading.Thread(target=_file, args=("vega.js",), name="tailwise-vega", daemon=True).start()
         yield
         queue.close()
         workspace.close()

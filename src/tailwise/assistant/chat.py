@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ _MESSAGES = 24
 _MESSAGE = 8_000  # signs of one
 _TEXT = 40_000  # signs of an answer
 _CONNECT = 10.0  # seconds
+#: What models that think aloud send where no server takes it out.
+_THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 
 @dataclass
@@ -92,7 +95,7 @@ def chat(
             yield failure(error, endpoint)
             return
     facts = tuple(talk.facts)
-    text = own_links(talk.text.strip())
+    text = own_links(_THOUGHTS.sub("", talk.text).strip())
     pages = tuple(page for page in links_in(facts) if f"]({page.href})" in text)
     yield Done(Answer(text, pages, facts, unverified(text, (*facts, *known))))
 
@@ -126,11 +129,11 @@ def _told(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 
 def _rounds(talk: _Talk) -> Iterator[Event]:
     for number in range(_ROUNDS + 1):
-        talk.calls = []
+        talk.calls, before = [], len(talk.text)
         yield from _one_round(talk, last=number == _ROUNDS)
         if not talk.calls:
             break
-        yield from _called(talk)
+        yield from _called(talk, before)
     if not talk.text.strip():
         raise _Stop("the model gave no answer")
 
@@ -182,13 +185,14 @@ def _part(talk: _Talk, chunk: ChatCompletionChunk) -> Iterator[Event]:
             asked.arguments += piece.function.arguments or ""
 
 
-def _called(talk: _Talk) -> Iterator[Event]:
+def _called(talk: _Talk, before: int) -> Iterator[Event]:
+    """Answer the calls of a round whose text begins at `before`."""
     calls = [asked for asked in talk.calls[:_CALLS] if asked.name]
     for number, asked in enumerate(calls):
         asked.id = asked.id or f"call_{len(talk.facts)}_{number}"
     said = [{"id": asked.id, "type": "function", "function": {"name": asked.name, "arguments": asked.arguments or "{}"}}
             for asked in calls]  # fmt: skip
-    talk.messages.append({"role": "assistant", "content": None, "tool_calls": said})
+    talk.messages.append({"role": "assistant", "content": talk.text[before:], "tool_calls": said})
     for asked in calls:
         arguments = asked.parsed()
         yield ToolCall(asked.name, arguments or {})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from tailwise.assistant.functions.explaining import codes_in, named
-from tailwise.assistant.replies import comparing, compression, concepts, health, topics, training
+from tailwise.assistant.replies import comparing, compression, concepts, health, topics, training, values
 from tailwise.assistant.replies.question import Question
 from tailwise.metrics.metric import METRICS
 
@@ -31,7 +31,7 @@ def _words(reply: Reply, *patterns: str) -> Callable[[Question], Reply | None]:
 _WHAT_IS = re.compile(
     r"^(?:so |and |please |hey,? )*(?:what(?:'s| is| are| does| do)|what exactly is|explain|define|"
     r"meaning of|tell me about|how (?:do i|to|should i) (?:read|interpret)|what do you mean by)"
-    r"\s+(?:the |a |an |this |meant by )?(.+?)"
+    r"\s+(?:the |a |an |meant by )?(.+?)"
     r"(?:\s+(?:mean|means|stand for|measure|say|show|shows|tell me|about|again|chart|metric|please))*\s*[?.!]*$"
 )
 _METRIC_WORDS = re.compile(r"[a-z_0-9]*[a-z][a-z_0-9]*")
@@ -57,14 +57,16 @@ def _chart(question: Question) -> Reply | None:
 def _number(question: Question) -> Reply | None:
     """A metric of a layer, its extremes, or what it is and how it is spread here."""
     metric = _metric_in(question)
-    if metric is None:
-        return None
-    if re.search(f"{health.HIGH}|{health.LOW}|\\bsort", question.lower):
-        return lambda asked: health.extremes(asked, metric)
+    if metric is None or (question.lower.startswith("why") and question.has_audit() and question.layers().rows):
+        return None  # "why is alpha 7 in block 0" asks for the findings
+    if values.BOUND.search(question.lower) and question.has_audit():
+        return lambda asked: values.beyond(asked, metric)
+    if re.search(f"{values.HIGH}|{values.LOW}|\\bsort", question.lower):
+        return lambda asked: values.extremes(asked, metric)
     if not question.has_audit():
         return lambda asked: concepts.explain(asked, metric)
     named_one = question.layers()
-    wanted = health.number if named_one.rows or named_one.trouble else health.metric_here
+    wanted = values.number if named_one.rows or named_one.trouble else values.metric_here
     return lambda asked: wanted(asked, metric)
 
 

@@ -11,7 +11,8 @@ from tailwise.assistant.answer import Fact, Link
 
 _SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-_LINK = re.compile(r"(?<!\\)\[((?:\\.|[^\]\\])*)\]\((?:\\.|[^)\\\s])*\)")
+# Bounded, so that a text of nothing but brackets takes no time; the longest link of ours is well below.
+_LINK = re.compile(r"(?<!\\)\[((?:\\.|[^\]\\]){0,450})\]\((?:\\.|[^)\\\s]){0,2000}\)")
 _ADDRESS = re.compile(r"\]\(/(?![/\\])[^)\s]*\)$")
 _LONGEST = 200
 
@@ -25,6 +26,11 @@ def escape(text: object, most: int = _LONGEST) -> str:
 def clean(text: str) -> str:
     """Without signs that move the cursor, change direction or cannot be seen."""
     return "".join("�" if unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Zl", "Zp") else sign for sign in text)
+
+
+def clean_lines(text: str) -> str:
+    """The same for text of several lines."""
+    return "\n".join(clean(line.replace("\t", "    ")) for line in text.split("\n"))
 
 
 def shorten(text: str, most: int = _LONGEST) -> str:
@@ -48,8 +54,8 @@ def own_links(text: str) -> str:
     Pictures go, and links elsewhere become their text: with what a file made a model say, an address could carry data
     out as soon as the text is drawn.
     """
-    bare = re.sub(r"!+(?=\[)", "", text)
-    bare = re.sub(r"(?m)^[ ]{0,3}\[[^\]]*\]:\s*\S+.*$", "", bare)  # definitions of links
+    bare = re.sub(r"(?<!!)!+(?=\[)", "", clean_lines(text))
+    bare = re.sub(r"(?m)^[ ]{0,3}\[[^\]\n]{0,600}\]:\s*\S+.*$", "", bare)  # definitions of links
     bare = re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", bare)
     return _LINK.sub(lambda match: match[0] if _ADDRESS.search(match[0]) else match[1], bare)
 

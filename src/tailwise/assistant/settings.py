@@ -32,6 +32,8 @@ class Endpoint:
         _check_url(self.base_url)
         if not self.model.strip():
             raise UsageError("the endpoint has no model", fix=f"give --model, or set {MODEL}")
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise UsageError("the key has signs that no key has", fix="copy it again, without line breaks")
 
     @staticmethod
     def from_environment(

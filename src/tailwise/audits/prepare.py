@@ -75,6 +75,13 @@ def _memory_of(source: MatrixSource, size: int, recipe: Recipe) -> int:
     return max(2 * square, square + stored) + BLOCKS_IN_FLIGHT
 
 
+def check_estimators(recipe: Recipe) -> None:
+    """Raise `UsageError` with near names for an estimator that does not exist."""
+    for estimator in (recipe.estimator.removeprefix("farms:"), recipe.hill_estimator):
+        if estimator not in ESTIMATORS:
+            raise unknown_name("estimator", estimator, [*ESTIMATORS, "farms"])
+
+
 def prepare(
     checkpoint: Checkpoint,
     recipe: Recipe | None = None,
@@ -84,9 +91,7 @@ def prepare(
     """Read the headers, group tensors to matrices and check every setting. No weight is read."""
     recipe, selection = completed(recipe or Recipe()), selection or Selection()
     selected(recipe)
-    for estimator in (recipe.estimator.removeprefix("farms:"), recipe.hill_estimator):
-        if estimator not in ESTIMATORS:
-            raise unknown_name("estimator", estimator, [*ESTIMATORS, "farms"])
+    check_estimators(recipe)
     sources, unmeasured = group(checkpoint, conv=recipe.conv, min_evals=recipe.min_evals)
     taken = tuple(source for source in sources if selection.takes(source.name, source.role))
     if sources and not taken:

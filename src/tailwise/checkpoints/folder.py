@@ -86,11 +86,16 @@ class LocalFolder(Folder):
 
     def stamps(self) -> dict[str, tuple[int, float | None]]:
         """See `Folder`."""
-        try:
-            found = {name: (self.path / name).stat() for name in self._names}
-        except OSError as error:
-            raise os_error(error, str(self.path)) from error
-        return {name: (status.st_size, status.st_mtime) for name, status in found.items()}
+        found: dict[str, tuple[int, float | None]] = {}
+        for name in self._names:
+            try:
+                status = (self.path / name).stat()
+            except FileNotFoundError:
+                continue  # it went since the folder was listed, or is a link to what went
+            except OSError as error:
+                raise os_error(error, str(self.path / name)) from error
+            found[name] = status.st_size, status.st_mtime
+        return found
 
 
 class UnlistedFolder(Folder):

@@ -112,12 +112,12 @@ def _endpoint(base_url: str | None, model: str | None, api_key_env: str | None) 
 def _talked(question: str, about: tuple[Workspace, Screen], endpoint: Endpoint, *, quiet: bool) -> Answer:
     """The answer of a language model, written as it comes."""
     from tailwise.assistant.chat import Done, Failed, TextDelta, ToolCall, chat
-    from tailwise.assistant.markdown import clean
+    from tailwise.assistant.markdown import clean, clean_lines
 
     for event in chat([{"role": "user", "content": question}], *about, endpoint):
         match event:
             case TextDelta(text) if not quiet:
-                typer.echo("\n".join(clean(line) for line in text.split("\n")), nl=False)
+                typer.echo(clean_lines(text), nl=False)
             case ToolCall(name, arguments):
                 typer.echo(
                     clean(f"tailwise: looks up {name} {json.dumps(arguments, ensure_ascii=False)[:200]}"), err=True

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.compare import Device, Workers
-from tailwise.cli.options import Json, Rows, comma_list
+from tailwise.cli.options import Device, Json, Rows, Workers, comma_list
 from tailwise.cli.stores import Revisions
 from tailwise.errors import UsageError
 

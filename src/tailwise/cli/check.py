@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tailwise.atomic import write_whole
-from tailwise.cli.compare import Device, Workers, check_text_target, is_audit, read_all
-from tailwise.cli.options import Json
+from tailwise.cli.compare import check_text_target, is_audit, read_all
+from tailwise.cli.options import Device, Json, Workers
 from tailwise.errors import UsageError
 
 if TYPE_CHECKING:

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.atomic import write_whole
-from tailwise.cli.options import Json, Rows, comma_list
+from tailwise.cli.compared import HOW, TEXTS, Fdr, Metrics, Randomize, put_out
+from tailwise.cli.options import Device, Json, Rows, Workers, comma_list
 from tailwise.errors import UsageError
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
     from tailwise.compare.comparison import Comparison
 
-_HOW, _RUN, _OUT = "How to compare", "How to run", "Output"
-
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:0.", rich_help_panel=_RUN)]
-Workers = Annotated[
-    int | None, typer.Option(min=1, help="Matrices at once; one per core by default.", rich_help_panel=_RUN)
-]
-Randomize = Annotated[
-    bool,
-    typer.Option("--randomize", help="Of models that are audited here: also count traps.", rich_help_panel=_HOW),
-]
+_OUT = "Output"
 
 
 def compare(
@@ -35,21 +24,17 @@ def compare(
         list[str], typer.Argument(help="Audits or models; the first is the base unless --base is given.")
     ],
     base: Annotated[
-        str | None, typer.Option(metavar="AUDIT", help="What the others are held against.", rich_help_panel=_HOW)
+        str | None, typer.Option(metavar="AUDIT", help="What the others are held against.", rich_help_panel=HOW)
     ] = None,
     weights: Annotated[
         bool,
-        typer.Option("--weights", help="Also read the checkpoints and measure W − W₀.", rich_help_panel=_HOW),
+        typer.Option("--weights", help="Also read the checkpoints and measure W − W₀.", rich_help_panel=HOW),
     ] = False,
     directions: Annotated[
-        int, typer.Option(min=1, help="Leading singular directions compared by --weights.", rich_help_panel=_HOW)
+        int, typer.Option(min=1, help="Leading singular directions compared by --weights.", rich_help_panel=HOW)
     ] = 16,
-    fdr: Annotated[
-        float, typer.Option(help="False discovery rate of what is called significant.", rich_help_panel=_HOW)
-    ] = 0.05,
-    metrics: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Only these metrics.", rich_help_panel=_HOW)
-    ] = None,
+    fdr: Fdr = 0.05,
+    metrics: Metrics = None,
     randomize: Randomize = False,
     device: Device = "cpu",
     workers: Workers = None,
@@ -71,8 +56,6 @@ def compare(
     A model that is no audit is audited first, with the recipe of the first audit given.
     """
     from tailwise.compare.run import compare as compare_audits
-    from tailwise.report import comparison as report
-    from tailwise.report.terminal import console
 
     outputs = list(output or ())
     first, others = _sides(models, base)
@@ -84,17 +67,7 @@ def compare(
         if weights:
             one = _with_weights(one, audits[0], after, (directions, device, workers), outputs)
         found.append(one)
-    screen = console(stderr=as_json)
-    if as_json:
-        sys.stdout.write(_json(found) + "\n")
-    else:
-        for one in found:
-            screen.print(report.terminal(one, rows), "", sep="\n")
-    texts = {".json": _json, ".csv": report.to_csv, ".md": report.to_markdown}
-    for path in outputs:
-        if Path(path).suffix != ".audit":
-            write_whole(path, texts[Path(path).suffix](found).encode())
-        screen.print(f"written to {path}", soft_wrap=True, markup=False)
+    put_out(found, outputs, as_json=as_json, rows=rows)
 
 
 def _sides(models: list[str], base: str | None) -> tuple[str, list[str]]:
@@ -107,7 +80,7 @@ def _sides(models: list[str], base: str | None) -> tuple[str, list[str]]:
 
 def _check_outputs(outputs: list[str], weights: bool, count: int) -> None:
     for path in outputs:
-        check_text_target(path, (".json", ".csv", ".md", ".audit"))
+        check_text_target(path, (*TEXTS, ".audit"))
         if path.endswith(".audit") and not weights:
             raise UsageError("an audit of W − W₀ takes the weights", where=path, fix="add --weights")
         if path.endswith(".audit") and count > 1:
@@ -124,11 +97,6 @@ def _with_weights(
         if path.endswith(".audit"):
             result.audit.save(path)
     return result.comparison
-
-
-def _json(found: list[Comparison]) -> str:
-    documents = [one.to_json() for one in found]
-    return json.dumps(documents[0] if len(documents) == 1 else documents, indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def read_all(models: list[str], *, randomize: bool, device: str, workers: int | None) -> list[Audit]:

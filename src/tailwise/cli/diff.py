@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.atomic import write_whole
-from tailwise.cli.compare import Device, Randomize, Workers, check_text_target
-from tailwise.cli.options import Json, Rows, comma_list
+from tailwise.cli.compare import check_text_target
+from tailwise.cli.compared import TEXTS, Fdr, Metrics, Randomize, put_out
+from tailwise.cli.options import Device, Json, Rows, Workers, comma_list
 from tailwise.cli.stores import Revisions, Run, Store, only_run, open_store
 from tailwise.errors import UsageError
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
 
-_HOW, _OUT = "How to compare", "Output"
-_SUFFIXES = (".json", ".csv", ".md")
+_OUT = "Output"
 
 
 def diff(
@@ -35,12 +31,8 @@ def diff(
                      rich_help_panel="Where"),
     ] = None,
     revisions: Revisions = None,
-    fdr: Annotated[
-        float, typer.Option(help="False discovery rate of what is called significant.", rich_help_panel=_HOW)
-    ] = 0.05,
-    metrics: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Only these metrics.", rich_help_panel=_HOW)
-    ] = None,
+    fdr: Fdr = 0.05,
+    metrics: Metrics = None,
     randomize: Randomize = False,
     device: Device = "cpu",
     workers: Workers = None,
@@ -58,31 +50,20 @@ def diff(
     nothing about alpha is called significant. Of a folder, the two checkpoints are audited.
     """
     from tailwise.compare.run import compare
-    from tailwise.report import comparison as report
-    from tailwise.report.terminal import console
 
     for path in output or ():
-        check_text_target(path, _SUFFIXES)
+        check_text_target(path, TEXTS)
     if checkpoints is not None:
         settings = {"device": device, "workers": workers, "randomize": int(randomize)}
         sides = _of_folder(checkpoints, comma_list(revisions), (before, after), settings)
+    elif randomize or device != "cpu" or workers is not None:
+        what = "what the store has is not audited again: --randomize, --device and --workers are for checkpoints"
+        raise UsageError(what, fix="leave them out, or give --checkpoints DIR")
     else:
         sides = _of_store(store, run, (before, after))
     (old, new), notes = sides
     found = compare(old, new, level=fdr, metrics=comma_list(metrics) or None)
-    found = replace(found, notes=(*found.notes, *notes))
-    screen = console(stderr=as_json)
-    document = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-    if as_json:
-        sys.stdout.write(document + "\n")
-    else:
-        screen.print(report.terminal(found, rows))
-    texts: dict[str, Callable[[], str]] = {
-        ".json": lambda: document, ".csv": lambda: report.to_csv([found]), ".md": lambda: report.to_markdown([found]),
-    }  # fmt: skip
-    for path in output or ():
-        write_whole(path, texts[Path(path).suffix]().encode())
-        screen.print(f"written to {path}", soft_wrap=True, markup=False)
+    put_out([replace(found, notes=(*found.notes, *notes))], output or (), as_json=as_json, rows=rows)
 
 
 Sides = tuple[list["Audit"], list[str]]
@@ -116,7 +97,7 @@ def _step(text: str, known: list[int], where: str) -> int:
     if text in words and known:
         return known[words[text]]
     digits = text.removeprefix("step").strip("-_ ")
-    if not digits.isdigit():
+    if not digits.isdecimal():
         raise UsageError(f"{text!r} is no step", fix="give a number, or first or last")
     if int(digits) not in known:
         near = sorted(sorted(known, key=lambda step: abs(step - int(digits)))[:6])

@@ -14,6 +14,12 @@ Output = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, all else on stderr.", rich_help_panel="Output")]
 Rows = Annotated[int, typer.Option(min=0, help="Longest table printed; 0 for all.", rich_help_panel="Output")]
 
+_RUN = "How to run"
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:0.", rich_help_panel=_RUN)]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Matrices at once; one per core by default.", rich_help_panel=_RUN)
+]
+
 
 def comma_list(text: str | None) -> tuple[str, ...]:
     """`"a, b"` → `("a", "b")`."""

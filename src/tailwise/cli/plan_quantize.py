@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.compare import Device, Workers
-from tailwise.cli.options import Json, Rows, comma_list
+from tailwise.cli.options import Device, Json, Rows, Workers, comma_list
 from tailwise.cli.plan_shared import (
     Also,
     Calibration,

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tailwise.cli.audit import Dtype
-from tailwise.cli.compare import Device, Workers
-from tailwise.cli.options import Json, comma_list
+from tailwise.cli.options import Device, Json, Workers, comma_list
 from tailwise.errors import UsageError
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from tailwise.atomic import write_whole
-from tailwise.cli.compare import Device, Randomize, Workers, check_text_target, read_all
-from tailwise.cli.options import Json
+from tailwise.cli.compare import check_text_target, read_all
+from tailwise.cli.compared import Randomize
+from tailwise.cli.options import Device, Json, Workers
 
 
 def rank(

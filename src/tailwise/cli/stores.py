@@ -71,7 +71,10 @@ def steps_of(text: str | None) -> Steps | None:
         found = (int(first) if first.strip() else None, int(last) if last.strip() else None)
     except ValueError as error:
         raise UsageError(f"{text!r} is no range of steps", fix="write it as 100:500, 100:, :500 or 100") from error
-    return found if colon else (found[0], found[0])
+    low, high = found if colon else (found[0], found[0])
+    if low is not None and high is not None and low > high:
+        raise UsageError(f"{text!r} ends before it begins", fix=f"write it as {high}:{low}")
+    return low, high
 
 
 def say_outcome(screen: Console, outcome: Outcome) -> bool:

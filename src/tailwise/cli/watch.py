@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.compare import Device, Workers
-from tailwise.cli.options import comma_list
+from tailwise.cli.options import Device, Workers, comma_list
 from tailwise.cli.stores import Revisions, Run, Store, open_store, say_outcome
 
 _HOW, _OUT = "How to watch", "Output"
@@ -47,7 +46,7 @@ def watch(
     from tailwise.runs import watch as watching
     from tailwise.runs.sink import Sink, run_name
 
-    screen, good = console(), True
+    screen, good, idle = console(), True, True
     with ExitStack() as stack:
         history = None if store is None and audits is not None else stack.enter_context(open_store(store, create=True))
         settings = {"device": device, "workers": workers, "randomize": int(randomize)}
@@ -58,9 +57,11 @@ def watch(
             typer.echo(f"tailwise: watching {where} every {interval:g} s; Ctrl-C ends it", err=True)
         try:
             for outcome in outcomes:
-                good = say_outcome(screen, outcome) and good
+                good, idle = say_outcome(screen, outcome) and good, False
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+        if idle and not watched.waiting:
+            typer.echo(f"tailwise: nothing new in {where}", err=True)
         for name, why in watched.waiting.items():
             screen.print(f"{name}  left for later: {why}", style="yellow", markup=False, highlight=False)
     if not good:

@@ -23,9 +23,13 @@ def audit_at(history: History, run: str, step: int) -> tuple[Audit, str]:
         return _of_point(history, run, step), f"step {step} is a monitor's point, without spectra"
     if kept.path is not None:
         try:
-            return Audit.load(kept.path), ""
+            saved = Audit.load(kept.path)
         except UnreadableError as error:
             why = f"the audit's file is not readable ({error.what})"
+        else:
+            if saved.provenance.fingerprint == kept.provenance.fingerprint:
+                return saved, ""
+            why = f"{kept.path} is an audit of other weights now"
     else:
         why = "no file was written"
     rows = history.audit_rows(run, step)

@@ -169,7 +169,10 @@ def _begin(connection: Connection) -> None:
 @contextmanager
 def reading(engine: Engine, where: str) -> Iterator[Connection]:
     """A transaction that sees one state of the store."""
-    with store_errors(where), engine.connect() as connection:
+    # On PostgreSQL each statement sees a state of its own unless told otherwise: points that were written anew between
+    # two of them would come without their values.
+    options = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}
+    with store_errors(where), engine.connect().execution_options(**options) as connection:
         yield connection
 
 

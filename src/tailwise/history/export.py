@@ -25,12 +25,18 @@ def export_parquet(history: History, folder: Path, run: str | None) -> list[Path
     names = [item.name for item in history.runs()] if run is None else [run]
     written: list[Path] = []
     for name in names:
-        into = folder / quote(name, safe=" @+=,")
+        into = folder / _folder_of(name)
         points = history.scalars(name)
         tables = {"points": points, "alarms": _alarms(history, name), "audits": _audits(history, name)}
         written += [write_whole(into / f"{part}.parquet", to_parquet(table)) for part, table in tables.items()]
         written.append(_series(history, name, sorted(set(points["step"].to_pylist())), into / "series.parquet"))
     return written
+
+
+def _folder_of(run: str) -> str:
+    """A run's name as that of a folder below another, whatever it has in it."""
+    plain = quote(run, safe=" @+=,")
+    return plain if plain.strip(".") else plain.replace(".", "%2E") or "%"
 
 
 def _series(history: History, run: str, steps: list[int], path: Path) -> Path:

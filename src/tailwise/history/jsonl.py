@@ -84,7 +84,7 @@ class JsonlHistory:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open the file, which is made where there is none. Raises `UnreachableError` where that cannot be."""
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.lost = 0  # items that `write` could not keep
         self._lock = threading.Lock()
         try:

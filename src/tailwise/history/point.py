@@ -53,8 +53,8 @@ class Alarm:
 
     @property
     def key(self) -> tuple[str, str, tuple[str, ...]]:
-        """Alarms with equal keys are about the same thing."""
-        return self.run, self.rule, self.layers
+        """Alarms with equal keys are about the same thing, whichever of their layers is the worst and stands first."""
+        return self.run, self.rule, tuple(sorted(self.layers))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""

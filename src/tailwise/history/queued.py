@@ -8,32 +8,16 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from tailwise.errors import UnreachableError
 from tailwise.history.connect import is_url
-from tailwise.history.jsonl import Item, JsonlHistory
+from tailwise.history.jsonl import Item
 from tailwise.history.point import Point
 from tailwise.history.spool import REJECTED, Line, Spool, folder_for
 from tailwise.history.store import History
 
 _log = logging.getLogger(__name__)
 _BATCH = 100  # lines taken over in one transaction
-
-
-class Writer(Protocol):
-    """What a monitor writes to."""
-
-    def write(self, item: Item) -> None:
-        """Keep a point or an alarm; never raises."""
-
-    def close(self) -> None:
-        """Write what waits, if that can be, and let go."""
-
-
-def open_writer(where: str | os.PathLike[str], *, spool: str | os.PathLike[str] | None = None) -> Writer:
-    """The writer for an address: lines for `x.jsonl`, else a store that waits for its database."""
-    return JsonlHistory(where) if os.fspath(where).endswith(".jsonl") else QueuedHistory(where, spool)
 
 
 class QueuedHistory:
@@ -67,8 +51,9 @@ class QueuedHistory:
         Raises `UsageError` and `UnreadableError` as `History` does, and `UnreachableError` where points could not even
         wait. A database that is away raises nothing.
         """
-        self._where, self._patience, self._retry, self._clock = where, patience, retry, clock
         address = os.fspath(where)
+        address = address if is_url(address) else str(Path(address).expanduser())
+        self._where, self._patience, self._retry, self._clock = address, patience, retry, clock
         self._folder = Path(spool) if spool is not None else folder_for(address, is_url(address))
         self._lock = threading.RLock()
         self._history: History | None = None

@@ -16,7 +16,7 @@ from tailwise.history.jsonl import numbers_from
 from tailwise.history.read import Steps, in_steps, known_run, layouts_of, metric_names
 from tailwise.history.schema import POINTS, VECTORS
 from tailwise.history.sql import ColumnElement, Connection, LargeBinary, func, select
-from tailwise.history.vectors import ABSENT, Layout, floats
+from tailwise.history.vectors import ABSENT, Layout
 
 Layers = str | Sequence[str] | None
 
@@ -27,7 +27,8 @@ def series(
 ) -> pa.Table:  # fmt: skip
     """A line per step, tempo and layer that has one of the metrics; a column per metric, null where it has none."""
     layers, roles = chosen
-    owner, ids = known_run(connection, run), _metric_ids(connection, metrics)
+    owner = known_run(connection, run)
+    ids = _metric_ids(connection, metrics, owner)
     mine = [POINTS.c.run_id == owner, *in_steps(steps)]
     query = select(POINTS.c.id, POINTS.c.step, POINTS.c.tempo, POINTS.c.layout_id).where(*mine)
     heads = connection.execute(query.order_by(POINTS.c.step, POINTS.c.tempo)).all()
@@ -35,36 +36,58 @@ def series(
     for number, layout in layouts_of(connection, {head.layout_id for head in heads}).items():
         kept = _kept(layout, layers, roles)
         if len(kept) and ids:
-            vectors = _vectors(connection, [*mine, POINTS.c.layout_id == number], ids, kept)
-            parts.append(_part(layout, kept, [head for head in heads if head.layout_id == number], vectors))
+            own = [head for head in heads if head.layout_id == number]
+            span = int(kept[0]), int(kept[-1]) + 1, len(layout.places)
+            values = _values(connection, [*mine, POINTS.c.layout_id == number], ids, [head.id for head in own], span)
+            parts.append(_part(layout, kept, own, dict(zip(ids, values, strict=True))))
     return _joined(parts, list(ids))
 
 
-def _metric_ids(connection: Connection, metrics: Sequence[str]) -> dict[str, int]:
+def _metric_ids(connection: Connection, metrics: Sequence[str], run: int) -> dict[str, int]:
     if isinstance(metrics, str):
         metrics = (metrics,)
     known = {name: number for number, name in metric_names(connection).items()}
     for name in metrics:
         if name not in known:
+            if _is_scalar(connection, run, name):
+                fix = "History.scalars has it, and `tailwise history RUN` without --metric"
+                raise UsageError(f"{name} is a number of the whole model, and has no layers", fix=fix)
             raise unknown_name("metric in this store", name, known)
     return {name: known[name] for name in metrics}
 
 
-def _vectors(
-    connection: Connection, mine: list[ColumnElement[bool]], ids: Mapping[str, int], kept: NDArray[np.intp]
-) -> dict[str, dict[int, bytes]]:
-    """Metric → point → its vector from the first layer that is kept to the last: of one layer, eight bytes."""
-    first, last = int(kept[0]), int(kept[-1]) + 1
-    data = func.substr(VECTORS.c.data, 8 * first + 1, 8 * (last - first), type_=LargeBinary)
+def _is_scalar(connection: Connection, run: int, name: str) -> bool:
+    rows = connection.execute(select(POINTS.c.scalars).where(POINTS.c.run_id == run)).scalars()
+    return any(name in json.loads(row) for row in rows)
+
+
+def _values(
+    connection: Connection, mine: list[ColumnElement[bool]], ids: Mapping[str, int], points: Sequence[int],
+    span: tuple[int, int, int],
+) -> NDArray[np.float64]:  # fmt: skip
+    """Values of the layers from `first` to before `last` of `count`; (metrics, points, last − first)."""
+    first, last, count = span
+    width = 8 * (last - first)
+    data: ColumnElement[Any] = VECTORS.c.data
+    if last - first < count:  # of one layer, eight bytes
+        data = func.substr(VECTORS.c.data, 8 * first + 1, width, type_=LargeBinary)
     query = (
         select(VECTORS.c.point_id, VECTORS.c.metric_id, data)
         .join(POINTS, POINTS.c.id == VECTORS.c.point_id)
         .where(VECTORS.c.metric_id.in_(ids.values()), *mine)
     )
-    names = {number: name for name, number in ids.items()}
-    found: dict[str, dict[int, bytes]] = {name: {} for name in ids}
-    for point, metric, vector in connection.execute(query).all():
-        found[names[metric]][point] = vector
+    rows = connection.execute(query).all()
+    shape = len(ids), len(points), last - first
+    found = np.empty(shape, np.float64)
+    if len(rows) < len(ids) * len(points):
+        found.view(ABSENT.dtype)[:] = ABSENT
+    # Straight to where it belongs: joining the bytes of each metric first took as long as reading them.
+    place = found.reshape(-1).view(np.uint8).data
+    metrics = {number: index * len(points) * width for index, number in enumerate(ids.values())}
+    starts = {point: index * width for index, point in enumerate(points)}
+    for point, metric, vector in rows:
+        at = metrics[metric] + starts[point]
+        place[at : at + width] = vector
     return found
 
 
@@ -86,10 +109,10 @@ def _kept(layout: Layout, layers: Layers, roles: Collection[str] | None) -> NDAr
 
 
 def _part(
-    layout: Layout, kept: NDArray[np.intp], heads: Sequence[Any], vectors: Mapping[str, Mapping[int, bytes]]
+    layout: Layout, kept: NDArray[np.intp], heads: Sequence[Any], values: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, Any]:
     """Columns of the points that share a layout, without the lines that have none of the metrics."""
-    columns = {name: _column(kept, heads, mine) for name, mine in vectors.items()}
+    columns = {name: _column(kept, mine) for name, mine in values.items()}
     part: dict[str, Any] = {
         "step": np.repeat([head.step for head in heads], len(kept)),
         "tempo": np.repeat([_TEMPOS.index(head.tempo) for head in heads], len(kept)),
@@ -104,17 +127,12 @@ def _part(
     return {**part, **fewer, "columns": {name: (values[some], gone[some]) for name, (values, gone) in columns.items()}}
 
 
-def _column(
-    kept: NDArray[np.intp], heads: Sequence[Any], vectors: Mapping[int, bytes]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """One metric's values of the kept layers of every point, and which are absent; (points · kept,)."""
-    first, length = int(kept[0]), int(kept[-1]) + 1 - int(kept[0])
-    nothing = ABSENT.tobytes() * length
-    values, gone = floats(b"".join([vectors.get(head.id, nothing) for head in heads]))
-    if len(kept) < length:
-        values = values.reshape(len(heads), length)[:, kept - first].ravel()
-        gone = gone.reshape(len(heads), length)[:, kept - first].ravel()
-    return values, gone
+def _column(kept: NDArray[np.intp], values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """One metric's values (points, layers from the first that is kept) of those that are, and which are absent."""
+    if len(kept) < values.shape[1]:
+        values = values[:, kept - kept[0]]
+    flat = values.reshape(-1)
+    return flat, flat.view(ABSENT.dtype) == ABSENT
 
 
 _TEMPOS = ["cheap", "full", "audit"]

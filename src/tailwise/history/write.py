@@ -115,7 +115,7 @@ def put_alarm(connection: Connection, alarm: Alarm) -> bool:
     """Add an alarm, or count that it was noticed again; whether it is new. Severity only rises."""
     if alarm.severity not in _SEVERITIES:
         raise unknown_name("severity", alarm.severity, _SEVERITIES)
-    run, key = run_id(connection, alarm.run), digest_of([alarm.rule, list(alarm.layers)])
+    run, key = run_id(connection, alarm.run), digest_of([alarm.rule, list(alarm.key[2])])
     mine = (ALARMS.c.run_id == run) & (ALARMS.c.key == key)
     there = connection.execute(select(ALARMS).where(mine)).one_or_none()
     if there is None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from tailwise.errors import UsageError, unknown_name
 from tailwise.remedies.groups import scaler_of
 from tailwise.remedies.matrices import exponent, linear_matrices, role_of
+from tailwise.remedies.ranks import of_first_rank
 from tailwise.spectrum.power_law import ESTIMATORS
 
 
@@ -67,6 +70,7 @@ class Balance:
         self.steps = 0
         self._bounds, self._model = bounds, model
         self._matrices = linear_matrices(model, options.min_evals)
+        _check_held(self._matrices, optimizer, options.min_evals)
         self._scaler = scaler_of(optimizer)
         if setting in self._scaler.before:
             raise UsageError(f"the {setting} of this optimizer is balanced already", fix="call remove() on the first")
@@ -75,11 +79,11 @@ class Balance:
 
     def update(self) -> dict[str, float]:
         """Measure the exponents and renew the factors, which are returned. Called every `every` steps by itself."""
-        past = self.options.smoothing
-        for name, weight in self._matrices.items():
-            alpha = exponent(weight, self.options.estimator)
-            if alpha is not None:
-                self.alphas[name] = past * self.alphas.get(name, alpha) + (1 - past) * alpha
+        past, before = self.options.smoothing, self.alphas
+        trained = {name: weight for name, weight in self._matrices.items() if weight.requires_grad}
+        self.alphas = {name: before[name] for name in trained if name in before}
+        for name, alpha in self._measured(trained).items():
+            self.alphas[name] = past * before.get(name, alpha) + (1 - past) * alpha
         self.factors = self._kept_mean(self._mapped())
         self._apply()
         return dict(self.factors)
@@ -102,6 +106,15 @@ class Balance:
             raise UsageError(f"the state is not of this balance: {what}", fix="load the state of the same model")
         self.steps, self.alphas, self.factors = state["steps"], dict(state["alphas"]), dict(state["factors"])
         self._apply()
+
+    def _measured(self, trained: Mapping[str, nn.Parameter]) -> dict[str, float]:
+        """Exponents, on all ranks those of the first: replicas with other rates would drift apart."""
+        if not trained:
+            return {}
+        found = [exponent(weight, self.options.estimator) for weight in trained.values()]
+        values = torch.tensor([math.nan if alpha is None else alpha for alpha in found], dtype=torch.float64)
+        shared = of_first_rank(values, self._model, next(iter(trained.values()))).tolist()
+        return {name: alpha for name, alpha in zip(trained, shared, strict=True) if not math.isnan(alpha)}
 
     def _before_step(self) -> None:
         # Not before the first step: at random weights an exponent tells the shape alone.
@@ -129,6 +142,16 @@ class Balance:
         self._scaler.factors[self.setting] = {id(self._matrices[name]): by for name, by in self.factors.items()}
 
 
+def _check_held(matrices: Mapping[str, nn.Parameter], optimizer: Optimizer, min_evals: int) -> None:
+    """Raise `UsageError` where nothing would be balanced."""
+    if not matrices:
+        raise UsageError(f"the model has no linear layer with {min_evals} eigenvalues or more", fix="lower min_evals")
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not any(id(weight) in held for weight in matrices.values()):
+        fix = "give the model that it was made for; where the model was sharded or copied since, make it anew"
+        raise UsageError("the optimizer has none of the model's linear layers", fix=fix)
+
+
 def layerwise_learning_rates(
     model: nn.Module, optimizer: Optimizer, *, low: float = 0.5, high: float = 1.5, every: int = 100,
     options: BalanceOptions | None = None,
@@ -136,8 +159,9 @@ def layerwise_learning_rates(
     """TempBalance: matrices with a high α (less trained) learn faster, those with a low α slower.
 
     The rate that the group has, by whatever scheduler, is multiplied by `low` (smallest α) to `high` (largest), in a
-    straight line between. Embeddings, heads, norms, convolutions and biases keep it. The factors are first set after
-    `every` steps, and renewed every so many; `smoothing` steadies them. The optimizer's groups stay as they are.
+    straight line between. Embeddings, heads, norms, convolutions, biases and what is frozen keep it. The factors are
+    first set after `every` steps, and renewed every so many; `smoothing` steadies them. The optimizer's groups stay as
+    they are. On several ranks every one balances, with the exponents of the first; sharded matrices are gathered.
 
     The mean rate changes unless `options.keep_mean` is set. Source: Zhou et al. 2023, Temperature Balancing,
     Layer-wise Weight Analysis, and Neural Network Training, arXiv:2312.00359.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tailwise.checkpoints.wrapped import is_sharded, plain_name, refuse_flat, unwrap, whole
 from tailwise.errors import UsageError
 
 
@@ -24,6 +25,9 @@ class AdaptiveClip:
     Two cases that the paper leaves open: a gradient of zeros does not change γ, which it would hold at zero for ever;
     and one that is not finite is left as it is for the gradient scaler or the loop to see, and does not change γ.
 
+    Gradients that fully_shard has sharded count with their whole norm, so all ranks must call it; of FSDP1, which has
+    no gradient of a single tensor, a `UsageError` is raised.
+
     Source: Wang et al. 2025, AdaGC: Improving Training Stability for Large Language Model Pretraining,
     arXiv:2502.11034, algorithm 1, with its defaults.
     """
@@ -36,16 +40,17 @@ class AdaptiveClip:
                 f"relative {relative}, beta {beta}, warm_up {warm_up}, absolute {absolute}",
                 fix="give relative > 0, 0 ≤ beta < 1, warm_up ≥ 0 and absolute > 0",
             )
+        refuse_flat(model)
         self.relative, self.beta, self.warm_up, self.absolute = relative, beta, warm_up, absolute
         self.averages: dict[str, float] = {}  # γ by the parameter's name
         self.clipped: dict[str, float] = {}  # of the last call: factors below 1
         self.steps = 0
-        self._model = model
+        self._model = unwrap(model)
 
     @torch.no_grad()
     def __call__(self) -> float:
         """Clip in place."""
-        gradients = {name: p.grad for name, p in self._model.named_parameters() if p.grad is not None}
+        gradients = {plain_name(name): p.grad for name, p in self._model.named_parameters() if p.grad is not None}
         norms = _norms(gradients)
         total = math.sqrt(sum(norm**2 for norm in norms.values()))
         together = self.steps < self.warm_up
@@ -85,8 +90,26 @@ def _norms(gradients: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """In float32 at least, and read off the device at once."""
     if not gradients:
         return {}
-    norms = [
-        torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)).float()
-        for g in gradients.values()
-    ]
-    return dict(zip(gradients, torch.stack([norm.to(norms[0].device) for norm in norms]).tolist(), strict=True))
+    norms = {
+        name: torch.linalg.vector_norm(_entries(g), dtype=torch.promote_types(g.dtype, torch.float32)).float()
+        for name, g in gradients.items()
+    }
+    together: dict[Any, list[str]] = {}
+    for name, norm in norms.items():
+        together.setdefault(_mesh_of(norm), []).append(name)
+    found: dict[str, float] = {}
+    for names in together.values():
+        device = norms[names[0]].device
+        found |= zip(names, whole(torch.stack([norms[name].to(device) for name in names])).tolist(), strict=True)
+    return {name: found[name] for name in gradients}
+
+
+def _entries(gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient; of a sparse one, as embeddings may have, the entries that it has, each row once."""
+    return gradient.coalesce().values() if gradient.layout == torch.sparse_coo else gradient
+
+
+def _mesh_of(norm: torch.Tensor) -> Any:
+    """Where the parts of a sum over sharded entries lie: those of one mesh are added up at once. None for no parts."""
+    sharded: Any = norm
+    return (sharded.device_mesh, sharded.placements) if is_sharded(norm) else None

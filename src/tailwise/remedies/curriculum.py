@@ -28,7 +28,8 @@ class CurriculumSampler(Sampler[int]):
     ramp
         Draws until all examples are in, over all epochs and shards; three epochs unless given.
     shard
-        (rank, number of ranks): each rank takes its own part of the same draws.
+        (rank, number of ranks): each rank takes its own part of the same draws, as many as every other, or the ranks
+        would wait for each other at the end of an epoch.
 
     Source: Platanios et al. 2019, Competence-based Curriculum Learning for Neural Machine Translation,
     arXiv:1903.09848, eq. 7.
@@ -52,15 +53,15 @@ class CurriculumSampler(Sampler[int]):
 
     def __len__(self) -> int:
         """Draws of this shard in an epoch."""
-        rank, ranks = self.shard
-        return len(range(rank, len(self.order), ranks))
+        return math.ceil(len(self.order) / self.shard[1])
 
     def __iter__(self) -> Iterator[int]:
         """The rest of this epoch's draws; the next call gives the next epoch's."""
         total, (rank, ranks) = len(self.order), self.shard
-        chances = torch.rand(total, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
-        for draw in range(rank + self.position * ranks, total, ranks):
-            reach = max(1, math.ceil(self.competence(self.epoch * total + draw) * total))
+        draws = len(self) * ranks
+        chances = torch.rand(draws, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
+        for draw in range(rank + self.position * ranks, draws, ranks):
+            reach = max(1, math.ceil(self.competence(self.epoch * draws + draw) * total))
             self.position += 1
             yield self.order[int(chances[draw] * reach)]
         self.epoch, self.position = self.epoch + 1, 0

@@ -60,8 +60,16 @@ class GroupScaler:
 _SCALERS: WeakKeyDictionary[Optimizer, GroupScaler] = WeakKeyDictionary()
 
 
+def inner(optimizer: Any) -> Any:
+    """The optimizer that steps, inside what Accelerate makes of it."""
+    while not hasattr(optimizer, "_optimizer_step_pre_hooks") and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
 def scaler_of(optimizer: Optimizer) -> GroupScaler:
     """The scaler of an optimizer: one, however many settings are scaled, so that they do not undo each other."""
+    optimizer = inner(optimizer)
     if isinstance(optimizer, LBFGS):
         raise UsageError("LBFGS takes all parameters in one group", fix="use another optimizer")
     if optimizer not in _SCALERS:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tailwise.checkpoints.roles import classify
+from tailwise.checkpoints.wrapped import plain_name, refuse_flat, unwrap, whole
 from tailwise.spectrum.power_law import TailOptions, fit_tail
 from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
 
@@ -17,17 +18,27 @@ OUTSIDE = frozenset({"embed", "pos_embed", "lm_head", "classifier"})
 
 
 def linear_matrices(model: nn.Module, min_evals: int = 16) -> dict[str, nn.Parameter]:
-    """The weights of linear layers by the name that an audit gives them, each once.
+    """The weights of linear layers by the name of their module, each once.
 
-    Left out: embeddings, heads, whatever is tied to them, norms, convolutions, stacked experts, and matrices with
-    fewer than `min_evals` eigenvalues.
+    Names are those of an audit and of alarms, without what torch.compile or DistributedDataParallel put before them;
+    fused projections are whole. Left out: embeddings, heads, whatever is tied to them, norms, convolutions, stacked
+    experts, and matrices with fewer than `min_evals` eigenvalues. Raises `UsageError` for FSDP1, whose weights are no
+    matrices.
     """
+    return {name: module.weight for name, module in linear_modules(model, min_evals).items()}
+
+
+def linear_modules(model: nn.Module, min_evals: int = 16) -> dict[str, Any]:
+    """The modules of `linear_matrices`."""
+    refuse_flat(model)
+    weighted = [(plain_name(name), module) for name, module in _weighted(unwrap(model))]
     config = _config(model)
-    outside = {id(weight) for name, weight in _weights(model) if _is_outside(model, name, config)}
-    found: dict[int, tuple[str, nn.Parameter]] = {}
-    for name, weight in _weights(model):
-        if _is_linear(model.get_submodule(name)) and id(weight) not in outside and min(weight.shape) >= min_evals:
-            found.setdefault(id(weight), (name, weight))
+    outside = {id(module.weight) for name, module in weighted if _is_outside(name, module, config)}
+    found: dict[int, tuple[str, Any]] = {}
+    for name, module in weighted:
+        weight = module.weight
+        if _is_linear(module) and id(weight) not in outside and min(weight.shape) >= min_evals:
+            found.setdefault(id(weight), (name, module))
     return dict(found.values())
 
 
@@ -37,24 +48,27 @@ def role_of(name: str, model: nn.Module) -> str:
 
 
 def exponent(weight: torch.Tensor, estimator: str, k_frac: float = 0.1) -> float | None:
-    """Power-law exponent of a matrix, or None where it has none: a tail without spread, NaN, Inf."""
+    """Power-law exponent of a matrix, or None where it has none: a tail without spread, NaN, Inf.
+
+    A sharded matrix is gathered, for which all its ranks must call this.
+    """
     try:
-        spectrum = solve(weight.detach(), device=str(weight.device))
+        spectrum = solve(whole(weight.detach()), device=str(weight.device))
     except (NotFiniteError, OutOfRangeError):
         return None
     fit = fit_tail(spectrum.eigenvalues, estimator, TailOptions(k_frac=k_frac, floor=spectrum.error_bound))
     return fit.alpha if fit.ok else None
 
 
-def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def _weighted(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules(remove_duplicate=False):
         weight = getattr(module, "weight", None)
         if isinstance(weight, nn.Parameter) and weight.ndim == 2:
-            yield name, weight
+            yield name, module
 
 
-def _is_outside(model: nn.Module, name: str, config: Mapping[str, Any]) -> bool:
-    return isinstance(model.get_submodule(name), nn.Embedding) or classify(name, 2, config).role in OUTSIDE
+def _is_outside(name: str, module: nn.Module, config: Mapping[str, Any]) -> bool:
+    return isinstance(module, nn.Embedding) or classify(name, 2, config).role in OUTSIDE
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -63,4 +77,4 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _config(model: nn.Module) -> Mapping[str, Any]:
-    return {"model_type": str(getattr(getattr(model, "config", None), "model_type", ""))}
+    return {"model_type": str(getattr(getattr(unwrap(model), "config", None), "model_type", ""))}

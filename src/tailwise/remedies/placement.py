@@ -11,7 +11,7 @@ from torch import nn
 
 from tailwise.checkpoints.blocks import number_blocks
 from tailwise.errors import UsageError
-from tailwise.remedies.matrices import linear_matrices, role_of
+from tailwise.remedies.matrices import linear_modules, role_of
 
 #: Roles whose output is added to the residual stream.
 BRANCHES = frozenset({"attn_o", "mlp_down", "expert_down", "shared_down", "ssm_out", "rwkv_o", "rwkv_ffn_v"})
@@ -29,14 +29,14 @@ def scale_residual_branches(model: nn.Module, factor: float | None = None) -> di
     Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners, §2.3; Shoeybi et al. 2019,
     Megatron-LM, arXiv:1909.08053.
     """
-    found = {name: weight for name, weight in linear_matrices(model, 1).items() if role_of(name, model) in BRANCHES}
+    found = {name: module for name, module in linear_modules(model, 1).items() if role_of(name, model) in BRANCHES}
     blocks = set(number_blocks(found).values())
     if not blocks:
         raise UsageError("no output projection inside a numbered block was found", fix="scale the weights by hand")
     by = factor if factor is not None else 1 / math.sqrt(2 * len(blocks))
-    for name, weight in found.items():
-        weight.mul_(by)
-        bias = getattr(model.get_submodule(name), "bias", None)
+    for module in found.values():
+        module.weight.mul_(by)
+        bias = getattr(module, "bias", None)
         if isinstance(bias, nn.Parameter):
             bias.mul_(by)
     return dict.fromkeys(found, by)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from tailwise.checkpoints.wrapped import is_sharded, unwrap, whole
 from tailwise.errors import unknown_name
-from tailwise.remedies.matrices import linear_matrices
+from tailwise.remedies.matrices import linear_modules
+from tailwise.remedies.ranks import of_first_rank, placed_like
 
 
 @torch.no_grad()
@@ -30,22 +33,29 @@ def reinitialize_dead_layers(
     std
         Of the entries. Without it: the model's `config.initializer_range`, or 1/√inputs.
 
-    Returns how many entries of each matrix were drawn. Shared weights are drawn once.
+    Returns how many entries of each matrix were drawn. Shared weights are drawn once, and the B of LoRA, which starts
+    at zero on purpose, only where it is named. Of a model in DistributedDataParallel, or sharded by fully_shard, all
+    ranks must call this with the same layers; they get what the first one draws.
 
     Source: Lu et al. 2020, Dying ReLU and Initialization, arXiv:1903.06733; Dohare et al. 2024, Loss of Plasticity in
     Deep Continual Learning, Nature 632:768 (re-initialising units keeps networks able to learn).
     """
-    found = linear_matrices(model, 1)
+    found = linear_modules(model, 1)
     wanted = None if layers is None else set(layers)
     for name in wanted or ():
         if name not in found:
             raise unknown_name("matrix", name, found)
     drawn = {}
-    for name, weight in found.items():
-        dead = _dead(weight) if wanted is None else torch.full_like(weight, name in wanted, dtype=torch.bool)
+    for name, module in found.items():
+        if name not in wanted if wanted is not None else ".lora_" in name:
+            continue
+        weight = module.weight
+        now = whole(weight)
+        dead = _dead(now) if wanted is None else torch.ones_like(now, dtype=torch.bool)
         count = int(dead.sum())
         if count:
-            weight[dead] = _noise(model, name, weight, std, generator)[dead]
+            noise = _noise(_spread(model, module, std), now, generator)
+            _put(torch.where(dead, noise, now), weight, model)
             _forget(optimizer, weight)
             drawn[name] = count
     return drawn
@@ -58,15 +68,23 @@ def _dead(weight: torch.Tensor) -> torch.Tensor:
     return ~alive.any(1, keepdim=True) | ~alive.any(0, keepdim=True)
 
 
-def _noise(
-    model: nn.Module, name: str, weight: torch.Tensor, std: float | None, generator: torch.Generator | None
-) -> torch.Tensor:
-    known = getattr(getattr(model, "config", None), "initializer_range", None)
-    inputs = weight.shape[1] if isinstance(model.get_submodule(name), nn.Linear) else weight.shape[0]
-    spread = std if std is not None else known if isinstance(known, float) else 1 / math.sqrt(inputs)
+def _spread(model: nn.Module, module: Any, std: float | None) -> float:
+    """Standard deviation of the entries."""
+    if std is not None:
+        return std
+    known = getattr(getattr(unwrap(model), "config", None), "initializer_range", None)
+    inputs = module.weight.shape[1 if isinstance(module, nn.Linear) else 0]
+    return known if isinstance(known, float) else 1 / math.sqrt(inputs)
+
+
+def _noise(spread: float, like: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
     # On the CPU, so that a seed gives the same entries everywhere.
-    noise = torch.randn(weight.shape, generator=generator) * spread
-    return noise.to(weight)
+    return (torch.randn(like.shape, generator=generator) * spread).to(like)
+
+
+def _put(values: torch.Tensor, weight: torch.Tensor, model: nn.Module) -> None:
+    """Write what the first rank has."""
+    weight.copy_(placed_like(values, weight) if is_sharded(weight) else of_first_rank(values, model, weight))
 
 
 def _forget(optimizer: Optimizer | None, weight: torch.Tensor) -> None:

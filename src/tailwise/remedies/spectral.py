@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tailwise.checkpoints.wrapped import whole
 from tailwise.errors import UsageError
 from tailwise.remedies.matrices import linear_matrices
 
@@ -35,7 +36,7 @@ class SpectralPenalty:
         """The largest singular value of each matrix, as far as the last calls have found it."""
         with torch.no_grad():
             return {
-                name: float(torch.linalg.matrix_norm(self._weights[name].float() @ right, 2))
+                name: float(torch.linalg.matrix_norm(whole(self._weights[name]).float() @ right, 2))
                 for name, right in self._right.items()
             }
 
@@ -51,8 +52,9 @@ class SpectralPenalty:
         """Σ σᵢ² = ‖W·V‖² for V the leading right singular vectors, which are held fixed: its gradient is 2·W·V·Vᵀ."""
         # Not under autocast: bf16 products would leave the directions unconverged.
         with torch.autocast(weight.device.type, enabled=False):
-            right = self._directions(name, weight.detach().float())
-            return (weight.float() @ right).square().sum()
+            gathered = whole(weight).float()
+            right = self._directions(name, gathered.detach())
+            return (gathered @ right).square().sum()
 
     @torch.no_grad()
     def _directions(self, name: str, weight: torch.Tensor) -> torch.Tensor:
@@ -79,7 +81,8 @@ def spectral_penalty(
     >>> loss = loss + 1e-3 * penalty()
 
     ½·Σ σᵢ², whose gradient is Σ σᵢuᵢvᵢᵀ. The vectors come from power iteration (block iteration for k > 1) that goes on
-    from the last call's, since weights change little in a step.
+    from the last call's, since weights change little in a step. Matrices that fully_shard has sharded are gathered
+    one by one, so all ranks must call it.
 
     Source: Yoshida & Miyato 2017, Spectral Norm Regularization for Improving the Generalizability of Deep Learning,
     arXiv:1705.10941, eq. 3 and algorithm 1.

@@ -44,8 +44,8 @@ def _files(found: Found) -> tuple[Signature, str]:
     parent, _, name = found.uri.rpartition("/")
     above = open_folder(parent or "/")
     if name in above.names():
-        size, time = above.stamps()[name]
-        return ((name, size, time),), ""
+        stamp = above.stamps().get(name)
+        return ((), "it is not there any more") if stamp is None else (((name, *stamp),), "")
     folder = open_folder(found.uri)
     stamps = sorted((name, *stamp) for name, stamp in folder.stamps().items())
     return tuple(stamps), _lacks(folder)

@@ -61,7 +61,13 @@ def find(where: str | os.PathLike[str], revisions: Sequence[str] = ()) -> list[F
         return _ordered(_on_hub(address, revisions))
     if revisions:
         raise UsageError("only models on the Hugging Face Hub have revisions", where=text, fix="leave --revisions out")
-    return _ordered(_in_folder(open_folder(text), text, _DEPTH))
+    return _ordered(_in_folder(open_folder(text), _local(text), _DEPTH))
+
+
+def _local(where: str) -> str:
+    """The address of a folder, written so that it is one when it has gone: `run/step-1` is a model on the Hub too."""
+    plain = "://" in where or where.startswith((".", "~")) or Path(where).is_absolute()
+    return where if plain else f"./{where}"
 
 
 def hub_address(where: str) -> HubAddress | None:

@@ -29,10 +29,11 @@ class Watch:
 
     def round(self) -> Iterator[Outcome]:
         """Look once, and audit what is new and whole. Afterwards, `waiting` says what is not, and why."""
-        done = self.sink.has()
+        there = find(self.where, self.revisions)
+        done = self.sink.known(there)
         seen, self.waiting = self._seen, {}
         self._seen = {}
-        for found in find(self.where, self.revisions):
+        for found in there:
             if found.step in done:
                 continue
             now = look(found)

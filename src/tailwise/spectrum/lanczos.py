@@ -164,7 +164,10 @@ class LanczosEstimate:
         return Interval(value, value - half, value + half)
 
     def metrics(self) -> dict[str, float]:
-        """By the names of an audit, each with the ends of its interval as `<name>_low` and `<name>_high`."""
+        """By the names of an audit, each with the ends of its interval as `<name>_low` and `<name>_high`.
+
+        What has no finite interval is left out.
+        """
         found = {
             "stable_rank": self.stable_rank(),
             "singular_entropy": self.singular_entropy(),
@@ -175,8 +178,9 @@ class LanczosEstimate:
         }
         values: dict[str, float] = {}
         for name, interval in found.items():
-            values |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        return {name: value for name, value in values.items() if math.isfinite(value)}
+            if all(map(math.isfinite, (interval.value, interval.low, interval.high))):
+                values |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        return values
 
 
 def estimate(matrix: torch.Tensor | Operator, options: LanczosOptions | None = None, **changes: Any) -> LanczosEstimate:
@@ -288,6 +292,8 @@ def _hill(measure: Measure, k_frac: float, moved: float = 0.0) -> float:
     k = max(int(k_frac * measure.m), 2)
     # The k-th largest of the eigenvalues itself is the reference: half of its weight lies above it.
     reference = _above(measure, k - 0.5 + moved)
+    if reference <= 2 * _FLOOR * float(measure.nodes[-1]):
+        return math.nan  # the k-th largest is nothing but rounding
     over = measure.nodes > reference
     logs = float(measure.weights[over] @ np.log(measure.nodes[over] / reference)) if reference > 0 else 0.0
     return 1.0 + k / logs if logs > 0 else math.nan

@@ -42,6 +42,8 @@ def not_finite(watch: Watch) -> Signs:
     for layer, values in {**watch.point.layers, "": watch.point.scalars}.items():
         # A zero matrix has norms of −Inf in logarithms.
         broken = [name for name in _NORMS if math.isnan(values.get(name, 0.0)) or values.get(name, 0.0) == math.inf]
+        if "frobenius_norm" in broken:  # under its other name it is the same number
+            broken.remove("frobenius")
         if broken:
             found[layer] = Sign(", ".join(broken), len(broken), {"numbers": float(len(broken))})
     return found
@@ -111,16 +113,19 @@ def memorising(watch: Watch) -> Signs:
     title="held-out loss rising",
     severity="warning",
     strength="theory",
-    scalars=("loss", "eval_loss"),
+    scalars=("eval_loss",),
     causes=("over-fitting: too many passes over too little data",),
     remedies=("stop earlier, at the lowest held-out loss", "stronger weight decay", "more or more varied data"),
     functions=("layerwise_weight_decay",),
     references=("Prechelt 1998, Early Stopping - But When?, LNCS 1524:55",),
 )
 def eval_rising(watch: Watch) -> Signs:
-    """`eval_loss` is above its lowest at three points in a row, while the training loss is not above where it was."""
-    held, train = watch.scalar("eval_loss"), watch.scalar("loss")
-    if held is None or train is None or len(held) <= _FEWEST:
+    """`eval_loss` is above its lowest at three points in a row, while the training loss is not above where it was.
+
+    The points are those with an `eval_loss`; the training loss is the last one that a point had.
+    """
+    held, train = watch.scalar("eval_loss"), watch.track("", "loss")
+    if held is None or not train or len(held) <= _FEWEST:
         return {}
     lowest = min(held.values)
     recent = [held.ago(points) for points in range(3)]

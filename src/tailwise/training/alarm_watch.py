@@ -128,6 +128,8 @@ class Watch:
         if point.step <= self._latest.get(point.tempo, -1):
             for track in self._tracks.values():
                 track.rewind(point.step)
+            # Once for both tempos: a full point of this step comes after cheap ones of later steps, which stay.
+            self._latest = {tempo: min(latest, point.step - 1) for tempo, latest in self._latest.items()}
         self._latest[point.tempo] = point.step
         for layer, values in point.layers.items():
             self._add(layer, point.step, ((key, values[key]) for key in self.metrics & values.keys()))

@@ -55,18 +55,18 @@ class Alarms:
         Called with each alarm: a function, `Log()`, `Webhook(url)`, or several of them. What they raise is logged,
         and goes no further.
     stop_on
-        Codes, or a severity (that one and worse), that set `should_stop`, which a training loop may ask.
+        Codes and severities (that one and worse) that set `should_stop`, which a training loop may ask.
 
     A layer in alarm raises no second alarm of that rule until it has been without its sign for `clear_after` points.
     Memory and time of a point do not grow with the length of the run.
     """
 
     def __init__(
-        self, rules: Sequence[str] | None = None, *, mute: Sequence[str] = (), thresholds: Overrides = None,
-        on_alarm: Sink | Sequence[Sink] = (), stop_on: Sequence[str] | Severity = (),
+        self, rules: Sequence[str] | str | None = None, *, mute: Sequence[str] | str = (), thresholds: Overrides = None,
+        on_alarm: Sink | Sequence[Sink] = (), stop_on: Sequence[str] | str = (),
     ) -> None:  # fmt: skip
-        muted = {_known(code) for code in mute}
-        wanted = [_known(code) for code in rules] if rules is not None else list(ALARM_RULES)
+        muted = {_known(code) for code in _listed(mute)}
+        wanted = [_known(code) for code in _listed(rules)] if rules is not None else list(ALARM_RULES)
         self.rules: tuple[AlarmRule, ...] = tuple(ALARM_RULES[code] for code in wanted if code not in muted)
         self.limits = resolved(thresholds)
         self.should_stop = False
@@ -103,7 +103,7 @@ class Alarms:
         state = self._runs.get(point.run)
         if state is None:
             metrics = frozenset(name for rule in self.rules for name in rule.needs)
-            scalars = frozenset(name for rule in self.rules for name in rule.scalars)
+            scalars = frozenset({"loss", *(name for rule in self.rules for name in rule.scalars)})
             state = self._runs[point.run] = _State(Watch(metrics, scalars, self.limits))
         point = with_norms(point)
         state.watch.take(point)
@@ -140,16 +140,20 @@ def _named(layers: Sequence[str]) -> str:
     return shown if len(layers) <= _NAMED else f"{shown} and {len(layers) - _NAMED} more"
 
 
-def _known(code: str) -> str:
+def _known(code: str, others: Sequence[str] = ()) -> str:
     if code not in ALARM_RULES:
-        raise unknown_name("alarm rule", code, ALARM_RULES)
+        raise unknown_name("alarm rule" + " or severity" * bool(others), code, [*ALARM_RULES, *others])
     return code
 
 
-def _stopping(stop_on: Sequence[str] | Severity) -> frozenset[str]:
-    order = get_args(Severity)
-    if isinstance(stop_on, str):
-        if stop_on not in order:
-            raise unknown_name("severity", stop_on, order)
-        return frozenset(order[order.index(stop_on) :])
-    return frozenset(item if item in order else _known(item) for item in stop_on)
+def _stopping(stop_on: Sequence[str] | str) -> frozenset[str]:
+    """Codes and severities, each severity with the worse ones."""
+    order: tuple[str, ...] = get_args(Severity)
+    found: set[str] = set()
+    for item in _listed(stop_on):
+        found |= set(order[order.index(item) :]) if item in order else {_known(item, order)}
+    return frozenset(found)
+
+
+def _listed(names: Sequence[str] | str) -> Sequence[str]:
+    return (names,) if isinstance(names, str) else names

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tailwise.checkpoints.matrices import MatrixSource, load
+from tailwise.checkpoints.wrapped import is_sharded
 from tailwise.training.norms import Operator, SpectralNorms, dense, product
 
 if TYPE_CHECKING:
@@ -45,14 +46,12 @@ class Pending:
 
 
 def _metrics(squared: float, sigma: float, change: float, size: float) -> dict[str, float]:
-    found = {
-        "frobenius_norm": math.sqrt(squared) if squared >= 0 else math.nan,
-        "spectral_norm": sigma,
+    found = {"frobenius_norm": math.sqrt(squared) if squared >= 0 else math.nan, "spectral_norm": sigma}
+    if squared != 0:  # a matrix of zeros has neither ratio
         # Power iteration errs to the low side; a matrix of rank 1 has exactly 1.
-        "stable_rank": max(squared / sigma**2, 1.0) if sigma > 0 else math.nan,
-    }
-    if change >= 0 or math.isnan(change):
-        found["update_ratio"] = math.sqrt(change / size) if size > 0 else math.nan
+        found["stable_rank"] = max(squared / sigma**2, 1.0) if sigma > 0 else math.nan
+    if size != 0 and (change >= 0 or math.isnan(change)):
+        found["update_ratio"] = math.sqrt(change / size)
     return found
 
 
@@ -80,7 +79,7 @@ class Cheap:
 
     @torch.no_grad()
     def measure(self, tensors: Tensors) -> Pending:
-        """Enqueue every product; nothing is waited for."""
+        """Enqueue every product; nothing is waited for but a few entries of what is frozen."""
         groups, same = self._changed(tensors)
         names = [source.name for group in groups for source in group.sources]
         place = {name: index for index, name in enumerate(names)}
@@ -148,13 +147,29 @@ class Cheap:
 
 def stamp(group: Group, tensors: Tensors) -> tuple[Any, ...]:
     """What changes whenever a tensor of the group is written to by an optimizer, or replaced."""
-    return tuple((id(tensors[name]), tensors[name]._version, tensors[name].requires_grad) for name in group.tensors)
+    return tuple(_stamp(tensors[name]) for name in group.tensors)
+
+
+def _stamp(tensor: torch.Tensor) -> tuple[Any, ...]:
+    mark = id(tensor), tensor._version, tensor.requires_grad
+    # On several ranks what to measure must be the same on all of them, and a rank sees a part only.
+    return mark if tensor.requires_grad or is_sharded(tensor) else (*mark, tensor.data_ptr(), _sample(tensor))
+
+
+def _sample(tensor: torch.Tensor) -> bytes:
+    """A few entries of a tensor. Averages of weights are written to `.data`, which leaves the version as it was."""
+    try:
+        few = tensor.detach()[tuple(slice(None, None, max(1, size // 16)) for size in tensor.shape)]
+        return few.contiguous().view(torch.uint8).cpu().numpy().tobytes()
+    except Exception:  # a kind of tensor of its own, such as one of low-bit codes: its version has to do
+        return b""
 
 
 def unchanged(group: Group, tensors: Tensors, stamps: Mapping[tuple[str, ...], tuple[Any, ...]]) -> bool:
     """Whether no tensor of the group is trained, and none was written to since its stamp was taken.
 
-    A trained tensor is not trusted: writing to `parameter.data` leaves its version as it was.
+    A trained tensor is not trusted: writing to `parameter.data` leaves its version as it was, and an optimizer may
+    write to a few of its rows only.
     """
     if any(tensors[name].requires_grad for name in group.tensors):
         return False

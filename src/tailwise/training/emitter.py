@@ -109,9 +109,12 @@ class Emitter:
         self._known["cheap"] = layers
         if self._ranks.rank != 0:
             return
-        scalars = {name: float(value) for name, value in job.scalars.items()}
+        numbers = {name: _number(value) for name, value in job.scalars.items()}
+        scalars = {name: number for name, number in numbers.items() if number is not None}
         bad = [name for name, values in layers.items() if not all(map(math.isfinite, values.values()))]
-        notes = [*job.notes, *_listed("not finite", bad), *_listed("unchanged, reused", same)]
+        zero = [name for name, values in layers.items() if values.get("frobenius_norm") == 0.0]
+        notes = [*job.notes, *_listed("not finite", bad), *_listed("zeros", zero), *_listed("unchanged, reused", same)]
+        notes += _listed("no single number", [name for name in numbers if name not in scalars])
         self._emit(Point(self._outlet.run, job.step, "cheap", job.time, layers, scalars, tuple(notes)))
 
     def _merge(self) -> None:
@@ -134,7 +137,7 @@ class Emitter:
         same = [name for name in first.unchanged if name in known]
         layers |= {name: known[name] for name in same}
         self._known["full"] = layers
-        equal = [name for part in parts for name in part.equal]
+        equal = [name for part in parts for name in part.equal if name in known]
         notes = [*(f"{name} is not measured: {why}" for name, why in troubles.items())]
         notes += _listed("unchanged, reused", sorted([*same, *equal]))
         if first.left:
@@ -163,6 +166,13 @@ class Emitter:
             function(*arguments)
         except Exception as error:
             self._faults.note(what, error)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def _listed(what: str, names: Sequence[str], most: int = 5) -> list[str]:

@@ -8,13 +8,14 @@ from transformers import TrainerCallback
 
 from tailwise.training.monitor import Monitor
 
+_LOGGED = ("loss", "eval_loss", "grad_norm")
+
 
 class MonitorCallback(TrainerCallback):
     """Takes the arguments of `Monitor` but the model. `monitor` is there from the training's beginning on."""
 
     def __init__(self, **settings: Any) -> None:
         self._settings = settings
-        self._loss: float | None = None
         self.monitor: Monitor | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002 - theirs
@@ -25,15 +26,14 @@ class MonitorCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
         """After each step of the optimizer, whatever the gradient accumulation."""
         if self.monitor is not None:
-            scalars = {} if self._loss is None else {"loss": self._loss}
             optimizer = given.get("optimizer")
-            if optimizer is not None:
-                scalars["lr"] = optimizer.param_groups[0]["lr"]
+            scalars = {} if optimizer is None else {"lr": optimizer.param_groups[0]["lr"]}
             self.monitor.step(step=state.global_step, **scalars)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:  # noqa: ARG002
-        """The loss that the trainer logs is the one that the next point carries."""
-        self._loss = (logs or {}).get("loss", self._loss)
+        """What the trainer logs after a step, of training or of an evaluation, goes into the next point, and once."""
+        if self.monitor is not None:
+            self.monitor.note(**{name: logs[name] for name in _LOGGED if name in (logs or {})})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
         """Close the monitor."""

@@ -11,6 +11,7 @@ from tailwise.audits.prepare import Selection
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.formats.peft import PeftCheckpoint
 from tailwise.checkpoints.matrices import MatrixSource, group
+from tailwise.checkpoints.wrapped import is_sharded, plain_name, refuse_flat, unwrap
 from tailwise.errors import TailwiseError, UsageError
 from tailwise.recipe import Recipe
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from tailwise.checkpoints.checkpoint import Checkpoint
 
-#: What torch.compile, FSDP and activation checkpointing put into names.
-_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 #: What peft puts before the names of the model that it adapts.
 _PEFT = "base_model.model."
 
@@ -42,24 +41,11 @@ class Group:
         return sum(source.flops for source in self.sources)
 
 
-def unwrap(model: Any) -> Any:
-    """The module inside torch.compile, DistributedDataParallel and DataParallel."""
-    import torch
-
-    wrappers = (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif isinstance(model, wrappers):
-            model = model.module
-        else:
-            return model
-
-
 class LiveModel:
     """The matrices of a module, grouped anew whenever its tensors change their names, shapes or types."""
 
     def __init__(self, model: Any, recipe: Recipe, selection: Selection) -> None:
+        refuse_flat(model)
         self.module = unwrap(model)
         self._recipe, self._selection = recipe, selection
         self._signature: dict[str, tuple[Any, ...]] = {}
@@ -87,7 +73,7 @@ class LiveModel:
         import torch
 
         state = self.module.state_dict(keep_vars=True)
-        return {_clean(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
+        return {plain_name(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
     def refresh(self) -> tuple[dict[str, torch.Tensor], list[str]]:
         """The tensors as they are now, and what changed in their names and shapes since the last time."""
@@ -109,7 +95,7 @@ class LiveModel:
     def _plain(self, tensors: Tensors) -> MemoryCheckpoint:
         to_dict = getattr(getattr(self.module, "config", None), "to_dict", None)
         found = MemoryCheckpoint(self.uri, tensors, config=to_dict() if callable(to_dict) else None)
-        found.module_kinds = {_clean(f"{n}.")[:-1]: type(part).__name__ for n, part in self.module.named_modules()}
+        found.module_kinds = {plain_name(n): type(part).__name__ for n, part in self.module.named_modules()}
         return found
 
     def _grouped(self, tensors: Tensors) -> tuple[tuple[Group, ...], list[str]]:
@@ -162,17 +148,6 @@ def _adapter_of(module: Any) -> tuple[str, Mapping[str, Any]]:
         if str(getattr(settings.get("peft_type"), "value", settings.get("peft_type"))) == "LORA":
             return name, {**settings, "peft_type": "LORA"}
     return "", {}
-
-
-def _clean(name: str) -> str:
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
-
-
-def is_sharded(tensor: torch.Tensor) -> bool:
-    """Whether the tensor lies in parts on several ranks (a DTensor)."""
-    return hasattr(tensor, "full_tensor")
 
 
 def _header(tensor: torch.Tensor) -> torch.Tensor:

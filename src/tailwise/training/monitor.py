@@ -9,10 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from tailwise.audits.prepare import Selection
+from tailwise.audits.prepare import Selection, check_estimators
 from tailwise.errors import UsageError
 from tailwise.history.point import Alarm
-from tailwise.metrics.measure import selected
+from tailwise.history.writer import open_writer
+from tailwise.metrics.measure import completed
 from tailwise.recipe import Recipe
 from tailwise.training.emitter import CheapJob, Emitter, Outlet
 from tailwise.training.faults import Faults, logger
@@ -20,7 +21,7 @@ from tailwise.training.live import LiveModel, Tensors
 from tailwise.training.meter import Kind, Meter, MonitorReport
 from tailwise.training.options import Settings, options_of
 from tailwise.training.ranks import Ranks
-from tailwise.training.sinks import Sink, opened
+from tailwise.training.sinks import Sink
 
 if TYPE_CHECKING:
     import torch
@@ -61,18 +62,21 @@ class Monitor:
         on_alarm: Callable[[Alarm], object] | None = None,
         **settings: Unpack[Settings],
     ) -> None:
-        if every < 1:
-            raise UsageError(f"every is {every}", fix="give one or more steps")
+        if not isinstance(every, int) or every < 1:
+            raise UsageError(f"every is {every!r}", fix="give a whole number of steps, one or more")
+        if on_alarm is not None and not callable(on_alarm):
+            raise UsageError(f"on_alarm is {on_alarm!r}", fix="give a function of an alarm, such as Log()")
         self._options = options = options_of(settings)
-        recipe = Recipe(metrics=tuple(options.metrics), estimator=options.estimator)
-        selected(recipe)
+        recipe = completed(Recipe(metrics=tuple(options.metrics), estimator=options.estimator))
+        check_estimators(recipe)
         self.every, self.full_every = every, options.full_every or 10 * every
         self.run = options.run or datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
-        self.step_count = options.first_step
+        self.step_count = self._looked_at = options.first_step
         self._faults, self._meter = Faults(), Meter(options.clock, options.max_overhead)
         self._live = LiveModel(model, recipe, Selection(options.layers, options.role_names))
-        self._ranks = Ranks(self._live.tensors(), self.run)
+        self._ranks = Ranks(self._live.tensors())
         self._notes: list[str] = []
+        self._noted: dict[str, Any] = {}  # scalars that wait for a point
         self._off = self._closed = False
         self._prepared, self._preparing = False, 0.0  # whether weights were kept for the next one, and the time it took
         self._build(recipe, history, on_alarm)
@@ -91,7 +95,7 @@ class Monitor:
             return
         sinks = list(options.sinks) if ranks.rank == 0 else []
         if ranks.rank == 0 and isinstance(history, str | Path):
-            self._opened.append(opened(history))
+            self._opened.append(open_writer(history))
         elif ranks.rank == 0 and history is not None:
             sinks.append(history)
         for sink in sinks:
@@ -107,18 +111,33 @@ class Monitor:
         """Say that the optimizer made a step; returns at once unless a measurement is due.
 
         `step` is the number of the step where the training counts them itself. `loss` and other `scalars` (numbers or
-        tensors of one entry) go into the point that is due; a tensor is not waited for.
+        tensors of one entry) go into the point if one is due at this step; a tensor is not waited for. What is not
+        there at every step goes into `note`.
         """
-        before, self.step_count = self.step_count, self.step_count + 1 if step is None else step
+        before = self.step_count
+        try:
+            self.step_count = before + 1 if step is None else int(step)
+        except (TypeError, ValueError) as error:
+            self._faults.note("the number of a step", error)
+            return
         self._meter.steps += 1
         if self._off or self._closed or not self._ranks.measures:
             return
         now, every = self.step_count, self.every
         if now // every > before // every:
-            full = now // self.full_every > before // self.full_every
+            # Whether a multiple was passed since the last time, which need not be a multiple of `every`.
+            since, self._looked_at = min(self._looked_at, before), now
+            full = now // self.full_every > since // self.full_every
             self._guarded(self._due, scalars if loss is None else {"loss": loss, **scalars}, full)
         elif (now + 1) // every > now // every:
             self._guarded(self._prepare)
+
+    def note(self, **scalars: Any) -> None:
+        """Numbers for the next point, at whatever step it is due: `eval_loss`, say, of an evaluation just done."""
+        if self._ranks.measures and not self._closed:
+            self._noted |= {
+                name: value.detach() if hasattr(value, "detach") else value for name, value in scalars.items()
+            }
 
     @property
     def alarms(self) -> Sequence[Alarm]:
@@ -230,7 +249,8 @@ class Monitor:
             self._take_full(tensors)
         began, now = self._meter.clock(), time.time()
         pending = self._cheap.measure(tensors)
-        values = {name: _taken(value, pending.events) for name, value in scalars.items()}
+        given, self._noted = {**self._noted, **scalars}, {}
+        values = {name: _taken(value, pending.events) for name, value in given.items()}
         notes, self._notes = tuple(self._notes), []
         values["monitor_overhead"] = self._meter.overhead
         self._emitter.put(CheapJob(self.step_count, now, pending, values, notes))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Rule = Callable[[Point], Sequence[Alarm]]
 FullTempo = Literal["audit", "lanczos", "off"]
 
-#: Metrics of a full measurement: those that alarms read, and none that needs noise of the same shape.
+#: Metrics of a full measurement: those that alarms read, but `num_traps`, which takes a second spectrum of each matrix.
 METRICS = (
     "alpha", "alpha_sigma", "alpha_hill", "alpha_hill_sigma", "ks_distance", "num_pl_spikes", "lambda_min",
     "lambda_max", "log_norm", "log_spectral_norm", "alpha_weighted", "stable_rank", "matrix_rank", "rank_loss",
@@ -47,7 +47,7 @@ class Settings(TypedDict, total=False):
 class Options:
     """How a monitor measures, and where to."""
 
-    full_every: int | None = None  # steps between full measurements; None: ten times `every`
+    full_every: int | None = None  # steps between full measurements, with the next cheap one; None: ten times `every`
     full: FullTempo = "audit"  # every eigenvalue, estimates by Lanczos, or none
     max_overhead: float = 0.02  # share of the training thread's time that measuring may take; 1: all it needs
     rules: Sequence[Rule] = ()  # each is called with every point and returns alarms
@@ -63,10 +63,17 @@ class Options:
     clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:
+        for name in ("rules", "sinks"):
+            if not isinstance(getattr(self, name), Iterable):
+                raise UsageError(f"{name} is no list", fix=f"write {name}=[…]")
+        if (wrong := next((rule for rule in self.rules if not callable(rule)), None)) is not None:
+            raise UsageError(f"{wrong!r} is no rule", fix="give functions from a point to alarms, such as Alarms()")
         if not 0.0 < self.max_overhead <= 1.0:
             raise UsageError(f"max_overhead is {self.max_overhead}", fix="give a share in (0, 1], e.g. 0.02")
         if self.full not in ("audit", "lanczos", "off"):
             raise UsageError(f"full is {self.full!r}", fix="choose audit, lanczos or off")
+        if self.full == "lanczos" and tuple(self.metrics) != METRICS:
+            raise UsageError("full='lanczos' estimates what it can", fix="leave metrics out, or choose full='audit'")
         if self.full_every is not None and self.full_every < 1:
             raise UsageError(f"full_every is {self.full_every}", fix="give one or more")
 
@@ -83,4 +90,6 @@ def options_of(settings: Settings) -> Options:
         if name not in known:
             raise unknown_name("setting", name, known)
     taken: dict[str, Any] = dict(settings)
+    if isinstance(taken.get("metrics"), str):
+        taken["metrics"] = (taken["metrics"],)
     return Options(**taken)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tailwise.checkpoints.wrapped import is_sharded, whole
 from tailwise.training.faults import Faults
-from tailwise.training.live import Group, Tensors, is_sharded
+from tailwise.training.live import Group, Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -24,14 +26,26 @@ class Ranks:
     decides for all, then one gathering a group. Where each rank holds the whole model, only rank 0 measures.
     """
 
-    def __init__(self, tensors: Tensors, run: str) -> None:
+    def __init__(self, tensors: Tensors) -> None:
         import torch.distributed as dist
 
         active = dist.is_available() and dist.is_initialized()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if active else (0, 1)
         self.sharded = self.world > 1 and any(is_sharded(tensor) for tensor in tensors.values())
-        self._run = run
+        self._key = f"{_PREFIX}/{self._common()}" if self.sharded else _PREFIX
         self._sent = 0
+
+    def _common(self) -> int:
+        """A number that the ranks have in common, and no other monitor has. A collective.
+
+        The name of the run will not do: it may be the time, which ranks do not read in the same second.
+        """
+        import torch
+        import torch.distributed as dist
+
+        number = torch.tensor([secrets.randbits(62)], device=self.device)
+        dist.broadcast(number, src=0)
+        return int(number)
 
     @property
     def measures(self) -> bool:
@@ -74,8 +88,7 @@ class Ranks:
 
     def _whole(self, group: Group, tensors: Tensors) -> dict[str, torch.Tensor]:
         """The tensors of a group, those in parts gathered: a collective, for which all ranks must call this."""
-        found: dict[str, Any] = {name: tensors[name].detach() for name in group.tensors}
-        return {name: t.full_tensor() if is_sharded(t) else t for name, t in found.items()}
+        return {name: whole(tensors[name].detach()) for name in group.tensors}
 
     def visit(self, groups: Sequence[Group], tensors: Tensors, take: Take, faults: Faults) -> None:
         """Call `take` with each group that is this rank's own, and its tensors.
@@ -101,12 +114,12 @@ class Ranks:
 
     def send(self, result: dict[str, Any]) -> None:
         """Leave a result for rank 0, without waiting for it."""
-        _store().set(f"{_PREFIX}/{self._run}/{self.rank}/{self._sent}", json.dumps(result))
+        _store().set(f"{self._key}/{self.rank}/{self._sent}", json.dumps(result))
         self._sent += 1
 
     def receive(self, rank: int, number: int) -> dict[str, Any] | None:
         """The result `number` that `rank` left, if it has."""
-        key = f"{_PREFIX}/{self._run}/{rank}/{number}"
+        key = f"{self._key}/{rank}/{number}"
         if not _store().check([key]):
             return None
         result: dict[str, Any] = json.loads(_store().get(key))

@@ -51,7 +51,7 @@ class Running:
     def __init__(self, job: Job, workers: int | None) -> None:
         self.process = subprocess.Popen(
             arguments(job, workers), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            env=environment(), text=True, encoding="utf-8", errors="replace", start_new_session=True,
+            env=environment(), text=True, encoding="utf-8", errors="replace", process_group=0,
             preexec_fn=_humble if os.name == "posix" else None,  # noqa: PLW1509 - it calls nothing but nice
         )  # fmt: skip
 
@@ -90,7 +90,8 @@ class Running:
 
 
 def _humble() -> None:
-    os.nice(10)  # readers come first
+    # Readers come first. Not in a session of its own, which Linux would give a share of the machine like the server's.
+    os.nice(10)
 
 
 def _step(line: str) -> Mapping[str, Any] | None:

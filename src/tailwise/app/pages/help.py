@@ -1,4 +1,4 @@
-"""Help: what every chart, metric, rule and alarm means."""
+"""Help: what every word, chart, metric, rule and alarm means."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tailwise.app.help import topic, topics
 
 router = APIRouter(include_in_schema=False)
 Given = Annotated[Desk, Depends(desk_of)]
-KINDS = {"chart": "Charts", "metric": "Metrics", "rule": "Rules", "alarm": "Alarms of training"}
+KINDS = {"term": "Words", "chart": "Charts", "metric": "Metrics", "rule": "Rules", "alarm": "Alarms of training"}
 
 
 @router.get("/help")

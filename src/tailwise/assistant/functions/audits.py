@@ -6,6 +6,7 @@ from collections import Counter
 from statistics import median
 
 from tailwise.assistant.answer import Fact
+from tailwise.assistant.charts import chart_of
 from tailwise.assistant.functions.function import Place, function
 from tailwise.assistant.layers import meant_in
 from tailwise.audits.audit import Audit, LayerRow
@@ -42,7 +43,11 @@ def audit(place: Place, audit: str = "") -> Fact:
         "numbers": {key: value for key, value in model_numbers(found).items() if value is not None},
         "roles": [_role(found, role) for role in dict.fromkeys(layer.row.role for layer in found)],
         "notes": list(found.provenance.notes[:5]),
-        "links": [place.to_audit(name), place.link("its layers", links.layers(name))],
+        "links": [
+            place.to_audit(name),
+            place.link("its layers", links.layers(name)),
+            *(chart_of(name, metric).to_json() for metric in TOLD[:4]),
+        ],
     }
 
 
@@ -87,7 +92,7 @@ def layer(place: Place, layer: str = "", audit: str = "") -> Fact:
         "metrics": {key: value for key, value in row.metrics.items() if value is not None},
         "peers": {metric: spread(peers, metric) for metric in TOLD if spread(peers, metric)} if len(peers) > 1 else {},
         "findings": [{"code": item.code, "title": item.title, "severity": item.severity} for item in named],
-        "links": [place.link(row.name, links.layer(name, row.name))],
+        "links": [place.link(row.name, links.layer(name, row.name)), chart_of(name, "alpha").to_json()],
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tailwise.assistant.answer import Fact
+from tailwise.assistant.charts import chart_for
 from tailwise.assistant.functions.audits import AUDIT, rows_of
 from tailwise.assistant.functions.function import Place, function
 from tailwise.diagnosis.finding import SEVERITIES, Diagnosis, Finding
@@ -75,6 +76,7 @@ def finding_fact(place: Place, audit: str, finding: Finding, of: Sequence[str] =
     """A finding; of some layers alone where that is asked."""
     evidence = [item for item in finding.evidence if not of or item.layer in ("", *of)]
     layers = [one for one in finding.layers if not of or one in of]
+    chart = chart_for(audit, [item.metric for item in finding.evidence[:1]])
     return {
         "code": finding.code,
         "title": finding.title,
@@ -89,7 +91,9 @@ def finding_fact(place: Place, audit: str, finding: Finding, of: Sequence[str] =
         "causes": list(finding.causes),
         "remedies": list(finding.remedies),
         "in_code": [f"tailwise.remedies.{one}" for one in finding.functions],
+        **({"chart": chart.to_json()} if chart else {}),
         "links": [place.link(finding.code, links.explain(finding.code))]
+        + ([chart.to_json()] if chart else [])
         + [place.link(one, links.layer(audit, one)) for one in layers[:_MOST_LAYERS]],
     }  # fmt: skip
 

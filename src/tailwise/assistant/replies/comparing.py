@@ -46,7 +46,9 @@ def _limit(question: Question, before: str, after: str) -> str:
     first, second = [shlex.quote(model) for model in models] if safe else ["AFTER", "BEFORE"]
     return ("Whether that is better or worse, spectra do not say; they say where and how much training moved the "
             "weights. Quality is measured on text:\n\n"
-            f"```bash\ntailwise evaluate {first} --against {second} --text TEXT\n```")  # fmt: skip
+            f"```bash\ntailwise evaluate {first} --against {second} --text TEXT\n```\n\n"
+            "How far each matrix moved, and in which directions, is measured on the weights: `tailwise compare … "
+            "--weights`.")  # fmt: skip
 
 
 def _layers(fact: Fact, after: str) -> list[str]:

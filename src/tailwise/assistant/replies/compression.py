@@ -68,7 +68,8 @@ def one_plan(question: Question) -> str:
     head = (f"{link(fact['title'], links.plan(fact['plan']))} is a plan to {fact['kind']} ({escape(fact['operator'])}, "
             f"{escape(fact['allocator'])}): {escape(fact['amount'])} over {count(fact['tensors'], 'tensor')}, "
             f"{num(fact['parameters'])} parameters.")  # fmt: skip
-    return "\n\n".join([head, _extremes(fact), _trial(fact), *(f"- {prose(note)}" for note in fact["notes"][:3])])
+    notes = "\n".join(f"- {prose(note)}" for note in fact["notes"][:3])
+    return "\n\n".join([part for part in (head, _extremes(fact), _trial(fact), notes) if part])
 
 
 def _plans(question: Question, audit: str, kind: str) -> list[str]:

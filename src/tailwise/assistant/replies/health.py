@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
 from tailwise.assistant.answer import Fact
 from tailwise.assistant.markdown import escape, link, prose
-from tailwise.assistant.replies.concepts import explain
 from tailwise.assistant.replies.question import CannotAnswerError, Question
 from tailwise.assistant.words import alpha, count, listed, num, share
 from tailwise.workspace import links
 
 _SEVERITY = {"error": "error", "warning": "warning", "info": "note"}
 _MOST = 5
-HIGH = r"\b(highest|largest|biggest|max|maximum|most|top)\b"
-LOW = r"\b(lowest|smallest|min|minimum|least)\b"
 
 
 def overview(question: Question) -> str:
@@ -40,7 +35,11 @@ def _counts(findings: Fact) -> str:
 
 
 def _one_line(item: Fact) -> str:
-    return f"- {_head(item)}: {prose(item['message'])}"
+    return f"- {_head(item)}: {prose(item['message'])}{_chart(item)}"
+
+
+def _chart(item: Fact) -> str:
+    return f" Chart: {link(item['chart']['text'], item['chart']['href'])}." if "chart" in item else ""
 
 
 def _head(item: Fact) -> str:
@@ -100,7 +99,7 @@ def _one_layer(question: Question, audit: str, layer: str) -> str:
 def _finding(audit: str, item: Fact) -> str:
     others = item["layers_in_model"]
     many = f"; {others} layers of this model have it" if others > 1 else ""
-    lines = [f"- {_head(item)}{many}"]
+    lines = [f"- {_head(item)}{many}.{_chart(item)}"]
     for piece in item["evidence"][:_MOST]:
         where = f"{link(piece['layer'], links.layer(audit, piece['layer']))}: " if piece["layer"] else ""
         lines.append(f"    - {where}{prose(piece['says'])}")
@@ -168,72 +167,3 @@ def remedies(question: Question) -> str:
     return "\n\n".join(["In this order:", "\n".join(lines), *_blind(found),
                         "A remedy is what publications or theory advise for the pattern; whether it helps this model "
                         "shows an evaluation."])  # fmt: skip
-
-
-def number(question: Question, metric: str) -> str:
-    """One metric of the layers that a question names."""
-    meant = question.layers()
-    if meant.trouble:
-        raise CannotAnswerError(meant.trouble)
-    name = question.audit()
-    if not meant.rows:
-        return extremes(question, metric)
-    if len(meant.rows) == 1:
-        fact = question.ask("layer", audit=name, layer=meant.rows[0].name)
-        if fact["metrics"].get(metric) is None:
-            why = fact["reason"] or "the audit does not have it"
-            raise CannotAnswerError(f"{meant.rows[0].name} has no {metric}: {why}")
-        said = alpha(fact["metrics"]) if metric == "alpha" else f"{escape(metric)} is {num(fact['metrics'][metric])}"
-        peers = fact["peers"].get(metric)
-        beside = (
-            f" The median of the {peers['n']} matrices of this role and shape is {num(peers['median'])}."
-            if peers
-            else ""
-        )
-        return f"{link(meant.rows[0].name, links.layer(name, meant.rows[0].name))}: {said}.{beside}"
-    names = {row.name for row in meant.rows}
-    condition = " and ".join(f"{column} = {value}" for column, value in _common(meant.rows))
-    fact = question.ask("query", audit=name, columns=f"role,block,{metric}", where=condition, limit=50)
-    rows = [row for row in fact["layers"] if row["name"] in names]
-    lines = [f"- {link(row['name'], links.layer(name, row['name']))}: {num(row[metric])}" for row in rows]
-    return f"{escape(metric)} of {escape(meant.words)}:\n\n" + "\n".join(lines)
-
-
-def _common(rows: tuple[object, ...]) -> list[tuple[str, object]]:
-    found = []
-    for column in ("block", "role"):
-        values = {getattr(row, column) for row in rows}
-        if len(values) == 1 and None not in values:
-            found.append((column, values.pop()))
-    return found
-
-
-def metric_here(question: Question, metric: str) -> str:
-    """A metric without a layer: what it is, and its spread in the audit on screen."""
-    text = explain(question, metric)
-    name = question.audit()
-    fact = question.ask("audit", audit=name)
-    spreads = [(item["role"], item[metric]) for item in fact["roles"] if item.get(metric)]
-    lines = [f"- {role}: median {num(spread['median'])}, {num(spread['min'])} to {num(spread['max'])} "
-             f"({count(spread['n'], 'matrix', 'matrices')})" for role, spread in spreads]  # fmt: skip
-    return f"{text}\n\nIn {link(fact['title'], links.model(name))}, by role:\n\n" + "\n".join(lines) if lines else text
-
-
-def extremes(question: Question, metric: str) -> str:
-    """Where a metric is highest and lowest."""
-    name, meant = question.audit(), question.layers()
-    condition = " and ".join(f"{column} = {value}" for column, value in _common(meant.rows))
-    among = {row.name for row in meant.rows}
-    high, low = (re.search(pattern, question.lower) is not None for pattern in (HIGH, LOW))
-    parts = []
-    for words, down in (("Highest", True), ("Lowest", False)):
-        if (down and low and not high) or (not down and high and not low):
-            continue
-        fact = question.ask("query", audit=name, columns=f"role,block,{metric}", sort=metric, descending=down,
-                            where=condition, limit=50 if among else _MOST)  # fmt: skip
-        rows = [row for row in fact["layers"] if row[metric] is not None and (not among or row["name"] in among)]
-        lines = [f"- {link(row['name'], links.layer(name, row['name']))}: {num(row[metric])}" for row in rows[:_MOST]]
-        within = f" of {escape(meant.words)}" if meant.words else ""
-        parts.append(f"{words} {escape(metric)}{within}:\n\n" + "\n".join(lines))
-    parts.append("Compare within a role and shape; across roles a difference says little.")
-    return "\n\n".join(parts)

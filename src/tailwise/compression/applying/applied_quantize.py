@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.compression.applying.applied import Applied, weighted_mean
-from tailwise.compression.applying.card import PLAN_FILE
+from tailwise.compression.applying.card import head, how
 from tailwise.compression.applying.data_free import as_matrices
 from tailwise.compression.plans.bits import bits_of
 from tailwise.compression.plans.plan import Decision, Plan
@@ -156,9 +155,7 @@ def card(plan: Plan, applied: AppliedBits, source: str) -> str:
 
 
 def _lines(plan: Plan, applied: AppliedBits, source: str) -> Iterator[str]:
-    yield from ("---", "tags:", "- tailwise", "- quantized", f"base_model: {json.dumps(source)}", "---", "")
-    yield f"# {source.rstrip('/').rsplit('/', 1)[-1]}, quantized by {plan.operator}"
-    yield ""
+    yield from head(plan, source, "quantized")
     yield (
         f"Made from `{source}` by tailwise {version('tailwise')}: the {plan.n_params:,} parameters that the plan names "
         f"hold values of {applied.reached:.4f} bits per weight, scales counted (asked for: {applied.asked:.4f})."
@@ -166,10 +163,7 @@ def _lines(plan: Plan, applied: AppliedBits, source: str) -> Iterator[str]:
     if applied.pruned is not None:
         yield f"Before that, {applied.pruned.reached:.4%} of the plan's pruned tensors were set to zero."
     yield ""
-    yield f"- operator: {plan.operator}; allocation: {plan.allocator or 'by hand'}"
-    for name, value in sorted((applied.settings or {}).items()):
-        yield f"- {name}: {value}"
-    yield f"- [{PLAN_FILE}]({PLAN_FILE}) is the plan, with the reason for each entry"
+    yield from how(plan, applied.settings)
     yield ""
     yield from _how_stored(applied)
     yield ""

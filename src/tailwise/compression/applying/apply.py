@@ -15,18 +15,18 @@ from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.draft import Draft, check_output, check_space
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.writer import Change, Layout, Shard, layout_of, write_checkpoint, write_shard
+from tailwise.checkpoints.writer import Change, Layout, Shard, layout_of, write_shard
 from tailwise.compression.applying.applied import Applied, masks_of, read_back
 from tailwise.compression.applying.applied_quantize import AppliedBits
 from tailwise.compression.applying.apply_both import prune_and_quantize
 from tailwise.compression.applying.apply_quantize import quantize
 from tailwise.compression.applying.calibrated import WITH_DATA, Pruning, jobs_of, prune_blocks
 from tailwise.compression.applying.calibration_inputs import Draw, calibration_inputs, check_inputs
-from tailwise.compression.applying.card import PLAN_FILE, card
+from tailwise.compression.applying.card import card
 from tailwise.compression.applying.data_free import Changes, amount_of, does_nothing, input_size
 from tailwise.compression.applying.fingerprint import check_own
 from tailwise.compression.applying.journal import Journal, digest_of_inputs, key_of_run
-from tailwise.compression.plans.files import to_text
+from tailwise.compression.applying.written import Progress, open_written, put_in_place, silent, write_tensors
 from tailwise.compression.plans.plan import BLOCK, BOTH, Decision, Plan
 from tailwise.compression.prune.pruner import PRUNERS
 from tailwise.compression.shrinking.smaller import Source, reached_in, work_of, write_smaller
@@ -39,8 +39,6 @@ from tailwise.execution.device import checked_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in all
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _SHOWN = 5
@@ -108,16 +106,12 @@ def _prune(
         _check_fit(plan, checkpoint, options)
         planned = sum(checkpoint.tensors[decision.tensor].nbytes for decision in plan)
         check_space(output, layout.nbytes + (planned if calibrated else 0) + (1 << 20))
-        run = _Run(plan, name, checkpoint, layout, options, progress or _silent)
+        run = _Run(plan, name, checkpoint, layout, options, progress or silent)
         if plan.operator == "structured" or options.factored:
             found = run.smaller(output, calibrated=calibrated)
         else:
             found = run.calibrated(output) if calibrated else run.data_free(output)
     return replace(found, seconds=time.perf_counter() - started)
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Without a progress bar."""
 
 
 def _is_calibrated(plan: Plan, options: ApplyOptions) -> bool:
@@ -229,9 +223,7 @@ class _Run:
             return self._commit(draft, done)
 
     def _commit(self, draft: Draft, done: Applied) -> Applied:
-        (draft.folder / PLAN_FILE).write_text(to_text(self.plan), encoding="utf-8")
-        (draft.folder / "README.md").write_text(card(self.plan, done, self.name), encoding="utf-8")
-        draft.commit()
+        put_in_place(draft, self.plan, card(self.plan, done, self.name))
         return done
 
     def _inputs(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -244,16 +236,8 @@ class _Run:
 
     def _write(self, draft: Draft, change: Change, done: Applied) -> Applied:
         """Write all files into the draft, read them back, and put the draft in its place."""
-        total = sum(len(shard.specs) for shard in self.layout.shards)
-        written = iter(range(1, total + 1))
-
-        def counted(name: str) -> torch.Tensor | None:
-            self.progress("writing tensors", next(written), total)
-            return change(name)
-
-        notes = write_checkpoint(self.layout, self.checkpoint, draft.folder, counted)
-        first = self.layout.shards[0].name if len(self.layout.shards) == 1 else ""
-        with open_checkpoint(draft.folder / first if self.layout.index is None and first else draft.folder) as copy:
+        notes = write_tensors(self.layout, self.checkpoint, draft.folder, change, self.progress)
+        with open_written(self.layout, draft.folder) as copy:
             done = replace(done, tensors=read_back(self.plan, copy), notes=(*done.notes, *notes))
             if self.options.save_masks:
                 _save_masks(self.plan, copy, draft.folder)

@@ -13,10 +13,11 @@ from tailwise.checkpoints.draft import Draft, check_output
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.applied import Applied, read_back
 from tailwise.compression.applying.applied_quantize import AppliedBits
-from tailwise.compression.applying.apply_quantize import Progress, Pruned, check_quantize, quantize
+from tailwise.compression.applying.apply_quantize import Pruned, check_quantize, quantize
 from tailwise.compression.applying.calibration_inputs import Draw, calibration_inputs
 from tailwise.compression.applying.card import PLAN_FILE
 from tailwise.compression.applying.journal import digest_of_inputs, key_of_run
+from tailwise.compression.applying.written import Progress
 from tailwise.compression.plans.files import to_text
 from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UsageError

@@ -9,25 +9,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.draft import Draft, check_output, check_space
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.writer import Change, Layout, write_checkpoint
+from tailwise.checkpoints.writer import Change, Layout
 from tailwise.compression.applying.applied import Applied
 from tailwise.compression.applying.applied_quantize import AppliedBits, Grids, card, read_back
 from tailwise.compression.applying.calibrated_quantize import Quantizing, grids_in, jobs_of
 from tailwise.compression.applying.calibration_inputs import Draw, calibration_inputs, check_inputs
-from tailwise.compression.applying.card import PLAN_FILE
 from tailwise.compression.applying.fit_quantize import check_fit, is_calibrated, source_of
 from tailwise.compression.applying.journal import Journal, digest_of_inputs, key_of_run
 from tailwise.compression.applying.rounded import Rounding, own_grids
+from tailwise.compression.applying.written import Progress, open_written, put_in_place, silent, write_tensors
 from tailwise.compression.packing.output import coded_by, packed
 from tailwise.compression.packing.packing import Packing, Work, check_packing
 from tailwise.compression.packing.packings import packing_of
-from tailwise.compression.plans.files import to_text
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.quantize.quantizer import QUANTIZERS
 from tailwise.compression.walking.hosts import load_host
@@ -36,8 +33,6 @@ from tailwise.execution.device import checked_device
 
 if TYPE_CHECKING:
     from tailwise.compression.applying.apply import ApplyOptions
-
-Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in all
 
 
 def quantize(
@@ -67,7 +62,7 @@ def quantize(
         checkpoint, layout, packing = _fitted(plan, stored, name, options)
         planned = sum(checkpoint.tensors[decision.tensor].nbytes for decision in plan)
         check_space(output, layout.nbytes + (2 * planned if calibrated else 0) + (1 << 20))
-        run = _Run(plan, name, checkpoint, layout, options, progress or _silent, packing, pruned)
+        run = _Run(plan, name, checkpoint, layout, options, progress or silent, packing, pruned)
         found = run.calibrated(output) if calibrated else run.data_free(output)
     return replace(found, seconds=time.perf_counter() - started)
 
@@ -89,10 +84,6 @@ def _fitted(
     if packing is not None:
         check_packing(packing, plan, checkpoint)
     return checkpoint, layout, packing
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Without a progress bar."""
 
 
 @dataclass(frozen=True)
@@ -166,21 +157,11 @@ class _Run:
         plan, source = self.plan, self.name
         if self.pruned is not None:
             plan, source, done = self.pruned.plan, self.pruned.model, replace(done, pruned=self.pruned.applied)
-        (draft.folder / PLAN_FILE).write_text(to_text(plan), encoding="utf-8")
-        (draft.folder / "README.md").write_text(card(plan, done, source), encoding="utf-8")
-        draft.commit()
+        put_in_place(draft, plan, card(plan, done, source))
         return done
 
     def _unpacked(self, folder: Path, change: Change, grids: Grids, done: AppliedBits) -> AppliedBits:
-        total = sum(len(shard.specs) for shard in self.layout.shards)
-        written = iter(range(1, total + 1))
-
-        def counted(name: str) -> torch.Tensor | None:
-            self.progress("writing tensors", next(written), total)
-            return change(name)
-
-        notes = write_checkpoint(self.layout, self.checkpoint, folder, counted)
-        first = self.layout.shards[0].name if len(self.layout.shards) == 1 else ""
-        with open_checkpoint(folder / first if self.layout.index is None and first else folder) as copy:
+        notes = write_tensors(self.layout, self.checkpoint, folder, change, self.progress)
+        with open_written(self.layout, folder) as copy:
             tensors = read_back(self.plan, self.checkpoint, copy, grids)
         return replace(done, tensors=tensors, notes=(*done.notes, *notes))

@@ -31,14 +31,23 @@ class Operator:
     dtype: torch.dtype = torch.float32
 
 
+#: Entries whose fourth powers, times the size of a matrix, stay within a type.
+_LARGE32, _LARGE64 = 1e8, 1e70
+
+
 def operator_of(matrix: torch.Tensor) -> Operator:
-    """The products of a matrix, in float32 or better."""
+    """The products of a matrix, in float32 or better: in float64 where squares would leave float32."""
     if matrix.ndim != 2 or matrix.numel() == 0:
         raise UsageError(f"a tensor of shape {tuple(matrix.shape)} is not a matrix", fix="give two axes")
     W = matrix.detach()
     W = W if W.dtype in (torch.float32, torch.float64) else W.float()
     if not bool(torch.isfinite(W).all()):
         raise UsageError("the matrix holds NaN or Inf", fix="find the step that made it")
+    largest = float(W.abs().max())
+    if W.dtype == torch.float32 and largest and not 1 / _LARGE32 < largest < _LARGE32:
+        W = W.double()
+    elif largest and not 1 / _LARGE64 < largest < _LARGE64:
+        raise UsageError(f"the largest entry is {largest:.1e}, and its powers leave float64", fix="rescale the matrix")
     return Operator(W.shape[0], W.shape[1], W.__matmul__, W.T.__matmul__, W.device, W.dtype)
 
 
