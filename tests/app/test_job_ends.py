@@ -72,6 +72,24 @@ def test_two_servers_with_one_state_run_a_job_once(tmp_path):
     second.close()
 
 
+def test_what_a_second_server_left_is_taken_up_by_the_next(tmp_path):
+    first, second = Queue(tmp_path), Queue(tmp_path)
+    job = second.add("b", tmp_path / "b.audit", {})
+    for queue in (first, second):
+        queue.close()
+    assert Queue(tmp_path).get(job.id).model == "b"
+
+
+def test_a_server_that_only_shows_takes_nothing(tmp_path):
+    working = Queue(tmp_path)
+    job = working.add("a", tmp_path / "a.audit", {})
+    working.close()
+    idle = Queue(tmp_path, idle=True)
+    assert idle.get(job.id).state == "queued"
+    assert Queue(tmp_path).get(job.id).state == "queued"
+    idle.close()
+
+
 def test_a_file_that_came_meanwhile_is_not_replaced(tmp_path, run):
     def bring(job):
         (tmp_path / "audits").mkdir()

@@ -43,7 +43,9 @@ def create_app(workspace: Workspace, settings: Settings) -> FastAPI:
 
     proof = new_proof()
     pages = Pages(proof=proof, version=__version__, read_only=settings.read_only)
-    queue = Queue(settings.state, longest=settings.longest_queue, workers=settings.workers)
+    queue = Queue(
+        settings.state, longest=settings.longest_queue, workers=settings.workers, idle=settings.read_only
+    )  # fmt: skip
     desk = Desk(
         workspace, settings, pages, Overviews(workspace, settings.state), Tags(settings.state), queue, Rate(_LOGINS),
         Rate(settings.starts_per_minute), Rate(_QUESTIONS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from pathlib import Path
@@ -15,17 +16,33 @@ class Claim:
     def __init__(self, folder: Path) -> None:
         """Take `jobs`, or `jobs-2` and so on where servers that run have those."""
         self.folder, self._release = folder / "jobs", None
-        for number in range(1, _SERVERS):
-            candidate = folder / ("jobs" if number == 1 else f"jobs-{number}")
+        for candidate in _folders(folder):
             handle = _locked(candidate)
             if handle is not None:
                 self.folder, self._release = candidate, weakref.finalize(self, os.close, handle)
+                self._adopt(folder)
                 return
+
+    def _adopt(self, folder: Path) -> None:
+        """Take what servers left that are gone."""
+        for other in _folders(folder):
+            handle = _locked(other) if other != self.folder and other.is_dir() else None
+            if handle is None:
+                continue
+            with contextlib.suppress(OSError):
+                for pattern in ("*.audit", "*.json"):  # in this order: a job without its file is one that wrote none
+                    for path in other.glob(pattern):
+                        path.replace(self.folder / path.name)
+            os.close(handle)
 
     def release(self) -> None:
         """Leave it to the next server."""
         if self._release is not None:
             self._release()
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [folder / ("jobs" if number == 1 else f"jobs-{number}") for number in range(1, _SERVERS)]
 
 
 def _locked(folder: Path) -> int | None:

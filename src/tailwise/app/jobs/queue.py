@@ -36,9 +36,14 @@ class Queue:
     job again: what ran is run again, and takes the spectra that are in the cache already from there.
     """
 
-    def __init__(self, folder: Path, *, longest: int = 20, workers: int | None = None, start: Start = Running) -> None:
-        self._claim = Claim(folder)
-        self._folder, self._longest, self._workers, self._start = self._claim.folder, longest, workers, start
+    def __init__(
+        self, folder: Path, *, longest: int = 20, workers: int | None = None, start: Start = Running,
+        idle: bool = False,
+    ) -> None:  # fmt: skip
+        """Take up what is below `folder`; a queue that stays `idle` shows it, and leaves it to a server that works."""
+        self._claim = None if idle else Claim(folder)
+        self._folder = folder / "jobs" if self._claim is None else self._claim.folder
+        self._longest, self._workers, self._start = longest, workers, start
         self._jobs: dict[str, Job] = {}
         self._changed = threading.Condition()
         self._running: tuple[str, Running] | None = None
@@ -110,7 +115,8 @@ class Queue:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
-        self._claim.release()
+        if self._claim is not None:
+            self._claim.release()
 
     def _work(self) -> None:
         while True:
@@ -196,13 +202,13 @@ class Queue:
             except (OSError, ValueError, TypeError) as error:
                 _log.warning("%s is no job: %s", path, error)
                 continue
-            if job.state == "running":  # a server died under it
+            if job.state == "running" and self._claim is not None:  # a server died under it
                 job = replace(job, state="queued", restarts=job.restarts + 1)
                 if job.restarts > _MOST_RESTARTS:
                     message = f"The server ended {job.restarts} times while this ran."
                     job = replace(job, state="failed", ended=time.time(), message=message)
             self._jobs[job.id] = job
-            if job.state == "done" and self._aside(job).exists():  # and before it had put the file in its place
+            if job.state == "done" and self._claim is not None and self._aside(job).exists():  # and before it had put the file in its place
                 with contextlib.suppress(OSError):  # the next start may have room for it
                     self._keep(job)
 
