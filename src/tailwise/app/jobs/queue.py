@@ -208,7 +208,9 @@ class Queue:
                     message = f"The server ended {job.restarts} times while this ran."
                     job = replace(job, state="failed", ended=time.time(), message=message)
             self._jobs[job.id] = job
-            if job.state == "done" and self._claim is not None and self._aside(job).exists():  # and before it had put the file in its place
+            if (
+                job.state == "done" and self._claim is not None and self._aside(job).exists()
+            ):  # and before it had put the file in its place
                 with contextlib.suppress(OSError):  # the next start may have room for it
                     self._keep(job)
 
