@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import tailwise as tw
+import tailwise.errors
 from tailwise.workspace import scan as scanning
 from tailwise.workspace.workspace import Workspace
 
@@ -108,7 +109,7 @@ def test_who_waits_for_a_store_keeps_nobody_from_the_audits(folder, monkeypatch)
     entered, leave = threading.Event(), threading.Event()
 
     class Slow:
-        def __init__(self, where, create):
+        def __init__(self, where, create, patience):
             entered.set()
             leave.wait(30)
 
@@ -125,3 +126,24 @@ def test_who_waits_for_a_store_keeps_nobody_from_the_audits(folder, monkeypatch)
     assert done.wait(30)
     leave.set()
     waiting.join(30)
+
+
+def test_a_store_that_is_away_is_asked_once_in_a_while(folder, monkeypatch):
+    from tailwise.history import store
+
+    asked = []
+
+    def away(where, create, patience):
+        asked.append(where)
+        raise tw.errors.UnreachableError("could not be reached", where=where)
+
+    monkeypatch.setattr(store, "History", away)
+    workspace = Workspace([folder], store="history.db")
+    for _ in range(10):
+        with pytest.raises(tw.errors.UnreachableError):
+            _ = workspace.history
+    assert len(asked) == 1
+    workspace._refused = (workspace._refused[0] - 60, workspace._refused[1])
+    with pytest.raises(tw.errors.UnreachableError):
+        _ = workspace.history
+    assert len(asked) == 2

@@ -71,10 +71,11 @@ class Guard:
         if refusal is not None and _by_htmx(headers):
             refusal = _for_a_part(refusal)
         inner = dict(scope, **{ADMITTED: self._admits(headers)})
+        answer: Send = with_headers
         if scope["method"] == "HEAD":
-            inner["method"] = "GET"  # the same answer, of which the server sends the head alone
-            with_headers = without_body(with_headers)
-        await (refusal or self._app)(inner, bounded(receive, most), with_headers)
+            inner["method"] = "GET"  # the same answer, of which the head alone is sent
+            answer = without_body(with_headers)
+        await (refusal or self._app)(inner, bounded(receive, most), answer)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         method, path = scope["method"], scope["path"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tailwise.audits.audit import Audit
-from tailwise.errors import UsageError, unknown_name
+from tailwise.errors import UnreachableError, UsageError, unknown_name
 from tailwise.workspace.entry import Entry, Kind
 from tailwise.workspace.kept import Kept
 from tailwise.workspace.scan import Scanner
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 _FRESH = 1.0  # seconds for which a scan holds
+_PATIENCE = 5.0  # seconds that a store is waited for
+_REST = 5.0  # seconds for which one that could not be reached is taken to be away
 _SLOW = 5.0  # times its own length, for one that took long
 
 
@@ -52,6 +54,7 @@ class Workspace:
         # A lock of its own: whoever waits for a store that does not answer keeps nobody from the audits.
         self._connecting = threading.Lock()
         self._history: History | None = None
+        self._refused: tuple[float, UnreachableError] | None = None
 
     # What there is
 
@@ -151,14 +154,24 @@ class Workspace:
     @property
     def history(self) -> History:
         """The store of training runs. `UsageError` where none was given."""
-        from tailwise.history.store import History
-
         if self.store is None:
             raise UsageError("no store of training runs was given", fix="add --store history.db, see `tailwise watch`")
         with self._connecting:
             if self._history is None:
-                self._history = History(self.store, create=False)
+                self._history = self._connected(self.store)
             return self._history
+
+    def _connected(self, store: str) -> History:
+        from tailwise.history.store import History
+
+        # Who asks while a store is away must not wait for it one after the other.
+        if self._refused is not None and time.monotonic() - self._refused[0] < _REST:
+            raise self._refused[1]
+        try:
+            return History(store, create=False, patience=_PATIENCE)
+        except UnreachableError as error:
+            self._refused = (time.monotonic(), error)
+            raise
 
     def keep(self, name: str, key: Hashable, make: Callable[[], Value]) -> Value:
         """What `make` makes of an entry, kept until the file changes."""

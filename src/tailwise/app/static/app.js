@@ -64,17 +64,19 @@
   addEventListener("beforeprint", () => all(".chart:not([data-shown])").forEach((target) => show(target)));
 
   // ---- what the server tells by itself
+  // A browser opens six connections to a server, for all its tabs together: those that nobody sees hold none.
   const streams = new Map();
-  const listen = (element) => {
-    if (streams.has(element)) return;
-    for (const [old, stream] of streams) if (!old.isConnected) { stream.close(); streams.delete(old); }
+  const hush = (element) => { streams.get(element)?.close(); streams.delete(element); };
+  const listen = (element, again = false) => {
+    for (const old of [...streams.keys()]) if (!old.isConnected) hush(old);
+    if (streams.has(element) || document.hidden) return;
     const source = new EventSource(element.dataset.events), pulse = $("#pulse");
     streams.set(element, source);
     const say = (text, kind) => { if (pulse) { pulse.textContent = text; pulse.className = `pulse ${kind}`; } };
     source.addEventListener("open", () => say("live", "live"));
     source.addEventListener("error", () => say("the server does not answer; trying again", "lost"));
     source.addEventListener("trouble", (event) => { source.close(); say(JSON.parse(event.data).message, "lost"); });
-    let first = true;
+    let first = !again;
     source.addEventListener("point", (event) => {
       const run = JSON.parse(event.data);
       say(`live, step ${run.last_step ?? "–"}`, "live");
@@ -85,7 +87,7 @@
     source.addEventListener("jobs", (event) => {
       const jobs = JSON.parse(event.data), lines = all("[data-job]");
       if (jobs.length !== lines.length || jobs.some((job) => $(`[data-job="${job.id}"]`)?.dataset.state !== job.state)) {
-        source.close(); streams.delete(element);
+        hush(element);
         htmx.ajax("GET", "/jobs", { target: "#queue", swap: "outerHTML" });
         return;
       }
@@ -99,11 +101,18 @@
 
   const begin = (root) => {
     all(".chart[data-source]", root).forEach((target) => seen.observe(target));
-    all("[data-events]", root).forEach(listen);
+    all("[data-events]", root).forEach((element) => listen(element));
     if (root.matches?.("[data-events]")) listen(root);
   };
   document.addEventListener("htmx:load", (event) => begin(event.detail.elt));
   begin(document);
+  const attend = () => {
+    if (document.hidden) [...streams.keys()].forEach(hush);
+    else all("[data-events]").forEach((element) => listen(element, true));
+  };
+  document.addEventListener("visibilitychange", attend);
+  addEventListener("pagehide", () => [...streams.keys()].forEach(hush));
+  addEventListener("pageshow", (event) => { if (event.persisted) attend(); });
 
   // ---- small things
   document.addEventListener("change", (event) => {
