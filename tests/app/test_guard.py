@@ -2,6 +2,7 @@
 
 import pytest
 from fastapi.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 import tailwise as tw
 from tailwise.app.guard import HEADERS, Rate, session_of
@@ -18,6 +19,16 @@ TOKEN = "a-token-of-sixteen-signs"
 )
 def test_other_hosts_are_refused(client, host):
     assert client.get("/models", headers={"host": host}).status_code == 421
+
+
+def test_two_hosts_are_none(client):
+    headers = [(b"host", b"127.0.0.1"), (b"host", b"evil.example")]
+    assert client.get("/models", headers=headers).status_code == 421
+
+
+def test_a_websocket_is_refused(client):
+    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/jobs/events"):
+        pass
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8440", "127.0.0.1", "[::1]:8440", "127.8.8.8"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,9 +123,10 @@ def _spec(chart: Chart, view: View) -> bytes:
         return _text(spec_of(chart, view, titled=False))
 
 
-def encoded(figure: Any) -> bytes:
+def encoded(draw: Callable[[], Any]) -> bytes:
     """An Altair chart as JSON, with its datasets and without its title, which the page has."""
-    spec = figure.to_dict(validate=False)
+    with _DRAWING:
+        spec = draw().to_dict(validate=False)
     spec.pop("title", None)
     spec.pop("config", None)  # the page has its own
     spec.setdefault("datasets", {})

@@ -52,9 +52,12 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on with the headers that every answer carries."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
         if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
             return
 
         async def with_headers(message: MutableMapping[str, Any]) -> None:
@@ -79,7 +82,7 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         method, path = scope["method"], scope["path"]
-        if not self._knows(headers.get("host", "")):
+        if len(headers.getlist("host")) > 1 or not self._knows(headers.get("host", "")):
             return PlainTextResponse("This host name is not served here.", 421)
         if not self._admits(headers) and path != "/login" and not path.startswith("/static/"):
             if path.startswith("/api/") or method not in _SAFE or _by_htmx(headers):

@@ -10,7 +10,7 @@ from typing import TypeVar
 Value = TypeVar("Value")
 
 _MOST = 256  # things
-_BYTES = 1 << 30  # of those whose size is known: files as on disk, and charts
+_BYTES = 1 << 30  # charts as they are, and what is made of a file as the file: in memory it is about as large
 _SMALL = 1 << 14  # what anything else is taken to weigh
 
 

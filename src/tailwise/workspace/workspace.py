@@ -141,8 +141,9 @@ class Workspace:
         """What changed from one audit to another."""
         from tailwise.compare.run import compare
 
-        stamps = (*_stamp(self.entry(before, "audit")), *_stamp(self.entry(after, "audit")))
-        return self._kept.get(("comparison", *stamps), lambda: compare(self.audit(before), self.audit(after)))
+        one, other = self.entry(before, "audit"), self.entry(after, "audit")
+        key = ("comparison", *_stamp(one), *_stamp(other))
+        return self._kept.get(key, lambda: compare(self.audit(before), self.audit(after)), one.nbytes + other.nbytes)
 
     def plan(self, name: str) -> Plan:
         """The plan of that identity."""
@@ -166,7 +167,8 @@ class Workspace:
 
         # Who asks while a store is away must not wait for it one after the other.
         if self._refused is not None and time.monotonic() - self._refused[0] < _REST:
-            raise self._refused[1]
+            known = self._refused[1]
+            raise UnreachableError(known.what, where=known.where, fix=known.fix)
         try:
             return History(store, create=False, patience=_PATIENCE)
         except UnreachableError as error:
@@ -175,7 +177,8 @@ class Workspace:
 
     def keep(self, name: str, key: Hashable, make: Callable[[], Value]) -> Value:
         """What `make` makes of an entry, kept until the file changes."""
-        return self._kept.get((key, *_stamp(self.entry(name))), make)
+        entry = self.entry(name)
+        return self._kept.get((key, *_stamp(entry)), make, entry.nbytes)
 
     def close(self) -> None:
         """Close the store."""
