@@ -150,11 +150,24 @@ def test_a_kill_between_the_word_and_the_deed_is_made_good(tmp_path):
     (tmp_path / "jobs").mkdir()
     left = Job("one", "a", str(tmp_path / "a.audit"), state="done", created=1.0, ended=2.0)
     (tmp_path / "jobs" / "one.json").write_text(json.dumps(left.to_json()))
-    (tmp_path / "jobs" / "one.audit").write_text("whole")
+    (tmp_path / "jobs" / ".one.audit").write_text("whole")
     Queue(tmp_path).close()
     assert (tmp_path / "a.audit").read_text() == "whole"
     Queue(tmp_path).close()
     assert len(list(tmp_path.glob("*.audit"))) == 1
+    assert not (tmp_path / "jobs" / ".one.audit").exists()
+
+
+def test_a_name_that_cannot_be_taken_leaves_the_file_where_it_is(tmp_path, monkeypatch):
+    (tmp_path / "written").write_text("whole")
+
+    def refused(self, target):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(OSError, match="cross-device"):
+        place(tmp_path / "written", tmp_path / "m.audit")
+    assert [path.name for path in tmp_path.iterdir()] == ["written"]
 
 
 def test_a_cancelled_job_leaves_no_file(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zipfile
 
 import pyarrow as pa
@@ -123,6 +124,29 @@ def test_any_name_can_be_brought(client, folder, name):
     answer = upload(client, (folder / "base.audit").read_bytes(), name)
     assert answer.status_code == 200
     assert client.get(answer.headers["hx-redirect"]).status_code == 200
+
+
+def test_what_a_killed_server_left_of_an_upload_goes(client, folder, settings):
+    left = settings.state / "incoming" / ".left.audit"
+    left.parent.mkdir()
+    left.write_text("half")
+    os.utime(left, (1, 1))
+    assert upload(client, (folder / "base.audit").read_bytes()).status_code == 200
+    assert not left.exists()
+
+
+def test_what_was_not_looked_at_is_not_shown(app, client, folder, monkeypatch):
+    from tailwise.app import uploads
+    from tailwise.workspace.workspace import Workspace
+
+    seen = []
+
+    def look(path, most):
+        seen.extend(entry.path for entry in Workspace([path.parent.parent]).entries())
+
+    monkeypatch.setattr(uploads, "check", look)
+    assert upload(client, (folder / "base.audit").read_bytes()).status_code == 200
+    assert seen == []
 
 
 def test_what_is_too_large_is_refused(app, client, folder):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +22,7 @@ from tailwise.workspace.entry import Entry
 _SECONDS = 60
 _MEMORY = 4 << 30
 _CHUNK = 1 << 20
+_STALE = 3600.0  # seconds after which an upload is one that nobody waits for
 _READING = threading.Lock()  # one at a time: each may take as much memory as it is let
 
 
@@ -31,9 +34,11 @@ def keep(desk: Desk, file: BinaryIO, name: str) -> Entry:
         raise UsageError("too many files came within a minute", fix="wait a little")
     words = words_of(Path(name.replace("\0", "")).stem, "upload")
     incoming, audits = desk.settings.state / "incoming", desk.settings.state / "audits"
-    staged = incoming / f"{words}-{os.urandom(4).hex()}.audit"
+    # With a dot, with which nothing is shown, and so read, even where the state lies below a root.
+    staged = incoming / f".{words}-{os.urandom(4).hex()}.audit"
     try:
         incoming.mkdir(parents=True, exist_ok=True)
+        _sweep(incoming)
         _copy(file, staged, desk.settings.largest_upload)
         check(staged, desk.settings.largest_upload)
         target = place(staged, audits / f"{words}.audit").resolve()
@@ -45,6 +50,14 @@ def keep(desk: Desk, file: BinaryIO, name: str) -> Entry:
     if found is None:
         raise UsageError(f"it is kept as {target}, which is below no folder that this was started with")
     return found
+
+
+def _sweep(incoming: Path) -> None:
+    """Remove what a server that was killed left."""
+    for path in incoming.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE:
+                path.unlink()
 
 
 def _copy(file: BinaryIO, target: Path, most: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -24,13 +25,16 @@ def free_name(output: Path, taken: set[str]) -> Path:
 
 
 def place(written: Path, wanted: Path) -> Path:
-    """Move a whole file to a free name like the wanted one, as one step; where it is now."""
+    """Move a whole file to a free name like the wanted one; where it is now."""
     wanted.parent.mkdir(parents=True, exist_ok=True)
     while True:
         target = free_name(wanted, set())
         try:
-            target.hardlink_to(written)  # unlike a rename, this never replaces
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL, 0o666))  # the name is taken; no rename replaces another's
         except FileExistsError:
             continue
-        written.unlink()
-        return target
+        try:
+            return written.replace(target)
+        except OSError:
+            target.unlink(missing_ok=True)
+            raise

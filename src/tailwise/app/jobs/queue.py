@@ -168,12 +168,16 @@ class Queue:
         elif self._closed:
             self._put(replace(job, state="queued"))
         else:
+            aside.unlink(missing_ok=True)
             message = said or f"The process ended with {status}."
             self._put(replace(job, state="failed", ended=time.time(), message=message[-2000:]))
 
     def _aside(self, job: Job) -> Path:
-        """Where a job writes: not among the audits, which others may bring under the same name meanwhile."""
-        return self._folder / f"{job.id}.audit"
+        """Where a job writes: not among the audits, which others may bring under the same name meanwhile.
+
+        Its name begins with a dot, with which nothing is shown even where the state lies below a root.
+        """
+        return self._folder / f".{job.id}.audit"
 
     def _keep(self, job: Job) -> None:
         # Said before it is done: whoever finds the two at odds puts the file in its place.

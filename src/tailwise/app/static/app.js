@@ -172,7 +172,9 @@
       chips.forEach((text) => { const button = document.createElement("button"); button.type = "button"; button.textContent = text; button.addEventListener("click", () => ask(text)); box.append(button); });
       talk.append(box);
     };
+    let answering = false; // one at a time: what is said would get out of order
     const ask = async (text) => {
+      answering = true;
       all(".chips", talk).forEach((box) => box.remove());
       line("user", text);
       said.push({ role: "user", content: text });
@@ -200,6 +202,7 @@
         }
       } catch (error) { element.textContent = `No answer: ${error.message}`; element.classList.add("trouble"); said.pop(); }
       element.removeAttribute("aria-busy");
+      answering = false;
       keep();
     };
     const open = (wanted) => {
@@ -224,7 +227,7 @@
     $("#ask").addEventListener("submit", (event) => {
       event.preventDefault();
       const text = $("#question").value.trim();
-      if (text) { $("#question").value = ""; ask(text); }
+      if (text && !answering) { $("#question").value = ""; ask(text); }
     });
     drawer_.addEventListener("keydown", (event) => { if (event.key === "Escape") { open(false); $("#ask-open").focus(); } });
     document.addEventListener("keydown", (event) => {
