@@ -14,16 +14,22 @@ LLAMA_1B = {
     "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True,
     "model_type": "llama", "architectures": ["LlamaForCausalLM"],
 }  # fmt: skip
+#: Shapes of Llama-3.1-8B: 32 blocks, width 4096, head and embedding apart.
+LLAMA_8B = {
+    **LLAMA_1B, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "head_dim": 128,
+    "tie_word_embeddings": False,
+}  # fmt: skip
 
 
 def heavy_tailed(rows: int, cols: int, generator: torch.Generator) -> torch.Tensor:
-    """A bf16 matrix, noise plus 64 directions of power-law strength: (rows × cols)."""
-    noise = torch.randn(rows, cols, generator=generator) * 0.02
+    """A bf16 matrix, noise plus 64 directions of power-law strength: (rows × cols), made where the generator is."""
+    where = generator.device
+    noise = torch.randn(rows, cols, generator=generator, device=where) * 0.02
     rank = min(64, rows, cols)
-    strength = 0.02 * (rows + cols) ** 0.5 * torch.arange(1, rank + 1) ** -0.5 * 4
-    left = torch.randn(rows, rank, generator=generator) / rows**0.5
-    right = torch.randn(rank, cols, generator=generator) / cols**0.5
-    return (noise + left @ (strength[:, None] * right)).to(torch.bfloat16)
+    strength = 0.02 * (rows + cols) ** 0.5 * torch.arange(1, rank + 1, device=where) ** -0.5 * 4
+    left = torch.randn(rows, rank, generator=generator, device=where) / rows**0.5
+    right = torch.randn(rank, cols, generator=generator, device=where) / cols**0.5
+    return (noise + left @ (strength[:, None] * right)).to("cpu", torch.bfloat16)
 
 
 def single_layer(folder: Path, rows: int, cols: int) -> Path:
@@ -36,8 +42,8 @@ def single_layer(folder: Path, rows: int, cols: int) -> Path:
     return folder
 
 
-def llama(folder: Path, config: dict[str, object] = LLAMA_1B) -> Path:
-    """A sharded checkpoint of a whole Llama; one shard per block."""
+def llama(folder: Path, config: dict[str, object] = LLAMA_1B, device: str = "cpu") -> Path:
+    """A sharded checkpoint of a whole Llama; one shard per block. Other devices make it faster, and other numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "config.json").exists():
         return folder
@@ -48,7 +54,7 @@ def llama(folder: Path, config: dict[str, object] = LLAMA_1B) -> Path:
         "self_attn.o_proj": (width, width), "mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width),
         "mlp.down_proj": (width, inner),
     }  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     count = int(config["num_hidden_layers"])  # type: ignore[call-overload]
     weight_map: dict[str, str] = {}
     for shard in range(count + 1):
@@ -56,6 +62,8 @@ def llama(folder: Path, config: dict[str, object] = LLAMA_1B) -> Path:
         if shard == count:
             vocab = int(config["vocab_size"])  # type: ignore[call-overload]
             tensors = {"model.embed_tokens.weight": heavy_tailed(vocab, width, generator)}
+            if not config["tie_word_embeddings"]:
+                tensors["lm_head.weight"] = heavy_tailed(vocab, width, generator)
         else:
             tensors = {
                 f"model.layers.{shard}.{part}.weight": heavy_tailed(*shape, generator) for part, shape in shapes.items()

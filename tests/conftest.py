@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from loopback_hub import hub, server  # noqa: F401 - fixtures
+from postgres_server import postgres  # noqa: F401 - a fixture
+
 # Before numpy is imported, which reads it once. Two BLAS threads that wait for a core that is taken run a hundred
 # times slower than one; so do pytest-xdist's workers side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -100,3 +103,24 @@ def call(monkeypatch, capsys, tmp_path):
         return code, captured.out, captured.err
 
     return run_it
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """An S3 on loopback, as the file system that s3:// addresses reach."""
+    import fsspec
+
+    moto = pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    store = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    store.start()
+    host, port = store.get_host_and_port()
+    options = {"endpoint_url": f"http://{host}:{port}", "key": "k", "secret": "s"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(fsspec.config.conf, "s3", options)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fs = fsspec.filesystem("s3")
+        if not fs.exists("bucket"):
+            fs.mkdir("bucket")
+        yield fs
+    store.stop()

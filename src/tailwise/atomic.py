@@ -5,16 +5,24 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
+from typing import overload
 
+from tailwise import storage
 from tailwise.errors import UnreadableError
 
 
-def write_whole(path: str | Path, data: bytes, *, exclusive: bool = False) -> Path:
-    """Write `data` aside and put it in place of `path`; folders on the way are made.
+@overload
+def write_whole(path: Path, data: bytes, *, exclusive: bool = False) -> Path: ...
+@overload
+def write_whole(path: str | Path, data: bytes, *, exclusive: bool = False) -> Path | str: ...
+def write_whole(path: str | Path, data: bytes, *, exclusive: bool = False) -> Path | str:
+    """Write `data` aside and put it in place of `path`, a file or a URL; folders on the way are made.
 
     With `exclusive`, a file that is there already is a `FileExistsError`. Anything else that keeps it from being
     written is an `UnreadableError`, and leaves what was there before.
     """
+    if storage.is_url(path):
+        return storage.put(str(path), data, exclusive=exclusive)
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

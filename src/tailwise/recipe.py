@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -74,6 +75,9 @@ class RunOptions:
 
     device: str = "cpu"
     workers: int | None = None  # None: one per core on the CPU, one on a GPU
-    cache_dir: Path | None = None  # None: $TAILWISE_CACHE, or the user's cache folder
+    cache_dir: Path | str | None = None  # None: $TAILWISE_CACHE, or the user's cache folder; or a URL
     use_cache: bool = True
+    executor: Executor | str = "local"  # local, dask, dask://host:port, ray, ray://host:port, or one of one's own
+    num_gpus: float | None = None  # GPUs that a task takes where the engine schedules them; None: one if on a GPU
+    patience: float = 600.0  # seconds without any answer of an engine after which the rest is given up
     extra: dict[str, str] = field(default_factory=dict)

@@ -69,7 +69,6 @@ def plan_text():
             "role": "mlp_up",
             "block": i,
             "parameters": 6144,
-            "shape": [96, 64],
             "sparsity": 0.5 + i / 20,
             "reason": "made here",
         }
@@ -79,7 +78,7 @@ def plan_text():
         {
             "tailwise_plan": 1,
             "kind": "prune",
-            "operator": "wanda",
+            "operator": "magnitude",
             "allocator": "uniform",
             "model": "org/base",
             "tried": [{"allocator": "uniform", "perplexity": 12.5}],

@@ -225,7 +225,7 @@ def full_disk(*args, **kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("where", ["tempfile.mkstemp", "np.savez"])
+@pytest.mark.parametrize("where", ["tempfile.mkstemp", "Path.replace"])
 def test_a_full_cache_gives_a_note_and_a_correct_audit(where, monkeypatch):
     reference = audit(use_cache=False)
     assert reference.provenance.notes == ()
@@ -269,3 +269,20 @@ def test_a_new_engine_leaves_the_entries_of_the_old_one_alone(monkeypatch):
     monkeypatch.setattr(cache_module, "ENGINE", cache_module.ENGINE + 1)
     assert key_of("weights", "digest") != old
     assert audit().provenance.reused == 0
+
+
+def test_on_a_gpu_matrices_are_reduced_together_and_what_was_measured_is_kept(tmp_path, monkeypatch):
+    from tailwise.audits.baselines import Baselines
+    from tailwise.audits.work import Worker
+    from tailwise.spectrum.solvers import symmetric
+
+    cache = Cache(tmp_path)
+    worker = Worker(tw.open_checkpoint(MODEL), tw.Recipe(), "cuda", cache, Baselines(cache))
+    monkeypatch.setattr(symmetric, "measured", lambda *_: {"torch": 2.0, "two-stage": 1.0})
+    triangle = torch.diag(torch.arange(1.0, 9.0, dtype=torch.float64))
+    assert worker._reduce is not None
+    assert worker._reduce(triangle.clone()).tolist() == pytest.approx(list(range(1, 9)))
+    monkeypatch.setattr(symmetric, "measured", lambda *_: pytest.fail("it was measured already"))
+    again = Worker(worker.checkpoint, tw.Recipe(), "cuda", cache, Baselines(cache))
+    assert again._reduce(triangle.clone()).tolist() == pytest.approx(list(range(1, 9)))
+    assert Worker(worker.checkpoint, tw.Recipe(), "cpu", cache, Baselines(cache))._reduce is None

@@ -157,8 +157,8 @@ class Audit:
         names = dict.fromkeys(name for row in rows for name in row.metrics)
         return {name: _mean([row.metrics.get(name) for row in rows if name not in row.degenerate]) for name in names}
 
-    def save(self, path: str | Path, *, exclusive: bool = False) -> Path:
-        """Write the audit: one file, or a folder where `path` ends in a slash or is one. Atomic.
+    def save(self, path: str | Path, *, exclusive: bool = False) -> Path | str:
+        """Write the audit: one file, or a folder where `path` ends in a slash or is one; at a URL too. Atomic.
 
         An older audit there is replaced, unless `exclusive`: then it is a `FileExistsError`.
         """

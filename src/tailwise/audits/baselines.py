@@ -22,9 +22,7 @@ class Baselines:
 
     def __call__(self, rows: int, cols: int, slices: int, recipe: Recipe) -> Mapping[str, tuple[float, float]]:
         """As `gaussian_baseline`."""
-        shape = [max(rows, cols), min(rows, cols), slices, window_shape(recipe, rows, cols)]
-        fits = [recipe.estimator, recipe.hill_estimator, recipe.k_frac, recipe.max_fingers]
-        key = key_of("baseline", shape, fits, recipe.baseline_replicas, recipe.farms_windows, recipe.seed)
+        key = baseline_key(rows, cols, slices, recipe)
         with self._guard:
             lock = self._locks.setdefault(key, threading.Lock())
         with lock:
@@ -39,6 +37,13 @@ class Baselines:
         computed = gaussian_baseline(rows, cols, slices, recipe)
         self._cache.keep_note("baselines", key, dict(computed))
         return computed
+
+
+def baseline_key(rows: int, cols: int, slices: int, recipe: Recipe) -> str:
+    """Where the noise of a shape is kept, as a note of the kind `baselines`."""
+    shape = [max(rows, cols), min(rows, cols), slices, window_shape(recipe, rows, cols)]
+    fits = [recipe.estimator, recipe.hill_estimator, recipe.k_frac, recipe.max_fingers]
+    return key_of("baseline", shape, fits, recipe.baseline_replicas, recipe.farms_windows, recipe.seed)
 
 
 def _is_baseline(stored: object) -> TypeGuard[dict[str, list[float]]]:

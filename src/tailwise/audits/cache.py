@@ -7,19 +7,24 @@ renamed), so audits that run at once share the cache, and a damaged or vanished 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tailwise.errors import TailwiseError
+from tailwise.audits.locks import held
+from tailwise.errors import TailwiseError, UnreadableError
 from tailwise.recipe import RunOptions, digest_of
 from tailwise.spectrum.spectrum import Spectrum
+from tailwise.storage import get, is_url, joined, put
 
 #: Raised when a solver changes its numbers: older entries are then left alone.
 ENGINE = 1
@@ -40,31 +45,39 @@ def default_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "tailwise"
 
 
+def chosen_url() -> str | None:
+    """$TAILWISE_CACHE where it is a URL."""
+    chosen = os.environ.get("TAILWISE_CACHE", "")
+    return chosen if is_url(chosen) else None
+
+
 def key_of(*parts: object) -> str:
     """A file name for what `parts` describe."""
     return digest_of([ENGINE, *parts])
 
 
 class Cache:
-    """A folder of spectra, of digests by file identity, and of baselines. A folder of None keeps nothing."""
+    """A folder of spectra, of digests by file identity, and of baselines; local or at a URL. None keeps nothing.
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    Every process that uses the folder shares what is in it, whatever the model: the keys are of content.
+    """
+
+    def __init__(self, folder: Path | str | None) -> None:
+        self.folder = Path(folder) if isinstance(folder, str) and not is_url(folder) else folder
         self.trouble: str | None = None  # why the last write failed, if one did
 
     @classmethod
     def of(cls, options: RunOptions) -> Cache:
         """The cache that a run is to use."""
-        return cls((options.cache_dir or default_folder()) if options.use_cache else None)
+        return cls((options.cache_dir or chosen_url() or default_folder()) if options.use_cache else None)
 
     def spectrum(self, key: str) -> Spectrum | None:
         """The spectrum kept under `key`, or None."""
-        path = self._path("spectra", key, ".npz")
-        if path is None:
+        data = self._read("spectra", key, ".npz")
+        if data is None:
             return None
         try:
-            # Opened here, since np.load leaves the file of a damaged archive open.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
                 return Spectrum(stored["eigenvalues"], **json.loads(str(stored["facts"])))
         except _DAMAGE:
             return None
@@ -72,39 +85,99 @@ class Cache:
     def keep_spectrum(self, key: str, spectrum: Spectrum) -> None:
         """Keep `spectrum` under `key`; failing to is noted in `trouble`, and harms nothing."""
         facts = {name: getattr(spectrum, name) for name in ("rows", "cols", "slices", "solver", "error_bound")}
-        self._write(
-            self._path("spectra", key, ".npz"),
-            lambda file: np.savez(file, eigenvalues=spectrum.eigenvalues, facts=np.array(json.dumps(facts))),
-        )
+        sink = io.BytesIO()
+        np.savez(sink, eigenvalues=spectrum.eigenvalues, facts=np.array(json.dumps(facts)))
+        self._write("spectra", key, ".npz", sink.getvalue())
 
     def note(self, kind: str, key: str) -> Any:
         """A small JSON value (a digest, a baseline) kept under `key`, or None."""
-        path = self._path(kind, key, ".json")
+        data = self._read(kind, key, ".json")
         try:
-            return None if path is None else json.loads(path.read_text())
-        except (OSError, ValueError):
+            return None if data is None else json.loads(data)
+        except ValueError:
             return None
 
     def keep_note(self, kind: str, key: str, value: Any) -> None:
         """Keep a small JSON value."""
-        self._write(self._path(kind, key, ".json"), lambda file: file.write(json.dumps(value).encode()))
+        self._write(kind, key, ".json", json.dumps(value).encode())
 
-    def _path(self, kind: str, key: str, suffix: str) -> Path | None:
-        return None if self.folder is None else self.folder / kind / key[:2] / (key + suffix)
+    def alone(self, key: str) -> AbstractContextManager[None]:
+        """While it is held, no other thread or process with this local folder computes what `key` stands for.
 
-    def _write(self, path: Path | None, write: Any) -> None:
-        if path is None:
-            return
-        temporary = None
+        At a URL it holds back only this process's other threads, and where nothing is kept, nobody.
+        """
+        if self.folder is None:
+            return nullcontext()
+        return held(key, self.folder if isinstance(self.folder, Path) else None)
+
+    def _read(self, kind: str, key: str, suffix: str) -> bytes | None:
+        if self.folder is None:
+            return None
+        where = joined(self.folder, kind, key[:2], key + suffix)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-            with os.fdopen(handle, "wb") as file:
-                write(file)
-            Path(temporary).replace(path)
-        except BaseException as error:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
-            if not isinstance(error, OSError):
-                raise
-            self.trouble = f"the cache could not be written ({error.strerror or error}); nothing is lost but time"
+            return where.read_bytes() if isinstance(where, Path) else get(where)
+        except (OSError, UnreadableError):
+            return None
+
+    def _write(self, kind: str, key: str, suffix: str, data: bytes) -> None:
+        if self.folder is None:
+            return
+        where = joined(self.folder, kind, key[:2], key + suffix)
+        try:
+            if isinstance(where, Path):
+                _put(where, data)
+            else:
+                put(where, data)
+        except (OSError, UnreadableError) as error:
+            why = error.what if isinstance(error, TailwiseError) else error.strerror or error
+            self.trouble = f"the cache could not be written ({why}); nothing is lost but time"
+
+
+def _put(path: Path, data: bytes) -> None:
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(temporary).replace(path)
+    except BaseException:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class Carried(Cache):
+    """A cache that a worker far away reads where it can, and whose new entries travel back in `spectra` and `notes`.
+
+    Only the process that asked for an audit writes into the folder, so that a worker that is killed leaves no trace.
+    """
+
+    def __init__(self, folder: Path | str | None, notes: Mapping[tuple[str, str], Any] | None = None) -> None:
+        super().__init__(folder)
+        self.spectra: dict[str, Spectrum] = {}
+        self.notes: dict[tuple[str, str], Any] = {}
+        self._known = notes or {}
+
+    def alone(self, key: str) -> AbstractContextManager[None]:  # noqa: ARG002 - as of any cache
+        """Nobody is held back: a lock far from the others would only leave files behind."""
+        return nullcontext()
+
+    def spectrum(self, key: str) -> Spectrum | None:
+        """See `Cache`."""
+        return self.spectra.get(key) or super().spectrum(key)
+
+    def keep_spectrum(self, key: str, spectrum: Spectrum) -> None:
+        """See `Cache`."""
+        self.spectra[key] = spectrum
+
+    def note(self, kind: str, key: str) -> Any:
+        """See `Cache`."""
+        for known in (self.notes, self._known):
+            if (kind, key) in known:
+                return known[kind, key]
+        return super().note(kind, key)
+
+    def keep_note(self, kind: str, key: str, value: Any) -> None:
+        """See `Cache`."""
+        self.notes[kind, key] = value

@@ -22,6 +22,7 @@ from tailwise.audits.audit import MEASURED, Audit, Layer, LayerRow, Provenance
 from tailwise.audits.table import FACTS, ORIGIN
 from tailwise.errors import TailwiseError, UnreadableError, UsageError
 from tailwise.spectrum.spectrum import Spectrum
+from tailwise.storage import exists, get, is_url, joined, put
 
 FORMAT = 1
 #: What damaged bytes make the readers raise (zipfile: NotImplementedError for an unknown compression).
@@ -38,18 +39,20 @@ _KINDS: Mapping[type, tuple[str, ...]] = {
 MEMBERS = ("layers.parquet", "spectra.parquet", "provenance.json")
 
 
-def save(audit: Audit, path: str | Path, *, exclusive: bool = False) -> Path:
-    """Write `audit` to a single file, or to a folder where `path` ends in a slash or is a folder.
+def save(audit: Audit, path: str | Path, *, exclusive: bool = False) -> Path | str:
+    """Write `audit` to a single file, or to a folder where `path` ends in a slash or is a folder; a URL is as good.
 
     With `exclusive`, a file that is there already is a `FileExistsError`. It appears whole or not at all. A file or
     folder that is not an audit is not overwritten (`UsageError`).
     """
+    as_folder = str(path).endswith(("/", os.sep))
+    if is_url(path):
+        return _save_at_url(audit, str(path), as_folder, exclusive)
     target = Path(path)
-    as_folder = str(path).endswith(("/", os.sep)) or target.is_dir()
     if target.exists() and not _is_audit(target):
-        raise UsageError("exists and is not an audit", where=target, fix="choose another name, or remove it first")
+        raise _not_an_audit(target)
     parts = _encode(audit)
-    if not as_folder:
+    if not (as_folder or target.is_dir()):
         return write_whole(target, _zipped(parts), exclusive=exclusive)
     try:
         _write_folder(target, parts)
@@ -58,23 +61,47 @@ def save(audit: Audit, path: str | Path, *, exclusive: bool = False) -> Path:
     return target
 
 
+def _save_at_url(audit: Audit, url: str, as_folder: bool, exclusive: bool) -> str:
+    parts = _encode(audit)
+    if as_folder:
+        # Provenance last: its presence is what makes the folder an audit.
+        for name in MEMBERS:
+            put(str(joined(url, name)), parts[name])
+        return url
+    if not exclusive and exists(url) and not _is_zipped_audit(io.BytesIO(get(url))):
+        raise _not_an_audit(url)
+    return put(url, _zipped(parts), exclusive=exclusive)
+
+
+def _not_an_audit(target: Path | str) -> UsageError:
+    return UsageError("exists and is not an audit", where=target, fix="choose another name, or remove it first")
+
+
 def load(path: str | Path) -> Audit:
-    """Read an audit. Raises `UnreadableError` where there is none, or it is damaged, or it is newer than this."""
-    source = Path(path)
+    """Read an audit, from a path or a URL.
+
+    Raises `UnreadableError` where there is none, or it is damaged, or it is newer than this.
+    """
     try:
-        return _decode(_read(source))
+        return _decode(_read_url(str(path)) if is_url(path) else _read(Path(path)))
+    except UnreadableError:
+        raise
     except _DAMAGE as error:
-        if not source.exists():
-            raise UnreadableError("no such audit", where=source, fix="run `tailwise audit MODEL` first") from error
+        if not exists(path):
+            raise UnreadableError("no such audit", where=path, fix="run `tailwise audit MODEL` first") from error
         detail = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        raise UnreadableError(f"is not a readable audit ({detail})", where=source) from error
+        raise UnreadableError(f"is not a readable audit ({detail})", where=path) from error
 
 
 def _is_audit(target: Path) -> bool:
     if target.is_dir():
         return (target / MEMBERS[2]).is_file() or not any(target.iterdir())
+    return _is_zipped_audit(target)
+
+
+def _is_zipped_audit(file: Path | io.BytesIO) -> bool:
     try:
-        with zipfile.ZipFile(target) as archive:
+        with zipfile.ZipFile(file) as archive:
             return set(MEMBERS) <= set(archive.namelist())
     except (OSError, zipfile.BadZipFile):
         return False
@@ -107,7 +134,21 @@ def _write_folder(target: Path, parts: Mapping[str, bytes]) -> None:
 def _read(source: Path) -> dict[str, bytes]:
     if source.is_dir():
         return {name: (source / name).read_bytes() for name in MEMBERS}
-    with zipfile.ZipFile(source) as archive:
+    return _unzipped(source)
+
+
+def _read_url(url: str) -> dict[str, bytes]:
+    if not url.endswith("/"):
+        try:
+            return _unzipped(io.BytesIO(get(url)))
+        except UnreadableError:
+            if not exists(joined(url, MEMBERS[2])):
+                raise
+    return {name: get(str(joined(url, name))) for name in MEMBERS}
+
+
+def _unzipped(file: Path | io.BytesIO) -> dict[str, bytes]:
+    with zipfile.ZipFile(file) as archive:
         return {name: archive.read(name) for name in MEMBERS}
 
 

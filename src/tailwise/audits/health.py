@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from tailwise.audits.cache import default_folder
+from tailwise.audits.cache import chosen_url, default_folder
+from tailwise.errors import UsageError
 
 _EXTRAS = {
     "gguf": "gguf",
@@ -49,9 +50,11 @@ def check() -> list[Check]:
 
 
 def clear() -> int:
-    """Remove every kept spectrum, digest and baseline; the number of files removed."""
+    """Remove every kept spectrum, digest, baseline and measured rate; the number of files removed."""
+    if url := chosen_url():
+        raise UsageError("is no folder on this machine", where=url, fix="remove it with the tools of its store")
     removed = 0
-    for kind in ("spectra", "digests", "baselines"):
+    for kind in ("spectra", "digests", "baselines", "rates", "solvers"):
         for path in (default_folder() / kind).glob("*/*"):
             path.unlink(missing_ok=True)
             removed += 1
@@ -102,6 +105,8 @@ def _solver() -> str:
 
 
 def _cache() -> str:
+    if url := chosen_url():
+        return f"{url} (not looked at)"
     folder = default_folder()
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):

@@ -75,6 +75,14 @@ def _memory_of(source: MatrixSource, size: int, recipe: Recipe) -> int:
     return max(2 * square, square + stored) + BLOCKS_IN_FLIGHT
 
 
+def checked(recipe: Recipe) -> Recipe:
+    """`recipe` with the options that its metrics need. Raises `UsageError` for unknown metrics and estimators."""
+    recipe = completed(recipe)
+    selected(recipe)
+    check_estimators(recipe)
+    return recipe
+
+
 def check_estimators(recipe: Recipe) -> None:
     """Raise `UsageError` with near names for an estimator that does not exist."""
     for estimator in (recipe.estimator.removeprefix("farms:"), recipe.hill_estimator):
@@ -89,9 +97,7 @@ def prepare(
     selection: Selection | None = None,
 ) -> Prepared:
     """Read the headers, group tensors to matrices and check every setting. No weight is read."""
-    recipe, selection = completed(recipe or Recipe()), selection or Selection()
-    selected(recipe)
-    check_estimators(recipe)
+    recipe, selection = checked(recipe or Recipe()), selection or Selection()
     sources, unmeasured = group(checkpoint, conv=recipe.conv, min_evals=recipe.min_evals)
     taken = tuple(source for source in sources if selection.takes(source.name, source.role))
     if sources and not taken:

@@ -6,7 +6,9 @@ import hashlib
 import math
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
 from tailwise.audits.baselines import Baselines
 from tailwise.audits.cache import Cache
+from tailwise.audits.far import measured_far
 from tailwise.audits.prepare import Prepared, Selection, prepare
 from tailwise.audits.work import Worker
 from tailwise.checkpoints.checkpoint import Checkpoint
@@ -23,6 +26,7 @@ from tailwise.checkpoints.matrices import MatrixSource, Unmeasured
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.errors import unknown_name
 from tailwise.execution.device import checked_device
+from tailwise.execution.engine import check_executor, engine_of, is_near
 from tailwise.execution.executor import default_workers, map_unordered
 from tailwise.recipe import ConvMode, Precision, Recipe, RunOptions
 
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     Model = str | Path | Checkpoint | torch.nn.Module | dict[str, Any]
 
 Progress = Callable[["Step"], None]
+_Measured = tuple[LayerRow, Layer | None]
 
 
 class Settings(TypedDict, total=False):
@@ -53,8 +58,11 @@ class Settings(TypedDict, total=False):
     metrics: str | Iterable[str]
     device: str
     workers: int | None
-    cache_dir: Path | None
+    cache_dir: Path | str | None
     use_cache: bool
+    executor: Executor | str
+    num_gpus: float | None
+    patience: float
 
 
 @dataclass(frozen=True)
@@ -133,17 +141,14 @@ def split_settings(settings: Settings) -> tuple[Recipe, RunOptions]:
 def run(checkpoint: Checkpoint, prepared: Prepared, progress: Progress | None = None) -> Audit:
     """Carry out a prepared audit."""
     started, clock = datetime.now(UTC), time.perf_counter()
-    options = prepared.options
-    cache = Cache.of(options)
-    worker = Worker(checkpoint, prepared.recipe, checked_device(options.device), cache, Baselines(cache))
-    workers = max(1, options.workers or default_workers(options.device))
+    cache = Cache.of(prepared.options)
     tally = _Tally(prepared, progress)
     results: dict[str, tuple[LayerRow, Layer | None]] = {}
-    largest_first = sorted(prepared.sources, key=lambda source: -source.flops)
     by_name = {source.name: source for source in prepared.sources}
-    for row, layer in map_unordered(worker, largest_first, workers, stop=worker.stop):
-        results[row.name] = (row, layer)
-        tally.add(by_name[row.name], row)
+    with _measuring(checkpoint, prepared, cache) as (workers, measured_rows):
+        for row, layer in measured_rows:
+            results[row.name] = (row, layer)
+            tally.add(by_name[row.name], row)
     rows = [results[source.name][0] for source in prepared.sources]
     rows += [_unmeasured_row(item) for item in prepared.unmeasured]
     found = {row.name: layer for row, layer in results.values() if layer is not None}
@@ -151,6 +156,23 @@ def run(checkpoint: Checkpoint, prepared: Prepared, progress: Progress | None = 
     provenance = _provenance(checkpoint, prepared, rows, started.isoformat(timespec="seconds"), workers)
     notes = (cache.trouble,) if cache.trouble else ()
     return Audit(rows, measured, replace(provenance, seconds=time.perf_counter() - clock, notes=notes))
+
+
+@contextmanager
+def _measuring(checkpoint: Checkpoint, prepared: Prepared, cache: Cache) -> Iterator[tuple[int, Iterator[_Measured]]]:
+    """How many workers there are, and rows and layers as they come from them."""
+    options = prepared.options
+    check_executor(options.executor)
+    if is_near(options.executor):
+        worker = Worker(checkpoint, prepared.recipe, checked_device(options.device), cache, Baselines(cache))
+        pool = options.executor if isinstance(options.executor, ThreadPoolExecutor) else None
+        workers = options.workers or (default_workers(options.device) if pool is None else pool._max_workers)
+        largest_first = sorted(prepared.sources, key=lambda source: -source.flops)
+        yield max(1, workers), map_unordered(worker, largest_first, max(1, workers), stop=worker.stop, pool=pool)
+        return
+    checkpoint.part(())  # tensors in memory are refused before any worker is started
+    with engine_of(options) as engine:
+        yield engine.slots(), measured_far(engine, checkpoint, prepared, cache)
 
 
 class _Tally:

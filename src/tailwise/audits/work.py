@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, TypeGuard
 
 from tailwise.audits.audit import Layer, LayerRow
@@ -16,12 +16,16 @@ from tailwise.audits.cache import Cache, key_of
 from tailwise.audits.content import HashedMatrix
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.errors import TailwiseError
+from tailwise.execution.streams import own_stream
 from tailwise.metrics.facts import Facts, Spectra
 from tailwise.metrics.measure import metrics_of
 from tailwise.recipe import Recipe
 from tailwise.spectrum.sampling import permuted_spectrum, window_spectrum
 from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
 from tailwise.spectrum.solvers.blocks import BLOCK_BYTES
+from tailwise.spectrum.solvers.gram import Reduce
+from tailwise.spectrum.solvers.symmetric import Choice
+from tailwise.spectrum.solvers.together import Together
 from tailwise.spectrum.spectrum import Spectrum, pool
 
 if TYPE_CHECKING:
@@ -43,6 +47,7 @@ class Worker:
     cache: Cache
     baselines: Baselines
     stop: threading.Event = field(default_factory=threading.Event)
+    failed: Callable[[Exception], None] = field(default=lambda _: None)  # told of what a row was not measured for
 
     def __call__(self, source: MatrixSource) -> tuple[LayerRow, Layer | None]:
         """The row of `source`, and its layer where it could be measured. Never raises for a bad matrix."""
@@ -50,8 +55,10 @@ class Worker:
         if self.stop.is_set():
             return replace(row, status="FAILED", reason="the audit was stopped"), None
         try:
-            layer = self._measure(source, row)
+            with own_stream(self.device):
+                layer = self._measure(source, row)
         except Exception as error:
+            self.failed(error)
             status, reason = failure(error)
             return replace(row, status=status, reason=reason, seconds=time.perf_counter() - started), None
         finished = replace(layer.row, seconds=time.perf_counter() - started)
@@ -95,7 +102,9 @@ class Worker:
             self.cache.keep_note("digests", identity, digests)
         if (found := self._all_known(keys, digests)) is not None:
             return found, _joined(digests), True
-        return self._solve(matrices, keys), _joined(digests), False
+        computed: list[str] = []
+        found = self._solve(matrices, keys, computed)
+        return found, _joined(digests), not computed
 
     def is_known(self, source: MatrixSource) -> bool:
         """Whether every spectrum of `source` is in the cache, told without reading a weight."""
@@ -124,27 +133,45 @@ class Worker:
         count = len(digests)
         return _pooled(weights, [permuted[i * count : (i + 1) * count] for i in replicas], windows)
 
-    def _solve(self, matrices: list[HashedMatrix], keys: _Keys) -> Spectra:
+    def _solve(self, matrices: list[HashedMatrix], keys: _Keys, computed: list[str]) -> Spectra:
+        """The spectra of `matrices`; those that nobody else computed meanwhile have their keys added to `computed`."""
+        kept = partial(self._kept, computed)
         weights, permuted, windows = [], [], []
         for matrix in matrices:
-            weights.append(self._kept(keys.weights(matrix.digest), partial(self._solve_one, matrix)))
+            weights.append(kept(keys.weights(matrix.digest), partial(self._solve_one, matrix)))
         for replica in range(self.recipe.randomize):
             permuted.append(
-                [self._kept(keys.permuted(m.digest, replica), partial(self._permuted, m, replica)) for m in matrices]
+                [kept(keys.permuted(m.digest, replica), partial(self._permuted, m, replica)) for m in matrices]
             )
         if self.recipe.uses_windows:
-            windows = [self._kept(keys.windows(m.digest), partial(self._windows, m)) for m in matrices]
+            windows = [kept(keys.windows(m.digest), partial(self._windows, m)) for m in matrices]
         return _pooled(weights, permuted, windows)
 
-    def _kept(self, key: str, compute: Callable[[], Spectrum]) -> Spectrum:
-        spectrum = self.cache.spectrum(key)
-        if spectrum is None:
-            spectrum = compute()
-            self.cache.keep_spectrum(key, spectrum)
+    def _kept(self, computed: list[str], key: str, compute: Callable[[], Spectrum]) -> Spectrum:
+        # Fine-tuned models that are audited side by side meet at the tensors they share.
+        with self.cache.alone(key):
+            spectrum = self.cache.spectrum(key)
+            if spectrum is None:
+                spectrum = compute()
+                computed.append(key)
+                self.cache.keep_spectrum(key, spectrum)
         return spectrum
 
     def _solve_one(self, matrix: HashedMatrix) -> Spectrum:
-        return solve(matrix, precision=self.recipe.precision, device=self.device)
+        return solve(matrix, precision=self.recipe.precision, device=self.device, reduce=self._reduce)
+
+    @cached_property
+    def _reduce(self) -> Reduce | None:
+        """On a GPU, matrices of one size are reduced together, by what was measured to be fastest there."""
+        if not self.device.startswith("cuda"):
+            return None
+        cache = self.cache
+        return Together(
+            Choice(
+                known=lambda size: cache.note("solvers", key_of("solver", size)),
+                keep=lambda size, seconds: cache.keep_note("solvers", key_of("solver", size), seconds),
+            )
+        )
 
     def _permuted(self, matrix: HashedMatrix, replica: int) -> Spectrum:
         return permuted_spectrum(matrix, seed=self.recipe.seed, replica=replica, device=self.device)

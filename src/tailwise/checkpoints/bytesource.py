@@ -69,6 +69,7 @@ class LocalFile(ByteSource):
             raise UnreadableError("is a directory, and a file was expected", where=self.name)
         self.size = status.st_size
         self._stamp = (status.st_size, status.st_mtime_ns)
+        self._absolute = self.path.absolute()  # another process may work in another folder
         # Change time and inode tell a file from one put in its place with its size and modification time.
         self._identity = ":".join(
             map(str, (os.path.realpath(self.path), *self._stamp, status.st_ctime_ns, status.st_ino))
@@ -110,7 +111,7 @@ class LocalFile(ByteSource):
             self.close()
 
     def __reduce__(self) -> tuple[object, tuple[Path, str]]:
-        return _reopen, (self.path, self._identity)
+        return _reopen, (self._absolute, self._identity)
 
 
 def _reopen(path: Path, identity: str) -> LocalFile:

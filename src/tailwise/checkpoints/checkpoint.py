@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
+
+from tailwise.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +85,24 @@ class Checkpoint(ABC):
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:  # noqa: ARG002 - a hook
         """(rows × r) and (r × cols) whose product the tensor is, where it is one of low rank; else None."""
         return None
+
+    def part(self, names: Iterable[str]) -> Checkpoint:  # noqa: ARG002 - a hook
+        """These stored tensors alone, as what another process can read them with.
+
+        It is small and can be pickled: addresses, offsets, lengths and dtypes, never values. `UsageError` where there
+        are no such addresses, as for tensors in memory.
+        """
+        raise UsageError(
+            "lies in the memory of this process, where no other can read it",
+            where=self.uri,
+            fix="save it as safetensors where every worker can read it, or leave the executor local",
+        )
+
+    def fetch(self) -> None:  # noqa: B027 - a hook
+        """Read what `part` has left into memory, neighbours at once, so that `read_rows` need not wait.
+
+        A format that cannot do so does nothing.
+        """
 
     @property
     def nbytes(self) -> int:

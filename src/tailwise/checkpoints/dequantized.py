@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,8 @@ class Dequantized(Checkpoint):
         self._inner = stored
         self._code = _code(stored.config)
         self.uri, self.format, self.local = stored.uri, stored.format, stored.local
-        self.revision, self.metadata, self.shared = stored.revision, stored.metadata, stored.shared
-        self.read_whole, self.module_kinds = stored.read_whole, stored.module_kinds
+        self.revision, self.metadata, self.shared = stored.revision, stored.metadata, dict(stored.shared)
+        self.read_whole, self.module_kinds = stored.read_whole, dict(stored.module_kinds)
         self.config = {name: value for name, value in stored.config.items() if name not in SETTINGS}
         self.tensors = {name: self._spec(spec) for name, spec in stored.tensors.items()}
 
@@ -44,6 +44,10 @@ class Dequantized(Checkpoint):
     def identity(self, name: str) -> str | None:
         """See `Checkpoint`."""
         return self._inner.identity(name)
+
+    def part(self, names: Iterable[str]) -> Dequantized:
+        """See `Checkpoint`."""
+        return Dequantized(self._inner.part(names))
 
     def layout(self, stored: Layout) -> Layout:
         """The files of the source, with one tensor where several made one."""

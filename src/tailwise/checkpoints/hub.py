@@ -12,7 +12,7 @@ from typing import Any
 
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.folder import Folder
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.errors import UnreachableError, UnreadableError, UsageError
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 5
@@ -210,6 +210,10 @@ class HubFile(ByteSource):
                 self._copy = Path(hf_hub_download(self._address.repo, self._path, revision=self._commit))
         return self._copy
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Where the local cache of the Hub has it is another place on another machine.
+        return {**self.__dict__, "_copy": None}
+
     def close(self) -> None:
         """See `ByteSource`."""
         self._closed = True
@@ -217,9 +221,10 @@ class HubFile(ByteSource):
 
 def _is_transport(error: Exception) -> bool:
     """Whether a request failed on its way, rather than being answered."""
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
-    return getattr(error, "response", None) is None and not isinstance(error, UnreadableError | OfflineModeIsEnabled)
+    answered = (UnreadableError, OfflineModeIsEnabled, HFValidationError)
+    return getattr(error, "response", None) is None and not isinstance(error, answered)
 
 
 @contextmanager
@@ -231,7 +236,14 @@ def hub_errors(address: HubAddress) -> Iterator[None]:
         raise
     except Exception as error:  # its HTTP library, and so its errors, differ between versions
         what, fix = _explain(error, address)
-        raise UnreadableError(what, where=str(address), fix=fix) from error
+        kind = UnreachableError if _may_pass(error) else UnreadableError
+        raise kind(what, where=str(address), fix=fix) from error
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed later: the Hub is busy, or was not reached."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return _is_transport(error) if status is None else status == 429 or status >= 500
 
 
 def _explain(error: Exception, address: HubAddress) -> tuple[str, str]:

@@ -22,9 +22,10 @@ from tailwise.checkpoints.formats.safetensors import SafetensorsCheckpoint
 from tailwise.checkpoints.formats.torch_pickle import TorchCheckpoint
 from tailwise.checkpoints.hub import HubAddress, HubFolder, cached_snapshot, is_offline, parse_hub
 from tailwise.checkpoints.layout import Weights, find_weights, read_index, siblings
-from tailwise.checkpoints.remote import RemoteFile, RemoteFolder, filesystem, remote_info
+from tailwise.checkpoints.remote import RemoteFile, RemoteFolder, remote_info
 from tailwise.checkpoints.sniff import sniff
 from tailwise.errors import UnreadableError, UsageError
+from tailwise.storage import filesystem
 
 if TYPE_CHECKING:
     import torch

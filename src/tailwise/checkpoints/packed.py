@@ -75,8 +75,8 @@ class DecodedCheckpoint(Checkpoint):
         self.uri, self.format, self.config = stored.uri, stored.format, stored.config
         self.revision, self.metadata = stored.revision, stored.metadata
         self.stored = scope
-        self.shared, self.local = stored.shared, stored.local
-        self.module_kinds = stored.module_kinds
+        self.shared, self.local = dict(stored.shared), stored.local
+        self.module_kinds = dict(stored.module_kinds)
         self.unsupported = unsupported
         self.recipes = {name: codec.recipe for name, codec in codecs.items()}
         self.members = {name: codec.members for name, codec in codecs.items()}
@@ -108,6 +108,14 @@ class DecodedCheckpoint(Checkpoint):
             return None
         how = [repr(self._codecs[name])] if name in self._codecs else []
         return "+".join([*how, *map(str, found)])
+
+    def part(self, names: Iterable[str]) -> DecodedCheckpoint:
+        """See `Checkpoint`."""
+        wanted = list(names)
+        codecs = {name: self._codecs[name] for name in wanted if name in self._codecs}
+        stored = {member: None for name in wanted for member in self.members.get(name, (name,))}
+        scope = {name: self.stored[name] for name in stored}
+        return DecodedCheckpoint(self._inner.part(stored), scope, codecs, {})
 
     def close(self) -> None:
         """See `Checkpoint`."""

@@ -11,32 +11,14 @@ from typing import Any
 
 from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.folder import Folder
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.errors import UnreadableError
+from tailwise.storage import remote_error
 
 _log = logging.getLogger(__name__)
 _SPOOL_STEP = 1 << 24
 _SPOOLING = threading.Lock()
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
 #: Keys under which file systems give what changes with a file's content, strongest first.
 _STAMPS = ("ETag", "etag", "md5Hash", "generation", "Content-MD5", "VersionId", "created", "mtime")
-
-
-def filesystem(url: str) -> tuple[Any, str]:
-    """The file system of `url` and the path within it."""
-    from fsspec.core import url_to_fs
-
-    scheme = url.partition("://")[0]
-    try:
-        fs, path = url_to_fs(url)
-    except ImportError as error:
-        extra = _EXTRAS.get(scheme)
-        fix = f'pip install "tailwise[{extra}]"' if extra else str(error)
-        raise UsageError(f"reading {scheme}:// takes a driver that is not installed", where=url, fix=fix) from error
-    except ValueError as error:
-        raise UsageError(f"{scheme}:// is not a scheme that fsspec knows: {error}", where=url) from error
-    # Drivers keep listings for the life of the process; a stale one would give a changed file its old identity.
-    fs.invalidate_cache()
-    return fs, path
 
 
 class RemoteFile(ByteSource):
@@ -99,6 +81,10 @@ class RemoteFile(ByteSource):
             raise os_error(error, tempfile.gettempdir()) from error
         return Path(file.name)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A temporary copy lies on this machine alone.
+        return {**self.__dict__, "_copy": None}
+
     def close(self) -> None:
         """See `ByteSource`."""
         self._closed = True
@@ -142,26 +128,6 @@ def remote_info(fs: Any, path: str, name: str) -> dict[str, Any]:
         return dict(fs.info(path))
     except Exception as error:  # every driver has errors of its own
         raise remote_error(error, name) from error
-
-
-def remote_error(error: Exception, name: str) -> UnreadableError:
-    """A driver's error as an `UnreadableError` that says what to do."""
-    if isinstance(error, UnreadableError):
-        return error
-    text = f"{type(error).__name__}: {error.__cause__ or error}"[:300]
-    # fsspec calls every HTTP error FileNotFoundError, and keeps the true one as its cause.
-    status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)
-    if status == 404 or (status is None and isinstance(error, FileNotFoundError)):
-        return UnreadableError("no such file or folder", where=name, fix="check the address")
-    if isinstance(error, PermissionError) or status in (401, 403):
-        return UnreadableError(
-            f"access was denied ({text})", where=name, fix="check the credentials that this address needs"
-        )
-    if "credentials" in text.lower():
-        return UnreadableError(
-            f"no credentials were found ({text})", where=name, fix="set them up as its driver documents"
-        )
-    return UnreadableError(f"could not be reached ({text})", where=name, fix="check the address and the network")
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:

@@ -126,7 +126,12 @@ def write_checkpoint(layout: Layout, checkpoint: Checkpoint, target: Path, chang
     disk is an `OSError`.
     """
     for shard in layout.shards:
-        write_shard(target / shard.name, shard, lambda name: _changed(checkpoint, name, change))
+        write_shard(target / shard.name, shard, lambda name: tensors_of(checkpoint, name, change))
+    return finish_checkpoint(layout, target)
+
+
+def finish_checkpoint(layout: Layout, target: Path) -> tuple[str, ...]:
+    """Write what is not weights: the index, and what lies beside them. Returns notes."""
     if layout.index is not None:
         write_index(layout, target)
     return tuple(copy_settings(layout, target))
@@ -141,7 +146,8 @@ def write_index(layout: Layout, target: Path) -> None:
     (target / layout.index).write_text(text + "\n", encoding="utf-8")
 
 
-def _changed(checkpoint: Checkpoint, name: str, change: Change) -> Iterable[torch.Tensor]:
+def tensors_of(checkpoint: Checkpoint, name: str, change: Change) -> Iterable[torch.Tensor]:
+    """What a tensor is written as, in pieces: as `change` has it, else as it is stored."""
     found = change(name)
     if found is not None:
         _check(found, checkpoint.tensors[name])

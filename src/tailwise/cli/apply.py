@@ -58,6 +58,14 @@ def apply(
     ] = Compute.auto,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0.", rich_help_panel=_RUN)] = "cpu",
     batch: Annotated[int, typer.Option(min=1, help="Windows at once.", rich_help_panel=_RUN)] = 8,
+    executor: Annotated[
+        str,
+        typer.Option(metavar="ENGINE", rich_help_panel=_RUN,
+                     help="magnitude, low_rank, rtn: shards on dask[://scheduler:8786] or ray[://head:10001]."),
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Shards at once, on an executor.", rich_help_panel=_RUN)
+    ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Do not go on where a killed run had come to.", rich_help_panel=_RUN)
     ] = False,
@@ -112,6 +120,8 @@ def apply(
         factored=factored,
         packed=packed,
         dequantize=dequantize,
+        executor=executor,
+        workers=workers,
     )
     with _bar() as show:
         found = apply_plan(Plan.load(plan), model, output, options=options, progress=show)
@@ -151,7 +161,7 @@ def _deliver(found: Applied | AppliedBits, as_json: bool) -> None:
     if (sizes := getattr(found, "sizes", None)) is not None:
         screen.print(f"weights: {sizes[0]:,} bytes before, {sizes[1]:,} now", markup=False)
     if found.resumed:
-        screen.print(f"{found.resumed} blocks were finished before", markup=False)
+        screen.print(f"{found.resumed} blocks or shards were finished before", markup=False)
     for note in found.notes:
         screen.print(note, style="yellow", markup=False, soft_wrap=True)
     screen.print(f"written to {found.output}", markup=False, soft_wrap=True)

@@ -97,8 +97,19 @@ def audit(
         int | None,
         typer.Option(min=1, help="Matrices at once; one per core by default.", rich_help_panel=_RUN),
     ] = None,
+    executor: Annotated[
+        str,
+        typer.Option(metavar="ENGINE", help="local, dask[://scheduler:8786], ray[://head:10001].",
+                     rich_help_panel=_RUN),
+    ] = "local",
+    num_gpus: Annotated[
+        float | None,
+        typer.Option(min=0, help="GPUs a matrix takes on Ray; 0.25: four at once on each.", rich_help_panel=_RUN),
+    ] = None,
     cache_dir: Annotated[
-        Path | None, typer.Option(help="Where spectra are kept ($TAILWISE_CACHE).", rich_help_panel=_RUN)
+        str | None,
+        typer.Option(metavar="WHERE", help="Where spectra are kept, a folder or s3://… ($TAILWISE_CACHE).",
+                     rich_help_panel=_RUN),
     ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep and reuse nothing.", rich_help_panel=_RUN)] = False,
     dry_run: Annotated[
@@ -131,6 +142,7 @@ def audit(
     from tailwise.audits.prepare import Selection, prepare
     from tailwise.audits.run import run
     from tailwise.checkpoints.open import open_checkpoint
+    from tailwise.execution.engine import check_executor
     from tailwise.recipe import Recipe, RunOptions
     from tailwise.report.files import check_target
 
@@ -144,7 +156,11 @@ def audit(
         seed=seed,
         metrics=comma_list(metrics),
     )
-    options = RunOptions(device=device, workers=workers, cache_dir=cache_dir, use_cache=not no_cache)
+    options = RunOptions(
+        device=device, workers=workers, cache_dir=cache_dir, use_cache=not no_cache, executor=executor,
+        num_gpus=num_gpus,
+    )  # fmt: skip
+    check_executor(executor)
     if all_checkpoints:
         chosen = Selection(layers, comma_list(roles))
         _audit_all(model, (recipe, options, chosen), (store, run_name, comma_list(revisions)), output, as_json=as_json)
@@ -213,7 +229,7 @@ def _deliver(found: Audit, outputs: list[str], as_json: bool, rows: int) -> None
         console.print(f"written to {path}", soft_wrap=True, markup=False)
 
 
-def _save_under_own_name(found: Audit) -> Path:
+def _save_under_own_name(found: Audit) -> Path | str:
     """Save as `NAME.audit`, or beside it where that name is taken by the answer to another question."""
     from tailwise.recipe import digest_of
 

@@ -11,6 +11,7 @@ import typer
 from tailwise.cli.compared import HOW, TEXTS, Fdr, Metrics, Randomize, put_out
 from tailwise.cli.options import Device, Json, Rows, Workers, comma_list
 from tailwise.errors import UsageError
+from tailwise.storage import exists, is_url, joined
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
@@ -113,6 +114,10 @@ def read_all(models: list[str], *, randomize: bool, device: str, workers: int | 
 
 def is_audit(model: str) -> bool:
     """Whether a path names an audit: by its ending, or by what lies there."""
+    if is_url(model):
+        # Asking a web server for what may be beside a file would fetch pages.
+        beside = str(joined(model, "provenance.json"))
+        return model.endswith(".audit") or (not model.startswith("http") and exists(beside))
     path = Path(model)
     if model.endswith(".audit") or (path / "provenance.json").is_file():
         return True
@@ -150,4 +155,4 @@ def check_text_target(path: str, suffixes: tuple[str, ...]) -> None:
 
     if Path(path).suffix not in suffixes:
         raise UsageError(f"the suffix {Path(path).suffix!r} is not known", where=path, fix=f"use {', '.join(suffixes)}")
-    check_target(str(Path(path).with_suffix(".json")))
+    check_target(path.removesuffix(Path(path).suffix) + ".json")

@@ -30,6 +30,7 @@ from tailwise.cli.report import report
 from tailwise.cli.serve import serve
 from tailwise.cli.show import show
 from tailwise.cli.store import app as store
+from tailwise.cli.sweep import sweep
 from tailwise.cli.watch import watch
 from tailwise.errors import TailwiseError
 
@@ -44,6 +45,7 @@ app.command()(audit)
 app.command()(show)
 app.command()(compare)
 app.command()(rank)
+app.command()(sweep)
 app.command()(check)
 app.command()(diagnose)
 app.command()(report)

@@ -15,6 +15,7 @@ from tailwise.cli.plan_shared import (
     Also,
     Calibration,
     DryRun,
+    Engine,
     Layers,
     Model,
     PlanFile,
@@ -91,6 +92,7 @@ def prune(
     also: Also = None,
     device: Device = "cpu",
     workers: Workers = None,
+    executor: Engine = "local",
     dry_run: DryRun = False,
     output: PlanFile = None,
     as_json: Json = False,
@@ -122,7 +124,7 @@ def prune(
         settings={name: value for name, value in given.items() if value is not None},
     )
     target = None if dry_run else target_of(output, as_json)
-    text = text_of(calibration, samples, window, seed, device)
+    text = text_of(calibration, samples, window, seed, device, executor)
     audit = audit_of(model, device, workers)
     with solver_to_stderr(), saying() as say:
         plan = planned(audit, request, allocator=allocator, text=text, clock=Clock(seconds), say=say)

@@ -13,6 +13,7 @@ from tailwise.cli.plan_shared import (
     Also,
     Calibration,
     DryRun,
+    Engine,
     Layers,
     Model,
     PlanFile,
@@ -120,6 +121,7 @@ def quantize(
     also: Also = None,
     device: Device = "cpu",
     workers: Workers = None,
+    executor: Engine = "local",
     dry_run: DryRun = False,
     output: PlanFile = None,
     as_json: Json = False,
@@ -159,7 +161,7 @@ def quantize(
         dequantize=dequantize,
         settings={name: value for name, value in given.items() if value is not None},
     )
-    text = text_of(calibration, samples, window, seed, device)
+    text = text_of(calibration, samples, window, seed, device, executor)
     target = None if dry_run else target_of(output, as_json)
     audit = audit_of(model, device, workers)
     with solver_to_stderr(), saying() as say:

@@ -44,6 +44,11 @@ TimeBudget = Annotated[str, typer.Option(metavar="TIME", help="What auto may tak
 Samples = Annotated[int, typer.Option(min=1, help="Windows that inputs are measured on.", rich_help_panel=TRY)]
 Window = Annotated[int, typer.Option(min=2, help="Tokens in a window.", rich_help_panel=TRY)]
 Seed = Annotated[int, typer.Option(min=0, help="Of the windows and the search.", rich_help_panel=TRY)]
+Engine = Annotated[
+    str,
+    typer.Option("--executor", metavar="ENGINE", rich_help_panel=TRY,
+                 help="Tries plans side by side on dask[://scheduler:8786] or ray[://head:10001]."),
+]  # fmt: skip
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.", rich_help_panel=OUT)]
 PlanFile = Annotated[
     str | None,
@@ -52,13 +57,18 @@ PlanFile = Annotated[
 ]  # fmt: skip
 
 
-def text_of(calibration: list[str] | None, samples: int, window: int, seed: int, device: str) -> StageOptions | None:
-    """What plans are tried on, where there is any."""
+def text_of(
+    calibration: list[str] | None, samples: int, window: int, seed: int, device: str, executor: str = "local"
+) -> StageOptions | None:
+    """What plans are tried on, where there is any, and where."""
+    from tailwise.execution.engine import check_executor
+
+    check_executor(executor)
     if not calibration:
         return None
     from tailwise.planning.stage import StageOptions
 
-    return StageOptions(list(calibration), samples=samples, window=window, seed=seed, device=device)
+    return StageOptions(list(calibration), samples=samples, window=window, seed=seed, device=device, executor=executor)
 
 
 @contextmanager

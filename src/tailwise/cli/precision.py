@@ -192,13 +192,13 @@ def _write(
 
     written = tables.write_documented(found, folder) if basic else tables.write_all(found, folder, bounds)
     if not basic:
-        written.append(found.save(folder / "study.json"))
+        written.append(Path(found.save(folder / "study.json")))
     if not len(found):
         return written
     if pictures is not None:
         written += write_plots(found, folder / "plots", plot_format=pictures[0], max_layers=pictures[1])
     if not basic:
-        written.append(write_report(found, folder / "report.html", bounds=bounds))
+        written.append(Path(write_report(found, folder / "report.html", bounds=bounds)))
     return written
 
 

@@ -16,7 +16,7 @@ from tailwise.cli.options import Device, Json, Workers
 
 
 def rank(
-    models: Annotated[list[str], typer.Argument(help="Audits or models of one family.")],
+    models: Annotated[list[str], typer.Argument(help="Audits or models of one family; or the folder of a sweep.")],
     by: Annotated[
         str, typer.Option(help="alpha_weighted, alpha, alpha_2_6, share_2_4, log_norm, effective_rank, …",
                           rich_help_panel="How to compare"),
@@ -37,16 +37,19 @@ def rank(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Order the models of one family by one number, and hold that number against your scores."""
-    from tailwise.compare.ranking import rank as rank_audits
+    from tailwise.compare.ranking import numbers_of, rank_numbers
     from tailwise.compare.scores import read_scores
     from tailwise.report import comparison as report
     from tailwise.report.terminal import console
+    from tailwise.sweep.results import is_results, read_numbers
 
     for path in output or ():
         check_text_target(path, (".json", ".csv", ".md"))
     known = None if scores is None else read_scores(scores)
-    audits = read_all(models, randomize=randomize, device=device, workers=workers)
-    found = rank_audits(audits, by=by, scores=known)
+    swept = {model: read_numbers(model) for model in models if is_results(model)}
+    audits = read_all([m for m in models if m not in swept], randomize=randomize, device=device, workers=workers)
+    numbers = [one for several in swept.values() for one in several] + [numbers_of(audit) for audit in audits]
+    found = rank_numbers(numbers, by=by, scores=known)
     screen = console(stderr=as_json)
     document = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     if as_json:

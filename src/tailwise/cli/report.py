@@ -22,4 +22,5 @@ def report(
     html.check_page(output)
     loaded = [Audit.load(path) for path in audits]
     written = html.write_report(loaded, output, base=Audit.load(base) if base else None)
-    typer.echo(f"written to {written} ({written.stat().st_size / 1e6:.1f} MB)")
+    size = "" if isinstance(written, str) else f" ({written.stat().st_size / 1e6:.1f} MB)"
+    typer.echo(f"written to {written}{size}")

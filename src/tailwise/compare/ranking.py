@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,6 +25,23 @@ _SMALLER_IS_BETTER = {
     "mean_log_norm",
     "mean_log_spectral_norm",
 }
+
+
+@dataclass(frozen=True)
+class ModelNumbers:
+    """What a ranking needs of an audit: a few numbers in place of its rows and spectra."""
+
+    model: str
+    values: Mapping[str, float | None]  # of SUMMARIES
+    recipe: Mapping[str, Any]
+    model_type: str | None = None  # None: the model does not say
+
+
+def numbers_of(audit: Audit) -> ModelNumbers:
+    """The numbers of one audit."""
+    facts = audit.provenance
+    family = str(facts.config.get("model_type")) if facts.config else None
+    return ModelNumbers(audit.model, model_numbers(audit), facts.recipe, family)
 
 
 @dataclass(frozen=True)
@@ -67,21 +85,27 @@ def rank(
         or any ending of them. With scores, every number gets Kendall's τ and Spearman's ρ, with a 95 % interval from
         five models on.
     """
-    if len(audits) < 2:
+    return rank_numbers([numbers_of(audit) for audit in audits], by=by, scores=scores)
+
+
+def rank_numbers(
+    given: Sequence[ModelNumbers], *, by: str = "alpha_weighted", scores: Mapping[str, float | None] | None = None
+) -> Ranking:
+    """As `rank`, from the numbers alone: of a hundred thousand models the audits do not fit into memory."""
+    if len(given) < 2:
         raise UsageError("a ranking takes two models or more", fix="give more audits")
     key = _summary_name(by)
-    names = short_names([audit.model for audit in audits])
-    matched, notes = _match_scores(scores, names, [audit.model for audit in audits])
+    names = short_names([one.model for one in given])
+    matched, notes = _match_scores(scores, names, [one.model for one in given])
     models = [
-        RankedModel(name, audit.model, model_numbers(audit), score)
-        for name, audit, score in zip(names, audits, matched, strict=True)
+        RankedModel(name, one.model, one.values, score) for name, one, score in zip(names, given, matched, strict=True)
     ]
     ordered = sorted(models, key=lambda model: _order(model.values[key]))
     found = _correlations(ordered) if scores is not None else ()
     known = sum(model.score is not None for model in models)
     if scores is not None and known < MIN_MODELS:
         notes.append(f"{known} scored models are too few for an interval; even perfect order of four has p = 8 %")
-    return Ranking(key, _direction(key), tuple(ordered), found, (*_recipe_notes(audits), *notes))
+    return Ranking(key, _direction(key), tuple(ordered), found, (*_recipe_notes(given), *notes))
 
 
 def _summary_name(by: str) -> str:
@@ -103,11 +127,12 @@ def _direction(key: str) -> str:
 
 def short_names(models: Sequence[str]) -> list[str]:
     """The shortest ending of each path that tells the models apart."""
-    paths = [[part for part in model.rstrip("/").split("/") if part] or [model] for model in models]
+    paths = [tuple(part for part in model.rstrip("/").split("/") if part) or (model,) for model in models]
+    endings = Counter(path[-depth:] for path in paths for depth in range(1, len(path) + 1))
     names = []
     for path in paths:
         depth = 1
-        while depth < len(path) and sum(other[-depth:] == path[-depth:] for other in paths) > 1:
+        while depth < len(path) and endings[path[-depth:]] > 1:
             depth += 1
         names.append("/".join(path[-depth:]))
     return names
@@ -149,13 +174,13 @@ def _correlations(models: Sequence[RankedModel]) -> tuple[Correlation, ...]:
     return tuple(found)
 
 
-def _recipe_notes(audits: Sequence[Audit]) -> tuple[str, ...]:
+def _recipe_notes(given: Sequence[ModelNumbers]) -> tuple[str, ...]:
     notes = []
     for metric, keys in TESTED.items():
-        kinds = {tuple(map(str, map(audit.provenance.recipe.get, keys))) for audit in audits}
+        kinds = {tuple(map(str, map(one.recipe.get, keys))) for one in given}
         if len(kinds) > 1:
             notes.append(f"{metric} is fitted differently among these audits, so it does not rank them")
-    families = {str(audit.provenance.config.get("model_type")) for audit in audits if audit.provenance.config}
+    families = {one.model_type for one in given if one.model_type is not None}
     if len(families) > 1:
         notes.append(f"these are several architectures ({', '.join(sorted(families))}): the order means little")
     return tuple(notes)

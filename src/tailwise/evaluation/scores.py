@@ -112,7 +112,7 @@ class Scores:
         found["tasks"] = tuple(TaskScore(**{**item, "samples": tuple(item.get("samples", ()))}) for item in tasks)
         return cls(**found)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path) -> Path | str:
         """Write as JSON; the file appears whole or not at all."""
         return write_whole(path, as_text(self.to_json()).encode())
 
@@ -177,7 +177,7 @@ class ScoreComparison:
             notes=tuple(data.get("notes", ())),
         )
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path) -> Path | str:
         """Write as JSON; the file appears whole or not at all."""
         return write_whole(path, as_text(self.to_json()).encode())
 

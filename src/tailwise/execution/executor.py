@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -29,21 +30,23 @@ def map_unordered(
     workers: int,
     *,
     stop: threading.Event | None = None,
+    pool: ThreadPoolExecutor | None = None,
 ) -> Iterator[Result]:
     """Results as they come. Items start in the order given; at most `workers` are under way at once.
 
     When the caller stops iterating, or is interrupted, no further item starts, `stop` is set and what is under way is
-    waited for. An exception of `function` is raised here.
+    waited for. An exception of `function` is raised here. A `pool` that is given is used, and left open.
     """
     import torch
 
     threads_before = torch.get_num_threads()
     waiting = iter(items)
     running: set[Future[Result]] = set()
-    with ThreadPoolExecutor(workers, thread_name_prefix="tailwise", initializer=_single_thread) as pool:
+    own = ThreadPoolExecutor(workers, thread_name_prefix="tailwise") if pool is None else nullcontext(pool)
+    with own as threads:
         try:
             for item in waiting:
-                running.add(pool.submit(function, item))
+                running.add(threads.submit(_alone, function, item))
                 if len(running) >= workers:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)
@@ -58,7 +61,8 @@ def map_unordered(
             torch.set_num_threads(threads_before)
 
 
-def _single_thread() -> None:
+def _alone(function: Callable[[Item], Result], item: Item) -> Result:
     import torch
 
     torch.set_num_threads(1)
+    return function(item)

@@ -75,6 +75,8 @@ class _Search:
         """
         uniform = plan_prune(self.audit, replace(self.request, allocator="uniform", settings={}))
         found = [self.court.opened("uniform", uniform)]
+        if self.court.far is not None:
+            return found + self._side_by_side(found[0])
         for name, family in self._families():
             for settings in family:
                 if len(found) >= _AT_LEAST and self._clock.share > 0.5:
@@ -84,9 +86,23 @@ class _Search:
                     break
         return found
 
+    def _side_by_side(self, uniform: Scored) -> list[Scored]:
+        """The same families, the n-th settings of all at once: those that lost too much before are out."""
+        found: list[Scored] = []
+        families = list(self._families())
+        while families and not (found and self._clock.share > 0.5):
+            ways = [(name, family[0], self._plan(name, family[0])) for name, family in families]
+            scored = self.court.tried_all(ways)
+            found += scored
+            alive = (item.loss < uniform.loss + _HOPELESS for item in scored)
+            families = [(n, rest[1:]) for (n, rest), lives in zip(families, alive, strict=True) if lives and rest[1:]]
+        return found
+
+    def _plan(self, name: str, settings: Mapping[str, Any]) -> Plan:
+        return plan_prune(self.audit, replace(self.request, allocator=name, settings=settings))
+
     def _scored(self, name: str, settings: Mapping[str, Any]) -> Scored:
-        plan = plan_prune(self.audit, replace(self.request, allocator=name, settings=settings))
-        return self.court.tried(name, settings, plan)
+        return self.court.tried(name, settings, self._plan(name, settings))
 
     def from_sensitivity(self) -> list[Scored]:
         """The plan by measured losses of single tensors, where a sweep fits into the time; else nothing."""
@@ -98,7 +114,9 @@ class _Search:
         if windows is None:
             return []
         levels = levels_of(uniform.sparsity, (0.0, *steps))
-        losses = measured_losses(self.stage.trial, uniform, windows, levels=levels, progress=self._swept)
+        losses = measured_losses(
+            self.stage.trial, uniform, windows, levels=levels, progress=self._swept, measure=self.court.variant_losses
+        )
         plan = self._scored("sensitivity", {"losses": losses})
         return [replace(plan, settings={"levels": list(levels)}, tried=len(losses) - len(uniform))]
 

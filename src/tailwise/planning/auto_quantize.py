@@ -19,7 +19,7 @@ from tailwise.errors import UsageError
 from tailwise.planning.errors import ErrorTables, Table, error_tables
 from tailwise.planning.refine_formats import Losses, Moved, refined_formats
 from tailwise.planning.scored import Court, Scored, best_of_each, perplexity, rows_of, trials_in_words, verdict
-from tailwise.planning.sensitivity import Variant, variant_losses
+from tailwise.planning.sensitivity import Variant
 
 #: Powers of α that are tried; the best published ones run from 10 to 200.
 _GAMMAS = (0.0, 1.0, 10.0, 100.0)
@@ -68,13 +68,19 @@ class _Search:
             return found
         tables = error_tables(self.court.stage, self.uniform, self.choices.formats)
         self._believed = believed_losses(self.choices, tables.output or tables.weight)
+        if self.court.far is not None:
+            plans = [(name, settings, self._way(name, settings)) for name, settings in _ways(tables)]
+            return found + self.court.tried_all([(n, s, plan) for n, s, plan in plans if plan is not None])
         for name, settings in _ways(tables):
             if self._clock.share > 0.5:
                 break
-            plan = self._plan(name, {key: value for key, value in settings.items() if key != "relative"})
+            plan = self._way(name, settings)
             if plan is not None:
                 found.append(self.court.tried(name, settings, plan))
         return found
+
+    def _way(self, name: str, settings: Mapping[str, Any]) -> Plan | None:
+        return self._plan(name, {key: value for key, value in settings.items() if key != "relative"})
 
     def _plan(self, allocator: str, settings: Mapping[str, Any]) -> Plan | None:
         try:
@@ -164,7 +170,7 @@ def measured_formats(court: Court, choices: Choices, around: Plan, windows: torc
         court.tell(f"measuring group by group, {done} of {total}")
 
     variants = variants_of(choices, around)
-    measured = variant_losses(court.stage.trial, around, windows, variants, progress=swept)
+    measured = court.variant_losses(around, windows, variants, swept)
     found: Table = {}
     for row, group in enumerate(choices.groups):
         for column, name in enumerate(choices.formats):

@@ -12,9 +12,10 @@ from tailwise.compression.walking.hosts import check_causal
 from tailwise.errors import UsageError
 from tailwise.planning.auto import plan_auto
 from tailwise.planning.clock import Clock
+from tailwise.planning.elsewhere import elsewhere
 from tailwise.planning.scored import Court, Say
 from tailwise.planning.sensitivity import measured_losses
-from tailwise.planning.stage import Stage, StageOptions, stage_of
+from tailwise.planning.stage import StageOptions, stage_of
 
 AUTO = "auto"
 DEFAULT_SECONDS = 300.0
@@ -49,22 +50,24 @@ def planned(
         if text is None:
             plan = plan_prune(audit, replace(request, allocator="uniform"))
             return plan.replace(notes=(NOTHING_TRIED, *plan.notes))
-        clock = clock or Clock(DEFAULT_SECONDS)
-        return plan_auto(audit, request, Court(_stage(audit, request, text), clock, say or silent))
-    if allocator not in FROM_TEXT or text is None:
+    elif allocator not in FROM_TEXT or text is None:
         return plan_prune(audit, replace(request, allocator=allocator))
-    stage = _stage(audit, request, text)
-    settings = {**request.settings, **_measured(audit, request, stage, allocator, say)}
+    clock = clock or Clock(DEFAULT_SECONDS)
+    with elsewhere(audit.model, _around(audit, request), text) as far:
+        court = Court(stage_of(audit.model, _around(audit, request), text), clock, say or silent, far=far)
+        if allocator == AUTO:
+            return plan_auto(audit, request, court)
+        settings = {**request.settings, **_measured(audit, request, court, allocator)}
     plan = plan_prune(audit, replace(request, allocator=allocator, settings=settings))
-    return plan.replace(notes=(*plan.notes, *stage.notes))
+    return plan.replace(notes=(*plan.notes, *court.stage.notes))
 
 
 def silent(what: str, done: float) -> None:
     """Without a progress bar."""
 
 
-def _stage(audit: Audit, request: Request, text: StageOptions) -> Stage:
-    return stage_of(audit.model, plan_prune(audit, replace(request, allocator="uniform", settings={})), text)
+def _around(audit: Audit, request: Request) -> Plan:
+    return plan_prune(audit, replace(request, allocator="uniform", settings={}))
 
 
 def check_causal_model(model: str) -> None:
@@ -76,18 +79,18 @@ def check_causal_model(model: str) -> None:
         raise UsageError(error.what, where=model, fix=fix) from error
 
 
-def _measured(audit: Audit, request: Request, stage: Stage, allocator: str, say: Say | None) -> dict[str, object]:
+def _measured(audit: Audit, request: Request, court: Court, allocator: str) -> dict[str, object]:
+    stage = court.stage
     if allocator == "owl":
         return {"statistics": stage.scores.outlier_ratios}
     if allocator == "dlp":
         return {"statistics": stage.scores.medians}
-    around = plan_prune(audit, replace(request, allocator="uniform", settings={}))
 
     def progress(done: int, total: int) -> None:
-        if say is not None:
-            say(f"measuring tensor {done} of {total}", done / total)
+        court.say(f"measuring tensor {done} of {total}", done / total)
 
-    losses = measured_losses(stage.trial, around, stage.search, progress=progress)
+    around = _around(audit, request)
+    losses = measured_losses(stage.trial, around, stage.search, progress=progress, measure=court.variant_losses)
     stage.trial.restore()
     return {"losses": losses}
 

@@ -10,11 +10,12 @@ from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UsageError
 from tailwise.planning.auto_quantize import measured_formats, plan_auto_quantize
 from tailwise.planning.clock import Clock
+from tailwise.planning.elsewhere import elsewhere
 from tailwise.planning.errors import error_tables
 from tailwise.planning.rise import ends, plan_within_rise
 from tailwise.planning.run import AUTO, DEFAULT_SECONDS, check_causal_model, silent
 from tailwise.planning.scored import Court, Say
-from tailwise.planning.stage import Stage, StageOptions, stage_of
+from tailwise.planning.stage import StageOptions, stage_of
 
 #: Measured on text, from one pass over it: what is called sensitivity elsewhere, without a loss.
 OUTPUTS = "outputs"
@@ -51,14 +52,12 @@ def quantize_planned(
             plan = plan_quantize(audit, replace(request, allocator="uniform"))
             return plan.replace(notes=(NOTHING_TRIED, *plan.notes))
         check_causal_model(audit.model)
-        court = Court(_stage(audit, request, text), clock or Clock(DEFAULT_SECONDS), say)
-        made = _tried if request.rise is None else _within_rise
-        return made(audit, request, court, allocator)
+        around = _around(audit, request)
+        with elsewhere(audit.model, around, text) as far:
+            court = Court(stage_of(audit.model, around, text), clock or Clock(DEFAULT_SECONDS), say, far=far)
+            made = _tried if request.rise is None else _within_rise
+            return made(audit, request, court, allocator)
     return plan_quantize(audit, replace(request, allocator=allocator))
-
-
-def _stage(audit: Audit, request: QuantizeRequest, text: StageOptions) -> Stage:
-    return stage_of(audit.model, _around(audit, request), text)
 
 
 def _around(audit: Audit, request: QuantizeRequest) -> Plan:

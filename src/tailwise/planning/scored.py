@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from tailwise.compression.plans.plan import Plan
 from tailwise.evaluation.intervals import mean_interval
 from tailwise.planning.clock import Clock
+from tailwise.planning.elsewhere import Elsewhere, How, Windows
+from tailwise.planning.sensitivity import Variant, variant_losses
 from tailwise.planning.stage import Stage
 
 Say = Callable[[str, float], None]  # what is done, fraction of the time
@@ -70,6 +72,7 @@ class Court:
     judging: float = 0.0  # seconds that the dearest judgement took
     pace: float = 0.0  # seconds that a trial took
     faithful: bool = True  # whether trials come near to what applying a plan gives
+    far: Elsewhere | None = None  # where plans that do not wait for one another are tried side by side
 
     def opened(self, name: str, plan: Plan) -> Scored:
         """Try the first plan both ways; from here on plans are carried out whole where that makes a difference.
@@ -99,21 +102,57 @@ class Court:
         self.tell(f"{name}: perplexity {perplexity(scored.loss):.4g}")
         return scored
 
+    def tried_all(self, ways: Sequence[tuple[str, Mapping[str, Any], Plan]]) -> list[Scored]:
+        """As `tried`, side by side where there is an engine."""
+        if self.far is None or not ways:
+            return [self.tried(*way) for way in ways]
+        plans = [plan for _, _, plan in ways]
+        losses = self.far.of_plans(plans, "search", applied=not self.faithful)
+        self.stage.trial.runs += len(ways)
+        found = []
+        for (name, settings, plan), own in zip(ways, losses, strict=True):
+            shown = {key: value for key, value in settings.items() if key not in _MEASURED}
+            found.append(Scored(name, shown, plan, own))
+            self.tell(f"{name}: perplexity {perplexity(found[-1].loss):.4g}")
+        return found
+
+    def variant_losses(
+        self,
+        around: Plan,
+        windows: torch.Tensor,
+        variants: Sequence[Variant],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[Hashable, float]:
+        """As the function of this name, on the engine where there is one; `windows` are of the stage."""
+        if self.far is None:
+            return variant_losses(self.stage.trial, around, windows, variants, progress=progress)
+        self.stage.trial.runs += len(variants)
+        name: Windows = "few" if windows is self.stage.few else "search"
+        return self.far.variant_losses(How(around, name), variants, progress)
+
     def for_sweep(self, trials: int) -> torch.Tensor | None:
         """Windows on which so many changes of one block can be measured in `SWEEP` of the time; None where on none."""
         time = min(SWEEP * self.clock.seconds, self.clock.left - 2 * self.judging)
-        each = self.pace * _PART / len(self.stage.search)
+        each = self.pace * _PART / len(self.stage.search) / (1 if self.far is None else self.far.slots)
         fitting = (few for few in (self.stage.search, self.stage.few) if trials * each * len(few) <= time)
         return next(fitting, None)
 
     def judge(self, finalists: Iterable[Scored]) -> None:
         """Carry out each plan as `apply` would, and score it on the windows that were kept from the search."""
-        for item in finalists:
-            if item.guard is None:
-                began = self.clock.spent
-                item.guard = self.stage.trial.applied_losses(item.plan, self.stage.looked, self.stage.guard)
-                self.judging = max(self.judging, self.clock.spent - began)
-                self.tell(f"{item.name}: judged")
+        waiting = [item for item in finalists if item.guard is None]
+        if self.far is not None and len(waiting) > 1:
+            began = self.clock.spent
+            losses = self.far.of_plans([item.plan for item in waiting], "guard", applied=True)
+            self.stage.trial.runs += len(waiting)
+            for item, own in zip(waiting, losses, strict=True):
+                item.guard = own
+            self.judging = max(self.judging, (self.clock.spent - began) / len(waiting))
+            return
+        for item in waiting:
+            began = self.clock.spent
+            item.guard = self.stage.trial.applied_losses(item.plan, self.stage.looked, self.stage.guard)
+            self.judging = max(self.judging, self.clock.spent - began)
+            self.tell(f"{item.name}: judged")
 
     @property
     def finalists(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -28,6 +29,10 @@ class Variant:
     entries: Mapping[int, Decision]  # place in the plan → the entry instead
 
 
+#: Plan, windows, variants, progress → as `variant_losses`.
+Measure = Callable[[Plan, torch.Tensor, Sequence[Variant], Callable[[int, int], None] | None], dict[Hashable, float]]
+
+
 def levels_of(sparsity: float, steps: Sequence[float] = STEPS) -> tuple[float, ...]:
     """The sparsities to try around a budget, within what a plan may ask for."""
     return tuple(sorted({round(min(max(sparsity + step, 0.0), MOST), 6) for step in steps}))
@@ -40,11 +45,12 @@ def measured_losses(
     *,
     levels: Sequence[float] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    measure: Measure | None = None,
 ) -> Losses:
     """(tensor, sparsity) → change of the mean loss, with every other tensor as in `around`.
 
     Measured around a plan that meets the budget, not around the dense model: at 70 % the loss of one tensor depends
-    on what the others have lost.
+    on what the others have lost. `measure` gives the losses of variants where `trial` is not to.
     """
     chosen = tuple(levels or levels_of(around.sparsity))
     found: dict[tuple[str, float], float] = {}
@@ -56,8 +62,19 @@ def measured_losses(
             else:
                 key = (decision.tensor, level)
                 variants.append(Variant(key, {index: replace(decision, sparsity=level)}))
-    measured = variant_losses(trial, around, windows, variants, progress=progress)
+    chosen_way = measure or partial(_by_trial, trial)
+    measured = chosen_way(around, windows, variants, progress)
     return {**found, **measured}  # type: ignore[dict-item]
+
+
+def _by_trial(
+    trial: Trial,
+    around: Plan,
+    windows: torch.Tensor,
+    variants: Sequence[Variant],
+    progress: Callable[[int, int], None] | None,
+) -> dict[Hashable, float]:
+    return variant_losses(trial, around, windows, variants, progress=progress)
 
 
 def variant_losses(

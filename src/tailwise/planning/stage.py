@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,9 @@ class StageOptions:
     seed: int = 0
     device: str = "cpu"
     dtype: str = "auto"
+    executor: Executor | str = "local"  # as of `RunOptions`: of trials that do not wait for one another
+    workers: int | None = None
+    patience: float = 600.0
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,8 @@ def study(
     parsed = _parsed(formats)
     recipe, run_options = split_settings(settings)
     _check_metrics(recipe)
+    if run_options.executor != "local":
+        raise UsageError("a precision study runs on threads of this process", fix="leave the executor out")
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, base=chosen.base)
     try:
         prepared = prepare(checkpoint, recipe, run_options, Selection(chosen.layers, chosen.roles))

@@ -133,7 +133,7 @@ class PrecisionStudy:
         """Plain JSON types."""
         return {"kind": "precision study", "version": _VERSION, **asdict(self)}
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path) -> Path | str:
         """Write the study as JSON; the file appears whole or not at all."""
         text = json.dumps(self.to_json(), ensure_ascii=False, indent=1, allow_nan=False)
         return write_whole(path, text.encode())

@@ -14,6 +14,7 @@ from tailwise.atomic import write_whole
 from tailwise.audits.audit import MEASURED, Audit
 from tailwise.audits.table import Table
 from tailwise.errors import UsageError
+from tailwise.storage import filesystem, is_url
 
 
 def to_json(audit: Audit) -> str:
@@ -99,6 +100,9 @@ def check_target(path: str) -> None:
     if not _is_audit_path(path) and target.suffix.lower() not in _WRITERS:
         known = ", ".join([*_WRITERS, ".audit"])
         raise UsageError(f"the suffix {target.suffix!r} is not known", where=path, fix=f"choose one of {known}")
+    if is_url(path):
+        filesystem(path)  # whether its driver is there; that it may be written shows when it is
+        return
     folder = target.parent
     while not folder.exists():
         folder = folder.parent
@@ -108,7 +112,7 @@ def check_target(path: str) -> None:
         raise UsageError("is a folder", where=path)
 
 
-def write(audit: Audit, path: str) -> Path:
+def write(audit: Audit, path: str) -> Path | str:
     """Write what the suffix of `path` says. The file appears whole or not at all."""
     if _is_audit_path(path):
         return audit.save(path)

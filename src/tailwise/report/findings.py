@@ -112,7 +112,7 @@ def check_target(path: str) -> None:
         raise UsageError("is a folder", where=path)
 
 
-def write(found: Sequence[Diagnosis], path: str) -> Path:
+def write(found: Sequence[Diagnosis], path: str) -> Path | str:
     """Write JSON or Markdown by the suffix of `path`. The file appears whole or not at all."""
     text = to_json(found) + "\n" if Path(path).suffix.lower() == ".json" else to_markdown(found)
     return write_whole(path, text.encode())

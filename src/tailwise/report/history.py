@@ -134,7 +134,7 @@ def audit_line(kept: KeptAudit) -> dict[str, Any]:
             "fingerprint": facts.fingerprint, "summary": {k: _finite(v) for k, v in kept.summary.items()}}  # fmt: skip
 
 
-def write_table(table: pa.Table, path: str) -> Path:
+def write_table(table: pa.Table, path: str) -> Path | str:
     """Write a table as what the suffix says."""
     suffix = Path(path).suffix.lower()
     if suffix == ".csv":

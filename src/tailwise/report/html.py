@@ -45,7 +45,7 @@ def check_page(path: str) -> None:
     require_altair()
 
 
-def write_report(audits: Sequence[Audit], path: str | Path, *, base: Audit | None = None) -> Path:
+def write_report(audits: Sequence[Audit], path: str | Path, *, base: Audit | None = None) -> Path | str:
     """Write the report of one audit, of several side by side, or of each against a base."""
     check_page(str(path))
     return write_whole(path, report(audits, base=base).encode())

@@ -85,7 +85,7 @@ def check_figure(path: str) -> None:
                          fix=f"choose one of {', '.join(_WRITERS)}")  # fmt: skip
 
 
-def write_figure(figure: Any, path: str | Path) -> Path:
+def write_figure(figure: Any, path: str | Path) -> Path | str:
     """Write a chart as what the suffix says: .png, .svg, .pdf, .html (one file, offline) or .json (Vega-Lite)."""
     check_figure(str(path))
     return write_whole(path, _WRITERS[Path(path).suffix.lower()](figure.to_dict(validate=False)))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tailwise.recipe import Precision
 from tailwise.spectrum.solvers.blocks import BLOCK_BYTES, DenseMatrix, RowBlocks
-from tailwise.spectrum.solvers.gram import eigenvalues_of, gram
+from tailwise.spectrum.solvers.gram import Reduce, eigenvalues_of, gram
 from tailwise.spectrum.solvers.memory import release_memory
 from tailwise.spectrum.solvers.svd import factor_singular_values, singular_values
 from tailwise.spectrum.spectrum import Spectrum
@@ -41,13 +41,15 @@ def solve(
     precision: Precision = "float64",
     device: str = "cpu",
     look: Callable[[torch.Tensor], None] | None = None,
+    reduce: Reduce | None = None,
 ) -> Spectrum:
     """All eigenvalues of the short-side Gram matrix of `matrix` (2-D).
 
     In float64 the result is exact to `error_bound`, and the route (Gram or SVD) is chosen by the condition found.
     float32 is twice as fast and always takes the Gram route: eigenvalues below its `error_bound` are noise.
     `look` is called with the Gram matrix (m × m, its lower triangle; scaled by a constant where W's range asks for
-    it) before it is reduced; a matrix given by its factors has none. Raises `NotFiniteError` if W holds NaN or Inf.
+    it) before it is reduced; a matrix given by its factors has none. `reduce` takes the place of torch's reduction of
+    that triangle, and may overwrite it. Raises `NotFiniteError` if W holds NaN or Inf.
     """
     source = DenseMatrix(matrix) if isinstance(matrix, torch.Tensor) else matrix
     where = torch.device(device)
@@ -55,12 +57,16 @@ def solve(
     with torch.no_grad():
         if factors is not None:
             return _from_factors(source, *factors)
-        return _from_blocks(source, getattr(torch, precision), where, look)
+        return _from_blocks(source, getattr(torch, precision), where, (look, reduce))
 
 
 def _from_blocks(
-    source: RowBlocks, dtype: torch.dtype, device: torch.device, look: Callable[[torch.Tensor], None] | None
+    source: RowBlocks,
+    dtype: torch.dtype,
+    device: torch.device,
+    how: tuple[Callable[[torch.Tensor], None] | None, Reduce | None],
 ) -> Spectrum:
+    look, reduce = how
     scale = 1.0
     triangle = gram(source, dtype, device)
     if not _safe(triangle, dtype):
@@ -69,7 +75,7 @@ def _from_blocks(
     if look is not None:
         look(triangle)
     release_memory(len(triangle))
-    eigenvalues, zeros = eigenvalues_of(triangle)
+    eigenvalues, zeros = eigenvalues_of(triangle, reduce)
     values = _to_numpy(eigenvalues)
     del triangle
     release_memory(len(values))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.checkpoints.formats.base import TensorStore
 from tailwise.checkpoints.formats.gguf_header import TensorInfo, read_gguf_header
+from tailwise.checkpoints.formats.ranged import RangedStore
 from tailwise.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _MODEL_TYPES = {
 }
 
 
-class GgufCheckpoint(TensorStore):
+class GgufCheckpoint(RangedStore):
     """The tensors of one GGUF file, or of one that was split. Quantized tensors read as float32."""
 
     format = "gguf"
@@ -56,11 +56,11 @@ class GgufCheckpoint(TensorStore):
         revision: str | None = None,
     ) -> None:
         _require_gguf()
-        self._parts = tuple(parts)
+        self._files = tuple(parts)
         self._places: dict[str, tuple[ByteSource, TensorInfo]] = {}
         tensors: dict[str, TensorSpec] = {}
         metadata: dict[str, Any] = {}
-        for part in self._parts:
+        for part in self._files:
             header = read_gguf_header(part)
             metadata = {**header.metadata, **metadata}
             for info in header.tensors:
@@ -87,18 +87,8 @@ class GgufCheckpoint(TensorStore):
         data = part.read(info.offset + start * row_bytes, (stop - start) * row_bytes)
         return _dequantize(data, info, (stop - start, *spec.shape[1:]), place)
 
-    def identity(self, name: str) -> str | None:
-        """See `Checkpoint`."""
-        spec = self._spec(name)
-        part, info = self._places[name]
-        content = part.identity()
-        return None if content is None else f"{content}:{info.offset}:{spec.nbytes}"
-
-    def close(self) -> None:
-        """See `Checkpoint`."""
-        super().close()
-        for part in self._parts:
-            part.close()
+    def _offset(self, name: str) -> int:
+        return self._places[name][1].offset
 
 
 def _require_gguf() -> None:

@@ -9,10 +9,11 @@ result to the base's dtype. Names are those of the base model, without `base_mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.formats.lora_names import Update, read_names
 from tailwise.checkpoints.packed import decoded
@@ -123,6 +124,12 @@ class PeftCheckpoint(Checkpoint):
             return found[0]
         how = (self._merged, update.scale, update.flip) if update else ()
         return "+".join([f"lora {how}", *map(str, found)])
+
+    def part(self, names: Iterable[str]) -> ByAddress:
+        """See `Checkpoint`."""
+        base = None if self._base is None else from_anywhere(self._base.uri)
+        mode: Literal["delta", "merged"] = "merged" if self._merged else "delta"
+        return ByAddress(self, names, Address(from_anywhere(self.uri), base, mode))
 
     def close(self) -> None:
         """See `Checkpoint`."""

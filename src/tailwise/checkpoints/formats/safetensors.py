@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.ranged import RangedStore
 from tailwise.checkpoints.header import Header, read_header
 from tailwise.errors import UnreadableError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class SafetensorsCheckpoint(TensorStore):
+class SafetensorsCheckpoint(RangedStore):
     """The tensors of one or more safetensors files."""
 
     format = "safetensors"
@@ -30,11 +30,11 @@ class SafetensorsCheckpoint(TensorStore):
         config: Mapping[str, Any] | None = None,
         revision: str | None = None,
     ) -> None:
-        self._shards = tuple(shards)
+        self._files = tuple(shards)
         self._places: dict[str, tuple[ByteSource, int]] = {}
         tensors: dict[str, TensorSpec] = {}
         metadata: dict[str, str] = {}
-        for shard, header in zip(self._shards, _headers(self._shards), strict=True):
+        for shard, header in zip(self._files, _headers(self._files), strict=True):
             self._add(shard, header, tensors)
             metadata.update(header.metadata)
         super().__init__(uri, tensors, config=config, metadata=metadata, revision=revision)
@@ -62,18 +62,8 @@ class SafetensorsCheckpoint(TensorStore):
             shard.read_into(block.numpy().data, offset + start * row_bytes)
         return block.view(dtype).reshape(shape)
 
-    def identity(self, name: str) -> str | None:
-        """See `Checkpoint`."""
-        spec = self._spec(name)
-        shard, offset = self._places[name]
-        content = shard.identity()
-        return None if content is None else f"{content}:{offset}:{spec.nbytes}"
-
-    def close(self) -> None:
-        """See `Checkpoint`."""
-        super().close()
-        for shard in self._shards:
-            shard.close()
+    def _offset(self, name: str) -> int:
+        return self._places[name][1]
 
 
 def _headers(shards: Sequence[ByteSource]) -> list[Header]:

@@ -10,10 +10,11 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
@@ -121,6 +122,10 @@ class TorchCheckpoint(TensorStore):
         self._spec(name)
         content = self._places[name][0].identity()
         return None if content is None else f"{content}:{name}"
+
+    def part(self, names: Iterable[str]) -> ByAddress:
+        """See `Checkpoint`."""
+        return ByAddress(self, names, Address(from_anywhere(self.uri)))
 
     def close(self) -> None:
         """See `Checkpoint`."""

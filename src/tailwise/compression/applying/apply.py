@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from tailwise.compression.applying.card import card
 from tailwise.compression.applying.data_free import Changes, amount_of, does_nothing, input_size
 from tailwise.compression.applying.fingerprint import check_own
 from tailwise.compression.applying.journal import Journal, digest_of_inputs, key_of_run
+from tailwise.compression.applying.shards import Shards, check_alone, settings_of
 from tailwise.compression.applying.written import Progress, open_written, put_in_place, silent, write_tensors
 from tailwise.compression.plans.plan import BLOCK, BOTH, Decision, Plan
 from tailwise.compression.prune.pruner import PRUNERS
@@ -64,6 +66,9 @@ class ApplyOptions:
     factored: bool = False  # low_rank: two matrices in place of their product
     packed: str | None = None  # plans to quantize: compressed-tensors, torchao or gguf in place of real numbers
     dequantize: bool = False  # plans to quantize: read a model that is quantized already as what it decodes to
+    executor: Executor | str = "local"  # as of `RunOptions`: shards of what looks at no text, each by a worker
+    workers: int | None = None
+    patience: float = 600.0
 
 
 def apply(
@@ -122,14 +127,19 @@ def _is_calibrated(plan: Plan, options: ApplyOptions) -> bool:
     if options.save_masks and (plan.operator == "structured" or options.factored):
         raise UsageError("what is taken out has no mask", fix="leave --save-masks out")
     if plan.operator == "structured":
+        check_alone(options.executor, "heads and neurons are taken out of the whole model")
         return options.calibration is not None
+    if options.factored:
+        check_alone(options.executor, "factors are made tensor by tensor in the model")
     needs = PRUNERS[plan.operator].needs != "none"
     if needs and options.calibration is None:
         raise UsageError(
             f"{plan.operator} looks at the inputs of each layer, and there is no calibration text",
             fix="give --calibration TEXT, or plan with --operator magnitude",
         )
-    return needs or (options.calibration is not None and plan.operator in WITH_DATA)
+    if calibrated := needs or (options.calibration is not None and plan.operator in WITH_DATA):
+        check_alone(options.executor, f"{plan.operator} goes block by block through one model")
+    return calibrated
 
 
 def _check_fit(plan: Plan, checkpoint: Checkpoint, options: ApplyOptions) -> None:
@@ -173,11 +183,23 @@ class _Run:
     progress: Progress
 
     def data_free(self, output: Path) -> Applied:
-        changes = Changes(self.plan, self.checkpoint, self.options.device)
         unused = self.options.calibration is not None
         notes = (f"{self.plan.operator} looks at no text: the calibration was not used",) if unused else ()
+        done = Applied(output, self.plan.operator, (), 0.0, notes=notes)
+        if self.options.executor != "local":
+            return self._spread(output, done)
+        changes = Changes(self.plan, self.checkpoint, self.options.device)
         with Draft(output, force=self.options.force) as draft:
-            return self._write(draft, changes, Applied(output, self.plan.operator, (), 0.0, notes=notes))
+            return self._write(draft, changes, done)
+
+    def _spread(self, output: Path, done: Applied) -> Applied:
+        """As `data_free`, shard by shard on an engine."""
+        key = key_of_run(self.plan, self.checkpoint, {"shards": len(self.layout.shards)})
+        step = self._step("writing shards")
+        shards = Shards(self.plan, self.checkpoint, self.layout, Changes, settings_of(self.options), step)
+        with Draft(output, key=key, resume=self.options.resume, force=self.options.force) as draft:
+            notes, resumed = shards.write(draft)
+            return self._finish(draft, replace(done, resumed=resumed, notes=(*done.notes, *notes)))
 
     def calibrated(self, output: Path) -> Applied:
         """Prune block by block into the draft's journal, then write."""
@@ -237,8 +259,11 @@ class _Run:
     def _write(self, draft: Draft, change: Change, done: Applied) -> Applied:
         """Write all files into the draft, read them back, and put the draft in its place."""
         notes = write_tensors(self.layout, self.checkpoint, draft.folder, change, self.progress)
+        return self._finish(draft, replace(done, notes=(*done.notes, *notes)))
+
+    def _finish(self, draft: Draft, done: Applied) -> Applied:
         with open_written(self.layout, draft.folder) as copy:
-            done = replace(done, tensors=read_back(self.plan, copy), notes=(*done.notes, *notes))
+            done = replace(done, tensors=read_back(self.plan, copy))
             if self.options.save_masks:
                 _save_masks(self.plan, copy, draft.folder)
         return self._commit(draft, done)

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from tailwise.compression.applying.calibration_inputs import Draw, calibration_i
 from tailwise.compression.applying.fit_quantize import check_fit, is_calibrated, source_of
 from tailwise.compression.applying.journal import Journal, digest_of_inputs, key_of_run
 from tailwise.compression.applying.rounded import Rounding, own_grids
+from tailwise.compression.applying.shards import Shards, settings_of
 from tailwise.compression.applying.written import Progress, open_written, put_in_place, silent, write_tensors
 from tailwise.compression.packing.output import coded_by, packed
 from tailwise.compression.packing.packing import Packing, Work, check_packing
@@ -108,12 +110,27 @@ class _Run:
 
     def data_free(self, output: Path) -> AppliedBits:
         zeros = self.pruned is not None
-        changes = Rounding(self.plan, self.checkpoint, self.options.device, keep_zeros=zeros)
         unused = self.options.calibration is not None
         notes = (f"{self.plan.operator} looks at no text: the calibration was not used",) if unused else ()
+        done = AppliedBits(output, self.plan.operator, (), 0.0, notes=notes)
+        if self.options.executor != "local":
+            return self._spread(output, done)
+        changes = Rounding(self.plan, self.checkpoint, self.options.device, keep_zeros=zeros)
         with Draft(output, force=self.options.force) as draft:
-            done = AppliedBits(output, self.plan.operator, (), 0.0, notes=notes)
             return self._write(draft, changes, own_grids, done)
+
+    def _spread(self, output: Path, done: AppliedBits) -> AppliedBits:
+        """As `data_free`, shard by shard on an engine."""
+        zeros = self.pruned is not None
+        formats = {decision.tensor: decision.format for decision in self.plan}
+        key = key_of_run(self.plan, self.checkpoint, {"formats": formats, "zeros": zeros})
+        make = partial(Rounding, keep_zeros=zeros)
+        step = self._step("writing shards")
+        shards = Shards(self.plan, self.checkpoint, self.layout, make, settings_of(self.options), step)
+        with Draft(output, key=key, resume=self.options.resume, force=self.options.force) as draft:
+            notes, resumed = shards.write(draft)
+            done = replace(done, resumed=resumed, notes=(*done.notes, *notes))
+            return self._commit(draft, self._read_back(draft.folder, own_grids, done))
 
     def calibrated(self, output: Path) -> AppliedBits:
         """Round block by block into the draft's journal, then write."""
@@ -154,6 +171,9 @@ class _Run:
             coded = coded_by(self.plan, self.checkpoint, change, grids)
             work = Work(self.plan, self.checkpoint, self.layout, coded, self.progress)
             done = packed(self.packing, work, draft.folder, done)
+        return self._commit(draft, done)
+
+    def _commit(self, draft: Draft, done: AppliedBits) -> AppliedBits:
         plan, source = self.plan, self.name
         if self.pruned is not None:
             plan, source, done = self.pruned.plan, self.pruned.model, replace(done, pruned=self.pruned.applied)
@@ -162,6 +182,9 @@ class _Run:
 
     def _unpacked(self, folder: Path, change: Change, grids: Grids, done: AppliedBits) -> AppliedBits:
         notes = write_tensors(self.layout, self.checkpoint, folder, change, self.progress)
+        return self._read_back(folder, grids, replace(done, notes=(*done.notes, *notes)))
+
+    def _read_back(self, folder: Path, grids: Grids, done: AppliedBits) -> AppliedBits:
         with open_written(self.layout, folder) as copy:
             tensors = read_back(self.plan, self.checkpoint, copy, grids)
-        return replace(done, tensors=tensors, notes=(*done.notes, *notes))
+        return replace(done, tensors=tensors)

@@ -9,6 +9,7 @@ from tailwise.checkpoints.dequantized import dequantized
 from tailwise.checkpoints.writer import Layout, layout_of
 from tailwise.compression.applying.data_free import input_size
 from tailwise.compression.applying.fingerprint import check_own
+from tailwise.compression.applying.shards import check_alone
 from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.compression.quantize.quantizer import QUANTIZERS
 from tailwise.errors import UsageError
@@ -35,6 +36,10 @@ def is_calibrated(plan: Plan, options: ApplyOptions) -> bool:
             f"{plan.operator} looks at the inputs of each layer, and there is no calibration text",
             fix="give --calibration TEXT, or plan with --operator rtn",
         )
+    if needs:
+        check_alone(options.executor, f"{plan.operator} goes block by block through one model")
+    if options.packed is not None:
+        check_alone(options.executor, "packed models are written in one piece")
     return needs
 
 

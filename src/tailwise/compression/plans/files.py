@@ -12,6 +12,7 @@ from tailwise.atomic import write_whole
 from tailwise.compression.plans.checks import validate
 from tailwise.compression.plans.plan import UNSTRUCTURED, Decision, Plan
 from tailwise.errors import UnreadableError, UsageError, unknown_name
+from tailwise.storage import get, is_url
 
 FORMAT = 1
 SUFFIXES = (".json", ".yaml", ".yml")
@@ -21,7 +22,7 @@ _ENTRY = ("matrix", "role", "block", "shape", "parameters", "sparsity", "pattern
           "reason")  # fmt: skip
 
 
-def save(plan: Plan, path: str | Path) -> Path:
+def save(plan: Plan, path: str | Path) -> Path | str:
     """Write what the suffix of `path` says; the file appears whole or not at all."""
     check_suffix(path)
     text = to_yaml(plan) if Path(path).suffix != ".json" else to_text(plan)
@@ -83,7 +84,8 @@ def load(path: str | Path) -> Plan:
     """
     source = Path(path)
     try:
-        text = source.read_text(encoding="utf-8-sig")  # editors on Windows begin a file with a mark
+        # Editors on Windows begin a file with a mark.
+        text = get(str(path)).decode("utf-8-sig") if is_url(path) else source.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         detail = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UnreadableError(f"is not a readable plan ({detail})", where=source) from error

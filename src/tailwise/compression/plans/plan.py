@@ -111,7 +111,7 @@ class Plan:
 
         return part_of(self, kind)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path) -> Path | str:
         """Write JSON or YAML, by the suffix (.json, .yaml, .yml). Whole or not at all."""
         from tailwise.compression.plans.files import save
 

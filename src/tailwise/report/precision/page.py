@@ -40,7 +40,7 @@ _COLUMNS = (
 _DASH = "–"
 
 
-def write_report(study: PrecisionStudy, path: str | Path, *, bounds: Sequence[Bound] = ()) -> Path:
+def write_report(study: PrecisionStudy, path: str | Path, *, bounds: Sequence[Bound] = ()) -> Path | str:
     """Write the report; `UsageError` where the file is not a page or nothing was measured."""
     check_page(str(path))
     return write_whole(path, report(study, bounds=bounds).encode())

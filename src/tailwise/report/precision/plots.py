@@ -48,7 +48,8 @@ def write_plots(
 
     target = Path(folder)
     written = [
-        write_figure(_Ready(spec), target / f"{name}.{plot_format}") for name, spec in _pictures(study, max_layers)
+        Path(write_figure(_Ready(spec), target / f"{name}.{plot_format}"))
+        for name, spec in _pictures(study, max_layers)
     ]
     _remove_stale(target, set(written))
     return written

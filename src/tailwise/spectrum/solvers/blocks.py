@@ -13,6 +13,8 @@ BLOCK_BYTES = 4 << 20
 MIN_DEPTH = 512
 #: Rows of the contraction per product at most: a sum of blocks errs less than one long sum.
 MAX_DEPTH = 1024
+#: Types whose products are exact in float32: 8 or 11 digits of the significand times as many are fewer than 24.
+HALVES = (torch.bfloat16, torch.float16)
 
 
 class RowBlocks(Protocol):
@@ -56,25 +58,32 @@ def gather(matrix: RowBlocks) -> torch.Tensor:
 
 
 def long_side_blocks(
-    matrix: RowBlocks, dtype: torch.dtype, device: torch.device, scale: float = 1.0
+    matrix: RowBlocks, dtype: torch.dtype, device: torch.device, scale: float = 1.0, *, halves: bool = False
 ) -> Iterator[torch.Tensor]:
     """Blocks (depth × m) that stack to scale·W if it is tall and to scale·Wᵀ if it is wide, in `dtype` on `device`.
 
-    A tall matrix is streamed; of a wide one the stored form is held, since its columns are scattered on disk.
+    With `halves`, what is stored in 16 bits stays so. A tall matrix is streamed; of a wide one the stored form is held,
+    since its columns are scattered on disk.
     """
+
+    def convert(block: torch.Tensor) -> torch.Tensor:
+        if halves and scale == 1.0 and block.dtype in HALVES:
+            return block.to(device)
+        return _convert(block, dtype, device, scale)
+
     if matrix.rows >= matrix.cols:
         waiting: list[torch.Tensor] = []
         for block in _small(matrix.row_blocks(BLOCK_BYTES)):
             waiting.append(block)
             if sum(map(len, waiting)) >= MIN_DEPTH:
-                yield _convert(torch.cat(waiting) if len(waiting) > 1 else waiting[0], dtype, device, scale)
+                yield convert(torch.cat(waiting) if len(waiting) > 1 else waiting[0])
                 waiting = []
         if waiting:
-            yield _convert(torch.cat(waiting), dtype, device, scale)
+            yield convert(torch.cat(waiting))
         return
     whole = gather(matrix)
     for start in range(0, matrix.cols, MIN_DEPTH):
-        yield _convert(whole[:, start : start + MIN_DEPTH], dtype, device, scale).T
+        yield convert(whole[:, start : start + MIN_DEPTH]).T
 
 
 def _small(blocks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:

@@ -1,0 +1,153 @@
+"""Matrices measured by workers that share no memory with this process: addresses go out, spectra come back.
+
+A task carries a few matrices as (file, offset, length, dtype) of their tensors. The worker reads those ranges itself,
+the next matrix's while it solves the one before, and answers with rows and spectra: kilobytes.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tailwise.audits.audit import Layer, LayerRow
+from tailwise.audits.baselines import Baselines, baseline_key
+from tailwise.audits.cache import Cache, Carried
+from tailwise.audits.prepare import Prepared
+from tailwise.audits.work import Worker, failure, row_of
+from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.checkpoints.matrices import MatrixSource
+from tailwise.errors import TailwiseError, UnreachableError
+from tailwise.execution.device import checked_device
+from tailwise.execution.engine import Engine
+from tailwise.execution.executor import default_workers, map_unordered
+from tailwise.execution.one_thread import one_thread
+from tailwise.execution.spread import Work, patience_of, spread
+from tailwise.recipe import Recipe
+
+#: Matrices up to this size are read ahead while the one before is solved.
+AHEAD_BYTES = 256 << 20
+#: Matrices in one task at most: what is lost with a worker.
+_MOST = 4
+
+Notes = Mapping[tuple[str, str], Any]  # (kind, key) → a small value, as `Cache.note` has them
+
+
+@dataclass(frozen=True)
+class Errand:
+    """A few matrices for a worker."""
+
+    # Each with the pickled part of the checkpoint that it takes: a file that is gone spoils its own matrix alone.
+    matrices: tuple[tuple[MatrixSource, bytes], ...]
+    recipe: Recipe
+    device: str
+    folder: Path | str | None  # of the cache, which is read where the worker sees it
+    notes: Notes  # baselines that are known already
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One matrix as it came back."""
+
+    row: LayerRow
+    layer: Layer | None
+    spectra: Mapping[str, Any] = field(default_factory=dict)  # new entries of the cache
+    notes: Notes = field(default_factory=dict)
+    unreachable: bool = False  # the store could not be reached, which may pass
+
+
+def measured_far(
+    engine: Engine, checkpoint: Checkpoint, prepared: Prepared, cache: Cache
+) -> Iterator[tuple[LayerRow, Layer | None]]:
+    """Rows and layers as they come. Matrices whose spectra are kept are not sent anywhere."""
+    recipe, device = prepared.recipe, prepared.options.device
+    local = Worker(checkpoint, recipe, "cpu", cache, Baselines(cache))
+    largest_first = sorted(prepared.sources, key=lambda source: -source.flops)
+    known = [source for source in largest_first if local.is_known(source)]
+    yield from map_unordered(local, known, default_workers("cpu"), stop=local.stop)
+    names = {source.name for source in known}
+    baselines: dict[tuple[str, str], Any] = {}
+
+    def pack(sources: Sequence[MatrixSource]) -> Errand:
+        wanted = [("baselines", _baseline(source, recipe)) for source in sources]
+        found = {key: baselines.get(key, cache.note(*key)) for key in wanted}
+        parts = tuple((source, pickle.dumps(checkpoint.part(source.tensors))) for source in sources)
+        return Errand(parts, recipe, device, cache.folder, {k: v for k, v in found.items() if v is not None})
+
+    work = Work(run, pack, _given_up, cost=lambda source: source.flops, again=_may_pass, most=_MOST)
+    rest = [source for source in largest_first if source.name not in names]
+    for outcome in spread(engine, work, rest, patience_of(prepared.options)):
+        for key, spectrum in outcome.spectra.items():
+            cache.keep_spectrum(key, spectrum)
+        for (kind, key), value in outcome.notes.items():
+            cache.keep_note(kind, key, value)
+            if kind == "baselines":
+                baselines[kind, key] = value
+        yield outcome.row, outcome.layer
+
+
+def _baseline(source: MatrixSource, recipe: Recipe) -> str:
+    return baseline_key(source.rows, source.cols, len(source.views), recipe)
+
+
+def _given_up(source: MatrixSource, why: str) -> Outcome:
+    return Outcome(replace(row_of(source), status="FAILED", reason=why), None)
+
+
+def _may_pass(outcome: Outcome) -> bool:
+    return outcome.unreachable
+
+
+def run(errand: Errand) -> tuple[Outcome, ...]:
+    """On a worker: every matrix of an errand, the next one read while one is solved."""
+    with one_thread(), ThreadPoolExecutor(1, thread_name_prefix="tailwise-ahead") as reader:
+        ahead = [reader.submit(_opened, source, packed) for source, packed in errand.matrices[:1]]
+        done = []
+        for place, (source, _) in enumerate(errand.matrices):
+            part = ahead.pop().result()
+            ahead = [reader.submit(_opened, *following) for following in errand.matrices[place + 1 : place + 2]]
+            if isinstance(part, Outcome):
+                done.append(part)
+                continue
+            with part:
+                done.append(_measured(errand, source, part))
+    return tuple(done)
+
+
+def _opened(source: MatrixSource, packed: bytes) -> Checkpoint | Outcome:
+    """The part of the checkpoint, its bytes read ahead where they are few; or why it cannot be opened here."""
+    try:
+        part: Checkpoint = pickle.loads(packed)  # noqa: S301 - made by the process that sent it
+    except Exception as error:
+        status, reason = failure(error)
+        row = replace(row_of(source), status=status, reason=f"{reason} (every worker must see it under this name)")
+        return Outcome(row, None, unreachable=isinstance(error, UnreachableError))
+    if source.nbytes <= AHEAD_BYTES:
+        with suppress(Exception):  # the same read is tried again where its error belongs
+            part.fetch()
+    return part
+
+
+def _measured(errand: Errand, source: MatrixSource, part: Checkpoint) -> Outcome:
+    cache = Carried(errand.folder, {**_SEEN, **errand.notes})
+    errors: list[Exception] = []
+    try:
+        device = checked_device(errand.device)
+    except TailwiseError as error:
+        return _given_up(source, str(error))
+    worker = Worker(part, errand.recipe, device, cache, Baselines(cache), failed=errors.append)
+    row, layer = worker(source)
+    with _GUARD:
+        _SEEN.update({key: value for key, value in cache.notes.items() if key[0] == "baselines"})
+    passing = any(isinstance(error, UnreachableError) for error in errors)
+    return Outcome(row, layer, cache.spectra, cache.notes, passing)
+
+
+#: Baselines that this process has computed.
+_SEEN: dict[tuple[str, str], Any] = {}
+_GUARD = threading.Lock()

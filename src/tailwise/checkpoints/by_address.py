@@ -1,0 +1,84 @@
+"""A few tensors of a checkpoint that another process reads by opening the same address itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
+from tailwise.errors import UnreadableError
+
+if TYPE_CHECKING:
+    import torch
+
+#: Checkpoints that a process keeps open.
+_OPEN = 4
+
+
+@dataclass(frozen=True)
+class Address:
+    """What `open_checkpoint` takes."""
+
+    uri: str
+    base: str | None = None
+    adapter_mode: Literal["delta", "merged"] = "delta"
+
+
+class ByAddress(Checkpoint):
+    """Tensors of formats that are no plain byte ranges: pickles, adapters. Opened at the first read."""
+
+    def __init__(self, whole: Checkpoint, names: Iterable[str], address: Address) -> None:
+        self.uri, self.format, self.config, self.revision = whole.uri, whole.format, whole.config, whole.revision
+        self.metadata, self.local, self.resident = whole.metadata, whole.local, whole.resident
+        self.tensors: Mapping[str, TensorSpec] = {name: whole.tensors[name] for name in names}
+        self.recipes = MappingProxyType({n: whole.recipes[n] for n in self.tensors if n in whole.recipes})
+        self.read_whole = whole.read_whole & self.tensors.keys()
+        self.module_kinds = whole.module_kinds
+        self._address = address
+        self._identities = {name: whole.identity(name) for name in self.tensors}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "recipes": dict(self.recipes), "module_kinds": dict(self.module_kinds)}
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """See `Checkpoint`."""
+        return self._opened(name).read_rows(name, start, stop)
+
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """See `Checkpoint`."""
+        return self._opened(name).factors(name)
+
+    def identity(self, name: str) -> str | None:
+        """See `Checkpoint`: as the process had it that sent the address."""
+        return self._identities[name]
+
+    def part(self, names: Iterable[str]) -> ByAddress:
+        """See `Checkpoint`."""
+        return ByAddress(self, names, self._address)
+
+    def _opened(self, name: str) -> Checkpoint:
+        found = _open(self._address)
+        if found.identity(name) == self._identities[name]:
+            return found
+        _open.cache_clear()
+        found = _open(self._address)
+        if found.identity(name) != self._identities[name]:
+            raise UnreadableError("has changed since it was opened", where=self.uri, fix="open it again")
+        return found
+
+
+@lru_cache(maxsize=_OPEN)
+def _open(address: Address) -> Checkpoint:
+    from tailwise.checkpoints.open import open_checkpoint
+
+    return open_checkpoint(address.uri, base=address.base, adapter_mode=address.adapter_mode)
+
+
+def from_anywhere(uri: str) -> str:
+    """A local path as one that does not depend on the working directory; other addresses as they are."""
+    path = Path(uri).expanduser()
+    return str(path.absolute()) if path.exists() else uri

@@ -1,0 +1,82 @@
+"""One model of a sweep: audited, written and reported to the catalogue. Nothing that is wrong with it is raised."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tailwise.audits.run import Progress, audit
+from tailwise.errors import TailwiseError, UnreachableError
+from tailwise.sweep.facts import facts_of, unread
+from tailwise.sweep.lease import Lease
+from tailwise.sweep.results import write_audit
+
+if TYPE_CHECKING:
+    from tailwise.recipe import Recipe
+    from tailwise.sweep.catalogue import Catalogue, Claim
+
+#: Seconds until a store that did not answer is asked again; doubled with every attempt.
+AGAIN_IN = 30.0
+RETRY = "tailwise sweep --retry audits it again, and solves only what is not known"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a model."""
+
+    model: str
+    became: Literal["done", "failed", "waiting", "lost"]  # waiting: to be tried again; lost: another worker has it
+    reason: str = ""
+    remedy: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every model of a sweep has in common."""
+
+    catalogue: Catalogue
+    folder: str | Path
+    recipe: Recipe  # with the options that its metrics need
+    settings: Mapping[str, Any]  # of `audit()`
+    lease: float  # seconds
+    progress: Progress | None = None
+
+    def take(self, claim: Claim) -> Outcome:
+        """Audit the model of a claim. Only an interruption is raised, after the claim was given back."""
+        started = time.perf_counter()
+        try:
+            with Lease(self.catalogue, claim, self.lease) as lease:
+                made = audit(claim.model, progress=self.progress, **self.settings)
+                if lease.lost:
+                    return Outcome(claim.model, "lost")
+                # Written again by a worker that comes after, these are the same files with the same numbers.
+                file = write_audit(made, claim.model, self.folder, self.recipe)
+        except (KeyboardInterrupt, SystemExit):
+            self.catalogue.release(claim)
+            raise
+        except Exception as error:
+            return self._failed(claim, error)
+        facts, bad = facts_of(made, file, time.perf_counter() - started), unread(made)
+        held = self.catalogue.finish(claim, facts, reason=bad, remedy=RETRY if bad else "")
+        return Outcome(claim.model, "done" if held else "lost", bad, RETRY if bad else "", facts)
+
+    def _failed(self, claim: Claim, error: Exception) -> Outcome:
+        reason, remedy = explained(error)
+        again_in = AGAIN_IN * 2 ** (claim.attempt - 1) if isinstance(error, UnreachableError) else None
+        became = self.catalogue.fail(claim, reason, remedy, again_in=again_in)
+        if became not in ("waiting", "failed"):
+            return Outcome(claim.model, "lost")
+        return Outcome(claim.model, became, reason, remedy)
+
+
+def explained(error: Exception) -> tuple[str, str]:
+    """What happened, and what to do."""
+    if isinstance(error, TailwiseError):
+        return error.what, error.fix or ""
+    if isinstance(error, MemoryError):
+        return "out of memory", "use fewer --workers, or a machine with more memory, then tailwise sweep --retry"
+    return f"{type(error).__name__}: {error}"[:500], "audit it alone with tailwise audit; if it is a bug, report it"

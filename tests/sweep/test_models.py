@@ -1,0 +1,83 @@
+"""Lists of models, and queries to a Hub on loopback."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from tailwise.errors import UnreachableError, UnreadableError, UsageError
+from tailwise.sweep.models import default_name, parse_query, read_models
+
+
+def test_a_list_has_a_model_on_each_line_and_comments(tmp_path, caplog):
+    (tmp_path / "models.txt").write_text(
+        "\ufeff# all of them\norg/a\n\n  b/c@v1   # the second\norg/a\n", encoding="utf-8"
+    )
+    assert read_models(str(tmp_path / "models.txt")) == ["org/a", "b/c@v1"]
+    assert "1 models are named twice" in caplog.text
+    assert default_name(str(tmp_path / "models.txt")) == "models"
+
+
+def test_a_list_in_an_object_store(s3):
+    s3.pipe_file("bucket/lists/m.txt", b"org/a\norg/b\n")
+    assert read_models("s3://bucket/lists/m.txt") == ["org/a", "org/b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"# nothing\n", "names no model"), (b"\xff\xfe\x00", "is no text file")]
+)
+def test_what_is_no_list(tmp_path, content, message):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        read_models(str(tmp_path / "x"))
+    with pytest.raises(UsageError, match="is a folder"):
+        read_models(str(tmp_path))
+    with pytest.raises(UnreadableError, match="no such file"):
+        read_models(str(tmp_path / "y"))
+
+
+def test_a_query_asks_the_hub_what_it_says(hub):
+    hub.server.api["/api/models"] = [{"id": "org/a"}, {"id": "org/b"}]
+    assert read_models("hub:author=org,sort=downloads,limit=2") == ["org/a", "org/b"]
+    assert read_models("hub:author=org,limit=1") == ["org/a"]
+
+
+def test_a_query_reaches_the_client_field_by_field(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.list_models", lambda self, **fields: asked.append(fields) or [SimpleNamespace(id="a/b")]
+    )
+    assert read_models("hub:author=org,sort=downloads,search=llama") == ["a/b"]
+    assert asked == [{"author": "org", "sort": "downloads", "search": "llama"}]
+
+
+def test_a_query_of_everything_has_a_limit(caplog):
+    assert parse_query("hub:sort=downloads") == {"sort": "downloads", "limit": 1000}
+    assert "give a limit" in caplog.text
+    assert parse_query("hub:filter=text-generation+safetensors, limit = 3") == {
+        "filter": ["text-generation", "safetensors"],
+        "limit": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("hub:autor=org", "did you mean author"),
+        ("hub:limit=many", "no field with its value"),
+        ("hub:author", "no field"),
+    ],
+)
+def test_a_query_that_cannot_be(query, message):
+    with pytest.raises(UsageError, match=message):
+        read_models(query)
+
+
+def test_a_hub_that_does_not_answer(monkeypatch):
+    def silent(self, **fields):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_models", silent)
+    with pytest.raises(UnreachableError, match="could not be reached"):
+        read_models("hub:author=org")
