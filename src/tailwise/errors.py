@@ -58,9 +58,14 @@ class UnreachableError(UnreadableError):
     """A store cannot be reached or written just now; the same request may succeed later."""
 
 
+_LONGEST = 300  # of a name that near ones are looked for
+_LISTED = 100  # names in a message
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """An error for a name that is not in `known`, with the nearest names as a suggestion."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) if len(name) <= _LONGEST else []
+    rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:_LISTED])}{rest}"
     return UnknownNameError(f"there is no {kind} named {name!r}", fix=hint)

@@ -55,6 +55,13 @@ def test_a_series_comes_in_order(client):
     assert len(found) == 12
 
 
+@pytest.mark.parametrize("path", ["run", "series", "chart", "scalars"])
+def test_a_run_that_there_is_not_is_told(client, path):
+    answer = client.get(f"/api/training/{path}", params={"name": "absent", "metric": "alpha"})
+    assert answer.status_code == 404
+    assert "run" in answer.json()["error"]
+
+
 def test_the_description_survives_a_fuzzer(app, client, ids):
     schema = schemathesis.openapi.from_asgi("/api/openapi.json", app, headers={"host": "127.0.0.1"})
     proof = {"X-CSRF-Token": client.headers["X-CSRF-Token"], "host": "127.0.0.1"}

@@ -137,6 +137,66 @@ def test_a_live_run_grows_on_the_page(page, folder, ids):
     page.locator("#state", has_text="777").wait_for()
 
 
+def test_tabs_that_nobody_sees_keep_no_connection(browser, address):
+    context = browser.new_context(base_url=address)
+    context.set_default_timeout(20_000)
+    context.add_init_script("Object.defineProperty(document, 'hidden', { get: () => !window.seen })")
+    pages = [context.new_page() for _ in range(8)]
+    for opened in pages:  # a browser has six connections for all of them
+        opened.goto("/jobs", wait_until="load")
+    context.close()
+
+
+def test_what_came_while_nobody_looked_is_there_at_once(page, folder):
+    from tailwise.history.point import Point
+
+    run = "run & <i>one</i>"
+    page.add_init_script("Object.defineProperty(document, 'hidden', { get: () => window.away })")
+    page.goto(links.run(run))
+    page.locator("#pulse.live").wait_for()
+    page.evaluate("window.away = true; document.dispatchEvent(new Event('visibilitychange'))")
+    with History(folder / "history.db") as history:
+        history.add_point(Point(run=run, step=888, tempo="full", time=1.8e9, scalars={"loss": 1.0}, layers={}))
+    page.evaluate("window.away = false; document.dispatchEvent(new Event('visibilitychange'))")
+    page.locator("#state", has_text="888").wait_for()
+
+
+def test_going_back_leads_to_the_page_before(page, ids):
+    page.goto(links.model(ids["base"]))
+    page.get_by_role("link", name="All layers").click()
+    page.get_by_label("Filter the table").fill("role:attn_q")
+    page.wait_for_url("**q=role*")
+    page.locator("#table td.name a").first.click()
+    page.wait_for_url("**/layer?*")
+    page.go_back()
+    page.locator("#table .quiet", has_text="4 of 10").wait_for()
+    assert page.get_by_label("Filter the table").input_value() == "role:attn_q"
+    page.go_back()
+    page.locator("#table .quiet", has_text="10 of 10").wait_for()
+    page.go_back()
+    page.wait_for_url(f"**{links.model(ids['base'])}")
+
+
+def test_what_is_refused_stands_above_and_loses_nothing(page, ids):
+    page.goto(links.model(ids["base"]))
+    page.locator("#tags summary").click()
+    page.get_by_label("Tags, separated").fill("<b>bad")
+    page.locator("#tags button").click()
+    page.locator("#problem .finding", has_text="is no tag").wait_for()
+    assert page.locator("nav").count() == 1
+    assert page.get_by_label("Tags, separated").input_value() == "<b>bad"
+    page.troubles.clear()  # the browser tells of a status of 400
+
+
+def test_a_file_that_is_too_large_is_not_sent(page, folder):
+    page.goto("/jobs")
+    page.evaluate("document.querySelector('#file').dataset.largest = 10")
+    page.set_input_files("#file", folder / "base.audit")
+    page.get_by_role("button", name="Upload").click()
+    assert "larger" in page.evaluate("document.querySelector('#file').validationMessage")
+    assert page.locator("#problem").inner_text() == ""
+
+
 def test_plans_are_shown(page, ids):
     page.goto("/plans")
     page.get_by_role("link", name="plan", exact=True).click()

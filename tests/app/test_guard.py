@@ -2,6 +2,7 @@
 
 import pytest
 from fastapi.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 import tailwise as tw
 from tailwise.app.guard import HEADERS, Rate, session_of
@@ -20,6 +21,16 @@ def test_other_hosts_are_refused(client, host):
     assert client.get("/models", headers={"host": host}).status_code == 421
 
 
+def test_two_hosts_are_none(client):
+    headers = [(b"host", b"127.0.0.1"), (b"host", b"evil.example")]
+    assert client.get("/models", headers=headers).status_code == 421
+
+
+def test_a_websocket_is_refused(client):
+    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/jobs/events"):
+        pass
+
+
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8440", "127.0.0.1", "[::1]:8440", "127.8.8.8"])
 def test_this_machine_is_served(client, host):
     assert client.get("/api/health", headers={"host": host}).status_code == 200
@@ -31,6 +42,7 @@ def test_this_machine_is_served(client, host):
         {"origin": "http://evil.example"},
         {"origin": "null"},
         {"origin": "http://127.0.0.1:9999"},
+        {"origin": "http://["},
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "same-site"},
     ],
@@ -63,7 +75,7 @@ def guarded(folder, tmp_path):
 
 def test_a_token_is_asked_for(guarded):
     assert guarded.get("/api/models").status_code == 401
-    assert guarded.get("/models", follow_redirects=False).headers["location"] == "/login"
+    assert guarded.get("/models", follow_redirects=False).headers["location"] == "/login?next=%2Fmodels"
     assert guarded.post("/uploads").status_code == 401
     assert guarded.get("/login").status_code == 200
 
@@ -85,8 +97,45 @@ def test_the_form_gives_a_cookie_that_is_not_the_token(guarded):
 
 
 def test_a_forged_cookie_does_not_pass(guarded):
-    guarded.cookies.set("tailwise", session_of("another-token-of-sixteen"))
+    guarded.cookies.set("tailwise-8440", session_of("another-token-of-sixteen"))
     assert guarded.get("/api/models").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given"),
+    [
+        ("/models?q=a%20b&sort=title", "/models?q=a%20b&sort=title"),
+        ("//evil.example/x", "/"),
+        ("/\\evil.example", "/"),
+        ("/\t/evil.example", "/"),
+        ("https://evil.example", "/"),
+        ("javascript:alert(1)", "/"),
+        ("/models\r\nset-cookie: a=b", "/"),
+        ("", "/"),
+    ],
+)
+def test_the_form_leads_back_to_what_was_asked_for_and_nowhere_else(guarded, wanted, given):
+    assert f'name="next" value="{given.replace("&", "&amp;")}"' in guarded.get("/login", params={"next": wanted}).text
+    answer = guarded.post("/login", data={"token": TOKEN, "next": wanted}, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, given)
+
+
+def test_a_link_into_the_middle_survives_the_login(guarded):
+    asked = guarded.get("/models/x/layers?q=role:mlp_up&size=100")
+    form = asked.text.split('name="next" value="')[1].split('"')[0].replace("&amp;", "&")
+    assert form == "/models/x/layers?q=role:mlp_up&size=100"
+
+
+@pytest.mark.parametrize("path", ["/login", "/static/absent.js", "/login/x", "/loginx"])
+def test_who_is_not_signed_in_gets_no_proof(guarded, path):
+    assert 'name="csrf" content=""' in guarded.get(path).text
+
+
+def test_a_part_of_a_page_is_not_replaced_by_a_refusal(guarded, client):
+    answer = guarded.get("/models", headers={"hx-request": "true"}, follow_redirects=False)
+    assert (answer.status_code, answer.headers["hx-redirect"]) == (401, "/login")
+    old = client.post("/jobs", data={"model": "x"}, headers={"hx-request": "true", "x-csrf-token": "old"})
+    assert (old.status_code, old.headers["hx-retarget"]) == (403, "#problem")
 
 
 def test_guessing_is_slowed(guarded):

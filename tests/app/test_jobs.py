@@ -2,6 +2,7 @@
 
 import json
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_jobs_run_one_after_the_other(queue, started, tmp_path):
     assert queue.ready.acquire(timeout=20)
     until(queue, lambda jobs: any(job.share == 0.25 for job in jobs))
     assert [one.job.model for one in started] == ["a"]
-    (tmp_path / "a.audit").touch()
+    Path(started[0].job.output).touch()
     started[0].ended.set()
     assert queue.ready.acquire(timeout=20)
     assert queue.get(first.id).state == "done"

@@ -1,6 +1,8 @@
 """What comes as an upload is an audit, or refused."""
 
 import io
+import json
+import os
 import zipfile
 
 import pyarrow as pa
@@ -68,6 +70,83 @@ def test_anything_else_is_refused_and_leaves_nothing(client, folder, settings, k
     assert "audit" in answer.text
     assert not list((settings.state / "audits").iterdir())
     assert not list((settings.state / "incoming").glob("*")) if (settings.state / "incoming").exists() else True
+
+
+def provenance(parts, **changes):
+    return zipped({**parts, MEMBERS[2]: json.dumps({**json.loads(parts[MEMBERS[2]]), **changes}).encode()})
+
+
+def layers(parts, **columns):
+    table = pq.read_table(io.BytesIO(parts[MEMBERS[0]]))
+    for name, value in columns.items():
+        table = table.set_column(
+            table.column_names.index(name), name, pa.array([value] * table.num_rows, pa.scalar(value).type)
+        )
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return zipped({**parts, MEMBERS[0]: sink.getvalue()})
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("halves of characters", {"model": "\ud800"}),
+        ("halves of characters below", {"recipe": {"estimator": ["\udfff"]}}),
+        ("a list for a mapping", {"recipe": []}),
+        ("a number for a word", {"started": 1e300}),
+        ("a mapping for a word", {"model": {"a": 1}}),
+        ("no number", {"seconds": float("nan")}),
+        ("a word for a number", {"config": "x"}),
+    ],
+)
+def test_a_provenance_that_would_break_pages_is_refused(client, folder, kind, changes):
+    answer = upload(client, provenance(parts_of(folder), **changes))
+    assert answer.status_code == 400, kind
+    assert client.get("/models").status_code == 200
+
+
+@pytest.mark.parametrize("columns", [{"alpha": float("nan")}, {"alpha": float("inf")}, {"alpha": "high"}])
+def test_numbers_that_are_none_are_refused(client, folder, columns):
+    assert upload(client, layers(parts_of(folder), **columns)).status_code == 400
+
+
+def test_one_file_that_cannot_be_judged_leaves_the_list(client, app, folder, monkeypatch):
+    (folder / "odd.audit").write_bytes(provenance(parts_of(folder), started=1e300))
+    (folder / "strange.audit").write_bytes(layers(parts_of(folder), alpha="high"))
+    app.state.desk.workspace.look_again()
+    answer = client.get("/models")
+    assert answer.status_code == 200
+    assert "org/base" in answer.text
+
+
+@pytest.mark.parametrize("name", ["模" * 200 + ".audit", "a" * 500, "\0.audit", "\u202egnp.audit", 'q"uo;te\r\n.audit'])
+def test_any_name_can_be_brought(client, folder, name):
+    answer = upload(client, (folder / "base.audit").read_bytes(), name)
+    assert answer.status_code == 200
+    assert client.get(answer.headers["hx-redirect"]).status_code == 200
+
+
+def test_what_a_killed_server_left_of_an_upload_goes(client, folder, settings):
+    left = settings.state / "incoming" / ".left.audit"
+    left.parent.mkdir()
+    left.write_text("half")
+    os.utime(left, (1, 1))
+    assert upload(client, (folder / "base.audit").read_bytes()).status_code == 200
+    assert not left.exists()
+
+
+def test_what_was_not_looked_at_is_not_shown(app, client, folder, monkeypatch):
+    from tailwise.app import uploads
+    from tailwise.workspace.workspace import Workspace
+
+    seen = []
+
+    def look(path, most):
+        seen.extend(entry.path for entry in Workspace([path.parent.parent]).entries())
+
+    monkeypatch.setattr(uploads, "check", look)
+    assert upload(client, (folder / "base.audit").read_bytes()).status_code == 200
+    assert seen == []
 
 
 def test_what_is_too_large_is_refused(app, client, folder):

@@ -22,7 +22,9 @@ def split(given: Sequence[str], store: str | None) -> tuple[list[str], str | Non
         )
         (stores if is_store else roots).append(text)
     if len(stores) > 1:
-        raise UsageError("two histories were given", where=", ".join(stores), fix="give one")
+        from tailwise.history.connect import shown
+
+        raise UsageError("two histories were given", where=", ".join(map(shown, stores)), fix="give one")
     return roots or (["."] if not stores else []), stores[0] if stores else None
 
 

@@ -12,6 +12,7 @@ from tailwise.app.desk import Desk, desk_of
 from tailwise.app.help import topic, topics
 from tailwise.app.jobs.start import Wish, start
 from tailwise.app.pages.models import layer_rows
+from tailwise.app.pages.training import summary_of
 from tailwise.app.tables import Columns, chosen_columns
 from tailwise.app.timeline import scalars_spec, series_spec
 from tailwise.compare.run import compare as compared
@@ -122,7 +123,7 @@ def training(desk: Given) -> list[dict[str, Any]]:
 @router.get("/training/run", tags=["training"])
 def run(desk: Given, name: Id) -> dict[str, Any]:
     """One run: points, audits, alarms, metrics."""
-    history = desk.workspace.history
+    history, name = desk.workspace.history, summary_of(desk, name).name
     audits, alarms = history.audits(name), history.kept_alarms(name)
     return {"points": plain(history.scalars(name)), "audits": [audit_line(one) for one in audits],
             "alarms": [alarm_line(one) for one in alarms], "metrics": history.metrics(name)}  # fmt: skip
@@ -134,19 +135,19 @@ def series(
     role: Annotated[str, Query(max_length=80)] = "",
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A metric of every layer over time."""
-    return plain(desk.workspace.history.series(name, [metric], roles=[role] if role else None))
+    return plain(desk.workspace.history.series(summary_of(desk, name).name, [metric], roles=[role] if role else None))
 
 
 @router.get("/training/chart", tags=["charts"])
 def training_chart(desk: Given, name: Id, metric: Annotated[str, Query(max_length=80)]) -> Response:
     """A metric over time: the median and the middle half of every role."""
-    return _json(series_spec(desk.workspace.history, name, metric))
+    return _json(series_spec(desk.workspace.history, summary_of(desk, name).name, metric))
 
 
 @router.get("/training/scalars", tags=["charts"])
 def training_scalars(desk: Given, name: Id) -> Response:
     """Loss and learning rate over time, with the alarms."""
-    return _json(scalars_spec(desk.workspace.history, name))
+    return _json(scalars_spec(desk.workspace.history, summary_of(desk, name).name))
 
 
 @router.get("/plans", tags=["plans"])
@@ -165,7 +166,7 @@ def plan(desk: Given, name: str) -> dict[str, Any]:
 def plan_figure(desk: Given, name: str) -> Response:
     """The allocation along depth."""
     found = desk.workspace.plan(name)
-    return _json(figures.encoded(plan_chart(found, TOKENS)))
+    return _json(figures.encoded(lambda: plan_chart(found, TOKENS)))
 
 
 @router.get("/jobs", tags=["audits"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fastapi import Request
@@ -31,6 +32,9 @@ class Desk:
     logins: Rate
     starts: Rate
     questions: Rate
+    ending: threading.Event = field(default_factory=threading.Event)  # set as soon as the server is to end
+    #: Answers of a model at once: each holds a thread for as long as its endpoint takes.
+    answers: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(8))
 
 
 def desk_of(request: Request) -> Desk:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ FAMILIES = {
 #: Metrics that the heat map is offered for.
 HEATS = ("alpha", "alpha_hill_z", "log_spectral_norm", "stable_rank", "effective_rank", "singular_entropy_normalized",
          "num_traps", "one_minus_rd", "detX_delta")  # fmt: skip
+_DRAWING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,15 @@ def against_base(workspace: Workspace, audit: str, base: str, name: str) -> byte
 
 
 def _spec(chart: Chart, view: View) -> bytes:
-    return _text(spec_of(chart, view, titled=False))
+    # Altair counts the names of its views for all threads together, and two at once may get the same.
+    with _DRAWING:
+        return _text(spec_of(chart, view, titled=False))
 
 
-def encoded(figure: Any) -> bytes:
+def encoded(draw: Callable[[], Any]) -> bytes:
     """An Altair chart as JSON, with its datasets and without its title, which the page has."""
-    spec = figure.to_dict(validate=False)
+    with _DRAWING:
+        spec = draw().to_dict(validate=False)
     spec.pop("title", None)
     spec.pop("config", None)  # the page has its own
     spec.setdefault("datasets", {})

@@ -1,31 +1,32 @@
-"""What every request passes: host, origin, token, and proof that a write comes from our own pages."""
+"""What every request passes: host, origin, token, size, and proof that a write comes from our own pages."""
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
+import json
 import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
+from tailwise.app.bodies import bounded, largest, too_large, without_body
 from tailwise.app.settings import Settings, is_loopback
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-COOKIE = "tailwise"
 PROOF = "x-csrf-token"
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-_OPEN = ("/login", "/static/")
+ADMITTED = "tailwise.admitted"  # in the scope: whether the token was shown, or none is needed
 _WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - they are looked for, not bound to
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -51,9 +52,12 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on with the headers that every answer carries."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
         if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
             return
 
         async def with_headers(message: MutableMapping[str, Any]) -> None:
@@ -64,16 +68,26 @@ class Guard:
                 headers.setdefault("cache-control", "no-store")
             await send(message)
 
-        refusal = self._refusal(scope["method"], scope["path"], Headers(scope=scope))
-        await (refusal or self._app)(scope, receive, with_headers)
+        headers = Headers(scope=scope)
+        most = largest(scope["path"], self._settings)
+        refusal = self._refusal(scope, headers) or too_large(headers, most)
+        if refusal is not None and _by_htmx(headers):
+            refusal = _for_a_part(refusal)
+        inner = dict(scope, **{ADMITTED: self._admits(headers)})
+        answer: Send = with_headers
+        if scope["method"] == "HEAD":
+            inner["method"] = "GET"  # the same answer, of which the head alone is sent
+            answer = without_body(with_headers)
+        await (refusal or self._app)(inner, bounded(receive, most), answer)
 
-    def _refusal(self, method: str, path: str, headers: Headers) -> Response | None:
-        if not self._knows(headers.get("host", "")):
+    def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
+        method, path = scope["method"], scope["path"]
+        if len(headers.getlist("host")) > 1 or not self._knows(headers.get("host", "")):
             return PlainTextResponse("This host name is not served here.", 421)
-        if not self._admits(headers) and not path.startswith(_OPEN):
-            if path.startswith("/api/") or method not in _SAFE:
+        if not self._admits(headers) and path != "/login" and not path.startswith("/static/"):
+            if path.startswith("/api/") or method not in _SAFE or _by_htmx(headers):
                 return JSONResponse({"error": "a token is needed"}, 401, {"WWW-Authenticate": "Bearer"})
-            return RedirectResponse("/login", 303)
+            return RedirectResponse(_login(scope), 303)
         return None if method in _SAFE or path == "/login" else self._unproven(headers)
 
     def _unproven(self, headers: Headers) -> Response | None:
@@ -96,7 +110,7 @@ class Guard:
         token = self._settings.token
         if token is None:
             return True
-        shown = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
+        shown = cookie_parser(headers.get("cookie", "")).get(cookie_of(self._settings), "")
         return self._bears(headers) or same(shown, session_of(token))
 
     def _bears(self, headers: Headers) -> bool:
@@ -108,7 +122,36 @@ class Guard:
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return True
         origin = headers.get("origin")
-        return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+        try:
+            return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+        except ValueError:
+            return True
+
+
+def _by_htmx(headers: Headers) -> bool:
+    return headers.get("hx-request") == "true"
+
+
+def _for_a_part(refusal: Response) -> Response:
+    """Of a page that asked: what it shows must not be replaced by a refusal, which stands above it in words."""
+    text = bytes(refusal.body).decode()
+    said = json.loads(text)["error"] if isinstance(refusal, JSONResponse) else text
+    headers = {"hx-retarget": "#problem", "hx-reswap": "textContent"}
+    if refusal.status_code == 401:
+        headers["hx-redirect"] = "/login"
+    return PlainTextResponse(said, refusal.status_code, headers)
+
+
+def _login(scope: Scope) -> str:
+    """The form, which leads back to what was asked for."""
+    query = scope["query_string"].decode("latin-1")
+    wanted = quote(scope["path"]) + (f"?{query}" if query else "")
+    return "/login" if wanted == "/" else f"/login?next={quote(wanted, safe='')}"
+
+
+def cookie_of(settings: Settings) -> str:
+    """The name of the cookie: browsers do not tell the ports of a machine apart, and each server has its own token."""
+    return f"tailwise-{settings.port}"
 
 
 def same(one: str, other: str) -> bool:

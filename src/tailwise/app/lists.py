@@ -15,6 +15,7 @@ from tailwise.workspace.entry import Entry
 
 _SIZE = 100
 _BUDGET = 0.25  # seconds of reading audits before the list is shown; the rest of the lines come by themselves
+_LONGER = 5.0  # where the list cannot be made without reading them
 SORTS = ("changed", "title", "model", "layers", "alpha", "share_2_4", "worst")
 
 
@@ -32,18 +33,22 @@ class Listing(BaseModel):
 def listed(desk: Desk, asked: Listing) -> dict[str, Any]:
     """Lines of one page, each with its overview or the promise of one."""
     tags = desk.tags.all()
-    entries = [entry for entry in desk.workspace.entries("audit") if _fits(desk, entry, asked, tags)]
-    ends = time.monotonic() + _BUDGET
-    lines = [(entry, _overview(desk, entry, ends, needed=bool(asked.verdict))) for entry in entries]
+    every = desk.workspace.entries("audit")
+    entries = [entry for entry in every if _fits(desk, entry, asked, tags)]
+    ends = time.monotonic() + (_LONGER if asked.verdict else _BUDGET)
+    lines = [(entry, _overview(desk, entry, ends)) for entry in entries]
+    unread = sum(one is None for _, one in lines)
     if asked.verdict:
         wanted = None if asked.verdict == "good" else asked.verdict
         lines = [(entry, one) for entry, one in lines if one is not None and not one.trouble and one.worst == wanted]
     lines = _sorted(lines, asked)
     pages = max(1, -(-len(lines) // _SIZE))
     page = min(asked.page, pages)
-    every = sorted({tag for found in tags.values() for tag in found})
+    known = {str(entry.path) for entry in every}  # the state may be shared with a server of other folders
+    every_tag = sorted({tag for path, found in tags.items() if path in known for tag in found})
     return {"lines": lines[(page - 1) * _SIZE : page * _SIZE], "total": len(lines), "page": page, "pages": pages,
-            "asked": asked, "tags": tags, "every_tag": every, "roots": desk.workspace.roots}  # fmt: skip
+            "asked": asked, "tags": tags, "every_tag": every_tag, "roots": desk.workspace.roots,
+            "cut": desk.workspace.cut, "unread": unread}  # fmt: skip
 
 
 def _fits(desk: Desk, entry: Entry, asked: Listing, tags: dict[str, tuple[str, ...]]) -> bool:
@@ -55,9 +60,9 @@ def _fits(desk: Desk, entry: Entry, asked: Listing, tags: dict[str, tuple[str, .
     return all(word in text for word in asked.q.lower().split())
 
 
-def _overview(desk: Desk, entry: Entry, ends: float, *, needed: bool) -> Overview | None:
+def _overview(desk: Desk, entry: Entry, ends: float) -> Overview | None:
     found = desk.overviews.ready(entry)
-    if found is None and (needed or time.monotonic() < ends):
+    if found is None and time.monotonic() < ends:
         return desk.overviews.of(entry)
     return found
 

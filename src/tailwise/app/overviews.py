@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import threading
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tailwise import __version__
 from tailwise.atomic import write_whole
 from tailwise.compare.summary import model_numbers
 from tailwise.errors import TailwiseError
@@ -18,6 +20,7 @@ from tailwise.workspace.entry import Entry
 from tailwise.workspace.workspace import Workspace
 
 _FORMAT = 1
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,9 @@ class Overviews:
             made = self._make(entry)
         except TailwiseError as error:
             return Overview(entry.id, entry.title, entry.changed, trouble=error.what)
+        except Exception as error:  # whatever one file holds, the list shows the others
+            _log.warning("%s cannot be judged", entry.path, exc_info=True)
+            return Overview(entry.id, entry.title, entry.changed, trouble=f"cannot be judged: {type(error).__name__}")
         with contextlib.suppress(TailwiseError):  # a full disk costs the next start some time, and nothing else
             write_whole(self._folder / f"{_key(entry)}.json", json.dumps(asdict(made), allow_nan=False).encode())
         return self._remember(_key(entry), made)
@@ -118,5 +124,6 @@ class Overviews:
 
 
 def _key(entry: Entry) -> str:
-    text = f"{_FORMAT} {entry.path} {entry.changed} {entry.nbytes}"
+    # The version: other rules may find other things.
+    text = f"{_FORMAT} {__version__} {entry.path} {entry.changed} {entry.nbytes}"
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:24]

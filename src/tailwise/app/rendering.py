@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from tailwise.app.guard import ADMITTED
 from tailwise.workspace import links
 
 #: Area → address, in the order of the head of every page.
@@ -43,21 +44,40 @@ class Pages:
 
     def page(self, request: Request, template: str, values: Mapping[str, Any], status: int = 200) -> HTMLResponse:
         """A whole page; of a request by htmx with a target, the template's block of that name alone."""
-        found = self._environment.get_template(template)
         target = request.headers.get("hx-target", "")
-        context = {
-            "path": request.url.path,
-            "area": "",
-            "page_address": _pages_of(request),
-            "signed_in": True,
-            **values,
-        }
-        if request.headers.get("hx-request") == "true" and target in found.blocks:
-            # A block on its own does not see what the top of its template imports.
-            parts = self._environment.get_template("parts.html").make_module(dict(context))
-            built = found.new_context({**context, "parts": parts})
-            return HTMLResponse("".join(found.blocks[target](built)), status)
-        return HTMLResponse(found.render(context), status)
+        if request.headers.get("hx-request") == "true" and target in self._environment.get_template(template).blocks:
+            return self.part(request, template, target, values, status)
+        return _html(self._environment.get_template(template).render(_context(request, values)), status)
+
+    def part(
+        self, request: Request, template: str, block: str, values: Mapping[str, Any], status: int = 200
+    ) -> HTMLResponse:  # fmt: skip
+        """One block of a template."""
+        found, context = self._environment.get_template(template), _context(request, values)
+        # A block on its own does not see what the top of its template imports.
+        parts = self._environment.get_template("parts.html").make_module(dict(context))
+        return _html("".join(found.blocks[block](found.new_context({**context, "parts": parts}))), status)
+
+
+def _context(request: Request, values: Mapping[str, Any]) -> dict[str, Any]:
+    context = {
+        "path": request.url.path,
+        "area": "",
+        "page_address": _pages_of(request),
+        "signed_in": request.scope.get(ADMITTED, False),
+        **values,
+    }
+    if not context["signed_in"]:
+        context["proof"] = ""  # a secret of those who may write
+    return context
+
+
+def _html(text: str, status: int) -> HTMLResponse:
+    # A file may hold halves of characters, which are no text; they must not take a page away.
+    response = HTMLResponse(status_code=status)
+    response.body = text.encode(errors="replace")
+    response.headers["content-length"] = str(len(response.body))
+    return response
 
 
 def _pages_of(request: Request) -> Callable[[int], str]:
@@ -81,7 +101,10 @@ def moment(value: float | str | None) -> str:
         return "–"
     if isinstance(value, str):
         return value[:16].replace("T", " ")
-    return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M")
+    try:
+        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):  # no clock has been there
+        return "–"
 
 
 def size(value: float) -> str:

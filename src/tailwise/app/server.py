@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import lru_cache
+from types import FrameType
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -41,7 +43,9 @@ def create_app(workspace: Workspace, settings: Settings) -> FastAPI:
 
     proof = new_proof()
     pages = Pages(proof=proof, version=__version__, read_only=settings.read_only)
-    queue = Queue(settings.state, longest=settings.longest_queue, workers=settings.workers)
+    queue = Queue(
+        settings.state, longest=settings.longest_queue, workers=settings.workers, idle=settings.read_only
+    )  # fmt: skip
     desk = Desk(
         workspace, settings, pages, Overviews(workspace, settings.state), Tags(settings.state), queue, Rate(_LOGINS),
         Rate(settings.starts_per_minute), Rate(_QUESTIONS),
@@ -76,10 +80,21 @@ def serve(workspace: Workspace, settings: Settings) -> None:
     import uvicorn
 
     app = create_app(workspace, settings)
-    uvicorn.run(
-        app, host=settings.host, port=settings.port, log_level="warning", server_header=False, proxy_headers=False,
-        timeout_graceful_shutdown=2,
+    ending: threading.Event = app.state.desk.ending
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            ending.set()  # streams without end look at it; nothing else would end them in time
+            super().handle_exit(sig, frame)
+
+    server = Server(
+        uvicorn.Config(
+            app, host=settings.host, port=settings.port, log_level="warning", server_header=False,
+            proxy_headers=False, timeout_graceful_shutdown=3,
+        )
     )  # fmt: skip
+    with contextlib.suppress(KeyboardInterrupt):  # the server has heard it, and raises it again when it is done
+        server.run()
 
 
 # Files that pages load
@@ -129,9 +144,10 @@ def _problem(request: Request, status: int, what: str, where: object = None, fix
         return JSONResponse({"error": what, "where": shown, "fix": fix}, status)
     desk: Desk = request.app.state.desk
     values = {"status": status, "what": what, "where": where, "fix": fix}
-    response = desk.pages.page(request, "problem.html", values, status)
-    if request.headers.get("hx-request") == "true":
-        response.headers["hx-retarget"], response.headers["hx-reswap"] = "#problem", "innerHTML"
+    if request.headers.get("hx-request") != "true":
+        return desk.pages.page(request, "problem.html", values, status)
+    response = desk.pages.part(request, "problem.html", "problem", values, status)
+    response.headers["hx-retarget"], response.headers["hx-reswap"] = "#problem", "innerHTML"
     return response
 
 
@@ -156,7 +172,8 @@ def _invalid(request: Request, error: Exception) -> Response:
 def _http(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = error.headers if isinstance(error, HTTPException) else None
-    said = {404: "there is no such page", 405: "this address does not take that method"}.get(status, "refused")
+    said = {404: "there is no such page", 405: "this address does not take that method",
+            413: "the request is larger than what is taken here"}.get(status, "refused")  # fmt: skip
     response = _problem(request, status, said)
     for name, value in (headers or {}).items():
         response.headers[name] = value

@@ -65,7 +65,8 @@ def exported(rows: Sequence[table.Record], asked: Columns, title: str) -> Respon
         lines += table.select(rows, table.Query(asked.q, asked.sort, asked.down, page, 1000)).records
     names = chosen_columns(rows, asked) if asked.columns else table.columns(rows)
     records = [{name: line.get(name) for name in names} for line in lines]
-    name = re.sub(r"[^\w.-]+", "-", title).strip("-") or "layers"
+    # A header is ASCII, whatever alphabet a title has.
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", title).strip("-.")[:100] or "audit"
     headers = {"content-disposition": f'attachment; filename="{name}-layers.{asked.export}"'}
     return Response(_as_file(records, names, asked.export), media_type=_TYPES[asked.export], headers=headers)
 
@@ -73,9 +74,16 @@ def exported(rows: Sequence[table.Record], asked: Columns, title: str) -> Respon
 def _as_file(records: list[dict[str, Any]], names: Sequence[str], kind: str) -> bytes:
     if kind == "json":
         return json.dumps(records, ensure_ascii=False, allow_nan=False).encode()
+    if kind == "csv":
+        records = [{name: _harmless(value) for name, value in one.items()} for one in records]
     columns = {name: pa.array([one[name] for one in records], _type(name)) for name in names}
     found = pa.table(columns)
     return to_csv(Table(found)).encode() if kind == "csv" else to_parquet(found)
+
+
+def _harmless(value: Any) -> Any:
+    """A word that a spreadsheet would compute gets an apostrophe, by which it is shown as it is."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _type(name: str) -> pa.DataType:

@@ -45,5 +45,6 @@ class Tags:
             found = self.all()
             found[str(entry.path)] = tags
             document = {path: list(tags) for path, tags in found.items() if tags}
-            write_whole(self._path, json.dumps(document, ensure_ascii=False, indent=1).encode())
+            # ASCII, with escapes: a path may hold bytes that are no text.
+            write_whole(self._path, json.dumps(document, indent=1).encode())
         return tags

@@ -14,9 +14,11 @@ def _marks(history: History, run: str) -> Marks:
 
 def series_spec(history: History, run: str, metric: str) -> bytes:
     """A metric over time, by role."""
-    return encoded(series_chart(history.series(run, [metric]), metric, _marks(history, run), TOKENS))
+    lines, marks = history.series(run, [metric]), _marks(history, run)
+    return encoded(lambda: series_chart(lines, metric, marks, TOKENS))
 
 
 def scalars_spec(history: History, run: str) -> bytes:
     """Scalars of the whole model over time."""
-    return encoded(scalars_chart(history.scalars(run), _marks(history, run), TOKENS))
+    lines, marks = history.scalars(run), _marks(history, run)
+    return encoded(lambda: scalars_chart(lines, marks, TOKENS))

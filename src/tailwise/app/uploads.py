@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import re
 import subprocess
 import sys
-import zipfile
+import threading
+import time
 from pathlib import Path
 from typing import BinaryIO
 
 from tailwise.app.desk import Desk
+from tailwise.app.jobs.outputs import place, words_of
 from tailwise.app.jobs.process import environment
-from tailwise.app.jobs.queue import free_name
-from tailwise.atomic import write_whole
-from tailwise.audits.codec import MEMBERS
+from tailwise.atomic import could_not_write
 from tailwise.errors import UsageError
 from tailwise.workspace.entry import Entry
 
 _SECONDS = 60
 _MEMORY = 4 << 30
 _CHUNK = 1 << 20
+_STALE = 3600.0  # seconds after which an upload is one that nobody waits for
+_READING = threading.Lock()  # one at a time: each may take as much memory as it is let
 
 
 def keep(desk: Desk, file: BinaryIO, name: str) -> Entry:
@@ -30,47 +32,57 @@ def keep(desk: Desk, file: BinaryIO, name: str) -> Entry:
         raise UsageError("this server is read-only")
     if not desk.starts.allows():
         raise UsageError("too many files came within a minute", fix="wait a little")
-    data = _bounded(file, desk.settings.largest_upload)
-    words = re.sub(r"[^\w.-]+", "-", Path(name).stem).strip("-.")[:80] or "upload"
-    staged = write_whole(desk.settings.state / "incoming" / f"{words}-{os.urandom(4).hex()}.audit", data)
+    words = words_of(Path(name.replace("\0", "")).stem, "upload")
+    incoming, audits = desk.settings.state / "incoming", desk.settings.state / "audits"
+    # With a dot, with which nothing is shown, and so read, even where the state lies below a root.
+    staged = incoming / f".{words}-{os.urandom(4).hex()}.audit"
     try:
+        incoming.mkdir(parents=True, exist_ok=True)
+        _sweep(incoming)
+        _copy(file, staged, desk.settings.largest_upload)
         check(staged, desk.settings.largest_upload)
-        target = free_name(desk.settings.state / "audits" / f"{words}.audit", set())
-        write_whole(target, data, exclusive=True)
+        target = place(staged, audits / f"{words}.audit").resolve()
+    except OSError as error:
+        raise could_not_write(error, audits) from error
     finally:
         staged.unlink(missing_ok=True)
-    return next(entry for entry in desk.workspace.look_again() if entry.path == target.resolve())
+    found = next((entry for entry in desk.workspace.look_again() if entry.path == target), None)
+    if found is None:
+        raise UsageError(f"it is kept as {target}, which is below no folder that this was started with")
+    return found
 
 
-def _bounded(file: BinaryIO, most: int) -> bytes:
-    parts, total = [], 0
-    while chunk := file.read(_CHUNK):
-        total += len(chunk)
-        if total > most:
-            raise UsageError(
-                f"is larger than the {most / 1e6:.0f} MB that are taken", fix="copy it into a folder instead"
-            )
-        parts.append(chunk)
-    return b"".join(parts)
+def _sweep(incoming: Path) -> None:
+    """Remove what a server that was killed left."""
+    for path in incoming.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE:
+                path.unlink()
+
+
+def _copy(file: BinaryIO, target: Path, most: int) -> None:
+    total = 0
+    with target.open("xb") as sink:
+        while chunk := file.read(_CHUNK):
+            total += len(chunk)
+            if total > most:
+                raise UsageError(
+                    f"is larger than the {most / 1e6:.0f} MB that are taken", fix="copy it into a folder instead"
+                )
+            sink.write(chunk)
 
 
 def check(path: Path, most: int) -> None:
-    """`UsageError` unless the file is an audit that can be read whole within bounds of time and memory."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found = archive.infolist()
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise UsageError("is no audit file", fix="upload what `tailwise audit` wrote (.audit)") from error
-    names = sorted(item.filename for item in found)
-    stored = all(item.compress_type == zipfile.ZIP_STORED and item.file_size == item.compress_size for item in found)
-    if names != sorted(MEMBERS) or not stored or sum(item.file_size for item in found) > most:
-        raise UsageError("is no audit file", fix="upload what `tailwise audit` wrote (.audit)")
-    _read_apart(path)
+    """`UsageError` unless the file is an audit that can be read whole within bounds of time and memory.
+
+    It is read in a process of little memory: a small file can unfold into more than the machine has.
+    """
+    with _READING:
+        _read_apart(path, most)
 
 
-def _read_apart(path: Path) -> None:
-    """Read it in a process of little memory: a small file can unfold into more than the machine has."""
-    command = [sys.executable, "-m", "tailwise.app.reading", str(path)]
+def _read_apart(path: Path, most: int) -> None:
+    command = [sys.executable, "-m", "tailwise.app.reading", str(path), str(most)]
     bounds = environment() | {"TAILWISE_MEMORY": str(_MEMORY)}
     try:
         done = subprocess.run(

@@ -30,6 +30,12 @@ _DAMAGE = (
     OSError, EOFError, KeyError, ValueError, TypeError, NotImplementedError, RuntimeError, zipfile.BadZipFile,
     pa.ArrowException,
 )  # fmt: skip
+#: What is in the provenance, where pages and reports count on it.
+_KINDS: Mapping[type, tuple[str, ...]] = {
+    str: ("model", "format", "fingerprint", "device", "started"),
+    dict: ("recipe", "config", "versions", "selection"),
+    list: ("notes",),
+}
 MEMBERS = ("layers.parquet", "spectra.parquet", "provenance.json")
 
 
@@ -187,6 +193,7 @@ def _decode(parts: Mapping[str, bytes]) -> Audit:
     provenance = json.loads(parts["provenance.json"])
     if provenance.pop("audit_format") != FORMAT:
         raise ValueError("it was written by another version of tailwise; upgrade, or audit the model again")
+    _check_provenance(provenance)
     provenance["notes"] = tuple(provenance["notes"])
     rows = [row_of(line) for line in from_parquet(parts["layers.parquet"]).to_pylist()]
     spectra: dict[str, dict[str, list[Spectrum]]] = {}
@@ -195,6 +202,14 @@ def _decode(parts: Mapping[str, bytes]) -> Audit:
         spectra.setdefault(name, {}).setdefault(kind, []).append(spectrum)
     layers = {row.name: _layer(row, spectra[row.name]) for row in rows if row.measured}
     return Audit(rows, layers, Provenance(**provenance))
+
+
+def _check_provenance(provenance: Mapping[str, Any]) -> None:
+    json.dumps(provenance, ensure_ascii=False).encode()  # JSON may hold halves of characters, which are no text
+    for kind, names in _KINDS.items():
+        wrong = [name for name in names if not isinstance(provenance.get(name, kind()), kind)]
+        if wrong:
+            raise TypeError(f"{', '.join(wrong)} of the provenance is not {kind.__name__}")
 
 
 def from_parquet(data: bytes) -> pa.Table:

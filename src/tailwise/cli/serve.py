@@ -63,7 +63,8 @@ def serve(
     from tailwise.app.settings import Settings, default_state
     from tailwise.workspace.workspace import Workspace
 
-    if token == "new":  # noqa: S105 - a word, not a token
+    made = token == "new"  # noqa: S105 - a word, not a token
+    if made:
         token = secrets.token_urlsafe(24)
     kept = (state or default_state()).expanduser().resolve()
     settings = Settings(
@@ -71,11 +72,15 @@ def serve(
         hub=not no_hub, workers=workers,
     )  # fmt: skip
     roots, found = split(where or ["."], store)
-    (kept / "audits").mkdir(parents=True, exist_ok=True)
+    try:
+        (kept / "audits").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"nothing can be kept there: {error.strerror or error}", where=kept,
+                         fix="choose another folder with --state") from error  # fmt: skip
     workspace = Workspace([*roots, kept / "audits"], store=found)
     address = place_of(settings)
     typer.echo(f"tailwise: {address}  (Ctrl-C ends it)", err=True)
-    if token is not None:
+    if made:  # one that was given is known, and has no place in a log
         typer.echo(f"tailwise: the token is {token}", err=True)
     if browser:
         typer.launch(address)

@@ -35,12 +35,20 @@ def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_csv(table: Table) -> str:
     """Comma-separated, full precision, empty where there is no value."""
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
+    sink = _Lines()
+    writer = csv.writer(sink, lineterminator="\r\n")
     writer.writerow(table.column_names)
     for row in table.to_dicts():
         writer.writerow([_flat(value) for value in row.values()])
-    return sink.getvalue()
+    return "".join(sink)
+
+
+class _Lines(list[str]):
+    """Lines that end in a line feed. The writer quotes only what ends its own, and names may hold either sign."""
+
+    def write(self, line: str) -> None:
+        """Take one."""
+        self.append(line.removesuffix("\r\n") + "\n")
 
 
 def _flat(value: Any) -> Any:

@@ -123,8 +123,9 @@ def _sorted(rows: Sequence[Record], name: str, down: bool, known: Sequence[str])
 
 
 def _natural(text: str) -> list[tuple[int, int, str]]:
-    """`layers.10` after `layers.9`."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
+    """`layers.10` after `layers.9`. Digits are compared as text, by length first: there may be thousands of them."""
+    parts = [part for part in re.split(r"([0-9]+)", text) if part]
+    return [(0, len(part.lstrip("0")), part.lstrip("0")) if part[0] in "0123456789" else (1, 0, part) for part in parts]
 
 
 def _agrees(text: str, wanted: str, *, exact: bool) -> bool:

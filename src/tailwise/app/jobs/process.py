@@ -1,18 +1,21 @@
-"""One audit as a process of its own: `python -m tailwise audit … --progress json`."""
+"""One audit as a process of its own: `tailwise audit … --progress json`."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from tailwise.app.jobs.job import Job
 
 _LAST_LINES = 12
+_PATIENCE = 3.0  # seconds between being asked to end and being ended
 #: Variables that a job needs; secrets of the server are not among them.
 _PASSED = ("PATH", "HOME", "LANG", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR", "TAILWISE_CACHE", "XDG_CACHE_HOME", "HF_HOME",
            "HF_HUB_OFFLINE", "HF_TOKEN", "HF_ENDPOINT", "SSL_CERT_FILE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY",
@@ -33,7 +36,7 @@ def arguments(job: Job, workers: int | None) -> list[str]:
         chosen += ["--estimator", str(options["estimator"])]
     if options.get("base"):
         chosen += [f"--base={options['base']}"]
-    return [sys.executable, "-m", "tailwise", "audit", *chosen, "--", job.model]
+    return [sys.executable, "-m", "tailwise.app.jobs.child", "audit", *chosen, "--", job.model]
 
 
 def environment() -> dict[str, str]:
@@ -47,7 +50,7 @@ class Running:
 
     def __init__(self, job: Job, workers: int | None) -> None:
         self.process = subprocess.Popen(
-            arguments(job, workers), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            arguments(job, workers), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             env=environment(), text=True, encoding="utf-8", errors="replace", process_group=0,
             preexec_fn=_humble if os.name == "posix" else None,  # noqa: PLW1509 - it calls nothing but nice
         )  # fmt: skip
@@ -63,17 +66,27 @@ class Running:
                         said = [*said, line.rstrip()][-_LAST_LINES:]
                     else:
                         tell(step)
-        return self.process.wait(), "\n".join(line for line in said if line)
+        status = self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        return status, "\n".join(line for line in said if line)
 
     def stop(self) -> None:
         """End the process and all that it started. Its spectra are kept."""
-        try:
+        self._signal(signal.SIGTERM)
+        # What is deep in a computation, or waits for a disk, may not hear that.
+        later = threading.Timer(_PATIENCE, self._signal, [getattr(signal, "SIGKILL", signal.SIGTERM)])
+        later.daemon = True
+        later.start()
+
+    def _signal(self, number: int) -> None:
+        if self.process.returncode is not None:  # its number may be another's by now
+            return
+        with contextlib.suppress(ProcessLookupError):
             if os.name == "posix":
-                os.killpg(self.process.pid, signal.SIGTERM)
+                os.killpg(self.process.pid, number)
             else:
                 self.process.terminate()
-        except ProcessLookupError:
-            pass
 
 
 def _humble() -> None:

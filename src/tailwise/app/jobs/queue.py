@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
 import secrets
 import threading
 import time
@@ -12,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tailwise.app.jobs.claim import Claim
 from tailwise.app.jobs.job import Job
+from tailwise.app.jobs.outputs import free_name, place
 from tailwise.app.jobs.process import Running
 from tailwise.atomic import write_whole
 from tailwise.errors import TailwiseError, UsageError, unknown_name
@@ -28,18 +32,25 @@ Start = Callable[[Job, int | None], Running]
 class Queue:
     """Runs jobs one after the other in a thread.
 
-    Every job is a file below `folder`. A server that is killed finds it again: what ran is run again, and takes the
-    spectra that are in the cache already from there.
+    Every job is a file below `folder`, and so is what it writes, until it is whole. A server that is killed finds the
+    job again: what ran is run again, and takes the spectra that are in the cache already from there.
     """
 
-    def __init__(self, folder: Path, *, longest: int = 20, workers: int | None = None, start: Start = Running) -> None:
-        self._folder, self._longest, self._workers, self._start = folder / "jobs", longest, workers, start
+    def __init__(
+        self, folder: Path, *, longest: int = 20, workers: int | None = None, start: Start = Running,
+        idle: bool = False,
+    ) -> None:  # fmt: skip
+        """Take up what is below `folder`; a queue that stays `idle` shows it, and leaves it to a server that works."""
+        self._claim = None if idle else Claim(folder)
+        self._folder = folder / "jobs" if self._claim is None else self._claim.folder
+        self._longest, self._workers, self._start = longest, workers, start
         self._jobs: dict[str, Job] = {}
         self._changed = threading.Condition()
         self._running: tuple[str, Running] | None = None
         self._closed = False
         self._thread: threading.Thread | None = None
-        self._read()
+        with self._changed:
+            self._read()
 
     # Asking
 
@@ -104,6 +115,8 @@ class Queue:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
+        if self._claim is not None:
+            self._claim.release()
 
     def _work(self) -> None:
         while True:
@@ -114,7 +127,7 @@ class Queue:
                     return
                 job = replace(job, state="running")
                 try:
-                    running = self._start(job, self._workers)
+                    running = self._start(replace(job, output=str(self._aside(job))), self._workers)
                 except OSError as error:
                     self._put(replace(job, state="failed", ended=time.time(), message=str(error)))
                     continue
@@ -123,37 +136,53 @@ class Queue:
             status, said = running.follow(lambda step, name=job.id: self._step(name, step))  # type: ignore[misc]
             with self._changed:
                 self._running = None
-                self._end(self._jobs[job.id], status, said)
+                try:
+                    self._end(self._jobs[job.id], status, said)
+                except OSError as error:  # one job must not end all that come after it
+                    self._put(replace(self._jobs[job.id], state="failed", ended=time.time(), message=str(error)))
 
     def _next(self) -> Job | None:
         waiting = [job for job in self._jobs.values() if job.state == "queued"]
         return min(waiting, key=lambda job: job.created, default=None)
 
     def _step(self, name: str, step: Mapping[str, Any]) -> None:
-        total = float(step.get("flops_total") or 0.0)
-        share = float(step.get("flops_done") or 0.0) / total if total else 0.0
+        total = _number(step, "flops_total")
+        share = min(1.0, _number(step, "flops_done") / total) if total > 0 else 0.0
         with self._changed:
             job = self._jobs[name]
             if job.over:
                 return
             self._jobs[name] = replace(
-                job, done=int(step.get("done") or 0), total=int(step.get("total") or 0), share=share,
+                job, done=int(_number(step, "done")), total=int(_number(step, "total")), share=share,
                 matrix=str(step.get("matrix") or ""),
             )  # fmt: skip
             self._changed.notify_all()
 
     def _end(self, job: Job, status: int, said: str) -> None:
+        aside = self._aside(job)
         if job.over:  # cancelled meanwhile
-            return
-        if self._closed:
-            self._put(replace(job, state="queued"))
-            return
-        if Path(job.output).exists() and status in (0, 3):
+            aside.unlink(missing_ok=True)
+        elif status in (0, 3) and aside.exists():
             note = "" if status == 0 else "Some matrices could not be measured: the table says why."
-            self._put(replace(job, state="done", ended=time.time(), share=1.0, message=note))
+            self._keep(replace(job, state="done", ended=time.time(), share=1.0, message=note))
+        elif self._closed:
+            self._put(replace(job, state="queued"))
         else:
+            aside.unlink(missing_ok=True)
             message = said or f"The process ended with {status}."
             self._put(replace(job, state="failed", ended=time.time(), message=message[-2000:]))
+
+    def _aside(self, job: Job) -> Path:
+        """Where a job writes: not among the audits, which others may bring under the same name meanwhile.
+
+        Its name begins with a dot, with which nothing is shown even where the state lies below a root.
+        """
+        return self._folder / f".{job.id}.audit"
+
+    def _keep(self, job: Job) -> None:
+        # Said before it is done: whoever finds the two at odds puts the file in its place.
+        self._put(job)
+        self._put(replace(job, output=str(place(self._aside(job), Path(job.output)))))
 
     # Remembering
 
@@ -166,7 +195,8 @@ class Queue:
         ended = sorted((one for one in self._jobs.values() if one.over), key=lambda one: one.ended or 0.0)
         for old in ended[: max(0, len(ended) - _KEPT)]:
             del self._jobs[old.id]
-            (self._folder / f"{old.id}.json").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (self._folder / f"{old.id}.json").unlink(missing_ok=True)
         self._changed.notify_all()
 
     def _read(self) -> None:
@@ -176,18 +206,20 @@ class Queue:
             except (OSError, ValueError, TypeError) as error:
                 _log.warning("%s is no job: %s", path, error)
                 continue
-            if job.state == "running":  # a server died under it
+            if job.state == "running" and self._claim is not None:  # a server died under it
                 job = replace(job, state="queued", restarts=job.restarts + 1)
                 if job.restarts > _MOST_RESTARTS:
                     message = f"The server ended {job.restarts} times while this ran."
                     job = replace(job, state="failed", ended=time.time(), message=message)
             self._jobs[job.id] = job
+            if (
+                job.state == "done" and self._claim is not None and self._aside(job).exists()
+            ):  # and before it had put the file in its place
+                with contextlib.suppress(OSError):  # the next start may have room for it
+                    self._keep(job)
 
 
-def free_name(output: Path, taken: set[str]) -> Path:
-    """The path, or the next like it that is neither there nor taken."""
-    number, found = 2, output
-    while found.exists() or str(found) in taken:
-        found = output.with_name(f"{output.stem}-{number}{output.suffix}")
-        number += 1
-    return found
+def _number(step: Mapping[str, Any], key: str) -> float:
+    """A number of a step, which comes as text from another process."""
+    value = step.get(key)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from tailwise.app.desk import Desk
 from tailwise.app.jobs.job import Job
+from tailwise.app.jobs.outputs import words_of
 from tailwise.errors import UsageError
 
 _HUB = re.compile(r"(hf://)?[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,120})?")
@@ -39,7 +40,7 @@ def start(desk: Desk, wish: Wish) -> Job:
         options["base"] = _named(desk, wish.base.strip())
     if not desk.starts.allows():
         raise UsageError("too many audits were started within a minute", fix="wait a little")
-    words = re.sub(r"[^\w.-]+", "-", Path(model.rstrip("/")).name).strip("-.") or "model"
+    words = words_of(Path(model.rstrip("/")).name, "model")
     return desk.queue.add(model, desk.settings.state / "audits" / f"{words}.audit", options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -12,16 +13,18 @@ from pydantic import BaseModel, Field
 from starlette.responses import StreamingResponse
 
 from tailwise.app.desk import Desk, desk_of
+from tailwise.app.events import from_a_thread, stream
 from tailwise.app.markdown import drawn
 from tailwise.app.settings import is_loopback
 from tailwise.assistant.answers import EXAMPLES, answer
 from tailwise.assistant.chat import chat
-from tailwise.assistant.events import Done, Event, to_json
+from tailwise.assistant.events import Done, Event, Failed, to_json
 from tailwise.assistant.prompt import system_prompt
 from tailwise.assistant.screen import Screen
 from tailwise.assistant.settings import Endpoint, forget, load
 from tailwise.errors import TailwiseError, UsageError
 
+_log = logging.getLogger(__name__)
 router = APIRouter(include_in_schema=False)
 Given = Annotated[Desk, Depends(desk_of)]
 Name = Annotated[str, Field(max_length=1000)]
@@ -48,7 +51,7 @@ class Said(BaseModel):
     """One message."""
 
     role: Literal["user", "assistant"]
-    content: str = Field(max_length=20_000)
+    content: str = Field(max_length=50_000)  # answers come back as the talk goes on
 
 
 class Question(BaseModel):
@@ -63,22 +66,37 @@ def _endpoint() -> Endpoint | None:
 
 
 @router.post("/assistant/ask")
-def ask(desk: Given, question: Question) -> StreamingResponse:
+async def ask(desk: Given, question: Question) -> StreamingResponse:
     """Server-sent events of one answer: by rules, or by a model where one is set up."""
     if not desk.questions.allows():
         raise UsageError("too many questions within a minute", fix="wait a little")
-    return StreamingResponse(_events(desk, question), media_type="text/event-stream",
-                             headers={"x-accel-buffering": "no"})  # fmt: skip
+    return stream(from_a_thread(lambda: _events(desk, question), desk.ending))
 
 
 def _events(desk: Desk, question: Question) -> Iterator[bytes]:
+    try:
+        yield from _answered(desk, question)
+    except TailwiseError as error:
+        yield _sent(Failed(error.what, error.fix or ""))
+    except Exception:  # the page waits for an end
+        _log.exception("a question was not answered")
+        yield _sent(Failed("something went wrong here", "the server's log says more"))
+
+
+def _answered(desk: Desk, question: Question) -> Iterator[bytes]:
     screen, endpoint = question.screen.screen(), _endpoint()
     if endpoint is None:
         yield _sent(Done(answer(question.messages[-1].content, desk.workspace, screen)))
         return
     messages = [{"role": one.role, "content": one.content} for one in question.messages]
-    for event in chat(messages, desk.workspace, screen, endpoint):
-        yield _sent(event)
+    if not desk.answers.acquire(blocking=False):
+        yield _sent(Failed("too many answers are being written at once", "ask again when one is done"))
+        return
+    try:
+        for event in chat(messages, desk.workspace, screen, endpoint):
+            yield _sent(event)
+    finally:
+        desk.answers.release()
 
 
 def _sent(event: Event) -> bytes:
@@ -88,7 +106,7 @@ def _sent(event: Event) -> bytes:
         found["answer"].pop("facts")  # the page shows the text; the facts may be large
     if found["kind"] == "result":
         found.pop("fact")
-    return f"data: {json.dumps(found, ensure_ascii=False)}\n\n".encode()
+    return f"data: {json.dumps(found, ensure_ascii=False)}\n\n".encode(errors="replace")
 
 
 # Settings
@@ -160,15 +178,29 @@ def drop(request: Request, desk: Given) -> HTMLResponse:
 
 
 @router.post("/settings/try")
-def try_it(request: Request, desk: Given) -> HTMLResponse:
+async def try_it(request: Request, desk: Given) -> HTMLResponse:
     """One question to the endpoint, to see that it answers."""
-    endpoint, said = _endpoint(), "No endpoint is set up."
-    if endpoint is not None:
-        last = None
-        for event in chat([{"role": "user", "content": "Say: ready."}], desk.workspace, Screen(), endpoint):
-            last = to_json(event)
-        said = last["message"] + " " + last["fix"] if last and last["kind"] == "failed" else "It answers."
-    return desk.pages.page(request, "tried.html", {"said": said})
+    if not desk.questions.allows():
+        raise UsageError("too many questions within a minute", fix="wait a little")
+    said = [chunk async for chunk in from_a_thread(lambda: _tried(desk), desk.ending)]
+    return desk.pages.page(request, "tried.html", {"said": b"".join(said).decode()})
+
+
+def _tried(desk: Desk) -> Iterator[bytes]:
+    try:
+        yield _tried_words(desk).encode(errors="replace")
+    except TailwiseError as error:
+        yield str(error).encode(errors="replace")
+
+
+def _tried_words(desk: Desk) -> str:
+    endpoint = _endpoint()
+    if endpoint is None:
+        return "No endpoint is set up."
+    last = None
+    for event in chat([{"role": "user", "content": "Say: ready."}], desk.workspace, Screen(), endpoint):
+        last = event
+    return f"{last.message} {last.fix}" if isinstance(last, Failed) else "It answers."
 
 
 @router.get("/assistant")

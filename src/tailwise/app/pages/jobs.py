@@ -63,8 +63,8 @@ async def events(request: Request, desk: Given) -> StreamingResponse:
 
     async def looks() -> AsyncIterator[bytes]:
         seen = None
-        while not await request.is_disconnected():
-            found = [job.to_json() for job in desk.queue.jobs()]
+        while not (desk.ending.is_set() or await request.is_disconnected()):
+            found = [job.to_json() for job in await run_in_threadpool(desk.queue.jobs)]
             if found != seen:
                 yield event("jobs", [{**job, "output": Path(job["output"]).name} for job in found])
                 seen = found
@@ -74,10 +74,10 @@ async def events(request: Request, desk: Given) -> StreamingResponse:
 
 
 @router.post("/uploads")
-async def upload(request: Request, desk: Given, file: UploadFile) -> HTMLResponse:
+def upload(request: Request, desk: Given, file: UploadFile) -> HTMLResponse:
     """Take an audit file."""
     try:
-        entry = await run_in_threadpool(keep, desk, file.file, file.filename or "upload.audit")
+        entry = keep(desk, file.file, file.filename or "upload.audit")
     except UsageError as error:
         return desk.pages.page(request, "jobs.html", _values(desk, message=str(error)), 400)
     response = desk.pages.page(request, "jobs.html", _values(desk))

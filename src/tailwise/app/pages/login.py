@@ -2,41 +2,58 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Request, Response
+from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from tailwise.app.desk import Desk, desk_of
-from tailwise.app.guard import COOKIE, same, session_of
+from tailwise.app.guard import cookie_of, same, session_of
 
 router = APIRouter(include_in_schema=False)
 Given = Annotated[Desk, Depends(desk_of)]
 
 
+Next = Annotated[str, Query(max_length=8000)]
+#: An address on this server: browsers take two slashes, or one and a backslash, for another host.
+_OURS = re.compile(r"/(?![/\\])[!-~]*")
+
+
 @router.get("/login")
-def ask(request: Request, desk: Given) -> Response:
+def ask(request: Request, desk: Given, next: Next = "/") -> Response:  # noqa: A002 - its name in the address
     """The form."""
     if desk.settings.token is None:
-        return RedirectResponse("/", 303)
-    return desk.pages.page(request, "login.html", {"message": "", "signed_in": False})
+        return RedirectResponse(_own(next), 303)
+    return _form(request, desk, next)
+
+
+def _own(address: str) -> str:
+    return address if _OURS.fullmatch(address) else "/"
+
+
+def _form(request: Request, desk: Desk, after: str, message: str = "", status: int = 200) -> Response:
+    values = {"message": message, "signed_in": False, "next": _own(after)}
+    return desk.pages.page(request, "login.html", values, status)
 
 
 @router.post("/login")
-def take(request: Request, desk: Given, token: Annotated[str, Form(max_length=500)] = "") -> Response:
+def take(
+    request: Request, desk: Given, token: Annotated[str, Form(max_length=500)] = "",
+    next: Annotated[str, Form(max_length=8000)] = "/",  # noqa: A002
+) -> Response:  # fmt: skip
     """The cookie, for the right token."""
     expected = desk.settings.token
     if expected is None:
-        return RedirectResponse("/", 303)
+        return RedirectResponse(_own(next), 303)
     if not desk.logins.allows():
-        return desk.pages.page(
-            request, "login.html", {"message": "Too many tries: wait a minute.", "signed_in": False}, 429
-        )
+        return _form(request, desk, next, "Too many tries: wait a minute.", 429)
     if not same(token, expected):
-        return desk.pages.page(request, "login.html", {"message": "That is not the token.", "signed_in": False}, 401)
-    response = RedirectResponse("/", 303)
+        return _form(request, desk, next, "That is not the token.", 401)
+    response = RedirectResponse(_own(next), 303)
     secure = request.url.scheme == "https"
     response.set_cookie(
-        COOKIE, session_of(expected), httponly=True, samesite="strict", secure=secure, max_age=30 * 86400
-    )
+        cookie_of(desk.settings), session_of(expected), httponly=True, samesite="strict", secure=secure,
+        max_age=30 * 86400,
+    )  # fmt: skip
     return response

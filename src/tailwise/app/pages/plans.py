@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,10 +23,14 @@ _SUFFIX = {"llmcompressor": ".yaml", "llamacpp": ".txt", "evopress": ".txt", "al
 
 
 @router.get("/plans")
-def plans(request: Request, desk: Given) -> HTMLResponse:
-    """All plans."""
-    lines = [(entry, *_read(desk, entry)) for entry in desk.workspace.entries("plan")]
-    return desk.pages.page(request, "plans.html", {"area": "Plans", "lines": lines})
+def plans(request: Request, desk: Given, page: int = 1) -> HTMLResponse:
+    """All plans; those of a page are read."""
+    entries = desk.workspace.entries("plan")
+    pages = max(1, -(-len(entries) // _SIZE))
+    page = max(1, min(page, pages))
+    lines = [(entry, *_read(desk, entry)) for entry in entries[(page - 1) * _SIZE : page * _SIZE]]
+    values = {"area": "Plans", "lines": lines, "total": len(entries), "page": page, "pages": pages}
+    return desk.pages.page(request, "plans.html", values)
 
 
 def _read(desk: Desk, entry: Entry) -> tuple[Plan | None, str]:
@@ -64,12 +69,11 @@ def _audits_of(desk: Desk, plan: Plan) -> list[Entry]:
     found = []
     for entry in desk.workspace.entries("audit"):
         overview = desk.overviews.ready(entry)
-        if (
-            overview is not None
-            and overview.model == plan.model
-            and desk.workspace.audit(entry.id).provenance.fingerprint == plan.fingerprint
-        ):
-            found.append(entry)
+        if overview is None or overview.model != plan.model:
+            continue
+        with contextlib.suppress(TailwiseError):  # it changed, or went away
+            if desk.workspace.audit(entry.id).provenance.fingerprint == plan.fingerprint:
+                found.append(entry)
     return found
 
 

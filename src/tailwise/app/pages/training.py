@@ -66,7 +66,7 @@ async def events(request: Request, desk: Given, name: str) -> StreamingResponse:
 
     async def looks() -> AsyncIterator[bytes]:
         seen = None
-        while not await request.is_disconnected():
+        while not (desk.ending.is_set() or await request.is_disconnected()):
             try:
                 found = (await run_in_threadpool(summary_of, desk, name)).to_json()
             except TailwiseError as error:

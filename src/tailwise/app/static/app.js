@@ -64,17 +64,19 @@
   addEventListener("beforeprint", () => all(".chart:not([data-shown])").forEach((target) => show(target)));
 
   // ---- what the server tells by itself
+  // A browser opens six connections to a server, for all its tabs together: those that nobody sees hold none.
   const streams = new Map();
-  const listen = (element) => {
-    if (streams.has(element)) return;
-    for (const [old, stream] of streams) if (!old.isConnected) { stream.close(); streams.delete(old); }
+  const hush = (element) => { streams.get(element)?.close(); streams.delete(element); };
+  const listen = (element, again = false) => {
+    for (const old of [...streams.keys()]) if (!old.isConnected) hush(old);
+    if (streams.has(element) || document.hidden) return;
     const source = new EventSource(element.dataset.events), pulse = $("#pulse");
     streams.set(element, source);
     const say = (text, kind) => { if (pulse) { pulse.textContent = text; pulse.className = `pulse ${kind}`; } };
     source.addEventListener("open", () => say("live", "live"));
     source.addEventListener("error", () => say("the server does not answer; trying again", "lost"));
     source.addEventListener("trouble", (event) => { source.close(); say(JSON.parse(event.data).message, "lost"); });
-    let first = true;
+    let first = !again;
     source.addEventListener("point", (event) => {
       const run = JSON.parse(event.data);
       say(`live, step ${run.last_step ?? "–"}`, "live");
@@ -85,7 +87,7 @@
     source.addEventListener("jobs", (event) => {
       const jobs = JSON.parse(event.data), lines = all("[data-job]");
       if (jobs.length !== lines.length || jobs.some((job) => $(`[data-job="${job.id}"]`)?.dataset.state !== job.state)) {
-        source.close(); streams.delete(element);
+        hush(element);
         htmx.ajax("GET", "/jobs", { target: "#queue", swap: "outerHTML" });
         return;
       }
@@ -99,14 +101,27 @@
 
   const begin = (root) => {
     all(".chart[data-source]", root).forEach((target) => seen.observe(target));
-    all("[data-events]", root).forEach(listen);
+    all("[data-events]", root).forEach((element) => listen(element));
     if (root.matches?.("[data-events]")) listen(root);
   };
   document.addEventListener("htmx:load", (event) => begin(event.detail.elt));
   begin(document);
+  const attend = () => {
+    if (document.hidden) [...streams.keys()].forEach(hush);
+    else all("[data-events]").forEach((element) => listen(element, true));
+  };
+  document.addEventListener("visibilitychange", attend);
+  addEventListener("pagehide", () => [...streams.keys()].forEach(hush));
+  addEventListener("pageshow", (event) => { if (event.persisted) attend(); });
 
   // ---- small things
   document.addEventListener("change", (event) => {
+    // A server that refuses a large file ends the connection, and then nobody can be told why.
+    if (event.target.matches("[data-largest]")) {
+      const [file] = event.target.files, most = Number(event.target.dataset.largest);
+      event.target.setCustomValidity(file && file.size > most ? `This file is larger than the ${Math.round(most / 1e6)} MB that are taken. Copy it into a folder that is served instead.` : "");
+      event.target.reportValidity();
+    }
     if (event.target.matches("[data-goto]")) location.assign(event.target.value);
     if (event.target.matches("[data-submit]")) event.target.form.submit();
   });
@@ -157,7 +172,9 @@
       chips.forEach((text) => { const button = document.createElement("button"); button.type = "button"; button.textContent = text; button.addEventListener("click", () => ask(text)); box.append(button); });
       talk.append(box);
     };
+    let answering = false; // one at a time: what is said would get out of order
     const ask = async (text) => {
+      answering = true;
       all(".chips", talk).forEach((box) => box.remove());
       line("user", text);
       said.push({ role: "user", content: text });
@@ -172,7 +189,7 @@
         element.scrollIntoView({ block: "nearest" });
       };
       try {
-        const messages = said.slice(-23).map(({ role, content }) => ({ role, content }));
+        const messages = said.slice(-23).map(({ role, content }) => ({ role, content: content.slice(0, 8000) }));
         const answer = await fetch("/assistant/ask", { method: "POST", headers: { "Content-Type": "application/json", "X-CSRF-Token": proof }, body: JSON.stringify({ messages, screen: screen() }) });
         if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error || `the server answered ${answer.status}`);
         const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -185,6 +202,7 @@
         }
       } catch (error) { element.textContent = `No answer: ${error.message}`; element.classList.add("trouble"); said.pop(); }
       element.removeAttribute("aria-busy");
+      answering = false;
       keep();
     };
     const open = (wanted) => {
@@ -196,6 +214,7 @@
     };
     const begun = () => {
       try { said = JSON.parse(kept("tailwise-said") || "[]"); } catch { said = []; }
+      if (!Array.isArray(said)) said = [];
       for (const one of said) { const element = line(one.role, one.content); if (one.html) finish(element, one.html, one.odd || []); }
       if (kept("tailwise-asking")) { open(true); document.activeElement.blur(); }
     };
@@ -208,7 +227,7 @@
     $("#ask").addEventListener("submit", (event) => {
       event.preventDefault();
       const text = $("#question").value.trim();
-      if (text) { $("#question").value = ""; ask(text); }
+      if (text && !answering) { $("#question").value = ""; ask(text); }
     });
     drawer_.addEventListener("keydown", (event) => { if (event.key === "Escape") { open(false); $("#ask-open").focus(); } });
     document.addEventListener("keydown", (event) => {
