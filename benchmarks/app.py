@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from tailwise.audits.run import audit
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "app.md"
 READERS, ROUNDS = 50, 12
-MATRICES, SIDE = 60, 1280
+MATRICES, SIDE = 80, 1536
 
 
 def prepare(folder: Path) -> None:
@@ -169,48 +169,65 @@ def browser_times(server: Server) -> str:
     return "\n".join(lines)
 
 
-async def _reader(number: int, address: str, targets: list[str], times: list[float], wrong: list[str]) -> None:
-    async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+@dataclass
+class Reading:
+    """What fifty readers saw."""
+
+    times: list[float] = field(default_factory=list)  # milliseconds
+    wrong: list[str] = field(default_factory=list)
+
+    async def one(self, client: httpx.AsyncClient, number: int, targets: list[str], pause: float) -> None:
+        """One reader: they are not in step, and look at a page for a moment."""
+        await asyncio.sleep(pause * number / READERS)
         for turn in range(ROUNDS):
             target = targets[(number + turn) % len(targets)]
             began = time.perf_counter()
             try:
                 answer = await client.get(target)
                 if answer.status_code != 200:
-                    wrong.append(f"{answer.status_code} {target}")
+                    self.wrong.append(f"{answer.status_code} {target}")
             except httpx.HTTPError as error:
-                wrong.append(f"{type(error).__name__} {target}")
-            times.append(1000 * (time.perf_counter() - began))
-            await asyncio.sleep(1.0)  # a reader looks at a page for a moment
+                self.wrong.append(f"{type(error).__name__} {target}")
+            self.times.append(1000 * (time.perf_counter() - began))
+            await asyncio.sleep(pause)
+
+    async def all_of_them(self, address: str, targets: list[str], pause: float) -> None:
+        """Fifty at once, each with a connection of its own."""
+        limits = httpx.Limits(max_connections=READERS, max_keepalive_connections=READERS)
+        async with httpx.AsyncClient(base_url=address, timeout=60, limits=limits) as client:
+            await asyncio.gather(*(self.one(client, number, targets, pause) for number in range(READERS)))
 
 
 def load(server: Server) -> str:
-    """Readers at once, each a page a second, while an audit runs; and without it."""
+    """Readers at once while an audit runs, and without it: with a page a second each, and without any pause."""
     targets = [address for name, address in pages(server).items() if "10,000" not in name]
-    lines = [f"| {READERS} readers, a page a second each | requests | errors | median, ms | p95, ms | slowest, ms |",
-             "| --- | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
-    for busy in (False, True):
-        name = "nothing else"
-        with server.client() as client:
-            if busy:
-                assert client.post("/api/jobs", json={"model": "model"}).status_code == 201
-                waited(client, lambda job: job["state"] == "running" and job["done"] > 0)
-            times: list[float] = []
-            wrong: list[str] = []
-
-            async def all_of_them(times: list[float] = times, wrong: list[str] = wrong) -> None:
-                await asyncio.gather(*(_reader(i, server.address, targets, times, wrong) for i in range(READERS)))
-
-            asyncio.run(all_of_them())
-            if busy:
-                job = client.get("/api/jobs").json()[0]
-                name = f"an audit running ({job['done']} of {job['total']} matrices by the end)"
-                client.post(f"/jobs/{job['id']}/cancel")
-        p95 = float(np.quantile(times, 0.95))
-        lines.append(
-            f"| {name} | {len(times)} | {len(wrong)} | {statistics.median(times):.0f} | {p95:.0f} | {max(times):.0f} |"
-        )
+    lines = [f"| {READERS} readers | beside | requests | errors | a second | median, ms | p95, ms | slowest, ms |",
+             "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    for pause in (1.0, 0.0):
+        for busy in (False, True):
+            lines.append(_loaded(server, targets, pause, busy=busy))
     return "\n".join(lines)
+
+
+def _loaded(server: Server, targets: list[str], pause: float, *, busy: bool) -> str:
+    found, beside = Reading(), "nothing"
+    with server.client() as client:
+        if busy:
+            assert client.post("/api/jobs", json={"model": "model", "bootstrap": int(pause)}).status_code == 201
+            first = waited(client, lambda job: job["state"] == "running" and job["done"] > 0)["done"]
+        began = time.perf_counter()
+        asyncio.run(found.all_of_them(server.address, targets, pause))
+        took = time.perf_counter() - began
+        if busy:
+            job = client.get("/api/jobs").json()[0]
+            beside = f"an audit, {first} to {job['done']} of {job['total']} matrices"
+            client.post(f"/jobs/{job['id']}/cancel")
+    p95, middle, slowest = float(np.quantile(found.times, 0.95)), statistics.median(found.times), max(found.times)
+    how, count = "a page a second each" if pause else "without a pause", len(found.times)
+    return (
+        f"| {how} | {beside} | {count} | {len(found.wrong)} | {count / took:.0f} | {middle:.0f} | {p95:.0f} | "
+        f"{slowest:.0f} |"
+    )
 
 
 def waited(client: httpx.Client, test: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from functools import lru_cache
 from types import FrameType
 
+import anyio.to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -31,6 +32,8 @@ from tailwise.report.charts.chart import require_altair
 from tailwise.report.shell import asset, bundle
 from tailwise.workspace.workspace import Workspace
 
+#: Pages made at once. Python runs one thread at a time, so more of them only wait for each other, and out of turn.
+_THREADS = 8
 _LOGINS = 10  # tries a minute
 _QUESTIONS = 60
 _TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
@@ -53,6 +56,7 @@ def create_app(workspace: Workspace, settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def alive(_: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
         if not settings.read_only:
             queue.open()
         # Vega takes seconds to be put together, which the first chart should not wait for.
