@@ -110,14 +110,13 @@ def forecast_lines(found: Forecast) -> Sequence[tuple[str, str]]:
 
 def outcome_line(outcome: Any) -> Text:
     """One line on a model that is finished."""
+    model, reason, remedy = map(printable, (outcome.model, outcome.reason, outcome.remedy))
     if outcome.became == "done":
         facts = outcome.facts
         alpha = facts["values"].get("mean_alpha")
         mean = "" if alpha is None else f", mean alpha {alpha:.2f}"
-        said = f"{printable(outcome.model)}: {facts['matrices']} matrices{mean}, {facts['seconds']:.1f} s, {facts['reused']} known"
-        return Text(f"{said}; {printable(outcome.reason)}" if outcome.reason else said, style="yellow" if outcome.reason else "")
+        said = f"{model}: {facts['matrices']} matrices{mean}, {facts['seconds']:.1f} s, {facts['reused']} known"
+        return Text(f"{said}; {reason}" if reason else said, style="yellow" if reason else "")
     said = {"failed": "FAILED", "waiting": "to be tried again", "lost": "another worker has it"}[outcome.became]
-    text = printable(f"{outcome.model}: {said}" + (f": {outcome.reason}" if outcome.reason else ""))
-    return Text(
-        text + (f"\n  → {printable(outcome.remedy)}" if outcome.remedy else ""), style="red" if said == "FAILED" else "yellow"
-    )
+    text = f"{model}: {said}" + (f": {reason}" if reason else "")
+    return Text(text + (f"\n  → {remedy}" if remedy else ""), style="red" if said == "FAILED" else "yellow")
