@@ -286,3 +286,52 @@ def test_on_a_gpu_matrices_are_reduced_together_and_what_was_measured_is_kept(tm
     again = Worker(worker.checkpoint, tw.Recipe(), "cuda", cache, Baselines(cache))
     assert again._reduce(triangle.clone()).tolist() == pytest.approx(list(range(1, 9)))
     assert Worker(worker.checkpoint, tw.Recipe(), "cpu", cache, Baselines(cache))._reduce is None
+
+
+def test_a_far_worker_without_the_folder_measures_solvers_once_for_all_its_matrices(tmp_path, monkeypatch):
+    from safetensors.numpy import save_file as save
+
+    from inline import Inline
+    from tailwise.audits import far
+    from tailwise.audits.work import Worker
+    from tailwise.spectrum.solvers import symmetric
+
+    save(
+        {f"{i}.weight": np.random.default_rng(i).standard_normal((70, 64)) for i in range(3)},
+        tmp_path / "a.safetensors",
+    )
+    times, near = [], Worker._solve_one
+    monkeypatch.setattr(symmetric, "measured", lambda *_: times.append(1) or {"torch": 1.0})
+    monkeypatch.setattr(far, "_SEEN", {})
+
+    def as_on_a_gpu(worker, matrix):
+        worker.device = "cuda"
+        worker.__dict__["_reduce"] = worker._reduce
+        worker.device = "cpu"
+        return near(worker, matrix)
+
+    monkeypatch.setattr(Worker, "_solve_one", as_on_a_gpu)
+    assert len(tw.audit(tmp_path, executor=Inline(), workers=1, use_cache=False)) == 3
+    assert len(times) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_process_forked_meanwhile_does_not_go_on_holding_a_lock(tmp_path):
+    import fcntl
+
+    reader, writer = os.pipe()
+    with Cache(tmp_path).alone("k"):
+        waiting = (tmp_path / "locks" / "k").open("rb")
+        child = os.fork()
+        if child == 0:  # pragma: no cover - in another process
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+    try:
+        fcntl.flock(waiting, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        waiting.close()
+        os.close(reader)
+        os.close(writer)
+        os.waitpid(child, 0)

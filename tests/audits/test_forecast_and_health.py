@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 import tailwise as tw
@@ -46,6 +47,14 @@ def test_a_forecast_reads_no_weight_and_knows_what_is_kept():
     assert after["seconds"] > 0
     again = forecast(checkpoint, prepare(checkpoint, tw.Recipe(randomize=1)))
     assert again["cached"] == 0
+
+
+def test_a_forecast_for_a_device_that_is_not_here_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    checkpoint = Watched()
+    options = tw.recipe.RunOptions(device="cuda", executor="ray")
+    with pytest.raises(tw.UsageError, match="no CUDA device"):
+        forecast(checkpoint, prepare(checkpoint, options=options))
 
 
 def test_a_sound_installation_passes_every_check_that_is_not_optional():

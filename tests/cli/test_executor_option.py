@@ -20,6 +20,13 @@ def test_an_unknown_executor_is_a_wrong_use(call, pycode, line):
     assert out == ""
 
 
+@pytest.mark.parametrize("executor", ["local://here", "dask://scheduler", "dask:scheduler:8786", "ray://", "Dask"])
+def test_an_address_that_no_engine_has_is_a_wrong_use(call, pycode, executor):
+    code, _, err = call("audit", pycode, "--executor", executor)
+    assert code == 2
+    assert "choose local, dask, dask://scheduler:8786" in err
+
+
 def test_audit_says_what_is_missing_where_an_engine_is_not_installed(call, pycode, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "distributed", None)
     code, _, err = call("audit", pycode, "--executor", "dask")

@@ -6,8 +6,10 @@ from collections import Counter
 from concurrent.futures import CancelledError, Future
 
 import pytest
+import torch
 
 from tailwise.execution.engine import Engine
+from tailwise.execution.one_thread import one_thread
 from tailwise.execution.spread import ATTEMPTS, Patience, Work, spread
 
 SOON = Patience(silence=0.05, copy=0.01, retry=0.001)
@@ -151,6 +153,33 @@ def test_an_error_of_the_task_itself_is_not_tried_again():
         (2, "the scripted engine could not run it: ModuleNotFoundError: tailwise")
     ]
     assert engine.started[2] == 1
+
+
+def test_a_worker_with_another_version_does_nothing_and_says_so(monkeypatch):
+    class Old(Scripted):
+        def submit(self, function, argument):
+            with monkeypatch.context() as patch:
+                patch.setattr("tailwise.execution.spread.__version__", "0.0.9")
+                return super().submit(function, argument)
+
+    found = results(Old(fine), 2)
+    assert sorted(item for item, _ in found) == [0, 1]
+    assert all("the worker has tailwise 0.0.9, and" in why for _, why in found)
+
+
+def test_one_thread_stays_until_the_last_of_a_process_is_done():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first, second = one_thread(), one_thread()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert torch.get_num_threads() == 1
+        second.__exit__(None, None, None)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_result_that_may_pass_is_tried_later_and_the_last_one_stands():

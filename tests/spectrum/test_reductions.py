@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -64,6 +65,18 @@ def test_float32_stays_within_its_rounding(name):
     assert found.dtype is torch.float32
     limit = 4 * math.sqrt(200) * torch.finfo(torch.float32).eps
     assert ((found - known).abs().amax(1) <= limit * known[:, -1]).all()
+
+
+@pytest.mark.parametrize("name", ["tridiagonal", "two-stage"])
+@pytest.mark.parametrize(
+    ("dtype", "sizes"), [(torch.float32, (1e-22, 1e-30, 1e27)), (torch.float64, (1e-170, 1e-202, 1e197))]
+)
+def test_entries_whose_squares_leave_the_type_harm_nothing(name, dtype, sizes):
+    scales = torch.tensor(sizes, dtype=torch.float64).view(-1, 1, 1)
+    batch = (triangles(70) * scales).to(dtype)
+    known = exact(batch)
+    found = SOLVERS[name](batch.clone())
+    assert ((found - known).abs().amax(1) <= 64 * torch.finfo(dtype).eps * known[:, -1]).all()
 
 
 @pytest.mark.parametrize("name", ["tridiagonal", "two-stage"])
@@ -140,6 +153,26 @@ def test_a_solver_that_fails_or_is_wrong_is_never_chosen(monkeypatch, caplog):
     assert "is off" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "noted",
+    [
+        {},  # none could be used there
+        {"cupy": 0.1},  # is not installed here
+        {"torch": "fast"},
+        {"another": 0.1},
+    ],
+)
+def test_a_note_of_solvers_that_cannot_run_here_is_measured_again(noted, monkeypatch):
+    monkeypatch.setattr(symmetric, "measured", lambda *_: {"torch": 2.0, "two-stage": 1.0})
+    assert Choice(lambda _: noted)(triangles(20)) == "two-stage"
+
+
+def test_of_a_note_the_fastest_solver_that_can_run_here_is_taken(monkeypatch):
+    monkeypatch.setattr(symmetric, "measured", lambda *_: pytest.fail("it was measured already"))
+    noted = {"torch": 2.0, "cupy": 0.1, "two-stage": 1.0}
+    assert Choice(lambda _: noted)(triangles(20)) == "two-stage"
+
+
 @pytest.mark.parametrize(("m", "named"), [(1, 64), (90, 64), (91, 128), (768, 1024), (3000, 4096), (14336, 4096)])
 def test_sizes_are_measured_at_the_nearest_power_of_two(m, named):
     assert size_class(m) == named
@@ -205,6 +238,24 @@ def test_one_bad_matrix_of_a_batch_is_its_owners_error(monkeypatch):
     assert isinstance(bad.error, RuntimeError)
     with pytest.raises(RuntimeError, match="not finite"):
         together(torch.full((5, 5), math.nan))
+
+
+def test_a_batch_that_was_too_large_is_let_go_before_its_matrices_are_tried_alone(monkeypatch):
+    taken = []
+
+    def small(batch: torch.Tensor) -> torch.Tensor:
+        held = [one for one in taken if one() is not None]
+        taken.append(weakref.ref(batch))
+        if len(batch) > 1 or held:
+            raise torch.OutOfMemoryError("the device is full")
+        return SOLVERS["torch"](batch)
+
+    from tailwise.spectrum.solvers import together as module
+
+    monkeypatch.setattr(module, "SOLVERS", {"small": small})
+    batch = [module._Asked(triangle) for triangle in triangles(5)]
+    Together(lambda _: "small")._solve(batch)
+    assert [asked.error for asked in batch] == [None, None, None]
 
 
 @pytest.mark.parametrize("shape", [(300, 90), (90, 300)])

@@ -8,6 +8,7 @@ import pytest
 
 from tailwise.errors import UnreachableError, UnreadableError, UsageError
 from tailwise.sweep.models import default_name, parse_query, read_models
+from tailwise.sweep.results import stem
 
 
 def test_a_list_has_a_model_on_each_line_and_comments(tmp_path, caplog):
@@ -20,8 +21,25 @@ def test_a_list_has_a_model_on_each_line_and_comments(tmp_path, caplog):
 
 
 def test_a_list_in_an_object_store(s3):
-    s3.pipe_file("bucket/lists/m.txt", b"org/a\norg/b\n")
+    s3.pipe_file("bucket/lists/m.txt", "\ufefforg/a\r\norg/b\n".encode())
     assert read_models("s3://bucket/lists/m.txt") == ["org/a", "org/b"]
+    s3.pipe_file("bucket/lists/bad.txt", b"org/a\xff")
+    with pytest.raises(UsageError, match="is no text file"):
+        read_models("s3://bucket/lists/bad.txt")
+
+
+def test_a_sign_within_a_name_is_no_comment(tmp_path):
+    (tmp_path / "m.txt").write_text("/models/run#3\ns3://bucket/a#b # the fourth\n#c\n\t# d\n/models/a\u2028b\n")
+    assert read_models(str(tmp_path / "m.txt")) == ["/models/run#3", "s3://bucket/a#b", "/models/a\u2028b"]
+
+
+@pytest.mark.parametrize("model", ["/" + "模" * 300, "x" * 20 + "/." + "y" * 79, "../../..", "a\0b", "/models/ü" * 40])
+def test_a_models_files_have_names_that_every_file_system_takes_and_every_glob_finds(model, tmp_path):
+    name = f"{stem(model)}.parquet"
+    assert stem(model)[0] not in ".-"
+    (tmp_path / name).touch()
+    assert [path.name for path in tmp_path.glob("*.parquet")] == [name]
+    assert len(name.encode()) < 120
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from sqlalchemy import update
 
 import tailwise as tw
+from inline import Inline
 from loopback_hub import COMMIT
 from tailwise.audits import work as audit_work
 from tailwise.errors import UnreachableError, UsageError
@@ -160,6 +162,41 @@ def test_other_settings_are_another_sweep(models, tmp_path):
         sweep(models, to(tmp_path), estimator="topp")
     with pytest.raises(UsageError, match="cannot lie in an object store"):
         Sweep.at("s", "s3://bucket/out")
+
+
+def test_models_on_s3_and_an_engine_give_the_data_set_of_threads_and_paths(s3, models, tmp_path):
+    there = []
+    for model in map(Path, models):
+        for file in model.iterdir():
+            s3.pipe_file(f"bucket/models [1]/{model.name}+é/{file.name}", file.read_bytes())
+        there.append(f"s3://bucket/models [1]/{model.name}+é")
+    sweep(models, to(tmp_path))
+    far = Sweep.at("far", "s3://bucket/far", str(tmp_path / "far.db"))
+    wires = Inline()
+    counts = sweep(there, far, executor=wires, workers=2, cache_dir="s3://bucket/far-cache")
+    assert counts == {"waiting": 0, "claimed": 0, "done": 3, "failed": 0}
+    one = pq.read_table(tmp_path / "out" / "layers").drop_columns(["model", "seconds"])
+    other = pq.read_table("bucket/far/layers", filesystem=s3).drop_columns(["model", "seconds"])
+    order = [("name", "ascending"), ("digest", "ascending")]
+    assert one.sort_by(order).drop_columns(["reused"]) == other.sort_by(order).drop_columns(["reused"])
+    sent = len(wires.sent)
+    assert sent > 0
+    again = Sweep.at("again", "s3://bucket/far-again", str(tmp_path / "far.db"))
+    sweep(there, again, executor=wires, workers=2, cache_dir="s3://bucket/far-cache")
+    assert len(wires.sent) == sent
+
+
+def test_an_engine_decides_about_devices_and_an_unknown_one_is_a_wrong_use(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="there is no executor"):
+        sweep(models, to(tmp_path), executor="spark")
+    with pytest.raises(UsageError, match="no CUDA device"):
+        sweep(models, to(tmp_path), device="cuda")
+    counts = sweep(models[:1], to(tmp_path), device="cuda", executor=Inline(), workers=1)
+    assert counts["done"] == 1
+    with Catalogue(tmp_path / "out" / "catalogue.db") as catalogue:
+        [trouble] = catalogue.troubles("s")
+    assert "no CUDA device" in trouble.reason
 
 
 def test_results_on_s3(s3, models, tmp_path):

@@ -143,11 +143,13 @@ def _measured(errand: Errand, source: MatrixSource, part: Checkpoint) -> Outcome
     worker = Worker(part, errand.recipe, device, cache, Baselines(cache), failed=errors.append)
     row, layer = worker(source)
     with _GUARD:
-        _SEEN.update({key: value for key, value in cache.notes.items() if key[0] == "baselines"})
+        _SEEN.update({key: value for key, value in cache.notes.items() if key[0] in _LASTING})
     passing = any(isinstance(error, UnreachableError) for error in errors)
     return Outcome(row, layer, cache.spectra, cache.notes, passing)
 
 
-#: Baselines that this process has computed.
+#: Kinds of notes that the next matrix takes as well: noise, and which reduction was measured to be fastest here.
+_LASTING = ("baselines", "solvers")
+#: Of these, what this process has computed.
 _SEEN: dict[tuple[str, str], Any] = {}
 _GUARD = threading.Lock()

@@ -8,6 +8,7 @@ from tailwise.audits.baselines import Baselines
 from tailwise.audits.cache import Cache
 from tailwise.audits.cost import rates, shape_of
 from tailwise.audits.work import Worker
+from tailwise.execution.device import checked_device
 from tailwise.execution.executor import default_workers
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def forecast(checkpoint: Checkpoint, prepared: Prepared) -> dict[str, Any]:
     worker = Worker(checkpoint, prepared.recipe, options.device, cache, Baselines(cache))
     new = [source for source in prepared.sources if not worker.is_known(source)]
     workers = options.workers or default_workers(options.device)
+    checked_device(options.device)  # rates are measured here, whatever the executor
     speed = rates(max((source.m for source in new), default=1), prepared.recipe, options.device, cache)
     each = [speed.seconds(source, 1 + prepared.recipe.randomize) for source in new]
     shapes = {shape_of(source): source for source in new}

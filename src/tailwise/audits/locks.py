@@ -65,4 +65,7 @@ def _among_processes(path: Path) -> Iterator[None]:
             # One who waits on a file that is gone finds the result when it looks again.
             with contextlib.suppress(OSError):
                 path.unlink()
+            with contextlib.suppress(OSError):
+                # A process that was forked meanwhile has the file open, too, and would go on holding the lock.
+                fcntl.flock(file, fcntl.LOCK_UN)
             file.close()

@@ -59,6 +59,14 @@ def sweep(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Matrices at once; one per core by default.", rich_help_panel=_RUN)
     ] = None,
+    executor: Annotated[
+        str,
+        typer.Option(metavar="ENGINE", rich_help_panel=_RUN,
+                     help="Of each model's matrices: local, dask[://scheduler:8786], ray[://head:10001]."),
+    ] = "local",
+    num_gpus: Annotated[
+        float | None, typer.Option(min=0, help="GPUs a matrix takes on Ray.", rich_help_panel=_RUN)
+    ] = None,
     cache_dir: Annotated[
         str | None,
         typer.Option(metavar="WHERE", help="Where spectra are kept, a folder or s3://…; share it between workers.",
@@ -98,6 +106,7 @@ def sweep(
     settings: dict[str, Any] = {
         "estimator": estimator, "precision": dtype.value, "conv": conv.value, "randomize": int(randomize),
         "seed": seed, "metrics": comma_list(metrics), "device": device, "workers": workers, "cache_dir": cache_dir,
+        "executor": executor, "num_gpus": num_gpus,
     }  # fmt: skip
     listed = read_models(models)
     if dry_run:

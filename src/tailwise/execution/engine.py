@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
@@ -12,6 +13,8 @@ from typing import Any, Literal
 
 from tailwise.errors import UsageError
 from tailwise.recipe import RunOptions
+
+_NAME = re.compile(r"local|(dask|ray)(://\S+:\d+)?")
 
 #: What an error of a task means: of the task itself, of the worker that had it, or of the connection to all of them.
 Fault = Literal["task", "worker", "connection"]
@@ -81,8 +84,8 @@ def engine_of(options: RunOptions) -> Iterator[Engine]:
 
 
 def check_executor(executor: Executor | str) -> None:
-    """`UsageError` where `executor` is no executor and no engine's name."""
-    if isinstance(executor, Executor) or (isinstance(executor, str) and _scheme(executor) in ("local", "dask", "ray")):
+    """`UsageError` where `executor` is no executor, no engine's name, or an address without its port."""
+    if isinstance(executor, Executor) or (isinstance(executor, str) and _NAME.fullmatch(executor)):
         return
     raise UsageError(
         f"there is no executor {executor!r}",

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Generic, TypeVar
 
+from tailwise import __version__
+from tailwise.errors import UsageError
 from tailwise.execution.engine import Engine, Fault
 from tailwise.recipe import RunOptions
 
@@ -43,6 +45,21 @@ class Work(Generic[Item, Result]):
     cost: Callable[[Item], float] = lambda _: 1.0  # relative time
     again: Callable[[Result], bool] = lambda _: False  # whether it may come out otherwise if it is tried later
     most: int = 1  # items in one task
+
+
+@dataclass(frozen=True)
+class SameVersion:
+    """`run`, where the worker has the tailwise that sent it: another may give other numbers without a word."""
+
+    run: Callable[[Any], Any]
+    version: str = __version__
+
+    def __call__(self, packed: Any) -> Any:
+        """On a worker."""
+        if self.version != __version__:
+            what = f"the worker has tailwise {__version__}, and {self.version} sent the task"
+            raise UsageError(what, fix="install the same version on every worker")
+        return self.run(packed)
 
 
 @dataclass(frozen=True)
@@ -134,7 +151,7 @@ class _Spread(Generic[Item, Result]):
     def _submit(self, batch: tuple[int, ...], *, copied: bool = False) -> Exception | None:
         packed = self._work.pack([self._items[item] for item in batch])
         try:
-            self._running[self._engine.submit(self._work.run, packed)] = _Flight(batch, copied=copied)
+            self._running[self._engine.submit(SameVersion(self._work.run), packed)] = _Flight(batch, copied=copied)
         except Exception as error:  # each engine has errors of its own
             return error
         return None

@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from tailwise.report.columns import printable
 from tailwise.sweep.status import Running, SweepStatus
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def dashboard(status: SweepStatus, detail: str = "") -> RenderableType:
     table = RichTable(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    table.add_row(status.sweep, ProgressBar(total=max(status.total, 1), completed=finished, width=40))
+    table.add_row(Text(printable(status.sweep)), ProgressBar(total=max(status.total, 1), completed=finished, width=40))
     for title, text in _lines(status):
         table.add_row(title, text)
     parts: list[RenderableType] = [table]
@@ -34,7 +35,7 @@ def dashboard(status: SweepStatus, detail: str = "") -> RenderableType:
     if len(status.running) > _SHOWN:
         parts.append(Text(f"  … and {len(status.running) - _SHOWN} more workers", style="cyan"))
     if detail:
-        parts.append(Text(f"  {detail}", style="dim"))
+        parts.append(Text(f"  {printable(detail)}", style="dim"))
     return Group(*parts)
 
 
@@ -59,7 +60,7 @@ def _lines(status: SweepStatus) -> Sequence[tuple[str, str]]:
 def _running(one: Running) -> str:
     late = "" if one.lease_left > 0 else ", its worker gives no sign"
     again = f", attempt {one.attempt}" if one.attempt > 1 else ""
-    return f"{one.model}  ({one.owner.rpartition(':')[0]}{again}{late})"
+    return f"{printable(one.model)}  ({one.owner.rpartition(':')[0]}{again}{late})"
 
 
 def duration(seconds: float) -> str:
@@ -74,9 +75,9 @@ def troubles(status: SweepStatus) -> RenderableType:
     """One line for each model that failed, and what to do."""
     lines: list[RenderableType] = []
     for one in status.troubles:
-        lines.append(Text(f"{one.model}: {one.status.upper()}: {one.reason}", style="red"))
+        lines.append(Text(printable(f"{one.model}: {one.status.upper()}: {one.reason}"), style="red"))
         if one.remedy:
-            lines.append(Text(f"  → {one.remedy}"))
+            lines.append(Text(f"  → {printable(one.remedy)}"))
     unread = status.failed - sum(one.status == "failed" for one in status.troubles)
     if unread > 0:
         lines.append(Text(f"… and {unread} more; models.parquet has all"))
@@ -95,7 +96,7 @@ def forecast_lines(found: Forecast) -> Sequence[tuple[str, str]]:
     return [
         ("models", f"{found.models}{looked}"),
         *unreadable,
-        *(("", f"{model}: {reason}") for model, reason in found.unreadable[:_SHOWN]),
+        *(("", printable(f"{model}: {reason}")) for model, reason in found.unreadable[:_SHOWN]),
         ("matrices", f"{cost.matrices}{known}"),
         ("work", f"{cost.flops:.2e} operations (n·m² + 4/3·m³ a matrix)"),
         ("read", decimal(cost.bytes)),
@@ -109,14 +110,13 @@ def forecast_lines(found: Forecast) -> Sequence[tuple[str, str]]:
 
 def outcome_line(outcome: Any) -> Text:
     """One line on a model that is finished."""
+    model, reason, remedy = map(printable, (outcome.model, outcome.reason, outcome.remedy))
     if outcome.became == "done":
         facts = outcome.facts
         alpha = facts["values"].get("mean_alpha")
         mean = "" if alpha is None else f", mean alpha {alpha:.2f}"
-        said = f"{outcome.model}: {facts['matrices']} matrices{mean}, {facts['seconds']:.1f} s, {facts['reused']} known"
-        return Text(f"{said}; {outcome.reason}" if outcome.reason else said, style="yellow" if outcome.reason else "")
+        said = f"{model}: {facts['matrices']} matrices{mean}, {facts['seconds']:.1f} s, {facts['reused']} known"
+        return Text(f"{said}; {reason}" if reason else said, style="yellow" if reason else "")
     said = {"failed": "FAILED", "waiting": "to be tried again", "lost": "another worker has it"}[outcome.became]
-    text = f"{outcome.model}: {said}" + (f": {outcome.reason}" if outcome.reason else "")
-    return Text(
-        text + (f"\n  → {outcome.remedy}" if outcome.remedy else ""), style="red" if said == "FAILED" else "yellow"
-    )
+    text = f"{model}: {said}" + (f": {reason}" if reason else "")
+    return Text(text + (f"\n  → {remedy}" if remedy else ""), style="red" if said == "FAILED" else "yellow")

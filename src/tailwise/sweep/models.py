@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from tailwise.storage import get, is_url
 
 _log = logging.getLogger(__name__)
 _QUERY = "hub:"
+#: A sign within a word is part of it: folders and keys of object stores may have one.
+_COMMENT = re.compile(r"(^|\s)#.*")
 #: What a query may ask, and how its value is read. Tags of a filter are joined by `+`.
 _FIELDS: dict[str, Callable[[str], Any]] = {
     "author": str, "search": str, "pipeline_tag": str, "num_parameters": str, "sort": str, "limit": int,
@@ -24,13 +27,13 @@ _MOST = 1000
 def read_models(what: str) -> list[str]:
     """The models that `what` names, in order, each once.
 
-    `what` is a file (or URL) with a model on each line, where `#` begins a comment, or a query such as
+    `what` is a file (or URL) with a model on each line, where `#` after a space begins a comment, or a query such as
     `hub:author=org,sort=downloads,limit=100`.
     """
     if what.startswith(_QUERY):
         found = list(_from_hub(what))
     else:
-        lines = (line.partition("#")[0].strip() for line in _text(what).splitlines())
+        lines = (_COMMENT.sub("", line).strip() for line in _text(what).split("\n"))
         found = [line for line in lines if line]
     models = list(dict.fromkeys(found))
     if not models:
@@ -47,13 +50,11 @@ def default_name(what: str) -> str:
 
 def _text(what: str) -> str:
     fix = "give a text file with a model on each line, or hub:author=…,limit=…"
-    if is_url(what):
-        return get(what).decode("utf-8", "replace")
     path = Path(what).expanduser()
-    if path.is_dir():
+    if not is_url(what) and path.is_dir():
         raise UsageError("is a folder, and a list of models was expected", where=what, fix=fix)
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return (get(what) if is_url(what) else path.read_bytes()).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError("is no text file", where=what, fix=fix) from error
     except OSError as error:

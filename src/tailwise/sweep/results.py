@@ -46,7 +46,8 @@ _TABLE: dict[str, pa.DataType] = {
 
 def stem(model: str) -> str:
     """A file name for a model: readable, and of no other model."""
-    plain = re.sub(r"[^\w.-]+", "-", model).strip("-.")[-80:]
+    # ASCII alone, since file systems count bytes; cut first, since a name that begins with a dot is hidden from globs.
+    plain = re.sub(r"[^\w.-]+", "-", model, flags=re.ASCII)[-80:].strip("-.") or "model"
     return f"{plain}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
 
 

@@ -15,6 +15,7 @@ from tailwise.audits.prepare import Selection, checked
 from tailwise.audits.run import Progress, split_settings
 from tailwise.errors import UsageError
 from tailwise.execution.device import checked_device
+from tailwise.execution.engine import check_executor, is_near
 from tailwise.recipe import Recipe
 from tailwise.storage import is_url
 from tailwise.sweep.catalogue import Catalogue, Claim
@@ -68,7 +69,9 @@ def sweep(models: Sequence[str], to: Sweep, *, watch: Watch | None = None, **set
     """
     recipe, options = split_settings(settings)  # type: ignore[arg-type]
     recipe = checked(recipe)
-    checked_device(options.device)
+    check_executor(options.executor)
+    if is_near(options.executor):  # another engine's workers have devices of their own
+        checked_device(options.device)
     Selection(to.layers, to.roles)
     taken = {**settings, "layers": to.layers, "roles": to.roles}
     with Catalogue(to.catalogue) as catalogue:

@@ -117,13 +117,20 @@ class Choice:
         m, count = size_class(batch.shape[1]), MANY if len(batch) > 1 else 1
         key = f"{_name(batch.device)} {batch.dtype} {m} {count}"
         if key not in self._chosen:
-            found = self._known(key)
-            if not isinstance(found, dict) or not set(found) <= set(SOLVERS):
+            found = _usable(self._known(key), candidates(batch.device, count))
+            if not found:
                 found = measured(m, count, batch.dtype, batch.device)
                 self._keep(key, {name: value for name, value in found.items() if math.isfinite(value)})
             self._chosen[key] = min(found, key=lambda name: found[name])
             _log.info("%s: %s of %s", key, self._chosen[key], found)
         return self._chosen[key]
+
+
+def _usable(noted: Any, names: list[str]) -> dict[str, float]:
+    """What a note says of solvers that can run here: whoever measured may have had another library installed."""
+    if not isinstance(noted, dict):
+        return {}
+    return {name: noted[name] for name in names if isinstance(noted.get(name), float)}
 
 
 def size_class(m: int) -> int:

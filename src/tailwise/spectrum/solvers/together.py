@@ -61,6 +61,18 @@ class Together:
 
     def _solve(self, batch: list[_Asked]) -> None:
         self.batches.append(len(batch))
+        error = self._attempt(batch)
+        if error is None:
+            return
+        # Of several, the memory or one of them is at fault: each has its own answer. By now what the batch took on the
+        # device is free, which the attempt would hold as long as its exception was being handled.
+        if len(batch) > 1:
+            for asked in batch:
+                self._solve([asked])
+            return
+        batch[0].error, batch[0].triangle = error, None
+
+    def _attempt(self, batch: list[_Asked]) -> Exception | None:
         try:
             stacked = torch.stack([asked.triangle for asked in batch if asked.triangle is not None])
             solved = SOLVERS[self._choose(stacked)](stacked)
@@ -69,9 +81,5 @@ class Together:
             for asked, values in zip(batch, solved, strict=True):
                 asked.values, asked.triangle = values, None
         except Exception as error:
-            # Of several, the memory or one of them is at fault: each has its own answer.
-            if len(batch) > 1:
-                for asked in batch:
-                    self._solve([asked])
-                return
-            batch[0].error, batch[0].triangle = error, None
+            return error.with_traceback(None)  # its frames hold the batch
+        return None

@@ -17,8 +17,21 @@ _PANEL = 32
 
 def eigenvalues(batch: torch.Tensor) -> torch.Tensor:
     """Eigenvalues of (b, m, m), given by its lower triangles: (b, m), ascending. `batch` is overwritten."""
-    diagonal, below = tridiagonalise(batch)
-    return tridiagonal_eigenvalues(diagonal, below).to(batch.device, batch.dtype)
+    scale = _scale(batch)
+    diagonal, below = tridiagonalise(batch.mul_(scale.view(-1, 1, 1)))
+    values = tridiagonal_eigenvalues(diagonal, below)
+    return values.div_(scale.to("cpu", torch.float64).view(-1, 1)).to(batch.device, batch.dtype)
+
+
+def _scale(batch: torch.Tensor) -> torch.Tensor:
+    """A power of two for each matrix that brings its largest entry to about 1, (b,); LAPACK's `syev` does the same.
+
+    Norms of columns are sums of squares, which would leave the range of the type long before the entries do.
+    """
+    largest = batch.tril().abs().amax((1, 2))
+    most = 1016 if batch.dtype is torch.float64 else 120  # so that the inverse is within the type, too
+    exponent = torch.frexp(largest).exponent.clamp(-most, most)
+    return torch.ldexp(torch.ones_like(largest), -exponent)
 
 
 def tridiagonalise(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
