@@ -40,9 +40,11 @@ def local(_workers: int, _: ExitStack) -> str:
 
 
 def dask(workers: int, stack: ExitStack) -> str:
-    """A scheduler and so many worker processes of one thread."""
+    """A scheduler and so many worker processes of one thread, started as `--executor dask` starts them."""
+    import dask.config
     from distributed import LocalCluster
 
+    dask.config.set({"distributed.worker.profile.enabled": False})
     cluster = LocalCluster(n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None)
     stack.callback(cluster.close)
     return f"dask://{cluster.scheduler_address.removeprefix('tcp://')}"

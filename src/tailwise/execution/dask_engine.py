@@ -29,9 +29,10 @@ class DaskEngine(Engine):
         self._cluster: Any = None
         if not address:
             # On the loopback: nothing is to listen where others could connect.
-            self._cluster = distributed.LocalCluster(
-                n_workers=workers or _cores(), threads_per_worker=1, host="127.0.0.1", dashboard_address=None
-            )
+            with _unprofiled():
+                self._cluster = distributed.LocalCluster(
+                    n_workers=workers or _cores(), threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+                )
         self._client = self._connected(_CONNECT)
         if self._client is None:
             raise UnreachableError(
@@ -92,6 +93,13 @@ class DaskEngine(Engine):
             return distributed.Client(self._cluster or self._address, timeout=seconds, set_as_default=False)
         except (OSError, TimeoutError):
             return None
+
+
+def _unprofiled() -> Any:
+    """Workers that are not sampled a hundred times a second, which takes their time from the solver."""
+    import dask.config
+
+    return dask.config.set({"distributed.worker.profile.enabled": False})
 
 
 def _distributed() -> Any:
