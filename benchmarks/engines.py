@@ -163,7 +163,7 @@ def write(text: list[str], command: str) -> None:
     start, end = "<!-- engines -->", "<!-- end engines -->"
     before, rest = speed.PAGE.read_text().split(start, 1)
     after = rest.split(end, 1)[1]
-    stamp = f"Printed by `{command}` on {speed.machine()}. Other work ran on the machine."
+    stamp = f"Printed by `{command}` on {speed.machine()}."
     speed.PAGE.write_text("\n".join([before + start, stamp, "", *text, "", end + after]))
 
 
