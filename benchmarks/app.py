@@ -86,7 +86,7 @@ class Server:
                     break
                 time.sleep(0.02)
             self.started = time.perf_counter() - began
-            self.proof = re.search(r'name="csrf" content="([^"]+)', client.get("/models").text)[1]  # type: ignore[index]
+            self.proof = re.search(r'name="csrf" content="([^"]+)', client.get("/models").text)[1]
 
     def client(self) -> httpx.Client:
         """For reading and writing."""

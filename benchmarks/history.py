@@ -8,7 +8,6 @@ Each question is asked of a store that is open, seven times; the table has the m
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import tempfile
@@ -113,7 +112,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "history.db")
         columns = {"SQLite": measured(path, options.steps, options.layers)}
-        size = os.stat(path).st_size / 1e6  # noqa: PTH116
+        size = Path(path).stat().st_size / 1e6
     if options.url:
         columns["PostgreSQL"] = measured(options.url, options.steps, options.layers)
     head = ["question", *(f"{name}, ms (worst)" for name in columns)]

@@ -123,12 +123,12 @@ def check_rows(checked: Mapping[str, Shapes], folder: Path, rates: Path) -> list
     for title, shapes in checked.items():
         model = str(build(folder / title.replace(" ", "-"), shapes))
         for precision in ("float64", "float32"):
-            recipe = tw.Recipe(precision=precision)  # type: ignore[arg-type]
+            recipe = tw.Recipe(precision=precision)
             options = tw.RunOptions(workers=1, cache_dir=rates)
             predicted = forecast([model], recipe, options, Selection(), price=PRICE).cost
             with tempfile.TemporaryDirectory() as cache:
                 started = time.process_time()
-                tw.audit(model, precision=precision, workers=1, cache_dir=Path(cache))  # type: ignore[arg-type]
+                tw.audit(model, precision=precision, workers=1, cache_dir=Path(cache))
                 spent = time.process_time() - started
             lines.append(
                 f"| {title} | {precision} | {predicted.matrices} | {predicted.core_seconds:.2f} s | {spent:.2f} s "

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ class Queue:
                     continue
                 self._running = (job.id, running)
                 self._put(job)
-            status, said = running.follow(lambda step, name=job.id: self._step(name, step))  # type: ignore[misc]
+            status, said = running.follow(partial(self._step, job.id))
             with self._changed:
                 self._running = None
                 try:

@@ -24,9 +24,9 @@ _SIZE = 100
 
 
 @router.get("/compare")
-def compare(request: Request, desk: Given, model: Annotated[list[str], Query()] = []) -> HTMLResponse:  # noqa: B006
+def compare(request: Request, desk: Given, model: Annotated[list[str] | None, Query()] = None) -> HTMLResponse:
     """Several audits: charts by model, and their numbers in one table."""
-    chosen = list(dict.fromkeys(model))
+    chosen = list(dict.fromkeys(model or ()))
     if len(chosen) > MOST:
         raise UsageError(f"{len(chosen)} models are too many to tell apart", fix=f"choose at most {MOST}")
     audits = [desk.workspace.audit(name) for name in chosen]

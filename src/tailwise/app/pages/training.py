@@ -42,12 +42,12 @@ def summary_of(desk: Desk, name: str) -> RunSummary:
 
 @router.get("/training/run")
 def run(
-    request: Request, desk: Given, name: str, metric: Annotated[list[str], Query()] = []  # noqa: B006
+    request: Request, desk: Given, name: str, metric: Annotated[list[str] | None, Query()] = None
 ) -> HTMLResponse:  # fmt: skip
     """One run: its loss, its metrics by role, alarms, audits."""
     history = desk.workspace.history
     summary, metrics = summary_of(desk, name), history.metrics(name)
-    chosen = [one for one in metric if one in metrics] or [one for one in _USUAL if one in metrics] or metrics[:2]
+    chosen = [one for one in metric or () if one in metrics] or [one for one in _USUAL if one in metrics] or metrics[:2]
     known = {str(entry.path): entry.id for entry in desk.workspace.entries("audit")}
     audits = [(one, known.get(str(Path(one.path).resolve())) if one.path else None) for one in history.audits(name)]
     sources = {one: f"/api/training/chart?{urlencode({'name': name, 'metric': one})}" for one in chosen}

@@ -25,7 +25,7 @@ from tailwise.compression.applying.calibrated import WITH_DATA, Pruning, jobs_of
 from tailwise.compression.applying.calibration_inputs import Draw, calibration_inputs, check_inputs
 from tailwise.compression.applying.card import card
 from tailwise.compression.applying.data_free import Changes, amount_of, does_nothing, input_size
-from tailwise.compression.applying.fingerprint import check_own
+from tailwise.compression.applying.fit import check_plan
 from tailwise.compression.applying.journal import Journal, digest_of_inputs, key_of_run
 from tailwise.compression.applying.shards import Shards, check_alone, settings_of
 from tailwise.compression.applying.written import Progress, open_written, put_in_place, silent, write_tensors
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-_SHOWN = 5
 MASKS = "masks/masks.safetensors"  # in a folder of its own: beside the weights it would be read as a part of them
 
 
@@ -108,7 +107,7 @@ def _prune(
     check_output(output, force=options.force, source=source if source.exists() else None)
     with open_checkpoint(name) as checkpoint:
         layout = layout_of(checkpoint, name)
-        _check_fit(plan, checkpoint, options)
+        check_plan(plan, checkpoint, _misfits, stored=checkpoint, force=options.force)
         planned = sum(checkpoint.tensors[decision.tensor].nbytes for decision in plan)
         check_space(output, layout.nbytes + (planned if calibrated else 0) + (1 << 20))
         run = _Run(plan, name, checkpoint, layout, options, progress or silent)
@@ -140,20 +139,6 @@ def _is_calibrated(plan: Plan, options: ApplyOptions) -> bool:
     if calibrated := needs or (options.calibration is not None and plan.operator in WITH_DATA):
         check_alone(options.executor, f"{plan.operator} goes block by block through one model")
     return calibrated
-
-
-def _check_fit(plan: Plan, checkpoint: Checkpoint, options: ApplyOptions) -> None:
-    """`UsageError` where an entry has no tensor, or one that the operator cannot work on."""
-    sizes = {name: spec.numel for name, spec in checkpoint.tensors.items()}
-    wrong = list(plan.misfits(sizes))
-    for decision in plan:
-        if decision.tensor in sizes:
-            wrong += _misfits(decision, checkpoint.tensors[decision.tensor], checkpoint)
-    if wrong:
-        more = f"\n  … and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        what = "the plan does not fit the model:\n  " + "\n  ".join(wrong[:_SHOWN]) + more
-        raise UsageError(what, where=checkpoint.uri, fix=f"plan for this model, or apply it to {plan.model}")
-    check_own(plan, checkpoint, force=options.force)
 
 
 def _misfits(decision: Decision, spec: TensorSpec, checkpoint: Checkpoint) -> list[str]:

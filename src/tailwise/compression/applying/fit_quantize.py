@@ -8,7 +8,7 @@ from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.dequantized import dequantized
 from tailwise.checkpoints.writer import Layout, layout_of
 from tailwise.compression.applying.data_free import input_size
-from tailwise.compression.applying.fingerprint import check_own
+from tailwise.compression.applying.fit import check_plan
 from tailwise.compression.applying.shards import check_alone
 from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.compression.quantize.quantizer import QUANTIZERS
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tailwise.compression.applying.apply import ApplyOptions
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-_SHOWN = 5
 
 
 def is_calibrated(plan: Plan, options: ApplyOptions) -> bool:
@@ -63,16 +62,7 @@ def check_fit(plan: Plan, checkpoint: Checkpoint, stored: Checkpoint, *, force: 
 
     `stored` is what lies on the disk, which an audit has read.
     """
-    sizes = {name: spec.numel for name, spec in checkpoint.tensors.items()}
-    wrong = list(plan.misfits(sizes))
-    for decision in plan:
-        if decision.tensor in sizes:
-            wrong += _misfits(decision, checkpoint.tensors[decision.tensor], checkpoint)
-    if wrong:
-        more = f"\n  … and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        what = "the plan does not fit the model:\n  " + "\n  ".join(wrong[:_SHOWN]) + more
-        raise UsageError(what, where=checkpoint.uri, fix=f"plan for this model, or apply it to {plan.model}")
-    check_own(plan, stored, force=force)
+    check_plan(plan, checkpoint, _misfits, stored=stored, force=force)
 
 
 def _misfits(decision: Decision, spec: TensorSpec, checkpoint: Checkpoint) -> list[str]:
