@@ -138,3 +138,17 @@ print(sorted({{"torch", "transformers", "openai", "mcp"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_questions_about_audits_take_no_extra(made):
+    root = made.workspace.roots[0]
+    program = f"""
+import sys
+sys.modules |= dict.fromkeys(("sqlalchemy", "altair", "vl_convert", "openai", "mcp", "fastapi", "ruptures"))
+sys.argv = ["tailwise", "ask", {str(root / "model.audit")!r}, "which layers are worst?"]
+from tailwise.cli.main import run
+run()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "TW201" in done.stdout

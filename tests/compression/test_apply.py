@@ -260,13 +260,13 @@ def test_a_model_that_was_changed_in_between_is_begun_anew(plans, tmp_path, monk
 
 
 def test_an_output_that_another_run_wrote_in_the_meantime_is_kept(llama, plans, tmp_path, monkeypatch):
-    real = apply_module.check_own
+    real = apply_module.check_plan
 
     def slow(*given, **how):
         shutil.copytree(llama, tmp_path / "out")
         real(*given, **how)
 
-    monkeypatch.setattr(apply_module, "check_own", slow)
+    monkeypatch.setattr(apply_module, "check_plan", slow)
     with pytest.raises(UsageError, match="is there already"):
         apply(plans["magnitude"], llama, tmp_path / "out")
     assert not (tmp_path / "out" / "tailwise_plan.json").exists()

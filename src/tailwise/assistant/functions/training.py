@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tailwise.assistant.answer import Fact
 from tailwise.assistant.functions.function import Place, function
 from tailwise.errors import UsageError
-from tailwise.history.store import History
 from tailwise.workspace import links
+
+if TYPE_CHECKING:
+    from tailwise.history.store import History  # it takes SQLAlchemy, which questions about audits do without
 
 _TOLD = ("alpha", "alpha_hill", "stable_rank", "log_spectral_norm", "singular_entropy", "num_traps")
 _MOST = 12
