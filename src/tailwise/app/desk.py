@@ -10,6 +10,7 @@ from fastapi import Request
 
 from tailwise.app.guard import Rate
 from tailwise.app.settings import Settings
+from tailwise.errors import UsageError
 from tailwise.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ class Desk:
     ending: threading.Event = field(default_factory=threading.Event)  # set as soon as the server is to end
     #: Answers of a model at once: each holds a thread for as long as its endpoint takes.
     answers: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(8))
+
+    def check_writable(self) -> None:
+        """`UsageError` on a server that takes nothing."""
+        if self.settings.read_only:
+            raise UsageError("this server is read-only", fix="start it without --read-only")
 
 
 def desk_of(request: Request) -> Desk:

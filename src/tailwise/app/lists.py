@@ -16,7 +16,6 @@ from tailwise.workspace.entry import Entry
 _SIZE = 100
 _BUDGET = 0.25  # seconds of reading audits before the list is shown; the rest of the lines come by themselves
 _LONGER = 5.0  # where the list cannot be made without reading them
-SORTS = ("changed", "title", "model", "layers", "alpha", "share_2_4", "worst")
 
 
 class Listing(BaseModel):

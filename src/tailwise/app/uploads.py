@@ -28,8 +28,7 @@ _READING = threading.Lock()  # one at a time: each may take as much memory as it
 
 def keep(desk: Desk, file: BinaryIO, name: str) -> Entry:
     """Keep an uploaded audit; its entry in the workspace. `UsageError` where it is none, or too large."""
-    if desk.settings.read_only:
-        raise UsageError("this server is read-only")
+    desk.check_writable()
     if not desk.starts.allows():
         raise UsageError("too many files came within a minute", fix="wait a little")
     words = words_of(Path(name.replace("\0", "")).stem, "upload")

@@ -32,8 +32,7 @@ def start(desk: Desk, wish: Wish) -> Job:
     Raises `UsageError` for what is neither below a root nor an id of the Hub, on a read-only server, where too many
     were started within a minute, and where the queue is full.
     """
-    if desk.settings.read_only:
-        raise UsageError("this server is read-only", fix="start it without --read-only")
+    desk.check_writable()
     model = _named(desk, wish.model.strip())
     options: dict[str, Any] = {"estimator": wish.estimator, "randomize": wish.randomize, "bootstrap": wish.bootstrap}
     if wish.base.strip():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,8 +50,7 @@ def begin(request: Request, desk: Given, wish: Annotated[Wish, Form()]) -> HTMLR
 @router.post("/jobs/{name}/cancel")
 def cancel(request: Request, desk: Given, name: str) -> HTMLResponse:
     """End an audit that waits or runs."""
-    if desk.settings.read_only:
-        raise UsageError("this server is read-only")
+    desk.check_writable()
     desk.queue.cancel(name)
     return desk.pages.page(request, "jobs.html", _values(desk))
 
@@ -88,8 +86,7 @@ def upload(request: Request, desk: Given, file: UploadFile) -> HTMLResponse:
 @router.put("/models/{audit}/tags")
 def tags(request: Request, desk: Given, audit: str, text: Annotated[str, Form(max_length=900)] = "") -> HTMLResponse:
     """Replace the tags of an audit."""
-    if desk.settings.read_only:
-        raise UsageError("this server is read-only")
+    desk.check_writable()
     entry = desk.workspace.entry(audit, "audit")
-    found = desk.tags.put(entry, re.sub(r"[\s,]+", " ", text))
+    found = desk.tags.put(entry, text)
     return desk.pages.page(request, "tags.html", {"entry": entry, "tags": found})
