@@ -114,7 +114,7 @@ def test_kernels_flatten_slices_pooled(kernel):
         assert torch.equal(torch.cat(list(view.row_blocks(999))), expected)
 
 
-@pytest.mark.parametrize("name", ["up.0.deconv", "decoder.upsample.1", "net.convtranspose2d"])
+@pytest.mark.parametrize("name", ["up.0.deconv", "decoder.conv_transpose.1", "net.convtranspose2d"])
 def test_transposed_kernels_have_out_first(name):
     W = torch.randn(12, 16, 3, 3)  # in × out × k × k
     checkpoint = MemoryCheckpoint("m", {f"{name}.weight": W})

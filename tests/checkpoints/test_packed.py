@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from tailwise.checkpoints.codecs_words import unpack_words
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.matrices import group, load
-from tailwise.checkpoints.packed import decoded
+from tailwise.checkpoints.readings.claimed import claimed
+from tailwise.checkpoints.readings.words import unpack_words
 
 OUT, IN, SIZE = 48, 64, 16  # SIZE: group size along the input
 
@@ -62,7 +62,7 @@ def test_gptq(bits, version):
         config={"quantization_config": {"quant_method": "gptq", "bits": bits, "checkpoint_format": version}},
     )
     source, W = only_matrix(checkpoint)
-    assert (source.name, source.role, source.recipe) == ("layers.0.q_proj", "attn_q", "gptq")
+    assert (source.name, source.role, source.reading) == ("layers.0.q_proj", "attn_q", "gptq")
     assert source.dtype == f"GPTQ_INT{bits}"
     assert (source.rows, source.cols) == (out, inputs)
     expected = ((codes - zeros[g_idx]) * scales.float()[g_idx]).T
@@ -105,7 +105,7 @@ def test_awq():
     checkpoint = MemoryCheckpoint("m", {"a.qweight": pack_awq(codes), "a.qzeros": pack_awq(zeros), "a.scales": scales})
     source, W = only_matrix(checkpoint)
     groups = torch.arange(IN) // SIZE
-    assert (source.name, source.recipe, source.dtype) == ("a", "awq", "AWQ_INT4")
+    assert (source.name, source.reading, source.dtype) == ("a", "awq", "AWQ_INT4")
     torch.testing.assert_close(W, ((codes - zeros[groups]) * scales.float()[groups]).T)
 
 
@@ -143,7 +143,7 @@ def test_bitsandbytes_4bit_by_its_layout(nested):
         arrays["a.weight.absmax"] = largest
     arrays["a.weight.quant_state.bitsandbytes__nf4"] = state_tensor(**settings)
     source, W = only_matrix(MemoryCheckpoint("m", arrays))
-    assert (source.name, source.recipe, source.dtype) == ("a", "bnb4", "BNB_NF4")
+    assert (source.name, source.reading, source.dtype) == ("a", "bnb4", "BNB_NF4")
     expected = (table[codes].view(-1, 64) * largest[:, None]).view(OUT, IN)
     torch.testing.assert_close(W, expected)
 
@@ -166,7 +166,7 @@ def test_bitsandbytes_int8():
         "m", {"a.weight": codes, "a.SCB": largest, "a.weight_format": torch.tensor(0, dtype=torch.uint8)}
     )
     source, got = only_matrix(checkpoint)
-    assert source.recipe == "int8"
+    assert source.reading == "int8"
     torch.testing.assert_close(got, codes * largest[:, None] / 127)
     assert (got - W).abs().max() <= 0.51 * largest.max() / 127
 
@@ -180,7 +180,7 @@ def test_block_fp8(shape):
     codes = (W / wide).to(torch.float8_e4m3fn)
     checkpoint = MemoryCheckpoint("m", {"a.weight": codes, "a.weight_scale_inv": scale})
     source, got = only_matrix(checkpoint)
-    assert (source.recipe, source.dtype, source.rows) == ("fp8", "F8_E4M3", shape[0])
+    assert (source.reading, source.dtype, source.rows) == ("fp8", "F8_E4M3", shape[0])
     torch.testing.assert_close(got, codes.float() * wide)
     assert (got - W).abs().max() < 0.1 * W.abs().max()
 
@@ -230,7 +230,7 @@ def test_released_gpt_oss_in_mxfp4_equals_what_transformers_decodes():
         "quantization_config": {"quant_method": "mxfp4"},
     }
     checkpoint = MemoryCheckpoint("m", arrays, config=config)
-    whole = decoded(checkpoint).read(stem)
+    whole = claimed(checkpoint).read(stem)
     expected = mxfp4.convert_moe_packed_tensors(*arrays.values(), dtype=torch.float32)
     assert torch.equal(whole, expected)
     found, rest = group(checkpoint, conv="flatten", min_evals=8)
@@ -290,7 +290,7 @@ def test_compressed_tensors(case):
     }
     checkpoint = MemoryCheckpoint("m", {f"a.{key}": value for key, value in packed.items()}, config=config)
     source, got = only_matrix(checkpoint)
-    assert source.recipe == ("fp8" if case.startswith("fp8") else "compressed-tensors")
+    assert source.reading == ("fp8" if case.startswith("fp8") else "compressed-tensors")
     assert (source.rows, source.cols) == (OUT, IN)
     torch.testing.assert_close(got, expected.float())
 
@@ -310,15 +310,14 @@ def test_without_the_library_the_reason_is_the_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     found, rest = group(checkpoint, conv="flatten", min_evals=8)
     assert found == []
-    (unsupported,) = (u for u in rest if u.status == "UNSUPPORTED")
-    assert unsupported.name == "a.weight"
-    assert "pip install" in unsupported.reason
+    assert [(u.name, u.status) for u in rest] == [("a.weight", "UNSUPPORTED"), ("a.weight_scale", "UNSUPPORTED")]
+    assert all("pip install" in u.reason for u in rest)
 
 
 def test_unknown_packings_are_unsupported_and_plain_integers_are_not():
     arrays = {"a.qweight": torch.zeros(OUT, IN, dtype=torch.int32), "a.lookup": torch.zeros(16, 16)}
     _, rest = group(MemoryCheckpoint("m", arrays), conv="flatten", min_evals=8)
-    assert [(u.name, u.status) for u in rest] == [("a.qweight", "UNSUPPORTED")]
+    assert [(u.name, u.status) for u in rest] == [("a.qweight", "UNSUPPORTED"), ("a.lookup", "UNSUPPORTED")]
     _, rest = group(
         MemoryCheckpoint("m", {"ids": torch.zeros(OUT, IN, dtype=torch.int64)}), conv="flatten", min_evals=8
     )
@@ -326,8 +325,11 @@ def test_unknown_packings_are_unsupported_and_plain_integers_are_not():
 
 
 def test_dense_checkpoints_pass_through():
-    checkpoint = MemoryCheckpoint("m", {"a.weight": torch.randn(OUT, IN)})
-    assert decoded(checkpoint) is checkpoint
+    W = torch.randn(OUT, IN)
+    checkpoint = claimed(MemoryCheckpoint("m", {"a.weight": W}))
+    assert dict(checkpoint.tensors) == dict(checkpoint.stored)
+    assert torch.equal(checkpoint.read("a.weight"), W)
+    assert not checkpoint.is_packed
 
 
 def test_identity_of_a_packed_weight_covers_its_scales():
@@ -339,6 +341,6 @@ def test_identity_of_a_packed_weight_covers_its_scales():
     checkpoint = Stored("m", arrays)
     ((source,), _) = group(checkpoint, conv="flatten", min_evals=8)
     assert source.tensors == ("a.weight", "a.SCB")
-    identity = decoded(checkpoint).identity("a.weight")
+    identity = claimed(checkpoint).identity("a.weight")
     assert identity.endswith("+file:a.weight+file:a.SCB")
     assert "int8" in identity  # how it is decoded decides the numbers as much as the bytes do

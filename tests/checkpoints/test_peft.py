@@ -154,7 +154,7 @@ def test_a_merged_model_has_the_roles_and_blocks_of_its_base(tmp_path):
     ours, _ = group(merged, conv="flatten", min_evals=8)
     theirs, _ = group(base, conv="flatten", min_evals=8)
     assert [(s.name, s.role, s.block) for s in ours] == [(s.name, s.role, s.block) for s in theirs]
-    assert {s.recipe for s in ours if s.role == "attn_q"} == {"lora-merged"}
+    assert {s.reading for s in ours if s.role == "attn_q"} == {"lora-merged"}
     assert all(load(s, merged)[0].factors is None for s in ours)
 
 

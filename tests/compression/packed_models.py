@@ -11,7 +11,7 @@ import torch
 from tiny_models import KINDS, inputs_for
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.packed import decoded
+from tailwise.checkpoints.readings.claimed import claimed
 from tailwise.compression.applying.applied_quantize import AppliedBits
 from tailwise.compression.applying.apply import ApplyOptions
 from tailwise.compression.applying.apply_quantize import quantize
@@ -102,5 +102,5 @@ def logits(folder: Path, **how: Any) -> torch.Tensor:
 
 def values(folder: Path) -> dict[str, torch.Tensor]:
     with open_checkpoint(folder) as checkpoint:
-        real = decoded(checkpoint)
+        real = claimed(checkpoint)
         return {name: real.read(name).clone() for name in real.tensors}

@@ -112,9 +112,9 @@ def test_classes_that_are_not_known_are_told_and_not_measured(tmp_path):
     from safetensors.torch import save_file
 
     from tailwise.checkpoints.open import open_checkpoint
-    from tailwise.checkpoints.packed import decoded
+    from tailwise.checkpoints.readings.claimed import claimed
 
     codes = torch.zeros(4, 8, dtype=torch.int8)
     save_file({"m._weight_qdata": codes, "m._weight_scale_and_zero": torch.ones(4, 1)}, tmp_path / "model.safetensors")
     with open_checkpoint(tmp_path / "model.safetensors") as checkpoint:
-        assert "layout that is not known" in decoded(checkpoint).unsupported["m._weight_qdata"]
+        assert "layout that is not known" in claimed(checkpoint).unsupported["m._weight_qdata"]

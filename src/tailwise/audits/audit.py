@@ -38,6 +38,8 @@ class LayerRow:
     status: str  # a key of MEASURED, or NOT_FINITE, NOT_A_MATRIX, TOO_SMALL, SHARED, UNSUPPORTED, UNREADABLE, FAILED
     reason: str = ""  # what the status means here, and what to do
     tensors: tuple[str, ...] = ()
+    reading: str = ""  # how the tensors were taken: plain, kernel, fused, stack, a packing, …
+    input_axis: int | None = None  # 1 where the columns are the inputs (out × in), 0 where the rows are
     nbytes: int = 0  # on disk
     solver: str = ""
     error_bound: float = 0.0

@@ -35,6 +35,8 @@ FACTS = {
 ORIGIN = {
     "degenerate": pa.list_(pa.string()),
     "tensors": pa.list_(pa.string()),
+    "reading": pa.string(),
+    "input_axis": pa.int8(),
     "solver": pa.string(),
     "error_bound": pa.float64(),
     "digest": pa.string(),

@@ -243,5 +243,7 @@ def row_of(source: MatrixSource) -> LayerRow:
         dtype=source.dtype,
         status="FAILED",
         tensors=source.tensors,
+        reading=f"{source.reading}/{source.version}" if source.version > 1 else source.reading,
+        input_axis=source.input_axis,
         nbytes=source.nbytes,
     )

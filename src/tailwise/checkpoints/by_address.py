@@ -35,14 +35,14 @@ class ByAddress(Checkpoint):
         self.uri, self.format, self.config, self.revision = whole.uri, whole.format, whole.config, whole.revision
         self.metadata, self.local, self.resident = whole.metadata, whole.local, whole.resident
         self.tensors: Mapping[str, TensorSpec] = {name: whole.tensors[name] for name in names}
-        self.recipes = MappingProxyType({n: whole.recipes[n] for n in self.tensors if n in whole.recipes})
+        self.readings = MappingProxyType({n: whole.readings[n] for n in self.tensors if n in whole.readings})
         self.read_whole = whole.read_whole & self.tensors.keys()
         self.module_kinds = whole.module_kinds
         self._address = address
         self._identities = {name: whole.identity(name) for name in self.tensors}
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "recipes": dict(self.recipes), "module_kinds": dict(self.module_kinds)}
+        return {**self.__dict__, "readings": dict(self.readings), "module_kinds": dict(self.module_kinds)}
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """See `Checkpoint`."""

@@ -57,9 +57,15 @@ class Checkpoint(ABC):
     metadata: Mapping[str, str]  # free text from the header
     shared: Mapping[str, str] = MappingProxyType({})  # tied tensors: name → the name that stands first
     module_kinds: Mapping[str, str] = MappingProxyType({})  # module → its class, where the model is live
-    recipes: Mapping[str, str] = MappingProxyType({})  # tensors that reading decodes or computes: name → how
+    module_scales: Mapping[str, Mapping[str, float]] = MappingProxyType({})  # of a live model: module → adapter → alpha
+    notes: tuple[str, ...] = ()  # what was taken or left out, and the user should know
+    readings: Mapping[str, str] = MappingProxyType({})  # tensors that reading decodes or computes: name → how
     members: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # decoded tensor → the stored ones it is made of
-    unsupported: Mapping[str, str] = MappingProxyType({})  # tensors that cannot be decoded: name → why
+    unsupported: Mapping[str, str] = MappingProxyType({})  # stored tensors that cannot be read as weights: name → why
+    aside: Mapping[str, str] = MappingProxyType(
+        {}
+    )  # stored tensors that are no weights, whatever their shape: name → why
+    assumed: Mapping[str, str] = MappingProxyType({})  # weights that something was assumed of: name → what
     stored: Mapping[str, TensorSpec] = MappingProxyType({})  # of a decoded checkpoint: the tensors as they lie on disk
     read_whole: frozenset[str] = frozenset()  # tensors whose rows cost as much as the whole
 

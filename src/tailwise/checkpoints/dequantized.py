@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.checkpoint import DTYPE_BITS, Checkpoint, TensorSpec
 from tailwise.checkpoints.dtypes import code_of, torch_dtype
-from tailwise.checkpoints.packed import DecodedCheckpoint, decoded
+from tailwise.checkpoints.readings.claimed import ClaimedCheckpoint, claimed
 from tailwise.checkpoints.writer import Layout
 from tailwise.errors import UsageError
 
@@ -22,7 +22,7 @@ SETTINGS = ("quantization_config", "compression_config")
 class Dequantized(Checkpoint):
     """Packed weights are read as the dtype that the config names, bfloat16 where it names none."""
 
-    def __init__(self, stored: DecodedCheckpoint) -> None:
+    def __init__(self, stored: ClaimedCheckpoint) -> None:
         self._inner = stored
         self._code = _code(stored.config)
         self.uri, self.format, self.local = stored.uri, stored.format, stored.local
@@ -32,14 +32,14 @@ class Dequantized(Checkpoint):
         self.tensors = {name: self._spec(spec) for name, spec in stored.tensors.items()}
 
     def _spec(self, spec: TensorSpec) -> TensorSpec:
-        if spec.name not in self._inner.recipes:
+        if spec.name not in self._inner.readings:
             return spec
         return TensorSpec(spec.name, self._code, spec.shape, spec.numel * DTYPE_BITS[self._code] // 8)
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """See `Checkpoint`."""
         found = self._inner.read_rows(name, start, stop)
-        return found.to(torch_dtype(self._code, where=name)) if name in self._inner.recipes else found
+        return found.to(torch_dtype(self._code, where=name)) if name in self._inner.readings else found
 
     def identity(self, name: str) -> str | None:
         """See `Checkpoint`."""
@@ -70,8 +70,8 @@ def dequantized(checkpoint: Checkpoint) -> Dequantized | None:
 
     `UsageError` where a part of it is in a packing that is not known.
     """
-    found = decoded(checkpoint)
-    if not isinstance(found, DecodedCheckpoint):
+    found = claimed(checkpoint)
+    if not found.is_packed:
         return None
     for name, why in found.unsupported.items():
         raise UsageError(f"{name} cannot be de-quantized: {why}", where=checkpoint.uri)

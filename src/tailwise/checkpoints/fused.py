@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tailwise.checkpoints.dims import Dims
+from tailwise.checkpoints.orientation import stack_has_inputs_first
 from tailwise.checkpoints.views import RowRange, View, whole
 
 Ranges = Mapping[str, tuple[RowRange, ...]]  # part → ranges of output features
 
 #: Families whose `query_key_value` alternates q, k, v by head or group of heads: view(heads, 3, head_dim).
 _BY_GROUP = frozenset({"gpt_neox", "gpt_neox_japanese", "bloom", "persimmon", "internlm2"})
-#: Families whose stacked experts are (E, in, out); all others are (E, out, in).
-_EXPERTS_IN_OUT = frozenset({"gpt_oss", "llama4", "llama4_text"})
 #: Families with a fused order that the config does not describe.
 _OPAQUE = frozenset({"codegen"})
 
@@ -31,6 +30,8 @@ class Part:
     kind: str
     views: tuple[View, ...]
     note: str = ""
+    reading: str = "plain"  # plain, fused, stack, kernel, transposed_kernel
+    input_axis: int = 1  # of the matrix as it is read: 1 where columns are inputs, 0 where rows are
 
 
 def split_qkv(view: View, dims: Dims, *, in_out: bool) -> list[Part]:
@@ -38,9 +39,17 @@ def split_qkv(view: View, dims: Dims, *, in_out: bool) -> list[Part]:
     out = view.n_cols if in_out else view.n_rows
     ranges = qkv_ranges(view.tensor, out, dims, square=out == 3 * (view.n_rows if in_out else view.n_cols))
     if ranges is None:
-        return [Part("", "attn_qkv", "dense", (view,), "kept whole: the config does not explain its layout")]
+        note = "kept whole: the config does not explain its layout"
+        return [Part("", "attn_qkv", "dense", (view,), note, input_axis=int(not in_out))]
     return [
-        Part(f"#{part}", f"attn_{part}", "dense", (select(view, where, in_out=in_out),))
+        Part(
+            f"#{part}",
+            f"attn_{part}",
+            "dense",
+            (select(view, where, in_out=in_out),),
+            reading="fused",
+            input_axis=int(not in_out),
+        )
         for part, where in ranges.items()
     ]
 
@@ -83,12 +92,41 @@ def split_gate_up(view: View, role: str, dims: Dims, *, in_out: bool = False) ->
     out = view.n_cols if in_out else view.n_rows
     family = role.removesuffix("gate_up")
     if out % 2 or (family == "mlp_" and dims.inner and out // 2 not in dims.inner):
-        return [Part("", role, "dense", (view,), "kept whole: the config does not explain its layout")]
+        note = "kept whole: the config does not explain its layout"
+        return [Part("", role, "dense", (view,), note, input_axis=int(not in_out))]
+    return halves(view, family, in_out=in_out)
+
+
+def halves(view: View, family: str, *, in_out: bool = False, gate_first: bool = True) -> list[Part]:
+    """The two factors of a gated projection, the one that passes the activation as the gate."""
+    out = view.n_cols if in_out else view.n_rows
     half = out // 2
-    parts = {"gate": ((0, half),), "up": ((half, out),)}
+    names = ("gate", "up") if gate_first else ("up", "gate")
+    ranges = zip(names, (((0, half),), ((half, out),)), strict=True)
     return [
-        Part(f"#{part}", f"{family}{part}", "dense", (select(view, where, in_out=in_out),))
-        for part, where in parts.items()
+        Part(
+            f"#{part}",
+            f"{family}{part}",
+            "dense",
+            (select(view, where, in_out=in_out),),
+            reading="fused",
+            input_axis=int(not in_out),
+        )
+        for part, where in ranges
+    ]
+
+
+def split_gated_query(view: View, dims: Dims) -> list[Part]:
+    """Query and output gate of a projection that alternates them by head (Qwen3-Next): view(heads, 2, head_dim)."""
+    d, heads = dims.head_dim or 0, dims.heads or 0
+    ranges = {
+        "q": tuple((2 * h * d, (2 * h + 1) * d) for h in range(heads)),
+        "gate": tuple(((2 * h + 1) * d, (2 * h + 2) * d) for h in range(heads)),
+    }
+    roles = {"q": "attn_q", "gate": "attn_index"}
+    return [
+        Part(f"#{part}", roles[part], "dense", (select(view, where, in_out=False),), reading="fused")
+        for part, where in ranges.items()
     ]
 
 
@@ -98,51 +136,53 @@ def split_gates(view: View, role: str, hidden: int) -> list[Part]:
     if not gates:
         return [Part("", role, "rnn", (view,))]
     return [
-        Part(f"#{gate}", role, "rnn", (replace(view, rows=((i * hidden, (i + 1) * hidden),)),))
+        Part(f"#{gate}", role, "rnn", (replace(view, rows=((i * hidden, (i + 1) * hidden),)),), reading="fused")
         for i, gate in enumerate(gates)
     ]
 
 
-def split_experts(tensor: str, shape: tuple[int, int, int], role: str, dims: Dims) -> list[Part]:
-    """Every expert of a stack (E, A, B), its gate and up apart where the config tells how they lie."""
+def split_stack(
+    tensor: str, shape: tuple[int, int, int], role: str, dims: Dims, *, kind: str = "dense", note: str = ""
+) -> list[Part]:
+    """Every matrix of a stack (E, A, B), gate and up of experts apart where the config tells how they lie."""
     E, A, B = shape
-    in_out = _stored_in_out(A, B, dims)
+    in_out = stack_has_inputs_first(role, (A, B), dims)
     parts = []
     for e in range(E):
-        expert = View(tensor, (E * A, B), ((e * A, (e + 1) * A),), (0, B, 1))
-        parts += [replace(part, suffix=f"[{e}]{part.suffix}") for part in _expert(expert, role, dims, in_out)]
+        view = View(tensor, (E * A, B), ((e * A, (e + 1) * A),), (0, B, 1))
+        for part in _of_stack(view, role, dims, in_out):
+            parts.append(
+                replace(
+                    part,
+                    suffix=f"[{e}]{part.suffix}",
+                    kind=kind,
+                    note=part.note or note,
+                    reading="stack",
+                    input_axis=int(not in_out),
+                )
+            )
     return parts
 
 
-def _expert(expert: View, role: str, dims: Dims, in_out: bool | None) -> list[Part]:
+def _of_stack(view: View, role: str, dims: Dims, in_out: bool | None) -> list[Part]:
     if not role.endswith("gate_up"):
-        return [Part("", role, "expert" if role.startswith("expert_") else "dense", (expert,))]
-    if in_out is None:
-        return [Part("", role, "expert", (expert,), "kept whole: the config does not tell its layout")]
+        return [Part("", role, "", (view,))]
+    known = in_out is not None and dims.hidden == (view.n_rows if in_out else view.n_cols)
+    if not known or in_out is None:
+        return [Part("", role, "", (view,), "kept whole: the config does not tell its layout")]
     if dims.model_type == "gpt_oss":  # gate, up = gate_up[..., ::2], gate_up[..., 1::2]
-        C = expert.n_cols
-        views = (replace(expert, cols=(0, C, 2)), replace(expert, cols=(1, C, 2)))
-        return [
-            Part("#gate", "expert_gate", "expert", views[:1]),
-            Part("#up", "expert_up", "expert", views[1:]),
-        ]
-    return [replace(part, kind="expert") for part in split_gate_up(expert, role, dims, in_out=in_out)]
-
-
-def _stored_in_out(A: int, B: int, dims: Dims) -> bool | None:
-    """Whether gate-up experts (A × B) are stored (hidden × 2·inner), or None where the config cannot tell."""
-    if dims.model_type in _EXPERTS_IN_OUT:
-        return True if dims.hidden == A else None
-    if dims.hidden == B:
-        return False
-    return True if dims.hidden == A else None
+        C = view.n_cols
+        views = (replace(view, cols=(0, C, 2)), replace(view, cols=(1, C, 2)))
+        return [Part("#gate", "expert_gate", "", views[:1]), Part("#up", "expert_up", "", views[1:])]
+    return split_gate_up(view, role, dims, in_out=in_out)
 
 
 def split_stacked_rows(view: View, role: str, experts: int) -> list[Part]:
     """Experts stacked along the rows of a matrix (DBRX: (E·inner) × hidden)."""
     height = view.n_rows // experts
     return [
-        Part(f"[{e}]", role, "expert", (replace(view, rows=((e * height, (e + 1) * height),)),)) for e in range(experts)
+        Part(f"[{e}]", role, "expert", (replace(view, rows=((e * height, (e + 1) * height),)),), reading="stack")
+        for e in range(experts)
     ]
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.blocks import number_blocks
 from tailwise.checkpoints.fused import Part
-from tailwise.checkpoints.packed import decoded
 from tailwise.checkpoints.parts import EMBEDDINGS, Hints, is_numeric, parts_of
+from tailwise.checkpoints.readings.claim import Codec
+from tailwise.checkpoints.readings.claimed import ClaimedCheckpoint, claimed, made_by
+from tailwise.checkpoints.readings.table import VERSIONS
 from tailwise.checkpoints.roles import NO_BLOCK, classify
 from tailwise.checkpoints.views import View, ViewMatrix, WeightMatrix, reads_by_rows
 
@@ -35,8 +38,11 @@ class MatrixSource:
     dtype: str  # as stored
     nbytes: int  # to read from disk
     views: tuple[View, ...]  # one; or one per slice of a pooled convolution
-    recipe: str = "dense"  # how the tensor is stored: "dense", or the packing it is decoded from
+    reading: str = "plain"  # how the tensors were taken: plain, kernel, fused, stack, a packing, …
+    version: int = 1  # of the reading
+    input_axis: int = 1  # 1 where the columns are the inputs (out × in), 0 where the rows are
     reads: tuple[str, ...] = ()  # stored tensors that are read, where those are not the views' own
+    codec: Codec | None = None  # what makes the views' tensor of them
     note: str = ""  # what could not be told apart, and why
 
     @property
@@ -82,51 +88,63 @@ def group(checkpoint: Checkpoint, *, conv: str, min_evals: int) -> tuple[list[Ma
     """Every matrix of the checkpoint, and everything that is not one, in the checkpoint's order.
 
     Together they name every tensor. `conv` is a `Recipe.conv`; matrices with fewer than `min_evals`
-    eigenvalues are listed as TOO_SMALL. Of tensors in a packed format, the main one stands for the matrix and
-    its scales, zeros and indices are listed as part of it.
+    eigenvalues are listed as TOO_SMALL. Of a weight that is made of several tensors, the main one stands for the matrix
+    and its scales, zeros and indices are listed as part of it.
     """
-    plan = _Grouping(decoded(checkpoint), conv, min_evals)
-    for name in checkpoint.tensors:
+    plan = _Grouping(claimed(checkpoint), conv, min_evals)
+    for name in plan.checkpoint.stored:
         plan.take(name)
     return plan.found, plan.rest
 
 
 def load(source: MatrixSource, checkpoint: Checkpoint) -> list[WeightMatrix]:
     """The matrices of `source`: one, or one per slice of a pooled convolution. Reads nothing yet."""
-    readable = decoded(checkpoint, only=source.reads) if source.reads else checkpoint
-    return [ViewMatrix(view, readable) for view in source.views]
+    if source.codec is not None and source.reads[0] in checkpoint.tensors:
+        checkpoint = made_by(checkpoint, source.views[0].tensor, source.reads, source.codec)
+    return [ViewMatrix(view, checkpoint) for view in source.views]
 
 
 class _Grouping:
     """One pass over a checkpoint's tensors."""
 
-    def __init__(self, checkpoint: Checkpoint, conv: str, min_evals: int) -> None:
+    def __init__(self, checkpoint: ClaimedCheckpoint, conv: str, min_evals: int) -> None:
         self.checkpoint, self.min_evals = checkpoint, min_evals
         self.found: list[MatrixSource] = []
         self.rest: list[Unmeasured] = []
-        self._owner = {member: name for name, members in self.checkpoint.members.items() for member in members}
+        self._made: dict[str, list[str]] = {}  # stored tensor → the weights that are made of it
+        for name, members in checkpoint.members.items():
+            for member in members:
+                self._made.setdefault(member, []).append(name)
         self._hints = Hints(_config(checkpoint), checkpoint.tensors, checkpoint.module_kinds, conv)
         self._roles = {n: self._role(n, spec) for n, spec in checkpoint.tensors.items()}
         self._blocks = number_blocks(n for n, role in self._roles.items() if role not in NO_BLOCK)
         self._first = _shared(checkpoint)
         self._used: set[str] = set()
 
-    def take(self, name: str) -> None:
+    def take(self, stored: str) -> None:
         """Account for one stored tensor."""
-        owner = self._owner.get(name)
-        if owner is not None and self.checkpoint.members[owner][0] != name:
-            spec = self.checkpoint.stored[name]
-            self._list(owner, "NOT_A_MATRIX", f"part of {owner}, which is stored packed", spec)
+        heads = [name for name in self._made.get(stored, ()) if self.checkpoint.members[name][0] == stored]
+        for name in heads:
+            self._weight(name)
+        if heads:
             return
-        name = owner or name
+        if stored in self._made:
+            spec = self.checkpoint.stored[stored]
+            owner = self._made[stored][0]
+            how = self.checkpoint.readings[owner]
+            self._list(spec, "NOT_A_MATRIX", f"part of {owner}, which is read by {how}", owner)
+        else:
+            self._weight(stored)
+
+    def _weight(self, name: str) -> None:
         spec = self.checkpoint.tensors[name]
         if refusal := self._refusal(name, spec):
-            self._list(name, *refusal, spec)
+            self._list(spec, *refusal, name)
             return
         parts = parts_of(spec, self._roles[name], self._hints)
         measured = [part for part in parts if _short_side(part) >= self.min_evals]
         if not measured:
-            self._list(name, "TOO_SMALL", self._too_small(_short_side(parts[0])), spec)
+            self._list(spec, "TOO_SMALL", self._too_small(_short_side(parts[0])), name)
             return
         module = self._unique(name)
         for part in parts:
@@ -143,13 +161,17 @@ class _Grouping:
             return "UNSUPPORTED", self.checkpoint.unsupported[name]
         if name in self._first:
             return "SHARED", f"the same tensor as {self._first[name]}, which is measured"
+        why = self.checkpoint.aside.get(name) or self._no_matrix(name, spec)
+        return None if why is None else ("NOT_A_MATRIX", why)
+
+    def _no_matrix(self, name: str, spec: TensorSpec) -> str | None:
         role = self._roles[name]
         if role in ("bias", "norm", "ssm_state"):
-            return "NOT_A_MATRIX", f"a {role} acts entry by entry: it has no spectrum"
+            return f"a {role} acts entry by entry: it has no spectrum"
         if len(spec.shape) < 2:
-            return "NOT_A_MATRIX", f"it has {len(spec.shape)} axes; a matrix needs two"
-        if not is_numeric(spec.dtype) and name not in self.checkpoint.recipes:
-            return "NOT_A_MATRIX", f"{spec.dtype} entries are indices, masks or codes without a known packing"
+            return f"it has {len(spec.shape)} axes; a matrix needs two"
+        if not is_numeric(spec.dtype) and name not in self.checkpoint.readings:
+            return f"{spec.dtype} entries are indices, masks or codes without a known packing"
         return None
 
     def _add(self, module: str, part: Part, spec: TensorSpec) -> None:
@@ -159,7 +181,8 @@ class _Grouping:
             self.rest.append(Unmeasured(name, "TOO_SMALL", self._too_small(m), part.role, block, spec.dtype, shape))
             return
         kind = "embedding" if part.kind == "dense" and part.role in EMBEDDINGS else part.kind
-        recipe = self.checkpoint.recipes.get(spec.name, "dense")
+        claim = self.checkpoint.readings.get(spec.name, "plain")
+        own = (claim if claim != "plain" else "", part.reading if part.reading != "plain" else "")
         self.found.append(
             MatrixSource(
                 name=name,
@@ -167,17 +190,21 @@ class _Grouping:
                 cols=view.n_cols,
                 role=part.role,
                 block=block,
-                kind="lora" if recipe == "lora" else kind,
+                kind="lora" if claim == "lora" else kind,
                 dtype=spec.dtype,
                 nbytes=self._bytes_to_read(part.views, spec),
                 views=part.views,
-                recipe=recipe,
+                reading="+".join(filter(None, own)) or "plain",
+                version=VERSIONS.get(claim, 1),
+                input_axis=0 if kind == "embedding" else part.input_axis,
                 reads=self.checkpoint.members.get(spec.name, ()),
-                note=part.note,
+                codec=self.checkpoint.codec_of(spec.name),
+                note="; ".join(filter(None, (self.checkpoint.assumed.get(spec.name, ""), part.note))),
             )
         )
 
-    def _list(self, name: str, status: str, reason: str, spec: TensorSpec) -> None:
+    def _list(self, spec: TensorSpec, status: str, reason: str, name: str) -> None:
+        """List a tensor that is not measured; its role and block are those of the weight `name`."""
         role, block = self._roles[name], self._blocks.get(name)
         self.rest.append(Unmeasured(spec.name, status, reason, role, block, spec.dtype, spec.shape))
 
@@ -185,7 +212,7 @@ class _Grouping:
         return f"its short side is {m}, below min_evals = {self.min_evals}; lower min_evals to measure it"
 
     def _unique(self, name: str) -> str:
-        module = name.removesuffix(".weight")
+        module = _WRAPPED.sub("", name).replace(".weight", "") if "#lora" in name else name.removesuffix(".weight")
         if module in self._used or (module != name and module in self.checkpoint.tensors):
             module = name
         self._used.add(module)
@@ -195,6 +222,10 @@ class _Grouping:
         if not reads_by_rows(views[0], self.checkpoint) or not spec.numel:
             return spec.nbytes
         return views[0].n_rows * views[0].shape[1] * spec.nbytes // spec.numel
+
+
+#: What peft puts around the names of the model that it adapts.
+_WRAPPED = re.compile(r"^base_model\.model\.|\.base_layer(?=\.)")
 
 
 def _short_side(part: Part) -> int:

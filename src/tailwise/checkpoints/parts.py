@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -9,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.dims import Dims, dims_for
 from tailwise.checkpoints.fused import (
     Part,
-    split_experts,
+    halves,
     split_gate_up,
+    split_gated_query,
     split_gates,
     split_qkv,
+    split_stack,
     split_stacked_rows,
     squeezed,
 )
-from tailwise.checkpoints.kernels import is_transposed, split_conv
+from tailwise.checkpoints.kernels import is_stack, kernel_of, split_conv
+from tailwise.checkpoints.orientation import has_inputs_first
 from tailwise.checkpoints.views import View, whole
 
 if TYPE_CHECKING:
@@ -47,34 +51,132 @@ def is_numeric(dtype: str) -> bool:
     return dtype not in _NOT_NUMBERS
 
 
+#: Gated projections by the end of their names: (holds both factors, what follows it, whether the gate is the first
+#: half).
+_GATED = (
+    ("linear_fc1", "linear_fc2", True),  # Megatron
+    ("dense_h_to_4h", "dense_4h_to_h", True),
+    ("weights_in", "weights_out", True),  # DINOv2
+    ("w12", "w3", True),
+    ("net.0.proj", "net.2", False),  # GEGLU of diffusers: the second half passes the activation
+    ("Wi", "Wo", True),
+)
+#: Families whose query projection also holds the output gate, by head.
+_GATED_QUERIES = frozenset({"qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text"})
+
+
 def parts_of(spec: TensorSpec, role: str, hints: Hints) -> list[Part]:
     """The matrices of a tensor of two axes or more, in order."""
     if len(spec.shape) > 2 and role in _VECTORS and set(spec.shape[:-2]) == {1}:
-        return [Part("", role, "dense", (squeezed(spec.name, spec.shape),))]
-    if len(spec.shape) == 3 and (role.startswith("expert_") or role == "ssm_x"):
-        E, A, B = spec.shape
-        return split_experts(spec.name, (E, A, B), role, dims_for(spec.name, hints.config))
+        return [Part("", role, "dense", (squeezed(spec.name, spec.shape),), input_axis=0)]
+    if len(spec.shape) == 3 and (found := _stack(spec, role, hints)):
+        return found
     if len(spec.shape) > 2:
-        module = spec.name.removesuffix(".weight")
-        transposed = is_transposed(module, hints.kind_of(spec.name))
-        return split_conv(spec.name, spec.shape, role, hints.conv, transposed=transposed)
+        kernel = kernel_of(spec, hints.kind_of(spec.name), hints.tensors)
+        return split_conv(spec, role, hints.conv, kernel)
     return _parts_of_matrix(whole(spec.name, spec.shape), role, hints)
+
+
+def _stack(spec: TensorSpec, role: str, hints: Hints) -> list[Part]:
+    """The matrices of a stack, or nothing where the tensor is a kernel."""
+    E, A, B = spec.shape
+    expert = role.startswith("expert_")
+    note = ""
+    if not (expert or role == "ssm_x" or ("blk." in spec.name and role != "conv" and min(A, B) > 4)):
+        stacked, note = is_stack(spec, role, hints.kind_of(spec.name), hints.tensors)
+        if not stacked:
+            return []
+    dims = dims_for(spec.name, hints.config)
+    kind = "expert" if expert else "dense"
+    return split_stack(spec.name, (E, A, B), role, dims, kind=kind, note=note)
 
 
 def _parts_of_matrix(view: View, role: str, hints: Hints) -> list[Part]:
     dims = dims_for(view.tensor, hints.config)
     if role in ("rnn_ih", "rnn_hh"):
         return _gates(view, role, hints)
+    in_out = _has_inputs_first(view, role, hints)
     if role == "attn_qkv":
-        return split_qkv(view, dims, in_out=_is_conv1d(view, hints))
+        return split_qkv(view, dims, in_out=in_out)
+    if role in EMBEDDINGS:
+        return [Part("", role, "dense", (view,), input_axis=0)]
+    if not in_out and (found := _several(view, role, dims, hints)):
+        return found
+    return _feed_forward(view, role, dims, hints, in_out=in_out)
+
+
+def _feed_forward(view: View, role: str, dims: Dims, hints: Hints, *, in_out: bool) -> list[Part]:
     if role == "mlp_up" and _holds_gate_too(view, dims):
         role = "mlp_gate_up"
-    parts = split_gate_up(view, role, dims) if role.endswith("gate_up") else [Part("", role, "dense", (view,))]
+    alone = [Part("", role, "dense", (view,), input_axis=int(not in_out))]
+    parts = split_gate_up(view, role, dims, in_out=in_out) if role.endswith("gate_up") else alone
     if not role.startswith("expert_"):
         return parts
     if experts := _stacked_experts(view, hints.config):
         return split_stacked_rows(view, role, experts)
     return [replace(part, kind="expert") for part in parts]
+
+
+def _several(view: View, role: str, dims: Dims, hints: Hints) -> list[Part]:
+    """The parts of a projection that is fused in a way its neighbours or its family tell, or nothing."""
+    if role == "attn_q" and _holds_output_gate(view, dims, hints.config):
+        return split_gated_query(view, dims)
+    module = view.tensor.removesuffix(".weight")
+    for both, after, gate_first in _GATED:
+        if module.endswith(both) and module.removesuffix(both)[-1:] in (".", ""):
+            following = hints.tensors.get(f"{module.removesuffix(both)}{after}.weight")
+            if following is not None and len(following.shape) == 2 and following.shape[1] * 2 == view.n_rows:
+                family = "expert_" if role.startswith("expert_") else "mlp_"
+                return halves(view, family, gate_first=gate_first)
+    return _parallel_block(view, module, hints)
+
+
+def _holds_output_gate(view: View, dims: Dims, config: Mapping[str, Any]) -> bool:
+    text = config.get("text_config")
+    said = {**config, **(text if isinstance(text, Mapping) else {})}
+    gated = said.get("attn_output_gate", dims.model_type in _GATED_QUERIES)
+    return bool(gated and dims.heads and dims.head_dim and view.n_rows == 2 * dims.heads * dims.head_dim)
+
+
+#: Blocks that attend and feed forward side by side: (what holds q, k, v and the inner layer; what both leave through).
+_PARALLEL = (("linear1", "linear2"), ("attn.to_qkv_mlp_proj", "attn.to_out"))
+
+
+def _parallel_block(view: View, module: str, hints: Hints) -> list[Part]:
+    """Flux's single blocks: q, k, v and the inner layer on one input; their outputs side by side into one
+    projection."""
+    for entry, leave in _PARALLEL:
+        for end, is_entry in ((entry, True), (leave, False)):
+            stem = module.removesuffix(end)
+            if stem == module or not re.search(r"single\w*blocks\.\d+\.$", stem):
+                continue
+            first, last = (hints.tensors.get(f"{stem}{name}.weight") for name in (entry, leave))
+            if first is None or last is None or len(first.shape) != 2 or len(last.shape) != 2:
+                return []
+            d, inner = last.shape[0], last.shape[1] - last.shape[0]
+            factors, rest = divmod(first.shape[0] - 3 * d, inner) if inner > 0 else (0, 1)
+            if rest or factors not in (1, 2) or first.shape[1] != d:
+                return []
+            return _entering(view, d, inner, factors) if is_entry else _leaving(view, d, inner)
+    return []
+
+
+def _entering(view: View, d: int, inner: int, factors: int) -> list[Part]:
+    ends = [("q", "attn_q", d), ("k", "attn_k", d), ("v", "attn_v", d)]
+    ends += [("gate", "mlp_gate", inner), ("up", "mlp_up", inner)] if factors == 2 else [("up", "mlp_up", inner)]
+    parts, start = [], 0
+    for suffix, role, height in ends:
+        rows = ((start, start + height),)
+        parts.append(Part(f"#{suffix}", role, "dense", (replace(view, rows=rows),), reading="fused"))
+        start += height
+    return parts
+
+
+def _leaving(view: View, d: int, inner: int) -> list[Part]:
+    columns = (("o", "attn_o", (0, d, 1)), ("down", "mlp_down", (d, d + inner, 1)))
+    return [
+        Part(f"#{name}", role, "dense", (replace(view, cols=cols),), reading="fused") for name, role, cols in columns
+    ]
 
 
 def _gates(view: View, role: str, hints: Hints) -> list[Part]:
@@ -89,10 +191,13 @@ def _gates(view: View, role: str, hints: Hints) -> list[Part]:
     return split_gates(view, role, hidden) if hidden else [Part("", role, "rnn", (view,))]
 
 
-def _is_conv1d(view: View, hints: Hints) -> bool:
-    """GPT-2's `Conv1D` stores in × out; of a fused projection that shows in the shape d × 3d."""
-    kind = hints.kind_of(view.tensor)
-    return kind == "Conv1D" or (kind is None and view.n_cols == 3 * view.n_rows)
+def _has_inputs_first(view: View, role: str, hints: Hints) -> bool:
+    if role == "attn_qkv" and view.n_cols == 3 * view.n_rows and hints.kind_of(view.tensor) in (None, "Module"):
+        return True  # GPT-2's `Conv1D` in other code too: the fused projection is d × 3d
+    found = has_inputs_first(
+        view.tensor, view.shape, kind=hints.kind_of(view.tensor), tensors=hints.tensors, config=hints.config
+    )
+    return found and role not in EMBEDDINGS
 
 
 def _holds_gate_too(view: View, dims: Dims) -> bool:

@@ -21,7 +21,9 @@ RowRange = tuple[int, int]
 class View:
     """A matrix as a selection of one stored tensor.
 
-    The stored tensor, axes permuted by `permute` if given, is read row-major as a matrix of `shape` (R, C).
+    The stored tensor, reshaped to `unfold` and its axes permuted by `permute` if given, is read row-major as a matrix
+    of
+    `shape` (R, C).
     The matrix is its row ranges `rows`, stacked, and then the columns `cols` (start, stop, step).
     Without `permute`, a row range is a contiguous run of bytes, so it can be read alone.
     """
@@ -31,6 +33,7 @@ class View:
     rows: tuple[RowRange, ...]
     cols: tuple[int, int, int]
     permute: tuple[int, ...] | None = None
+    unfold: tuple[int, ...] | None = None
 
     @property
     def n_rows(self) -> int:
@@ -143,6 +146,8 @@ class ViewMatrix:
         import torch
 
         stored = self.checkpoint.read(self.view.tensor)
+        if self.view.unfold is not None:
+            stored = stored.reshape(self.view.unfold)
         if self.view.permute is not None:
             stored = stored.permute(self.view.permute)
         matrix = stored.reshape(self.view.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.packed import decoded
+from tailwise.checkpoints.readings.claimed import claimed
 from tailwise.checkpoints.roles import classify
 from tailwise.evaluation.scores import Facts
 
@@ -19,7 +19,7 @@ def facts_of(model: Any) -> Facts:
     """Parameters, zeros and bytes of what `open_checkpoint` takes. Packed weights are counted as decoded."""
     with open_checkpoint(model) as stored:
         nbytes = stored.nbytes
-        checkpoint = decoded(stored)
+        checkpoint = claimed(stored)
         total = nonzero = inside = inside_nonzero = 0
         for name, spec in checkpoint.tensors.items():
             if name in checkpoint.shared or name in checkpoint.unsupported:

@@ -14,7 +14,6 @@ from tailwise.audits.baselines import Baselines
 from tailwise.audits.cache import key_of
 from tailwise.audits.work import failure
 from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.checkpoints.dims import dims_for
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.metrics.facts import Facts, Spectra, fit
 from tailwise.metrics.measure import metrics_of
@@ -27,9 +26,6 @@ from tailwise.recipe import Recipe
 from tailwise.spectrum.power_law import TailFit
 from tailwise.spectrum.solve import NotFiniteError
 from tailwise.spectrum.spectrum import Spectrum, pool
-
-#: Families whose stacked experts are (E, in, out); all others are (E, out, in).
-_EXPERTS_IN_OUT = frozenset({"gpt_oss", "llama4", "llama4_text"})
 
 
 @dataclass
@@ -57,7 +53,8 @@ class StudyWorker:
             return replace(layer, status=status, reason=reason)
 
     def _study(self, source: MatrixSource, layer: LayerStudy) -> LayerStudy:
-        turned = _is_turned(source, self.checkpoint)
+        # The rows of a table are grouped as they are stored, although they are its inputs.
+        turned = source.input_axis == 0 and source.kind != "embedding"
         slices = [LoadedMatrix(matrix, self.means, turned=turned) for matrix in load(source, self.checkpoint)]
         reference = pool([item.spectrum for item in slices])
         fitted = fit(reference, "top", self.recipe)
@@ -115,22 +112,6 @@ def _layer_of(source: MatrixSource) -> LayerStudy:
     return LayerStudy(
         source.name, source.role, source.block, source.rows, source.cols * slices, source.n_params, source.dtype
     )
-
-
-def _is_turned(source: MatrixSource, checkpoint: Checkpoint) -> bool:
-    """Whether rows are the input axis, as in GPT-2's `Conv1D`: groups and channels run along the other one."""
-    view = source.views[0]
-    if source.kind == "expert" and len(checkpoint.tensors[view.tensor].shape) == 3:
-        dims = dims_for(view.tensor, checkpoint.config)
-        of_hidden = source.cols if source.role == "expert_down" else source.rows
-        return dims.model_type in _EXPERTS_IN_OUT and of_hidden == dims.hidden
-    module = view.tensor.removesuffix(".weight")
-    kind = checkpoint.module_kinds.get(module)
-    if kind is not None:
-        return kind == "Conv1D"
-    families = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-    ending = module.rpartition(".")[2]
-    return checkpoint.config.get("model_type") in families and ending in ("c_attn", "c_proj", "c_fc", "q_attn")
 
 
 def _tail(before: Spectrum, old: TailFit, after: Spectrum, new: TailFit) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.formats.lora_names import Update, read_names
-from tailwise.checkpoints.packed import decoded
+from tailwise.checkpoints.readings.claimed import claimed
 from tailwise.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class PeftCheckpoint(Checkpoint):
                 where=adapter.uri,
                 fix=f"give the base as well (base={name!r}), or audit the update alone (mode='delta')",
             )
-        return cls(adapter, adapter_config, None if base is None else decoded(base), merged=mode == "merged")
+        return cls(adapter, adapter_config, None if base is None else claimed(base), merged=mode == "merged")
 
     def __init__(
         self, adapter: Checkpoint, settings: Mapping[str, Any], base: Checkpoint | None, *, merged: bool
@@ -71,7 +71,7 @@ class PeftCheckpoint(Checkpoint):
         self.tensors = self._merged_specs() if merged else self._delta_specs()
         own = dict.fromkeys(self._by_tensor, "lora-merged" if merged else "lora")
         under = base if merged and base is not None else None
-        self.recipes = {**(under.recipes if under else {}), **own}
+        self.readings = {**(under.readings if under else {}), **own}
         first = under.shared if under else {}
         # A tied tensor that is updated under one of its names is no longer the same tensor.
         self.shared = {a: b for a, b in first.items() if a not in self._by_tensor and b not in self._by_tensor}

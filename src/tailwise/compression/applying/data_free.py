@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.checkpoints.orientation import is_stored_in_out
 from tailwise.checkpoints.roles import classify
-from tailwise.compression.plans.bits import CONV1D, CONV1D_ENDS, EXPERTS_IN_OUT
 from tailwise.compression.plans.patterns import parse_pattern
 from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.compression.prune.pruner import PRUNERS, Amount
@@ -30,7 +30,7 @@ def does_nothing(decision: Decision) -> bool:
 
 def as_matrices(tensor: torch.Tensor, name: str, config: Mapping[str, Any]) -> torch.Tensor:
     """A stored tensor as (count, out, in): stacked experts are several matrices, all else is one."""
-    if is_transposed(name, tensor.ndim, config):
+    if is_transposed(name, tuple(tensor.shape), config):
         tensor = tensor.mT
     if tensor.ndim == 3 and classify(name, 3, config).role.startswith("expert_"):
         return tensor
@@ -39,7 +39,7 @@ def as_matrices(tensor: torch.Tensor, name: str, config: Mapping[str, Any]) -> t
 
 def from_matrices(matrices: torch.Tensor, like: torch.Tensor, name: str, config: Mapping[str, Any]) -> torch.Tensor:
     """The inverse of `as_matrices`, in the shape and dtype of `like`."""
-    if is_transposed(name, like.ndim, config):
+    if is_transposed(name, tuple(like.shape), config):
         matrices = matrices.mT
     return matrices.reshape(like.shape).to(like.dtype)
 
@@ -49,12 +49,9 @@ def input_size(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> 
     return int(as_matrices(torch.empty(shape, device="meta"), name, config).shape[2])
 
 
-def is_transposed(name: str, ndim: int, config: Mapping[str, Any]) -> bool:
+def is_transposed(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> bool:
     """Whether a tensor is stored (in, out)."""
-    kind = config.get("model_type")
-    if ndim == 3:
-        return kind in EXPERTS_IN_OUT and classify(name, 3, config).role.startswith("expert_")
-    return ndim == 2 and kind in CONV1D and name.endswith(CONV1D_ENDS)
+    return is_stored_in_out(name, shape, classify(name, len(shape), config).role, config)
 
 
 class Changes:

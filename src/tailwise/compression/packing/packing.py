@@ -102,7 +102,7 @@ def refusal(packing: Packing, decision: Decision, checkpoint: Checkpoint) -> str
     spec = checkpoint.tensors[decision.tensor]
     if len(spec.shape) != 2 or not spec.name.endswith(".weight"):
         return f"is no matrix of a layer but a tensor of shape {list(spec.shape)}"
-    if is_transposed(spec.name, 2, checkpoint.config):
+    if is_transposed(spec.name, spec.shape, checkpoint.config):
         return "is stored (in, out), as Conv1D does"
     return packing.refuses(parse_format(decision.format or ""), spec)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.checkpoints.packed import decoded
+from tailwise.checkpoints.readings.claimed import claimed
 from tailwise.compression.applying.applied_quantize import ReachedBits
 from tailwise.compression.packing.packing import Packing, Work
 from tailwise.compression.plans.bits import bits_of
@@ -25,7 +25,7 @@ def read_back_packed(packing: Packing, work: Work, written: Checkpoint) -> tuple
     `UnreadableError` where a value is another than in the de-quantized checkpoint, or the bytes are not those that
     the plan counts and the layout adds.
     """
-    real = decoded(written)
+    real = claimed(written)
     return tuple(_reached(packing, work, real, decision.tensor) for decision in work.plan)
 
 

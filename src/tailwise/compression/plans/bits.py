@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.checkpoint import DTYPE_BITS
+from tailwise.checkpoints.orientation import is_stored_in_out
 from tailwise.compression.plans.packed_rows import tensor_of
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
@@ -14,12 +15,6 @@ if TYPE_CHECKING:
     from tailwise.audits.audit import Audit, LayerRow
     from tailwise.compression.plans.candidates import Candidate
     from tailwise.compression.plans.plan import Decision, Plan
-
-#: Families whose linear layers are `Conv1D`, stored in × out.
-CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
-CONV1D_ENDS = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "q_attn.weight")
-#: Families whose stacked experts are (E, in, out); all others are (E, out, in).
-EXPERTS_IN_OUT = frozenset({"gpt_oss", "llama4", "llama4_text"})
 
 
 def shape_of(item: Candidate, config: Mapping[str, Any]) -> tuple[int, ...]:
@@ -31,8 +26,8 @@ def shape_of(item: Candidate, config: Mapping[str, Any]) -> tuple[int, ...]:
         rows = item.parts[0][0]
         return rows, item.n_params // rows
     stacked = item.kind == "expert" and len(item.parts) > 1
-    kind = config.get("model_type")
-    turned = kind in EXPERTS_IN_OUT if stacked else kind in CONV1D and item.tensor.endswith(CONV1D_ENDS)
+    first = item.parts[0][:2]
+    turned = is_stored_in_out(item.tensor, (len(item.parts), *first) if stacked else first, item.role, config)
     parts = [(cols, rows) if turned else (rows, cols) for rows, cols, _ in item.parts]
     if len({inputs for _, inputs in parts}) != 1:
         return ()

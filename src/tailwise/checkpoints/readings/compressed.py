@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
+
 if TYPE_CHECKING:
     import torch
 
@@ -38,7 +40,6 @@ class Compressed:
     members: tuple[str, ...]
     format: str  # the library's name of the layout
     weights: Mapping[str, Any] = field(hash=False)  # the library's QuantizationArgs, as in config.json
-    recipe: str = "compressed-tensors"
     by_rows: bool = False
 
     @property
@@ -62,38 +63,38 @@ class Compressed:
         return weight.to(torch.float32)[start:stop]
 
 
-def find(tensors: Mapping[str, TensorSpec], checkpoint: Checkpoint) -> Iterator[tuple[str, Compressed | str]]:
-    """Weights packed by the library; without it, or in a layout it has dropped, the reason."""
-    settings = checkpoint.config.get("quantization_config") or checkpoint.config.get("compression_config")
-    if not isinstance(settings, Mapping) or settings.get("quant_method") != "compressed-tensors":
+def find(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
+    """A weight packed by the library; without it, or in a layout it has dropped, the reason."""
+    settings = settings_of(checkpoint)
+    leaf = "weight_packed" if "weight_packed" in group.leaves else "weight"
+    spec = group.leaves.get(leaf)
+    if settings is None or spec is None or (leaf == "weight" and spec.dtype not in ("I8", "U8")):
         return
-    for name, spec in tensors.items():
-        module, _, leaf = name.rpartition(".")
-        packed = leaf == "weight_packed" or (leaf == "weight" and spec.dtype in ("I8", "U8"))
-        if not packed:
-            continue
-        group = _group_of(module, settings)
-        layout = str(group.get("format") or settings.get("format", ""))
-        if layout in _LEGACY or "weights" not in group:
-            yield name, f"compressed-tensors layout {layout!r}; audit the model before compression"
-        elif importlib.util.find_spec("compressed_tensors") is None:
-            yield name, _MISSING
-        else:
-            members = tuple(f"{module}.{s}" for s in _SUFFIXES if f"{module}.{s}" in tensors)
-            shape = _shape(checkpoint, spec, module, tensors, group["weights"])
-            yield f"{module}.weight", Compressed(module, shape, members, layout, group["weights"])
+    scheme = _group_of(group.module, settings)
+    layout = str(scheme.get("format") or settings.get("format", ""))
+    members = group.pick(leaf, *(suffix for suffix in _SUFFIXES if suffix != leaf))
+    if layout in _LEGACY or "weights" not in scheme or "weight_scale" not in group.leaves:
+        everything = group.pick(*(other for other in group.leaves if other != "bias"))
+        yield Refused(everything, f"compressed-tensors layout {layout!r}; audit the model before compression")
+    elif importlib.util.find_spec("compressed_tensors") is None:
+        yield Refused(members, _MISSING)
+    else:
+        shape = _shape(checkpoint, spec, group, scheme["weights"])
+        codec = Compressed(group.module, shape, members, layout, scheme["weights"])
+        yield Read(group.named("weight"), members, codec)
 
 
-def _shape(
-    checkpoint: Checkpoint,
-    spec: TensorSpec,
-    module: str,
-    tensors: Mapping[str, TensorSpec],
-    weights: Mapping[str, Any],
-) -> tuple[int, ...]:
+def settings_of(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+    """What config.json says, where it names this library."""
+    settings = checkpoint.config.get("quantization_config") or checkpoint.config.get("compression_config")
+    named = isinstance(settings, Mapping) and settings.get("quant_method") == "compressed-tensors"
+    return settings if isinstance(settings, Mapping) and named else None
+
+
+def _shape(checkpoint: Checkpoint, spec: TensorSpec, group: Siblings, weights: Mapping[str, Any]) -> tuple[int, ...]:
     """Shape of the decoded weight; two integers are read where the packing has padded it away."""
-    if f"{module}.weight_shape" in tensors:
-        return tuple(int(side) for side in checkpoint.read(f"{module}.weight_shape").tolist())
+    if (stored := group.leaves.get("weight_shape")) is not None:
+        return tuple(int(side) for side in checkpoint.read(stored.name).tolist())
     if spec.name.endswith("weight_packed"):
         word = 32 if spec.dtype == "I32" else 8
         return (*spec.shape[:-1], spec.shape[-1] * word // int(weights.get("num_bits", 4)))

@@ -8,16 +8,17 @@ W = (code − zero) · scale. NVFP4 has two E2M1 codes a byte, the first in the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tailwise.checkpoints.codecs_blockwise import e2m1
+from tailwise.checkpoints.readings.blockwise import e2m1
+from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
 
 if TYPE_CHECKING:
     import torch
 
-    from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
+    from tailwise.checkpoints.checkpoint import Checkpoint
 
 _CODES = ("I8", "F8_E4M3", "F8_E5M2", "U8")
 _SUFFIXES = ("qdata", "scale", "zero_point", "per_tensor_scale")
@@ -32,7 +33,6 @@ class TorchAo:
     shape: tuple[int, ...]
     members: tuple[str, ...]
     code: str  # dtype of the codes
-    recipe: str = "torchao"
     by_rows: bool = False
 
     @property
@@ -61,23 +61,26 @@ def _spread(scale: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return scale
 
 
-def find(tensors: Mapping[str, TensorSpec], checkpoint: Checkpoint) -> Iterator[tuple[str, TorchAo | str]]:
+def find(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
     """Weights of two axes whose scales divide them; of the other classes, the reason."""
     del checkpoint
-    for name, spec in tensors.items():
-        module, mark, leaf = name.rpartition("._")
-        weight = leaf.removesuffix("_qdata")
-        if not mark or weight == leaf:
+    leaves = group.leaves
+    for leaf, spec in leaves.items():
+        weight = leaf.removeprefix("_").removesuffix("_qdata")
+        if leaf != f"_{weight}_qdata":
             continue
-        stem = f"{module}._{weight}_"
-        scale = tensors.get(f"{stem}scale")
-        members = tuple(f"{stem}{suffix}" for suffix in _SUFFIXES if f"{stem}{suffix}" in tensors)
+        stem = f"_{weight}_"
+        scale = leaves.get(f"{stem}scale")
         shape = (spec.shape[0], 2 * spec.shape[1]) if spec.dtype == "U8" and len(spec.shape) == 2 else spec.shape
-        plain = not any(f"{stem}{suffix}" in tensors for suffix in _OTHERS)
-        if plain and scale is not None and spec.dtype in _CODES and _divides(scale.shape, shape):
-            yield f"{module}.{weight}", TorchAo(stem, shape, members, spec.dtype)
+        members = group.pick(*(f"{stem}{suffix}" for suffix in _SUFFIXES))
+        others = group.pick(*(f"{stem}{suffix}" for suffix in _OTHERS))
+        if not others and scale is not None and spec.dtype in _CODES and _divides(scale.shape, shape):
+            yield Read(group.named(weight), members, TorchAo(group.named(stem), shape, members, spec.dtype))
         else:
-            yield name, "weights of torchao in a layout that is not known here; audit the model before quantization"
+            yield Refused(
+                members + others,
+                "weights of torchao in a layout that is not known here; audit the model before quantization",
+            )
 
 
 def _divides(scale: tuple[int, ...], shape: tuple[int, ...]) -> bool:

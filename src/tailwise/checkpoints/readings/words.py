@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
+
 if TYPE_CHECKING:
     import torch
 
@@ -31,7 +33,6 @@ class Gptq:
     members: tuple[str, ...]  # qweight, scales, and qzeros and g_idx where there are any
     bits: int
     zero_offset: int  # added to stored zeros: 1 in format v1
-    recipe: str = "gptq"
     by_rows: bool = False  # the output axis is the columns of what is stored
 
     @property
@@ -67,7 +68,6 @@ class Awq:
     module: str
     shape: tuple[int, ...]
     members: tuple[str, ...]
-    recipe: str = "awq"
     dtype: str = "AWQ_INT4"
     by_rows: bool = False
 
@@ -109,38 +109,56 @@ def _awq_nibbles(words: torch.Tensor) -> torch.Tensor:
     return ((words[:, :, None] >> shifts) & 15).reshape(words.shape[0], -1)
 
 
-def find_gptq(tensors: Mapping[str, TensorSpec], checkpoint: Checkpoint) -> Iterator[tuple[str, Gptq]]:
-    """Weights stored as GPTQ: the scales are as wide as `qweight`."""
+def find_gptq(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
+    """A weight stored as GPTQ: the scales are as wide as `qweight`."""
+    code, scales = _quantized(group), group.leaves.get("scales")
+    if code is None or scales is None or len(scales.shape) != 2 or scales.shape[1] != code.shape[1]:
+        return
     settings = _settings(checkpoint)
     offset = 0 if settings.get("checkpoint_format") == "gptq_v2" else 1
-    for module, code in _quantized(tensors):
-        scales = tensors.get(f"{module}.scales")
-        if scales is None or scales.shape[1:] != code.shape[1:]:
-            continue
-        index, zeros = tensors.get(f"{module}.g_idx"), tensors.get(f"{module}.qzeros")
-        bits = _bits(code, index, zeros, settings)
-        if bits in (2, 3, 4, 8):
-            suffixes = ("qweight", "qzeros", "scales", "g_idx")
-            members = tuple(f"{module}.{s}" for s in suffixes if f"{module}.{s}" in tensors)
-            shape = (code.shape[1], code.shape[0] * 32 // bits)
-            yield f"{module}.weight", Gptq(module, shape, members, bits, offset)
+    index, zeros = group.leaves.get("g_idx"), group.leaves.get("qzeros")
+    bits = _bits(code, index, zeros, settings)
+    members = group.pick("qweight", "qzeros", "scales", "g_idx")
+    shape = (code.shape[1], code.shape[0] * 32 // bits) if bits else (0, 0)
+    if bits in (2, 3, 4, 8) and _gptq_fits(shape, scales, index, zeros, bits):
+        codec = Gptq(group.module, shape, members, bits, offset)
+        yield Read(group.named("weight"), members, codec)
+    else:
+        why = (
+            f"words of shape {code.shape} with scales of shape {scales.shape}, a layout of GPTQ that is not known here"
+        )
+        yield Refused(members, f"{why}; audit the model before quantization")
 
 
-def find_awq(tensors: Mapping[str, TensorSpec], checkpoint: Checkpoint) -> Iterator[tuple[str, Awq]]:
-    """Weights stored as AWQ `gemm`: the scales are eight times as wide as `qweight`."""
+def _gptq_fits(
+    shape: tuple[int, int], scales: TensorSpec, index: TensorSpec | None, zeros: TensorSpec | None, bits: int
+) -> bool:
+    out, inputs = shape
+    groups = scales.shape[0]
+    index_fits = index is None or index.shape in ((inputs,), (0,))
+    zeros_fit = zeros is None or zeros.shape == (groups, out * bits // 32)
+    return 0 < groups <= inputs and index_fits and zeros_fit
+
+
+def find_awq(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
+    """A weight stored as AWQ `gemm`: the scales are eight times as wide as `qweight`."""
     del checkpoint
-    for module, code in _quantized(tensors):
-        members = tuple(f"{module}.{s}" for s in ("qweight", "qzeros", "scales"))
-        scales = tensors.get(members[2])
-        if scales is None or members[1] not in tensors or scales.shape[1] != 8 * code.shape[1]:
-            continue
-        yield f"{module}.weight", Awq(module, (scales.shape[1], code.shape[0]), members)
+    code, zeros, scales = _quantized(group), group.leaves.get("qzeros"), group.leaves.get("scales")
+    if code is None or scales is None or zeros is None or len(scales.shape) != 2 or len(zeros.shape) != 2:
+        return
+    if scales.shape[1] != 8 * code.shape[1]:
+        return
+    members = group.pick("qweight", "qzeros", "scales")
+    if zeros.shape != (scales.shape[0], code.shape[1]) or not 0 < scales.shape[0] <= code.shape[0]:
+        why = f"words of shape {code.shape} with scales of shape {scales.shape}, a layout of AWQ that is not known here"
+        yield Refused(members, f"{why}; audit the model before quantization")
+        return
+    yield Read(group.named("weight"), members, Awq(group.module, (scales.shape[1], code.shape[0]), members))
 
 
-def _quantized(tensors: Mapping[str, TensorSpec]) -> Iterator[tuple[str, TensorSpec]]:
-    for name, spec in tensors.items():
-        if name.endswith(".qweight") and spec.dtype == "I32" and len(spec.shape) == 2:
-            yield name.removesuffix(".qweight"), spec
+def _quantized(group: Siblings) -> TensorSpec | None:
+    code = group.leaves.get("qweight")
+    return code if code is not None and code.dtype == "I32" and len(code.shape) == 2 else None
 
 
 def _bits(code: TensorSpec, index: TensorSpec | None, zeros: TensorSpec | None, settings: Mapping[str, Any]) -> int:

@@ -1,0 +1,378 @@
+"""Codes with a scale per block, channel or tensor: fp8, int8, bitsandbytes, MXFP4, NVFP4.
+
+- fp8: `weight` (F8) with a scale per tensor, per row, per expert or per block, under one of the names that tools give
+  it:
+  `weight_scale_inv` (DeepSeek-V3; the `inv` is of the quantizer, not of the reader), `weight_scale`, `scale`
+  (DeepSeek-V3.2, also as powers of two in E8M0), `scale_weight` (ComfyUI). W = code · scale.
+- int8: `weight` (I8) with `weight_scale` and no zero point, per tensor or row. W = code · scale.
+- bitsandbytes int8 (Dettmers et al. 2022): `weight` (I8) and `SCB`, the largest magnitude of each row;
+  W = code · SCB / 127.
+- bitsandbytes 4-bit (Dettmers et al. 2023): two codes a byte, the first in the high half, one `absmax` per
+  `blocksize` entries in row-major order, itself quantized to 8 bits where `nested_absmax` is there.
+- MXFP4 (OCP Microscaling 1.0; the released gpt-oss): two E2M1 codes a byte, the first in the low half, one
+  power-of-two scale (exponent + 127) per 32 entries; also as `weight` with E8M0 scales beside it (DeepSeek-V4).
+- NVFP4 (ModelOpt): `weight` (U8, two E2M1 codes a byte), `weight_scale` (E4M3 per 16 entries), and `weight_scale_2`,
+  one
+  number for all. W = code · scale · scale₂.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
+from tailwise.checkpoints.readings.compressed import settings_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
+
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Codes of one byte and their scales; of three axes or more, a stack of experts or a kernel."""
+
+    name: str
+    shape: tuple[int, ...]
+    scale: str
+    per_expert: bool  # one scale for each slab of the first axis
+    block: tuple[int, int]  # rows and columns that share a scale
+    dtype: str
+    by_rows: bool = True
+
+    def rows(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
+        """Rows (or experts) start:stop, float32."""
+        codes = checkpoint.read_rows(self.name, start, stop).float()
+        scale = real_scale(checkpoint.read(self.scale))
+        if scale.numel() == 1:
+            return codes * scale.reshape(())
+        if self.per_expert:
+            return codes * scale.reshape(-1, *[1] * (codes.ndim - 1))[start:stop]
+        scale = scale[:, None] if scale.ndim == 1 else scale
+        if len(self.shape) > 2:
+            return codes * _spread(scale[start:stop], self.block, self.shape[-2:])
+        first = start // self.block[0]
+        last = -(-stop // self.block[0])
+        offset = start - first * self.block[0]
+        wide = _spread(scale[first:last], self.block, ((last - first) * self.block[0], self.shape[1]))
+        return codes * wide[offset : offset + stop - start]
+
+
+def real_scale(scale: torch.Tensor) -> torch.Tensor:
+    """A scale as float32; bytes are exponents of two (E8M0)."""
+    import torch
+
+    return torch.exp2(scale.float() - 127) if scale.dtype == torch.uint8 else scale.float()
+
+
+def _spread(scale: torch.Tensor, block: tuple[int, int], shape: tuple[int, ...]) -> torch.Tensor:
+    """Scales (…, R/block, C/block) repeated to (…, R, C)."""
+    wide = scale.repeat_interleave(block[0], -2)[..., : shape[-2], :]
+    return wide.repeat_interleave(block[1], -1)[..., : shape[-1]]
+
+
+@dataclass(frozen=True)
+class Fp4:
+    """Two E2M1 codes a byte (…, out, in/2), a scale per group of the input, and one for all where there is one."""
+
+    shape: tuple[int, ...]
+    codes: str
+    scale: str
+    overall: str | None
+    group: int
+    dtype: str  # NVFP4, MXFP4
+    by_rows: bool = True
+
+    def rows(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
+        """Rows (or experts) start:stop, float32."""
+        import torch
+
+        values = e2m1(checkpoint.read_rows(self.codes, start, stop).view(torch.uint8))
+        scale = real_scale(checkpoint.read_rows(self.scale, start, stop)).repeat_interleave(self.group, -1)
+        if self.overall is None:
+            return values * scale
+        overall = checkpoint.read(self.overall).float().reshape(-1)
+        if overall.numel() > 1:  # one for each expert
+            overall = overall[start:stop].reshape(-1, *[1] * (values.ndim - 1))
+        return values * (scale * overall)
+
+
+@dataclass(frozen=True)
+class Int8:
+    """A bitsandbytes int8 weight."""
+
+    name: str
+    shape: tuple[int, ...]
+    members: tuple[str, ...]  # the weight, SCB, and weight_format where it is stored
+    dtype: str = "BNB_INT8"
+    by_rows: bool = True
+
+    def rows(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
+        """Rows start:stop, float32."""
+        import torch
+
+        largest = checkpoint.read(self.members[1]).reshape(-1, 1)[start:stop].to(torch.float32)
+        return checkpoint.read_rows(self.name, start, stop).to(torch.float32) * (largest / 127)
+
+
+@dataclass(frozen=True)
+class Bnb4:
+    """A bitsandbytes nf4 or fp4 weight."""
+
+    name: str
+    shape: tuple[int, ...]
+    members: tuple[str, ...]
+    kind: str  # nf4, fp4
+    blocksize: int
+    nested_blocksize: int
+    nested_offset: float
+    by_rows: bool = False
+
+    @property
+    def dtype(self) -> str:
+        """`BNB_NF4` or `BNB_FP4`."""
+        return f"BNB_{self.kind.upper()}"
+
+    def rows(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
+        """Rows start:stop, float32."""
+        import torch
+
+        packed = checkpoint.read(self.name).reshape(-1).view(torch.uint8)
+        codes = torch.stack((packed >> 4, packed & 15), 1).reshape(-1)[: prod(self.shape)]
+        values = checkpoint.read(f"{self.name}.quant_map").to(torch.float32)[codes.to(torch.int64)]
+        largest = self._absmax(checkpoint).repeat_interleave(self.blocksize)[: values.numel()]
+        return (values * largest).reshape(self.shape)[start:stop]
+
+    def _absmax(self, checkpoint: Checkpoint) -> torch.Tensor:
+        import torch
+
+        stored = checkpoint.read(f"{self.name}.absmax").reshape(-1)
+        if f"{self.name}.nested_absmax" not in self.members:
+            return stored.to(torch.float32)
+        table = checkpoint.read(f"{self.name}.nested_quant_map").to(torch.float32)
+        outer = checkpoint.read(f"{self.name}.nested_absmax").to(torch.float32).reshape(-1)
+        outer = outer.repeat_interleave(self.nested_blocksize)[: stored.numel()]
+        return table[stored.to(torch.int64)] * outer + self.nested_offset
+
+
+@dataclass(frozen=True)
+class Mxfp4:
+    """gpt-oss experts, blocks (E, out, in/32, 16) and scales (E, out, in/32), decoded to (E, in, out)."""
+
+    name: str
+    shape: tuple[int, ...]
+    members: tuple[str, ...]
+    dtype: str = "MXFP4"
+    by_rows: bool = True
+
+    def rows(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
+        """Experts start:stop, float32."""
+        import torch
+
+        packed = checkpoint.read_rows(self.members[0], start, stop)  # (e, out, G, 16)
+        exponent = checkpoint.read_rows(self.members[1], start, stop).to(torch.float32) - 127
+        values = e2m1(packed) * torch.exp2(exponent)[..., None]  # (e, out, G, 32)
+        return values.flatten(-2).transpose(1, 2)
+
+
+def e2m1(packed: torch.Tensor) -> torch.Tensor:
+    """Bytes (…, n) of two E2M1 codes, the first in the low half, to their values (…, 2n), float32."""
+    import torch
+
+    return e2m1_values(torch.stack((packed & 15, packed >> 4), -1).flatten(-2))
+
+
+def e2m1_values(codes: torch.Tensor) -> torch.Tensor:
+    """E2M1 codes (0 to 15) to their values, float32."""
+    import torch
+
+    return torch.tensor((*_E2M1, *(-v for v in _E2M1)))[codes.to(torch.int64)]
+
+
+_FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
+_REAL_SCALES = frozenset({"F32", "F16", "BF16", "F64", "F8_E8M0"})
+
+
+def _scale_names(leaf: str) -> tuple[str, ...]:
+    """The names that tools give to the scale of a weight."""
+    own = (f"{leaf}_scale_inv", f"{leaf}_scale")
+    return (*own, "scale", "scale_weight") if leaf == "weight" else own
+
+
+def find_scaled(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
+    """Weights of one byte with a scale of a known name beside them."""
+    for leaf, spec in group.leaves.items():
+        whole = spec.dtype == "I8" and leaf == "weight" and settings_of(checkpoint) is None
+        if len(spec.shape) < 2 or not (spec.dtype in _FP8 or whole):
+            continue
+        names = ("weight_scale",) if whole else _scale_names(leaf)
+        scales = [group.leaves[name] for name in names if name in group.leaves]
+        if not scales or (whole and _is_more_than_scaled(group)) or _is_fp4(group, leaf):
+            continue
+        yield _scaled(group.named(leaf), spec, scales, len(scales) == 1 and f"{leaf}_zero_point" not in group.leaves)
+
+
+def _is_more_than_scaled(group: Siblings) -> bool:
+    return any(name in group.leaves for name in ("weight_zero_point", "weight_scale_2", "pre_quant_scale", "SCB"))
+
+
+def _scaled(name: str, spec: TensorSpec, scales: list[TensorSpec], plain: bool) -> Claim:
+    scale = scales[0]
+    exponents = scale.dtype == "U8" and spec.dtype in _FP8
+    fit = _fit(spec.shape, scale.shape) if plain and (scale.dtype in _REAL_SCALES or exponents) else None
+    members = (spec.name, *(item.name for item in scales))
+    if fit is None:
+        shapes = " and ".join(str(item.shape) for item in scales)
+        kind = "fp8" if spec.dtype in _FP8 else "int8"
+        return Refused(
+            members,
+            f"{kind} of shape {spec.shape} with scales of shape {shapes}, a layout not known here; "
+            "audit the model before quantization, or save it de-quantized",
+        )
+    per_expert, block = fit
+    return Read(name, members, Scaled(name, spec.shape, scale.name, per_expert, block, spec.dtype))
+
+
+def _fit(shape: tuple[int, ...], scale: tuple[int, ...]) -> tuple[bool, tuple[int, int]] | None:
+    """Whether the scales are one an expert, and the rows and columns that share one; None where shapes do not fit.
+
+    Blocks are 128 × 128 in every published model; other sizes are powers of two, the smallest that covers.
+    """
+    whole = shape[-2], shape[-1]
+    if prod(scale) == 1:
+        return False, whole
+    if len(shape) > 2 and prod(scale) == shape[0] == scale[0]:
+        return True, whole
+    if len(shape) > 3:
+        return None
+    if len(scale) == 1 and scale[0] == shape[-2]:
+        return (False, (1, shape[-1])) if len(shape) == 2 else None
+    if len(scale) != len(shape) or scale[:-2] != shape[:-2] or 0 in scale or 0 in shape:
+        return None
+    sides = _side(shape[-2], scale[-2]), _side(shape[-1], scale[-1])
+    return (False, (sides[0], sides[1])) if sides[0] and sides[1] else None
+
+
+def _side(length: int, count: int) -> int:
+    """Entries that share a scale along one axis, 0 where no block size gives so many scales."""
+    if count == 1:
+        return length
+    sizes = (128, 1, 2, 4, 8, 16, 32, 64, 256, 512, length // count if length % count == 0 else 1)
+    return next((size for size in sizes if -(-length // size) == count), 0)
+
+
+def _is_fp4(group: Siblings, leaf: str) -> bool:
+    scale = group.leaves.get(f"{leaf}_scale")
+    return f"{leaf}_scale_2" in group.leaves and scale is not None and scale.dtype == "F8_E4M3"
+
+
+def find_fp4(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
+    """NVFP4 as ModelOpt writes it, and MXFP4 with E8M0 scales beside the codes."""
+    for leaf, spec in group.leaves.items():
+        if spec.dtype not in ("U8", "I8", "F4") or len(spec.shape) not in (2, 3):
+            continue
+        scale, overall = group.leaves.get(f"{leaf}_scale"), group.leaves.get(f"{leaf}_scale_2")
+        powers = group.leaves.get("scale") if leaf == "weight" and scale is None else scale
+        if scale is not None and overall is not None and scale.dtype == "F8_E4M3" and spec.dtype == "U8":
+            if "pre_quant_scale" not in group.leaves:
+                yield _fp4(group, leaf, spec, (scale, overall), 16)
+        elif powers is not None and overall is None and _are_exponents(powers, spec, checkpoint):
+            yield _fp4(group, leaf, spec, (powers, None), 32)
+
+
+def _are_exponents(scale: TensorSpec, spec: TensorSpec, checkpoint: Checkpoint) -> bool:
+    """Whether scales are powers of two of 32 entries each. Plain bytes are so only where the config says MXFP4."""
+    if len(scale.shape) != len(spec.shape) or scale.shape[:-1] != spec.shape[:-1]:
+        return False
+    entries = spec.shape[-1] * (1 if spec.dtype == "F4" else 2)
+    named = "mxfp4" in str(checkpoint.config.get("quantization_config", "")).lower() and settings_of(checkpoint) is None
+    return scale.shape[-1] * 32 == entries and (scale.dtype == "F8_E8M0" or (scale.dtype == "U8" and named))
+
+
+def _fp4(
+    group: Siblings, leaf: str, spec: TensorSpec, scales: tuple[TensorSpec, TensorSpec | None], size: int
+) -> Claim:
+    scale, overall = scales
+    members = (spec.name, scale.name, *(() if overall is None else (overall.name,)))
+    shape = (*spec.shape[:-1], spec.shape[-1] * (1 if spec.dtype == "F4" else 2))
+    fits = scale.shape == (*shape[:-1], shape[-1] // size) and shape[-1] % size == 0
+    if not fits or spec.dtype == "F4" or (overall is not None and prod(overall.shape) not in (1, shape[0])):
+        return Refused(
+            members,
+            f"4-bit codes of shape {spec.shape} with scales of shape {scale.shape}, a layout not known here; "
+            "audit the model before quantization",
+        )
+    kind = "NVFP4" if size == 16 else "MXFP4"
+    codec = Fp4(shape, spec.name, scale.name, None if overall is None else overall.name, size, kind)
+    return Read(group.named(leaf), members, codec)
+
+
+def find_bnb8(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
+    """A weight with an `SCB` beside it."""
+    del checkpoint
+    spec, scale = group.leaves.get("weight"), group.leaves.get("SCB")
+    if spec is None or scale is None or spec.dtype != "I8" or len(spec.shape) != 2:
+        return
+    members = group.pick("weight", "SCB", "weight_format")
+    if prod(scale.shape) == spec.shape[0]:
+        yield Read(spec.name, members, Int8(spec.name, spec.shape, members))
+    else:
+        yield Refused(members, f"int8 of shape {spec.shape} with an SCB of shape {scale.shape}; save the model again")
+
+
+def find_bnb4(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
+    """Weights with a `quant_state` beside them, whose few bytes of JSON hold the shape."""
+    for leaf, state in group.leaves.items():
+        stem, mark, kind = leaf.partition(".quant_state.bitsandbytes__")
+        if not mark or stem not in group.leaves:
+            continue
+        spec = group.leaves[stem]
+        suffixes = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+        members = (spec.name, *group.pick(*(f"{stem}.{suffix}" for suffix in suffixes)), state.name)
+        try:
+            settings = json.loads(bytes(checkpoint.read(state.name).flatten().tolist()))
+            codec = Bnb4(
+                spec.name,
+                tuple(int(side) for side in settings["shape"]),
+                members,
+                kind,
+                int(settings["blocksize"]),
+                int(settings.get("nested_blocksize", 1)),
+                float(settings.get("nested_offset", 0.0)),
+            )
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            yield Refused(members, f"a bitsandbytes state that does not say its shape ({error}); save the model again")
+            continue
+        if kind in ("nf4", "fp4") and prod(spec.shape) * 2 * _bytes_of(spec) >= prod(codec.shape) > 0:
+            yield Read(spec.name, members, codec)
+        else:
+            yield Refused(members, f"bitsandbytes {kind} codes of shape {spec.shape} for a weight of {codec.shape}")
+
+
+def _bytes_of(spec: TensorSpec) -> int:
+    """Bytes an entry: the codes may be stored as wider words (`bnb_4bit_quant_storage`)."""
+    return max(1, spec.nbytes // max(1, spec.numel))
+
+
+def find_mxfp4(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
+    """Pairs `…_blocks`, `…_scales` of gpt-oss."""
+    del checkpoint
+    for leaf, spec in group.leaves.items():
+        stem = leaf.removesuffix("_blocks")
+        scale = group.leaves.get(f"{stem}_scales")
+        if stem == leaf or scale is None:
+            continue
+        members, name = (spec.name, scale.name), group.named(stem)
+        if len(spec.shape) == 4 and scale.shape == spec.shape[:3] and spec.shape[3] == 16 and spec.dtype == "U8":
+            E, out, groups, _ = spec.shape
+            yield Read(name, members, Mxfp4(name, (E, groups * 32, out), members))
+        else:
+            why = f"blocks of shape {spec.shape} with scales of shape {scale.shape}, a layout not known here"
+            yield Refused(members, f"{why}; audit the model before quantization")

@@ -1,0 +1,50 @@
+"""Stored tensors by the module they belong to, in one pass over their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from tailwise.checkpoints.readings.claim import Siblings
+
+if TYPE_CHECKING:
+    from tailwise.checkpoints.checkpoint import TensorSpec
+
+#: Where a module's own name ends although more dots follow: in what torch's parametrizations, adapters, and packings
+#: that hang their scales below the weight (`m.weight.absmax`) put there.
+_INNER = re.compile(
+    r"\.(?=parametrizations\."
+    r"|weight\."
+    r"|lora_(?:[ABab]|down|up|mid|embedding_[AB]|magnitude_vector|alpha)(?:\.|$)"
+    r"|lora_linear_layer\.|lora\.(?:down|up)\."
+    r"|(?:hada|lokr|oft|boft|ia3|vera|loha|glora)_\w+(?:\.|$)"
+    r"|(?:down|up)\.weight$)"
+)
+_MARKED = ("parametrizations.", "weight.", "lora", "hada_", "lokr_", "oft_", "ia3_", "vera_", "loha_", ".down.", ".up.")
+
+
+def siblings_of(tensors: Mapping[str, TensorSpec]) -> Iterator[Siblings]:
+    """Every module with tensors of its own, in the order of its first tensor."""
+    found: dict[str, dict[str, TensorSpec]] = {}
+    for name, spec in tensors.items():
+        module, leaf = _split(name)
+        found.setdefault(module, {})[leaf] = spec
+    for module, leaves in found.items():
+        yield Siblings(module, leaves)
+
+
+def _split(name: str) -> tuple[str, str]:
+    if any(mark in name for mark in _MARKED) and (match := _inner(name)) is not None:
+        return name[: match.start()], name[match.end() :]
+    module, _, leaf = name.rpartition(".")
+    return module, leaf
+
+
+def _inner(name: str) -> re.Match[str] | None:
+    for match in _INNER.finditer(name):
+        # `down.weight` and `up.weight` are factors only where the module says so: `to_q_lora.down.weight`.
+        if name.startswith(("down.", "up."), match.end()) and "lora" not in name[: match.start()].rpartition(".")[2]:
+            continue
+        return match
+    return None
