@@ -93,9 +93,8 @@ def find(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
     if not known or found is None or (biases is None) != (found[2] != "affine"):
         yield Refused(
             members,
-            f"32-bit words of shape {codes.shape} with scales of shape {scales.shape}, a layout of MLX that is not
-            known "
-            "here; keep config.json beside the weights, or audit the model before quantization",
+            f"32-bit words of shape {codes.shape} with scales of shape {scales.shape}, a layout of MLX that is not "
+            "known here; keep config.json beside the weights, or audit the model before quantization",
         )
         return
     bits, size, mode, note = found

@@ -153,9 +153,8 @@ def _scaled_by_unknown(group: Siblings, leaf: str, spec: TensorSpec, beside: Map
     del group
     return Refused(
         (spec.name, *(beside[other].name for other in found)),
-        f"{what} of shape {list(spec.shape)} beside what could scale it under a name that is not known here ({shapes});
-        "
-        "save the weight as the module computes with it, or audit the live module",
+        f"{what} of shape {list(spec.shape)} beside what could scale it under a name that is not known here "
+        f"({shapes}); save the weight as the module computes with it, or audit the live module",
     )
 
 
