@@ -215,7 +215,7 @@ def _unmeasured_row(item: Unmeasured) -> LayerRow:
         dtype=item.dtype,
         status=item.status,
         reason=item.reason,
-        tensors=(item.name,),
+        tensors=item.tensors or (item.name,),
     )
 
 

@@ -82,6 +82,7 @@ class Unmeasured:
     block: int | None
     dtype: str
     shape: tuple[int, ...]
+    tensors: tuple[str, ...] = ()  # the stored ones, where the name is not one of them
 
 
 def group(checkpoint: Checkpoint, *, conv: str, min_evals: int) -> tuple[list[MatrixSource], list[Unmeasured]]:
@@ -206,13 +207,15 @@ class _Grouping:
     def _list(self, spec: TensorSpec, status: str, reason: str, name: str) -> None:
         """List a tensor that is not measured; its role and block are those of the weight `name`."""
         role, block = self._roles[name], self._blocks.get(name)
-        self.rest.append(Unmeasured(spec.name, status, reason, role, block, spec.dtype, spec.shape))
+        members = self.checkpoint.members.get(spec.name, ())
+        self.rest.append(Unmeasured(spec.name, status, reason, role, block, spec.dtype, spec.shape, members))
 
     def _too_small(self, m: int) -> str:
         return f"its short side is {m}, below min_evals = {self.min_evals}; lower min_evals to measure it"
 
     def _unique(self, name: str) -> str:
-        module = _WRAPPED.sub("", name).replace(".weight", "") if "#lora" in name else name.removesuffix(".weight")
+        module = _WRAPPED.sub("", name)
+        module = module.replace(".weight#", "#") if "#lora" in module else module.removesuffix(".weight")
         if module in self._used or (module != name and module in self.checkpoint.tensors):
             module = name
         self._used.add(module)

@@ -214,9 +214,13 @@ def find_scaled(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
             continue
         names = ("weight_scale",) if whole else _scale_names(leaf)
         scales = [group.leaves[name] for name in names if name in group.leaves]
-        if not scales or (whole and _is_more_than_scaled(group)) or _is_fp4(group, leaf):
+        if not scales or (whole and _is_more_than_scaled(group)) or _is_fp4(group, leaf) or _has_state(group):
             continue
         yield _scaled(group.named(leaf), spec, scales, len(scales) == 1 and f"{leaf}_zero_point" not in group.leaves)
+
+
+def _has_state(group: Siblings) -> bool:
+    return any(".quant_state." in leaf for leaf in group.leaves)
 
 
 def _is_more_than_scaled(group: Siblings) -> bool:

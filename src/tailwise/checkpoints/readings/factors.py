@@ -22,7 +22,7 @@ from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
 if TYPE_CHECKING:
     import torch
 
-    from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
+    from tailwise.checkpoints.checkpoint import Checkpoint
 
 MARKS = ("lora", "hada_", "lokr_", "oft_", "boft_", "ia3_", "vera_", "loha_", "glora_", "down.weight", "up.weight",
          "dora_scale")  # fmt: skip
@@ -129,15 +129,17 @@ def _pair(group: Siblings, checkpoint: Checkpoint, adapter: str, parts: Mapping[
     alpha, note = _alpha(group, checkpoint, adapter)
     members = group.pick(parts["down"], parts["up"], *(["alpha"] if isinstance(alpha, str) else []))
     codec = LowRank(shape, down.name, up.name, rank, alpha, down.dtype, flip=embedding)
-    return Read(_name(group, adapter, leaves), members, codec, note)
+    return Read(_name(group, checkpoint, adapter), members, codec, note)
 
 
-def _name(group: Siblings, adapter: str, leaves: Mapping[str, TensorSpec]) -> str:
-    """The module that is changed; beside its own weights the change has a name of its own."""
+def _name(group: Siblings, checkpoint: Checkpoint, adapter: str) -> str:
+    """The weight that is changed; where it is here too, the change has a name of its own."""
     module = group.module.removesuffix("_lora")
-    if "weight" in leaves:
-        return f"{module}.weight#lora" + (f".{adapter}" if adapter not in ("", "default") else "")
-    return f"{module}.weight" if adapter in ("", "default") else f"{module}.{adapter}.weight"
+    base = f"{group.module}.base_layer.weight" in checkpoint.tensors
+    plain = module.removeprefix("base_model.model.")
+    if base or "weight" in group.leaves:
+        return f"{plain}.weight#lora" + (f".{adapter}" if adapter not in ("", "default") else "")
+    return f"{plain}.weight" if adapter in ("", "default") else f"{plain}.{adapter}.weight"
 
 
 def _alpha(group: Siblings, checkpoint: Checkpoint, adapter: str) -> tuple[str | float | None, str]:

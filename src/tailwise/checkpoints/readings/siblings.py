@@ -35,16 +35,18 @@ def siblings_of(tensors: Mapping[str, TensorSpec]) -> Iterator[Siblings]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    if any(mark in name for mark in _MARKED) and (match := _inner(name)) is not None:
-        return name[: match.start()], name[match.end() :]
+    if any(mark in name for mark in _MARKED):
+        dotted = f".{name}"
+        if (match := _inner(dotted)) is not None:
+            return dotted[1 : match.start()], dotted[match.end() :]
     module, _, leaf = name.rpartition(".")
     return module, leaf
 
 
-def _inner(name: str) -> re.Match[str] | None:
-    for match in _INNER.finditer(name):
+def _inner(dotted: str) -> re.Match[str] | None:
+    for match in _INNER.finditer(dotted):
         # `down.weight` and `up.weight` are factors only where the module says so: `to_q_lora.down.weight`.
-        if name.startswith(("down.", "up."), match.end()) and "lora" not in name[: match.start()].rpartition(".")[2]:
-            continue
-        return match
+        is_side = dotted.startswith(("down.", "up."), match.end())
+        if not is_side or "lora" in dotted[: match.start()].rpartition(".")[2]:
+            return match
     return None

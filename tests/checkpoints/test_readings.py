@@ -1,0 +1,331 @@
+"""What the tensors of a module are: read right, or refused with their neighbours. Truth is plain torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+from tailwise.checkpoints.formats.memory import MemoryCheckpoint
+from tailwise.checkpoints.matrices import group, load
+from tailwise.checkpoints.readings.table import READINGS, claims_on
+
+OUT, IN = 48, 64
+
+
+def taken(arrays, config=None, **settings):
+    checkpoint = MemoryCheckpoint("m", arrays, config=config)
+    found, rest = group(checkpoint, conv="flatten", min_evals=8, **settings)
+    matrices = {s.name: torch.cat(list(load(s, checkpoint)[0].row_blocks(1000))) for s in found}
+    accounted = {t for s in found for t in s.tensors} | {t for u in rest for t in (u.tensors or (u.name,))}
+    assert set(arrays) <= accounted
+    return {s.name: s for s in found}, matrices, {u.name: u for u in rest}
+
+
+def test_weight_norm_and_its_kin_are_the_weight_that_the_module_computes_with():
+    torch.manual_seed(0)
+    made = {
+        "rows": parametrizations.weight_norm(nn.Linear(IN, OUT)),
+        "conv": parametrizations.weight_norm(nn.Conv1d(IN, OUT, 5)),
+        "columns": parametrizations.weight_norm(nn.Linear(IN, OUT), dim=1),
+        "all": parametrizations.weight_norm(nn.Linear(IN, OUT), dim=None),
+        "transposed": parametrizations.weight_norm(nn.ConvTranspose1d(IN, OUT, 4)),
+        "spectral": parametrizations.spectral_norm(nn.Linear(IN, OUT)),
+        "orthogonal": parametrizations.orthogonal(nn.Linear(IN, IN)),
+        "wide": parametrizations.orthogonal(nn.Linear(IN, OUT), orthogonal_map="matrix_exp"),
+        "tall": parametrizations.orthogonal(nn.Linear(OUT, IN), orthogonal_map="cayley"),
+    }
+    for name, module in made.items():
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter += 0.3 * torch.rand_like(parameter)
+        module.eval()
+        truth = module.weight.detach()
+        _, matrices, _ = taken({f"{name}.{key}": value for key, value in module.state_dict().items()})
+        (W,) = matrices.values()
+        expected = (truth.transpose(0, 1) if name == "transposed" else truth).flatten(1)
+        if name == "tall":  # the map is not stored: the spectrum is that of any orthogonal map
+            torch.testing.assert_close(torch.linalg.svdvals(W), torch.ones(OUT), rtol=0, atol=1e-5)
+        else:
+            torch.testing.assert_close(W, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_old_names_of_weight_and_spectral_norm_are_read_too():
+    for module in (
+        nn.utils.weight_norm(nn.Linear(IN, OUT)),
+        nn.utils.weight_norm(nn.Conv2d(IN, OUT, 3), dim=None),
+        nn.utils.spectral_norm(nn.Linear(IN, OUT)),
+        nn.utils.spectral_norm(nn.ConvTranspose2d(IN, OUT, 3)),
+    ):
+        module.eval()
+        module(torch.randn(2, IN, *[8] * (module.weight.ndim - 2)))  # the hook computes the weight
+        found, matrices, _ = taken({f"m.{key}": value for key, value in module.state_dict().items()})
+        truth = module.weight.detach()
+        turned = isinstance(module, nn.ConvTranspose2d)
+        expected = (truth.transpose(0, 1) if turned else truth).flatten(1)
+        torch.testing.assert_close(matrices["m"], expected, rtol=1e-5, atol=1e-6)
+        assert found["m"].reading.startswith("computed")
+
+
+def test_a_pruned_module_is_its_weight_times_its_mask():
+    module = prune.l1_unstructured(nn.Linear(IN, OUT), "weight", 0.7)
+    _, matrices, _ = taken({f"m.{key}": value for key, value in module.state_dict().items()})
+    assert torch.equal(matrices["m"], module.weight.detach())
+
+
+def test_a_weight_behind_an_unknown_parametrization_is_refused_in_a_file():
+    class Symmetric(nn.Module):
+        def forward(self, X):
+            return X.triu() + X.triu(1).T
+
+    module = nn.Linear(IN, IN)
+    parametrize.register_parametrization(module, "weight", Symmetric())
+    found, _, rest = taken(module.state_dict())
+    assert not found
+    assert rest["parametrizations.weight.original"].status == "UNSUPPORTED"
+
+
+SCALES = {
+    "one": (),
+    "rows": (OUT,),
+    "column of rows": (OUT, 1),
+    "blocks": (OUT // 16, IN // 16),
+}
+
+
+@pytest.mark.parametrize("name", ["scale", "scale_weight", "weight_scale", "weight_scale_inv"])
+@pytest.mark.parametrize("kind", SCALES)
+@pytest.mark.parametrize("exponents", [False, True])
+def test_fp8_is_read_with_its_scale_under_each_of_its_names(name, kind, exponents):
+    codes = torch.randn(OUT, IN).to(torch.float8_e4m3fn)
+    scale = torch.exp2(torch.randint(-6, 3, SCALES[kind]).float())
+    wide = scale if scale.ndim == 0 else scale.reshape(scale.shape[0], -1)
+    if scale.ndim:
+        wide = wide.repeat_interleave(OUT // wide.shape[0], 0).repeat_interleave(IN // wide.shape[1], 1)
+    stored = scale.to(torch.float8_e8m0fnu) if exponents else scale
+    found, matrices, _ = taken({"a.weight": codes, f"a.{name}": stored, "a.input_scale": torch.tensor(0.5)})
+    torch.testing.assert_close(matrices["a"], codes.float() * wide, rtol=0, atol=0)
+    assert found["a"].reading == "fp8"
+
+
+@pytest.mark.parametrize("name", ["weight_foo", "multiplier", "weight.quant_scale"])
+@pytest.mark.parametrize("shape", [(), (1,), (OUT,), (OUT, 1), (IN,), (3, 4)])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.bfloat16])
+def test_a_weight_beside_a_scale_of_an_unknown_name_is_refused_with_it(name, shape, dtype):
+    W = (10 * torch.randn(OUT, IN)).to(dtype)
+    found, _, rest = taken({"a.weight": W, f"a.{name}": torch.rand(shape), "a.bias": torch.zeros(OUT)})
+    assert not found
+    assert {rest["a.weight"].status, rest[f"a.{name}"].status} == {"UNSUPPORTED"}
+    assert rest["a.bias"].status == "NOT_A_MATRIX"
+
+
+def test_fp8_without_a_scale_is_read_as_it_is_and_says_so():
+    codes = torch.randn(OUT, IN).to(torch.float8_e5m2)
+    found, matrices, _ = taken({"a.weight": codes, "a.bias": torch.zeros(OUT)})
+    assert torch.equal(matrices["a"].float(), codes.float())
+    assert "fp8 without scales" in found["a"].note
+
+
+KNOWN_NEIGHBOURS = {
+    "batch norm": ["running_mean", "running_var", "num_batches_tracked", "bias"],
+    "activation scales": ["input_scale", "output_scale", "input_amax", "k_scale"],
+    "fused norm": ["layer_norm_weight", "layer_norm_bias", "_extra_state"],
+    "rotary": ["inv_freq"],
+    "style": ["noise_strength", "resample_filter"],
+}
+
+
+@pytest.mark.parametrize("names", KNOWN_NEIGHBOURS.values(), ids=KNOWN_NEIGHBOURS)
+def test_neighbours_that_do_not_scale_a_weight_refuse_nothing(names):
+    arrays = {"a.weight": torch.randn(OUT, IN), **{f"a.{name}": torch.rand(OUT) for name in names}}
+    found, _, _ = taken(arrays)
+    assert list(found) == ["a"]
+
+
+def mlx_pack(codes, bits):
+    """Rows of integers to 32-bit words, lowest bits first, bit by bit."""
+    words = torch.zeros(codes.shape[0], codes.shape[1] * bits // 32, dtype=torch.int64)
+    for i in range(codes.shape[1]):
+        for b in range(bits):
+            at = i * bits + b
+            words[:, at // 32] |= ((codes[:, i].long() >> b) & 1) << (at % 32)
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32).view(torch.uint32)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_mlx_groups_are_scale_times_code_plus_bias(bits, size):
+    inputs = 256
+    codes = torch.randint(0, 2**bits, (OUT, inputs))
+    scales, biases = torch.rand(OUT, inputs // size).bfloat16(), torch.randn(OUT, inputs // size).bfloat16()
+    wide = [x.float().repeat_interleave(size, 1) for x in (scales, biases)]
+    arrays = {"a.weight": mlx_pack(codes, bits), "a.scales": scales, "a.biases": biases}
+    config = {"quantization": {"group_size": 64, "bits": 8, "a": {"group_size": size, "bits": bits}}}
+    found, matrices, _ = taken(arrays, config)
+    torch.testing.assert_close(matrices["a"], codes * wide[0] + wide[1])
+    assert (found["a"].reading, found["a"].dtype) == ("mlx", f"MLX_INT{bits}")
+    if size == 64:  # the default, where nothing is said
+        found, matrices, _ = taken(arrays)
+        torch.testing.assert_close(matrices["a"], codes * wide[0] + wide[1])
+        assert "assumed" in found["a"].note
+
+
+E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def test_nvfp4_of_modelopt_has_a_scale_a_group_and_one_for_all():
+    codes = torch.randint(0, 16, (OUT, IN))
+    scale = (torch.rand(OUT, IN // 16) * 4).to(torch.float8_e4m3fn)
+    arrays = {
+        "a.weight": (codes[:, ::2] | codes[:, 1::2] << 4).to(torch.uint8),
+        "a.weight_scale": scale,
+        "a.weight_scale_2": torch.tensor(0.37),
+        "a.input_scale": torch.tensor(0.1),
+    }
+    found, matrices, _ = taken(arrays, {"quantization_config": {"quant_method": "modelopt"}})
+    expected = E2M1[codes] * scale.float().repeat_interleave(16, 1) * 0.37
+    torch.testing.assert_close(matrices["a"], expected)
+    assert (found["a"].reading, found["a"].dtype) == ("fp4", "NVFP4")
+
+
+def test_fp4_codes_with_exponents_beside_them_are_mxfp4():
+    codes = torch.randint(0, 16, (OUT, IN))
+    exponents = torch.exp2(torch.randint(-4, 4, (OUT, IN // 32)).float())
+    arrays = {
+        "a.weight": (codes[:, ::2] | codes[:, 1::2] << 4).to(torch.uint8).view(torch.int8),
+        "a.scale": exponents.to(torch.float8_e8m0fnu),
+    }
+    _, matrices, _ = taken(arrays)
+    torch.testing.assert_close(matrices["a"], E2M1[codes] * exponents.repeat_interleave(32, 1))
+
+
+def u8(*shape):
+    return torch.randint(0, 200, shape, dtype=torch.uint8)
+
+
+PACKINGS = {
+    "HQQ": {"W_q": u8(OUT // 2, IN), "scale": torch.rand(OUT, 1), "zero": torch.rand(OUT, 1), "nbits": torch.tensor(4)},
+    "nunchaku": {
+        "qweight": u8(OUT, IN // 2).view(torch.int8),
+        "wscales": torch.rand(16, OUT),
+        "smooth_factor": torch.rand(IN),
+        "proj_down": torch.rand(IN, 32),
+        "proj_up": torch.rand(OUT, 32),
+    },
+    "AQLM": {
+        "codes": u8(OUT, 8, 1).view(torch.int8),
+        "codebooks": torch.rand(1, 256, 1, 8),
+        "scales": torch.rand(OUT, 1, 1, 1),
+    },
+    "ExLlamaV3": {"trellis": torch.zeros(16, 16, 48, dtype=torch.int16), "suh": torch.rand(IN), "svh": torch.rand(OUT)},
+    "ExLlamaV2": {
+        "q_weight": torch.zeros(16, OUT, dtype=torch.int32),
+        "q_invperm": torch.zeros(IN, dtype=torch.int16),
+        "q_scale": torch.zeros(8, 8, dtype=torch.int32),
+        "q_scale_max": torch.rand(8),
+    },
+    "an unknown method": {"weight": u8(OUT, IN // 2), "scaling": torch.rand(OUT, 16)},
+}
+
+
+@pytest.mark.parametrize("maker", PACKINGS)
+def test_packings_that_are_not_known_are_refused_with_all_that_belongs_to_them(maker):
+    arrays = {f"m.a.{leaf}": value for leaf, value in PACKINGS[maker].items()} | {"m.b.weight": torch.randn(OUT, IN)}
+    found, _, rest = taken(arrays)
+    assert list(found) == ["m.b"]
+    assert {rest[f"m.a.{leaf}"].status for leaf, value in PACKINGS[maker].items() if value.ndim} == {"UNSUPPORTED"}
+    assert any(maker in row.reason for row in rest.values())
+
+
+def factors(rank=8, out=OUT, inputs=IN):
+    return torch.randn(rank, inputs), torch.randn(out, rank)
+
+
+LORA = {
+    "kohya": ("lora_unet_mid_block_attn1_to_q", "lora_down.weight", "lora_up.weight", "alpha"),
+    "diffusers": ("unet.mid.attn1.processor.to_q_lora", "down.weight", "up.weight", None),
+    "diffusers with peft's names": ("unet.mid.attn1.to_q", "lora_A.weight", "lora_B.weight", "alpha"),
+    "peft without its config": ("base_model.model.layers.0.q_proj", "lora_A.default.weight", "lora_B.default.weight", None),
+    "loralib": ("layers.0.q_proj", "lora_A", "lora_B", None),
+    "torchtune": ("layers.0.attn.q_proj", "lora_a.weight", "lora_b.weight", None),
+    "linear layer": ("mid.attn1.to_q", "lora_linear_layer.down.weight", "lora_linear_layer.up.weight", None),
+}
+
+
+@pytest.mark.parametrize("tool", LORA)
+def test_lora_factors_are_read_as_the_change_that_they_make(tool):
+    module, down, up, alpha = LORA[tool]
+    A, B = factors()
+    arrays = {f"{module}.{down}": A, f"{module}.{up}": B}
+    if alpha:
+        arrays[f"{module}.{alpha}"] = torch.tensor(4.0)
+    found, matrices, _ = taken(arrays)
+    ((name, W),) = matrices.items()
+    torch.testing.assert_close(W.float(), (0.5 if alpha else 1.0) * B @ A, rtol=1e-5, atol=1e-5)
+    assert (found[name].kind, found[name].rows, found[name].cols) == ("lora", OUT, IN)
+    assert not name.startswith("base_model")
+    assert "_lora" not in name
+
+
+def test_lora_of_a_convolution_multiplies_the_1x1_after_the_kernel():
+    down, up = torch.randn(8, IN, 3, 3), torch.randn(OUT, 8, 1, 1)
+    arrays = {"lora_unet_x.lora_down.weight": down, "lora_unet_x.lora_up.weight": up, "lora_unet_x.alpha": torch.tensor(8)}
+    _, matrices, _ = taken(arrays)
+    (W,) = matrices.values()
+    expected = torch.einsum("or,rikl->oikl", up[:, :, 0, 0], down).flatten(1)
+    torch.testing.assert_close(W.float(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_change_beside_the_weight_that_it_changes_has_a_name_of_its_own():
+    A, B = factors()
+    W = torch.randn(OUT, IN)
+    found, matrices, _ = taken({"q_proj.weight": W, "q_proj.lora_A": A, "q_proj.lora_B": B})
+    assert list(found) == ["q_proj", "q_proj#lora"]
+    assert torch.equal(matrices["q_proj"], W)
+
+
+@pytest.mark.parametrize(
+    ("kind", "leaves"),
+    [
+        ("LoHa", ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "alpha"]),
+        ("LoKr", ["lokr_w1", "lokr_w2", "alpha"]),
+        ("OFT", ["oft_blocks"]),
+        ("DoRA", ["lora_down.weight", "lora_up.weight", "dora_scale", "alpha"]),
+        ("Tucker", ["lora_down.weight", "lora_mid.weight", "lora_up.weight", "alpha"]),
+    ],
+)
+def test_rarer_adapters_are_refused_by_name(kind, leaves):
+    arrays = {f"lora_unet_x.{leaf}": torch.randn(16, 16) if leaf != "alpha" else torch.tensor(8.0) for leaf in leaves}
+    found, _, rest = taken(arrays)
+    assert not found
+    assert all(row.status == "UNSUPPORTED" and kind in row.reason for row in rest.values())
+
+
+def test_the_moments_of_an_optimizer_are_no_weights():
+    arrays = {"state.0.exp_avg": torch.randn(OUT, IN), "state.0.exp_avg_sq": torch.rand(OUT, IN), "state.0.step": torch.ones(())}
+    found, _, rest = taken(arrays)
+    assert not found
+    assert "moment" in rest["state.0.exp_avg"].reason
+
+
+def test_every_tensor_is_claimed_once_whatever_the_names():
+    """Readings may not overlap: each pair of names that readings look for, in one module."""
+    marks = sorted({mark for reading in READINGS for mark in reading.marks})
+    dtypes = [torch.float32, torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn]
+    generator = torch.Generator().manual_seed(0)
+    for first in marks:
+        for second in marks:
+            arrays = {}
+            for leaf in dict.fromkeys((f"weight{first}", f"weight{second}", first.strip("."), "weight", "scale")):
+                pick = dtypes[int(torch.randint(len(dtypes), (), generator=generator))]
+                arrays[f"m.{leaf}".replace("..", ".")] = torch.ones(16, 16).to(pick)
+            checkpoint = MemoryCheckpoint("m", arrays)
+            claims = claims_on(checkpoint, checkpoint.tensors)
+            members = [member for _, read in claims.weights.values() for member in read.members]
+            named = members + list(claims.refused) + list(claims.aside)
+            assert sorted(set(named)) == sorted(arrays)
+            assert not set(members) & (set(claims.refused) | set(claims.aside))
+            clash = [why for why in claims.refused.values() if "two readings" in why]
+            assert not clash, (first, second, arrays.keys(), clash)
