@@ -39,7 +39,7 @@ def test_weight_norm_and_its_kin_are_the_weight_that_the_module_computes_with():
     for name, module in made.items():
         with torch.no_grad():
             for parameter in module.parameters():
-                parameter += 0.3 * torch.rand_like(parameter)
+                parameter.add_(torch.rand_like(parameter), alpha=0.3)
         module.eval()
         truth = module.weight.detach()
         _, matrices, _ = taken({f"{name}.{key}": value for key, value in module.state_dict().items()})
@@ -247,7 +247,12 @@ LORA = {
     "kohya": ("lora_unet_mid_block_attn1_to_q", "lora_down.weight", "lora_up.weight", "alpha"),
     "diffusers": ("unet.mid.attn1.processor.to_q_lora", "down.weight", "up.weight", None),
     "diffusers with peft's names": ("unet.mid.attn1.to_q", "lora_A.weight", "lora_B.weight", "alpha"),
-    "peft without its config": ("base_model.model.layers.0.q_proj", "lora_A.default.weight", "lora_B.default.weight", None),
+    "peft without its config": (
+        "base_model.model.layers.0.q_proj",
+        "lora_A.default.weight",
+        "lora_B.default.weight",
+        None,
+    ),
     "loralib": ("layers.0.q_proj", "lora_A", "lora_B", None),
     "torchtune": ("layers.0.attn.q_proj", "lora_a.weight", "lora_b.weight", None),
     "linear layer": ("mid.attn1.to_q", "lora_linear_layer.down.weight", "lora_linear_layer.up.weight", None),
@@ -271,7 +276,11 @@ def test_lora_factors_are_read_as_the_change_that_they_make(tool):
 
 def test_lora_of_a_convolution_multiplies_the_1x1_after_the_kernel():
     down, up = torch.randn(8, IN, 3, 3), torch.randn(OUT, 8, 1, 1)
-    arrays = {"lora_unet_x.lora_down.weight": down, "lora_unet_x.lora_up.weight": up, "lora_unet_x.alpha": torch.tensor(8)}
+    arrays = {
+        "lora_unet_x.lora_down.weight": down,
+        "lora_unet_x.lora_up.weight": up,
+        "lora_unet_x.alpha": torch.tensor(8),
+    }
     _, matrices, _ = taken(arrays)
     (W,) = matrices.values()
     expected = torch.einsum("or,rikl->oikl", up[:, :, 0, 0], down).flatten(1)
@@ -304,7 +313,11 @@ def test_rarer_adapters_are_refused_by_name(kind, leaves):
 
 
 def test_the_moments_of_an_optimizer_are_no_weights():
-    arrays = {"state.0.exp_avg": torch.randn(OUT, IN), "state.0.exp_avg_sq": torch.rand(OUT, IN), "state.0.step": torch.ones(())}
+    arrays = {
+        "state.0.exp_avg": torch.randn(OUT, IN),
+        "state.0.exp_avg_sq": torch.rand(OUT, IN),
+        "state.0.step": torch.ones(()),
+    }
     found, _, rest = taken(arrays)
     assert not found
     assert "moment" in rest["state.0.exp_avg"].reason
@@ -329,3 +342,159 @@ def test_every_tensor_is_claimed_once_whatever_the_names():
             assert not set(members) & (set(claims.refused) | set(claims.aside))
             clash = [why for why in claims.refused.values() if "two readings" in why]
             assert not clash, (first, second, arrays.keys(), clash)
+
+
+def spectra_of(checkpoint):
+    found, _ = group(checkpoint, conv="flatten", min_evals=8)
+    return {s.name: torch.cat(list(load(s, checkpoint)[0].row_blocks(1000))) for s in found}
+
+
+def test_a_live_module_is_asked_for_its_weight_and_left_as_it_was():
+    class Symmetric(nn.Module):
+        def forward(self, X):
+            return X.triu() + X.triu(1).T
+
+    model = nn.Sequential(nn.Linear(IN, IN), parametrizations.spectral_norm(nn.Linear(IN, OUT)), nn.ReLU())
+    parametrize.register_parametrization(model[0], "weight", Symmetric())
+    model.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    matrices = spectra_of(MemoryCheckpoint.of_module(model))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(part.training for part in model.modules())
+    model.eval()
+    assert list(matrices) == ["0", "1"]
+    torch.testing.assert_close(matrices["0"], model[0].weight.detach())
+    torch.testing.assert_close(matrices["1"], model[1].weight.detach())
+
+
+def test_wrappers_hide_neither_names_nor_config():
+    class Config:
+        def to_dict(self):
+            return {"model_type": "gpt_neox", "hidden_size": IN, "num_attention_heads": 4}
+
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config = Config()
+            self.query_key_value = nn.Linear(IN, 3 * IN)
+
+    class Lightning(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Inner()
+
+    checkpoint = MemoryCheckpoint.of_module(nn.DataParallel(Lightning()))
+    assert list(spectra_of(checkpoint)) == [f"net.query_key_value#{part}" for part in "qkv"]
+
+
+def test_a_live_adapter_is_read_as_its_base_and_the_change_with_the_scale_it_has():
+    peft = pytest.importorskip("peft")
+    model = nn.Sequential(nn.Linear(IN, OUT), nn.Linear(OUT, IN))
+    base = {key: value.clone() for key, value in model.state_dict().items()}
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(r=8, lora_alpha=24, target_modules=["0"], init_lora_weights=False)
+    )
+    matrices = spectra_of(MemoryCheckpoint.of_module(adapted))
+    assert list(matrices) == ["0", "0#lora", "1"]
+    layer = adapted.base_model.model[0]
+    torch.testing.assert_close(matrices["0"], base["0.weight"])
+    torch.testing.assert_close(
+        matrices["0#lora"].float(), layer.get_delta_weight("default").detach(), rtol=1e-5, atol=1e-5
+    )
+
+
+PLAIN_UP = ["up_blocks.0.upsamplers.0.conv", "decoder.up.1.upsample.conv", "conv_up1", "upconv1"]
+
+
+@pytest.mark.parametrize("name", PLAIN_UP)
+@pytest.mark.parametrize("shape", [(32, 16, 3, 3), (16, 16, 3, 3)])
+def test_an_ordinary_convolution_after_upsampling_is_no_transposed_one(name, shape):
+    W = torch.randn(shape)
+    found, matrices, _ = taken({f"{name}.weight": W, f"{name}.bias": torch.zeros(shape[0])})
+    assert torch.equal(matrices[name], W.flatten(1))
+    assert ("transposed" in found[name].note) == (shape[0] == shape[1])
+
+
+@pytest.mark.parametrize("groups", [1, 2, 16])
+def test_the_length_of_the_bias_tells_a_transposed_convolution(groups):
+    module = nn.ConvTranspose1d(32, 16, 4, groups=groups)
+    _, matrices, _ = taken({f"ups.0.{key}": value for key, value in module.state_dict().items()})
+    W = module.weight.detach().reshape(groups, 32 // groups, 16 // groups, 4)
+    expected = W.permute(0, 2, 1, 3).reshape(16, 32 // groups * 4)
+    if groups < 16:
+        assert torch.equal(matrices["ups.0"], expected)
+    (live,) = (
+        spectra_of(MemoryCheckpoint.of_module(nn.ModuleDict({"x": module}))).values() if groups < 16 else [expected]
+    )
+    assert torch.equal(live, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("blk.0.attn_k_b.weight", (4, 32, 24)),
+        ("layers.0.block_sparse_moe.shared.input_linear.weight", (4, 32, 48)),
+        ("altup_projections", (4, 32, 40)),
+        ("blk.0.ffn_gate_up_exps.weight", (4, 48, 32)),
+    ],
+)
+def test_three_axes_that_are_no_kernel_are_a_stack_of_matrices(name, shape):
+    W = torch.randn(shape)
+    _, matrices, _ = taken({name: W})
+    assert sum(len(m) * m.shape[1] for m in matrices.values()) == W.numel()
+    stems = {n.partition("#")[0] for n in matrices}
+    assert stems == {f"{name.removesuffix('.weight')}[{e}]" for e in range(shape[0])}
+    for e in range(shape[0]):
+        mine = [m for n, m in matrices.items() if f"[{e}]" in n]
+        torch.testing.assert_close(sum(m.T @ m for m in mine), W[e].T @ W[e], rtol=1e-4, atol=1e-4)
+
+
+def test_a_gated_query_alternates_query_and_gate_by_head():
+    heads, d = 4, 16
+    W = torch.randn(heads * 2 * d, IN)
+    config = {"model_type": "qwen3_next", "num_attention_heads": heads, "head_dim": d, "hidden_size": IN}
+    found, matrices, _ = taken({"model.layers.3.self_attn.q_proj.weight": W}, config)
+    by_head = W.view(heads, 2, d, IN)
+    stem = "model.layers.3.self_attn.q_proj"
+    assert torch.equal(matrices[f"{stem}#q"], by_head[:, 0].reshape(-1, IN))
+    assert torch.equal(matrices[f"{stem}#gate"], by_head[:, 1].reshape(-1, IN))
+    assert found[f"{stem}#q"].role == "attn_q"
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "gate_first"),
+    [
+        ("decoder.layers.0.mlp.linear_fc1", "decoder.layers.0.mlp.linear_fc2", True),
+        ("encoder.layer.0.mlp.weights_in", "encoder.layer.0.mlp.weights_out", True),
+        ("transformer_blocks.0.ff.net.0.proj", "transformer_blocks.0.ff.net.2", False),
+    ],
+)
+def test_a_gated_projection_is_known_by_what_follows_it(up, down, gate_first):
+    inner = 96
+    W = torch.randn(2 * inner, IN)
+    found, matrices, _ = taken({f"{up}.weight": W, f"{down}.weight": torch.randn(IN, inner)})
+    first, second = ("gate", "up") if gate_first else ("up", "gate")
+    assert torch.equal(matrices[f"{up}#{first}"], W[:inner])
+    assert torch.equal(matrices[f"{up}#{second}"], W[inner:])
+    assert found[f"{up}#gate"].role == "mlp_gate"
+    plain = torch.randn(inner, IN)
+    assert up in taken({f"{up}.weight": plain, f"{down}.weight": torch.randn(IN, inner)})[0]
+
+
+def test_single_blocks_of_flux_hold_attention_and_feed_forward_side_by_side():
+    d, inner = 32, 128
+    first, last = torch.randn(3 * d + inner, d), torch.randn(d, d + inner)
+    found, matrices, _ = taken({"single_blocks.7.linear1.weight": first, "single_blocks.7.linear2.weight": last})
+    assert torch.equal(matrices["single_blocks.7.linear1#k"], first[d : 2 * d])
+    assert torch.equal(matrices["single_blocks.7.linear1#up"], first[3 * d :])
+    assert torch.equal(matrices["single_blocks.7.linear2#down"], last[:, d:])
+    assert {s.role for s in found.values()} == {"attn_q", "attn_k", "attn_v", "attn_o", "mlp_up", "mlp_down"}
+
+
+def test_the_length_of_the_bias_tells_which_axis_is_the_input():
+    found, _, _ = taken({"h.0.c_fc.weight": torch.randn(IN, OUT), "h.0.c_fc.bias": torch.zeros(OUT)})
+    assert found["h.0.c_fc"].input_axis == 0
+    found, _, _ = taken({"h.0.c_fc.weight": torch.randn(OUT, IN), "h.0.c_fc.bias": torch.zeros(OUT)})
+    assert found["h.0.c_fc"].input_axis == 1
+    found, _, _ = taken({"embed_tokens.weight": torch.randn(OUT, IN)})
+    assert found["embed_tokens"].input_axis == 0

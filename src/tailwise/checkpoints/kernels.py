@@ -56,11 +56,16 @@ def kernel_of(spec: TensorSpec, kind: str | None, tensors: Mapping[str, TensorSp
     return Kernel(False, note=_OPEN if _COULD_BE.search(module) else "")
 
 
-def is_stack(spec: TensorSpec, role: str, kind: str | None, tensors: Mapping[str, TensorSpec]) -> tuple[bool, str]:
+def says_kernel(name: str) -> bool:
+    """Whether a name says that the tensor is a kernel."""
+    return _SAYS_KERNEL.search(name) is not None
+
+
+def is_stack(spec: TensorSpec, kind: str | None, tensors: Mapping[str, TensorSpec]) -> tuple[bool, str]:
     """Whether three axes are a stack of matrices rather than a kernel along one axis, and what to say of it."""
     _, second, last = spec.shape
     module, _, leaf = spec.name.rpartition(".")
-    if role == "conv" and kind is None and _SAYS_KERNEL.search(spec.name):
+    if kind is None and says_kernel(spec.name):
         return False, ""
     if kind is not None:
         is_kernel = "Conv" in kind and leaf in ("weight", "kernel")
@@ -68,8 +73,6 @@ def is_stack(spec: TensorSpec, role: str, kind: str | None, tensors: Mapping[str
     bias = tensors.get(f"{module}.bias" if leaf == "weight" else f"{spec.name}_bias")
     if leaf == "weight" and bias is not None:
         return len(bias.shape) == 2, ""
-    if _SAYS_KERNEL.search(spec.name):
-        return False, ""
     if min(second, last) < 8 or (leaf == "weight" and last <= _LONG_KERNEL):
         return False, ""
     return True, "three axes under a name that is not known: taken as a stack of matrices"

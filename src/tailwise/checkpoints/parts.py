@@ -19,7 +19,7 @@ from tailwise.checkpoints.fused import (
     split_stacked_rows,
     squeezed,
 )
-from tailwise.checkpoints.kernels import is_stack, kernel_of, split_conv
+from tailwise.checkpoints.kernels import is_stack, kernel_of, says_kernel, split_conv
 from tailwise.checkpoints.orientation import has_inputs_first
 from tailwise.checkpoints.views import View, whole
 
@@ -82,10 +82,12 @@ def _stack(spec: TensorSpec, role: str, hints: Hints) -> list[Part]:
     E, A, B = spec.shape
     expert = role.startswith("expert_")
     note = ""
-    if not (expert or role == "ssm_x" or ("blk." in spec.name and role != "conv" and min(A, B) > 4)):
-        stacked, note = is_stack(spec, role, hints.kind_of(spec.name), hints.tensors)
+    # llama.cpp writes kernels as such, under names that say so.
+    if not (expert or role == "ssm_x" or ("blk." in spec.name and not says_kernel(spec.name) and min(A, B) > 4)):
+        stacked, note = is_stack(spec, hints.kind_of(spec.name), hints.tensors)
         if not stacked:
             return []
+    role = "other" if role == "conv" else role  # which is what three axes are called whose name is not known
     dims = dims_for(spec.name, hints.config)
     kind = "expert" if expert else "dense"
     return split_stack(spec.name, (E, A, B), role, dims, kind=kind, note=note)

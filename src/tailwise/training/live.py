@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tailwise.audits.prepare import Selection
-from tailwise.checkpoints.formats.memory import MemoryCheckpoint
+from tailwise.checkpoints.formats.memory import MemoryCheckpoint, config_of
 from tailwise.checkpoints.formats.peft import PeftCheckpoint
 from tailwise.checkpoints.matrices import MatrixSource, group
 from tailwise.checkpoints.wrapped import is_sharded, plain_name, refuse_flat, unwrap
@@ -93,8 +93,7 @@ class LiveModel:
         return self._plain({name: tensors[name] for name in wanted.tensors})
 
     def _plain(self, tensors: Tensors) -> MemoryCheckpoint:
-        to_dict = getattr(getattr(self.module, "config", None), "to_dict", None)
-        found = MemoryCheckpoint(self.uri, tensors, config=to_dict() if callable(to_dict) else None)
+        found = MemoryCheckpoint(self.uri, tensors, config=config_of(self.module))
         found.module_kinds = {plain_name(n): type(part).__name__ for n, part in self.module.named_modules()}
         return found
 

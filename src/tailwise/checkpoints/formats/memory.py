@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import code_of, torch_dtype
 from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.wrapped import plain_name, unwrap
 from tailwise.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
@@ -30,12 +31,18 @@ class MemoryCheckpoint(TensorStore):
 
     @classmethod
     def of_module(cls, module: torch.nn.Module) -> MemoryCheckpoint:
-        """The module's state dict, and its `config` where it has one (as models of transformers have)."""
-        to_dict = getattr(getattr(module, "config", None), "to_dict", None)
-        config = to_dict() if callable(to_dict) else None
-        arrays = {name: value for name, value in module.state_dict().items() if is_array(value)}
-        found = cls(type(module).__name__, arrays, config=config)
-        found.module_kinds = {name: type(part).__name__ for name, part in module.named_modules()}
+        """What the module computes with: its state dict, and in place of what parametrizations store their weights.
+
+        Names are those without wrappers (DataParallel, DDP, torch.compile). The config is the first that a module
+        inside has (as models of transformers have), and classes and adapters' scales are asked, not guessed.
+        """
+        inner = unwrap(module)
+        arrays = {plain_name(name): value for name, value in inner.state_dict().items() if is_array(value)}
+        parts = {plain_name(name): part for name, part in inner.named_modules()}
+        arrays = _with_weights_made(arrays, parts)
+        found = cls(type(inner).__name__, arrays, config=config_of(inner))
+        found.module_kinds = {name: type(part).__name__ for name, part in parts.items()}
+        found.module_scales = {name: scales for name, part in parts.items() if (scales := _adapters_of(part))}
         return found
 
     @classmethod
@@ -67,6 +74,70 @@ class MemoryCheckpoint(TensorStore):
         """See `Checkpoint`."""
         super().close()
         self._arrays.clear()
+
+
+def config_of(module: torch.nn.Module) -> dict[str, Any] | None:
+    """The config of the module, or of the first inside it that has one: Lightning's and other wrappers have none."""
+    for part in module.modules():
+        to_dict = getattr(getattr(part, "config", None), "to_dict", None)
+        if callable(to_dict):
+            found = to_dict()
+            return found if isinstance(found, dict) else None
+    return None
+
+
+def _with_weights_made(arrays: dict[str, Any], parts: Mapping[str, torch.nn.Module]) -> dict[str, Any]:
+    """The state dict with the weights that parametrizations make in place of what they are made of."""
+    from torch.nn.utils import parametrize
+
+    made: dict[str, Any] = {}
+    inside: dict[str, list[str]] = {}
+    for name, part in parts.items():
+        if parametrize.is_parametrized(part):
+            prefix = f"{name}." if name else ""
+            changed: Any = part.parametrizations
+            for tensor in changed:
+                stored = f"{prefix}parametrizations.{tensor}."
+                inside[f"{prefix}{tensor}"] = [key for key in arrays if key.startswith(stored)]
+                made[f"{prefix}{tensor}"] = _asked(part, tensor)
+    if not made:
+        return arrays
+    first = {keys[0]: name for name, keys in inside.items() if keys}
+    gone = {key for keys in inside.values() for key in keys}
+    found: dict[str, Any] = {}
+    for key, value in arrays.items():
+        if key in first:
+            found[first[key]] = made[first[key]]
+        elif key not in gone:
+            found[key] = value
+    return found
+
+
+def _asked(part: Any, tensor: str) -> torch.Tensor:
+    """A parametrized weight as in evaluation; the module is left as it was."""
+    import torch
+
+    inner = list(part.parametrizations[tensor].modules())
+    modes = [module.training for module in inner]
+    try:
+        # In training, spectral norm moves its vectors each time the weight is asked for.
+        for module in inner:
+            module.training = False
+        with torch.no_grad():
+            found: torch.Tensor = getattr(part, tensor).detach().clone()
+    finally:
+        for module, mode in zip(inner, modes, strict=True):
+            module.training = mode
+    return found
+
+
+def _adapters_of(part: Any) -> dict[str, float]:
+    """Adapter → alpha of a layer of peft, from the scale that it multiplies with."""
+    scaling, ranks = getattr(part, "scaling", None), getattr(part, "r", None)
+    if not isinstance(scaling, Mapping) or not isinstance(ranks, Mapping):
+        return {}
+    known = (name for name in scaling if isinstance(ranks.get(name), int))
+    return {str(name): float(scaling[name]) * ranks[name] for name in known}
 
 
 def is_array(value: Any) -> bool:
