@@ -6,8 +6,8 @@ from tailwise.errors import UnreadableError, UnsafeError
 
 #: What can be done about it.
 WAY_OUT = (
-    "read that code first; if you trust it, load the model in Python yourself and give the module in place of its name. "
-    "Audits and the operators magnitude and rtn need none of it"
+    "read that code first; if you trust it, load the model in Python yourself and give the module in place of its "
+    "name. Audits and the operators magnitude and rtn need none of it"
 )
 _MARKS = ("trust_remote_code", "custom code")
 
