@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from tailwise.history.point import Point
+from tailwise.history.store import History
 from tailwise.workspace import links
 
 
@@ -104,6 +106,15 @@ def test_what_cannot_be_is_told_on_a_page(client, ids, address, status):
     answer = client.get(address.format(**ids))
     assert answer.status_code == status
     assert 'class="finding error"' in answer.text
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"), [(0, "No alarm rule looked at this run"), (12, "No alarm; 12 rules looked.")]
+)
+def test_a_run_without_alarms_says_whether_rules_looked(client, folder, rules, said):
+    with History(folder / "history.db") as history:
+        history.add_point(Point("quiet", 0, "cheap", 1.7e9, {}, {"alarm_rules": rules}))
+    assert said in client.get("/training/run?name=quiet").text
 
 
 def test_a_half_typed_condition_keeps_the_table(client, ids):

@@ -8,6 +8,7 @@ from tiny_models import BLOCKS, KINDS, built, inputs_for, saved
 from torch import nn
 
 from tailwise.checkpoints.open import open_checkpoint
+from tailwise.compression.prune.pruner import PRUNERS, Amount
 from tailwise.compression.walking.calibrate import block_scores, dlp_scores, outlier_ratios, sample_windows
 from tailwise.compression.walking.hosts import Streamed, load_host
 from tailwise.compression.walking.statistics import Collector, inputs_of, matrices_of, stored_from
@@ -147,6 +148,100 @@ def test_a_mask_of_the_input_reaches_the_blocks():
     expected = seen_by(model, {**inputs, "attention_mask": mask}, "norms")
     for name, seen in expected.items():
         assert torch.allclose(look.found[name].norms, seen.norms, rtol=1e-4, atol=1e-5), name
+
+
+def llava():
+    """A tiny LLaVA, whose text model asks for a cache in a config of its own, and its inputs."""
+    import transformers
+
+    images = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "image_size": 8, "patch_size": 4, "projection_dim": 16}  # fmt: skip
+    text = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=96, max_position_embeddings=64, use_cache=True,
+    )  # fmt: skip
+    vision = transformers.CLIPVisionConfig(**images)
+    config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=95)
+    torch.manual_seed(3)
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, 0.2)
+    ids = torch.randint(0, 95, (6, 20), generator=torch.Generator().manual_seed(1))
+    ids[:, 2:6] = 95  # an image is 2 × 2 patches
+    pixels = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    return model, {"input_ids": ids, "pixel_values": pixels}
+
+
+def wanda_of_paper(model, inputs, sparsity=0.5):
+    """Layer → what stays: block by block with whole passes of a model that is not asked to cache anything."""
+    kept = {}
+    for block in blocks_of(model):
+        seen, handles = {}, []
+        for name, layer in block.layers().items():
+
+            def hook(_layer, given, _out, name=name, seen=seen):
+                x = given[0].reshape(-1, given[0].shape[-1]).float()
+                seen[name] = seen.get(name, 0) + x.square().sum(0)
+
+            handles.append(layer.register_forward_hook(hook))
+        with torch.no_grad():
+            model(**inputs, use_cache=False)
+        for handle in handles:
+            handle.remove()
+        for name, layer in block.layers().items():
+            scores = layer.weight.detach().abs() * seen[name].sqrt()
+            lowest = scores.sort(dim=1, stable=True)[1][:, : int(scores.shape[1] * sparsity)]
+            kept[name] = torch.ones_like(scores, dtype=torch.bool).scatter_(1, lowest, False)
+            layer.weight.data.mul_(kept[name])
+    return kept
+
+
+class Wanda:
+    """Prunes half of every layer, block by block."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def needs(self, block):
+        return dict.fromkeys(block.layers(), "norms")
+
+    def visit(self, block, found):
+        for name, layer in block.layers().items():
+            done = PRUNERS["wanda"](layer.weight.detach(), Amount(0.5), found[name])
+            self.kept[name] = done.kept
+            layer.weight.data.mul_(done.kept)
+
+
+@pytest.mark.parametrize("batch", [2, 6])
+def test_masks_of_a_composite_model_are_those_of_wanda_to_the_bit(batch):
+    model, inputs = llava()
+    ours = Wanda()
+    walk_blocks(model, inputs, ours, batch=batch)
+    expected = wanda_of_paper(llava()[0], inputs)
+    assert set(ours.kept) == set(expected)
+    assert all(torch.equal(ours.kept[name], mask) for name, mask in expected.items())
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_blocks_are_handed_no_cache_even_where_the_caller_asks_for_one(kind):
+    inputs = inputs_for(kind)
+    found = {}
+    for asked in (False, True):
+        model, look = built(kind), Look()
+        forward = model.forward
+        model.forward = lambda asked=asked, forward=forward, **given: forward(**{**given, "use_cache": asked})
+        walk_blocks(model, inputs, look, batch=4, edits=True)
+        found[asked] = look.found
+    for name, seen in found[False].items():
+        assert torch.equal(found[True][name].norms, seen.norms)
+
+
+def test_what_the_configs_ask_for_is_as_before_after_the_walk():
+    model, inputs = llava()
+    walk_blocks(model, inputs, Look())
+    assert model.config.text_config.use_cache is True
 
 
 def test_a_model_without_blocks_is_one_error():

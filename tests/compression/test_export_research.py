@@ -151,9 +151,11 @@ def test_wrong_files_are_told(tmp_path, audit, document, said):
         read(tmp_path, audit, document)
 
 
-def test_a_group_that_does_not_fit_is_told(tmp_path, audit):
-    with pytest.raises(UsageError, match="do not divide"):
-        read(tmp_path, audit, {"default": {"wq": "int4", "group_size": 48}})
+def test_a_group_that_does_not_divide_the_inputs_is_read_and_refused_by_tools_that_take_whole_ones(tmp_path, audit):
+    plan = read(tmp_path, audit, {"default": {"wq": "int4", "group_size": 48}})
+    assert {decision.format for decision in plan} == {"int4-g48"}
+    with pytest.raises(UsageError, match="groups of 48 do not divide the inputs"):
+        export(plan, "compressed-tensors", tmp_path / "out.json")
 
 
 def test_a_missing_file_is_unreadable(tmp_path, audit):

@@ -237,19 +237,19 @@ def test_a_data_set_on_the_hub_is_asked_for_by_name_configuration_split_and_colu
     datasets = pytest.importorskip("datasets")
     asked = []
 
-    def load(place, config):
-        asked.append((place, config))
+    def load(place, config, *, trust_remote_code):
+        asked.append((place, config, trust_remote_code))
         return {"train": datasets.Dataset.from_dict({"body": ["one"]})}
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert documents_of("org/name/small:train:body").texts == ("one",)
-    assert asked == [("org/name", "small")]
+    assert asked == [("org/name", "small", False)]
 
 
 def test_a_hub_that_is_not_reached_is_unreadable(monkeypatch):
     datasets = pytest.importorskip("datasets")
 
-    def load(*_):
+    def load(*_, **_how):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", load)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tailwise.number_formats.formats import FORMATS, parse_format
+from tailwise.number_formats.number_format import Reach
 
 SCALED = [
     "fp8_e4m3",
@@ -106,6 +107,18 @@ def test_a_shorter_last_group_is_as_if_it_stood_alone(name, cols, make):
     if size and name != "nvfp4" and cols > size:
         last = number_format.quantize(matrix[:, cols // size * size :])
         assert torch.equal(done.values[:, cols // size * size :], last.values)
+
+
+@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize("shape", [(576, 576), (3, 90001), (261, 1009)])
+def test_a_shorter_last_group_is_so_in_a_matrix_larger_than_a_chunk(name, shape):
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(7))
+    number_format = parse_format(name)
+    whole, reach = number_format.quantize(matrix), Reach.of([matrix])
+    by_rows = [number_format.quantize(matrix[row : row + 1], reach) for row in range(len(matrix))]
+    assert torch.equal(whole.values, torch.cat([row.values for row in by_rows]))
+    assert whole.underflow == sum(row.underflow for row in by_rows)
+    assert torch.equal(number_format.grid(matrix).round(matrix), whole.values)
 
 
 @pytest.mark.parametrize("name", SCALED)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import tailwise as tw
-from tailwise.history.point import Alarm
+from tailwise.history.point import Alarm, Point
+from tailwise.history.store import History
 from tailwise.training.alarms import Alarms
 from tailwise.training.options import METRICS
 
@@ -65,7 +66,7 @@ def test_what_is_noted_goes_into_the_next_point_and_into_no_other(model, kept):
             if step == 3:
                 monitor.note(eval_loss=torch.tensor(4.0, requires_grad=True), accuracy=0.5)
             monitor.step(loss=1.0)
-    assert [set(point.scalars) - {"loss", "monitor_overhead"} for point in kept.points] == [
+    assert [set(point.scalars) - {"loss", "monitor_overhead", "alarm_rules"} for point in kept.points] == [
         {"eval_loss", "accuracy"}, set(), set(),
     ]  # fmt: skip
     assert kept.points[0].scalars["eval_loss"] == 4.0
@@ -267,6 +268,40 @@ def test_a_rule_sees_every_point_and_its_alarms_are_handed_on(model, kept, train
     assert [alarm.step for alarm in heard] == [2, 3]
     assert tuple(heard) == monitor.alarms
     assert monitor.report().alarms == 2
+
+
+def nan_losses(model, **settings):
+    """A monitor that thirty losses in a row were no numbers for."""
+    with tw.Monitor(model, every=1, full="off", max_overhead=1.0, **settings) as monitor:
+        for _ in range(30):
+            monitor.step(loss=float("nan"))
+    return monitor
+
+
+def test_all_rules_look_unless_told_otherwise(model, tmp_path):
+    monitor = nan_losses(model, history=tmp_path / "runs.db", run="a")
+    assert [alarm.rule for alarm in monitor.alarms] == ["TW701"]
+    assert monitor.report().rules == len(Alarms().rules) > 5
+    assert f"1 alarms of {len(Alarms().rules)} rules" in str(monitor.report())
+    with History(tmp_path / "runs.db") as history:
+        assert [alarm.rule for alarm in history.alarms("a")] == ["TW701"]
+
+
+def test_where_no_rule_looks_the_report_and_the_history_say_so(model, tmp_path):
+    monitor = nan_losses(model, history=tmp_path / "runs.db", run="a", rules=())
+    assert monitor.alarms == ()
+    assert "no alarm rule looked" in str(monitor.report())
+    with History(tmp_path / "runs.db") as history:
+        assert "No alarm rule looked at this run" in history.no_alarm("a")
+
+
+def test_silence_is_told_from_deafness(model, tmp_path):
+    with tw.Monitor(model, full="off", history=tmp_path / "runs.db", run="a"):
+        pass
+    with History(tmp_path / "runs.db") as history:
+        assert history.no_alarm("a") == f"No alarm; {len(Alarms().rules)} rules looked."
+        history.add_point(Point("old", 0, "cheap", 0.0, {}))
+        assert "Whether a rule looked at this run is not" in history.no_alarm("old")
 
 
 def test_closing_twice_and_stepping_afterwards_do_nothing(model, kept, train, clock):

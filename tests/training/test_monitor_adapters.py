@@ -109,6 +109,7 @@ def test_the_trainer_of_transformers(kept, tmp_path):
     assert "model.layers.0.self_attn.q_proj" in kept.points[0].layers
     assert {"loss", "lr"} <= set(kept.of("cheap")[-1].scalars)
     assert callback.monitor.report().errors == ()
+    assert callback.monitor.report().rules > 5
 
 
 def test_the_trainer_of_lightning(kept, tmp_path, model):
@@ -139,6 +140,7 @@ def test_the_trainer_of_lightning(kept, tmp_path, model):
         training, held = (torch.utils.data.DataLoader(torch.randn(size, 48), batch_size=4) for size in (24, 4))
         trainer.fit(Module(), training, held)
     assert [point.step for point in kept.points] == [0, 2, 4]
+    assert callback.monitor.report().rules > 5
     assert set(kept.points[0].layers) == {"net.0", "net.2"}
     assert [point.scalars["loss"] for point in kept.points[1:]] == [5.0, 5.0]  # not divided by the accumulation
     assert [point.scalars.get("eval_loss") for point in kept.points] == [None, None, 7.0]  # an epoch is three steps
@@ -160,3 +162,4 @@ def test_accelerate_counts_steps_of_the_optimizer(kept, model):
             monitor.step()
     assert [point.step for point in kept.points] == [0, 1, 2]
     assert monitor._live.module is inner
+    assert monitor.report().rules > 5

@@ -40,7 +40,8 @@ def trained(tmp_path_factory):
 
 def run_of(folder: Path):
     """The points that were written, and each rank's report."""
-    points = [json.loads(line) for line in (folder / "points.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "points.jsonl").read_text().splitlines()]
+    points = [line for line in lines if "tempo" in line]  # the others are alarms
     return points, [json.loads((folder / f"report{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -76,6 +77,8 @@ def test_a_matrix_that_one_rank_cannot_measure_costs_no_other(trained):
     assert None in norms.values()
     assert any(norms.values())
     assert any("not finite" in note for note in last["notes"])
+    lines = (trained / "fsdp-partly" / "points.jsonl").read_text().splitlines()
+    assert "TW701" in {json.loads(line).get("rule") for line in lines}
 
 
 def test_where_one_rank_cannot_read_the_model_all_stop_watching_and_the_training_ends(trained):

@@ -23,6 +23,7 @@ from tailwise.execution.executor import default_workers, map_unordered
 from tailwise.metrics.facts import Facts, Spectra
 from tailwise.metrics.measure import metrics_of, selected
 from tailwise.recipe import Recipe
+from tailwise.spectrum.rounding import edge, unit_of
 from tailwise.spectrum.solve import solve
 from tailwise.spectrum.spectrum import Spectrum, pool
 
@@ -187,7 +188,9 @@ def _finished(row: LayerRow, spectrum: Spectrum, old: Layer, alike: dict[str, fl
     recipe = Recipe()
     # Noise of the same shape says nothing about a difference, and costs more than the rest.
     names = tuple(metric.name for metric in selected(recipe) if "baseline" not in metric.needs)
-    facts = Facts(Spectra(spectrum), recipe.replace(metrics=names))
+    # Both sides were rounded, in parts of their own size.
+    rounding = 2**0.5 * edge(old.spectrum, unit_of(old.row.dtype))
+    facts = Facts(Spectra(spectrum, rounding=rounding), recipe.replace(metrics=names))
     metrics = metrics_of(facts)
     done = replace(row, status=facts.tail.status, reason=facts.tail.remedy, metrics=metrics)
     done = replace(done, solver=spectrum.solver, error_bound=spectrum.error_bound)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tailwise.metrics import ranks
 from tailwise.spectrum.spectrum import Spectrum
 
 #: WeightWatcher's column → this project's metric, where the two mean the same.
@@ -19,11 +20,11 @@ COLUMNS = {
     "xmax": "lambda_max",
     "num_pl_spikes": "num_pl_spikes",
     "log_alpha_norm": "log_alpha_norm",
+    "matrix_rank": "matrix_rank",
+    "rank_loss": "rank_loss",
     "log_norm": "log_norm",
     "log_spectral_norm": "log_spectral_norm",
     "stable_rank": "stable_rank",
-    "matrix_rank": "matrix_rank",
-    "rank_loss": "rank_loss",
     "entropy": "matrix_entropy",
     "detX_num": "detX_num",
     "detX_val": "detX_val",
@@ -76,7 +77,9 @@ def weightwatcher_columns(index: int, row: _Row, spectrum: Spectrum) -> dict[str
         "warning": _warning(alpha),
     }
     known = {column: row.metrics[name] for column, name in COLUMNS.items() if name in row.metrics}
-    return line | {column: float("nan") if value is None else value for column, value in known.items()}
+    line |= {column: float("nan") if value is None else value for column, value in known.items()}
+    rank = ranks.matrix_rank(spectrum)  # to float64's ε whatever is stored, as there
+    return line | {"matrix_rank": rank, "rank_loss": len(values) - rank}
 
 
 def _warning(alpha: float | None) -> str:

@@ -20,6 +20,7 @@ from tailwise.execution.streams import own_stream
 from tailwise.metrics.facts import Facts, Spectra
 from tailwise.metrics.measure import metrics_of
 from tailwise.recipe import Recipe
+from tailwise.spectrum.rounding import unit_of
 from tailwise.spectrum.sampling import permuted_spectrum, window_spectrum
 from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
 from tailwise.spectrum.solvers.blocks import BLOCK_BYTES
@@ -66,7 +67,7 @@ class Worker:
 
     def _measure(self, source: MatrixSource, row: LayerRow) -> Layer:
         spectra, digest, reused = self._spectra(source)
-        facts = Facts(spectra, self.recipe, self.baselines)
+        facts = Facts(replace(spectra, unit=unit_of(row.dtype)), self.recipe, self.baselines)
         metrics = metrics_of(facts)
         tail = facts.tail
         spectrum = spectra.spectrum

@@ -68,7 +68,10 @@ def history(
             shown = report.table_view(lines, rows)
         elif alarms:
             kept = opened.kept_alarms(run)
-            document, shown = [report.alarm_line(one) for one in kept], report.alarms_view(kept, rows)
+            document, shown = (
+                [report.alarm_line(one) for one in kept],
+                report.alarms_view(kept, rows, opened.no_alarm(run)),
+            )
         elif run is None:
             found = opened.runs()
             document, shown = [one.to_json() for one in found], report.runs_view(found)
@@ -96,5 +99,7 @@ def _whole_run(opened: History, run: str, bounds: Steps | None, rows: int) -> tu
         "metrics": opened.metrics(run),
         "latest": None if latest is None else latest.to_json(),
     }
-    shown = report.run_view(report.RunView(run, points, audits, alarms, opened.metrics(run)), rows)
+    shown = report.run_view(
+        report.RunView(run, points, audits, alarms, opened.metrics(run), opened.no_alarm(run)), rows
+    )
     return document, shown

@@ -9,10 +9,8 @@ from tailwise.diagnosis.case import Case, has, value
 from tailwise.diagnosis.finding import Evidence
 from tailwise.diagnosis.rule import Found, Verdict, rule
 from tailwise.diagnosis.words import count, evals, named, verb
+from tailwise.metrics.ranks import matrix_rank
 
-#: Largest relative rounding error of a stored type.
-_ROUNDING = {"f32": 2.0**-24, "float32": 2.0**-24, "f16": 2.0**-11, "float16": 2.0**-11, "bf16": 2.0**-8,
-             "bfloat16": 2.0**-8}  # fmt: skip
 _UNREAD = ("UNREADABLE", "FAILED", "UNSUPPORTED")
 
 
@@ -108,12 +106,9 @@ def rank_loss(case: Case) -> Verdict:
 
 def _lost(case: Case, row: LayerRow) -> int:
     """Directions that are zero but not exactly so, which `dead_directions` reports."""
-    values, zeros = case.spectra[row.name].eigenvalues, _exact_zeros(case, row)
-    exactly = int(value(row, "rank_loss")) - zeros
-    unit = _ROUNDING.get(row.dtype.lower(), 0.0)
-    # Rounding is noise of standard deviation ≈ u·|w|/√3; this is the upper edge of its spectrum.
-    edge = (unit**2 / 3) * float(values.mean()) / max(row.rows, row.cols) * (row.rows**0.5 + row.cols**0.5) ** 2
-    rounded = int((values <= edge).sum()) - zeros
+    zeros = _exact_zeros(case, row)
+    exactly = evals(row) - int(matrix_rank(case.spectra[row.name])) - zeros  # to float64's ε
+    rounded = int(value(row, "rank_loss")) - zeros
     # Noise and trained matrices have a few directions of that size.
     return max(exactly, rounded if rounded >= case.limit("rank_loss_share") * evals(row) else 0)
 

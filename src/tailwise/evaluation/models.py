@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.hub import parse_hub
 from tailwise.compression.walking.load_pruned import PRUNED_FILE, load_pruned
 from tailwise.errors import UnreadableError, UsageError
+from tailwise.evaluation.own_code import load_error
 from tailwise.evaluation.quiet import quiet
 from tailwise.execution.device import checked_device
 
@@ -91,9 +92,9 @@ def _load(transformers: Any, place: str, revision: str | None, dtype: str, name:
     kind = transformers.AutoModelForCausalLM
     how = {"revision": revision, "dtype": dtype, "output_loading_info": True, **_gguf_in(place)}
     try:
-        module, facts = kind.from_pretrained(place, **how)
+        module, facts = kind.from_pretrained(place, trust_remote_code=False, **how)
     except Exception as error:  # every architecture and format fails in its own way
-        raise _unreadable(error, name) from error
+        raise load_error(error, name) from error
     missing = sorted(facts.get("missing_keys", ()))
     if missing:
         raise UsageError(
@@ -101,9 +102,12 @@ def _load(transformers: Any, place: str, revision: str | None, dtype: str, name:
             where=name,
             fix="give a causal language model with its head",
         )
-    extra = sorted(facts.get("unexpected_keys", ()))
-    note = f"{name}: {len(extra)} stored tensors have no place in the model: {', '.join(extra[:3])}"
-    return module, (note,) if extra else ()
+    notes = []
+    if extra := sorted(facts.get("unexpected_keys", ())):
+        notes.append(f"{name}: {len(extra)} stored tensors have no place in the model: {', '.join(extra[:3])}")
+    if getattr(module.config, "auto_map", None):
+        notes.append(f"{name}: it comes with Python code, which was not run; the model is transformers' own")
+    return module, tuple(notes)
 
 
 def _gguf_in(place: str) -> dict[str, str]:
@@ -116,19 +120,14 @@ def _gguf_in(place: str) -> dict[str, str]:
 
 def _check_kind(transformers: Any, place: str, revision: str | None, name: str) -> None:
     try:
-        config = transformers.AutoConfig.from_pretrained(place, revision=revision)
+        config = transformers.AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
     except Exception as error:  # as above
-        raise _unreadable(error, name) from error
+        raise load_error(error, name) from error
     known = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     if not known or getattr(config, "is_encoder_decoder", False):
         raise UsageError(
             f"a {config.model_type!r} is no causal language model", where=name, fix="perplexity is of decoders only"
         )
-
-
-def _unreadable(error: Exception, name: str) -> UnreadableError:
-    lines = str(error).strip().splitlines()
-    return UnreadableError(f"could not be loaded ({lines[0] if lines else type(error).__name__})", where=name)
 
 
 def _widened(module: Any) -> Any:
@@ -147,9 +146,9 @@ def load_tokenizer(place: str | os.PathLike[str], revision: str | None = None) -
     transformers = _transformers(name)
     try:
         with quiet():
-            return transformers.AutoTokenizer.from_pretrained(name, revision=revision)
+            return transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:  # as above
-        raise _unreadable(error, name) from error
+        raise load_error(error, name) from error
 
 
 def vocabulary_of(module: torch.nn.Module) -> int | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.errors import UnreadableError, UsageError
+from tailwise.evaluation.own_code import load_error
 from tailwise.evaluation.quiet import quiet
 
 #: Endings of files that a folder is searched for.
@@ -157,17 +158,17 @@ def _table(datasets: Any, place: str, config: str | None, split: str, where: str
     path = Path(place)
     try:
         if path.is_file():
-            found = datasets.load_dataset(_TABLES[path.suffix], data_files={split or "test": place})
+            found = datasets.load_dataset(
+                _TABLES[path.suffix], data_files={split or "test": place}, trust_remote_code=False
+            )
         elif path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
             found = datasets.load_from_disk(place)
         else:
-            found = datasets.load_dataset(place, config)
+            found = datasets.load_dataset(place, config, trust_remote_code=False)
     except KeyError as error:
         raise UsageError("is no kind of table that can be read", where=where, fix="give .jsonl or .parquet") from error
     except Exception as error:  # `datasets` raises whatever its readers do
-        detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        fix = "check the name; a local file or folder is given by its path"
-        raise UnreadableError(f"could not be loaded ({detail})", where=where, fix=fix) from error
+        raise load_error(error, where, fix="check the name; a local file or folder is given by its path") from error
     if not hasattr(found, "keys"):  # one table without splits
         return found
     wanted = split or ("test" if "test" in found or len(found) > 1 else next(iter(found)))

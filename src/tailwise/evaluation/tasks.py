@@ -75,7 +75,9 @@ def _run(
     harness: Mapping[str, Any], loaded: Loaded, tasks: Sequence[str], manager: Any, how: tuple[int | None, int, int]
 ) -> Any:
     limit, seed, batch = how
-    model = harness["models.huggingface"].HFLM(pretrained=loaded.module, tokenizer=loaded.tokenizer, batch_size=batch)
+    model = harness["models.huggingface"].HFLM(
+        pretrained=loaded.module, tokenizer=loaded.tokenizer, batch_size=batch, trust_remote_code=False
+    )
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
     return harness["evaluator"].simple_evaluate(
         model=model, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=_RESAMPLES, **seeds

@@ -72,5 +72,21 @@ class Alarm:
         }
 
 
+#: Scalar of a monitor's points: how many alarm rules look at the run.
+RULES = "alarm_rules"
+
+
+def no_alarm(point: Point | None) -> str:
+    """What a run without alarms says of itself, by its latest cheap point: silence is good news where rules look."""
+    if point is None:
+        return "No alarm rule looked at this run: a monitor's points are what they look at."
+    count = point.scalars.get(RULES)
+    if count is None:
+        return "No alarm is kept. Whether a rule looked at this run is not."
+    if not count:
+        return "No alarm rule looked at this run: its monitor was given rules=()."
+    return f"No alarm; {count:.0f} rule{'' if count == 1 else 's'} looked."
+
+
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}

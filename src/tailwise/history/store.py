@@ -16,7 +16,7 @@ from tailwise.history import read, write
 from tailwise.history.connect import connect, is_url, reading, shown, store_errors, writing
 from tailwise.history.export import export_parquet
 from tailwise.history.migrate import bring_up_to_date
-from tailwise.history.point import Alarm, Point, Tempo
+from tailwise.history.point import Alarm, Point, Tempo, no_alarm
 from tailwise.history.prune import Retention
 from tailwise.history.read import KeptAlarm, KeptAudit, RunSummary, Steps
 from tailwise.history.series import Layers, scalars, series
@@ -196,6 +196,10 @@ class History:
         """The same, with how often and until when each was noticed."""
         with reading(self._engine, self.where) as connection:
             return read.alarms(connection, run)
+
+    def no_alarm(self, run: str | None = None) -> str:
+        """What it means that a run (or all of them) has no alarm: whether rules looked at it."""
+        return "No alarm in any run." if run is None else no_alarm(self.latest(run, tempo="cheap"))
 
     # Keeping house
 

@@ -13,6 +13,7 @@ from tailwise.recipe import Recipe
 from tailwise.spectrum.baseline import gaussian_spectra, mean_and_sd
 from tailwise.spectrum.marchenko_pastur import Bulk, fit_bulk
 from tailwise.spectrum.power_law import TailFit, TailOptions, above_threshold, fit_tail
+from tailwise.spectrum.rounding import UNITS, edge
 from tailwise.spectrum.spectrum import Spectrum
 from tailwise.spectrum.truncated_power_law import TruncatedFit, fit_truncated
 
@@ -26,6 +27,8 @@ class Spectra:
     spectrum: Spectrum
     permuted: tuple[Spectrum, ...] = ()
     windows: Spectrum | None = None
+    unit: float = UNITS["F64"]  # unit roundoff of the stored entries
+    rounding: float | None = None  # largest σ of their rounding, where it is not that of `unit` and this spectrum
 
 
 def gaussian_baseline(rows: int, cols: int, slices: int, recipe: Recipe) -> Mapping[str, tuple[float, float]]:
@@ -52,15 +55,16 @@ def window_shape(recipe: Recipe, rows: int, cols: int) -> tuple[int, int] | None
     return side, side
 
 
-def fit(spectrum: Spectrum, estimator: str, recipe: Recipe) -> TailFit:
-    """The tail of one spectrum under a recipe."""
-    return fit_tail(spectrum.eigenvalues, estimator.removeprefix("farms:"), tail_options(spectrum, recipe))
+def fit(spectrum: Spectrum, estimator: str, recipe: Recipe, rounding: float = 0.0) -> TailFit:
+    """The tail of one spectrum under a recipe. `rounding`: see `TailOptions`."""
+    options = tail_options(spectrum, recipe, rounding)
+    return fit_tail(spectrum.eigenvalues, estimator.removeprefix("farms:"), options)
 
 
-def tail_options(spectrum: Spectrum, recipe: Recipe) -> TailOptions:
+def tail_options(spectrum: Spectrum, recipe: Recipe, rounding: float = 0.0) -> TailOptions:
     """The estimators' settings under a recipe; what a float32 spectrum does not resolve is no tail."""
     floor = spectrum.error_bound if spectrum.solver.endswith("float32") else 0.0
-    return TailOptions(recipe.k_frac, recipe.max_fingers, floor=floor)
+    return TailOptions(recipe.k_frac, recipe.max_fingers, floor=floor, rounding=rounding)
 
 
 def _alpha(tail: TailFit) -> float:
@@ -73,6 +77,18 @@ class Facts:
     def __init__(self, spectra: Spectra, recipe: Recipe, baseline: BaselineLookup = gaussian_baseline) -> None:
         self.spectrum, self.permuted, self._windows = spectra.spectrum, spectra.permuted, spectra.windows
         self.recipe, self._baseline = recipe, baseline
+        self._unit, self._rounding = spectra.unit, spectra.rounding
+
+    @property
+    def rounding(self) -> float:
+        """The largest singular value that rounding the entries to the stored type can make."""
+        return self._edge(self.spectrum)
+
+    def _edge(self, spectrum: Spectrum) -> float:
+        return edge(spectrum, self._unit) if self._rounding is None else self._rounding
+
+    def _fit(self, spectrum: Spectrum, estimator: str) -> TailFit:
+        return fit(spectrum, estimator, self.recipe, self._edge(spectrum))
 
     @property
     def fitted(self) -> Spectrum:
@@ -82,12 +98,12 @@ class Facts:
     @cached_property
     def tail(self) -> TailFit:
         """Fit of the recipe's estimator."""
-        return fit(self.fitted, self.recipe.estimator, self.recipe)
+        return self._fit(self.fitted, self.recipe.estimator)
 
     @cached_property
     def hill(self) -> TailFit:
         """Fit of the recipe's Hill estimator."""
-        return fit(self.spectrum, self.recipe.hill_estimator, self.recipe)
+        return self._fit(self.spectrum, self.recipe.hill_estimator)
 
     @cached_property
     def truncated(self) -> TruncatedFit | None:
@@ -111,7 +127,7 @@ class Facts:
             resampled = fit_tail(
                 drawn,
                 self.recipe.estimator.removeprefix("farms:"),
-                tail_options(source, self.recipe),
+                tail_options(source, self.recipe, self._edge(source)),
             )
             alphas.append(_alpha(resampled))
         finite = np.array([alpha for alpha in alphas if np.isfinite(alpha)])
@@ -135,7 +151,7 @@ class Facts:
         """Tail fit of each permutation; none where alpha is fitted on windows, which are not permuted."""
         if self.recipe.uses_windows:
             return []
-        return [fit(spectrum, self.recipe.estimator, self.recipe) for spectrum in self.permuted]
+        return [self._fit(spectrum, self.recipe.estimator) for spectrum in self.permuted]
 
     @cached_property
     def baseline(self) -> Mapping[str, tuple[float, float]]:

@@ -14,6 +14,7 @@ from tailwise.registry import Registry
 FACTS = (
     "spectrum",
     "fitted",
+    "rounding",
     "tail",
     "hill",
     "truncated",

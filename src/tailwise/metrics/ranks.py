@@ -16,26 +16,27 @@ def stable_rank(spectrum: Spectrum) -> float:
 
 
 @metric(
-    "# σᵢ > σ_max · n · ε, ε = 2.2e−16",
-    source="Golub & Van Loan 2013, §5.4; numpy.linalg.matrix_rank",
+    "# σᵢ > max(σ_max · n · 2.2e−16, edge of the stored type's rounding)",
+    source="Golub & Van Loan 2013, §5.4; numpy.linalg.matrix_rank; Marchenko & Pastur 1967",
     unit="count",
 )
-def matrix_rank(spectrum: Spectrum) -> float:
-    """Number of singular values that are not zero to working precision.
+def matrix_rank(spectrum: Spectrum, rounding: float = 0.0) -> float:
+    """Number of singular values that are not zero to the precision of the stored type.
 
-    A spectrum known only to `error_bound` (fast mode) counts those above it.
+    `rounding` is the largest σ that rounding the entries can make. A spectrum known only to `error_bound` (fast mode)
+    counts those above it.
     """
     sigma = spectrum.singular_values
-    tolerance = float(sigma[-1]) * spectrum.n * float(np.finfo(np.float64).eps)
+    tolerance = max(float(sigma[-1]) * spectrum.n * float(np.finfo(np.float64).eps), rounding)
     if spectrum.solver.endswith("float32"):
         tolerance = max(tolerance, float(np.sqrt(spectrum.error_bound)))
     return float(np.count_nonzero(sigma > tolerance))
 
 
 @metric("m − matrix_rank", source="WeightWatcher 0.7", unit="count")
-def rank_loss(spectrum: Spectrum) -> float:
+def rank_loss(spectrum: Spectrum, rounding: float = 0.0) -> float:
     """Number of directions that the matrix lacks."""
-    return len(spectrum.eigenvalues) - matrix_rank(spectrum)
+    return len(spectrum.eigenvalues) - matrix_rank(spectrum, rounding)
 
 
 @metric("exp(−Σ p ln p), p = σ/Σσ", source="Roy & Vetterli 2007, EUSIPCO")

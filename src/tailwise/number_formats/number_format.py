@@ -120,9 +120,12 @@ def check_block(block: torch.Tensor) -> None:
         )
 
 
-def chunks(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Views of rows that are small enough to stay in the cache while they are worked on."""
-    rows = max(1, _CHUNK // matrix.shape[1])
+def chunks(matrix: torch.Tensor, like: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+    """Views of rows that are small enough to stay in the cache while they are worked on.
+
+    As many rows each as those of `like`, which may be narrower: a last group that is shorter is filled up.
+    """
+    rows = max(1, _CHUNK // (matrix if like is None else like).shape[1])
     return tuple(matrix[start : start + rows] for start in range(0, matrix.shape[0], rows))
 
 

@@ -61,7 +61,7 @@ class ScaledFormat(NumberFormat):
         width = self._width(cols)
         values = torch.empty(rows, width * ceil(cols / width), dtype=torch.float32, device=block.device)
         chosen, overflow, underflow = [], 0, 0
-        for part, chunk in zip(chunks(block), chunks(values), strict=True):
+        for part, chunk in zip(chunks(block), chunks(values, like=block), strict=True):
             entries = _fill(chunk, part, width)
             ends = self._ends(entries)
             scales = tensor.scales or self.rule.choose(*ends, block.dtype, tensor.scale or 1.0)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from tailwise.compression.plans.bits import fits
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.prune.pruner import Activations
 from tailwise.compression.walking.statistics import of_group
 from tailwise.number_formats.formats import parse_format
-from tailwise.number_formats.number_format import NumberFormat
 from tailwise.planning.stage import Stage
 from tailwise.planning.trial import MOST_HESSIANS, seen_by
 
@@ -21,7 +19,7 @@ Table = dict[tuple[str, str], float]  # (tensor, format)
 
 @dataclass(frozen=True)
 class ErrorTables:
-    """Squared errors of rounding to nearest, of every tensor in every format that fits it.
+    """Squared errors of rounding to nearest, of every tensor in every format.
 
     Sums over the matrices of a tensor; X are the inputs of its layer on the calibration windows.
     """
@@ -50,20 +48,13 @@ def error_tables(stage: Stage, plan: Plan, formats: Sequence[str]) -> ErrorTable
         W = trial.dense(item.tensor).to(trial.dtypes[item.tensor])
         seen = inputs.get(item.tensor)
         whole = (_square(W), _through(W, seen))
-        for chosen in _fitting(formats, item.shape):
+        for chosen in map(parse_format, formats):
             found = torch.stack([chosen.quantize(matrix).values.to(W.dtype) for matrix in W]).float() - W.float()
             key, weight, output = (item.tensor, chosen.name), _square(found), _through(found, seen)
             tables.weight[key], tables.weight_relative[key] = weight, weight / (whole[0] or 1.0)
             if output is not None and whole[1] is not None:
                 tables.output[key], tables.output_relative[key] = output, output / (whole[1] or 1.0)
     return tables
-
-
-def _fitting(formats: Sequence[str], shape: tuple[int, ...]) -> Iterator[NumberFormat]:
-    for name in formats:
-        chosen = parse_format(name)
-        if not shape or fits(chosen, shape):
-            yield chosen
 
 
 def _square(matrices: torch.Tensor) -> float:

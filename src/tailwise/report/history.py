@@ -38,6 +38,7 @@ class RunView:
     audits: Sequence[KeptAudit]
     alarms: Sequence[KeptAlarm]
     metrics: Sequence[str]
+    no_alarm: str  # what it means that there is none
 
 
 def runs_view(runs: Sequence[RunSummary]) -> RenderableType:
@@ -58,7 +59,12 @@ def run_view(run: RunView, rows: int) -> RenderableType:
     if run.audits:
         files = sum(one.path is not None for one in run.audits)
         parts.append(Text(f"{len(run.audits)} audits, of which {files} have a file with their spectra"))
-    parts += ["", alarms_view(run.alarms, rows), "", Text(f"metrics: {', '.join(run.metrics) or 'none'}", style="dim")]
+    parts += [
+        "",
+        alarms_view(run.alarms, rows, run.no_alarm),
+        "",
+        Text(f"metrics: {', '.join(run.metrics) or 'none'}", style="dim"),
+    ]
     return Group(*parts)
 
 
@@ -71,10 +77,10 @@ def _for_people(points: pa.Table) -> pa.Table:
                      **{name: points[name] for name in shown}})  # fmt: skip
 
 
-def alarms_view(alarms: Sequence[KeptAlarm], rows: int) -> RenderableType:
-    """A line an alarm, the last ones."""
+def alarms_view(alarms: Sequence[KeptAlarm], rows: int, none: str = "no alarms") -> RenderableType:
+    """A line an alarm, the last ones; `none` where there is none."""
     if not alarms:
-        return Text("no alarms")
+        return Text(none)
     table = _grid(("rule", "severity", "alarm", "layers"), ("step", "since", "times", "last step"))
     shown = alarms[-rows:] if rows else alarms
     for kept in shown:

@@ -19,13 +19,15 @@ _COARSE = np.array([0.02, 0.06, 0.12, 0.2, 0.3, 0.42, 0.56, 0.72, 0.9])
 _FINE = np.linspace(0.0, 1.0, 66)[1:-1]
 
 
-def scan(logs: Vector, allowed: NDArray[np.bool_] | None = None) -> tuple[int, float, float] | None:
+def scan(
+    logs: Vector, allowed: NDArray[np.bool_] | None = None, dust: Vector | None = None
+) -> tuple[int, float, float] | None:
     """The (index, alpha, distance) of the smallest D_i over 0 ≤ i ≤ N − 2; the first one of equals.
 
-    `logs`: ln x, ascending, shape (N,). `allowed`: mask (N − 1,) of the candidates. None where no candidate has
-    α > 1 and a finite value.
+    `logs`: ln x, ascending, shape (N,). `allowed`: mask (N − 1,) of the candidates. `dust`, (N − 1,): mean
+    spreads up to which a tail counts as equal values. None where no candidate has α > 1 and a finite value.
     """
-    alphas = exponents(logs)
+    alphas = exponents(logs, dust)
     candidates = np.flatnonzero(np.isfinite(alphas) & (True if allowed is None else allowed))
     if len(candidates) == 0:
         return None
@@ -49,7 +51,7 @@ def scan(logs: Vector, allowed: NDArray[np.bool_] | None = None) -> tuple[int, f
     return best_index, float(alphas[best_index]), best
 
 
-def exponents(logs: Vector) -> Vector:
+def exponents(logs: Vector, least: Vector | None = None) -> Vector:
     """α_i for every λ_min = x_i, shape (N − 1,); inf where the tail has no spread."""
     n = len(logs)
     counts = np.arange(n, 1, -1, dtype=np.float64)  # k for i = 0 … N−2
@@ -57,6 +59,8 @@ def exponents(logs: Vector) -> Vector:
     spread = suffix - counts * logs[:-1]
     # Cancellation leaves dust where all values are equal.
     dust = 1e-12 * np.maximum(1.0, np.abs(suffix))
+    if least is not None:
+        dust = np.maximum(dust, counts * least)
     with np.errstate(divide="ignore"):
         return np.where(spread > dust, 1.0 + counts / np.where(spread > dust, spread, 1.0), np.inf)
 

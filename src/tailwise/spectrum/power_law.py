@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,11 @@ DEGENERATE_ALPHA = 10.0
 
 #: Mean ln(λ/λ_ref) up to which a spread is rounding: eigenvalues that are equal differ by a few ε.
 DUST = 1e-12
+#: The same where entries were rounded, in parts of rounding/σ_ref. Rounding an orthogonal matrix spreads its σ over a
+#: semicircle of radius rounding/√2, so the mean of 2·ln(σ/σ_min) is √2·rounding/σ at most; the rest is room.
+_SPREAD = 2.0
+#: What coarse codes could blur at most, so that an α up to 11 is read whatever is stored: a heuristic.
+_MOST_DUST = 0.1
 
 Vector = NDArray[np.float64]
 
@@ -60,6 +66,7 @@ class TailOptions:
     max_fingers: int = 10
     finger_thresh: float = 1.0
     floor: float = 0.0  # λ up to this are not known and count as zero (the error bound of a float32 spectrum)
+    rounding: float = 0.0  # σ may be off by this much: what the stored type leaves (`spectrum.rounding`)
 
 
 def fit_tail(eigenvalues: Vector, estimator: str, options: TailOptions | None = None) -> TailFit:
@@ -73,7 +80,7 @@ def fit_tail(eigenvalues: Vector, estimator: str, options: TailOptions | None = 
     chosen = options or TailOptions()
     known = np.where(eigenvalues > chosen.floor, eigenvalues, 0.0)
     fit = ESTIMATORS[estimator](known, chosen)
-    count = int(np.count_nonzero(known))
+    count = int(np.count_nonzero(known > chosen.rounding**2))
     if fit.ok and count < MIN_EVALS_FOR_VERDICT:
         remedy = f"{count} eigenvalues above zero: read alpha with its error, give no verdict"
         return replace(fit, status="FEW_EIGENVALUES", remedy=remedy)
@@ -82,25 +89,25 @@ def fit_tail(eigenvalues: Vector, estimator: str, options: TailOptions | None = 
 
 def _top(eigenvalues: Vector, options: TailOptions) -> TailFit:
     k = min(max(int(options.k_frac * len(eigenvalues)), 2), len(eigenvalues))
-    return fixed_tail("top", eigenvalues, len(eigenvalues) - k, inside=True)
+    return fixed_tail("top", eigenvalues, len(eigenvalues) - k, inside=True, rounding=options.rounding)
 
 
 def _top_outside(eigenvalues: Vector, options: TailOptions) -> TailFit:
     m = len(eigenvalues)
     k = min(max(10, int(options.k_frac * m)), m - 1)
-    return fixed_tail("top_outside", eigenvalues, m - k, inside=False)
+    return fixed_tail("top_outside", eigenvalues, m - k, inside=False, rounding=options.rounding)
 
 
-def _mid(eigenvalues: Vector, _options: TailOptions) -> TailFit:
+def _mid(eigenvalues: Vector, options: TailOptions) -> TailFit:
     values = above_threshold(eigenvalues)
-    return fixed_tail("mid", values, len(values) // 2, inside=True)
+    return fixed_tail("mid", values, len(values) // 2, inside=True, rounding=options.rounding)
 
 
-def _ks(eigenvalues: Vector, _options: TailOptions) -> TailFit:
-    return _scanned("ks", above_threshold(eigenvalues))
+def _ks(eigenvalues: Vector, options: TailOptions) -> TailFit:
+    return _scanned("ks", above_threshold(eigenvalues), options.rounding)
 
 
-def _peak(eigenvalues: Vector, _options: TailOptions) -> TailFit:
+def _peak(eigenvalues: Vector, options: TailOptions) -> TailFit:
     values = above_threshold(eigenvalues)
     if len(values) < 2 or values[0] == values[-1]:
         return degenerate("peak", values)
@@ -109,15 +116,15 @@ def _peak(eigenvalues: Vector, _options: TailOptions) -> TailFit:
     # The published code compares log10(0.95·peak) with λ itself, so the lower bound rarely binds. Kept:
     # published α values come from it (AlphaPruning's net_esd_estimator, xmin_peak).
     allowed = (values[:-1] >= np.log10(0.95 * peak)) & (values[:-1] <= 1.5 * peak)
-    return _scanned("peak", values, allowed)
+    return _scanned("peak", values, options.rounding, allowed)
 
 
 def _ks_clip(eigenvalues: Vector, options: TailOptions) -> TailFit:
     """WeightWatcher's `clip_xmax`: drop the largest until alpha falls by `finger_thresh`, if it does."""
     values = above_threshold(eigenvalues)
-    first = _scanned("ks_clip", values)
+    first = _scanned("ks_clip", values, options.rounding)
     for dropped in range(2, min(options.max_fingers, len(values) // 2)):
-        fit = _scanned("ks_clip", values[:-dropped])
+        fit = _scanned("ks_clip", values[:-dropped], options.rounding)
         if fit.ok and fit.alpha + options.finger_thresh < first.alpha:
             return replace(fit, dropped=dropped, lambda_max=float(values[-dropped - 1]))
         if not fit.ok or fit.alpha <= 2.0:
@@ -144,14 +151,14 @@ def above_threshold(eigenvalues: Vector) -> Vector:
     return eigenvalues[eigenvalues > EVALS_THRESHOLD]
 
 
-def fixed_tail(name: str, values: Vector, start: int, *, inside: bool) -> TailFit:
+def fixed_tail(name: str, values: Vector, start: int, *, inside: bool, rounding: float = 0.0) -> TailFit:
     """The tail `values[start:]`, with λ_ref its smallest (`inside`) or the value just below it."""
     ref_index = start if inside else start - 1
     if len(values) - start < 2 or ref_index < 0 or values[ref_index] <= 0:
         return degenerate(name, values)
     k = len(values) - start
     log_ratio = float(np.sum(np.log(values[start:] / values[ref_index])))
-    if not log_ratio > DUST * k:
+    if not log_ratio > k * max(DUST, float(_dust(values[ref_index], rounding))):
         return degenerate(name, values)
     alpha = 1.0 + k / log_ratio
     one_sided, two_sided = ks_at(np.log(values[ref_index:]), 0, alpha)
@@ -160,10 +167,15 @@ def fixed_tail(name: str, values: Vector, start: int, *, inside: bool) -> TailFi
     )  # fmt: skip
 
 
-def _scanned(name: str, values: Vector, allowed: NDArray[np.bool_] | None = None) -> TailFit:
+def _dust(references: Any, rounding: float) -> Any:
+    """Mean ln(λ/λ_ref) that rounding the entries may have made above each λ_ref."""
+    return np.minimum(_SPREAD * rounding / np.sqrt(references), _MOST_DUST)
+
+
+def _scanned(name: str, values: Vector, rounding: float, allowed: NDArray[np.bool_] | None = None) -> TailFit:
     if len(values) < 2:
         return degenerate(name, values)
-    best = scan(np.log(values), allowed)
+    best = scan(np.log(values), allowed, _dust(values[:-1], rounding) if rounding else None)
     if best is None:
         return degenerate(name, values)
     index, alpha, distance = best

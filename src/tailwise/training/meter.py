@@ -24,6 +24,7 @@ class MonitorReport:
     skipped: dict[str, int] = field(default_factory=dict)  # reason → how often
     errors: tuple[str, ...] = ()  # one of each kind, with how often
     alarms: int = 0
+    rules: int = 0  # alarm rules that looked
 
     @property
     def overhead(self) -> float:
@@ -34,7 +35,8 @@ class MonitorReport:
         lines = [
             f"{self.steps} steps in {self.seconds:.1f} s; watching took {self.spent:.3f} s of it "
             f"({100 * self.overhead:.2f} %), and {self.setup:.3f} s before the first step",
-            f"{self.cheap} cheap and {self.full} full measurements, {self.points} points, {self.alarms} alarms; "
+            f"{self.cheap} cheap and {self.full} full measurements, {self.points} points, "
+            f"{f'{self.alarms} alarms of {self.rules} rules' if self.rules else 'and no alarm rule looked'}; "
             f"{self.background:.2f} s of processor time in the background",
         ]
         lines += [f"skipped {count}×: {reason}" for reason, count in self.skipped.items()]

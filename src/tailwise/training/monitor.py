@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from tailwise.audits.prepare import Selection, check_estimators
 from tailwise.errors import UsageError
-from tailwise.history.point import Alarm
+from tailwise.history.point import RULES, Alarm
 from tailwise.history.writer import open_writer
 from tailwise.metrics.measure import completed
 from tailwise.recipe import Recipe
+from tailwise.training.alarms import Alarms
 from tailwise.training.emitter import CheapJob, Emitter, Outlet
 from tailwise.training.faults import Faults, logger
 from tailwise.training.live import LiveModel, Tensors
@@ -46,7 +47,8 @@ class Monitor:
     history
         Where points go: a `.jsonl` file, a path or URL of a history, or an object with `write(point)`.
     on_alarm
-        Called with each alarm that a rule raises, from the monitor's thread.
+        Called with each alarm that a rule raises, from the monitor's thread. All rules look unless the setting `rules`
+        says otherwise; `rules=()` is none.
     settings
         Fields of `tailwise.training.options.Options`.
 
@@ -91,6 +93,7 @@ class Monitor:
 
         options, ranks = self._options, self._ranks
         self._opened: list[Any] = []
+        self._looking = 0  # alarm rules
         if not ranks.measures:
             return
         sinks = list(options.sinks) if ranks.rank == 0 else []
@@ -101,7 +104,9 @@ class Monitor:
         for sink in sinks:
             if not isinstance(sink, Sink):
                 raise UsageError(f"{type(sink).__name__} takes no points", fix="give a path, a URL or a write(point)")
-        outlet = Outlet(self.run, sinks, self._opened, options.rules, on_alarm)
+        rules = [Alarms()] if options.rules is None else list(options.rules)
+        self._looking = sum(len(rule.rules) if isinstance(rule, Alarms) else 1 for rule in rules)
+        outlet = Outlet(self.run, sinks, self._opened, rules, on_alarm)
         self._emitter = Emitter(outlet, ranks, self._faults)
         self._cheap = Cheap(self._live, ranks, self._faults)
         self._camera = Camera(self._live, ranks, self._faults, options.snapshot_bytes)
@@ -162,6 +167,7 @@ class Monitor:
             skipped=skipped,
             errors=self._faults.texts,
             alarms=len(self.alarms),
+            rules=self._looking,
         )
 
     def close(self, timeout: float = 60.0) -> None:
@@ -252,7 +258,7 @@ class Monitor:
         given, self._noted = {**self._noted, **scalars}, {}
         values = {name: _taken(value, pending.events) for name, value in given.items()}
         notes, self._notes = tuple(self._notes), []
-        values["monitor_overhead"] = self._meter.overhead
+        values |= {"monitor_overhead": self._meter.overhead, RULES: self._looking}
         self._emitter.put(CheapJob(self.step_count, now, pending, values, notes))
         self._meter.took("cheap", self._preparing + self._meter.clock() - began)
 

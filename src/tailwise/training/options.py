@@ -30,7 +30,7 @@ class Settings(TypedDict, total=False):
     full_every: int | None
     full: FullTempo
     max_overhead: float
-    rules: Sequence[Rule]
+    rules: Sequence[Rule] | None
     sinks: Sequence[Sink]
     run: str
     layers: str | None
@@ -50,7 +50,9 @@ class Options:
     full_every: int | None = None  # steps between full measurements, with the next cheap one; None: ten times `every`
     full: FullTempo = "audit"  # every eigenvalue, estimates by Lanczos, or none
     max_overhead: float = 0.02  # share of the training thread's time that measuring may take; 1: all it needs
-    rules: Sequence[Rule] = ()  # each is called with every point and returns alarms
+    rules: Sequence[Rule] | None = (
+        None  # each is called with every point and returns alarms; None: `Alarms()`, (): none
+    )
     sinks: Sequence[Sink] = ()  # beside `history`
     run: str = ""  # name of the run; empty: the time at which it began
     layers: str | None = None  # only matrices whose name matches
@@ -64,9 +66,9 @@ class Options:
 
     def __post_init__(self) -> None:
         for name in ("rules", "sinks"):
-            if not isinstance(getattr(self, name), Iterable):
+            if not isinstance(getattr(self, name) or (), Iterable):
                 raise UsageError(f"{name} is no list", fix=f"write {name}=[…]")
-        if (wrong := next((rule for rule in self.rules if not callable(rule)), None)) is not None:
+        if (wrong := next((rule for rule in self.rules or () if not callable(rule)), None)) is not None:
             raise UsageError(f"{wrong!r} is no rule", fix="give functions from a point to alarms, such as Alarms()")
         if not 0.0 < self.max_overhead <= 1.0:
             raise UsageError(f"max_overhead is {self.max_overhead}", fix="give a share in (0, 1], e.g. 0.02")

@@ -54,7 +54,7 @@ def run(
     values = {
         "area": "Training", "run": summary, "metrics": metrics, "chosen": chosen, "sources": sources,
         "scalars": f"/api/training/scalars?{urlencode({'name': name})}", "alarms": history.kept_alarms(name)[::-1],
-        "audits": audits, "events": f"/training/events?{urlencode({'name': name})}",
+        "no_alarm": history.no_alarm(name), "audits": audits, "events": f"/training/events?{urlencode({'name': name})}",
     }  # fmt: skip
     return desk.pages.page(request, "run.html", values)
 

@@ -35,6 +35,7 @@ def training(place: Place, run: str = "") -> Fact:
         **{key: summary[key] for key in ("points", "audits", "first_step", "last_step")},
         "alarms": [_alarm(place, kept) for kept in alarms[-_MOST:][::-1]],
         "alarms_in_all": len(alarms),
+        **({} if alarms else {"no_alarm": history.no_alarm(name)}),
         "means": {metric: moved for metric in _TOLD if metric in metrics and (moved := _means(history, name, metric))},
         "scalars": _scalars(history, name),
         "links": [place.link(name, links.run(name))],

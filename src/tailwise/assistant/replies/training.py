@@ -21,7 +21,7 @@ def training(question: Question) -> str:
     )
     lines = [_alarm(item) for item in fact["alarms"][:_MOST]]
     alarms = (f"{count(fact['alarms_in_all'], 'alarm')}, the latest first:\n\n" + "\n".join(lines) if lines
-              else "No alarm was raised.")  # fmt: skip
+              else fact["no_alarm"])  # fmt: skip
     moved = [f"- {escape(name)}: {_ends(item)}, lowest {num(item['lowest'])}"
              for name, item in fact["scalars"].items()]  # fmt: skip
     moved += [f"- mean {escape(name)} over {count(item['last_layers'], 'layer')}: {_ends(item)}"

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.dequantized import dequantized
 from tailwise.checkpoints.writer import Layout, layout_of
-from tailwise.compression.applying.data_free import input_size
 from tailwise.compression.applying.fit import check_plan
 from tailwise.compression.applying.shards import check_alone
 from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.compression.quantize.quantizer import QUANTIZERS
 from tailwise.errors import UsageError
-from tailwise.number_formats.formats import parse_format
 
 if TYPE_CHECKING:
     from tailwise.compression.applying.apply import ApplyOptions
@@ -58,19 +56,16 @@ def source_of(plan: Plan, stored: Checkpoint, uri: str, *, dequantize: bool) -> 
 
 
 def check_fit(plan: Plan, checkpoint: Checkpoint, stored: Checkpoint, *, force: bool) -> None:
-    """`UsageError` where an entry has no tensor, or one that its format cannot hold.
+    """`UsageError` where an entry has no tensor, or one that is no matrix of plain numbers.
 
     `stored` is what lies on the disk, which an audit has read.
     """
     check_plan(plan, checkpoint, _misfits, stored=stored, force=force)
 
 
-def _misfits(decision: Decision, spec: TensorSpec, checkpoint: Checkpoint) -> list[str]:
+def _misfits(decision: Decision, spec: TensorSpec, checkpoint: Checkpoint) -> list[str]:  # noqa: ARG001 - as asked
     if spec.dtype not in _FLOATS:
         return [f"{spec.name} is stored as {spec.dtype}, and only plain floating-point tensors can be quantized"]
     if len(spec.shape) < 2:
         return [f"{spec.name} has {len(spec.shape)} axes; a matrix needs two"]
-    chosen, inputs = parse_format(decision.format or ""), input_size(spec.name, spec.shape, checkpoint.config)
-    if chosen.group_size is not None and inputs % chosen.group_size:
-        return [f"{spec.name} has {inputs} inputs, which groups of {chosen.group_size} ({chosen.name}) do not divide"]
     return []

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from tailwise.compression.plans.bit_budget import listed
+from tailwise.compression.plans.bits import has_whole_groups
 from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.errors import UsageError
 from tailwise.number_formats.casts import Cast
@@ -91,12 +92,14 @@ def said(plan: Plan, tool: str, takes: str, say: Callable[[NumberFormat, Decisio
     """
     refusals, layers, kept = Refusals(tool, takes), dict[str, T](), []
     for decision in plan:
-        module = decision.tensor.removesuffix(".weight")
+        module, chosen = decision.tensor.removesuffix(".weight"), parse_format(decision.format or "")
         if stays(decision):
             kept.append(module)
         elif not _linear(decision):
             refusals.add("not a linear layer with one matrix", decision.tensor)
-        elif (found := say(parse_format(decision.format or ""), decision)) is None:
+        elif not has_whole_groups(chosen, decision.shape):
+            refusals.add(f"{chosen.name}, whose groups of {chosen.group_size} do not divide the inputs", module)
+        elif (found := say(chosen, decision)) is None:
             refusals.add(decision.format or "", module)
         else:
             layers[module] = found

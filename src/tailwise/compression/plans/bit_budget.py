@@ -10,7 +10,7 @@ import numpy as np
 from tailwise.audits.audit import Audit
 from tailwise.compression.allocate.knapsack import Matrix
 from tailwise.compression.assign.assigner import Group
-from tailwise.compression.plans.bits import bits_per_weight, fits, kept_bytes, mean_bits
+from tailwise.compression.plans.bits import bits_per_weight, kept_bytes, mean_bits
 from tailwise.compression.plans.candidates import Candidate
 from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UsageError
@@ -25,28 +25,15 @@ _SHOWN = 3
 
 def bits_table(
     groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]], formats: Sequence[NumberFormat]
-) -> tuple[Matrix, tuple[str, ...]]:
-    """Stored bits, (groups, formats), +inf where a format does not divide a member's inputs; and notes on those."""
-    table = np.full((len(groups), len(formats)), np.inf)
-    notes = []
-    for column, chosen in enumerate(formats):
-        unfit = []
-        for row, group in enumerate(groups):
-            if all(fits(chosen, shapes[item.tensor]) for item in group.members):
-                sizes = [item.n_params * bits_per_weight(chosen, shapes[item.tensor]) for item in group.members]
-                table[row, column] = sum(sizes)
-            else:
-                unfit.append(group.name)
-        if unfit:
-            notes.append(f"{chosen.name} is not offered where groups of {chosen.group_size} do not divide the inputs: "
-                         f"{listed(unfit)}")  # fmt: skip
-    bare = [group.name for group, row in zip(groups, table, strict=True) if not np.isfinite(row).any()]
-    if bare:
-        raise UsageError(
-            f"none of the formats divides the inputs of {listed(bare)}",
-            fix="add one without groups, such as bf16 or int8, or leave these out with --layers",
-        )
-    return table, tuple(notes)
+) -> Matrix:
+    """Stored bits, (groups, formats)."""
+    return np.array(
+        [
+            [sum(item.n_params * bits_per_weight(chosen, shapes[item.tensor]) for item in group.members)
+             for chosen in formats]
+            for group in groups
+        ]
+    )  # fmt: skip
 
 
 def budget_of(audit: Audit, request: QuantizeRequest, found: Sequence[Candidate]) -> float | None:

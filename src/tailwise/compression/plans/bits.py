@@ -37,9 +37,12 @@ def shape_of(item: Candidate, config: Mapping[str, Any]) -> tuple[int, ...]:
     return (len(parts), *parts[0]) if len(set(parts)) == 1 else ()
 
 
-def fits(chosen: NumberFormat, shape: tuple[int, ...]) -> bool:
-    """Whether the group of a format divides the inputs of a matrix."""
-    return chosen.group_size is None or shape[-1] % chosen.group_size == 0
+def has_whole_groups(chosen: NumberFormat, shape: tuple[int, ...]) -> bool:
+    """Whether the group of a format divides the inputs of a matrix: else the last one of a row is shorter.
+
+    Where the shape is not known (empty), it is taken to.
+    """
+    return chosen.group_size is None or not shape or shape[-1] % chosen.group_size == 0
 
 
 def bits_per_weight(chosen: str | NumberFormat, shape: tuple[int, ...]) -> float:

@@ -12,6 +12,8 @@ from tailwise.compression.plans.packed_rows import is_packed, tensor_of
 from tailwise.errors import UsageError, unknown_name
 from tailwise.metrics.facts import fit
 from tailwise.recipe import Recipe
+from tailwise.spectrum.power_law import TailFit
+from tailwise.spectrum.rounding import edge, unit_of
 
 #: Kinds of matrix that the operators work on.
 KINDS = frozenset({"dense", "conv", "expert"})
@@ -126,8 +128,13 @@ def _alphas(audit: Audit, rows: Sequence[LayerRow], estimator: str) -> dict[str,
         raise UsageError(
             f"{estimator} needs windows of W, which this audit has not", fix=f"tailwise audit --estimator {estimator}"
         )
-    fits = {row.name: fit(audit[row.name].spectrum, estimator, recipe) for row in rows}
+    fits = {row.name: _fitted(audit, row, estimator, recipe) for row in rows}
     return {name: found.alpha if found.ok else None for name, found in fits.items()}
+
+
+def _fitted(audit: Audit, row: LayerRow, estimator: str, recipe: Recipe) -> TailFit:
+    spectrum = audit[row.name].spectrum
+    return fit(spectrum, estimator, recipe, edge(spectrum, unit_of(row.dtype)))
 
 
 def _usable(row: LayerRow, metric: str) -> float | None:

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from tailwise.compression.plans.bits import fits, mean_bits
+from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.budget import MOST
 from tailwise.compression.plans.fusing import fused
 from tailwise.compression.plans.operators import OPERATORS
@@ -85,12 +85,9 @@ def _format(decision: Decision) -> Iterator[str]:
         if getattr(decision, name) is not None:
             yield f"has a {name}, which a plan to quantize does not use"
     try:
-        chosen = parse_format(decision.format)
+        parse_format(decision.format)
     except UsageError as error:
         yield f"{error.what}; {error.fix}"
-        return
-    if decision.shape and not fits(chosen, decision.shape):
-        yield f"{chosen.name} has groups of {chosen.group_size}, which do not divide {decision.shape[-1]} inputs"
 
 
 def _amount(decision: Decision, operator: str) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from tailwise.compression.assign.assigner import (
     Group,
 )
 from tailwise.compression.plans.bit_budget import NEAR, bits_table, budget_of, check_reach, listed, spent
-from tailwise.compression.plans.bits import depth_words, shape_of
+from tailwise.compression.plans.bits import depth_words, has_whole_groups, shape_of
 from tailwise.compression.plans.candidates import Candidate, Choice, audited_part, candidates
 from tailwise.compression.plans.checks import QUANTIZERS
 from tailwise.compression.plans.fusing import fused
@@ -75,8 +75,9 @@ class QuantizeRequest:
 def plan_quantize(audit: Audit, request: QuantizeRequest) -> Plan:
     """Say which tensor is to have which number format.
 
-    Reads the audit alone (and the study that it is given). Tensors that servers fuse get one format; formats whose
-    groups do not divide a tensor's inputs are not offered for it. Raises `UsageError` where what is asked cannot be.
+    Reads the audit alone (and the study that it is given). Tensors that servers fuse get one format. Where the groups
+    of a format do not divide a tensor's inputs, the last one is shorter, and a note says so. Raises `UsageError` where
+    what is asked cannot be.
     """
     method = ASSIGNERS[request.allocator]
     if request.rise is not None:
@@ -124,14 +125,14 @@ def asked_of(audit: Audit, request: QuantizeRequest) -> Asked:
     if "variance" in method.needs:
         found = tuple(_with_variance(item, audit) for item in found)
     groups = tuple(Group(name, members) for name, members in fused(found, per_expert=request.per_expert).items())
-    table, dropped = bits_table(groups, shapes, formats)
+    table = bits_table(groups, shapes, formats)
     budget = budget_of(audit, request, found)
     if budget is None and len(formats) == 1:
         budget = float(table.sum())
     check_reach(budget, table, sum(item.n_params for item in found))
     element = np.array([item.element_bits for item in formats])
     choices = Choices(groups, tuple(item.name for item in formats), element, table, budget)
-    return Asked(found, shapes, choices, estimator, (*said, *dropped, *notes, *more))
+    return Asked(found, shapes, choices, estimator, (*said, *notes, *more))
 
 
 def parsed_formats(names: Sequence[str]) -> tuple[NumberFormat, ...]:
@@ -272,4 +273,17 @@ def _said(plan: Plan) -> list[str]:
         )
     if plan.allocator != "uniform" and reached > GAINS_TO:
         notes.append(f"above {GAINS_TO} bits, published gains of uneven bits over uniform are nil")
-    return notes
+    return [*notes, *_shorter(plan)]
+
+
+def _shorter(plan: Plan) -> Iterator[str]:
+    """Of each format whose groups do not divide the inputs of a tensor that has it: packings and kernels refuse it."""
+    names: dict[str, list[str]] = {}
+    for decision in plan:
+        if not has_whole_groups(parse_format(decision.format or ""), decision.shape):
+            names.setdefault(decision.format or "", []).append(decision.tensor)
+    for name, tensors in names.items():
+        yield (
+            f"{name}: the last group of a row is shorter in {len(tensors)} tensor{'s' * (len(tensors) != 1)} "
+            f"({listed(tensors)}); `apply` writes such values, but other tools and --packed take whole groups"
+        )

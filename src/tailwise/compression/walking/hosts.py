@@ -16,6 +16,7 @@ from tailwise.checkpoints.dtypes import code_of
 from tailwise.checkpoints.hub import parse_hub
 from tailwise.compression.walking.walk import Block, Home, InPlace
 from tailwise.errors import TailwiseError, UnreadableError, UsageError
+from tailwise.evaluation.own_code import load_error, needs_code
 from tailwise.evaluation.quiet import quiet
 from tailwise.execution.device import checked_device
 
@@ -136,20 +137,20 @@ def architecture_of(place: str, revision: str | None = None) -> tuple[Any, Any]:
         with quiet():
             import transformers
 
-            config = transformers.AutoConfig.from_pretrained(place, revision=revision)
+            config = transformers.AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
     except ImportError as error:
         raise UsageError("calibration takes `transformers`", where=place, fix="pip install 'tailwise[eval]'") from error
     except Exception as error:  # every config fails in its own way
-        lines = str(error).strip().splitlines()
-        detail = lines[0] if lines else type(error).__name__
         fix = "calibration takes a model of transformers; the operator magnitude needs none"
-        raise UnreadableError(f"its config could not be read ({detail})", where=place, fix=fix) from error
+        raise load_error(error, place, "its config could not be read", fix) from error
     if getattr(config, "quantization_config", None):
         raise UsageError("its weights are quantized", where=place, fix="give the model that it was made from")
     names = getattr(config, "architectures", None) or []
     found = getattr(transformers, names[0], None) if names else None
-    if found is None:
+    if not hasattr(found, "_from_config"):  # no model
         known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        if names and getattr(config, "auto_map", None):
+            raise needs_code(place, f"its {names[0]} is Python code that came with it")
         if names or type(config) not in known:
             what = f"transformers has no {names[0]}" if names else "its config names no architecture"
             raise UsageError(what, where=place, fix="name one of its own in config.json: architectures")
@@ -247,13 +248,11 @@ def _whole(architecture: Any, address: tuple[str, str | None], options: InPlaceO
     place, revision = address
     try:
         with quiet():
-            model = architecture.from_pretrained(place, revision=revision, dtype=options.dtype)
+            model = architecture.from_pretrained(place, revision=revision, dtype=options.dtype, trust_remote_code=False)
     except TailwiseError:
         raise
     except Exception as error:  # every architecture fails in its own way
-        lines = str(error).strip().splitlines()
-        detail = lines[0] if lines else type(error).__name__
-        raise UnreadableError(f"could not be loaded ({detail})", where=place) from error
+        raise load_error(error, place) from error
     model = model.to(options.dtype).eval().requires_grad_(False)
     note = "its stored names are not the model's own, so it was loaded as a whole"
     return Host(InPlace(model, options.device), _by_content(model, checkpoint), (note,))

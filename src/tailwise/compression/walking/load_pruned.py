@@ -21,6 +21,7 @@ from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.walking.hosts import DTYPES, _empty, _sources, architecture_of, lacking
 from tailwise.errors import UnreadableError, UsageError
+from tailwise.evaluation.own_code import load_error
 from tailwise.evaluation.quiet import quiet
 from tailwise.execution.device import checked_device
 
@@ -144,11 +145,9 @@ def _ordinary(architecture: Any, place: Path, dtype: torch.dtype) -> nn.Module:
     """As transformers loads it: stored names need not be the model's own then."""
     try:
         with quiet():
-            found: nn.Module = architecture.from_pretrained(str(place), dtype=dtype)
+            found: nn.Module = architecture.from_pretrained(str(place), dtype=dtype, trust_remote_code=False)
     except Exception as error:  # every architecture fails in its own way
-        lines = str(error).strip().splitlines()
-        detail = lines[0] if lines else type(error).__name__
-        raise UnreadableError(f"could not be loaded ({detail})", where=place) from error
+        raise load_error(error, place) from error
     return found
 
 

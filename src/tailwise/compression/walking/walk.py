@@ -176,15 +176,43 @@ def _named(inputs: torch.Tensor | Mapping[str, torch.Tensor]) -> dict[str, torch
 
 @contextmanager
 def _without_cache(model: nn.Module) -> Iterator[None]:
-    config: Any = getattr(model, "config", None)
-    before = getattr(config, "use_cache", None)
-    if before is not None:
+    """No config asks for a cache: parts of a composite model (the text model of LLaVA, say) have their own."""
+    before = [(config, config.use_cache) for config in _configs(model)]
+    for config, _ in before:
         config.use_cache = False
     try:
         yield
     finally:
-        if before is not None:
-            config.use_cache = before
+        for config, asked in before:
+            config.use_cache = asked
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """Every config that says whether to cache, of the model and its parts, each once."""
+    waiting: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    known: dict[int, Any] = {}
+    while waiting:
+        config = waiting.pop()
+        if not hasattr(config, "__dict__") or id(config) in known:
+            continue
+        known[id(config)] = config
+        waiting += [value for key, value in vars(config).items() if key.endswith("config")]
+    return [config for config in known.values() if getattr(config, "use_cache", None) is not None]
+
+
+_CACHES = frozenset({"past_key_values", "past_key_value", "layer_past", "cache_params", "cache_position"})
+
+
+def _without_past(rest: tuple[Any, ...], named: Mapping[str, Any]) -> _Call:
+    """A call as it can be made again and again: a block that was handed a cache would see its own keys of before."""
+    kept = {name: None if name in _CACHES or _is_cache(value) else value for name, value in named.items()}
+    if "use_cache" in kept:
+        kept["use_cache"] = False
+    return _Call(tuple(None if _is_cache(value) else value for value in rest), kept)
+
+
+def _is_cache(value: Any) -> bool:
+    return any(kind.__name__.endswith("Cache") for kind in type(value).__mro__)
 
 
 class _StopError(Exception):
@@ -261,7 +289,7 @@ def _calls(
         def forward(*given: Any, **named: Any) -> torch.Tensor:
             state = given[0] if given else named.pop("hidden_states")
             states.append(state)
-            calls[block.index] = _Call(given[1:], named)
+            calls[block.index] = _without_past(given[1:], named)
             if block.index == len(blocks) - 1:
                 raise _StopError
             return state  # type: ignore[no-any-return]

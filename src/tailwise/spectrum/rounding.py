@@ -1,0 +1,44 @@
+"""What rounding to the stored type leaves in a spectrum: no direction below it can be told from zero.
+
+A float with unit roundoff u errs by 0.425·u·|w| (root mean square over mantissas, evenly spread in the logarithm),
+nearly independently from entry to entry. As a matrix that noise has singular values up to
+0.425·u·‖W‖_F·(1/√m + 1/√n) where rows are of one size (Marchenko & Pastur 1967), and moves those of W by no more. Rows
+of a matrix of r directions differ in size: the largest of m has 1 + 2√(ln m/r) + 2·ln m/r times the mean square.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from tailwise.spectrum.spectrum import Spectrum
+
+#: Unit roundoff, half the distance of 1 to the next number.
+UNITS = {
+    "F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8, "F8_E4M3": 2.0**-4, "F8_E5M2": 2.0**-3,
+}  # fmt: skip
+#: Of codes of b bits in groups: half a step is amax/2^b, and the largest of a group about 2.5 times its rms entry.
+_CODES = 2.5
+_RMS = 2 * (1 / 12 * 0.375 / math.log(2)) ** 0.5  # of the error of a float, in u·|w|
+_BITS = re.compile(r"(?:^|_)(?:I?Q|TQ|U?INT|NF|MXFP|NVFP|FP|I(?=8))(\d)")
+_FLOAT8 = re.compile(r"(?:^|_)(?:FLOAT|FP|F)8")
+_DOUBLE = UNITS["F64"]
+
+
+def unit_of(dtype: str) -> float:
+    """u of a stored type, by its code in an audit; that of float64 where it is not known."""
+    code = dtype.upper()
+    if code in UNITS or _FLOAT8.search(code):
+        return UNITS.get(code, UNITS["F8_E4M3"])
+    found = _BITS.search(code)
+    return _CODES / 2.0 ** int(found[1]) if found else _DOUBLE
+
+
+def edge(spectrum: Spectrum, unit: float) -> float:
+    """The largest singular value of the rounding in W: σ up to it are noise."""
+    total, top = float(spectrum.eigenvalues.sum()) / spectrum.slices, float(spectrum.eigenvalues[-1])
+    if top == 0.0:
+        return 0.0
+    share = math.log(spectrum.m) * top / total  # ln m over the stable rank
+    uneven = (1.0 + 2.0 * share**0.5 + 2.0 * share) ** 0.5
+    return unit * total**0.5 * min(1.0, _RMS * uneven * (spectrum.m**-0.5 + spectrum.n**-0.5))
