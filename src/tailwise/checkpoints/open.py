@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlparse
 
 from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.checkpoints.choice import choose
 from tailwise.checkpoints.folder import Folder, LocalFolder, UnlistedFolder
 from tailwise.checkpoints.formats.base import TensorStore
 from tailwise.checkpoints.formats.gguf import GgufCheckpoint
@@ -48,26 +49,40 @@ def open_checkpoint(
     revision: str | None = None,
     base: str | None = None,
     adapter_mode: Literal["delta", "merged"] = "delta",
+    part: str | None = None,
 ) -> Checkpoint:
     """The checkpoint that `uri` names. Only headers are read.
 
     `uri` is a file or folder; a Hugging Face id (`org/name`, `org/name@revision`, `hf://…`), unless a local
     path of that name exists; an fsspec URL; or a live module, mapping of arrays or array. `base` is the model
     that an adapter was trained on, and `adapter_mode` whether the adapter is read as the change it makes
-    (`delta`) or as the weights of the base with the change (`merged`).
+    (`delta`) or as the weights of the base with the change (`merged`). `part` is what to take of a file that holds
+    more than one set of weights, as `model_ema`; `UsageError` lists the parts where there is none of that name.
     """
     if isinstance(uri, Checkpoint):
         return uri
     if not isinstance(uri, str | os.PathLike):
-        return _in_memory(uri)
+        return _chosen(_in_memory(uri), part)
     if adapter_mode not in ("delta", "merged"):
         raise UsageError(f"adapter_mode is 'delta' or 'merged', not {adapter_mode!r}")
     folder, file = _locate(os.fspath(uri), revision)
     if _is_adapter(folder, file):
+        if part is not None:
+            raise UsageError("an adapter has no parts", where=folder.uri, fix="leave part out")
         return _open_adapter(folder, file, base, adapter_mode)
     if base is not None:
         raise UsageError("a base was given, but this is no adapter", where=folder.uri, fix="leave base out")
-    return _open_files(folder, _weights(folder, file), folder.uri if file is None else os.fspath(uri))
+    opened = _open_files(folder, _weights(folder, file), folder.uri if file is None else os.fspath(uri), part)
+    return _chosen(opened, part)
+
+
+def _chosen(opened: Checkpoint, part: str | None) -> Checkpoint:
+    try:
+        choose(opened, part)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
 
 
 def open_folder(uri: str | os.PathLike[str]) -> Folder:
@@ -184,7 +199,7 @@ def _weights(folder: Folder, file: str | None) -> Weights:
     return Weights("", (file,))
 
 
-def _open_files(folder: Folder, weights: Weights, uri: str) -> TensorStore:
+def _open_files(folder: Folder, weights: Weights, uri: str, part: str | None = None) -> TensorStore:
     config = _config(folder, strict=bool(weights.format))
     sources: list[ByteSource] = []
     try:
@@ -196,7 +211,8 @@ def _open_files(folder: Folder, weights: Weights, uri: str) -> TensorStore:
             raise UnreadableError(f"its files have different formats: {kind}, {', '.join(kinds)}", where=uri)
         if kind == "gguf" and not weights.format:
             sources += (folder.source(n) for n in siblings(weights.files[0]) if n not in weights.files)
-        opened = _FORMATS[kind](uri, sources, config=config, revision=folder.revision)
+        extra = {"part": part} if kind == "torch" else {}
+        opened = _FORMATS[kind](uri, sources, config=config, revision=folder.revision, **extra)
     except BaseException:
         for source in sources:
             source.close()
