@@ -44,11 +44,11 @@ def _keep(checkpoint: Checkpoint, names: list[str]) -> None:
 
 def _check_values(checkpoint: Checkpoint) -> None:
     """Refuse what ZeRO-3 leaves in the place of weights: tensors of the right names without entries."""
-    floating = [spec for spec in checkpoint.tensors.values() if not spec.dtype.startswith(("I", "U", "B"))]
-    empty = [spec.name for spec in floating if 0 in spec.shape]
-    if empty and len(empty) == len(floating):
+    empty = [spec.name for spec in checkpoint.tensors.values() if 0 in spec.shape]
+    if empty and not any(len(spec.shape) > 1 and spec.numel for spec in checkpoint.tensors.values()):
         raise UnreadableError(
-            f"all of its {len(empty)} tensors are empty: DeepSpeed's ZeRO-3 keeps the weights in other files",
+            f"{len(empty)} of its {len(checkpoint.tensors)} tensors are empty and none is a matrix: "
+            "DeepSpeed's ZeRO-3 keeps the weights in other files",
             where=checkpoint.uri,
             fix="join them with zero_to_fp32.py, which lies in the checkpoint's folder: "
             "python zero_to_fp32.py FOLDER OUTPUT --safe_serialization; then give OUTPUT",

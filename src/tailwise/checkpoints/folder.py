@@ -34,6 +34,15 @@ class Folder(ABC):
     def source(self, name: str) -> ByteSource:
         """The file `name`, opened for reading by ranges."""
 
+    @property
+    def name(self) -> str:
+        """The last part of its address."""
+        return self.uri.rstrip("/").rpartition("/")[2]
+
+    def beside(self) -> frozenset[str]:
+        """Names of the folders beside it, where they are cheap to know."""
+        return frozenset()
+
     def stamps(self) -> dict[str, tuple[int, float | None]]:
         """Size in bytes, and time of the last change where it is known, of every file directly in the folder."""
         return {}
@@ -79,6 +88,19 @@ class LocalFolder(Folder):
     def subfolders(self) -> frozenset[str]:
         """See `Folder`."""
         return self._subfolders
+
+    @property
+    def name(self) -> str:
+        """See `Folder`."""
+        return self.path.absolute().name
+
+    def beside(self) -> frozenset[str]:
+        """See `Folder`."""
+        try:
+            with os.scandir(self.path.absolute().parent) as entries:
+                return frozenset(entry.name for entry in entries if entry.is_dir())
+        except OSError:
+            return frozenset()
 
     def source(self, name: str) -> ByteSource:
         """See `Folder`."""

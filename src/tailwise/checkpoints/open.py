@@ -8,6 +8,7 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import unquote, urlparse
@@ -22,7 +23,7 @@ from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.formats.safetensors import SafetensorsCheckpoint
 from tailwise.checkpoints.formats.torch_pickle import TorchCheckpoint
 from tailwise.checkpoints.hub import HubAddress, HubFolder, cached_snapshot, is_offline, parse_hub
-from tailwise.checkpoints.layout import Weights, find_weights, read_index, siblings
+from tailwise.checkpoints.layout import Weights, find_weights, one_file, read_index, siblings
 from tailwise.checkpoints.remote import RemoteFile, RemoteFolder, remote_info
 from tailwise.checkpoints.sniff import sniff
 from tailwise.errors import UnreadableError, UsageError
@@ -196,7 +197,7 @@ def _weights(folder: Folder, file: str | None) -> Weights:
         return find_weights(folder)
     if file.endswith(".index.json"):
         return read_index(folder, file)
-    return Weights("", (file,))
+    return one_file(folder, file)
 
 
 def _open_files(folder: Folder, weights: Weights, uri: str, part: str | None = None) -> TensorStore:
@@ -212,7 +213,8 @@ def _open_files(folder: Folder, weights: Weights, uri: str, part: str | None = N
         if kind == "gguf" and not weights.format:
             sources += (folder.source(n) for n in siblings(weights.files[0]) if n not in weights.files)
         extra = {"part": part} if kind == "torch" else {}
-        opened = _FORMATS[kind](uri, sources, config=config, revision=folder.revision, **extra)
+        maker = partial(_FORMATS[kind], uri, config=config, revision=folder.revision, **extra)
+        opened = _joined(folder, weights, sources, maker) if weights.ranks else maker(sources)
     except BaseException:
         for source in sources:
             source.close()
@@ -222,6 +224,19 @@ def _open_files(folder: Folder, weights: Weights, uri: str, part: str | None = N
     if lost:
         _log.warning("%s: %d tensors of the index are in no file: %s", uri, len(lost), ", ".join(lost[:5]))
     return opened
+
+
+def _joined(
+    folder: Folder, weights: Weights, sources: list[ByteSource], maker: Callable[[list[ByteSource]], TensorStore]
+) -> TensorStore:
+    from tailwise.checkpoints.formats.joined import JoinedCheckpoint, check_whole
+
+    ranks = [maker([source]) for source in sources]
+    if len(ranks) == 1:
+        params = folder.json("params.json") if "params.json" in folder.names() else {}
+        check_whole(ranks[0], params, weights.files)
+        return ranks[0]
+    return JoinedCheckpoint(ranks[0].uri, ranks, ranks[0].config)
 
 
 def _config(folder: Folder, *, strict: bool) -> dict[str, Any] | None:

@@ -197,4 +197,6 @@ def _names_code(path: Path) -> bool:
 def is_side_file(name: str) -> bool:
     """Whether a file in a model's folder is a trainer's (optimizer, arguments, …) and not the weights."""
     stem = os.path.basename(name).split(".")[0]  # noqa: PTH119 - a name in a folder that may be remote
+    if "_optim_states" in stem:
+        return True
     return stem.startswith(("optimizer", "scheduler", "training_args", "rng_state", "scaler", "trainer_state"))
