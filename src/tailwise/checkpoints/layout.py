@@ -22,8 +22,14 @@ _STEMS = {
         "model.pth",
     ),
     "gguf": (),
+    "onnx": ("model.onnx",),
 }
-_SUFFIXES = {"safetensors": (".safetensors",), "torch": (".bin", ".pt", ".pth", ".ckpt"), "gguf": (".gguf",)}
+_SUFFIXES = {
+    "safetensors": (".safetensors",),
+    "torch": (".bin", ".pt", ".pth", ".ckpt"),
+    "gguf": (".gguf",),
+    "onnx": (".onnx",),
+}
 _SHARD = re.compile(r"(.*)-(\d{3,})-of-(\d{3,})(\..*)")
 _VARIANT = re.compile(r"(.+)\.[\w-]+(\.(?:safetensors|bin))")
 _TRAINING = re.compile(r"checkpoint-\d+|iter_\d+|(?:global_)?step[-_]?\d+|epoch[=_-]?\d+.*")

@@ -20,6 +20,7 @@ from tailwise.checkpoints.folder import Folder, LocalFolder, UnlistedFolder
 from tailwise.checkpoints.formats.base import TensorStore
 from tailwise.checkpoints.formats.gguf import GgufCheckpoint
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
+from tailwise.checkpoints.formats.onnx import OnnxCheckpoint
 from tailwise.checkpoints.formats.safetensors import SafetensorsCheckpoint
 from tailwise.checkpoints.formats.torch_pickle import TorchCheckpoint
 from tailwise.checkpoints.hub import HubAddress, HubFolder, cached_snapshot, is_offline, parse_hub
@@ -38,10 +39,11 @@ _FORMATS: Mapping[str, Callable[..., TensorStore]] = {
     "safetensors": SafetensorsCheckpoint,
     "torch": TorchCheckpoint,
     "gguf": GgufCheckpoint,
+    "onnx": OnnxCheckpoint,
 }
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://|memory:|[a-z0-9+]+::")
-_FILE_SUFFIX = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|json|pkl|npz)$")
+_FILE_SUFFIX = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|onnx|keras|h5|npz|npy|json|pkl)$")
 
 
 def open_checkpoint(
@@ -212,7 +214,7 @@ def _open_files(folder: Folder, weights: Weights, uri: str, part: str | None = N
             raise UnreadableError(f"its files have different formats: {kind}, {', '.join(kinds)}", where=uri)
         if kind == "gguf" and not weights.format:
             sources += (folder.source(n) for n in siblings(weights.files[0]) if n not in weights.files)
-        extra = {"part": part} if kind == "torch" else {}
+        extra: dict[str, Any] = {"torch": {"part": part}, "onnx": {"folder": folder}}.get(kind, {})
         maker = partial(_FORMATS[kind], uri, config=config, revision=folder.revision, **extra)
         opened = _joined(folder, weights, sources, maker) if weights.ranks else maker(sources)
     except BaseException:

@@ -20,12 +20,14 @@ _OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x93NUMPY", "is a .npy array", "load it with numpy and pass the array"),
     (b"ustar", "is a tar archive", "unpack it first"),
 )
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
-READABLE = "tailwise reads safetensors, PyTorch (.pt, .pth, .bin, .ckpt) and GGUF files"
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".keras", ".h5", ".npz", ".npy")
+READABLE = (
+    "tailwise reads safetensors, PyTorch (.pt, .pth, .bin, .ckpt), GGUF, ONNX, Keras (.keras, .h5) and NumPy files"
+)
 
 
 def sniff(source: ByteSource) -> str:
-    """`safetensors`, `torch` or `gguf`; `UnreadableError` for everything else, named where known."""
+    """`safetensors`, `torch`, `gguf` or `onnx`; `UnreadableError` for everything else, named where known."""
     if source.size == 0:
         raise UnreadableError("is an empty file", where=source.name, fix="download or save it again")
     head = source.head
@@ -37,6 +39,8 @@ def sniff(source: ByteSource) -> str:
             raise UnreadableError(what, where=source.name, fix=fix)
     if head.startswith(b"GGUF"):
         return "gguf"
+    if _is_onnx(head, source.name):
+        return "onnx"
     if source.name.endswith((".npz", ".keras", ".zip")):
         raise UnreadableError("is an archive of another kind", where=source.name, fix=READABLE)
     if head.startswith(b"PK\x03\x04") or _is_pickle(head):
@@ -53,6 +57,12 @@ def sniff(source: ByteSource) -> str:
 def _is_pickle(head: bytes) -> bool:
     # Protocols 2 to 5 begin with PROTO; torch has never written 0 and 1.
     return len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5
+
+
+def _is_onnx(head: bytes, name: str) -> bool:
+    # A protobuf message whose first field is ir_version; SavedModels begin with version 1, which no exporter writes.
+    started = head[:1] == b"\x08" and len(head) > 2 and 3 <= head[1] < 0x40 and head[2] & 7 in (0, 2)
+    return started or name.endswith(".onnx")
 
 
 def _is_safetensors(head: bytes) -> bool:
