@@ -34,6 +34,10 @@ class Folder(ABC):
     def source(self, name: str) -> ByteSource:
         """The file `name`, opened for reading by ranges."""
 
+    def inner(self, name: str) -> Folder | None:  # noqa: ARG002 - a hook
+        """The folder `name` in it, where it can be opened at once."""
+        return None
+
     @property
     def name(self) -> str:
         """The last part of its address."""
@@ -88,6 +92,10 @@ class LocalFolder(Folder):
     def subfolders(self) -> frozenset[str]:
         """See `Folder`."""
         return self._subfolders
+
+    def inner(self, name: str) -> LocalFolder:
+        """See `Folder`."""
+        return LocalFolder(self.path / name, uri=f"{self.uri.rstrip('/')}/{name}", revision=self.revision)
 
     @property
     def name(self) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tailwise.checkpoints.folder import Folder
+from tailwise.checkpoints.formats.distributed import METADATA
 from tailwise.checkpoints.formats.torch_pickle import is_side_file
 from tailwise.checkpoints.ranks import check_rank_folder, files_of_ranks, rank_files, refuse_rank_folders
 from tailwise.errors import UnreadableError, UsageError
@@ -32,6 +33,8 @@ _SUFFIXES = {
 }
 _SHARD = re.compile(r"(.*)-(\d{3,})-of-(\d{3,})(\..*)")
 _VARIANT = re.compile(r"(.+)\.[\w-]+(\.(?:safetensors|bin))")
+#: Folders that Accelerate and transformers make for the model of FSDP's SHARDED_STATE_DICT.
+_SHARDED = re.compile(r"(?:pytorch_model|model)_fsdp_0")
 _TRAINING = re.compile(r"checkpoint-\d+|iter_\d+|(?:global_)?step[-_]?\d+|epoch[=_-]?\d+.*")
 
 
@@ -42,6 +45,7 @@ class Weights:
     format: str
     files: tuple[str, ...]
     tensors: frozenset[str] = frozenset()  # that an index promises
+    folder: str = ""  # within the one that was given, where they lie in one
     ranks: bool = False  # whether each file is one rank's part of all matrices
 
 
@@ -50,6 +54,8 @@ def find_weights(folder: Folder) -> Weights:
     names = folder.names()
     check_rank_folder(folder)
     refuse_rank_folders(folder)
+    if METADATA in names:
+        return Weights("dcp", (METADATA,))
     for kind in _SUFFIXES:
         index = _index(kind, names, folder)
         if index is not None:
@@ -57,12 +63,17 @@ def find_weights(folder: Folder) -> Weights:
         files = _files(kind, names, folder)
         if files:
             return Weights(kind, files, ranks=files_of_ranks(files, names, folder.uri) is not None)
+    for name in sorted(folder.subfolders()):
+        if _SHARDED.fullmatch(name) and (inner := folder.inner(name)) is not None:
+            return replace(find_weights(inner), folder=name)
     raise _nothing(folder)
 
 
 def one_file(folder: Folder, file: str) -> Weights:
     """The weights in `file`, with the files that must be joined to it."""
     check_rank_folder(folder)
+    if file == METADATA or file.endswith(".distcp"):
+        return Weights("dcp", (METADATA,))
     joined = files_of_ranks([file], folder.names(), f"{folder.uri.rstrip('/')}/{file}")
     return Weights("", joined or (file,), ranks=joined is not None)
 

@@ -18,6 +18,7 @@ from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.choice import choose
 from tailwise.checkpoints.folder import Folder, LocalFolder, UnlistedFolder
 from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.distributed import DistributedCheckpoint
 from tailwise.checkpoints.formats.gguf import GgufCheckpoint
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.formats.onnx import OnnxCheckpoint
@@ -204,6 +205,10 @@ def _weights(folder: Folder, file: str | None) -> Weights:
 
 def _open_files(folder: Folder, weights: Weights, uri: str, part: str | None = None) -> TensorStore:
     config = _config(folder, strict=bool(weights.format))
+    if weights.folder and (inner := folder.inner(weights.folder)) is not None:
+        folder = inner
+    if weights.format == "dcp":
+        return DistributedCheckpoint(uri, folder, config=config, part=part)
     sources: list[ByteSource] = []
     try:
         sources += (folder.source(name) for name in weights.files)
@@ -214,8 +219,8 @@ def _open_files(folder: Folder, weights: Weights, uri: str, part: str | None = N
             raise UnreadableError(f"its files have different formats: {kind}, {', '.join(kinds)}", where=uri)
         if kind == "gguf" and not weights.format:
             sources += (folder.source(n) for n in siblings(weights.files[0]) if n not in weights.files)
-        extra: dict[str, Any] = {"torch": {"part": part}, "onnx": {"folder": folder}}.get(kind, {})
-        maker = partial(_FORMATS[kind], uri, config=config, revision=folder.revision, **extra)
+        own: dict[str, dict[str, Any]] = {"torch": {"part": part}, "onnx": {"folder": folder}}
+        maker = partial(_FORMATS[kind], uri, config=config, revision=folder.revision, **own.get(kind, {}))
         opened = _joined(folder, weights, sources, maker) if weights.ranks else maker(sources)
     except BaseException:
         for source in sources:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.checkpoints.folder import Folder, LocalFolder
+from tailwise.checkpoints.folder import Folder
 from tailwise.checkpoints.formats.base import TensorStore
 from tailwise.checkpoints.formats.onnx_graph import Constant, constants_of, is_made_up, names_of
+from tailwise.checkpoints.inside import inside
 from tailwise.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
@@ -131,7 +130,9 @@ class OnnxCheckpoint(TensorStore):
         except ValueError as error:
             raise UnreadableError("its external data has no offset", where=where, fix="export it again") from error
         if location not in self._external:
-            self._external[location] = self._folder.source(_inside(self._folder, location, where))
+            self._external[location] = self._folder.source(
+                inside(self._folder, location, where=where, what="its external data")
+            )
         file = self._external[location]
         if offset < 0 or length != nbytes or offset + nbytes > file.size:
             raise UnreadableError(
@@ -243,28 +244,6 @@ def _parsed(file: ByteSource) -> Any:
             "is not a whole ONNX file", where=file.name, fix="it is damaged or cut off: download or export it again"
         ) from error
     return model
-
-
-def _inside(folder: Folder, location: str, where: str) -> str:
-    """`location`, if it stays inside the folder: by its text, and after following links."""
-    path = PurePosixPath(location)
-    bad = not location or path.is_absolute() or ".." in path.parts or "\\" in location or "\0" in location
-    if bad or (isinstance(folder, LocalFolder) and not _stays(folder.path, location)):
-        raise UnreadableError(
-            f"its external data lies outside the model's folder: {location[:200]!r}",
-            where=where,
-            fix="put the data beside the .onnx file, and export the model with a relative location",
-        )
-    return location
-
-
-def _stays(folder: Path, location: str) -> bool:
-    root, target = Path(os.path.realpath(folder)), Path(os.path.realpath(folder / location))
-    if target.is_relative_to(root):
-        return True
-    # The Hub's cache keeps files as links from snapshots/COMMIT to blobs/ of the same model.
-    snapshots = next((parent for parent in root.parents if parent.name == "snapshots"), None)
-    return snapshots is not None and target.is_relative_to(snapshots.parent / "blobs")
 
 
 def _typed_bytes(proto: Any, code: str) -> int:
