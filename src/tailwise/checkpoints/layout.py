@@ -24,12 +24,16 @@ _STEMS = {
     ),
     "gguf": (),
     "onnx": ("model.onnx",),
+    "keras": ("model.keras", "tf_model.h5", "model.weights.h5", "model.h5"),
+    "numpy": (),
 }
 _SUFFIXES = {
     "safetensors": (".safetensors",),
     "torch": (".bin", ".pt", ".pth", ".ckpt"),
     "gguf": (".gguf",),
     "onnx": (".onnx",),
+    "keras": (".keras", ".h5", ".hdf5"),
+    "numpy": (".npz", ".npy"),
 }
 _SHARD = re.compile(r"(.*)-(\d{3,})-of-(\d{3,})(\..*)")
 _VARIANT = re.compile(r"(.+)\.[\w-]+(\.(?:safetensors|bin))")

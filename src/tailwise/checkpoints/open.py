@@ -20,7 +20,9 @@ from tailwise.checkpoints.folder import Folder, LocalFolder, UnlistedFolder
 from tailwise.checkpoints.formats.base import TensorStore
 from tailwise.checkpoints.formats.distributed import DistributedCheckpoint
 from tailwise.checkpoints.formats.gguf import GgufCheckpoint
+from tailwise.checkpoints.formats.keras import KerasCheckpoint
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
+from tailwise.checkpoints.formats.numpy_files import NumpyCheckpoint
 from tailwise.checkpoints.formats.onnx import OnnxCheckpoint
 from tailwise.checkpoints.formats.safetensors import SafetensorsCheckpoint
 from tailwise.checkpoints.formats.torch_pickle import TorchCheckpoint
@@ -41,6 +43,8 @@ _FORMATS: Mapping[str, Callable[..., TensorStore]] = {
     "torch": TorchCheckpoint,
     "gguf": GgufCheckpoint,
     "onnx": OnnxCheckpoint,
+    "keras": KerasCheckpoint,
+    "numpy": NumpyCheckpoint,
 }
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://|memory:|[a-z0-9+]+::")
