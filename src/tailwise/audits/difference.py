@@ -78,7 +78,9 @@ def difference(
     chosen = options or DifferenceOptions()
     if chosen.directions < 1:
         raise UsageError(f"{chosen.directions} directions", fix="give one or more")
-    opened = [_opened(model) for model in models or (before.model, after.model)]
+    audits = (before, after)
+    named = models or (before.model, after.model)
+    opened = [_opened(model, audit) for model, audit in zip(named, audits, strict=True)]
     try:
         sides = _Side(opened[0], before), _Side(opened[1], after)
         rows, layers, weights = _measure_all(sides, found, chosen)
@@ -94,11 +96,11 @@ def difference(
     )
 
 
-def _opened(model: Model) -> tuple[Checkpoint, bool]:
+def _opened(model: Model, audit: Audit) -> tuple[Checkpoint, bool]:
     if isinstance(model, Checkpoint):
         return model, False
     try:
-        return open_checkpoint(model), True
+        return open_checkpoint(model, part=audit.provenance.selection.get("part")), True
     except TailwiseError as error:
         fix = "give the models themselves, or audit them again where they are now"
         raise UnreadableError(

@@ -65,6 +65,12 @@ class Settings(TypedDict, total=False):
     patience: float
 
 
+class AuditSettings(Settings, total=False):
+    """What `audit` takes beside the model and the choice of layers."""
+
+    part: str | None
+
+
 @dataclass(frozen=True)
 class Step:
     """Progress of an audit: after preparation (`row` is None), and after each matrix."""
@@ -86,7 +92,7 @@ def audit(
     base: str | None = None,
     adapter_mode: Literal["delta", "merged"] = "delta",
     progress: Progress | None = None,
-    **settings: Unpack[Settings],
+    **settings: Unpack[AuditSettings],
 ) -> Audit:
     """Measure every weight matrix of a model.
 
@@ -103,15 +109,19 @@ def audit(
     progress
         Called with a `Step` after preparation and after each matrix, from the calling thread.
     settings
-        Fields of `Recipe` (what changes the numbers) and of `RunOptions` (what changes the speed).
+        Fields of `Recipe` (what changes the numbers) and of `RunOptions` (what changes the speed); and `part`: of a
+        file that holds more than one set of weights, which to take (`model_ema`, for example).
 
     Raises `UsageError` for wrong settings and `UnreadableError` where the model cannot be read. A matrix that cannot
     be measured raises nothing: it is a row with a status. An interrupted audit goes on where it was when it is run
     again, since each spectrum is kept as soon as it is there.
     """
+    part = settings.pop("part", None)
     recipe, options = split_settings(settings)
     checkpoint = (
-        model if isinstance(model, Checkpoint) else open_checkpoint(model, base=base, adapter_mode=adapter_mode)
+        model
+        if isinstance(model, Checkpoint)
+        else open_checkpoint(model, base=base, adapter_mode=adapter_mode, part=part)
     )
     try:
         return run(checkpoint, prepare(checkpoint, recipe, options, Selection(layers, _names(roles))), progress)
@@ -154,7 +164,7 @@ def run(checkpoint: Checkpoint, prepared: Prepared, progress: Progress | None = 
     found = {row.name: layer for row, layer in results.values() if layer is not None}
     measured = {row.name: found[row.name] for row in rows if row.name in found}
     provenance = _provenance(checkpoint, prepared, rows, started.isoformat(timespec="seconds"), workers)
-    notes = (cache.trouble,) if cache.trouble else ()
+    notes = (*checkpoint.notes, *([cache.trouble] if cache.trouble else []))
     return Audit(rows, measured, replace(provenance, seconds=time.perf_counter() - clock, notes=notes))
 
 
@@ -238,8 +248,14 @@ def _provenance(
         seconds=0.0,
         reused=sum(row.reused for row in measured),
         bytes_read=sum(row.nbytes for row in measured if not row.reused),
-        selection={"layers": prepared.selection.layers, "roles": list(prepared.selection.roles)},
+        selection=_selection(checkpoint, prepared),
     )
+
+
+def _selection(checkpoint: Checkpoint, prepared: Prepared) -> dict[str, Any]:
+    chosen = prepared.selection
+    part = {"part": checkpoint.chosen} if checkpoint.chosen else {}
+    return {"layers": chosen.layers, "roles": list(chosen.roles), **part}
 
 
 def _is_plain(value: object) -> bool:

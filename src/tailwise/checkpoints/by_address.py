@@ -26,6 +26,7 @@ class Address:
     uri: str
     base: str | None = None
     adapter_mode: Literal["delta", "merged"] = "delta"
+    part: str | None = None
 
 
 class ByAddress(Checkpoint):
@@ -75,7 +76,7 @@ class ByAddress(Checkpoint):
 def _open(address: Address) -> Checkpoint:
     from tailwise.checkpoints.open import open_checkpoint
 
-    return open_checkpoint(address.uri, base=address.base, adapter_mode=address.adapter_mode)
+    return open_checkpoint(address.uri, base=address.base, adapter_mode=address.adapter_mode, part=address.part)
 
 
 def from_anywhere(uri: str) -> str:

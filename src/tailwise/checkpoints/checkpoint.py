@@ -68,6 +68,8 @@ class Checkpoint(ABC):
     assumed: Mapping[str, str] = MappingProxyType({})  # weights that something was assumed of: name → what
     stored: Mapping[str, TensorSpec] = MappingProxyType({})  # of a decoded checkpoint: the tensors as they lie on disk
     read_whole: frozenset[str] = frozenset()  # tensors whose rows cost as much as the whole
+    parts: tuple[str, ...] = ()  # what can be asked for in place of what was taken
+    chosen: str = ""  # the part that was asked for
 
     @abstractmethod
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:

@@ -34,6 +34,19 @@ class Folder(ABC):
     def source(self, name: str) -> ByteSource:
         """The file `name`, opened for reading by ranges."""
 
+    def inner(self, name: str) -> Folder | None:  # noqa: ARG002 - a hook
+        """The folder `name` in it, where it can be opened at once."""
+        return None
+
+    @property
+    def name(self) -> str:
+        """The last part of its address."""
+        return self.uri.rstrip("/").rpartition("/")[2]
+
+    def beside(self) -> frozenset[str]:
+        """Names of the folders beside it, where they are cheap to know."""
+        return frozenset()
+
     def stamps(self) -> dict[str, tuple[int, float | None]]:
         """Size in bytes, and time of the last change where it is known, of every file directly in the folder."""
         return {}
@@ -79,6 +92,23 @@ class LocalFolder(Folder):
     def subfolders(self) -> frozenset[str]:
         """See `Folder`."""
         return self._subfolders
+
+    def inner(self, name: str) -> LocalFolder:
+        """See `Folder`."""
+        return LocalFolder(self.path / name, uri=f"{self.uri.rstrip('/')}/{name}", revision=self.revision)
+
+    @property
+    def name(self) -> str:
+        """See `Folder`."""
+        return self.path.absolute().name
+
+    def beside(self) -> frozenset[str]:
+        """See `Folder`."""
+        try:
+            with os.scandir(self.path.absolute().parent) as entries:
+                return frozenset(entry.name for entry in entries if entry.is_dir())
+        except OSError:
+            return frozenset()
 
     def source(self, name: str) -> ByteSource:
         """See `Folder`."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tailwise.checkpoints.folder import Folder
+from tailwise.checkpoints.formats.distributed import METADATA
 from tailwise.checkpoints.formats.torch_pickle import is_side_file
+from tailwise.checkpoints.ranks import check_rank_folder, files_of_ranks, rank_files, refuse_rank_folders
 from tailwise.errors import UnreadableError, UsageError
 
 #: Names that libraries give a model's weights, first choice first.
@@ -21,11 +23,23 @@ _STEMS = {
         "model.pth",
     ),
     "gguf": (),
+    "onnx": ("model.onnx",),
+    "keras": ("model.keras", "tf_model.h5", "model.weights.h5", "model.h5"),
+    "numpy": (),
 }
-_SUFFIXES = {"safetensors": (".safetensors",), "torch": (".bin", ".pt", ".pth", ".ckpt"), "gguf": (".gguf",)}
+_SUFFIXES = {
+    "safetensors": (".safetensors",),
+    "torch": (".bin", ".pt", ".pth", ".ckpt"),
+    "gguf": (".gguf",),
+    "onnx": (".onnx",),
+    "keras": (".keras", ".h5", ".hdf5"),
+    "numpy": (".npz", ".npy"),
+}
 _SHARD = re.compile(r"(.*)-(\d{3,})-of-(\d{3,})(\..*)")
 _VARIANT = re.compile(r"(.+)\.[\w-]+(\.(?:safetensors|bin))")
-_TRAINING = re.compile(r"checkpoint-\d+|(?:global_)?step[-_]?\d+|epoch[=_-]?\d+.*")
+#: Folders that Accelerate and transformers make for the model of FSDP's SHARDED_STATE_DICT.
+_SHARDED = re.compile(r"(?:pytorch_model|model)_fsdp_0")
+_TRAINING = re.compile(r"checkpoint-\d+|iter_\d+|(?:global_)?step[-_]?\d+|epoch[=_-]?\d+.*")
 
 
 @dataclass(frozen=True)
@@ -35,19 +49,37 @@ class Weights:
     format: str
     files: tuple[str, ...]
     tensors: frozenset[str] = frozenset()  # that an index promises
+    folder: str = ""  # within the one that was given, where they lie in one
+    ranks: bool = False  # whether each file is one rank's part of all matrices
 
 
 def find_weights(folder: Folder) -> Weights:
     """The weights of `folder`: safetensors before PyTorch's files before GGUF."""
     names = folder.names()
+    check_rank_folder(folder)
+    refuse_rank_folders(folder)
+    if METADATA in names:
+        return Weights("dcp", (METADATA,))
     for kind in _SUFFIXES:
         index = _index(kind, names, folder)
         if index is not None:
             return read_index(folder, index)
         files = _files(kind, names, folder)
         if files:
-            return Weights(kind, files)
+            return Weights(kind, files, ranks=files_of_ranks(files, names, folder.uri) is not None)
+    for name in sorted(folder.subfolders()):
+        if _SHARDED.fullmatch(name) and (inner := folder.inner(name)) is not None:
+            return replace(find_weights(inner), folder=name)
     raise _nothing(folder)
+
+
+def one_file(folder: Folder, file: str) -> Weights:
+    """The weights in `file`, with the files that must be joined to it."""
+    check_rank_folder(folder)
+    if file == METADATA or file.endswith(".distcp"):
+        return Weights("dcp", (METADATA,))
+    joined = files_of_ranks([file], folder.names(), f"{folder.uri.rstrip('/')}/{file}")
+    return Weights("", joined or (file,), ranks=joined is not None)
 
 
 def read_index(folder: Folder, index: str) -> Weights:
@@ -82,6 +114,8 @@ def _files(kind: str, names: frozenset[str], folder: Folder) -> tuple[str, ...]:
     found = [name for name in found if not _is_variant(name, found)]
     # Mistral's folders hold the model twice, the second time in the publisher's own naming.
     found = [n for n in found if not n.startswith("consolidated")] or found
+    if found and rank_files(found).keys() == {*found}:
+        return files_of_ranks(found, names, folder.uri) or tuple(found)
     if shards and (len(shards) == len(found) or kind != "safetensors"):
         return _whole_shards(shards, folder)
     if kind == "safetensors" or len(found) < 2:

@@ -8,20 +8,26 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import unquote, urlparse
 
 from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.checkpoints.choice import choose
 from tailwise.checkpoints.folder import Folder, LocalFolder, UnlistedFolder
 from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.distributed import DistributedCheckpoint
 from tailwise.checkpoints.formats.gguf import GgufCheckpoint
+from tailwise.checkpoints.formats.keras import KerasCheckpoint
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
+from tailwise.checkpoints.formats.numpy_files import NumpyCheckpoint
+from tailwise.checkpoints.formats.onnx import OnnxCheckpoint
 from tailwise.checkpoints.formats.safetensors import SafetensorsCheckpoint
 from tailwise.checkpoints.formats.torch_pickle import TorchCheckpoint
 from tailwise.checkpoints.hub import HubAddress, HubFolder, cached_snapshot, is_offline, parse_hub
-from tailwise.checkpoints.layout import Weights, find_weights, read_index, siblings
+from tailwise.checkpoints.layout import Weights, find_weights, one_file, read_index, siblings
 from tailwise.checkpoints.remote import RemoteFile, RemoteFolder, remote_info
 from tailwise.checkpoints.sniff import sniff
 from tailwise.errors import UnreadableError, UsageError
@@ -36,10 +42,13 @@ _FORMATS: Mapping[str, Callable[..., TensorStore]] = {
     "safetensors": SafetensorsCheckpoint,
     "torch": TorchCheckpoint,
     "gguf": GgufCheckpoint,
+    "onnx": OnnxCheckpoint,
+    "keras": KerasCheckpoint,
+    "numpy": NumpyCheckpoint,
 }
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://|memory:|[a-z0-9+]+::")
-_FILE_SUFFIX = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|json|pkl|npz)$")
+_FILE_SUFFIX = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|onnx|keras|h5|npz|npy|json|pkl)$")
 
 
 def open_checkpoint(
@@ -48,26 +57,40 @@ def open_checkpoint(
     revision: str | None = None,
     base: str | None = None,
     adapter_mode: Literal["delta", "merged"] = "delta",
+    part: str | None = None,
 ) -> Checkpoint:
     """The checkpoint that `uri` names. Only headers are read.
 
     `uri` is a file or folder; a Hugging Face id (`org/name`, `org/name@revision`, `hf://…`), unless a local
     path of that name exists; an fsspec URL; or a live module, mapping of arrays or array. `base` is the model
     that an adapter was trained on, and `adapter_mode` whether the adapter is read as the change it makes
-    (`delta`) or as the weights of the base with the change (`merged`).
+    (`delta`) or as the weights of the base with the change (`merged`). `part` is what to take of a file that holds
+    more than one set of weights, as `model_ema`; `UsageError` lists the parts where there is none of that name.
     """
     if isinstance(uri, Checkpoint):
         return uri
     if not isinstance(uri, str | os.PathLike):
-        return _in_memory(uri)
+        return _chosen(_in_memory(uri), part)
     if adapter_mode not in ("delta", "merged"):
         raise UsageError(f"adapter_mode is 'delta' or 'merged', not {adapter_mode!r}")
     folder, file = _locate(os.fspath(uri), revision)
     if _is_adapter(folder, file):
+        if part is not None:
+            raise UsageError("an adapter has no parts", where=folder.uri, fix="leave part out")
         return _open_adapter(folder, file, base, adapter_mode)
     if base is not None:
         raise UsageError("a base was given, but this is no adapter", where=folder.uri, fix="leave base out")
-    return _open_files(folder, _weights(folder, file), folder.uri if file is None else os.fspath(uri))
+    opened = _open_files(folder, _weights(folder, file), folder.uri if file is None else os.fspath(uri), part)
+    return _chosen(opened, part)
+
+
+def _chosen(opened: Checkpoint, part: str | None) -> Checkpoint:
+    try:
+        choose(opened, part)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
 
 
 def open_folder(uri: str | os.PathLike[str]) -> Folder:
@@ -181,11 +204,15 @@ def _weights(folder: Folder, file: str | None) -> Weights:
         return find_weights(folder)
     if file.endswith(".index.json"):
         return read_index(folder, file)
-    return Weights("", (file,))
+    return one_file(folder, file)
 
 
-def _open_files(folder: Folder, weights: Weights, uri: str) -> TensorStore:
+def _open_files(folder: Folder, weights: Weights, uri: str, part: str | None = None) -> TensorStore:
     config = _config(folder, strict=bool(weights.format))
+    if weights.folder and (inner := folder.inner(weights.folder)) is not None:
+        folder = inner
+    if weights.format == "dcp":
+        return DistributedCheckpoint(uri, folder, config=config, part=part)
     sources: list[ByteSource] = []
     try:
         sources += (folder.source(name) for name in weights.files)
@@ -196,7 +223,9 @@ def _open_files(folder: Folder, weights: Weights, uri: str) -> TensorStore:
             raise UnreadableError(f"its files have different formats: {kind}, {', '.join(kinds)}", where=uri)
         if kind == "gguf" and not weights.format:
             sources += (folder.source(n) for n in siblings(weights.files[0]) if n not in weights.files)
-        opened = _FORMATS[kind](uri, sources, config=config, revision=folder.revision)
+        own: dict[str, dict[str, Any]] = {"torch": {"part": part}, "onnx": {"folder": folder}}
+        maker = partial(_FORMATS[kind], uri, config=config, revision=folder.revision, **own.get(kind, {}))
+        opened = _joined(folder, weights, sources, maker) if weights.ranks else maker(sources)
     except BaseException:
         for source in sources:
             source.close()
@@ -206,6 +235,19 @@ def _open_files(folder: Folder, weights: Weights, uri: str) -> TensorStore:
     if lost:
         _log.warning("%s: %d tensors of the index are in no file: %s", uri, len(lost), ", ".join(lost[:5]))
     return opened
+
+
+def _joined(
+    folder: Folder, weights: Weights, sources: list[ByteSource], maker: Callable[[list[ByteSource]], TensorStore]
+) -> TensorStore:
+    from tailwise.checkpoints.formats.joined import JoinedCheckpoint, check_whole
+
+    ranks = [maker([source]) for source in sources]
+    if len(ranks) == 1:
+        params = folder.json("params.json") if "params.json" in folder.names() else {}
+        check_whole(ranks[0], params, weights.files)
+        return ranks[0]
+    return JoinedCheckpoint(ranks[0].uri, ranks, ranks[0].config)
 
 
 def _config(folder: Folder, *, strict: bool) -> dict[str, Any] | None:

@@ -112,6 +112,10 @@ class RemoteFolder(Folder):
         """See `Folder`."""
         return frozenset(self._found) - self.names()
 
+    def inner(self, name: str) -> RemoteFolder:
+        """See `Folder`."""
+        return RemoteFolder(self._fs, f"{self._path}/{name}", uri=f"{self.uri.rstrip('/')}/{name}")
+
     def source(self, name: str) -> ByteSource:
         """See `Folder`."""
         info = self._found.get(name)

@@ -13,19 +13,20 @@ _OTHERS: tuple[tuple[bytes, str, str], ...] = (
         "is a git-lfs pointer, not the weights themselves",
         "run `git lfs pull` in its repository, or download the file itself",
     ),
-    (b"\x89HDF", "is an HDF5 file (Keras), which tailwise cannot read", "save its weights as safetensors"),
     (b"<!DOCTYPE", "is a web page, not weights", "the link leads to a page: use the download link"),
     (b"<html", "is a web page, not weights", "the link leads to a page: use the download link"),
     (b"\x1f\x8b", "is compressed with gzip", "unpack it first"),
-    (b"\x93NUMPY", "is a .npy array", "load it with numpy and pass the array"),
     (b"ustar", "is a tar archive", "unpack it first"),
 )
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
-READABLE = "tailwise reads safetensors, PyTorch (.pt, .pth, .bin, .ckpt) and GGUF files"
+_MAGIC = {b"GGUF": "gguf", b"\x89HDF\r\n\x1a\n": "keras", b"\x93NUMPY": "numpy"}
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".keras", ".h5", ".npz", ".npy")
+READABLE = (
+    "tailwise reads safetensors, PyTorch (.pt, .pth, .bin, .ckpt), GGUF, ONNX, Keras (.keras, .h5) and NumPy files"
+)
 
 
 def sniff(source: ByteSource) -> str:
-    """`safetensors`, `torch` or `gguf`; `UnreadableError` for everything else, named where known."""
+    """The format's name, a key of the readers; `UnreadableError` for what none reads, named where known."""
     if source.size == 0:
         raise UnreadableError("is an empty file", where=source.name, fix="download or save it again")
     head = source.head
@@ -35,24 +36,52 @@ def sniff(source: ByteSource) -> str:
     for magic, what, fix in _OTHERS:
         if head.lower().startswith(magic.lower()):
             raise UnreadableError(what, where=source.name, fix=fix)
-    if head.startswith(b"GGUF"):
-        return "gguf"
-    if source.name.endswith((".npz", ".keras", ".zip")):
-        raise UnreadableError("is an archive of another kind", where=source.name, fix=READABLE)
-    if head.startswith(b"PK\x03\x04") or _is_pickle(head):
+    if head.startswith(b"PK"):
+        return _archive(source)
+    for magic, kind in _MAGIC.items():
+        if head.startswith(magic):
+            return kind
+    kind = _by_content(head, source.name)
+    if kind is None:
+        raise UnreadableError(
+            f"is no weights file that tailwise knows (it starts with {head[:8]!r})",
+            where=source.name,
+            fix=f"{READABLE}; if it is one of these, it is damaged: download it again",
+        )
+    return kind
+
+
+def _by_content(head: bytes, name: str) -> str | None:
+    if _is_onnx(head, name):
+        return "onnx"
+    if _is_pickle(head):
         return "torch"
-    if source.name.endswith(".safetensors"):
-        return "safetensors"
-    raise UnreadableError(
-        f"is no weights file that tailwise knows (it starts with {head[:8]!r})",
-        where=source.name,
-        fix=f"{READABLE}; if it is one of these, it is damaged: download it again",
-    )
+    return "safetensors" if name.endswith(".safetensors") else None
+
+
+def _archive(source: ByteSource) -> str:
+    """The kind of a zip archive, by the name of its first member."""
+    head, name = source.head, source.name
+    length = int.from_bytes(head[26:28], "little") if head[:4] == b"PK\x03\x04" else 0
+    first = source.read(30, length) if 30 + length <= source.size else b""
+    if first.endswith(b".npy") or name.endswith(".npz"):
+        return "numpy"
+    if first in (b"metadata.json", b"config.json", b"model.weights.h5") or name.endswith(".keras"):
+        return "keras"
+    if name.endswith(".zip"):
+        raise UnreadableError("is a zip archive of another kind", where=name, fix="unpack it, and give what is inside")
+    return "torch"
 
 
 def _is_pickle(head: bytes) -> bool:
     # Protocols 2 to 5 begin with PROTO; torch has never written 0 and 1.
     return len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5
+
+
+def _is_onnx(head: bytes, name: str) -> bool:
+    # A protobuf message whose first field is ir_version; SavedModels begin with version 1, which no exporter writes.
+    started = head[:1] == b"\x08" and len(head) > 2 and 3 <= head[1] < 0x40 and head[2] & 7 in (0, 2)
+    return started or name.endswith(".onnx")
 
 
 def _is_safetensors(head: bytes) -> bool:

@@ -6,10 +6,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from tailwise.checkpoints.averages import averaged_prefixes
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.dtypes import code_of
 from tailwise.checkpoints.folder import Folder, LocalFolder
@@ -84,7 +85,7 @@ def layout_of(checkpoint: Checkpoint, uri: str | os.PathLike[str], revision: str
         preferred = [name for name in names if name == "model.safetensors.index.json"]
         index = (preferred or names)[0]
     facts = folder.json(index).get("metadata", {}) if index is not None else {}
-    shards = tuple(_shard(folder, name) for name in weights.files)
+    shards = _without_averages(tuple(_shard(folder, name) for name in weights.files))
     return Layout(folder, shards, index, facts if isinstance(facts, Mapping) else {})
 
 
@@ -101,6 +102,15 @@ def _shard(folder: Folder, name: str) -> Shard:
     # Tensors without entries take no bytes, and come before the one that begins where they do.
     ordered = sorted(header.specs.values(), key=lambda spec: (header.offsets[spec.name], spec.nbytes))
     return Shard(name, tuple(ordered), header.metadata)
+
+
+def _without_averages(shards: tuple[Shard, ...]) -> tuple[Shard, ...]:
+    """What is opened is what is written: weights without the moving average beside them."""
+    left = set(averaged_prefixes(spec.name for shard in shards for spec in shard.specs))
+    if not left:
+        return shards
+    kept = [tuple(spec for spec in shard.specs if spec.name.partition(".")[0] not in left) for shard in shards]
+    return tuple(replace(shard, specs=specs) for shard, specs in zip(shards, kept, strict=True))
 
 
 def _packed(folder: Folder, specs: list[TensorSpec]) -> Layout:

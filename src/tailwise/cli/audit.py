@@ -74,6 +74,11 @@ def audit(
     adapter: Annotated[
         Adapter, typer.Option(help="Measure the adapter's change of W, or W with it.", rich_help_panel=_WHAT)
     ] = Adapter.delta,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of a file with several sets of weights: which (model_ema).",
+                     rich_help_panel=_WHAT),
+    ] = None,
     estimator: Annotated[
         str,
         typer.Option(help="Of alpha: ks, ks_clip, peak, mid, top, top_outside, farms[:rule].", rich_help_panel=_HOW),
@@ -170,7 +175,7 @@ def audit(
         raise UsageError("--store, --run and --revisions belong to --all-checkpoints", fix=fix)
     for path in output or ([] if as_json or dry_run else ["./x.audit"]):
         check_target(path)
-    with open_checkpoint(model, base=base, adapter_mode=adapter.value) as checkpoint:
+    with open_checkpoint(model, base=base, adapter_mode=adapter.value, part=part) as checkpoint:
         prepared = prepare(checkpoint, recipe, options, Selection(layers, comma_list(roles)))
         if dry_run:
             _say_plan(checkpoint, prepared, as_json)

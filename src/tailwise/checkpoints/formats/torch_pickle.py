@@ -10,7 +10,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.formats.base import TensorStore
-from tailwise.checkpoints.formats.memory import is_array, shared_names, spec_of
+from tailwise.checkpoints.formats.memory import shared_names, spec_of
+from tailwise.checkpoints.formats.saved import find_tensors
 from tailwise.errors import UnreadableError, UnsafeError
 
 if TYPE_CHECKING:
@@ -32,35 +33,21 @@ _PICKLE_HEAD = 1 << 24  # bytes to look through; real models' pickles are far sm
 #: A variable of the environment that refuses these files altogether: a web server sets it for what strangers name.
 NO_PICKLE = "TAILWISE_NO_PICKLE"
 
-#: Keys under which training code keeps the model in a checkpoint.
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
-#: Parts of a training checkpoint that hold tensors but no weights.
-_NOT_WEIGHTS = frozenset(
-    {
-        "optimizer",
-        "optimizers",
-        "optimizer_state_dict",
-        "optimizer_states",
-        "optim",
-        "scheduler",
-        "scheduler_state_dict",
-        "lr_scheduler",
-        "lr_schedulers",
-        "scaler",
-        "rng_state",
-        "rng_states",
-        "callbacks",
-        "loops",
-    }
-)
 _REFUSED = re.compile(
     r"unsupported GLOBAL ([\w.]+)|Unsupported global: GLOBAL ([\w.]+)"
     r"|TorchScript|allowlisted|must be imported"
 )
-_SAFE_COPY = """if you trust the file, convert it to safetensors where running it can do no harm:
-    import torch, safetensors.torch as st; x = torch.load({name!r}, weights_only=False)
-    x = x.get("state_dict", x) if isinstance(x, dict) else x.state_dict()
-    st.save_file({{k: v.clone() for k, v in x.items()}}, "x.safetensors")"""
+#: What it prints keeps tensors and the containers around them, so the copy is read as the file would have been.
+_SAFE_COPY = """if you trust the file, make a copy of its tensors alone, where running it can do no harm (with Python):
+    import torch
+    def plain(x):
+        if callable(getattr(x, "state_dict", None)) and not isinstance(x, type): x = x.state_dict()
+        if isinstance(x, torch.Tensor): return x.detach()
+        if isinstance(x, dict): return {{str(k): plain(v) for k, v in x.items()}}
+        return [plain(v) for v in x] if isinstance(x, (list, tuple)) else None
+    x = torch.load({name!r}, map_location="cpu", weights_only=False)
+    torch.save(plain(x), {copy!r})
+then give that copy: {copy}"""
 
 
 class TorchCheckpoint(TensorStore):
@@ -75,6 +62,7 @@ class TorchCheckpoint(TensorStore):
         *,
         config: Mapping[str, Any] | None = None,
         revision: str | None = None,
+        part: str | None = None,
     ) -> None:
         if os.environ.get(NO_PICKLE):
             raise UnsafeError(f"is a pickle, and {NO_PICKLE} refuses these", where=uri,
@@ -82,9 +70,10 @@ class TorchCheckpoint(TensorStore):
         self._files = tuple(files)
         self._arrays: dict[str, torch.Tensor] = {}
         self._places: dict[str, tuple[ByteSource, Path]] = {}
+        self._keys: dict[str, str] = {}  # tensor → what leads to it in its file
         self._stamps: dict[Path, tuple[int, int]] = {}
         for file in self._files:
-            self._add(file)
+            self._add(file, part)
         super().__init__(
             uri,
             {name: spec_of(name, a) for name, a in self._arrays.items()},
@@ -93,16 +82,21 @@ class TorchCheckpoint(TensorStore):
         )
         self.shared = shared_names(self._arrays)
 
-    def _add(self, file: ByteSource) -> None:
+    def _add(self, file: ByteSource, part: str | None) -> None:
         path = file.local_path()
         self._stamps[path] = _stamp(path)
-        for name, tensor in find_tensors(load_safely(path, file.name)).items():
+        found = find_tensors(load_safely(path, file.name), part)
+        for name, tensor in found.tensors.items():
             if name in self._arrays:
                 raise UnreadableError(
                     f"the tensor {name} is in two files: {self._places[name][0].name} and {file.name}",
                     fix="the folder holds two copies of a model: open one file, or add its index.json",
                 )
             self._arrays[name], self._places[name] = tensor, (file, path)
+        self._keys |= found.places
+        self.notes += tuple(note for note in found.notes if note not in self.notes)
+        self.parts += tuple(name for name in found.parts if name not in self.parts)
+        self.chosen = self.chosen or found.part
 
     def _rows(self, spec: TensorSpec, start: int, stop: int) -> torch.Tensor:
         import torch
@@ -118,14 +112,14 @@ class TorchCheckpoint(TensorStore):
         return tensor[start:stop].detach() if spec.shape else tensor.detach()
 
     def identity(self, name: str) -> str | None:
-        """See `Checkpoint`. The name stands for the place in the file."""
+        """See `Checkpoint`. The keys that lead to it stand for the place in the file."""
         self._spec(name)
         content = self._places[name][0].identity()
-        return None if content is None else f"{content}:{name}"
+        return None if content is None else f"{content}:{self._keys[name]}"
 
     def part(self, names: Iterable[str]) -> ByAddress:
         """See `Checkpoint`."""
-        return ByAddress(self, names, Address(from_anywhere(self.uri)))
+        return ByAddress(self, names, Address(from_anywhere(self.uri), part=self.chosen or None))
 
     def close(self) -> None:
         """See `Checkpoint`."""
@@ -174,7 +168,7 @@ def _refusal(error: Exception, path: Path, name: str) -> UnreadableError:
         return UnsafeError(
             f"holds Python {objects}, and was refused: loading it would run code that came with it",
             where=name,
-            fix=_SAFE_COPY.format(name=name),
+            fix=_SAFE_COPY.format(name=name, copy=f"{path.stem or 'model'}-tensors.pt"),
         )
     reason = (text.partition("WeightsUnpickler error:")[2] or text).strip() or "it ends early"
     return UnreadableError(
@@ -200,41 +194,9 @@ def _names_code(path: Path) -> bool:
     return not names.isdisjoint({"GLOBAL", "STACK_GLOBAL", "INST"})
 
 
-def find_tensors(saved: Any) -> dict[str, torch.Tensor]:
-    """The model's tensors in what was saved: wrappers are taken off, other nesting is joined with dots."""
-    import torch
-
-    if isinstance(saved, torch.Tensor):
-        return {"weight": saved}
-    while isinstance(saved, Mapping) and (inner := _unwrap(saved)) is not None:
-        saved = inner
-    return dict(_walk(saved, ""))
-
-
-def _unwrap(saved: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
-    """The one wrapped state dict in `saved`, unless matrices stand beside it (then nothing is a wrapper)."""
-    if any(is_array(value) and len(value.shape) > 1 for value in saved.values()):
-        return None
-    inner = [saved[key] for key in _WRAPPERS if isinstance(saved.get(key), Mapping)]
-    inner = [value for value in inner if next(_walk(value, ""), None)]
-    return inner[0] if len(inner) == 1 else None
-
-
-def _walk(tree: Any, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-    import torch
-
-    if isinstance(tree, torch.Tensor):
-        yield prefix.removesuffix("."), tree
-    elif isinstance(tree, Mapping):
-        for key, value in tree.items():
-            if str(key) not in _NOT_WEIGHTS:
-                yield from _walk(value, f"{prefix}{key}.")
-    elif isinstance(tree, list | tuple):
-        for index, value in enumerate(tree):
-            yield from _walk(value, f"{prefix}{index}.")
-
-
 def is_side_file(name: str) -> bool:
     """Whether a file in a model's folder is a trainer's (optimizer, arguments, …) and not the weights."""
     stem = os.path.basename(name).split(".")[0]  # noqa: PTH119 - a name in a folder that may be remote
+    if "_optim_states" in stem:
+        return True
     return stem.startswith(("optimizer", "scheduler", "training_args", "rng_state", "scaler", "trainer_state"))

@@ -23,6 +23,7 @@ class ClaimedCheckpoint(Checkpoint):
         self._codecs: dict[str, Codec] = {n: read.codec for n, (_, read) in made.items() if read.codec is not None}
         self.uri, self.format, self.config = stored.uri, stored.format, stored.config
         self.revision, self.metadata, self.notes = stored.revision, stored.metadata, stored.notes
+        self.parts, self.chosen = stored.parts, stored.chosen
         self.stored = scope
         self.shared, self.local = dict(stored.shared), stored.local
         self.module_kinds, self.module_scales = dict(stored.module_kinds), dict(stored.module_scales)

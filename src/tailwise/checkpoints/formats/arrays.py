@@ -1,0 +1,98 @@
+"""What Keras' and NumPy's files share: stored arrays that are shown with PyTorch's axes."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
+from tailwise.checkpoints.bytesource import ByteSource
+from tailwise.checkpoints.checkpoint import TensorSpec
+from tailwise.checkpoints.dtypes import code_of, torch_dtype
+from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.kernels_last import Turned
+from tailwise.checkpoints.formats.memory import as_tensor
+from tailwise.errors import UnreadableError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array of a file, and how it is shown."""
+
+    key: str  # its name in the file
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    shown: Turned
+    by_rows: bool = True  # whether rows can be read without the rest
+
+
+class ArrayStore(TensorStore):
+    """A checkpoint of one file of arrays."""
+
+    def __init__(
+        self,
+        uri: str,
+        file: ByteSource,
+        arrays: Iterable[Stored],
+        *,
+        config: Mapping[str, Any] | None = None,
+        revision: str | None = None,
+    ) -> None:
+        self._file = file
+        self._arrays: dict[str, Stored] = {}
+        self.unsupported: dict[str, str] = {}
+        tensors, kinds = dict[str, TensorSpec](), dict[str, str]()
+        for stored in arrays:
+            name = stored.shown.name
+            if name in tensors:
+                name = stored.key
+            if name in tensors:
+                raise UnreadableError(f"two arrays are named {name}", where=uri, fix="rename one of them")
+            nbytes = stored.dtype.itemsize
+            for size in stored.shape:
+                nbytes *= size
+            tensors[name] = TensorSpec(name, code_of(stored.dtype), stored.shown.shape, nbytes)
+            self._arrays[name] = stored
+            if stored.shown.kind:
+                kinds[name.rpartition(".")[0]] = stored.shown.kind
+            if stored.shown.refused:
+                self.unsupported[name] = stored.shown.refused
+        super().__init__(uri, tensors, config=config, revision=revision)
+        self.module_kinds = kinds
+        self.read_whole = frozenset(
+            name for name, stored in self._arrays.items() if not (stored.shown.as_stored and stored.by_rows)
+        )
+
+    def _rows(self, spec: TensorSpec, start: int, stop: int) -> torch.Tensor:
+        stored = self._arrays[spec.name]
+        torch_dtype(spec.dtype, where=f"{self._file.name}, tensor {spec.name}")
+        if not stored.shape or (stored.shown.as_stored and stored.by_rows):
+            return as_tensor(self._array(stored, start, stop), spec.dtype)
+        whole = stored.shown.turn(self._array(stored, 0, stored.shape[0]))
+        return as_tensor(whole[start:stop], spec.dtype)
+
+    @abstractmethod
+    def _array(self, stored: Stored, start: int, stop: int) -> NDArray[Any]:
+        """Rows of the array as it is stored; all of one without axes."""
+
+    def identity(self, name: str) -> str | None:
+        """See `Checkpoint`: the file and the array's name in it, and how it is turned."""
+        self._spec(name)
+        content, stored = self._file.identity(), self._arrays[name]
+        return None if content is None else f"{content}:{stored.key}:{stored.shown.axes}{stored.shown.blocks}"
+
+    def part(self, names: Iterable[str]) -> ByAddress:
+        """See `Checkpoint`."""
+        return ByAddress(self, names, Address(from_anywhere(self.uri), part=self.chosen or None))
+
+    def close(self) -> None:
+        """See `Checkpoint`."""
+        super().close()
+        self._file.close()

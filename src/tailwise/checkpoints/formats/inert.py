@@ -1,0 +1,66 @@
+"""A pickle as inert records: whatever class it names, nothing of it is imported and nothing is called."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+from tailwise.errors import UnreadableError
+
+_LARGEST = 1 << 28
+
+
+class Record:
+    """What a pickled object was made with: `args` of its maker, its `state`, and the attributes that this gives."""
+
+    path = ""  # module and name of its class; a bare class stands for whatever the pickle named so
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.args, self.state = args, None
+        self.__dict__.update(kwargs)
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+        if isinstance(state, tuple) and len(state) == 2:  # (__dict__, slots)
+            for part in state:
+                self.__setstate__(part)
+        elif isinstance(state, Mapping):
+            self.__dict__.update({str(key): value for key, value in state.items()})
+
+
+class _Sizes(tuple[Any, ...]):
+    __slots__ = ()
+
+
+class _Inert(pickle._Unpickler):
+    """The unpickler in Python, whose memo is a dict: that in C makes room for any index that a file names."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self._classes: dict[str, Any] = {
+            "torch.Size": _Sizes,
+            "builtins.set": frozenset,
+            "collections.OrderedDict": dict,
+        }
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        path = f"{module}.{name}"
+        if path not in self._classes:
+            self._classes[path] = type("Record", (Record,), {"path": path})
+        return self._classes[path]
+
+
+def read_inert(data: bytes, *, where: str) -> Any:
+    """The object that `data` pickles, every object of a class of its own being a `Record`."""
+    if len(data) > _LARGEST:
+        raise UnreadableError(f"is {len(data)} bytes, too large for metadata", where=where)
+    try:
+        return _Inert(io.BytesIO(data)).load()
+    except Exception as error:  # a damaged pickle raises anything
+        raise UnreadableError(
+            f"is not a whole pickle ({type(error).__name__})",
+            where=where,
+            fix="it is damaged or cut off: copy or save it again",
+        ) from error

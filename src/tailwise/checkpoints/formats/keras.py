@@ -1,0 +1,248 @@
+"""Keras: `.keras` archives, `.weights.h5`, and the older `.h5`, transformers' `tf_model.h5` too.
+
+Datasets are read, no layer is built, and no link that leads out of the file is followed. Names and axes become
+PyTorch's (`kernels_last`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tailwise.checkpoints.bytesource import ByteSource
+from tailwise.checkpoints.formats.arrays import ArrayStore, Stored
+from tailwise.checkpoints.formats.kernels_last import Turned, leaf_of, turned
+from tailwise.errors import UnreadableError, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_WEIGHTS = "model.weights.h5"
+_LARGEST = 8 << 30  # of the weights in an archive, which are unpacked into memory
+_MOST_SETTINGS = 1 << 28
+_MOST_PACKED = 4096  # how much smaller than an array its compressed bytes can be
+_DEEPEST, _MOST = 64, 1 << 18
+_DAMAGED = "it is damaged or cut off: download or save it again"
+#: Groups that hold no weights of the model.
+_OPTIMIZER = frozenset({"optimizer", "optimizer_weights", "_optimizer"})
+_LISTS = ("layers", "_layer_checkpoint_dependencies")
+_SCOPE = re.compile(r"tf_\w+")
+
+
+class KerasCheckpoint(ArrayStore):
+    """The weights of one file of Keras."""
+
+    format = "keras"
+
+    def __init__(
+        self,
+        uri: str,
+        files: Sequence[ByteSource],
+        *,
+        config: Mapping[str, Any] | None = None,
+        revision: str | None = None,
+    ) -> None:
+        (file,) = files
+        self._left: list[str] = []
+        self._state = False  # whether an optimizer's state was left out
+        self._h5, settings = _opened(file)
+        try:
+            classes = _classes(settings if settings is not None else _attribute(self._h5, "model_config"))
+            old = _is_own(self._h5, "model_weights")
+            arrays = list(self._arrays_of(self._h5["model_weights"] if old else self._h5, classes))
+            self._state = self._state or (old and "optimizer_weights" in list(self._h5))
+            super().__init__(uri, file, arrays, config=config, revision=revision)
+        except BaseException:
+            self._h5.close()
+            raise
+        if self._state:
+            self.notes += ("left out, for it is the state of training and no weights: the optimizer",)
+        if self._left:
+            self.notes += (
+                f"{len(self._left)} links that lead elsewhere were not followed: {', '.join(self._left[:5])}",
+            )
+
+    def _arrays_of(self, root: Any, classes: Mapping[str, str]) -> Iterator[Stored]:
+        datasets, given = [], dict[tuple[str, ...], str]()
+        for path, found in self._walk(root, (), set()):
+            if len(datasets) >= _MOST:
+                raise UnreadableError(f"names more than {_MOST} arrays", where=self._file.name)
+            if path[-1] == "vars":
+                given[path[:-1]] = _text(_attribute(found, "name"))
+            if hasattr(found, "is_virtual") and found.shape is not None and found.dtype.kind in "fiubcV":
+                datasets.append((path, found))
+        for path, dataset in datasets:
+            shape = tuple(int(size) for size in dataset.shape)
+            shown = _shown(path, shape, classes, given)
+            if why := _not_here(dataset):
+                shown = Turned(shown.name, shape, refused=why)
+            yield Stored(f"{root.name.rstrip('/')}/{'/'.join(path)}", _dtype(dataset), shape, shown)
+
+    def _walk(self, group: Any, path: tuple[str, ...], seen: set[Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+        """Every group and dataset under `group` that lies in this file, by hard links only."""
+        import h5py
+
+        if len(path) > _DEEPEST:
+            raise UnreadableError(f"is nested more than {_DEEPEST} deep", where=self._file.name, fix=_DAMAGED)
+        for name in group:
+            inner = (*path, name)
+            if not _is_own(group, name):
+                self._left.append("/".join(inner))
+                continue
+            if not path and name in _OPTIMIZER:
+                self._state = True
+                continue
+            found = group[name]
+            yield inner, found
+            if isinstance(found, h5py.Group):
+                address = h5py.h5o.get_info(found.id).addr
+                if address not in seen:
+                    seen.add(address)
+                    yield from self._walk(found, inner, seen)
+
+    def _array(self, stored: Stored, start: int, stop: int) -> NDArray[Any]:
+        import numpy as np
+
+        try:
+            dataset = self._h5[stored.key]
+            found: NDArray[Any] = np.asarray(dataset[start:stop] if stored.shape else dataset[()])
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError, MemoryError) as error:
+            place = f"{self._file.name}, array {stored.key[:120]}"
+            raise UnreadableError(f"could not be read: {error}", where=place, fix=_DAMAGED) from error
+        return found.view(stored.dtype)
+
+    def close(self) -> None:
+        """See `Checkpoint`."""
+        super().close()
+        self._h5.close()
+
+
+def _opened(file: ByteSource) -> tuple[Any, Any]:
+    """The HDF5 file, and the settings of the model where they lie beside it in an archive."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise UsageError(
+            "reading Keras files needs the h5py package", where=file.name, fix='pip install "tailwise[keras]"'
+        ) from error
+    try:
+        if not file.head.startswith(b"PK"):
+            return h5py.File(file.local_path(), "r"), None
+        with zipfile.ZipFile(file.local_path()) as archive:
+            info = archive.getinfo(_WEIGHTS)
+            if info.file_size > _LARGEST:
+                raise UnreadableError(
+                    f"its weights are {info.file_size} bytes, and are unpacked into memory",
+                    where=file.name,
+                    fix=f"unpack it (unzip) and give {_WEIGHTS}",
+                )
+            image = archive.read(_WEIGHTS)
+            settings = "config.json"
+            read = settings in archive.namelist() and archive.getinfo(settings).file_size <= _MOST_SETTINGS
+            text = archive.read(settings) if read else b"{}"
+        return h5py.File(h5py.h5f.open_file_image(image)), text
+    except (OSError, ValueError, RuntimeError, KeyError, NotImplementedError, EOFError, zipfile.BadZipFile) as error:
+        reason = f"there is no {_WEIGHTS} in it" if isinstance(error, KeyError) else str(error).splitlines()[0][:200]
+        raise UnreadableError(f"is not a whole Keras file: {reason}", where=file.name, fix=_DAMAGED) from error
+
+
+def _is_own(group: Any, name: str) -> bool:
+    """Whether `name` is in `group` itself, and no link to elsewhere."""
+    import h5py
+
+    return name in list(group) and isinstance(group.get(name, getlink=True), h5py.HardLink)
+
+
+def _not_here(dataset: Any) -> str:
+    """Why the values of a dataset are not in this file, or nothing."""
+    if dataset.is_virtual or dataset.external:
+        return "its values lie in other files, which are not followed"
+    if dataset.nbytes > _MOST_PACKED * dataset.id.get_storage_size():
+        return f"it claims {dataset.nbytes} bytes, and the file holds {dataset.id.get_storage_size()} of them"
+    return ""
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _attribute(group: Any, name: str) -> Any:
+    try:
+        return group.attrs.get(name)
+    except (OSError, TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _classes(settings: Any) -> dict[str, str]:
+    """Layer → its class, from the model's settings: names are looked for, nothing is built."""
+    try:
+        tree = json.loads(settings) if settings is not None else {}
+    except (ValueError, RecursionError, TypeError):
+        return {}
+    found: dict[str, str] = {}
+    todo = [tree]
+    while todo and len(found) < _MOST:
+        item = todo.pop()
+        if isinstance(item, list):
+            todo += item
+        elif isinstance(item, dict):
+            todo += item.values()
+            config = item.get("config")
+            if (
+                isinstance(item.get("class_name"), str)
+                and isinstance(config, dict)
+                and isinstance(config.get("name"), str)
+            ):
+                found[config["name"]] = item["class_name"]
+    return found
+
+
+def _dtype(dataset: Any) -> Any:
+    """The dtype of a dataset; bfloat16 is stored as two opaque bytes."""
+    import numpy as np
+
+    if dataset.dtype.kind == "V" and dataset.dtype.itemsize == 2:
+        try:
+            import ml_dtypes
+
+            return np.dtype(ml_dtypes.bfloat16)
+        except ImportError:
+            return dataset.dtype
+    return dataset.dtype
+
+
+def _shown(
+    path: tuple[str, ...], shape: tuple[int, ...], classes: Mapping[str, str], given: Mapping[tuple[str, ...], str]
+) -> Turned:
+    if len(path) > 1 and path[-2] == "vars" and path[-1].isdecimal():
+        return _numbered(path, shape, classes, given)
+    parts = [part for part in path if part]
+    leaf = re.sub(r":\d+$", "", parts.pop())
+    if len(parts) > 1 and _SCOPE.fullmatch(parts[1]):  # transformers: layer / class / the layer's own names
+        parts = parts[2:]
+    elif len(parts) > 1 and parts[0] == parts[1]:
+        parts = parts[1:]
+    said = classes.get(parts[-1], "") if parts else ""
+    if not said and len(parts) > 1 and "cell" in parts[-1]:
+        said = classes.get(parts[-2], "")
+    parts = [part.rpartition("___")[2].replace("_._", ".") for part in parts]
+    return turned([*parts, leaf], shape, said)
+
+
+def _numbered(
+    path: tuple[str, ...], shape: tuple[int, ...], classes: Mapping[str, str], given: Mapping[tuple[str, ...], str]
+) -> Turned:
+    """A variable of Keras 3, `layers/conv2d/vars/0`: the group is named by class, its attribute by the layer's name."""
+    groups, names, said = path[:-2], list[str](), ""
+    for depth, group in enumerate(groups):
+        if group in _LISTS and depth + 1 < len(groups):
+            continue
+        name = given.get(groups[: depth + 1], "")
+        listed = depth > 0 and groups[depth - 1] in _LISTS
+        names.append(name if listed and name else group)
+        own = classes.get(name, "") or f"{group}/{name}"
+        said = f"{said}/{own}" if group == "cell" else own
+    return turned([*names, leaf_of(int(path[-1]), said)], shape, said)

@@ -1,0 +1,124 @@
+"""`.npy` and `.npz`: arrays by their headers. Pickled objects are never loaded."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from tailwise.checkpoints.bytesource import ByteSource, os_error
+from tailwise.checkpoints.formats.arrays import ArrayStore, Stored
+from tailwise.checkpoints.formats.kernels_last import Turned, turned
+from tailwise.errors import UnreadableError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_DAMAGED = "it is damaged or cut off: download or save it again"
+_NUMBERS = "fiubc"
+
+
+class NumpyCheckpoint(ArrayStore):
+    """The arrays of one `.npz` file, or the one of a `.npy` file, which is named `weight`."""
+
+    format = "numpy"
+
+    def __init__(
+        self,
+        uri: str,
+        files: Sequence[ByteSource],
+        *,
+        config: Mapping[str, Any] | None = None,
+        revision: str | None = None,
+    ) -> None:
+        (file,) = files
+        self._path = file.local_path()
+        self._stamp = _stamp(self._path)
+        self._zipped = not file.head.startswith(b"\x93NUMPY")
+        self._starts: dict[str, int] = {}  # array → length of its header
+        super().__init__(uri, file, list(self._found(file.name)), config=config, revision=revision)
+        if len(self.unsupported) == len(self.tensors):
+            why = next(iter(self.unsupported.values()))
+            raise UnreadableError(f"holds no numbers: {why}", where=uri, fix="save plain arrays of numbers")
+
+    def _found(self, where: str) -> Iterator[Stored]:
+        try:
+            if not self._zipped:
+                with self._path.open("rb") as stream:
+                    yield self._stored("weight", stream, self._path.stat().st_size, where)
+                return
+            with zipfile.ZipFile(self._path) as archive:
+                for info in archive.infolist():
+                    if info.filename.endswith(".npy"):
+                        with archive.open(info) as member:
+                            yield self._stored(info.filename, member, info.file_size, where)  # type: ignore[arg-type]
+        except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+            if isinstance(error, OSError) and not isinstance(error, zipfile.BadZipFile) and error.errno:
+                raise os_error(error, where) from error
+            raise UnreadableError(f"is not a whole NumPy file: {error}", where=where, fix=_DAMAGED) from error
+
+    def _stored(self, key: str, stream: BinaryIO, size: int, where: str) -> Stored:
+        shape, fortran, dtype, start = _header(stream)
+        name = key.removesuffix(".npy")
+        place = f"{where}, array {name[:120]}"
+        if dtype.kind in _NUMBERS and prod(shape) * dtype.itemsize + start != size:
+            raise UnreadableError(
+                f"{dtype} of shape {list(shape)} does not take the {size - start} bytes that are there",
+                where=place,
+                fix=_DAMAGED,
+            )
+        self._starts[key] = start
+        if dtype.kind not in _NUMBERS:
+            what = "Python objects" if dtype.kind == "O" else f"entries of the type {dtype}"
+            return Stored(key, dtype, shape, Turned(name, shape, refused=f"{what} are not read: only numbers are"))
+        shown = turned(_path(name), shape) if re.search("/", name) else Turned(name, shape)
+        return Stored(key, dtype, shape, shown, by_rows=not fortran and not self._zipped)
+
+    def _array(self, stored: Stored, start: int, stop: int) -> NDArray[Any]:
+        import numpy as np
+
+        if _stamp(self._path) != self._stamp:
+            raise UnreadableError("has changed since it was opened", where=self._file.name, fix="open it again")
+        try:
+            if not self._zipped:
+                whole: NDArray[Any] = np.load(self._path, mmap_mode="r", allow_pickle=False)
+                return np.array(whole[start:stop] if stored.shape else whole)
+            with zipfile.ZipFile(self._path) as archive:
+                data = archive.read(stored.key)
+            found: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+        except (OSError, ValueError, zipfile.BadZipFile, RuntimeError, EOFError) as error:
+            place = f"{self._file.name}, array {stored.key[:120]}"
+            raise UnreadableError(f"could not be read: {error}", where=place, fix=_DAMAGED) from error
+        return found[start:stop] if stored.shape else found
+
+
+def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether columns lie together, dtype, and the length of the header."""
+    from numpy.lib import format as layout
+
+    version = layout.read_magic(stream)
+    reader = layout.read_array_header_1_0 if version == (1, 0) else layout.read_array_header_2_0
+    shape, fortran, dtype = reader(stream)
+    if any(size < 0 for size in shape):
+        raise ValueError(f"the shape {shape} cannot be")
+    return shape, fortran, dtype, stream.tell()
+
+
+def _path(name: str) -> list[str]:
+    """Names of Flax, with what it numbers as PyTorch does: `encoderblock_3` is `encoderblock.3`."""
+    parts = [part for part in name.split("/") if part]
+    numbered = [re.sub(r"^(encoderblock|block|layers?)_(\d+)$", r"\1.\2", part) for part in parts]
+    return numbered or [name]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise os_error(error, str(path)) from error
+    return status.st_size, status.st_mtime_ns

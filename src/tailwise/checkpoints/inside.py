@@ -1,0 +1,34 @@
+"""Names that a file gives of other files: they must stay in its folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+from tailwise.checkpoints.folder import Folder, LocalFolder
+from tailwise.errors import UnreadableError
+
+
+def inside(folder: Folder, location: str, *, where: str, what: str) -> str:
+    """`location`, if it stays inside the folder: by its text, and after following links.
+
+    `what` begins the message of the `UnreadableError` otherwise, as in "its external data".
+    """
+    path = PurePosixPath(location)
+    bad = not location or path.is_absolute() or ".." in path.parts or "\\" in location or "\0" in location
+    if bad or (isinstance(folder, LocalFolder) and not _stays(folder.path, location)):
+        raise UnreadableError(
+            f"{what} lies outside the model's folder: {location[:200]!r}",
+            where=where,
+            fix="put all files of the model into one folder, and save it with relative names",
+        )
+    return location
+
+
+def _stays(folder: Path, location: str) -> bool:
+    root, target = Path(os.path.realpath(folder)), Path(os.path.realpath(folder / location))
+    if target.is_relative_to(root):
+        return True
+    # The Hub's cache keeps files as links from snapshots/COMMIT to blobs/ of the same model.
+    snapshots = next((parent for parent in root.parents if parent.name == "snapshots"), None)
+    return snapshots is not None and target.is_relative_to(snapshots.parent / "blobs")
