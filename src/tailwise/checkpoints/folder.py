@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from abc import ABC, abstractmethod
@@ -66,7 +67,7 @@ class LocalFolder(Folder):
         self.uri, self.revision = uri or str(self.path), revision
         try:
             with os.scandir(self.path) as entries:
-                found = {entry.name: entry.is_dir() for entry in entries}
+                found = {entry.name: kind for entry in entries if (kind := _is_folder(entry)) is not None}
         except OSError as error:
             raise os_error(error, str(self.path)) from error
         self._names = frozenset(name for name, is_dir in found.items() if not is_dir)
@@ -96,6 +97,16 @@ class LocalFolder(Folder):
                 raise os_error(error, str(self.path / name)) from error
             found[name] = status.st_size, status.st_mtime
         return found
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool | None:
+    """Whether it is a folder; None for a link in a circle, which is neither folder nor file."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise
 
 
 class UnlistedFolder(Folder):

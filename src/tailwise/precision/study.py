@@ -11,6 +11,7 @@ from typing import Any
 
 from tailwise.atomic import write_whole
 from tailwise.errors import UnreadableError, unknown_name
+from tailwise.storage import read_text
 
 #: Distortions of a `Reading`: name → what it is, in its unit.
 MEASURES: Mapping[str, str] = {
@@ -142,7 +143,7 @@ class PrecisionStudy:
     def load(cls, path: str | Path) -> PrecisionStudy:
         """Read what `save` wrote. Raises `UnreadableError`."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = json.loads(read_text(path))
             if data.pop("kind") != "precision study" or data.pop("version") > _VERSION:
                 raise ValueError("another kind of file, or written by a newer tailwise")
             data["layers"] = tuple(_layer(item) for item in data["layers"])

@@ -12,7 +12,7 @@ from tailwise.atomic import write_whole
 from tailwise.compression.plans.checks import validate
 from tailwise.compression.plans.plan import UNSTRUCTURED, Decision, Plan
 from tailwise.errors import UnreadableError, UsageError, unknown_name
-from tailwise.storage import get, is_url
+from tailwise.storage import get, is_url, read_text
 
 FORMAT = 1
 SUFFIXES = (".json", ".yaml", ".yml")
@@ -85,7 +85,7 @@ def load(path: str | Path) -> Plan:
     source = Path(path)
     try:
         # Editors on Windows begin a file with a mark.
-        text = get(str(path)).decode("utf-8-sig") if is_url(path) else source.read_text(encoding="utf-8-sig")
+        text = get(str(path)).decode("utf-8-sig") if is_url(path) else read_text(source, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         detail = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UnreadableError(f"is not a readable plan ({detail})", where=source) from error

@@ -15,6 +15,7 @@ from tailwise.compression.plans.bits import kept_bytes, mean_bits, shape_of
 from tailwise.compression.plans.candidates import Candidate, Choice, candidates
 from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.errors import UnreadableError, UsageError
+from tailwise.storage import read_text
 
 _MX_GROUP = 32
 _INTEGERS = ("int2", "int3", "int4", "int8")
@@ -57,7 +58,7 @@ def alphaquant_plan(path: str | Path, audit: Audit) -> Plan:
 
 def _read(path: str | Path) -> Mapping[str, Any]:
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = json.loads(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         detail = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UnreadableError(f"is not readable ({detail})", where=path) from error
