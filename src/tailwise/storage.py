@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -93,6 +94,22 @@ def read_bytes(path: str | os.PathLike[str], most: int = _MOST) -> bytes:
 def read_text(path: str | os.PathLike[str], encoding: str = "utf-8", most: int = _MOST) -> str:
     """The same as text, with line ends as Python has them. What is no text is a `UnicodeDecodeError`."""
     return read_bytes(path, most).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def is_text(document: Any) -> bool:
+    """Whether all strings of JSON data can be written as UTF-8: `"\\ud800"` is half a character, and cannot."""
+    try:
+        json.dumps(document, ensure_ascii=False, default=str, skipkeys=True).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def mended(document: Any) -> Any:
+    """The same JSON data, with `?` for halves of characters, which nothing that is written from it could hold."""
+    if is_text(document):
+        return document
+    return json.loads(json.dumps(document, ensure_ascii=False).encode(errors="replace"))
 
 
 def remote_error(error: Exception, name: str) -> UnreadableError:

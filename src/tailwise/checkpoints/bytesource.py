@@ -112,20 +112,23 @@ class LocalFile(ByteSource):
         return _reopen, (self._absolute, self._identity)
 
 
-if hasattr(os, "preadv"):
+_SEEKING = threading.Lock()
 
-    def _read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
-        return os.preadv(descriptor, [buffer], offset)
 
-else:  # Windows, and older macOS
-    _SEEKING = threading.Lock()
+def _read_by_seeking(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """For Windows and older macOS, which have no `preadv`."""
+    with _SEEKING:  # the place in a file is one for all threads
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        data = os.read(descriptor, len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
 
-    def _read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
-        with _SEEKING:  # the place in a file is one for all threads
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            data = os.read(descriptor, len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+
+def _read_in_place(descriptor: int, buffer: memoryview, offset: int) -> int:
+    return os.preadv(descriptor, [buffer], offset)
+
+
+_read_at = _read_in_place if hasattr(os, "preadv") else _read_by_seeking
 
 
 def _reopen(path: Path, identity: str) -> LocalFile:

@@ -12,6 +12,7 @@ from typing import Any
 
 from tailwise.checkpoints.bytesource import ByteSource, LocalFile, os_error
 from tailwise.errors import UnreadableError
+from tailwise.storage import mended
 
 _MAX_JSON = 1 << 28
 
@@ -56,7 +57,8 @@ class Folder(ABC):
             source.close()
         if not isinstance(value, dict):
             raise UnreadableError(f"holds a JSON {type(value).__name__}, and an object was expected", where=source.name)
-        return value
+        found: dict[str, Any] = mended(value)
+        return found
 
 
 class LocalFolder(Folder):
