@@ -24,13 +24,14 @@ from tailwise.audits.audit import MEASURED, Audit, Layer, LayerRow, Provenance
 from tailwise.audits.checked import SPECTRA, check_provenance, check_rows, check_spectra, read_table
 from tailwise.audits.table import FACTS, ORIGIN
 from tailwise.errors import TailwiseError, UnreadableError, UsageError
+from tailwise.room import ensure_room
 from tailwise.spectrum.spectrum import Spectrum
 from tailwise.storage import exists, get, is_url, joined, open_regular, put, read_bytes
 
 FORMAT = 1
 #: What damaged bytes make the readers raise (zipfile: NotImplementedError for an unknown compression).
 _DAMAGE = (
-    OSError, EOFError, KeyError, ValueError, TypeError, NotImplementedError, RuntimeError, OverflowError, MemoryError,
+    OSError, EOFError, KeyError, ValueError, TypeError, NotImplementedError, RuntimeError, OverflowError,
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, pa.ArrowException, UsageError,
 )  # fmt: skip
 #: A part may be compressed by who packs the file again; it holds compressed tables, and cannot shrink by much.
@@ -85,6 +86,8 @@ def load(path: str | Path) -> Audit:
         return _decode(_read_url(str(path)) if is_url(path) else _read(Path(path)))
     except UnreadableError:
         raise
+    except MemoryError as error:
+        raise UnreadableError("does not fit into memory", where=path, fix="read it on a larger machine") from error
     except _DAMAGE as error:
         if not exists(path):
             raise UnreadableError("no such audit", where=path, fix="run `tailwise audit MODEL` first") from error
@@ -165,6 +168,7 @@ def _unzipped(file: Path | io.BytesIO) -> dict[str, bytes]:
 
 
 def _encode(audit: Audit) -> dict[str, bytes]:
+    ensure_room()  # Arrow ends the process where it finds none
     provenance = {"audit_format": FORMAT, **audit.provenance.to_json()}
     return {
         "layers.parquet": to_parquet(audit.table(unmeasured=True).arrow),
@@ -201,6 +205,7 @@ def _decode(parts: Mapping[str, bytes]) -> Audit:
     provenance = json.loads(parts["provenance.json"])
     if provenance.pop("audit_format") != FORMAT:
         raise ValueError("it was written by another version of tailwise; upgrade, or audit the model again")
+    ensure_room()
     check_provenance(provenance)
     known = {item.name for item in fields(Provenance)}
     facts = {name: tuple(value) if name == "notes" else value for name, value in provenance.items() if name in known}

@@ -29,6 +29,7 @@ from tailwise.execution.device import checked_device
 from tailwise.execution.engine import check_executor, engine_of, is_near
 from tailwise.execution.executor import default_workers, map_unordered
 from tailwise.recipe import ConvMode, Precision, Recipe, RunOptions
+from tailwise.room import ensure_room
 
 if TYPE_CHECKING:
     import torch
@@ -109,6 +110,7 @@ def audit(
     be measured raises nothing: it is a row with a status. An interrupted audit goes on where it was when it is run
     again, since each spectrum is kept as soon as it is there.
     """
+    ensure_room()
     recipe, options = split_settings(settings)
     checkpoint = (
         model if isinstance(model, Checkpoint) else open_checkpoint(model, base=base, adapter_mode=adapter_mode)

@@ -21,7 +21,7 @@ from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.formats.base import TensorStore
 from tailwise.checkpoints.formats.memory import is_array, shared_names, spec_of
 from tailwise.checkpoints.formats.pickle_bounds import check_extent, check_file, stored_as_is
-from tailwise.errors import UnreadableError, UnsafeError
+from tailwise.errors import UnreadableError, UnsafeError, lacks_memory
 from tailwise.storage import open_regular
 
 if TYPE_CHECKING:
@@ -163,8 +163,6 @@ def load_safely(path: Path, name: str) -> Any:
                 saved = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
             else:
                 saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except MemoryError as error:
-        raise _too_large(name) from error
     except OSError as error:
         raise os_error(error, name) from error
     except Exception as error:  # torch raises many kinds for a damaged file
@@ -191,7 +189,7 @@ def _too_large(name: str) -> UnreadableError:
 def _refusal(error: Exception, path: Path, name: str) -> UnreadableError:
     text = str(error)
     refused = _REFUSED.search(text)
-    if "allocate memory" in text:
+    if lacks_memory(error):
         return _too_large(name)
     whole = _has_directory(path)
     # In a file that is cut off, half a name looks like the name of something unknown.
