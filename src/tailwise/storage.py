@@ -68,7 +68,9 @@ def open_descriptor(path: str | os.PathLike[str]) -> int:
         mode = os.fstat(descriptor).st_mode
         what = next((words for is_it, words in _OTHERS if is_it(mode)), None)
         if what is not None:
-            raise UnreadableError(f"is {what}, and a file was expected", where=path, fix="give a file that can be read twice")
+            raise UnreadableError(
+                f"is {what}, and a file was expected", where=path, fix="give a file that can be read twice"
+            )
         if stat.S_ISDIR(mode):
             raise UnreadableError("is a directory, and a file was expected", where=path, fix="give a file in it")
     except BaseException:

@@ -140,7 +140,7 @@ def test_a_tensor_whose_name_is_half_a_character_is_told_at_opening(model, make,
     else:
         header = json.dumps({name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
         path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(UnreadableError, match="Unicode|not whole|PyTorch"):
+    with pytest.raises(UnreadableError, match=r"Unicode|not whole|PyTorch"):
         open_checkpoint(path)
 
 

@@ -45,7 +45,9 @@ def test_every_library_s_words_for_it_are_known(error):
     assert failure(error) == ("FAILED", "out of memory; use fewer workers")
 
 
-@pytest.mark.parametrize("error", [ValueError("can't allocate memory"), ImportError("no module named x"), OSError(28, "No space")])
+@pytest.mark.parametrize(
+    "error", [ValueError("can't allocate memory"), ImportError("no module x"), OSError(28, "full")]
+)
 def test_other_faults_are_not_called_that(error):
     assert not lacks_memory(error)
     assert not issubclass(type(error), TailwiseError)

@@ -204,7 +204,7 @@ def test_half_a_character_is_refused_before_the_work(path, place):
     document = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
     change(document)
     path.write_text(json.dumps(document))  # JSON with escapes is YAML, too
-    with pytest.raises(UsageError, match="half a character|is no YAML"):
+    with pytest.raises(UsageError, match=r"half a character|is no YAML"):
         Plan.load(path)
 
 

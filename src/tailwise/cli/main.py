@@ -33,6 +33,7 @@ from tailwise.cli.store import app as store
 from tailwise.cli.sweep import sweep
 from tailwise.cli.watch import watch
 from tailwise.errors import TailwiseError, UnreadableError, lacks_memory
+from tailwise.harmless import visible
 
 _NO_MEMORY = """there is not enough memory for this
   → free some, raise the limit (ulimit -v), or give fewer --workers; computed spectra are kept"""
@@ -94,7 +95,7 @@ def run() -> None:
         code = _run_to_the_end()
     except TailwiseError as error:
         code = error.exit_code
-        print(f"tailwise: {error}", file=sys.stderr)
+        print(f"tailwise: {visible(str(error))}", file=sys.stderr)
     except BrokenPipeError:
         # The reader (head, less) has seen enough, and what was asked for in files has been written before.
         code = 0

@@ -36,7 +36,9 @@ class TensorStore(Checkpoint):
         wrong = next((name for name in tensors if not is_text(name)), None)
         if wrong is not None:
             raise UnreadableError(
-                f"a tensor's name is not valid Unicode: {ascii(wrong)[:120]}", where=uri, fix="save it with another name"
+                f"a tensor's name is not valid Unicode: {ascii(wrong)[:120]}",
+                where=uri,
+                fix="save it with another name",
             )
         self.uri, self.tensors, self.revision = uri, dict(tensors), revision
         self.config, self.metadata = dict(config or {}), dict(metadata or {})

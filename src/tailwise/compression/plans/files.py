@@ -147,7 +147,9 @@ def _check_text(document: Any, where: object) -> None:
     except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"is no plan ({str(error)[:100]})", where=where) from error
     if not whole:
-        raise UsageError("has half a character in a text, such as \\ud800", where=where, fix="write it out, or leave it out")
+        raise UsageError(
+            "has half a character in a text, such as \\ud800", where=where, fix="write it out, or leave it out"
+        )
 
 
 def _check_plain(document: Mapping[str, Any], where: object) -> None:
