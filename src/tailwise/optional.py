@@ -1,4 +1,4 @@
-"""Packages that only some commands need. One is there if it can be imported: it may be, without what it needs itself."""
+"""Packages that only some commands need, imported to know whether they are there: one may lack what it needs itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether there is room in the address space, asked before native libraries are: some end the process where there is not."""
+"""Whether there is room in the address space, asked before native libraries are: without it, some end the process."""
 
 from __future__ import annotations
 
