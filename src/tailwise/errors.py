@@ -58,6 +58,17 @@ class UnreachableError(UnreadableError):
     """A store cannot be reached or written just now; the same request may succeed later."""
 
 
+#: What libraries say where an allocation, a library or a thread does not fit; none of them raises a MemoryError.
+_NO_MEMORY = ("allocate memory", "failed to map segment", "can't start new thread", "malloc of size", "out of memory")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether something failed for lack of memory, whatever kind of error a library made of it."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, ImportError | RuntimeError | OSError) and any(said in str(error) for said in _NO_MEMORY)
+
+
 _LONGEST = 300  # of a name that near ones are looked for
 _LISTED = 100  # names in a message
 

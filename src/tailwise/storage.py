@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tailwise.errors import UnreachableError, UnreadableError, UsageError
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 #: Seconds that a web server may take to be reached, and between two pieces of an answer.
 HTTP_SECONDS = 30.0
+#: What else than a file may stand at a path. To open a pipe is to wait for who writes to it; a device has no end.
+_OTHERS = (
+    (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
+)  # fmt: skip
+#: Larger files are none that is read whole: audits, plans, studies, lists, settings.
+_MOST = 4 << 30
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
 
 
@@ -46,6 +54,64 @@ def _limits(scheme: str) -> dict[str, Any]:
 
     waits = aiohttp.ClientTimeout(total=None, sock_connect=HTTP_SECONDS, sock_read=HTTP_SECONDS)
     return {"client_kwargs": {"timeout": waits}}
+
+
+def open_descriptor(path: str | os.PathLike[str]) -> int:
+    """A descriptor of a regular file, to read from. What else stands there is an `UnreadableError`, at once.
+
+    Raises the `OSError` of the system where there is nothing, or it may not be read.
+    """
+    # Without O_NONBLOCK the opening of a pipe waits; of a regular file it changes nothing.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOCTTY", 0)
+    descriptor = os.open(path, flags)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        what = next((words for is_it, words in _OTHERS if is_it(mode)), None)
+        if what is not None:
+            raise UnreadableError(
+                f"is {what}, and a file was expected", where=path, fix="give a file that can be read twice"
+            )
+        if stat.S_ISDIR(mode):
+            raise UnreadableError("is a directory, and a file was expected", where=path, fix="give a file in it")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A regular file to read from. Errors as of `open_descriptor`."""
+    return os.fdopen(open_descriptor(path), "rb")
+
+
+def read_bytes(path: str | os.PathLike[str], most: int = _MOST) -> bytes:
+    """Everything in a regular file of at most `most` bytes. Errors as of `open_descriptor`."""
+    with open_regular(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise UnreadableError(f"is larger than {most >> 20} MiB, too large for what it should be", where=path)
+    return data
+
+
+def read_text(path: str | os.PathLike[str], encoding: str = "utf-8", most: int = _MOST) -> str:
+    """The same as text, with line ends as Python has them. What is no text is a `UnicodeDecodeError`."""
+    return read_bytes(path, most).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def is_text(document: Any) -> bool:
+    """Whether all strings of JSON data can be written as UTF-8: `"\\ud800"` is half a character, and cannot."""
+    try:
+        json.dumps(document, ensure_ascii=False, default=str, skipkeys=True).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def mended(document: Any) -> Any:
+    """The same JSON data, with `?` for halves of characters, which nothing that is written from it could hold."""
+    if is_text(document):
+        return document
+    return json.loads(json.dumps(document, ensure_ascii=False).encode(errors="replace"))
 
 
 def remote_error(error: Exception, name: str) -> UnreadableError:

@@ -129,3 +129,22 @@ def test_a_problem_comes_alone_for_htmx(client, ids):
     assert answer.headers["hx-retarget"] == "#problem"
     assert "</html>" not in answer.text
     assert 'class="finding error"' in answer.text
+
+
+def test_one_audit_that_cannot_be_read_is_one_row(client, app, folder, audits):
+    layer = next(iter(audits[0]))
+    row = replace(layer.row, metrics={**layer.row.metrics, "alpha": float("nan")})
+    type(audits[0])([row], {row.name: replace(layer, row=row)}, audits[0].provenance).save(folder / "nan.audit")
+    entries = app.state.desk.workspace.look_again()
+    assert client.get("/models").status_code == 200
+    answer = client.get("/api/models")
+    assert answer.status_code == 200
+    for entry in entries:
+        if entry.kind == "audit":
+            app.state.desk.overviews.of(entry)
+    assert client.get("/models").status_code == 200
+    found = {item["title"]: item for item in client.get("/api/models").json()}
+    assert found["nan"]["verdict"] == "not readable"
+    assert "not finite" in found["nan"]["trouble"]
+    assert found["base"]["layers"] > 0
+    assert client.get(links.model(found["nan"]["id"])).status_code == 422

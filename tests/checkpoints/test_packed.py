@@ -302,12 +302,12 @@ def compressed_int8(**settings):
 
 
 def test_without_the_library_the_reason_is_the_command(monkeypatch):
-    import importlib.util
+    from tailwise.checkpoints.readings import compressed as codecs_compressed
 
     weights = {"num_bits": 8, "type": "int", "strategy": "channel"}
     checkpoint = compressed_int8(format="int-quantized", config_groups={"g": {"weights": weights}})
     assert len(group(checkpoint, conv="flatten", min_evals=8)[0]) == 1
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(codecs_compressed, "missing", lambda *names: list(names))
     found, rest = group(checkpoint, conv="flatten", min_evals=8)
     assert found == []
     assert [(u.name, u.status) for u in rest] == [("a.weight", "UNSUPPORTED"), ("a.weight_scale", "UNSUPPORTED")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -188,8 +189,37 @@ def test_entries_of_yaml_may_share_what_an_anchor_names(tmp_path):
 
 def test_an_anchor_within_itself_is_refused(tmp_path):
     (tmp_path / "x.yaml").write_text(f"{HEAD} &all\n  a: *all\n")
-    with pytest.raises(UsageError, match="there is no field"):
+    with pytest.raises(UsageError, match="within itself"):
         Plan.load(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize("place", ["model", "tensor", "notes", "settings"])
+def test_half_a_character_is_refused_before_the_work(path, place):
+    def change(document):
+        if place == "tensor":
+            document["entries"]["a\ud800"] = document["entries"].pop(FIRST)
+        else:
+            document[place] = {"model": "a\ud800", "notes": ["\udc00"], "settings": {"\ud800": 1}}[place]
+
+    document = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))  # JSON with escapes is YAML, too
+    with pytest.raises(UsageError, match=r"half a character|is no YAML"):
+        Plan.load(path)
+
+
+def test_aliases_of_aliases_are_refused_before_they_unfold(tmp_path):
+    lines = ["a0: &a0 [1, 1]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60))]
+    (tmp_path / "x.yaml").write_text("tailwise_plan: 1\nsettings:\n" + "\n".join(f"  {line}" for line in lines))
+    with pytest.raises(UsageError, match="aliases stand for more"):
+        Plan.load(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_a_pipe_is_no_plan_and_is_not_waited_for(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"plan.{suffix}")
+    with pytest.raises(UnreadableError, match="a pipe, and a file was expected"):
+        Plan.load(tmp_path / f"plan.{suffix}")
 
 
 def test_a_plan_that_an_editor_began_with_a_byte_order_mark_is_read(plan, tmp_path):

@@ -95,7 +95,7 @@ def test_report_writes_one_page(call, saved):
 def test_without_the_optional_packages_the_message_says_what_to_install(call, monkeypatch):
     from tailwise.report.charts import chart
 
-    monkeypatch.setattr(chart, "find_spec", lambda name: None)
+    monkeypatch.setattr(chart, "missing", lambda *names: list(names))
     for words in (("plot", "a.audit", "--chart", "alpha_hist", "-o", "x.png"), ("report", "a.audit", "-o", "r.html")):
         code, _, err = call(*words)
         assert code == 2
@@ -119,7 +119,7 @@ def test_without_the_optional_packages_both_say_how_to_get_them(command, monkeyp
 
     monkeypatch.chdir(tmp_path)
     tw.audit({"w.weight": np.random.default_rng(0).normal(size=(60, 50))}, use_cache=False).save("a.audit")
-    monkeypatch.setattr("tailwise.report.charts.chart.find_spec", lambda name: None)
+    monkeypatch.setattr("tailwise.report.charts.chart.missing", lambda *names: list(names))
     monkeypatch.setattr("sys.argv", ["tailwise", command[0], "a.audit", *command[1:]])
     with pytest.raises(SystemExit) as end:
         run()

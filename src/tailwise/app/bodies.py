@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -17,6 +19,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 _MOST = 2_000_000  # bytes of any form or question
 _FRAME = 100_000  # around the file of an upload
+_GAP_SECONDS = 30.0  # between two pieces of a body
+_BODY_SECONDS, _SLOWEST = 60.0, 50_000  # for a body: so many seconds, and those that bytes take at this rate
 _SAID = "the request is larger than what is taken here"
 
 
@@ -32,15 +36,23 @@ def too_large(headers: Headers, most: int) -> Response | None:
 
 
 def bounded(receive: Receive, most: int) -> Receive:
-    """The same, which fails as soon as more has come. Forms are spooled to disk while they are read."""
-    seen = 0
+    """The same, which fails as soon as more has come, or nothing for long. Forms are spooled to disk as they come."""
+    seen, whole = 0, False
+    began = time.monotonic()
 
     async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
+        nonlocal seen, whole
+        if whole:  # what comes now is that the other side has gone
+            return await receive()
+        left = began + _BODY_SECONDS + most / _SLOWEST - time.monotonic()
+        try:
+            message = await asyncio.wait_for(receive(), max(min(_GAP_SECONDS, left), 0.0))
+        except TimeoutError:
+            raise HTTPException(408, "the request did not come to its end in time", {"connection": "close"}) from None
         seen += len(message.get("body", b""))
         if seen > most:
             raise HTTPException(413, _SAID)
+        whole = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 
     return counted

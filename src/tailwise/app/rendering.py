@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from tailwise.app.guard import ADMITTED
+from tailwise.harmless import visible
 from tailwise.workspace import links
 
 #: Area → address, in the order of the head of every page.
@@ -75,7 +76,7 @@ def _context(request: Request, values: Mapping[str, Any]) -> dict[str, Any]:
 def _html(text: str, status: int) -> HTMLResponse:
     # A file may hold halves of characters, which are no text; they must not take a page away.
     response = HTMLResponse(status_code=status)
-    response.body = text.encode(errors="replace")
+    response.body = visible(text).encode(errors="replace")
     response.headers["content-length"] = str(len(response.body))
     return response
 

@@ -83,6 +83,8 @@ def serve(workspace: Workspace, settings: Settings) -> None:
     """Serve until interrupted."""
     import uvicorn
 
+    from tailwise.app.patience import Patient
+
     app = create_app(workspace, settings)
     ending: threading.Event = app.state.desk.ending
 
@@ -94,7 +96,7 @@ def serve(workspace: Workspace, settings: Settings) -> None:
     server = Server(
         uvicorn.Config(
             app, host=settings.host, port=settings.port, log_level="warning", server_header=False,
-            proxy_headers=False, timeout_graceful_shutdown=3,
+            proxy_headers=False, timeout_graceful_shutdown=3, http=Patient,
         )
     )  # fmt: skip
     with contextlib.suppress(KeyboardInterrupt):  # the server has heard it, and raises it again when it is done
@@ -176,7 +178,8 @@ def _invalid(request: Request, error: Exception) -> Response:
 def _http(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = error.headers if isinstance(error, HTTPException) else None
-    said = {404: "there is no such page", 405: "this address does not take that method",
+    said = {404: "there is no such page", 408: "the request did not come to its end in time",
+            405: "this address does not take that method",
             413: "the request is larger than what is taken here"}.get(status, "refused")  # fmt: skip
     response = _problem(request, status, said)
     for name, value in (headers or {}).items():

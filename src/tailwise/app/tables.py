@@ -74,16 +74,9 @@ def exported(rows: Sequence[table.Record], asked: Columns, title: str) -> Respon
 def _as_file(records: list[dict[str, Any]], names: Sequence[str], kind: str) -> bytes:
     if kind == "json":
         return json.dumps(records, ensure_ascii=False, allow_nan=False).encode()
-    if kind == "csv":
-        records = [{name: _harmless(value) for name, value in one.items()} for one in records]
     columns = {name: pa.array([one[name] for one in records], _type(name)) for name in names}
     found = pa.table(columns)
     return to_csv(Table(found)).encode() if kind == "csv" else to_parquet(found)
-
-
-def _harmless(value: Any) -> Any:
-    """A word that a spreadsheet would compute gets an apostrophe, by which it is shown as it is."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _type(name: str) -> pa.DataType:

@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
 from tailwise.assistant.answer import Answer, Fact
@@ -20,6 +19,7 @@ from tailwise.assistant.prompt import prompt_facts, system_prompt
 from tailwise.assistant.screen import Screen
 from tailwise.assistant.settings import Endpoint
 from tailwise.errors import UsageError
+from tailwise.optional import missing
 from tailwise.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def chat(
     The last event is `Done` or `Failed`; nothing is raised for what goes wrong at the endpoint. Deltas are the model's
     own text, to be shown as text; the answer in `Done` has no links but to pages of the workspace.
     """
-    if find_spec("openai") is None:
+    if missing("openai"):
         yield Failed("a language model is asked through the package openai", 'pip install "tailwise[assistant]"')
         return
     import openai

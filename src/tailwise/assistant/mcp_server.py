@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from tailwise.assistant.answer import Fact
 from tailwise.assistant.functions.function import FUNCTIONS, Function, Place, called, failed
 from tailwise.assistant.writing import Verbs, writing_functions
 from tailwise.errors import UsageError, unknown_name
+from tailwise.optional import missing
 from tailwise.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ instructions."""
 
 def require_mcp() -> None:
     """`UsageError` with the remedy where the optional package is absent."""
-    if find_spec("mcp") is None:
+    if missing("mcp"):
         raise UsageError("an MCP server needs the package mcp", fix='pip install "tailwise[mcp]"')
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import os
 import secrets
 import shutil
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -19,23 +21,21 @@ import pyarrow.parquet as pq
 
 from tailwise.atomic import could_not_write, write_whole
 from tailwise.audits.audit import MEASURED, Audit, Layer, LayerRow, Provenance
+from tailwise.audits.checked import SPECTRA, check_provenance, check_rows, check_spectra, read_table
 from tailwise.audits.table import FACTS, ORIGIN
 from tailwise.errors import TailwiseError, UnreadableError, UsageError
+from tailwise.room import ensure_room
 from tailwise.spectrum.spectrum import Spectrum
-from tailwise.storage import exists, get, is_url, joined, put
+from tailwise.storage import exists, get, is_url, joined, open_regular, put, read_bytes
 
 FORMAT = 1
 #: What damaged bytes make the readers raise (zipfile: NotImplementedError for an unknown compression).
 _DAMAGE = (
-    OSError, EOFError, KeyError, ValueError, TypeError, NotImplementedError, RuntimeError, zipfile.BadZipFile,
-    pa.ArrowException,
+    OSError, EOFError, KeyError, ValueError, TypeError, NotImplementedError, RuntimeError, OverflowError,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, pa.ArrowException, UsageError,
 )  # fmt: skip
-#: What is in the provenance, where pages and reports count on it.
-_KINDS: Mapping[type, tuple[str, ...]] = {
-    str: ("model", "format", "fingerprint", "device", "started"),
-    dict: ("recipe", "config", "versions", "selection"),
-    list: ("notes",),
-}
+#: A part may be compressed by who packs the file again; it holds compressed tables, and cannot shrink by much.
+_UNFOLDS, _SMALL_PART = 16, 1 << 22
 MEMBERS = ("layers.parquet", "spectra.parquet", "provenance.json")
 
 
@@ -86,11 +86,22 @@ def load(path: str | Path) -> Audit:
         return _decode(_read_url(str(path)) if is_url(path) else _read(Path(path)))
     except UnreadableError:
         raise
+    except MemoryError as error:
+        raise UnreadableError("does not fit into memory", where=path, fix="read it on a larger machine") from error
     except _DAMAGE as error:
         if not exists(path):
             raise UnreadableError("no such audit", where=path, fix="run `tailwise audit MODEL` first") from error
-        detail = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        raise UnreadableError(f"is not a readable audit ({detail})", where=path) from error
+        raise UnreadableError(f"is not a readable audit ({_detail(error)})", where=path, fix=_AGAIN) from error
+
+
+_AGAIN = "audit the model again: it was damaged, or edited by other means than tailwise"
+
+
+def _detail(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = error.what if isinstance(error, TailwiseError) else str(error)
+    return f"{type(error).__name__}: {text}"[:300]
 
 
 def _is_audit(target: Path) -> bool:
@@ -101,9 +112,9 @@ def _is_audit(target: Path) -> bool:
 
 def _is_zipped_audit(file: Path | io.BytesIO) -> bool:
     try:
-        with zipfile.ZipFile(file) as archive:
+        with open_regular(file) if isinstance(file, Path) else file as opened, zipfile.ZipFile(opened) as archive:
             return set(MEMBERS) <= set(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, ValueError, NotImplementedError, UnreadableError, zipfile.BadZipFile):
         return False
 
 
@@ -133,7 +144,7 @@ def _write_folder(target: Path, parts: Mapping[str, bytes]) -> None:
 
 def _read(source: Path) -> dict[str, bytes]:
     if source.is_dir():
-        return {name: (source / name).read_bytes() for name in MEMBERS}
+        return {name: read_bytes(source / name) for name in MEMBERS}
     return _unzipped(source)
 
 
@@ -148,11 +159,16 @@ def _read_url(url: str) -> dict[str, bytes]:
 
 
 def _unzipped(file: Path | io.BytesIO) -> dict[str, bytes]:
-    with zipfile.ZipFile(file) as archive:
+    with open_regular(file) if isinstance(file, Path) else file as opened, zipfile.ZipFile(opened) as archive:
+        for name in MEMBERS:
+            part = archive.getinfo(name)
+            if part.file_size > _SMALL_PART + _UNFOLDS * part.compress_size:
+                raise ValueError(f"{name} would unfold from {part.compress_size} to {part.file_size} bytes")
         return {name: archive.read(name) for name in MEMBERS}
 
 
 def _encode(audit: Audit) -> dict[str, bytes]:
+    ensure_room()  # Arrow ends the process where it finds none
     provenance = {"audit_format": FORMAT, **audit.provenance.to_json()}
     return {
         "layers.parquet": to_parquet(audit.table(unmeasured=True).arrow),
@@ -171,16 +187,12 @@ def to_parquet(table: pa.Table) -> bytes:
 def _spectra_table(audit: Audit) -> pa.Table:
     entries = [entry for layer in audit for entry in _entries(layer)]
     columns: dict[str, Any] = {
-        "name": pa.array([name for name, _, _ in entries], pa.string()),
-        "kind": pa.array([kind for _, kind, _ in entries], pa.string()),
-        "rows": pa.array([s.rows for _, _, s in entries], pa.int64()),
-        "cols": pa.array([s.cols for _, _, s in entries], pa.int64()),
-        "slices": pa.array([s.slices for _, _, s in entries], pa.int32()),
-        "solver": pa.array([s.solver for _, _, s in entries], pa.string()),
-        "error_bound": pa.array([s.error_bound for _, _, s in entries], pa.float64()),
-        "eigenvalues": pa.array([s.eigenvalues for _, _, s in entries], pa.list_(pa.float64())),
+        "name": [name for name, _, _ in entries],
+        "kind": [kind for _, kind, _ in entries],
     }
-    return pa.table(columns)
+    facts = [name for name in SPECTRA if name not in columns]
+    columns |= {name: [getattr(spectrum, name) for _, _, spectrum in entries] for name in facts}
+    return pa.table({name: pa.array(columns[name], kind) for name, kind in SPECTRA.items()})
 
 
 def _entries(layer: Layer) -> list[tuple[str, str, Spectrum]]:
@@ -193,33 +205,29 @@ def _decode(parts: Mapping[str, bytes]) -> Audit:
     provenance = json.loads(parts["provenance.json"])
     if provenance.pop("audit_format") != FORMAT:
         raise ValueError("it was written by another version of tailwise; upgrade, or audit the model again")
-    _check_provenance(provenance)
-    provenance["notes"] = tuple(provenance["notes"])
-    rows = [row_of(line) for line in from_parquet(parts["layers.parquet"]).to_pylist()]
+    ensure_room()
+    check_provenance(provenance)
+    known = {item.name for item in fields(Provenance)}
+    facts = {name: tuple(value) if name == "notes" else value for name, value in provenance.items() if name in known}
+    table = from_parquet(parts["layers.parquet"])
+    check_rows(table)
+    rows = [row_of(line) for line in table.to_pylist()]
     spectra: dict[str, dict[str, list[Spectrum]]] = {}
     for line in _spectra_lines(parts["spectra.parquet"]):
         name, kind, spectrum = line
         spectra.setdefault(name, {}).setdefault(kind, []).append(spectrum)
     layers = {row.name: _layer(row, spectra[row.name]) for row in rows if row.measured}
-    return Audit(rows, layers, Provenance(**provenance))
-
-
-def _check_provenance(provenance: Mapping[str, Any]) -> None:
-    json.dumps(provenance, ensure_ascii=False).encode()  # JSON may hold halves of characters, which are no text
-    for kind, names in _KINDS.items():
-        wrong = [name for name in names if not isinstance(provenance.get(name, kind()), kind)]
-        if wrong:
-            raise TypeError(f"{', '.join(wrong)} of the provenance is not {kind.__name__}")
+    return Audit(rows, layers, Provenance(**facts))
 
 
 def from_parquet(data: bytes) -> pa.Table:
     """What `to_parquet` wrote."""
-    # Without threads: the tables are small, and a process that ends while Arrow starts its pool is aborted.
-    return pq.ParquetFile(io.BytesIO(data), pre_buffer=False).read(use_threads=False)
+    return read_table(pq.ParquetFile(io.BytesIO(data), pre_buffer=False), len(data))
 
 
 def _spectra_lines(data: bytes) -> list[tuple[str, str, Spectrum]]:
     table = from_parquet(data)
+    check_spectra(table)
     values = table.column("eigenvalues")
     lines = table.drop_columns(["eigenvalues"]).to_pylist()
     out = []
@@ -236,12 +244,15 @@ def _spectra_lines(data: bytes) -> list[tuple[str, str, Spectrum]]:
 def row_of(line: dict[str, Any]) -> LayerRow:
     """A line of `Audit.table(unmeasured=True)` as the row it came from."""
     known = {item.name for item in fields(LayerRow)} - {"metrics"}
-    line["tensors"], line["degenerate"] = tuple(line["tensors"]), tuple(line["degenerate"])
+    for name in ("tensors", "degenerate"):
+        line[name] = tuple(line.get(name) or ())
     metrics = {key: value for key, value in line.items() if key not in FACTS and key not in ORIGIN}
     measured = metrics if line["status"] in MEASURED else {}
     return LayerRow(**{key: value for key, value in line.items() if key in known}, metrics=measured)
 
 
 def _layer(row: LayerRow, spectra: Mapping[str, list[Spectrum]]) -> Layer:
-    windows = spectra.get("windows")
-    return Layer(row, spectra["weights"][0], tuple(spectra.get("permuted", ())), windows[0] if windows else None)
+    windows, own = spectra.get("windows"), spectra["weights"][0]
+    if {row.rows, row.cols} != {own.rows, own.cols}:
+        raise ValueError(f"{row.name} is {row.rows} × {row.cols}, and its spectrum that of {own.rows} × {own.cols}")
+    return Layer(row, own, tuple(spectra.get("permuted", ())), windows[0] if windows else None)

@@ -18,7 +18,7 @@ from tailwise.checkpoints.matrices import MatrixSource, group, load
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compare.comparison import Comparison, LayerDelta
 from tailwise.compare.run import compare
-from tailwise.errors import TailwiseError, UnreadableError, UsageError
+from tailwise.errors import TailwiseError, UnreadableError, UsageError, lacks_memory
 from tailwise.execution.executor import default_workers, map_unordered
 from tailwise.metrics.facts import Facts, Spectra
 from tailwise.metrics.measure import metrics_of, selected
@@ -176,11 +176,10 @@ def _measure(delta: LayerDelta, sides: tuple[_Side, _Side], options: DifferenceO
         alike = [similarity(*pair, options.directions, device) for pair in pairs]
     except TailwiseError as error:
         return replace(row, status="UNREADABLE", reason=str(error)), None, {}
-    except MemoryError:
-        return replace(row, reason="out of memory; use fewer --workers"), None, {}
     except Exception as error:
         # One bad pair must not stop the others, as in an audit.
-        return replace(row, reason=f"{type(error).__name__}: {error}"), None, {}
+        short = "out of memory; use fewer --workers"
+        return replace(row, reason=short if lacks_memory(error) else f"{type(error).__name__}: {error}"), None, {}
     keys = [key for key in alike[0] if all(key in part for part in alike)]
     shared = {key: float(np.mean([part[key] for part in alike])) for key in keys}
     return _finished(row, pool(spectra), old, shared)

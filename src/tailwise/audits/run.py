@@ -29,6 +29,7 @@ from tailwise.execution.device import checked_device
 from tailwise.execution.engine import check_executor, engine_of, is_near
 from tailwise.execution.executor import default_workers, map_unordered
 from tailwise.recipe import ConvMode, Precision, Recipe, RunOptions
+from tailwise.room import ensure_room
 
 if TYPE_CHECKING:
     import torch
@@ -117,6 +118,7 @@ def audit(
     again, since each spectrum is kept as soon as it is there.
     """
     part = settings.pop("part", None)
+    ensure_room()
     recipe, options = split_settings(settings)
     checkpoint = (
         model

@@ -15,11 +15,12 @@ from tailwise.audits.baselines import Baselines
 from tailwise.audits.cache import Cache, key_of
 from tailwise.audits.content import HashedMatrix
 from tailwise.checkpoints.matrices import MatrixSource, load
-from tailwise.errors import TailwiseError
+from tailwise.errors import TailwiseError, lacks_memory
 from tailwise.execution.streams import own_stream
 from tailwise.metrics.facts import Facts, Spectra
 from tailwise.metrics.measure import metrics_of
 from tailwise.recipe import Recipe
+from tailwise.room import ensure_room
 from tailwise.spectrum.rounding import unit_of
 from tailwise.spectrum.sampling import permuted_spectrum, window_spectrum
 from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
@@ -66,6 +67,7 @@ class Worker:
         return finished, replace(layer, row=finished)
 
     def _measure(self, source: MatrixSource, row: LayerRow) -> Layer:
+        ensure_room(4 * max(source.nbytes, 8 * source.m**2))
         spectra, digest, reused = self._spectra(source)
         facts = Facts(replace(spectra, unit=unit_of(row.dtype)), self.recipe, self.baselines)
         metrics = metrics_of(facts)
@@ -197,7 +199,7 @@ def failure(error: Exception) -> tuple[str, str]:
         return "UNSUPPORTED", str(error)
     if isinstance(error, TailwiseError):
         return "UNREADABLE", str(error)
-    if isinstance(error, MemoryError):
+    if lacks_memory(error):
         return "FAILED", "out of memory; use fewer workers"
     return "FAILED", f"{type(error).__name__}: {error}"
 

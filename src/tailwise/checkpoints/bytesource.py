@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import stat
+import threading
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 
 from tailwise.errors import UnreadableError
+from tailwise.storage import open_descriptor
 
 #: A single `preadv` moves at most 2 GiB on Linux, so the loop asks for no more.
 _MAX_READ = 1 << 30
@@ -60,13 +61,10 @@ class LocalFile(ByteSource):
         self.path = Path(path)
         self.name = str(self.path)
         try:
-            self._fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._fd = open_descriptor(self.path)
         except (OSError, ValueError) as error:
             raise os_error(error, self.name) from error
         status = os.fstat(self._fd)
-        if stat.S_ISDIR(status.st_mode):
-            self.close()
-            raise UnreadableError("is a directory, and a file was expected", where=self.name)
         self.size = status.st_size
         self._stamp = (status.st_size, status.st_mtime_ns)
         self._absolute = self.path.absolute()  # another process may work in another folder
@@ -82,7 +80,7 @@ class LocalFile(ByteSource):
         done = 0
         while done < len(buffer):
             try:
-                got = os.preadv(self._fd, [buffer[done : done + _MAX_READ]], offset + done)
+                got = _read_at(self._fd, buffer[done : done + _MAX_READ], offset + done)
             except OSError as error:
                 raise os_error(error, self.name) from error
             if got == 0:
@@ -112,6 +110,25 @@ class LocalFile(ByteSource):
 
     def __reduce__(self) -> tuple[object, tuple[Path, str]]:
         return _reopen, (self._absolute, self._identity)
+
+
+_SEEKING = threading.Lock()
+
+
+def _read_by_seeking(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """For Windows and older macOS, which have no `preadv`."""
+    with _SEEKING:  # the place in a file is one for all threads
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        data = os.read(descriptor, len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
+
+
+def _read_in_place(descriptor: int, buffer: memoryview, offset: int) -> int:
+    return os.preadv(descriptor, [buffer], offset)
+
+
+_read_at = _read_in_place if hasattr(os, "preadv") else _read_by_seeking
 
 
 def _reopen(path: Path, identity: str) -> LocalFile:

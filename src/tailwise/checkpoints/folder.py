@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from abc import ABC, abstractmethod
@@ -11,6 +12,7 @@ from typing import Any
 
 from tailwise.checkpoints.bytesource import ByteSource, LocalFile, os_error
 from tailwise.errors import UnreadableError
+from tailwise.storage import mended
 
 _MAX_JSON = 1 << 28
 
@@ -68,7 +70,8 @@ class Folder(ABC):
             source.close()
         if not isinstance(value, dict):
             raise UnreadableError(f"holds a JSON {type(value).__name__}, and an object was expected", where=source.name)
-        return value
+        found: dict[str, Any] = mended(value)
+        return found
 
 
 class LocalFolder(Folder):
@@ -79,7 +82,7 @@ class LocalFolder(Folder):
         self.uri, self.revision = uri or str(self.path), revision
         try:
             with os.scandir(self.path) as entries:
-                found = {entry.name: entry.is_dir() for entry in entries}
+                found = {entry.name: kind for entry in entries if (kind := _is_folder(entry)) is not None}
         except OSError as error:
             raise os_error(error, str(self.path)) from error
         self._names = frozenset(name for name, is_dir in found.items() if not is_dir)
@@ -126,6 +129,16 @@ class LocalFolder(Folder):
                 raise os_error(error, str(self.path / name)) from error
             found[name] = status.st_size, status.st_mtime
         return found
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool | None:
+    """Whether it is a folder; None for a link in a circle, which is neither folder nor file."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise
 
 
 class UnlistedFolder(Folder):

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import DTYPE_BITS, TensorSpec
 from tailwise.errors import UnreadableError
+from tailwise.storage import is_text, mended
 
 #: The limit of the safetensors library; nothing larger is a header.
 MAX_HEADER = 100_000_000
@@ -89,12 +90,12 @@ def _metadata(raw: Any, where: str) -> dict[str, str]:
         return {}
     if not isinstance(raw, dict) or not all(isinstance(value, str) for value in raw.values()):
         _fail(where, "the header's __metadata__ is not a mapping of text to text")
-    return raw
+    return dict(mended(raw))
 
 
 def _entry(name: str, entry: Any, data_bytes: int, where: str) -> tuple[TensorSpec, int]:
     place = f"{where}, tensor {_short(name)}"
-    if not name.isprintable() and not _encodable(name):
+    if not is_text(name):
         _fail(place, "the name is not valid Unicode")
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         _fail(place, "the entry lacks one of dtype, shape and data_offsets")
@@ -156,14 +157,6 @@ def _check_filled(
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value <= _MAX_NUMEL
-
-
-def _encodable(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _short(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -76,6 +77,7 @@ def layout_of(checkpoint: Checkpoint, uri: str | os.PathLike[str], revision: str
             fix="give one in safetensors or PyTorch files",
         )
     folder, file = _locate(os.fspath(uri), revision)
+    _check_config(folder)
     if checkpoint.format == "torch":
         return _packed(folder, [s for name, s in checkpoint.tensors.items() if name not in checkpoint.shared])
     index = file if file is not None and file.endswith(".index.json") else None
@@ -87,6 +89,15 @@ def layout_of(checkpoint: Checkpoint, uri: str | os.PathLike[str], revision: str
     facts = folder.json(index).get("metadata", {}) if index is not None else {}
     shards = _without_averages(tuple(_shard(folder, name) for name in weights.files))
     return Layout(folder, shards, index, facts if isinstance(facts, Mapping) else {})
+
+
+def _check_config(folder: Folder) -> None:
+    """`UnreadableError` before the work where a copy would lack its config."""
+    if isinstance(folder, LocalFolder) and "config.json" in folder.names():
+        why = _not_of(folder.path, folder.path / "config.json")
+        if why is not None:
+            raise UnreadableError(f"is not copied: {why}", where=folder.path / "config.json",
+                                  fix="put a copy of it into the folder")  # fmt: skip
 
 
 def _of_file(folder: Folder, file: str) -> Weights:
@@ -223,6 +234,10 @@ def copy_settings(layout: Layout, target: Path) -> Iterator[str]:
         hidden = PurePosixPath(name).name.startswith(".")
         if hidden or "/" in name or name.endswith(_WEIGHTS) or name in _OWN:
             continue
+        stays = None if not isinstance(folder, LocalFolder) else _not_of(folder.path, folder.path / name)
+        if stays is not None:
+            yield f"{name} was left behind: {stays}"
+            continue
         source = folder.source(name)
         try:
             if source.size > _SMALL:
@@ -239,11 +254,44 @@ def copy_settings(layout: Layout, target: Path) -> Iterator[str]:
         config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
+def _not_of(root: Path, path: Path) -> str | None:
+    """Why a file is not copied with a model's folder: it is no file, or a link to what is not the model's.
+
+    A link may lead to another place in the folder, or where the Hub's cache keeps the files of its snapshots: a
+    folder `blobs` beside the folder of `snapshots`.
+    """
+    try:
+        real, home = path.resolve(strict=True), root.resolve()
+        mode = path.stat().st_mode
+    except (OSError, RuntimeError):
+        return "it is a link that leads nowhere"
+    if not stat.S_ISREG(mode):
+        return "it is no file"
+    homes = [home, *(parent.parent / "blobs" for parent in home.parents if parent.name == "snapshots")]
+    if not any(real.is_relative_to(place) for place in homes):
+        return "it is a link to a file outside the model's folder"
+    return None
+
+
+def _copy_inside(root: Path, folder: Path, target: Path) -> Iterator[str]:
+    """Copy the files directly in a folder of templates; a note on each that is not the model's."""
+    if folder.is_symlink() and not folder.resolve().is_relative_to(root.resolve()):
+        yield f"{folder.name} was left behind: it is a link to a folder outside the model's"
+        return
+    target.mkdir()
+    for path in sorted(folder.iterdir()):
+        why = _not_of(root, path)
+        if why is None:
+            shutil.copyfile(path, target / path.name)
+        else:
+            yield f"{folder.name}/{path.name} was left behind: {why}"
+
+
 def _copy_templates(folder: Folder, target: Path) -> Iterator[str]:
     """Copy the folder of chat templates; a note on the others, which no part of a model is read from."""
     left = {name for name in folder.subfolders() if not name.startswith(".")}
     if _TEMPLATES in left and isinstance(folder, LocalFolder):
-        shutil.copytree(folder.path / _TEMPLATES, target / _TEMPLATES, copy_function=shutil.copyfile)
         left.remove(_TEMPLATES)
+        yield from _copy_inside(folder.path, folder.path / _TEMPLATES, target / _TEMPLATES)
     if left:
         yield f"folders were left behind: {', '.join(sorted(left))}"

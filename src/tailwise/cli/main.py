@@ -32,7 +32,11 @@ from tailwise.cli.show import show
 from tailwise.cli.store import app as store
 from tailwise.cli.sweep import sweep
 from tailwise.cli.watch import watch
-from tailwise.errors import TailwiseError
+from tailwise.errors import TailwiseError, UnreadableError, lacks_memory
+from tailwise.harmless import visible
+
+_NO_MEMORY = """there is not enough memory for this
+  → free some, raise the limit (ulimit -v), or give fewer --workers; computed spectra are kept"""
 
 app = typer.Typer(
     name="tailwise",
@@ -91,15 +95,26 @@ def run() -> None:
         code = _run_to_the_end()
     except TailwiseError as error:
         code = error.exit_code
-        print(f"tailwise: {error}", file=sys.stderr)
+        print(f"tailwise: {visible(str(error))}", file=sys.stderr)
     except BrokenPipeError:
         # The reader (head, less) has seen enough, and what was asked for in files has been written before.
         code = 0
         _forget_stdout()
-    except OSError as error:
+    except Exception as error:
+        code = _told(error)
+    sys.exit(code)  # type: ignore[arg-type]
+
+
+def _told(error: Exception) -> int:
+    """The exit code of a fault of the machine, once it is told; every other fault is ours, and raised."""
+    if lacks_memory(error):
+        print(f"tailwise: {_NO_MEMORY}", file=sys.stderr)
+        return UnreadableError.exit_code  # 1 says that an expectation does not hold
+    if isinstance(error, OSError):
         print(f"tailwise: the output could not be written: {error.strerror or error}", file=sys.stderr)
         _forget_stdout()
-    sys.exit(code)  # type: ignore[arg-type]
+        return 1
+    raise error
 
 
 def _run_to_the_end() -> object:

@@ -15,6 +15,7 @@ import typer
 from tailwise.cli.audit import Dtype
 from tailwise.cli.options import Device, Json, Workers, comma_list
 from tailwise.errors import UsageError
+from tailwise.optional import missing
 
 if TYPE_CHECKING:
     from tailwise.precision.study import PrecisionStudy
@@ -143,7 +144,7 @@ def precision(
 
     logging.basicConfig(level=log_level.value, format="%(levelname)s %(message)s", stream=sys.stderr)
     bounds = [Bound.parse(text) for text in bound or ()]
-    _check_output(output_dir, drawn=not (no_plots and basic))
+    drawable = _check_output(output_dir, drawn=not (no_plots and basic))
     options = StudyOptions(layers=filter_layers, roles=comma_list(roles), load_dtype=load_dtype.value,
                            directions=directions)  # fmt: skip
     formats = tuple(FORMATS) if precisions.strip().lower() == "all" else comma_list(precisions)
@@ -152,24 +153,25 @@ def precision(
                            metrics=comma_list(metrics), precision=dtype.value, workers=workers,
                            use_cache=not no_cache)
     )  # fmt: skip
-    pictures = None if no_plots else (plot_format.value, max_layers_per_plot)
-    written = _write(found, output_dir, bounds, pictures, basic=basic)
+    pictures = None if no_plots or not drawable else (plot_format.value, max_layers_per_plot)
+    written = _write(found, output_dir, bounds, pictures, basic=basic, drawable=drawable)
+    if not drawable:
+        typer.echo('tailwise: without pictures and report; for these, pip install "tailwise[report]"', err=True)
     _say(found, bounds, as_json=as_json)
     typer.echo(f"{len(written)} files written to {output_dir}", err=as_json)
     if not len(found):
         raise typer.Exit(3)
 
 
-def _check_output(folder: Path, *, drawn: bool) -> None:
-    from tailwise.report.charts.chart import require_altair
+def _check_output(folder: Path, *, drawn: bool) -> bool:
+    """Whether charts and a report can be drawn, where they are asked for."""
     from tailwise.report.files import check_target
 
     check_target(str(folder / "study.json"))
     for inner in (folder / "plots", folder / "plots" / "individual_layers"):
         if inner.exists() and not inner.is_dir():
             raise UsageError("is in the way of a folder", where=inner, fix="move it, or choose another --output-dir")
-    if drawn:
-        require_altair()
+    return not drawn or not missing("altair", "vl_convert")
 
 
 def _with_progress(work: Callable[..., PrecisionStudy]) -> PrecisionStudy:
@@ -184,11 +186,15 @@ def _with_progress(work: Callable[..., PrecisionStudy]) -> PrecisionStudy:
 
 
 def _write(
-    found: PrecisionStudy, folder: Path, bounds: list[Bound], pictures: tuple[str, int] | None, *, basic: bool
+    found: PrecisionStudy,
+    folder: Path,
+    bounds: list[Bound],
+    pictures: tuple[str, int] | None,
+    *,
+    basic: bool,
+    drawable: bool,
 ) -> list[Path]:
     from tailwise.precision import tables
-    from tailwise.report.precision.page import write_report
-    from tailwise.report.precision.plots import write_plots
 
     written = tables.write_documented(found, folder) if basic else tables.write_all(found, folder, bounds)
     if not basic:
@@ -196,8 +202,12 @@ def _write(
     if not len(found):
         return written
     if pictures is not None:
+        from tailwise.report.precision.plots import write_plots
+
         written += write_plots(found, folder / "plots", plot_format=pictures[0], max_layers=pictures[1])
-    if not basic:
+    if drawable and not basic:
+        from tailwise.report.precision.page import write_report
+
         written.append(Path(write_report(found, folder / "report.html", bounds=bounds)))
     return written
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tailwise.errors import UsageError
+from tailwise.optional import missing
 
-_NEEDED = ("fastapi", "uvicorn", "jinja2", "multipart", "altair", "vl_convert")
+_NEEDED = ("fastapi", "uvicorn", "jinja2", "altair", "vl_convert")
 _ADDRESS, _LIMITS = "Address", "Limits"
 
 
@@ -53,9 +53,7 @@ def serve(
     ] = None,
 ) -> None:  # fmt: skip
     """Open the web app over audits, comparisons, histories and plans."""
-    absent = [
-        module for module in ("fastapi", "uvicorn", "jinja2", "altair", "vl_convert") if find_spec(module) is None
-    ]
+    absent = missing(*_NEEDED)
     if absent:
         raise UsageError(f"the app needs {', '.join(absent)}", fix='pip install "tailwise[app]"')
     from tailwise.app.addresses import free_port, place_of, split

@@ -7,13 +7,14 @@ import math
 from pathlib import Path
 
 from tailwise.errors import UnreadableError, UsageError
+from tailwise.storage import read_text
 
 
 def read_scores(path: str | Path) -> dict[str, float | None]:
     """Model → score; an empty score is None. `UsageError` with the line for what is no number."""
     source = Path(path)
     try:
-        text = source.read_text(encoding="utf-8-sig")
+        text = read_text(source, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UnreadableError(f"the scores could not be read ({error})", where=source) from error
     rows = csv.DictReader(text.splitlines())

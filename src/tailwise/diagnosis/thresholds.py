@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.errors import UnreadableError, UsageError, unknown_name
+from tailwise.storage import read_text
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def resolved(overrides: Overrides = None, defaults: Mapping[str, Threshold] = DE
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except OSError as error:
         raise UnreadableError(f"could not be read: {error.strerror or error}", where=path) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

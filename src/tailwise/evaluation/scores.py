@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from tailwise.atomic import write_whole
 from tailwise.errors import UnreadableError
+from tailwise.storage import is_text, read_bytes
 
 FORMAT = 1
 
@@ -196,15 +197,17 @@ def _document(path: str | Path, kind: str, of_json: Callable[[Mapping[str, Any]]
     """The JSON document of this kind in a file, once `of_json` takes it."""
     source = Path(path)
     try:
-        data: dict[str, Any] = json.loads(source.read_bytes())
+        data: dict[str, Any] = json.loads(read_bytes(source))
         if data["kind"] != kind:
             raise UnreadableError(f"holds {data['kind']!r}, not {kind}", where=source)
         if data["format"] > FORMAT:
             raise UnreadableError("was written by a newer tailwise", where=source, fix="pip install -U tailwise")
+        if not is_text(data):
+            raise ValueError("half a character in a text")
         of_json(data)
     except OSError as error:
         raise UnreadableError(f"could not be read ({error.strerror or error})", where=source) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         detail = f"{type(error).__name__}: {error}"
         fix = "write it with `tailwise evaluate MODEL -o scores.json`"
         raise UnreadableError(f"is no {kind} in JSON ({detail})", where=source, fix=fix) from error

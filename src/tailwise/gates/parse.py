@@ -22,6 +22,7 @@ from tailwise.diagnosis.finding import SEVERITIES
 from tailwise.errors import UnreadableError, UsageError, unknown_name
 from tailwise.gates.expectation import Bounds, Expectation
 from tailwise.metrics.metric import METRICS
+from tailwise.storage import read_text
 
 _SUBJECTS = ("that", "metric", "delta", "summary", "finding", "structure")
 _COMMON = ("name", "baseline", "roles", "layers", "allow")
@@ -49,7 +50,7 @@ def read_expectations(path: str | Path) -> Expectations:
     """Read a TOML file. `UsageError` with the line for what is wrong in it, `UnreadableError` where there is none."""
     source = Path(path)
     try:
-        text = source.read_text(encoding="utf-8")
+        text = read_text(source)
     except (OSError, UnicodeDecodeError) as error:
         fix = "write one with `tailwise check --init AUDIT -o expectations.toml`"
         raise UnreadableError(f"the expectations could not be read ({error})", where=source, fix=fix) from error

@@ -15,6 +15,7 @@ from typing import Any
 
 from tailwise.errors import UnreachableError, UnreadableError, UsageError
 from tailwise.history.point import Alarm, Point
+from tailwise.storage import open_regular
 
 _log = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[Item]:
     """
     source = Path(path)
     try:
-        with source.open("rb") as file:
+        with open_regular(source) as file:
             torn = None
             for number, line in enumerate(file, 1):
                 if torn is not None and not line.strip():

@@ -11,6 +11,7 @@ from typing import Any
 
 from tailwise.atomic import write_whole
 from tailwise.errors import UnreadableError, unknown_name
+from tailwise.storage import is_text, read_text
 
 #: Distortions of a `Reading`: name → what it is, in its unit.
 MEASURES: Mapping[str, str] = {
@@ -142,12 +143,14 @@ class PrecisionStudy:
     def load(cls, path: str | Path) -> PrecisionStudy:
         """Read what `save` wrote. Raises `UnreadableError`."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = json.loads(read_text(path))
+            if not is_text(data):
+                raise ValueError("half a character in a text")
             if data.pop("kind") != "precision study" or data.pop("version") > _VERSION:
                 raise ValueError("another kind of file, or written by a newer tailwise")
             data["layers"] = tuple(_layer(item) for item in data["layers"])
             return cls(**{**data, "formats": tuple(data["formats"]), "notes": tuple(data["notes"])})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             fix = "make it with `tailwise precision MODEL`"
             raise UnreadableError(f"is not a precision study ({error})", where=str(path), fix=fix) from error
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tailwise.atomic import write_whole
+from tailwise.harmless import cell
 from tailwise.precision.prediction import predictions
 from tailwise.precision.study import MEASURES, PrecisionStudy
 from tailwise.precision.verdict import Bound, sensitivities, verdicts
@@ -126,7 +127,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
 
 

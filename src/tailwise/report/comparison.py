@@ -15,6 +15,7 @@ from tailwise.compare.comparison import Comparison, Delta, LayerDelta
 from tailwise.compare.correlation import Correlation
 from tailwise.compare.ranking import Ranking
 from tailwise.compare.summary import SUMMARIES
+from tailwise.harmless import cells
 
 #: Metric, title and digits of the change, after alpha.
 _CHANGES = (
@@ -175,9 +176,9 @@ def to_csv(comparisons: Sequence[Comparison]) -> str:
         for layer in comparison.layers:
             facts = (comparison.before, comparison.after, layer.name, layer.name_before, layer.role, layer.block)
             for name, d in layer.deltas.items():
-                writer.writerow([*facts, name, d.before, d.after, d.change, d.z, d.significant])
+                writer.writerow([*cells(facts), name, d.before, d.after, d.change, d.z, d.significant])
             for name, value in layer.weights.items():
-                writer.writerow([*facts, name, None, value, None, None, None])
+                writer.writerow([*cells(facts), name, None, value, None, None, None])
     return sink.getvalue()
 
 
@@ -203,7 +204,9 @@ def ranking_csv(ranking: Ranking) -> str:
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow(["position", "name", "model", *SUMMARIES, "score"])
     for index, model in enumerate(ranking.models, 1):
-        writer.writerow([index, model.name, model.model, *(model.values[name] for name in SUMMARIES), model.score])
+        writer.writerow(
+            [index, *cells((model.name, model.model)), *(model.values[name] for name in SUMMARIES), model.score]
+        )
     return sink.getvalue()
 
 

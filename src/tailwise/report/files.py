@@ -14,6 +14,7 @@ from tailwise.atomic import write_whole
 from tailwise.audits.audit import MEASURED, Audit
 from tailwise.audits.table import Table
 from tailwise.errors import UsageError
+from tailwise.harmless import cells, visible
 from tailwise.storage import filesystem, is_url
 
 
@@ -39,7 +40,7 @@ def to_csv(table: Table) -> str:
     writer = csv.writer(sink, lineterminator="\r\n")
     writer.writerow(table.column_names)
     for row in table.to_dicts():
-        writer.writerow([_flat(value) for value in row.values()])
+        writer.writerow(cells(_flat(value) for value in row.values()))
     return "".join(sink)
 
 
@@ -73,7 +74,7 @@ def to_markdown(audit: Audit) -> str:
     if audit.unmeasured:
         lines += ["", "Not measured:", ""]
         lines += [f"- `{row.name}` ({row.status}): {row.reason}" for row in audit.unmeasured]
-    return "\n".join(lines) + "\n"
+    return visible("\n".join(lines)) + "\n"
 
 
 def _parquet(audit: Audit) -> bytes:

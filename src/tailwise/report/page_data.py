@@ -10,6 +10,7 @@ from typing import Any
 
 from tailwise.audits.audit import Audit
 from tailwise.diagnosis.finding import Diagnosis
+from tailwise.harmless import visible
 from tailwise.report.charts.data import layer_record
 from tailwise.report.charts.layer import layer_data
 from tailwise.report.charts.view import View
@@ -24,7 +25,7 @@ Columns = dict[str, list[Any]]
 
 def script(name: str, value: Any) -> str:
     """A value as an inert script element, which JavaScript reads back by `name`."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = visible(json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
     if len(text) > _COMPRESS:
         packed = base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
         return f'<script type="application/gzip" id="{name}">{packed}</script>'

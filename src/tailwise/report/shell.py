@@ -9,6 +9,8 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from tailwise.harmless import visible
+
 #: Nothing may be fetched from anywhere; the page's own script and style are all there is.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
@@ -18,6 +20,8 @@ Section = tuple[str, str, str]
 
 def whole_page(title: str, top: str, sections: Sequence[Section], *, data: str, version: str) -> str:
     """The page as HTML: `top` is its header, `data` the script elements that its script reads."""
+    title, top, data = visible(title), visible(top), visible(data)
+    sections = [(key, name, visible(text)) for key, name, text in sections]
     body = "".join(f'<h2 id="{key}">{escape(name)}</h2>{text}' for key, name, text in sections if text)
     links = "".join(f'<a href="#{key}">{escape(name)}</a>' for key, name, text in sections if text)
     made = f"Made by tailwise {escape(version)}. One file, no network: keep it, mail it, print it."
@@ -41,12 +45,12 @@ def asset(name: str) -> str:
 
 @lru_cache(maxsize=1)
 def bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script."""
+    """Vega, Vega-Lite and Vega-Embed as one script, with the notices that their licences ask for."""
     import vl_convert
 
     # A page's script ends at the first "</script", even inside a string.
     found: Any = vl_convert.javascript_bundle  # its type stub asks for a snippet that is optional
-    return str(found()).replace("</script", "<\\/script")
+    return f"/*!\n{asset('NOTICES.txt')}*/\n" + str(found()).replace("</script", "<\\/script")
 
 
 def layer_table(columns: Sequence[tuple[str, str, bool]]) -> str:

@@ -6,14 +6,17 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, Group, RenderableType, RenderHook, RenderResult
+from rich.segment import Segment
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from tailwise.audits.audit import Audit, Layer, LayerRow
+from tailwise.harmless import visible
 from tailwise.metrics.metric import METRICS
 from tailwise.report.columns import BRIEF, Column, cell
 
@@ -156,7 +159,26 @@ def metrics_table(chosen: Sequence[str]) -> RenderableType:
 def console(**options: Any) -> Console:
     """A console that keeps tables whole when the output is not a terminal."""
     found = _Console(highlight=False, **options)
-    return found if found.is_terminal else _Console(highlight=False, width=max(found.width, 160), **options)
+    if not found.is_terminal:
+        found = _Console(highlight=False, width=max(found.width, 160), **options)
+    found.push_render_hook(_Harmless())
+    return found
+
+
+class _Harmless(RenderHook):
+    """Names come from files, and none of them may move the cursor."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Shown(each) for each in renderables]
+
+
+@dataclass(frozen=True)
+class _Shown:
+    inner: ConsoleRenderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.inner, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
 class _Console(Console):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.errors import UnreadableError, UsageError, unknown_name
-from tailwise.storage import get, is_url
+from tailwise.storage import get, is_url, read_bytes
 
 _log = logging.getLogger(__name__)
 _QUERY = "hub:"
@@ -54,7 +54,7 @@ def _text(what: str) -> str:
     if not is_url(what) and path.is_dir():
         raise UsageError("is a folder, and a list of models was expected", where=what, fix=fix)
     try:
-        return (get(what) if is_url(what) else path.read_bytes()).decode("utf-8-sig")
+        return (get(what) if is_url(what) else read_bytes(path)).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError("is no text file", where=what, fix=fix) from error
     except OSError as error:

@@ -26,7 +26,7 @@ from tailwise.compare.summary import SUMMARIES
 from tailwise.errors import UnreadableError
 from tailwise.metrics.measure import selected
 from tailwise.recipe import Recipe
-from tailwise.storage import exists, get, is_url, joined
+from tailwise.storage import exists, get, is_url, joined, read_bytes
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
@@ -102,7 +102,7 @@ def read_numbers(folder: str) -> list[ModelNumbers]:
     """What a ranking takes of every model that was audited."""
     where = joined(folder, MODELS_FILE)
     try:
-        table = from_parquet(where.read_bytes() if isinstance(where, Path) else get(where))
+        table = from_parquet(read_bytes(where) if isinstance(where, Path) else get(where))
         recipe = json.loads(table.schema.metadata[b"tailwise"])
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise UnreadableError(

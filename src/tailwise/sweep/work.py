@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tailwise.audits.run import Progress, audit
-from tailwise.errors import TailwiseError, UnreachableError
+from tailwise.errors import TailwiseError, UnreachableError, lacks_memory
 from tailwise.sweep.facts import facts_of, unread
 from tailwise.sweep.lease import Lease
 from tailwise.sweep.results import write_audit
@@ -77,6 +77,6 @@ def explained(error: Exception) -> tuple[str, str]:
     """What happened, and what to do."""
     if isinstance(error, TailwiseError):
         return error.what, error.fix or ""
-    if isinstance(error, MemoryError):
+    if lacks_memory(error):
         return "out of memory", "use fewer --workers, or a machine with more memory, then tailwise sweep --retry"
     return f"{type(error).__name__}: {error}"[:500], "audit it alone with tailwise audit; if it is a bug, report it"

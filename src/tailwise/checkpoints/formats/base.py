@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.errors import UnreadableError, UsageError
+from tailwise.storage import is_text
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,13 @@ class TensorStore(Checkpoint):
                 "holds no tensors",
                 where=uri,
                 fix="check that this is the model's weights and not a side file",
+            )
+        wrong = next((name for name in tensors if not is_text(name)), None)
+        if wrong is not None:
+            raise UnreadableError(
+                f"a tensor's name is not valid Unicode: {ascii(wrong)[:120]}",
+                where=uri,
+                fix="save it with another name",
             )
         self.uri, self.tensors, self.revision = uri, dict(tensors), revision
         self.config, self.metadata = dict(config or {}), dict(metadata or {})

@@ -20,8 +20,10 @@ from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.formats.base import TensorStore
 from tailwise.checkpoints.formats.memory import shared_names, spec_of
+from tailwise.checkpoints.formats.pickle_bounds import check_extent, check_file, stored_as_is
 from tailwise.checkpoints.formats.saved import find_tensors
-from tailwise.errors import UnreadableError, UnsafeError
+from tailwise.errors import UnreadableError, UnsafeError, lacks_memory
+from tailwise.storage import open_regular
 
 if TYPE_CHECKING:
     import torch
@@ -141,25 +143,49 @@ def load_safely(path: Path, name: str) -> Any:
     """What `torch.load` makes of `path` when only tensors and plain containers are let through."""
     import torch
 
-    is_zip = zipfile.is_zipfile(path)
-    if not is_zip and path.stat().st_size > 1 << 20:
-        _log.warning("%s has PyTorch's old format, which cannot be mapped: all of it is read now", name)
+    is_zip = _is_zip(path, name)
+    check_file(path, name, is_zip=is_zip)
+    # The bytes of a compressed part are no values, and torch maps them all the same.
+    mapped = is_zip and stored_as_is(path)
+    if not mapped and path.stat().st_size > 1 << 20:
+        why = "was packed again with compression" if is_zip else "has PyTorch's old format"
+        _log.warning("%s %s, which cannot be mapped: all of it is read now", name, why)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if path.suffix == ".safetensors":  # torch would go by the name, which lies here
-                return torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except (MemoryError, OSError) as error:
+                saved = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+            else:
+                saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except OSError as error:
         raise os_error(error, name) from error
     except Exception as error:  # torch raises many kinds for a damaged file
         raise _refusal(error, path, name) from error
+    check_extent(saved, name, is_array)
+    return saved
+
+
+def _is_zip(path: Path, name: str) -> bool:
+    try:
+        with open_regular(path) as file:  # as torch looks; an archive may also be found from its end
+            return file.read(4) == b"PK\x03\x04"
+    except OSError as error:
+        raise os_error(error, name) from error
+
+
+def _too_large(name: str) -> UnreadableError:
+    return UnreadableError(
+        "does not fit into memory", where=name,
+        fix="convert it to safetensors, which is read in parts, on a larger machine; or free memory here",
+    )  # fmt: skip
 
 
 def _refusal(error: Exception, path: Path, name: str) -> UnreadableError:
     text = str(error)
     refused = _REFUSED.search(text)
-    whole = zipfile.is_zipfile(path)
+    if lacks_memory(error):
+        return _too_large(name)
+    whole = _has_directory(path)
     # In a file that is cut off, half a name looks like the name of something unknown.
     old = not whole and isinstance(error, pickle.UnpicklingError)
     if (refused and whole) or (old and _names_code(path)):
@@ -176,6 +202,14 @@ def _refusal(error: Exception, path: Path, name: str) -> UnreadableError:
         where=name,
         fix="it is damaged or cut off: download or save it again",
     )
+
+
+def _has_directory(path: Path) -> bool:
+    """Whether a file is a zip archive to its end."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # one that claims to span several disks
+        return False
 
 
 def _names_code(path: Path) -> bool:

@@ -5,13 +5,13 @@ Its fp8 weights are plain and are left to the fp8 codec, so that they need no ex
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
+from tailwise.optional import missing
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +76,7 @@ def find(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
     if layout in _LEGACY or "weights" not in scheme or "weight_scale" not in group.leaves:
         everything = group.pick(*(other for other in group.leaves if other != "bias"))
         yield Refused(everything, f"compressed-tensors layout {layout!r}; audit the model before compression")
-    elif importlib.util.find_spec("compressed_tensors") is None:
+    elif missing("compressed_tensors"):
         yield Refused(members, _MISSING)
     else:
         shape = _shape(checkpoint, spec, group, scheme["weights"])

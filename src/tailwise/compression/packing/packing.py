@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.errors import UsageError
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
+from tailwise.optional import missing
 
 _SHOWN = 3
 
@@ -78,9 +78,10 @@ class Packing(ABC):
 
 def check_packing(packing: Packing, plan: Plan, checkpoint: Checkpoint) -> None:
     """`UsageError` before any work where a packing cannot hold what a plan asks for, naming the layers."""
-    if importlib.util.find_spec(packing.package) is None:
+    absent = missing(packing.package)
+    if absent:
         raise UsageError(
-            f"packing for {packing.name} takes the package {packing.package}",
+            f"packing for {packing.name} takes the package {absent[0]}",
             fix=f"pip install 'tailwise[{packing.extra}]'",
         )
     for why in packing.reasons(checkpoint):

@@ -12,11 +12,12 @@ from tailwise.atomic import write_whole
 from tailwise.compression.plans.checks import validate
 from tailwise.compression.plans.plan import UNSTRUCTURED, Decision, Plan
 from tailwise.errors import UnreadableError, UsageError, unknown_name
-from tailwise.storage import get, is_url
+from tailwise.storage import get, is_text, is_url, read_text
 
 FORMAT = 1
 SUFFIXES = (".json", ".yaml", ".yml")
 _VERSION = "tailwise_plan"
+_MOST_VALUES = 1 << 23
 _HEAD = ("kind", "operator", "allocator", "settings", "model", "fingerprint", "budget", "notes", "tried")
 _ENTRY = ("matrix", "role", "block", "shape", "parameters", "sparsity", "pattern", "rank", "format", "metrics",
           "reason")  # fmt: skip
@@ -85,7 +86,7 @@ def load(path: str | Path) -> Plan:
     source = Path(path)
     try:
         # Editors on Windows begin a file with a mark.
-        text = get(str(path)).decode("utf-8-sig") if is_url(path) else source.read_text(encoding="utf-8-sig")
+        text = get(str(path)).decode("utf-8-sig") if is_url(path) else read_text(source, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         detail = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UnreadableError(f"is not a readable plan ({detail})", where=source) from error
@@ -102,6 +103,7 @@ def load(path: str | Path) -> Plan:
 
 def from_document(document: Any, where: object = None) -> Plan:
     """The plan that a JSON or YAML document holds."""
+    _check_text(document, where)
     if not isinstance(document, Mapping) or _VERSION not in document:
         raise UsageError("is no plan", where=where, fix=f"a plan begins with {_VERSION}; see `tailwise plan prune`")
     if document[_VERSION] != FORMAT:
@@ -137,6 +139,17 @@ def from_document(document: Any, where: object = None) -> Plan:
         tried=tuple(document.get("tried", ())),
         notes=tuple(document.get("notes", ())),
     )
+
+
+def _check_text(document: Any, where: object) -> None:
+    try:
+        whole = is_text(document)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"is no plan ({str(error)[:100]})", where=where) from error
+    if not whole:
+        raise UsageError(
+            "has half a character in a text, such as \\ud800", where=where, fix="write it out, or leave it out"
+        )
 
 
 def _check_plain(document: Mapping[str, Any], where: object) -> None:
@@ -214,7 +227,10 @@ def _from_json(text: str, where: Path) -> Any:
 def _from_yaml(text: str, where: Path) -> Any:
     yaml = _yaml()
     try:
-        _refuse_twins(yaml.compose(text, Loader=yaml.SafeLoader), yaml, where, set())
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_twins(root, yaml, where, set())
+        if root is not None:
+            _extent(root, yaml, {})
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -241,6 +257,23 @@ def _refuse_twins(node: Any, yaml: Any, where: Path, seen_nodes: set[int]) -> No
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
             _refuse_twins(item, yaml, where, seen_nodes)
+
+
+def _extent(node: Any, yaml: Any, sizes: dict[int, int]) -> int:
+    """How many values a node stands for; aliases of aliases double at each level. `ValueError` for too many."""
+    known = sizes.get(id(node))
+    if known == 0:
+        raise ValueError("an alias stands within itself")
+    if known is not None:
+        return known
+    sizes[id(node)] = 0
+    children = node.value if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+    sizes[id(node)] = size = 1 + sum(_extent(child, yaml, sizes) for child in children)
+    if size > _MOST_VALUES:
+        raise ValueError(f"its aliases stand for more than {_MOST_VALUES} values")
+    return size
 
 
 def _yaml() -> Any:

@@ -15,6 +15,7 @@ from tailwise.compression.plans.bits import kept_bytes, mean_bits, shape_of
 from tailwise.compression.plans.candidates import Candidate, Choice, candidates
 from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.errors import UnreadableError, UsageError
+from tailwise.storage import is_text, read_text
 
 _MX_GROUP = 32
 _INTEGERS = ("int2", "int3", "int4", "int8")
@@ -57,14 +58,18 @@ def alphaquant_plan(path: str | Path, audit: Audit) -> Plan:
 
 def _read(path: str | Path) -> Mapping[str, Any]:
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = json.loads(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         detail = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UnreadableError(f"is not readable ({detail})", where=path) from error
     except json.JSONDecodeError as error:
         raise UsageError(f"is no JSON: {error.msg}", where=f"{path}, line {error.lineno}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"is no file of AlphaQuant ({str(error)[:100]})", where=path) from error
     if not isinstance(document, dict) or not document:
         raise UsageError("is no file of AlphaQuant", where=path, fix='give {"default": …, "overrides": […]}')
+    if not is_text(document):
+        raise UsageError("has half a character in a text, such as \\ud800", where=path, fix="leave it out")
     if "tailwise_plan" in document:
         raise UsageError("is a plan of tailwise already", where=path, fix="use it as it is")
     return document

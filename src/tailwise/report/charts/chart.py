@@ -7,11 +7,11 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from tailwise.errors import UsageError
 from tailwise.metrics.metric import METRICS
+from tailwise.optional import missing
 from tailwise.registry import Registry
 
 if TYPE_CHECKING:
@@ -116,6 +116,6 @@ def charts_of(scope: Scope) -> list[Chart]:
 
 def require_altair() -> None:
     """`UsageError` with the remedy where the optional packages are absent."""
-    absent = [name for name in ("altair", "vl_convert") if find_spec(name) is None]
+    absent = missing("altair", "vl_convert")
     if absent:
         raise UsageError(f"charts need {' and '.join(absent)}", fix='pip install "tailwise[report]"')

@@ -1,0 +1,154 @@
+"""Model folders with what no model needs: links out, links in circles, pipes, devices, halves of characters."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tailwise.checkpoints import bytesource
+from tailwise.checkpoints.bytesource import LocalFile
+from tailwise.checkpoints.open import open_checkpoint
+from tailwise.checkpoints.writer import layout_of, write_checkpoint
+from tailwise.errors import UnreadableError
+
+SECRET = "root:x:0:0"
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file({"w": torch.ones(20, 10)}, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return folder
+
+
+@pytest.fixture
+def secret(tmp_path):
+    path = tmp_path / "elsewhere" / "secret.txt"
+    path.parent.mkdir()
+    path.write_text(SECRET)
+    return path
+
+
+def copy(model, target):
+    target.mkdir()
+    with open_checkpoint(model) as checkpoint:
+        return write_checkpoint(layout_of(checkpoint, model), checkpoint, target, lambda _: None)
+
+
+def test_a_link_in_a_circle_beside_a_model_is_skipped(model):
+    (model / "loop.bin").symlink_to("loop.bin")
+    for uri in (model, model / "model.safetensors"):
+        with open_checkpoint(uri) as found:
+            assert list(found.tensors) == ["w"]
+
+
+def test_a_link_out_of_the_folder_is_not_copied(model, secret, tmp_path):
+    (model / "x.txt").symlink_to(secret)
+    (model / "templates").symlink_to(secret.parent)
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "a.jinja").symlink_to(secret)
+    (model / "additional_chat_templates" / "b.jinja").write_text("mine")
+    (model / "mine.txt").write_text("mine")
+    (model / "link.txt").symlink_to("mine.txt")
+    notes = " ".join(copy(model, tmp_path / "copy"))
+    found = {p.relative_to(tmp_path / "copy").as_posix(): p for p in (tmp_path / "copy").rglob("*") if p.is_file()}
+    assert {"mine.txt", "link.txt", "config.json", "additional_chat_templates/b.jinja"} <= found.keys()
+    assert not any(SECRET.encode() in path.read_bytes() for path in found.values())
+    assert "x.txt was left behind" in notes
+    assert "a.jinja was left behind" in notes
+
+
+def test_a_folder_of_templates_that_leads_out_is_not_copied(model, secret, tmp_path):
+    (model / "additional_chat_templates").symlink_to(secret.parent)
+    assert "outside" in " ".join(copy(model, tmp_path / "copy"))
+    assert not (tmp_path / "copy" / "additional_chat_templates").exists()
+
+
+@pytest.mark.parametrize("inner", ["", "inner"])
+def test_files_of_the_hub_s_cache_are_copied(model, tmp_path, inner):
+    blobs = tmp_path / "models--org--name" / "blobs"
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "abc" / inner
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, path in enumerate(sorted(model.iterdir())):
+        path.rename(blobs / str(number))
+        (snapshot / path.name).symlink_to(os.path.relpath(blobs / str(number), snapshot))
+    copy(snapshot, tmp_path / "copy")
+    assert json.loads((tmp_path / "copy" / "config.json").read_text()) == {"model_type": "llama"}
+
+
+def test_a_folder_that_only_looks_like_the_hub_s_cache_lets_nothing_out(model, secret, tmp_path):
+    snapshot = tmp_path / "snapshots" / "abc"
+    snapshot.parent.mkdir()
+    model.rename(snapshot)
+    (tmp_path / "blobs").symlink_to(secret.parent)
+    (snapshot / "x.txt").symlink_to(tmp_path / "blobs" / "secret.txt")
+    copy(snapshot, tmp_path / "copy")
+    assert not (tmp_path / "copy" / "x.txt").exists()
+
+
+def test_a_config_that_would_be_missing_from_the_copy_is_told_before_the_work(model, secret, tmp_path):
+    (model / "config.json").unlink()
+    secret.write_text("{}")
+    (model / "config.json").symlink_to(secret)
+    with pytest.raises(UnreadableError, match="outside the model's folder"):
+        copy(model, tmp_path / "copy")
+
+
+def test_a_pipe_beside_the_weights_is_left_behind(model, tmp_path):
+    os.mkfifo(model / "pipe.txt")
+    assert "it is no file" in " ".join(copy(model, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.bin", "model.gguf", "config.json"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_file_is_told_at_once(model, name, kind):
+    (model / name).unlink(missing_ok=True)
+    if not name.startswith("config"):
+        (model / "model.safetensors").unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(model / name)
+    else:
+        (model / name).symlink_to("/dev/zero")
+    code = (
+        "from tailwise.checkpoints.open import open_checkpoint\nfrom tailwise.errors import TailwiseError\n"
+        f"try: open_checkpoint({str(model)!r})\nexcept TailwiseError as e: print(e.exit_code, e.what)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout.startswith("3 is a ")
+    assert "a file was expected" in done.stdout
+
+
+def test_halves_of_characters_in_settings_become_what_can_be_written(model):
+    (model / "config.json").write_text('{"model_type": "a\\ud800", "\\udfff": 1}')
+    with open_checkpoint(model) as found:
+        assert json.dumps(found.config, ensure_ascii=False).encode() == b'{"model_type": "a?", "?": 1}'
+
+
+@pytest.mark.parametrize("make", ["pickle", "header"])
+def test_a_tensor_whose_name_is_half_a_character_is_told_at_opening(model, make, tmp_path):
+    name = "w\ud800"
+    path = tmp_path / ("m.pt" if make == "pickle" else "m.safetensors")
+    if make == "pickle":
+        torch.save({name: torch.ones(3, 3)}, path)
+    else:
+        header = json.dumps({name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(UnreadableError, match=r"Unicode|not whole|PyTorch"):
+        open_checkpoint(path)
+
+
+def test_a_file_is_read_by_ranges_where_the_system_has_no_preadv(model, tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    path.write_bytes(bytes(range(256)))
+    expected = LocalFile(path).read(10, 100)
+    monkeypatch.setattr(bytesource, "_read_at", bytesource._read_by_seeking)
+    assert LocalFile(path).read(10, 100) == expected == bytes(range(10, 110))
+    with pytest.raises(UnreadableError, match="ends at byte 256"):
+        LocalFile(path).read(200, 100)

@@ -1,0 +1,121 @@
+"""Names from files: none computes in a spreadsheet, turns a line round, or moves a terminal's cursor."""
+
+import csv
+import io
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import tailwise as tw
+from tailwise.cli.main import app
+from tailwise.harmless import cell, visible
+from tailwise.optional import missing
+from tailwise.precision.tables import to_csv as precision_csv
+from tailwise.report.comparison import ranking_csv
+from tailwise.report.comparison import to_csv as comparison_csv
+from tailwise.report.files import to_csv, to_markdown
+
+TURNED = "layers.0.\u202etxt.exe"
+MOVED = "layers.1.\x1b[2J\x1b[31mred"
+FORMULA = "=cmd|' /C calc'!A0"
+
+
+@pytest.fixture(scope="module")
+def audit():
+    rng = np.random.default_rng(0)
+    found = tw.audit({f"l.{n}.weight": rng.standard_normal((60, 50)) for n in range(4)}, use_cache=False)
+    layers = [replace(layer, row=replace(layer.row, name=name))
+              for layer, name in zip(found, (TURNED, MOVED, FORMULA, "plain"), strict=True)]  # fmt: skip
+    rows = [layer.row for layer in layers]
+    unread = replace(rows[0], name="broken\u202e\x1b[2J", status="UNREADABLE", reason="\u2066why", metrics={})
+    named = {row.name: layer for row, layer in zip(rows, layers, strict=True)}
+    return tw.Audit([*rows, unread], named, found.provenance)
+
+
+def harmless(text):
+    return not any(sign in text for sign in "\u202e\u2066\x1b")
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_a_cell_that_would_be_computed_is_text(text):
+    assert cell(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("value", [-1.5, None, "plain", "a=b", "", 3])
+def test_other_cells_are_as_they_are(value):
+    assert cell(value) == value
+
+
+def test_names_in_other_alphabets_and_lines_stay(audit):
+    for text in ("模型.слой\tα\nβ", "می‌خواهم", "👩‍🔬"):
+        assert visible(text) == text
+
+
+def test_every_table_of_text_is_harmless_in_a_spreadsheet(audit):
+    comparison = tw.compare(audit, audit)
+    ranking = tw.rank([audit, replace_model(audit, FORMULA)])
+    tables = to_csv(audit.table()), comparison_csv([comparison]), ranking_csv(ranking), precision_csv([{"l": FORMULA}])
+    for text in tables:
+        words = [word for line in csv.reader(io.StringIO(text, newline="")) for word in line]
+        assert any(FORMULA in word for word in words)
+        assert not any(word.startswith(("=", "@")) for word in words)
+
+
+def replace_model(audit, name):
+    rows = list(audit.rows)
+    return tw.Audit(rows, {layer.row.name: layer for layer in audit}, replace(audit.provenance, model=name))
+
+
+@pytest.mark.parametrize("command", [["show"], ["diagnose"], ["show", "--layer", "plain"], ["compare"]])
+def test_nothing_in_a_terminal_moves_the_cursor(audit, tmp_path, command, monkeypatch):
+    path = str(audit.save(tmp_path / "a.audit"))
+    more = [path] if command == ["compare"] else []
+    done = CliRunner().invoke(app, [command[0], path, *more, *command[1:]])
+    assert done.exit_code == 0, done.output
+    assert harmless(done.output)
+
+
+def test_an_error_says_a_name_without_its_controls(tmp_path, monkeypatch, capsys):
+    from tailwise.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["tailwise", "show", str(tmp_path / "no\u202e\x1b[2J.audit")])
+    with pytest.raises(SystemExit) as ended:
+        main.run()
+    assert ended.value.code == 3
+    said = capsys.readouterr().err
+    assert "no such audit" in said
+    assert harmless(said)
+
+
+def test_pages_and_markdown_show_names_without_their_controls(audit, tmp_path):
+    pytest.importorskip("altair")
+    from tailwise.report.html import report
+
+    page = report([audit])
+    assert "txt.exe" in page
+    assert harmless(page)
+    assert harmless(to_markdown(audit))
+
+
+def test_a_report_carries_the_notices_of_the_script_in_it(audit):
+    pytest.importorskip("altair")
+    from tailwise.report.html import report
+    from tailwise.report.shell import bundle
+
+    page = report([audit])
+    for words in ("University of Washington Interactive Data Lab", "Mike Bostock", "Joachim Wester", "AS IS"):
+        assert words in page
+        assert words in bundle()  # which the app serves
+    assert page.index("Interactive Data Lab") < page.index("vegaEmbed")
+
+
+def test_a_package_that_lacks_another_is_missing(tmp_path, monkeypatch):
+    (tmp_path / "half_installed.py").write_text("import surely_not_there")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert missing("json", "half_installed", "not_there_at_all") == [
+        "half_installed (which lacks surely_not_there)",
+        "not_there_at_all",
+    ]
