@@ -178,6 +178,7 @@ def _spectra_table(audit: Audit) -> pa.Table:
         "slices": pa.array([s.slices for _, _, s in entries], pa.int32()),
         "solver": pa.array([s.solver for _, _, s in entries], pa.string()),
         "error_bound": pa.array([s.error_bound for _, _, s in entries], pa.float64()),
+        "zero_vectors": pa.array([s.zero_vectors for _, _, s in entries], pa.int32()),
         "eigenvalues": pa.array([s.eigenvalues for _, _, s in entries], pa.list_(pa.float64())),
     }
     return pa.table(columns)

@@ -17,6 +17,7 @@ FACTS = (
     "tail",
     "hill",
     "truncated",
+    "rivals",
     "interval",
     "bulk",
     "permuted",
@@ -25,7 +26,7 @@ FACTS = (
     "baseline",
 )
 
-_BUILT_IN = ("tail", "norms", "ranks", "entropy", "baselines", "bulk", "erg", "randomized")
+_BUILT_IN = ("tail", "rivals", "norms", "ranks", "entropy", "baselines", "bulk", "erg", "randomized")
 
 
 @dataclass(frozen=True)
