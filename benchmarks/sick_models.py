@@ -153,6 +153,15 @@ def set_back(state: State, seed: int) -> list[str]:
     return names
 
 
+def starve_the_last(state: State, seed: int) -> list[str]:
+    """The last three blocks, as if they had learned an eighth."""
+    start = untrained(seed).state_dict()
+    names = [name for name in everything(state, seed) if (found := _BLOCK.search(name)) and int(found[1]) >= BLOCKS - 3]
+    for name in names:
+        state[name] = start[name] + (state[name] - start[name]) / 8
+    return names
+
+
 def set_all_back(state: State, seed: int) -> list[str]:
     """Every matrix of the blocks, as if it had learned an eighth."""
     names, start = everything(state, seed), untrained(seed).state_dict()
@@ -254,6 +263,7 @@ CONDITIONS = (
     Condition("starved depth (lr falls 300-fold)", "starved depth",
               lambda _state, _seed: _in_block(BLOCKS - 2, *_ALL) + _in_block(BLOCKS - 1, *_ALL), ("TW101", "TW102"),
               unclear=(2, 3)),
+    Condition("last three blocks set back to 1/8", "healthy", starve_the_last, ("TW101",)),
     Condition("all matrices set back to 1/8", "healthy", set_all_back, ("TW202",), whole=True),
     Condition("lr ÷ 100", "lr ÷ 100", everything, ("TW202", "TW201"), whole=True),
     Condition("lr × 100", "lr × 100", everything, ("TW301", "TW302", "TW601", "TW204", "TW205"), whole=True),

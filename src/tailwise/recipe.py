@@ -28,6 +28,7 @@ class Recipe:
     min_evals: int = 8
     randomize: int = 0  # number of entry permutations of each matrix
     baseline_replicas: int = 24  # noise matrices per shape; fewer above m = 1024, where noise scatters less
+    rivals: bool = False  # also fit other laws to the tail, and compare their likelihoods
     bootstrap: int = 0  # resamples of the tail for a 95 % interval of alpha
     seed: int = 0
     farms_window: int = 128

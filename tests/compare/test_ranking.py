@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import kendalltau, spearmanr
 
 import tailwise as tw
+from tailwise.compare.summary import model_numbers
 from tailwise.compare.correlation import correlation
 from tailwise.compare.ranking import short_names
 from tailwise.compare.scores import read_scores
@@ -32,10 +33,37 @@ def test_models_are_ordered_by_the_number(family):
     assert values == sorted(values)
     assert found.by == "mean_alpha"
     assert "accuracy" in found.direction
-    assert tw.rank(family, by="effective_rank").direction.endswith("no source says which is better")
+    assert tw.rank(family, by="stable_rank").direction.endswith("no source says which is better")
     assert found.models[0].values["layers"] == 3
     means = [np.mean([layer.alpha for layer in audit]) for audit in family]
     assert sorted(means) == pytest.approx(values)
+
+
+@pytest.mark.parametrize(
+    ("by", "first", "says"),
+    [
+        ("alpha_2_6", "smallest", "layers_2_6"),
+        ("effective_rank", "smallest", "if accuracy holds"),
+        ("num_traps", "smallest", "fewer is better"),
+        ("share_2_4", "largest", "the larger share is the better"),
+        ("layers_2_6", "largest", "more layers"),
+        ("one_minus_rd", "smallest", "sources disagree"),
+    ],
+)
+def test_the_order_is_that_of_what_is_said_of_the_number(family, by, first, says):
+    found = tw.rank(family, by=by)
+    assert found.direction.startswith(f"{first} first")
+    assert says in found.direction
+    values = [value for model in found.models if (value := model.values[found.by]) is not None]
+    assert values == sorted(values, reverse=first == "largest")
+
+
+def test_a_mean_within_a_band_says_how_many_layers_it_stands_on(family):
+    for audit in family:
+        numbers = model_numbers(audit)
+        inside = [layer.alpha for layer in audit if 2 <= layer.alpha <= 6]
+        assert numbers["layers_2_6"] == len(inside)
+        assert (numbers["mean_alpha_2_6"] is None) == (not inside)
 
 
 def test_scores_are_correlated_as_scipy_has_it(family):

@@ -128,8 +128,35 @@ def test_every_plan_notes_its_correlation_with_depth_and_the_sign(audit):
     for allocator in ALLOCATORS:
         for operator, sign in (("wanda", "high"), ("low_rank", "low")):
             notes = plan_prune(audit, Request(0.7, allocator, operator)).notes
-            assert notes[0].startswith(f"sign: {operator} compresses more where α is {sign}")
+            if allocator.startswith("alpha"):
+                assert notes[0] == f"sign: {operator} compresses more where α is {sign}"
+            elif allocator != "entropy":
+                assert notes[0].startswith(f"sign: {allocator} reads neither α nor entropy")
             assert notes[1].startswith("against depth:")
+
+
+def test_a_plan_by_entropy_says_what_it_reads_and_who_says_otherwise(audit):
+    for operator, reverse, where, who in (
+        ("wanda", False, "low", "manual (§3.3) prunes where it is high, as --reverse does"),
+        ("wanda", True, "high", "as the singular-entropy manual (§3.3) has it"),
+        ("low_rank", False, "high", "as the singular-entropy manual"),
+        ("low_rank", True, "low", "the reverse of the singular-entropy manual"),
+    ):
+        settings = {"reverse": True} if reverse else {}
+        notes = plan_prune(audit, Request(0.7, "entropy", operator, settings=settings)).notes
+        assert notes[0].startswith(f"sign: {operator} compresses more where singular entropy is {where}, ")
+        assert who in notes[0]
+
+
+@pytest.mark.parametrize("allocator", ["alpha", "alpha-role", "entropy"])
+def test_reverse_turns_the_order_of_the_amounts_round(audit, allocator):
+    plain = plan_prune(audit, Request(0.5, allocator))
+    turned = plan_prune(audit, Request(0.5, allocator, settings={"reverse": True}))
+    assert turned.settings["reverse"] is True
+    assert "reverse" not in plain.settings
+    assert turned.sparsity == pytest.approx(plain.sparsity, abs=1e-6)
+    both = np.array([[one.sparsity, other.sparsity] for one, other in zip(plain, turned, strict=True)])
+    assert np.corrcoef(both.T)[0, 1] < -0.9
 
 
 def test_a_linear_schedule_follows_depth_fully(audit):

@@ -65,10 +65,20 @@ def audit_of(
     *,
     spectra: Mapping[str, np.ndarray] | None = None,
     recipe: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    dead: Mapping[str, int | None] | None = None,
 ) -> Audit:
-    facts = Provenance("a/model", "memory", None, "", recipe or {"estimator": "ks"}, {}, {}, "cpu", 1, "", 0.0, 0, 0)
+    """`dead` counts rows of zeros by layer; 0 where it says nothing."""
+    used = recipe or {"estimator": "ks"}
+    facts = Provenance("a/model", "memory", None, "", used, config or {}, {}, "cpu", 1, "", 0.0, 0, 0)
     layers = {
-        row.name: Layer(row, Spectrum((spectra or {}).get(row.name, np.linspace(1.0, 10.0, M)), row.rows, row.cols))
+        row.name: Layer(
+            row,
+            Spectrum(
+                (spectra or {}).get(row.name, np.linspace(1.0, 10.0, min(row.rows, row.cols))), row.rows, row.cols,
+                zero_vectors=(dead or {}).get(row.name, 0),
+            ),
+        )
         for row in rows.values()
         if row.measured
     }

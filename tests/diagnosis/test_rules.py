@@ -6,16 +6,24 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_audits import BLOCKS, NOISE, ROLES, M, audit_of, changed, healthy_rows, name
+import torch
+from made_audits import BLOCKS, HEALTHY, NOISE, ROLES, M, audit_of, changed, healthy_rows, name
 
 import tailwise as tw
-from tailwise.diagnosis.finding import Finding
+from tailwise.audits.audit import LayerRow
+from tailwise.audits.single import esd
+from tailwise.diagnosis.finding import Diagnosis, Finding
 from tailwise.diagnosis.rule import RULES
+from tailwise.metrics.facts import Spectra
+from tailwise.metrics.measure import measure
+from tailwise.recipe import Recipe
+from tailwise.spectrum.baseline import gaussian_spectrum
+from tailwise.spectrum.spectrum import Spectrum
 
 
 def find(rows, code: str, **options) -> Finding | None:
-    spectra = options.pop("spectra", None)
-    found = tw.diagnose(audit_of(rows, spectra=spectra), **options)
+    made = {key: options.pop(key) for key in ("spectra", "dead", "config") if key in options}
+    found = tw.diagnose(audit_of(rows, **made), **options)
     assert code in found.looked, [item for item in found.not_looked if item.code == code]
     return next((item for item in found.findings if item.code == code), None)
 
@@ -30,6 +38,7 @@ def test_a_healthy_audit_has_no_finding(rows):
     found = tw.diagnose(audit_of(rows))
     assert found.findings == ()
     assert found.not_looked == ()
+    assert found.not_evaluated == ()
     assert set(found.looked) == set(RULES)
 
 
@@ -41,10 +50,24 @@ def test_depth_curse_needs_a_trend_and_a_light_end():
     found = find(rows, "TW101")
     assert found is not None
     assert found.layers[0].startswith("model.layers.7.")
-    assert {layer.split(".")[2] for layer in found.layers} == {"6", "7"}
+    assert {layer.split(".")[2] for layer in found.layers} == {"3", "4", "5", "6", "7"}  # all that are light
     for row in list(rows.values()):
         rows = changed(rows, row.name, alpha_hill=2.2 + 0.2 * row.block)
     assert find(rows, "TW101") is None  # as strict a trend, and no layer is light-tailed
+
+
+def test_depth_curse_is_found_where_only_the_last_blocks_are_almost_noise(rows):
+    """Three blocks against three are a step, in which Kendall's test cannot be sure."""
+    for role in ROLES:
+        for block, hill in enumerate([2.1, 2.4, 2.0, 7.2, 6.8, 7.0]):
+            rows = changed(rows, name(role, block), alpha_hill=hill, alpha_hill_z=5.0)
+    found = find(rows, "TW101")
+    assert found is not None
+    assert {layer.split(".")[2] for layer in found.layers} == {"3", "4", "5"}
+    for role in ROLES:  # the same step within the errors of alpha_hill is none
+        for block in range(6):
+            rows = changed(rows, name(role, block), alpha_hill_sigma=4.0)
+    assert find(rows, "TW101") is None
 
 
 def test_depth_curse_in_one_role_of_four_is_none():
@@ -151,13 +174,106 @@ def test_correlation_traps(rows):
 
 def test_rank_collapse_by_norm_or_by_stable_rank(rows):
     which = name("attn_q", 3)
-    for sign in ({"log_spectral_norm": 3.0, "stable_rank": 4.0}, {"stable_rank": 1.1}):
+    for sign in ({"log_spectral_norm": 3.0, "stable_rank": 4.0}, {"stable_rank": 1.3}):
         found = find(changed(rows, which, alpha_hill=1.3, **sign), "TW301")
         assert found is not None
         assert found.layers == (which,)
     assert find(changed(rows, which, alpha_hill=1.3), "TW301") is None
     assert find(changed(rows, which, alpha_hill=1.3, log_spectral_norm=3.0), "TW301") is None  # only multiplied
     assert find(changed(rows, which, log_spectral_norm=3.0), "TW301") is None
+
+
+@pytest.mark.parametrize("width", [128, 512, 4096])
+@pytest.mark.parametrize("times", [10.0, 1e4])
+def test_one_giant_direction_is_rank_collapse_at_any_width(width, times):
+    """One logarithm in a sum over m/10: alpha_hill stays above 2 or 3 and does not show it."""
+    noise = gaussian_spectrum(width, width, np.random.default_rng(0)).eigenvalues
+    rows = {}
+    for block in range(5):
+        which = f"model.layers.{block}.mlp.up_proj"
+        values = noise * (1 + 0.02 * block)
+        if block == 2:
+            values = np.r_[values[:-1], values[-1] * times**2]
+        spectrum = Spectrum(values, width, width)
+        metrics = measure(Spectra(spectrum), Recipe(metrics=("alpha_hill", "stable_rank", "log_spectral_norm")))
+        rows[which] = LayerRow(which, "mlp_up", block, "dense", width, width, 1, "F32", "OK", metrics=metrics)
+    found = find(rows, "TW301")
+    assert found is not None
+    assert found.layers == ("model.layers.2.mlp.up_proj",)
+    assert "alpha_hill" in found.evidence[0].says
+
+
+def test_an_exact_rank_one_matrix_is_rank_collapse_and_has_no_dead_rows(tmp_path):
+    """Constants and outer products: no row is zero, and the tail has no exponent rather than the flat tail's 10."""
+    numbers = torch.arange(1.0, 129.0)
+    state = {"constant.weight": torch.full((128, 128), 0.02), "outer.weight": torch.outer(numbers, numbers)}
+    dead = torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
+    dead[5:9] = 0
+    assert [esd(one).zero_vectors for one in (dead, dead.T, dead[:, :100], dead[:100])] == [4, 4, 0, 4]
+    audit = tw.audit({**state, "dead.weight": dead}, cache_dir=tmp_path, workers=1)
+    audit.save(tmp_path / "x.audit")
+    again = tw.audit({**state, "dead.weight": dead}, cache_dir=tmp_path, workers=1)  # out of the cache
+    for one in (audit, tw.Audit.load(tmp_path / "x.audit"), again):
+        found = {item.code: item for item in tw.diagnose(one).findings}
+        assert set(found["TW301"].layers) == {"constant", "outer"}
+        assert set(found["TW603"].layers) == {"constant", "outer"}
+        assert "no row is zero" in found["TW603"].evidence[0].says
+        assert found["TW602"].layers == ("dead",)
+        assert "4 of 128 directions" in found["TW602"].evidence[0].says
+        assert one["constant"].row.metrics["alpha_hill"] is None
+        assert "1 eigenvalue above zero" in one["constant"].row.reason
+
+
+def alone(role: str, **metrics: float) -> LayerRow:
+    """A matrix without peers."""
+    return LayerRow(role, role, None, "dense", 512, 128, 1, "F32", "OK", metrics={**HEALTHY, **metrics})
+
+
+def test_a_strong_mean_direction_of_a_head_is_no_collapse(rows):
+    head = alone("lm_head", stable_rank=1.04, alpha_hill=1.7)
+    assert find({**rows, "lm_head": head}, "TW301") is None
+    pooler = alone("pooler", stable_rank=1.04)
+    found = find({**rows, "pooler": pooler}, "TW301")
+    assert found is not None
+    assert found.layers == ("pooler",)
+
+
+def test_an_old_audit_does_not_say_whether_rows_are_dead(rows):
+    which = name("attn_q", 1)
+    found = tw.diagnose(audit_of(rows, dead={which: None}))
+    (left,) = found.not_evaluated
+    assert (left.code, left.layers) == ("TW602", (which,))
+    assert Diagnosis.from_json(found.to_json()) == found
+    blind = tw.diagnose(audit_of(rows, dead=dict.fromkeys(rows)))
+    assert "TW602" in [item.code for item in blind.not_looked]
+
+
+def test_a_head_is_held_against_noise_and_its_softmax_is_named(rows):
+    """σᵢ ∝ i^−2.5, the main case of the singular-entropy manual."""
+    sigma = np.arange(1, 129.0) ** -2.5
+    shares = sigma / sigma.sum()
+    entropy = float(np.log(128) + np.sum(shares * np.log(shares)))
+    sick = {"singular_entropy": entropy, "stable_rank": float((sigma**2).sum())}
+    for role, softmax in (("lm_head", True), ("embed", False), ("classifier", True), ("projector", False)):
+        found = find({**rows, role: alone(role, **sick)}, "TW302")
+        assert found is not None
+        assert found.layers == (role,)
+        assert found.causes[0].startswith("softmax bottleneck") == softmax
+        assert "≤ 20%" in found.evidence[0].says
+    tied = find({**rows, "embed": alone("embed", **sick)}, "TW302", config={"tie_word_embeddings": True})
+    assert tied is not None
+    assert tied.causes[0].startswith("softmax bottleneck")
+    assert find({**rows, "lm_head": alone("lm_head", singular_entropy=0.6, stable_rank=1.5)}, "TW302") is None
+
+
+def test_a_layer_that_saturation_cannot_judge_is_named(rows):
+    small = replace(alone("lm_head"), rows=30, cols=40)
+    position = alone("pos_embed", singular_entropy=3.0, stable_rank=1.2)
+    found = tw.diagnose(audit_of({**rows, "lm_head": small, "pos_embed": position}))
+    left = {item.layers: item.reason for item in found.not_evaluated if item.code == "TW302"}
+    assert "50 eigenvalues" in left["lm_head",]
+    assert "by design" in left["pos_embed",]
+    assert "TW302" not in [item.code for item in found.findings]
 
 
 def test_saturation_against_the_role(rows):
@@ -180,6 +296,19 @@ def test_saturation_over_time(rows):
     assert len(finding.layers) == len(rows)
     assert "from 20.0" in finding.evidence[0].says
     assert "TW302" not in [item.code for item in tw.diagnose(steps[0], history=steps[1:]).findings]
+
+
+def test_saturation_over_time_counts_what_began_with_one_strong_direction(rows):
+    """A stable rank below 2 cannot halve: the rising entropy is enough."""
+    steps = []
+    for step in range(7):
+        head = alone("lm_head", singular_entropy=0.3 + 0.15 * step, stable_rank=1.6 + 0.01 * (step % 2))
+        steps.append(audit_of({**rows, "lm_head": head}))
+    found = tw.diagnose(steps[-1], history=steps[:-1])
+    (finding,) = [item for item in found.findings if item.code == "TW302"]
+    assert finding.layers == ("lm_head",)
+    new = tw.diagnose(steps[-1], history=[audit_of(rows)] * 6)
+    assert [(item.code, item.layers) for item in new.not_evaluated] == [("TW302", ("lm_head",))]
 
 
 def test_isotropy_excludes_what_is_noise_altogether(rows):
@@ -216,6 +345,21 @@ def test_no_verdict_is_said(rows):
     assert find(changed(rows, which, num_pl_spikes=100.0), "TW502").layers == (which,)
 
 
+def test_no_power_law_is_claimed_where_another_law_is_likelier(rows):
+    which = name("attn_q", 1)
+    low = {"alpha": 1.5, "alpha_sigma": 0.05}
+    likelier = {"vuong_lognormal": -3.0, "vuong_lognormal_p": 0.003}
+    found = find(changed(rows, which, **low, **likelier), "TW501")
+    assert found is not None
+    assert "lognormal likelier (Vuong -3.0 sd, p 0.003)" in found.evidence[0].says
+    assert find(changed(rows, which, **low), "TW204") is not None
+    assert find(changed(rows, which, **low, **likelier), "TW204") is None
+    unsure = {"vuong_lognormal": -1.0, "vuong_lognormal_p": 0.3}
+    assert find(changed(rows, which, **low, **unsure), "TW501") is None
+    truncated = {"vuong_truncated": -5.0, "vuong_truncated_p": 1e-6}
+    assert find(changed(rows, which, **low, **truncated), "TW501") is None
+
+
 def test_not_finite_and_not_measured(rows):
     bad, lost = name("attn_q", 1), name("attn_o", 1)
     rows = {
@@ -229,16 +373,16 @@ def test_not_finite_and_not_measured(rows):
     assert found["TW605"].layers == (lost,)
 
 
-def test_exact_zeros_are_dead_rows_and_rounding_is_rank_loss(rows):
+def test_rows_of_zeros_are_dead_and_rounding_is_rank_loss(rows):
     dead, lost = name("attn_q", 1), name("attn_o", 1)
     values = np.linspace(1.0, 10.0, M)
     spectra = {dead: np.r_[np.zeros(4), values[4:]], lost: np.r_[np.full(7, 1e-30), values[7:]]}
     rows = changed(changed(rows, dead, rank_loss=4.0), lost, rank_loss=7.0)
-    found = find(rows, "TW602", spectra=spectra)
+    found = find(rows, "TW602", spectra=spectra, dead={dead: 4})
     assert found is not None
     assert found.layers == (dead,)
-    assert "4 rows of zeros" in found.evidence[0].says
-    found = find(rows, "TW603", spectra=spectra)
+    assert "4 of 128 directions are taken by rows of zeros" in found.evidence[0].says
+    found = find(rows, "TW603", spectra=spectra, dead={dead: 4})
     assert found is not None
     assert found.layers == (lost,)
 
@@ -250,7 +394,7 @@ def test_an_adapter_is_of_low_rank_by_design(rows):
     rows = {**rows, which: replace(rows[which], kind="lora")}
     assert find(rows, "TW602", spectra={which: values}) is None
     assert find(rows, "TW603", spectra={which: values}) is None
-    assert find(rows, "TW602", spectra={which: np.zeros(M)}) is not None
+    assert find(rows, "TW602", spectra={which: np.zeros(M)}, dead={which: M}) is not None
 
 
 def test_rounding_of_the_stored_type_hides_a_collapsed_head(rows):

@@ -70,6 +70,7 @@ def test_the_documented_command_gives_exactly_these_files_and_columns(script, py
         "plots/combined_batch_1.png",
         "plots/combined_batch_2.png",
         "precision_alpha_hill_results.csv",
+        "precision_sensitivity.csv",
         "precision_summary_statistics.csv",
     ]
     single = [name for name in found if name.startswith("plots/individual_layers/")]
@@ -93,6 +94,18 @@ def test_every_documented_argument_is_taken(script, stories, tmp_path) -> None:
     assert all(int(row["k_used_fp64"]) == int(0.2 * int(row["n_eigs_fp64"])) for row in rows)
     assert [path.name for path in sorted((output / "plots").glob("combined_batch_*"))] == ["combined_batch_1.svg"]
     assert (output / "plots" / "category_attn_q.svg").is_file()
+
+
+def test_the_script_writes_which_layers_are_sensitive(script, stories, tmp_path) -> None:
+    output = tmp_path / "out"
+    code, _ = script("--model", str(stories), "--output-dir", str(output), "--filter-layers", r"layers\.[01]\.",
+                     "--precisions", "bf16,int2", "--bound", "alpha_shift=0.05", "--plot-format", "svg")  # fmt: skip
+    assert code == 0
+    _, rows = _rows(output / "precision_sensitivity.csv")
+    marked = {row["layer_name"]: row["sensitive"] == "True" for row in rows}
+    assert marked == {row["layer_name"]: abs(float(row["largest_shift"])) > 0.05 for row in rows}
+    assert any(marked.values())
+    assert {row["in_format"] for row in rows} == {"int2"}
 
 
 @pytest.mark.parametrize(("arguments", "said"), [

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import tailwise as tw
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.number_formats.formats import parse_format
-from tailwise.precision import loaded
+from tailwise.precision import loaded, tables
 from tailwise.precision.encoded import EncodedMatrix
 from tailwise.precision.run import StudyOptions, study
 from tailwise.precision.study import PrecisionStudy
@@ -149,6 +149,16 @@ def test_one_bad_matrix_is_a_layer_with_a_status() -> None:
 
 
 @pytest.mark.filterwarnings("error")
+def test_a_matrix_with_too_few_eigenvalues_is_listed_and_not_studied() -> None:
+    found = study(_model(head__weight=torch.randn(4, 64)), ("int4",), use_cache=False)
+    small = found["head"]
+    assert (small.status, small.measured, small.numel) == ("TOO_SMALL", False, 256)
+    assert len(found) == 3
+    rows = {row["layer_name"]: row for row in tables.results(found)}
+    assert rows["head"]["method_int4"] == "TOO_SMALL"
+    assert rows["head"]["alpha_int4"] is None
+
+
 def test_a_degenerate_tail_has_a_status_and_no_alpha() -> None:
     found = study({"a.weight": torch.eye(64), "b.weight": torch.zeros(64, 64)}, ("bf16", "int4"), use_cache=False)
     for name in ("a", "b"):

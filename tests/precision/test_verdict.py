@@ -6,7 +6,7 @@ import pytest
 
 from tailwise.errors import UsageError
 from tailwise.precision.study import LayerStudy, PrecisionStudy, Reading
-from tailwise.precision.verdict import Bound, sensitivities, verdicts
+from tailwise.precision.verdict import Bound, sensitivities, variations, verdicts
 
 
 def _study(*errors: dict[str, float]) -> PrecisionStudy:
@@ -42,6 +42,21 @@ def test_a_format_that_changes_nothing_keeps_any_bound() -> None:
     found = verdicts(_study({"bf16": 0.0}), [Bound("sqnr_db", 100.0), Bound("relative_error", 0.0)])
     assert found[0].format == "bf16"
     assert "sqnr_db ∞" in found[0].reason
+
+
+def test_a_layer_is_sensitive_where_a_format_moves_its_alpha_by_more_than_was_allowed() -> None:
+    study = _study({"int4": 0.1, "int2": 0.5}, {"int4": 0.1, "int2": 0.5})
+    shifts = ({"int4": 0.01, "int2": -0.2}, {"int4": 0.01, "int2": 0.03})
+    layers = tuple(
+        replace(layer, readings={n: replace(r, alpha=3.0 + own[n], alpha_shift=own[n]) for n, r in layer.readings.items()})
+        for layer, own in zip(study.layers, shifts, strict=True)
+    )
+    study = replace(study, layers=layers)
+    first, second = variations(study, [Bound("relative_error", 0.1), Bound("alpha_shift", 0.05)])
+    assert (first.sensitive, first.shift, first.format) == (True, -0.2, "int2")
+    assert first.spread == pytest.approx(0.21)
+    assert second.sensitive is False
+    assert [item.sensitive for item in variations(study)] == [None, None]
 
 
 def test_every_bound_must_hold() -> None:

@@ -26,9 +26,11 @@ from tailwise.recipe import RunOptions, digest_of
 from tailwise.spectrum.spectrum import Spectrum
 from tailwise.storage import get, is_url, joined, put
 
-#: Raised when a solver changes its numbers: older entries are then left alone.
-ENGINE = 1
+#: Raised when a solver changes its numbers, or what a spectrum says beside them: older entries are then left alone.
+ENGINE = 2
 
+#: What is kept of a spectrum beside its eigenvalues.
+_FACTS = ("rows", "cols", "slices", "solver", "error_bound", "zero_vectors")
 
 #: What damaged bytes make numpy, zipfile and json raise.
 _DAMAGE = (
@@ -84,7 +86,7 @@ class Cache:
 
     def keep_spectrum(self, key: str, spectrum: Spectrum) -> None:
         """Keep `spectrum` under `key`; failing to is noted in `trouble`, and harms nothing."""
-        facts = {name: getattr(spectrum, name) for name in ("rows", "cols", "slices", "solver", "error_bound")}
+        facts = {name: getattr(spectrum, name) for name in _FACTS}
         sink = io.BytesIO()
         np.savez(sink, eigenvalues=spectrum.eigenvalues, facts=np.array(json.dumps(facts)))
         self._write("spectra", key, ".npz", sink.getvalue())

@@ -53,6 +53,7 @@ class Settings(TypedDict, total=False):
     randomize: int
     baseline_replicas: int
     bootstrap: int
+    rivals: bool
     seed: int
     farms_window: int
     farms_windows: int

@@ -93,6 +93,10 @@ def audit(
         typer.Option("--randomize", help="Also permute each W's entries: traps, RD.", rich_help_panel=_HOW),
     ] = False,
     replicas: Annotated[int, typer.Option(min=1, help="Permutations of --randomize.", rich_help_panel=_HOW)] = 1,
+    rivals: Annotated[
+        bool,
+        typer.Option("--rivals", help="Also test lognormal, exponential and truncated tails.", rich_help_panel=_HOW),
+    ] = False,
     bootstrap: Annotated[
         int, typer.Option(min=0, help="Resamples for a 95 % interval of alpha.", rich_help_panel=_HOW)
     ] = 0,
@@ -158,6 +162,7 @@ def audit(
         precision=dtype.value,
         randomize=replicas if randomize else 0,
         bootstrap=bootstrap,
+        rivals=rivals,
         seed=seed,
         metrics=comma_list(metrics),
     )

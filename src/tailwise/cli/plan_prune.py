@@ -75,6 +75,11 @@ def prune(
     beta: Annotated[
         float | None, typer.Option(help="Of depth: step from block to block.", rich_help_panel=_HOW)
     ] = None,
+    reverse: Annotated[
+        bool,
+        typer.Option("--reverse", help="Of alpha, alpha-role and entropy: more where they take less.",
+                     rich_help_panel=_HOW),
+    ] = False,
     estimator: Annotated[
         str | None,
         typer.Option(help="Of α; by default peak for language models, mid for vision.", rich_help_panel=_HOW),
@@ -112,7 +117,7 @@ def prune(
     seconds = seconds_of(budget)  # a wrong time is told before anything is read
     if allocator != AUTO and allocator not in ALLOCATORS:
         raise unknown_name("allocator", allocator, [AUTO, *(name for name, _ in ALLOCATORS.items())])
-    given = {"mapping": mapping.value if mapping else None, "tau": tau, "beta": beta}
+    given = {"mapping": mapping.value if mapping else None, "tau": tau, "beta": beta, "reverse": reverse or None}
     request = Request(
         sparsity=sparsity,
         allocator="uniform" if allocator == AUTO else allocator,

@@ -108,7 +108,8 @@ def precision(
         typer.Option(
             metavar="MEASURE=LIMIT",
             rich_help_panel=_HOW,
-            help="What the verdict allows, e.g. relative_error=0.05 or sqnr_db=25; may be repeated.",
+            help="What the verdict allows, e.g. relative_error=0.05 or sqnr_db=25; may be repeated. "
+            "alpha_shift=0.05 also marks layers as sensitive.",
         ),
     ] = None,
     dtype: Annotated[
@@ -129,7 +130,7 @@ def precision(
         int, typer.Option(min=0, help="Layers in one combined picture; 0 for all.", rich_help_panel=_OUT)
     ] = 10,
     basic: Annotated[
-        bool, typer.Option("--basic", help="Only the two tables of alpha and the pictures.", rich_help_panel=_OUT)
+        bool, typer.Option("--basic", help="Only the tables of alpha and the pictures.", rich_help_panel=_OUT)
     ] = False,
     no_plots: Annotated[bool, typer.Option("--no-plots", help="Draw nothing.", rich_help_panel=_OUT)] = False,
     as_json: Json = False,
@@ -196,7 +197,7 @@ def _write(
 ) -> list[Path]:
     from tailwise.precision import tables
 
-    written = tables.write_documented(found, folder) if basic else tables.write_all(found, folder, bounds)
+    written = tables.write_documented(found, folder, bounds) if basic else tables.write_all(found, folder, bounds)
     if not basic:
         written.append(Path(found.save(folder / "study.json")))
     if not len(found):

@@ -25,6 +25,20 @@ _SMALLER_IS_BETTER = {
     "mean_log_norm",
     "mean_log_spectral_norm",
 }
+_HELP = "WeightWatcher's help page"
+#: Number → what is said of it; of those in `_LARGEST_FIRST` more is better, of the others less.
+_SAID = {
+    "mean_alpha_2_6": f"{_HELP} reads a smaller mean as better trained, and as much in how many layers it stands on "
+                      "(layers_2_6)",
+    "share_2_4": f"{_HELP} calls layers within 2 to 4 well trained, so the larger share is the better",
+    "layers_2_6": f"{_HELP} trusts a mean of alpha that stands on more layers",
+    "mean_effective_rank": f"{_HELP} prefers the smaller, if accuracy holds: fewer directions do the same; against "
+                           "an untrained model of the same shapes it is to be smaller in any case",
+    "mean_num_traps": f"{_HELP} and rule TW205: fewer is better",
+    "mean_one_minus_rd": f"sources disagree: {_HELP} calls a high 1 − RD good, WeightWatcher's README a high RD; rank "
+                         "nothing by it alone",
+}  # fmt: skip
+_LARGEST_FIRST = frozenset({"share_2_4", "layers_2_6"})
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ class RankedModel:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Models in order, the smallest value first; models without a value last."""
+    """Models in order, the best by what is said of the number first; models without a value last."""
 
     by: str
     direction: str  # what publications say of small values, or that they say nothing
@@ -100,7 +114,7 @@ def rank_numbers(
     models = [
         RankedModel(name, one.model, one.values, score) for name, one, score in zip(names, given, matched, strict=True)
     ]
-    ordered = sorted(models, key=lambda model: _order(model.values[key]))
+    ordered = sorted(models, key=lambda model: _order(model.values[key], key))
     found = _correlations(ordered) if scores is not None else ()
     known = sum(model.score is not None for model in models)
     if scores is not None and known < MIN_MODELS:
@@ -115,14 +129,15 @@ def _summary_name(by: str) -> str:
     raise unknown_name("number to rank by", by, [name.removeprefix("mean_") for name in SUMMARIES])
 
 
-def _order(value: float | None) -> tuple[bool, float]:
-    return value is None, value or 0.0
+def _order(value: float | None, key: str) -> tuple[bool, float]:
+    return value is None, -(value or 0.0) if key in _LARGEST_FIRST else value or 0.0
 
 
 def _direction(key: str) -> str:
-    return (
-        f"smallest first: {_MARTIN}" if key in _SMALLER_IS_BETTER else "smallest first; no source says which is better"
-    )
+    first = "largest first" if key in _LARGEST_FIRST else "smallest first"
+    if key in _SMALLER_IS_BETTER:
+        return f"{first}: {_MARTIN}"
+    return f"{first}: {_SAID[key]}" if key in _SAID else f"{first}; no source says which is better"
 
 
 def short_names(models: Sequence[str]) -> list[str]:

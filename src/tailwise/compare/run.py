@@ -26,7 +26,7 @@ PAIRED = (
     "effective_rank", "singular_entropy", "ks_distance", "num_spikes", "mp_softrank", "num_traps", "rand_distance",
 )  # fmt: skip
 #: Parts of a recipe that change what is computed at all, but no number that both audits have.
-_HARMLESS = ("metrics", "randomize", "bootstrap", "min_evals", "baseline_replicas")
+_HARMLESS = ("metrics", "randomize", "bootstrap", "rivals", "min_evals", "baseline_replicas")
 _MOST_NOTES = 5
 
 

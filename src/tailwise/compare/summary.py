@@ -15,6 +15,7 @@ SUMMARIES: Mapping[str, str] = {
     "layers": "number of measured matrices",
     "mean_alpha": "mean of alpha",
     "mean_alpha_2_6": "mean of alpha over the layers with 2 ≤ alpha ≤ 6",
+    "layers_2_6": "number of layers that this mean stands on",
     "share_2_4": "share of the layers with 2 ≤ alpha ≤ 4",
     "mean_alpha_weighted": "mean of alpha · log₁₀ λ_max (α̂)",
     "mean_alpha_hill": "mean of alpha_hill",
@@ -24,6 +25,7 @@ SUMMARIES: Mapping[str, str] = {
     "mean_stable_rank": "mean of stable_rank",
     "mean_effective_rank": "mean of effective_rank",
     "mean_num_traps": "mean of num_traps; needs `--randomize`",
+    "mean_one_minus_rd": "mean of 1 − RD; needs `--randomize`",
 }
 
 
@@ -35,6 +37,7 @@ def model_numbers(audit: Audit) -> dict[str, float | None]:
         "layers": float(len(audit)),
         "mean_alpha": _mean(alphas),
         "mean_alpha_2_6": _mean(_within(alphas, FITTED)),
+        "layers_2_6": float(len(_within(alphas, FITTED))) if alphas else None,
         "share_2_4": len(_within(alphas, WELL_FIT)) / len(alphas) if alphas else None,
     }
     for name in SUMMARIES:

@@ -23,6 +23,7 @@ class Case:
     limits: Mapping[str, float]
     history: tuple[Mapping[str, LayerRow], ...] = field(default=())  # earlier audits of the same run, oldest first
     draws: int = 24  # noise matrices behind each baseline
+    tied: bool = False  # the embedding is the head too
 
     @staticmethod
     def of(audit: Audit, limits: Mapping[str, float], history: Sequence[Audit] = ()) -> Case:
@@ -30,7 +31,9 @@ class Case:
         spectra = {layer.row.name: layer.spectrum for layer in audit}
         past = tuple({layer.row.name: layer.row for layer in earlier} for earlier in history)
         draws = int(audit.provenance.recipe.get("baseline_replicas", 24))
-        return Case(tuple(audit.rows), spectra, limits, past, draws)
+        shared = any(row.status == "SHARED" and row.role == "lm_head" for row in audit.rows)
+        tied = shared or bool(audit.provenance.config.get("tie_word_embeddings"))
+        return Case(tuple(audit.rows), spectra, limits, past, draws, tied)
 
     def without(self, pattern: re.Pattern[str]) -> Case:
         """The case without the layers whose name matches."""
@@ -76,6 +79,16 @@ class Case:
         for row in rows:
             found.setdefault((row.role, row.rows, row.cols), []).append(row)
         return [group for group in found.values() if len(group) >= self.limit("min_peers")]
+
+
+    def feeds_softmax(self, row: LayerRow) -> bool:
+        """Whether the layer's output goes through a softmax over tokens or classes."""
+        return row.role in ("lm_head", "classifier") or (self.tied and row.role == "embed" and row.block is None)
+
+
+def noise_stable_rank(row: LayerRow) -> float:
+    """Stable rank of noise of the same shape: n·m / (√n + √m)²."""
+    return row.rows * row.cols / (math.sqrt(row.rows) + math.sqrt(row.cols)) ** 2
 
 
 def has(row: LayerRow, name: str) -> bool:

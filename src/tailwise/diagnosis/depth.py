@@ -40,7 +40,8 @@ Chain = list[LayerRow]
     references=(_CURSE, "Xiong et al. 2020, On Layer Normalization in the Transformer Architecture, arXiv:2002.04745"),
 )
 def depth_curse(case: Case) -> Verdict:
-    """alpha_hill rises with depth in the roles (Kendall's trend) and the deepest third is near noise.
+    """alpha_hill rises with depth in the roles, as a trend (Kendall) or as a step beyond its errors, and the deepest
+    third is near noise, if not wholly noise.
 
     A trend alone is common in healthy models and is not reported.
     """
@@ -51,10 +52,10 @@ def depth_curse(case: Case) -> Verdict:
     if len(cursed) < case.limit("most_roles") * len(chains):
         return None
     tau, worst_p = median(trend.tau for _, trend, _ in cursed), max(p for *_, p in cursed)
-    layers = sorted((row for chain, *_ in cursed for row in ends(chain)[1]), key=ratio_to_noise, reverse=True)
+    layers = sorted((row for chain, *_ in cursed for row in _deep(case, chain)), key=ratio_to_noise, reverse=True)
     heavy = median(value(row, "alpha_hill") for chain, *_ in cursed for row in ends(chain)[0])
     light = median(value(row, "alpha_hill") for row in layers)
-    bound = case.limit("light_alpha_hill")
+    bound = min(case.limit("light_alpha_hill"), case.limit("step_alpha_hill"))
     evidence = [Evidence("", "kendall_tau", tau, 0.0, f"median Kendall τ {tau:.2f}, adjusted p at most {worst_p:.2g}")]
     evidence += [
         Evidence(row.name, "alpha_hill", value(row, "alpha_hill"), bound, f"{alpha_in_words(row)} > {bound:g}")
@@ -70,14 +71,57 @@ def depth_curse(case: Case) -> Verdict:
 def _cursed(case: Case, chains: list[Chain]) -> list[tuple[Chain, Trend, float]]:
     """Chains that rise significantly from a heavy to a light tail, with adjusted p."""
     trends = [rising([ratio_to_noise(row) for row in chain]) for chain in chains]
-    corrected = adjusted([trend.p for trend in trends])
-    bound, cursed = case.limit("light_share_of_noise"), []
-    for chain, trend, p in zip(chains, trends, corrected, strict=True):
-        shallow, deep = (median(map(ratio_to_noise, end)) for end in ends(chain))
-        high = median(value(row, "alpha_hill") for row in ends(chain)[1]) > case.limit("light_alpha_hill")
-        if p <= case.limit("significance") and shallow <= bound < deep and high:
-            cursed.append((chain, trend, p))
-    return cursed
+    # Two tests are tried on each chain, hence the factor.
+    corrected = adjusted([min(1.0, 2 * min(trend.p, _p_of_step(chain)))
+                          for chain, trend in zip(chains, trends, strict=True)])  # fmt: skip
+    return [
+        (chain, trend, p)
+        for chain, trend, p in zip(chains, trends, corrected, strict=True)
+        if p <= case.limit("significance") and (_ends_light(case, chain) or _steps(case, chain))
+    ]
+
+
+def _ends_light(case: Case, chain: Chain) -> bool:
+    """From heavy tails to light ones."""
+    shallow, deep = (median(map(ratio_to_noise, end)) for end in ends(chain))
+    light = median(value(row, "alpha_hill") for row in ends(chain)[1]) > case.limit("light_alpha_hill")
+    return light and shallow <= case.limit("light_share_of_noise") < deep
+
+
+def _steps(case: Case, chain: Chain) -> bool:
+    """To tails that are not wholly light, but in every deep block far from those of every shallow one."""
+    first, last = ([value(row, "alpha_hill") for row in end] for end in ends(chain))
+    share = median(ratio_to_noise(row) for row in ends(chain)[1])
+    return (
+        min(last) >= case.limit("stagnation_ratio") * max(first)
+        and median(last) > case.limit("step_alpha_hill")
+        and share > case.limit("step_share_of_noise")
+    )
+
+
+def _p_of_step(chain: Chain) -> float:
+    """Chance that the last third lies as far above the first by the errors of alpha_hill and the chain's scatter.
+
+    A model whose last blocks alone learned nearly nothing has a step and no trend: Kendall's test sees 3 blocks against
+    3 at best with p = 0.1.
+    """
+    first, last = ends(chain)
+    logs = [[math.log(value(row, "alpha_hill")) for row in end] for end in (first, last)]
+    if min(logs[1]) <= max(logs[0]):
+        return 1.0
+    errors = [value(row, "alpha_hill_sigma") / value(row, "alpha_hill") for row in (*first, *last)]
+    scatter = max(median([abs(item - median(end)) for item in end]) for end in logs)
+    # The error of a mean of a third, on both sides; errors of one layer are known, not estimated.
+    spread = math.hypot(median(errors), 1.4826 * scatter) * math.sqrt(2 / len(first))
+    return p_above((median(logs[1]) - median(logs[0])) / spread)
+
+
+def _deep(case: Case, chain: Chain) -> Chain:
+    """The last blocks, as far up as each is near noise; the last third at least."""
+    start = len(chain) - len(ends(chain)[1])
+    while start > 0 and ratio_to_noise(chain[start - 1]) > case.limit("step_share_of_noise"):
+        start -= 1
+    return chain[start:]
 
 
 def ends(chain: Chain) -> tuple[Chain, Chain]:

@@ -54,6 +54,16 @@ class NotLooked:
 
 
 @dataclass(frozen=True)
+class NotEvaluated:
+    """Layers that a rule left out, though it looked at others."""
+
+    code: str
+    title: str
+    reason: str
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """Everything the rules said of one audit, worst first."""
 
@@ -63,6 +73,7 @@ class Diagnosis:
     looked: tuple[str, ...] = ()  # codes of the rules that looked
     muted: tuple[str, ...] = ()
     thresholds: dict[str, float] = field(default_factory=dict)
+    not_evaluated: tuple[NotEvaluated, ...] = ()
 
     def of(self, layer: str) -> tuple[Finding, ...]:
         """The findings that name a layer."""
@@ -84,7 +95,8 @@ class Diagnosis:
         findings = tuple(_finding(item) for item in data["findings"])
         not_looked = tuple(NotLooked(**item) for item in data["not_looked"])
         looked, muted = tuple(data["looked"]), tuple(data["muted"])
-        return Diagnosis(data["model"], findings, not_looked, looked, muted, dict(data["thresholds"]))
+        left = tuple(NotEvaluated(**{**item, "layers": tuple(item["layers"])}) for item in data.get("not_evaluated", ()))
+        return Diagnosis(data["model"], findings, not_looked, looked, muted, dict(data["thresholds"]), left)
 
 
 def _finding(data: Mapping[str, Any]) -> Finding:

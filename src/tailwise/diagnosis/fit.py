@@ -5,6 +5,7 @@ from __future__ import annotations
 from tailwise.diagnosis.case import Case, value
 from tailwise.diagnosis.finding import Evidence
 from tailwise.diagnosis.rule import Cannot, Found, Verdict, rule
+from tailwise.diagnosis.training import better_law
 from tailwise.diagnosis.words import count, evals, fit_in_words, named
 
 _FEW = "no matrix has {least:.0f} eigenvalues or more"
@@ -21,29 +22,43 @@ _CLAUSET = "Clauset, Shalizi & Newman 2009, SIAM Review 51:661"
     remedies=(
         "give no verdict on this layer's alpha; read alpha_hill with its baseline, and the entropies",
         "try --estimator ks_clip, or `--metrics alpha_truncated` for an exponential cut-off",
+        "audit with --rivals: a likelihood-ratio test of lognormal, exponential and truncated tails",
     ),
-    references=(_CLAUSET, "WeightWatcher 0.7"),
+    references=(_CLAUSET, "Vuong 1989, Econometrica 57:307", "WeightWatcher 0.7"),
 )
 def heavy_fit_error(case: Case) -> Verdict:
-    """D, the distance of the tail from the fitted power law, is large: no verdict is read off alpha."""
+    """D, the distance of the tail from the fitted power law, is large, or (with --rivals) a lognormal or an exponential
+    is significantly likelier: no verdict is read off alpha.
+    """
     rows = case.judged("alpha", "ks_distance")
     if not rows:
         return Cannot(_FEW.format(least=case.limit("min_evals")))
     bound = case.limit("fit_max_distance")
+    rival = {row.name: better_law(case, row) for row in rows}
     hit = sorted(
-        (row for row in rows if value(row, "ks_distance") > bound), key=lambda r: value(r, "ks_distance"), reverse=True
-    )
+        (row for row in rows if value(row, "ks_distance") > bound or rival[row.name]),
+        key=lambda r: value(r, "ks_distance"), reverse=True,
+    )  # fmt: skip
     if not hit:
         return None
     evidence = tuple(
-        Evidence(row.name, "ks_distance", value(row, "ks_distance"), bound, f"{fit_in_words(row)}; D > {bound:g}")
+        Evidence(row.name, "ks_distance", value(row, "ks_distance"), bound,
+                 fit_in_words(row) + (f"; D > {bound:g}" if value(row, "ks_distance") > bound else "")
+                 + _rival_in_words(rival[row.name]))
         for row in hit
-    )
+    )  # fmt: skip
     return Found(
         f"No verdict on alpha in {len(hit)} of {count(len(rows), 'matrix')}: a power law does not describe the tail of "
         f"{named(hit)}.",
         evidence,
     )
+
+
+def _rival_in_words(better: tuple[str, float, float] | None) -> str:
+    if better is None:
+        return ""
+    law, ratio, p = better
+    return f"; {law} likelier (Vuong {ratio:.1f} sd, p {p:.2g})"
 
 
 @rule(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tailwise.audits.audit import LayerRow
 from tailwise.diagnosis.case import Case, has, value
 from tailwise.diagnosis.finding import Evidence
-from tailwise.diagnosis.rule import Found, Verdict, rule
+from tailwise.diagnosis.rule import Cannot, Found, Partly, Verdict, rule
 from tailwise.diagnosis.words import count, evals, named, verb
 from tailwise.metrics.ranks import matrix_rank
 
@@ -42,31 +42,43 @@ def not_finite(case: Case) -> Verdict:
     references=("Lu et al. 2020, Dying ReLU and Initialization, arXiv:1903.06733",),
 )
 def dead_directions(case: Case) -> Verdict:
-    """Eigenvalues are exactly zero, as a row or column of zeros on the matrix's short side leaves them.
+    """Rows or columns of zeros were seen, and take directions from the matrix. On the long side of a matrix they do so
+    only where fewer than its short side are left.
 
-    Zeros on the long side do not show in a spectrum.
+    Eigenvalues of zero without such rows are a loss of rank, which TW603 and TW301 report.
     """
-    dead = {row.name: _exact_zeros(case, row) for row in case.measured}
+    unseen = tuple(row.name for row in case.measured if case.spectra[row.name].zero_vectors is None)
+    if case.measured and len(unseen) == len(case.measured):
+        return Cannot("the audit is older than the count of zero rows, or of factors; audit again")
+    dead = {row.name: case.spectra[row.name].zero_vectors or 0 for row in case.measured}
     # An adapter's change has few directions by design; only one of none at all is dead.
     rows = [row for row in case.measured if dead[row.name] >= (evals(row) if row.kind == "lora" else 1)]
     hit = sorted(rows, key=lambda row: dead[row.name], reverse=True)
+    left = {"zero rows were not counted when it was measured": unseen}
     if not hit:
-        return None
+        return Partly(None, left)
     evidence = tuple(
         Evidence(row.name, "rank_loss", float(dead[row.name]), 0.0, _dead_in_words(row, dead[row.name])) for row in hit
     )
-    return Found(f"{named(hit)} {verb(len(hit), 'has', 'have')} directions that are exactly zero.", evidence)
+    message = f"{named(hit)} {verb(len(hit), 'has', 'have')} rows or columns that are zero throughout."
+    return Partly(Found(message, evidence), left)
 
 
-def _exact_zeros(case: Case, row: LayerRow) -> int:
-    return int((case.spectra[row.name].eigenvalues == 0).sum())
+def _dead(case: Case, row: LayerRow) -> int:
+    """Zero rows that were seen."""
+    return case.spectra[row.name].zero_vectors or 0
+
+
+def _exactly_lost(case: Case, row: LayerRow) -> int:
+    """Directions that are zero to float64's ε though no row or column is."""
+    return evals(row) - int(matrix_rank(case.spectra[row.name])) - _dead(case, row)
 
 
 def _dead_in_words(row: LayerRow, dead: int) -> str:
-    side = "rows" if row.rows <= row.cols else "columns"
     if dead == evals(row):
-        return f"all {dead} directions are exactly zero: the matrix is zero"
-    return f"{dead} of {evals(row)} directions are exactly zero, as {dead} {side} of zeros leave them"
+        return f"all {dead} directions are zero: the matrix is zero"
+    side = "rows" if row.rows < row.cols else "columns" if row.cols < row.rows else "rows or columns"
+    return f"{dead} of {evals(row)} directions are taken by {side} of zeros"
 
 
 @rule(
@@ -95,20 +107,22 @@ def rank_loss(case: Case) -> Verdict:
     hit = sorted((row for row in rows if lost[row.name] > 0), key=lambda row: lost[row.name] / evals(row), reverse=True)
     if not hit:
         return None
-    evidence = tuple(
-        Evidence(row.name, "rank_loss", lost[row.name], 0,
-                 f"{count(lost[row.name], 'direction')} of {evals(row)} are lost in the rounding of {row.dtype}")
-        for row in hit
-    )  # fmt: skip
+    evidence = tuple(Evidence(row.name, "rank_loss", lost[row.name], 0, _lost_in_words(case, row, lost[row.name]))
+                     for row in hit)  # fmt: skip
     lacks = verb(len(hit), "lacks", "lack")
     return Found(f"{named(hit)} {lacks} full rank: up to {max(lost.values())} directions carry nothing.", evidence)
 
 
+def _lost_in_words(case: Case, row: LayerRow, lost: int) -> str:
+    exact = lost <= _exactly_lost(case, row)
+    where = "zero to working precision, though no row is zero" if exact else f"lost in the rounding of {row.dtype}"
+    return f"{count(lost, 'direction')} of {evals(row)} are {where}"
+
+
 def _lost(case: Case, row: LayerRow) -> int:
-    """Directions that are zero but not exactly so, which `dead_directions` reports."""
-    zeros = _exact_zeros(case, row)
-    exactly = evals(row) - int(matrix_rank(case.spectra[row.name])) - zeros  # to float64's ε
-    rounded = int(value(row, "rank_loss")) - zeros
+    """Directions that carry nothing, beside the rows of zeros that `dead_directions` reports."""
+    zeros = _dead(case, row)
+    exactly, rounded = _exactly_lost(case, row), int(value(row, "rank_loss")) - zeros
     # Noise and trained matrices have a few directions of that size.
     return max(exactly, rounded if rounded >= case.limit("rank_loss_share") * evals(row) else 0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -22,6 +22,7 @@ class Found:
     message: str
     evidence: tuple[Evidence, ...]  # worst first; its layers are the finding's
     severity: Severity | None = None
+    causes: tuple[str, ...] = ()  # more than the rule's own, where this case shows them; they come first
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -36,7 +37,15 @@ class Cannot:
     reason: str
 
 
-Verdict = Found | Cannot | None
+@dataclass(frozen=True)
+class Partly:
+    """What was found, and the layers that could not be judged: reason → names."""
+
+    found: Found | None
+    left_out: Mapping[str, tuple[str, ...]]
+
+
+Verdict = Found | Partly | Cannot | None
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ def rule(  # noqa: PLR0913 - a rule has as many parts
 ) -> Callable[[Callable[[Case], Verdict]], Callable[[Case], Verdict]]:
     """Register the decorated function as the rule `code` (two capital letters or more, then three digits).
 
-    The function takes a `Case` and returns `Found`, `Cannot`, or None for nothing found; its docstring is the sign
+    The function takes a `Case` and returns `Found`, `Partly`, `Cannot`, or None for nothing found; its docstring is the sign
     that it looks for. A metric of `needs` that the audit lacks, or another estimator of `alpha` than `estimator`, is
     answered "could not look" before the function is called.
     """

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 from tailwise.audits.audit import Audit
 from tailwise.diagnosis.case import Case
-from tailwise.diagnosis.finding import SEVERITIES, Diagnosis, Finding, NotLooked
-from tailwise.diagnosis.rule import RULES, Cannot, Found, Rule
+from tailwise.diagnosis.finding import SEVERITIES, Diagnosis, Finding, NotEvaluated, NotLooked
+from tailwise.diagnosis.rule import RULES, Cannot, Found, Partly, Rule
 from tailwise.diagnosis.thresholds import Overrides, resolved
 from tailwise.errors import UsageError, unknown_name
 from tailwise.metrics.metric import METRICS
 
 #: Which option of the audit provides what a metric asks for.
-_OPTIONS = {"permuted": "--randomize", "permuted_bulks": "--randomize", "interval": "--bootstrap 200"}
+_OPTIONS = {"permuted": "--randomize", "permuted_bulks": "--randomize", "interval": "--bootstrap 200",
+            "rivals": "--rivals"}  # fmt: skip
 
 
 def diagnose(
@@ -44,6 +45,7 @@ def diagnose(
     findings: list[Finding] = []
     not_looked: list[NotLooked] = []
     looked: list[str] = []
+    left: list[NotEvaluated] = []
     for code, rule in RULES.items():
         if code in muting.codes:
             continue
@@ -53,10 +55,13 @@ def diagnose(
             not_looked.append(NotLooked(code, rule.title, verdict.reason))
             continue
         looked.append(code)
+        if isinstance(verdict, Partly):
+            left += [NotEvaluated(code, rule.title, why, names) for why, names in verdict.left_out.items() if names]
+            verdict = verdict.found
         if verdict is not None:
             findings.append(_finding(rule, verdict))
     findings.sort(key=lambda item: (-SEVERITIES.index(item.severity), item.code))
-    return Diagnosis(audit.model, tuple(findings), tuple(not_looked), tuple(looked), muting.said, limits)
+    return Diagnosis(audit.model, tuple(findings), tuple(not_looked), tuple(looked), muting.said, limits, tuple(left))
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ def _finding(rule: Rule, found: Found) -> Finding:
         message=found.message,
         layers=found.layers,
         evidence=found.evidence,
-        causes=rule.causes,
+        causes=(*found.causes, *rule.causes),
         remedies=rule.remedies,
         references=rule.references,
         strength=rule.strength,

@@ -28,6 +28,7 @@ _FEW = "no matrix has {least:.0f} eigenvalues or more"
         "the layer was frozen, or left out of the optimizer",
         "the layer was added after training (a pooler, a head) or re-initialised while loading",
         "no gradient reaches it",
+        "an initialisation so large (std 1.0 for 1/√N) that training left no trace in it",
     ),
     remedies=(
         "check requires_grad, the optimizer's parameter groups, and that a gradient arrives",
@@ -72,7 +73,12 @@ def _noise_evidence(row: LayerRow, bound: float) -> Evidence:
     severity="error",
     strength="published",
     needs=(*METRICS, "alpha_hill_baseline"),
-    causes=("too little or weak data", "the learning rate is too low", "training ended too early"),
+    causes=(
+        "too little or weak data",
+        "the learning rate is too low",
+        "training ended too early",
+        "a bad initialisation (std 1.0 for 1/√N): what was learned is lost in it",
+    ),
     remedies=(
         "raise the learning rate, or train longer",
         "curate the data: code and logic-dense text give heavier tails",
@@ -114,7 +120,22 @@ def close_fit(case: Case, row: LayerRow) -> bool:
         row.status == "OK"
         and value(row, "ks_distance") <= case.limit("fit_max_distance")
         and value(row, "num_pl_spikes") >= case.limit("fit_min_tail")
+        and better_law(case, row) is None
     )
+
+
+def better_law(case: Case, row: LayerRow) -> tuple[str, float, float] | None:
+    """The law that describes the tail significantly better than a power law, its ratio and p; None: none, or untested.
+
+    A truncated power law is no rival here: its exponent is one of a power law too, and `alpha_truncated` has it.
+    """
+    tested = [
+        (law, value(row, f"vuong_{law}"), value(row, f"vuong_{law}_p"))
+        for law in ("lognormal", "exponential")
+        if has(row, f"vuong_{law}") and has(row, f"vuong_{law}_p")
+    ]
+    better = [item for item in tested if item[1] < 0 and item[2] <= case.limit("rival_p")]
+    return min(better, key=lambda item: item[1], default=None)
 
 
 def well_fitted(case: Case, row: LayerRow) -> bool:

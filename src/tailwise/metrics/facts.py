@@ -13,6 +13,7 @@ from tailwise.recipe import Recipe
 from tailwise.spectrum.baseline import gaussian_spectra, mean_and_sd
 from tailwise.spectrum.marchenko_pastur import Bulk, fit_bulk
 from tailwise.spectrum.power_law import TailFit, TailOptions, above_threshold, fit_tail
+from tailwise.spectrum.rivals import Law, Rival, rivals
 from tailwise.spectrum.rounding import UNITS, edge
 from tailwise.spectrum.spectrum import Spectrum
 from tailwise.spectrum.truncated_power_law import TruncatedFit, fit_truncated
@@ -112,6 +113,15 @@ class Facts:
             return None
         values = above_threshold(self.fitted.eigenvalues)
         return fit_truncated(values[values >= self.tail.lambda_min], self.tail.alpha)
+
+    @cached_property
+    def rivals(self) -> Mapping[Law, Rival] | None:
+        """Other laws over the fitted tail."""
+        if not self.tail.ok:
+            return None
+        values = above_threshold(self.fitted.eigenvalues)
+        kept = values[(values >= self.tail.lambda_min) & (values <= self.tail.lambda_max)]
+        return rivals(kept, self.tail.alpha)
 
     @cached_property
     def interval(self) -> tuple[float, float]:

@@ -14,7 +14,10 @@ _ON_REQUEST = {
     "permuted_bulks": "randomize",
     "permuted_tails": "randomize",
     "interval": "bootstrap",
+    "rivals": "rivals",
 }
+#: What an option becomes where a metric that needs it is named.
+_SWITCHED_ON: dict[str, int | bool] = {"randomize": 1, "bootstrap": 200, "rivals": True}
 #: Metrics that are computed only when named: slower than all others together.
 _BY_NAME = ("truncated",)
 
@@ -38,12 +41,12 @@ def _is_default(metric: Metric, recipe: Recipe) -> bool:
 
 def completed(recipe: Recipe) -> Recipe:
     """The recipe with the options that its named metrics need switched on."""
-    changes: dict[str, int] = {}
+    changes: dict[str, int | bool] = {}
     for name in recipe.metrics:
         for need in METRICS[name].needs:
             option = _ON_REQUEST.get(need)
             if option and getattr(recipe, option) == 0:
-                changes[option] = 1 if option == "randomize" else 200
+                changes[option] = _SWITCHED_ON[option]
     return recipe.replace(**changes) if changes else recipe
 
 

@@ -18,6 +18,7 @@ FACTS = (
     "tail",
     "hill",
     "truncated",
+    "rivals",
     "interval",
     "bulk",
     "permuted",
@@ -26,7 +27,7 @@ FACTS = (
     "baseline",
 )
 
-_BUILT_IN = ("tail", "norms", "ranks", "entropy", "baselines", "bulk", "erg", "randomized")
+_BUILT_IN = ("tail", "rivals", "norms", "ranks", "entropy", "baselines", "bulk", "erg", "randomized")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from tailwise.planning.scored import (
 from tailwise.planning.sensitivity import levels_of, measured_losses
 
 #: Shares of α and steps of depth that are tried; β as a fraction of what the budget allows.
-_TAUS = (0.05, 0.1, 0.2, 0.3)
+_TAUS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 _BETAS = (0.125, 0.25, 0.5, -0.125, -0.25)
 _MAPPINGS = ("block", "matrix", "mixed")
 #: Nats a token above uniform at which a stronger setting of the same kind is not tried any more.
@@ -147,10 +147,13 @@ class _Search:
         yield "owl", [{"statistics": self.stage.scores.outlier_ratios}]
         yield "dlp", [{"statistics": self.stage.scores.medians}]
         taus = (given["tau"],) if "tau" in given else _TAUS
+        turned = {"reverse": True} if given.get("reverse") else {}
         for mapping in (given["mapping"],) if "mapping" in given else _MAPPINGS:
-            yield "alpha", [{"mapping": mapping, "tau": tau} for tau in taus]
-        yield "alpha-role", [{"tau": tau} for tau in taus]
+            yield "alpha", [{"mapping": mapping, "tau": tau, **turned} for tau in taus]
+        yield "alpha-role", [{"tau": tau, **turned} for tau in taus]
+        # The manual and this project read entropy opposite ways.
         yield "entropy", [{"tau": tau} for tau in taus]
+        yield "entropy", [{"tau": tau, "reverse": True} for tau in taus]
 
     def _beta(self, share: float) -> float:
         plan = plan_prune(self.audit, replace(self.request, allocator="depth", settings={}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -97,7 +98,7 @@ def study(
         model=checkpoint.uri,
         formats=tuple(item.name for item in parsed),
         sources={item.name: item.source for item in parsed},
-        layers=layers,
+        layers=(*layers, *_too_small(prepared)),
         settings={**kept, "load_dtype": chosen.load_dtype, "directions": chosen.directions, "selection": selection,
                   "metrics": list(recipe.metrics)},
         notes=(trouble,) if trouble else (),
@@ -118,6 +119,16 @@ def _nothing(prepared: Prepared, uri: str) -> UsageError:
     """The error for a model without a matrix, with why its first tensors are none."""
     rest = [f"{item.name}: {item.reason}" for item in prepared.unmeasured[:3]]
     return UsageError("there is no weight matrix in it", where=uri, fix="; ".join(rest) or "check the file")
+
+
+def _too_small(prepared: Prepared) -> list[LayerStudy]:
+    """Matrices below the least number of eigenvalues: listed, with why, and not studied."""
+    return [
+        LayerStudy(item.name.removesuffix(".weight"), item.role, item.block, item.shape[0], math.prod(item.shape[1:]),
+                   math.prod(item.shape), item.dtype, item.status, item.reason)
+        for item in prepared.unmeasured
+        if item.status == "TOO_SMALL" and len(item.shape) > 1
+    ]  # fmt: skip
 
 
 def _check_metrics(recipe: Recipe) -> None:

@@ -85,7 +85,7 @@ class LayerStudy:
     in_features: int
     numel: int
     dtype: str  # as stored
-    status: str = "OK"  # OK, or why nothing could be read: NOT_FINITE, UNREADABLE, FAILED
+    status: str = "OK"  # OK, or why there are no readings: TOO_SMALL, NOT_FINITE, UNREADABLE, FAILED
     reason: str = ""
     alpha: float | None = None  # Hill, of the layer as loaded; None where its tail is degenerate
     alpha_sigma: float | None = None

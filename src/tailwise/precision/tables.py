@@ -15,13 +15,14 @@ from tailwise.atomic import write_whole
 from tailwise.harmless import cell
 from tailwise.precision.prediction import predictions
 from tailwise.precision.study import MEASURES, PrecisionStudy
-from tailwise.precision.verdict import Bound, sensitivities, verdicts
+from tailwise.precision.verdict import Bound, sensitivities, variations, verdicts
 
 RESULTS = "precision_alpha_hill_results.csv"
 SUMMARY = "precision_summary_statistics.csv"
 DISTORTION = "precision_distortion.csv"
 VERDICTS = "precision_verdicts.csv"
 PREDICTION = "precision_prediction.csv"
+SENSITIVITY = "precision_sensitivity.csv"
 
 Row = dict[str, Any]
 
@@ -109,6 +110,17 @@ def verdict_rows(study: PrecisionStudy, bounds: Sequence[Bound] = ()) -> list[Ro
     return rows
 
 
+def sensitivity_rows(study: PrecisionStudy, bounds: Sequence[Bound] = ()) -> list[Row]:
+    """One row per layer: how far α moves over the formats, and whether that is beyond a bound on `alpha_shift`."""
+    return [
+        {
+            "layer_name": item.layer, "category": item.category, "block": item.block, "alpha_spread": item.spread,
+            "largest_shift": item.shift, "in_format": item.format, "sensitive": item.sensitive,
+        }
+        for item in variations(study, bounds)
+    ]  # fmt: skip
+
+
 def prediction_rows(study: PrecisionStudy) -> list[Row]:
     """One row per predictor, measure, format and scope."""
     return [
@@ -131,12 +143,10 @@ def to_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def write_documented(study: PrecisionStudy, folder: Path) -> list[Path]:
-    """The two documented tables."""
-    return [
-        write_whole(folder / RESULTS, to_csv(results(study)).encode()),
-        write_whole(folder / SUMMARY, to_csv(summary(study)).encode()),
-    ]
+def write_documented(study: PrecisionStudy, folder: Path, bounds: Sequence[Bound] = ()) -> list[Path]:
+    """The two documented tables, and which layers are sensitive."""
+    tables = {RESULTS: results(study), SUMMARY: summary(study), SENSITIVITY: sensitivity_rows(study, bounds)}
+    return [write_whole(folder / name, to_csv(rows).encode()) for name, rows in tables.items()]
 
 
 def write_all(study: PrecisionStudy, folder: Path, bounds: Sequence[Bound] = ()) -> list[Path]:
@@ -147,4 +157,4 @@ def write_all(study: PrecisionStudy, folder: Path, bounds: Sequence[Bound] = ())
         PREDICTION: prediction_rows(study),
     }
     written = [write_whole(folder / name, to_csv(rows).encode()) for name, rows in more.items() if rows]
-    return [*write_documented(study, folder), *written]
+    return [*write_documented(study, folder, bounds), *written]

@@ -120,6 +120,41 @@ def _shown(value: float | None) -> str:
 
 
 @dataclass(frozen=True)
+class Variation:
+    """How far a layer's α moves from format to format."""
+
+    layer: str
+    category: str
+    block: int | None
+    spread: float  # largest less smallest α, over the formats that have one
+    shift: float  # of largest magnitude, against the layer as loaded
+    format: str  # where that is
+    sensitive: bool | None  # whether it is beyond the bound on alpha_shift; None: no bound was given
+
+
+def variations(study: PrecisionStudy, bounds: Sequence[Bound] = ()) -> tuple[Variation, ...]:
+    """Each layer's α over the formats, in the study's order; layers without α are left out.
+
+    A layer is sensitive where some format moves its α by more than a bound on `alpha_shift` allows. There is no bound
+    of its own: how far α may move is a convention that the study does not know.
+    """
+    limits = [bound.limit for bound in bounds if bound.measure == "alpha_shift"]
+    found = []
+    for layer in study:
+        known = {n: r for n, r in layer.readings.items() if r.alpha is not None and r.alpha_shift is not None}
+        if not known:
+            continue
+        alphas = [reading.alpha or 0.0 for reading in known.values()]
+        worst = max(known, key=lambda name: abs(known[name].alpha_shift or 0.0))
+        shift = known[worst].alpha_shift or 0.0
+        sensitive = abs(shift) > min(limits) if limits else None
+        found.append(
+            Variation(layer.name, layer.category, layer.block, max(alphas) - min(alphas), shift, worst, sensitive)
+        )
+    return tuple(found)
+
+
+@dataclass(frozen=True)
 class Sensitivity:
     """How much one layer suffers, beside the others of its role."""
 

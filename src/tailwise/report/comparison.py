@@ -36,10 +36,12 @@ _WEIGHTS = (
     ("overlap_output", "overlap out", 3),
 )
 _TITLES = {
-    "layers": "matrices", "mean_alpha": "mean α", "mean_alpha_2_6": "mean α in 2–6", "share_2_4": "share in 2–4",
+    "layers": "matrices", "mean_alpha": "mean α", "mean_alpha_2_6": "mean α in 2–6", "layers_2_6": "layers in 2–6",
+    "share_2_4": "share in 2–4",
     "mean_alpha_weighted": "mean α̂", "mean_alpha_hill": "mean α Hill", "mean_log_alpha_norm": "mean log α-norm",
     "mean_log_norm": "mean log norm", "mean_log_spectral_norm": "mean log λmax", "mean_stable_rank": "mean stable rank",
     "mean_effective_rank": "mean eff. rank", "mean_num_traps": "mean traps",
+    "mean_one_minus_rd": "mean 1 − RD",
 }  # fmt: skip
 _RANKED = tuple(name for name in SUMMARIES if name not in ("mean_log_alpha_norm", "mean_log_spectral_norm"))
 

@@ -30,6 +30,9 @@ def terminal(found: Diagnosis, limit: int = DEFAULT_EVIDENCE) -> RenderableType:
     if found.not_looked:
         parts += [Text(), Text("Could not look (which is not the same as fine)", style="bold")]
         parts += [Text(f"  {item.code} {item.title}: {item.reason}", style="dim") for item in found.not_looked]
+    if found.not_evaluated:
+        parts += [Text(), Text("Not evaluated, layer by layer", style="bold")]
+        parts += [Text(f"  {line}", style="dim") for line in not_evaluated(found)]
     if found.muted:
         parts += [Text(), Text(f"Muted: {', '.join(found.muted)}", style="dim")]
     return Group(*parts)
@@ -44,6 +47,15 @@ def summary(found: Diagnosis) -> str:
     said = ", ".join(parts) if parts else "nothing found"
     blind = f", {len(found.not_looked)} could not" if found.not_looked else ""
     return f"{found.model}: {said}; {len(found.looked)} rules looked{blind}"
+
+
+def not_evaluated(found: Diagnosis, most: int = 5) -> list[str]:
+    """A line for each rule that left layers out: which, and why."""
+    lines = []
+    for item in found.not_evaluated:
+        more = f" and {len(item.layers) - most} more" if len(item.layers) > most else ""
+        lines.append(f"{item.code} {item.title}: {', '.join(item.layers[:most])}{more}: {item.reason}")
+    return lines
 
 
 def _one(finding: Finding, limit: int) -> RenderableType:
@@ -101,6 +113,8 @@ def _markdown(found: Diagnosis) -> list[str]:
         lines += ["", f"See: {'; '.join(finding.references)}", ""]
     if found.not_looked:
         lines += ["## Could not look", "", *(f"- {i.code} {i.title}: {i.reason}" for i in found.not_looked), ""]
+    if found.not_evaluated:
+        lines += ["## Not evaluated", "", *(f"- {line}" for line in not_evaluated(found, most=10**6)), ""]
     return lines
 
 

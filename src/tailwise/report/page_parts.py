@@ -13,6 +13,7 @@ from tailwise.diagnosis.finding import Diagnosis, Finding
 from tailwise.metrics.metric import METRICS
 from tailwise.recipe import Recipe
 from tailwise.report.charts.chart import Chart, Guidance
+from tailwise.report.findings import not_evaluated
 
 #: Layers named in a finding before the rest is folded away.
 _NAMED = 8
@@ -92,8 +93,10 @@ def _not_looked(diagnosis: Diagnosis) -> str:
     items = [f"<b>{escape(item.code)} {escape(item.title)}</b>: {_code(item.reason)}" for item in diagnosis.not_looked]
     muted = f'<p class="quiet">Muted: {escape(", ".join(diagnosis.muted))}.</p>' if diagnosis.muted else ""
     looked = f'<p class="quiet">{len(diagnosis.looked)} rules looked.</p>' if diagnosis.findings else ""
-    return looked + (fold(f"{len(items)} rules could not look, which is not the same as finding nothing", listed(items))
-                     if items else "") + muted  # fmt: skip
+    blind = fold(f"{len(items)} rules could not look, which is not the same as finding nothing", listed(items))
+    left = [_code(line) for line in not_evaluated(diagnosis)]
+    skipped = fold("Layers that a rule left out", listed(left)) if left else ""
+    return looked + (blind if items else "") + skipped + muted
 
 
 def _finding(item: Finding, link: Link) -> str:

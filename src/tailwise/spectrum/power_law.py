@@ -154,6 +154,8 @@ def above_threshold(eigenvalues: Vector) -> Vector:
 def fixed_tail(name: str, values: Vector, start: int, *, inside: bool, rounding: float = 0.0) -> TailFit:
     """The tail `values[start:]`, with λ_ref its smallest (`inside`) or the value just below it."""
     ref_index = start if inside else start - 1
+    if len(values) - start >= 2 and ref_index >= 0 and values[ref_index] <= 0 < values[-1]:
+        return _no_reference(name, values)
     if len(values) - start < 2 or ref_index < 0 or values[ref_index] <= 0:
         return degenerate(name, values)
     k = len(values) - start
@@ -173,6 +175,8 @@ def _dust(references: Any, rounding: float) -> Any:
 
 
 def _scanned(name: str, values: Vector, rounding: float, allowed: NDArray[np.bool_] | None = None) -> TailFit:
+    if len(values) == 1:
+        return _no_reference(name, values)
     if len(values) < 2:
         return degenerate(name, values)
     best = scan(np.log(values), allowed, _dust(values[:-1], rounding) if rounding else None)
@@ -184,6 +188,14 @@ def _scanned(name: str, values: Vector, rounding: float, allowed: NDArray[np.boo
     return TailFit(
         name, alpha, (alpha - 1.0) / math.sqrt(k), k, float(values[index]), float(values[-1]), distance, two_sided
     )  # fmt: skip
+
+
+def _no_reference(name: str, values: Vector) -> TailFit:
+    """The tail reaches down to zeros. That is the opposite of the manual's flat tail, so its 10.0 would mislead."""
+    rank = int(np.count_nonzero(values))
+    above = f"{rank} eigenvalue{'s' if rank != 1 else ''} above zero"
+    remedy = f"{above}: the tail has no exponent; read the ranks of this layer"
+    return replace(degenerate(name, values), alpha=float("nan"), remedy=remedy)
 
 
 def degenerate(name: str, values: Vector) -> TailFit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -88,8 +89,21 @@ def _from_blocks(
         sigma[sigma <= sigma[-1] * max(source.rows, source.cols) * np.finfo(np.float64).eps] = 0.0
         # Backward stability of the SVD: |δσ| ≤ c·ε·σ_max, hence |δλ| ≤ 2σ|δσ|.
         bound = 2 * float(sigma[-1]) ** 2 * relative
-        return _spectrum(source, sigma**2, scale, "svd-float64", bound)
-    return _spectrum(source, values, scale, f"gram-{name}", bound)
+        return replace(_spectrum(source, sigma**2, scale, "svd-float64", bound), zero_vectors=_zeros(source, zeros))
+    if zeros < len(values) and values[zeros] <= bound:
+        zeros = _zeros(source, zeros)
+    return replace(_spectrum(source, values, scale, f"gram-{name}", bound), zero_vectors=zeros)
+
+
+def _zeros(source: RowBlocks, short: int) -> int:
+    """Directions that rows or columns of zeros take: `short` on the short side, or what those on the long side leave."""
+    rows, seen = 0, torch.zeros(source.cols, dtype=torch.bool)
+    for block in source.row_blocks(BLOCK_BYTES):
+        filled = (block != 0).cpu()
+        rows += int(filled.any(dim=1).sum())
+        seen |= filled.any(dim=0)
+    long = rows if source.rows >= source.cols else int(seen.sum())
+    return max(short, min(source.rows, source.cols) - long)
 
 
 def _spectrum(source: RowBlocks, scaled: NDArray[np.float64], scale: float, solver: str, bound: float) -> Spectrum:
@@ -109,7 +123,9 @@ def _from_factors(source: RowBlocks, left: torch.Tensor, right: torch.Tensor) ->
     sigma = _to_numpy(factor_singular_values(left, right))[-m:]
     values = np.concatenate([np.zeros(m - len(sigma)), sigma**2])
     bound = 2 * float(values[-1]) * _relative_error((source.rows, source.cols), torch.float64)
-    return Spectrum(values, source.rows, source.cols, 1, "factors-float64", bound)
+    alive = [int((side != 0).any(dim=1).sum()) for side in (left, right.T)]
+    zeros = m if values[-1] == 0 else m - min(m, *alive)
+    return Spectrum(values, source.rows, source.cols, 1, "factors-float64", bound, zeros)
 
 
 def _relative_error(shape: tuple[int, int], dtype: torch.dtype) -> float:

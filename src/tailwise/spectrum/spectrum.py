@@ -24,6 +24,7 @@ class Spectrum:
     slices: int = 1
     solver: str = "given"  # how they were computed: "gram-float64", "svd-float64", "factors", …
     error_bound: float = 0.0  # absolute, on every eigenvalue
+    zero_vectors: int | None = None  # directions that rows or columns of zeros take; None: nobody looked
 
     def __post_init__(self) -> None:
         values = np.ascontiguousarray(self.eigenvalues, dtype=np.float64)
@@ -77,4 +78,10 @@ def pool(spectra: list[Spectrum]) -> Spectrum:
         slices=sum(s.slices for s in spectra),
         solver=first.solver,
         error_bound=max(s.error_bound for s in spectra),
+        zero_vectors=_sum([s.zero_vectors for s in spectra]),
     )
+
+
+def _sum(counts: list[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None

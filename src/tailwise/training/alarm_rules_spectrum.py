@@ -54,9 +54,15 @@ def rank_falling(watch: Watch) -> Signs:
     severity="warning",
     strength="published",
     needs=("singular_entropy",),
-    causes=("the data became too hard, or noise", "the layer is out of capacity", "the learning rate is too high"),
-    remedies=("a curriculum: easier data first", "a larger hidden size", "regularise the spectrum"),
-    functions=("CurriculumSampler", "spectral_penalty"),
+    causes=(
+        "the data became too hard, or noise", "the layer is out of capacity", "the learning rate is too high",
+        "late memorising: training goes on after the loss on unseen text has stopped falling",
+    ),
+    remedies=(
+        "stop early, at the checkpoint with the lowest loss on unseen text", "a curriculum: easier data first",
+        "a larger hidden size", "regularise the spectrum, and raise weight decay on this layer",
+    ),
+    functions=("CurriculumSampler", "spectral_penalty", "layerwise_weight_decay"),
     references=("the HT-SR singular-entropy manual",
                 "Godey et al. 2024, Why do small language models underperform?, arXiv:2404.07647"),
 )  # fmt: skip

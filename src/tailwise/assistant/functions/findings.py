@@ -32,6 +32,10 @@ def diagnose(place: Place, layer: str = "", audit: str = "") -> Fact:
         "findings_in_all": len(found.findings),
         "rules_that_looked": len(found.looked),
         "not_looked": _blind(found),
+        "not_evaluated": [
+            {"code": item.code, "reason": item.reason, "layers": list(item.layers[:_MOST_LAYERS])}
+            for item in found.not_evaluated
+        ],
         "links": [place.to_audit(name)],
     }
 

@@ -48,10 +48,14 @@ def _head(item: Fact) -> str:
 
 
 def _blind(found: Fact) -> list[str]:
+    left = [
+        f"{item['code']} left out {listed([f'`{one}`' for one in item['layers']], 3)}: {prose(item['reason'])}."
+        for item in found["not_evaluated"]
+    ]
     if not found["not_looked"]:
-        return []
+        return left
     reasons = [f"{item['code']} ({prose(item['reason'])})" for item in found["not_looked"]]
-    return [f"{count(len(reasons), 'rule')} could not look, which is not the same as fine: {listed(reasons, 3)}."]
+    return [f"{count(len(reasons), 'rule')} could not look, which is not the same as fine: {listed(reasons, 3)}.", *left]
 
 
 def why(question: Question) -> str:

@@ -19,7 +19,7 @@ from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.formats.base import TensorStore
-from tailwise.checkpoints.formats.memory import shared_names, spec_of
+from tailwise.checkpoints.formats.memory import is_array, shared_names, spec_of
 from tailwise.checkpoints.formats.pickle_bounds import check_extent, check_file, stored_as_is
 from tailwise.checkpoints.formats.saved import find_tensors
 from tailwise.errors import UnreadableError, UnsafeError, lacks_memory

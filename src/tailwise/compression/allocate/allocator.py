@@ -27,6 +27,7 @@ class Settings:
     operator: str = "magnitude"
     mapping: Mapping3 = "block"
     tau: float = 0.3  # shares lie in [1 − τ, 1 + τ]
+    reverse: bool = False  # of alpha, alpha-role and entropy: the other way round
     beta: float | None = None  # step of `depth` from block to block; None: half of what the budget allows
     statistics: Mapping[int, float] | None = None  # block → outlier ratio (owl) or score (dlp)
     losses: Mapping[tuple[str, float], float] | None = None  # (tensor, sparsity) → change of loss, of `sensitivity`
@@ -42,8 +43,8 @@ class Settings:
 
     @property
     def direction(self) -> int:
-        """+1 where the operator takes more at high α, −1 where at low α."""
-        return DIRECTION[self.operator]
+        """+1 where the operator takes more at high α, −1 where at low α; turned round by `reverse`."""
+        return -DIRECTION[self.operator] if self.reverse else DIRECTION[self.operator]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Allocation:
     used: tuple[str, ...] = ()  # metrics that the amounts come from
     settings: Mapping[str, object] = field(default_factory=dict)  # with what was derived filled in
     notes: tuple[str, ...] = ()
+    sign: str = ""  # what it reads, which way, and who says otherwise; "" where it reads no spectrum
 
 
 Allocate = Callable[[Sequence[Candidate], Budget, Settings], Allocation]

@@ -15,11 +15,12 @@ from tailwise.compression.allocate.allocator import (
     values_of,
     verdict,
 )
+from tailwise.compression.allocate.signs import reversed_of, sign_of_alpha
 from tailwise.compression.plans.budget import Budget, Vector
 from tailwise.compression.plans.candidates import Candidate
 
 
-@allocator("alpha-role", source="this project; a heuristic", takes=("tau",))
+@allocator("alpha-role", source="this project; a heuristic", takes=("tau", "reverse"))
 def alpha_role(candidates: Sequence[Candidate], budget: Budget, settings: Settings) -> Allocation:
     """α against its random baseline, ranked within each role, times a block term. Our own heuristic.
 
@@ -45,7 +46,8 @@ def alpha_role(candidates: Sequence[Candidate], budget: Budget, settings: Settin
         _reason(item, float(z), counts[item.role]) + f": {verdict(float(amount), budget.sparsity)}"
         for item, z, amount in zip(candidates, -likeness, amounts, strict=True)
     )
-    return Allocation(amounts, reasons, ("alpha_hill_z", "alpha_hill"), {"tau": settings.tau})
+    used = {"tau": settings.tau, **reversed_of(settings)}
+    return Allocation(amounts, reasons, ("alpha_hill_z", "alpha_hill"), used, sign=sign_of_alpha(settings))
 
 
 def _reason(item: Candidate, z: float, count: int) -> str:

@@ -78,7 +78,7 @@ def plan_prune(audit: Audit, request: Request) -> Plan:
         settings=_recorded(request, allocation, estimator, audited_part(audit)),
     )
     budgets = _budget(audit, plan, budget.sparsity)
-    said = _said(plan, budgets, allocation.used)
+    said = _said(plan, budgets, allocation.sign)
     return replace(plan, budget=budgets, notes=(*said, *allocation.notes, *notes, *more))
 
 
@@ -227,9 +227,9 @@ def _budget(audit: Audit, plan: Plan, asked: float) -> dict[str, Any]:
     }
 
 
-def _said(plan: Plan, budget: Mapping[str, Any], used: Sequence[str]) -> list[str]:
-    reads = any(name.startswith(("alpha", "singular_entropy")) for name in used)
-    notes = [f"sign: {direction_in_words(plan.operator)}" + ("" if reads else "; this allocator does not look at α")]
+def _said(plan: Plan, budget: Mapping[str, Any], sign: str) -> list[str]:
+    blind = f"{plan.allocator} reads neither α nor entropy (by α, {direction_in_words(plan.operator)})"
+    notes = [f"sign: {sign or blind}"]
     notes.append(depth_correlation(plan).words)
     if abs(budget["reached"] - budget["asked"]) > 1e-6:
         whole = "ranks are whole numbers" if plan.operator == "low_rank" else "N of M are whole numbers"

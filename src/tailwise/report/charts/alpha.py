@@ -31,6 +31,23 @@ def alpha_hist(view: View) -> Any:
 
 
 @chart(
+    "hill_hist",
+    title="How heavy the largest 10 % are",
+    needs=("alpha_hill",),
+    guidance=Guidance(
+        "Layers by α Hill, the exponent of the largest 10 % of the eigenvalues, all roles in one picture.",
+        "most layers between 2 and 4, as the alpha manual has it.",
+        "many above 5, near what noise gives: light tails; near 1: rank collapse.",
+        "Noise of the same shape gives 5 to 15, by shape: read a layer beside its noise (hill_by_layer).",
+    ),
+)
+def hill_hist(view: View) -> Any:
+    """Histogram of Hill's α."""
+    bins = bins_of(view.values("alpha_hill"), low=1.0, cap=16.0, count=36)
+    return histogram(view, Axis("alpha_hill", "α Hill"), bins, hollow=False)
+
+
+@chart(
     "alpha_vs_D",
     title="Which exponents can be trusted",
     needs=("alpha", "ks_distance"),

@@ -76,7 +76,8 @@ def _delta(view: View, metric: str, title: str) -> Any:
         "Each layer's α in the base (across) and after (up); on the diagonal nothing changed.",
         "the green corner: from above 4 to between 2 and 4.",
         "the red corner: from between 2 and 4 to above 4; or falling below 2.",
-        "Hollow: the change is within its statistical error.",
+        "Hollow: the change is within its statistical error. Corners are those of WeightWatcher's help page; roles "
+        "differ in α, and a layer may leave 2–4 without harm.",
     ),
 )
 def base_alpha(view: View) -> Any:
@@ -210,3 +211,20 @@ def delta_alpha_weighted(view: View) -> Any:
 def delta_rank(view: View) -> Any:
     """Δ effective rank along depth, by role."""
     return _delta(view, "effective_rank", "Δ effective rank")
+
+
+@chart(
+    "delta_stable_rank",
+    title="Change of stable rank",
+    scope="base",
+    needs=("stable_rank",),
+    guidance=Guidance(
+        "Stable rank " + _DEPTH,
+        "small and even.",
+        "a sharp fall towards 1: one direction takes the layer over.",
+        "It grows with the size of the matrix: compare within a role.",
+    ),
+)
+def delta_stable_rank(view: View) -> Any:
+    """Δ stable rank along depth, by role."""
+    return _delta(view, "stable_rank", "Δ stable rank")

@@ -22,7 +22,7 @@ Scope = Literal["audit", "layer", "several", "base"]
 
 _BUILT_IN = ("alpha", "randomized", "balance", "depth", "heat", "layer", "several", "base")
 _OPTIONS = {"permuted": "--randomize", "permuted_bulks": "--randomize", "permuted_tails": "--randomize",
-            "interval": "--bootstrap 200"}  # fmt: skip
+            "interval": "--bootstrap 200", "rivals": "--rivals"}  # fmt: skip
 
 
 @dataclass(frozen=True)

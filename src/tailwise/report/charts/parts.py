@@ -146,9 +146,12 @@ def place_axis(view: View, metric_records: Sequence[Any], *, ticks: int, title: 
     )
 
 
-def histogram(view: View, x: Axis, bins: Bins, *, banded: bool = False, marks: Sequence[alt.Chart] = ()) -> Any:
-    """Layers per bin, stacked by role; poor fits hollow on top."""
-    rows = stacked(view.records, x.metric, bins, view.roles)
+def histogram(
+    view: View, x: Axis, bins: Bins, *, banded: bool = False, hollow: bool = True, marks: Sequence[alt.Chart] = ()
+) -> Any:
+    """Layers per bin, stacked by role; poor fits of alpha hollow on top, unless they are no matter here."""
+    records = view.records if hollow else [{**record, "poor": False} for record in view.records]
+    rows = stacked(records, x.metric, bins, view.roles)
     scale = alt.Scale(domain=[float(bins.edges[0]), float(bins.edges[-1])], nice=False, zero=False)
     more = f" ({bins.beyond} more in the last bar)" if bins.beyond else ""
     axis = {"grid": False, "tickCount": 8, **({"tickMinStep": 1} if x.whole else {})}
@@ -160,13 +163,13 @@ def histogram(view: View, x: Axis, bins: Bins, *, banded: bool = False, marks: S
     encodings = {"x": across, "x2": "high:Q", "y": up, "y2": "to:Q", "tooltip": tips}
     color = role_encodings(view)["color"]
     solid = source.transform_filter("!datum.poor").mark_bar(opacity=0.92, stroke=view.palette["paper"], strokeWidth=0.6)
-    hollow = source.transform_filter("datum.poor").mark_bar(
+    unfilled = source.transform_filter("datum.poor").mark_bar(
         fillOpacity=0.0, fill=view.palette["paper"], stroke=view.palette["muted"], strokeWidth=1.1
     )
     layers = [
         *(bands(view, "x", scale) if banded else []),
         solid.encode(**encodings, color=color),
-        hollow.encode(**encodings),
+        unfilled.encode(**encodings),
         *marks,
         *([rule(view, "x", x.line)] if x.line is not None else []),
     ]

@@ -57,8 +57,11 @@ def _means(
             found = [value for value in found if band[0] <= value <= band[1]]
         if found:
             low, high = np.quantile(found, [0.25, 0.75])
-            rows.append({"model": name, "mean": rounded(float(np.mean(found))), "low": rounded(float(low)),
-                         "high": rounded(float(high)), "layers": len(found)})  # fmt: skip
+            mean, total = float(np.mean(found)), sum(r["model"] == name for r in view.records)
+            # Of a mean over some layers, how many is half of what it says.
+            count = f" ({len(found)} of {total} layers)" if band is not None else ""
+            rows.append({"model": name, "mean": rounded(mean), "low": rounded(float(low)),
+                         "high": rounded(float(high)), "layers": len(found), "says": f"{mean:.3g}{count}"})  # fmt: skip
     if not rows:
         raise UsageError(f"no layer of any model has {metric} within {band}")
     shown = [value for row in rows for value in (row["mean"], row["low"], row["high"])]
@@ -76,8 +79,7 @@ def _means(
             x="low:Q", x2="high:Q", y=y, color=color),
         source.mark_point(filled=True, size=120, opacity=1).encode(
             x=alt.X("mean:Q", scale=scale, title=title, axis=alt.Axis(tickCount=8)), y=y, color=color, tooltip=tips),
-        source.mark_text(dy=-13, fontSize=11, color=view.palette["ink"]).encode(
-            x="mean:Q", y=y, text=alt.Text("mean:Q", format=".3~g")),
+        source.mark_text(dy=-13, fontSize=11, color=view.palette["ink"]).encode(x="mean:Q", y=y, text="says:N"),
     ]  # fmt: skip
     return alt.layer(*layers).properties(width=view.width - 120, height=max(60, 46 * len(rows)))
 
@@ -132,7 +134,7 @@ def models_alpha(view: View) -> Any:
     return _means(view, "alpha", "α", banded=True)
 
 
-_BAND = "Mean of α over the layers with α in %s alone; the bar holds the middle half of them, the tip says how many."
+_BAND = "Mean of α over the layers with α in %s alone; the bar holds the middle half of them, the words say how many."
 _FEW = "What it leaves out decides as much as what it takes in: look at the number of layers."
 
 
@@ -175,6 +177,23 @@ def models_alpha_2_6(view: View) -> Any:
 def models_rank(view: View) -> Any:
     """Mean effective rank per model."""
     return _means(view, "effective_rank", "effective rank")
+
+
+@chart(
+    "models_rd",
+    title="Distance from random, by model",
+    scope="several",
+    needs=("one_minus_rd",),
+    guidance=Guidance(
+        "Mean of 1 − RD; 1 is a spectrum like that of W's own entries in random order. The bar holds the middle half.",
+        "away from 1, as its peers.",
+        "a model near 1, as if untrained, or far from all the others.",
+        "Sources disagree: one calls a high 1 − RD good, another a high RD. Rank nothing by it alone.",
+    ),
+)
+def models_rd(view: View) -> Any:
+    """Mean 1 − RD per model."""
+    return _means(view, "one_minus_rd", "1 − RD")
 
 
 @chart(

@@ -53,6 +53,7 @@ def formats(study: PrecisionStudy) -> RenderableType:
 def by_role(study: PrecisionStudy, bounds: Sequence[Bound] = ()) -> RenderableType:
     """How many layers of each role bear which format, the fewest bits first."""
     view = StudyView(study=study, bounds=bounds)
+    said = [Text(printable(line)) for line in (*words.on_verdicts(view), *words.on_variation(view))]
     found = [item.format for item in view.verdicts]
     used: list[str | None] = [name for name in reversed(view.formats) if name in found]
     used += [None] if None in found else []
@@ -60,7 +61,6 @@ def by_role(study: PrecisionStudy, bounds: Sequence[Bound] = ()) -> RenderableTy
     for role in view.roles:
         of_role = [item.format for item in view.verdicts if item.category == role]
         table.add_row(role, str(len(of_role)), *(str(of_role.count(name) or "–") for name in used))
-    said = [Text(printable(line)) for line in words.on_verdicts(view)]
     return Group(Text(f"Lowest format with {words.bound_of(bounds)}", style="bold"), table, *said)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tailwise.precision.prediction import Prediction
 from tailwise.precision.study import MEASURES
-from tailwise.precision.verdict import DEFAULT_BOUND, Bound, sensitivities
+from tailwise.precision.verdict import Bound, DEFAULT_BOUND, sensitivities, variations
 from tailwise.report.precision.summary import FormatSummary, shown
 from tailwise.report.precision.view import StudyView
 
@@ -95,6 +95,20 @@ def on_sensitivity(view: StudyView) -> str:
         f"Within a role the relative error differs between layers by a factor of up to {spread[widest]:.2f} "
         f"({widest}, where {first[widest]} suffers most)."
     )
+
+
+def on_variation(view: StudyView) -> list[str]:
+    """Layers whose α moves further than was allowed; nothing where no bound was set on it."""
+    found = variations(view.study, view.bounds)
+    if not found or found[0].sensitive is None:
+        return []
+    hit = sorted((item for item in found if item.sensitive), key=lambda item: -abs(item.shift))
+    limit = min(bound.limit for bound in view.bounds if bound.measure == "alpha_shift")
+    if not hit:
+        return [f"No layer is sensitive: no format moves an α by more than {limit:g}."]
+    worst = ", ".join(f"{item.layer} ({item.shift:+.2g} in {item.format})" for item in hit[:3])
+    more = f" and {len(hit) - 3} more" if len(hit) > 3 else ""
+    return [f"Sensitive, α moving by more than {limit:g}: {len(hit)} of {len(found)} layers: {worst}{more}."]
 
 
 def on_tails(view: StudyView) -> list[str]:
