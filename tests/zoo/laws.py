@@ -55,7 +55,7 @@ def _wrong(view: View, specimen: Specimen) -> Iterator[str]:
         parts[seen.whole].append(seen)
     for key, wanted in specimen.maps.items():
         if key not in parts:
-            if {key, f"{key}.weight"} & view.shared:
+            if any(f".{name}".endswith((f".{key}", f".{key}.weight")) for name in view.shared):
                 continue
             reason = view.listed.get(key) or view.listed.get(f"{key}.weight") or "not a word about it"
             yield f"{key}: not measured ({reason}); the layer applies {_about(wanted)}"

@@ -10,6 +10,7 @@ import torch
 
 from tailwise.checkpoints.matrices import group, load
 from tailwise.checkpoints.open import open_checkpoint
+from tailwise.errors import TailwiseError
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Seen:
 
     @property
     def whole(self) -> str:
-        """The module (or expert) that it is a part of."""
-        return self.name.partition("#")[0]
+        """The module (or expert) that it is a part of; an adapter's change is not a part of its base."""
+        return self.name if "#lora" in self.name else self.name.partition("#")[0]
 
     def as_map(self, inputs: int) -> torch.Tensor:
         """Outputs × inputs; where the reader does not say how it lies, the way that fits."""
@@ -48,8 +49,12 @@ class View:
 
 
 def read(what: Any, **options: Any) -> View:
-    """Every matrix of a path, a module or a mapping, in float64, however small."""
-    with open_checkpoint(what, **options) as checkpoint:
+    """Every matrix of a path, a module or a mapping, in float64, however small; what is not opened at all is listed."""
+    try:
+        opened = open_checkpoint(what, **options)
+    except TailwiseError as error:
+        return View((), {str(what): f"UNSUPPORTED: {error}"}, {}, frozenset())
+    with opened as checkpoint:
         sources, rest = group(checkpoint, conv="flatten", min_evals=1)
         seen = []
         for source in sources:
