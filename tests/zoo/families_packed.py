@@ -262,14 +262,14 @@ def mlx(**settings: Any) -> Callable[[], Made]:
     return make
 
 
-def refused(name: str, config: Mapping[str, Any] | None = None, **leaves: torch.Tensor) -> Entry:
+def refused(name: str, config: Mapping[str, Any] | None = None, pending: str = "", **leaves: torch.Tensor) -> Entry:
     """The line of a packing that is not read: its tensors, leaf → tensor."""
 
     def make() -> Made:
         quantization = {"quantization_config": dict(config)} if config else {}
         return {f"{UP}.{leaf.replace('__', '.')}": tensor for leaf, tensor in leaves.items()}, {}, quantization
 
-    return packed(OTHERS, name, make, refused="UNSUPPORTED", **NEW)
+    return packed(OTHERS, name, make, refused="UNSUPPORTED", **NEW, **({"pending": pending} if pending else {}))
 
 
 def _bytes(*shape: int) -> torch.Tensor:
@@ -344,11 +344,11 @@ ENTRIES = [
     refused("EXL2", q_weight=_ints(8, 48), q_scale=_ints(4, 6), q_scale_max=_reals(4), q_groups=_ints(8),
             q_invperm=_ints(64)),
     refused("EXL3", trellis=_ints(4, 3, 64, dtype=torch.int16), suh=_reals(64), svh=_reals(48)),
-    refused("Marlin", B=_ints(4, 96), s=_reals(4, 48)),
+    refused("Marlin", pending="its scales are measured", B=_ints(4, 96), s=_reals(4, 48)),
     refused("quanto", weight___data=_ints(48, 64, dtype=torch.int8), weight___scale=_reals(48, 1),
             input_scale=_reals(1)),
     refused("EETQ", {"quant_method": "eetq"}, weight=_ints(64, 48, dtype=torch.int8), weight_scales=_reals(48)),
-    refused("VPTQ", {"quant_method": "vptq"}, indices=_ints(1, 8, 48), centroids__weight=_reals(1, 2048),
+    refused("VPTQ", {"quant_method": "vptq"}, "its centroids are measured", indices=_ints(1, 8, 48), centroids__weight=_reals(1, 2048),
             weight_scale=_reals(64), weight_bias=_reals(64)),
     refused("BitNet", {"quant_method": "bitnet"}, weight=_bytes(12, 64), weight_scale=_reals(1)),
     refused("GPTQ of an unknown width", {"quant_method": "gptq"}, qweight=_ints(7, 48), qzeros=_ints(4, 5),

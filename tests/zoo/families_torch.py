@@ -27,11 +27,11 @@ class Holder(nn.Module):
 
 def layer(name: str, make: Callable[[], nn.Module], kind: str = LAYERS, **options: Any) -> Entry:
     """The line of a layer, held as `layer` or as what `at` says."""
-    never, at = options.pop("never", ()), options.pop("at", "layer")
+    never, at, as_made = options.pop("never", ()), options.pop("at", "layer"), options.pop("as_made", False)
 
     def build(folder: Path) -> Specimen:
         torch.manual_seed(0)
-        return of_module(Holder(**{at: make()}), folder, never)
+        return of_module(Holder(**{at: make()}), folder, never, as_made=as_made)
 
     return Entry(name, kind, build, **options)
 
@@ -90,11 +90,7 @@ def _mlp() -> nn.Sequential:
     return nn.Sequential(nn.Linear(24, 32), nn.GELU(), nn.Linear(32, 16))
 
 
-GLOBAL = {"pending": "weight norm: the direction and the norms are measured, not their product", "since": "unreleased"}
-BIAS = {"pending": "without a telling name the length of the bias is not asked", "since": "unreleased"}
-NAMED = {"pending": "taken for transposed by name, against the length of the bias", "since": "unreleased"}
-GROUPED = {"pending": "the groups of a transposed kernel are laid side by side", "since": "unreleased"}
-SPECTRAL = {"pending": "spectral norm: the weight before it is measured", "since": "unreleased"}
+NEW = {"since": "unreleased"}
 
 ENTRIES = [
     layer("Linear", lambda: nn.Linear(24, 16)),
@@ -102,22 +98,22 @@ ENTRIES = [
     layer("Linear, float16", lambda: nn.Linear(24, 16).half()),
     layer("Linear, float64", lambda: nn.Linear(24, 16).double()),
     layer("Linear, square", lambda: nn.Linear(24, 24, bias=False)),
-    layer("Bilinear", lambda: nn.Bilinear(12, 10, 9), pending="flattened to outputs × inputs²", since="unreleased"),
+    layer("Bilinear", lambda: nn.Bilinear(12, 10, 9), pending="a file's is flattened like a kernel", since="unreleased"),
     layer("Conv1d", lambda: nn.Conv1d(12, 16, 3, stride=2, padding=1)),
     layer("Conv2d", lambda: nn.Conv2d(12, 16, (3, 2), dilation=2, padding_mode="circular", padding=1)),
     layer("Conv3d", lambda: nn.Conv3d(8, 16, 2)),
     layer("Conv2d, grouped", lambda: nn.Conv2d(16, 24, 3, groups=4)),
     layer("Conv2d, depthwise", lambda: nn.Conv2d(16, 16, 5, groups=16)),
     layer("Conv2d, 1 × 1", lambda: nn.Conv2d(16, 24, 1)),
-    layer("ConvTranspose1d", lambda: nn.ConvTranspose1d(24, 12, 4, stride=2, padding=1), **BIAS),
-    layer("ConvTranspose2d", lambda: nn.ConvTranspose2d(24, 12, 2, stride=2, output_padding=1), **BIAS),
-    layer("ConvTranspose3d", lambda: nn.ConvTranspose3d(12, 9, 2), **BIAS),
+    layer("ConvTranspose1d", lambda: nn.ConvTranspose1d(24, 12, 4, stride=2, padding=1), **NEW),
+    layer("ConvTranspose2d", lambda: nn.ConvTranspose2d(24, 12, 2, stride=2, output_padding=1), **NEW),
+    layer("ConvTranspose3d", lambda: nn.ConvTranspose3d(12, 9, 2), **NEW),
     layer("ConvTranspose1d, square", lambda: nn.ConvTranspose1d(16, 16, 4, stride=2), at="conv_transpose"),
     layer("ConvTranspose1d, no bias", lambda: nn.ConvTranspose1d(24, 12, 4, bias=False), at="conv_transpose"),
-    layer("ConvTranspose2d, grouped", lambda: nn.ConvTranspose2d(24, 16, 3, groups=4), **GROUPED),
-    layer("ConvTranspose1d, depthwise", lambda: nn.ConvTranspose1d(16, 16, 4, groups=16), **GROUPED),
-    layer("Conv2d that is called upsample", lambda: nn.Conv2d(12, 24, 3), at="upsample", **NAMED),
-    layer("Conv2d that is called conv_up1", lambda: nn.Conv2d(12, 24, 3), at="conv_up1", **NAMED),
+    layer("ConvTranspose2d, grouped", lambda: nn.ConvTranspose2d(24, 16, 3, groups=4), **NEW),
+    layer("ConvTranspose1d, depthwise", lambda: nn.ConvTranspose1d(16, 16, 4, groups=16), **NEW),
+    layer("Conv2d that is called upsample", lambda: nn.Conv2d(12, 24, 3), at="upsample", **NEW),
+    layer("Conv2d that is called conv_up1", lambda: nn.Conv2d(12, 24, 3), at="conv_up1", **NEW),
     layer("Embedding", lambda: nn.Embedding(40, 16, padding_idx=0), at="embedding"),
     layer("EmbeddingBag", lambda: nn.EmbeddingBag(40, 16, mode="sum"), at="embedding"),
     layer("MultiheadAttention", lambda: nn.MultiheadAttention(16, 4)),
@@ -140,29 +136,31 @@ ENTRIES = [
     whole("TransformerEncoder", lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 24), 3), blocks=3),
     whole("Transformer", lambda: nn.Transformer(16, 4, 2, 3, 24), blocks=5),
     whole("Linear without a name", lambda: nn.Linear(24, 16)),
-    weight("weight norm, old, Linear", lambda: _old_norm(nn.Linear(24, 16)), **GLOBAL),
-    weight("weight norm, old, Conv1d", lambda: _old_norm(nn.Conv1d(12, 16, 3)), **GLOBAL),
-    weight("weight norm, old, ConvTranspose1d", lambda: _old_norm(nn.ConvTranspose1d(24, 12, 4)), **GLOBAL),
-    weight("weight norm, old, inputs", lambda: _old_norm(nn.Linear(24, 16), dim=1), **GLOBAL),
-    weight("weight norm, old, whole", lambda: _old_norm(nn.Linear(24, 16), dim=None), **GLOBAL),
-    weight("weight norm, old, kernel positions", lambda: _old_norm(nn.Conv1d(16, 32, 8, groups=2), dim=2), **GLOBAL),
-    weight("weight norm, old, LSTM", lambda: _old_norm(nn.LSTM(12, 16), "weight_hh_l0"), **GLOBAL),
-    weight("weight norm, new, Linear", lambda: parametrizations.weight_norm(nn.Linear(24, 16)), **GLOBAL),
-    weight("weight norm, new, Conv2d", lambda: parametrizations.weight_norm(nn.Conv2d(12, 16, 3)), **GLOBAL),
+    weight("weight norm, old, Linear", lambda: _old_norm(nn.Linear(24, 16)), **NEW),
+    weight("weight norm, old, Conv1d", lambda: _old_norm(nn.Conv1d(12, 16, 3)), **NEW),
+    weight("weight norm, old, ConvTranspose1d", lambda: _old_norm(nn.ConvTranspose1d(24, 12, 4)), **NEW),
+    weight("weight norm, old, inputs", lambda: _old_norm(nn.Linear(24, 16), dim=1), **NEW),
+    weight("weight norm, old, whole", lambda: _old_norm(nn.Linear(24, 16), dim=None), **NEW),
+    weight("weight norm, old, kernel positions", lambda: _old_norm(nn.Conv1d(16, 32, 8, groups=2), dim=2), **NEW),
+    weight("weight norm, old, LSTM", lambda: _old_norm(nn.LSTM(12, 16), "weight_hh_l0"), **NEW),
+    weight("weight norm, new, Linear", lambda: parametrizations.weight_norm(nn.Linear(24, 16)), **NEW),
+    weight("weight norm, new, Conv2d", lambda: parametrizations.weight_norm(nn.Conv2d(12, 16, 3)), **NEW),
     weight("weight norm, new, ConvTranspose1d",
-           lambda: parametrizations.weight_norm(nn.ConvTranspose1d(24, 12, 4)), **GLOBAL),
+           lambda: parametrizations.weight_norm(nn.ConvTranspose1d(24, 12, 4)), **NEW),
     weight("weight norm, new, kernel positions",
-           lambda: parametrizations.weight_norm(nn.Conv1d(16, 32, 8, groups=2), dim=2), **GLOBAL),
-    weight("spectral norm, old, Linear", lambda: _old_spectral(nn.Linear(24, 16)), **SPECTRAL),
-    weight("spectral norm, old, Conv2d", lambda: _old_spectral(nn.Conv2d(12, 16, 3)), **SPECTRAL),
-    weight("spectral norm, old, ConvTranspose2d", lambda: _old_spectral(nn.ConvTranspose2d(24, 12, 3)), **SPECTRAL),
-    weight("spectral norm, new, Linear", lambda: parametrizations.spectral_norm(nn.Linear(24, 16)), **SPECTRAL),
-    weight("spectral norm, new, Conv2d", lambda: parametrizations.spectral_norm(nn.Conv2d(12, 16, 3)), **SPECTRAL),
-    weight("orthogonal", lambda: parametrizations.orthogonal(nn.Linear(24, 16)), refused="parametriz",
-           pending="what it is computed from is measured", since="unreleased"),
-    weight("a parametrization of one's own", _custom, refused="parametriz",
-           pending="what it is computed from is measured", since="unreleased"),
-    weight("pruned by a mask", _pruned, pending="the weight before the mask is measured", since="unreleased"),
+           lambda: parametrizations.weight_norm(nn.Conv1d(16, 32, 8, groups=2), dim=2), **NEW),
+    weight("spectral norm, old, Linear", lambda: _old_spectral(nn.Linear(24, 16)), **NEW),
+    weight("spectral norm, old, Conv2d", lambda: _old_spectral(nn.Conv2d(12, 16, 3)), **NEW),
+    weight("spectral norm, old, ConvTranspose2d", lambda: _old_spectral(nn.ConvTranspose2d(24, 12, 3)), **NEW),
+    weight("spectral norm, new, Linear", lambda: parametrizations.spectral_norm(nn.Linear(24, 16)), **NEW),
+    weight("spectral norm, new, Conv2d", lambda: parametrizations.spectral_norm(nn.Conv2d(12, 16, 3)), **NEW),
+    weight("orthogonal", lambda: parametrizations.orthogonal(nn.Linear(24, 16)), as_made=True, **NEW),
+    weight("orthogonal, square", lambda: parametrizations.orthogonal(nn.Linear(16, 16)), as_made=True, **NEW),
+    weight("orthogonal, Cayley", lambda: parametrizations.orthogonal(nn.Linear(24, 16), orthogonal_map="cayley"),
+           as_made=True, **NEW),
+    weight("a parametrization of one's own", _custom, refused="UNSUPPORTED",
+           pending="the live module's own weight is not measured", **NEW),
+    weight("pruned by a mask", _pruned, **NEW),
     whole("DataParallel", lambda: nn.DataParallel(_mlp()), kind=WRAPPED),
     whole("AveragedModel", lambda: torch.optim.swa_utils.AveragedModel(_mlp()), kind=WRAPPED),
 ]  # fmt: skip

@@ -57,8 +57,7 @@ def _wrong(view: View, specimen: Specimen) -> Iterator[str]:
         if key not in parts:
             if any(f".{name}".endswith((f".{key}", f".{key}.weight")) for name in view.shared):
                 continue
-            reason = view.listed.get(key) or view.listed.get(f"{key}.weight") or "not a word about it"
-            yield f"{key}: not measured ({reason}); the layer applies {_about(wanted)}"
+            yield f"{key}: not measured ({_reason(view, key)}); the layer applies {_about(wanted)}"
         elif not _makes(parts[key], wanted):
             got = ", ".join(f"{_about(seen.matrix)} as {seen.name}" for seen in parts[key])
             yield f"{key}: measured {got}; the layer applies {_about(wanted)}"
@@ -68,6 +67,13 @@ def _wrong(view: View, specimen: Specimen) -> Iterator[str]:
                 yield f"{seen.name}: has the role {seen.role} for {role}"
     yield from (f"{tensor}: measured as {sorted(names)}" for tensor, names in _strays(view, specimen).items())
     yield from (f"{seen.name}: measured, and is no map" for seen in view.seen if specimen.never & set(seen.tensors))
+
+
+def _reason(view: View, key: str) -> str:
+    inside = [
+        reason for name, reason in view.listed.items() if name.startswith(f"{key}.") and not name.endswith("bias")
+    ]
+    return view.listed.get(key) or next(iter(inside), "not a word about it")
 
 
 def _strays(view: View, specimen: Specimen) -> Mapping[str, set[str]]:

@@ -15,9 +15,10 @@ from zoo.entry import Specimen
 from zoo.oracle import maps_of
 
 
-def of_module(model: nn.Module, folder: Path, never: Iterable[str] = ()) -> Specimen:
-    """A module of torch, saved as its state dict in two formats."""
-    stir(model)
+def of_module(model: nn.Module, folder: Path, never: Iterable[str] = (), *, as_made: bool = False) -> Specimen:
+    """A module of torch, saved as its state dict in two formats; `as_made` where not every value is a weight."""
+    if not as_made:
+        stir(model)
     settle(model)
     maps = maps_of(model)
     return Specimen(save(model, folder), maps, model, frozenset(never), _roles(model, maps))
