@@ -22,6 +22,7 @@ class Specimen:
     never: frozenset[str] = frozenset()  # tensors of two axes or more that are no maps
     roles: Mapping[str, str] = field(default_factory=dict)  # key → role, where a rule tells
     options: Mapping[str, Any] = field(default_factory=dict)  # for opening the file
+    only: str = ""  # a pattern of the matrices that are read, where the model is large
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ ENTRIES = [
     layer("Linear, float16", lambda: nn.Linear(24, 16).half()),
     layer("Linear, float64", lambda: nn.Linear(24, 16).double()),
     layer("Linear, square", lambda: nn.Linear(24, 24, bias=False)),
-    layer("Bilinear", lambda: nn.Bilinear(12, 10, 9), pending="a file's is flattened like a kernel", since="unreleased"),
+    layer("Bilinear", lambda: nn.Bilinear(12, 10, 9), pending="a file's is flattened like a kernel", **NEW),
     layer("Conv1d", lambda: nn.Conv1d(12, 16, 3, stride=2, padding=1)),
     layer("Conv2d", lambda: nn.Conv2d(12, 16, (3, 2), dilation=2, padding_mode="circular", padding=1)),
     layer("Conv3d", lambda: nn.Conv3d(8, 16, 2)),

@@ -26,8 +26,8 @@ class Findings:
 
 def examine(entry: Entry, specimen: Specimen) -> Findings:
     """Every law on one checkpoint: on the live model, on each file, and between them."""
-    files = [read(path, **specimen.options) for path in specimen.files]
-    live = read(specimen.model) if specimen.model is not None else files[0]
+    files = [read(path, specimen.only, **specimen.options) for path in specimen.files]
+    live = read(specimen.model, specimen.only) if specimen.model is not None else files[0]
     faults: list[str] = []
     if specimen.model is not None or not entry.refused:
         faults += [*_wrong(live, specimen), *_blocks(entry, live), *_unaccounted(live)]
@@ -59,7 +59,7 @@ def _wrong(view: View, specimen: Specimen) -> Iterator[str]:
                 continue
             yield f"{key}: not measured ({_reason(view, key)}); the layer applies {_about(wanted)}"
         elif not _makes(parts[key], wanted):
-            got = ", ".join(f"{_about(seen.matrix)} as {seen.name}" for seen in parts[key])
+            got = ", ".join(f"{_about(seen.as_map)} as {seen.name}" for seen in parts[key])
             yield f"{key}: measured {got}; the layer applies {_about(wanted)}"
         role = specimen.roles.get(key)
         for seen in parts.get(key, ()):
@@ -88,16 +88,15 @@ def _strays(view: View, specimen: Specimen) -> Mapping[str, set[str]]:
 
 
 def _makes(parts: Sequence[Seen], wanted: torch.Tensor) -> bool:
-    inputs = wanted.shape[1]
+    if any(seen.as_map.shape[1] != wanted.shape[1] for seen in parts):
+        return False
+    if len(parts) == 1 and parts[0].as_map.shape == wanted.shape:
+        difference = torch.linalg.norm(parts[0].as_map - wanted)
+        if difference <= TOLERANCE * torch.linalg.norm(wanted):
+            return True
+    got = sum((seen.as_map.T @ seen.as_map for seen in parts), torch.zeros(()))
     expected = wanted.T @ wanted
-    for axis in (1, 0):
-        lying = [seen.matrix if (axis if seen.input_axis is None else seen.input_axis) == 1 else seen.matrix.T
-                 for seen in parts]  # fmt: skip
-        if all(matrix.shape[1] == inputs for matrix in lying):
-            got = sum(matrix.T @ matrix for matrix in lying)
-            if torch.linalg.norm(got - expected) <= TOLERANCE * torch.linalg.norm(expected):
-                return True
-    return False
+    return bool(torch.linalg.norm(got - expected) <= TOLERANCE * torch.linalg.norm(expected))
 
 
 def _blocks(entry: Entry, view: View) -> Iterator[str]:
@@ -128,18 +127,18 @@ def _differing(live: View, file: View) -> Iterator[str]:
         yield f"{shown[sign]}: only in the {where} as {role} of block {block}, {shape}, inputs on axis {axis}"
 
 
-def _sign(seen: Seen) -> tuple[str, int | None, int | None, tuple[int, ...], str]:
+def _sign(seen: Seen) -> tuple[str, int | None, int, tuple[int, ...], str]:
     gram = seen.matrix @ seen.matrix.T if seen.matrix.shape[0] <= seen.matrix.shape[1] else seen.matrix.T @ seen.matrix
     values = f"{seen.matrix.norm():.4e} {gram.norm():.4e}"
     return seen.role, seen.block, seen.input_axis, tuple(seen.matrix.shape), values
 
 
 def _shares(view: View, specimen: Specimen) -> tuple[float, float, float]:
-    measured = sum(seen.matrix.numel() for seen in view.seen)
+    measured = sum(seen.numel for seen in view.seen)
     shared = sum(view.stored.get(name, 0) for name in view.shared)
     total = max(sum(view.stored.values()) - shared, measured, 1)
-    named = sum(seen.matrix.numel() for seen in view.seen if seen.role != "other")
-    proved = sum(seen.matrix.numel() for seen in view.seen if seen.whole in specimen.maps)
+    named = sum(seen.numel for seen in view.seen if seen.role != "other")
+    proved = sum(seen.numel for seen in view.seen if seen.whole in specimen.maps)
     return measured / total, named / max(measured, 1), proved / max(measured, 1)
 
 

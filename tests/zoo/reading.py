@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,20 +23,19 @@ class Seen:
     role: str
     block: int | None
     kind: str
-    input_axis: int | None  # 1: columns are inputs; None: the reader does not say
-    matrix: torch.Tensor  # float64, as it is measured
+    input_axis: int  # 1 where the columns are the inputs, 0 where the rows are
+    numel: int
+    matrix: torch.Tensor  # float64, as it is measured; without an entry where it is not read
 
     @property
     def whole(self) -> str:
         """The module (or expert) that it is a part of; an adapter's change is not a part of its base."""
         return self.name if "#lora" in self.name else self.name.partition("#")[0]
 
-    def as_map(self, inputs: int) -> torch.Tensor:
-        """Outputs × inputs; where the reader does not say how it lies, the way that fits."""
-        axis = self.input_axis
-        if axis is None:
-            axis = 1 if self.matrix.shape[1] == inputs else 0
-        return self.matrix if axis == 1 else self.matrix.T
+    @property
+    def as_map(self) -> torch.Tensor:
+        """Outputs × inputs."""
+        return self.matrix if self.input_axis == 1 else self.matrix.T
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,11 @@ class View:
     shared: frozenset[str]  # stored tensors that are another one's
 
 
-def read(what: Any, **options: Any) -> View:
-    """Every matrix of a path, a module or a mapping, in float64, however small; what is not opened at all is listed."""
+def read(what: Any, only: str = "", **options: Any) -> View:
+    """Every matrix of a path, a module or a mapping, in float64, however small; what is not opened at all is listed.
+
+    `only`: a pattern of the names whose values are read.
+    """
     try:
         opened = open_checkpoint(what, **options)
     except TailwiseError as error:
@@ -58,11 +61,13 @@ def read(what: Any, **options: Any) -> View:
         sources, rest = group(checkpoint, conv="flatten", min_evals=1)
         seen = []
         for source in sources:
-            (matrix,) = load(source, checkpoint)
+            values = torch.empty(0, 0)
+            if re.search(only, source.name):
+                (matrix,) = load(source, checkpoint)
+                values = torch.cat(list(matrix.row_blocks(1 << 30))).to(torch.float64)
             seen.append(
-                Seen(source.name, source.tensors, source.role, source.block, source.kind,
-                     getattr(source, "input_axis", None),
-                     torch.cat(list(matrix.row_blocks(1 << 30))).to(torch.float64))
+                Seen(source.name, source.tensors, source.role, source.block, source.kind, source.input_axis,
+                     source.n_params, values)
             )  # fmt: skip
         return View(
             tuple(seen),

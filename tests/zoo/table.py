@@ -10,7 +10,8 @@ from zoo.entry import Entry
 
 SHARES = Path(__file__).with_name("shares.json")
 MODULES = ("families_torch", "families_text", "families_vision", "families_audio", "families_multimodal",
-           "families_diffusers", "families_packed", "families_gguf", "families_adapters")  # fmt: skip
+           "families_diffusers", "families_packed", "families_gguf", "families_adapters",
+           "families_files", "families_real")  # fmt: skip
 
 
 def entries() -> list[Entry]:
