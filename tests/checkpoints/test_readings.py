@@ -498,3 +498,45 @@ def test_the_length_of_the_bias_tells_which_axis_is_the_input():
     assert found["h.0.c_fc"].input_axis == 1
     found, _, _ = taken({"embed_tokens.weight": torch.randn(OUT, IN)})
     assert found["embed_tokens"].input_axis == 0
+
+
+def test_of_a_tied_table_and_head_the_table_is_measured_whatever_comes_first():
+    table = torch.randn(OUT, IN)
+    for names in (["lm_head.weight", "embed_tokens.weight"], ["embed_tokens.weight", "lm_head.weight"]):
+        found, _, rest = taken(dict.fromkeys(names, table))
+        assert list(found) == ["embed_tokens"]
+        assert rest["lm_head.weight"].status == "SHARED"
+
+
+def test_marlin_and_vptq_are_refused_with_their_scales_and_centroids():
+    marlin = {"a.B": torch.zeros(16, 64, dtype=torch.int32), "a.s": torch.rand(16, 32)}
+    vptq = {"b.indices": torch.zeros(1, 16, 48, dtype=torch.int32), "b.centroids": torch.rand(1, 256, 8)}
+    found, _, rest = taken(marlin | vptq)
+    assert not found
+    assert {row.status for row in rest.values()} == {"UNSUPPORTED"}
+
+
+def test_a_gain_with_a_bias_of_its_own_two_axes_is_no_matrix():
+    found, _, rest = taken({"a.weight": torch.rand(OUT, IN), "a.bias": torch.rand(OUT, IN)})
+    assert not found
+    assert "entry by entry" in rest["a.weight"].reason
+
+
+def test_projections_by_head_are_one_matrix_with_the_hidden_size_first():
+    W = torch.randn(32, 4, 8)
+    found, matrices, _ = taken({"transformer.layer.0.rel_attn.q": W, "transformer.layer.0.rel_attn.o": W.clone()})
+    assert torch.equal(matrices["transformer.layer.0.rel_attn.q"], W.flatten(1))
+    assert [source.input_axis for source in found.values()] == [0, 1]
+
+
+def test_subclasses_of_layers_are_read_as_the_layers():
+    class Table(nn.Embedding):
+        pass
+
+    class Scaled(nn.Linear):
+        pass
+
+    model = nn.ModuleDict({"table": Table(OUT, IN), "wpe": Scaled(IN, OUT, bias=False)})
+    checkpoint = MemoryCheckpoint.of_module(model)
+    found, _ = group(checkpoint, conv="flatten", min_evals=8)
+    assert [(s.name, s.input_axis) for s in found] == [("table", 0), ("wpe", 1)]

@@ -21,6 +21,7 @@ _SAYS_TRANSPOSED = re.compile(
 )
 _COULD_BE = re.compile(r"upsampl|conv_?up|up_?conv|(?:^|\.)ups?\.\d", re.IGNORECASE)
 _SAYS_KERNEL = re.compile(r"conv|kernel|patch_embed|depthwise|stem", re.IGNORECASE)
+_SAYS_MATRIX = re.compile(r"linear|expert|proj|moe|dense|fc\d?$", re.IGNORECASE)
 #: A kernel along one axis is seldom longer, a matrix seldom narrower.
 _LONG_KERNEL = 32
 _OPEN = "a transposed convolution would look the same; taken as an ordinary one"
@@ -65,17 +66,18 @@ def is_stack(spec: TensorSpec, kind: str | None, tensors: Mapping[str, TensorSpe
     """Whether three axes are a stack of matrices rather than a kernel along one axis, and what to say of it."""
     _, second, last = spec.shape
     module, _, leaf = spec.name.rpartition(".")
-    if kind is None and says_kernel(spec.name):
+    if "Conv" in (kind or "") and leaf in ("weight", "kernel"):
         return False, ""
-    if kind is not None:
-        is_kernel = "Conv" in kind and leaf in ("weight", "kernel")
-        return not is_kernel and (last > _LONG_KERNEL or leaf != "weight" or kind == "Bilinear"), ""
+    if kind == "Bilinear":
+        return True, ""
     bias = tensors.get(f"{module}.bias" if leaf == "weight" else f"{spec.name}_bias")
-    if leaf == "weight" and bias is not None:
-        return len(bias.shape) == 2, ""
-    if min(second, last) < 8 or (leaf == "weight" and last <= _LONG_KERNEL):
+    if min(second, last) < 8 or (kind is None and says_kernel(spec.name)):
         return False, ""
-    return True, "three axes under a name that is not known: taken as a stack of matrices"
+    if kind is None and leaf == "weight" and bias is not None:
+        return len(bias.shape) == 2, ""
+    if kind is None and leaf == "weight" and last < _LONG_KERNEL and not _SAYS_MATRIX.search(module):
+        return False, ""
+    return True, "" if kind else "three axes under a name that is not known: taken as a stack of matrices"
 
 
 def split_conv(spec: TensorSpec, role: str, mode: str, kernel: Kernel) -> list[Part]:

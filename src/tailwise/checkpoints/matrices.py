@@ -119,8 +119,19 @@ class _Grouping:
         self._hints = Hints(_config(checkpoint), checkpoint.tensors, checkpoint.module_kinds, conv)
         self._roles = {n: self._role(n, spec) for n, spec in checkpoint.tensors.items()}
         self._blocks = number_blocks(n for n, role in self._roles.items() if role not in NO_BLOCK)
-        self._first = _shared(checkpoint)
+        self._first = self._representatives(_shared(checkpoint))
         self._used: set[str] = set()
+
+    def _representatives(self, first: Mapping[str, str]) -> dict[str, str]:
+        """Of tensors that are one, the one that is measured: a table before a head, whatever the file's order."""
+        groups: dict[str, list[str]] = {}
+        for name, other in first.items():
+            groups.setdefault(_root(other, first), []).append(name)
+        found: dict[str, str] = {}
+        for root, names in groups.items():
+            chosen = min((root, *names), key=lambda name: self._roles.get(name) not in EMBEDDINGS)
+            found.update({name: chosen for name in (root, *names) if name != chosen})
+        return found
 
     def take(self, stored: str) -> None:
         """Account for one stored tensor."""
@@ -171,6 +182,9 @@ class _Grouping:
             return f"a {role} acts entry by entry: it has no spectrum"
         if len(spec.shape) < 2:
             return f"it has {len(spec.shape)} axes; a matrix needs two"
+        bias = self.checkpoint.tensors.get(f"{name.removesuffix('.weight')}.bias")
+        if bias is not None and bias.shape == spec.shape:
+            return "its bias has its shape, so it acts entry by entry, as the gain of a norm does"
         if not is_numeric(spec.dtype) and name not in self.checkpoint.readings:
             return f"{spec.dtype} entries are indices, masks or codes without a known packing"
         return None
@@ -197,7 +211,7 @@ class _Grouping:
                 views=part.views,
                 reading="+".join(filter(None, own)) or "plain",
                 version=VERSIONS.get(claim, 1),
-                input_axis=0 if kind == "embedding" else part.input_axis,
+                input_axis=part.input_axis,
                 reads=self.checkpoint.members.get(spec.name, ()),
                 codec=self.checkpoint.codec_of(spec.name),
                 note="; ".join(filter(None, (self.checkpoint.assumed.get(spec.name, ""), part.note))),
@@ -229,6 +243,14 @@ class _Grouping:
 
 #: What peft puts around the names of the model that it adapts.
 _WRAPPED = re.compile(r"^base_model\.model\.|\.base_layer(?=\.)")
+
+
+def _root(name: str, first: Mapping[str, str]) -> str:
+    seen = {name}
+    while (following := first.get(name)) is not None and following not in seen:
+        seen.add(following)
+        name = following
+    return name
 
 
 def _short_side(part: Part) -> int:

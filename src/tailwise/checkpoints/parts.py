@@ -69,12 +69,21 @@ def parts_of(spec: TensorSpec, role: str, hints: Hints) -> list[Part]:
     """The matrices of a tensor of two axes or more, in order."""
     if len(spec.shape) > 2 and role in _VECTORS and set(spec.shape[:-2]) == {1}:
         return [Part("", role, "dense", (squeezed(spec.name, spec.shape),), input_axis=0)]
+    if len(spec.shape) == 3 and _is_attention_by_head(spec, role):
+        view = whole(spec.name, spec.shape)
+        return [Part("", role, "dense", (view,), input_axis=int(role == "attn_o"))]
     if len(spec.shape) == 3 and (found := _stack(spec, role, hints)):
         return found
     if len(spec.shape) > 2:
         kernel = kernel_of(spec, hints.kind_of(spec.name), hints.tensors)
         return split_conv(spec, role, hints.conv, kernel)
     return _parts_of_matrix(whole(spec.name, spec.shape), role, hints)
+
+
+def _is_attention_by_head(spec: TensorSpec, role: str) -> bool:
+    """XLNet's and JAX's projections: (hidden, heads, head size), of the output as well."""
+    bare = not spec.name.endswith(".weight") and "blk." not in spec.name
+    return bare and role in ("attn_q", "attn_k", "attn_v", "attn_o") and spec.shape[1] * spec.shape[2] >= spec.shape[0]
 
 
 def _stack(spec: TensorSpec, role: str, hints: Hints) -> list[Part]:
@@ -101,7 +110,7 @@ def _parts_of_matrix(view: View, role: str, hints: Hints) -> list[Part]:
     if role == "attn_qkv":
         return split_qkv(view, dims, in_out=in_out)
     if role in EMBEDDINGS:
-        return [Part("", role, "dense", (view,), input_axis=0)]
+        return [Part("", role, "dense", (view,), input_axis=int(_is_linear(view, hints)))]
     if not in_out and (found := _several(view, role, dims, hints)):
         return found
     return _feed_forward(view, role, dims, hints, in_out=in_out)
@@ -191,6 +200,12 @@ def _gates(view: View, role: str, hints: Hints) -> list[Part]:
     projected = hints.tensors.get(f"{stem}hr{tail[2:]}")
     hidden = projected.shape[1] if projected else recurrent.shape[1] if recurrent else 0
     return split_gates(view, role, hidden) if hidden else [Part("", role, "rnn", (view,))]
+
+
+def _is_linear(view: View, hints: Hints) -> bool:
+    """Whether what has a table's name is multiplied with: a linear layer has a bias, a table has none."""
+    kind = hints.kind_of(view.tensor)
+    return kind == "Linear" or (kind is None and f"{view.tensor.removesuffix('.weight')}.bias" in hints.tensors)
 
 
 def _has_inputs_first(view: View, role: str, hints: Hints) -> bool:

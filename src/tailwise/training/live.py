@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tailwise.audits.prepare import Selection
-from tailwise.checkpoints.formats.memory import MemoryCheckpoint, config_of
+from tailwise.checkpoints.formats.memory import MemoryCheckpoint, class_of, config_of
 from tailwise.checkpoints.formats.peft import PeftCheckpoint
 from tailwise.checkpoints.matrices import MatrixSource, group
 from tailwise.checkpoints.wrapped import is_sharded, plain_name, refuse_flat, unwrap
@@ -94,7 +94,7 @@ class LiveModel:
 
     def _plain(self, tensors: Tensors) -> MemoryCheckpoint:
         found = MemoryCheckpoint(self.uri, tensors, config=config_of(self.module))
-        found.module_kinds = {plain_name(n): type(part).__name__ for n, part in self.module.named_modules()}
+        found.module_kinds = {plain_name(n): class_of(part) for n, part in self.module.named_modules()}
         return found
 
     def _grouped(self, tensors: Tensors) -> tuple[tuple[Group, ...], list[str]]:

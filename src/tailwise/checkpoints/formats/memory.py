@@ -41,7 +41,7 @@ class MemoryCheckpoint(TensorStore):
         parts = {plain_name(name): part for name, part in inner.named_modules()}
         arrays = _with_weights_made(arrays, parts)
         found = cls(type(inner).__name__, arrays, config=config_of(inner))
-        found.module_kinds = {name: type(part).__name__ for name, part in parts.items()}
+        found.module_kinds = {name: class_of(part) for name, part in parts.items()}
         found.module_scales = {name: scales for name, part in parts.items() if (scales := _adapters_of(part))}
         return found
 
@@ -74,6 +74,19 @@ class MemoryCheckpoint(TensorStore):
         """See `Checkpoint`."""
         super().close()
         self._arrays.clear()
+
+
+def class_of(part: torch.nn.Module) -> str:
+    """The class of a module; of a subclass of torch's layers, the layer that it is one of."""
+    import torch
+
+    name = type(part).__name__
+    nn = torch.nn
+    bases = (nn.Embedding, nn.EmbeddingBag, nn.Linear, nn.Bilinear, nn.ConvTranspose1d, nn.ConvTranspose2d,
+             nn.ConvTranspose3d, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # fmt: skip
+    if hasattr(part, "parametrizations"):  # torch makes a class of its own
+        name = name.removeprefix("Parametrized")
+    return next((base.__name__ for base in bases if isinstance(part, base)), name)
 
 
 def config_of(module: torch.nn.Module) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@
 - Spectral norm (Miyato et al. 2018), old `weight_orig`, `weight_u`, `weight_v`, new `original`, `0._u`, `0._v`:
   W = W₀ / (uᵀ W₀ v) with the stored vectors, as in evaluation.
 - Orthogonal (`original`, `0.base`): the matrix that torch's default map gives, base · exp(A) with A skew.
+- I-BERT's fake quantization: the weight as it stands; `weight_integer` and its factors are made of it anew.
 - Masked (torch.nn.utils.prune): W = `weight_orig` ∘ `weight_mask`.
 """
 
@@ -16,14 +17,14 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
+from tailwise.checkpoints.readings.claim import Aside, Claim, Read, Refused, Siblings
 
 if TYPE_CHECKING:
     import torch
 
     from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 
-MARKS = ("_g", "_v", "_orig", "_mask", "parametrizations.")
+MARKS = ("_g", "_v", "_orig", "_mask", "parametrizations.", "weight_integer")
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 
@@ -132,6 +133,13 @@ def find(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
     """Weights of a module that are computed from others."""
     del checkpoint
     leaves = group.leaves
+    if "weight_integer" in leaves and leaves.keys() & {"weight_scaling_factor", "fc_scaling_factor"}:
+        yield from (Read(name, (name,)) for name in group.pick("weight"))
+        yield Aside(
+            group.pick("weight_integer", "weight_scaling_factor", "fc_scaling_factor", "act_scaling_factor"),
+            "what I-BERT makes of the weight anew at each step",
+        )
+        return
     for leaf, spec in leaves.items():
         if "weight" not in leaf:
             continue

@@ -31,7 +31,7 @@ _NEUTRAL = re.compile(
     r"|global_scale|quant\w*)|(?:scale|zero_point|amax)_(?:input|output|in|out|act)"
     r"|_extra_state|inv_freq|rope_\w+|cos|sin|cos_cached|sin_cached|freqs(?:_cis)?|beta|gamma|layer_scale\w*|lambda_?\w*"
     r"|noise_(?:strength|const)|logit_scale|embed_scale|sinks?|A_log|D|dt_bias|resample_filter|eps|std|mean"
-    r"|input_(?:min|max)|output_(?:min|max)|attn_mask|causal_mask|masked_bias|g_idx|\w*_ids|\w*_?index|window)$"
+    r"|\w*embedding|\w*_token|input_(?:min|max)|output_(?:min|max)|attn_mask|causal_mask|masked_bias|g_idx|\w*_ids|\w*_?index|window)$"
 )
 #: In the name of a bare parameter's neighbour: what makes it the parameter's own scale.
 _SCALES = re.compile(r"(?:scale|zero|absmax|amax|quant|qmap|codebook|lut|mask|offset)")
@@ -103,32 +103,28 @@ def _codes(
 ) -> Claim | None:
     """Codes that no packing claims, with everything of their module that could belong to them."""
     integers = spec.dtype in _CODES | _SUB_BYTE and len(spec.shape) >= 2
-    if not integers or _INDICES.search(leaf) or is_neutral(leaf):
+    known = _maker(group) is not None
+    if not integers or (not known and (_INDICES.search(leaf) or is_neutral(leaf))):
         return None
     named = [other for other in beside if _is_named_after(other, leaf)]
-    own = named or [other for other in beside if not other.startswith("bias") and not _is_whole(other, leaf, beside)]
+    own = named or [other for other in beside if not other.startswith("bias")]
     scales = [other for other in own if beside[other].dtype in _FLOATS | _FP8 or _SCALES.search(other)]
     if not scales and not _holds_codes(leaf, checkpoint):
         return None
     return Refused((spec.name, *(beside[other].name for other in own)), _looks_like(group, spec, checkpoint))
 
 
-def _is_whole(other: str, leaf: str, beside: Mapping[str, TensorSpec]) -> bool:
-    """Whether a neighbour of codes that do not stand for the module is a parameter of its own."""
-    return (
-        leaf.rpartition(".")[2] not in ("weight", "qweight")
-        and not _CODE_NAMES.search(leaf)
-        and bool(len(beside[other].shape) > 1 and beside[other].dtype in _FLOATS and not _SCALES.search(other))
-    )
-
-
 def _looks_like(group: Siblings, spec: TensorSpec, checkpoint: Checkpoint) -> str:
-    method = _method(checkpoint)
-    maker = next((name for marks, name in _MAKERS if any(mark in group.leaves for mark in marks)), method)
+    maker = _maker(group) or _method(checkpoint) or "an unknown method"
     return (
-        f"weights packed by {maker or 'an unknown method'} ({spec.dtype} codes) in a layout that is not known here; "
+        f"weights packed by {maker} ({spec.dtype} codes) in a layout that is not known here; "
         "audit the model before quantization, or save it de-quantized (transformers dequantize())"
     )
+
+
+def _maker(group: Siblings) -> str | None:
+    """The tool whose names the module's tensors have."""
+    return next((name for marks, name in _MAKERS if any(mark in group.leaves for mark in marks)), None)
 
 
 def _method(checkpoint: Checkpoint) -> str | None:
