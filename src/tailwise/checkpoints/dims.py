@@ -32,6 +32,11 @@ class Dims:
     grouped: bool | None  # Falcon: whether q, k, v alternate by group of heads; None for other families
 
 
+def tower_of(name: str) -> tuple[bool, ...]:
+    """What of a tensor's name its sizes depend on: tensors for which this is the same have the same sizes."""
+    return _VISION.search(name) is not None, _AUDIO.search(name) is not None, "blk." in name
+
+
 def dims_for(name: str, config: Mapping[str, Any]) -> Dims:
     """The sizes that hold for the tensor `name`; in models of several towers, those of its own tower."""
     part = _tower(name, config)

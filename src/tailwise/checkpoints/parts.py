@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.dims import Dims, dims_for
+from tailwise.checkpoints.dims import Dims, dims_for, tower_of
 from tailwise.checkpoints.fused import (
     Part,
     halves,
@@ -40,6 +40,14 @@ class Hints:
     tensors: Mapping[str, TensorSpec]
     module_kinds: Mapping[str, str]  # module → its class, where the checkpoint is a live module
     conv: str  # Recipe.conv
+    _dims: dict[tuple[bool, ...], Dims] = field(default_factory=dict)  # of each tower, worked out once
+
+    def dims(self, name: str) -> Dims:
+        """The sizes that hold for a tensor."""
+        tower = tower_of(name)
+        if tower not in self._dims:
+            self._dims[tower] = dims_for(name, self.config)
+        return self._dims[tower]
 
     def kind_of(self, tensor: str) -> str | None:
         """Class of the module that the tensor is the weight of."""
@@ -61,6 +69,7 @@ _GATED = (
     ("net.0.proj", "net.2", False),  # GEGLU of diffusers: the second half passes the activation
     ("Wi", "Wo", True),
 )
+_GATED_ENDS = tuple(both for both, _, _ in _GATED)
 #: Families whose query projection also holds the output gate, by head.
 _GATED_QUERIES = frozenset({"qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text"})
 
@@ -97,13 +106,13 @@ def _stack(spec: TensorSpec, role: str, hints: Hints) -> list[Part]:
         if not stacked:
             return []
     role = "other" if role == "conv" else role  # which is what three axes are called whose name is not known
-    dims = dims_for(spec.name, hints.config)
+    dims = hints.dims(spec.name)
     kind = "expert" if expert else "dense"
     return split_stack(spec.name, (E, A, B), role, dims, kind=kind, note=note)
 
 
 def _parts_of_matrix(view: View, role: str, hints: Hints) -> list[Part]:
-    dims = dims_for(view.tensor, hints.config)
+    dims = hints.dims(view.tensor)
     if role in ("rnn_ih", "rnn_hh"):
         return _gates(view, role, hints)
     in_out = _has_inputs_first(view, role, hints)
@@ -119,13 +128,13 @@ def _parts_of_matrix(view: View, role: str, hints: Hints) -> list[Part]:
 def _feed_forward(view: View, role: str, dims: Dims, hints: Hints, *, in_out: bool) -> list[Part]:
     if role == "mlp_up" and _holds_gate_too(view, dims):
         role = "mlp_gate_up"
-    alone = [Part("", role, "dense", (view,), input_axis=int(not in_out))]
-    parts = split_gate_up(view, role, dims, in_out=in_out) if role.endswith("gate_up") else alone
-    if not role.startswith("expert_"):
-        return parts
-    if experts := _stacked_experts(view, hints.config):
+    expert = role.startswith("expert_")
+    if expert and not role.endswith("gate_up") and (experts := _stacked_experts(view, hints.config)):
         return split_stacked_rows(view, role, experts)
-    return [replace(part, kind="expert") for part in parts]
+    if not role.endswith("gate_up"):
+        return [Part("", role, "expert" if expert else "dense", (view,), input_axis=int(not in_out))]
+    parts = split_gate_up(view, role, dims, in_out=in_out)
+    return [replace(part, kind="expert") for part in parts] if expert else parts
 
 
 def _several(view: View, role: str, dims: Dims, hints: Hints) -> list[Part]:
@@ -133,13 +142,17 @@ def _several(view: View, role: str, dims: Dims, hints: Hints) -> list[Part]:
     if role == "attn_q" and _holds_output_gate(view, dims, hints.config):
         return split_gated_query(view, dims)
     module = view.tensor.removesuffix(".weight")
+    if "single" in module:
+        return _parallel_block(view, module, hints)
+    if not module.endswith(_GATED_ENDS):
+        return []
     for both, after, gate_first in _GATED:
         if module.endswith(both) and module.removesuffix(both)[-1:] in (".", ""):
             following = hints.tensors.get(f"{module.removesuffix(both)}{after}.weight")
             if following is not None and len(following.shape) == 2 and following.shape[1] * 2 == view.n_rows:
                 family = "expert_" if role.startswith("expert_") else "mlp_"
                 return halves(view, family, gate_first=gate_first)
-    return _parallel_block(view, module, hints)
+    return []
 
 
 def _holds_output_gate(view: View, dims: Dims, config: Mapping[str, Any]) -> bool:

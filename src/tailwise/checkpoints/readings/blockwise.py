@@ -214,16 +214,14 @@ def find_scaled(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
             continue
         names = ("weight_scale",) if whole else _scale_names(leaf)
         scales = [group.leaves[name] for name in names if name in group.leaves]
-        if not scales or (whole and _is_more_than_scaled(group)) or _is_fp4(group, leaf) or _has_state(group):
+        if not scales or (whole and _is_more_than_scaled(group)) or _is_fp4(group, leaf):
             continue
         yield _scaled(group.named(leaf), spec, scales, len(scales) == 1 and f"{leaf}_zero_point" not in group.leaves)
 
 
-def _has_state(group: Siblings) -> bool:
-    return any(".quant_state." in leaf for leaf in group.leaves)
-
-
 def _is_more_than_scaled(group: Siblings) -> bool:
+    if any(".quant_state." in leaf for leaf in group.leaves):
+        return True
     return any(name in group.leaves for name in ("weight_zero_point", "weight_scale_2", "pre_quant_scale", "SCB"))
 
 
@@ -335,9 +333,9 @@ def find_bnb4(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
     """Weights with a `quant_state` beside them, whose few bytes of JSON hold the shape."""
     for leaf, state in group.leaves.items():
         stem, mark, kind = leaf.partition(".quant_state.bitsandbytes__")
-        if not mark or stem not in group.leaves:
+        spec = group.leaves.get(stem)
+        if not mark or spec is None or spec.dtype in _FP8:
             continue
-        spec = group.leaves[stem]
         suffixes = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
         members = (spec.name, *group.pick(*(f"{stem}.{suffix}" for suffix in suffixes)), state.name)
         try:

@@ -21,7 +21,7 @@ _INNER = re.compile(
     r"|(?:hada|lokr|oft|boft|ia3|vera|loha|glora)_\w+(?:\.|$)"
     r"|(?:down|up)\.weight$)"
 )
-_MARKED = ("parametrizations.", "weight.", "lora", "hada_", "lokr_", "oft_", "ia3_", "vera_", "loha_", ".down.", ".up.")
+_MARKED = re.compile(r"parametrizations\.|weight\.|lora|hada_|lokr_|oft_|ia3_|vera_|loha_|\.(?:down|up)\.weight")
 
 
 def siblings_of(tensors: Mapping[str, TensorSpec]) -> Iterator[Siblings]:
@@ -35,7 +35,7 @@ def siblings_of(tensors: Mapping[str, TensorSpec]) -> Iterator[Siblings]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    if any(mark in name for mark in _MARKED):
+    if _MARKED.search(name):
         dotted = f".{name}"
         if (match := _inner(dotted)) is not None:
             return dotted[1 : match.start()], dotted[match.end() :]

@@ -68,20 +68,30 @@ def _of_module(group: Siblings, checkpoint: Checkpoint) -> Iterator[tuple[str, C
         yield from (("plain", claim) for claim in plain.find(group, checkpoint, group.leaves))
         return
     made = [(reading.name, claim) for reading in special for claim in reading.find(group, checkpoint)]
+    owners = {member for _, claim in made for member in claim.members}
+    if len(owners) < sum(len(claim.members) for _, claim in made):
+        made = _without_clashes(made)
+    yield from made
+    left = {leaf: spec for leaf, spec in group.leaves.items() if spec.name not in owners}
+    if left:
+        yield from (("plain", claim) for claim in plain.find(group, checkpoint, left))
+
+
+def _without_clashes(made: list[tuple[str, Claim]]) -> list[tuple[str, Claim]]:
+    """Two readings that claim one tensor are an error of theirs, and nobody may choose between them."""
     owners: dict[str, list[str]] = {}
     for name, claim in made:
         for member in claim.members:
             owners.setdefault(member, []).append(name)
     twice = {member: names for member, names in owners.items() if len(names) > 1}
-    for name, claim in made:
-        clash = next((names for member, names in twice.items() if member in claim.members), None)
-        yield name, claim if clash is None else _both(claim, clash)
-    left = {leaf: spec for leaf, spec in group.leaves.items() if spec.name not in owners}
-    yield from (("plain", claim) for claim in plain.find(group, checkpoint, left))
+    clashes = (next((names for m, names in twice.items() if m in claim.members), None) for _, claim in made)
+    return [
+        (name, claim if clash is None else _both(claim, clash))
+        for (name, claim), clash in zip(made, clashes, strict=True)
+    ]
 
 
 def _both(claim: Claim, names: list[str]) -> Claim:
-    """Two readings that claim one tensor are an error of theirs, and nobody may choose between them."""
     why = f"two readings claim it ({' and '.join(dict.fromkeys(names))}), and nothing tells which is right"
     return Refused(claim.members, f"{why}; please report this checkpoint")
 
