@@ -111,5 +111,6 @@ ENTRIES = [
         **LAYERS, "num_key_value_attention_heads": 1, "in_channels": 8, "out_channels": 8, "cross_attention_dim": 24,
         "time_proj_dim": 16, "global_states_input_dim": 20, "cross_attention_input_dim": 12, "sample_size": 8},
         2, **ORDER),
-    diffuser(DITS, "PriorTransformer", {**LAYERS, "embedding_dim": 24, "num_embeddings": 9}, 2),
+    diffuser(DITS, "PriorTransformer", {**LAYERS, "embedding_dim": 24, "num_embeddings": 9}, 2,
+             pending="a bare parameter with a leading axis of 1 is a stack live and a kernel in a file"),
 ]  # fmt: skip
