@@ -64,7 +64,7 @@ def adapter(name: str, base: Callable[[], nn.Module], config: str = "LoraConfig"
         given = {"base": str(folder / "base"), "adapter_mode": mode} if with_base else {}
         return Specimen((folder / "adapter",), maps, options=given)
 
-    return Entry(name, options.pop("kind", PEFT), build, **options)
+    return Entry(name, options.pop("kind", PEFT), build, "peft", **options)
 
 
 def live(name: str, base: Callable[[], nn.Module], **options: Any) -> Entry:
@@ -80,7 +80,7 @@ def live(name: str, base: Callable[[], nn.Module], **options: Any) -> Entry:
         changes = {f"{key}#lora": change for key, change in _changes(before, merged).items()}
         return Specimen((), before | changes, tuned)
 
-    return Entry(name, LIVE, build, **options)
+    return Entry(name, LIVE, build, "peft", **options)
 
 
 def _stored(maps: Maps, folder: Path) -> Maps:
@@ -227,8 +227,8 @@ ENTRIES = [
     factors("diffusers, by processor", ("_lora.down.weight", "_lora.up.weight"), 1.0, f"{PROCESSOR}.processor.to_q"),
     factors("diffusers, by layer", (".lora.down.weight", ".lora.up.weight"), 1.0, f"{PROCESSOR}.to_q"),
     factors("XLabs", (".lora_A.weight", ".lora_B.weight"), 1.0, "transformer.single_transformer_blocks.0.attn.to_q"),
-    Entry("diffusers, by pipeline", OTHERS, _diffusers_pipeline, since="unreleased"),
-    Entry("llama.cpp", OTHERS, _llama_cpp, since="unreleased"),
+    Entry("diffusers, by pipeline", OTHERS, _diffusers_pipeline, "diffusers", since="unreleased"),
+    Entry("llama.cpp", OTHERS, _llama_cpp, "gguf", since="unreleased"),
     lycoris("LoHa", hada_w1_a=(24, 4), hada_w1_b=(4, 16), hada_w2_a=(24, 4), hada_w2_b=(4, 16)),
     lycoris("LoKr", lokr_w1=(4, 4), lokr_w2=(6, 4)),
 ]  # fmt: skip

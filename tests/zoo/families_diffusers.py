@@ -40,7 +40,7 @@ def diffuser(kind: str, model: str, config: Mapping[str, Any], blocks: int | Non
         torch.manual_seed(0)
         return of_pretrained(getattr(diffusers, model)(**config), folder)
 
-    return Entry(options.pop("name", model), kind, build, blocks, **options)
+    return Entry(options.pop("name", model), kind, build, "diffusers", blocks, **options)
 
 
 ENTRIES = [

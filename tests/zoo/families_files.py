@@ -153,9 +153,8 @@ def onnx(name: str, operator: str, weight: tuple[int, ...], unit: tuple[int, ...
 
     def build(folder: Path) -> Specimen:
         import numpy as np
-        import pytest
 
-        package = pytest.importorskip("onnx")
+        package = import_module("onnx")
         helper, one = package.helper, package.TensorProto
         values = np.random.default_rng(0).standard_normal(weight).astype(np.float32)
         inputs = ["layer.weight", "x"] if operator == "Gather" else ["x", "layer.weight"]
@@ -173,7 +172,7 @@ def onnx(name: str, operator: str, weight: tuple[int, ...], unit: tuple[int, ...
         package.save(model, str(folder / "model.onnx"), **extra)
         return Specimen((folder / "model.onnx",), found)
 
-    return Entry(name, ONNX, build, **options)
+    return Entry(name, ONNX, build, "onnx", **options)
 
 
 def _referenced(model: Any, operator: str, unit: tuple[int, ...]) -> torch.Tensor:
@@ -199,16 +198,14 @@ def keras(name: str, layers: Callable[[Any], list[Any]], shape: tuple[int, ...],
     file, feed = options.pop("file", "model.keras"), options.pop("feed", "dense")
 
     def build(folder: Path) -> Specimen:
-        import pytest
-
         os.environ.setdefault("KERAS_BACKEND", "torch")
-        package = pytest.importorskip("keras")
+        package = import_module("keras")
         package.utils.set_random_seed(0)
         model = package.Sequential([package.Input(shape), *layers(package)])
         (model.save_weights if file.endswith("weights.h5") else model.save)(folder / file)
         return Specimen((folder / file,), _fed_keras(model, feed))
 
-    return Entry(name, KERAS, build, **options)
+    return Entry(name, KERAS, build, "keras", **options)
 
 
 def _fed_keras(model: Any, feed: str) -> Maps:
@@ -235,10 +232,10 @@ ENTRIES = [
     saved("a training loop's, with its optimizer", _loop),
     saved("Lightning's", _lightning),
     saved("a vocoder's generator, with its optimizer", _vocoder, prefix="generator.", **NEW),
-    saved("weights beside their average", _averaged, **NEW),
+    saved("weights beside their average", _averaged),
     saved("torch.distributed.checkpoint", _distributed, **NEW),
     saved("ZeRO-3's without weights", _zero, refused="rank", **NEW),
-    Entry("Llama on two ranks", TORCH, _llama_parts, 2, **NEW),
+    Entry("Llama on two ranks", TORCH, _llama_parts, blocks=2, **NEW),
     saved("npz", _npz, kind=NUMPY, **NEW),
     onnx("MatMul", "MatMul", (24, 16), (24,), **NEW),
     onnx("Gemm", "Gemm", (24, 16), (24,), **NEW),

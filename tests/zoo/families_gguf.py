@@ -60,7 +60,7 @@ def gguf(name: str, kind: str, shapes: Shapes, arch: str = "llama", **options: A
         found = {key: ROLES.get(key.partition("[")[0].rpartition(".")[2]) for key in maps}
         return Specimen((folder / "model.gguf",), maps, roles={key: role for key, role in found.items() if role})
 
-    return Entry(name, GGUF, build, 2, **options)
+    return Entry(name, GGUF, build, "gguf", 2, **options)
 
 
 def _describe(writer: Any) -> None:
