@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import inspect
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -39,13 +40,15 @@ from tailwise.training import alarm_limits
 from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule
 
 HERE = Path(__file__).resolve().parent
+ZOO = "<!-- zoo: written by docs/generate.py from tests/zoo -->"
 NOTE = "<!-- Written by docs/generate.py. Change the code, not this page. -->\n"
 
 
 def pages() -> dict[str, str]:
     """File name → text of every generated page."""
     return {"commands.md": commands(), "metrics.md": metrics(), "rules.md": rules(), "charts.md": charts(),
-            "formats.md": formats(), "allocators.md": allocators(), "roles.md": roles(), "api.md": api()}  # fmt: skip
+            "formats.md": formats(), "allocators.md": allocators(), "roles.md": roles(), "api.md": api(),
+            "checkpoints.md": checkpoints()}  # fmt: skip
 
 
 def commands() -> str:
@@ -378,6 +381,18 @@ def roles() -> str:
             _table(["role", "what it is"], [[f"`{name}`", text] for name, text in ROLES.items()]),
         ]
     ) + "\n"  # fmt: skip
+
+
+def checkpoints() -> str:
+    """The page as it is, with the table of the zoo as its tests have it."""
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    try:
+        from zoo.page import summary, table
+    finally:
+        sys.path.pop(0)
+    before, start, rest = (HERE / "checkpoints.md").read_text(encoding="utf-8").partition(f"{ZOO}\n")
+    _, end, after = rest.partition("<!-- zoo: end -->")
+    return f"{before}{start}\n{summary()}.\n\n{table()}\n\n{end}{after}"
 
 
 def api() -> str:

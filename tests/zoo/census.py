@@ -1,8 +1,6 @@
 """Examines the whole zoo: writes `shares.json`, and says what fails.
 
-    PYTHONPATH=tests python -m zoo.census [part of a name]
-
-Shares are written only for a run over all of it.
+PYTHONPATH=tests python -m zoo.census [part of a name]
 """
 
 from __future__ import annotations
@@ -14,28 +12,29 @@ import warnings
 from pathlib import Path
 
 from zoo.laws import examine
-from zoo.table import SHARES, entries
+from zoo.table import SHARES, entries, fallen, key_of, shares
 
 
 def main(wanted: str) -> None:
-    """One line an entry, and its faults. A share is kept of what has none."""
-    found: dict[str, list[float]] = {}
+    """One line an entry, and its faults. The shares of what has none are kept where they rose."""
+    kept = shares()
     for entry in entries():
-        name = f"{entry.kind}: {entry.name}"
-        if wanted not in name:
+        if wanted not in key_of(entry):
             continue
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             findings = examine(entry, entry.build(Path(folder)))
-        if not findings.faults:
-            found[name] = [round(findings.measured, 4), round(findings.named, 4)]
-        state = (("no longer pending", "pending") if entry.pending else ("ok", "FAULT"))[bool(findings.faults)]
-        shares = f"{findings.measured:.4f} {findings.named:.4f} {findings.proved:.4f}"
-        print(f"{state}: {name}  {shares}", flush=True)
-        for fault in findings.faults:
+        now = [round(findings.measured, 4), round(findings.named, 4)]
+        faults = [*findings.faults, *fallen(entry, findings, kept)]
+        if not faults:
+            kept[key_of(entry)] = [max(pair) for pair in zip(now, kept.get(key_of(entry), now), strict=True)]
+        state = (("no longer pending", "pending") if entry.pending else ("ok", "FAULT"))[bool(faults)]
+        print(f"{state}: {key_of(entry)}  {now[0]:.4f} {now[1]:.4f} {findings.proved:.4f}", flush=True)
+        for fault in faults:
             print("   ", fault)
-    if not wanted:
-        SHARES.write_text(json.dumps(found, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    known = {key_of(entry) for entry in entries()}
+    rows = {name: pair for name, pair in sorted(kept.items()) if name in known}
+    SHARES.write_text(json.dumps(rows, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ class Entry:
     name: str
     kind: str  # the heading that it stands under
     build: Callable[[Path], Specimen]  # writes into a folder of its own
+    needs: str = ""  # the library without which it cannot be made
     blocks: int | None = None  # how many blocks the model has, where the table says
     refused: str = ""  # words of the reason, where the file is listed and nothing of it is measured
     pending: str = ""  # what does not come right yet

@@ -40,7 +40,7 @@ def diffuser(kind: str, model: str, config: Mapping[str, Any], blocks: int | Non
         torch.manual_seed(0)
         return of_pretrained(getattr(diffusers, model)(**config), folder)
 
-    return Entry(options.pop("name", model), kind, build, blocks, **options)
+    return Entry(options.pop("name", model), kind, build, "diffusers", blocks, **options)
 
 
 ENTRIES = [
@@ -66,8 +66,7 @@ ENTRIES = [
         "encoder_hidden_size": 8, "downsampling_ratios": [2, 4], "channel_multiples": [1, 2], "decoder_channels": 8,
         "decoder_input_channels": 8}, **NORMED),
     diffuser(CODERS, "AutoencoderKLWan", {"base_dim": 8, "dim_mult": [1, 2], "num_res_blocks": 1,
-                                          "temperal_downsample": [True], "z_dim": 16},
-             pending="upsamplers are taken for transposed", since="unreleased"),
+                                          "temperal_downsample": [True], "z_dim": 16}, since="unreleased"),
     diffuser(DITS, "DiTTransformer2DModel", {**LAYERS, "sample_size": 8, "norm_num_groups": 8}, 2),
     diffuser(DITS, "PixArtTransformer2DModel", {**LAYERS, "sample_size": 8, "cross_attention_dim": 32,
                                                 "caption_channels": 24, "norm_num_groups": 8}, 2),
@@ -82,8 +81,7 @@ ENTRIES = [
     diffuser(DITS, "AuraFlowTransformer2DModel", {
         **HEADS, "num_mmdit_layers": 1, "num_single_dit_layers": 2, "joint_attention_dim": 24,
         "caption_projection_dim": 32, "sample_size": 8, "pos_embed_max_size": 16}, 3),
-    diffuser(DITS, "WanTransformer3DModel", {**LAYERS, "text_dim": 24, "freq_dim": 32, "ffn_dim": 48}, 2,
-             pending="scale_shift_table is read as a stack live, and as a kernel from a file"),
+    diffuser(DITS, "WanTransformer3DModel", {**LAYERS, "text_dim": 24, "freq_dim": 32, "ffn_dim": 48}, 2),
     diffuser(DITS, "Lumina2Transformer2DModel", {
         "hidden_size": 32, "num_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 4, "num_kv_heads": 2,
         "multiple_of": 16, "cap_feat_dim": 24, "axes_dim_rope": (4, 2, 2), "axes_lens": (8, 8, 8)}, 4, **ORDER),
@@ -102,8 +100,7 @@ ENTRIES = [
         **LAYERS, "in_channels": 8, "out_channels": 8, "num_cross_attention_heads": 2, "cross_attention_head_dim": 16,
         "cross_attention_dim": 32, "caption_channels": 24, "sample_size": 8}, 2),
     diffuser(DITS, "MochiTransformer3DModel", {**LAYERS, "pooled_projection_dim": 24, "text_embed_dim": 20,
-                                               "time_embed_dim": 16, "in_channels": 8, "max_sequence_length": 8}, 2,
-             pending="pos_frequencies is read as a stack live, and as a kernel from a file"),
+                                               "time_embed_dim": 16, "in_channels": 8, "max_sequence_length": 8}, 2),
     diffuser(DITS, "ZImageTransformer2DModel", {
         "dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 24,
         "axes_dims": [4, 6, 6], "axes_lens": [8, 8, 8]}, 4, **ORDER),

@@ -153,9 +153,8 @@ def onnx(name: str, operator: str, weight: tuple[int, ...], unit: tuple[int, ...
 
     def build(folder: Path) -> Specimen:
         import numpy as np
-        import pytest
 
-        package = pytest.importorskip("onnx")
+        package = import_module("onnx")
         helper, one = package.helper, package.TensorProto
         values = np.random.default_rng(0).standard_normal(weight).astype(np.float32)
         inputs = ["layer.weight", "x"] if operator == "Gather" else ["x", "layer.weight"]
@@ -173,7 +172,7 @@ def onnx(name: str, operator: str, weight: tuple[int, ...], unit: tuple[int, ...
         package.save(model, str(folder / "model.onnx"), **extra)
         return Specimen((folder / "model.onnx",), found)
 
-    return Entry(name, ONNX, build, **options)
+    return Entry(name, ONNX, build, "onnx", **options)
 
 
 def _referenced(model: Any, operator: str, unit: tuple[int, ...]) -> torch.Tensor:
@@ -199,16 +198,14 @@ def keras(name: str, layers: Callable[[Any], list[Any]], shape: tuple[int, ...],
     file, feed = options.pop("file", "model.keras"), options.pop("feed", "dense")
 
     def build(folder: Path) -> Specimen:
-        import pytest
-
         os.environ.setdefault("KERAS_BACKEND", "torch")
-        package = pytest.importorskip("keras")
+        package = import_module("keras")
         package.utils.set_random_seed(0)
         model = package.Sequential([package.Input(shape), *layers(package)])
         (model.save_weights if file.endswith("weights.h5") else model.save)(folder / file)
         return Specimen((folder / file,), _fed_keras(model, feed))
 
-    return Entry(name, KERAS, build, **options)
+    return Entry(name, KERAS, build, "keras", **options)
 
 
 def _fed_keras(model: Any, feed: str) -> Maps:
@@ -227,7 +224,6 @@ def _fed_keras(model: Any, feed: str) -> Maps:
     return found
 
 
-LATER = {"pending": "the format is not read yet", **NEW}
 DENSE = {"use_bias": False}
 ENTRIES = [
     saved("shards of safetensors with an index", _shards),
@@ -236,23 +232,24 @@ ENTRIES = [
     saved("a training loop's, with its optimizer", _loop),
     saved("Lightning's", _lightning),
     saved("a vocoder's generator, with its optimizer", _vocoder, prefix="generator.", **NEW),
-    saved("weights beside their average", _averaged, **NEW),
-    saved("torch.distributed.checkpoint", _distributed, **LATER),
-    saved("ZeRO-3's without weights", _zero, refused="rank", **LATER),
-    Entry("Llama on two ranks", TORCH, _llama_parts, 2, **LATER),
-    saved("npz", _npz, kind=NUMPY, **LATER),
-    onnx("MatMul", "MatMul", (24, 16), (24,), **LATER),
-    onnx("Gemm", "Gemm", (24, 16), (24,), **LATER),
-    onnx("Gemm, transposed", "Gemm", (16, 24), (24,), set={"transB": 1}, **LATER),
-    onnx("Gather", "Gather", (40, 16), (40,), **LATER),
-    onnx("Conv", "Conv", (16, 12, 3), (12, 3), **LATER),
-    onnx("Conv of two axes", "Conv", (16, 8, 3, 2), (8, 3, 2), **LATER),
-    onnx("ConvTranspose", "ConvTranspose", (24, 12, 4), (24, 1), **LATER),
-    onnx("external data", "MatMul", (24, 16), (24,), external=True, **LATER),
-    keras("Dense", lambda k: [k.layers.Dense(16, name="first", **DENSE)], (24,), **LATER),
-    keras("Dense, h5", lambda k: [k.layers.Dense(16, name="first", **DENSE)], (24,), file="model.h5", **LATER),
+    saved("weights beside their average", _averaged),
+    saved("torch.distributed.checkpoint", _distributed, **NEW),
+    saved("ZeRO-3's without weights", _zero, refused="rank", **NEW),
+    Entry("Llama on two ranks", TORCH, _llama_parts, blocks=2, **NEW),
+    saved("npz", _npz, kind=NUMPY, **NEW),
+    onnx("MatMul", "MatMul", (24, 16), (24,), **NEW),
+    onnx("Gemm", "Gemm", (24, 16), (24,), **NEW),
+    onnx("Gemm, transposed", "Gemm", (16, 24), (24,), set={"transB": 1}, **NEW),
+    onnx("Gather", "Gather", (40, 16), (40,), **NEW),
+    onnx("Conv", "Conv", (16, 12, 3), (12, 3), **NEW),
+    onnx("Conv of two axes", "Conv", (16, 8, 3, 2), (8, 3, 2), **NEW),
+    onnx("ConvTranspose", "ConvTranspose", (24, 12, 4), (24, 1), **NEW),
+    onnx("external data", "MatMul", (24, 16), (24,), external=True, **NEW),
+    keras("Dense", lambda k: [k.layers.Dense(16, name="first", **DENSE)], (24,), **NEW),
+    keras("Dense, h5", lambda k: [k.layers.Dense(16, name="first", **DENSE)], (24,), file="model.h5",
+          pending="a layer of an .h5 is named `first.sequential.first`", **NEW),
     keras("Dense, weights alone", lambda k: [k.layers.Dense(16, name="first", **DENSE)], (24,),
-          file="model.weights.h5", **LATER),
-    keras("Conv1D", lambda k: [k.layers.Conv1D(16, 3, name="conv", **DENSE)], (8, 12), feed="conv", **LATER),
-    keras("Embedding", lambda k: [k.layers.Embedding(40, 16, name="embedding")], (5,), feed="embedding", **LATER),
+          file="model.weights.h5", **NEW),
+    keras("Conv1D", lambda k: [k.layers.Conv1D(16, 3, name="conv", **DENSE)], (8, 12), feed="conv", **NEW),
+    keras("Embedding", lambda k: [k.layers.Embedding(40, 16, name="embedding")], (5,), feed="embedding", **NEW),
 ]  # fmt: skip

@@ -25,10 +25,6 @@ def packed(kind: str, name: str, make: Callable[[], Made], needs: str = "", **op
     """The line of a packing: `make` gives the stored tensors, what they mean, and the config beside them."""
 
     def build(folder: Path) -> Specimen:
-        if needs:
-            import pytest
-
-            pytest.importorskip(needs)
         torch.manual_seed(0)
         tensors, maps, config = make()
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "model.safetensors")
@@ -36,7 +32,7 @@ def packed(kind: str, name: str, make: Callable[[], Made], needs: str = "", **op
         roles = {UP: "mlp_up"} if UP in maps else {}
         return Specimen((folder,), {key: matrix.double() for key, matrix in maps.items()}, roles=roles)
 
-    return Entry(name, kind, build, **options)
+    return Entry(name, kind, build, needs, **options)
 
 
 # --- fp8 -----------------------------------------------------------------------------------------------------------
@@ -296,7 +292,7 @@ ENTRIES = [
     packed(FP8, "scale_weight", fp8("scale_weight", (1,), extra={"scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn)}),
            **NEW),
     packed(FP8, "e5m2", fp8("weight_scale", (1,), dtype=torch.float8_e5m2)),
-    packed(FP8, "experts, a scale each", _fp8_experts, **NEW),
+    packed(FP8, "experts, a scale each", _fp8_experts),
     packed(FP8, "without a scale", _fp8_alone),
     packed(FP8, "a scale of an unknown name", _strange_scale("fp8"), refused="UNSUPPORTED", **NEW),
     packed(INTS, "int8, a scale of an unknown name", _strange_scale("int8"), refused="UNSUPPORTED", **NEW),
@@ -344,7 +340,7 @@ ENTRIES = [
     refused("EXL2", q_weight=_ints(8, 48), q_scale=_ints(4, 6), q_scale_max=_reals(4), q_groups=_ints(8),
             q_invperm=_ints(64)),
     refused("EXL3", trellis=_ints(4, 3, 64, dtype=torch.int16), suh=_reals(64), svh=_reals(48)),
-    refused("Marlin", pending="its scales are measured", B=_ints(4, 96), s=_reals(4, 48)),
+    refused("Marlin", B=_ints(4, 96), s=_reals(4, 48)),
     refused("quanto", weight___data=_ints(48, 64, dtype=torch.int8), weight___scale=_reals(48, 1),
             input_scale=_reals(1)),
     refused("EETQ", {"quant_method": "eetq"}, weight=_ints(64, 48, dtype=torch.int8), weight_scales=_reals(48)),

@@ -78,7 +78,7 @@ def _some(maps: Maps, only: str) -> Maps:
 
 def real(name: str, build: Callable[[Path], Specimen], blocks: int | None = None, **options: Any) -> Entry:
     """The line of a model."""
-    return Entry(name, REAL, build, blocks, **options)
+    return Entry(name, REAL, build, "transformers", blocks, **options)
 
 
 ENTRIES = [

@@ -26,7 +26,7 @@ ENTRIES = [
            pending="a file's blocks are numbered otherwise than the live ones", since="unreleased"),
     family(VISION, "siglip", 2),
     family(VISION, "siglip2", 2),
-    family(VISION, "timesformer", 2),
+    family(VISION, "timesformer", 2, pending="bare parameters of three axes have lost their role in a live module"),
     family(VISION, "videomae", 2),
     family(VISION, "vit", 2),
     family(VISION, "vit_mae", 2),

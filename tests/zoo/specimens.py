@@ -20,7 +20,8 @@ def of_module(model: nn.Module, folder: Path, never: Iterable[str] = (), *, as_m
     if not as_made:
         stir(model)
     settle(model)
-    maps = maps_of(model)
+    # What torch runs on several devices has the names that it has on one.
+    maps = maps_of(model.module if isinstance(model, nn.DataParallel) else model)
     return Specimen(save(model, folder), maps, model, frozenset(never), _roles(model, maps))
 
 

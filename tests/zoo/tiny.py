@@ -55,7 +55,7 @@ def family(kind: str, model_type: str, blocks: int | None = None, **options: Any
     def build(folder: Path) -> Specimen:
         return _born(model_type, config, head, folder)
 
-    return Entry(options.pop("name", model_type), kind, build, blocks, **options)
+    return Entry(options.pop("name", model_type), kind, build, "transformers", blocks, **options)
 
 
 def _born(model_type: str, values: Mapping[str, Any], head: str | None, folder: Path) -> Specimen:
