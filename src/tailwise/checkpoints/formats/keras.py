@@ -66,7 +66,7 @@ class KerasCheckpoint(ArrayStore):
             )
 
     def _arrays_of(self, root: Any, classes: Mapping[str, str]) -> Iterator[Stored]:
-        datasets, given = [], dict[tuple[str, ...], str]()
+        datasets, given = list[tuple[tuple[str, ...], Any]](), dict[tuple[str, ...], str]()
         for path, found in self._walk(root, (), set()):
             if len(datasets) >= _MOST:
                 raise UnreadableError(f"names more than {_MOST} arrays", where=self._file.name)

@@ -106,6 +106,9 @@ class TorchCheckpoint(TensorStore):
         (file, path), tensor = self._places[spec.name], self._arrays[spec.name]
         place = f"{file.name}, tensor {spec.name}"
         torch_dtype(spec.dtype, where=place)
+        if tensor.device.type == "meta":
+            raise UnreadableError("was saved from the meta device and has no values", where=place,
+                                  fix="load the weights before saving the model")  # fmt: skip
         if tensor.layout != torch.strided:
             raise UnreadableError(f"has the layout {tensor.layout}", where=place, fix="save it with .to_dense()")
         # A mapped page past the end of a file kills the process, so look before reading.
