@@ -227,7 +227,6 @@ def _fed_keras(model: Any, feed: str) -> Maps:
     return found
 
 
-LATER = {"pending": "the format is not read yet", **NEW}
 DENSE = {"use_bias": False}
 ENTRIES = [
     saved("shards of safetensors with an index", _shards),
@@ -237,22 +236,22 @@ ENTRIES = [
     saved("Lightning's", _lightning),
     saved("a vocoder's generator, with its optimizer", _vocoder, prefix="generator.", **NEW),
     saved("weights beside their average", _averaged, **NEW),
-    saved("torch.distributed.checkpoint", _distributed, **LATER),
-    saved("ZeRO-3's without weights", _zero, refused="rank", **LATER),
-    Entry("Llama on two ranks", TORCH, _llama_parts, 2, **LATER),
-    saved("npz", _npz, kind=NUMPY, **LATER),
-    onnx("MatMul", "MatMul", (24, 16), (24,), **LATER),
-    onnx("Gemm", "Gemm", (24, 16), (24,), **LATER),
-    onnx("Gemm, transposed", "Gemm", (16, 24), (24,), set={"transB": 1}, **LATER),
-    onnx("Gather", "Gather", (40, 16), (40,), **LATER),
-    onnx("Conv", "Conv", (16, 12, 3), (12, 3), **LATER),
-    onnx("Conv of two axes", "Conv", (16, 8, 3, 2), (8, 3, 2), **LATER),
-    onnx("ConvTranspose", "ConvTranspose", (24, 12, 4), (24, 1), **LATER),
-    onnx("external data", "MatMul", (24, 16), (24,), external=True, **LATER),
-    keras("Dense", lambda k: [k.layers.Dense(16, name="first", **DENSE)], (24,), **LATER),
-    keras("Dense, h5", lambda k: [k.layers.Dense(16, name="first", **DENSE)], (24,), file="model.h5", **LATER),
+    saved("torch.distributed.checkpoint", _distributed, **NEW),
+    saved("ZeRO-3's without weights", _zero, refused="rank", **NEW),
+    Entry("Llama on two ranks", TORCH, _llama_parts, 2, **NEW),
+    saved("npz", _npz, kind=NUMPY, **NEW),
+    onnx("MatMul", "MatMul", (24, 16), (24,), **NEW),
+    onnx("Gemm", "Gemm", (24, 16), (24,), **NEW),
+    onnx("Gemm, transposed", "Gemm", (16, 24), (24,), set={"transB": 1}, **NEW),
+    onnx("Gather", "Gather", (40, 16), (40,), **NEW),
+    onnx("Conv", "Conv", (16, 12, 3), (12, 3), **NEW),
+    onnx("Conv of two axes", "Conv", (16, 8, 3, 2), (8, 3, 2), **NEW),
+    onnx("ConvTranspose", "ConvTranspose", (24, 12, 4), (24, 1), **NEW),
+    onnx("external data", "MatMul", (24, 16), (24,), external=True, **NEW),
+    keras("Dense", lambda k: [k.layers.Dense(16, name="first", **DENSE)], (24,), **NEW),
+    keras("Dense, h5", lambda k: [k.layers.Dense(16, name="first", **DENSE)], (24,), file="model.h5", **NEW),
     keras("Dense, weights alone", lambda k: [k.layers.Dense(16, name="first", **DENSE)], (24,),
-          file="model.weights.h5", **LATER),
-    keras("Conv1D", lambda k: [k.layers.Conv1D(16, 3, name="conv", **DENSE)], (8, 12), feed="conv", **LATER),
-    keras("Embedding", lambda k: [k.layers.Embedding(40, 16, name="embedding")], (5,), feed="embedding", **LATER),
+          file="model.weights.h5", **NEW),
+    keras("Conv1D", lambda k: [k.layers.Conv1D(16, 3, name="conv", **DENSE)], (8, 12), feed="conv", **NEW),
+    keras("Embedding", lambda k: [k.layers.Embedding(40, 16, name="embedding")], (5,), feed="embedding", **NEW),
 ]  # fmt: skip

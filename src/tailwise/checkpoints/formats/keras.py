@@ -213,8 +213,8 @@ def _shown(
     leaf = re.sub(r":\d+$", "", parts.pop())
     if len(parts) > 1 and _SCOPE.fullmatch(parts[1]):  # transformers: layer / class / the layer's own names
         parts = parts[2:]
-    elif len(parts) > 1 and parts[0] == parts[1]:
-        parts = parts[1:]
+    elif parts and parts[0] in parts[1:]:  # the layer's group, then its variable's path, from the model's name on
+        parts = parts[parts.index(parts[0], 1) :]
     said = classes.get(parts[-1], "") if parts else ""
     if not said and len(parts) > 1 and "cell" in parts[-1]:
         said = classes.get(parts[-2], "")
