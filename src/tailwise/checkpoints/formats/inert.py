@@ -37,13 +37,19 @@ class _Sizes(tuple[Any, ...]):
 class _Inert(pickle._Unpickler):
     """The unpickler in Python, whose memo is a dict: that in C makes room for any index that a file names."""
 
-    def __init__(self, file: io.BytesIO) -> None:
+    def __init__(self, file: io.BytesIO, *, with_storages: bool) -> None:
         super().__init__(file)
+        self._with_storages = with_storages
         self._classes: dict[str, Any] = {
             "torch.Size": _Sizes,
             "builtins.set": frozenset,
             "collections.OrderedDict": dict,
         }
+
+    def persistent_load(self, pid: Any) -> Any:
+        if not self._with_storages or not isinstance(pid, tuple) or len(pid) < 5:
+            raise pickle.UnpicklingError("it names what lies outside of it")
+        return self.find_class("torch", "storage")(*pid)
 
     def find_class(self, module: str, name: str, /) -> Any:
         path = f"{module}.{name}"
@@ -52,12 +58,15 @@ class _Inert(pickle._Unpickler):
         return self._classes[path]
 
 
-def read_inert(data: bytes, *, where: str) -> Any:
-    """The object that `data` pickles, every object of a class of its own being a `Record`."""
+def read_inert(data: bytes, *, where: str, with_storages: bool = False) -> Any:
+    """The object that `data` pickles, every object of a class of its own being a `Record`.
+
+    `with_storages`: what it names of PyTorch's storages, which lie in other parts of an archive, is a `Record` too.
+    """
     if len(data) > _LARGEST:
         raise UnreadableError(f"is {len(data)} bytes, too large for metadata", where=where)
     try:
-        return _Inert(io.BytesIO(data)).load()
+        return _Inert(io.BytesIO(data), with_storages=with_storages).load()
     except Exception as error:  # a damaged pickle raises anything
         raise UnreadableError(
             f"is not a whole pickle ({type(error).__name__})",
