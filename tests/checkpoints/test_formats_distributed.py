@@ -252,3 +252,11 @@ def test_a_chunk_that_unpacks_to_more_than_its_bytes(copy):
     (folder / "__0_0.distcp").write_bytes(packed.getvalue().ljust(80000, b"\0"))
     with pytest.raises(UnreadableError, match="not a whole file"):
         open_checkpoint(folder).read("0.weight")
+
+
+def test_keys_whose_hash_would_not_end_are_refused(tmp_path):
+    pairs = (b"0h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60))
+    doubled = b"(K\x01tq\x00" + b"".join(pairs)
+    (tmp_path / ".metadata").write_bytes(b"\x80\x02}" + doubled + b"K\x01s.")
+    with pytest.raises(UnreadableError, match="whole pickle"):
+        open_checkpoint(tmp_path)

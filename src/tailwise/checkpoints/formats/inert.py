@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from tailwise.errors import UnreadableError
 
-_LARGEST = 1 << 28
+_LARGEST = 1 << 27
 
 
 class Record:
@@ -34,6 +34,12 @@ class _Sizes(tuple[Any, ...]):
     __slots__ = ()
 
 
+def _is_plain_key(key: Any) -> bool:
+    if isinstance(key, tuple):
+        return all(not isinstance(item, tuple) and _is_plain_key(item) for item in key)
+    return key is None or isinstance(key, str | int | bytes | Record)
+
+
 class _Inert(pickle._Unpickler):
     """The unpickler in Python, whose memo is a dict: that in C makes room for any index that a file names."""
 
@@ -45,6 +51,19 @@ class _Inert(pickle._Unpickler):
             "builtins.set": frozenset,
             "collections.OrderedDict": dict,
         }
+
+    # Hashing a tuple of shared tuples need not end, so what becomes a key is looked at first.
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
+    def _keyed(self, load: Any, step: int) -> None:
+        keys = [self.stack[-2]] if step == 0 else self.stack[::step]
+        if not all(map(_is_plain_key, keys)):
+            raise pickle.UnpicklingError("it has keys that are no names")
+        load(self)
+
+    for _code, _step in ((pickle.SETITEM, 0), (pickle.SETITEMS, 2), (pickle.DICT, 2), (pickle.ADDITEMS, 1),
+                         (pickle.FROZENSET, 1)):  # fmt: skip
+        dispatch[_code[0]] = lambda self, load=dispatch[_code[0]], step=_step: self._keyed(load, step)
 
     def persistent_load(self, pid: Any) -> Any:
         if not self._with_storages or not isinstance(pid, tuple) or len(pid) < 5:
