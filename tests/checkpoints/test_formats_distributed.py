@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import subprocess
 import textwrap
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 
 import tailwise as tw
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UnreadableError
+from tailwise.errors import UnreadableError, UnsafeError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns that there is one process
 
@@ -229,4 +231,32 @@ def test_a_missing_file_of_chunks(copy):
 def test_a_pickle_that_is_no_metadata(tmp_path):
     (tmp_path / ".metadata").write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(UnreadableError, match="not the metadata"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_server_that_takes_no_pickles_takes_none_of_these(saved, monkeypatch):
+    monkeypatch.setenv("TAILWISE_NO_PICKLE", "1")
+    with pytest.raises(UnsafeError, match="NO_PICKLE refuses"):
+        open_checkpoint(saved[0])
+
+
+def test_a_chunk_that_unpacks_to_more_than_its_bytes(copy):
+    folder, buffer = copy(lambda m: None), io.BytesIO()
+    torch.save(torch.zeros(16, 12), buffer)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name) + bytes(1 << 20) * name.endswith("/0"))
+    change = place(offset=0, length=len(packed.getvalue()))
+    folder = copy(change)
+    (folder / "__0_0.distcp").write_bytes(packed.getvalue().ljust(80000, b"\0"))
+    with pytest.raises(UnreadableError, match="not a whole file"):
+        open_checkpoint(folder).read("0.weight")
+
+
+def test_keys_whose_hash_would_not_end_are_refused(tmp_path):
+    pairs = (b"0h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60))
+    doubled = b"(K\x01tq\x00" + b"".join(pairs)
+    (tmp_path / ".metadata").write_bytes(b"\x80\x02}" + doubled + b"K\x01s.")
+    with pytest.raises(UnreadableError, match="whole pickle"):
         open_checkpoint(tmp_path)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
+import tailwise as tw
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.errors import UnreadableError, UsageError
 
@@ -91,10 +92,44 @@ def test_a_diffusers_pipeline_names_its_models(tmp_path):
         open_checkpoint(tmp_path)
 
 
-def test_files_without_an_index_are_one_model(tmp_path):
-    save_file({"a": W}, tmp_path / "vision.safetensors")
-    save_file({"b": W}, tmp_path / "text.safetensors")
-    assert open_checkpoint(tmp_path).tensors.keys() == {"a", "b"}
+def test_numbered_files_without_an_index_are_one_model(tmp_path):
+    for number in (0, 1, 10):
+        save_file({f"w{number}": W}, tmp_path / f"part_{number}.safetensors")
+    assert open_checkpoint(tmp_path).tensors.keys() == {"w0", "w1", "w10"}
+
+
+@pytest.mark.parametrize("names", [("style_a", "style_b"), ("unet", "vae"), ("vision", "text", "x-00001")])
+def test_unrelated_files_are_not_one_model(tmp_path, names):
+    for name in names:
+        save_file({name: W}, tmp_path / f"{name}.safetensors")
+    listed = ", ".join(f"{name}.safetensors" for name in sorted(names))
+    with pytest.raises(UsageError, match=f"several models: {listed}"):
+        open_checkpoint(tmp_path)
+
+
+def test_files_beside_the_model_are_said(tmp_path):
+    save_file({"w": W}, tmp_path / "model.safetensors")
+    save_file({"v": W}, tmp_path / "style.safetensors")
+    save_file({"w": W.half()}, tmp_path / "model.fp16.safetensors")
+    opened = open_checkpoint(tmp_path)
+    assert opened.tensors.keys() == {"w"}
+    assert opened.notes == ("not read, for the model is in other files: style.safetensors",)
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_a_file_that_the_shards_do_not_name_is_said(tmp_path, index):
+    shards(tmp_path, index=index)
+    save_file({"extra": W}, tmp_path / "extra.safetensors")
+    opened = open_checkpoint(tmp_path)
+    assert opened.tensors.keys() == {"w0", "w1", "w2"}
+    assert "extra.safetensors" in opened.notes[0]
+
+
+def test_complex_and_meta_tensors_are_called_so(tmp_path):
+    torch.save({"c": torch.ones(9, 9, dtype=torch.complex64), "m": torch.ones(9, 9, device="meta")}, tmp_path / "m.pt")
+    rows = {row.name: row for row in tw.audit(tmp_path / "m.pt").rows}
+    assert (rows["c"].status, "complex numbers" in rows["c"].reason) == ("UNSUPPORTED", True)
+    assert (rows["m"].status, "meta device" in rows["m"].reason) == ("UNREADABLE", True)
 
 
 def test_the_publishers_second_copy_is_left_out(tmp_path):
@@ -104,9 +139,9 @@ def test_the_publishers_second_copy_is_left_out(tmp_path):
 
 
 def test_the_same_tensor_in_two_files(tmp_path):
-    save_file({"a": W}, tmp_path / "one.safetensors")
-    save_file({"a": W}, tmp_path / "two.safetensors")
-    with pytest.raises(UnreadableError, match=r"a is in two files: .*one.*two"):
+    save_file({"a": W}, tmp_path / "part1.safetensors")
+    save_file({"a": W}, tmp_path / "part2.safetensors")
+    with pytest.raises(UnreadableError, match=r"a is in two files: .*part1.*part2"):
         open_checkpoint(tmp_path)
 
 
@@ -181,6 +216,11 @@ CONTENTS = {
     "html": (b"<!doctype html><html>", "web page"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5"),
     "gzip": (b"\x1f\x8b" + bytes(50), "gzip"),
+    "zstd": (b"\x28\xb5\x2f\xfd" + bytes(50), "zstd"),
+    "tar": (b"a" + bytes(256) + b"ustar\x00" + bytes(300), "tar archive"),
+    "tflite": (bytes([28, 0, 0, 0]) + b"TFL3" + bytes(50), "TensorFlow Lite|claims a header"),
+    "openvino": (b"<?xml version='1.0'?><net/>", "OpenVINO"),
+    "savedmodel": (b"\x08\x01\x12\x90" + bytes(50), "no weights file"),
     "text": (b"hello world, I am text", "no weights file that tailwise knows"),
     "zeros": (bytes(100), "no weights file|claims a header|not valid JSON"),
 }
@@ -194,6 +234,46 @@ def test_files_that_are_no_weights(tmp_path, content, message, suffix):
     with pytest.raises(UnreadableError) as caught:
         open_checkpoint(path)
     assert any(part in str(caught.value) for part in [*message.split("|"), "claims a header"])
+    assert caught.value.fix
+
+
+NAMED = {
+    "flax_model.msgpack": "msgpack_restore",
+    "model.nemo": "model_weights.ckpt",
+    "model.joblib": "savez",
+    "saved_model.pb": "keras",
+    "model.engine": "ONNX",
+    "model.mlmodel": "converted from",
+    "model.tflite": "converted from",
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_files_of_other_programs_are_named_with_the_way_out(tmp_path, name):
+    tar = bytes(257) + b"ustar\x00" + bytes(300)
+    (tmp_path / name).write_bytes(tar if name.endswith(".nemo") else b"\x84\xa6params" + bytes(60))
+    for source in (tmp_path / name, tmp_path):
+        with pytest.raises(UnreadableError) as caught:
+            open_checkpoint(source)
+        assert NAMED[name] in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (["_METADATA", "manifest.ocdbt", "d/"], "Orbax"),
+        (["_CHECKPOINT_METADATA", "default/"], "Orbax"),
+        (["saved_model.pb", "variables/"], "SavedModel"),
+        (["model.ckpt.index", "model.ckpt.data-00000-of-00001", "checkpoint"], "checkpoint of TensorFlow"),
+        (["openvino_model.xml", "openvino_model.bin"], "OpenVINO"),
+        (["Manifest.json", "Data/"], "Core ML"),
+    ],
+)
+def test_folders_of_other_programs_are_named_with_the_way_out(tmp_path, names, what):
+    for name in names:
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UnreadableError, match=what) as caught:
+        open_checkpoint(tmp_path)
     assert caught.value.fix
 
 

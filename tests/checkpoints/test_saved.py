@@ -196,3 +196,20 @@ def test_the_way_out_of_a_refused_pickle_works(refused, kind):
     (layer,) = tw.audit(copies[kind], min_evals=2)
     assert layer.row.name.endswith("one")
     assert layer.spectrum.eigenvalues.max() == pytest.approx(float(torch.linalg.svdvals(weight)[0] ** 2))
+
+
+def test_the_command_takes_a_part_and_prints_what_was_left_out(tmp_path):
+    from typer.testing import CliRunner
+
+    from tailwise.cli.main import app
+
+    torch.save({"model": {"w": W}, "model_ema": {"w": E}}, tmp_path / "m.pt")
+    for options, said in (([], "model_ema"), (["--part", "model_ema"], "")):
+        target = tmp_path / f"{len(options)}.audit"
+        done = CliRunner().invoke(app, ["audit", str(tmp_path / "m.pt"), "-o", str(target), *options])
+        assert done.exit_code == 0
+        assert said in done.stdout
+    first, second = (Audit.load(tmp_path / f"{count}.audit")["w"].row.digest for count in (0, 2))
+    assert first != second
+    done = CliRunner().invoke(app, ["audit", str(tmp_path / "m.pt"), "--part", "nothing"])
+    assert isinstance(done.exception, UsageError)

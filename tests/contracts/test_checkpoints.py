@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -89,6 +90,57 @@ def _torch_bytes_url(_):
     return "memory://contract/model.pt"
 
 
+def _arrays():
+    """Arrays of NumPy, whose files have no bfloat16 but two bytes without a type."""
+    return {
+        name: tensor.view(torch.int16).numpy().view("V2") if tensor.dtype == torch.bfloat16 else tensor.numpy()
+        for name, tensor in TENSORS.items()
+    }
+
+
+def _npz(tmp_path):
+    np.savez(tmp_path / "model.npz", **_arrays())
+    return tmp_path / "model.npz"
+
+
+def _hdf5(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "model.h5", "w") as file:
+        for name, array in _arrays().items():
+            file.create_dataset(name, data=array)
+    return tmp_path / "model.h5"
+
+
+def _onnx(tmp_path, **options):
+    onnx = pytest.importorskip("onnx")
+    kinds = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16}
+    constants = [
+        onnx.helper.make_tensor(
+            name, kinds[t.dtype], t.shape, t.contiguous().view(torch.uint8).numpy().tobytes(), raw=True
+        )
+        for name, t in TENSORS.items()
+    ]
+    graph = onnx.helper.make_graph([], "g", [], [], constants)
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "model.onnx", **options)
+    return tmp_path / "model.onnx"
+
+
+def _distributed(tmp_path):
+    import torch.distributed.checkpoint as dcp
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is one process
+        dcp.save(dict(TENSORS), checkpoint_id=str(tmp_path / "dcp"))
+    return tmp_path / "dcp"
+
+
+def _ranks(tmp_path):
+    """As Meta's ranks hold it: no layer here is one that they split, so each holds all."""
+    for rank, names in enumerate((list(TENSORS)[:2], list(TENSORS)[2:])):
+        torch.save({name: TENSORS[name] for name in names}, tmp_path / f"consolidated.{rank:02d}.pth")
+    return tmp_path
+
+
 FORMATS = {
     "safetensors": _file,
     "folder": lambda path: _file(path).parent,
@@ -97,6 +149,12 @@ FORMATS = {
     "torch": _torch,
     "torch-legacy": partial(_torch, _use_new_zipfile_serialization=False),
     "gguf": _gguf,
+    "npz": _npz,
+    "hdf5": _hdf5,
+    "onnx": _onnx,
+    "onnx-external": partial(_onnx, save_as_external_data=True, location="data", size_threshold=0),
+    "distributed": _distributed,
+    "ranks": _ranks,
     "module": lambda _: _Module(),
     "dict": lambda _: TENSORS,
     "file-url": lambda path: f"file://{_file(path)}",
@@ -143,7 +201,7 @@ def checkpoint(request, tmp_path):
 
 def test_is_a_checkpoint(checkpoint):
     assert isinstance(checkpoint, Checkpoint)
-    assert checkpoint.format in {"safetensors", "torch", "gguf", "memory"}
+    assert checkpoint.format in {"safetensors", "torch", "gguf", "memory", "numpy", "keras", "onnx", "dcp"}
     assert isinstance(checkpoint.config, dict)
     assert isinstance(checkpoint.uri, str)
 

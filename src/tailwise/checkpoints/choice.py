@@ -6,6 +6,10 @@ from tailwise.checkpoints.averages import averaged_prefixes
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.errors import UnreadableError, unknown_name
 
+_COMPLEX = (
+    "its entries are complex numbers, which are not measured; give real and imaginary parts as matrices of their own"
+)
+
 
 def choose(checkpoint: Checkpoint, part: str | None) -> None:
     """Narrow `checkpoint` to the tensors whose names begin with `part`, or leave averaged weights out.
@@ -16,6 +20,11 @@ def choose(checkpoint: Checkpoint, part: str | None) -> None:
     if part is None or checkpoint.chosen != part:
         _choose_flat(checkpoint, part)
     _check_values(checkpoint)
+    complex_ones = [
+        s.name for s in checkpoint.tensors.values() if len(s.shape) > 1 and s.dtype.startswith(("C64", "COMPLEX"))
+    ]
+    if complex_ones:
+        checkpoint.unsupported = {**dict.fromkeys(complex_ones, _COMPLEX), **checkpoint.unsupported}
 
 
 def _choose_flat(checkpoint: Checkpoint, part: str | None) -> None:

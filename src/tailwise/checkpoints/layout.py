@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from tailwise.checkpoints.folder import Folder
+from tailwise.checkpoints.foreign import folder_of
 from tailwise.checkpoints.formats.distributed import METADATA
 from tailwise.checkpoints.formats.torch_pickle import is_side_file
 from tailwise.checkpoints.ranks import check_rank_folder, files_of_ranks, rank_files, refuse_rank_folders
@@ -49,6 +50,7 @@ class Weights:
     format: str
     files: tuple[str, ...]
     tensors: frozenset[str] = frozenset()  # that an index promises
+    beside: tuple[str, ...] = ()  # files of the same format that are not of it
     folder: str = ""  # within the one that was given, where they lie in one
     ranks: bool = False  # whether each file is one rank's part of all matrices
 
@@ -63,10 +65,12 @@ def find_weights(folder: Folder) -> Weights:
     for kind in _SUFFIXES:
         index = _index(kind, names, folder)
         if index is not None:
-            return read_index(folder, index)
+            weights = read_index(folder, index)
+            return replace(weights, beside=_beside(kind, names, weights.files))
         files = _files(kind, names, folder)
         if files:
-            return Weights(kind, files, ranks=files_of_ranks(files, names, folder.uri) is not None)
+            ranks = files_of_ranks(files, names, folder.uri) is not None
+            return Weights(kind, files, beside=_beside(kind, names, files), ranks=ranks)
     for name in sorted(folder.subfolders()):
         if _SHARDED.fullmatch(name) and (inner := folder.inner(name)) is not None:
             return replace(find_weights(inner), folder=name)
@@ -108,23 +112,38 @@ def _index(kind: str, names: frozenset[str], folder: Folder) -> str | None:
     return found[0] if found else None
 
 
-def _files(kind: str, names: frozenset[str], folder: Folder) -> tuple[str, ...]:
+def _candidates(kind: str, names: frozenset[str]) -> list[str]:
+    """Files that could be the model's weights: other precisions of a file, and its publisher's copy, are left out."""
     found = sorted(n for n in names if n.endswith(_SUFFIXES[kind]) and not is_side_file(n))
-    shards = [name for name in found if _SHARD.fullmatch(name)]
+    # OpenVINO keeps the graph beside its weights, which have no names.
+    found = [name for name in found if f"{name[:-4]}.xml" not in names]
     found = [name for name in found if not _is_variant(name, found)]
     # Mistral's folders hold the model twice, the second time in the publisher's own naming.
-    found = [n for n in found if not n.startswith("consolidated")] or found
+    return [n for n in found if not n.startswith("consolidated")] or found
+
+
+def _beside(kind: str, names: frozenset[str], files: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in _candidates(kind, names) if name not in files)
+
+
+def _files(kind: str, names: frozenset[str], folder: Folder) -> tuple[str, ...]:
+    found = _candidates(kind, names)
     if found and rank_files(found).keys() == {*found}:
         return files_of_ranks(found, names, folder.uri) or tuple(found)
-    if shards and (len(shards) == len(found) or kind != "safetensors"):
+    shards = [name for name in found if _SHARD.fullmatch(name)]
+    if shards:
         return _whole_shards(shards, folder)
-    if kind == "safetensors" or len(found) < 2:
-        _check_all(_siblings(found), folder, "shards")
+    if len(found) < 2 or (kind == "safetensors" and _is_numbered(found)):
         return tuple(found)
     for stem in _STEMS[kind]:
         if stem in found:
             return (stem,)
     raise _which("several models", found, folder)
+
+
+def _is_numbered(names: list[str]) -> bool:
+    """Whether the names are one name with numbers, as pieces of a model have them."""
+    return len({re.sub(r"\d+", "#", name) for name in names}) == 1
 
 
 def _is_variant(name: str, names: list[str]) -> bool:
@@ -195,6 +214,9 @@ def _nothing(folder: Folder) -> UnreadableError | UsageError:
             where=folder.uri,
             fix="give the folder of one of them",
         )
+    known = folder_of(folder.names(), folder.subfolders())
+    if known is not None:
+        return UnreadableError(known[0], where=folder.uri, fix=known[1])
     looked = ", ".join(f"*{suffix}" for suffixes in _SUFFIXES.values() for suffix in suffixes)
     what = "is an empty folder" if not folder.names() and not subfolders else "holds no weights"
     inside = f"; it has the folders {', '.join(subfolders[:12])}" if subfolders else ""

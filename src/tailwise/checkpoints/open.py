@@ -231,6 +231,9 @@ def _open_files(folder: Folder, weights: Weights, uri: str, part: str | None = N
             source.close()
         raise
     opened.local = all(source.local for source in sources)
+    if weights.beside:
+        few = ", ".join(weights.beside[:5]) + (" …" if len(weights.beside) > 5 else "")
+        opened.notes += (f"not read, for the model is in other files: {few}",)
     lost = sorted(weights.tensors - opened.tensors.keys())
     if lost:
         _log.warning("%s: %d tensors of the index are in no file: %s", uri, len(lost), ", ".join(lost[:5]))

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
+from tailwise.checkpoints import foreign
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.header import MAX_HEADER
 from tailwise.errors import UnreadableError
 
-#: First bytes of files that are known and cannot be read, and what to say.
-_OTHERS: tuple[tuple[bytes, str, str], ...] = (
-    (
-        b"version https://git-lfs",
-        "is a git-lfs pointer, not the weights themselves",
-        "run `git lfs pull` in its repository, or download the file itself",
-    ),
-    (b"<!DOCTYPE", "is a web page, not weights", "the link leads to a page: use the download link"),
-    (b"<html", "is a web page, not weights", "the link leads to a page: use the download link"),
-    (b"\x1f\x8b", "is compressed with gzip", "unpack it first"),
-    (b"ustar", "is a tar archive", "unpack it first"),
-)
 _MAGIC = {b"GGUF": "gguf", b"\x89HDF\r\n\x1a\n": "keras", b"\x93NUMPY": "numpy"}
+_TAR = 257  # where a tar archive says that it is one
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".keras", ".h5", ".npz", ".npy")
 READABLE = (
     "tailwise reads safetensors, PyTorch (.pt, .pth, .bin, .ckpt), GGUF, ONNX, Keras (.keras, .h5) and NumPy files"
@@ -33,22 +23,33 @@ def sniff(source: ByteSource) -> str:
     # First: the length it begins with can look like any other format's first bytes.
     if _is_safetensors(head):
         return "safetensors"
-    for magic, what, fix in _OTHERS:
-        if head.lower().startswith(magic.lower()):
-            raise UnreadableError(what, where=source.name, fix=fix)
+    _refuse_foreign(source)
     if head.startswith(b"PK"):
         return _archive(source)
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
             return kind
-    kind = _by_content(head, source.name)
-    if kind is None:
+    known = _by_content(head, source.name)
+    if known is None:
         raise UnreadableError(
             f"is no weights file that tailwise knows (it starts with {head[:8]!r})",
             where=source.name,
             fix=f"{READABLE}; if it is one of these, it is damaged: download it again",
         )
-    return kind
+    return known
+
+
+def _refuse_foreign(source: ByteSource) -> None:
+    """Say what a file is that no reader here takes, and what to do with it."""
+    for offset, magic, what, fix in foreign.MAGIC:
+        if source.head[offset : offset + len(magic)].lower() == magic.lower():
+            raise UnreadableError(what, where=source.name, fix=fix)
+    for endings, what, fix in foreign.SUFFIXES:
+        if source.name.endswith(endings):
+            raise UnreadableError(what, where=source.name, fix=fix)
+    if source.size >= _TAR + 5 and source.head[:2] != b"PK" and source.read(_TAR, 5) == b"ustar":
+        what, fix = foreign.archive_of(source.name)
+        raise UnreadableError(what, where=source.name, fix=fix)
 
 
 def _by_content(head: bytes, name: str) -> str | None:

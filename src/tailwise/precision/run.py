@@ -101,7 +101,7 @@ def study(
         layers=(*layers, *_too_small(prepared)),
         settings={**kept, "load_dtype": chosen.load_dtype, "directions": chosen.directions, "selection": selection,
                   "metrics": list(recipe.metrics)},
-        notes=(trouble,) if trouble else (),
+        notes=(*checkpoint.notes, *([trouble] if trouble else [])),
         seconds=time.perf_counter() - began,
         versions=versions(),
     )  # fmt: skip

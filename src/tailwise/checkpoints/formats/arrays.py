@@ -33,6 +33,15 @@ class Stored:
     by_rows: bool = True  # whether rows can be read without the rest
 
 
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Whether entries are two bytes without a type: what bfloat16 becomes in files of NumPy and HDF5."""
+    return dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None
+
+
+def _code(dtype: np.dtype[Any]) -> str:
+    return "BF16" if is_bfloat16(dtype) else code_of(dtype)
+
+
 class ArrayStore(TensorStore):
     """A checkpoint of one file of arrays."""
 
@@ -58,7 +67,7 @@ class ArrayStore(TensorStore):
             nbytes = stored.dtype.itemsize
             for size in stored.shape:
                 nbytes *= size
-            tensors[name] = TensorSpec(name, code_of(stored.dtype), stored.shown.shape, nbytes)
+            tensors[name] = TensorSpec(name, _code(stored.dtype), stored.shown.shape, nbytes)
             self._arrays[name] = stored
             if stored.shown.kind:
                 kinds[name.rpartition(".")[0]] = stored.shown.kind
@@ -66,6 +75,8 @@ class ArrayStore(TensorStore):
                 self.unsupported[name] = stored.shown.refused
         super().__init__(uri, tensors, config=config, revision=revision)
         self.module_kinds = kinds
+        if any(is_bfloat16(stored.dtype) for stored in self._arrays.values()):
+            self.notes += ("entries of two bytes without a type are read as bfloat16",)
         self.read_whole = frozenset(
             name for name, stored in self._arrays.items() if not (stored.shown.as_stored and stored.by_rows)
         )

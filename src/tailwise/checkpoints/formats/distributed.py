@@ -7,7 +7,9 @@ records; PyTorch's own reader would run what it names. A chunk is a file of `tor
 from __future__ import annotations
 
 import io
+import os
 import re
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -21,8 +23,9 @@ from tailwise.checkpoints.folder import Folder
 from tailwise.checkpoints.formats.base import TensorStore
 from tailwise.checkpoints.formats.inert import Record, read_inert
 from tailwise.checkpoints.formats.saved import find_tensors
+from tailwise.checkpoints.formats.torch_pickle import NO_PICKLE
 from tailwise.checkpoints.inside import inside
-from tailwise.errors import UnreadableError
+from tailwise.errors import UnreadableError, UnsafeError
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +73,9 @@ class DistributedCheckpoint(TensorStore):
     def __init__(
         self, uri: str, folder: Folder, *, config: Mapping[str, Any] | None = None, part: str | None = None
     ) -> None:
+        if os.environ.get(NO_PICKLE):
+            raise UnsafeError(f"holds pickles, and {NO_PICKLE} refuses these", where=uri,
+                              fix="give a model in safetensors or GGUF")  # fmt: skip
         self._folder, self._files = folder, dict[str, ByteSource]()
         source = folder.source(METADATA)
         try:
@@ -113,6 +119,7 @@ class DistributedCheckpoint(TensorStore):
         where = f"{chunk.file}, tensor {entry.key}"
         data = self._file(chunk.file).read(chunk.start, chunk.length)
         try:
+            _check_unpacked(data)
             tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
             raise UnreadableError("a chunk is not a whole file of torch.save", where=where, fix=_DAMAGED) from error
@@ -142,6 +149,13 @@ class DistributedCheckpoint(TensorStore):
         super().close()
         for file in self._files.values():
             file.close()
+
+
+def _check_unpacked(data: bytes) -> None:
+    """Raise `ValueError` for an archive that would become larger than it is."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if sum(info.file_size for info in archive.infolist()) > len(data):
+            raise ValueError("it is compressed")
 
 
 def _spec(name: str, entry: _Entry) -> TensorSpec:

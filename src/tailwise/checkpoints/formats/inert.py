@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from tailwise.errors import UnreadableError
 
-_LARGEST = 1 << 28
+_LARGEST = 1 << 27
 
 
 class Record:
@@ -34,16 +34,41 @@ class _Sizes(tuple[Any, ...]):
     __slots__ = ()
 
 
+def _is_plain_key(key: Any) -> bool:
+    if isinstance(key, tuple):
+        return all(not isinstance(item, tuple) and _is_plain_key(item) for item in key)
+    return key is None or isinstance(key, str | int | bytes | Record)
+
+
 class _Inert(pickle._Unpickler):
     """The unpickler in Python, whose memo is a dict: that in C makes room for any index that a file names."""
 
-    def __init__(self, file: io.BytesIO) -> None:
+    def __init__(self, file: io.BytesIO, *, with_storages: bool) -> None:
         super().__init__(file)
+        self._with_storages = with_storages
         self._classes: dict[str, Any] = {
             "torch.Size": _Sizes,
             "builtins.set": frozenset,
             "collections.OrderedDict": dict,
         }
+
+    # Hashing a tuple of shared tuples need not end, so what becomes a key is looked at first.
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
+    def _keyed(self, load: Any, step: int) -> None:
+        keys = [self.stack[-2]] if step == 0 else self.stack[::step]
+        if not all(map(_is_plain_key, keys)):
+            raise pickle.UnpicklingError("it has keys that are no names")
+        load(self)
+
+    for _code, _step in ((pickle.SETITEM, 0), (pickle.SETITEMS, 2), (pickle.DICT, 2), (pickle.ADDITEMS, 1),
+                         (pickle.FROZENSET, 1)):  # fmt: skip
+        dispatch[_code[0]] = lambda self, load=dispatch[_code[0]], step=_step: self._keyed(load, step)
+
+    def persistent_load(self, pid: Any) -> Any:
+        if not self._with_storages or not isinstance(pid, tuple) or len(pid) < 5:
+            raise pickle.UnpicklingError("it names what lies outside of it")
+        return self.find_class("torch", "storage")(*pid)
 
     def find_class(self, module: str, name: str, /) -> Any:
         path = f"{module}.{name}"
@@ -52,12 +77,15 @@ class _Inert(pickle._Unpickler):
         return self._classes[path]
 
 
-def read_inert(data: bytes, *, where: str) -> Any:
-    """The object that `data` pickles, every object of a class of its own being a `Record`."""
+def read_inert(data: bytes, *, where: str, with_storages: bool = False) -> Any:
+    """The object that `data` pickles, every object of a class of its own being a `Record`.
+
+    `with_storages`: what it names of PyTorch's storages, which lie in other parts of an archive, is a `Record` too.
+    """
     if len(data) > _LARGEST:
         raise UnreadableError(f"is {len(data)} bytes, too large for metadata", where=where)
     try:
-        return _Inert(io.BytesIO(data)).load()
+        return _Inert(io.BytesIO(data), with_storages=with_storages).load()
     except Exception as error:  # a damaged pickle raises anything
         raise UnreadableError(
             f"is not a whole pickle ({type(error).__name__})",

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.bytesource import ByteSource
-from tailwise.checkpoints.formats.arrays import ArrayStore, Stored
+from tailwise.checkpoints.formats.arrays import ArrayStore, Stored, is_bfloat16
 from tailwise.checkpoints.formats.kernels_last import Turned, leaf_of, turned
 from tailwise.errors import UnreadableError, UsageError
 
@@ -66,7 +66,7 @@ class KerasCheckpoint(ArrayStore):
             )
 
     def _arrays_of(self, root: Any, classes: Mapping[str, str]) -> Iterator[Stored]:
-        datasets, given = [], dict[tuple[str, ...], str]()
+        datasets, given = list[tuple[tuple[str, ...], Any]](), dict[tuple[str, ...], str]()
         for path, found in self._walk(root, (), set()):
             if len(datasets) >= _MOST:
                 raise UnreadableError(f"names more than {_MOST} arrays", where=self._file.name)
@@ -77,9 +77,9 @@ class KerasCheckpoint(ArrayStore):
         for path, dataset in datasets:
             shape = tuple(int(size) for size in dataset.shape)
             shown = _shown(path, shape, classes, given)
-            if why := _not_here(dataset):
+            if why := _not_here(dataset) or _no_numbers(dataset.dtype):
                 shown = Turned(shown.name, shape, refused=why)
-            yield Stored(f"{root.name.rstrip('/')}/{'/'.join(path)}", _dtype(dataset), shape, shown)
+            yield Stored(f"{root.name.rstrip('/')}/{'/'.join(path)}", dataset.dtype, shape, shown)
 
     def _walk(self, group: Any, path: tuple[str, ...], seen: set[Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
         """Every group and dataset under `group` that lies in this file, by hard links only."""
@@ -112,7 +112,7 @@ class KerasCheckpoint(ArrayStore):
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, MemoryError) as error:
             place = f"{self._file.name}, array {stored.key[:120]}"
             raise UnreadableError(f"could not be read: {error}", where=place, fix=_DAMAGED) from error
-        return found.view(stored.dtype)
+        return found
 
     def close(self) -> None:
         """See `Checkpoint`."""
@@ -146,7 +146,7 @@ def _opened(file: ByteSource) -> tuple[Any, Any]:
         return h5py.File(h5py.h5f.open_file_image(image)), text
     except (OSError, ValueError, RuntimeError, KeyError, NotImplementedError, EOFError, zipfile.BadZipFile) as error:
         reason = f"there is no {_WEIGHTS} in it" if isinstance(error, KeyError) else str(error).splitlines()[0][:200]
-        raise UnreadableError(f"is not a whole Keras file: {reason}", where=file.name, fix=_DAMAGED) from error
+        raise UnreadableError(f"is not a whole Keras file (HDF5): {reason}", where=file.name, fix=_DAMAGED) from error
 
 
 def _is_own(group: Any, name: str) -> bool:
@@ -163,6 +163,10 @@ def _not_here(dataset: Any) -> str:
     if dataset.nbytes > _MOST_PACKED * dataset.id.get_storage_size():
         return f"it claims {dataset.nbytes} bytes, and the file holds {dataset.id.get_storage_size()} of them"
     return ""
+
+
+def _no_numbers(dtype: Any) -> str:
+    return "" if dtype.kind in "fiubc" or is_bfloat16(dtype) else f"entries of the type {dtype} are no numbers"
 
 
 def _text(value: Any) -> str:
@@ -200,20 +204,6 @@ def _classes(settings: Any) -> dict[str, str]:
     return found
 
 
-def _dtype(dataset: Any) -> Any:
-    """The dtype of a dataset; bfloat16 is stored as two opaque bytes."""
-    import numpy as np
-
-    if dataset.dtype.kind == "V" and dataset.dtype.itemsize == 2:
-        try:
-            import ml_dtypes
-
-            return np.dtype(ml_dtypes.bfloat16)
-        except ImportError:
-            return dataset.dtype
-    return dataset.dtype
-
-
 def _shown(
     path: tuple[str, ...], shape: tuple[int, ...], classes: Mapping[str, str], given: Mapping[tuple[str, ...], str]
 ) -> Turned:
@@ -223,8 +213,8 @@ def _shown(
     leaf = re.sub(r":\d+$", "", parts.pop())
     if len(parts) > 1 and _SCOPE.fullmatch(parts[1]):  # transformers: layer / class / the layer's own names
         parts = parts[2:]
-    elif len(parts) > 1 and parts[0] == parts[1]:
-        parts = parts[1:]
+    elif parts and parts[0] in parts[1:]:  # the layer's group, then its variable's path, from the model's name on
+        parts = parts[parts.index(parts[0], 1) :]
     said = classes.get(parts[-1], "") if parts else ""
     if not said and len(parts) > 1 and "cell" in parts[-1]:
         said = classes.get(parts[-2], "")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tailwise.checkpoints.bytesource import ByteSource, os_error
-from tailwise.checkpoints.formats.arrays import ArrayStore, Stored
+from tailwise.checkpoints.formats.arrays import ArrayStore, Stored, is_bfloat16
 from tailwise.checkpoints.formats.kernels_last import Turned, turned
 from tailwise.errors import UnreadableError
 
@@ -66,14 +66,15 @@ class NumpyCheckpoint(ArrayStore):
         shape, fortran, dtype, start = _header(stream)
         name = key.removesuffix(".npy")
         place = f"{where}, array {name[:120]}"
-        if dtype.kind in _NUMBERS and prod(shape) * dtype.itemsize + start != size:
+        plain = dtype.kind in _NUMBERS or is_bfloat16(dtype)
+        if plain and prod(shape) * dtype.itemsize + start != size:
             raise UnreadableError(
                 f"{dtype} of shape {list(shape)} does not take the {size - start} bytes that are there",
                 where=place,
                 fix=_DAMAGED,
             )
         self._starts[key] = start
-        if dtype.kind not in _NUMBERS:
+        if not plain:
             what = "Python objects" if dtype.kind == "O" else f"entries of the type {dtype}"
             return Stored(key, dtype, shape, Turned(name, shape, refused=f"{what} are not read: only numbers are"))
         shown = turned(_path(name), shape) if re.search("/", name) else Turned(name, shape)

@@ -77,8 +77,8 @@ class OnnxCheckpoint(TensorStore):
         metadata = {item.key: item.value for item in model.metadata_props} | {"producer": model.producer_name}
         super().__init__(uri, tensors, config=config, metadata=metadata, revision=revision)
         self.module_kinds = kinds
-        self.recipes = {name: "onnx" for name, place in self._places.items() if place.constant.scale is not None}
-        self.read_whole = frozenset(self.recipes) | {n for n, p in self._places.items() if p.constant.gates}
+        self.readings = {name: "onnx" for name, place in self._places.items() if place.constant.scale is not None}
+        self.read_whole = frozenset(self.readings) | {n for n, p in self._places.items() if p.constant.gates}
 
     def _specs(self, name: str, constant: Constant) -> Iterable[tuple[TensorSpec, _Place]]:
         proto = constant.proto

@@ -105,12 +105,21 @@ class _Walk:
 
 
 def constants_of(model: Any) -> dict[str, Constant]:
-    """Every constant of the model's graph and of the graphs within it, by a unique name."""
+    """Every constant of the model's graph and of the graphs within it, by a unique name.
+
+    Scales and zeros of codes belong to these and are not listed beside them.
+    """
     walk = _Walk()
     walk.graph(model.graph, {}, "")
     for constant in list(walk.found.values()):
         _scales_by_name(constant, walk.found)
-    return {name: constant for name, constant in walk.found.items() if constant.kind or not constant.made}
+    coded = [constant for constant in walk.found.values() if constant.scale is not None]
+    part = {id(other) for constant in coded for other in (constant.scale, constant.zero)}
+    return {
+        name: constant
+        for name, constant in walk.found.items()
+        if id(constant) not in part and (constant.kind or not constant.made)
+    }
 
 
 def _claim(value: _Value, node: Any, place: int) -> None:

@@ -22,6 +22,7 @@ from tailwise.checkpoints.formats.base import TensorStore
 from tailwise.checkpoints.formats.memory import is_array, shared_names, spec_of
 from tailwise.checkpoints.formats.pickle_bounds import check_extent, check_file, stored_as_is
 from tailwise.checkpoints.formats.saved import find_tensors
+from tailwise.checkpoints.formats.torchscript import is_torchscript, read_torchscript
 from tailwise.errors import UnreadableError, UnsafeError, lacks_memory
 from tailwise.storage import open_regular
 
@@ -87,7 +88,7 @@ class TorchCheckpoint(TensorStore):
     def _add(self, file: ByteSource, part: str | None) -> None:
         path = file.local_path()
         self._stamps[path] = _stamp(path)
-        found = find_tensors(load_safely(path, file.name), part)
+        found = find_tensors(_saved(file, path), part)
         for name, tensor in found.tensors.items():
             if name in self._arrays:
                 raise UnreadableError(
@@ -106,6 +107,9 @@ class TorchCheckpoint(TensorStore):
         (file, path), tensor = self._places[spec.name], self._arrays[spec.name]
         place = f"{file.name}, tensor {spec.name}"
         torch_dtype(spec.dtype, where=place)
+        if tensor.device.type == "meta":
+            raise UnreadableError("was saved from the meta device and has no values", where=place,
+                                  fix="load the weights before saving the model")  # fmt: skip
         if tensor.layout != torch.strided:
             raise UnreadableError(f"has the layout {tensor.layout}", where=place, fix="save it with .to_dense()")
         # A mapped page past the end of a file kills the process, so look before reading.
@@ -137,6 +141,13 @@ def _stamp(path: Path) -> tuple[int, int]:
     except OSError as error:
         raise os_error(error, str(path)) from error
     return status.st_size, status.st_mtime_ns
+
+
+def _saved(file: ByteSource, path: Path) -> Any:
+    if not (file.head.startswith(b"PK") and is_torchscript(path)):
+        return load_safely(path, file.name)
+    check_file(path, file.name, is_zip=True)
+    return read_torchscript(path, file.name)
 
 
 def load_safely(path: Path, name: str) -> Any:
