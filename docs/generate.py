@@ -376,8 +376,10 @@ def roles() -> str:
     return "\n\n".join(
         [
             f"# Roles\n\n{NOTE}",
-            "Each tensor gets a role from its name, by one table that covers the names of transformers, torchvision, "
-            "timm, the original Llama and Mixtral releases and GGUF. `tailwise audit --roles A,B` takes only these.",
+            "Each tensor gets a role from its name, by one table that covers the names of transformers, diffusers, "
+            "torchvision, timm, GGUF, MLX, Megatron, LitGPT, torchtune and the original releases of Llama, Mixtral, "
+            "Whisper, CLIP, Stable Diffusion and Flux. The table stands in the order in which layers are listed "
+            "within a block. `tailwise audit --roles A,B` takes only these.",
             _table(["role", "what it is"], [[f"`{name}`", text] for name, text in ROLES.items()]),
         ]
     ) + "\n"  # fmt: skip

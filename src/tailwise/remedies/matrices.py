@@ -14,7 +14,7 @@ from tailwise.spectrum.power_law import TailOptions, fit_tail
 from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
 
 #: One row a token, class or position: their spectra are those of the vocabulary, and the papers leave them out.
-OUTSIDE = frozenset({"embed", "pos_embed", "lm_head", "classifier"})
+OUTSIDE = frozenset({"embed", "pos_embed", "codebook", "lm_head", "classifier", "patch_out", "regressor"})
 
 
 def linear_matrices(model: nn.Module, min_evals: int = 16) -> dict[str, nn.Parameter]:

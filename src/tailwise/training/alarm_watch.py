@@ -19,7 +19,7 @@ SPAN = 3
 _LARGEST = 600.0  # of a logarithm, before its power leaves float64
 
 
-_OUTSIDE = frozenset({"embed", "pos_embed", "lm_head", "classifier"})
+_OUTSIDE = frozenset({"embed", "pos_embed", "codebook", "lm_head", "classifier", "patch_out", "regressor"})
 #: Norms that an audit has as logarithms of squares.
 _LOGARITHMS = {"spectral_norm": "log_spectral_norm", "frobenius": "log_norm"}
 

@@ -17,7 +17,7 @@ from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.errors import UsageError
 
 #: `llama-quantize` leaves these as they are, whatever the file says.
-_LEFT = frozenset({"pos_embed", "patch_embed", "router", "conv", "norm", "bias"})
+_LEFT = frozenset({"pos_embed", "patch_embed", "codebook", "router", "conv", "norm", "bias"})
 _TAKES = "every format whose groups fit blocks of 32 inputs; some only by the nearest type"
 _BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
 _EXPERT = re.compile(r"(?<=experts)\.\d+(?=\.)")

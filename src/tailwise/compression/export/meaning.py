@@ -20,7 +20,7 @@ from tailwise.number_formats.scales import Asymmetric, Symmetric
 
 T = TypeVar("T")
 #: Looked up or convolved: their modules are no linear layers.
-_NO_LINEAR = frozenset({"embed", "pos_embed", "patch_embed", "conv"})
+_NO_LINEAR = frozenset({"embed", "pos_embed", "codebook", "patch_embed", "conv"})
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from tailwise.number_formats.number_format import NumberFormat
 _WORDS = "pack-quantized"
 #: Layouts that the library decodes to bfloat16 whatever the model computes in.
 _BF16_ONLY = ("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp6-pack-quantized", "mxfp8-quantized")
-_NO_LINEAR = ("embed", "pos_embed", "norm", "bias")
+_NO_LINEAR = ("embed", "pos_embed", "codebook", "norm", "bias")
 
 
 class CompressedTensors(ShardPacking):

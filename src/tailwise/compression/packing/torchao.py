@@ -24,7 +24,7 @@ from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat
 from tailwise.number_formats.scales import Asymmetric, LargestFloat32, Symmetric
 
-_NO_LINEAR = ("embed", "pos_embed", "norm", "bias", "lm_head")
+_NO_LINEAR = ("embed", "pos_embed", "codebook", "norm", "bias", "lm_head")
 
 
 class TorchAo(ShardPacking):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tailwise.audits.audit import Audit, LayerRow
+from tailwise.checkpoints.order import INPUTS, OUTPUTS
 from tailwise.compression.plans.packed_rows import is_packed, tensor_of
 from tailwise.errors import UsageError, unknown_name
 from tailwise.metrics.facts import fit
@@ -18,8 +19,8 @@ from tailwise.spectrum.rounding import edge, unit_of
 #: Kinds of matrix that the operators work on.
 KINDS = frozenset({"dense", "conv", "expert"})
 #: Out unless they are named: looked up rather than multiplied, or few and dear.
-LEFT_OUT = frozenset({"embed", "pos_embed", "patch_embed", "lm_head", "classifier", "pooler", "projector", "router",
-                      "norm", "bias", "ssm_state", "rwkv_mix"})  # fmt: skip
+LEFT_OUT = frozenset({*INPUTS, *OUTPUTS, "projector", "router", "norm", "bias", "ssm_state", "rwkv_mix", "codebook",
+                      "modulation", "residual_mix", "attn_pos"})  # fmt: skip
 #: Metrics that the allocators read, beside α.
 READ = ("alpha_hill", "alpha_hill_z", "singular_entropy_normalized", "stable_rank")
 _FUSED = {

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailwise.audits.audit import Audit, LayerRow
+from tailwise.checkpoints.order import before_blocks
 from tailwise.diagnosis.thresholds import TABLE as THRESHOLDS
 from tailwise.report.theme import group_of
 
 #: Fits further from their power law than this are drawn hollow; the rules give no verdict on them either.
 POOR_FIT = next(item.value for item in THRESHOLDS if item.name == "fit_max_distance")
 
-_INPUTS = frozenset({"embed", "pos_embed", "patch_embed"})
 OUTSIDE = "outside the blocks"
 
 Record = dict[str, Any]
@@ -57,7 +57,8 @@ def places(audit: Audit) -> list[int]:
     if not blocks:
         return list(range(len(rows)))
     low, high = min(blocks), max(blocks)
-    return [row.block if row.block is not None else low - 1 if row.role in _INPUTS else high + 1 for row in rows]
+    outside = {True: low - 1, False: high + 1}
+    return [row.block if row.block is not None else outside[before_blocks(row.role, row.name)] for row in rows]
 
 
 def depth_of(audits: Sequence[Audit]) -> Depth:
@@ -66,9 +67,8 @@ def depth_of(audits: Sequence[Audit]) -> Depth:
     blocks = [row.block for row in rows if row.block is not None]
     if not blocks:
         return Depth(0, max(max(map(len, audits), default=1) - 1, 1), inputs=False, outputs=False, ordinal=True)
-    loose = [row.role for row in rows if row.block is None]
-    inputs, outputs = any(role in _INPUTS for role in loose), any(role not in _INPUTS for role in loose)
-    return Depth(min(blocks), max(blocks), inputs, outputs, ordinal=False)
+    before = {before_blocks(row.role, row.name) for row in rows if row.block is None}
+    return Depth(min(blocks), max(blocks), inputs=True in before, outputs=False in before, ordinal=False)
 
 
 def layer_records(audits: Sequence[Audit], names: Sequence[str]) -> list[Record]:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import PurePath
 
 from tailwise.audits.audit import Audit
+from tailwise.checkpoints.order import before_blocks
 from tailwise.errors import UsageError, unknown_name
 from tailwise.precision.prediction import Prediction, predictions
 from tailwise.precision.study import FELT, MEASURES, LayerStudy, PrecisionStudy
@@ -20,7 +21,6 @@ from tailwise.report.columns import printable
 from tailwise.report.precision.summary import FormatSummary, by_format, trouble
 from tailwise.report.theme import THEMES, TOKENS, Palette, group_of
 
-_INPUTS = frozenset({"embed", "pos_embed", "patch_embed"})
 #: The bits that the picture of one format is nearest to, unless one is named.
 _LOW = 4.0
 _GOLDEN = 0.6180339887
@@ -91,7 +91,7 @@ class StudyView(View):
         blocks = [layer.block for layer in layers if layer.block is not None]
         if not blocks:
             return Depth(0, max(len(layers) - 1, 1), inputs=False, outputs=False, ordinal=True)
-        loose = [layer.category in _INPUTS for layer in layers if layer.block is None]
+        loose = [before_blocks(layer.category, layer.name) for layer in layers if layer.block is None]
         return Depth(min(blocks), max(blocks), inputs=any(loose), outputs=not all(loose), ordinal=False)
 
     def place(self, layer: LayerStudy, index: int) -> int:
@@ -100,7 +100,7 @@ class StudyView(View):
             return index
         if layer.block is not None:
             return layer.block
-        return self.depth.low - 1 if layer.category in _INPUTS else self.depth.high + 1
+        return self.depth.low - 1 if before_blocks(layer.category, layer.name) else self.depth.high + 1
 
     @cached_property
     def records(self) -> list[Record]:
