@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import tailwise as tw
 from tailwise.cli.main import app
-from tailwise.harmless import cell, visible
+from tailwise.harmless import cell, pattern_from_file, visible
 from tailwise.optional import missing
 from tailwise.precision.tables import to_csv as precision_csv
 from tailwise.report.comparison import ranking_csv
@@ -119,3 +119,23 @@ def test_a_package_that_lacks_another_is_missing(tmp_path, monkeypatch):
         "half_installed (which lacks surely_not_there)",
         "not_there_at_all",
     ]
+
+
+ENDLESS = ("(a+)+b", "(a*)*", "((a|b)+)*c", "(?:x+y?){9,}", ".*.*.*.*.*", "[", "a" * 2000, "(?=(a+))(b(c+)+)")
+USUAL = {
+    r".*\.layers\.\d+\.mlp\..*_proj$": "model.layers.3.mlp.up_proj",
+    "q_proj|v_proj": "v_proj",
+    r"(.*\.)?(down_proj)$": "a.down_proj",
+    r"(layers\.(0|1)\.){1,2}x": "layers.0.x",
+}
+
+
+@pytest.mark.parametrize("text", ENDLESS)
+def test_a_pattern_of_a_file_that_may_run_without_end_is_refused(text):
+    with pytest.raises(ValueError, match="pattern"):
+        pattern_from_file(text)
+
+
+@pytest.mark.parametrize(("text", "name"), USUAL.items())
+def test_patterns_that_models_carry_are_used(text, name):
+    assert pattern_from_file(text).match(name)

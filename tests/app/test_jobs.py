@@ -198,3 +198,16 @@ def test_a_pickle_is_refused(client, folder, app):
     jobs = until(app.state.desk.queue, lambda jobs: all(job.over for job in jobs))
     assert jobs[0].state == "failed"
     assert "pickle" in jobs[0].message
+
+
+def test_a_clock_that_is_set_back_changes_no_order(queue, started, monkeypatch):
+    from tailwise.app.jobs import queue as module
+
+    times = iter([1e9, 9e8, 8e8])
+    monkeypatch.setattr(module.time, "time", lambda: next(times, 7e8))
+    for name in "abc":
+        queue.add(name, queue._folder / f"{name}.audit", {})
+    for name in "abc":
+        assert queue.ready.acquire(timeout=20)
+        assert started[-1].job.model == name
+        started[-1].ended.set()

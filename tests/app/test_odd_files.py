@@ -148,3 +148,32 @@ def test_one_audit_that_cannot_be_read_is_one_row(client, app, folder, audits):
     assert "not finite" in found["nan"]["trouble"]
     assert found["base"]["layers"] > 0
     assert client.get(links.model(found["nan"]["id"])).status_code == 422
+
+
+def test_a_store_on_a_server_that_goes_away_amid_is_told_and_found_again(folder, tmp_path, postgres):
+    from fastapi.testclient import TestClient
+
+    from tailwise.app.server import create_app
+    from tailwise.app.settings import Settings
+    from tailwise.history.point import Point
+    from tailwise.history.store import History
+    from tailwise.workspace.workspace import Workspace
+
+    url = postgres.new_store()
+    with History(url, create=True) as history:
+        history.add_all([Point(run="one", step=0, tempo="full", time=1.7e9, scalars={"loss": 1.0}, layers={})])
+    workspace = Workspace([folder], store=url)
+    app = create_app(workspace, Settings(state=tmp_path / "state2"))
+    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+        assert "one" in client.get("/training").text
+        postgres.stop()
+        try:
+            away = client.get("/training")
+            assert away.status_code in (200, 503)
+            assert "password" not in away.text
+            assert client.get("/models").status_code == 200
+        finally:
+            postgres.start()
+        workspace._refused = None
+        assert client.get("/training").status_code == 200
+        assert "one" in client.get("/training").text

@@ -113,3 +113,30 @@ def test_a_file_that_changes_after_it_was_opened(tmp_path):
     path.write_bytes(b"short")
     with pytest.raises(UnreadableError, match="has changed since"):
         checkpoint.read("w")
+
+
+def test_a_file_that_changes_while_it_is_read_gives_no_rows(tmp_path, monkeypatch):
+    from tailwise.checkpoints.formats import torch_pickle
+
+    torch.save({"w": torch.ones(30, 20)}, tmp_path / "m.pt")
+    with open_checkpoint(tmp_path / "m.pt") as found:
+        real, looks = torch_pickle._stamp, []
+
+        def stamp(path):
+            looks.append(path)
+            size, changed = real(path)
+            return size, changed + (len(looks) > 1)  # after the first look, as the rows are taken
+
+        monkeypatch.setattr(torch_pickle, "_stamp", stamp)
+        with pytest.raises(UnreadableError, match="has changed since"):
+            found.read("w")
+
+
+def test_rows_that_were_read_stay_as_they_were_when_the_file_is_written_over(tmp_path):
+    torch.save({"w": torch.ones(30, 20)}, tmp_path / "m.pt")
+    with open_checkpoint(tmp_path / "m.pt") as found:
+        rows = found.read("w")
+        data = (tmp_path / "m.pt").read_bytes()
+        with (tmp_path / "m.pt").open("r+b") as file:
+            file.write(data.replace(b"\x00\x00\x80\x3f", b"\x00\x00\x00\x40"))
+        assert torch.equal(rows, torch.ones(30, 20))

@@ -7,11 +7,12 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.formats.peft import PeftCheckpoint
 from tailwise.checkpoints.matrices import group, load
+from tailwise.checkpoints.open import open_checkpoint
 from tailwise.errors import UnreadableError, UsageError
 
 peft = pytest.importorskip("peft")
@@ -215,3 +216,38 @@ def test_identity_changes_with_the_factors_the_base_and_the_scale():
     assert plain == "y:b.weight"
     others = [("z", "y", 4, "merged"), ("x", "z", 4, "merged"), ("x", "y", 5, "merged"), ("x", "y", 4, "delta")]
     assert len({first, *(identities(*other)[0] for other in others)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"lora_alpha": "LORA"}, "not a number"),
+        ({"lora_alpha": float("nan")}, "not a number"),
+        ({"lora_alpha": 10**400}, "cannot be told"),
+        ({"lora_alpha": [1]}, "not a number"),
+        ({"lora_alpha": None}, "not a number"),
+        ({"alpha_pattern": {"(": 1}}, "cannot be told"),
+        ({"alpha_pattern": {"(a+)+$": 1}}, "without end"),
+    ],
+)
+def test_settings_that_are_no_numbers_are_told_at_opening(tmp_path, settings, said):
+    name = "base_model.model.layers.0.q_proj"
+    save_file({f"{name}.lora_A.weight": torch.ones(2, 6), f"{name}.lora_B.weight": torch.ones(4, 2)},
+              tmp_path / "adapter_model.safetensors")  # fmt: skip
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4, **settings})
+    )
+    with pytest.raises(UnreadableError, match=said):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "shapes", [((2,), (4, 2)), ((2, 6), (4, 3)), ((0, 6), (4, 0)), ((2, 6, 3, 3), (4, 2)), ((), ())]
+)
+def test_factors_that_make_no_matrix_are_told_at_opening(tmp_path, shapes):
+    name = "base_model.model.layers.0.q_proj"
+    save_file({f"{name}.lora_A.weight": torch.ones(shapes[0]), f"{name}.lora_B.weight": torch.ones(shapes[1])},
+              tmp_path / "adapter_model.safetensors")  # fmt: skip
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 4}')
+    with pytest.raises(UnreadableError, match="do not make one matrix"):
+        open_checkpoint(tmp_path)

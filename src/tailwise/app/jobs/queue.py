@@ -66,7 +66,10 @@ class Queue:
                     raise UsageError(f"{model} is in the queue already", fix="wait for it, or cancel it")
             taken = {job.output for job in waiting}
             output = free_name(output, taken)
-            job = Job(secrets.token_hex(6), model, str(output), dict(options), created=time.time())
+            # The order of asking, also where the clock was set back.
+            latest = max((one.created for one in self._jobs.values()), default=0.0)
+            created = max(time.time(), math.nextafter(latest, math.inf))
+            job = Job(secrets.token_hex(6), model, str(output), dict(options), created=created)
             self._put(job)
         return job
 

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse
 
 from tailwise.app.desk import Desk, desk_of
+from tailwise.atomic import could_not_write
 from tailwise.compression.export.exporter import EXPORTERS, export
 from tailwise.compression.plans.plan import Plan
 from tailwise.errors import TailwiseError
@@ -82,9 +83,12 @@ def exported(desk: Given, name: str, tool: str) -> Response:
     """The plan as another tool reads it, as a file."""
     found = desk.workspace.plan(name)
     _ = EXPORTERS[tool]
-    with tempfile.TemporaryDirectory(prefix="tailwise-export-") as folder:
-        target = Path(folder) / f"plan{_SUFFIX.get(tool, '.json')}"
-        written = next(iter(export(found, tool, str(target))))
-        data, suffix = Path(written).read_bytes(), Path(written).suffix
+    try:
+        with tempfile.TemporaryDirectory(prefix="tailwise-export-") as folder:
+            target = Path(folder) / f"plan{_SUFFIX.get(tool, '.json')}"
+            written = next(iter(export(found, tool, str(target))))
+            data, suffix = Path(written).read_bytes(), Path(written).suffix
+    except OSError as error:
+        raise could_not_write(error, Path(tempfile.gettempdir())) from error
     headers = {"content-disposition": f'attachment; filename="{name}-{tool}{suffix}"'}
     return Response(data, media_type="application/octet-stream", headers=headers)

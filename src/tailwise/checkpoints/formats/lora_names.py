@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tailwise.errors import UnreadableError
+from tailwise.harmless import pattern_from_file
 
 if TYPE_CHECKING:
     from tailwise.checkpoints.checkpoint import Checkpoint
@@ -61,12 +63,39 @@ def _update(module: str, parts: Mapping[str, str], adapter: Checkpoint, settings
         raise UnreadableError(
             f"{module} has only one of the two LoRA factors", where=adapter.uri, fix="save the adapter again"
         )
-    rank = adapter.tensors[down].shape[0]
-    alpha = float(_pattern(settings.get("alpha_pattern"), module, settings.get("lora_alpha", rank)))
+    rank = _rank(module, adapter, down, up)
+    alpha = _alpha(module, adapter, settings, rank)
     scale = alpha / rank**0.5 if settings.get("use_rslora") else alpha / rank
     # In a model that mixes Linear and Conv1D, peft flips only the latter; `_oriented` looks at the base.
     flip = embedding or bool(settings.get("fan_in_fan_out"))
     return Update(module, down, up, parts.get("lora_magnitude_vector"), scale, flip)
+
+
+def _rank(module: str, adapter: Checkpoint, down: str, up: str) -> int:
+    first, last = adapter.tensors[down].shape, adapter.tensors[up].shape
+    fit = len(first) == len(last) > 1 and first[0] == last[1] and first[0] > 0 and set(last[2:]) <= {1}
+    if not fit:
+        raise UnreadableError(
+            f"the factors of {module} are {list(first)} and {list(last)}, which do not make one matrix",
+            where=adapter.uri,
+            fix="save the adapter again",
+        )
+    return first[0]
+
+
+def _alpha(module: str, adapter: Checkpoint, settings: Mapping[str, Any], rank: int) -> float:
+    """`lora_alpha` of a module: a finite number."""
+    fix = "correct adapter_config.json"
+    try:
+        given = _pattern(settings.get("alpha_pattern"), module, settings.get("lora_alpha", rank))
+        alpha = float(given) if isinstance(given, int | float) and not isinstance(given, bool) else math.nan
+    except (ValueError, OverflowError) as error:
+        what = f"alpha of {module} cannot be told: {str(error)[:200]}"
+        raise UnreadableError(what, where=adapter.uri, fix=fix) from error
+    if not math.isfinite(alpha):
+        what = f"lora_alpha of {module} is {str(given)[:50]!r}, not a number"
+        raise UnreadableError(what, where=adapter.uri, fix=fix)
+    return alpha
 
 
 def _pattern(patterns: object, module: str, default: Any) -> Any:
@@ -76,6 +105,6 @@ def _pattern(patterns: object, module: str, default: Any) -> Any:
     """
     if isinstance(patterns, Mapping):
         for pattern, value in patterns.items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
+            if module == pattern or pattern_from_file(f"(.*\\.)?({pattern})$").match(module):
                 return value
     return default

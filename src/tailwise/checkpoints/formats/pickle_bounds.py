@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickletools
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -65,7 +66,7 @@ def check_file(path: Path, where: str, *, is_zip: bool) -> None:
                     _Bounds(where).go_through(file)
     except (ValueError, EOFError, IndexError, KeyError, OverflowError):
         return  # a damaged pickle ends there for whoever reads it, too, and torch says of what kind
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError) as error:
         raise UnreadableError(
             f"is no zip archive that can be read: {str(error)[:200]}", where=where,
             fix="it is damaged or cut off: download or save it again",
@@ -77,7 +78,7 @@ def stored_as_is(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return all(item.compress_type == zipfile.ZIP_STORED for item in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
         return True  # whoever opens it says what is wrong
 
 

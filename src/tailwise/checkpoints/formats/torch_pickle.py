@@ -112,10 +112,16 @@ class TorchCheckpoint(TensorStore):
                                   fix="load the weights before saving the model")  # fmt: skip
         if tensor.layout != torch.strided:
             raise UnreadableError(f"has the layout {tensor.layout}", where=place, fix="save it with .to_dense()")
-        # A mapped page past the end of a file kills the process, so look before reading.
+        # A mapped page past the end of a file kills the process, so look before reading; and after it, for rows of
+        # two states of the file make no matrix. A copy: what is mapped may change while it is used.
+        self._check_unchanged(file, path)
+        found = (tensor[start:stop] if spec.shape else tensor).detach().clone()
+        self._check_unchanged(file, path)
+        return found
+
+    def _check_unchanged(self, file: ByteSource, path: Path) -> None:
         if _stamp(path) != self._stamps[path]:
             raise UnreadableError("has changed since it was opened", where=file.name, fix="open it again")
-        return tensor[start:stop].detach() if spec.shape else tensor.detach()
 
     def identity(self, name: str) -> str | None:
         """See `Checkpoint`. The keys that lead to it stand for the place in the file."""

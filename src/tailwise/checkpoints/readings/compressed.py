@@ -5,12 +5,13 @@ Its fp8 weights are plain and are left to the fp8 codec, so that they need no ex
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
+from tailwise.errors import UnreadableError
+from tailwise.harmless import pattern_from_file
 from tailwise.optional import missing
 
 if TYPE_CHECKING:
@@ -113,5 +114,11 @@ def _group_of(module: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _names(target: str, module: str) -> bool:
     if target.startswith("re:"):
-        return re.match(target.removeprefix("re:"), module) is not None
+        try:
+            return pattern_from_file(target.removeprefix("re:")).match(module) is not None
+        except ValueError as error:
+            fix = "correct quantization_config in config.json"
+            raise UnreadableError(
+                f"the target {target[:80]!r} cannot be used: {error}", where=module, fix=fix
+            ) from error
     return target == module
