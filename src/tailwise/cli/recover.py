@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,13 +19,6 @@ if TYPE_CHECKING:
     from tailwise.compression.recovery.recovered import Recovered
 
 _HOW, _RUN, _OUT = "Training", "How to run", "Output"
-
-
-class Method(StrEnum):
-    """What is trained."""
-
-    masked = "masked"
-    lora = "lora"
 
 
 def recover(
@@ -44,9 +36,9 @@ def recover(
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the new model.", rich_help_panel=_OUT)
     ],
     method: Annotated[
-        Method,
+        str,
         typer.Option(help="masked: all weights but the zeros. lora: an adapter of peft.", rich_help_panel=_HOW),
-    ] = Method.masked,
+    ] = "masked",
     steps: Annotated[int, typer.Option(min=1, help="At most.", rich_help_panel=_HOW)] = 1000,
     lr: Annotated[
         float | None,
@@ -79,7 +71,7 @@ def recover(
     from tailwise.planning.run import seconds_of
 
     options = RecoverOptions(
-        method=method.value,
+        method=method,
         steps=steps,
         lr=lr,
         rank=rank,

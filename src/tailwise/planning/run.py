@@ -10,6 +10,7 @@ from tailwise.compression.plans.make import Request, plan_prune
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.walking.hosts import check_causal
 from tailwise.errors import UsageError
+from tailwise.evaluation.images import is_classifier
 from tailwise.planning.auto import plan_auto
 from tailwise.planning.blend import plan_blend
 from tailwise.planning.clock import Clock
@@ -74,7 +75,9 @@ def _around(audit: Audit, request: Request) -> Plan:
 
 
 def check_causal_model(model: str) -> None:
-    """`UsageError` for a model that cannot be scored on text, with what can be done all the same."""
+    """`UsageError` for a model that can be scored on neither text nor images, with what can be done all the same."""
+    if is_classifier(model):
+        return
     try:
         check_causal(model)
     except UsageError as error:

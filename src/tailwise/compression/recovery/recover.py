@@ -35,6 +35,15 @@ from tailwise.evaluation.scores import Scores
 from tailwise.evaluation.tokens import check_vocabulary
 
 METHODS = ("masked", "lora")
+_PROMPTS = "it trains vectors in front of the input and leaves the weights as they are, so what pruning took away stays away"
+#: Other methods of peft that are asked for, and why they are not offered.
+_WHY_NOT: Mapping[str, str] = {
+    "ia3": "it rescales activations by a vector for each layer, which can not make good what single entries did",
+    "prefix": _PROMPTS,
+    "prefix_tuning": _PROMPTS,
+    "prompt_tuning": _PROMPTS,
+    "p_tuning": _PROMPTS,
+}
 #: Highest learning rate times the width. A heuristic: 2.4e-5 and 1.2e-4 at a width of 4,096, where published
 #: fine-tunings and LoRA trainings are; narrower models take larger steps.
 _RATES = {"masked": 0.1, "lora": 0.5}
@@ -59,6 +68,8 @@ class RecoverOptions:
 
     def __post_init__(self) -> None:
         # Told before a model is read.
+        if (why := _WHY_NOT.get(self.method.lower().replace("³", "3").replace("-", "_"))) is not None:
+            raise UsageError(f"{self.method} does not recover a pruned model: {why}", fix=f"use {' or '.join(METHODS)}")
         if self.method not in METHODS:
             raise UsageError(f"{self.method!r} is no way to recover", fix=f"use {' or '.join(METHODS)}")
         if self.merge and self.method != "lora":

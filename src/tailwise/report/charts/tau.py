@@ -20,7 +20,7 @@ def tau_chart(curve: TauCurve, palette: Palette) -> Any:
     ]  # fmt: skip
     source = alt.Chart(alt.Data(values=rows))
     x = alt.X("tau:Q", title="τ (0 is uniform)", scale=alt.Scale(domainMin=0), axis=alt.Axis(grid=False))
-    y = alt.Y("change:Q", title="change of the loss (nats a token)", scale=alt.Scale(zero=True))
+    y = alt.Y("change:Q", title="change of the loss (nats)", scale=alt.Scale(zero=True))
     tips = [alt.Tooltip(f"{name}:Q", format=".4~g") for name in ("tau", "change", "low", "high", "perplexity")]
     zero = alt.Chart(alt.Data(values=[{}])).mark_rule(color=palette["rule"], strokeDash=[5, 4]).encode(y=alt.datum(0))
     line = source.mark_line(color=palette["accent"], strokeWidth=2.2).encode(x=x, y=y)
