@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from tailwise.audits.run import audit as audit_model
 from tailwise.cli.main import app
 from tailwise.compression.plans.make import Request
+from tailwise.compression.recovery.recover import RecoverOptions, recover
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.evaluation.classify import evaluate_images
 from tailwise.evaluation.images import Preparation, images_of, is_classifier, load_classifier, preparation_of
@@ -187,3 +188,22 @@ def test_a_damaged_picture_is_named(folders, tmp_path):
     config = load_classifier(str(folders["vit"])).module.config
     with pytest.raises(UnreadableError, match="as an image"):
         images_of(str(tmp_path), str(folders["vit"]), config)
+
+
+def test_a_pruned_classifier_is_recovered_with_its_zeros_kept(folders, pictures, tmp_path):
+    plan, pruned, output = tmp_path / "plan.json", tmp_path / "pruned", tmp_path / "back"
+    model = folders["vit"]
+    assert run("plan", "prune", model, "--sparsity", 0.8, "--allocator", "uniform", "-o", plan).exit_code == 0
+    assert run("apply", plan, model, "-o", pruned).exit_code == 0
+    done = run("recover", pruned, "--text", pictures, "-o", output, "--steps", 30, "--lr", 0.003, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["training"]["guard_loss_after"] < found["training"]["guard_loss_before"]
+    assert found["sparsity_after"] == pytest.approx(found["sparsity_before"])
+    before, after = (load_classifier(str(place)).module.state_dict() for place in (pruned, output))
+    zero = [key for key, value in before.items() if value.ndim == 2 and (value == 0).float().mean() > 0.5]
+    assert zero
+    assert all(bool((after[key][before[key] == 0] == 0).all()) for key in zero)
+    assert "accuracy on images" in (output / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(UsageError, match="own weights"):
+        recover(str(pruned), [str(pictures)], tmp_path / "x", options=RecoverOptions(method="lora"))

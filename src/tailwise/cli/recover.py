@@ -28,7 +28,8 @@ def recover(
         typer.Option(
             metavar="TEXT",
             help="What it is trained on: a text file, a folder of them, token ids (.npy, .pt, .safetensors, .json), "
-            "wikitext2, or a data set as org/name:split:column. A part is kept out to measure by. May be repeated.",
+            "wikitext2, or a data set as org/name:split:column; of an image classifier, images with their classes. A part "
+            "is kept out to measure by. May be repeated.",
             rich_help_panel=_HOW,
         ),
     ],
@@ -123,7 +124,8 @@ def _table(found: Recovered) -> Table:
     from tailwise.compression.recovery.recovered import perplexity_words
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in ("", "perplexity, 95 %", "zeros in the blocks"):
+    quality = "accuracy ± standard error" if found.after.tasks else "perplexity, 95 %"
+    for title in ("", quality, "zeros in the blocks"):
         table.add_column(title, justify="right" if title else "left")
     table.add_row("before", perplexity_words(found.before), f"{found.sparsity[0]:.2%}")
     if found.unmerged is not None:
@@ -139,10 +141,14 @@ def _lines(found: Recovered) -> Iterator[str]:
         around = "" if change.interval is None else " [{:+.4f}, {:+.4f}]".format(*change.interval)
         p = "" if change.p is None else f", p = {change.p:.2g}"
         yield f"{change.change:+.4f} nats a token{around}{p}: {change.verdict}, over {change.n} windows"
+    for task in found.comparison.tasks:
+        around = "" if task.interval is None else " [{:+.4f}, {:+.4f}]".format(*task.interval)
+        change = "–" if task.change is None else f"{task.change:+.4f}"
+        yield f"{task.name}: {change}{around}: {task.verdict}, over {task.n} images"
     if found.cost_of_merging is not None:
         yield f"of that, merging with the zeros put back costs {found.cost_of_merging:+.4f} nats a token"
     training = found.training
     yield (
         f"best at step {training.best_step} of {training.steps}, by the guard windows: {training.start_loss:.4f} to "
-        f"{training.best_loss:.4f} nats a token ({training.ended}, {training.seconds:.0f} s)"
+        f"{training.best_loss:.4f} nats {'an image' if found.after.tasks else 'a token'} ({training.ended}, {training.seconds:.0f} s)"
     )

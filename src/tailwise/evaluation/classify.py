@@ -41,7 +41,7 @@ def _scores(model: str, source: Any, options: EvaluateOptions) -> Scores:
         model=model,
         settings={"images": images.name, "n": len(images), "seed": options.seed, "device": options.device},
         versions=versions(with_tasks=False),
-        tasks=_tasks(loaded.module, images),
+        tasks=task_scores_of(loaded.module, images),
         notes=images.notes,
     )
     accuracy = found.tasks[0]
@@ -51,7 +51,8 @@ def _scores(model: str, source: Any, options: EvaluateOptions) -> Scores:
     return with_facts(found, loaded) if options.facts else found
 
 
-def _tasks(model: Any, images: Images) -> tuple[TaskScore, ...]:
+def task_scores_of(model: Any, images: Images) -> tuple[TaskScore, ...]:
+    """Accuracy and loss, with those of every image. Raises `UsageError` where there are no classes."""
     if images.labels is None:
         raise UsageError(
             "nobody says what the images show", where=images.name, fix="give a folder with a folder for each class"

@@ -158,6 +158,8 @@ def images_of(source: Any, place: str, config: Any, *, most: int | None = None, 
     parts = list(source) if isinstance(source, list | tuple) else [source]
     if not parts:
         raise UsageError("there are no images", fix="name a folder, a .npz, or a data set")
+    if any(not isinstance(part, str | os.PathLike) for part in parts):
+        raise UsageError("an image classifier takes images, not tokens", where=place, fix="name a folder of images")
     ready = preparation_of(place, config)
     found = [_listed(os.fspath(part), config) for part in parts]
     pictures = [picture for one, _ in found for picture in one]

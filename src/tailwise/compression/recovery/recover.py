@@ -21,6 +21,7 @@ from tailwise.compression.applying.card import PLAN_FILE
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.recovery.lora import adapter_of, behind_masks, layers_for, merged, save_adapter, with_adapter
 from tailwise.compression.recovery.masked import Written, masks_in, trainable
+from tailwise.compression.recovery.pictures import recover_pictures
 from tailwise.compression.recovery.recovered import RECOVERY_FILE, Recovered, card
 from tailwise.compression.recovery.text import Split, split_text
 from tailwise.compression.recovery.training import Course, Say, Trainer, Training
@@ -28,6 +29,7 @@ from tailwise.compression.walking.hosts import places_in
 from tailwise.errors import UsageError
 from tailwise.evaluation.compare import compare_scores
 from tailwise.evaluation.facts import facts_of
+from tailwise.evaluation.images import is_classifier
 from tailwise.evaluation.losses import check_causal, window_losses
 from tailwise.evaluation.models import Loaded, check_length, load_model, vocabulary_of
 from tailwise.evaluation.run import digest_of, summary
@@ -93,7 +95,8 @@ def recover(
 ) -> Recovered:
     """Train the pruned `model` on `text` and write it to `output`, its zeros kept at zero.
 
-    `model` is a folder or a Hugging Face id of a causal language model, `text` what `tokens_of` takes. A part of the
+    `model` is a folder or a Hugging Face id of a causal language model, `text` what `tokens_of` takes; or of an image
+    classifier, and `text` what `images_of` takes, with classes. A part of the
     text is kept out: quality before and after is measured on it, and the best state is chosen on another part.
     `masked` trains every stored parameter; `lora` an adapter of peft on the pruned layers, written as peft's folder,
     or, trained behind the mask, merged into the weights. The output appears whole or not at all. Raises
@@ -103,6 +106,8 @@ def recover(
     source = Path(name).expanduser()
     check_output(target, force=wanted.force, source=source if source.exists() else None)
     _check_plan(source, wanted)
+    if is_classifier(name):
+        return recover_pictures(name, text, target, wanted, say)
     loaded = load_model(name, dtype="float32", device=wanted.device)
     split = split_text(text, loaded.tokenizer, wanted.window, wanted.seed)
     _check_windows(loaded, split, wanted)
