@@ -332,7 +332,9 @@ def test_the_command_prints_quality_before_and_after(pruned, tmp_path):
     assert "kept out of the training" in result.output
 
 
-@pytest.mark.parametrize(("method", "why"), [("ia3", "rescales activations"), ("prefix-tuning", "in front of the input")])
+@pytest.mark.parametrize(
+    ("method", "why"), [("ia3", "rescales activations"), ("prefix-tuning", "in front of the input")]
+)
 def test_other_methods_of_peft_are_refused_with_the_reason(method, why):
     with pytest.raises(UsageError, match=why):
         RecoverOptions(method=method)

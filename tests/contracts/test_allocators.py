@@ -46,7 +46,8 @@ def spend(found, sizes) -> float:
 
 OUTSIDE = replace(tensors()[0], tensor="lm_head.weight", role="lm_head", block=None)
 SETTINGS = Settings(
-    statistics={block: (3.0 * block) % 7 for block in range(BLOCKS)}, losses=losses([OUTSIDE, *tensors()]),
+    statistics={block: (3.0 * block) % 7 for block in range(BLOCKS)},
+    losses=losses([OUTSIDE, *tensors()]),
     weights={"alpha": 1.0, "entropy": -0.5, "owl": 0.25},
 )
 

@@ -134,7 +134,9 @@ def test_arrays_are_read_as_the_files_are(folders, pictures, tmp_path):
     model = folders["vit"]
     config = load_classifier(str(model)).module.config
     files = images_of(str(pictures), str(model), config)
-    arrays = np.stack([np.asarray(Image.open(file)) for name in CLASSES for file in sorted((pictures / name).iterdir())])
+    arrays = np.stack(
+        [np.asarray(Image.open(file)) for name in CLASSES for file in sorted((pictures / name).iterdir())]
+    )
     np.savez(tmp_path / "x.npz", images=arrays, labels=np.repeat(np.arange(3), EACH))
     again = images_of(str(tmp_path / "x.npz"), str(model), config)
     assert torch.equal(files.pixels, again.pixels)

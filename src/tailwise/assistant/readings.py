@@ -32,7 +32,8 @@ READINGS: Mapping[str, Reading] = {
     for item in (
         Reading(
             "alpha below 2",
-            "Over-trained or memorising, by the bands: the few largest directions have taken over. Single layers below 2 "
+            "Over-trained or memorising, by the bands: the few largest directions have taken over. Single layers "
+            "below 2 "
             "occur in healthy models; many at once are a warning, and correlation traps beside them make it likelier. "
             "Only where D is small; where the fit has most of the spectrum it describes the bulk.",
             f"{_HTSR}; {_HELP}",
@@ -51,7 +52,8 @@ READINGS: Mapping[str, Reading] = {
         Reading(
             "high 1 − RD",
             "Near 1 the spectrum is that of W's own entries in random order: the layer's correlations are few, as if "
-            f"untrained. {_HELP} calls a high 1 − RD good, the library's README calls a high RD good; nothing is ranked "
+            f"untrained. {_HELP} calls a high 1 − RD good, the library's README calls a high RD good; nothing is "
+            "ranked "
             "by it alone.",
             f"{_HELP}; docs/definitions.md",
             r"(?:high|large|low|small|near 1|close to 1).*(?:1\s*[-−–]\s*rd|one_minus_rd|\brd\b)|"
@@ -77,7 +79,8 @@ READINGS: Mapping[str, Reading] = {
         ),
         Reading(
             "many correlation traps",
-            "Eigenvalues that stick out even after the entries are shuffled: single very large weights make them. A sign "
+            "Eigenvalues that stick out even after the entries are shuffled: single very large weights make them. "
+            "A sign "
             "of over-fitting or too large a learning rate, the more so beside α below 2; 0 is good. Layers with "
             "outlier features by design have them too.",
             f"{_HELP}; rule TW205",
@@ -104,7 +107,8 @@ READINGS: Mapping[str, Reading] = {
         ),
         Reading(
             "AlphaPruning",
-            "Pruning that takes more of blocks with high α: shares linear in the mean α of a block, within [1 − τ, 1 + τ]. "
+            "Pruning that takes more of blocks with high α: shares linear in the mean α of a block, within [1 − τ, "
+            "1 + τ]. "
             "Here `tailwise plan prune --allocator alpha`. On two small models it did not reliably beat the same "
             "amount everywhere; `auto` tries it beside the others, `tailwise predict` measures whether α foretells it.",
             "Lu et al. 2024, arXiv:2410.10912; docs/evidence.md",
@@ -114,14 +118,16 @@ READINGS: Mapping[str, Reading] = {
         Reading(
             "τ",
             "How far AlphaPruning lets amounts spread: shares lie in [1 − τ, 1 + τ], 0 is uniform, published 0.3. "
-            "`auto` tries 0.05 to 0.5; `tailwise plan tau MODEL --calibration TEXT --chart x.png` draws the loss over τ.",
+            "`auto` tries 0.05 to 0.5; `tailwise plan tau MODEL --calibration TEXT --chart x.png` draws the loss "
+            "over τ.",
             "Lu et al. 2024, arXiv:2410.10912",
             r"\btau\b|τ",
             ("auto",),
         ),
         Reading(
             "how often to audit",
-            "Cheap norms at every step cost next to nothing; a full audit every 500 to 2,000 steps, or at every checkpoint "
+            "Cheap norms at every step cost next to nothing; a full audit every 500 to 2,000 steps, or at every "
+            "checkpoint "
             "that is kept, shows what changes. `tw.Monitor(model, every=1000)` holds a share of the time and skips "
             "audits that do not fit. After training: once for each model that is kept, and again after fine-tuning, "
             "pruning or merging.",
@@ -135,8 +141,8 @@ READINGS: Mapping[str, Reading] = {
 
 def reading_of(question: str) -> Reading | None:
     """The reading that a question in lower case asks for; None where it asks which layers are so."""
-    if re.search(r"\b(which|what|how many|list|show)\b[^?]*\b(layers?|matri\w+|blocks?|roles?)\b.*\b(have|has|with|are|is)\b",
-                 question) and "softmax" not in question:  # fmt: skip
+    if re.search(r"\b(which|what|how many|list|show)\b[^?]*\b(layers?|matri\w+|blocks?|roles?)\b.*"
+                 r"\b(have|has|with|are|is)\b", question) and "softmax" not in question:  # fmt: skip
         return None
     for item in READINGS.values():
         if re.search(item.pattern, question) and re.search(_ASKS + r"|^\W*\S+\W*$|how", question):

@@ -34,7 +34,10 @@ class Compute(StrEnum):
 
 def evaluate(
     model: Annotated[
-        str, typer.Argument(help="Language model, image classifier or adapter: a folder or Hugging Face id; or scores saved as x.json.")
+        str,
+        typer.Argument(
+            help="Language model, image classifier or adapter: a folder or Hugging Face id; or scores saved as x.json."
+        ),
     ],
     against: Annotated[
         str | None,
@@ -53,8 +56,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="IMAGES",
-            help="For the accuracy of an image classifier: a folder with one for each class, a .npz (images, labels), or "
-            "a data set as org/name:split. May be repeated.",
+            help="For the accuracy of an image classifier: a folder with one for each class, a .npz (images, labels), "
+            "or a data set as org/name:split. May be repeated.",
             rich_help_panel=_WHAT,
         ),
     ] = None,
@@ -63,7 +66,12 @@ def evaluate(
         typer.Option(metavar="MODEL", help="Of an adapter: the model it adapts.", rich_help_panel=_WHAT),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Tasks of lm-eval, by name; alphapruning: the seven of that paper.", rich_help_panel=_WHAT)
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Tasks of lm-eval, by name; alphapruning: the seven of that paper.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     include_path: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with task files of your own.", rich_help_panel=_WHAT)

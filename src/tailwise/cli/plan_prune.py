@@ -80,13 +80,17 @@ def prune(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(metavar="A=X,B=Y", rich_help_panel=_HOW,
-                     help="Of blend, e.g. alpha=1,depth=-0.5; searched on --calibration where not given."),
+        typer.Option(
+            metavar="A=X,B=Y",
+            rich_help_panel=_HOW,
+            help="Of blend, e.g. alpha=1,depth=-0.5; searched on --calibration where not given.",
+        ),
     ] = None,
     reverse: Annotated[
         bool,
-        typer.Option("--reverse", help="Of alpha, alpha-role and entropy: more where they take less.",
-                     rich_help_panel=_HOW),
+        typer.Option(
+            "--reverse", help="Of alpha, alpha-role and entropy: more where they take less.", rich_help_panel=_HOW
+        ),
     ] = False,
     estimator: Annotated[
         str | None,

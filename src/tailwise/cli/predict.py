@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tailwise.cli.options import Device, Json, Workers, comma_list
-from tailwise.cli.plan_shared import TRY, WHICH, Layers, Roles, Samples, Seed, Window, audit_of, saying
+from tailwise.cli.plan_shared import TRY, Layers, Roles, Samples, Seed, Window, audit_of, saying
 from tailwise.cli.solver import solver_to_stderr
 from tailwise.errors import UsageError
 
@@ -25,7 +25,7 @@ def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL|STUDY", help="A model, an audit, or x.json of `precision`.")],
     calibration: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="What losses are measured on, as `evaluate --text` takes it. May be repeated.",
+        typer.Option(metavar="TEXT", help="What losses are measured on, as `evaluate --text` takes it.",
                      rich_help_panel=TRY),
     ] = None,
     sparsity: Annotated[float, typer.Option(help="Pruned to this, and 0.1 more.", rich_help_panel=_HOW)] = 0.7,
@@ -144,7 +144,7 @@ def _deliver(found: Foresight, outputs: list[str], as_json: bool) -> None:
                 cells = (Text(_interval(item), style="bold" if item.seen else "") for item in (within, pooled))
                 table.add_row(name, *cells, str(within.n))
             screen.print("", table, sep="\n")
-        screen.print("", Text("ρ > 0: where the number is high, the loss is larger. Bold: 95 % interval excludes 0; of 20 "
+        screen.print("", Text("ρ > 0: where the number is high, the loss is larger. Bold: the interval excludes 0; of 20 "
                               "one does by chance.", style="dim"), sep="\n")  # fmt: skip
         for line in (*found.answers, *(f"note: {note}" for note in found.notes)):
             screen.print(line, markup=False, soft_wrap=True)

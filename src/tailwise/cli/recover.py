@@ -28,8 +28,8 @@ def recover(
         typer.Option(
             metavar="TEXT",
             help="What it is trained on: a text file, a folder of them, token ids (.npy, .pt, .safetensors, .json), "
-            "wikitext2, or a data set as org/name:split:column; of an image classifier, images with their classes. A part "
-            "is kept out to measure by. May be repeated.",
+            "wikitext2, or a data set as org/name:split:column; of an image classifier, images with their classes. A "
+            "part is kept out to measure by. May be repeated.",
             rich_help_panel=_HOW,
         ),
     ],
@@ -148,7 +148,8 @@ def _lines(found: Recovered) -> Iterator[str]:
     if found.cost_of_merging is not None:
         yield f"of that, merging with the zeros put back costs {found.cost_of_merging:+.4f} nats a token"
     training = found.training
+    unit = "an image" if found.after.tasks else "a token"
     yield (
         f"best at step {training.best_step} of {training.steps}, by the guard windows: {training.start_loss:.4f} to "
-        f"{training.best_loss:.4f} nats {'an image' if found.after.tasks else 'a token'} ({training.ended}, {training.seconds:.0f} s)"
+        f"{training.best_loss:.4f} nats {unit} ({training.ended}, {training.seconds:.0f} s)"
     )

@@ -96,7 +96,9 @@ def load_classifier(place: str, *, device: str = "cpu") -> Loaded:
             )
     except Exception as error:  # every architecture fails in its own way
         lines = str(error).strip().splitlines()
-        raise UnreadableError(f"could not be loaded ({lines[0] if lines else type(error).__name__})", where=place) from error
+        raise UnreadableError(
+            f"could not be loaded ({lines[0] if lines else type(error).__name__})", where=place
+        ) from error
     if missing := sorted(facts.get("missing_keys", ())):
         raise UsageError(
             f"{len(missing)} of its weights are not in the checkpoint and would be random: {', '.join(missing[:3])}",
@@ -119,7 +121,9 @@ def preparation_of(place: str, config: Any) -> Preparation:
     elif "shortest_edge" in size:
         height = width = int(size["shortest_edge"])
         # ConvNeXt: below 384 the picture is made larger by 1/crop_pct, and its middle taken.
-        shortest = round(height / float(said.get("crop_pct") or 224 / 256)) if "crop_pct" in said and height < 384 else height
+        shortest = (
+            round(height / float(said.get("crop_pct") or 224 / 256)) if "crop_pct" in said and height < 384 else height
+        )
     else:
         height, width = int(size["height"]), int(size["width"])
     if crop is not None:
@@ -165,7 +169,9 @@ def images_of(source: Any, place: str, config: Any, *, most: int | None = None, 
     pictures = [picture for one, _ in found for picture in one]
     labels = None if any(own is None for _, own in found) else [label for _, own in found for label in own or ()]
     if not pictures:
-        raise UsageError("there are no images in it", where=os.fspath(parts[0]), fix=f"of {', '.join(sorted(SUFFIXES))}")
+        raise UsageError(
+            "there are no images in it", where=os.fspath(parts[0]), fix=f"of {', '.join(sorted(SUFFIXES))}"
+        )
     chosen = np.arange(len(pictures))
     if most is not None and most < len(pictures):
         chosen = np.sort(np.random.default_rng(seed).choice(len(pictures), most, replace=False))
@@ -223,11 +229,12 @@ def _of_arrays(path: Path, config: Any) -> tuple[Sequence[Any], list[int] | None
     except Exception as error:  # damaged bytes have many errors
         raise UnreadableError(f"could not be read ({error})", where=path) from error
     if images.ndim not in (3, 4) or (labels is not None and len(labels) != len(images)):
-        raise UsageError(f"images of shape {images.shape}, labels of {0 if labels is None else len(labels)}", where=path,
+        count = 0 if labels is None else len(labels)
+        raise UsageError(f"images of shape {images.shape}, labels of {count}", where=path,
                          fix="give images (n, height, width[, channels]) and as many labels")  # fmt: skip
-    count = int(getattr(config, "num_labels", 0))
-    if labels and not 0 <= min(labels) <= max(labels) < count:
-        raise UsageError(f"labels from {min(labels)} to {max(labels)}, and {count} classes", where=path)
+    classes = int(getattr(config, "num_labels", 0))
+    if labels and not 0 <= min(labels) <= max(labels) < classes:
+        raise UsageError(f"labels from {min(labels)} to {max(labels)}, and {classes} classes", where=path)
     return list(images.clip(0, 255).astype(np.uint8)), labels
 
 
@@ -244,7 +251,9 @@ def _of_data_set(source: str, config: Any) -> tuple[Sequence[Any], list[int] | N
                               where=source) from error  # fmt: skip
     kinds = {column: type(kind).__name__ for column, kind in data.features.items()}
     image = next((column for column, kind in kinds.items() if kind == "Image"), None)
-    label = next((column for column, kind in kinds.items() if kind == "ClassLabel"), "label" if "label" in kinds else None)
+    label = next(
+        (column for column, kind in kinds.items() if kind == "ClassLabel"), "label" if "label" in kinds else None
+    )
     if image is None:
         raise UsageError(f"it has the columns {', '.join(kinds)}, and no image", where=source)
     numbers: list[int] | None = None

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from tailwise.errors import TailwiseError, UsageError
+from tailwise.evaluation.adapters import base_of, is_adapter
 from tailwise.evaluation.compare import compare_scores
 from tailwise.evaluation.facts import facts_of
 from tailwise.evaluation.intervals import mean_interval
 from tailwise.evaluation.losses import check_causal, window_losses
-from tailwise.evaluation.adapters import base_of, is_adapter
 from tailwise.evaluation.models import Loaded, address_of, check_length, load_model, load_tokenizer, vocabulary_of
 from tailwise.evaluation.quiet import quiet
 from tailwise.evaluation.scores import Interval, ScoreComparison, Scores, TaskScore

@@ -85,5 +85,10 @@ def plan_blend(audit: Audit, request: Request, court: Court) -> Plan:
             best = min(best, search.scored(weights, other), key=lambda item: item.loss)
     court.judge([uniform, best])
     court.stage.trial.restore()
-    notes = (*best.plan.notes, verdict(best, uniform, court.stage.trial.material.unit), trials_in_words(court), *court.stage.notes)
+    notes = (
+        *best.plan.notes,
+        verdict(best, uniform, court.stage.trial.material.unit),
+        trials_in_words(court),
+        *court.stage.notes,
+    )
     return best.plan.replace(tried=rows_of(search.tried, best), notes=tuple(dict.fromkeys(notes)))

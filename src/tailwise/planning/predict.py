@@ -193,12 +193,14 @@ def _answers(correlations: Sequence[Foretold], kind: str) -> list[str]:
         if alpha.high < 0:
             said.append(f"{label}: where α is high the loss is smaller, as giving {less} there asks for ({interval}).")
         elif alpha.low > 0:
-            said.append(f"{label}: where α is high the loss is larger, the reverse of what giving {less} there asks for "
+            said.append(f"{label}: where α is high the loss is larger, the reverse of what {less} there asks for "
                         f"({interval}).")  # fmt: skip
         else:
             said.append(f"{label}: α does not foretell the loss ({interval}).")
         known = [item for item in within.values() if item.rho is not None and item.predictor != "alpha"]
-        ahead = sorted((item for item in known if abs(item.rho or 0.0) > abs(alpha.rho)), key=lambda i: -abs(i.rho or 0))
+        ahead = sorted(
+            (item for item in known if abs(item.rho or 0.0) > abs(alpha.rho)), key=lambda i: -abs(i.rho or 0)
+        )
         if ahead:
             names = ", ".join(f"{item.predictor} ({item.rho:+.2f}{'' if item.seen else ', not told from 0'})"
                               for item in ahead[:4])  # fmt: skip

@@ -85,7 +85,8 @@ def reading(question: Question, found: Reading) -> str:
     question.facts.append({"reading": found.title, "meaning": found.meaning, "source": found.source})
     see = [link(name, links.explain(name)) for name in found.see]
     more = f" See {listed(see, 4)}." if see else ""
-    return f"**{escape(found.title[:1].upper() + found.title[1:])}**: {found.meaning} (Source: {prose(found.source)}.){more}"
+    title = escape(found.title[:1].upper() + found.title[1:])
+    return f"**{title}**: {found.meaning} (Source: {prose(found.source)}.){more}"
 
 
 def ends(question: Question) -> str:

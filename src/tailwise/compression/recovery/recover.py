@@ -37,7 +37,9 @@ from tailwise.evaluation.scores import Scores
 from tailwise.evaluation.tokens import check_vocabulary
 
 METHODS = ("masked", "lora")
-_PROMPTS = "it trains vectors in front of the input and leaves the weights as they are, so what pruning took away stays away"
+_PROMPTS = (
+    "it trains vectors in front of the input and leaves the weights as they are, so what pruning took away stays away"
+)
 #: Other methods of peft that are asked for, and why they are not offered.
 _WHY_NOT: Mapping[str, str] = {
     "ia3": "it rescales activations by a vector for each layer, which can not make good what single entries did",
