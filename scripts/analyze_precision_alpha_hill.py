@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--filter-layers", help="regular expression; only layers whose name matches")
     found.add_argument("--plot-format", default="png", choices=("png", "pdf", "svg"))
     found.add_argument("--max-layers-per-plot", type=int, default=10, help="0 for all")
-    found.add_argument("--bound", help="beyond the documented ones: MEASURE=LIMIT; alpha_shift=0.05 marks sensitive layers")
+    found.add_argument("--bound", help="not a documented one: MEASURE=LIMIT; alpha_shift=0.05 marks layers")
     found.add_argument("--log-level", default="INFO", type=str.upper, choices=_LEVELS)
     return found
 

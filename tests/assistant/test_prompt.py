@@ -3,6 +3,7 @@
 import os
 
 from tailwise.assistant.prompt import prompt_facts, system_prompt
+from tailwise.assistant.readings import READINGS
 from tailwise.assistant.screen import Screen
 from tailwise.diagnosis.rule import RULES
 from tailwise.metrics.metric import METRICS
@@ -13,7 +14,9 @@ def test_has_the_guidance_the_metrics_and_the_data(made):
     prompt = system_prompt(made.workspace, made.screen())
     assert all(f"- {name}: " in prompt for name in METRICS)
     assert all(f"- {code} " in prompt for code in RULES)
-    assert all(item.guidance.text in prompt for item in charts_of("audit"))
+    scopes = ("audit", "layer", "several", "base")
+    assert all(item.guidance.text in prompt for scope in scopes for item in charts_of(scope))
+    assert all(item.meaning in prompt for item in READINGS.values())
     assert "model.layers.4.mlp.up_proj" in prompt
     assert len(prompt) < 60_000
 

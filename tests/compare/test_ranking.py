@@ -9,10 +9,10 @@ import pytest
 from scipy.stats import kendalltau, spearmanr
 
 import tailwise as tw
-from tailwise.compare.summary import model_numbers
 from tailwise.compare.correlation import correlation
 from tailwise.compare.ranking import short_names
 from tailwise.compare.scores import read_scores
+from tailwise.compare.summary import model_numbers
 
 
 @pytest.fixture(scope="module")

@@ -267,7 +267,7 @@ def test_a_model_that_is_not_pruned_is_only_fine_tuned_and_that_is_said(pruned, 
 def test_a_model_that_is_not_causal_is_refused(tmp_path, kind):
     with quiet():
         folder = saved(kind, tmp_path / "model")
-    with pytest.raises(UsageError, match=r"causal|later tokens"):
+    with pytest.raises(UsageError, match=r"causal|later tokens|takes images"):
         recover(folder, ids(), tmp_path / "out", options=RecoverOptions(**FAST))
 
 
@@ -330,3 +330,13 @@ def test_the_command_prints_quality_before_and_after(pruned, tmp_path):
     assert "before" in result.output
     assert "nats a token" in result.output
     assert "kept out of the training" in result.output
+
+
+@pytest.mark.parametrize(
+    ("method", "why"), [("ia3", "rescales activations"), ("prefix-tuning", "in front of the input")]
+)
+def test_other_methods_of_peft_are_refused_with_the_reason(method, why):
+    with pytest.raises(UsageError, match=why):
+        RecoverOptions(method=method)
+    with pytest.raises(UsageError, match="is no way to recover"):
+        RecoverOptions(method="magic")

@@ -17,7 +17,7 @@ METRICS = ("alpha", "alpha_hill", "alpha_hill_z", "singular_entropy_normalized")
 BLOCKS = 6
 LEVELS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 
-NAMES = ("uniform", "depth", "alpha", "alpha-role", "entropy", "owl", "dlp", "sensitivity")
+NAMES = ("uniform", "depth", "alpha", "alpha-role", "entropy", "owl", "dlp", "sensitivity", "blend")
 names = pytest.mark.parametrize("name", NAMES)
 operators = pytest.mark.parametrize("operator", ["wanda", "low_rank"])
 
@@ -46,7 +46,9 @@ def spend(found, sizes) -> float:
 
 OUTSIDE = replace(tensors()[0], tensor="lm_head.weight", role="lm_head", block=None)
 SETTINGS = Settings(
-    statistics={block: (3.0 * block) % 7 for block in range(BLOCKS)}, losses=losses([OUTSIDE, *tensors()])
+    statistics={block: (3.0 * block) % 7 for block in range(BLOCKS)},
+    losses=losses([OUTSIDE, *tensors()]),
+    weights={"alpha": 1.0, "entropy": -0.5, "owl": 0.25},
 )
 
 

@@ -8,7 +8,10 @@ import pytest
 import typer
 
 from tailwise.errors import TailwiseError, UnreadableError, UsageError
+from tailwise.evaluation.quiet import quiet
 from tailwise.evaluation.run import EvaluateOptions, evaluate
+from tailwise.evaluation.scores import TaskScore
+from tailwise.evaluation.tasks import SUITES, expanded, mean_of
 
 
 @pytest.fixture
@@ -158,3 +161,66 @@ def test_a_checkpoint_that_cannot_be_counted_costs_no_score(folder, story, monke
     found = evaluate(folder, text=story, options=EvaluateOptions(window=32))
     assert found.perplexity is not None
     assert "not counted (went away)" in found.notes[0]
+
+
+def test_the_seven_tasks_of_alphapruning_have_one_name_and_a_mean(command, stories, tmp_path):
+    """Offline, from files of those names."""
+    pytest.importorskip("lm_eval")
+    place = tmp_path / "tasks"
+    place.mkdir()
+    (place / "rows.jsonl").write_text(json.dumps({"q": "The sun was", "choices": ["bright", "zzz"], "gold": 0}) + "\n")
+    for name in SUITES["alphapruning"]:
+        (place / f"{name}.yaml").write_text(
+            f"task: {name}\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {place / 'rows.jsonl'}\n"
+            'test_split: test\noutput_type: multiple_choice\ndoc_to_text: "{{q}}"\ndoc_to_choice: choices\n'
+            "doc_to_target: gold\nmetric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
+        )
+    code, out, _ = command(stories, "--tasks", "alphapruning", "--include-path", place, "--json")
+    assert code == 0
+    tasks = {(task["task"], task["metric"]): task["value"] for task in json.loads(out)["tasks"]}
+    assert {name for name, metric in tasks if metric == "acc"} == set(SUITES["alphapruning"])
+    values = [value for (_, metric), value in tasks.items() if metric == "acc"]
+    assert tasks["alphapruning", "acc, mean"] == pytest.approx(sum(values) / 7)
+
+
+def test_a_suite_with_a_task_missing_has_no_mean():
+    one = TaskScore("boolq", "acc", 0.5, 0.1, 4, True)
+    assert mean_of("alphapruning", [one]) is None
+    every = [TaskScore(name, "acc", 0.5, 0.07, 4, True) for name in SUITES["alphapruning"]]
+    found = mean_of("alphapruning", every)
+    assert (found.value, found.n) == (0.5, 28)
+    assert found.stderr == pytest.approx(0.07 / 7**0.5)
+    assert expanded(("piqa", "alphapruning", "boolq")) == ("piqa", *SUITES["alphapruning"])
+
+
+@pytest.fixture
+def adapter(folder, tmp_path):
+    """A LoRA of the model in `folder` that changes it."""
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    with quiet():
+        model = peft.get_peft_model(
+            transformers.AutoModelForCausalLM.from_pretrained(folder),
+            peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False),
+        )
+        model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_is_scored_in_its_base_and_says_what_it_is(command, folder, story, adapter):
+    code, out, said = command(adapter, "--text", story, "--window", 32, "--against", folder, "--json")
+    assert (code, said) == (0, "")
+    found = json.loads(out)
+    assert found["perplexity"]["after"] != found["perplexity"]["before"]
+    assert f"an adapter (LORA, rank 4) on {folder}" in found["model"]["notes"][0]
+    assert found["model"]["facts"]["parameters"] == found["base"]["facts"]["parameters"]
+
+
+def test_an_adapter_without_a_base_asks_for_one(command, folder, story, adapter):
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": None}))
+    code, _, said = command(adapter, "--text", story, "--window", 32)
+    assert code == 2
+    assert "--base MODEL" in said
+    code, _, said = command(adapter, "--text", story, "--window", 32, "--base", folder)
+    assert (code, said) == (0, "")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from tailwise.assistant.functions.explaining import codes_in, named
+from tailwise.assistant.readings import reading_of
 from tailwise.assistant.replies import comparing, compression, concepts, health, topics, training, values
 from tailwise.assistant.replies.question import Question
 from tailwise.metrics.metric import METRICS
@@ -42,6 +43,14 @@ def _explains(question: Question) -> Reply | None:
     match = _WHAT_IS.match(question.lower)
     topic = named(match[1]) if match else named(question.lower)
     return None if topic is None else lambda asked: concepts.explain(asked, topic)
+
+
+def _reading(question: Question) -> Reply | None:
+    """`what does alpha below 2 mean?`; of a layer that is named, its own numbers answer."""
+    found = reading_of(question.lower)
+    if found is None or codes_in(question.text) or (question.has_audit() and question.layers().rows):
+        return None
+    return lambda asked: concepts.reading(asked, found)
 
 
 def _code(question: Question) -> Reply | None:
@@ -108,6 +117,8 @@ def _difference(question: Question) -> Reply | None:
 
 
 INTENTS: tuple[Intent, ...] = (
+    Intent("reading", _reading),
+    Intent("ends", _words(concepts.ends, r"\b(near|close|next|closest|nearest)\b.*\b(data|input|label|output)s?\b")),
     Intent("explain", _explains),
     Intent("code", _code),
     Intent("difference", _difference),
@@ -132,6 +143,7 @@ INTENTS: tuple[Intent, ...] = (
     Intent("compare", _words(
         comparing.compare, r"\bcompar", r"\bversus\b|\bvs\b", r"\bdiff(erence|er|erent|s)?\b", r"fine-? ?tun",
         r"\b(its|the) base\b|\bbase model", r"(better|worse) than", r"what('s| has)? changed", r"\bagainst\b",
+        r"which .*chang",
     )),
     Intent("remedies", _words(
         health.remedies, r"what (should|can|could|do|must) (i|we) (do|fix|try|change)",

@@ -8,12 +8,14 @@ from tailwise.assistant.answer import Fact
 from tailwise.assistant.functions.explaining import charts
 from tailwise.assistant.functions.function import Place, call, within
 from tailwise.assistant.glossary import TERMS
+from tailwise.assistant.readings import READINGS
 from tailwise.assistant.screen import Screen
 from tailwise.diagnosis.rule import RULES
 from tailwise.metrics.metric import METRICS
 from tailwise.training.alarm_rule import ALARM_RULES
 from tailwise.workspace.workspace import Workspace
 
+_SCOPES = {"audit": "one model", "layer": "one layer", "several": "models side by side", "base": "against a base"}
 _MOST_DATA = 9_000  # signs of one fact on screen: small models have small windows
 _RULES = """\
 You are the assistant of tailwise, which audits the spectra of neural-network weights (HT-SR). You answer questions \
@@ -49,12 +51,14 @@ def prompt_facts(workspace: Workspace, screen: Screen) -> tuple[Fact, ...]:
 
 def _guidance() -> list[str]:
     terms = [f"- {term.name}: {term.meaning} (source: {term.source})" for term in TERMS.values()]
-    read = [f"- {name}: {item.guidance.text}" for name, item in charts().items() if item.scope == "audit"]
+    read = [f"- {name} ({_SCOPES[item.scope]}): {item.guidance.text}" for name, item in charts().items()]
+    values = [f"- {item.title}: {item.meaning} (source: {item.source})" for item in READINGS.values()]
     rules = [
         f"- {code} {item.title} ({item.severity}, {item.strength}): {item.summary}" for code, item in RULES.items()
     ]
     alarms = ", ".join(f"{code} {item.title}" for code, item in ALARM_RULES.items())
     parts = ["# Words\n" + "\n".join(terms), "# Rules\n" + "\n".join(rules) + f"\n- Alarms of training runs: {alarms}."]
+    parts.append("# How to read values\n" + "\n".join(values))
     return [*parts, "# How to read the charts\n" + "\n".join(read)] if read else parts
 
 

@@ -46,7 +46,8 @@ def apply(
         typer.Option(
             metavar="TEXT",
             help="Text that wanda and sparsegpt need, and low_rank can use: a text file, a folder of them, token ids "
-            "(.npy, .pt, .safetensors, .json), wikitext2, or a data set as org/name:split:column. May be repeated.",
+            "(.npy, .pt, .safetensors, .json), wikitext2, or a data set as org/name:split:column. "
+            "Of an image classifier, images as `evaluate --images` takes them. May be repeated.",
             rich_help_panel=_CAL,
         ),
     ] = None,

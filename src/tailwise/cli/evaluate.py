@@ -34,7 +34,10 @@ class Compute(StrEnum):
 
 def evaluate(
     model: Annotated[
-        str, typer.Argument(help="Causal language model: a folder or Hugging Face id; or scores saved as x.json.")
+        str,
+        typer.Argument(
+            help="Language model, image classifier or adapter: a folder or Hugging Face id; or scores saved as x.json."
+        ),
     ],
     against: Annotated[
         str | None,
@@ -49,8 +52,26 @@ def evaluate(
             rich_help_panel=_WHAT,
         ),
     ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="IMAGES",
+            help="For the accuracy of an image classifier: a folder with one for each class, a .npz (images, labels), "
+            "or a data set as org/name:split. May be repeated.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Of an adapter: the model it adapts.", rich_help_panel=_WHAT),
+    ] = None,
     tasks: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Tasks of lm-eval, by name.", rich_help_panel=_WHAT)
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Tasks of lm-eval, by name; alphapruning: the seven of that paper.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     include_path: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with task files of your own.", rich_help_panel=_WHAT)
@@ -60,7 +81,7 @@ def evaluate(
     ] = False,
     window: Annotated[int, typer.Option(min=2, help="Tokens in a window.", rich_help_panel=_HOW)] = 512,
     max_windows: Annotated[
-        int | None, typer.Option(min=1, help="That many windows at random, not all.", rich_help_panel=_HOW)
+        int | None, typer.Option(min=1, help="That many windows (or images) at random, not all.", rich_help_panel=_HOW)
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Documents of each task, not all.", rich_help_panel=_HOW)
@@ -85,7 +106,7 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a language model: perplexity with its interval, tasks, size and speed.
+    """Measure a language model (perplexity, tasks, size, speed) or an image classifier (accuracy), with intervals.
 
     With --against, both models see the same windows and documents, and the differences are tested pair by pair.
     """
@@ -93,6 +114,8 @@ def evaluate(
 
     for path in output or ():
         _check_output(path)
+    if images and (text or tasks or speed):
+        raise UsageError("images and text are scored apart", fix="leave --text, --tasks and --speed out")
     options = EvaluateOptions(
         window=window,
         max_windows=max_windows,
@@ -105,7 +128,11 @@ def evaluate(
         device=device,
         batch=batch,
         speed=speed,
+        base=base,
     )
+    if images:
+        _deliver(_of_images(model, against, list(images), options), list(output or ()), as_json)
+        return
     found = _found(model, against, list(text) if text else None, tokenizer, options)
     _deliver(found, list(output or ()), as_json)
 
@@ -132,6 +159,14 @@ def _found(
         return compare_scores(Scores.load(model), base, seed=options.seed)
     with _bar() as show:
         return evaluate_models(model, text=text, against=base, tokenizer=tokenizer, options=options, progress=show)
+
+
+def _of_images(model: str, against: str | None, images: list[str], options: Any) -> Scores | ScoreComparison:
+    from tailwise.evaluation.classify import evaluate_images
+    from tailwise.evaluation.scores import Scores
+
+    base = Scores.load(against) if against is not None and _is_saved(against) else against
+    return evaluate_images(model, images, against=base, options=options)
 
 
 def _is_saved(name: str) -> bool:

@@ -24,6 +24,7 @@ from tailwise.cli.metrics import metrics
 from tailwise.cli.plan import app as plan
 from tailwise.cli.plot import plot
 from tailwise.cli.precision import precision
+from tailwise.cli.predict import predict
 from tailwise.cli.rank import rank
 from tailwise.cli.recover import recover
 from tailwise.cli.report import report
@@ -56,6 +57,7 @@ app.command()(report)
 app.command()(plot)
 app.command()(precision)
 app.command()(evaluate)
+app.command()(predict)
 app.add_typer(plan, name="plan")
 app.command()(apply)
 app.command()(recover)

@@ -1,4 +1,4 @@
-"""`tailwise plan prune|quantize|drop|import|show|diff|validate|export`."""
+"""`tailwise plan prune|quantize|tau|drop|import|show|diff|validate|export`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from tailwise.cli.options import Json, Rows
 from tailwise.cli.plan_import import import_
-from tailwise.cli.plan_prune import drop, prune
+from tailwise.cli.plan_prune import drop, prune, tau
 from tailwise.cli.plan_quantize import quantize
 from tailwise.cli.plan_shared import OUT, PlanFile, deliver, drawn, show_plan, target_of, write_json
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 
 app.command()(prune)
 app.command()(quantize)
+app.command()(tau)
 app.command()(drop)
 app.command("import")(import_)
 

@@ -1,4 +1,4 @@
-"""`tailwise plan prune|drop`."""
+"""`tailwise plan prune|tau|drop`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from tailwise.cli.options import Device, Json, Rows, Workers, comma_list
 from tailwise.cli.plan_shared import (
+    OUT,
     SUFFIXES,
     TRY,
     WHICH,
@@ -29,12 +30,14 @@ from tailwise.cli.plan_shared import (
     saying,
     target_of,
     text_of,
+    write_json,
 )
 from tailwise.cli.solver import solver_to_stderr
 from tailwise.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from tailwise.compression.plans.plan import Plan
+    from tailwise.planning.tau_curve import TauCurve
 
 _HOW = "How to spread it"
 
@@ -56,7 +59,7 @@ def prune(
         str,
         typer.Option(
             help="auto (tries the others on --calibration), uniform, depth, alpha, alpha-role, entropy, owl, dlp, "
-            "sensitivity.",
+            "sensitivity, blend.",
             rich_help_panel=_HOW,
         ),
     ] = "auto",
@@ -75,10 +78,19 @@ def prune(
     beta: Annotated[
         float | None, typer.Option(help="Of depth: step from block to block.", rich_help_panel=_HOW)
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A=X,B=Y",
+            rich_help_panel=_HOW,
+            help="Of blend, e.g. alpha=1,depth=-0.5; searched on --calibration where not given.",
+        ),
+    ] = None,
     reverse: Annotated[
         bool,
-        typer.Option("--reverse", help="Of alpha, alpha-role and entropy: more where they take less.",
-                     rich_help_panel=_HOW),
+        typer.Option(
+            "--reverse", help="Of alpha, alpha-role and entropy: more where they take less.", rich_help_panel=_HOW
+        ),
     ] = False,
     estimator: Annotated[
         str | None,
@@ -118,6 +130,7 @@ def prune(
     if allocator != AUTO and allocator not in ALLOCATORS:
         raise unknown_name("allocator", allocator, [AUTO, *(name for name, _ in ALLOCATORS.items())])
     given = {"mapping": mapping.value if mapping else None, "tau": tau, "beta": beta, "reverse": reverse or None}
+    given["weights"] = None if weights is None else _weights(weights)
     request = Request(
         sparsity=sparsity,
         allocator="uniform" if allocator == AUTO else allocator,
@@ -134,6 +147,109 @@ def prune(
     with solver_to_stderr(), saying() as say:
         plan = planned(audit, request, allocator=allocator, text=text, clock=Clock(seconds), say=say)
     deliver(plan, target, as_json, rows)
+
+
+def tau(
+    model: Model,
+    sparsity: Annotated[float, typer.Option(help="Fraction of the chosen tensors' parameters that goes.")] = 0.7,
+    taus: Annotated[
+        str, typer.Option(metavar="A,B", help="Values of τ; 0, uniform, is always among them.", rich_help_panel=_HOW)
+    ] = "0.05,0.1,0.2,0.3,0.4,0.5",
+    allocator: Annotated[str, typer.Option(help="alpha, alpha-role, entropy.", rich_help_panel=_HOW)] = "alpha",
+    operator: Annotated[str, typer.Option(help="magnitude, wanda, sparsegpt.", rich_help_panel=_HOW)] = "magnitude",
+    mapping: Annotated[
+        Mapping3 | None, typer.Option(help="Of alpha and entropy: whose metric decides.", rich_help_panel=_HOW)
+    ] = None,
+    reverse: Annotated[
+        bool, typer.Option("--reverse", help="More where they take less.", rich_help_panel=_HOW)
+    ] = False,
+    calibration: Calibration = None,
+    samples: Samples = 32,
+    window: Window = 512,
+    seed: Seed = 0,
+    roles: Roles = None,
+    layers: Layers = None,
+    device: Device = "cpu",
+    workers: Workers = None,
+    chart: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The curve: x.png, x.svg, x.pdf, x.html.", rich_help_panel=OUT)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Try every τ on text, and draw the loss against it.
+
+    τ says how far amounts may lie from the mean: shares in [1 − τ, 1 + τ], 0 is uniform. All are carried out and scored
+    on the same windows of the text.
+    """
+    from tailwise.compression.plans.candidates import Choice
+    from tailwise.compression.plans.make import Request
+    from tailwise.planning.run import check_causal_model
+    from tailwise.planning.tau_curve import tau_curve
+
+    if allocator not in ("alpha", "alpha-role", "entropy"):
+        raise UsageError(f"{allocator} has no τ", where="--allocator", fix="take alpha, alpha-role or entropy")
+    if chart is not None:
+        from tailwise.report.charts.chart import require_altair
+        from tailwise.report.render import check_figure
+
+        require_altair()
+        check_figure(chart)
+    given = {"mapping": mapping.value if mapping else None, "reverse": reverse or None}
+    settings = {name: value for name, value in given.items() if value is not None}
+    request = Request(sparsity, allocator, operator, choice=Choice(comma_list(roles), layers), settings=settings)
+    text = text_of(calibration, samples, window, seed, device)
+    if text is None:
+        raise UsageError("every τ is tried on text, and there is none", fix="give --calibration TEXT")
+    values = [_number(item, "--taus") for item in comma_list(taus)]
+    audit = audit_of(model, device, workers)
+    check_causal_model(audit.model)
+    with solver_to_stderr(), saying() as say:
+        found = tau_curve(audit, request, text, taus=values, say=say)
+    _show_curve(found, as_json)
+    if chart is not None:
+        from tailwise.report.charts.tau import tau_chart
+        from tailwise.report.render import write_figure
+        from tailwise.report.theme import palette_of
+
+        typer.echo(f"written to {write_figure(tau_chart(found, palette_of('light')), chart)}", err=as_json)
+
+
+def _show_curve(found: TauCurve, as_json: bool) -> None:
+    from rich.table import Table
+
+    from tailwise.report.terminal import console
+
+    if as_json:
+        write_json(found.to_json())
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for index, head in enumerate(("τ", "perplexity", "against uniform", "95 %")):
+        table.add_column(head, justify="right" if index else "left")
+    for point in found.points:
+        interval = "–" if point.low is None else f"{point.low:+.4f} to {point.high:+.4f}"
+        mark = " ←" if point is found.best else ""
+        table.add_row(f"{point.tau:g}{mark}", f"{point.perplexity:.4g}", f"{point.change:+.4f}", interval)
+    screen = console()
+    screen.print(table)
+    for note in found.notes:
+        screen.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
+
+
+def _weights(text: str) -> dict[str, float]:
+    found = {}
+    for item in comma_list(text):
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise UsageError(f"{item!r} is no weight", where="--weights", fix="write alpha=1,depth=-0.5")
+        found[name.strip()] = _number(value, "--weights")
+    return found
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(f"{text!r} is no number", where=where, fix="e.g. 0.3") from error
 
 
 def drop(

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,13 +21,6 @@ if TYPE_CHECKING:
 _HOW, _RUN, _OUT = "Training", "How to run", "Output"
 
 
-class Method(StrEnum):
-    """What is trained."""
-
-    masked = "masked"
-    lora = "lora"
-
-
 def recover(
     model: Annotated[str, typer.Argument(help="The pruned model: folder or Hugging Face id.")],
     text: Annotated[
@@ -36,7 +28,8 @@ def recover(
         typer.Option(
             metavar="TEXT",
             help="What it is trained on: a text file, a folder of them, token ids (.npy, .pt, .safetensors, .json), "
-            "wikitext2, or a data set as org/name:split:column. A part is kept out to measure by. May be repeated.",
+            "wikitext2, or a data set as org/name:split:column; of an image classifier, images with their classes. A "
+            "part is kept out to measure by. May be repeated.",
             rich_help_panel=_HOW,
         ),
     ],
@@ -44,9 +37,9 @@ def recover(
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the new model.", rich_help_panel=_OUT)
     ],
     method: Annotated[
-        Method,
+        str,
         typer.Option(help="masked: all weights but the zeros. lora: an adapter of peft.", rich_help_panel=_HOW),
-    ] = Method.masked,
+    ] = "masked",
     steps: Annotated[int, typer.Option(min=1, help="At most.", rich_help_panel=_HOW)] = 1000,
     lr: Annotated[
         float | None,
@@ -79,7 +72,7 @@ def recover(
     from tailwise.planning.run import seconds_of
 
     options = RecoverOptions(
-        method=method.value,
+        method=method,
         steps=steps,
         lr=lr,
         rank=rank,
@@ -131,7 +124,8 @@ def _table(found: Recovered) -> Table:
     from tailwise.compression.recovery.recovered import perplexity_words
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in ("", "perplexity, 95 %", "zeros in the blocks"):
+    quality = "accuracy ± standard error" if found.after.tasks else "perplexity, 95 %"
+    for title in ("", quality, "zeros in the blocks"):
         table.add_column(title, justify="right" if title else "left")
     table.add_row("before", perplexity_words(found.before), f"{found.sparsity[0]:.2%}")
     if found.unmerged is not None:
@@ -147,10 +141,15 @@ def _lines(found: Recovered) -> Iterator[str]:
         around = "" if change.interval is None else " [{:+.4f}, {:+.4f}]".format(*change.interval)
         p = "" if change.p is None else f", p = {change.p:.2g}"
         yield f"{change.change:+.4f} nats a token{around}{p}: {change.verdict}, over {change.n} windows"
+    for task in found.comparison.tasks:
+        around = "" if task.interval is None else " [{:+.4f}, {:+.4f}]".format(*task.interval)
+        change = "–" if task.change is None else f"{task.change:+.4f}"
+        yield f"{task.name}: {change}{around}: {task.verdict}, over {task.n} images"
     if found.cost_of_merging is not None:
         yield f"of that, merging with the zeros put back costs {found.cost_of_merging:+.4f} nats a token"
     training = found.training
+    unit = "an image" if found.after.tasks else "a token"
     yield (
         f"best at step {training.best_step} of {training.steps}, by the guard windows: {training.start_loss:.4f} to "
-        f"{training.best_loss:.4f} nats a token ({training.ended}, {training.seconds:.0f} s)"
+        f"{training.best_loss:.4f} nats {unit} ({training.ended}, {training.seconds:.0f} s)"
     )

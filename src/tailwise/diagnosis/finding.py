@@ -95,7 +95,8 @@ class Diagnosis:
         findings = tuple(_finding(item) for item in data["findings"])
         not_looked = tuple(NotLooked(**item) for item in data["not_looked"])
         looked, muted = tuple(data["looked"]), tuple(data["muted"])
-        left = tuple(NotEvaluated(**{**item, "layers": tuple(item["layers"])}) for item in data.get("not_evaluated", ()))
+        parts = data.get("not_evaluated", ())
+        left = tuple(NotEvaluated(**{**item, "layers": tuple(item["layers"])}) for item in parts)
         return Diagnosis(data["model"], findings, not_looked, looked, muted, dict(data["thresholds"]), left)
 
 

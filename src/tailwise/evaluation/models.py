@@ -11,6 +11,7 @@ from tailwise.checkpoints.hub import parse_hub
 from tailwise.compression.walking.load_pruned import PRUNED_FILE, load_pruned
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.evaluation.own_code import load_error
+from tailwise.evaluation.adapters import base_of, in_words, is_adapter, with_adapter
 from tailwise.evaluation.quiet import quiet
 from tailwise.execution.device import checked_device
 
@@ -35,11 +36,14 @@ class Loaded:
     notes: tuple[str, ...] = ()
 
 
-def load_model(model: Any, tokenizer: Any = None, *, dtype: str = "auto", device: str = "cpu") -> Loaded:
+def load_model(
+    model: Any, tokenizer: Any = None, *, dtype: str = "auto", device: str = "cpu", base: str | None = None
+) -> Loaded:
     """The model that `model` names (a folder, or a Hugging Face id), or the module itself, as it is.
 
     `tokenizer` is one of transformers, or where one is; by default the model's own. `UsageError` for a model that
-    does not predict the next token, or whose checkpoint lacks a part of it.
+    does not predict the next token, or whose checkpoint lacks a part of it. A folder of peft is loaded into `base`, or
+    into the model that it names.
     """
     if dtype not in DTYPES:
         raise UsageError(f"{dtype!r} is no dtype to compute in", fix=f"use {', '.join(DTYPES)}")
@@ -48,6 +52,8 @@ def load_model(model: Any, tokenizer: Any = None, *, dtype: str = "auto", device
         found = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
         return Loaded(model, found, type(model).__name__, model)
     name = os.fspath(model)
+    if is_adapter(name):
+        return _adapted(name, tokenizer, base_of(name, base), (dtype, device))
     place, revision = address_of(name)
     transformers = _transformers(name)
     with quiet():
@@ -58,6 +64,17 @@ def load_model(model: Any, tokenizer: Any = None, *, dtype: str = "auto", device
         tokenizer = load_tokenizer(place, revision)
     found = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
     return Loaded(module.to(device).eval(), found, name, name, notes)
+
+
+def _adapted(name: str, tokenizer: Any, base: str, how: tuple[str, str]) -> Loaded:
+    """An adapter in its base. What is stored is counted of the base: an adapter is small beside it."""
+    dtype, device = how
+    if is_adapter(base):
+        raise UsageError("is an adapter itself", where=base, fix="give the model that it adapts by --base")
+    own = tokenizer if tokenizer is not None else load_tokenizer(name)
+    found = load_model(base, own, dtype=dtype, device=device)
+    module = with_adapter(found.module, name).eval()
+    return Loaded(module, found.tokenizer, name, base, (in_words(name, base), *found.notes))
 
 
 def address_of(name: str) -> tuple[str, str | None]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from tailwise.errors import TailwiseError, UsageError
+from tailwise.evaluation.adapters import base_of, is_adapter
 from tailwise.evaluation.compare import compare_scores
 from tailwise.evaluation.facts import facts_of
 from tailwise.evaluation.intervals import mean_interval
@@ -51,6 +52,7 @@ class EvaluateOptions:
     batch: int | None = None  # windows at once; None: as memory allows
     speed: bool = False
     facts: bool = True  # count parameters and zeros
+    base: str | None = None  # of an adapter: the model it adapts; None: as the adapter says
 
 
 @overload
@@ -91,7 +93,7 @@ def evaluate(
     wanted = options or EvaluateOptions()
     if text is None and not wanted.tasks and not wanted.speed:
         raise UsageError("there is nothing to evaluate", fix="give --text, --tasks or --speed")
-    ours, theirs = _tokenizers(model, against, tokenizer)
+    ours, theirs = _tokenizers(model, against, tokenizer, wanted.base)
     tokens = None if text is None else tokens_of(text, ours, separator=wanted.separator)
     if tokens is not None and theirs is not None and theirs is not ours and tokens.documents:
         _check_same(tokens, tokens_of(text, theirs, separator=wanted.separator), against)
@@ -104,14 +106,23 @@ def evaluate(
     return compare_scores(found, against, seed=wanted.seed)
 
 
-def _tokenizers(model: Any, against: Any, given: Any) -> tuple[Any, Any]:
+def _tokenizers(model: Any, against: Any, given: Any, base: str | None = None) -> tuple[Any, Any]:
     """The tokenizers of the model and of the base; the same one where one of them has none, or one is given."""
     if given is not None:
         found = load_tokenizer(*_place(given)) if _is_place(given) else given
         return found, found
-    ours = load_tokenizer(*_place(model)) if _is_place(model) else None
-    theirs = load_tokenizer(*_place(against)) if _is_place(against) else None
+    ours, theirs = (_own_tokenizer(model, base), _own_tokenizer(against, base))
     return (theirs if ours is None else ours), theirs
+
+
+def _own_tokenizer(model: Any, base: str | None) -> Any:
+    """Of a folder or id; an adapter that comes without one has its base's."""
+    if not _is_place(model):
+        return None
+    found = load_tokenizer(*_place(model))
+    if found is None and is_adapter(model):
+        return load_tokenizer(*_place(base_of(model, base)))
+    return found
 
 
 def _is_place(value: Any) -> bool:
@@ -141,11 +152,11 @@ def _scores(
 ) -> Scores:
     tokens, windows = text
     with quiet():
-        loaded = load_model(model, tokenizer, dtype=options.dtype, device=options.device)
+        loaded = load_model(model, tokenizer, dtype=options.dtype, device=options.device, base=options.base)
         found = Scores(
             model=loaded.name,
             settings=_settings(options, tokens),
-            versions=_versions(with_tasks=bool(options.tasks)),
+            versions=versions(with_tasks=bool(options.tasks)),
             notes=(*loaded.notes, *(tokens.notes if tokens else ())),
         )
         if windows is not None:
@@ -154,7 +165,7 @@ def _scores(
             found = replace(found, tasks=_task_scores(loaded, options))
         if options.speed:
             found = replace(found, speed=_speed(loaded, windows, options))
-        return _with_facts(found, loaded) if options.facts else found
+        return with_facts(found, loaded) if options.facts else found
 
 
 def _task_scores(loaded: Loaded, options: EvaluateOptions) -> tuple[TaskScore, ...]:
@@ -170,7 +181,7 @@ def _task_scores(loaded: Loaded, options: EvaluateOptions) -> tuple[TaskScore, .
     )
 
 
-def _with_facts(found: Scores, loaded: Loaded) -> Scores:
+def with_facts(found: Scores, loaded: Loaded) -> Scores:
     """Scores that were made are not lost where the stored tensors cannot be counted."""
     try:
         return replace(found, facts=facts_of(loaded.where))
@@ -250,7 +261,8 @@ def _settings(options: EvaluateOptions, tokens: Tokens | None) -> dict[str, Any]
     return found
 
 
-def _versions(*, with_tasks: bool) -> dict[str, str]:
+def versions(*, with_tasks: bool) -> dict[str, str]:
+    """What the numbers came out of."""
     found = {"python": platform.python_version()}
     names = ("tailwise", "torch", "transformers", "tokenizers", "numpy", *(("lm_eval",) if with_tasks else ()))
     for name in names:

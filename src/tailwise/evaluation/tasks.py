@@ -13,6 +13,11 @@ from tailwise.evaluation.models import Loaded
 from tailwise.evaluation.quiet import quiet
 from tailwise.evaluation.scores import TaskScore
 
+#: Tasks that a paper reports together, by one name; the mean of their accuracies is reported too.
+SUITES: Mapping[str, tuple[str, ...]] = {
+    # Lu et al. 2024, AlphaPruning: BoolQ, RTE, HellaSwag, WinoGrande, ARC-e, ARC-c, OBQA.
+    "alphapruning": ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"),
+}
 #: Resamples of the harness for the standard errors that have no formula.
 _RESAMPLES = 1000
 
@@ -32,6 +37,7 @@ def task_scores(
     of each task; `batch` the number of requests at once. Only where a name is not found there are the harness's own
     tasks read, which mostly need the Hub.
     """
+    named, tasks = tasks, expanded(tasks)
     harness = _harness()
     if loaded.tokenizer is None:
         raise UsageError("tasks take a tokenizer", where=loaded.name, fix="put one beside the model, or give one")
@@ -46,8 +52,29 @@ def task_scores(
     except Exception as error:  # a task brings its own data and code
         lines = str(error).strip().splitlines()
         detail = f"{type(error).__name__}: {lines[0] if lines else ''}"
-        raise UnreadableError(f"the harness failed ({detail})", where=", ".join(tasks)) from error
-    return tuple(score for task in found["results"] for score in _scores(task, found))
+        fix = "their data is read from the Hub or its cache: run once with a network, or give files by --include-path"
+        raise UnreadableError(f"the harness failed ({detail})", where=", ".join(tasks), fix=fix) from error
+    scores = tuple(score for task in found["results"] for score in _scores(task, found))
+    return (*scores, *(mean for name in named if name in SUITES and (mean := mean_of(name, scores)) is not None))
+
+
+def expanded(tasks: Sequence[str]) -> tuple[str, ...]:
+    """The tasks, with the name of a suite replaced by its own, each once."""
+    return tuple(dict.fromkeys(inner for task in tasks for inner in SUITES.get(task, (task,))))
+
+
+def mean_of(suite: str, scores: Sequence[TaskScore]) -> TaskScore | None:
+    """The plain mean of a suite's accuracies, as its paper reports it; None where one is missing."""
+    found = {score.task: score for score in scores if score.metric == "acc"}
+    members = [found.get(task) for task in SUITES[suite]]
+    known = [score for score in members if score is not None]
+    if len(known) < len(members):
+        return None
+    value = sum(score.value for score in known) / len(known)
+    errors = [score.stderr for score in known]
+    whole = [error for error in errors if error is not None]
+    stderr = math.sqrt(sum(error**2 for error in whole)) / len(known) if len(whole) == len(known) else None
+    return TaskScore(suite, "acc, mean", value, stderr, sum(score.n for score in known), True)
 
 
 def _harness() -> dict[str, Any]:

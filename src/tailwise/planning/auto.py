@@ -169,7 +169,7 @@ def _final(kept: Scored, everything: list[Scored], search: _Search) -> Plan:
     notes = [
         f"sign: {direction_in_words(plan.operator)}; here nothing was believed, all was tried",
         depth_correlation(plan).words,
-        verdict(kept, everything[0]),
+        verdict(kept, everything[0], search.court.stage.trial.material.unit),
         trials_in_words(search.court),
         *(note for note in kept.plan.notes if note.startswith(("left", "asked"))),
         *stage.notes,

@@ -217,7 +217,7 @@ def _final(kept: Scored, everything: list[Scored], search: _Search) -> Plan:
     notes = [
         f"sign: {direction_in_words(plan.operator)}; here nothing was believed, all was tried",
         depth_words(plan),
-        verdict(kept, everything[0]),
+        verdict(kept, everything[0], search.court.stage.trial.material.unit),
         trials_in_words(court),
         *search.asked.notes,
         *court.stage.notes,

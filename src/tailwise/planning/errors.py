@@ -42,7 +42,7 @@ def error_tables(stage: Stage, plan: Plan, formats: Sequence[str]) -> ErrorTable
     inputs: Mapping[str, Activations] = trial.inputs
     if trial.change.needs != "hessian":
         need = "hessian" if hessians <= MOST_HESSIANS else "norms"
-        inputs = seen_by(trial.model, trial.places, need, stage.looked)  # type: ignore[arg-type]
+        inputs = seen_by(trial.model, trial.places, need, trial.material.inputs(stage.looked))  # type: ignore[arg-type]
     tables = ErrorTables()
     for item in plan:
         W = trial.dense(item.tensor).to(trial.dtypes[item.tensor])

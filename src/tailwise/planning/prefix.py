@@ -13,7 +13,7 @@ from torch import nn
 
 from tailwise.compression.walking.walk import Block, blocks_of
 from tailwise.errors import UsageError
-from tailwise.evaluation.losses import window_losses
+from tailwise.planning.material import Material, Text
 
 #: Bytes of states that are kept at most; a model that would need more is run whole every time.
 MOST_STATES = 4 << 30
@@ -22,11 +22,12 @@ MOST_STATES = 4 << 30
 class Prefix:
     """The outputs of every block under some weights.
 
-    A block is called once for each batch of windows, and `window_losses` makes the same batches every time; so the
+    A block is called once for each batch of windows, and its `Material` makes the same batches every time; so the
     n-th call of a block is given what its n-th call gave.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, material: Material | None = None) -> None:
+        self._material: Material = material or Text()
         try:
             self._blocks = blocks_of(model)
         except UsageError:  # such a model is run whole
@@ -62,7 +63,7 @@ class Prefix:
 
         handles = [block.module.register_forward_hook(keep(block.index)) for block in self._blocks]
         try:
-            found = window_losses(self._model, windows)
+            found = self._material.losses(self._model, windows)
         finally:
             for handle in handles:
                 handle.remove()
@@ -73,9 +74,9 @@ class Prefix:
     def losses(self, windows: torch.Tensor, first: int) -> NDArray[np.float64]:
         """Losses of the windows, (n,), where no weight before block `first` has changed since `record`."""
         if first <= 0 or not self.knows(windows):
-            return window_losses(self._model, windows)
+            return self._material.losses(self._model, windows)
         with _replayed(self._blocks[:first], self._kept):
-            return window_losses(self._model, windows)
+            return self._material.losses(self._model, windows)
 
 
 @contextmanager

@@ -10,7 +10,9 @@ from tailwise.compression.plans.make import Request, plan_prune
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.walking.hosts import check_causal
 from tailwise.errors import UsageError
+from tailwise.evaluation.images import is_classifier
 from tailwise.planning.auto import plan_auto
+from tailwise.planning.blend import plan_blend
 from tailwise.planning.clock import Clock
 from tailwise.planning.elsewhere import elsewhere
 from tailwise.planning.scored import Court, Say
@@ -20,7 +22,7 @@ from tailwise.planning.stage import StageOptions, stage_of
 AUTO = "auto"
 DEFAULT_SECONDS = 300.0
 #: What allocators take from text, by name.
-FROM_TEXT = ("owl", "dlp", "sensitivity")
+FROM_TEXT = ("owl", "dlp", "sensitivity", "blend")
 NOTHING_TRIED = (
     "no calibration text was given, so nothing could be tried and the budget is spread evenly; "
     "with --calibration TEXT, candidates are scored and the best is kept"
@@ -41,8 +43,8 @@ def planned(
     """A pruning plan of a model that was audited.
 
     `auto` tries every known way on the text and keeps the best within the clock's time, by default five minutes;
-    without text it is uniform, and says so. `owl` and `dlp` take one pass over the text, `sensitivity` many; the
-    others take the audit alone. The model is read where the audit says it is. Raises `UsageError`.
+    without text it is uniform, and says so. `owl` and `dlp` take one pass over the text, `sensitivity` and
+    `blend` many; the others take the audit alone. The model is read where the audit says it is. Raises `UsageError`.
     """
     if text is not None and allocator in (AUTO, *FROM_TEXT):
         check_causal_model(audit.model)
@@ -57,6 +59,8 @@ def planned(
         court = Court(stage_of(audit.model, _around(audit, request), text), clock, say or silent, far=far)
         if allocator == AUTO:
             return plan_auto(audit, request, court)
+        if allocator == "blend" and "weights" not in request.settings:
+            return plan_blend(audit, request, court)
         settings = {**request.settings, **_measured(audit, request, court, allocator)}
     plan = plan_prune(audit, replace(request, allocator=allocator, settings=settings))
     return plan.replace(notes=(*plan.notes, *court.stage.notes))
@@ -71,7 +75,9 @@ def _around(audit: Audit, request: Request) -> Plan:
 
 
 def check_causal_model(model: str) -> None:
-    """`UsageError` for a model that cannot be scored on text, with what can be done all the same."""
+    """`UsageError` for a model that can be scored on neither text nor images, with what can be done all the same."""
+    if is_classifier(model):
+        return
     try:
         check_causal(model)
     except UsageError as error:
@@ -81,7 +87,7 @@ def check_causal_model(model: str) -> None:
 
 def _measured(audit: Audit, request: Request, court: Court, allocator: str) -> dict[str, object]:
     stage = court.stage
-    if allocator == "owl":
+    if allocator in ("owl", "blend"):
         return {"statistics": stage.scores.outlier_ratios}
     if allocator == "dlp":
         return {"statistics": stage.scores.medians}

@@ -199,19 +199,19 @@ def _row(item: Scored, uniform: Scored, kept: Scored) -> dict[str, Any]:
     return row | {"trials": item.tried, "kept": item is kept}
 
 
-def verdict(kept: Scored, uniform: Scored) -> str:
+def verdict(kept: Scored, uniform: Scored, unit: str = "a token") -> str:
     """What was gained against uniform on windows that the search had not seen."""
     if kept.guard is None or uniform.guard is None:
         raise AssertionError("judged before it is told")
     if kept is uniform:
-        return "nothing that was tried lost less than uniform on text that the search had not seen"
+        return "nothing that was tried lost less than uniform on text or images that the search had not seen"
     change, found = float((kept.guard - uniform.guard).mean()), mean_interval(kept.guard - uniform.guard)
     where = "found by search" if kept.name == "search" else kept.name
     if found is None:
-        return f"{where}: {change:+.4f} nats a token against uniform, on too few windows for an interval"
+        return f"{where}: {change:+.4f} nats {unit} against uniform, on too few windows for an interval"
     low, high = found
     clear = "" if high < 0 else ", which may be chance"
-    return f"{where}: {change:+.4f} nats a token against uniform [{low:+.4f}, {high:+.4f}]{clear}"
+    return f"{where}: {change:+.4f} nats {unit} against uniform [{low:+.4f}, {high:+.4f}]{clear}"
 
 
 def trials_in_words(court: Court) -> str:
@@ -219,6 +219,6 @@ def trials_in_words(court: Court) -> str:
     stage = court.stage
     how = "" if court.faithful else ", carried out whole since inputs change much"
     return (
-        f"{stage.trial.runs} trials in {court.clock.spent:.0f} s{how}, on {len(stage.search)} windows of "
-        f"{stage.search.shape[1]} tokens; the last choice on {len(stage.guard)} others"
+        f"{stage.trial.runs} trials in {court.clock.spent:.0f} s{how}, on {stage.trial.material.words(stage.search)}"
+        f"; the last choice on {len(stage.guard)} others"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,12 +14,16 @@ from tailwise.compression.plans.plan import Plan
 from tailwise.compression.walking.calibrate import BlockScores, block_scores
 from tailwise.compression.walking.hosts import places_in
 from tailwise.errors import UsageError
-from tailwise.evaluation.models import check_length, load_model
+from tailwise.evaluation.images import images_of, is_classifier, load_classifier, predicted
+from tailwise.evaluation.models import Loaded, check_length, load_model
 from tailwise.evaluation.tokens import tokens_of, windows_of
+from tailwise.planning.material import Material, Pictures, Text
 from tailwise.planning.trial import Trial, trial_of
 
 #: Fewest windows that can be divided into some to look at and some to judge by.
 FEWEST = 8
+#: Images that trials are scored on, and statistics taken from; twice as many for the last choice.
+_IMAGES = 128
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ def stage_of(model: str, plan: Plan, options: StageOptions) -> Stage:
     `plan` says which tensors are to be tried, and by which operator. Windows are drawn at random; those of the last
     choice take part in nothing else.
     """
+    if is_classifier(model):
+        return _of_images(model, plan, options)
     loaded = load_model(model, dtype=options.dtype, device=options.device)
     check_length(loaded.module, options.window, model)
     tokens = tokens_of(options.calibration, loaded.tokenizer)
@@ -69,7 +75,34 @@ def stage_of(model: str, plan: Plan, options: StageOptions) -> Stage:
             where=tokens.name,
             fix="give more text, or a smaller --window",
         )
-    looked, search, guard = _divided(windows, options)
+    return _set_up(loaded, plan, _divided(windows, options), (Text(), options.seed, tokens.notes))
+
+
+def _of_images(model: str, plan: Plan, options: StageOptions) -> Stage:
+    """The same for a classifier; where nobody says what the images show, the model's own classes are the target."""
+    if options.executor != "local":
+        raise UsageError("plans of image classifiers are tried here alone", where=model, fix="leave --executor out")
+    loaded = load_classifier(model, device=options.device)
+    images = images_of(options.calibration, model, loaded.module.config)
+    if len(images) < FEWEST:
+        raise UsageError(f"{len(images)} images; a search takes {FEWEST} or more", where=images.name, fix="give more")
+    notes, labels = images.notes, images.labels
+    if labels is None:
+        labels = predicted(loaded.module, images.pixels)
+        notes = (*notes, f"{images.name}: without classes; the loss is against those that the dense model gives")
+    # A window of text is hundreds of predictions, an image one.
+    many = replace(options, samples=max(options.samples, _IMAGES), search_windows=_IMAGES, guard_windows=2 * _IMAGES)
+    places = torch.arange(len(images))[:, None]
+    return _set_up(loaded, plan, _divided(places, many), (Pictures(images.pixels, labels), options.seed, notes))
+
+
+def _set_up(
+    loaded: Loaded,
+    plan: Plan,
+    parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    what: tuple[Material, int, tuple[str, ...]],
+) -> Stage:
+    (looked, search, guard), (material, seed, said), model = parts, what, loaded.name
     with open_checkpoint(model) as checkpoint:
         places, config = places_in(loaded.module, checkpoint), dict(checkpoint.config)
         dtypes = {
@@ -77,8 +110,8 @@ def stage_of(model: str, plan: Plan, options: StageOptions) -> Stage:
             for item in plan
             if item.tensor in checkpoint.tensors
         }
-    trial, notes = trial_of(loaded.module, places, plan, looked, (config, dtypes))
-    scores = block_scores(loaded.module, looked)
+    trial, notes = trial_of(loaded.module, places, plan, looked, (config, dtypes), material)
+    scores = block_scores(loaded.module, material.inputs(looked))
     return Stage(
         trial,
         looked,
@@ -86,8 +119,8 @@ def stage_of(model: str, plan: Plan, options: StageOptions) -> Stage:
         search[: max(1, len(search) // 2)],
         guard,
         scores,
-        options.seed,
-        (*loaded.notes, *tokens.notes, *notes),
+        seed,
+        (*loaded.notes, *said, *notes),
     )
 
 

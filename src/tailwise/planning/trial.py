@@ -14,11 +14,12 @@ from torch import nn
 from tailwise.compression.applying.data_free import as_matrices, from_matrices
 from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.compression.prune.pruner import Activations, Need
+from tailwise.compression.walking.calibrate import Inputs
 from tailwise.compression.walking.statistics import of_group
 from tailwise.compression.walking.walk import Block, walk_blocks
 from tailwise.errors import UsageError
-from tailwise.evaluation.losses import window_losses
 from tailwise.planning.changes import Change, Pruning, Quantizing, change_of
+from tailwise.planning.material import Material, Text
 from tailwise.planning.prefix import Prefix
 
 #: Bytes of XᵀX of all layers together; above it trials take the nearest operator that needs less.
@@ -41,6 +42,7 @@ class Trial:
     config: Mapping[str, Any]
     dtypes: Mapping[str, torch.dtype]  # stored tensor → as it is stored
     change: Change
+    material: Material = field(default_factory=Text)
     inputs: Mapping[str, Activations] = field(default_factory=dict)  # stored tensor → what its layer sees
     runs: int = 0
     _dense: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -49,7 +51,7 @@ class Trial:
     _made: dict[tuple[str, Hashable], torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._prefix = Prefix(self.model)
+        self._prefix = Prefix(self.model, self.material)
         self._block = {tensor: self._prefix.block_of(place) for place, tensor in self.places.items()}
 
     def losses(self, plan: Plan, windows: torch.Tensor) -> NDArray[np.float64]:
@@ -77,8 +79,8 @@ class Trial:
         wanted = {item.tensor: item for item in plan if self.change.key(item) is not None}
         self.runs += 1
         try:
-            walk_blocks(self.model, calibration, _Apply(self, wanted))
-            return window_losses(self.model, windows)
+            walk_blocks(self.model, self.material.inputs(calibration), _Apply(self, wanted))
+            return self.material.losses(self.model, windows)
         finally:
             for tensor in wanted:
                 self._put(tensor, self._dense[tensor])
@@ -86,7 +88,7 @@ class Trial:
     def dense_losses(self, windows: torch.Tensor) -> NDArray[np.float64]:
         """Mean loss a token of every window without any plan, (n,)."""
         self.restore()
-        return window_losses(self.model, windows)
+        return self.material.losses(self.model, windows)
 
     def restore(self) -> None:
         """The dense weights again."""
@@ -151,11 +153,12 @@ def trial_of(
     plan: Plan,
     windows: torch.Tensor,
     stored: tuple[Mapping[str, Any], Mapping[str, torch.dtype]],
+    material: Material | None = None,
 ) -> tuple[Trial, tuple[str, ...]]:
     """A trial of plans for the tensors of `plan`, and notes.
 
-    `places` are stored tensor → parameter; `windows` (n, length) calibrate the operators that look at inputs;
-    `stored` are the config of the checkpoint and the dtypes of its tensors.
+    `places` are stored tensor → parameter; `windows` (n, length), rows of `material`, calibrate the operators that look at
+    inputs; `stored` are the config of the checkpoint and the dtypes of its tensors.
     """
     named = dict(model.named_parameters())
     lost = [item.tensor for item in plan if places.get(item.tensor) not in named]
@@ -167,9 +170,10 @@ def trial_of(
     parameters = {item.tensor: named[places[item.tensor]] for item in plan}
     change, notes = _affordable(change_of(plan), plan)
     tensors = {places[item.tensor]: item.tensor for item in plan}
-    trial = Trial(model, parameters, tensors, *stored, change)
+    found = material or Text()
+    trial = Trial(model, parameters, tensors, *stored, change, found)
     if change.needs != "none":
-        trial.inputs = seen_by(model, tensors, change.needs, windows)
+        trial.inputs = seen_by(model, tensors, change.needs, found.inputs(windows))
     return trial, notes
 
 
@@ -181,7 +185,7 @@ def _affordable(change: Change, plan: Plan) -> tuple[Change, tuple[str, ...]]:
     return nearest, (f"trials took {nearest.name}: {change.name} would hold {hessians >> 30} GiB of XᵀX",)
 
 
-def seen_by(model: nn.Module, tensors: Mapping[str, str], need: Need, windows: torch.Tensor) -> dict[str, Activations]:
+def seen_by(model: nn.Module, tensors: Mapping[str, str], need: Need, windows: Inputs) -> dict[str, Activations]:
     """Stored tensor → what its layer sees in one pass over the windows; `tensors` are parameter → stored tensor."""
     visitor = _Look(tensors, need)
     walk_blocks(model, windows, visitor, edits=False)

@@ -16,7 +16,8 @@ from tailwise.runs.found import Found
 
 #: What a metric asks for → the settings of an audit that provide it.
 _PROVIDES: dict[str, dict[str, Any]] = {
-    "permuted": {"randomize": 1}, "permuted_bulks": {"randomize": 1}, "interval": {"bootstrap": 200}, "rivals": {"rivals": True},
+    "permuted": {"randomize": 1}, "permuted_bulks": {"randomize": 1}, "interval": {"bootstrap": 200},
+    "rivals": {"rivals": True},
 }  # fmt: skip
 
 

@@ -96,7 +96,7 @@ def _from_blocks(
 
 
 def _zeros(source: RowBlocks, short: int) -> int:
-    """Directions that rows or columns of zeros take: `short` on the short side, or what those on the long side leave."""
+    """Directions that rows or columns of zeros take: `short` on the short side, or what the long side leaves."""
     rows, seen = 0, torch.zeros(source.cols, dtype=torch.bool)
     for block in source.row_blocks(BLOCK_BYTES):
         filled = (block != 0).cpu()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tailwise.assistant.answer import Fact
 from tailwise.assistant.markdown import escape, link, prose
+from tailwise.assistant.readings import Reading
 from tailwise.assistant.replies.question import Question
 from tailwise.assistant.words import bare, count, listed
 from tailwise.errors import TailwiseError
@@ -56,6 +57,7 @@ def _head(fact: Fact) -> str:
     return link(fact["topic"], links.explain(fact["topic"]))
 
 
+_INPUTS = ("embed", "pos_embed", "patch_embed")
 _RULE = {"rule": "the rule", "alarm": "the alarm"}
 _SAY = {"metric": _metric, "rule": _rule, "alarm": _rule, "chart": _chart, "term": _term}
 
@@ -76,6 +78,33 @@ def _found_here(question: Question, code: str) -> str:
         if item["code"] == code:
             return f"\n\nIn {title} it could not look: {prose(item['reason'])}."
     return f"\n\nIn {title} it found nothing."
+
+
+def reading(question: Question, found: Reading) -> str:
+    """What some value is said to mean, and where to look."""
+    question.facts.append({"reading": found.title, "meaning": found.meaning, "source": found.source})
+    see = [link(name, links.explain(name)) for name in found.see]
+    more = f" See {listed(see, 4)}." if see else ""
+    title = escape(found.title[:1].upper() + found.title[1:])
+    return f"**{title}**: {found.meaning} (Source: {prose(found.source)}.){more}"
+
+
+def ends(question: Question) -> str:
+    """Which layers are near the data, and which near the labels."""
+    name = question.audit()
+    rows = [layer.row for layer in question.place.workspace.audit(name)]
+    blocks = sorted({row.block for row in rows if row.block is not None})
+    inputs = [row.name for row in rows if row.block is None and row.role in _INPUTS]
+    outputs = [row.name for row in rows if row.block is None and row.role not in _INPUTS]
+    question.facts.append({"near_data": inputs, "near_labels": outputs, "blocks": blocks[:1] + blocks[-1:]})
+    title = link(question.place.workspace.entry(name, "audit").title, links.model(name))
+    if not blocks:
+        return f"{title} has no numbered blocks: its layers are in the order of the file, the first nearest the data."
+    shown = [[link(one, links.layer(name, one)) for one in side] for side in (inputs, outputs)]
+    first = f"{listed(shown[0], 3)}, then block {blocks[0]}" if inputs else f"block {blocks[0]}"
+    last = f"block {blocks[-1]}, then {listed(shown[1], 3)}" if outputs else f"block {blocks[-1]}"
+    return (f"In {title}, nearest the data: {first}. Nearest the labels: {last}. Charts along depth run the same way, "
+            "data on the left.")  # fmt: skip
 
 
 def chart(question: Question) -> str:
@@ -110,6 +139,9 @@ EXAMPLES = (
     "what should I do?",
     "is it over-trained?",
     "what is alpha?",
+    "what does alpha below 2 mean?",
+    "which layers are near the data?",
+    "how often should I audit?",
     "what does TW101 mean?",
     "how do I read this chart?",
     "what is the stable rank of block 3 mlp up?",

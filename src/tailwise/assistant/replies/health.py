@@ -55,7 +55,8 @@ def _blind(found: Fact) -> list[str]:
     if not found["not_looked"]:
         return left
     reasons = [f"{item['code']} ({prose(item['reason'])})" for item in found["not_looked"]]
-    return [f"{count(len(reasons), 'rule')} could not look, which is not the same as fine: {listed(reasons, 3)}.", *left]
+    blind = count(len(reasons), "rule")
+    return [f"{blind} could not look, which is not the same as fine: {listed(reasons, 3)}.", *left]
 
 
 def why(question: Question) -> str:

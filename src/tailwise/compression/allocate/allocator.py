@@ -28,6 +28,7 @@ class Settings:
     mapping: Mapping3 = "block"
     tau: float = 0.3  # shares lie in [1 − τ, 1 + τ]
     reverse: bool = False  # of alpha, alpha-role and entropy: the other way round
+    weights: Mapping[str, float] | None = None  # of `blend`: indicator → weight
     beta: float | None = None  # step of `depth` from block to block; None: half of what the budget allows
     statistics: Mapping[int, float] | None = None  # block → outlier ratio (owl) or score (dlp)
     losses: Mapping[tuple[str, float], float] | None = None  # (tensor, sparsity) → change of loss, of `sensitivity`
@@ -80,7 +81,7 @@ class Allocator:
         return self.allocate(candidates, budget, settings)
 
 
-_BUILT_IN = ("uniform", "depth", "alpha", "alpha_role", "entropy", "calibrated", "sensitivity")
+_BUILT_IN = ("uniform", "depth", "alpha", "alpha_role", "entropy", "calibrated", "sensitivity", "blend")
 
 
 def _load_built_ins() -> None:
@@ -90,7 +91,7 @@ def _load_built_ins() -> None:
     ALLOCATORS.sort(lambda item: place.get(item.name, len(place)))
 
 
-_NAMES = ("uniform", "depth", "alpha", "alpha-role", "entropy", "owl", "dlp", "sensitivity")
+_NAMES = ("uniform", "depth", "alpha", "alpha-role", "entropy", "owl", "dlp", "sensitivity", "blend")
 ALLOCATORS: Registry[Allocator] = Registry("allocator", "tailwise.allocators", _load_built_ins)
 
 

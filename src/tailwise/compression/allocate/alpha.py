@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tailwise.compression.allocate.allocator import Allocation, Settings, allocator, values_of
-from tailwise.compression.allocate.signs import reversed_of, sign_of_alpha
 from tailwise.compression.allocate.shares import Measured, spread
+from tailwise.compression.allocate.signs import reversed_of, sign_of_alpha
 from tailwise.compression.plans.budget import Budget
 from tailwise.compression.plans.candidates import Candidate
 

@@ -12,6 +12,8 @@ import torch
 from tailwise.compression.walking.calibrate import SAMPLES, WINDOW, sample_windows
 from tailwise.compression.walking.hosts import Host, check_causal
 from tailwise.errors import UsageError
+from tailwise.evaluation.images import images_of, is_classifier
+from tailwise.evaluation.models import address_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ def calibration_inputs(model: str, given: Any, draw: Draw) -> tuple[dict[str, to
         if len(sizes) != 1 or 0 in sizes:
             raise UsageError("the calibration inputs are empty, or not as many of each", fix="give n of each")
         return dict(given), {"calibration": ", ".join(sorted(given)), "samples": sizes.pop()}
+    if not isinstance(given, torch.Tensor) and is_classifier(model):
+        return _of_images(model, given, draw)
     check_causal(model)
     if isinstance(given, torch.Tensor) and given.ndim == 2:
         if not given.numel():
@@ -43,6 +47,15 @@ def calibration_inputs(model: str, given: Any, draw: Draw) -> tuple[dict[str, to
     windows = sample_windows(tokens.ids, draw.samples, draw.window, draw.seed)
     facts = {"samples": draw.samples, "window": draw.window, "seed": draw.seed}
     return {"input_ids": windows}, {"calibration": tokens.name, **facts}
+
+
+def _of_images(model: str, given: Any, draw: Draw) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    import transformers
+
+    name, revision = address_of(model)
+    config = transformers.AutoConfig.from_pretrained(name, revision=revision)
+    images = images_of(given, model, config, most=draw.samples, seed=draw.seed)
+    return {"pixel_values": images.pixels}, {"calibration": images.name, "samples": len(images), "seed": draw.seed}
 
 
 def check_inputs(host: Host, inputs: Mapping[str, torch.Tensor], model: str) -> None:

@@ -22,7 +22,7 @@ KINDS = frozenset({"dense", "conv", "expert"})
 LEFT_OUT = frozenset({*INPUTS, *OUTPUTS, "projector", "router", "norm", "bias", "ssm_state", "rwkv_mix", "codebook",
                       "modulation", "residual_mix", "attn_pos"})  # fmt: skip
 #: Metrics that the allocators read, beside α.
-READ = ("alpha_hill", "alpha_hill_z", "singular_entropy_normalized", "stable_rank")
+READ = ("alpha_hill", "alpha_hill_z", "singular_entropy_normalized", "stable_rank", "log_norm", "log_spectral_norm")
 _FUSED = {
     frozenset({"attn_q", "attn_k", "attn_v"}): "attn_qkv",
     frozenset({"attn_k", "attn_v"}): "attn_kv",

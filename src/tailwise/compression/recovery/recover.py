@@ -21,6 +21,7 @@ from tailwise.compression.applying.card import PLAN_FILE
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.recovery.lora import adapter_of, behind_masks, layers_for, merged, save_adapter, with_adapter
 from tailwise.compression.recovery.masked import Written, masks_in, trainable
+from tailwise.compression.recovery.pictures import recover_pictures
 from tailwise.compression.recovery.recovered import RECOVERY_FILE, Recovered, card
 from tailwise.compression.recovery.text import Split, split_text
 from tailwise.compression.recovery.training import Course, Say, Trainer, Training
@@ -28,6 +29,7 @@ from tailwise.compression.walking.hosts import places_in
 from tailwise.errors import UsageError
 from tailwise.evaluation.compare import compare_scores
 from tailwise.evaluation.facts import facts_of
+from tailwise.evaluation.images import is_classifier
 from tailwise.evaluation.losses import check_causal, window_losses
 from tailwise.evaluation.models import Loaded, check_length, load_model, vocabulary_of
 from tailwise.evaluation.run import digest_of, summary
@@ -35,6 +37,17 @@ from tailwise.evaluation.scores import Scores
 from tailwise.evaluation.tokens import check_vocabulary
 
 METHODS = ("masked", "lora")
+_PROMPTS = (
+    "it trains vectors in front of the input and leaves the weights as they are, so what pruning took away stays away"
+)
+#: Other methods of peft that are asked for, and why they are not offered.
+_WHY_NOT: Mapping[str, str] = {
+    "ia3": "it rescales activations by a vector for each layer, which can not make good what single entries did",
+    "prefix": _PROMPTS,
+    "prefix_tuning": _PROMPTS,
+    "prompt_tuning": _PROMPTS,
+    "p_tuning": _PROMPTS,
+}
 #: Highest learning rate times the width. A heuristic: 2.4e-5 and 1.2e-4 at a width of 4,096, where published
 #: fine-tunings and LoRA trainings are; narrower models take larger steps.
 _RATES = {"masked": 0.1, "lora": 0.5}
@@ -59,6 +72,8 @@ class RecoverOptions:
 
     def __post_init__(self) -> None:
         # Told before a model is read.
+        if (why := _WHY_NOT.get(self.method.lower().replace("³", "3").replace("-", "_"))) is not None:
+            raise UsageError(f"{self.method} does not recover a pruned model: {why}", fix=f"use {' or '.join(METHODS)}")
         if self.method not in METHODS:
             raise UsageError(f"{self.method!r} is no way to recover", fix=f"use {' or '.join(METHODS)}")
         if self.merge and self.method != "lora":
@@ -82,7 +97,8 @@ def recover(
 ) -> Recovered:
     """Train the pruned `model` on `text` and write it to `output`, its zeros kept at zero.
 
-    `model` is a folder or a Hugging Face id of a causal language model, `text` what `tokens_of` takes. A part of the
+    `model` is a folder or a Hugging Face id of a causal language model, `text` what `tokens_of` takes; or of an image
+    classifier, and `text` what `images_of` takes, with classes. A part of the
     text is kept out: quality before and after is measured on it, and the best state is chosen on another part.
     `masked` trains every stored parameter; `lora` an adapter of peft on the pruned layers, written as peft's folder,
     or, trained behind the mask, merged into the weights. The output appears whole or not at all. Raises
@@ -92,6 +108,8 @@ def recover(
     source = Path(name).expanduser()
     check_output(target, force=wanted.force, source=source if source.exists() else None)
     _check_plan(source, wanted)
+    if is_classifier(name):
+        return recover_pictures(name, text, target, wanted, say)
     loaded = load_model(name, dtype="float32", device=wanted.device)
     split = split_text(text, loaded.tokenizer, wanted.window, wanted.seed)
     _check_windows(loaded, split, wanted)

@@ -62,7 +62,11 @@ class Recovered:
 
 
 def perplexity_words(scores: Scores) -> str:
-    """`18.9 [17.2, 20.8]`."""
+    """`18.9 [17.2, 20.8]`; of a classifier its accuracy, `94.1% ± 1.2`."""
+    if scores.tasks:
+        accuracy = scores.tasks[0]
+        error = "" if accuracy.stderr is None else f" ± {100 * accuracy.stderr:.1f}"
+        return f"{100 * accuracy.value:.1f}%{error}"
     if scores.perplexity is None:
         return "not finite"
     around = "" if scores.interval is None else " [{:.4g}, {:.4g}]".format(*scores.interval)
@@ -82,7 +86,8 @@ def _lines(found: Recovered, source: str) -> Iterator[str]:
     what = "An adapter of peft for" if found.method == "lora" else "Trained for a while from"
     yield f"{what} `{source}`, by tailwise {version('tailwise')}. [{RECOVERY_FILE}]({RECOVERY_FILE}) has all numbers."
     yield ""
-    yield "| | perplexity on windows kept out of the training | zeros in the blocks |"
+    kept = "accuracy on images" if found.after.tasks else "perplexity on windows"
+    yield f"| | {kept} kept out of the training | zeros in the blocks |"
     yield "| --- | ---: | ---: |"
     yield f"| before | {perplexity_words(found.before)} | {found.sparsity[0]:.2%} |"
     if found.unmerged is not None:

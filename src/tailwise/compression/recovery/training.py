@@ -154,8 +154,7 @@ class Trainer:
             group["lr"] = rate
         self.model.train()
         with self._autocast():
-            logits = logits_of(self.model, windows)
-        loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), windows[:, 1:].flatten())
+            loss = self._loss(windows)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         # AdamW leaves alone what has no gradient, no momentum and no value; here before the norm is taken.
@@ -168,6 +167,11 @@ class Trainer:
             return math.nan
         optimizer.step()
         return float(loss.detach())
+
+    def _loss(self, windows: torch.Tensor) -> torch.Tensor:
+        """The mean loss of what was drawn."""
+        logits = logits_of(self.model, windows)
+        return cross_entropy(logits[:, :-1].flatten(0, 1).float(), windows[:, 1:].flatten())
 
     def _autocast(self) -> Any:
         return torch.autocast("cuda", torch.bfloat16) if self._device.type == "cuda" else nullcontext()

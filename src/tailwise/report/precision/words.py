@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tailwise.precision.prediction import Prediction
 from tailwise.precision.study import MEASURES
-from tailwise.precision.verdict import Bound, DEFAULT_BOUND, sensitivities, variations
+from tailwise.precision.verdict import DEFAULT_BOUND, Bound, sensitivities, variations
 from tailwise.report.precision.summary import FormatSummary, shown
 from tailwise.report.precision.view import StudyView
 
