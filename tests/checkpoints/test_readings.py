@@ -540,3 +540,35 @@ def test_subclasses_of_layers_are_read_as_the_layers():
     checkpoint = MemoryCheckpoint.of_module(model)
     found, _ = group(checkpoint, conv="flatten", min_evals=8)
     assert [(s.name, s.input_axis) for s in found] == [("table", 0), ("wpe", 1)]
+
+
+def test_a_scale_beside_a_gguf_tensor_multiplies_it():
+    class Gguf(MemoryCheckpoint):
+        format = "gguf"
+
+    W, stack = torch.randn(OUT, IN), torch.randn(3, OUT, IN)
+    arrays = {
+        "blk.0.attn_q.weight": W,
+        "blk.0.attn_q.scale": torch.tensor([0.25]),
+        "blk.0.ffn_up_exps.weight": stack,
+        "blk.0.ffn_up_exps.scale": torch.tensor([1.0, 2.0, 3.0]),
+    }
+    checkpoint = Gguf("m", arrays)
+    matrices = spectra_of(checkpoint)
+    torch.testing.assert_close(matrices["blk.0.attn_q"], 0.25 * W)
+    torch.testing.assert_close(matrices["blk.0.ffn_up_exps[2]"], 3 * stack[2])
+
+
+def test_what_an_adapter_replaces_is_no_weight_and_what_it_saved_has_the_plain_name():
+    arrays = {
+        "base_model.model.head.original_module.weight": torch.randn(OUT, IN),
+        "base_model.model.head.modules_to_save.default.weight": torch.randn(OUT, IN),
+    }
+    found, matrices, _ = taken(arrays)
+    assert list(found) == ["head"]
+    assert torch.equal(matrices["head"], arrays["base_model.model.head.modules_to_save.default.weight"])
+
+
+def test_a_kernel_of_jax_has_its_inputs_first():
+    found, _, _ = taken({"params.Dense_0.kernel": torch.randn(IN, OUT)})
+    assert found["params.Dense_0.kernel"].input_axis == 0

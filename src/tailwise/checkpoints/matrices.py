@@ -242,7 +242,7 @@ class _Grouping:
 
 
 #: What peft puts around the names of the model that it adapts.
-_WRAPPED = re.compile(r"^base_model\.model\.|\.base_layer(?=\.)")
+_WRAPPED = re.compile(r"^base_model\.model\.|\.base_layer(?=\.)|\.modules_to_save\.default(?=\.)")
 
 
 def _root(name: str, first: Mapping[str, str]) -> str:

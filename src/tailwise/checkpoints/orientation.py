@@ -37,6 +37,8 @@ def has_inputs_first(
     if kind is not None and kind not in ("Module", ""):
         return kind in _IN_OUT_KINDS or kind in _TABLE_KINDS or "Conv1D" in kind
     module, config = name.removesuffix(".weight"), config or {}
+    if module.endswith((".kernel", "/kernel")):  # JAX and Keras multiply from the left
+        return True
     bias = None if tensors is None else tensors.get(f"{module}.bias")
     if bias is not None and len(bias.shape) == 1 and shape[0] != shape[1] and bias.shape[0] in shape:
         return bias.shape[0] == shape[1]

@@ -149,9 +149,13 @@ def _several(view: View, role: str, dims: Dims, hints: Hints) -> list[Part]:
     for both, after, gate_first in _GATED:
         if module.endswith(both) and module.removesuffix(both)[-1:] in (".", ""):
             following = hints.tensors.get(f"{module.removesuffix(both)}{after}.weight")
-            if following is not None and len(following.shape) == 2 and following.shape[1] * 2 == view.n_rows:
-                family = "expert_" if role.startswith("expert_") else "mlp_"
+            if following is None or len(following.shape) != 2:
+                continue
+            family = "expert_" if role.startswith("expert_") else "mlp_"
+            if following.shape[1] * 2 == view.n_rows:
                 return halves(view, family, gate_first=gate_first)
+            if following.shape[1] == view.n_rows:
+                return [Part("", f"{family}up", "dense", (view,))]
     return []
 
 

@@ -49,7 +49,8 @@ class Scaled:
 
     def rows(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
         """Rows (or experts) start:stop, float32."""
-        codes = checkpoint.read_rows(self.name, start, stop).float()
+        codes = checkpoint.read_rows(self.name, start, stop)
+        codes = codes if codes.element_size() == 8 else codes.float()
         scale = real_scale(checkpoint.read(self.scale))
         if scale.numel() == 1:
             return codes * scale.reshape(())
@@ -208,6 +209,9 @@ def _scale_names(leaf: str) -> tuple[str, ...]:
 
 def find_scaled(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
     """Weights of one byte with a scale of a known name beside them."""
+    if checkpoint.format == "gguf":
+        yield from _of_llama_cpp(group)
+        return
     for leaf, spec in group.leaves.items():
         whole = spec.dtype == "I8" and leaf == "weight" and settings_of(checkpoint) is None
         if len(spec.shape) < 2 or not (spec.dtype in _FP8 or whole):
@@ -217,6 +221,13 @@ def find_scaled(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
         if not scales or (whole and _is_more_than_scaled(group)) or _is_fp4(group, leaf):
             continue
         yield _scaled(group.named(leaf), spec, scales, len(scales) == 1 and f"{leaf}_zero_point" not in group.leaves)
+
+
+def _of_llama_cpp(group: Siblings) -> Iterator[Claim]:
+    """`weight` and `scale`, one number or one an expert, that llama.cpp multiplies what the layer gives with."""
+    spec, scale = group.leaves.get("weight"), group.leaves.get("scale")
+    if spec is not None and scale is not None and len(spec.shape) > 1:
+        yield _scaled(spec.name, spec, [scale], prod(scale.shape) == 1 or len(spec.shape) == 3)
 
 
 def _is_more_than_scaled(group: Siblings) -> bool:

@@ -82,6 +82,8 @@ def _single(group: Siblings, leaf: str, spec: TensorSpec, checkpoint: Checkpoint
     """A tensor that its neighbours say nothing of."""
     if _MOMENTS.search(leaf):
         return Aside((spec.name,), "a moment that an optimizer keeps, not a weight")
+    if group.module.endswith(".original_module"):
+        return Aside((spec.name,), "what an adapter's modules_to_save stands in for")
     if len(spec.shape) >= 2 and spec.name not in checkpoint.readings:
         if spec.dtype in _FP8:
             note = "stored as fp8 without scales beside it: the values are taken as they are"
