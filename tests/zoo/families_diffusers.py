@@ -26,7 +26,10 @@ ORDER = {
     "pending": "blocks are numbered by the order of the file, down and up apart from each other or not",
     "since": "unreleased",
 }
-NORMED = {"pending": "weight norm: the direction and the norms are measured, not their product", "since": "unreleased"}
+NORMED = {
+    "pending": "a square `conv_t1` is transposed, which a file does not show but by its name",
+    "since": "unreleased",
+}
 KL = {"block_out_channels": (16, 32), "down_block_types": ("DownEncoderBlock2D",) * 2,
       "up_block_types": ("UpDecoderBlock2D",) * 2, "norm_num_groups": 8}  # fmt: skip
 

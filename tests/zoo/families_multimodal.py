@@ -37,8 +37,6 @@ ENTRIES = [
     family(MULTI, "ovis2", 4, pending="a subclass of Embedding is not taken for a table"),
     family(MULTI, "owlvit", 4),
     family(MULTI, "paligemma", 4),
-    family(MULTI, "pi0", 6,
-           pending="a tied head and embedding: which of the two counts depends on their order", since="unreleased"),
     family(MULTI, "qwen2_audio", 4),
     family(MULTI, "qwen2_vl", 4,
            pending="block numbers have a gap: norms and biases beside a projector are counted", since="unreleased"),

@@ -205,39 +205,60 @@ def witnessed(model: nn.Module, run: Callable[[], object], skip: set[str]) -> Ma
     with witness:
         run()
     found: Maps = {}
-    for name, axis in witness.summed.items():
-        tensor = owned[name].detach()
-        tensor = tensor if axis == "last" else tensor.transpose(-1, -2)
-        key = name.removesuffix(".weight")
-        found.update({key: tensor} if tensor.ndim == 2 else {f"{key}[{e}]": m for e, m in enumerate(tensor)})
-    return {name: matrix.double() for name, matrix in found.items()}
+    for name, how in witness.seen.items():
+        found.update(_as_maps(name.removesuffix(".weight"), owned[name].detach().double(), how))
+    return found
+
+
+def _as_maps(key: str, tensor: torch.Tensor, how: str | int) -> Maps:
+    """`last`, `first`: of matrices (stacked or alone) that axis is summed over. A number k: of k axes it is the first
+    k, of −k the last k, and the tensor is one matrix."""
+    if isinstance(how, int):
+        matrix = tensor.reshape(tensor.shape[: how % tensor.ndim].numel(), -1)
+        return {key: matrix.T if how > 0 else matrix}
+    tensor = tensor if how == "last" else tensor.transpose(-1, -2)
+    return {key: tensor} if tensor.ndim == 2 else {f"{key}[{e}]": matrix for e, matrix in enumerate(tensor)}
 
 
 class _Witness(TorchFunctionMode):
-    """Notes over which of its two last axes a stored tensor is summed."""
+    """Notes which axes of a stored tensor a product sums over."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
         super().__init__()
         self._names = names
-        self.summed: dict[str, str] = {}
+        self.seen: dict[str, str | int] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
-        place = _SUMMED.get(getattr(func, "__name__", ""))
-        if place is not None and len(args) >= 2:
-            for operand, axis in zip(args[:2], place, strict=True):
-                if axis is not None and isinstance(operand, torch.Tensor) and operand.ndim >= 2:
-                    self._note(operand, axis)
+        name = getattr(func, "__name__", "")
+        if name == "einsum" and len(args) == 3 and isinstance(args[0], str):
+            self._einsum(*args)
+        operands = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
+        for operand, axis in zip(operands, _SUMMED.get(name, ()), strict=False):
+            if axis is not None and isinstance(operand, torch.Tensor) and operand.ndim >= 2:
+                self._product(operand, axis)
         return func(*args, **(kwargs or {}))
 
-    def _note(self, operand: torch.Tensor, axis: int) -> None:
-        name = self._names.get(operand.untyped_storage().data_ptr())
+    def _name(self, operand: torch.Tensor) -> str | None:
+        return self._names.get(operand.untyped_storage().data_ptr())
+
+    def _product(self, operand: torch.Tensor, axis: int) -> None:
+        name = self._name(operand)
         if name is not None and 1 in operand.stride()[-2:] and 1 not in operand.shape[-2:]:
-            self.summed[name] = "last" if operand.stride(axis) == 1 else "first"
+            self.seen[name] = "last" if operand.stride(axis) == 1 else "first"
+
+    def _einsum(self, equation: str, left: torch.Tensor, right: torch.Tensor) -> None:
+        inputs, _, output = equation.replace(" ", "").partition("->")
+        for letters, operand in zip(inputs.split(","), (left, right), strict=True):
+            name, summed = self._name(operand), [letter not in output for letter in letters]
+            if name is not None and operand.is_contiguous() and any(summed) and not all(summed):
+                k = sum(summed)
+                if all(summed[:k]) or all(summed[-k:]):
+                    self.seen[name] = k if all(summed[:k]) else -k
 
 
-#: function → the axis of its first and of its second operand that is summed over
+#: Function → the axis of its first factor and of its second that is summed over.
 _SUMMED: dict[str, tuple[int | None, int | None]] = {
     "linear": (None, -1),
-    **dict.fromkeys(("matmul", "mm", "bmm", "__matmul__", "_grouped_mm", "grouped_mm"), (-1, -2)),
+    **dict.fromkeys(("matmul", "mm", "bmm", "__matmul__", "_grouped_mm", "grouped_mm", "addmm", "baddbmm"), (-1, -2)),
 }

@@ -30,7 +30,13 @@ def of_pretrained(model: nn.Module, folder: Path, run: Callable[[], object] | No
     stir(model)
     model.save_pretrained(folder)  # type: ignore[operator]
     maps = maps_of(model, run)
-    return Specimen((folder,), maps, model, roles=_roles(model, maps))
+    return Specimen((folder,), maps, model, _fixed(model), _roles(model, maps))
+
+
+def _fixed(model: nn.Module) -> frozenset[str]:
+    """Buffers of two axes or more: nothing that is learned, but for tables of positions, which may be either."""
+    found = {name for name, tensor in model.named_buffers() if tensor.ndim > 1}
+    return frozenset(name for name in found if "pos_embed" not in name)
 
 
 def stir(model: nn.Module) -> None:
