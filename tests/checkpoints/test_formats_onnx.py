@@ -282,3 +282,43 @@ def test_without_the_package_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(UsageError, match=r"tailwise\[onnx\]"):
         open_checkpoint(path)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("zeros", ["none", "packed", "float"])
+def test_packed_blocks_of_onnx_runtime(tmp_path, bits, zeros):
+    """As its documentation of MatMulNBits has it: (code − zero) · scale by blocks of inputs, low bits first."""
+    rows, cols, block = 24, 40, 16  # the last block is not full
+    blocks, per_byte = 3, 8 // bits
+    codes = RNG.integers(0, 1 << bits, size=(rows, blocks, block)).astype(np.uint8)
+    scale = RNG.uniform(0.1, 1, size=(rows, blocks)).astype(np.float32)
+    zero = RNG.integers(0, 1 << bits, size=(rows, blocks)).astype(np.uint8)
+
+    def packed(values):
+        padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, -values.shape[-1] % per_byte)])
+        parts = padded.reshape(*padded.shape[:-1], -1, per_byte).astype(np.uint16)
+        return (parts << (np.arange(per_byte, dtype=np.uint16) * bits)).sum(-1).astype(np.uint8)
+
+    arrays = {"fc.weight_Q4": packed(codes), "fc.weight_scales": scale.reshape(-1)}
+    inputs = ["x", *arrays]
+    if zeros != "none":
+        arrays["fc.weight_zp"] = packed(zero).reshape(-1) if zeros == "packed" else zero.astype(np.float32)
+        inputs.append("fc.weight_zp")
+    options = {"N": rows, "K": cols, "bits": bits, "block_size": block, "domain": "com.microsoft"}
+    node = helper.make_node("MatMulNBits", inputs, ["y"], name="/fc/MatMul_Q4", **options)
+    opened = open_checkpoint(saved(tmp_path, [node], arrays))
+    middle = (1 << (bits - 1)) if zeros == "none" else zero[..., None].astype(float)
+    expected = ((codes.astype(float) - middle) * scale[..., None]).reshape(rows, -1)[:, :cols]
+    assert opened.tensors.keys() == {"fc.weight"}
+    np.testing.assert_allclose(opened.read("fc.weight").numpy(), expected, rtol=1e-5, atol=1e-6)
+    (layer,) = tw.audit(tmp_path / "model.onnx")
+    assert layer.row.name == "fc"
+    assert layer.spectrum.eigenvalues.max() == pytest.approx(np.linalg.svd(expected)[1][0] ** 2, rel=1e-5)
+
+
+def test_a_made_up_constant_that_nothing_multiplies_by_is_no_matrix(tmp_path):
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Add", ["m", "onnx::Add_9"], ["y"])]
+    audit = tw.audit(saved(tmp_path, nodes, {"w": W, "onnx::Add_9": W}))
+    assert [layer.row.name for layer in audit] == ["w"]
+    (row,) = audit.unmeasured
+    assert (row.status, "no product" in row.reason) == ("NOT_A_MATRIX", True)

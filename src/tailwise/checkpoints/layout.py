@@ -38,8 +38,8 @@ _SUFFIXES = {
 }
 _SHARD = re.compile(r"(.*)-(\d{3,})-of-(\d{3,})(\..*)")
 _VARIANT = re.compile(r"(.+)\.[\w-]+(\.(?:safetensors|bin))")
-#: Folders that Accelerate and transformers make for the model of FSDP's SHARDED_STATE_DICT.
-_SHARDED = re.compile(r"(?:pytorch_model|model)_fsdp_0")
+#: Folders that hold the model of the folder above: FSDP's SHARDED_STATE_DICT, Megatron's only rank.
+_SHARDED = re.compile(r"(?:pytorch_model|model)_fsdp_0|mp_rank_00(?:_000)?")
 _TRAINING = re.compile(r"checkpoint-\d+|iter_\d+|(?:global_)?step[-_]?\d+|epoch[=_-]?\d+.*")
 
 

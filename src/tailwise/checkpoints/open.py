@@ -193,10 +193,11 @@ def _complete(path: Path, address: HubAddress, commit: str) -> tuple[Folder, str
         return None
     folder = LocalFolder(path, uri=str(address), revision=commit)
     try:
-        find_weights(folder)
+        found = find_weights(folder)
     except UnreadableError:
         return None
-    return folder, None
+    # An export in the cache does not mean that the model's own files are not on the Hub.
+    return (folder, None) if found.format in ("safetensors", "torch", "gguf") or is_offline() else None
 
 
 def _weights(folder: Folder, file: str | None) -> Weights:

@@ -168,7 +168,11 @@ def _notes(before: Audit, after: Audit, matching: Matching) -> tuple[str, ...]:
         for metric in TESTED
         if not comparable(metric, before, after)
     ]
-    if dict(ours.selection) != dict(theirs.selection):
+    parts = [str(facts.selection.get("part") or "the weights") for facts in (ours, theirs)]
+    if parts[0] != parts[1]:
+        said.append(f"the audits read different parts of their files: {parts[0]} and {parts[1]}")
+    chosen = [(facts.selection.get("layers"), facts.selection.get("roles")) for facts in (ours, theirs)]
+    if chosen[0] != chosen[1]:
         said.append("the audits took different selections of layers, so layers may look added or missing")
     if theirs.recipe.get("estimator", "ks") != "ks" or ours.recipe.get("estimator", "ks") != "ks":
         said.append("the bands 2–4 and 2–6 are meant for the ks estimator")

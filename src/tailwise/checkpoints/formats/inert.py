@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from tailwise.errors import UnreadableError
@@ -54,16 +54,14 @@ class _Inert(pickle._Unpickler):
 
     # Hashing a tuple of shared tuples need not end, so what becomes a key is looked at first.
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
 
-    def _keyed(self, load: Any, step: int) -> None:
-        keys = [self.stack[-2]] if step == 0 else self.stack[::step]
+    def _with_keys(self, code: bytes, step: int) -> None:
+        keys = self.stack[::step] if step else [self.stack[-2]]
         if not all(map(_is_plain_key, keys)):
             raise pickle.UnpicklingError("it has keys that are no names")
+        load: Any = pickle._Unpickler.dispatch[code[0]]
         load(self)
-
-    for _code, _step in ((pickle.SETITEM, 0), (pickle.SETITEMS, 2), (pickle.DICT, 2), (pickle.ADDITEMS, 1),
-                         (pickle.FROZENSET, 1)):  # fmt: skip
-        dispatch[_code[0]] = lambda self, load=dispatch[_code[0]], step=_step: self._keyed(load, step)
 
     def persistent_load(self, pid: Any) -> Any:
         if not self._with_storages or not isinstance(pid, tuple) or len(pid) < 5:
@@ -75,6 +73,16 @@ class _Inert(pickle._Unpickler):
         if path not in self._classes:
             self._classes[path] = type("Record", (Record,), {"path": path})
         return self._classes[path]
+
+
+def _looking(code: bytes, step: int) -> Callable[[_Inert], None]:
+    return lambda reader: reader._with_keys(code, step)
+
+
+#: Opcodes that make keys, and where these are: every one, every second, or (0) below the top.
+_KEYED = {pickle.SETITEM: 0, pickle.SETITEMS: 2, pickle.DICT: 2, pickle.ADDITEMS: 1, pickle.FROZENSET: 1}
+for _code, _step in _KEYED.items():
+    _Inert.dispatch[_code[0]] = _looking(_code, _step)
 
 
 def read_inert(data: bytes, *, where: str, with_storages: bool = False) -> Any:

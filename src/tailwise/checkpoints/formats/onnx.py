@@ -64,6 +64,7 @@ class OnnxCheckpoint(TensorStore):
         model = _parsed(self._file)
         self._places: dict[str, _Place] = {}
         self.unsupported: dict[str, str] = {}
+        self.aside: dict[str, str] = {}
         kinds, tensors = dict[str, str](), dict[str, TensorSpec]()
         try:
             for name, constant in names_of(constants_of(model)):
@@ -98,8 +99,20 @@ class OnnxCheckpoint(TensorStore):
                     _Place(constant, code, shape, place.file, place.offset, place.nbytes, direction),
                 )
             return
-        if not constant.kind and len(shape) > 1 and is_made_up(constant.name):
-            self.unsupported[name] = "a constant of the graph that no product, convolution or table look-up uses"
+        if constant.packed is not None:
+            rows, cols, bits = constant.packed
+            if fault := _fault_of_blocks(constant, shape, code):
+                self.unsupported[name] = fault
+            else:
+                yield TensorSpec(name, f"U{bits}", (rows, cols), place.nbytes), place
+                return
+        if not constant.kind and not constant.recurrent and len(shape) > 1 and is_made_up(constant.name):
+            if constant.scale is not None:
+                self.unsupported[name] = (
+                    "codes for an operator that is not known here; give the model before quantization"
+                )
+            else:
+                self.aside[name] = "a constant of the graph that no product, convolution or table look-up uses"
         if constant.scale is None and constant.kind and code in ("I8", "U8", "I4", "U4"):
             self.unsupported[name] = (
                 f"{code} codes whose scale is not in the file as a constant; give the model before quantization"
@@ -147,6 +160,8 @@ class OnnxCheckpoint(TensorStore):
         if not place.constant.gates and place.constant.scale is None:
             return self._stored(place, start, stop)
         whole = self._stored(place, 0, place.shape[0] if place.shape else 1)
+        if place.constant.packed is not None:
+            return self._unpacked(whole, place.constant, f"{self._file.name}, tensor {spec.name}")[start:stop]
         if place.constant.scale is not None:
             whole = self._decoded(whole, place, f"{self._file.name}, tensor {spec.name}")
         if place.constant.gates:
@@ -190,6 +205,25 @@ class OnnxCheckpoint(TensorStore):
             return (codes.to(torch.float32) - zero) * scale
         except (RuntimeError, IndexError) as error:
             raise UnreadableError("its scales do not fit its shape", where=where, fix="export it again") from error
+
+    def _unpacked(self, packed: torch.Tensor, constant: Constant, where: str) -> torch.Tensor:
+        """N × K of MatMulNBits in float32; without zeros, the middle of the codes is zero."""
+        import torch
+
+        if constant.packed is None:
+            raise AssertionError("only packed codes are unpacked")
+        rows, cols, bits = constant.packed
+        codes = _low_first(packed, bits)  # N × blocks × block
+        blocks = codes.shape[1]
+        scale = self._small(constant.scale, where).to(torch.float32).reshape(rows, blocks, 1)
+        zero: torch.Tensor | float = float(1 << (bits - 1))
+        if constant.zero is not None:
+            stored = self._small(constant.zero, where)
+            zero = stored.reshape(rows, -1)
+            if not stored.is_floating_point():
+                zero = _low_first(zero, bits)
+            zero = zero[:, :blocks].to(torch.float32).reshape(rows, blocks, 1)
+        return ((codes.to(torch.float32) - zero) * scale).reshape(rows, -1)[:, :cols]
 
     def _small(self, constant: Constant | None, where: str) -> torch.Tensor:
         if constant is None:
@@ -269,6 +303,24 @@ def _halves(packed: torch.Tensor, place: _Place) -> torch.Tensor:
 
     codes = torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten()[: prod(place.shape)].to(torch.int8)
     return (torch.where(codes > 7, codes - 16, codes) if place.code == "I4" else codes).reshape(place.shape)
+
+
+def _low_first(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes of 2, 4 or 8 bits that bytes hold, lowest bits first, along the last axis."""
+    import torch
+
+    parts = [packed >> shift & ((1 << bits) - 1) for shift in range(0, 8, bits)]
+    return torch.stack(parts, dim=-1).flatten(-2)
+
+
+def _fault_of_blocks(constant: Constant, shape: tuple[int, ...], code: str) -> str:
+    """Why the weight of a MatMulNBits cannot be read, or nothing."""
+    rows, cols, bits = constant.packed or (0, 0, 0)
+    block = constant.block
+    known = code == "U8" and bits in (2, 4, 8) and block > 0 and len(shape) == 3 and rows > 0 and cols > 0
+    if not known or shape != (rows, -(-cols // block), block * bits // 8) or constant.scale is None:
+        return f"codes of {bits} bits packed by MatMulNBits in a layout that is not known here"
+    return "" if prod(constant.scale.proto.dims) == shape[0] * shape[1] else "its scales do not fit its blocks"
 
 
 def _along(values: torch.Tensor, codes: torch.Tensor, axis: int, block: int) -> torch.Tensor:

@@ -16,7 +16,9 @@ _MADE_UP = re.compile(
 )
 _PASS_ON = frozenset({"Identity", "Cast", "Transpose"})
 #: Operator → position of its weight, and the kind of module that it is. The position of scales follows.
-_PRODUCTS = {"MatMul": 1, "FusedMatMul": 1, "Gemm": 1, "MatMulInteger": 1, "QLinearMatMul": 3, "QGemm": 3}
+_PRODUCTS = {"MatMul": 1, "FusedMatMul": 1, "Gemm": 1, "MatMulInteger": 1, "QLinearMatMul": 3, "QGemm": 3,
+             "Attention": 1}  # fmt: skip
+_BLOCKS = "MatMulNBits"  # of ONNX Runtime: codes of few bits in blocks along the inputs, packed into bytes
 _KERNELS = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3, "ConvTranspose": 1}
 _RECURRENT = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}  # where torch's gates lie among ONNX's
 _SCALES = {"QLinearMatMul": (4, 5), "QLinearConv": (4, 5), "QGemm": (4, 5), "DequantizeLinear": (1, 2)}
@@ -37,6 +39,7 @@ class Constant:
     zero: Constant | None = None
     axis: int = 1
     block: int = 0
+    packed: tuple[int, int, int] | None = None  # rows, columns and bits of codes that are packed into bytes
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,9 @@ class _Walk:
         if op in _SCALES:
             place = 0 if op == "DequantizeLinear" else _PRODUCTS.get(op, _KERNELS.get(op, 0))
             _give_scales(inputs, place, _SCALES[op], _attributes(node))
+        if op == _BLOCKS:
+            _take_blocks(inputs, node)
+            return
         if op == "DequantizeLinear":
             if first is not None:
                 scope[node.output[0]] = first
@@ -158,6 +164,17 @@ def _give_scales(inputs: list[_Value | None], place: int, scales: tuple[int, int
     code.block = attributes.get("block_size", 0)
 
 
+def _take_blocks(inputs: list[_Value | None], node: Any) -> None:
+    """The packed weight of MatMulNBits (N × blocks × bytes), its scales and its zeros."""
+    found = [value.constant if value is not None else None for value in (*inputs, None, None, None)]
+    codes, scale, zero, groups = found[1], found[2], found[3], found[4]
+    said = _attributes(node)
+    if codes is None or codes.kind or groups is not None:
+        return
+    codes.kind, codes.user, codes.scale, codes.zero = "Linear", node.name, scale, zero
+    codes.packed, codes.block = (said.get("N", 0), said.get("K", 0), said.get("bits", 4)), said.get("block_size", 0)
+
+
 def _scales_by_name(code: Constant, found: Mapping[str, Constant]) -> None:
     """ONNX Runtime's dynamic quantization multiplies by the scale after the product; it keeps the names together."""
     stem = code.name.removesuffix("_quantized")
@@ -194,7 +211,8 @@ def _numbered(constant: Constant, stem: str, count: int) -> str:
 
 
 def _name(constant: Constant) -> str:
-    name = constant.name.removesuffix("_quantized") if constant.scale is not None else constant.name
+    name = re.sub(r"(?:_quantized|[._]MatMul)?(?:[._]weight)?_Q\d+(?:G\d+)?$|_quantized$", "", constant.name)
+    name = name if constant.scale is not None else constant.name
     made_up = is_made_up(name)
     if (made_up or constant.recurrent) and constant.user and (path := _path(constant.user)):
         return path

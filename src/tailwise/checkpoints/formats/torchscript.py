@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable, Mapping
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +63,7 @@ class _Reader:
             raise UnreadableError(f"is nested more than {_DEEPEST} deep", where=self._name, fix=_DAMAGED)
         if id(value) in self._known:
             return self._known[id(value)]
+        found: torch.Tensor | dict[str, Any] | None
         if isinstance(value, Record) and value.path.startswith("torch._utils._rebuild"):
             found = self._tensor(value)
         elif isinstance(value, Record):
@@ -91,9 +91,12 @@ class _Reader:
         storage, offset, size, stride = record.args[:4]
         entries = self._storage(storage)
         sizes, strides = _ints(size), _ints(stride)
+        numel = 1
+        for extent in sizes:
+            numel *= extent
         last = offset + sum((extent - 1) * step for extent, step in zip(sizes, strides, strict=True))
         whole = type(offset) is int and offset >= 0 and all(number >= 0 for number in (*sizes, *strides))
-        if not whole or (prod(sizes) and last >= entries.numel()):
+        if not whole or (numel and last >= entries.numel()):
             raise UnreadableError("a tensor lies outside its storage", where=self._name, fix=_DAMAGED)
         return entries.as_strided(sizes, strides, offset)
 

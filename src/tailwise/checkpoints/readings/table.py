@@ -55,8 +55,10 @@ class Claims:
 
 def claims_on(checkpoint: Checkpoint, tensors: Mapping[str, TensorSpec]) -> Claims:
     """The claims on these stored tensors, from names, dtypes, shapes and the config."""
-    found = Claims(refused={name: why for name, why in checkpoint.unsupported.items() if name in tensors})
-    for group in siblings_of({n: spec for n, spec in tensors.items() if n not in found.refused}):
+    told = ({n: why for n, why in said.items() if n in tensors} for said in (checkpoint.unsupported, checkpoint.aside))
+    found = Claims({}, *told)
+    left = {n: spec for n, spec in tensors.items() if n not in found.refused and n not in found.aside}
+    for group in siblings_of(left):
         for reading, claim in _of_module(group, checkpoint):
             found.add(reading, claim)
     return found
