@@ -35,9 +35,8 @@ def audit():
     return tw.audit(MODEL, **FAST)
 
 
-def test_every_tensor_is_a_row_with_a_status_and_measured_ones_come_in_the_checkpoints_order(audit):
+def test_every_tensor_is_a_row_with_a_status(audit):
     assert {name for row in audit.rows for name in row.tensors} == MODEL.keys()
-    assert [layer.row.name + ".weight" for layer in audit] == [name for name in MODEL if MODEL[name].ndim == 2]
     statuses = {row.name: row.status for row in audit.rows}
     assert statuses["model.layers.1.self_attn.q_proj"] == "DEGENERATE"
     assert statuses["model.layers.1.mlp.up_proj"] == "FEW_EIGENVALUES"

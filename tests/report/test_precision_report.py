@@ -137,8 +137,8 @@ def test_exactly_the_documented_files_are_written(small, tmp_path):
     ]
     alone = [name for name in found if "/" in name]
     assert len(alone) == len(small.layers) == 9
-    assert alone[0] == "individual_layers/layer_000_model.embed_tokens.svg"
-    assert alone[-1] == "individual_layers/layer_008_lm_head.svg"
+    assert alone[0] == "individual_layers/layer_001_model_embed_tokens.svg"
+    assert alone[-1] == "individual_layers/layer_009_lm_head.svg"
 
 
 def test_a_second_run_removes_the_pictures_it_does_not_make_and_nothing_else(small, tmp_path):

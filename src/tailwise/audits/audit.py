@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tailwise.audits.weightwatcher import weightwatcher_columns
+from tailwise.checkpoints.order import KEEPS_ORDER, in_order
 from tailwise.errors import UsageError, unknown_name
 from tailwise.spectrum.spectrum import Spectrum
 
@@ -102,13 +103,15 @@ class Layer:
 
 
 class Audit:
-    """Every spectral fact of one checkpoint.
+    """Every spectral fact of one checkpoint, from the data to the labels: embeddings, blocks in order, heads.
 
     Index it by a matrix's name, iterate over its measured layers, or take everything as a table.
     """
 
     def __init__(self, rows: list[LayerRow], layers: Mapping[str, Layer], provenance: Provenance) -> None:
-        self.rows, self._layers, self.provenance = tuple(rows), dict(layers), provenance
+        self.rows = tuple(in_order(rows, as_listed=provenance.format in KEEPS_ORDER))
+        self._layers = {row.name: layers[row.name] for row in self.rows if row.name in layers}
+        self.provenance = provenance
 
     def __getitem__(self, name: str) -> Layer:
         """The layer of that name; a trailing `.weight` is allowed. `UsageError` with near names otherwise."""

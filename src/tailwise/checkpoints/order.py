@@ -68,17 +68,16 @@ def natural(name: str) -> tuple[str | int, ...]:
     return tuple(int(part) if at % 2 else part for at, part in enumerate(_DIGITS.split(name)))
 
 
-def in_order(rows: Iterable[Row], *, stored_format: str = "") -> list[Row]:
+def in_order(rows: Iterable[Row], *, as_listed: bool = False) -> list[Row]:
     """`rows` from the data to the labels.
 
-    Where `stored_format` keeps the order in which the model was written down, that order decides between rows without
-    a block; elsewhere their names do, with numbers as numbers.
+    Between rows without a block their names decide, with numbers as numbers; with `as_listed`, for formats that keep
+    the order in which the model was written down (`KEEPS_ORDER`), the order in which they are given.
     """
     listed = list(rows)
     bridge = _behind_towers(listed)
-    as_stored = stored_format in KEEPS_ORDER
     keys = {
-        at: (*_place(row, bridge), *((at,) if as_stored and row.block is None else ()), *_named(row.name))
+        at: (*_place(row, bridge), *((at,) if as_listed and row.block is None else ()), *_named(row.name))
         for at, row in enumerate(listed)
     }
     return [listed[at] for at in sorted(keys, key=lambda at: keys[at])]

@@ -50,4 +50,5 @@ def _count(checkpoint: Checkpoint, name: str) -> int | None:
 
 def _in_block(name: str, ndim: int, config: Any) -> bool:
     match = classify(name, ndim, config)
-    return ndim >= 2 and match.block is not None and match.role not in ("norm", "bias", "pos_embed", "embed", "codebook")
+    looked_up = ("norm", "bias", "pos_embed", "embed", "codebook")
+    return ndim >= 2 and match.block is not None and match.role not in looked_up

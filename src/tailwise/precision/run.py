@@ -15,6 +15,7 @@ from tailwise.audits.prepare import Prepared, Selection, prepare
 from tailwise.audits.run import Settings, Step, split_settings, versions
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.open import open_checkpoint
+from tailwise.checkpoints.order import KEEPS_ORDER, in_order
 from tailwise.errors import UsageError, unknown_name
 from tailwise.execution.device import checked_device
 from tailwise.execution.executor import default_workers, map_unordered
@@ -164,7 +165,8 @@ def _run(
         step = replace(step, done=step.done + 1, bytes_done=step.bytes_done + source.nbytes,
                        flops_done=step.flops_done + source.flops)  # fmt: skip
         _tell(progress, step)
-    return tuple(found[source.name] for source in prepared.sources), cache.trouble
+    as_stored = [found[source.name] for source in prepared.sources]
+    return tuple(in_order(as_stored, as_listed=checkpoint.format in KEEPS_ORDER)), cache.trouble
 
 
 def _log(layer: LayerStudy) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.atomic import write_whole
+from tailwise.checkpoints.order import in_order
 from tailwise.errors import UnreadableError, unknown_name
 from tailwise.storage import is_text, read_text
 
@@ -94,6 +95,11 @@ class LayerStudy:
     readings: Mapping[str, Reading] = field(default_factory=dict)
 
     @property
+    def role(self) -> str:
+        """The category, by the name that audits have for it."""
+        return self.category
+
+    @property
     def measured(self) -> bool:
         """Whether the layer carries readings."""
         return bool(self.readings)
@@ -106,7 +112,7 @@ class PrecisionStudy:
     model: str
     formats: tuple[str, ...]  # in the order asked for
     sources: Mapping[str, str]  # format → whose codec it is
-    layers: tuple[LayerStudy, ...]  # in the checkpoint's order
+    layers: tuple[LayerStudy, ...]  # from the data to the labels
     settings: Mapping[str, Any]  # k_frac, load_dtype, directions, selection, …
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -148,7 +154,8 @@ class PrecisionStudy:
                 raise ValueError("half a character in a text")
             if data.pop("kind") != "precision study" or data.pop("version") > _VERSION:
                 raise ValueError("another kind of file, or written by a newer tailwise")
-            data["layers"] = tuple(_layer(item) for item in data["layers"])
+            # Files of older versions have the order of the checkpoint.
+            data["layers"] = tuple(in_order(map(_layer, data["layers"]), as_listed=True))
             return cls(**{**data, "formats": tuple(data["formats"]), "notes": tuple(data["notes"])})
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             fix = "make it with `tailwise precision MODEL`"

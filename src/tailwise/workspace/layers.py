@@ -29,7 +29,7 @@ class Query:
     """
 
     text: str = ""
-    sort: str = ""  # a column; the order of the file without one
+    sort: str = ""  # a column; from the data to the labels without one
     down: bool = False
     page: int = 1
     size: int = 50

@@ -126,15 +126,16 @@ def layer(request: Request, desk: Given, audit: str, name: str) -> HTMLResponse:
     if row is None:
         _ = found[name]  # raises with near names
         raise AssertionError
-    names = [one.name for one in found.rows]
+    names = [one.name for one in found.rows if one.measured or not row.measured]
     at = names.index(row.name)
+    shown = next(one for one in table.records(found) if one["name"] == row.name)
     charts = [one for one in charts_of("layer") if one.name != "layer"] if row.measured else []
     source = f"/api{links.layer(audit, row.name)}".replace("/layer?", "/layer/charts/{}?")
     diagnosis: Diagnosis = desk.workspace.diagnosis(audit)
     values = {
         "area": "Models", "entry": desk.workspace.entry(audit), "audit": found, "row": row,
         "places": [Place(one, source.replace("{}", one.name), one.title) for one in charts],
-        "findings": diagnosis.of(row.name), "metrics": METRICS, "shown": table.records(found)[at],
+        "findings": diagnosis.of(row.name), "metrics": METRICS, "shown": shown,
         "before": names[at - 1] if at else None, "after": names[at + 1] if at + 1 < len(names) else None,
     }  # fmt: skip
     return desk.pages.page(request, "layer.html", values)

@@ -42,12 +42,12 @@ class Depth:
     high: int
     inputs: bool  # whether anything stands before the first block, or after the last
     outputs: bool
-    ordinal: bool  # no layer has a block: layers are numbered in the order of the file
+    ordinal: bool  # no layer has a block: layers are numbered in the order of the audit
 
     @property
     def title(self) -> str:
         """Of the axis."""
-        return "layer, in the order of the file" if self.ordinal else "block (0 is nearest the data)"
+        return "layer, from the data on" if self.ordinal else "block (0 is nearest the data)"
 
 
 def places(audit: Audit) -> list[int]:

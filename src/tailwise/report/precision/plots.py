@@ -80,8 +80,8 @@ def _pictures(study: PrecisionStudy, max_layers: int) -> Iterator[tuple[str, Spe
     for number, batch in enumerate(batches(study.layers, max_layers), 1):
         yield f"combined_batch_{number}", ladder(view, batch, "α by format")
     bars = Bars(view)
-    for index, layer in enumerate(study.layers):
-        yield f"{_INDIVIDUAL}/layer_{index:03d}_{safe_name(layer.name)}", bars.of(layer)
+    for number, layer in enumerate(study.layers, 1):
+        yield f"{_INDIVIDUAL}/layer_{number:03d}_{safe_name(layer.name.replace('.', '_'))}", bars.of(layer)
 
 
 def batches(layers: Sequence[LayerStudy], most: int) -> list[Sequence[LayerStudy]]:
