@@ -144,7 +144,7 @@ def _deliver(found: Foresight, outputs: list[str], as_json: bool) -> None:
                 cells = (Text(_interval(item), style="bold" if item.seen else "") for item in (within, pooled))
                 table.add_row(name, *cells, str(within.n))
             screen.print("", table, sep="\n")
-        screen.print("", Text("ρ > 0: where the number is high, the loss is larger. Bold: the interval excludes 0; of 20 "
+        screen.print("", Text("ρ > 0: where the number is high, the loss is larger. Bold: it is clear of 0; of 20 "
                               "one does by chance.", style="dim"), sep="\n")  # fmt: skip
         for line in (*found.answers, *(f"note: {note}" for note in found.notes)):
             screen.print(line, markup=False, soft_wrap=True)
