@@ -300,7 +300,8 @@ def image_losses(
     device = next(model.parameters()).device
     losses, right = [], []
     with torch.inference_mode():
-        for part, wanted in zip(pixels.split(_BATCH), labels.split(_BATCH), strict=True):
+        for start in range(0, len(pixels), _BATCH):
+            part, wanted = pixels[start : start + _BATCH], labels[start : start + _BATCH]
             found: Any = model(pixel_values=part.to(device)) if hasattr(model, "config") else model(part.to(device))
             logits = getattr(found, "logits", found).float().cpu()
             losses.append(cross_entropy(logits, wanted, reduction="none").double())
@@ -314,5 +315,7 @@ def predicted(model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
 
     device = next(model.parameters()).device
     with torch.inference_mode():
-        parts = [model(pixel_values=part.to(device)).logits.argmax(dim=1).cpu() for part in pixels.split(_BATCH)]
+        starts = range(0, len(pixels), _BATCH)
+        batches = (pixels[start : start + _BATCH].to(device) for start in starts)
+        parts = [model(pixel_values=batch).logits.argmax(dim=1).cpu() for batch in batches]
     return torch.cat(parts)
