@@ -140,11 +140,11 @@ def _deliver(found: Foresight, outputs: list[str], as_json: bool) -> None:
             for index, head in enumerate((label, "within roles", "pooled", "tensors")):
                 table.add_column(head, justify="right" if index else "left", no_wrap=True)
             for name in dict.fromkeys(item.predictor for item in found.correlations):
-                within, pooled = (found.of(name, label, scope) for scope in ("within roles", "pooled"))  # type: ignore[arg-type]
+                within, pooled = (found.of(name, label, scope) for scope in ("within roles", "pooled"))
                 cells = (Text(_interval(item), style="bold" if item.seen else "") for item in (within, pooled))
                 table.add_row(name, *cells, str(within.n))
             screen.print("", table, sep="\n")
-        screen.print("", Text("ρ > 0: where the number is high, the loss is larger. Bold: the interval excludes 0; of 20 "
+        screen.print("", Text("ρ > 0: where the number is high, the loss is larger. Bold: it is clear of 0; of 20 "
                               "one does by chance.", style="dim"), sep="\n")  # fmt: skip
         for line in (*found.answers, *(f"note: {note}" for note in found.notes)):
             screen.print(line, markup=False, soft_wrap=True)

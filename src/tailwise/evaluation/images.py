@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.evaluation.models import Loaded, address_of
+from tailwise.evaluation.own_code import load_error
 from tailwise.evaluation.quiet import quiet
 from tailwise.execution.device import checked_device
 
@@ -76,7 +77,7 @@ def is_classifier(place: str | os.PathLike[str]) -> bool:
             import transformers
 
             name, revision = address_of(os.fspath(place))
-            config = transformers.AutoConfig.from_pretrained(name, revision=revision)
+            config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception:  # what it is instead is told by whoever reads it
         return False
     named = any("ImageClassification" in str(item) for item in getattr(config, "architectures", None) or ())
@@ -92,13 +93,10 @@ def load_classifier(place: str, *, device: str = "cpu") -> Loaded:
     try:
         with quiet():
             module, facts = transformers.AutoModelForImageClassification.from_pretrained(
-                name, revision=revision, dtype="float32", output_loading_info=True
+                name, revision=revision, dtype="float32", output_loading_info=True, trust_remote_code=False
             )
     except Exception as error:  # every architecture fails in its own way
-        lines = str(error).strip().splitlines()
-        raise UnreadableError(
-            f"could not be loaded ({lines[0] if lines else type(error).__name__})", where=place
-        ) from error
+        raise load_error(error, place) from error
     if missing := sorted(facts.get("missing_keys", ())):
         raise UsageError(
             f"{len(missing)} of its weights are not in the checkpoint and would be random: {', '.join(missing[:3])}",
@@ -242,13 +240,11 @@ def _of_data_set(source: str, config: Any) -> tuple[Sequence[Any], list[int] | N
     name, _, split = source.partition(":")
     try:
         with quiet():
-            data = import_module("datasets").load_dataset(name, split=split or "test")
+            data = import_module("datasets").load_dataset(name, split=split or "test", trust_remote_code=False)
     except ImportError as error:
         raise UsageError("a data set takes `datasets`", where=source, fix="pip install 'tailwise[eval]'") from error
     except Exception as error:  # a data set brings its own files and code
-        lines = str(error).strip().splitlines()
-        raise UnreadableError(f"no such folder, nor a data set ({lines[0] if lines else type(error).__name__})",
-                              where=source) from error  # fmt: skip
+        raise load_error(error, source, "no such folder, nor a data set") from error
     kinds = {column: type(kind).__name__ for column, kind in data.features.items()}
     image = next((column for column, kind in kinds.items() if kind == "Image"), None)
     label = next(
@@ -304,7 +300,8 @@ def image_losses(
     device = next(model.parameters()).device
     losses, right = [], []
     with torch.inference_mode():
-        for part, wanted in zip(pixels.split(_BATCH), labels.split(_BATCH), strict=True):
+        for start in range(0, len(pixels), _BATCH):
+            part, wanted = pixels[start : start + _BATCH], labels[start : start + _BATCH]
             found: Any = model(pixel_values=part.to(device)) if hasattr(model, "config") else model(part.to(device))
             logits = getattr(found, "logits", found).float().cpu()
             losses.append(cross_entropy(logits, wanted, reduction="none").double())
@@ -318,5 +315,7 @@ def predicted(model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
 
     device = next(model.parameters()).device
     with torch.inference_mode():
-        parts = [model(pixel_values=part.to(device)).logits.argmax(dim=1).cpu() for part in pixels.split(_BATCH)]
+        starts = range(0, len(pixels), _BATCH)
+        batches = (pixels[start : start + _BATCH].to(device) for start in starts)
+        parts = [model(pixel_values=batch).logits.argmax(dim=1).cpu() for batch in batches]
     return torch.cat(parts)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.hub import parse_hub
 from tailwise.compression.walking.load_pruned import PRUNED_FILE, load_pruned
 from tailwise.errors import UnreadableError, UsageError
-from tailwise.evaluation.own_code import load_error
 from tailwise.evaluation.adapters import base_of, in_words, is_adapter, with_adapter
+from tailwise.evaluation.own_code import load_error
 from tailwise.evaluation.quiet import quiet
 from tailwise.execution.device import checked_device
 

@@ -157,8 +157,8 @@ def trial_of(
 ) -> tuple[Trial, tuple[str, ...]]:
     """A trial of plans for the tensors of `plan`, and notes.
 
-    `places` are stored tensor → parameter; `windows` (n, length), rows of `material`, calibrate the operators that look at
-    inputs; `stored` are the config of the checkpoint and the dtypes of its tensors.
+    `places` are stored tensor → parameter; `windows` (n, length), rows of `material`, calibrate the operators that look
+    at inputs; `stored` are the config of the checkpoint and the dtypes of its tensors.
     """
     named = dict(model.named_parameters())
     lost = [item.tensor for item in plan if places.get(item.tensor) not in named]

@@ -53,7 +53,7 @@ def _of_images(model: str, given: Any, draw: Draw) -> tuple[dict[str, torch.Tens
     import transformers
 
     name, revision = address_of(model)
-    config = transformers.AutoConfig.from_pretrained(name, revision=revision)
+    config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     images = images_of(given, model, config, most=draw.samples, seed=draw.seed)
     return {"pixel_values": images.pixels}, {"calibration": images.name, "samples": len(images), "seed": draw.seed}
 
