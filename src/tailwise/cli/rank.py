@@ -26,6 +26,11 @@ def rank(
         typer.Option(metavar="FILE.csv", help="Columns model,score: how far each number follows your scores.",
                      rich_help_panel="How to compare"),
     ] = None,
+    min_evals: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Trust fits of matrices with N eigenvalues or more, not with 50.",
+                     rich_help_panel="How to compare"),
+    ] = None,
     randomize: Randomize = False,
     device: Device = "cpu",
     workers: Workers = None,
@@ -48,7 +53,8 @@ def rank(
     known = None if scores is None else read_scores(scores)
     swept = {model: read_numbers(model) for model in models if is_results(model)}
     audits = read_all([m for m in models if m not in swept], randomize=randomize, device=device, workers=workers)
-    numbers = [one for several in swept.values() for one in several] + [numbers_of(audit) for audit in audits]
+    numbers = [one for several in swept.values() for one in several]
+    numbers += [numbers_of(audit, min_evals) for audit in audits]
     found = rank_numbers(numbers, by=by, scores=known)
     screen = console(stderr=as_json)
     document = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False)

@@ -37,11 +37,11 @@ class ModelNumbers:
     model_type: str | None = None  # None: the model does not say
 
 
-def numbers_of(audit: Audit) -> ModelNumbers:
-    """The numbers of one audit."""
+def numbers_of(audit: Audit, min_evals: int | None = None) -> ModelNumbers:
+    """The numbers of one audit; `min_evals` as for `rank`."""
     facts = audit.provenance
     family = str(facts.config.get("model_type")) if facts.config else None
-    return ModelNumbers(audit.model, model_numbers(audit), facts.recipe, family)
+    return ModelNumbers(audit.model, model_numbers(audit, min_evals), facts.recipe, family)
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,9 @@ class Ranking:
 
 
 def rank(
-    audits: Sequence[Audit], *, by: str = "alpha_weighted", scores: Mapping[str, float | None] | None = None
-) -> Ranking:
+    audits: Sequence[Audit], *, by: str = "alpha_weighted", scores: Mapping[str, float | None] | None = None,
+    min_evals: int | None = None,
+) -> Ranking:  # fmt: skip
     """Order models by one number.
 
     Parameters
@@ -84,8 +85,10 @@ def rank(
         Model → a score of the user's own, e.g. test accuracy; None leaves a model out. Names may be the models' paths
         or any ending of them. With scores, every number gets Kendall's τ and Spearman's ρ, with a 95 % interval from
         five models on.
+    min_evals
+        Fewest eigenvalues of a matrix whose fit may be trusted, in place of 50.
     """
-    return rank_numbers([numbers_of(audit) for audit in audits], by=by, scores=scores)
+    return rank_numbers([numbers_of(audit, min_evals) for audit in audits], by=by, scores=scores)
 
 
 def rank_numbers(
@@ -105,7 +108,27 @@ def rank_numbers(
     known = sum(model.score is not None for model in models)
     if scores is not None and known < MIN_MODELS:
         notes.append(f"{known} scored models are too few for an interval; even perfect order of four has p = 8 %")
-    return Ranking(key, _direction(key), tuple(ordered), found, (*_recipe_notes(given), *notes))
+    return Ranking(
+        key, _direction(key), tuple(ordered), found, (*_recipe_notes(given), *_left_out(key, models), *notes)
+    )
+
+
+#: Numbers that are means over trusted fits of alpha.
+_OF_FITS = ("mean_alpha", "mean_alpha_2_6", "share_2_4", "mean_alpha_weighted", "mean_log_alpha_norm")
+
+
+def _left_out(key: str, models: Sequence[RankedModel]) -> list[str]:
+    """How many matrices a mean leaves out, model by model."""
+    if key not in _OF_FITS:
+        return []
+    counts = [(model.name, model.values.get("trusted_fits"), model.values["layers"]) for model in models]
+    lost = [(name, layers - fits, layers) for name, fits, layers in counts if fits is not None and layers is not None]
+    said = [f"{name} {gone:.0f} of {layers:.0f}" for name, gone, layers in lost if gone]
+    more = f" and {len(said) - 8} more models" if len(said) > 8 else ""
+    if not said:
+        return []
+    named = ", ".join(said[:8]) + more
+    return [f"matrices left out, whose fit of alpha is not trusted: {named}; --min-evals takes smaller ones"]
 
 
 def _summary_name(by: str) -> str:

@@ -6,6 +6,7 @@ from tailwise.diagnosis.case import Case, value
 from tailwise.diagnosis.finding import Evidence
 from tailwise.diagnosis.rule import Cannot, Found, Verdict, rule
 from tailwise.diagnosis.words import count, evals, fit_in_words, named
+from tailwise.spectrum.trust import largest_distance
 
 _FEW = "no matrix has {least:.0f} eigenvalues or more"
 _CLAUSET = "Clauset, Shalizi & Newman 2009, SIAM Review 51:661"
@@ -16,7 +17,7 @@ _CLAUSET = "Clauset, Shalizi & Newman 2009, SIAM Review 51:661"
     title="heavy fit error",
     severity="info",
     strength="published",
-    needs=("alpha", "ks_distance"),
+    needs=("alpha", "ks_distance", "num_pl_spikes"),
     causes=("the tail is no power law: noise, a few spikes, or two regimes",),
     remedies=(
         "give no verdict on this layer's alpha; read alpha_hill with its baseline, and the entropies",
@@ -25,18 +26,28 @@ _CLAUSET = "Clauset, Shalizi & Newman 2009, SIAM Review 51:661"
     references=(_CLAUSET, "WeightWatcher 0.7"),
 )
 def heavy_fit_error(case: Case) -> Verdict:
-    """D, the distance of the tail from the fitted power law, is large: no verdict is read off alpha."""
-    rows = case.judged("alpha", "ks_distance")
+    """D, the distance of the tail from the fitted power law, is larger than 95 % of true power laws with a tail of that
+    size have it: no verdict is read off alpha.
+    """
+    rows = case.judged("alpha", "ks_distance", "num_pl_spikes")
     if not rows:
         return Cannot(_FEW.format(least=case.limit("min_evals")))
-    bound = case.limit("fit_max_distance")
+    bounds = {row.name: case.limit("fit_max_distance") * largest_distance(value(row, "num_pl_spikes")) for row in rows}
     hit = sorted(
-        (row for row in rows if value(row, "ks_distance") > bound), key=lambda r: value(r, "ks_distance"), reverse=True
+        (row for row in rows if value(row, "ks_distance") > bounds[row.name]),
+        key=lambda r: value(r, "ks_distance"),
+        reverse=True,
     )
     if not hit:
         return None
     evidence = tuple(
-        Evidence(row.name, "ks_distance", value(row, "ks_distance"), bound, f"{fit_in_words(row)}; D > {bound:g}")
+        Evidence(
+            row.name,
+            "ks_distance",
+            value(row, "ks_distance"),
+            bounds[row.name],
+            f"{fit_in_words(row)}; D > {bounds[row.name]:.3f}, of {value(row, 'num_pl_spikes'):.0f} values",
+        )
         for row in hit
     )
     return Found(

@@ -38,9 +38,12 @@ _TITLES = {
     "layers": "matrices", "mean_alpha": "mean α", "mean_alpha_2_6": "mean α in 2–6", "share_2_4": "share in 2–4",
     "mean_alpha_weighted": "mean α̂", "mean_alpha_hill": "mean α Hill", "mean_log_alpha_norm": "mean log α-norm",
     "mean_log_norm": "mean log norm", "mean_log_spectral_norm": "mean log λmax", "mean_stable_rank": "mean stable rank",
-    "mean_effective_rank": "mean eff. rank", "mean_num_traps": "mean traps",
+    "mean_effective_rank": "mean eff. rank", "mean_num_traps": "mean traps", "trusted_fits": "trusted α",
+    "mean_alpha_all": "mean α of all", "mean_alpha_weighted_all": "mean α̂ of all",
+    "mean_log_alpha_norm_all": "mean log α-norm of all",
 }  # fmt: skip
-_RANKED = tuple(name for name in SUMMARIES if name not in ("mean_log_alpha_norm", "mean_log_spectral_norm"))
+_UNRANKED = ("mean_log_alpha_norm", "mean_log_spectral_norm", "mean_alpha_all", "mean_log_alpha_norm_all")
+_RANKED = tuple(name for name in SUMMARIES if name not in _UNRANKED)
 
 
 @dataclass(frozen=True)
@@ -214,7 +217,7 @@ def ranking_grids(ranking: Ranking) -> Iterator[Grid]:
     scored = any(model.score is not None for model in ranking.models)
     heads = ("model", *(_TITLES[name] for name in shown), *(("score",) if scored else ()))
     lines = tuple(
-        (model.name, *(_number(model.values[name], 0 if name == "layers" else 3) for name in shown),
+        (model.name, *(_number(model.values[name], 0 if name in ("layers", "trusted_fits") else 3) for name in shown),
          *((_number(model.score, 4),) if scored else ()))
         for model in ranking.models
     )  # fmt: skip
