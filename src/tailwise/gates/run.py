@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 
 from tailwise.audits.audit import Audit, LayerRow
-from tailwise.audits.trusted import OF_FIT, doubt, estimator_of, usable, value_of
+from tailwise.audits.trusted import OF_FIT, doubt, estimator_of, usable, usable_values, value_of
 from tailwise.compare.comparison import Comparison, Delta, LayerDelta
 from tailwise.compare.run import TESTED, comparable, compare
 from tailwise.compare.summary import model_numbers
 from tailwise.diagnosis.finding import SEVERITIES, Diagnosis
 from tailwise.errors import UsageError
-from tailwise.gates.expectation import CheckResult, Expectation, Outcome, Violation
+from tailwise.gates.expectation import CheckResult, Expectation, Outcome, Status, Violation
 from tailwise.gates.parse import Expectations, read_expectations
 
 #: Statuses of matrices that should have numbers and do not.
@@ -98,6 +99,35 @@ def _look_at_metric(key: str, item: Expectation, context: _Context) -> Outcome:
     return _layer_outcome(key, item, kept, known, _untrusted(item.subject, len(doubted)))
 
 
+def _look_at_median(key: str, item: Expectation, context: _Context) -> Outcome:
+    """The median of every role that is meant, each against the bounds."""
+    rows = [row for row in context.audit.rows if row.measured and item.takes(row.name, row.role)]
+    if rows and all(item.subject not in row.metrics for row in rows):
+        return _blind(key, item, f"the audit has no {item.subject}; audit with --metrics {item.subject}")
+    failed, looked, said, lost = [], 0, [], 0
+    for role in dict.fromkeys(row.role for row in rows):
+        group = [row for row in rows if row.role == role]
+        values = usable_values(context.audit, item.subject, group)
+        lost += len(group) - len(values)
+        if values:
+            middle = median(values)
+            looked += len(values)
+            said.append(f"{role} {middle:.4g}")
+            message = f"the median {item.subject} of {role} is {middle:.4g}, expected {item.bounds}"
+            failed += [] if item.bounds.holds(middle) else [Violation(role, message, middle)]
+    if not looked:
+        return _blind(key, item, "no layer has a value to take a median of" + _absent(item, rows))
+    left = f"; {counted(lost)} left out, without a value or a trusted fit" if lost else ""
+    status: Status = "failed" if failed else "passed"
+    return Outcome(key, item, status, ", ".join(said) + left + _absent(item, rows), looked, tuple(failed))
+
+
+def _absent(item: Expectation, rows: Sequence[LayerRow]) -> str:
+    """Roles that were named and that no layer has."""
+    gone = [role for role in item.roles if role not in {row.role for row in rows}]
+    return f"; no layer has the role {' or '.join(gone)}" if gone else ""
+
+
 def _untrusted(subject: str, count: int) -> str:
     """How many fits no verdict was read off."""
     return f"; {subject} of {counted(count)} is no trusted fit and was not looked at" if count else ""
@@ -167,7 +197,8 @@ def _layer_outcome(
     failed.sort(key=lambda one: -_distance(item, one.value))
     status = "passed" if len(failed) <= item.allow * looked + 1e-9 else "failed"
     message = f"{len(failed)} of {counted(looked)} outside" if failed else f"{counted(looked)} within"
-    return Outcome(key, item, status, message + untrusted, looked, tuple(failed))  # type: ignore[arg-type]
+    message += untrusted + _absent(item, rows)
+    return Outcome(key, item, status, message, looked, tuple(failed))  # type: ignore[arg-type]
 
 
 def _violation(item: Expectation, row: LayerRow, value: float | None) -> Violation | None:
@@ -245,6 +276,7 @@ def _blind(key: str, item: Expectation, why: str) -> Outcome:
 
 _LOOK: Mapping[str, Callable[[str, Expectation, _Context], Outcome]] = {
     "metric": _look_at_metric,
+    "median": _look_at_median,
     "delta": _look_at_delta,
     "summary": _look_at_summary,
     "finding": _look_at_findings,
