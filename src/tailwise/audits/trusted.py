@@ -31,6 +31,8 @@ def doubt(row: LayerRow, estimator: str = "ks", least: int | None = None) -> str
     """
     if said := doubt_of_fit(row, estimator, least):
         return said
+    if "alpha_hill" in row.degenerate:
+        return "its largest eigenvalues have no spread"
     hill, noise = value_of(row, "alpha_hill"), row.metrics.get("alpha_hill_baseline")
     ratio = hill / noise if hill is not None and noise else None
     if is_noise(row.metrics.get("alpha_hill_z"), ratio, min(row.rows, row.cols)):
