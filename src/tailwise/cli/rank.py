@@ -42,7 +42,7 @@ def rank(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Order the models of one family by one number, and hold that number against your scores."""
-    from tailwise.compare.ranking import numbers_of, rank_numbers
+    from tailwise.compare.ranking import numbers_of, rank_numbers, with_stability
     from tailwise.compare.scores import read_scores
     from tailwise.report import comparison as report
     from tailwise.report.terminal import console
@@ -55,7 +55,7 @@ def rank(
     audits = read_all([m for m in models if m not in swept], randomize=randomize, device=device, workers=workers)
     numbers = [one for several in swept.values() for one in several]
     numbers += [numbers_of(audit, min_evals) for audit in audits]
-    found = rank_numbers(numbers, by=by, scores=known)
+    found = with_stability(rank_numbers(numbers, by=by, scores=known), audits, min_evals)
     screen = console(stderr=as_json)
     document = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     if as_json:

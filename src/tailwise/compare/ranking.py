@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tailwise.audits.audit import Audit
 from tailwise.compare.correlation import MIN_MODELS, Correlation, correlation
 from tailwise.compare.run import TESTED
+from tailwise.compare.stability import SURE, Stability, stability, values_by_layer
 from tailwise.compare.summary import SUMMARIES, model_numbers
 from tailwise.errors import UsageError, unknown_name
 
@@ -63,6 +64,7 @@ class Ranking:
     models: tuple[RankedModel, ...]
     correlations: tuple[Correlation, ...] = ()  # with the scores, where there are any
     notes: tuple[str, ...] = ()
+    stability: Stability | None = None  # where the audits themselves were given
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -88,7 +90,47 @@ def rank(
     min_evals
         Fewest eigenvalues of a matrix whose fit may be trusted, in place of 50.
     """
-    return rank_numbers([numbers_of(audit, min_evals) for audit in audits], by=by, scores=scores)
+    found = rank_numbers([numbers_of(audit, min_evals) for audit in audits], by=by, scores=scores)
+    return with_stability(found, audits, min_evals)
+
+
+def with_stability(ranking: Ranking, audits: Sequence[Audit], min_evals: int | None = None) -> Ranking:
+    """The same, with how stable its order is, where it is by a mean over layers."""
+    key, by_model = ranking.by, {audit.model: audit for audit in audits}
+    ordered = [by_model[model.model] for model in ranking.models if model.model in by_model]
+    if not _is_mean(key) or len(by_model) < len(audits) or len(ordered) < len(ranking.models):
+        return ranking
+    layers = [values_by_layer(audit, key, min_evals) for audit in ordered]
+    others = [name for name in SUMMARIES if _is_mean(name) and name != key and not name.endswith("_all")]
+    numbers = {name: [model.values[name] for model in ranking.models] for name in others}
+    found = stability([model.name for model in ranking.models], layers, numbers)
+    if found is None:
+        return ranking
+    return replace(ranking, stability=found, notes=(*ranking.notes, *_in_words(ranking, found)))
+
+
+def _is_mean(key: str) -> bool:
+    return key.startswith("mean_") and key not in ("mean_alpha_2_6",)
+
+
+def _in_words(ranking: Ranking, found: Stability) -> list[str]:
+    """How far the order can be believed; nothing is crowned that other layers, roles or numbers would not crown."""
+    best = max(found.first, key=lambda name: found.first[name])
+    said = [f"resampling layers, {best} comes first in {found.first[best]:.0%} of the draws"]
+    loose = [
+        f"{one.name} / {other.name} {share:.0%}"
+        for one, other, share in zip(ranking.models, ranking.models[1:], found.neighbours, strict=False) if share < SURE
+    ]  # fmt: skip
+    if loose:
+        more = f" and {len(loose) - 5} more" if len(loose) > 5 else ""
+        said.append(f"neighbours whose order is open (share of draws in this order): {', '.join(loose[:5])}{more}")
+    against = [f"{role} {tau:+.2f}" for role, tau in found.roles.items() if tau is not None and tau < 0.5]
+    if against:
+        said.append(f"roles that order the models otherwise (Kendall τ with this order): {', '.join(against[:8])}")
+    numbers = [f"{name.removeprefix('mean_')} {tau:+.2f}" for name, tau in found.metrics.items() if tau is not None]
+    if numbers:
+        said.append(f"the order by other numbers (τ with this one): {', '.join(numbers)}; no number is the right one")
+    return said
 
 
 def rank_numbers(
@@ -111,6 +153,13 @@ def rank_numbers(
     return Ranking(
         key, _direction(key), tuple(ordered), found, (*_recipe_notes(given), *_left_out(key, models), *notes)
     )
+
+
+def _broken(models: Sequence[RankedModel]) -> list[str]:
+    """Models that look healthy for want of numbers."""
+    said = [f"{model.name} {lost:.0f}" for model in models if (lost := model.values.get("unmeasured"))]
+    more = f" and {len(said) - 8} more models" if len(said) > 8 else ""
+    return [f"matrices that could not be measured and are in no number: {', '.join(said[:8])}{more}"] if said else []
 
 
 #: Numbers that are means over trusted fits of alpha.

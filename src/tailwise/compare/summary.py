@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from tailwise.audits.audit import Audit
 from tailwise.audits.trusted import estimator_of, usable, value_of
 
+#: Statuses of matrices that should have numbers and do not.
+BROKEN = ("NOT_FINITE", "UNREADABLE", "FAILED", "UNSUPPORTED")
 #: The band that HT-SR reads as well fitted, and the wider one over which a mean of alpha is taken.
 WELL_FIT = (2.0, 4.0)
 FITTED = (2.0, 6.0)
@@ -14,6 +16,7 @@ FITTED = (2.0, 6.0)
 #: Name → what it is; every one leaves degenerate rows out, and those of alpha all fits that are not trusted.
 SUMMARIES: Mapping[str, str] = {
     "layers": "number of measured matrices",
+    "unmeasured": "number of matrices that should have numbers and have none (NaN, unreadable)",
     "trusted_fits": "number of those whose fit of alpha is trusted",
     "mean_alpha": "mean of alpha over trusted fits",
     "mean_alpha_2_6": "mean of alpha over the trusted fits with 2 ≤ alpha ≤ 6",
@@ -46,6 +49,7 @@ def model_numbers(audit: Audit, min_evals: int | None = None) -> dict[str, float
     fits = any("alpha" in row.metrics for row in rows)
     numbers: dict[str, float | None] = {
         "layers": float(len(audit)),
+        "unmeasured": float(sum(row.status in BROKEN for row in audit.unmeasured)),
         "trusted_fits": float(len(alphas)) if fits else None,
         "mean_alpha_2_6": _mean(_within(alphas, FITTED)),
         "share_2_4": len(_within(alphas, WELL_FIT)) / len(alphas) if alphas else None,

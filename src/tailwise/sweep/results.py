@@ -110,6 +110,6 @@ def read_numbers(folder: str) -> list[ModelNumbers]:
         ) from error
     done = [line for line in table.to_pylist() if line["status"] == "done"]
     return [
-        ModelNumbers(line["model"], {name: line[name] for name in SUMMARIES}, recipe, line["model_type"])
+        ModelNumbers(line["model"], {name: line.get(name) for name in SUMMARIES}, recipe, line["model_type"])
         for line in done
     ]
