@@ -12,6 +12,7 @@ import torch
 import tailwise as tw
 from tailwise.audits.prepare import Selection, prepare
 from tailwise.audits.run import run
+from tailwise.audits.trusted import doubt
 from tailwise.audits.weightwatcher import COLUMNS, DIFFERENT
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.errors import UsageError
@@ -94,7 +95,10 @@ def test_the_summary_leaves_degenerate_layers_out_of_every_mean(audit):
     summary = audit.summary()
     counted = [layer for layer in audit if layer.row.status != "DEGENERATE"]
     assert len(counted) == len(audit) - 1
-    for name in ("alpha", "alpha_hill", "stable_rank", "singular_entropy"):
+    trusted = [layer for layer in counted if not doubt(layer.row)]
+    assert 0 < len(trusted) < len(counted)
+    assert summary["alpha"] == pytest.approx(np.mean([layer.alpha for layer in trusted]))
+    for name in ("alpha_hill", "stable_rank", "singular_entropy"):
         assert summary[name] == pytest.approx(np.mean([layer.row.metrics[name] for layer in counted])), name
     assert audit["model.layers.1.self_attn.q_proj"].alpha_hill == 10.0
     assert summary["alpha_hill"] != pytest.approx(np.mean([layer.alpha_hill for layer in audit]))

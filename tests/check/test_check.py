@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import median
 
 import pytest
 
@@ -47,6 +48,74 @@ def test_what_could_not_be_looked_at_is_no_pass(sound):
         found = outcome(sound, text)
         assert found.status == "could_not_look", text
         assert not found.passed
+
+
+def test_roles_that_no_layer_has_are_said(sound):
+    found = outcome(sound, "[[expect]]\nmetric = 'stable_rank'\nmin = 0\nroles = ['attn_q', 'lm_head']")
+    assert found.passed
+    assert found.message.endswith("no layer has the role lm_head")
+
+
+def test_the_median_of_a_role_stands_for_it(sound):
+    ranks = {role: [la.stable_rank for la in sound if la.row.role == role] for role in ("attn_q", "mlp_up")}
+    bound = (max(ranks["attn_q"]) + median(ranks["attn_q"])) / 2
+    assert not outcome(sound, f"expect = ['stable_rank < {bound}']").passed
+    text = f"[[expect]]\nthat = 'median.stable_rank < {bound}'\nroles = ['attn_q']"
+    found = outcome(sound, text)
+    assert found.passed
+    assert found.message.startswith("attn_q ")
+    both = outcome(sound, "expect = ['median.stable_rank < 0']")
+    assert [violation.message.split()[4] for violation in both.violations] == ["mlp_up", "attn_q"]
+    assert outcome(sound, "[[expect]]\nmedian = 'stable_rank'\nmin = 0\nroles = ['attn_q']").looked == 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["that = 'no finding above warning'\nroles = ['attn_q']", "that = 'no finding'\nallow = 0.2",
+     "that = 'summary.layers > 1'\nroles = ['attn_q']", "that = 'the layers of the baseline'\nlayers = 'x'",
+     "that = 'median.alpha < 3'\nallow = 0.5", "that = 'alpha < 3 against base.audit'"],
+)  # fmt: skip
+def test_what_a_string_cannot_obey_is_refused(text):
+    with pytest.raises(tw.UsageError, match=r"takes no|only a change has a baseline"):
+        parse_expectations(f"[[expect]]\n{text}")
+
+
+def test_a_string_obeys_roles_layers_and_allow(sound):
+    table = "[[expect]]\nthat = 'stable_rank < 0'\n"
+    assert outcome(sound, table + "roles = ['attn_q']").looked == 4
+    assert outcome(sound, table + "layers = 'layers\\.2\\.'").looked == 2
+    assert not outcome(sound, table + "allow = 0.99").passed
+
+
+def changed_audit(audit, **changes):
+    """The same rows but one, and its layer."""
+    first, *rest = audit.rows
+    layers = {layer.row.name: layer for layer in audit}
+    if changes.get("gone"):
+        layers.pop(first.name)
+        return tw.Audit(list(rest), layers, audit.provenance)
+    row = replace(first, **changes)
+    layers[first.name] = replace(layers[first.name], row=row)
+    return tw.Audit([row, *rest], layers, audit.provenance)
+
+
+DELTA = "expect = ['|delta.stable_rank| < 100']"
+
+
+def test_a_layer_that_is_missing_or_reshaped_fails_a_gate_on_change(sound):
+    assert outcome(sound, DELTA, baseline=sound).passed
+    for changes, said in (({"gone": True}, "is missing"), ({"rows": 100}, "so that its change is none")):
+        found = outcome(changed_audit(sound, **changes), DELTA, baseline=sound)
+        assert not found.passed
+        assert [said in violation.message for violation in found.violations] == [True]
+    assert outcome(sound, DELTA, baseline=changed_audit(sound, gone=True)).passed  # a new layer has no change
+
+
+def test_a_layer_that_lost_its_value_fails_a_gate_on_change(sound):
+    without = dict(sound.rows[0].metrics, stable_rank=None)
+    found = outcome(changed_audit(sound, metrics=without), DELTA, baseline=sound)
+    assert not found.passed
+    assert "on one side alone (before" in found.violations[0].message
 
 
 def test_broken_and_collapsed_layers_fail(sick):

@@ -88,9 +88,35 @@ def test_junit(written):
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "1", "1")
     passed, failed, blind = suite
     assert list(passed) == []
-    assert len((failed.find("failure").text or "").splitlines()) == 8
+    assert len((failed.find("failure").text or "").splitlines()) == 9
     assert "could not look" in blind.find("error").get("message")
-    assert failed.get("line") == "3"
+    assert (failed.find("failure").text or "").endswith("at e.toml:3")
+
+
+def test_junit_is_valid_by_the_schema_of_jenkins(written):
+    from lxml import etree
+
+    schema = etree.XMLSchema(etree.parse(str(Path(__file__).with_name("junit.xsd"))))
+    document = etree.fromstring(written[1]["j.xml"].encode())
+    schema.assertValid(document)
+    document.find(".//testcase").set("line", "3")
+    assert not schema.validate(document)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_github_is_told_at_the_line_of_what_fails(call, folder, tmp_path, monkeypatch, as_json):
+    expect = gate(tmp_path / "e.toml", GOOD, BAD, "num_traps < 1")
+    arguments = ["check", folder / "sound.audit", "--expect", expect.name, *(["--json"] if as_json else [])]
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    assert "::error" not in "".join(call(*arguments)[1:])
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    _, out, err = call(*arguments)
+    lines = [line for line in (err if as_json else out).splitlines() if line.startswith("::")]
+    assert lines[0].startswith("::error file=e.toml,line=3,title=E2%3A stable_rank")
+    assert lines[1].startswith("::warning file=e.toml,line=4,title=E3")
+    assert "%0A" in lines[0]
+    if as_json:
+        assert json.loads(out)["passed"] is False
 
 
 def test_sarif(written):

@@ -63,7 +63,7 @@ def test_tables():
         finding = "warning"
         mute = ["TW101"]
         [[expect]]
-        that = "alpha_hill < 9 against third.audit"
+        that = "delta.alpha_hill < 9 against third.audit"
         roles = ["mlp_up"]
         """
     )

@@ -29,7 +29,7 @@ HEALTHY = {
 }  # fmt: skip
 #: What changes where a matrix is noise.
 NOISE = {
-    "alpha": 8.0, "alpha_sigma": 2.0, "ks_distance": 0.13, "num_pl_spikes": 12.0, "alpha_hill": 9.5,
+    "alpha": 8.0, "alpha_sigma": 2.0, "ks_distance": 0.27, "num_pl_spikes": 12.0, "alpha_hill": 9.5,
     "alpha_hill_sigma": 2.4, "alpha_hill_z": 0.5, "singular_entropy": 0.0505, "singular_entropy_z": 0.6,
     "num_spikes": 0.0, "mp_distance": 0.02, "stable_rank": 45.0,
 }  # fmt: skip
@@ -75,7 +75,9 @@ def audit_of(
         row.name: Layer(
             row,
             Spectrum(
-                (spectra or {}).get(row.name, np.linspace(1.0, 10.0, min(row.rows, row.cols))), row.rows, row.cols,
+                (spectra or {}).get(row.name, np.linspace(1.0, 10.0, min(row.rows, row.cols))),
+                row.rows,
+                row.cols,
                 zero_vectors=(dead or {}).get(row.name, 0),
             ),
         )

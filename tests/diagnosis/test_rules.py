@@ -400,7 +400,7 @@ def test_an_adapter_is_of_low_rank_by_design(rows):
 def test_rounding_of_the_stored_type_hides_a_collapsed_head(rows):
     which = name("attn_q", 1)
     values = np.r_[np.full(31, 1e-15), np.linspace(1.0, 10.0, M - 31)]
-    found = find(rows, "TW603", spectra={which: values})
+    found = find(changed(rows, which, rank_loss=31.0), "TW603", spectra={which: values})
     assert found is not None
     assert "31 directions of 128" in found.evidence[0].says
 

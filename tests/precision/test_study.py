@@ -280,3 +280,35 @@ def test_stacked_experts_that_are_stored_in_by_out_are_turned(tmp_path, part, sh
     layers = list(study(str(tmp_path), ("int4-channel",), use_cache=False))
     expected = (64, 96) if part == "down_proj" else (96, 64)
     assert {(layer.out_features, layer.in_features) for layer in layers} == {expected}
+
+
+def test_one_format_that_fails_costs_no_other_and_the_layer_counts_as_failed(monkeypatch) -> None:
+    from tailwise.number_formats.scaled import ScaledFormat
+
+    quantize = ScaledFormat.quantize
+
+    def failing(self, block, reach=None):
+        if self.name == "int4":
+            raise RuntimeError("a fault of the format")
+        return quantize(self, block, reach)
+
+    monkeypatch.setattr(ScaledFormat, "quantize", failing)
+    found = study({"w": torch.randn(96, 80, generator=torch.Generator().manual_seed(0))}, ["int4", "int8", "bf16"])
+    (layer,) = found
+    assert layer.readings["int4"].status == "FAILED"
+    assert "a fault of the format" in layer.readings["int4"].reason
+    assert layer.readings["int8"].status == layer.readings["bf16"].status == "OK"
+    assert found.failed == ("w",)
+
+
+def test_groups_that_do_not_divide_a_large_matrix_are_studied() -> None:
+    names = ["int4", "nf4", "mxfp4", "mxfp8", "nvfp4", "int8-g128"]
+    found = study({"w": torch.randn(576, 584, generator=torch.Generator().manual_seed(0))}, names)
+    assert found.failed == ()
+    assert {name: reading.status for name, reading in found["w"].readings.items()} == dict.fromkeys(names, "OK")
+
+
+def test_equal_values_are_equal_in_coarse_formats() -> None:
+    W = torch.linalg.qr(torch.randn(128, 128, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    found = study({"w": W}, ["fp32", "bf16", "fp8_e4m3"])
+    assert {reading.status for reading in found["w"].readings.values()} == {"DEGENERATE"}

@@ -48,10 +48,13 @@ def test_a_layer_is_sensitive_where_a_format_moves_its_alpha_by_more_than_was_al
     study = _study({"int4": 0.1, "int2": 0.5}, {"int4": 0.1, "int2": 0.5})
     shifts = ({"int4": 0.01, "int2": -0.2}, {"int4": 0.01, "int2": 0.03})
     layers = tuple(
-        replace(layer, readings={
-            name: replace(reading, alpha=3.0 + own[name], alpha_shift=own[name])
-            for name, reading in layer.readings.items()
-        })
+        replace(
+            layer,
+            readings={
+                name: replace(reading, alpha=3.0 + own[name], alpha_shift=own[name])
+                for name, reading in layer.readings.items()
+            },
+        )
         for layer, own in zip(study.layers, shifts, strict=True)
     )
     study = replace(study, layers=layers)

@@ -97,5 +97,12 @@ def test_a_hub_that_does_not_answer(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr("huggingface_hub.HfApi.list_models", silent)
-    with pytest.raises(UnreachableError, match="could not be reached"):
+    with pytest.raises(UnreachableError, match="could not be reached") as caught:
         read_models("hub:author=org")
+    assert "download" not in str(caught.value)
+    assert "a query asks the Hub itself" in str(caught.value)
+
+
+def test_a_model_has_one_identity(tmp_path):
+    (tmp_path / "list.txt").write_text("/models/x\n/models/x/\norg/name\n")
+    assert read_models(str(tmp_path / "list.txt")) == ["/models/x", "org/name"]

@@ -291,3 +291,42 @@ def test_a_worker_that_lost_its_lease_says_so_and_counts_nothing(models, tmp_pat
     monkeypatch.setattr(work, "audit", slow)
     assert sweep(models[:1], to(tmp_path), watch=Watch(ended=seen.append))["done"] == 1
     assert [outcome.became for outcome in seen] == ["lost", "done"]
+
+
+def test_what_could_not_be_measured_is_counted_and_shown(make, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    sick = make("sick", 1)
+    tensors = load_file(sick / "model.safetensors")
+    tensors["layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, sick / "model.safetensors")
+    found = sweep([str(make("sound", 2)), str(sick)], to(tmp_path))
+    assert found.failed == 0
+    (trouble,) = found.troubles
+    assert "1 matrix has NaN or infinite entries, the first: layers.0.mlp.up_proj" in trouble.reason
+    from tailwise.compare.ranking import rank_numbers
+    from tailwise.sweep.results import read_numbers
+
+    ranking = rank_numbers(read_numbers(str(tmp_path / "out")), by="log_norm")
+    assert {model.name: model.values["unmeasured"] for model in ranking.models} == {"sound": 0.0, "sick": 1.0}
+    assert any("could not be measured and are in no number: sick 1" in note for note in ranking.notes)
+
+
+def test_a_model_without_a_matrix_has_failed(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    save_file({"bias": torch.zeros(8)}, empty / "model.safetensors")
+    found = sweep([str(empty)], to(tmp_path))
+    assert (found.done, found.failed) == (0, 1)
+    assert "no weight matrix could be measured" in found.troubles[0].reason
+
+
+def test_remedies_stand_in_one_line():
+    from tailwise.errors import UsageError
+    from tailwise.sweep.work import explained
+
+    what, fix = explained(UsageError("two\n  lines", fix="do this\n  or that"))
+    assert (what, fix) == ("two lines", "do this or that")

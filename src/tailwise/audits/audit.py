@@ -157,10 +157,15 @@ class Audit:
         )
 
     def summary(self) -> dict[str, float | None]:
-        """Mean of every metric over the layers where it is defined and its tail is not degenerate."""
+        """Mean of every metric over the layers where it is defined, its tail not degenerate, and its fit trusted.
+
+        `audits.trusted` says what a trusted fit is, and how many there are.
+        """
+        from tailwise.audits.trusted import usable_values
+
         rows = [layer.row for layer in self if layer.row.status != "DEGENERATE"]
         names = dict.fromkeys(name for row in rows for name in row.metrics)
-        return {name: _mean([row.metrics.get(name) for row in rows if name not in row.degenerate]) for name in names}
+        return {name: _mean(usable_values(self, name, rows)) for name in names}
 
     def save(self, path: str | Path, *, exclusive: bool = False) -> Path | str:
         """Write the audit: one file, or a folder where `path` ends in a slash or is one; at a URL too. Atomic.
@@ -187,8 +192,10 @@ class Audit:
         return load(path)
 
     def __repr__(self) -> str:
-        alpha = self.summary().get("alpha")
-        mean = "" if alpha is None else f", mean alpha {alpha:.2f}"
+        from tailwise.audits.trusted import left_out
+
+        alpha, (doubted, fits) = self.summary().get("alpha"), left_out(self)
+        mean = "" if alpha is None else f", mean alpha {alpha:.2f} over {fits - doubted} of {fits} fits"
         return f"Audit({self.model!r}, {len(self)} matrices{mean}, {len(self.unmeasured)} not measured)"
 
     def _repr_html_(self) -> str:
@@ -197,6 +204,5 @@ class Audit:
         return html_table(self)
 
 
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -81,7 +81,9 @@ def audit(
     ] = None,
     estimator: Annotated[
         str,
-        typer.Option(help="Of alpha: ks, ks_clip, peak, mid, top, top_outside, farms[:rule].", rich_help_panel=_HOW),
+        typer.Option(
+            help="Of alpha: ks, ks_clip, ks_truncated, peak, mid, top, top_outside, farms[:rule].", rich_help_panel=_HOW
+        ),
     ] = "ks",
     k_frac: Annotated[float, typer.Option(help="Tail fraction of alpha_hill.", rich_help_panel=_HOW)] = 0.1,
     dtype: Annotated[

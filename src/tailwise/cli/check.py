@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,11 @@ def check(
         if path is not None:
             write_whole(path, _writers()[kind](result, found).encode())
     _say(result, as_json)
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        from tailwise.gates.github import annotations
+
+        for line in annotations(result):
+            typer.echo(line, err=as_json)
     raise typer.Exit(result.exit_code)
 
 

@@ -137,7 +137,8 @@ def precision(
 ) -> None:
     """Measure every weight matrix in several number formats, and say which each layer bears.
 
-    Writes tables, pictures, the study itself (study.json) and a report (report.html) to the output folder.
+    Writes tables, pictures, the study itself (study.json) and a report (report.html) to the output folder. Ends with 3
+    where a layer failed, in all formats or in one; the others are written all the same.
     """
     from tailwise.number_formats.formats import FORMATS
     from tailwise.precision.run import StudyOptions, study
@@ -160,7 +161,7 @@ def precision(
         typer.echo('tailwise: without pictures and report; for these, pip install "tailwise[report]"', err=True)
     _say(found, bounds, as_json=as_json)
     typer.echo(f"{len(written)} files written to {output_dir}", err=as_json)
-    if not len(found):
+    if not len(found) or found.failed:
         raise typer.Exit(3)
 
 

@@ -26,6 +26,11 @@ def rank(
         typer.Option(metavar="FILE.csv", help="Columns model,score: how far each number follows your scores.",
                      rich_help_panel="How to compare"),
     ] = None,
+    min_evals: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Trust fits of matrices with N eigenvalues or more, not with 50.",
+                     rich_help_panel="How to compare"),
+    ] = None,
     randomize: Randomize = False,
     device: Device = "cpu",
     workers: Workers = None,
@@ -37,7 +42,7 @@ def rank(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Order the models of one family by one number, and hold that number against your scores."""
-    from tailwise.compare.ranking import numbers_of, rank_numbers
+    from tailwise.compare.ranking import numbers_of, rank_numbers, with_stability
     from tailwise.compare.scores import read_scores
     from tailwise.report import comparison as report
     from tailwise.report.terminal import console
@@ -48,8 +53,9 @@ def rank(
     known = None if scores is None else read_scores(scores)
     swept = {model: read_numbers(model) for model in models if is_results(model)}
     audits = read_all([m for m in models if m not in swept], randomize=randomize, device=device, workers=workers)
-    numbers = [one for several in swept.values() for one in several] + [numbers_of(audit) for audit in audits]
-    found = rank_numbers(numbers, by=by, scores=known)
+    numbers = [one for several in swept.values() for one in several]
+    numbers += [numbers_of(audit, min_evals) for audit in audits]
+    found = with_stability(rank_numbers(numbers, by=by, scores=known), audits, min_evals)
     screen = console(stderr=as_json)
     document = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     if as_json:

@@ -29,6 +29,7 @@ class LayerDelta:
     identical: bool  # the same content, to the byte
     deltas: Mapping[str, Delta]
     weights: Mapping[str, float] = field(default_factory=dict)  # of W − W₀, where the checkpoints were at hand
+    trusted: bool = True  # whether both fits of alpha are, be it of noise: `audits.trusted.doubt_of_fit`
 
 
 @dataclass(frozen=True)

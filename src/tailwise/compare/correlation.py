@@ -8,7 +8,8 @@ ranks are used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -23,6 +24,11 @@ MIN_MODELS = 5
 MOST_SIMULATED = 20
 _DRAWS = 4000
 _STEPS = 16  # of the bisection for an end: to 1e−4
+#: Up to so many models every permutation is looked at, above some at random.
+MOST_PERMUTED = 8
+_PERMUTATIONS = 20_000
+
+Ties = tuple[tuple[int, ...], tuple[int, ...]]
 
 Kind = Literal["kendall", "spearman"]
 
@@ -36,7 +42,7 @@ class Correlation:
     value: float | None  # None: fewer than two different values on one side
     low: float | None  # 95 % interval; None below `MIN_MODELS`
     high: float | None
-    p: float | None  # two-sided; exact for small families without ties
+    p: float | None  # two-sided, by permuting the scores: exact for small families, with ties too
     n: int
 
 
@@ -47,21 +53,57 @@ def correlation(metric: str, kind: Kind, numbers: Sequence[float], scores: Seque
         return Correlation(metric, kind, None, None, None, None, n)
     found = kendalltau(numbers, scores) if kind == "kendall" else spearmanr(numbers, scores)
     value = float(found.statistic)
-    # scipy's p of ρ is a t approximation, which is 0 for perfect order however few the models.
-    simulated = kind == "spearman" and n <= MOST_SIMULATED
-    p = _simulated_p(n, value) if simulated else float(found.pvalue)
-    low, high = interval(kind, n, round(value, 12)) if n >= MIN_MODELS else (None, None)
-    return Correlation(metric, kind, value, low, high, p, n)
+    ties = _ties(numbers), _ties(scores)
+    low, high = interval(kind, n, round(value, 12), ties) if n >= MIN_MODELS else (None, None)
+    return Correlation(metric, kind, value, low, high, _p(kind, numbers, scores, float(found.pvalue)), n)
 
 
-def interval(kind: Kind, n: int, value: float) -> tuple[float, float]:
-    """95 % interval of the family's τ or ρ."""
-    return _inverted(kind, n, value) if n <= MOST_SIMULATED else _classical(kind, n, value)
+def interval(kind: Kind, n: int, value: float, ties: Ties | None = None) -> tuple[float, float]:
+    """95 % interval of the family's τ or ρ; `ties` are those of the two sides, none without it."""
+    plain = tuple(range(n))
+    return _inverted(kind, value, ties or (plain, plain)) if n <= MOST_SIMULATED else _classical(kind, n, value)
 
 
-def _simulated_p(n: int, value: float) -> float:
-    draws = _statistics("spearman", n, 0.0)
-    return float((1 + np.count_nonzero(np.abs(draws) >= abs(value) - 1e-9)) / (1 + len(draws)))
+def _ties(values: Sequence[float]) -> tuple[int, ...]:
+    """The sorted values as whole numbers, equal ones equal: (0, 1, 1, 2) of (5, 7, 7, 9)."""
+    return tuple(int(rank) - 1 for rank in sorted(rankdata(values, method="dense")))
+
+
+def _p(kind: Kind, numbers: Sequence[float], scores: Sequence[float], classical: float) -> float:
+    """Two-sided p: how many permutations of the scores, ties and all, are as strongly associated with the numbers."""
+    n = len(numbers)
+    tied = len(set(numbers)) < n or len(set(scores)) < n
+    if n > MOST_SIMULATED or (kind == "kendall" and not tied):
+        return classical  # scipy's p of τ is exact without ties; that of ρ is 0 for perfect order, however few models
+    side = _scored(kind, np.asarray([rankdata(numbers)]))[0]
+    ranks = rankdata(scores)
+    observed = abs(float((side * _scored(kind, ranks[None, :])[0]).sum()))
+    exact = n <= MOST_PERMUTED
+    total = hit = 0
+    for block in _permuted(ranks, exact=exact):
+        found = np.abs((_scored(kind, block) * side).reshape(len(block), -1).sum(axis=1))
+        hit += int(np.count_nonzero(found >= observed - 1e-9))
+        total += len(block)
+    return hit / total if exact else (1 + hit) / (1 + total)
+
+
+def _permuted(values: NDArray[np.float64], *, exact: bool) -> Iterator[NDArray[np.float64]]:
+    """Permutations of `values`, some rows at a time: all of them, or `_DRAWS` at random."""
+    if exact:
+        every = itertools.permutations(values)
+        while block := list(itertools.islice(every, 5040)):
+            yield np.array(block)
+        return
+    rng = np.random.default_rng([len(values), 20210716])
+    yield rng.permuted(np.tile(values, (_PERMUTATIONS, 1)), axis=1)
+
+
+def _scored(kind: Kind, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What is multiplied for the statistic: signs of all pairs for τ, centred ranks for ρ."""
+    if kind == "spearman":
+        return rows - rows.mean(axis=1, keepdims=True)
+    first, second = np.triu_indices(rows.shape[1], 1)
+    return np.sign(rows[:, second] - rows[:, first])
 
 
 def _classical(kind: Kind, n: int, value: float) -> tuple[float, float]:
@@ -72,12 +114,12 @@ def _classical(kind: Kind, n: int, value: float) -> tuple[float, float]:
 
 
 @lru_cache(maxsize=256)
-def _inverted(kind: Kind, n: int, value: float) -> tuple[float, float]:
+def _inverted(kind: Kind, value: float, ties: Ties) -> tuple[float, float]:
     def surprise_above(rho: float) -> bool:
-        return bool(np.mean(_statistics(kind, n, rho) >= value - 1e-9) <= 0.025)
+        return bool(np.mean(_statistics(kind, ties, rho) >= value - 1e-9) <= 0.025)
 
     def surprise_below(rho: float) -> bool:
-        return bool(np.mean(_statistics(kind, n, rho) <= value + 1e-9) <= 0.025)
+        return bool(np.mean(_statistics(kind, ties, rho) <= value + 1e-9) <= 0.025)
 
     low, high = _edge(surprise_above, -1.0, 1.0), _edge(surprise_below, 1.0, -1.0)
     return _population(kind, low), _population(kind, high)
@@ -99,17 +141,16 @@ def _population(kind: Kind, rho: float) -> float:
 
 
 @lru_cache(maxsize=1024)
-def _statistics(kind: Kind, n: int, rho: float) -> NDArray[np.float64]:
-    """The statistic of `_DRAWS` families of n models with association rho."""
-    x, noise = _normals(n)
-    y = rho * x + np.sqrt(1 - rho**2) * noise
-    if kind == "spearman":
-        ranks = [rankdata(side, axis=1) - (n + 1) / 2 for side in (x, y)]
-        return np.asarray((ranks[0] * ranks[1]).sum(axis=1) / (n * (n**2 - 1) / 12))
-    total = np.zeros(_DRAWS)
-    for i in range(n - 1):
-        total += (np.sign(x[:, i + 1 :] - x[:, i : i + 1]) * np.sign(y[:, i + 1 :] - y[:, i : i + 1])).sum(axis=1)
-    return np.asarray(total / (n * (n - 1) / 2))
+def _statistics(kind: Kind, ties: Ties, rho: float) -> NDArray[np.float64]:
+    """The statistic of `_DRAWS` families of n models with association rho, whose values are tied as those seen."""
+    x, noise = _normals(len(ties[0]))
+    sides = []
+    for drawn, tied in zip((x, rho * x + np.sqrt(1 - rho**2) * noise), ties, strict=True):
+        places = drawn.argsort(axis=1).argsort(axis=1)
+        held = np.asarray(tied, dtype=np.float64) if kind == "kendall" else rankdata(tied)
+        scored = _scored(kind, held[places])
+        sides.append(scored / np.sqrt((scored[0] ** 2).sum()))
+    return np.asarray((sides[0] * sides[1]).sum(axis=1))
 
 
 @lru_cache(maxsize=16)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tailwise.audits.audit import Audit
 from tailwise.compare.correlation import MIN_MODELS, Correlation, correlation
 from tailwise.compare.run import TESTED
+from tailwise.compare.stability import SURE, Stability, stability, values_by_layer
 from tailwise.compare.summary import SUMMARIES, model_numbers
 from tailwise.errors import UsageError, unknown_name
 
@@ -51,11 +52,11 @@ class ModelNumbers:
     model_type: str | None = None  # None: the model does not say
 
 
-def numbers_of(audit: Audit) -> ModelNumbers:
-    """The numbers of one audit."""
+def numbers_of(audit: Audit, min_evals: int | None = None) -> ModelNumbers:
+    """The numbers of one audit; `min_evals` as for `rank`."""
     facts = audit.provenance
     family = str(facts.config.get("model_type")) if facts.config else None
-    return ModelNumbers(audit.model, model_numbers(audit), facts.recipe, family)
+    return ModelNumbers(audit.model, model_numbers(audit, min_evals), facts.recipe, family)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Ranking:
     models: tuple[RankedModel, ...]
     correlations: tuple[Correlation, ...] = ()  # with the scores, where there are any
     notes: tuple[str, ...] = ()
+    stability: Stability | None = None  # where the audits themselves were given
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -84,8 +86,9 @@ class Ranking:
 
 
 def rank(
-    audits: Sequence[Audit], *, by: str = "alpha_weighted", scores: Mapping[str, float | None] | None = None
-) -> Ranking:
+    audits: Sequence[Audit], *, by: str = "alpha_weighted", scores: Mapping[str, float | None] | None = None,
+    min_evals: int | None = None,
+) -> Ranking:  # fmt: skip
     """Order models by one number.
 
     Parameters
@@ -98,8 +101,50 @@ def rank(
         Model → a score of the user's own, e.g. test accuracy; None leaves a model out. Names may be the models' paths
         or any ending of them. With scores, every number gets Kendall's τ and Spearman's ρ, with a 95 % interval from
         five models on.
+    min_evals
+        Fewest eigenvalues of a matrix whose fit may be trusted, in place of 50.
     """
-    return rank_numbers([numbers_of(audit) for audit in audits], by=by, scores=scores)
+    found = rank_numbers([numbers_of(audit, min_evals) for audit in audits], by=by, scores=scores)
+    return with_stability(found, audits, min_evals)
+
+
+def with_stability(ranking: Ranking, audits: Sequence[Audit], min_evals: int | None = None) -> Ranking:
+    """The same, with how stable its order is, where it is by a mean over layers."""
+    key, by_model = ranking.by, {audit.model: audit for audit in audits}
+    ordered = [by_model[model.model] for model in ranking.models if model.model in by_model]
+    if not _is_mean(key) or len(by_model) < len(audits) or len(ordered) < len(ranking.models):
+        return ranking
+    layers = [values_by_layer(audit, key, min_evals) for audit in ordered]
+    others = [name for name in SUMMARIES if _is_mean(name) and name != key and not name.endswith("_all")]
+    numbers = {name: [model.values[name] for model in ranking.models] for name in others}
+    found = stability([model.name for model in ranking.models], layers, numbers)
+    if found is None:
+        return ranking
+    return replace(ranking, stability=found, notes=(*ranking.notes, *_in_words(ranking, found)))
+
+
+def _is_mean(key: str) -> bool:
+    return key.startswith("mean_") and key not in ("mean_alpha_2_6",)
+
+
+def _in_words(ranking: Ranking, found: Stability) -> list[str]:
+    """How far the order can be believed; nothing is crowned that other layers, roles or numbers would not crown."""
+    best = max(found.first, key=lambda name: found.first[name])
+    said = [f"resampling layers, {best} comes first in {found.first[best]:.0%} of the draws"]
+    loose = [
+        f"{one.name} / {other.name} {share:.0%}"
+        for one, other, share in zip(ranking.models, ranking.models[1:], found.neighbours, strict=False) if share < SURE
+    ]  # fmt: skip
+    if loose:
+        more = f" and {len(loose) - 5} more" if len(loose) > 5 else ""
+        said.append(f"neighbours whose order is open (share of draws in this order): {', '.join(loose[:5])}{more}")
+    against = [f"{role} {tau:+.2f}" for role, tau in found.roles.items() if tau is not None and tau < 0.5]
+    if against:
+        said.append(f"roles that order the models otherwise (Kendall τ with this order): {', '.join(against[:8])}")
+    numbers = [f"{name.removeprefix('mean_')} {tau:+.2f}" for name, tau in found.metrics.items() if tau is not None]
+    if numbers:
+        said.append(f"the order by other numbers (τ with this one): {', '.join(numbers)}; no number is the right one")
+    return said
 
 
 def rank_numbers(
@@ -119,7 +164,34 @@ def rank_numbers(
     known = sum(model.score is not None for model in models)
     if scores is not None and known < MIN_MODELS:
         notes.append(f"{known} scored models are too few for an interval; even perfect order of four has p = 8 %")
-    return Ranking(key, _direction(key), tuple(ordered), found, (*_recipe_notes(given), *notes))
+    return Ranking(
+        key, _direction(key), tuple(ordered), found, (*_recipe_notes(given), *_left_out(key, models), *notes)
+    )
+
+
+def _broken(models: Sequence[RankedModel]) -> list[str]:
+    """Models that look healthy for want of numbers."""
+    said = [f"{model.name} {lost:.0f}" for model in models if (lost := model.values.get("unmeasured"))]
+    more = f" and {len(said) - 8} more models" if len(said) > 8 else ""
+    return [f"matrices that could not be measured and are in no number: {', '.join(said[:8])}{more}"] if said else []
+
+
+#: Numbers that are means over trusted fits of alpha.
+_OF_FITS = ("mean_alpha", "mean_alpha_2_6", "share_2_4", "mean_alpha_weighted", "mean_log_alpha_norm")
+
+
+def _left_out(key: str, models: Sequence[RankedModel]) -> list[str]:
+    """How many matrices a mean leaves out, model by model."""
+    if key not in _OF_FITS:
+        return []
+    counts = [(model.name, model.values.get("trusted_fits"), model.values["layers"]) for model in models]
+    lost = [(name, layers - fits, layers) for name, fits, layers in counts if fits is not None and layers is not None]
+    said = [f"{name} {gone:.0f} of {layers:.0f}" for name, gone, layers in lost if gone]
+    more = f" and {len(said) - 8} more models" if len(said) > 8 else ""
+    if not said:
+        return []
+    named = ", ".join(said[:8]) + more
+    return [f"matrices left out, whose fit of alpha is not trusted: {named}; --min-evals takes smaller ones"]
 
 
 def _summary_name(by: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tailwise.audits.audit import Audit, Layer
+from tailwise.audits.trusted import OF_FIT, doubt_of_fit, estimator_of, value_of
 from tailwise.compare.comparison import Comparison, Delta, LayerDelta, RoleChange
 from tailwise.compare.matching import Matching, Pair, match, shape_text
 from tailwise.compare.significance import contrasts, discoveries, rejected, signed_rank_p, z_scores
@@ -62,7 +63,7 @@ def compare(before: Audit, after: Audit, *, level: float = 0.05, metrics: Sequen
         renamed=tuple((one.name, other.name) for one, other in matching.renamed),
         reshaped=tuple((other.name, shape_text(one), shape_text(other)) for one, other in matching.reshaped),
         summary=_summary(before, after),
-        notes=_notes(before, after, matching),
+        notes=(*_notes(before, after, matching), *_left_out(layers, matching.pairs, names)),
         roles=_role_changes(layers, [name for name in PAIRED if name in names], level),
         level=level,
     )
@@ -80,7 +81,12 @@ def _layer_deltas(
     before: Audit, after: Audit, pairs: list[Pair], names: list[str], level: float
 ) -> tuple[LayerDelta, ...]:
     sides = [(before[one.name], after[other.name]) for one, other in pairs]
-    claims = {name: _claims(name, sides, level) for name in TESTED if name in names and comparable(name, before, after)}
+    kinds = estimator_of(before), estimator_of(after)
+    doubts = [(bool(doubt_of_fit(old.row, kinds[0])), bool(doubt_of_fit(new.row, kinds[1]))) for old, new in sides]
+    # Where one side is a power law, a change from or to it can be claimed: the F test knows how long the tails are.
+    doubted = [all(both) for both in doubts]
+    tested = [name for name in TESTED if name in names and comparable(name, before, after)]
+    claims = {name: _claims(name, sides, level, doubted) for name in tested}
     return tuple(
         LayerDelta(
             name=new.row.name,
@@ -89,6 +95,7 @@ def _layer_deltas(
             block=new.row.block,
             identical=_identical(old, new),
             deltas={name: _delta(old, new, name, claims.get(name, {}).get(index)) for name in names},
+            trusted=not any(doubts[index]),
         )
         for index, (old, new) in enumerate(sides)
     )
@@ -100,13 +107,15 @@ def comparable(metric: str, before: Audit, after: Audit) -> bool:
     return all(ours.get(key) == theirs.get(key) for key in TESTED[metric])
 
 
-def _claims(metric: str, sides: list[tuple[Layer, Layer]], level: float) -> dict[int, tuple[float, bool]]:
+def _claims(
+    metric: str, sides: list[tuple[Layer, Layer]], level: float, doubted: Sequence[bool]
+) -> dict[int, tuple[float, bool]]:
     """Index of the pair → (z, significant)."""
     found: dict[int, tuple[float, bool]] = {}
     tested = []
     for index, (old, new) in enumerate(sides):
         pairs = contrasts(metric, old, new)
-        if pairs is None:
+        if pairs is None or (metric in OF_FIT and doubted[index]):
             continue
         if _identical(old, new):
             found[index] = (0.0, False)
@@ -122,7 +131,7 @@ def _identical(old: Layer, new: Layer) -> bool:
 
 
 def _delta(old: Layer, new: Layer, metric: str, claim: tuple[float, bool] | None) -> Delta:
-    difference = subtract(old.row.metrics.get(metric), new.row.metrics.get(metric))
+    difference = subtract(value_of(old.row, metric), value_of(new.row, metric))
     return difference if claim is None else Delta(difference.before, difference.after, difference.change, *claim)
 
 
@@ -142,7 +151,8 @@ def _role_changes(layers: Sequence[LayerDelta], names: list[str], level: float) 
     for role in dict.fromkeys(layer.role for layer in layers):
         group = [layer for layer in layers if layer.role == role and not layer.identical]
         for name in names:
-            changes = [layer.deltas[name].change for layer in group if name in layer.deltas]
+            known = [layer for layer in group if name in layer.deltas and (layer.trusted or name not in OF_FIT)]
+            changes = [layer.deltas[name].change for layer in known]
             moved = np.array([change for change in changes if change])
             if len(moved):
                 found.append((role, name, moved, signed_rank_p(moved)))
@@ -177,6 +187,20 @@ def _notes(before: Audit, after: Audit, matching: Matching) -> tuple[str, ...]:
     if theirs.recipe.get("estimator", "ks") != "ks" or ours.recipe.get("estimator", "ks") != "ks":
         said.append("the bands 2–4 and 2–6 are meant for the ks estimator")
     return (*said, *_shortened(matching.notes))
+
+
+def _left_out(layers: Sequence[LayerDelta], pairs: Sequence[Pair], names: Sequence[str]) -> Iterator[str]:
+    """How many layers have no part in what is said of exponents."""
+    doubted = sum(not layer.trusted for layer in layers if not layer.identical)
+    if doubted and OF_FIT & set(names):
+        yield (
+            f"alpha of {doubted} of {len(layers)} layers is not trusted on one side or both: shown, and left out of "
+            "the medians of roles"
+        )
+    for name in ("alpha_hill",):
+        lost = sum((value_of(one, name) is None) != (value_of(other, name) is None) for one, other in pairs)
+        if name in names and lost:
+            yield f"{name} of {lost} layers is defined on one side alone, so that it has no change"
 
 
 def _shortened(notes: list[str]) -> list[str]:

@@ -21,6 +21,7 @@ from scipy.stats import f as fisher
 from scipy.stats import false_discovery_control, norm, wilcoxon
 
 from tailwise.audits.audit import Layer
+from tailwise.audits.trusted import value_of
 
 #: Below this many pairs, the smallest two-sided p of the signed-rank test is above 5 %.
 MIN_PAIRS = 6
@@ -48,7 +49,7 @@ def contrasts(metric: str, before: Layer, after: Layer) -> list[Contrast] | None
 
 def _fit_of(metric: str, layer: Layer) -> Fit | None:
     """Exponent and size of the tail that an audit states through the standard error."""
-    alpha, sigma = layer.row.metrics.get(metric), layer.row.metrics.get(f"{metric}_sigma")
+    alpha, sigma = value_of(layer.row, metric), layer.row.metrics.get(f"{metric}_sigma")
     # Too few eigenvalues for a verdict on the tail are too few for one on its change.
     if layer.row.status != "OK" or alpha is None or not sigma or alpha <= 1:
         return None

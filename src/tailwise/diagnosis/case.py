@@ -80,7 +80,6 @@ class Case:
             found.setdefault((row.role, row.rows, row.cols), []).append(row)
         return [group for group in found.values() if len(group) >= self.limit("min_peers")]
 
-
     def feeds_softmax(self, row: LayerRow) -> bool:
         """Whether the layer's output goes through a softmax over tokens or classes."""
         return row.role in ("lm_head", "classifier") or (self.tied and row.role == "embed" and row.block is None)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from tailwise.audits.audit import LayerRow
 from tailwise.diagnosis.case import Case, value
 from tailwise.diagnosis.finding import Evidence
 from tailwise.diagnosis.rule import Cannot, Found, Verdict, rule
 from tailwise.diagnosis.training import better_law
 from tailwise.diagnosis.words import count, evals, fit_in_words, named
+from tailwise.spectrum.trust import largest_distance
 
 _FEW = "no matrix has {least:.0f} eigenvalues or more"
 _CLAUSET = "Clauset, Shalizi & Newman 2009, SIAM Review 51:661"
@@ -17,7 +19,7 @@ _CLAUSET = "Clauset, Shalizi & Newman 2009, SIAM Review 51:661"
     title="heavy fit error",
     severity="info",
     strength="published",
-    needs=("alpha", "ks_distance"),
+    needs=("alpha", "ks_distance", "num_pl_spikes"),
     causes=("the tail is no power law: noise, a few spikes, or two regimes",),
     remedies=(
         "give no verdict on this layer's alpha; read alpha_hill with its baseline, and the entropies",
@@ -27,24 +29,30 @@ _CLAUSET = "Clauset, Shalizi & Newman 2009, SIAM Review 51:661"
     references=(_CLAUSET, "Vuong 1989, Econometrica 57:307", "WeightWatcher 0.7"),
 )
 def heavy_fit_error(case: Case) -> Verdict:
-    """D, the distance of the tail from the fitted power law, is large, or (with --rivals) a lognormal or an exponential
-    is significantly likelier: no verdict is read off alpha.
+    """D, the distance of the tail from the fitted power law, is larger than 95 % of true power laws with a tail of that
+    size have it, or (with --rivals) a lognormal or an exponential is significantly likelier: no verdict is read off
+    alpha.
     """
-    rows = case.judged("alpha", "ks_distance")
+    rows = case.judged("alpha", "ks_distance", "num_pl_spikes")
     if not rows:
         return Cannot(_FEW.format(least=case.limit("min_evals")))
-    bound = case.limit("fit_max_distance")
+    bounds = {row.name: case.limit("fit_max_distance") * largest_distance(value(row, "num_pl_spikes")) for row in rows}
     rival = {row.name: better_law(case, row) for row in rows}
     hit = sorted(
-        (row for row in rows if value(row, "ks_distance") > bound or rival[row.name]),
-        key=lambda r: value(r, "ks_distance"), reverse=True,
-    )  # fmt: skip
+        (row for row in rows if value(row, "ks_distance") > bounds[row.name] or rival[row.name]),
+        key=lambda r: value(r, "ks_distance"),
+        reverse=True,
+    )
     if not hit:
         return None
     evidence = tuple(
-        Evidence(row.name, "ks_distance", value(row, "ks_distance"), bound,
-                 fit_in_words(row) + (f"; D > {bound:g}" if value(row, "ks_distance") > bound else "")
-                 + _rival_in_words(rival[row.name]))
+        Evidence(
+            row.name,
+            "ks_distance",
+            value(row, "ks_distance"),
+            bounds[row.name],
+            fit_in_words(row) + _far_in_words(row, bounds[row.name]) + _rival_in_words(rival[row.name]),
+        )
         for row in hit
     )  # fmt: skip
     return Found(
@@ -52,6 +60,11 @@ def heavy_fit_error(case: Case) -> Verdict:
         f"{named(hit)}.",
         evidence,
     )
+
+
+def _far_in_words(row: LayerRow, bound: float) -> str:
+    far = value(row, "ks_distance") > bound
+    return f"; D > {bound:.3f}, of {value(row, 'num_pl_spikes'):.0f} values" if far else ""
 
 
 def _rival_in_words(better: tuple[str, float, float] | None) -> str:

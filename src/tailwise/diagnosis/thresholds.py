@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.errors import UnreadableError, UsageError, unknown_name
+from tailwise.spectrum.trust import N_MIN
 from tailwise.storage import read_text
 
 
@@ -61,11 +62,12 @@ TABLE = (
     Threshold("over_trained_alpha", 2.0, "alpha", "HT-SR band (Martin, Peng & Mahoney 2021)", ("TW204",)),
     Threshold("over_trained_share", 0.25, "share of layers", f"single layers below 2 occur in healthy models; {_BENCH}",
               ("TW204",)),
-    Threshold("fit_max_distance", 0.1, "D", "pure noise gives 0.11 to 0.16; fits of trained layers mostly below 0.1",
+    Threshold("fit_max_distance", 1.0, "times the D that 95 % of power laws with such a tail do not exceed",
+              "the definition of a trusted fit",
               ("TW203", "TW204", "TW402", "TW501")),
     Threshold("fit_max_share", 0.5, "share of eigenvalues", "a tail of more than half the spectrum is the bulk",
               ("TW203", "TW402", "TW502")),
-    Threshold("fit_min_tail", 8, "eigenvalues", "a slope through fewer points is not a fit",
+    Threshold("fit_min_tail", N_MIN, "eigenvalues", "the definition of a trusted fit",
               ("TW203", "TW204", "TW402")),
     Threshold("rival_p", 0.05, "p of Vuong's test", "convention; Clauset et al. 2009 use 0.1",
               ("TW203", "TW204", "TW402", "TW501")),

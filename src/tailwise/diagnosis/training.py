@@ -11,6 +11,7 @@ from tailwise.diagnosis.noise import METRICS, bound_on_z, learned, noise_like
 from tailwise.diagnosis.rule import Cannot, Found, Verdict, rule
 from tailwise.diagnosis.statistics import adjusted, p_above
 from tailwise.diagnosis.words import alpha_in_words, count, evals, fit_in_words, named, verb
+from tailwise.spectrum.trust import NOISE_SDS, largest_distance
 
 _HTSR = "Martin, Peng & Mahoney 2021, Nature Communications 12:4122"
 _MANUAL = "the HT-SR alpha manual"
@@ -118,9 +119,12 @@ def close_fit(case: Case, row: LayerRow) -> bool:
     """Whether a power law describes the fitted tail, however long."""
     return (
         row.status == "OK"
-        and value(row, "ks_distance") <= case.limit("fit_max_distance")
+        and value(row, "ks_distance") <= case.limit("fit_max_distance") * largest_distance(value(row, "num_pl_spikes"))
         and value(row, "num_pl_spikes") >= case.limit("fit_min_tail")
         and better_law(case, row) is None
+        # Lighter than noise: equal values with some scatter, whose alpha is the inverse of that scatter.
+        and not (has(row, "alpha_hill_z") and value(row, "alpha_hill_z") < -NOISE_SDS)
+        and "alpha_hill" not in row.degenerate
     )
 
 

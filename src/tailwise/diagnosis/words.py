@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from tailwise.audits.audit import LayerRow
 from tailwise.diagnosis.case import has, value
 
+_READABLE = 100.0  # of an exponent; above, it is the inverse of a scatter
+
 
 def alpha_in_words(row: LayerRow, name: str = "alpha_hill") -> str:
     """`alpha_hill 9.41 ± 1.68 (noise of this shape 9.70 ± 0.36, z 0.5)`."""
+    if value(row, name) > _READABLE:
+        return f"{name} above {_READABLE:g}, as of equal values with a little scatter"
     error = f" ± {value(row, f'{name}_sigma'):.2f}" if has(row, f"{name}_sigma") else ""
     return f"{name} {value(row, name):.2f}{error}{_noise(row, name)}"
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tailwise.diagnosis.finding import Severity
 
-Kind = Literal["metric", "delta", "summary", "finding", "layers"]
+Kind = Literal["metric", "median", "delta", "summary", "finding", "layers"]
 Status = Literal["passed", "failed", "could_not_look"]
 
 
@@ -41,7 +41,7 @@ class Expectation:
     """One line of a gate."""
 
     kind: Kind
-    subject: str = ""  # of metric and delta: a metric; of summary: a key of SUMMARIES
+    subject: str = ""  # of metric, median and delta: a metric; of summary: a key of SUMMARIES
     bounds: Bounds = Bounds()
     absolute: bool = False  # of delta: its size counts, not its sign
     severity: Severity | None = None  # of finding: the highest allowed; None: no finding at all

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.trusted import estimator_of, usable
 from tailwise.compare.summary import SUMMARIES, model_numbers
 from tailwise.errors import UsageError
 
@@ -34,7 +35,7 @@ def initial_expectations(audit: Audit, *, baseline: str | None = None) -> str:
     parts += _summary(audit)
     for role in dict.fromkeys(row.role for row in rows):
         group = [row for row in rows if row.role == role]
-        parts += [_expect("metric", metric, *bounds, role) for metric, bounds in _bounds(group)]
+        parts += [_expect("metric", metric, *bounds, role) for metric, bounds in _bounds(group, estimator_of(audit))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -57,13 +58,9 @@ def _summary(audit: Audit) -> list[str]:
     return found
 
 
-def _bounds(rows: list[LayerRow]) -> Iterator[tuple[str, tuple[float, float]]]:
+def _bounds(rows: list[LayerRow], estimator: str) -> Iterator[tuple[str, tuple[float, float]]]:
     for metric in _EXPONENTS:
-        fits = [
-            (row.metrics.get(metric), row.metrics.get(f"{metric}_sigma"))
-            for row in rows
-            if metric not in row.degenerate
-        ]
+        fits = [(usable(row, metric, estimator), row.metrics.get(f"{metric}_sigma")) for row in rows]
         known = [(value, sigma) for value, sigma in fits if value is not None and sigma is not None]
         if known:
             # An exponent is above one; the standard error of a short tail would reach below.

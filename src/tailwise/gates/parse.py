@@ -2,7 +2,7 @@
 
 Each element of `expect` is a table or a string:
 
-    "alpha in [2, 6]"   "alpha_hill < 4"   "summary.mean_alpha in (2, 5)"
+    "alpha in [2, 6]"   "alpha_hill < 4"   "median.alpha in [2, 4]"   "summary.mean_alpha in (2, 5)"
     "delta.alpha < 0.5 against baseline"   "|delta.log_norm| <= 0.1 against base.audit"
     "no finding above warning"   "no finding"   "the layers of the baseline"
 """
@@ -24,14 +24,15 @@ from tailwise.gates.expectation import Bounds, Expectation
 from tailwise.metrics.metric import METRICS
 from tailwise.storage import read_text
 
-_SUBJECTS = ("that", "metric", "delta", "summary", "finding", "structure")
+_SUBJECTS = ("that", "metric", "median", "delta", "summary", "finding", "structure")
 _COMMON = ("name", "baseline", "roles", "layers", "allow")
 _KEYS = {
     "that": _COMMON, "metric": (*_COMMON, "min", "max"), "delta": (*_COMMON, "min", "max", "max_abs"),
-    "summary": ("name", "min", "max"), "finding": ("name", "mute"), "structure": ("name", "baseline"),
+    "median": ("name", "roles", "layers", "min", "max"), "summary": ("name", "min", "max"),
+    "finding": ("name", "mute"), "structure": ("name", "baseline"),
 }  # fmt: skip
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_SUBJECT = re.compile(r"(?P<bar>\|\s*)?(?:(?P<kind>delta|summary)\.)?(?P<name>\w+)\s*(?(bar)\|)\s*(?P<rest>.*)")
+_SUBJECT = re.compile(r"(?P<bar>\|\s*)?(?:(?P<kind>delta|summary|median)\.)?(?P<name>\w+)\s*(?(bar)\|)\s*(?P<rest>.*)")
 _INTERVAL = re.compile(rf"in\s*([\[(])\s*({_NUMBER})\s*,\s*({_NUMBER})\s*([\])])")
 _LIMIT = re.compile(rf"(<=|>=|<|>|≤|≥)\s*({_NUMBER})")
 _FINDING = re.compile(r"no findings?(?:\s+above\s+(\w+))?")
@@ -119,6 +120,10 @@ class _Reader:
         name = self._known(self._string(element, "metric"), METRICS, "metric")
         return Expectation("metric", name, self._bounds(element), **self._common(element))
 
+    def _median(self, element: Mapping[str, Any]) -> Expectation:
+        name = self._known(self._string(element, "median"), METRICS, "metric")
+        return Expectation("median", name, self._bounds(element), **self._common(element))
+
     def _delta(self, element: Mapping[str, Any]) -> Expectation:
         name = self._known(self._string(element, "delta"), METRICS, "metric")
         if "max_abs" in element:
@@ -149,8 +154,10 @@ class _Reader:
         if against not in ("", "baseline"):
             common["baseline"] = against
         if found := _FINDING.fullmatch(body):
+            self._only(text, element, against, _KEYS["finding"])
             return self._finding({"finding": found[1] or "none", **{k: v for k, v in element.items() if k == "name"}})
         if body in ("the layers of the baseline", "same layers"):
+            self._only(text, element, "", _KEYS["structure"])
             return Expectation("layers", **common)
         match = _SUBJECT.fullmatch(body)
         bounds = None if match is None else self._limits(match["rest"])
@@ -160,8 +167,17 @@ class _Reader:
         kind = match["kind"] or "metric"
         if match["bar"] and kind != "delta":
             raise self._error(f"{text!r}: only a change has a size", "write |delta.alpha|, or leave the bars out")
+        self._only(text, element, "" if kind == "delta" else against, _KEYS[kind])
         name = self._known(match["name"], SUMMARIES if kind == "summary" else METRICS, "metric")
         return Expectation(kind, name, bounds, absolute=bool(match["bar"]), **common)  # type: ignore[arg-type]
+
+    def _only(self, text: str, element: Mapping[str, Any], against: str, takes: Sequence[str]) -> None:
+        """What an expectation cannot obey is an error, and never ignored."""
+        wrong = [key for key in element if key not in ("that", *takes)]
+        if wrong:
+            raise self._error(f"{text!r} takes no {' and no '.join(wrong)}", "leave it out")
+        if against:
+            raise self._error(f"{text!r}: only a change has a baseline", 'write "delta.… against …", or leave it out')
 
     def _limits(self, text: str) -> Bounds | None:
         if found := _INTERVAL.fullmatch(text):

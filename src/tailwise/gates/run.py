@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 
 from tailwise.audits.audit import Audit, LayerRow
-from tailwise.compare.comparison import Comparison
+from tailwise.audits.trusted import OF_FIT, doubt, estimator_of, usable, usable_values, value_of
+from tailwise.compare.comparison import Comparison, Delta, LayerDelta
 from tailwise.compare.run import TESTED, comparable, compare
 from tailwise.compare.summary import model_numbers
 from tailwise.diagnosis.finding import SEVERITIES, Diagnosis
 from tailwise.errors import UsageError
-from tailwise.gates.expectation import CheckResult, Expectation, Outcome, Violation
+from tailwise.gates.expectation import CheckResult, Expectation, Outcome, Status, Violation
 from tailwise.gates.parse import Expectations, read_expectations
 
 #: Statuses of matrices that should have numbers and do not.
@@ -86,40 +88,116 @@ class _Context:
 
 def _look_at_metric(key: str, item: Expectation, context: _Context) -> Outcome:
     rows = [row for row in context.audit.rows if item.takes(row.name, row.role)]
-    values = {row.name: row.metrics.get(item.subject) for row in rows if row.measured}
-    if rows and values and all(item.subject not in row.metrics for row in rows if row.measured):
+    if any(row.measured for row in rows) and all(item.subject not in row.metrics for row in rows if row.measured):
         return _blind(key, item, f"the audit has no {item.subject}; audit with --metrics {item.subject}")
-    return _layer_outcome(key, item, rows, {name: value for name, value in values.items() if value is not None})
+    kind = estimator_of(context.audit)
+    stated = [row for row in rows if item.subject in OF_FIT and value_of(row, item.subject) is not None]
+    doubted = [row for row in stated if doubt(row, kind)]
+    values = {row.name: usable(row, item.subject, kind) for row in rows}
+    known = {name: value for name, value in values.items() if value is not None}
+    kept = [row for row in rows if row not in doubted]
+    return _layer_outcome(key, item, kept, known, _untrusted(item.subject, len(doubted)))
+
+
+def _look_at_median(key: str, item: Expectation, context: _Context) -> Outcome:
+    """The median of every role that is meant, each against the bounds."""
+    rows = [row for row in context.audit.rows if row.measured and item.takes(row.name, row.role)]
+    if rows and all(item.subject not in row.metrics for row in rows):
+        return _blind(key, item, f"the audit has no {item.subject}; audit with --metrics {item.subject}")
+    failed, looked, said, lost = [], 0, [], 0
+    for role in dict.fromkeys(row.role for row in rows):
+        group = [row for row in rows if row.role == role]
+        values = usable_values(context.audit, item.subject, group)
+        lost += len(group) - len(values)
+        if values:
+            middle = median(values)
+            looked += len(values)
+            said.append(f"{role} {middle:.4g}")
+            message = f"the median {item.subject} of {role} is {middle:.4g}, expected {item.bounds}"
+            failed += [] if item.bounds.holds(middle) else [Violation(role, message, middle)]
+    if not looked:
+        return _blind(key, item, "no layer has a value to take a median of" + _absent(item, rows))
+    left = f"; {counted(lost)} left out, without a value or a trusted fit" if lost else ""
+    status: Status = "failed" if failed else "passed"
+    return Outcome(key, item, status, ", ".join(said) + left + _absent(item, rows), looked, tuple(failed))
+
+
+def _absent(item: Expectation, rows: Sequence[LayerRow]) -> str:
+    """Roles that were named and that no layer has."""
+    gone = [role for role in item.roles if role not in {row.role for row in rows}]
+    return f"; no layer has the role {' or '.join(gone)}" if gone else ""
+
+
+def _untrusted(subject: str, count: int) -> str:
+    """How many fits no verdict was read off."""
+    return f"; {subject} of {counted(count)} is no trusted fit and was not looked at" if count else ""
 
 
 def _look_at_delta(key: str, item: Expectation, context: _Context) -> Outcome:
     base = context.baseline(item)
     if item.subject in TESTED and not comparable(item.subject, base, context.audit):
         return _blind(key, item, f"{item.subject} is fitted differently in the baseline; audit both with one recipe")
-    found = [layer for layer in context.comparison(item).layers if item.takes(layer.name, layer.role)]
-    matched = {layer.name for layer in found}
-    rows = [row for row in context.audit.rows if item.takes(row.name, row.role)]
-    rows = [row for row in rows if row.name in matched or row.status in BROKEN]
-    changes = {layer.name: layer.deltas[item.subject].change for layer in found if item.subject in layer.deltas}
-    if rows and not changes:
+    found = context.comparison(item)
+    layers = [layer for layer in found.layers if item.takes(layer.name, layer.role)]
+    doubted = [layer.name for layer in layers if item.subject in OF_FIT and not layer.trusted and _changed(layer, item)]
+    layers = [layer for layer in layers if layer.name not in doubted]
+    rows = {row.name: row for row in context.audit.rows if item.takes(row.name, row.role)}
+    changes = {layer.name: layer.deltas[item.subject] for layer in layers if item.subject in layer.deltas}
+    gone = _gone(item, found, base)
+    if rows and not changes and not doubted and not gone:
         return _blind(key, item, f"neither audit has {item.subject}; audit with --metrics {item.subject}")
-    known = {name: abs(value) if item.absolute else value for name, value in changes.items() if value is not None}
-    return _layer_outcome(key, item, rows, known)
+    known = {
+        name: abs(delta.change) if item.absolute else delta.change
+        for name, delta in changes.items() if delta.change is not None
+    }  # fmt: skip
+    # Defined on one side alone is a change too, and none that a number could say.
+    gone += [
+        Violation(name, f"{name} has {item.subject} on one side alone ({_side(delta)})")
+        for name, delta in changes.items() if delta.change is None and (delta.before, delta.after) != (None, None)
+    ]  # fmt: skip
+    told = {one.layer for one in gone}
+    looked_at = [row for row in rows.values() if row.name not in told and (row.name in changes or row.status in BROKEN)]
+    return _layer_outcome(key, item, looked_at, known, _untrusted(item.subject, len(doubted)), gone)
 
 
-def _layer_outcome(key: str, item: Expectation, rows: list[LayerRow], values: Mapping[str, float]) -> Outcome:
-    """Every row against the bounds: rows that broke, or whose tail has no spread, count as failed."""
-    failed, looked = [], 0
+def _changed(layer: LayerDelta, item: Expectation) -> bool:
+    return item.subject in layer.deltas and layer.deltas[item.subject].change is not None
+
+
+def _side(delta: Delta) -> str:
+    before, after = ("none" if value is None else f"{value:.4g}" for value in (delta.before, delta.after))
+    return f"before {before}, after {after}"
+
+
+def _gone(item: Expectation, found: Comparison, base: Audit) -> list[Violation]:
+    """Layers of the baseline that have no counterpart to subtract, and layers that the baseline has not."""
+    roles = {row.name: row.role for row in base.rows}
+    said = [Violation(name, f"{name} is missing") for name in found.missing if item.takes(name, roles.get(name, ""))]
+    said += [
+        Violation(name, f"{name} was {old} and is {new}, so that its change is none")
+        for name, old, new in found.reshaped if item.takes(name, roles.get(name, ""))
+    ]  # fmt: skip
+    return said
+
+
+def _layer_outcome(
+    key: str, item: Expectation, rows: list[LayerRow], values: Mapping[str, float], untrusted: str = "",
+    gone: Sequence[Violation] = (),
+) -> Outcome:  # fmt: skip
+    """Every row against the bounds: rows that broke or are `gone`, or whose tail has no spread, count as failed."""
+    failed, looked = list(gone), len(gone)
     for row in rows:
         violation = _violation(item, row, values.get(row.name))
         looked += row.name in values or violation is not None
         failed += [violation] if violation is not None else []
     if not looked:
-        what = "no layer has a value" if any(row.measured for row in rows) else "it matches no measured layer"
-        return _blind(key, item, what)
+        none = "no fit is trusted" if untrusted else "it matches no measured layer"
+        what = "no layer has a value" if any(row.measured for row in rows) else none
+        return _blind(key, item, what + untrusted)
     failed.sort(key=lambda one: -_distance(item, one.value))
     status = "passed" if len(failed) <= item.allow * looked + 1e-9 else "failed"
     message = f"{len(failed)} of {counted(looked)} outside" if failed else f"{counted(looked)} within"
+    message += untrusted + _absent(item, rows)
     return Outcome(key, item, status, message, looked, tuple(failed))  # type: ignore[arg-type]
 
 
@@ -127,8 +205,9 @@ def _violation(item: Expectation, row: LayerRow, value: float | None) -> Violati
     if row.status in BROKEN:
         return Violation(row.name, f"{row.name} was not measured ({row.status}: {row.reason})")
     if value is None:
-        collapsed = row.status == "DEGENERATE" and item.subject.startswith("alpha")
-        return Violation(row.name, f"{row.name} has no {item.subject}: {row.reason}") if collapsed else None
+        collapsed = row.measured and (item.subject in row.degenerate or row.status == "DEGENERATE")
+        missing = collapsed and item.subject.startswith("alpha")
+        return Violation(row.name, f"{row.name} has no {item.subject}: {row.reason}") if missing else None
     if item.bounds.holds(value):
         return None
     subject = f"Δ {item.subject}" if item.kind == "delta" else item.subject
@@ -197,6 +276,7 @@ def _blind(key: str, item: Expectation, why: str) -> Outcome:
 
 _LOOK: Mapping[str, Callable[[str, Expectation, _Context], Outcome]] = {
     "metric": _look_at_metric,
+    "median": _look_at_median,
     "delta": _look_at_delta,
     "summary": _look_at_summary,
     "finding": _look_at_findings,

@@ -7,6 +7,7 @@ from html import escape
 from statistics import median
 
 from tailwise.audits.audit import Audit
+from tailwise.audits.trusted import usable_values
 from tailwise.compare.summary import SUMMARIES, model_numbers
 from tailwise.gates.expectation import CheckResult, Outcome
 
@@ -81,12 +82,12 @@ def to_model_card(result: CheckResult, audit: Audit) -> str:
 
 
 def _roles(audit: Audit) -> Iterator[str]:
-    rows = [layer.row for layer in audit if layer.row.status != "DEGENERATE"]
+    rows = [layer.row for layer in audit]
     for role in dict.fromkeys(row.role for row in rows):
         group = [row for row in rows if row.role == role]
         cells = []
         for metric in ("alpha", "alpha_hill"):
-            values = [v for row in group if metric not in row.degenerate and (v := row.metrics.get(metric)) is not None]
+            values = usable_values(audit, metric, group)
             cells.append(f"{median(values):.2f}" if values else "–")
         yield f"| {role} | {len(group)} | {' | '.join(cells)} |"
 

@@ -31,6 +31,7 @@ LARGER_IS_BETTER = frozenset({"sqnr_db", "overlap"})
 FELT = 1e-6
 #: The status of weights with NaN or infinite entries.
 NOT_FINITE = "NOT_FINITE"
+_BROKEN = ("FAILED", "UNREADABLE", "UNSUPPORTED")
 _VERSION = 1
 
 
@@ -117,6 +118,14 @@ class PrecisionStudy:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Layers that could not be studied, in any format or in one, and not for what is in them (NaN)."""
+        return tuple(
+            layer.name for layer in self.layers
+            if layer.status in _BROKEN or any(one.status in _BROKEN for one in layer.readings.values())
+        )  # fmt: skip
 
     def __iter__(self) -> Iterator[LayerStudy]:
         return iter(layer for layer in self.layers if layer.measured)

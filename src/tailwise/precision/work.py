@@ -24,6 +24,7 @@ from tailwise.precision.measures import shift_error, spectral_distance, stable_r
 from tailwise.precision.study import NOT_FINITE, LayerStudy, Reading
 from tailwise.recipe import Recipe
 from tailwise.spectrum.power_law import TailFit
+from tailwise.spectrum.rounding import edge, unit_of, unit_of_format
 from tailwise.spectrum.solve import NotFiniteError
 from tailwise.spectrum.spectrum import Spectrum, pool
 
@@ -57,10 +58,12 @@ class StudyWorker:
         turned = source.input_axis == 0 and source.kind != "embedding"
         slices = [LoadedMatrix(matrix, self.means, turned=turned) for matrix in load(source, self.checkpoint)]
         reference = pool([item.spectrum for item in slices])
-        fitted = fit(reference, "top", self.recipe)
-        readings = {}
-        for number_format in self.formats:
-            readings[number_format.name] = self._reading(slices, number_format, reference, fitted)
+        unit = max(unit_of(source.dtype), unit_of_format(self.means.load_dtype))
+        fitted = fit(reference, "top", self.recipe, edge(reference, unit))
+        readings = {
+            number_format.name: self._guarded(slices, number_format, (reference, fitted, unit))
+            for number_format in self.formats
+        }
         known = fitted.ok
         top = float(reference.eigenvalues[-1])
         return replace(
@@ -76,9 +79,20 @@ class StudyWorker:
             readings=readings,
         )
 
-    def _reading(
-        self, slices: list[LoadedMatrix], number_format: NumberFormat, reference: Spectrum, fitted: TailFit
+    def _guarded(
+        self, slices: list[LoadedMatrix], number_format: NumberFormat, before: tuple[Spectrum, TailFit, float]
     ) -> Reading:
+        """The reading; one format that fails costs no other."""
+        try:
+            return self._reading(slices, number_format, before)
+        except Exception as error:
+            status, reason = failure(error)
+            return Reading(number_format.name, number_format.bits_per_weight(*slices[0].shape), status, reason)
+
+    def _reading(
+        self, slices: list[LoadedMatrix], number_format: NumberFormat, before: tuple[Spectrum, TailFit, float]
+    ) -> Reading:
+        reference, fitted, unit = before
         rows, cols = slices[0].shape
         reading = Reading(number_format.name, number_format.bits_per_weight(rows, cols))
         try:
@@ -91,10 +105,11 @@ class StudyWorker:
         for part in parts:
             damage.add(part.damage)
         spectrum = pool([part.spectrum for part in parts])
+        rounding = edge(spectrum, max(unit, unit_of_format(number_format.name)))
         overlaps = [part.overlap for part in parts if part.overlap is not None]
         return replace(
             reading,
-            **_tail(reference, fitted, spectrum, fit(spectrum, "top", self.recipe)),
+            **_tail(reference, fitted, spectrum, fit(spectrum, "top", self.recipe, rounding)),
             **_of_weights(damage),
             spectral_distance=spectral_distance(reference, spectrum),
             stable_rank_change=stable_rank_change(reference, spectrum),

@@ -36,14 +36,19 @@ _WEIGHTS = (
     ("overlap_output", "overlap out", 3),
 )
 _TITLES = {
-    "layers": "matrices", "mean_alpha": "mean α", "mean_alpha_2_6": "mean α in 2–6", "layers_2_6": "layers in 2–6",
+    "layers": "matrices", "unmeasured": "unmeasured",
+    "mean_alpha": "mean α", "mean_alpha_2_6": "mean α in 2–6", "layers_2_6": "layers in 2–6",
     "share_2_4": "share in 2–4",
     "mean_alpha_weighted": "mean α̂", "mean_alpha_hill": "mean α Hill", "mean_log_alpha_norm": "mean log α-norm",
     "mean_log_norm": "mean log norm", "mean_log_spectral_norm": "mean log λmax", "mean_stable_rank": "mean stable rank",
     "mean_effective_rank": "mean eff. rank", "mean_num_traps": "mean traps",
-    "mean_one_minus_rd": "mean 1 − RD",
+    "mean_one_minus_rd": "mean 1 − RD", "trusted_fits": "trusted α",
+    "mean_alpha_all": "mean α of all", "mean_alpha_weighted_all": "mean α̂ of all",
+    "mean_log_alpha_norm_all": "mean log α-norm of all",
 }  # fmt: skip
-_RANKED = tuple(name for name in SUMMARIES if name not in ("mean_log_alpha_norm", "mean_log_spectral_norm"))
+_COUNTS = ("layers", "unmeasured", "trusted_fits", "layers_2_6")
+_UNRANKED = ("mean_log_alpha_norm", "mean_log_spectral_norm", "mean_alpha_all", "mean_log_alpha_norm_all")
+_RANKED = tuple(name for name in SUMMARIES if name not in _UNRANKED)
 
 
 @dataclass(frozen=True)
@@ -219,7 +224,7 @@ def ranking_grids(ranking: Ranking) -> Iterator[Grid]:
     scored = any(model.score is not None for model in ranking.models)
     heads = ("model", *(_TITLES[name] for name in shown), *(("score",) if scored else ()))
     lines = tuple(
-        (model.name, *(_number(model.values[name], 0 if name == "layers" else 3) for name in shown),
+        (model.name, *(_number(model.values[name], 0 if name in _COUNTS else 3) for name in shown),
          *((_number(model.score, 4),) if scored else ()))
         for model in ranking.models
     )  # fmt: skip
@@ -242,7 +247,8 @@ def _correlation_lines(found: Sequence[Correlation]) -> Iterator[tuple[str, ...]
 def _drawn(grid: Grid) -> RenderableType:
     table = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for index, head in enumerate(grid.heads):
-        table.add_column(head, justify="right" if index else "left", no_wrap=True)
+        # Where there is no room, names are broken into lines: a number that is cut is another number.
+        table.add_column(head, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
     for line in grid.lines:
         table.add_row(*(Text(cell) for cell in line))
     return Group(table, Text(grid.below, style="dim")) if grid.below else table

@@ -16,6 +16,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from tailwise.audits.audit import Audit, Layer, LayerRow
+from tailwise.audits.trusted import left_out_words, usable, usable_values
 from tailwise.harmless import visible
 from tailwise.metrics.metric import METRICS
 from tailwise.report.columns import BRIEF, Column, cell
@@ -50,10 +51,11 @@ def by_role(audit: Audit) -> RenderableType:
     """Median (and range) of the leading metrics for each role; α is never pooled across roles."""
     table = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("role")
-    for title in ("matrices", "α median (range)", "α Hill median (range)", "stable rank", "entropy"):
+    for title in ("matrices", "α trusted", "α median (range)", "α Hill median (range)", "stable rank", "entropy"):
         table.add_column(title, justify="right", no_wrap=True)
     measured = [layer.row for layer in audit]
     along = {row.block for row in measured if row.block is not None}
+    fits = any("alpha" in row.metrics for row in measured)
     banded = audit.provenance.recipe.get("estimator") == "ks"
     if len(along) > 1:
         table.add_column(f"α, block {min(along)} → {max(along)}", no_wrap=True)
@@ -62,10 +64,11 @@ def by_role(audit: Audit) -> RenderableType:
         table.add_row(
             role,
             str(len(rows)),
-            _spread(rows, "alpha"),
-            _spread(rows, "alpha_hill"),
-            _middle(rows, "stable_rank", 1),
-            _middle(rows, "singular_entropy", 3),
+            str(len(usable_values(audit, "alpha", rows))) if fits else "–",
+            _spread(usable_values(audit, "alpha", rows)),
+            _spread(usable_values(audit, "alpha_hill", rows)),
+            _middle(usable_values(audit, "stable_rank", rows), 1),
+            _middle(usable_values(audit, "singular_entropy", rows), 3),
             *([strip(rows, sorted(along), banded=banded)] if len(along) > 1 else []),
         )
     return table
@@ -82,8 +85,8 @@ def strip(rows: Sequence[LayerRow], blocks: Sequence[int], *, banded: bool) -> T
     groups: list[list[float]] = [[] for _ in range(width)]
     place = {block: index * width // len(blocks) for index, block in enumerate(blocks)}
     for row in rows:
-        value = row.metrics.get("alpha")
-        if row.block is not None and value is not None and row.status != "DEGENERATE":
+        value = usable(row, "alpha")
+        if row.block is not None and value is not None:
             groups[place[row.block]].append(value)
     text = Text()
     for values in groups:
@@ -93,20 +96,13 @@ def strip(rows: Sequence[LayerRow], blocks: Sequence[int], *, banded: bool) -> T
     return text
 
 
-def _values(rows: Sequence[LayerRow], name: str) -> list[float]:
-    found = [row.metrics.get(name) for row in rows if row.status != "DEGENERATE"]
-    return [value for value in found if value is not None]
-
-
-def _spread(rows: Sequence[LayerRow], name: str) -> str:
-    values = _values(rows, name)
+def _spread(values: Sequence[float]) -> str:
     if not values:
         return "–"
     return f"{median(values):.2f} ({min(values):.2f}–{max(values):.2f})" if len(values) > 1 else f"{values[0]:.2f}"
 
 
-def _middle(rows: Sequence[LayerRow], name: str, digits: int) -> str:
-    values = _values(rows, name)
+def _middle(values: Sequence[float], digits: int) -> str:
     return f"{median(values):.{digits}f}" if values else "–"
 
 
@@ -123,6 +119,7 @@ def closing(audit: Audit) -> RenderableType:
     if len(bad) > 10:
         lines.append(Text(f"  … and {len(bad) - 10} more", style="red"))
     lines += [Text(note, style="yellow") for note in facts.notes]
+    lines += [Text(said, style="dim")] if (said := left_out_words(audit)) else []
     return Group(*lines)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tailwise.errors import unknown_name
 from tailwise.spectrum.ks_scan import ks_at, scan
+from tailwise.spectrum.ks_truncated import distance_truncated, scan_truncated
 
 #: WeightWatcher's threshold: smaller eigenvalues count as zero in `ks`, `ks_clip`, `mid` and `peak`.
 EVALS_THRESHOLD = 1e-5
@@ -132,6 +133,12 @@ def _ks_clip(eigenvalues: Vector, options: TailOptions) -> TailFit:
     return first
 
 
+def _ks_truncated(eigenvalues: Vector, options: TailOptions) -> TailFit:
+    """λ_min by the distance from a power law that ends at λ_max, as `powerlaw` has it with `xmax`."""
+    values = above_threshold(eigenvalues)
+    return _scanned("ks_truncated", values, options.rounding, truncated=True)
+
+
 #: Estimator name → function of (ascending eigenvalues, options). `farms` is a way of sampling W, not of fitting.
 ESTIMATORS: Mapping[str, Callable[[Vector, TailOptions], TailFit]] = {
     "top": _top,
@@ -140,6 +147,7 @@ ESTIMATORS: Mapping[str, Callable[[Vector, TailOptions], TailFit]] = {
     "peak": _peak,
     "ks": _ks,
     "ks_clip": _ks_clip,
+    "ks_truncated": _ks_truncated,
 }
 
 
@@ -174,17 +182,21 @@ def _dust(references: Any, rounding: float) -> Any:
     return np.minimum(_SPREAD * rounding / np.sqrt(references), _MOST_DUST)
 
 
-def _scanned(name: str, values: Vector, rounding: float, allowed: NDArray[np.bool_] | None = None) -> TailFit:
+def _scanned(
+    name: str, values: Vector, rounding: float, allowed: NDArray[np.bool_] | None = None, *, truncated: bool = False
+) -> TailFit:  # fmt: skip
     if len(values) == 1:
         return _no_reference(name, values)
     if len(values) < 2:
         return degenerate(name, values)
-    best = scan(np.log(values), allowed, _dust(values[:-1], rounding) if rounding else None)
+    logs = np.log(values)
+    dust = _dust(values[:-1], rounding) if rounding else None
+    best = scan_truncated(logs, dust) if truncated else scan(logs, allowed, dust)
     if best is None:
         return degenerate(name, values)
     index, alpha, distance = best
     k = len(values) - index
-    _, two_sided = ks_at(np.log(values), index, alpha)
+    _, two_sided = (distance_truncated if truncated else ks_at)(logs, index, alpha)
     return TailFit(
         name, alpha, (alpha - 1.0) / math.sqrt(k), k, float(values[index]), float(values[-1]), distance, two_sided
     )  # fmt: skip

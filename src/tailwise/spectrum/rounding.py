@@ -34,6 +34,14 @@ def unit_of(dtype: str) -> float:
     return _CODES / 2.0 ** int(found[1]) if found else _DOUBLE
 
 
+_CASTS = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+
+
+def unit_of_format(name: str) -> float:
+    """u of a number format, by its name: `bf16`, `int4-g128`, `q4_0`."""
+    return unit_of(_CASTS.get(name, name))
+
+
 def edge(spectrum: Spectrum, unit: float) -> float:
     """The largest singular value of the rounding in W: σ up to it are noise."""
     total, top = float(spectrum.eigenvalues.sum()) / spectrum.slices, float(spectrum.eigenvalues[-1])

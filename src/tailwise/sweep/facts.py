@@ -13,8 +13,11 @@ from tailwise.compare.ranking import ModelNumbers, numbers_of
 UNREAD = ("UNREADABLE", "FAILED")
 
 
-def facts_of(audit: Audit, audit_file: str, seconds: float) -> dict[str, Any]:
-    """Plain JSON types. `flops` counts what was solved here, not what was known."""
+def facts_of(audit: Audit, audit_file: str, seconds: float, core_seconds: float | None = None) -> dict[str, Any]:
+    """Plain JSON types. `flops` counts what was solved here, not what was known.
+
+    `core_seconds` are of the processor; where nobody counted them, every worker is taken to have been busy.
+    """
     numbers = numbers_of(audit)
     measured = [layer.row for layer in audit]
     solved = [row for row in measured if not row.reused]
@@ -32,7 +35,7 @@ def facts_of(audit: Audit, audit_file: str, seconds: float) -> dict[str, Any]:
         "flops": sum(flops(row.rows, row.cols, row.slices) for row in solved),
         "workers": audit.provenance.workers,
         "seconds": seconds,
-        "core_seconds": seconds * audit.provenance.workers,
+        "core_seconds": seconds * audit.provenance.workers if core_seconds is None else core_seconds,
     }
 
 
@@ -40,6 +43,13 @@ def flops(rows: int, cols: int, slices: int) -> float:
     """As `MatrixSource.flops`, from the row of an audit."""
     n, m = max(rows, cols), min(rows, cols)
     return slices * (float(n) * m**2 + 4 / 3 * float(m) ** 3)
+
+
+def not_finite(audit: Audit) -> str:
+    """What is broken in the model itself; empty where nothing is."""
+    bad = [row for row in audit.unmeasured if row.status == "NOT_FINITE"]
+    what = "1 matrix has" if len(bad) == 1 else f"{len(bad)} matrices have"
+    return f"{what} NaN or infinite entries, the first: {bad[0].name}" if bad else ""
 
 
 def unread(audit: Audit) -> str:

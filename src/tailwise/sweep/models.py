@@ -34,13 +34,18 @@ def read_models(what: str) -> list[str]:
         found = list(_from_hub(what))
     else:
         lines = (_COMMENT.sub("", line).strip() for line in _text(what).split("\n"))
-        found = [line for line in lines if line]
+        found = [_identity(line) for line in lines if line]
     models = list(dict.fromkeys(found))
     if not models:
         raise UsageError("names no model", where=what, fix="write one model on each line: a path, a URL, or org/name")
     if len(models) < len(found):
         _log.warning("%s: %d models are named twice and audited once", what, len(found) - len(models))
     return models
+
+
+def _identity(model: str) -> str:
+    """One name of one model: `x/` is `x`."""
+    return model.rstrip("/") or model
 
 
 def default_name(what: str) -> str:
@@ -67,9 +72,13 @@ def _from_hub(query: str) -> Iterator[str]:
     from tailwise.checkpoints.hub import HubAddress, hub_errors
 
     asked = parse_query(query)
-    with hub_errors(HubAddress(query, None)):
-        for info in HfApi().list_models(**asked):
-            yield info.id
+    try:
+        with hub_errors(HubAddress(query, None)):
+            for info in HfApi().list_models(**asked):
+                yield info.id
+    except UnreadableError as error:
+        fix = "a query asks the Hub itself: go online, or give a file with a model on each line"
+        raise type(error)(f"the Hub could not be asked ({error.what})", where=query, fix=fix) from error
 
 
 def parse_query(query: str) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tailwise.audits.run import Progress, audit
-from tailwise.errors import TailwiseError, UnreachableError, lacks_memory
-from tailwise.sweep.facts import facts_of, unread
+from tailwise.errors import TailwiseError, UnreachableError, UnreadableError, lacks_memory
+from tailwise.sweep.facts import facts_of, not_finite, unread
 from tailwise.sweep.lease import Lease
 from tailwise.sweep.results import write_audit
 
 if TYPE_CHECKING:
+    from tailwise.audits.audit import Audit
     from tailwise.recipe import Recipe
     from tailwise.sweep.catalogue import Catalogue, Claim
 
@@ -47,10 +48,12 @@ class Work:
 
     def take(self, claim: Claim) -> Outcome:
         """Audit the model of a claim. Only an interruption is raised, after the claim was given back."""
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         try:
             with Lease(self.catalogue, claim, self.lease) as lease:
                 made = audit(claim.model, progress=self.progress, **self.settings)
+                if not len(made):
+                    raise _nothing(made)
                 if lease.lost:
                     return Outcome(claim.model, "lost")
                 # Written again by a worker that comes after, these are the same files with the same numbers.
@@ -60,9 +63,12 @@ class Work:
             raise
         except Exception as error:
             return self._failed(claim, error)
-        facts, bad = facts_of(made, file, time.perf_counter() - started), unread(made)
-        held = self.catalogue.finish(claim, facts, reason=bad, remedy=RETRY if bad else "")
-        return Outcome(claim.model, "done" if held else "lost", bad, RETRY if bad else "", facts)
+        here = self.settings.get("executor", "local") == "local" and str(self.settings.get("device", "cpu")) == "cpu"
+        cores = time.process_time() - busy if here else None
+        facts, bad = facts_of(made, file, time.perf_counter() - started, cores), unread(made)
+        said, remedy = "; ".join(filter(None, (bad, not_finite(made)))), RETRY if bad else ""
+        held = self.catalogue.finish(claim, facts, reason=said, remedy=remedy)
+        return Outcome(claim.model, "done" if held else "lost", said, remedy, facts)
 
     def _failed(self, claim: Claim, error: Exception) -> Outcome:
         reason, remedy = explained(error)
@@ -73,10 +79,25 @@ class Work:
         return Outcome(claim.model, became, reason, remedy)
 
 
+def _nothing(made: Audit) -> UnreadableError:
+    """The error for a model of which no matrix has numbers, with why."""
+    why = [f"{row.name}: {row.status}" for row in made.unmeasured[:3]]
+    return UnreadableError(
+        f"no weight matrix could be measured ({'; '.join(why) or 'it has none'})",
+        fix="look at it with tailwise audit, which lists every tensor with its status",
+    )
+
+
+def _in_one_line(text: str) -> str:
+    """Lists and tables have a line for each model."""
+    return " ".join(line.strip() for line in text.splitlines())
+
+
 def explained(error: Exception) -> tuple[str, str]:
     """What happened, and what to do."""
     if isinstance(error, TailwiseError):
-        return error.what, error.fix or ""
+        return _in_one_line(error.what), _in_one_line(error.fix or "")
     if lacks_memory(error):
         return "out of memory", "use fewer --workers, or a machine with more memory, then tailwise sweep --retry"
-    return f"{type(error).__name__}: {error}"[:500], "audit it alone with tailwise audit; if it is a bug, report it"
+    said = _in_one_line(f"{type(error).__name__}: {error}")[:500]
+    return said, "audit it alone with tailwise audit; if it is a bug, report it"

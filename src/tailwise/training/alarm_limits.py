@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tailwise.diagnosis.thresholds import Overrides, Threshold
 from tailwise.diagnosis.thresholds import resolved as _resolved
+from tailwise.spectrum.trust import N_MIN
 
 _BENCH = "chosen on the tuning seeds of benchmarks/training.py"
 
@@ -38,8 +39,9 @@ TABLE = (
     Threshold("band_low", 2.0, "alpha", "HT-SR band (Martin, Peng & Mahoney 2021), as in TW204", ("TW709",)),
     Threshold("band_high", 6.0, "alpha", "HT-SR band (Martin, Peng & Mahoney 2021), as in TW203", ("TW709",)),
     Threshold("band_z", 4.0, "standard errors", f"small healthy models end just below 2; {_BENCH}", ("TW709",)),
-    Threshold("fit_max_distance", 0.1, "D", "as in TW501: no verdict on a poor fit", ("TW709",)),
-    Threshold("fit_min_tail", 8, "eigenvalues", "a slope through fewer points is not a fit", ("TW709",)),
+    Threshold("fit_max_distance", 1.0, "times the D of 95 % of power laws", "as in TW501: no verdict on a poor fit",
+              ("TW709",)),
+    Threshold("fit_min_tail", N_MIN, "eigenvalues", "as in TW501", ("TW709",)),
     Threshold("memorised_share", 0.02, "share of the first loss", "text and images leave more to learn than that",
               ("TW711",)),
     Threshold("eval_rise", 0.05, "share of the lowest", "held-out losses differ by less from one to the next",

@@ -6,6 +6,7 @@ import math
 from itertools import islice
 from statistics import median
 
+from tailwise.spectrum.trust import largest_distance
 from tailwise.training.alarm_rule import Sign, Signs, alarm_rule
 from tailwise.training.alarm_watch import SPAN, Track, Watch, change
 
@@ -130,8 +131,8 @@ def out_of_band(watch: Watch) -> Signs:
     low, high, bound = watch.limit("band_low"), watch.limit("band_high"), watch.limit("band_z")
     found = {}
     for layer, (alpha, distance, tail) in watch.now("alpha", "ks_distance", "num_pl_spikes", inside=True).items():
-        poor = distance.last > watch.limit("fit_max_distance") or tail.last < watch.limit("fit_min_tail")
-        if poor or alpha.last <= 1.0:
+        poor = distance.last > watch.limit("fit_max_distance") * largest_distance(tail.last)
+        if poor or tail.last < watch.limit("fit_min_tail") or alpha.last <= 1.0:
             continue
         error = (alpha.last - 1.0) / math.sqrt(tail.last)
         below, above = (low - alpha.last) / error, (alpha.last - high) / error

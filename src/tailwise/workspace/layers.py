@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.trusted import value_of
 from tailwise.diagnosis.finding import Diagnosis
 from tailwise.errors import UsageError, unknown_name
 
@@ -56,12 +57,11 @@ def records(audit: Audit, diagnosis: Diagnosis | None = None) -> list[dict[str, 
 
 
 def _record(row: LayerRow, codes: str) -> dict[str, Any]:
-    # Exponents of tails without spread carry no meaning (DEFINITIONS §2).
-    hidden = {*row.degenerate, *(("alpha", "alpha_hill") if row.status == "DEGENERATE" else ())}
     times = f" ×{row.slices}" if row.slices > 1 else ""
     facts = {"name": row.name, "role": row.role, "block": row.block, "shape": f"{row.rows}×{row.cols}{times}",
              "parameters": row.n_params, "dtype": row.dtype, "status": row.status, "findings": codes}  # fmt: skip
-    return facts | {key: None if key in hidden else value for key, value in row.metrics.items()}
+    # Exponents of tails without spread carry no meaning (DEFINITIONS §2).
+    return facts | {key: value_of(row, key) for key in row.metrics}
 
 
 def columns(rows: Sequence[Record]) -> list[str]:

@@ -21,7 +21,7 @@ class Wish(BaseModel):
 
     model: str = Field(max_length=1000, min_length=1)  # a path below a root, or a Hugging Face id
     base: str = Field("", max_length=1000)  # for an adapter: the model that it adapts
-    estimator: Literal["ks", "ks_clip", "peak", "mid", "top", "top_outside", "farms"] = "ks"
+    estimator: Literal["ks", "ks_clip", "ks_truncated", "peak", "mid", "top", "top_outside", "farms"] = "ks"
     randomize: bool = False
     bootstrap: int = Field(0, ge=0, le=1000)
 

@@ -10,6 +10,7 @@ from tailwise.assistant.charts import chart_of
 from tailwise.assistant.functions.function import Place, function
 from tailwise.assistant.layers import meant_in
 from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.trusted import usable
 from tailwise.compare.summary import model_numbers
 from tailwise.errors import UsageError
 from tailwise.workspace import links
@@ -67,7 +68,7 @@ def spread(rows: list[LayerRow], metric: str) -> Fact:
 
 
 def _values(rows: list[LayerRow], metric: str) -> list[float]:
-    found = [row.metrics.get(metric) for row in rows if metric not in row.degenerate]
+    found = [usable(row, metric) for row in rows]
     return [value for value in found if value is not None]
 
 

@@ -10,7 +10,7 @@ from tailwise.report.charts.panels import along_depth
 from tailwise.report.charts.parts import ALPHA, Axis, histogram, metric_histogram, scatter
 from tailwise.report.charts.view import View
 
-_HOLLOW = f"Hollow: a poor fit (D > {POOR_FIT}) has no verdict."
+_HOLLOW = "Hollow: a fit that is not trusted has no verdict."
 
 
 @chart(
@@ -55,7 +55,7 @@ def hill_hist(view: View) -> Any:
         "Each layer's α against the distance D between its tail and the fitted power law.",
         "points at the bottom, between 2 and 4: heavy tails that are well fitted.",
         "points at the top: the tail is no power law, and α says nothing there.",
-        f"The dashed line is D = {POOR_FIT}, about where Gaussian noise begins; above it points are hollow.",
+        f"The dashed line is D = {POOR_FIT}, about where Gaussian noise begins. Hollow: fits that are not trusted.",
     ),
 )
 def alpha_vs_distance(view: View) -> Any:

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.trusted import doubt, estimator_of, value_of
 from tailwise.checkpoints.order import before_blocks
-from tailwise.diagnosis.thresholds import TABLE as THRESHOLDS
 from tailwise.report.theme import group_of
 
-#: Fits further from their power law than this are drawn hollow; the rules give no verdict on them either.
-POOR_FIT = next(item.value for item in THRESHOLDS if item.name == "fit_max_distance")
+#: Drawn as a line: about where Gaussian noise begins. Whether a fit is trusted depends on the size of its tail too.
+POOR_FIT = 0.1
 
 OUTSIDE = "outside the blocks"
 
@@ -75,15 +75,14 @@ def layer_records(audits: Sequence[Audit], names: Sequence[str]) -> list[Record]
     """One record per measured layer: facts, place along depth, and every metric; `names` tell the audits apart."""
     records = []
     for name, audit in zip(names, audits, strict=True):
+        kind = estimator_of(audit)
         for place, layer in zip(places(audit), audit, strict=True):
-            records.append({"model": name, **layer_record(layer.row, place)})
+            records.append({"model": name, **layer_record(layer.row, place, kind)})
     return records
 
 
-def layer_record(row: LayerRow, place: int) -> Record:
-    """One layer. Exponents of tails without spread are left out (DEFINITIONS §2)."""
-    hidden = {*getattr(row, "degenerate", ()), *(("alpha", "alpha_hill") if row.status == "DEGENERATE" else ())}
-    distance = row.metrics.get("ks_distance")
+def layer_record(row: LayerRow, place: int, estimator: str = "ks") -> Record:
+    """One layer. Exponents of tails without spread are left out; fits that are not trusted are `poor`."""
     times = f" ×{row.slices}" if row.slices > 1 else ""
     return {
         "name": row.name,
@@ -94,8 +93,8 @@ def layer_record(row: LayerRow, place: int) -> Record:
         "panel": row.role if row.block is not None else OUTSIDE,
         "shape": f"{row.rows}×{row.cols}{times}",
         "status": row.status,
-        "poor": distance is not None and distance > POOR_FIT,
-        **{key: None if key in hidden else rounded(value) for key, value in row.metrics.items()},
+        "poor": row.metrics.get("alpha") is not None and bool(doubt(row, estimator)),
+        **{key: rounded(value_of(row, key)) for key in row.metrics},
     }
 
 

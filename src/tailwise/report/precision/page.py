@@ -91,8 +91,10 @@ class _Page:
         view = self.view
         sensitivity = words.on_sensitivity(view)
         cards = (
-            ("Which format each layer bears",
-             [*words.on_verdicts(view), *words.on_variation(view), *([sensitivity] if sensitivity else [])]),
+            (
+                "Which format each layer bears",
+                [*words.on_verdicts(view), *words.on_variation(view), *([sensitivity] if sensitivity else [])],
+            ),
             ("Which tails move", words.on_tails(view)),
             ("Does α predict it?", words.on_prediction_in_short(view)),
             ("Reach of the formats", words.on_reach(view)),

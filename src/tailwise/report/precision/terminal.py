@@ -94,7 +94,14 @@ def closing(study: PrecisionStudy) -> RenderableType:
     matrices, kinds = _counted(study, "matrix", "matrices"), _counted(study.formats, "format", "formats")
     lines = [Text(f"{matrices} in {kinds}, in {study.seconds:.1f} s", style="dim")]
     rest = [layer for layer in study.layers if not layer.measured]
+    if study.failed:
+        said = f"{len(study.failed)} of {len(study.layers)} layers failed, in some format or in all: medians and "
+        lines.append(Text(f"{said}predictions are over the others", style="red"))
     lines += [Text(printable(f"{layer.name}: {layer.status}: {layer.reason}"), style="red") for layer in rest[:_NAMED]]
+    partly = [(layer, one) for layer in study for one in layer.readings.values() if one.status == "FAILED"]
+    lines += [
+        Text(printable(f"{layer.name} in {one.format}: {one.reason}"), style="red") for layer, one in partly[:_NAMED]
+    ]
     if len(rest) > _NAMED:
         lines.append(Text(f"… and {len(rest) - _NAMED} more were not studied", style="red"))
     return Group(*lines, *(Text(note, style="yellow") for note in study.notes))
