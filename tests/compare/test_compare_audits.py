@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import wilcoxon
 
 import tailwise as tw
@@ -219,3 +220,23 @@ def test_comparing_saved_audits_imports_no_torch(before, tmp_path):
     code = f"import sys, tailwise as tw; a = tw.Audit.load({str(path)!r}); tw.compare(a, a); tw.rank([a, a])"
     code += "\nassert 'torch' not in sys.modules and callable(tw.compare)"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_what_was_not_measured_is_not_called_identical():
+    rng = np.random.default_rng(0)
+    W, broken = rng.standard_normal((32, 48)), np.full((32, 48), np.nan)
+    some = tw.audit({"a": W, "b": broken}, use_cache=False, baseline_replicas=1)
+    none = tw.audit({"b": broken}, use_cache=False, baseline_replicas=1)
+    assert tw.compare(some, some).unmeasured == ("b",)
+    assert not tw.compare(some, some).identical
+    assert any("not compared" in note and "b" in note for note in tw.compare(some, some).notes)
+    assert not tw.compare(none, none).identical
+    whole = tw.audit({"a": W}, use_cache=False, baseline_replicas=1)
+    assert tw.compare(whole, whole).identical
+
+
+def test_two_readings_of_one_tensor_are_said():
+    codes = torch.randn(32, 48).to(torch.float8_e4m3fn)
+    scaled = tw.audit({"m.weight": codes, "m.weight_scale": torch.tensor(3.0)}, use_cache=False, baseline_replicas=1)
+    plain = tw.audit({"m.weight": codes}, use_cache=False, baseline_replicas=1)
+    assert any("read in two ways" in note and "fp8" in note for note in tw.compare(plain, scaled).notes)

@@ -59,12 +59,16 @@ class Comparison:
     notes: tuple[str, ...] = ()  # e.g. that the recipes differ, so alphas are not comparable
     roles: tuple[RoleChange, ...] = ()
     level: float = 0.05  # false discovery rate of everything called significant
+    unmeasured: tuple[str, ...] = ()  # what could not be measured in one audit or both, so that nothing is known of it
 
     @property
     def identical(self) -> bool:
-        """Whether every matrix is the same, to the byte, and none was added, lost, renamed or reshaped."""
-        moved = self.added or self.missing or self.renamed or self.reshaped
-        return not moved and all(layer.identical for layer in self.layers)
+        """Whether every matrix is the same, to the byte, and none was added, lost, renamed, reshaped or not measured.
+
+        Where nothing was measured, nothing is known to be the same.
+        """
+        moved = self.added or self.missing or self.renamed or self.reshaped or self.unmeasured
+        return not moved and bool(self.layers) and all(layer.identical for layer in self.layers)
 
     def significant(self, metric: str) -> tuple[str, ...]:
         """Names of the layers where the change of `metric` is significant."""

@@ -13,7 +13,7 @@ from tailwise.audits.trusted import OF_FIT, doubt_of_fit, estimator_of, value_of
 from tailwise.compare.comparison import Comparison, Delta, LayerDelta, RoleChange
 from tailwise.compare.matching import Matching, Pair, match, shape_text
 from tailwise.compare.significance import contrasts, discoveries, rejected, signed_rank_p, z_scores
-from tailwise.compare.summary import model_numbers
+from tailwise.compare.summary import BROKEN, model_numbers
 from tailwise.errors import UsageError, unknown_name
 
 #: Metrics with a standard error, and the parts of the recipe that must agree for a difference to mean anything.
@@ -29,6 +29,7 @@ PAIRED = (
 #: Parts of a recipe that change what is computed at all, but no number that both audits have.
 _HARMLESS = ("metrics", "randomize", "bootstrap", "rivals", "min_evals", "baseline_replicas")
 _MOST_NOTES = 5
+_SHOWN = 3  # names in a note
 
 
 def compare(before: Audit, after: Audit, *, level: float = 0.05, metrics: Sequence[str] | None = None) -> Comparison:
@@ -66,7 +67,13 @@ def compare(before: Audit, after: Audit, *, level: float = 0.05, metrics: Sequen
         notes=(*_notes(before, after, matching), *_left_out(layers, matching.pairs, names)),
         roles=_role_changes(layers, [name for name in PAIRED if name in names], level),
         level=level,
+        unmeasured=_unmeasured(before, after),
     )
+
+
+def _unmeasured(before: Audit, after: Audit) -> tuple[str, ...]:
+    lost = (row.name for audit in (before, after) for row in audit.unmeasured if row.status in BROKEN)
+    return tuple(dict.fromkeys(lost))
 
 
 def _metric_names(before: Audit, after: Audit, wanted: Sequence[str] | None) -> list[str]:
@@ -186,7 +193,23 @@ def _notes(before: Audit, after: Audit, matching: Matching) -> tuple[str, ...]:
         said.append("the audits took different selections of layers, so layers may look added or missing")
     if theirs.recipe.get("estimator", "ks") != "ks" or ours.recipe.get("estimator", "ks") != "ks":
         said.append("the bands 2–4 and 2–6 are meant for the ks estimator")
+    if lost := _unmeasured(before, after):
+        more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
+        said.append(f"not compared, since not measured in one audit or both: {', '.join(lost[:_SHOWN])}{more}")
+    said += _readings(matching)
     return (*said, *_shortened(matching.notes))
+
+
+def _readings(matching: Matching) -> list[str]:
+    """Where one tensor was taken in two ways, a change may be of the reading and not of the model."""
+    pairs = matching.pairs
+    differ = [(one, other) for one, other in pairs if one.reading and other.reading and one.reading != other.reading]
+    if not differ:
+        return []
+    one, other = differ[0]
+    more = f", and {len(differ) - 1} more" if len(differ) > 1 else ""
+    return [f"read in two ways, so that a change may be of the reading alone: {other.name}, {one.reading} before and "
+            f"{other.reading} after{more}"]  # fmt: skip
 
 
 def _left_out(layers: Sequence[LayerDelta], pairs: Sequence[Pair], names: Sequence[str]) -> Iterator[str]:

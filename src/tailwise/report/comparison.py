@@ -165,7 +165,11 @@ def structure(comparison: Comparison) -> list[str]:
     """What became of the layers that are not in both models as they were."""
     if comparison.identical:
         return ["all matrices are identical, to the byte"]
-    said = [f"renamed: {old} → {new}" for old, new in comparison.renamed]
+    if not comparison.layers:
+        return ["no matrix is measured in both audits: nothing is compared"]
+    same = sum(layer.identical for layer in comparison.layers)
+    said = [f"all {same} matrices that are measured in both are identical"] if same == len(comparison.layers) else []
+    said += [f"renamed: {old} → {new}" for old, new in comparison.renamed]
     said += [f"reshaped: {name}, {old} → {new}" for name, old, new in comparison.reshaped]
     said += [f"missing: {name}" for name in comparison.missing]
     said += [f"added: {name}" for name in comparison.added]
