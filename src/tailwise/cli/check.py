@@ -77,9 +77,9 @@ def check(
             write_whole(path, _writers()[kind](result, found).encode())
     _say(result, as_json)
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        from tailwise.gates.github import annotations
+        from tailwise.gates.github import workflow_commands
 
-        for line in annotations(result):
+        for line in workflow_commands(result):
             typer.echo(line, err=as_json)
     raise typer.Exit(result.exit_code)
 

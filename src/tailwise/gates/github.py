@@ -9,7 +9,7 @@ from tailwise.gates.expectation import CheckResult
 _MOST = 10  # of one kind that GitHub shows of a step
 
 
-def annotations(result: CheckResult) -> Iterator[str]:
+def workflow_commands(result: CheckResult) -> Iterator[str]:
     """A workflow command for each expectation that does not hold: an error, or a warning where nobody could look."""
     for outcome in [one for one in result.outcomes if not one.passed][:_MOST]:
         kind = "error" if outcome.status == "failed" else "warning"
