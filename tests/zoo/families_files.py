@@ -16,6 +16,9 @@ from zoo.entry import Entry, Specimen
 from zoo.oracle import Maps, maps_of
 from zoo.specimens import stir
 
+# Before anything imports Keras, which reads it once and asks for TensorFlow without it.
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
 TORCH, ONNX, KERAS, NUMPY = "files: torch", "files: ONNX", "files: Keras", "files: NumPy"
 NEW: Mapping[str, Any] = {"since": "unreleased"}
 
@@ -198,7 +201,6 @@ def keras(name: str, layers: Callable[[Any], list[Any]], shape: tuple[int, ...],
     file, feed = options.pop("file", "model.keras"), options.pop("feed", "dense")
 
     def build(folder: Path) -> Specimen:
-        os.environ.setdefault("KERAS_BACKEND", "torch")
         package = import_module("keras")
         package.utils.set_random_seed(0)
         model = package.Sequential([package.Input(shape), *layers(package)])
