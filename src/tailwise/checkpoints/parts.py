@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tailwise.checkpoints.checkpoint import TensorSpec
 
 #: Roles whose rows are looked up rather than multiplied.
-EMBEDDINGS = frozenset({"embed", "pos_embed"})
+EMBEDDINGS = frozenset({"embed", "pos_embed", "codebook"})
 _VECTORS = EMBEDDINGS | {"rwkv_mix"}  # stored with leading axes of 1
 _NOT_NUMBERS = frozenset({"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "C64", "F8_E8M0"})
 

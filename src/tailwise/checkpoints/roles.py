@@ -100,7 +100,6 @@ _TIME = (
     r"(?:embed|emb|mlp|proj)\w*|[tr]_(?:embed|emb)\w*|(?:time|timestep|guidance)_in)"
 )
 _WHISPER = ("whisper", "moonshine", "moonshine_streaming", "canary", "cohere_asr", "speech_to_text")
-_LUMINA = ("Lumina2Transformer2DModel", "LuminaNextDiT2DModel")
 
 #: (pattern of the end of the stem, role, model types it is limited to). The first match wins. The stem is the
 #: name without `.weight`; a pattern starts at a dot or at the beginning.
@@ -150,7 +149,7 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (r"attn(_last)?\.(mlp_\w+\.)?fc[12]|block\.\d+\.fc[12]|layers\.0\.0\.fc[12]", "squeeze_excite", ()),
     # Positions, then tokens: `embeddings` alone ends many names
     (r"^(text|txt|image)_embedding\.\d", "projector", ()),
-    (r"wpe|embed_positions|\w*pos(ition(al)?)?_embed(ding|dings|der)?(_table|_window|_\w?[xyhwtd])?|position_embd|"
+    (r"wpe|embed_positions|positions_embed|\w*pos(ition(al)?)?_embed(ding|dings|der)?(_table|_window|_\w?[xyhwtd])?|position_embd|"
      r"pos_embd\w*", "pos_embed", ()),
     (r"\w*pos(ition(al)?)?_?emb\w*(\.(weight|pe|pos_table|embed\w*|row_embed\w*|column_embed\w*|\w*embeddings?))?",
      "pos_embed", ()),
@@ -177,7 +176,9 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
      r"padding|not_a_point)_embed(ding)?|\w*(latents?|_queries|probe)|resampler\.query|^a\.proj_query|seg_embed|"
      r"xpath_\w+_embeddings\.\d+|unit_embedding|(image|audio|view)\w*_(newline|begin|end|sep\w*)|[be]o[aiv]",
      "embed", ()),
-    (r"embeddings?|embed|emb|\w*embed_(table|bank)", "embed", ()),
+    (r"embed_(states?|actions?|returns?|rewards?)", "projector", ()),
+    (r"embeddings?|embed|emb|\w*embed_(table|bank)|\w*_embeddings(_\w+)?|tokens_embed|embed_(global|timesteps?)|freq_emb|"
+     r"style_embedder|input_embeds_layer|^(transformer\.)?w", "embed", ()),
     # Heads
     (r"proj_out", "lm_head", _WHISPER),
     (r"(horizon_ff_layer|output_projection_\w+)\.\w+", "regressor", ()),
@@ -238,6 +239,7 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
      r"(linear_attn|kda|forget_gate|self_attn|attention)\.(f_a_proj|f_b_proj|a_proj|b_proj|f_proj)|"
      r"[fi]gate(_preact)?|(\w*attn|ssm|mixer)\.(beta|alpha|gk)_proj(\.\d)?", "ssm_x", ()),
     (r"(mixer|mamba\w*|linear_attn|ssm)\.in_proj\w*|ssm_in|temporal_block\.linear_[xy]|xlstm\.proj_up", "ssm_in", ()),
+    (r"encoder\.layers\.\d+\.mixer\.out_proj", "attn_o", ()),
     (r"(mixer|mamba\w*|linear_attn|ssm)\.out_proj|ssm_out|temporal_block\.linear_out|xlstm\.proj_down",
      "ssm_out", ()),
     (r"x_proj|ssm_x|rg_lru\.\w+|bcdt_proj", "ssm_x", ()),
@@ -286,11 +288,12 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (r"(img|txt)_mlp\.proj", "mlp_up", ("QwenImage21Transformer2DModel",)),
     (r"mlp\.w2", "mlp_gate", ("qwen",)),
     (r"mlp\.w1", "mlp_up", ("qwen",)),
-    (r"feed_forward\.linear_1", "mlp_gate", _LUMINA),
-    (r"feed_forward\.linear_3", "mlp_up", _LUMINA),
-    (r"(ff|ff_context)\.linear_1|(mlp|experts\.0)\.fc_1|mlp\.fc1_g|(blocks|layers)\.\d+\.mlp\.w1", "mlp_gate", ()),
-    (r"(ff|ff_context)\.linear_2|(mlp|experts\.0)\.fc_2|mlp\.fc1_x|blocks\.\d+\.mlp\.w2", "mlp_up", ()),
-    (r"blocks\.\d+\.mlp\.w3|(ff|ff_context)\.out_projection|(mlp|experts\.0)\.proj", "mlp_down", ()),
+    (r"(ff|ff_context)\.linear_1|(mlp|experts\.0)\.fc_1|mlp\.(fc1_g|fc12|c_fc_0)|feed_forward\.linear_1",
+     "mlp_gate", ()),
+    (r"blocks\.\d+\.(mlp|ffn)\.w1", "mlp_gate", ()),
+    (r"(ff|ff_context)\.linear_2|(mlp|experts\.0)\.fc_2|mlp\.(fc1_x|fc11|c_fc_1)|feed_forward\.linear_3|blocks\.\d+\.(mlp|ffn)\.w2",
+     "mlp_up", ()),
+    (r"blocks\.\d+\.(mlp|ffn)\.w3|(ff|ff_context)\.out_projection|(mlp|experts\.0)\.proj", "mlp_down", ()),
     (r"\w*gate_up_proj|input_linear|mlp\.Wi|gate_up|w13|w12|proj_up_gate|mlp\.weights_in|ffn_gate_up(_exps|"
      r"_shexp)?|gate_and_up_proj", "mlp_gate_up", ()),
     (r"output_linear|mlp\.weights_out", "mlp_down", ()),
@@ -377,7 +380,7 @@ def _role(stem: str, flat: bool, kernel: bool, family: str) -> str:
     if _NORM.search(stem):
         return "norm"
     said, role = stem, _look_up(stem, family)
-    while role is None and (shorter := _SAYS_NOTHING.sub("", said)) != said and "." in shorter:
+    while role is None and (shorter := _SAYS_NOTHING.sub("", said)) != said and _still_says(shorter, said):
         said, role = shorter, _look_up(shorter, family)
     if role is None:
         return "conv" if kernel else "other"
@@ -385,6 +388,11 @@ def _role(stem: str, flat: bool, kernel: bool, family: str) -> str:
         family_of = "shared_" if _SHARED.search(said) else "expert_" if _EXPERT.search(said) else "mlp_"
         return role.replace("mlp_", family_of)
     return _by_axes(role, said, flat=flat, kernel=kernel)
+
+
+def _still_says(shorter: str, stem: str) -> bool:
+    """Whether a name without its end still has a module: `decoder.0` is the first layer, and no head `decoder`."""
+    return "." in shorter or stem.endswith("_weight")
 
 
 def _by_axes(role: str, stem: str, *, flat: bool, kernel: bool) -> str:
