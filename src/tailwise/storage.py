@@ -20,6 +20,7 @@ _OTHERS = (
 )  # fmt: skip
 #: Larger files are none that is read whole: audits, plans, studies, lists, settings.
 _MOST = 4 << 30
+_PIECE = 1 << 20
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
 
 
@@ -87,10 +88,14 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 def read_bytes(path: str | os.PathLike[str], most: int = _MOST) -> bytes:
     """Everything in a regular file of at most `most` bytes. Errors as of `open_descriptor`."""
     with open_regular(path) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise UnreadableError(f"is larger than {most >> 20} MiB, too large for what it should be", where=path)
-    return data
+        if os.fstat(file.fileno()).st_size <= most:
+            # In pieces: `read(most)` takes room for as much, and a file of /proc does not say how long it is.
+            data = bytearray()
+            while len(data) <= most and (piece := file.read(_PIECE)):
+                data += piece
+            if len(data) <= most:
+                return bytes(data)
+    raise UnreadableError(f"is larger than {most >> 20} MiB, too large for what it should be", where=path)
 
 
 def read_text(path: str | os.PathLike[str], encoding: str = "utf-8", most: int = _MOST) -> str:

@@ -152,3 +152,12 @@ def test_a_file_is_read_by_ranges_where_the_system_has_no_preadv(model, tmp_path
     assert LocalFile(path).read(10, 100) == expected == bytes(range(10, 110))
     with pytest.raises(UnreadableError, match="ends at byte 256"):
         LocalFile(path).read(200, 100)
+
+
+@pytest.mark.parametrize("name", ["layers." + "9" * 40_000 + ".weight", "blocks.1." * 50_000 + "weight"])
+def test_a_name_that_no_tensor_has_is_told_before_it_is_looked_into(tmp_path, name):
+    header = json.dumps({name: {"dtype": "F32", "shape": [16, 16], "data_offsets": [0, 1024]}}).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(1024))
+    with pytest.raises(UnreadableError, match="characters") as caught:
+        open_checkpoint(tmp_path / "m.safetensors")
+    assert len(str(caught.value)) < 500
