@@ -18,6 +18,7 @@ from tailwise.errors import UnreadableError, UsageError
 from tailwise.evaluation.classify import evaluate_images
 from tailwise.evaluation.images import Preparation, images_of, is_classifier, load_classifier, preparation_of
 from tailwise.planning.clock import Clock
+from tailwise.planning.predict import foretold
 from tailwise.planning.run import planned
 from tailwise.planning.stage import StageOptions
 
@@ -192,9 +193,10 @@ def test_a_damaged_picture_is_named(folders, tmp_path):
         images_of(str(tmp_path), str(folders["vit"]), config)
 
 
-def test_a_pruned_classifier_is_recovered_with_its_zeros_kept(folders, pictures, tmp_path):
+@pytest.mark.parametrize("kind", list(SIZES))
+def test_a_pruned_classifier_is_recovered_with_its_zeros_kept(folders, pictures, tmp_path, kind):
     plan, pruned, output = tmp_path / "plan.json", tmp_path / "pruned", tmp_path / "back"
-    model = folders["vit"]
+    model = folders[kind]
     assert run("plan", "prune", model, "--sparsity", 0.8, "--allocator", "uniform", "-o", plan).exit_code == 0
     assert run("apply", plan, model, "-o", pruned).exit_code == 0
     done = run("recover", pruned, "--text", pictures, "-o", output, "--steps", 30, "--lr", 0.003, "--json")
@@ -203,9 +205,17 @@ def test_a_pruned_classifier_is_recovered_with_its_zeros_kept(folders, pictures,
     assert found["training"]["guard_loss_after"] < found["training"]["guard_loss_before"]
     assert found["sparsity_after"] == pytest.approx(found["sparsity_before"])
     before, after = (load_classifier(str(place)).module.state_dict() for place in (pruned, output))
-    zero = [key for key, value in before.items() if value.ndim == 2 and (value == 0).float().mean() > 0.5]
+    zero = [key for key, value in before.items() if value.ndim > 1 and (value == 0).float().mean() > 0.5]
     assert zero
     assert all(bool((after[key][before[key] == 0] == 0).all()) for key in zero)
     assert "accuracy on images" in (output / "README.md").read_text(encoding="utf-8")
     with pytest.raises(UsageError, match="own weights"):
         recover(str(pruned), [str(pictures)], tmp_path / "x", options=RecoverOptions(method="lora"))
+
+
+def test_what_foretells_the_loss_of_a_classifier(folders, pictures):
+    found = foretold(
+        audit_model(str(folders["vit"]), use_cache=False), Request(0.6, "alpha"), StageOptions([str(pictures)])
+    )
+    assert set(found.losses) == {"alone at 60 %", "70 % among 60 %"}
+    assert found.answers
