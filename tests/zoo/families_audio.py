@@ -9,15 +9,15 @@ OTHER = "transformers: series"
 
 ENTRIES = [
     family(AUDIO, "audio-spectrogram-transformer", 2),
-    family(AUDIO, "clvp", 12, pending="blocks of towers are numbered by the order of the file", since="unreleased"),
+    family(AUDIO, "clvp", 12, pending="input_embeds_layer has no role in a file", since="unreleased"),
     family(AUDIO, "lasr_ctc", 2),
     family(AUDIO, "moonshine", 4),
     family(AUDIO, "moshi", 2),
-    family(AUDIO, "parakeet_encoder", 2, pending="subsampling layers are numbered as blocks", since="unreleased"),
+    family(AUDIO, "parakeet_encoder", 2, since="unreleased"),
     family(AUDIO, "pop2piano", 4),
     family(AUDIO, "seamless_m4t", 4),
     family(AUDIO, "seamless_m4t_v2", 4),
-    family(AUDIO, "wav2vec2-bert", 2, pending="distance_embedding has no role in a file", since="unreleased"),
+    family(AUDIO, "wav2vec2-bert", 2, since="unreleased"),
     family(AUDIO, "whisper", 4, head="WhisperForConditionalGeneration"),
     family(OTHER, "decision_transformer", 2, pending="embed_timestep has no role in a file", since="unreleased"),
     family(OTHER, "patchtsmixer", 2),

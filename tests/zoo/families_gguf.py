@@ -99,7 +99,6 @@ ENTRIES = [
     gguf("fused query, key and value", "Q8_0", FUSED, "phi3"),
     gguf("experts", "Q8_0", MOE, "qwen3moe"),
     gguf("experts in F16", "F16", MOE, "qwen3moe"),
-    gguf("fused gate and up of experts", "Q8_0", GATE_UP, "qwen3moe", **HEADED,
-         pending="ffn_gate_up_exps has no role"),
+    gguf("fused gate and up of experts", "Q8_0", GATE_UP, "qwen3moe", **HEADED),
     gguf("heads of latent attention", "F16", LATENT_HEADS, "deepseek2", **HEADED),
 ]  # fmt: skip

@@ -118,7 +118,7 @@ ENTRIES = [
     layer("EmbeddingBag", lambda: nn.EmbeddingBag(40, 16, mode="sum"), at="embedding"),
     layer("MultiheadAttention", lambda: nn.MultiheadAttention(16, 4)),
     layer("MultiheadAttention, kdim and vdim", lambda: nn.MultiheadAttention(16, 4, kdim=12, vdim=10),
-          pending="q_proj_weight has no role", since="unreleased"),
+          pending="q_proj_weight is taken for a projector", since="unreleased"),
     layer("MultiheadAttention, bias_k", lambda: nn.MultiheadAttention(16, 2, add_bias_kv=True)),
     layer("RNN", lambda: nn.RNN(12, 16)),
     layer("GRU", lambda: nn.GRU(12, 16, num_layers=2)),

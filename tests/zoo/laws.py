@@ -48,7 +48,7 @@ def _refusal(entry: Entry, view: View) -> Iterator[str]:
 def _wrong(view: View, specimen: Specimen) -> Iterator[str]:
     """The parts of a matrix make the map of its layer: all of it, once, with its inputs as inputs.
 
-    With parts Pᵢ of the outputs and the map M this is Σ Pᵢᵀ·Pᵢ = Mᵀ·M.
+    With parts Pᵢ of the outputs and the map M this is Σ Pᵢᵀ·Pᵢ = Mᵀ·M; with parts of the inputs, Σ Pᵢ·Pᵢᵀ = M·Mᵀ.
     """
     parts: dict[str, list[Seen]] = defaultdict(list)
     for seen in view.seen:
@@ -88,15 +88,19 @@ def _strays(view: View, specimen: Specimen) -> Mapping[str, set[str]]:
 
 
 def _makes(parts: Sequence[Seen], wanted: torch.Tensor) -> bool:
-    if any(seen.as_map.shape[1] != wanted.shape[1] for seen in parts):
-        return False
-    if len(parts) == 1 and parts[0].as_map.shape == wanted.shape:
-        difference = torch.linalg.norm(parts[0].as_map - wanted)
-        if difference <= TOLERANCE * torch.linalg.norm(wanted):
-            return True
-    got = sum((seen.as_map.T @ seen.as_map for seen in parts), torch.zeros(()))
-    expected = wanted.T @ wanted
-    return bool(torch.linalg.norm(got - expected) <= TOLERANCE * torch.linalg.norm(expected))
+    lying = [seen.as_map for seen in parts]
+    if len(lying) == 1 and lying[0].shape == wanted.shape and _near(lying[0], wanted):
+        return True
+    if all(matrix.shape[1] == wanted.shape[1] for matrix in lying):
+        return _near(sum((matrix.T @ matrix for matrix in lying), torch.zeros(())), wanted.T @ wanted)
+    # Parts of the inputs: what two layers give is added up by one.
+    if all(matrix.shape[0] == wanted.shape[0] for matrix in lying):
+        return _near(sum((matrix @ matrix.T for matrix in lying), torch.zeros(())), wanted @ wanted.T)
+    return False
+
+
+def _near(got: torch.Tensor, wanted: torch.Tensor) -> bool:
+    return bool(torch.linalg.norm(got - wanted) <= TOLERANCE * torch.linalg.norm(wanted))
 
 
 def _blocks(entry: Entry, view: View) -> Iterator[str]:

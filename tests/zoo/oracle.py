@@ -30,7 +30,7 @@ def maps_of(model: nn.Module, run: Callable[[], object] | None = None) -> Maps:
                     found.update({_key(name, part): m.double() for part, m in maps(module).items()})
                     break
         if run is not None:
-            found.update(witnessed(model, run, skip=set(found)))
+            found.update(witnessed(model, run))
     return {key: matrix for key, matrix in found.items() if matrix.numel()}
 
 
@@ -188,19 +188,18 @@ _RULES: dict[type, Callable[[Any], Maps]] = {
 }
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether a reader may never refuse it: a Linear, an Embedding, a convolution."""
-    plain = (nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd)
-    return isinstance(module, plain) or _is_conv1d(module)
+def _is_fed(module: nn.Module) -> bool:
+    return isinstance(module, tuple(_RULES))
 
 
 # --- Bare parameters: which of their axes a product sums over ------------------------------------------------------
 
 
-def witnessed(model: nn.Module, run: Callable[[], object], skip: set[str]) -> Maps:
+def witnessed(model: nn.Module, run: Callable[[], object]) -> Maps:
     """Maps of parameters that the model multiplies by itself, as seen while `run` calls it."""
     owned = {name: tensor for name, tensor in model.named_parameters() if tensor.ndim in (2, 3)}
-    owned = {name: tensor for name, tensor in owned.items() if name.removesuffix(".weight") not in skip}
+    fed = {t.untyped_storage().data_ptr() for m in model.modules() if _is_fed(m) for t in m.parameters(recurse=False)}
+    owned = {name: t for name, t in owned.items() if t.untyped_storage().data_ptr() not in fed}
     witness = _Witness({tensor.untyped_storage().data_ptr(): name for name, tensor in owned.items()})
     with witness:
         run()
