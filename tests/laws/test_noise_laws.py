@@ -14,7 +14,8 @@ from tailwise.metrics.measure import measure
 from tailwise.recipe import Recipe
 from tailwise.spectrum.baseline import gaussian_spectra, gaussian_spectrum
 from tailwise.spectrum.marchenko_pastur import cdf, edges, fit_bulk, quantile, tracy_widom_margin
-from tailwise.spectrum.power_law import fit_tail
+from tailwise.spectrum.power_law import TailOptions, fit_tail
+from tailwise.spectrum.rounding import edge, unit_of
 from tailwise.spectrum.solve import solve
 from tailwise.spectrum.spectrum import Spectrum
 
@@ -169,3 +170,15 @@ def test_heavy_tailed_entries_make_traps_and_nearly_gaussian_ones_do_not():
 
 
 TRAPS = Recipe(randomize=1, metrics=("num_traps",))
+
+
+def test_coarse_codes_do_not_make_noise_a_flat_tail():
+    """The largest tenth of noise spreads little; rounding to 4 bits may not be taken for all of it."""
+    W = torch.from_numpy(np.random.default_rng(0).standard_normal((192, 576))).float()
+    step = W.abs().amax(1, keepdim=True) / 7.5
+    codes = (W / step).round() * step
+    values = np.sort(np.linalg.svd(codes.numpy().astype(np.float64), compute_uv=False) ** 2)
+    rounding = edge(Spectrum(values, 192, 576), unit_of("GGUF_Q4_1"))
+    found = fit_tail(values, "top", TailOptions(rounding=rounding))
+    assert found.ok
+    assert found.alpha == pytest.approx(fit_tail(values, "top").alpha)

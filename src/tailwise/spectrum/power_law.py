@@ -168,13 +168,28 @@ def fixed_tail(name: str, values: Vector, start: int, *, inside: bool, rounding:
         return degenerate(name, values)
     k = len(values) - start
     log_ratio = float(np.sum(np.log(values[start:] / values[ref_index])))
-    if not log_ratio > k * max(DUST, float(_dust(values[ref_index], rounding))):
+    dust = DUST if _falls_on(values, ref_index, rounding) else max(DUST, float(_dust(values[ref_index], rounding)))
+    if not log_ratio > k * dust:
         return degenerate(name, values)
     alpha = 1.0 + k / log_ratio
     one_sided, two_sided = ks_at(np.log(values[ref_index:]), 0, alpha)
     return TailFit(
         name, alpha, (alpha - 1.0) / math.sqrt(k), k, float(values[ref_index]), float(values[-1]), one_sided, two_sided
     )  # fmt: skip
+
+
+def _falls_on(values: Vector, start: int, rounding: float) -> bool:
+    """Whether the spectrum goes on falling below a tail, to the median, by more than rounding and in no one jump.
+
+    Rounded equal values end there, or lie above a gap; the edge of noise does neither, and its slope is its own however
+    coarse the codes are.
+    """
+    below = values[len(values) // 2 : start + 1]
+    if not rounding or len(below) < 2 or below[0] <= 0:
+        return False
+    logs = np.log(below)
+    drop = float(logs[-1] - logs[0])
+    return drop > 2 * _SPREAD * rounding / math.sqrt(values[start]) and float(np.diff(logs).max()) < drop / 2
 
 
 def _dust(references: Any, rounding: float) -> Any:
