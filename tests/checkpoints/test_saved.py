@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -156,6 +157,9 @@ REFUSED = {
     "optimizer object": lambda net, args, opt: {"net": net.state_dict(), "opt": opt, "args": args},
     "nested": lambda net, args, opt: {"run": {"state_dict": net.state_dict(), "args": args}, "log": [args, (1, 2)]},
     "list": lambda net, args, opt: [args, {"model": net}],
+    "old format": lambda net, args, opt: {"model": net.state_dict(), "args": args},
+    "plain pickle": lambda net, args, opt: {"model": net.state_dict(), "args": args},
+    "plain arrays": lambda net, args, opt: {"model": {n: p.detach().numpy() for n, p in net.named_parameters()}},
     "average": lambda net, args, opt: {"model": net, "ema": sys.modules["nets"].Average(net), "args": args},
 }
 
@@ -176,9 +180,14 @@ def refused(tmp_path_factory):
         for kind, make in REFUSED.items():
             folder = root / kind
             folder.mkdir()
-            torch.save(make(net, args, optimizer), folder / "model.pt")
+            made = make(net, args, optimizer)
+            if kind.startswith("plain"):
+                (folder / "model.pkl").write_bytes(pickle.dumps(made))
+            else:
+                old = {"_use_new_zipfile_serialization": False} if kind.startswith("old") else {}
+                torch.save(made, folder / "model.pt", **old)
             with pytest.raises(UnsafeError) as caught:
-                open_checkpoint(folder / "model.pt")
+                open_checkpoint(next(folder.iterdir()))
             *code, last = caught.value.fix.splitlines()[1:]
             # As a reader would: the lines that are printed, run where the file and its classes are.
             script += [f"os.chdir({str(folder)!r})", textwrap.dedent("\n".join(code))]
@@ -213,3 +222,15 @@ def test_the_command_takes_a_part_and_prints_what_was_left_out(tmp_path):
     assert first != second
     done = CliRunner().invoke(app, ["audit", str(tmp_path / "m.pt"), "--part", "nothing"])
     assert isinstance(done.exception, UsageError)
+
+
+def test_pickles_of_estimators_and_of_no_tensors_are_called_so(tmp_path):
+    from sklearn.linear_model import LogisticRegression
+
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(LogisticRegression()))
+    with pytest.raises(UnsafeError, match="sklearn") as caught:
+        open_checkpoint(tmp_path / "a.pkl")
+    assert "savez" in str(caught.value.fix)
+    (tmp_path / "b.pkl").write_bytes(pickle.dumps({"epoch": [1, 2.5]}))
+    with pytest.raises(UnreadableError, match="pickle without tensors"):
+        open_checkpoint(tmp_path / "b.pkl")

@@ -45,12 +45,20 @@ _SAFE_COPY = """if you trust the file, make a copy of its tensors alone, where r
     import torch
     def plain(x):
         if callable(getattr(x, "state_dict", None)) and not isinstance(x, type): x = x.state_dict()
+        if hasattr(x, "__array__"): x = torch.as_tensor(x)
         if isinstance(x, torch.Tensor): return x.detach()
         if isinstance(x, dict): return {{str(k): plain(v) for k, v in x.items()}}
         return [plain(v) for v in x] if isinstance(x, (list, tuple)) else None
-    x = torch.load({name!r}, map_location="cpu", weights_only=False)
+    x = {load}
     torch.save(plain(x), {copy!r})
 then give that copy: {copy}"""
+_LOADED = 'torch.load({name!r}, map_location="cpu", weights_only=False)'
+_UNPICKLED = '__import__("pickle").load(open({name!r}, "rb"))'
+#: What a file of torch.save begins with that is no archive: a pickled number.
+_OLD_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+#: Estimators of these have arrays of their own names, and no state dict.
+_ESTIMATORS = ("sklearn.", "joblib.", "xgboost.", "lightgbm.", "catboost.")
+_SAVE_ARRAYS = "load it where running it can do no harm, and save its arrays: numpy.savez('x.npz', coef=model.coef_, …)"
 
 
 class TorchCheckpoint(TensorStore):
@@ -206,12 +214,18 @@ def _refusal(error: Exception, path: Path, name: str) -> UnreadableError:
     # In a file that is cut off, half a name looks like the name of something unknown.
     old = not whole and isinstance(error, pickle.UnpicklingError)
     if (refused and whole) or (old and _names_code(path)):
-        named = (refused[1] or refused[2]) if refused else None
+        named = (refused[1] or refused[2]) if refused else _first_name(path)
         objects = f"objects ({named})" if named else "objects"
         return UnsafeError(
             f"holds Python {objects}, and was refused: loading it would run code that came with it",
             where=name,
-            fix=_SAFE_COPY.format(name=name, copy=f"{path.stem or 'model'}-tensors.pt"),
+            fix=_SAVE_ARRAYS if named and named.startswith(_ESTIMATORS) else _way_out(path, name),
+        )
+    if not whole and _is_plain_pickle(path):
+        return UnreadableError(
+            "is a Python pickle without tensors, and no file of torch.save",
+            where=name,
+            fix="give the file of the model's weights",
         )
     reason = (text.partition("WeightsUnpickler error:")[2] or text).strip() or "it ends early"
     return UnreadableError(
@@ -221,12 +235,50 @@ def _refusal(error: Exception, path: Path, name: str) -> UnreadableError:
     )
 
 
+def _way_out(path: Path, name: str) -> str:
+    """Lines of Python that make a copy of the file's tensors alone."""
+    with path.open("rb") as file:
+        start = file.read(len(_OLD_START))
+    by_torch = start.startswith(b"PK") or start == _OLD_START
+    load = (_LOADED if by_torch else _UNPICKLED).format(name=name)
+    return _SAFE_COPY.format(load=load, copy=f"{path.stem or 'model'}-tensors.pt")
+
+
 def _has_directory(path: Path) -> bool:
     """Whether a file is a zip archive to its end."""
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:  # one that claims to span several disks
         return False
+
+
+def _is_plain_pickle(path: Path) -> bool:
+    """Whether the file is one whole pickle, as Python's own module writes it."""
+    if path.stat().st_size > _PICKLE_HEAD:
+        return False
+    data = path.read_bytes()
+    stream = io.BytesIO(data)
+    try:
+        for _ in pickletools.genops(stream):
+            pass
+    except (ValueError, IndexError):
+        return False
+    return not data.startswith(_OLD_START) and stream.tell() == len(data)
+
+
+def _first_name(path: Path) -> str | None:
+    """The first thing that a pickle asks to import, in protocols whose opcode for it torch does not take."""
+    texts: list[str] = []
+    try:
+        with path.open("rb") as file:
+            for op, argument, _ in pickletools.genops(io.BytesIO(file.read(_PICKLE_HEAD))):
+                if op.name == "STACK_GLOBAL" and len(texts) > 1:
+                    return f"{texts[-2]}.{texts[-1]}"[:120]
+                if isinstance(argument, str):
+                    texts = [*texts[-1:], argument]
+    except (ValueError, OSError, IndexError):
+        return None
+    return None
 
 
 def _names_code(path: Path) -> bool:
