@@ -572,3 +572,118 @@ def test_what_an_adapter_replaces_is_no_weight_and_what_it_saved_has_the_plain_n
 def test_a_kernel_of_jax_has_its_inputs_first():
     found, _, _ = taken({"params.Dense_0.kernel": torch.randn(IN, OUT)})
     assert found["params.Dense_0.kernel"].input_axis == 0
+
+
+def tiled(scale):
+    """Scales (rows × cols) in cuBLAS' tiles, entry by entry from its documentation."""
+    rows, cols = scale.shape
+    high, wide = -(-rows // 128), -(-cols // 4)
+    flat = torch.zeros(high * wide * 512)
+    for r in range(rows):
+        for c in range(cols):
+            tile = (r // 128) * wide + c // 4
+            flat[tile * 512 + (r % 32) * 16 + (r % 128 // 32) * 4 + c % 4] = scale[r, c]
+    return flat.reshape(high * 128, wide * 4)
+
+
+@pytest.mark.parametrize("rows", [128, 160])
+@pytest.mark.parametrize("marked", ["tensor", "header"])
+def test_comfy_nvfp4_has_tiled_scales_and_the_first_code_in_the_high_half(rows, marked):
+    codes, scale = torch.randint(0, 16, (rows, 128)), torch.exp2(torch.randint(-3, 3, (rows, 8)).float())
+    arrays = {
+        "a.weight": (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8),
+        "a.weight_scale": tiled(scale).to(torch.float8_e4m3fn),
+        "a.weight_scale_2": torch.tensor(0.37),
+    }
+    if marked == "tensor":
+        arrays["a.comfy_quant"] = torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
+    checkpoint = MemoryCheckpoint("m", arrays)
+    if marked == "header":
+        checkpoint.metadata = {"_quantization_metadata": '{"layers": {"a": {"format": "nvfp4"}}}'}
+    expected = E2M1[codes] * scale.repeat_interleave(16, 1) * 0.37
+    torch.testing.assert_close(spectra_of(checkpoint)["a"], expected)
+
+
+def test_comfy_mxfp8_has_tiled_exponents():
+    codes, exponent = torch.randn(160, 128).to(torch.float8_e4m3fn), torch.randint(120, 134, (160, 4)).float()
+    marker = torch.tensor(list(b'{"format": "mxfp8"}'), dtype=torch.uint8)
+    arrays = {"a.weight": codes, "a.weight_scale": tiled(exponent).to(torch.uint8), "a.comfy_quant": marker}
+    _, matrices, _ = taken(arrays)
+    torch.testing.assert_close(matrices["a"], codes.float() * torch.exp2(exponent - 127).repeat_interleave(32, 1))
+
+
+def test_a_scale_of_the_inputs_beside_fp8_is_not_ignored():
+    codes = torch.randn(OUT, IN).to(torch.float8_e4m3fn)
+    arrays = {"a.weight": codes, "a.weight_scale": torch.tensor(2.0), "a.pre_quant_scale": torch.rand(IN)}
+    found, _, rest = taken(arrays)
+    assert not found
+    assert {row.status for row in rest.values()} == {"UNSUPPORTED"}
+
+
+def test_what_the_config_says_is_done_to_a_weight_is_done():
+    W = torch.randn(OUT, IN)
+    settings = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+    arrays = {"layers.0.q_proj.weight": W, "lm_head.weight": W.clone()}
+    _, matrices, _ = taken(arrays, {"quantization_config": settings})
+    scale = W.abs().mean()
+    torch.testing.assert_close(matrices["layers.0.q_proj"], (W / scale).round().clamp(-1, 1) * scale)
+    assert torch.equal(matrices["lm_head"], W)
+    kernel = torch.randn(16, 12, 3, 3) + 0.3
+    _, matrices, _ = taken({"stem.conv.weight": kernel}, {"model_type": "bit"})
+    flat = kernel.flatten(1)
+    expected = (flat - flat.mean(1, keepdim=True)) / flat.std(1, correction=0, keepdim=True)
+    torch.testing.assert_close(matrices["stem.conv"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_matrices_that_are_assembled_of_parts_are_refused():
+    parts = {f"a.{part}_weight": torch.randn(OUT, IN) for part in "rijk"}
+    experts = {"block.conv_pw.weight": torch.randn(8, 4096), "block.routing_fn.weight": torch.randn(8, IN)}
+    codebook = {"c.centroids": torch.randn(64, 8), "c.assignments": torch.zeros(96), "c.counts": torch.zeros(64)}
+    found, _, rest = taken(parts | experts | codebook)
+    assert list(found) == ["block.routing_fn"]
+    assert {rest[name].status for name in (*parts, "block.conv_pw.weight", *codebook)} == {"UNSUPPORTED"}
+
+
+BUFFERS = ["module.queue", "mel_scale.fb", "stft.forward_basis", "trf_blocks.0.att.mask", "heads.0.tril", "attn_mask",
+           "pos_encoder.pe", "rotary.sin", "codebook.embed_avg", "quantize.ema_w"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BUFFERS)
+def test_buffers_are_no_weights(name):
+    found, _, rest = taken({name: torch.randn(OUT, IN), "a.weight": torch.randn(OUT, IN)})
+    assert list(found) == ["a"]
+    assert "buffer" in rest[name].reason
+
+
+def test_a_modulated_convolution_has_a_leading_axis_for_the_batch():
+    W = torch.randn(1, 32, 64, 3, 3)
+    _, matrices, _ = taken({"body.0.conv1.modulated_conv.weight": W})
+    assert torch.equal(matrices["body.0.conv1.modulated_conv"], W[0].flatten(1))
+
+
+def test_auto_rounds_own_packing_stores_zeros_as_they_are():
+    from test_packed import pack_stream
+
+    codes, zeros = torch.randint(0, 16, (IN, OUT)), torch.randint(1, 15, (2, OUT))
+    scales = torch.rand(2, OUT)
+    for packing, stored in (("auto_round", zeros), ("auto_round:auto_gptq", zeros - 1)):
+        arrays = {
+            "a.qweight": pack_stream(codes, 4),
+            "a.qzeros": pack_stream(stored.T, 4).T.contiguous(),
+            "a.scales": scales,
+        }
+        settings = {"quant_method": "auto-round", "packing_format": packing, "bits": 4}
+        _, matrices, _ = taken(arrays, {"quantization_config": settings})
+        groups = torch.arange(IN) // 32
+        torch.testing.assert_close(matrices["a"], ((codes - zeros[groups]) * scales[groups]).T)
+
+
+def test_the_first_chatglm_alternates_q_k_and_v_by_head():
+    heads, d = 8, 8
+    W = torch.randn(3 * heads * d, IN)
+    config = {"model_type": "chatglm", "num_attention_heads": heads, "hidden_size": IN, "inner_hidden_size": 4 * IN}
+    _, matrices, _ = taken({"transformer.layers.0.attention.query_key_value.weight": W}, config)
+    by_head = W.view(heads, 3, d, IN)
+    for place, part in enumerate("qkv"):
+        name = f"transformer.layers.0.attention.query_key_value#{part}"
+        assert torch.equal(matrices[name], by_head[:, place].reshape(-1, IN))

@@ -56,6 +56,14 @@ def _kv_heads(part: Mapping[str, Any], kind: str, heads: int | None) -> tuple[in
         if part.get("new_decoder_architecture"):
             return _first(part, _KV_HEADS) or heads, True
         return (1, False) if part.get("multi_query", True) else (heads, True)
+    if (
+        kind == "chatglm"
+        and not part.get("multi_query_attention")
+        and ("inner_hidden_size" in part or "position_encoding_2d" in part)
+    ):
+        return heads, True  # the first ChatGLM, by head
+    if kind == "phi3small":
+        return _first(part, _KV_HEADS) or heads, True
     if kind == "gpt_bigcode":
         return (1, False) if part.get("multi_query", True) else (heads, True)
     return _first(part, _KV_HEADS) or heads, None

@@ -15,6 +15,8 @@ _CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D_ENDS = ("c_attn", "c_proj", "c_fc", "q_attn")
 #: Families whose stacked experts are (E, in, out); all others are (E, out, in).
 _EXPERTS_IN_OUT = frozenset({"gpt_oss", "llama4", "llama4_text"})
+#: Ends of names of what is multiplied with from the left: JAX' and Keras' kernels, CLIP's bare projections.
+_FROM_THE_LEFT = (".kernel", "/kernel", "text_projection", "visual.proj", "visual.output_projection")
 #: Classes of modules whose `weight` is in × out: transformers' Conv1D, ONNX's MatMul, Keras' dense layers.
 _IN_OUT_KINDS = frozenset({"Conv1D", "MatMul", "Dense", "EinsumDense"})
 #: Classes whose weight holds a row for each input: it is looked up.
@@ -37,15 +39,13 @@ def has_inputs_first(
     if kind is not None and kind not in ("Module", ""):
         return kind in _IN_OUT_KINDS or kind in _TABLE_KINDS or "Conv1D" in kind
     module, config = name.removesuffix(".weight"), config or {}
-    if module.endswith((".kernel", "/kernel")):  # JAX and Keras multiply from the left
+    if name.endswith(_FROM_THE_LEFT):
         return True
     bias = None if tensors is None else tensors.get(f"{module}.bias")
     if bias is not None and len(bias.shape) == 1 and shape[0] != shape[1] and bias.shape[0] in shape:
         return bias.shape[0] == shape[1]
-    if module.rpartition(".")[2] not in _CONV1D_ENDS:
-        return False
-    if config.get("model_type"):
-        return config["model_type"] in _CONV1D
+    if module.rpartition(".")[2] not in _CONV1D_ENDS or config.get("model_type"):
+        return module.rpartition(".")[2] in _CONV1D_ENDS and config.get("model_type") in _CONV1D
     # The same names in other code are ordinary linear layers, whose fused projection is 3d × d.
     fused = next((s for n, s in (tensors or {}).items() if n.endswith("c_attn.weight") and len(s.shape) == 2), None)
     return fused is not None and fused.shape[1] == 3 * fused.shape[0]

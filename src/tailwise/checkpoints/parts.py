@@ -68,6 +68,8 @@ _GATED = (
     ("w12", "w3", True),
     ("net.0.proj", "net.2", False),  # GEGLU of diffusers: the second half passes the activation
     ("Wi", "Wo", True),
+    ("ff_proj", "ff_out", False),  # OLMo
+    ("proj_1", "proj_2", True),  # OpenELM
 )
 _GATED_ENDS = tuple(both for both, _, _ in _GATED)
 #: Families whose query projection also holds the output gate, by head.
@@ -83,6 +85,9 @@ def parts_of(spec: TensorSpec, role: str, hints: Hints) -> list[Part]:
         return [Part("", role, "dense", (view,), input_axis=int(role == "attn_o"))]
     if len(spec.shape) == 3 and (found := _stack(spec, role, hints)):
         return found
+    if len(spec.shape) == 5 and spec.shape[0] == 1 and spec.shape[2] > 8 >= spec.shape[3] == spec.shape[4]:
+        # StyleGAN's modulated convolutions have a leading axis for the batch.
+        return [Part("", role, "conv", (whole(spec.name, spec.shape[1:]),), reading="kernel")]
     if len(spec.shape) > 2:
         kernel = kernel_of(spec, hints.kind_of(spec.name), hints.tensors)
         return split_conv(spec, role, hints.conv, kernel)
@@ -126,6 +131,8 @@ def _parts_of_matrix(view: View, role: str, hints: Hints) -> list[Part]:
 
 
 def _feed_forward(view: View, role: str, dims: Dims, hints: Hints, *, in_out: bool) -> list[Part]:
+    if dims.model_type == "phi3small" and view.tensor.endswith("up_proj.weight") and view.n_rows / 2 in dims.inner:
+        return [Part("", "mlp_gate_up", "dense", (view,), "kept whole: gate and up alternate by row")]
     if role == "mlp_up" and _holds_gate_too(view, dims):
         role = "mlp_gate_up"
     expert = role.startswith("expert_")

@@ -262,7 +262,7 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
      r"(\w*mha\w*)\.to_g|attn_gate|ssm_g_[ab]|ogate(_preact)?|sampling_offsets|attention_weights|to_gate_logits",
      "attn_index", ()),
     (rf"\w*qkv\w*(\.\d)?|query_key_value|queries_keys_values|[wW]qkv|in_proj_weight|{_ATTN}\.(in_proj|c_attn|attn|"
-     r"att_proj|qkv\w*)|c_attn|att_proj", "attn_qkv", ()),
+     r"att_proj|qkv\w*)|c_attn|att_proj|W_pack", "attn_qkv", ()),
     (r"\w*kv_proj|to_kv|key_value\w*|kv_linear|\w*_kv|kv|c_kv|keys_values|linear_kv", "attn_kv", ()),
     (rf"{_ATTN}\.(project_q|vision_proj)", "attn_q", ()),
     (rf"{_ATTN}\.(project_k|text_proj)", "attn_k", ()),

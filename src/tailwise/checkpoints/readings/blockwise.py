@@ -89,20 +89,52 @@ class Fp4:
     overall: str | None
     group: int
     dtype: str  # NVFP4, MXFP4
+    tiled: bool = False  # ComfyUI's: scales in cuBLAS' tiles, the first code of a byte in the high half
     by_rows: bool = True
 
     def rows(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
         """Rows (or experts) start:stop, float32."""
         import torch
 
-        values = e2m1(checkpoint.read_rows(self.codes, start, stop).view(torch.uint8))
-        scale = real_scale(checkpoint.read_rows(self.scale, start, stop)).repeat_interleave(self.group, -1)
+        packed = checkpoint.read_rows(self.codes, start, stop).view(torch.uint8)
+        values = e2m1(packed >> 4 | packed << 4 if self.tiled else packed)
+        if self.tiled:
+            scale = untiled(checkpoint.read(self.scale), self.shape[0], self.shape[1] // self.group)[start:stop]
+        else:
+            scale = checkpoint.read_rows(self.scale, start, stop)
+        scale = real_scale(scale).repeat_interleave(self.group, -1)
         if self.overall is None:
             return values * scale
         overall = checkpoint.read(self.overall).float().reshape(-1)
         if overall.numel() > 1:  # one for each expert
             overall = overall[start:stop].reshape(-1, *[1] * (values.ndim - 1))
         return values * (scale * overall)
+
+
+@dataclass(frozen=True)
+class TiledMxfp8:
+    """ComfyUI's MXFP8: fp8 codes and powers of two, one per 32 entries, in cuBLAS' tiles."""
+
+    shape: tuple[int, ...]
+    codes: str
+    scale: str
+    dtype: str = "MXFP8"
+    by_rows: bool = True
+
+    def rows(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
+        """Rows start:stop, float32."""
+        import torch
+
+        stored = checkpoint.read(self.scale)
+        scale = untiled(stored.view(torch.uint8), self.shape[0], self.shape[1] // 32)[start:stop]
+        return checkpoint.read_rows(self.codes, start, stop).float() * real_scale(scale).repeat_interleave(32, -1)
+
+
+def untiled(scale: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
+    """Scales (rows × cols) from cuBLAS' layout for block scales: tiles of 128 × 4, within which rows 32 apart meet."""
+    high, wide = -(-rows // 128), -(-cols // 4)
+    tiles = scale.reshape(high * wide, 32, 4, 4).transpose(1, 2).reshape(high, wide, 128, 4)
+    return tiles.permute(0, 2, 1, 3).reshape(high * 128, wide * 4)[:rows, :cols].contiguous()
 
 
 @dataclass(frozen=True)
@@ -204,13 +236,15 @@ _REAL_SCALES = frozenset({"F32", "F16", "BF16", "F64", "F8_E8M0"})
 def _scale_names(leaf: str) -> tuple[str, ...]:
     """The names that tools give to the scale of a weight."""
     own = (f"{leaf}_scale_inv", f"{leaf}_scale")
-    return (*own, "scale", "scale_weight") if leaf == "weight" else own
+    return (*own, "scale", "scale_weight", "qscale_weight") if leaf == "weight" else own
 
 
 def find_scaled(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
     """Weights of one byte with a scale of a known name beside them."""
     if checkpoint.format == "gguf":
         yield from _of_llama_cpp(group)
+        return
+    if "pre_quant_scale" in group.leaves or comfy_format(group, checkpoint) in _TILED:
         return
     for leaf, spec in group.leaves.items():
         whole = spec.dtype == "I8" and leaf == "weight" and settings_of(checkpoint) is None
@@ -286,8 +320,47 @@ def _is_fp4(group: Siblings, leaf: str) -> bool:
     return f"{leaf}_scale_2" in group.leaves and scale is not None and scale.dtype == "F8_E4M3"
 
 
+_TILED = frozenset({"nvfp4", "mxfp8"})
+
+
+def comfy_format(group: Siblings, checkpoint: Checkpoint) -> str:
+    """The format that ComfyUI states for a layer, in a tensor of JSON beside it or in the file's header; or ""."""
+    try:
+        if (marker := group.leaves.get("comfy_quant")) is not None:
+            said = json.loads(bytes(checkpoint.read(marker.name).flatten().tolist()))
+        elif (header := checkpoint.metadata.get("_quantization_metadata")) is not None:
+            said = json.loads(header).get("layers", {}).get(group.module, {})
+        else:
+            return ""
+        return str(said.get("format", ""))
+    except (ValueError, AttributeError, TypeError):
+        return ""
+
+
+def find_comfy(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
+    """ComfyUI's NVFP4 and MXFP8, whose scales lie in cuBLAS' tiles."""
+    kind = comfy_format(group, checkpoint)
+    spec, scale, overall = (group.leaves.get(leaf) for leaf in ("weight", "weight_scale", "weight_scale_2"))
+    if kind not in _TILED or spec is None or scale is None or len(spec.shape) != 2:
+        return
+    members = group.pick("weight", "weight_scale", "weight_scale_2")
+    size, width = (16, 2 * spec.shape[1]) if kind == "nvfp4" else (32, spec.shape[1])
+    tiles = -(-spec.shape[0] // 128) * -(-(width // size) // 4)
+    fits = width % size == 0 and prod(scale.shape) == 512 * tiles
+    if not fits or (kind == "nvfp4") != (overall is not None) or "pre_quant_scale" in group.leaves:
+        why = f"{kind} of ComfyUI of shape {spec.shape} with scales of shape {scale.shape}, a layout not known here"
+        yield Refused(members, f"{why}; audit the model before quantization")
+    elif overall is not None:
+        codec = Fp4((spec.shape[0], width), spec.name, scale.name, overall.name, size, "NVFP4", tiled=True)
+        yield Read(spec.name, members, codec)
+    else:
+        yield Read(spec.name, members, TiledMxfp8(spec.shape, spec.name, scale.name))
+
+
 def find_fp4(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
     """NVFP4 as ModelOpt writes it, and MXFP4 with E8M0 scales beside the codes."""
+    if comfy_format(group, checkpoint) in _TILED:
+        return
     for leaf, spec in group.leaves.items():
         if spec.dtype not in ("U8", "I8", "F4") or len(spec.shape) not in (2, 3):
             continue
@@ -305,7 +378,8 @@ def _are_exponents(scale: TensorSpec, spec: TensorSpec, checkpoint: Checkpoint) 
     if len(scale.shape) != len(spec.shape) or scale.shape[:-1] != spec.shape[:-1]:
         return False
     entries = spec.shape[-1] * (1 if spec.dtype == "F4" else 2)
-    named = "mxfp4" in str(checkpoint.config.get("quantization_config", "")).lower() and settings_of(checkpoint) is None
+    said = str(checkpoint.config.get("quantization_config", "")).lower()
+    named = ("mxfp4" in said or ("fp4" in said and "e8m0" in said)) and settings_of(checkpoint) is None
     return scale.shape[-1] * 32 == entries and (scale.dtype == "F8_E8M0" or (scale.dtype == "U8" and named))
 
 

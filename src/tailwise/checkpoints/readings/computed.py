@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 
-MARKS = ("_g", "_v", "_orig", "_mask", "parametrizations.", "weight_integer")
+MARKS = ("weight", "centroids")
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 
@@ -123,15 +123,100 @@ class Masked:
         return kept * checkpoint.read_rows(self.mask, start, stop).to(kept.dtype)
 
 
+@dataclass(frozen=True)
+class Ternary:
+    """BitNet b1.58 on the way: round(W/s) within ±1, times s = mean |W| of the whole matrix (Ma et al. 2024)."""
+
+    shape: tuple[int, ...]
+    name: str
+    dtype: str
+    by_rows: bool = False
+
+    def rows(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
+        """Rows start:stop, float32."""
+        W = checkpoint.read(self.name).float()
+        scale = W.abs().mean().clamp_min(1e-5)
+        return (W[start:stop] / scale).round().clamp(-1, 1) * scale
+
+
+@dataclass(frozen=True)
+class Standardized:
+    """Weight standardization (Qiao et al. 2019): each output's kernel with mean 0 and variance 1."""
+
+    shape: tuple[int, ...]
+    name: str
+    dtype: str
+    by_rows: bool = True
+
+    def rows(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
+        """Rows start:stop, float32; float64 where it is stored so."""
+        import torch
+
+        W = checkpoint.read_rows(self.name, start, stop).to(torch.float64)
+        flat = W.flatten(1)
+        var, mean = torch.var_mean(flat, dim=1, correction=0, keepdim=True)
+        return _rounded(((flat - mean) / (var + 1e-6).sqrt()).reshape(W.shape), self.dtype)
+
+
 def _rounded(values: torch.Tensor, dtype: str) -> torch.Tensor:
     import torch
 
     return values if dtype == "F64" else values.to(torch.float32)
 
 
+_ASSEMBLED = (
+    (("r_weight", "i_weight", "j_weight", "k_weight"), "a quaternion layer"),
+    (("real_weight", "imag_weight"), "a complex layer"),
+    (("centroids", "assignments"), "fairseq's product quantization"),
+)
+
+
+def _by_config(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
+    """Weights that the config says are changed on the way, though nothing is stored for it; and assembled ones."""
+    for leaves, what in _ASSEMBLED:
+        if all(leaf in group.leaves for leaf in leaves):
+            why = f"parts of {what}, whose matrix is assembled of them; audit the live module, or its merged weights"
+            yield Refused(group.pick(*leaves, "counts"), why)
+    spec = group.leaves.get("weight")
+    if spec is None or spec.dtype not in _FLOATS or len(spec.shape) not in (2, 4):
+        return
+    if len(spec.shape) == 4 and _is_standardized(checkpoint):
+        yield Read(spec.name, (spec.name,), Standardized(spec.shape, spec.name, spec.dtype))
+    elif len(spec.shape) == 2 and _is_ternary(group.module, checkpoint):
+        yield Read(spec.name, (spec.name,), Ternary(spec.shape, spec.name, spec.dtype))
+    elif len(spec.shape) == 2 and _is_conditional(group.module, checkpoint):
+        why = "kernels of conditional convolutions, a row for each expert, whose shape is stored nowhere"
+        yield Refused((spec.name,), f"{why}; audit the live module")
+
+
+def _is_standardized(checkpoint: Checkpoint) -> bool:
+    architecture = str(checkpoint.config.get("architecture", ""))
+    return checkpoint.config.get("model_type") == "bit" or (
+        architecture.startswith("resnetv2") and "bit" in architecture
+    )
+
+
+def _is_ternary(module: str, checkpoint: Checkpoint) -> bool:
+    settings = checkpoint.config.get("quantization_config")
+    if not isinstance(settings, Mapping) or settings.get("linear_class") != "autobitlinear":
+        return False
+    left_out = (*(settings.get("modules_to_not_convert") or ()), "lm_head", "embed_tokens")
+    return settings.get("quantization_mode") == "online" and not any(str(name) in module for name in left_out)
+
+
+def _is_conditional(module: str, checkpoint: Checkpoint) -> bool:
+    block, _, own = module.rpartition(".")
+    return own.startswith("conv") and f"{block}.routing_fn.weight" in checkpoint.tensors
+
+
 def find(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
-    """Weights of a module that are computed from others."""
-    del checkpoint
+    """Weights of a module that are computed, from others or by what the config says."""
+    yield from _by_config(group, checkpoint)
+    if len(group.leaves) > 1 or "parametrizations." in next(iter(group.leaves)):
+        yield from _of_others(group)
+
+
+def _of_others(group: Siblings) -> Iterator[Claim]:
     leaves = group.leaves
     if "weight_integer" in leaves and leaves.keys() & {"weight_scaling_factor", "fc_scaling_factor"}:
         yield from (Read(name, (name,)) for name in group.pick("weight"))

@@ -31,12 +31,18 @@ _NEUTRAL = re.compile(
     r"|global_scale|quant\w*)|(?:scale|zero_point|amax)_(?:input|output|in|out|act)"
     r"|_extra_state|inv_freq|rope_\w+|cos|sin|cos_cached|sin_cached|freqs(?:_cis)?|beta|gamma|layer_scale\w*|lambda_?\w*"
     r"|noise_(?:strength|const)|logit_scale|embed_scale|sinks?|A_log|D|dt_bias|resample_filter|eps|std|mean"
-    r"|\w*embedding|\w*_token|input_(?:min|max)|output_(?:min|max)|attn_mask|causal_mask|masked_bias|g_idx|\w*_ids|\w*_?index|window)$"
+    r"|qscale_act|comfy_quant|\w*embedding|\w*_token|input_(?:min|max)|output_(?:min|max)|attn_mask|causal_mask|masked_bias|g_idx|\w*_ids|\w*_?index|window)$"
 )
 #: In the name of a bare parameter's neighbour: what makes it the parameter's own scale.
 _SCALES = re.compile(r"(?:scale|zero|absmax|amax|quant|qmap|codebook|lut|mask|offset)")
 _INDICES = re.compile(
     r"(?:ids|index|indices|idx|mask|buckets?|tracked|coords_table|perm|counts?|step|steps|positions?)$"
+)
+#: Buffers by the names that code gives them: masks, filter banks, tables of sines, averages, queues.
+_BUFFERS = re.compile(
+    r"(?:^|\.)(?:\w*attn_mask|causal_mask|mask|tril|queue|fb|mel_(?:basis|filters|fb)|filterbank|(?:forward|inverse)_basis"
+    r"|(?:pos\w*enc\w*|positional_encoding)\.pe|(?:rotary\w*|rope\w*)\.(?:sin|cos)|(?:sin|cos)_cached|embed_avg|ema_w"
+    r"|ema_embed|hann_window|dft_(?:real|imag))$"
 )
 _MOMENTS = re.compile(
     r"(?:^|[._])(?:exp_avg(?:_sq)?(?:_row|_col)?|max_exp_avg_sq|momentum_buffer|square_avg|acc_delta|grad_avg|exp_inf)$"
@@ -82,6 +88,8 @@ def _single(group: Siblings, leaf: str, spec: TensorSpec, checkpoint: Checkpoint
     """A tensor that its neighbours say nothing of."""
     if _MOMENTS.search(leaf):
         return Aside((spec.name,), "a moment that an optimizer keeps, not a weight")
+    if _BUFFERS.search(spec.name):
+        return Aside((spec.name,), "a buffer by its name (a mask, a filter bank, an average, a queue), not a weight")
     if group.module.endswith(".original_module"):
         return Aside((spec.name,), "what an adapter's modules_to_save stands in for")
     if len(spec.shape) >= 2 and spec.name not in checkpoint.readings:

@@ -115,7 +115,9 @@ def find_gptq(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
     if code is None or scales is None or len(scales.shape) != 2 or scales.shape[1] != code.shape[1]:
         return
     settings = _settings(checkpoint)
-    offset = 0 if settings.get("checkpoint_format") == "gptq_v2" else 1
+    # AutoRound's own packings store zeros as they are, too.
+    own = settings.get("packing_format") in ("auto_round", "auto_round:gptqmodel")
+    offset = 0 if settings.get("checkpoint_format") == "gptq_v2" or own else 1
     index, zeros = group.leaves.get("g_idx"), group.leaves.get("qzeros")
     bits = _bits(code, index, zeros, settings)
     members = group.pick("qweight", "qzeros", "scales", "g_idx")
