@@ -232,8 +232,9 @@ def test_parts_have_the_same_columns_where_nothing_was_measured(models, tmp_path
     (tmp_path / "tiny").mkdir()
     tiny = str(tmp_path / "tiny" / "model.safetensors")
     save_file({"norm.weight": torch.ones(5)}, tiny)
-    assert sweep([tiny, *models], to(tmp_path))["done"] == 4
-    assert pq.read_table(tmp_path / "out" / "layers").num_rows == 10
+    counts = sweep([tiny, *models], to(tmp_path))
+    assert (counts["done"], counts["failed"]) == (3, 1)  # a model without a matrix has no part
+    assert pq.read_table(tmp_path / "out" / "layers").num_rows == 9
 
 
 WORKER = """
@@ -300,9 +301,9 @@ def test_what_could_not_be_measured_is_counted_and_shown(make, tmp_path):
     tensors = load_file(sick / "model.safetensors")
     tensors["layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
     save_file(tensors, sick / "model.safetensors")
-    found = sweep([str(make("sound", 2)), str(sick)], to(tmp_path))
-    assert found.failed == 0
-    (trouble,) = found.troubles
+    assert sweep([str(make("sound", 2)), str(sick)], to(tmp_path))["failed"] == 0
+    with Catalogue(tmp_path / "out" / "catalogue.db") as catalogue:
+        (trouble,) = status_of(catalogue, "s").troubles
     assert "1 matrix has NaN or infinite entries, the first: layers.0.mlp.up_proj" in trouble.reason
     from tailwise.compare.ranking import rank_numbers
     from tailwise.sweep.results import read_numbers
@@ -319,9 +320,10 @@ def test_a_model_without_a_matrix_has_failed(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     save_file({"bias": torch.zeros(8)}, empty / "model.safetensors")
-    found = sweep([str(empty)], to(tmp_path))
-    assert (found.done, found.failed) == (0, 1)
-    assert "no weight matrix could be measured" in found.troubles[0].reason
+    counts = sweep([str(empty)], to(tmp_path))
+    assert (counts["done"], counts["failed"]) == (0, 1)
+    with Catalogue(tmp_path / "out" / "catalogue.db") as catalogue:
+        assert "no weight matrix could be measured" in status_of(catalogue, "s").troubles[0].reason
 
 
 def test_remedies_stand_in_one_line():

@@ -164,9 +164,8 @@ def rank_numbers(
     known = sum(model.score is not None for model in models)
     if scores is not None and known < MIN_MODELS:
         notes.append(f"{known} scored models are too few for an interval; even perfect order of four has p = 8 %")
-    return Ranking(
-        key, _direction(key), tuple(ordered), found, (*_recipe_notes(given), *_left_out(key, models), *notes)
-    )
+    notes = [*_broken(models), *_left_out(key, models), *notes]
+    return Ranking(key, _direction(key), tuple(ordered), found, (*_recipe_notes(given), *notes))
 
 
 def _broken(models: Sequence[RankedModel]) -> list[str]:

@@ -52,7 +52,7 @@ class Work:
         try:
             with Lease(self.catalogue, claim, self.lease) as lease:
                 made = audit(claim.model, progress=self.progress, **self.settings)
-                if not len(made):
+                if not len(made) and not unread(made) and not not_finite(made):
                     raise _nothing(made)
                 if lease.lost:
                     return Outcome(claim.model, "lost")
@@ -80,7 +80,7 @@ class Work:
 
 
 def _nothing(made: Audit) -> UnreadableError:
-    """The error for a model of which no matrix has numbers, with why."""
+    """The error for a model that has no matrix to measure, with why."""
     why = [f"{row.name}: {row.status}" for row in made.unmeasured[:3]]
     return UnreadableError(
         f"no weight matrix could be measured ({'; '.join(why) or 'it has none'})",
