@@ -33,7 +33,7 @@ ENTRIES = [
     family(MULTI, "llava_next", 4),
     family(MULTI, "llava_onevision", 4),
     family(MULTI, "mistral3", 4),
-    family(MULTI, "ovis2", 4, pending="visual_embeddings_table has no role in a file"),
+    family(MULTI, "ovis2", 4, since="unreleased"),
     family(MULTI, "owlvit", 4),
     family(MULTI, "paligemma", 4),
     family(MULTI, "qwen2_audio", 4),
