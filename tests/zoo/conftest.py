@@ -9,7 +9,7 @@ def pytest_terminal_summary(terminalreporter):
     rows = defaultdict(list)
     for report in (r for reports in terminalreporter.stats.values() for r in reports):
         for name, value in getattr(report, "user_properties", ()):
-            if name == "zoo":
+            if name == "zoo" and report.when == "call":
                 rows[value[0]].append(value[2:])
     if rows:
         terminalreporter.section("the zoo: shares of the parameters")

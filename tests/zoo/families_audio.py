@@ -9,7 +9,7 @@ OTHER = "transformers: series"
 
 ENTRIES = [
     family(AUDIO, "audio-spectrogram-transformer", 2),
-    family(AUDIO, "clvp", 12, pending="input_embeds_layer has no role in a file", since="unreleased"),
+    family(AUDIO, "clvp", 12, since="unreleased"),
     family(AUDIO, "lasr_ctc", 2),
     family(AUDIO, "moonshine", 4),
     family(AUDIO, "moshi", 2),
@@ -19,8 +19,8 @@ ENTRIES = [
     family(AUDIO, "seamless_m4t_v2", 4),
     family(AUDIO, "wav2vec2-bert", 2, since="unreleased"),
     family(AUDIO, "whisper", 4, head="WhisperForConditionalGeneration"),
-    family(OTHER, "decision_transformer", 2, pending="embed_timestep has no role in a file", since="unreleased"),
+    family(OTHER, "decision_transformer", 2, since="unreleased"),
     family(OTHER, "patchtsmixer", 2),
     family(OTHER, "patchtst", 2),
-    family(OTHER, "timesfm", 2, pending="freq_emb has no role in a file", since="unreleased"),
+    family(OTHER, "timesfm", 2, since="unreleased"),
 ]  # fmt: skip

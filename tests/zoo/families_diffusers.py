@@ -58,8 +58,7 @@ ENTRIES = [
     diffuser(CODERS, "AsymmetricAutoencoderKL", {
         "down_block_out_channels": (16, 32), "up_block_out_channels": (16, 32), "norm_num_groups": 8,
         "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}, **NEW),
-    diffuser(CODERS, "VQModel", {**KL, "num_vq_embeddings": 24},
-             pending="a codebook's inputs are its columns in a file", since="unreleased"),
+    diffuser(CODERS, "VQModel", {**KL, "num_vq_embeddings": 24}, since="unreleased"),
     diffuser(CODERS, "AutoencoderTiny", {
         "encoder_block_out_channels": (16, 16), "decoder_block_out_channels": (16, 16),
         "num_encoder_blocks": (1, 2), "num_decoder_blocks": (2, 1)}),
@@ -85,12 +84,11 @@ ENTRIES = [
     diffuser(DITS, "WanTransformer3DModel", {**LAYERS, "text_dim": 24, "freq_dim": 32, "ffn_dim": 48}, 2),
     diffuser(DITS, "Lumina2Transformer2DModel", {
         "hidden_size": 32, "num_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 4, "num_kv_heads": 2,
-        "multiple_of": 16, "cap_feat_dim": 24, "axes_dim_rope": (4, 2, 2), "axes_lens": (8, 8, 8)}, 4,
-        pending="linear_1 and linear_3 of a feed-forward: up in a live module, other in a file", since="unreleased"),
+        "multiple_of": 16, "cap_feat_dim": 24, "axes_dim_rope": (4, 2, 2), "axes_lens": (8, 8, 8)}, 4, since="unreleased"),
     diffuser(DITS, "HunyuanDiT2DModel", {
         **LAYERS, "in_channels": 4, "patch_size": 2, "hidden_size": 32, "cross_attention_dim": 24,
         "cross_attention_dim_t5": 20, "pooled_projection_dim": 12, "text_len": 8, "text_len_t5": 8, "sample_size": 8},
-        2, pending="style_embedder has no role in a file", since="unreleased"),
+        2, since="unreleased"),
     diffuser(DITS, "QwenImageTransformer2DModel", {**JOINT, "in_channels": 8, "axes_dims_rope": (4, 6, 6)}, 2),
     diffuser(DITS, "LTXVideoTransformer3DModel", {**LAYERS, "in_channels": 8, "out_channels": 8,
                                                   "cross_attention_dim": 32, "caption_channels": 24}, 2),
