@@ -304,6 +304,11 @@ def test_a_name_of_both_a_kernel_and_a_matrix_is_told_apart_by_the_axes():
     assert classify("blocks.0.something", 3, {}).role == "other"
 
 
+def test_projections_that_a_module_keeps_as_bare_parameters_have_their_roles():
+    names = ("q_proj_weight", "layer.k_proj_weight", "layer.in_proj_weight", "mlp.fc1_weight", "mamba.x_proj_weight")
+    assert [classify(name, 2, {}).role for name in names] == ["attn_q", "attn_k", "attn_qkv", "mlp_up", "ssm_x"]
+
+
 #: Names of GGUF that are vectors, tables of frequencies or kernels whose name says nothing.
 _GGUF_OTHER = {
     "rope_freqs", "rope_factors_long", "rope_factors_short", "blk.3.attn_rot_embd", "blk.3.attn_sinks",

@@ -274,7 +274,7 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
      r"key_layer|key_dense|c_k|W_?[Kk]|k_head|key_protein|to_k_ip(\.\d)?)|\w*Attention\.k|k|keys|add_k_proj",
      "attn_k", ()),
     (r"(\w*_)?(v_proj|value|value_proj|v_lin|wv|attn_v|cross_attn_v|to_v|to_value|linear_v|v_linear|proj_v|"
-     r"value_global|value_layer|value_dense|c_v|W_?[Vv]|v_head|value_protein|to_v_ip(\.\d)?)|\w*Attention\.v|v|"
+     r"value_global|value_layer|value_dense|v_proj_current|v_proj_delayed|c_v|W_?[Vv]|v_head|value_protein|to_v_ip(\.\d)?)|\w*Attention\.v|v|"
      r"values|add_v_proj", "attn_v", ()),
     (rf"(?!\w*attentions\.\d+\.proj_out$){_ATTN}{_IN}\.(\w*output\.dense|layout_output\.dense|dense|c_proj|"
      r"(\w*_)?out_proj|(img_|txt_|attn_|c_|o_|o_[ab]_)?proj|o_\w*proj|out_\w+_proj|wo|Wo|o|\w*to_out(\.0)?|"
@@ -312,7 +312,7 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
      r"project_out|w_2|output_dense|out_projection|output_proj|proj|output|lin_out|layer_2|linear_out|ffw_layer_2|"
      r"ln2\.linear)", "mlp_down", ()),
     (r"out_proj", "attn_o", ()),
-    (r"downsample\.reduction|reduction|\w*project\w*(\.\d)?|\w*proj(_in|_out|\d)?(\.\d)?|\w*_proj_\w+",
+    (r"downsample\.reduction|reduction|\w*project\w*(\.\d)?|\w*proj(_in|_out|\d)?(\.\d)?|(?!\w*_proj_weight$)\w*_proj_\w+",
      "projector", ()),
 )  # fmt: skip
 
