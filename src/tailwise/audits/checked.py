@@ -95,7 +95,8 @@ def check_recipe(recipe: Mapping[str, Any]) -> None:
             fits = type(value) is type(default)
         if not fits:
             raise TypeError(f"{name} of the recipe is {type(value).__name__}, not {type(default).__name__}")
-    Recipe(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    Recipe(**plain)
 
 
 def read_table(file: pq.ParquetFile, nbytes: int) -> pa.Table:

@@ -208,7 +208,8 @@ def _decode(parts: Mapping[str, bytes]) -> Audit:
     ensure_room()
     check_provenance(provenance)
     known = {item.name for item in fields(Provenance)}
-    facts = {name: tuple(value) if name == "notes" else value for name, value in provenance.items() if name in known}
+    facts: dict[str, Any] = {name: value for name, value in provenance.items() if name in known}
+    facts["notes"] = tuple(facts.get("notes", ()))
     table = from_parquet(parts["layers.parquet"])
     check_rows(table)
     rows = [row_of(line) for line in table.to_pylist()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -129,8 +129,8 @@ def prune(
     seconds = seconds_of(budget)  # a wrong time is told before anything is read
     if allocator != AUTO and allocator not in ALLOCATORS:
         raise unknown_name("allocator", allocator, [AUTO, *(name for name, _ in ALLOCATORS.items())])
-    given = {"mapping": mapping.value if mapping else None, "tau": tau, "beta": beta, "reverse": reverse or None}
-    given["weights"] = None if weights is None else _weights(weights)
+    given: dict[str, Any] = {"mapping": mapping.value if mapping else None, "tau": tau, "beta": beta}
+    given |= {"reverse": reverse or None, "weights": None if weights is None else _weights(weights)}
     request = Request(
         sparsity=sparsity,
         allocator="uniform" if allocator == AUTO else allocator,

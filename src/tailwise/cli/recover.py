@@ -143,8 +143,8 @@ def _lines(found: Recovered) -> Iterator[str]:
         yield f"{change.change:+.4f} nats a token{around}{p}: {change.verdict}, over {change.n} windows"
     for task in found.comparison.tasks:
         around = "" if task.interval is None else " [{:+.4f}, {:+.4f}]".format(*task.interval)
-        change = "–" if task.change is None else f"{task.change:+.4f}"
-        yield f"{task.name}: {change}{around}: {task.verdict}, over {task.n} images"
+        moved = "–" if task.change is None else f"{task.change:+.4f}"
+        yield f"{task.name}: {moved}{around}: {task.verdict}, over {task.n} images"
     if found.cost_of_merging is not None:
         yield f"of that, merging with the zeros put back costs {found.cost_of_merging:+.4f} nats a token"
     training = found.training

@@ -103,7 +103,8 @@ def _scored(kind: Kind, rows: NDArray[np.float64]) -> NDArray[np.float64]:
     if kind == "spearman":
         return rows - rows.mean(axis=1, keepdims=True)
     first, second = np.triu_indices(rows.shape[1], 1)
-    return np.sign(rows[:, second] - rows[:, first])
+    signs: NDArray[np.float64] = np.sign(rows[:, second] - rows[:, first])
+    return signs
 
 
 def _classical(kind: Kind, n: int, value: float) -> tuple[float, float]:
