@@ -84,8 +84,7 @@ ENTRIES = [
     diffuser(DITS, "WanTransformer3DModel", {**LAYERS, "text_dim": 24, "freq_dim": 32, "ffn_dim": 48}, 2),
     diffuser(DITS, "Lumina2Transformer2DModel", {
         "hidden_size": 32, "num_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 4, "num_kv_heads": 2,
-        "multiple_of": 16, "cap_feat_dim": 24, "axes_dim_rope": (4, 2, 2), "axes_lens": (8, 8, 8),
-    }, 4, since="unreleased"),
+        "multiple_of": 16, "cap_feat_dim": 24, "axes_dim_rope": (4, 2, 2), "axes_lens": (8, 8, 8)}, 4, **NEW),
     diffuser(DITS, "HunyuanDiT2DModel", {
         **LAYERS, "in_channels": 4, "patch_size": 2, "hidden_size": 32, "cross_attention_dim": 24,
         "cross_attention_dim_t5": 20, "pooled_projection_dim": 12, "text_len": 8, "text_len_t5": 8, "sample_size": 8},
