@@ -40,6 +40,10 @@ ROUND = {
     "plan": 1,
     "audit": 1,
     "config": 1,
+    "onnx": 2,
+    "arrays": 2,
+    "keras": 1,
+    "distributed": 1,
 }
 
 

@@ -239,6 +239,78 @@ def _gguf(rng: random.Random, folder: Path) -> Path:
     return path
 
 
+@lru_cache(maxsize=1)
+def _honest_onnx() -> bytes:
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    arrays = {"fc.weight": (16, 12), "conv.weight": (8, 3, 3, 3), "q.weight": (16, 16)}
+    held = [numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), n) for n, shape in arrays.items()]
+    held += [
+        numpy_helper.from_array(np.ones((16, 16), np.int8), "codes"),
+        numpy_helper.from_array(np.float32(0.5), "scale"),
+    ]
+    nodes = [
+        helper.make_node("Gemm", ["x", "fc.weight"], ["a"], transB=1),
+        helper.make_node("Conv", ["x", "conv.weight"], ["b"]),
+        helper.make_node("DequantizeLinear", ["codes", "scale"], ["w"]),
+        helper.make_node("MatMul", ["a", "w"], ["c"]),
+        helper.make_node("MatMul", ["c", "q.weight"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], held)
+    whole: bytes = helper.make_model(graph).SerializeToString()
+    return whole
+
+
+@lru_cache(maxsize=1)
+def _honest_keras() -> bytes:
+    import h5py
+
+    sink = io.BytesIO()
+    with h5py.File(sink, "w") as file:
+        file.attrs["layer_names"] = [b"dense", b"conv"]
+        for layer, shape in (("dense", (12, 16)), ("conv", (3, 3, 4, 8))):
+            group_ = file.create_group(layer)
+            group_.attrs["weight_names"] = [f"{layer}/kernel:0".encode()]
+            group_.create_dataset(f"{layer}/kernel:0", data=np.ones(shape, np.float32))
+    return sink.getvalue()
+
+
+@lru_cache(maxsize=1)
+def _honest_arrays() -> bytes:
+    sink = io.BytesIO()
+    np.savez(sink, **{"a.weight": np.ones((16, 12)), "b.weight": np.ones((8, 8), np.float16)})
+    return sink.getvalue()
+
+
+@lru_cache(maxsize=1)
+def _honest_distributed() -> Path:
+    import torch.distributed.checkpoint as dcp
+
+    folder = Path(_scratch()) / "dcp"
+    dcp.save({"model": weights(), "step": 3}, checkpoint_id=str(folder))
+    return folder
+
+
+def _whole_file(name: str, honest: Callable[[], bytes]) -> Callable[[random.Random, Path], Path]:
+    def make(rng: random.Random, folder: Path) -> Path:
+        path = folder / name
+        whole = honest()
+        path.write_bytes(mutations.of_bytes(whole, rng, whole))
+        return path
+
+    return make
+
+
+def _distributed(rng: random.Random, folder: Path) -> Path:
+    for part in _honest_distributed().iterdir():
+        data = part.read_bytes()
+        damaged = rng.random() < (0.8 if part.name == ".metadata" else 0.2)
+        (folder / part.name).write_bytes(mutations.of_bytes(data, rng, data) if damaged else data)
+    return folder
+
+
 @lru_cache(maxsize=2)
 def _honest_pickle(new: bool) -> bytes:
     sink = io.BytesIO()
@@ -410,6 +482,10 @@ TARGETS: Mapping[str, Target] = {
     "config": Target(_config, _read_model),
     "gguf": Target(_gguf, _read_model),
     "pickle": Target(_pickle, _read_model),
+    "onnx": Target(_whole_file("model.onnx", _honest_onnx), _read_model),
+    "keras": Target(_whole_file("model.h5", _honest_keras), _read_model),
+    "arrays": Target(_whole_file("model.npz", _honest_arrays), _read_model),
+    "distributed": Target(_distributed, _read_model),
     "adapter": Target(_adapter, _read_model),
     "audit": Target(_audit, _read_audit),
     "plan": Target(_plan, _read_plan),

@@ -102,7 +102,8 @@ def _collapsed_alone(case: Case, row: LayerRow) -> list[tuple[LayerRow, str]]:
     if row.kind == "lora":
         return []
     if row.role in _MEAN_DIRECTION:
-        weak = has(row, "singular_entropy_baseline") and share_of_noise_rank(row) <= case.limit("saturation_alone")
+        known = has(row, "singular_entropy_baseline") and has(row, "singular_entropy")
+        weak = known and share_of_noise_rank(row) <= case.limit("saturation_alone")
         bound = case.limit("collapse_single") if weak else 0.0
     else:
         heavy = _exponent(row) <= case.limit("collapse_alpha_hill")

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+from tailwise.checkpoints.formats.pickle_bounds import check_amount
 from tailwise.errors import UnreadableError
 
 _LARGEST = 1 << 27
@@ -92,6 +93,7 @@ def read_inert(data: bytes, *, where: str, with_storages: bool = False) -> Any:
     """
     if len(data) > _LARGEST:
         raise UnreadableError(f"is {len(data)} bytes, too large for metadata", where=where)
+    check_amount(data, where)
     try:
         return _Inert(io.BytesIO(data), with_storages=with_storages).load()
     except Exception as error:  # a damaged pickle raises anything

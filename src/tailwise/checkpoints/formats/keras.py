@@ -46,14 +46,12 @@ class KerasCheckpoint(ArrayStore):
         revision: str | None = None,
     ) -> None:
         (file,) = files
+        self._file = file
         self._left: list[str] = []
         self._state = False  # whether an optimizer's state was left out
         self._h5, settings = _opened(file)
         try:
-            classes = _classes(settings if settings is not None else _attribute(self._h5, "model_config"))
-            old = _is_own(self._h5, "model_weights")
-            arrays = list(self._arrays_of(self._h5["model_weights"] if old else self._h5, classes))
-            self._state = self._state or (old and "optimizer_weights" in list(self._h5))
+            arrays = self._listed(settings)
             super().__init__(uri, file, arrays, config=config, revision=revision)
         except BaseException:
             self._h5.close()
@@ -64,6 +62,18 @@ class KerasCheckpoint(ArrayStore):
             self.notes += (
                 f"{len(self._left)} links that lead elsewhere were not followed: {', '.join(self._left[:5])}",
             )
+
+    def _listed(self, settings: Any) -> list[Stored]:
+        try:
+            classes = _classes(settings if settings is not None else _attribute(self._h5, "model_config"))
+            old = _is_own(self._h5, "model_weights")
+            found = list(self._arrays_of(self._h5["model_weights"] if old else self._h5, classes))
+            self._state = self._state or (old and "optimizer_weights" in list(self._h5))
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError, OverflowError) as error:
+            # The library raises these where a part of the file is not what another says.
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise UnreadableError(f"is a damaged HDF5 file: {reason}", where=self._file.name, fix=_DAMAGED) from error
+        return found
 
     def _arrays_of(self, root: Any, classes: Mapping[str, str]) -> Iterator[Stored]:
         datasets, given = list[tuple[tuple[str, ...], Any]](), dict[tuple[str, ...], str]()

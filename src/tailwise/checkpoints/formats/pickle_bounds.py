@@ -63,7 +63,7 @@ def check_file(path: Path, where: str, *, is_zip: bool) -> None:
         else:
             with path.open("rb") as file:
                 for _ in range(_OLD_PICKLES):
-                    _Bounds(where).go_through(file)
+                    _Bounds(where).go_through(_Within(file, path.stat().st_size))
     except (ValueError, EOFError, IndexError, KeyError, OverflowError):
         return  # a damaged pickle ends there for whoever reads it, too, and torch says of what kind
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError) as error:
@@ -71,6 +71,18 @@ def check_file(path: Path, where: str, *, is_zip: bool) -> None:
             f"is no zip archive that can be read: {str(error)[:200]}", where=where,
             fix="it is damaged or cut off: download or save it again",
         ) from error  # fmt: skip
+
+
+def check_amount(data: bytes, where: str) -> None:
+    """`UnreadableError` where a pickle of any protocol makes more objects than a gigabyte holds."""
+    made = 0
+    try:
+        for op, _, _ in pickletools.genops(data):
+            made += _COSTS.get(op.name, 1)
+            if made > _MOST_MADE:
+                _refuse("its pickle makes more objects than a gigabyte holds", where)
+    except (ValueError, EOFError, IndexError, OverflowError):
+        return  # it is damaged, and whoever reads it says so
 
 
 def stored_as_is(path: Path) -> bool:
@@ -95,7 +107,19 @@ def _check_archive(path: Path, where: str) -> None:
             if part.file_size > _MOST_BYTES:
                 _refuse(f"its {part.filename[:100]} has {part.file_size} bytes, and tensors are not kept there", where)
             with archive.open(part) as file:
-                _Bounds(where).go_through(file)
+                _Bounds(where).go_through(_Within(file, part.file_size))
+
+
+class _Within:
+    """A file that gives no more than it has: to ask for the length that a text claims takes room for as much."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._size = file, size
+        self.tell, self.readline = file.tell, file.readline
+
+    def read(self, count: int) -> bytes:
+        """At most `count` bytes."""
+        return self._file.read(max(0, min(count, self._size - self._file.tell())))
 
 
 class _Bounds:
@@ -107,10 +131,10 @@ class _Bounds:
         self._marks: list[list[_Thing]] = []
         self._memo: dict[int, _Thing] = {}
 
-    def go_through(self, file: IO[bytes]) -> None:
+    def go_through(self, file: _Within) -> None:
         """To the end of the pickle. Raises what `pickletools` does for one that is damaged."""
         made = 0
-        for op, argument, _ in pickletools.genops(file):
+        for op, argument, _ in pickletools.genops(file):  # type: ignore[arg-type]  # it reads, and asks where it is
             made += _COSTS.get(op.name, 1)
             if made > _MOST_MADE:
                 _refuse("its pickle makes more objects than a gigabyte holds", self._where)
