@@ -55,11 +55,12 @@ def test_uniform_and_depth_are_tried_however_short_the_time(audit, tokens) -> No
 
 def test_stronger_settings_of_what_loses_are_not_tried(audit, tokens) -> None:
     plan = planned(audit, Request(0.6), text=_text(tokens), clock=_ticking(60))
-    families: dict[tuple[str, str], list[dict]] = {}
+    families: dict[tuple[str, str, bool], list[dict]] = {}
     for row in plan.tried:
-        families.setdefault((row["allocator"], row.get("mapping", "")), []).append(row)
+        way = (row["allocator"], row.get("mapping", ""), row.get("reverse", False))
+        families.setdefault(way, []).append(row)
     uniform = plan.tried[0]["search_loss"]
-    for (name, _), rows in families.items():
+    for (name, *_), rows in families.items():
         if name in ("alpha", "alpha-role", "entropy"):
             assert [row["tau"] for row in rows] == sorted(row["tau"] for row in rows)
             assert all(row["search_loss"] < uniform + 0.05 for row in rows[:-1])
