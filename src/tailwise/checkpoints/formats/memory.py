@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import code_of, torch_dtype
 from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.tensor_kinds import decoded, kinds_of, plain_names
 from tailwise.checkpoints.wrapped import plain_name, unwrap
 from tailwise.errors import UnreadableError, UsageError
 
@@ -28,6 +29,9 @@ class MemoryCheckpoint(TensorStore):
         self._arrays = dict(arrays)
         super().__init__(uri, {name: spec_of(name, a) for name, a in self._arrays.items()}, config=config)
         self.shared = shared_names(self._arrays)
+        kinds = kinds_of(self._arrays)
+        self.readings, self.unsupported, self.aside = kinds.readings, kinds.unsupported, kinds.aside
+        self.read_whole = frozenset(self.readings)
 
     @classmethod
     def of_module(cls, module: torch.nn.Module) -> MemoryCheckpoint:
@@ -37,7 +41,8 @@ class MemoryCheckpoint(TensorStore):
         inside has (as models of transformers have), and classes and adapters' scales are asked, not guessed.
         """
         inner = unwrap(module)
-        arrays = {plain_name(name): value for name, value in inner.state_dict().items() if is_array(value)}
+        stored = (pair for name, value in inner.state_dict().items() for pair in _opened(name, value))
+        arrays = {plain_name(name): value for name, value in stored if is_array(value)}
         parts = {plain_name(name): part for name, part in inner.named_modules()}
         arrays = _with_weights_made(arrays, parts)
         found = cls(type(inner).__name__, arrays, config=config_of(inner))
@@ -61,6 +66,8 @@ class MemoryCheckpoint(TensorStore):
 
     def _rows(self, spec: TensorSpec, start: int, stop: int) -> torch.Tensor:
         array = self._arrays[spec.name]
+        if spec.name in self.readings:
+            return decoded(array, f"{self.uri}, tensor {spec.name}")[start : stop if spec.shape else None]
         torch_dtype(spec.dtype, where=f"{self.uri}, tensor {spec.name}")
         if getattr(getattr(array, "device", None), "type", None) == "meta":
             raise UnreadableError(
@@ -74,6 +81,15 @@ class MemoryCheckpoint(TensorStore):
         """See `Checkpoint`."""
         super().close()
         self._arrays.clear()
+
+
+def _opened(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """An entry of a state dict; the weight and the bias of what torch.ao keeps in a tuple."""
+    if not isinstance(value, tuple):
+        yield name, value
+        return
+    for number, item in enumerate(value):
+        yield plain_names(f"{name}.{number}"), item
 
 
 def class_of(part: torch.nn.Module) -> str:
