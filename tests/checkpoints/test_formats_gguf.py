@@ -162,3 +162,45 @@ def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UsageError, match=r'pip install "tailwise\[gguf\]"'):
         open_checkpoint(path)
+
+
+@pytest.mark.parametrize("kind", [Kind.Q8_0, Kind.Q4_0, None], ids=lambda kind: kind.name if kind else "F32")
+@pytest.mark.parametrize("shape", [(32, 24, 3, 3), (128, 48)])
+def test_a_tensor_has_the_shape_that_comfyui_stores_beside_its_rows_of_256(tmp_path, kind, shape):
+    stored = RNG.standard_normal(shape).astype(np.float32).reshape(-1, 256)
+    said = [lambda w: w.add_array("comfy.gguf.orig_shape.w", list(shape))]
+    checkpoint = open_checkpoint(write(tmp_path / "m.gguf", {"w": (stored, kind)}, said))
+    assert checkpoint.tensors["w"].shape == shape
+    want = stored if kind is None else gguf.quants.dequantize(gguf.quants.quantize(stored, kind), kind)
+    want = want.reshape(shape)
+    assert np.array_equal(checkpoint.read("w").numpy(), want)
+    for start, stop in [(0, 1), (3, 4), (5, 17), (31, 32), (7, 7)]:
+        assert np.array_equal(checkpoint.read_rows("w", start, stop).numpy(), want[start:stop])
+
+
+def test_a_shape_that_does_not_hold_the_entries_is_damage(tmp_path):
+    said = [lambda w: w.add_array("comfy.gguf.orig_shape.w", [3, 256])]
+    with pytest.raises(UnreadableError, match=r"says the shape .* and 1024 entries are stored"):
+        open_checkpoint(write(tmp_path / "m.gguf", {"w": (np.zeros((4, 256), np.float32), None)}, said))
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_an_importance_matrix_is_no_model(tmp_path, said):
+    sums = np.ones((16, 64), np.float32)
+    tensors = {"blk.0.ffn_down_exps.weight.in_sum2": (sums, None), "blk.0.ffn_down_exps.weight.counts": (sums, None)}
+    path = write(tmp_path / "m.gguf", tensors, [lambda w: w.add_type("imatrix")] if said else ())
+    with pytest.raises(UnreadableError, match=r"importance matrix .* statistics of activations and no weights"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize(("number", "owner"), [(144, "ik_llama.cpp"), (36, "bitnet.cpp"), (31, "dropped")])
+def test_types_of_forks_are_unsupported_and_the_rest_is_read(tmp_path, number, owner):
+    path = write(tmp_path / "m.gguf", {"blk.0.ffn_down.weight": (np.ones((64, 64), np.float32), None),
+                                       "blk.0.attn_q.weight": (np.ones((64, 64), np.float32), None)})  # fmt: skip
+    data = bytearray(path.read_bytes())
+    name = b"blk.0.ffn_down.weight"
+    struct.pack_into("<I", data, data.find(name) + len(name) + 4 + 16, number)
+    path.write_bytes(data)
+    checkpoint = open_checkpoint(path)
+    assert owner in checkpoint.unsupported["blk.0.ffn_down.weight"]
+    assert checkpoint.read("blk.0.attn_q.weight").shape == (64, 64)

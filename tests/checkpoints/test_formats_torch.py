@@ -5,9 +5,11 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import tailwise as tw
 from tailwise.checkpoints.formats.saved import find_tensors
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.errors import UnreadableError, UnsafeError
@@ -140,3 +142,87 @@ def test_rows_that_were_read_stay_as_they_were_when_the_file_is_written_over(tmp
         with (tmp_path / "m.pt").open("r+b") as file:
             file.write(data.replace(b"\x00\x00\x80\x3f", b"\x00\x00\x00\x40"))
         assert torch.equal(rows, torch.ones(30, 20))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantized_tensors_of_torch_are_read_as_the_numbers_they_stand_for(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(24, 32, generator=generator)
+    scales, zeros = torch.rand(24, generator=generator) / 20 + 0.02, torch.arange(24) % 5
+    by_row = torch.quantize_per_channel(matrix, scales, zeros, 0, torch.qint8)
+    saved = {
+        "conv.weight": by_row,
+        "conv.scale": torch.tensor(0.1),  # of the layer's output
+        "conv.zero_point": torch.tensor(3),
+        "one.weight": torch.quantize_per_tensor(matrix, 0.05, 100, torch.quint8),
+    }
+    torch.save(saved, tmp_path / "m.pt")
+    for source in (tmp_path / "m.pt", saved):
+        audit = tw.audit(source, use_cache=False, baseline_replicas=0, min_evals=8)
+        assert {row.name: row.status for row in audit.rows if row.name in ("conv", "one")} == {
+            "conv": "OK",
+            "one": "OK",
+        }
+        checkpoint = open_checkpoint(source)
+        want = (by_row.int_repr().float() - zeros[:, None]) * scales[:, None]
+        torch.testing.assert_close(checkpoint.read("conv.weight"), want.float())
+        assert torch.equal(checkpoint.read_rows("one.weight", 5, 9), saved["one.weight"].dequantize()[5:9])
+
+
+def packed_linear(weight):
+    """What torch.ao stores of a dynamically quantized Linear."""
+    return {"fc._packed_params._packed_params": (weight, torch.zeros(len(weight))), "fc.scale": torch.tensor(1.0)}
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_the_packed_weight_of_a_quantized_linear_has_the_layers_name(tmp_path):
+    weight = torch.quantize_per_tensor(torch.randn(24, 32), 0.05, 0, torch.qint8)
+    torch.save(packed_linear(weight), tmp_path / "m.pt")
+    checkpoint = open_checkpoint(tmp_path / "m.pt")
+    assert checkpoint.tensors.keys() == {"fc.weight", "fc.bias", "fc.scale"}
+    assert torch.equal(checkpoint.read("fc.weight"), weight.dequantize())
+
+
+def test_tensors_of_torchao_are_dequantized_by_it(tmp_path):
+    quantization = pytest.importorskip("torchao.quantization")
+    model = torch.nn.Sequential(torch.nn.Linear(64, 48, bias=False))
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    torch.save(model.state_dict(), tmp_path / "m.bin")
+    want = model[0].weight.dequantize()
+    for source in (tmp_path / "m.bin", model):
+        assert torch.equal(open_checkpoint(source).read("0.weight"), want)
+        (row,) = tw.audit(source, use_cache=False, baseline_replicas=0).rows
+        assert (row.status, row.reading) == ("OK", "torchao")
+
+
+class Closed(torch.Tensor):
+    """A tensor that lets nobody at its entries."""
+
+    @staticmethod
+    def __new__(cls, shape):
+        return torch.Tensor._make_wrapper_subclass(cls, shape)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise NotImplementedError(f"{func} is not there")
+
+
+def test_a_tensor_class_without_a_way_to_its_entries_is_unsupported():
+    (row,) = tw.audit({"fc.weight": Closed((48, 32))}, use_cache=False, baseline_replicas=0).rows
+    assert row.status == "UNSUPPORTED"
+    assert "Closed, a tensor class that has no dequantize() of its own; give the model before" in row.reason
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_the_printed_lines_copy_the_arrays_of_a_plain_pickle(tmp_path, monkeypatch, protocol):
+    array = np.random.default_rng(0).standard_normal((24, 32)).astype(np.float32)
+    names = np.array(["backbone", None], dtype=object)
+    saved = {"model": {"fc.weight": array, "names": names}, "__author__": "someone"}
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps(saved, protocol=protocol))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnsafeError) as caught:
+        open_checkpoint("m.pkl")
+    lines = [line[4:] for line in str(caught.value.fix).splitlines() if line.startswith("    ")]
+    exec("\n".join(lines), {})
+    copy = open_checkpoint("m-tensors.pt")
+    assert np.array_equal(copy.read("fc.weight").numpy(), array)

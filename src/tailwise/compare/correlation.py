@@ -101,7 +101,8 @@ def _permuted(values: NDArray[np.float64], *, exact: bool) -> Iterator[NDArray[n
 def _scored(kind: Kind, rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """What is multiplied for the statistic: signs of all pairs for τ, centred ranks for ρ."""
     if kind == "spearman":
-        return rows - rows.mean(axis=1, keepdims=True)
+        centred: NDArray[np.float64] = rows - rows.mean(axis=1, keepdims=True)
+        return centred
     first, second = np.triu_indices(rows.shape[1], 1)
     signs: NDArray[np.float64] = np.sign(rows[:, second] - rows[:, first])
     return signs

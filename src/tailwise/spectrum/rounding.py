@@ -49,4 +49,4 @@ def edge(spectrum: Spectrum, unit: float) -> float:
         return 0.0
     share = math.log(spectrum.m) * top / total  # ln m over the stable rank
     uneven = math.sqrt(1.0 + 2.0 * math.sqrt(share) + 2.0 * share)
-    return unit * math.sqrt(total) * min(1.0, _RMS * uneven * (spectrum.m**-0.5 + spectrum.n**-0.5))
+    return unit * math.sqrt(total) * min(1.0, _RMS * uneven * (1 / math.sqrt(spectrum.m) + 1 / math.sqrt(spectrum.n)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.bytesource import ByteSource
@@ -16,6 +18,15 @@ if TYPE_CHECKING:
     import torch
 
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8"})
+#: ComfyUI-GGUF stores tensors whose rows are no whole blocks in rows of 256, and their shapes under this key.
+_SHAPES = "comfy.gguf.orig_shape."
+_STATISTICS = (".in_sum2", ".in_sum", ".counts")
+#: Numbers of types that no version of llama.cpp reads now, and whose they are.
+_FOREIGN_TYPES = (
+    (frozenset({4, 5, 31, 32, 33}), "an old llama.cpp, which dropped it"),
+    (frozenset({36, 37, 38}), "bitnet.cpp, or of an old llama.cpp, which dropped it"),
+    (range(97, 512), "a fork of llama.cpp, as ik_llama.cpp"),
+)
 
 #: Hugging Face's config keys from the architecture's metadata keys.
 _CONFIG_KEYS = {
@@ -58,14 +69,19 @@ class GgufCheckpoint(RangedStore):
         _require_gguf()
         self._files = tuple(parts)
         self._places: dict[str, tuple[ByteSource, TensorInfo]] = {}
+        self.unsupported: dict[str, str] = {}
         tensors: dict[str, TensorSpec] = {}
         metadata: dict[str, Any] = {}
         for part in self._files:
             header = read_gguf_header(part)
             metadata = {**header.metadata, **metadata}
+            _refuse_statistics(header.metadata, [info.name for info in header.tensors], part.name)
             for info in header.tensors:
-                tensors[info.name] = _spec(info, part)
+                spec = _spec(info, part)
+                tensors[info.name] = replace(spec, shape=_true_shape(info, header.metadata, part.name))
                 self._places[info.name] = part, info
+                if why := _of_a_fork(info.type_id):
+                    self.unsupported[info.name] = why
         super().__init__(
             uri,
             tensors,
@@ -80,12 +96,32 @@ class GgufCheckpoint(RangedStore):
         rows = spec.shape[0] if spec.shape else 1
         if spec.dtype in _PLAIN:
             return _plain(part, info, spec, (start, stop))
+        if spec.shape != info.shape:
+            return self._across_blocks(spec, start, stop)
         if len(spec.shape) < 2:
             # The blocks of a quantized vector straddle its elements, so it is read whole.
             return _dequantize(part.read(info.offset, spec.nbytes), info, (1, *spec.shape), place)[0][start:stop]
         row_bytes = spec.nbytes // max(rows, 1)
         data = part.read(info.offset + start * row_bytes, (stop - start) * row_bytes)
         return _dequantize(data, info, (stop - start, *spec.shape[1:]), place)
+
+    def _across_blocks(self, spec: TensorSpec, start: int, stop: int) -> torch.Tensor:
+        """Rows of a tensor that is stored in another shape: they may begin and end within a block."""
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        part, info = self._places[spec.name]
+        block, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType(info.type_id)]
+        row = prod(spec.shape[1:])
+        first, last = start * row // block, -(-stop * row // block)
+        data = part.read(info.offset + first * nbytes, (last - first) * nbytes)
+        flat = _dequantize(data, info, (1, (last - first) * block), f"{part.name}, tensor {spec.name}")[0]
+        skipped = start * row - first * block
+        return flat[skipped : skipped + (stop - start) * row].reshape(stop - start, *spec.shape[1:])
+
+    def identity(self, name: str) -> str | None:
+        """See `RangedStore`; bytes that are shown in another shape than their own are another tensor."""
+        found, spec = super().identity(name), self._spec(name)
+        return found if found is None or spec.shape == self._places[name][1].shape else f"{found}:{spec.shape}"
 
     def _offset(self, name: str) -> int:
         return self._places[name][1].offset
@@ -96,6 +132,49 @@ def _require_gguf() -> None:
         import gguf  # noqa: F401
     except ImportError as error:
         raise UsageError("reading GGUF files takes the gguf package", fix='pip install "tailwise[gguf]"') from error
+
+
+def _refuse_statistics(metadata: Mapping[str, Any], names: Collection[str], where: str) -> None:
+    """Refuse llama.cpp's importance matrix: sums over activations, one row for each tensor of a model."""
+    statistics = bool(names) and all(name.endswith(_STATISTICS) for name in names)
+    if metadata.get("general.type") == "imatrix" or statistics:
+        raise UnreadableError(
+            "is an importance matrix (imatrix) of llama.cpp: it holds statistics of activations and no weights",
+            where=where,
+            fix="give the GGUF file of the model that it was collected for",
+        )
+
+
+def _true_shape(info: TensorInfo, metadata: Mapping[str, Any], where: str) -> tuple[int, ...]:
+    """The tensor's shape in the model, where the file says that it is stored in another."""
+    said = metadata.get(f"{_SHAPES}{info.name}")
+    if said is None:
+        return info.shape
+    if (
+        not isinstance(said, list)
+        or not all(isinstance(n, int) and n >= 0 for n in said)
+        or prod(said) != prod(info.shape)
+    ):
+        raise UnreadableError(
+            f"{_SHAPES}{info.name[:100]} says the shape {str(said)[:80]}, and {prod(info.shape)} entries are stored",
+            where=where,
+            fix="the file is damaged: download or convert it again",
+        )
+    return tuple(said)
+
+
+def _of_a_fork(type_id: int) -> str:
+    """Why a type that llama.cpp itself does not have is not read; empty for its own, and for numbers of its future."""
+    from gguf import GGMLQuantizationType
+
+    known = type_id in GGMLQuantizationType._value2member_map_
+    owner = None if known else next((owner for numbers, owner in _FOREIGN_TYPES if type_id in numbers), None)
+    if owner is None:
+        return ""
+    return (
+        f"the type number {type_id} is of {owner}: the gguf package cannot de-quantize it; "
+        "give the model in its original precision, or in a type of llama.cpp's own"
+    )
 
 
 def _spec(info: TensorInfo, part: ByteSource) -> TensorSpec:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import code_of, torch_dtype
 from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.tensor_kinds import decoded, kinds_of, plain_names
 from tailwise.checkpoints.wrapped import plain_name, unwrap
 from tailwise.errors import UnreadableError, UsageError
 
@@ -28,6 +29,9 @@ class MemoryCheckpoint(TensorStore):
         self._arrays = dict(arrays)
         super().__init__(uri, {name: spec_of(name, a) for name, a in self._arrays.items()}, config=config)
         self.shared = shared_names(self._arrays)
+        kinds = kinds_of(self._arrays)
+        self.readings, self.unsupported, self.aside = kinds.readings, kinds.unsupported, kinds.aside
+        self.read_whole = frozenset(self.readings)
 
     @classmethod
     def of_module(cls, module: torch.nn.Module) -> MemoryCheckpoint:
@@ -37,11 +41,13 @@ class MemoryCheckpoint(TensorStore):
         inside has (as models of transformers have), and classes and adapters' scales are asked, not guessed.
         """
         inner = unwrap(module)
-        arrays = {plain_name(name): value for name, value in inner.state_dict().items() if is_array(value)}
+        stored = (pair for name, value in inner.state_dict().items() for pair in _opened(name, value))
+        arrays = {plain_name(name): value for name, value in stored if is_array(value)}
         parts = {plain_name(name): part for name, part in inner.named_modules()}
         arrays = _with_weights_made(arrays, parts)
         found = cls(type(inner).__name__, arrays, config=config_of(inner))
         found.module_kinds = {name: class_of(part) for name, part in parts.items()}
+        found.aside = _buffers_of(parts)
         found.module_scales = {name: scales for name, part in parts.items() if (scales := _adapters_of(part))}
         return found
 
@@ -61,6 +67,8 @@ class MemoryCheckpoint(TensorStore):
 
     def _rows(self, spec: TensorSpec, start: int, stop: int) -> torch.Tensor:
         array = self._arrays[spec.name]
+        if spec.name in self.readings:
+            return decoded(array, f"{self.uri}, tensor {spec.name}")[start : stop if spec.shape else None]
         torch_dtype(spec.dtype, where=f"{self.uri}, tensor {spec.name}")
         if getattr(getattr(array, "device", None), "type", None) == "meta":
             raise UnreadableError(
@@ -74,6 +82,28 @@ class MemoryCheckpoint(TensorStore):
         """See `Checkpoint`."""
         super().close()
         self._arrays.clear()
+
+
+def _opened(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """An entry of a state dict; the weight and the bias of what torch.ao keeps in a tuple."""
+    if not isinstance(value, tuple):
+        yield name, value
+        return
+    for number, item in enumerate(value):
+        yield plain_names(f"{name}.{number}"), item
+
+
+def _buffers_of(parts: Mapping[str, torch.nn.Module]) -> dict[str, str]:
+    """Floating buffers of two axes or more, which no gradient moves; in modules with codes they are scales."""
+    found: dict[str, str] = {}
+    for name, part in parts.items():
+        buffers = {key: value for key, value in part.named_buffers(recurse=False) if value.ndim > 1}
+        if any(not value.is_floating_point() for value in buffers.values()):
+            continue
+        for key in buffers:
+            if not key.startswith("weight"):  # what weights are made of: masks, vectors of norms
+                found[f"{name}.{key}" if name else key] = "a buffer of its module, not a weight"
+    return found
 
 
 def class_of(part: torch.nn.Module) -> str:

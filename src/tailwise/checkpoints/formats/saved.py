@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.averages import is_average
+from tailwise.checkpoints.formats.tensor_kinds import plain_names
 from tailwise.errors import UnreadableError
 
 if TYPE_CHECKING:
@@ -80,11 +81,12 @@ def find_tensors(saved: Any, part: str | None = None) -> Saved:
         branch = tree[inner]
         tree = branch if isinstance(branch, dict) else {}
     tree = {key: value for key, value in tree.items() if not _is_left(key, tree)}
-    for name, tensor in _walk(tree, ""):
+    for key, tensor in _walk(tree, ""):
+        name = plain_names(key)
         if name in found.tensors:
             raise UnreadableError(f"two tensors are named {name}", fix="save them under names of their own")
         found.tensors[name] = tensor
-        found.places[name] = ".".join([*keys, name])
+        found.places[name] = ".".join([*keys, key])
         if len(found.tensors) > _MOST:
             raise UnreadableError(f"names more than {_MOST} tensors", fix="check that this is a model's weights")
     return found

@@ -22,6 +22,7 @@ from tailwise.checkpoints.formats.base import TensorStore
 from tailwise.checkpoints.formats.memory import is_array, shared_names, spec_of
 from tailwise.checkpoints.formats.pickle_bounds import check_extent, check_file, stored_as_is
 from tailwise.checkpoints.formats.saved import find_tensors
+from tailwise.checkpoints.formats.tensor_kinds import decoded, kinds_of
 from tailwise.checkpoints.formats.torchscript import is_torchscript, read_torchscript
 from tailwise.errors import UnreadableError, UnsafeError, lacks_memory
 from tailwise.storage import open_regular
@@ -42,11 +43,15 @@ _REFUSED = re.compile(
 )
 #: What it prints keeps tensors and the containers around them, so the copy is read as the file would have been.
 _SAFE_COPY = """if you trust the file, make a copy of its tensors alone, where running it can do no harm (with Python):
-    import torch
+    import numpy, torch
     def plain(x):
         if callable(getattr(x, "state_dict", None)) and not isinstance(x, type): x = x.state_dict()
-        if hasattr(x, "__array__"): x = torch.as_tensor(x)
-        if isinstance(x, torch.Tensor): return x.detach()
+        if isinstance(x, torch.Tensor):
+            packed = x.is_quantized or type(x).dequantize is not torch.Tensor.dequantize
+            return (x.dequantize() if packed else x).detach()
+        if hasattr(x, "__array__"):
+            x = numpy.array(x)
+            return torch.from_numpy(x) if x.dtype.kind in "fiubc" else None
         if isinstance(x, dict): return {{str(k): plain(v) for k, v in x.items()}}
         return [plain(v) for v in x] if isinstance(x, (list, tuple)) else None
     x = {load}
@@ -92,6 +97,9 @@ class TorchCheckpoint(TensorStore):
             revision=revision,
         )
         self.shared = shared_names(self._arrays)
+        kinds = kinds_of(self._arrays)
+        self.readings, self.unsupported, self.aside = kinds.readings, kinds.unsupported, kinds.aside
+        self.read_whole = frozenset(self.readings)
 
     def _add(self, file: ByteSource, part: str | None) -> None:
         path = file.local_path()
@@ -114,7 +122,8 @@ class TorchCheckpoint(TensorStore):
 
         (file, path), tensor = self._places[spec.name], self._arrays[spec.name]
         place = f"{file.name}, tensor {spec.name}"
-        torch_dtype(spec.dtype, where=place)
+        if spec.name not in self.readings:
+            torch_dtype(spec.dtype, where=place)
         if tensor.device.type == "meta":
             raise UnreadableError("was saved from the meta device and has no values", where=place,
                                   fix="load the weights before saving the model")  # fmt: skip
@@ -123,6 +132,8 @@ class TorchCheckpoint(TensorStore):
         # A mapped page past the end of a file kills the process, so look before reading; and after it, for rows of
         # two states of the file make no matrix. A copy: what is mapped may change while it is used.
         self._check_unchanged(file, path)
+        if spec.name in self.readings:
+            tensor = decoded(tensor, place)
         found = (tensor[start:stop] if spec.shape else tensor).detach().clone()
         self._check_unchanged(file, path)
         return found

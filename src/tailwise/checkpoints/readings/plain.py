@@ -42,7 +42,7 @@ _INDICES = re.compile(
 _BUFFERS = re.compile(
     r"(?:^|\.)(?:\w*attn_mask|causal_mask|mask|tril|queue|fb|mel_(?:basis|filters|fb)|filterbank|(?:forward|inverse)_basis"
     r"|(?:pos\w*enc\w*|positional_encoding)\.pe|(?:rotary\w*|rope\w*)\.(?:sin|cos)|(?:sin|cos)_cached|embed_avg|ema_w"
-    r"|ema_embed|hann_window|dft_(?:real|imag))$"
+    r"|ema_embed|slope_rate|(?:query|key|diagonal)_decay|hann_window|dft_(?:real|imag))$"
 )
 _MOMENTS = re.compile(
     r"(?:^|[._])(?:exp_avg(?:_sq)?(?:_row|_col)?|max_exp_avg_sq|momentum_buffer|square_avg|acc_delta|grad_avg|exp_inf)$"
