@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.matrices import group, load
+from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.readings.table import READINGS, claims_on
 
 OUT, IN = 48, 64
@@ -255,6 +259,15 @@ LORA = {
     ),
     "loralib": ("layers.0.q_proj", "lora_A", "lora_B", None),
     "torchtune": ("layers.0.attn.q_proj", "lora_a.weight", "lora_b.weight", None),
+    "Megatron": ("decoder.layers.0.self_attention.linear_qkv.adapter", "linear_in.weight", "linear_out.weight", None),
+    "NeMo": ("layers.0.adapter_layer.lora_kqv_adapter", "linear_in.weight", "linear_out.weight", None),
+    "Meta": ("layers.0.attention.wo", "adaptor.A.weight", "adaptor.B.weight", None),
+    "a named adapter of diffusers": (
+        "transformer.blocks.0.to_q",
+        "lora_A.default_0.weight",
+        "lora_B.default_0.weight",
+        None,
+    ),
     "linear layer": ("mid.attn1.to_q", "lora_linear_layer.down.weight", "lora_linear_layer.up.weight", None),
 }
 
@@ -271,7 +284,94 @@ def test_lora_factors_are_read_as_the_change_that_they_make(tool):
     torch.testing.assert_close(W.float(), (0.5 if alpha else 1.0) * B @ A, rtol=1e-5, atol=1e-5)
     assert (found[name].kind, found[name].rows, found[name].cols) == ("lora", OUT, IN)
     assert not name.startswith("base_model")
+    assert "adapter" not in name.rpartition(".")[2].replace("lora_kqv_adapter", "")
+    assert "default_0" not in name
     assert "_lora" not in name
+
+
+@pytest.mark.parametrize("names", [("lora_a", "lora_b"), ("lora.A", "lora.B"), ("lora_A", "lora_B")])
+@pytest.mark.parametrize("out", [OUT, IN])
+def test_bare_factors_stored_transposed_are_told_by_the_rank_even_where_the_weight_is_square(names, out):
+    a, b = torch.randn(IN, 8), torch.randn(8, out)
+    x = torch.randn(5, IN)
+    found, matrices, _ = taken({f"layers.0.q_proj.{names[0]}": a, f"layers.0.q_proj.{names[1]}": b})
+    assert list(found) == ["layers.0.q_proj"]
+    torch.testing.assert_close(x @ matrices["layers.0.q_proj"].float().T, x @ a @ b, rtol=1e-4, atol=1e-3)
+
+
+def test_mlx_changes_of_experts_and_tables_are_those_that_its_fuse_adds():
+    a, b = torch.randn(3, 8, IN), torch.randn(3, OUT, 8)
+    rows, cols = torch.randn(100, 8), torch.randn(8, OUT)
+    arrays = {
+        "layers.0.mlp.switch_mlp.gate_proj.lora_a": a,
+        "layers.0.mlp.switch_mlp.gate_proj.lora_b": b,
+        "model.embed_tokens.lora_a": rows,
+        "model.embed_tokens.lora_b": cols,
+    }
+    config = {"adapter_config": {"lora_parameters": {"rank": 8, "scale": 20.0}}}
+    found, matrices, _ = taken(arrays, config)
+    assert {s.note for s in found.values()} == {""}
+    for e in range(3):
+        change = matrices[f"layers.0.mlp.switch_mlp.gate_proj[{e}]"]
+        torch.testing.assert_close(change.float(), 20 * b[e] @ a[e], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(matrices["model.embed_tokens"].float(), 20 * rows @ cols, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "scale"),
+    [
+        ("adapters", {"fine_tune_type": "lora", "lora_parameters": {"rank": 8, "scale": 20.0}}, 20.0),
+        ("other", {"peft_type": "LORA", "lora_alpha": 32, "use_rslora": True, "alpha_pattern": {"q_proj": 16}}, 16 / 8**0.5),
+    ],
+)  # fmt: skip
+def test_the_scale_is_taken_from_the_settings_beside_the_file(tmp_path, name, settings, scale):
+    A, B = factors()
+    save_file({"layers.0.q_proj.lora_A": A, "layers.0.q_proj.lora_B": B}, tmp_path / f"{name}.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    with open_checkpoint(tmp_path / f"{name}.safetensors") as checkpoint:
+        (W,) = spectra_of(checkpoint).values()
+        torch.testing.assert_close(W.float(), scale * B @ A, rtol=1e-4, atol=1e-3)
+
+
+def test_the_scale_is_taken_from_the_settings_that_diffusers_writes_into_the_header(tmp_path):
+    A, B = factors()
+    names = ("transformer.blocks.0.to_q", "transformer.blocks.0.to_k", "text_encoder.layers.0.q_proj")
+    arrays = {f"{n}.lora_{side}.weight": value.clone() for n in names for side, value in (("A", A), ("B", B))}
+    told = {
+        "transformer.r": 8, "transformer.lora_alpha": 32, "transformer.alpha_pattern": {"blocks.0.to_k": 4},
+        "text_encoder.lora_alpha": 16, "text_encoder.use_rslora": True,
+    }  # fmt: skip
+    save_file(arrays, tmp_path / "lora.safetensors", {"lora_adapter_metadata": json.dumps(told)})
+    with open_checkpoint(tmp_path / "lora.safetensors") as checkpoint:
+        found, _ = group(checkpoint, conv="flatten", min_evals=8)
+        assert {s.note for s in found} == {""}
+        matrices = spectra_of(checkpoint)
+    for name, scale in zip(names, (4, 0.5, 16 / 8**0.5), strict=True):
+        torch.testing.assert_close(matrices[name].float(), scale * B @ A, rtol=1e-4, atol=1e-3)
+
+
+def test_the_factors_of_a_control_lora_are_read_and_two_weights_called_up_and_down_are_not_multiplied():
+    up, down = torch.randn(OUT, 8), torch.randn(8, IN)
+    arrays = {"input_blocks.1.1.to_q.up": up, "input_blocks.1.1.to_q.down": down}
+    _, matrices, _ = taken({"lora_controlnet": torch.zeros(0), **arrays})
+    torch.testing.assert_close(matrices["input_blocks.1.1.to_q"].float(), up @ down, rtol=1e-4, atol=1e-4)
+    assert len(taken(arrays)[0]) == 2
+
+
+def test_a_bottleneck_adapter_with_a_non_linearity_is_no_product():
+    arrays = {
+        "layers.0.adapter_layer.adapter_1.linear_in.weight": torch.randn(16, IN),
+        "layers.0.adapter_layer.adapter_1.linear_out.weight": torch.randn(IN, 16),
+    }
+    found, _, _ = taken(arrays)
+    assert {s.reading for s in found.values()} == {"plain"}
+
+
+def test_lora_factors_of_a_fused_projection_are_refused_for_what_they_are():
+    arrays = {"h.0.attn.qkv.lora_A": torch.randn(16, IN), "h.0.attn.qkv.lora_B": torch.randn(2 * IN, 8)}
+    found, _, rest = taken(arrays)
+    assert not found
+    assert all("2 pairs of rank 8" in row.reason and "save" not in row.reason for row in rest.values())
 
 
 def test_lora_of_a_convolution_multiplies_the_1x1_after_the_kernel():
@@ -301,6 +401,8 @@ def test_a_change_beside_the_weight_that_it_changes_has_a_name_of_its_own():
         ("LoHa", ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "alpha"]),
         ("LoKr", ["lokr_w1", "lokr_w2", "alpha"]),
         ("OFT", ["oft_blocks"]),
+        ("GLoRA", ["a1.weight", "a2.weight", "b1.weight", "b2.weight", "alpha"]),
+        ("DoRA of MLX", ["lora_a", "lora_b", "m"]),
         ("DoRA", ["lora_down.weight", "lora_up.weight", "dora_scale", "alpha"]),
         ("Tucker", ["lora_down.weight", "lora_mid.weight", "lora_up.weight", "alpha"]),
     ],

@@ -79,8 +79,10 @@ def open_checkpoint(
             raise UsageError("an adapter has no parts", where=folder.uri, fix="leave part out")
         return _open_adapter(folder, file, base, adapter_mode)
     if base is not None:
-        raise UsageError("a base was given, but this is no adapter", where=folder.uri, fix="leave base out")
+        raise UsageError("a base was given, but this is no adapter of peft", where=folder.uri, fix="leave base out")
     opened = _open_files(folder, _weights(folder, file), folder.uri if file is None else os.fspath(uri), part)
+    if "adapter_config.json" in folder.names():  # of a tool other than peft, as MLX: it holds the scale
+        opened.config = {**opened.config, "adapter_config": _beside(folder, "adapter_config.json")}
     return _chosen(opened, part)
 
 
@@ -258,12 +260,15 @@ def _config(folder: Folder, *, strict: bool) -> dict[str, Any] | None:
     """The folder's config.json; one beside a single file may belong to something else, so it may be wrong."""
     if "config.json" not in folder.names():
         return None
+    return folder.json("config.json") if strict else _beside(folder, "config.json")
+
+
+def _beside(folder: Folder, name: str) -> dict[str, Any] | None:
+    """A file of settings that may belong to something else."""
     try:
-        return folder.json("config.json")
+        return folder.json(name)
     except UnreadableError as error:
-        if strict:
-            raise
-        _log.warning("config.json is left out: %s", error)
+        _log.warning("%s is left out: %s", name, error)
         return None
 
 

@@ -98,6 +98,17 @@ def _alpha(module: str, adapter: Checkpoint, settings: Mapping[str, Any], rank: 
     return alpha
 
 
+def scale_of(settings: Mapping[str, Any], module: str, rank: int) -> float | None:
+    """The scale that settings of peft give a module; None where they do not say a number."""
+    try:
+        alpha = float(_pattern(settings.get("alpha_pattern"), module, settings.get("lora_alpha")))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if not math.isfinite(alpha):
+        return None
+    return alpha / rank**0.5 if settings.get("use_rslora") else alpha / rank
+
+
 def _pattern(patterns: object, module: str, default: Any) -> Any:
     """The value of the first pattern that ends the module's name, as peft matches `alpha_pattern`.
 

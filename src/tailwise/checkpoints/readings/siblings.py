@@ -17,11 +17,24 @@ _INNER = re.compile(
     r"\.(?=parametrizations\."
     r"|weight\."
     r"|lora_(?:[ABab]|down|up|mid|embedding_[AB]|magnitude_vector|alpha)(?:\.|$)"
-    r"|lora_linear_layer\.|lora\.(?:down|up)\."
+    r"|lora_linear_layer\.|lora\.(?:down|up)\.|lora\.[AB]$|adaptor\.[AB]\.weight$"
     r"|(?:hada|lokr|oft|boft|ia3|vera|loha|glora)_\w+(?:\.|$)"
-    r"|(?:down|up)\.weight$)"
+    r"|(?:down|up|linear_in|linear_out|[ab][12])\.weight$)"
 )
-_MARKED = re.compile(r"parametrizations\.|weight\.|lora|hada_|lokr_|oft_|ia3_|vera_|loha_|\.(?:down|up)\.weight")
+_MARKED = re.compile(
+    r"parametrizations\.|weight\.|lora|lycoris|hada_|lokr_|oft_|ia3_|vera_|loha_|\.(?:down|up)\.weight"
+    r"|adaptor\.|adapter"
+)
+#: Names that are factors only where the module says so: `to_q_lora.down.weight`, `linear_qkv.adapter.linear_in.weight`
+#: (a bottleneck with a non-linearity has the same leaves, under another name), `lora_unet_x.a1.weight`.
+_ONLY_IN = (
+    (re.compile(r"(?:down|up)\."), re.compile(r"lora[^.]*$")),
+    (
+        re.compile(r"linear_(?:in|out)\."),
+        re.compile(r"\.lora_[^.]*$|\.linear_(?:qkv|proj|fc1|fc2)\.adapter(?:_[qkv]|_gate|_up)?$"),
+    ),
+    (re.compile(r"[ab][12]\."), re.compile(r"\.(?:lora|lycoris)_[^.]*$")),
+)
 
 
 def siblings_of(tensors: Mapping[str, TensorSpec]) -> Iterator[Siblings]:
@@ -45,8 +58,7 @@ def _split(name: str) -> tuple[str, str]:
 
 def _inner(dotted: str) -> re.Match[str] | None:
     for match in _INNER.finditer(dotted):
-        # `down.weight` and `up.weight` are factors only where the module says so: `to_q_lora.down.weight`.
-        is_side = dotted.startswith(("down.", "up."), match.end())
-        if not is_side or "lora" in dotted[: match.start()].rpartition(".")[2]:
+        where = next((module for leaf, module in _ONLY_IN if leaf.match(dotted, match.end())), None)
+        if where is None or where.search(dotted[: match.start()]):
             return match
     return None

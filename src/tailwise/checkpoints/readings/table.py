@@ -28,7 +28,7 @@ READINGS: tuple[Reading, ...] = (
     Reading("comfy", 1, blockwise.find_comfy, ("weight_scale",), packed=True),
     Reading("fp8", 2, blockwise.find_scaled, ("scale",), packed=True),
     Reading("computed", 1, computed.find, computed.MARKS),
-    Reading("lora", 1, factors.find, factors.MARKS),
+    Reading("lora", 2, factors.find, factors.MARKS),
 )
 PLAIN = Reading("plain", 1, lambda *_: iter(()), ())
 #: Name → version, for provenance.
