@@ -21,7 +21,7 @@ ENTRIES = [
     family(VISION, "pixtral", 2),
     family(VISION, "sam3_vision_model", 6, since="unreleased"),
     family(VISION, "sapiens2", 2,
-           pending="ffn.w3 of a file is a down projection", since="unreleased"),
+           pending="patch_embeddings is a convolution live, and patch_embed in a file", since="unreleased"),
     family(VISION, "segformer", 4,
            pending="patch embeddings of a stage are outside its blocks in a file", since="unreleased"),
     family(VISION, "siglip", 2),
