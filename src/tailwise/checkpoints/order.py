@@ -38,6 +38,7 @@ _PARTS = {part: at for at, part in enumerate(("q", "k", "v", "gate", "up", "i", 
 _BEHIND = re.compile(
     r"(?:^|[._])(?:out|head|heads|final|last|post|output|decoder|decode_head|unembed|ln_f|fc|classifier|logits)(?=[._\d]|$)"
 )
+_EARLY = re.compile(r"embed|embd|pre|(?:^|[._])in(?=[._]|$)|input|stem|patch|(?:bn|norm|ln)_?[01](?=[._]|$)")
 _BRIDGE = re.compile(r"quant|(?:^|\.)(?:decoder\.conv_in|encoder\.conv_out)(?:\.|$)")
 _TOWER = re.compile(r"(?:^|[._])(?:encoder|enc|vision\w*|visual|image|audio|v|a)(?=[._])")
 
@@ -85,6 +86,8 @@ def in_order(rows: Iterable[Row], *, as_listed: bool = False) -> list[Row]:
 
 def before_blocks(role: str, name: str) -> bool:
     """Whether what has no block stands before the blocks: embeddings, stems, and what its name does not put behind."""
+    if role == "norm":  # the last norm of a language model is called `norm`
+        return _EARLY.search(name) is not None
     return role in INPUTS or not (role in OUTPUTS or _BEHIND.search(name))
 
 
