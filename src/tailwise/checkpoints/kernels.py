@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Names that say what the module is, and names that both kinds of convolution have.
 _SAYS_TRANSPOSED = re.compile(
-    r"conv\w*_?transpose|transposed?_?conv|deconv|conv_?tr(?:\.|_|$)|(?:^|[._])tconv", re.IGNORECASE
+    r"conv\w*_?transpose|transposed?_?conv|deconv|conv_?tr(?:\.|_|$)|conv_t\d|(?:^|[._])tconv", re.IGNORECASE
 )
 _COULD_BE = re.compile(r"upsampl|conv_?up|up_?conv|(?:^|\.)ups?\.\d", re.IGNORECASE)
 _SAYS_KERNEL = re.compile(r"conv|kernel|patch_embed|depthwise|stem", re.IGNORECASE)

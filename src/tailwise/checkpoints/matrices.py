@@ -196,7 +196,7 @@ class _Grouping:
             self.rest.append(Unmeasured(name, "TOO_SMALL", self._too_small(m), part.role, block, spec.dtype, shape))
             return
         kind = "embedding" if part.kind == "dense" and part.role in EMBEDDINGS else part.kind
-        claim = self.checkpoint.readings.get(spec.name, "plain")
+        claim, codec = self.checkpoint.readings.get(spec.name, "plain"), self.checkpoint.codec_of(spec.name)
         own = (claim if claim != "plain" else "", part.reading if part.reading != "plain" else "")
         self.found.append(
             MatrixSource(
@@ -211,9 +211,9 @@ class _Grouping:
                 views=part.views,
                 reading="+".join(filter(None, own)) or "plain",
                 version=VERSIONS.get(claim, 1),
-                input_axis=part.input_axis,
+                input_axis=0 if getattr(codec, "flip", False) else part.input_axis,
                 reads=self.checkpoint.members.get(spec.name, ()),
-                codec=self.checkpoint.codec_of(spec.name),
+                codec=codec,
                 note="; ".join(filter(None, (self.checkpoint.assumed.get(spec.name, ""), part.note))),
             )
         )

@@ -96,7 +96,8 @@ def _single(group: Siblings, leaf: str, spec: TensorSpec, checkpoint: Checkpoint
         if spec.dtype in _FP8:
             note = "stored as fp8 without scales beside it: the values are taken as they are"
             return Read(spec.name, (spec.name,), note=note)
-        if spec.dtype in _SUB_BYTE or (spec.dtype in _CODES and _holds_codes(leaf, checkpoint)):
+        centroids = group.module.endswith("centroids") and _method(checkpoint) is not None
+        if centroids or spec.dtype in _SUB_BYTE or (spec.dtype in _CODES and _holds_codes(leaf, checkpoint)):
             return Refused((spec.name,), _looks_like(group, spec, checkpoint))
     return Read(spec.name, (spec.name,))
 
