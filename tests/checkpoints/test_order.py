@@ -143,8 +143,9 @@ def test_an_audit_that_was_kept_in_the_order_of_its_file_is_read_in_order(model)
     assert [row.name for row in Audit(list(old), {}, provenance).rows] == LLAMA
 
 
-def test_unmeasured_tensors_stand_in_their_block():
+def test_unmeasured_tensors_stand_behind_the_measured_ones_in_the_same_order():
     blocks = {f"layers.{n}.{part}": torch.randn(*shape) for n in range(11) for part, shape in
               (("norm.weight", (10,)), ("mlp.up_proj.weight", (12, 10)))}  # fmt: skip
     audit = tw.audit(blocks, use_cache=False, baseline_replicas=2)
-    assert [row.block for row in audit.rows] == [n for n in range(11) for _ in range(2)]
+    assert [row.block for row in audit.rows] == [*range(11), *range(11)]
+    assert [row.measured for row in audit.rows] == [True] * 11 + [False] * 11

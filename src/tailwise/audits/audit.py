@@ -109,7 +109,10 @@ class Audit:
     """
 
     def __init__(self, rows: list[LayerRow], layers: Mapping[str, Layer], provenance: Provenance) -> None:
-        self.rows = tuple(in_order(rows, as_listed=provenance.format in KEEPS_ORDER))
+        as_listed = provenance.format in KEEPS_ORDER
+        matrices, rest = ([row for row in rows if bool(row.kind) is one] for one in (True, False))
+        # What is no matrix stands behind them, in the same order.
+        self.rows = (*in_order(matrices, as_listed=as_listed), *in_order(rest, as_listed=as_listed))
         self._layers = {row.name: layers[row.name] for row in self.rows if row.name in layers}
         self.provenance = provenance
 

@@ -178,7 +178,7 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
      "embed", ()),
     (r"embed_(states?|actions?|returns?|rewards?)", "projector", ()),
     (r"embeddings?|embed|emb|\w*embed_(table|bank)|\w*_embeddings(_\w+)?|tokens_embed|embed_(global|timesteps?)|freq_emb|"
-     r"style_embedder|input_embeds_layer|^(transformer\.)?w", "embed", ()),
+     r"style_embedder|input_embeds_layer|^transformer\.w", "embed", ()),
     # Heads
     (r"proj_out", "lm_head", _WHISPER),
     (r"(horizon_ff_layer|output_projection_\w+)\.\w+", "regressor", ()),
