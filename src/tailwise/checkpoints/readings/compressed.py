@@ -57,10 +57,17 @@ class Compressed:
         state = {name.removeprefix(f"{self.module}."): checkpoint.read(name) for name in self.members}
         if state["weight_scale"].dtype in (torch.float16, torch.bfloat16):
             state["weight_scale"] = state["weight_scale"].to(torch.float32)
-        args = QuantizationArgs.model_validate(dict(self.weights))
-        scheme = QuantizationScheme(targets=["Linear"], weights=args)
-        codec = BaseCompressor.get_value_from_registry(self.format)
-        weight: torch.Tensor = codec.decompress(state, scheme)["weight"]
+        try:
+            args = QuantizationArgs.model_validate(dict(self.weights))
+            scheme = QuantizationScheme(targets=["Linear"], weights=args)
+            codec = BaseCompressor.get_value_from_registry(self.format)
+            weight: torch.Tensor = codec.decompress(state, scheme)["weight"]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            fix = "its config and its tensors do not fit each other: save the model again"
+            raise UnreadableError(
+                f"compressed-tensors cannot decode it: {reason}", where=self.module, fix=fix
+            ) from error
         return weight.to(torch.float32)[start:stop]
 
 
@@ -81,6 +88,9 @@ def find(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
         yield Refused(members, _MISSING)
     else:
         shape = _shape(checkpoint, spec, group, scheme["weights"])
+        if len(shape) < 2:
+            yield Refused(members, f"its shape is {list(shape)}, and that of a matrix was expected")
+            return
         codec = Compressed(group.module, shape, members, layout, scheme["weights"])
         yield Read(group.named("weight"), members, codec)
 
@@ -96,7 +106,7 @@ def _shape(checkpoint: Checkpoint, spec: TensorSpec, group: Siblings, weights: M
     """Shape of the decoded weight; two integers are read where the packing has padded it away."""
     if (stored := group.leaves.get("weight_shape")) is not None:
         return tuple(int(side) for side in checkpoint.read(stored.name).tolist())
-    if spec.name.endswith("weight_packed"):
+    if spec.name.endswith("weight_packed") and spec.shape:
         word = 32 if spec.dtype == "I32" else 8
         return (*spec.shape[:-1], spec.shape[-1] * word // int(weights.get("num_bits", 4)))
     return spec.shape
