@@ -322,3 +322,40 @@ def test_a_made_up_constant_that_nothing_multiplies_by_is_no_matrix(tmp_path):
     assert [layer.row.name for layer in audit] == ["w"]
     (row,) = audit.unmeasured
     assert (row.status, "no product" in row.reason) == ("NOT_A_MATRIX", True)
+
+
+@pytest.mark.parametrize("with_zeros", [False, True])
+@pytest.mark.parametrize(("bits", "cols"), [(4, 64), (4, 48), (8, 64)])
+def test_the_packed_table_of_onnx_runtime_is_read(tmp_path, bits, cols, with_zeros):
+    rows, block = 24, 32
+    blocks = -(-cols // block)
+    codes, zeros = RNG.integers(0, 1 << bits, (rows, cols)), RNG.integers(0, 1 << bits, (rows, blocks))
+    scales = RNG.uniform(0.01, 0.1, (rows, blocks)).astype(np.float32)
+
+    def packed(values):
+        return (values if bits == 8 else values[:, ::2] | values[:, 1::2] << 4).astype(np.uint8)
+
+    arrays = {"model.embed_tokens.weight_Q4": packed(codes), "scales": scales}
+    if with_zeros:
+        arrays["zeros"] = packed(zeros)
+    inputs = [next(iter(arrays)), "ids", *list(arrays)[1:]]
+    options = {"bits": bits, "block_size": block, "gather_axis": 0, "quantize_axis": 1, "domain": "com.microsoft"}
+    node = helper.make_node("GatherBlockQuantized", inputs, ["y"], name="/model/embed_tokens/Gather", **options)
+    checkpoint = open_checkpoint(saved(tmp_path, [node], arrays))
+    (name,) = checkpoint.tensors
+    zero = np.repeat(zeros, block, 1)[:, :cols] if with_zeros else 1 << (bits - 1)
+    want = (codes - zero) * np.repeat(scales, block, 1)[:, :cols]
+    assert (name, checkpoint.tensors[name].shape) == ("model.embed_tokens.weight", (rows, cols))
+    assert checkpoint.module_kinds == {"model.embed_tokens": "Embedding"}
+    np.testing.assert_allclose(checkpoint.read(name).numpy(), want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_table_of_int4_codes_is_read_with_zero_as_their_zero(tmp_path):
+    codes, scales = RNG.integers(-8, 8, (24, 64)), RNG.uniform(0.01, 0.1, (24, 2)).astype(np.float32)
+    node = helper.make_node("GatherBlockQuantized", ["table.weight", "ids", "scales"], ["y"], name="/table/Gather",
+                            block_size=32, gather_axis=0, quantize_axis=1, domain="com.microsoft")  # fmt: skip
+    model = model_of([node], {"scales": scales})
+    model.graph.initializer.append(helper.make_tensor("table.weight", TensorProto.INT4, codes.shape, codes.flatten()))
+    onnx.save(model, tmp_path / "model.onnx")
+    found = open_checkpoint(tmp_path / "model.onnx").read("table.weight").numpy()
+    np.testing.assert_allclose(found, codes * np.repeat(scales, 32, 1), rtol=1e-5)

@@ -170,3 +170,36 @@ def test_placeholders_of_zero3_are_no_weights(tmp_path, kind):
     save_file(tensors, path) if kind == "safetensors" else torch.save({"module": tensors}, path)
     with pytest.raises(UnreadableError, match=r"2 of its 3 tensors are empty[\s\S]*zero_to_fp32"):
         open_checkpoint(path)
+
+
+def test_the_files_of_deepspeeds_experts_are_one_model(tmp_path):
+    names = ["mp_rank_00_model_states.pt", *(f"layer_0_expert_{e}_mp_rank_00_model_states.pt" for e in range(2))]
+    for name in names:
+        torch.save({"module": {"w": torch.ones(4, 4)}}, tmp_path / name)
+    torch.save({"optimizer": {}}, tmp_path / "expp_rank_0_mp_rank_00_optim_states.pt")
+    for source in (tmp_path, *(tmp_path / name for name in names)):
+        with pytest.raises(UnreadableError, match="a DeepSpeed model whose experts lie in 2 files") as caught:
+            open_checkpoint(source)
+        assert "save its state dict" in str(caught.value.fix)
+
+
+def test_deepspeeds_universal_checkpoint_is_named_and_its_way_out_works(tmp_path):
+    for key in ("fc.weight", "out.weight"):
+        (tmp_path / "zero" / key).mkdir(parents=True)
+        for part in ("fp32", "exp_avg", "exp_avg_sq"):
+            torch.save({"param": torch.ones(4, 4)}, tmp_path / "zero" / key / f"{part}.pt")
+    torch.save({"optimizer_state_dict": {}}, tmp_path / "zero" / "optimizer_state.pt")
+    torch.save({"universal_checkpoint_info": {}}, tmp_path / "mp_rank_00_model_states.pt")
+    for source in (
+        tmp_path,
+        tmp_path / "zero",
+        tmp_path / "zero" / "fc.weight",
+        tmp_path / "mp_rank_00_model_states.pt",
+    ):
+        with pytest.raises(UnreadableError, match="is a universal checkpoint of DeepSpeed") as caught:
+            open_checkpoint(source)
+        assert "zero/KEY/fp32.pt" in str(caught.value.fix)
+    (tmp_path / "out").mkdir()
+    files = (tmp_path / "zero").glob("*/fp32.pt")
+    torch.save({file.parent.name: torch.load(file)["param"] for file in files}, tmp_path / "out" / "whole.pt")
+    assert open_checkpoint(tmp_path / "out" / "whole.pt").tensors.keys() == {"fc.weight", "out.weight"}

@@ -234,3 +234,20 @@ def test_pickles_of_estimators_and_of_no_tensors_are_called_so(tmp_path):
     (tmp_path / "b.pkl").write_bytes(pickle.dumps({"epoch": [1, 2.5]}))
     with pytest.raises(UnreadableError, match="pickle without tensors"):
         open_checkpoint(tmp_path / "b.pkl")
+
+
+def test_of_lightnings_weight_averaging_the_weights_are_taken_and_the_average_is_a_part():
+    weights, average = torch.ones(3, 2), torch.zeros(3, 2)
+    saved = {
+        "pytorch-lightning_version": "2.6.0",
+        "state_dict": {"net.fc.weight": average},
+        "current_model_state": {"net.fc.weight": weights},
+        "averaging_state": {"n_averaged": torch.tensor(9)},
+    }
+    found = find_tensors(saved)
+    assert found.tensors.keys() == {"net.fc.weight"}
+    assert torch.equal(found.tensors["net.fc.weight"], weights)
+    assert found.notes == (
+        "took the weights (current_model_state) and left out their moving average (--part state_dict reads it)",
+    )
+    assert torch.equal(find_tensors(saved, "state_dict").tensors["net.fc.weight"], average)

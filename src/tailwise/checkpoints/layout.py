@@ -10,7 +10,13 @@ from tailwise.checkpoints.folder import Folder
 from tailwise.checkpoints.foreign import folder_of
 from tailwise.checkpoints.formats.distributed import METADATA
 from tailwise.checkpoints.formats.torch_pickle import is_side_file
-from tailwise.checkpoints.ranks import check_rank_folder, files_of_ranks, rank_files, refuse_rank_folders
+from tailwise.checkpoints.ranks import (
+    check_rank_folder,
+    files_of_ranks,
+    rank_files,
+    refuse_rank_folders,
+    refuse_universal,
+)
 from tailwise.errors import UnreadableError, UsageError
 
 #: Names that libraries give a model's weights, first choice first.
@@ -60,6 +66,7 @@ def find_weights(folder: Folder) -> Weights:
     names = folder.names()
     check_rank_folder(folder)
     refuse_rank_folders(folder)
+    refuse_universal(folder)
     if METADATA in names:
         return Weights("dcp", (METADATA,))
     for kind in _SUFFIXES:
@@ -82,6 +89,8 @@ def one_file(folder: Folder, file: str) -> Weights:
     check_rank_folder(folder)
     if file == METADATA or file.endswith(".distcp"):
         return Weights("dcp", (METADATA,))
+    if rank_files([file]):
+        refuse_universal(folder)
     joined = files_of_ranks([file], folder.names(), f"{folder.uri.rstrip('/')}/{file}")
     return Weights("", joined or (file,), ranks=joined is not None)
 

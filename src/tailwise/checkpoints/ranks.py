@@ -12,6 +12,11 @@ from tailwise.errors import UnreadableError
 _ZERO3 = "join them with DeepSpeed's own script: python zero_to_fp32.py FOLDER OUTPUT --safe_serialization"
 _UNIVERSAL = "merge the parts with DeepSpeed's ds_to_universal.py, or with the exporter of the program that trained"
 _PIPELINE = f"it is a layer of a pipeline: {_UNIVERSAL}"
+_EXPERTS = (
+    "the experts lie in files of their own, beside mp_rank_00_model_states.pt: load the model with DeepSpeed and save "
+    "its state dict, or use the exporter of the program that trained it"
+)
+_PARAMETERS = "give its weights as one file: {key: torch.load(file)['param'] for each zero/KEY/fp32.pt}, by torch.save"
 _MEGATRON = "convert it with Megatron-LM's tools/checkpoint/convert.py (or NeMo's exporter) to one rank or Hugging Face"
 
 #: (name with the rank and, where it says so, the number of ranks; what joins them). The first match counts.
@@ -23,6 +28,7 @@ _NAMES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?:bf16_)?zero_pp_rank_(?P<rank>\d+)_mp_rank_\d+_optim_states\.pt", _ZERO3),
         (r"mp_rank_(?P<rank>\d+)_model_states\.pt", _UNIVERSAL),
         (r"layer_\d+-model_(?P<rank>\d+)-model_states\.pt", _PIPELINE),
+        (r"layer_\d+_expert_(?P<rank>\d+)_mp_rank_\d+_model_states\.pt", _EXPERTS),
         (r"model_world_size_(?P<ranks>\d+)_rank_(?P<rank>\d+)\.pt",
          "merge them: python -m verl.model_merger merge --backend fsdp --local_dir FOLDER --target_dir OUTPUT"),
         (r"(?:pytorch_model|model|optimizer)_fsdp_rank_?(?P<rank>\d+)\.(?:bin|pt)",
@@ -46,8 +52,8 @@ class RankFile:
     @property
     def whole(self) -> bool:
         """Whether the name alone says that this is the whole model, or may be."""
-        if self.fix in (_ZERO3, _PIPELINE):
-            return False  # placeholders even on the only rank; one layer even of the only rank
+        if self.fix in (_ZERO3, _PIPELINE, _EXPERTS):
+            return False  # placeholders even on the only rank; one layer or expert even of the only rank
         return self.rank == 0 and self.ranks in (None, 1)
 
 
@@ -75,6 +81,11 @@ def files_of_ranks(chosen: Collection[str], names: Collection[str], uri: str) ->
         return None
     if any(not item.fix for item in found.values()):
         return _consolidated(names, uri)
+    experts = {name: item for name, item in rank_files(names).items() if item.fix == _EXPERTS}
+    if experts and any(item.fix in (_EXPERTS, _UNIVERSAL) for item in found.values()):
+        listed = ", ".join(list(experts)[:4])
+        raise UnreadableError(f"belongs to a DeepSpeed model whose experts lie in {len(experts)} files: {listed}",
+                              where=uri, fix=_EXPERTS)  # fmt: skip
     beside = {name: item for name, item in rank_files(names).items() if item.fix in {i.fix for i in found.values()}}
     ranks = {item.rank for item in beside.values()}
     if len(ranks) < 2 and all(item.whole for item in found.values()):
@@ -116,6 +127,20 @@ def check_rank_folder(folder: Folder) -> None:
             where=folder.uri,
             fix=_MEGATRON,
         )
+
+
+def refuse_universal(folder: Folder) -> None:
+    """Refuse DeepSpeed's universal checkpoint, which keeps each parameter in a folder with its moments."""
+    zero = folder if folder.name == "zero" else folder.inner("zero") if "zero" in folder.subfolders() else None
+    first = None if zero is None else min(zero.subfolders(), default=None)
+    one = folder if zero is None or first is None else zero.inner(first)
+    if one is None or not {"fp32.pt", "exp_avg.pt"} <= one.names():
+        return
+    raise UnreadableError(
+        "is a universal checkpoint of DeepSpeed: each parameter lies in a folder of its own, beside its moments",
+        where=folder.uri,
+        fix=_PARAMETERS,
+    )
 
 
 def refuse_rank_folders(folder: Folder) -> None:

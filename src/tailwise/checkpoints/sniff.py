@@ -8,6 +8,7 @@ from tailwise.checkpoints.header import MAX_HEADER
 from tailwise.errors import UnreadableError
 
 _MAGIC = {b"GGUF": "gguf", b"\x89HDF\r\n\x1a\n": "keras", b"\x93NUMPY": "numpy"}
+_EXPORTED = (b"/data/weights/", b"/models/", b"/archive_format", b"serialized_exported_program.json")
 _TAR = 257  # where a tar archive says that it is one
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".keras", ".h5", ".npz", ".npy")
 READABLE = (
@@ -24,6 +25,13 @@ def sniff(source: ByteSource) -> str:
     if _is_safetensors(head):
         return "safetensors"
     _refuse_foreign(source)
+    if _is_gpt_sovits(source):
+        raise UnreadableError(
+            f"is a model of GPT-SoVITS, a PyTorch file whose first two bytes were changed from PK to {head[:2]!r}",
+            where=source.name,
+            fix="make a copy with the bytes put back: data = open(FILE, 'rb').read(); "
+            "open('model.pth', 'wb').write(b'PK' + data[2:])",
+        )
     if head.startswith(b"PK"):
         return _archive(source)
     for magic, kind in _MAGIC.items():
@@ -52,6 +60,15 @@ def _refuse_foreign(source: ByteSource) -> None:
         raise UnreadableError(what, where=source.name, fix=fix)
 
 
+def _is_gpt_sovits(source: ByteSource) -> bool:
+    """Whether two digits stand where a zip archive begins, as GPT-SoVITS marks its versions."""
+    head = source.head
+    if not (head[:2].isdigit() and head[2:4] == b"\x03\x04" and source.size > 30):
+        return False
+    length = int.from_bytes(head[26:28], "little")
+    return 30 + length <= source.size and source.read(30, length).endswith((b"/data.pkl", b"/constants.pkl"))
+
+
 def _by_content(head: bytes, name: str) -> str | None:
     if _is_onnx(head, name):
         return "onnx"
@@ -65,6 +82,13 @@ def _archive(source: ByteSource) -> str:
     head, name = source.head, source.name
     length = int.from_bytes(head[26:28], "little") if head[:4] == b"PK\x03\x04" else 0
     first = source.read(30, length) if 30 + length <= source.size else b""
+    if name.endswith(".pt2") or any(mark in first for mark in _EXPORTED):
+        raise UnreadableError(
+            "is a program of torch.export (.pt2)",
+            where=name,
+            fix="load it where running it can do no harm, and save its weights: "
+            "torch.save(torch.export.load(FILE).state_dict, 'model.pt')",
+        )
     if first.endswith(b".npy") or name.endswith(".npz"):
         return "numpy"
     if first in (b"metadata.json", b"config.json", b"model.weights.h5") or name.endswith(".keras"):

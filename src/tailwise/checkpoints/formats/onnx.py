@@ -207,23 +207,22 @@ class OnnxCheckpoint(TensorStore):
             raise UnreadableError("its scales do not fit its shape", where=where, fix="export it again") from error
 
     def _unpacked(self, packed: torch.Tensor, constant: Constant, where: str) -> torch.Tensor:
-        """N × K of MatMulNBits in float32; without zeros, the middle of the codes is zero."""
+        """The matrix or table of packed codes in float32; without zeros, the middle of the codes is zero."""
         import torch
 
         if constant.packed is None:
             raise AssertionError("only packed codes are unpacked")
         rows, cols, bits = constant.packed
-        codes = _low_first(packed, bits)  # N × blocks × block
-        blocks = codes.shape[1]
-        scale = self._small(constant.scale, where).to(torch.float32).reshape(rows, blocks, 1)
-        zero: torch.Tensor | float = float(1 << (bits - 1))
+        codes = _low_first(packed, bits).reshape(rows, -1)
+        scale = self._small(constant.scale, where).to(torch.float32).reshape(rows, -1)
+        zero = torch.full((), float(1 << (bits - 1)))
         if constant.zero is not None:
             stored = self._small(constant.zero, where)
             zero = stored.reshape(rows, -1)
             if not stored.is_floating_point():
                 zero = _low_first(zero, bits)
-            zero = zero[:, :blocks].to(torch.float32).reshape(rows, blocks, 1)
-        return ((codes.to(torch.float32) - zero) * scale).reshape(rows, -1)[:, :cols]
+            zero = _by_block(zero[:, : scale.shape[1]].to(torch.float32), constant.block, codes.shape[1])
+        return ((codes.to(torch.float32) - zero) * _by_block(scale, constant.block, codes.shape[1]))[:, :cols]
 
     def _small(self, constant: Constant | None, where: str) -> torch.Tensor:
         if constant is None:
@@ -314,13 +313,21 @@ def _low_first(packed: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _fault_of_blocks(constant: Constant, shape: tuple[int, ...], code: str) -> str:
-    """Why the weight of a MatMulNBits cannot be read, or nothing."""
+    """Why the packed codes of a MatMulNBits or of a table cannot be read, or nothing."""
     rows, cols, bits = constant.packed or (0, 0, 0)
-    block = constant.block
-    known = code == "U8" and bits in (2, 4, 8) and block > 0 and len(shape) == 3 and rows > 0 and cols > 0
-    if not known or shape != (rows, -(-cols // block), block * bits // 8) or constant.scale is None:
-        return f"codes of {bits} bits packed by MatMulNBits in a layout that is not known here"
-    return "" if prod(constant.scale.proto.dims) == shape[0] * shape[1] else "its scales do not fit its blocks"
+    block, is_table = constant.block, constant.kind == "Embedding"
+    known = code == "U8" and bits in (2, 4, 8) and block > 0 and rows > 0 and cols > 0 and constant.scale is not None
+    wanted = (rows, cols * bits // 8) if is_table else (rows, -(-cols // max(block, 1)), block * bits // 8)
+    if not known or shape != wanted or constant.scale is None:
+        maker = "GatherBlockQuantized" if is_table else "MatMulNBits"
+        return f"codes of {bits} bits packed by {maker} in a layout that is not known here"
+    blocks = -(-cols // block)
+    return "" if prod(constant.scale.proto.dims) == rows * blocks else "its scales do not fit its blocks"
+
+
+def _by_block(values: torch.Tensor, block: int, count: int) -> torch.Tensor:
+    """One value for each of `count` columns, from one for each block of columns."""
+    return values.repeat_interleave(block, dim=1)[:, :count]
 
 
 def _along(values: torch.Tensor, codes: torch.Tensor, axis: int, block: int) -> torch.Tensor:

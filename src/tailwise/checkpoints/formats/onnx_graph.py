@@ -19,7 +19,9 @@ _PASS_ON = frozenset({"Identity", "Cast", "Transpose"})
 _PRODUCTS = {"MatMul": 1, "FusedMatMul": 1, "Gemm": 1, "MatMulInteger": 1, "QLinearMatMul": 3, "QGemm": 3,
              "Attention": 1}  # fmt: skip
 _BLOCKS = "MatMulNBits"  # of ONNX Runtime: codes of few bits in blocks along the inputs, packed into bytes
+_TABLE = "GatherBlockQuantized"  # of ONNX Runtime: a table of such codes, one row of them for each index
 _KERNELS = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3, "ConvTranspose": 1}
+_BYTES = 2  # TensorProto.UINT8
 _RECURRENT = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}  # where torch's gates lie among ONNX's
 _SCALES = {"QLinearMatMul": (4, 5), "QLinearConv": (4, 5), "QGemm": (4, 5), "DequantizeLinear": (1, 2)}
 
@@ -99,6 +101,9 @@ class _Walk:
         if op == _BLOCKS:
             _take_blocks(inputs, node)
             return
+        if op == _TABLE:
+            _take_table(inputs, node)
+            return
         if op == "DequantizeLinear":
             if first is not None:
                 scope[node.output[0]] = first
@@ -173,6 +178,24 @@ def _take_blocks(inputs: list[_Value | None], node: Any) -> None:
         return
     codes.kind, codes.user, codes.scale, codes.zero = "Linear", node.name, scale, zero
     codes.packed, codes.block = (said.get("N", 0), said.get("K", 0), said.get("bits", 4)), said.get("block_size", 0)
+
+
+def _take_table(inputs: list[_Value | None], node: Any) -> None:
+    """The table of GatherBlockQuantized, its scales and its zeros.
+
+    Codes of U4 and I4 are two-dimensional as they are; bytes hold several along the last axis, as in MatMulNBits.
+    """
+    found = [value.constant if value is not None else None for value in (*inputs, None, None)]
+    codes, scale, zero = found[0], found[2], found[3]
+    said = _attributes(node)
+    if codes is None or scale is None or codes.kind or said.get("gather_axis", 0) != 0:
+        return
+    codes.kind, codes.user, codes.scale, codes.zero = "Embedding", node.name, scale, zero
+    axis, codes.block = said.get("quantize_axis", 1), said.get("block_size", 128)
+    dims, bits = [int(size) for size in codes.proto.dims], said.get("bits", 4)
+    codes.axis = axis
+    if codes.proto.data_type == _BYTES and len(dims) == 2 and axis in (1, -1):
+        codes.packed = (dims[0], dims[1] * 8 // max(bits, 1), bits)
 
 
 def _scales_by_name(code: Constant, found: Mapping[str, Constant]) -> None:

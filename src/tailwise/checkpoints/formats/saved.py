@@ -42,6 +42,8 @@ _NOT_WEIGHTS = frozenset(
 )
 #: Names that optimizers give what they keep of one parameter.
 _MOMENTS = ("exp_avg", "exp_inf", "max_exp_avg", "momentum_buffer", "square_avg", "grad_avg", "acc_delta", "step")
+#: Where Lightning's WeightAveraging puts the weights while it saves their average as the model, and its own counters.
+_LIGHTNING, _AVERAGING = "current_model_state", "averaging_state"
 _DEEPEST = 64
 _MOST = 1 << 18  # tensors; containers that hold each other would give more
 
@@ -100,6 +102,10 @@ def _next(tree: Tree, part: str | None, found: Saved) -> str | None:
         return part
     if not branches or _holds_matrices(tree):
         return None
+    if _LIGHTNING in branches and "state_dict" in branches:
+        found.parts = tuple(key for key in branches if key != _AVERAGING)
+        found.notes += (_beside(["state_dict"], [_LIGHTNING]),)
+        return _LIGHTNING
     averages = [key for key in branches if is_average(key, branches)]
     plain = [key for key in branches if key not in averages]
     if not plain:

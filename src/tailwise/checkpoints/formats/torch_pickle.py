@@ -43,7 +43,7 @@ _REFUSED = re.compile(
 )
 #: What it prints keeps tensors and the containers around them, so the copy is read as the file would have been.
 _SAFE_COPY = """if you trust the file, make a copy of its tensors alone, where running it can do no harm (with Python):
-    import numpy, torch
+    import numpy, pathlib, pickle, torch
     def plain(x):
         if callable(getattr(x, "state_dict", None)) and not isinstance(x, type): x = x.state_dict()
         if isinstance(x, torch.Tensor):
@@ -58,7 +58,7 @@ _SAFE_COPY = """if you trust the file, make a copy of its tensors alone, where r
     torch.save(plain(x), {copy!r})
 then give that copy: {copy}"""
 _LOADED = 'torch.load({name!r}, map_location="cpu", weights_only=False)'
-_UNPICKLED = '__import__("pickle").load(open({name!r}, "rb"))'
+_UNPICKLED = "pickle.loads(pathlib.Path({name!r}).read_bytes())"
 #: What a file of torch.save begins with that is no archive: a pickled number.
 _OLD_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 #: Estimators of these have arrays of their own names, and no state dict.
