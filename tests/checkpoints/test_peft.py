@@ -116,8 +116,8 @@ def test_merged_and_delta_equal_those_of_peft(case, tmp_path):
 
     delta = PeftCheckpoint.open(adapter, config, base, "delta")
     changed = {name for name in expected if not torch.equal(expected[name], base.read(name))}
-    assert set(delta.tensors) == changed
-    for name in delta.tensors:
+    assert set(delta.tensors) - set(delta.aside) == changed
+    for name in changed:
         difference = expected[name] - base.read(name)
         torch.testing.assert_close(read(delta, name), difference, rtol=0, atol=1e-12)
 
@@ -251,3 +251,138 @@ def test_factors_that_make_no_matrix_are_told_at_opening(tmp_path, shapes):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 4}')
     with pytest.raises(UnreadableError, match="do not make one matrix"):
         open_checkpoint(tmp_path)
+
+
+class Experts(torch.nn.Module):
+    def __init__(self, is_transposed):
+        super().__init__()
+        self.is_transposed = is_transposed  # peft looks at it
+        shapes = ((4, 32, 40), (4, 20, 32)) if is_transposed else ((4, 40, 32), (4, 32, 20))
+        self.gate_up_proj, self.down_proj = (torch.nn.Parameter(torch.randn(s).double()) for s in shapes)
+
+
+class Sparse(torch.nn.Module):
+    def __init__(self, is_transposed):
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.ModuleDict({"experts": Experts(is_transposed)})])
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize("is_transposed", [True, False])
+@pytest.mark.parametrize("names", [["down_proj"], ["gate_up_proj", "down_proj"]])
+def test_the_change_of_every_expert_is_that_of_pefts_target_parameters(names, is_transposed, tmp_path):
+    targets = [f"experts.{name}" for name in names]
+    pattern = {"r": 3, "lora_alpha": 7, "target_modules": [], "target_parameters": targets}
+    base, adapter, config, expected = trained(Sparse(is_transposed), tmp_path, **pattern)
+    whole = {f"layers.0.experts.{name}" for name in names}
+    difference = {name: expected[name] - base.read(name) for name in whole}
+    merged, delta = (PeftCheckpoint.open(adapter, config, base, mode) for mode in ("merged", "delta"))
+    assert set(delta.tensors) == whole
+    for name in whole:
+        torch.testing.assert_close(read(merged, name, 3), expected[name], rtol=0, atol=1e-12)
+        torch.testing.assert_close(read(delta, name, 3), difference[name], rtol=0, atol=1e-12)
+
+    alone = PeftCheckpoint.open(adapter, config, None, "delta")
+    found, rest = group(alone, conv="flatten", min_evals=1)
+    assert not rest
+    assert len(found) == 4 * len(names)
+    truths = [torch.linalg.svdvals(change) for name in whole for change in difference[name]]
+    for source in found:
+        (matrix,) = load(source, alone)
+        W = torch.cat(list(matrix.row_blocks(1000)))
+        left, right = matrix.factors
+        torch.testing.assert_close(left @ right, W, rtol=0, atol=1e-12)
+        values = torch.linalg.svdvals(W)
+        assert any(t.shape == values.shape and torch.allclose(t, values, rtol=0, atol=1e-10) for t in truths)
+        assert ("which one only the base tells" in source.note) == (len(names) > 1)
+
+
+def test_experts_that_the_base_cannot_tell_apart_are_refused(tmp_path):
+    class Square(Experts):
+        def __init__(self):
+            super().__init__(True)
+            self.gate_up_proj, self.down_proj = (torch.nn.Parameter(torch.randn(4, 32, 32)) for _ in range(2))
+
+    model = Sparse(True)
+    model.layers[0]["experts"] = Square()
+    targets = ["experts.gate_up_proj", "experts.down_proj"]
+    made = trained(model, tmp_path, r=3, target_modules=[], target_parameters=targets)
+    base, adapter, config, _ = made
+    for mode in ("merged", "delta"):
+        with pytest.raises(UsageError, match="not one alone"):
+            PeftCheckpoint.open(adapter, config, base, mode)
+    config["target_parameters"] = targets[:1]
+    one = {name: adapter.read(name) for name in adapter.tensors if ".base_layer" not in name}
+    with pytest.raises(UsageError, match="square"):
+        PeftCheckpoint.open(MemoryCheckpoint("adapter", one), config, base, "merged")
+    with pytest.raises(UnreadableError, match="rank of"):
+        PeftCheckpoint.open(adapter, {**config, "r": 5}, None, "delta")
+
+
+@pytest.mark.parametrize("indices", [[3, 60, 7], {"embed_tokens": [3, 60, 7]}])
+def test_trainable_tokens_are_put_into_the_table(indices, tmp_path):
+    model = tiny_llama()
+    base = MemoryCheckpoint.of_module(copy.deepcopy(model))
+    wrapped = peft.get_peft_model(
+        model, peft.LoraConfig(r=4, lora_alpha=10, target_modules=["q_proj"], trainable_token_indices=indices)
+    )
+    for name, parameter in wrapped.named_parameters():
+        if "trainable_tokens_delta" in name:
+            parameter.data += torch.randn(parameter.shape, dtype=torch.float64)
+    wrapped.save_pretrained(tmp_path)
+    adapter = MemoryCheckpoint("adapter", load_file(tmp_path / "adapter_model.safetensors"))
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    expected = wrapped.merge_and_unload().state_dict()["model.embed_tokens.weight"].detach()
+    name, before = "model.embed_tokens.weight", base.read("model.embed_tokens.weight")
+    assert not torch.equal(expected, before)
+    merged = PeftCheckpoint.open(adapter, config, base, "merged")
+    torch.testing.assert_close(read(merged, name), expected, rtol=0, atol=1e-12)
+    delta = PeftCheckpoint.open(adapter, config, base, "delta")
+    torch.testing.assert_close(read(delta, name), expected - before, rtol=0, atol=1e-12)
+
+    _, rest = group(PeftCheckpoint.open(adapter, config, None, "delta"), conv="flatten", min_evals=1)
+    assert [(row.status, "3 rows" in row.reason) for row in rest] == [("UNSUPPORTED", True)]
+    with pytest.raises(UsageError, match="does not say which rows"):
+        PeftCheckpoint.open(adapter, {**config, "trainable_token_indices": [1]}, base, "merged")
+
+
+def test_whole_weights_in_an_adapter_are_measured_by_their_plain_name_without_a_base(tmp_path):
+    _, adapter, config, expected = trained(
+        tiny_llama(), tmp_path, r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]
+    )
+    delta = PeftCheckpoint.open(adapter, config, None, "delta")
+    found, rest = group(delta, conv="flatten", min_evals=1)
+    (head,) = (source for source in found if source.name == "lm_head")
+    assert (head.kind, head.reading, not rest) == ("dense", "plain", True)
+    assert "not its change" in head.note
+    assert torch.equal(read(delta, "lm_head.weight"), expected["lm_head.weight"])
+
+
+def test_a_merge_starts_from_the_weight_that_the_adapter_saved_even_after_a_resize(tmp_path):
+    model = tiny_llama()
+    base = MemoryCheckpoint.of_module(copy.deepcopy(model))
+    model.resize_token_embeddings(70, mean_resizing=False)
+    _, adapter, config, expected = trained(
+        model, tmp_path, r=4, lora_alpha=10, target_modules=["q_proj", "lm_head", "embed_tokens"]
+    )
+    saved = [name for name in adapter.tensors if name.endswith("base_layer.weight")]
+    assert len(saved) == 2
+    merged = PeftCheckpoint.open(adapter, config, base, "merged")
+    for name in merged.tensors:
+        torch.testing.assert_close(read(merged, name), expected[name], rtol=0, atol=1e-12)
+    for given in (None, base):
+        found, rest = group(PeftCheckpoint.open(adapter, config, given, "delta"), conv="flatten", min_evals=1)
+        assert {row.name for row in rest} == set(saved)
+        assert {source.kind for source in found} == {"lora"}
+
+
+def test_a_table_of_another_size_has_no_difference_and_says_so():
+    factors = factors_of("a")
+    table = torch.randn(14, 10)
+    adapter = MemoryCheckpoint("adapter", {**factors, "base_model.model.b.weight": table})
+    base = MemoryCheckpoint("base", {"a.weight": torch.randn(12, 10), "b.weight": torch.randn(12, 10)})
+    _, rest = group(PeftCheckpoint.open(adapter, {}, base, "delta"), conv="flatten", min_evals=1)
+    assert [(row.status, "no difference" in row.reason) for row in rest] == [("UNSUPPORTED", True)]
+    assert torch.equal(PeftCheckpoint.open(adapter, {}, base, "merged").read("b.weight"), table)

@@ -321,7 +321,7 @@ def test_mlx_changes_of_experts_and_tables_are_those_that_its_fuse_adds():
     ("name", "settings", "scale"),
     [
         ("adapters", {"fine_tune_type": "lora", "lora_parameters": {"rank": 8, "scale": 20.0}}, 20.0),
-        ("other", {"peft_type": "LORA", "lora_alpha": 32, "use_rslora": True, "alpha_pattern": {"q_proj": 16}}, 16 / 8**0.5),
+        ("other", {"lora_alpha": 32, "use_rslora": True, "alpha_pattern": {"q_proj": 16}}, 16 / 8**0.5),
     ],
 )  # fmt: skip
 def test_the_scale_is_taken_from_the_settings_beside_the_file(tmp_path, name, settings, scale):

@@ -19,19 +19,26 @@ _FACTOR = re.compile(
     r"^(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector)"
     r"(?:\.(?!bias)\w+)??(?:\.weight)?$"
 )
-_SAVED = re.compile(r"\.modules_to_save(?:\.default)?(?=\.)|\.base_layer(?=\.)")
+_SAVED = re.compile(r"\.modules_to_save(?:\.default)?(?=\.)|\.token_adapter(?=\.base_layer\.)|\.base_layer(?=\.)")
+_TOKENS = re.compile(r"^(?P<module>.+?)(?:\.base_layer)?\.token_adapter\.trainable_tokens_delta(?:\.\w+)?$")
 
 
 @dataclass(frozen=True)
 class Update:
-    """The low-rank update of one module."""
+    """The low-rank update of one module, or of one parameter of it."""
 
     module: str  # in the base model
     down: str  # tensor A: (r, in); of an embedding (r, tokens)
     up: str  # tensor B: (out, r); of an embedding (dim, r)
     magnitude: str | None  # DoRA's m: (out,)
     scale: float
+    rank: int
     flip: bool  # the base stores the transpose: an embedding (tokens × dim), or Conv1D (fan_in_fan_out)
+    tensor: str = ""  # the parameter that is changed, where it is not the module's weight
+    parameters: tuple[str, ...] = ()  # of `target_parameters`, not yet told apart: what it may be
+    depth: int = 0  # of `target_parameters`: how many wrappers are around it
+    experts: int = 0  # stacked in the parameter; 0 for a matrix
+    expert: int | None = None  # the one that is meant, where it is one alone
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -39,23 +46,74 @@ class Update:
         return (self.down, self.up) if self.magnitude is None else (self.down, self.up, self.magnitude)
 
 
-def read_names(adapter: Checkpoint, settings: Mapping[str, Any]) -> tuple[list[Update], dict[str, str]]:
-    """The updates, and the tensors that replace one of the base: base's name → adapter's name."""
-    parts: dict[str, dict[str, str]] = {}
-    saved: dict[str, str] = {}
+@dataclass(frozen=True)
+class Contents:
+    """What an adapter's tensors are, each named once; the names are those of the base."""
+
+    updates: list[Update]
+    saved: dict[str, str]  # what replaces a tensor of the base: base's name → adapter's name
+    tokens: dict[str, str]  # rows that replace rows of a table: base's name → adapter's name
+    biases: list[str]  # of B: they change the module's bias, not its matrix
+
+
+def read_names(adapter: Checkpoint, settings: Mapping[str, Any]) -> Contents:
+    """What the adapter's tensors are, from their names and adapter_config.json. `UnreadableError`."""
+    parts: dict[tuple[str, int], dict[str, str]] = {}
+    found = Contents([], {}, {}, [])
     for name in adapter.tensors:
         match = _FACTOR.match(name)
-        if match is None and ".lora_" in name:
-            continue  # a bias of B: it changes the module's bias, not its matrix
-        if match is None:
-            saved[_SAVED.sub("", name.removeprefix(_PREFIX))] = name
-            continue
-        module = match["module"].removeprefix(_PREFIX).removesuffix(".base_layer")
-        parts.setdefault(module, {})[match["part"]] = name
-    return [_update(module, found, adapter, settings) for module, found in parts.items()], saved
+        if match is not None:
+            stem = match["module"].removeprefix(_PREFIX)
+            module = _bare(stem)
+            depth = (len(stem) - len(module)) // len(_INNER) if _parameters(module, settings) else 0
+            parts.setdefault((module, depth), {})[match["part"]] = name
+        elif tokens := _TOKENS.match(name):
+            found.tokens[f"{tokens['module'].removeprefix(_PREFIX)}.weight"] = name
+        elif ".lora_" in name:
+            found.biases.append(name)
+        else:
+            found.saved[_SAVED.sub("", name.removeprefix(_PREFIX))] = name
+    found.updates.extend(_update(*key, tensors, adapter, settings) for key, tensors in parts.items())
+    return found
 
 
-def _update(module: str, parts: Mapping[str, str], adapter: Checkpoint, settings: Mapping[str, Any]) -> Update:
+_INNER = ".base_layer"
+
+
+def _bare(module: str) -> str:
+    while module.endswith(_INNER):
+        module = module.removesuffix(_INNER)
+    return module
+
+
+def _parameters(module: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The parameters of a module that `target_parameters` names."""
+    given, modules = settings.get("target_parameters"), settings.get("target_modules")
+    ends = modules if isinstance(modules, list) else ()
+    if any(module == end or module.endswith(f".{end}") for end in ends):
+        return ()  # peft lets a module be adapted in one way only
+    found = []
+    for target in given if isinstance(given, list) else ():
+        owner, _, parameter = str(target).rpartition(".")
+        if not owner or module == owner or module.endswith(f".{owner}"):
+            found.append(f"{module}.{parameter}")
+    return tuple(dict.fromkeys(found))
+
+
+def token_indices(tensor: str, settings: Mapping[str, Any]) -> list[int] | None:
+    """Which rows of a table `trainable_token_indices` replaces; None where it does not say."""
+    given = settings.get("trainable_token_indices")
+    module = tensor.removesuffix(".weight")
+    if isinstance(given, Mapping):
+        ends = (found for name, found in given.items() if module == name or module.endswith(f".{name}"))
+        given = next(ends, None)
+    whole = isinstance(given, list) and all(type(index) is int and index >= 0 for index in given)
+    return given if isinstance(given, list) and whole else None
+
+
+def _update(
+    module: str, depth: int, parts: Mapping[str, str], adapter: Checkpoint, settings: Mapping[str, Any]
+) -> Update:
     embedding = "lora_embedding_A" in parts
     down = parts.get("lora_embedding_A" if embedding else "lora_A")
     up = parts.get("lora_embedding_B" if embedding else "lora_B")
@@ -64,11 +122,30 @@ def _update(module: str, parts: Mapping[str, str], adapter: Checkpoint, settings
             f"{module} has only one of the two LoRA factors", where=adapter.uri, fix="save the adapter again"
         )
     rank = _rank(module, adapter, down, up)
-    alpha = _alpha(module, adapter, settings, rank)
+    parameters = _parameters(module, settings) if len(adapter.tensors[down].shape) == 2 and not embedding else ()
+    if parameters:
+        rank = _rank_of_parameters(parameters, rank, adapter, settings)
+    alpha = _alpha(module, parameters, adapter, settings, rank)
     scale = alpha / rank**0.5 if settings.get("use_rslora") else alpha / rank
     # In a model that mixes Linear and Conv1D, peft flips only the latter; `_oriented` looks at the base.
     flip = embedding or bool(settings.get("fan_in_fan_out"))
-    return Update(module, down, up, parts.get("lora_magnitude_vector"), scale, flip)
+    magnitude = parts.get("lora_magnitude_vector")
+    return Update(module, down, up, magnitude, scale, rank, flip, parameters=parameters, depth=depth)
+
+
+def _rank_of_parameters(
+    parameters: tuple[str, ...], rows: int, adapter: Checkpoint, settings: Mapping[str, Any]
+) -> int:
+    """The rank of one expert: it is stored in the settings alone, as A has the rows of all experts."""
+    ranks = {_setting(settings, "rank_pattern", name, settings.get("r", 8), adapter) for name in parameters}
+    rank = ranks.pop()
+    if ranks or type(rank) is not int or rank < 1 or rows % rank:
+        raise UnreadableError(
+            f"the rank of {', '.join(parameters)} cannot be told: {str(rank)[:50]} for {rows} rows of A",
+            where=adapter.uri,
+            fix="correct r and rank_pattern in adapter_config.json, or merge it with peft (merge_and_unload)",
+        )
+    return rank
 
 
 def _rank(module: str, adapter: Checkpoint, down: str, up: str) -> int:
@@ -83,13 +160,28 @@ def _rank(module: str, adapter: Checkpoint, down: str, up: str) -> int:
     return first[0]
 
 
-def _alpha(module: str, adapter: Checkpoint, settings: Mapping[str, Any], rank: int) -> float:
+def _setting(settings: Mapping[str, Any], patterns: str, name: str, default: Any, adapter: Checkpoint) -> Any:
+    try:
+        return _pattern(settings.get(patterns), name, default)
+    except (ValueError, OverflowError) as error:
+        what = f"{patterns} of {name} cannot be told: {str(error)[:200]}"
+        raise UnreadableError(what, where=adapter.uri, fix="correct adapter_config.json") from error
+
+
+def _alpha(
+    module: str, parameters: tuple[str, ...], adapter: Checkpoint, settings: Mapping[str, Any], rank: int
+) -> float:
     """`lora_alpha` of a module: a finite number."""
     fix = "correct adapter_config.json"
+    default = settings.get("lora_alpha", rank)
+    values = [_setting(settings, "alpha_pattern", name, default, adapter) for name in parameters or (module,)]
+    given = values[0]
+    if len({repr(value) for value in values}) > 1:
+        what = f"alpha differs among {', '.join(parameters)}, and the adapter does not tell whose factors are whose"
+        raise UnreadableError(what, where=adapter.uri, fix="merge it with peft (merge_and_unload)")
     try:
-        given = _pattern(settings.get("alpha_pattern"), module, settings.get("lora_alpha", rank))
         alpha = float(given) if isinstance(given, int | float) and not isinstance(given, bool) else math.nan
-    except (ValueError, OverflowError) as error:
+    except OverflowError as error:
         what = f"alpha of {module} cannot be told: {str(error)[:200]}"
         raise UnreadableError(what, where=adapter.uri, fix=fix) from error
     if not math.isfinite(alpha):

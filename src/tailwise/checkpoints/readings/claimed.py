@@ -30,7 +30,8 @@ class ClaimedCheckpoint(Checkpoint):
         self.unsupported, self.aside = claims.refused, claims.aside
         self.readings = {**stored.readings, **{name: reading for name, (reading, _) in made.items()}}
         self.members = {name: read.members for name, (_, read) in made.items()}
-        self.assumed = {name: read.note for name, (_, read) in claims.weights.items() if read.note}
+        noted = {name: read.note for name, (_, read) in claims.weights.items() if read.note}
+        self.assumed = {**stored.assumed, **noted}
         whole = (name for name, codec in self._codecs.items() if not codec.by_rows)
         self.read_whole = stored.read_whole | frozenset(whole)
         self.tensors = dict(self._specs())

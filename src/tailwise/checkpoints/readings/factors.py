@@ -234,31 +234,42 @@ def _scaling(group: Siblings, checkpoint: Checkpoint, adapter: str, rank: int) -
     stored = group.leaves.get("alpha")
     if stored is not None and prod(stored.shape) == 1:
         return stored.name, ""
-    live = checkpoint.module_scales.get(group.module, {}).get(adapter)
-    if live is not None:
-        return live / rank, ""
-    beside = checkpoint.config.get("adapter_config")
-    if isinstance(beside, Mapping):
-        own = beside.get("lora_parameters")
-        told = _number(own.get("scale")) if isinstance(own, Mapping) else None
-        if told is None and "lora_alpha" in beside:
-            told = scale_of(beside, group.module.removeprefix("base_model.model."), rank)
-        if told is not None:
-            return told, ""
-    if (told := _in_header(group.module, checkpoint.metadata, rank)) is not None:
+    told = _told(group, checkpoint, adapter, rank)
+    if told is not None:
         return told, ""
-    for settings in (checkpoint.metadata, checkpoint.config):
-        found = _number(
-            settings.get("adapter.lora.alpha", settings.get("lora_alpha", settings.get("ss_network_alpha")))
-        )
-        if found is not None:
-            return found / rank, ""
     if group.module.endswith("_lora") or any("lora_down" in leaf or leaf == "down" for leaf in group.leaves):
         return 1.0, ""  # these tools apply the product as it is where no alpha is stored
     return (
         1.0,
-        "the scale alpha/r is stored elsewhere (adapter_config.json, settings of the training): the change is given with scale 1",
+        "the scale alpha/r is stored elsewhere (adapter_config.json): the change is given with scale 1",
     )
+
+
+def _told(group: Siblings, checkpoint: Checkpoint, adapter: str, rank: int) -> float | None:
+    """s from the live layer, the settings beside the file, or its header."""
+    live = checkpoint.module_scales.get(group.module, {}).get(adapter)
+    if live is not None:
+        return live / rank
+    beside = checkpoint.config.get("adapter_config")
+    found = _beside(beside, group.module, rank) if isinstance(beside, Mapping) else None
+    if found is None:
+        found = _in_header(group.module, checkpoint.metadata, rank)
+    if found is not None:
+        return found
+    for settings in (checkpoint.metadata, checkpoint.config):
+        alpha = _number(
+            settings.get("adapter.lora.alpha", settings.get("lora_alpha", settings.get("ss_network_alpha")))
+        )
+        if alpha is not None:
+            return alpha / rank
+    return None
+
+
+def _beside(settings: Mapping[str, Any], module: str, rank: int) -> float | None:
+    """s from adapter_config.json: MLX's `lora_parameters`, or peft's."""
+    own = settings.get("lora_parameters")
+    found = _number(own.get("scale")) if isinstance(own, Mapping) else None
+    return scale_of(settings, module.removeprefix("base_model.model."), rank) if found is None else found
 
 
 def _in_header(module: str, metadata: Mapping[str, str], rank: int) -> float | None:
