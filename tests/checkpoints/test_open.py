@@ -393,3 +393,19 @@ def test_adapters_that_cannot_be(adapter, tmp_path):
     save_file({"a": W}, tmp_path / "m.safetensors")
     with pytest.raises(UsageError, match="this is no adapter"):
         open_checkpoint(tmp_path / "m.safetensors", base="org/base")
+
+
+def test_layers_of_sentence_transformers_in_folders_of_their_own_are_named_in_a_note(tmp_path):
+    save_file({"encoder.layer.0.attention.self.query.weight": torch.ones(8, 8)}, tmp_path / "model.safetensors")
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    for name in ("1_Pooling", "2_Dense"):
+        (tmp_path / name).mkdir()
+    save_file({"linear.weight": torch.ones(6, 8)}, tmp_path / "2_Dense" / "model.safetensors")
+    (note,) = open_checkpoint(tmp_path).notes
+    assert note == "not read, for it lies in a folder of its own: 2_Dense (modules.json)"
+    assert open_checkpoint(tmp_path / "2_Dense").tensors.keys() == {"linear.weight"}
+    for text in ("{", "[1]", '{"path": "2_Dense"}'):
+        (tmp_path / "modules.json").write_text(text)
+        assert open_checkpoint(tmp_path).notes == ()

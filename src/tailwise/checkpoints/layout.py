@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -46,6 +47,8 @@ _SHARD = re.compile(r"(.*)-(\d{3,})-of-(\d{3,})(\..*)")
 _VARIANT = re.compile(r"(.+)\.[\w-]+(\.(?:safetensors|bin))")
 #: Folders that hold the model of the folder above: FSDP's SHARDED_STATE_DICT, Megatron's only rank.
 _SHARDED = re.compile(r"(?:pytorch_model|model)_fsdp_0|mp_rank_00(?:_000)?")
+#: Modules of sentence-transformers that hold no matrix.
+_WITHOUT_WEIGHTS = frozenset({"Transformer", "Pooling", "Normalize", "Dropout", "LayerNorm"})
 _TRAINING = re.compile(r"checkpoint-\d+|iter_\d+|(?:global_)?step[-_]?\d+|epoch[=_-]?\d+.*")
 
 
@@ -82,6 +85,24 @@ def find_weights(folder: Folder) -> Weights:
         if _SHARDED.fullmatch(name) and (inner := folder.inner(name)) is not None:
             return replace(find_weights(inner), folder=name)
     raise _nothing(folder)
+
+
+def modules_beside(folder: Folder) -> list[str]:
+    """Folders with layers of their own that follow the model, as sentence-transformers' `2_Dense`, in their order."""
+    if "modules.json" not in folder.names():
+        return []
+    try:
+        source = folder.source("modules.json")
+        try:
+            listed = json.loads(source.read(0, min(source.size, 1 << 20)))
+        finally:
+            source.close()
+    except (ValueError, RecursionError, UnreadableError):
+        return []  # the weights that were found are whole without it
+    entries = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    named = ((item.get("path"), str(item.get("type")).rpartition(".")[2]) for item in entries)
+    known = folder.subfolders()
+    return [path for path, kind in named if isinstance(path, str) and path in known and kind not in _WITHOUT_WEIGHTS]
 
 
 def one_file(folder: Folder, file: str) -> Weights:

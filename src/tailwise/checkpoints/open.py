@@ -27,7 +27,7 @@ from tailwise.checkpoints.formats.onnx import OnnxCheckpoint
 from tailwise.checkpoints.formats.safetensors import SafetensorsCheckpoint
 from tailwise.checkpoints.formats.torch_pickle import TorchCheckpoint
 from tailwise.checkpoints.hub import HubAddress, HubFolder, cached_snapshot, is_offline, parse_hub
-from tailwise.checkpoints.layout import Weights, find_weights, one_file, read_index, siblings
+from tailwise.checkpoints.layout import Weights, find_weights, modules_beside, one_file, read_index, siblings
 from tailwise.checkpoints.remote import RemoteFile, RemoteFolder, remote_info
 from tailwise.checkpoints.sniff import sniff
 from tailwise.errors import UnreadableError, UsageError
@@ -237,6 +237,8 @@ def _open_files(folder: Folder, weights: Weights, uri: str, part: str | None = N
     if weights.beside:
         few = ", ".join(weights.beside[:5]) + (" …" if len(weights.beside) > 5 else "")
         opened.notes += (f"not read, for the model is in other files: {few}",)
+    if weights.format and (modules := modules_beside(folder)):
+        opened.notes += (f"not read, for it lies in a folder of its own: {', '.join(modules)} (modules.json)",)
     lost = sorted(weights.tensors - opened.tensors.keys())
     if lost:
         _log.warning("%s: %d tensors of the index are in no file: %s", uri, len(lost), ", ".join(lost[:5]))
