@@ -307,3 +307,60 @@ def test_headers_that_lie(tmp_path, data):
     for name in ("w.npy", "m.npz"):
         with pytest.raises(UnreadableError, match=r"does not take|not a whole NumPy file"):
             open_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_layers_that_flax_stacks_along_the_first_axis_are_layers(tmp_path, save):
+    rng = np.random.default_rng(0)
+    L, N, D, H, F = 3, 4, 16, 6, 40
+    shapes = {
+        "params/llm/layers/attn/q_einsum/w": (L, N, D, H),
+        "params/llm/layers/attn/kv_einsum/w": (L, 2, 1, D, H),
+        "params/llm/layers/attn/attn_vec_einsum/w": (L, N, H, D),
+        "params/llm/layers/mlp/gating_einsum": (L, 2, D, F),
+        "params/llm/layers/mlp/linear": (L, F, D),
+        "params/llm/layers/pre_ffw_norm/scale": (L, D),
+        "params/img/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel": (L, D, F),
+        "params/img/Transformer/encoderblock/MultiHeadDotProductAttention_0/query/kernel": (L, D, N, H),
+        "params/img/Transformer/encoderblock/MlpBlock_0/Dense_0/bias": (L, F),
+    }
+    t = {name.split("/", 3)[-1]: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    save(tmp_path / "m.npz", **{name: t[name.split("/", 3)[-1]] for name in shapes})
+    checkpoint = open_checkpoint(tmp_path / "m.npz")
+    by_layer = {
+        "attn.q_proj": lambda i: t["attn/q_einsum/w"][i].transpose(1, 0, 2).reshape(D, N * H),
+        "attn.k_proj": lambda i: t["attn/kv_einsum/w"][i, 0, 0],
+        "attn.v_proj": lambda i: t["attn/kv_einsum/w"][i, 1, 0],
+        "attn.o_proj": lambda i: t["attn/attn_vec_einsum/w"][i].reshape(N * H, D),
+        "mlp.gate_proj": lambda i: t["mlp/gating_einsum"][i, 0],
+        "mlp.up_proj": lambda i: t["mlp/gating_einsum"][i, 1],
+        "mlp.down_proj": lambda i: t["mlp/linear"][i],
+    }
+    for layer in range(L):
+        for name, of in by_layer.items():
+            found = checkpoint.read(f"params.llm.layers.{layer}.{name}.weight").numpy()
+            assert np.array_equal(found, of(layer))
+        image = f"params.img.Transformer.encoderblock.{layer}."
+        dense = checkpoint.read_rows(f"{image}MlpBlock_0.Dense_0.weight", 2, 5).numpy()
+        assert np.array_equal(dense, t["encoderblock/MlpBlock_0/Dense_0/kernel"][layer, 2:5])
+        query = checkpoint.read(f"{image}MultiHeadDotProductAttention_0.query.weight").numpy()
+        assert np.array_equal(
+            query, t["encoderblock/MultiHeadDotProductAttention_0/query/kernel"][layer].reshape(D, -1)
+        )
+    audit = tw.audit(tmp_path / "m.npz", use_cache=False, baseline_replicas=1, min_evals=4)
+    roles = {row.name: (row.role, row.block, row.input_axis) for row in audit.rows}
+    assert {role for name, (role, block, axis) in roles.items() if ".llm.layers.1." in name and "norm" not in name} == {
+        "attn_q", "attn_k", "attn_v", "attn_o", "mlp_gate", "mlp_up", "mlp_down"
+    }  # fmt: skip
+    assert {axis for role, _, axis in roles.values() if role not in ("norm", "bias")} == {0}
+
+
+def test_what_is_called_layers_and_is_no_stack_stays_one_matrix(tmp_path):
+    arrays = {
+        "layers/dense/kernel": np.ones((8, 6)),
+        "layers/dense/bias": np.ones(6),
+        "layers/0/kernel": np.ones((3, 4)),
+    }
+    np.savez(tmp_path / "m.npz", **arrays)
+    shapes = {name: spec.shape for name, spec in open_checkpoint(tmp_path / "m.npz").tensors.items()}
+    assert shapes == {"layers.dense.weight": (8, 6), "layers.dense.bias": (6,), "layers.0.weight": (3, 4)}

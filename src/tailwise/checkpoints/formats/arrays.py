@@ -31,6 +31,7 @@ class Stored:
     shape: tuple[int, ...]
     shown: Turned
     by_rows: bool = True  # whether rows can be read without the rest
+    index: tuple[int, ...] = ()  # of its first axes, where what is shown is one of a stack of layers
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
@@ -61,11 +62,11 @@ class ArrayStore(TensorStore):
         for stored in arrays:
             name = stored.shown.name
             if name in tensors:
-                name = stored.key
+                name = ".".join([stored.key, *map(str, stored.index)])
             if name in tensors:
                 raise UnreadableError(f"two arrays are named {name}", where=uri, fix="rename one of them")
             nbytes = stored.dtype.itemsize
-            for size in stored.shape:
+            for size in stored.shape[len(stored.index) :]:
                 nbytes *= size
             tensors[name] = TensorSpec(name, _code(stored.dtype), stored.shown.shape, nbytes)
             self._arrays[name] = stored
@@ -78,12 +79,20 @@ class ArrayStore(TensorStore):
         if any(is_bfloat16(stored.dtype) for stored in self._arrays.values()):
             self.notes += ("entries of two bytes without a type are read as bfloat16",)
         self.read_whole = frozenset(
-            name for name, stored in self._arrays.items() if not (stored.shown.as_stored and stored.by_rows)
+            name
+            for name, stored in self._arrays.items()
+            if stored.index or not (stored.shown.as_stored and stored.by_rows)
         )
 
     def _rows(self, spec: TensorSpec, start: int, stop: int) -> torch.Tensor:
         stored = self._arrays[spec.name]
         torch_dtype(spec.dtype, where=f"{self._file.name}, tensor {spec.name}")
+        if stored.index:
+            first, *rest = stored.index
+            block = self._array(stored, first, first + 1)[0]
+            for index in rest:
+                block = block[index]
+            return as_tensor(stored.shown.turn(block)[start:stop], spec.dtype)
         if not stored.shape or (stored.shown.as_stored and stored.by_rows):
             return as_tensor(self._array(stored, start, stop), spec.dtype)
         whole = stored.shown.turn(self._array(stored, 0, stored.shape[0]))
@@ -97,7 +106,8 @@ class ArrayStore(TensorStore):
         """See `Checkpoint`: the file and the array's name in it, and how it is turned."""
         self._spec(name)
         content, stored = self._file.identity(), self._arrays[name]
-        return None if content is None else f"{content}:{stored.key}:{stored.shown.axes}{stored.shown.blocks}"
+        index = f"{stored.index}" if stored.index else ""
+        return None if content is None else f"{content}:{stored.key}:{stored.shown.axes}{stored.shown.blocks}{index}"
 
     def part(self, names: Iterable[str]) -> ByAddress:
         """See `Checkpoint`."""

@@ -9,7 +9,7 @@ order.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,17 @@ _NUMBERED: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
     (re.compile(r"norm", re.IGNORECASE), ("gamma", "beta", "moving_mean", "moving_variance")),
     (_RECURRENT, ("kernel", "recurrent_kernel", "bias")),
     (re.compile(""), ("kernel", "bias")),
+)
+#: What holds a stack of layers along the first axis of each array (flax' scan), where no number follows it.
+_SCANNED = frozenset({"encoderblock", "layers"})
+_MOST_LAYERS = 1024
+#: Products of Gemma in JAX: leaf → (its parts, or none; axes of each that are put in × out; how many make the inputs).
+_EINSUMS: tuple[tuple[re.Pattern[str], tuple[str, ...], tuple[int, ...], int], ...] = (
+    (re.compile(r"q_einsum[./]w"), ("q_proj",), (1, 0, 2), 1),
+    (re.compile(r"kv_einsum[./]w"), ("k_proj", "v_proj"), (1, 0, 2), 1),
+    (re.compile(r"qkv_einsum[./]w"), ("q_proj", "k_proj", "v_proj"), (1, 0, 2), 1),
+    (re.compile(r"attn_vec_einsum[./]w"), ("o_proj",), (0, 1, 2), 2),
+    (re.compile(r"gating_einsum(?:[./]w)?"), ("gate_proj", "up_proj"), (0, 1), 1),
 )
 _GRU = (1, 0, 2)  # update, reset, new in Keras; reset, update, new in PyTorch
 
@@ -91,6 +102,75 @@ def turned(path: Sequence[str], shape: tuple[int, ...], classes: str = "") -> Tu
         return _heads(name, inner, shape)
     return _convolution(name, shape, depthwise=leaf == "depthwise_kernel" or bool(_DEPTHWISE.search(said)),
                         transposed=bool(_TRANSPOSED.search(said)))  # fmt: skip
+
+
+def stacks_of(arrays: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Prefix → number of layers, of the arrays of Flax that hold a stack of layers along their first axis.
+
+    `arrays`: shape by path, joined with slashes. All below the prefix must agree, and one be more than a matrix.
+    """
+    below: dict[str, list[tuple[int, ...]]] = {}
+    for name, shape in arrays.items():
+        if (prefix := _scanned(name)) is not None:
+            below.setdefault(prefix, []).append(shape)
+    return {
+        prefix: shapes[0][0]
+        for prefix, shapes in below.items()
+        if all(shape[:1] == shapes[0][:1] != () for shape in shapes)
+        and max(map(len, shapes)) > 2
+        and 0 < shapes[0][0] <= _MOST_LAYERS
+    }
+
+
+def _scanned(name: str) -> str | None:
+    """What `name` begins with, up to the module that can hold a stack of layers."""
+    parts = name.split("/")
+    at = next((i for i, part in enumerate(parts[:-1]) if part in _SCANNED and not parts[i + 1].isdigit()), None)
+    return None if at is None else "/".join(parts[: at + 1])
+
+
+def layers_of(
+    name: str, path: Sequence[str], shape: tuple[int, ...], stacks: Mapping[str, int]
+) -> Iterator[tuple[tuple[int, ...], Turned]]:
+    """The matrices of an array of Flax: indices along its first axes, and how each is shown.
+
+    `path`: the parts of `name` as they are shown. An array that is one matrix has no index.
+    """
+    prefix = _scanned(name)
+    if prefix not in stacks:
+        yield from _einsums(path, shape, ())
+        return
+    at = next(i for i, part in enumerate(path) if part in _SCANNED) + 1
+    for layer in range(stacks[prefix]):
+        yield from _einsums([*path[:at], str(layer), *path[at:]], shape[1:], (layer,))
+
+
+def _einsums(
+    path: Sequence[str], shape: tuple[int, ...], index: tuple[int, ...]
+) -> Iterator[tuple[tuple[int, ...], Turned]]:
+    leaf = "/".join(path[-2:] if path[-1] in ("w", "linear") else path[-1:])
+    if (leaf in ("mlp/linear", "linear/w")) and len(shape) == 2:
+        stem = path[: path.index("linear")]
+        yield index, Turned(".".join([*stem, "down_proj", "weight"]), shape, "MatMul")
+        return
+    found = next((rule for rule in _EINSUMS if rule[0].fullmatch(leaf)), None)
+    stem = path[: -1 - leaf.count("/")]
+    if found is None:
+        yield index, turned(path, shape)
+        return
+    _, parts, axes, inputs = found
+    inner = shape if len(parts) == 1 else shape[1:]
+    if len(inner) != len(axes) or (len(parts) > 1 and shape[0] != len(parts)):
+        why = "a product of JAX whose axes are not those that are known here"
+        yield index, Turned(".".join([*stem, leaf.replace("/", ".")]), shape, refused=why)
+        return
+    if len(inner) == 2 and inner[0] > inner[1]:  # stored out × in: an inner layer is wider than the model
+        axes = (1, 0)
+    put = [inner[axis] for axis in axes]
+    matrix = (prod(put[:inputs]), prod(put[inputs:]))
+    for number, part in enumerate(parts):
+        at = index if len(parts) == 1 else (*index, number)
+        yield at, Turned(".".join([*stem, part, "weight"]), matrix, "MatMul", axes)
 
 
 def _gates(module: Sequence[str], leaf: str, shape: tuple[int, ...], *, gru: bool) -> Turned:

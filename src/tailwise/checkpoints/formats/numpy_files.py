@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.formats.arrays import ArrayStore, Stored, is_bfloat16
-from tailwise.checkpoints.formats.kernels_last import Turned, turned
+from tailwise.checkpoints.formats.kernels_last import Turned, layers_of, stacks_of
 from tailwise.errors import UnreadableError
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ class NumpyCheckpoint(ArrayStore):
         self._stamp = _stamp(self._path)
         self._zipped = not file.head.startswith(b"\x93NUMPY")
         self._starts: dict[str, int] = {}  # array → length of its header
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._stacks: dict[str, int] = {}
+        self._in_order: dict[str, bool] = {}  # array → whether its rows lie one after the other
         super().__init__(uri, file, list(self._found(file.name)), config=config, revision=revision)
         if len(self.unsupported) == len(self.tensors):
             why = next(iter(self.unsupported.values()))
@@ -50,19 +53,23 @@ class NumpyCheckpoint(ArrayStore):
         try:
             if not self._zipped:
                 with self._path.open("rb") as stream:
-                    yield self._stored("weight", stream, self._path.stat().st_size, where)
+                    yield from self._stored("weight", stream, self._path.stat().st_size, where)
                 return
             with zipfile.ZipFile(self._path) as archive:
-                for info in archive.infolist():
-                    if info.filename.endswith(".npy"):
-                        with archive.open(info) as member:
-                            yield self._stored(info.filename, member, info.file_size, where)  # type: ignore[arg-type]
+                arrays = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+                for info in arrays:
+                    with archive.open(info) as member:
+                        self._shapes[info.filename.removesuffix(".npy")] = _header(member)[0]  # type: ignore[arg-type]
+                self._stacks = stacks_of(self._shapes)
+                for info in arrays:
+                    with archive.open(info) as member:
+                        yield from self._stored(info.filename, member, info.file_size, where)  # type: ignore[arg-type]
         except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
             if isinstance(error, OSError) and not isinstance(error, zipfile.BadZipFile) and error.errno:
                 raise os_error(error, where) from error
             raise UnreadableError(f"is not a whole NumPy file: {error}", where=where, fix=_DAMAGED) from error
 
-    def _stored(self, key: str, stream: BinaryIO, size: int, where: str) -> Stored:
+    def _stored(self, key: str, stream: BinaryIO, size: int, where: str) -> Iterator[Stored]:
         shape, fortran, dtype, start = _header(stream)
         name = key.removesuffix(".npy")
         place = f"{where}, array {name[:120]}"
@@ -76,9 +83,15 @@ class NumpyCheckpoint(ArrayStore):
         self._starts[key] = start
         if not plain:
             what = "Python objects" if dtype.kind == "O" else f"entries of the type {dtype}"
-            return Stored(key, dtype, shape, Turned(name, shape, refused=f"{what} are not read: only numbers are"))
-        shown = turned(_path(name), shape) if re.search("/", name) else Turned(name, shape)
-        return Stored(key, dtype, shape, shown, by_rows=not fortran and not self._zipped)
+            yield Stored(key, dtype, shape, Turned(name, shape, refused=f"{what} are not read: only numbers are"))
+            return
+        by_rows = not fortran and not self._zipped
+        self._in_order[key] = not fortran
+        if "/" not in name:
+            yield Stored(key, dtype, shape, Turned(name, shape), by_rows=by_rows)
+            return
+        for index, shown in layers_of(name, _path(name), shape, self._stacks):
+            yield Stored(key, dtype, shape, shown, by_rows=by_rows, index=index)
 
     def _array(self, stored: Stored, start: int, stop: int) -> NDArray[Any]:
         import numpy as np
@@ -89,6 +102,8 @@ class NumpyCheckpoint(ArrayStore):
             if not self._zipped:
                 whole: NDArray[Any] = np.load(self._path, mmap_mode="r", allow_pickle=False)
                 return np.array(whole[start:stop] if stored.shape else whole)
+            if stored.index and self._in_order[stored.key]:
+                return self._layer(stored, start, stop)
             with zipfile.ZipFile(self._path) as archive:
                 data = archive.read(stored.key)
             found: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
@@ -96,6 +111,16 @@ class NumpyCheckpoint(ArrayStore):
             place = f"{self._file.name}, array {stored.key[:120]}"
             raise UnreadableError(f"could not be read: {error}", where=place, fix=_DAMAGED) from error
         return found[start:stop] if stored.shape else found
+
+    def _layer(self, stored: Stored, start: int, stop: int) -> NDArray[Any]:
+        """Rows of a stack in an archive, without those before and after in memory."""
+        import numpy as np
+
+        row = prod(stored.shape[1:]) * stored.dtype.itemsize
+        with zipfile.ZipFile(self._path) as archive, archive.open(stored.key) as member:
+            member.seek(self._starts[stored.key] + start * row)
+            data = member.read((stop - start) * row)
+        return np.frombuffer(bytearray(data), stored.dtype).reshape(stop - start, *stored.shape[1:])
 
 
 def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
