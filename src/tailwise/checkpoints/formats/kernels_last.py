@@ -137,7 +137,7 @@ def layers_of(
     `path`: the parts of `name` as they are shown. An array that is one matrix has no index.
     """
     prefix = _scanned(name)
-    if prefix not in stacks:
+    if prefix is None or prefix not in stacks:
         yield from _einsums(path, shape, ())
         return
     at = next(i for i, part in enumerate(path) if part in _SCANNED) + 1
