@@ -367,6 +367,22 @@ def test_a_bottleneck_adapter_with_a_non_linearity_is_no_product():
     assert {s.reading for s in found.values()} == {"plain"}
 
 
+@pytest.mark.parametrize("end", [".weight", ".default.weight"])
+def test_factors_of_all_experts_and_rows_of_tokens_are_refused_where_the_config_is_not_there(end):
+    stem = "base_model.model.layers.0.experts"
+    arrays = {
+        f"{stem}.base_layer.lora_A{end}": torch.randn(32, 96),
+        f"{stem}.base_layer.lora_B{end}": torch.randn(32, 32),
+        f"{stem}.lora_A{end}": torch.randn(32, 32),
+        f"{stem}.lora_B{end}": torch.randn(48, 32),
+        f"embed_tokens.token_adapter.trainable_tokens_delta{end.removesuffix('.weight')}": torch.randn(16, 32),
+    }
+    found, _, rest = taken(arrays)
+    assert not found
+    assert {row.status for row in rest.values()} == {"UNSUPPORTED"}
+    assert sum("target_parameters" in row.reason for row in rest.values()) == 4
+
+
 def test_lora_factors_of_a_fused_projection_are_refused_for_what_they_are():
     arrays = {"h.0.attn.qkv.lora_A": torch.randn(16, IN), "h.0.attn.qkv.lora_B": torch.randn(2 * IN, 8)}
     found, _, rest = taken(arrays)

@@ -407,6 +407,8 @@ def find_bnb8(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
     spec, scale = group.leaves.get("weight"), group.leaves.get("SCB")
     if spec is None or scale is None or spec.dtype != "I8" or len(spec.shape) != 2:
         return
+    if any(leaf.startswith("weight.quant_state.") for leaf in group.leaves):
+        return  # which says itself what the codes are
     members = group.pick("weight", "SCB", "weight_format")
     if prod(scale.shape) == spec.shape[0]:
         yield Read(spec.name, members, Int8(spec.name, spec.shape, members))

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from tailwise.checkpoints.checkpoint import Checkpoint
 
 MARKS = ("lora", "hada_", "lokr_", "oft_", "boft_", "ia3_", "vera_", "loha_", "glora_", "down.weight", "up.weight",
-         "dora_scale", "down", "up", "linear_in", "linear_out", "adaptor.", "a1.weight", "b1.weight")  # fmt: skip
+         "dora_scale", "down", "up", "linear_in", "linear_out", "adaptor.", "a1.weight", "b1.weight",
+         "trainable_tokens_")  # fmt: skip
 
 _FACTOR = re.compile(
     r"^(?:(?:weight\.)?lora_(?P<peft>[ABab]|embedding_[AB])"
@@ -117,8 +118,25 @@ def find(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
         leaves = dict.fromkeys([*extra, *(leaf for parts in own.values() for leaf in parts.values())])
         yield Refused(group.pick(*leaves), _refusal(strange))
         return
+    if own and _STACKED.search(group.module):
+        yield Refused(group.pick(*(leaf for parts in own.values() for leaf in parts.values())), _TARGET_PARAMETERS)
+        return
+    if tokens := [leaf for leaf in group.leaves if leaf.startswith("trainable_tokens_")]:
+        yield Refused(group.pick(*tokens), _TOKENS)
     for adapter, parts in own.items():
         yield _pair(group, checkpoint, adapter, parts)
+
+
+#: Where peft hangs the factors of parameters rather than of a layer: `target_parameters`.
+_STACKED = re.compile(r"(?:^|\.)experts(?:\.base_layer)*$|\.base_layer$")
+_TARGET_PARAMETERS = (
+    "LoRA factors of a parameter that holds all experts (peft's target_parameters), whose rank is stored in "
+    "adapter_config.json: give the folder with it, or merge it (merge_and_unload) and audit the saved model"
+)
+_TOKENS = (
+    "rows that replace rows of a table (peft's trainable tokens), which ones is stored elsewhere: give the folder with "
+    "adapter_config.json and the base, or merge it (merge_and_unload) and audit the saved model"
+)
 
 
 def _strange(group: Siblings) -> str | None:

@@ -17,13 +17,14 @@ _INNER = re.compile(
     r"\.(?=parametrizations\."
     r"|weight\."
     r"|lora_(?:[ABab]|down|up|mid|embedding_[AB]|magnitude_vector|alpha)(?:\.|$)"
+    r"|trainable_tokens_(?:delta|original)(?:\.|$)"
     r"|lora_linear_layer\.|lora\.(?:down|up)\.|lora\.[AB]$|adaptor\.[AB]\.weight$"
     r"|(?:hada|lokr|oft|boft|ia3|vera|loha|glora)_\w+(?:\.|$)"
     r"|(?:down|up|linear_in|linear_out|[ab][12])\.weight$)"
 )
 _MARKED = re.compile(
     r"parametrizations\.|weight\.|lora|lycoris|hada_|lokr_|oft_|ia3_|vera_|loha_|\.(?:down|up)\.weight"
-    r"|adaptor\.|adapter"
+    r"|adaptor\.|adapter|trainable_tokens"
 )
 #: Names that are factors only where the module says so: `to_q_lora.down.weight`, `linear_qkv.adapter.linear_in.weight`
 #: (a bottleneck with a non-linearity has the same leaves, under another name), `lora_unet_x.a1.weight`.
