@@ -28,6 +28,9 @@ class PeftCheckpoint(Checkpoint):
     """An adapter as a checkpoint: `delta` holds the updated modules' ΔW, `merged` the whole merged model."""
 
     format = "peft"
+    assumed: dict[str, str]
+    aside: dict[str, str]
+    unsupported: dict[str, str]
 
     @classmethod
     def open(
