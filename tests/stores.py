@@ -79,10 +79,11 @@ class Apart:
     """A server in a network namespace of its own, at the far end of a cable that can be pulled."""
 
     def __init__(self, folder: Path) -> None:
-        # A cable outlives its namespace by a moment, so the next one has another name.
-        tag = f"tw{os.getpid() % 10000}x{next(_COUNT)}"
+        # A cable outlives its namespace by a moment, so the next one has another name and another network.
+        count = next(_COUNT)
+        tag = f"tw{os.getpid() % 10000}x{count}"
         self.space, self.near, self.far = tag, f"{tag}a", f"{tag}b"
-        self.net = f"10.{200 + os.getpid() % 50}.{os.getpid() % 250}"
+        self.net = f"10.{200 + os.getpid() % 50}.{(os.getpid() + 37 * count) % 250}"
         _ip("netns", "add", self.space)
         try:
             _ip("link", "add", self.near, "type", "veth", "peer", "name", self.far)

@@ -65,7 +65,7 @@ def test_the_median_of_a_role_stands_for_it(sound):
     assert found.passed
     assert found.message.startswith("attn_q ")
     both = outcome(sound, "expect = ['median.stable_rank < 0']")
-    assert [violation.message.split()[4] for violation in both.violations] == ["mlp_up", "attn_q"]
+    assert [violation.message.split()[4] for violation in both.violations] == ["attn_q", "mlp_up"]
     assert outcome(sound, "[[expect]]\nmedian = 'stable_rank'\nmin = 0\nroles = ['attn_q']").looked == 4
 
 

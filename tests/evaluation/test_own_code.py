@@ -41,7 +41,7 @@ COMMANDS = {
     "apply wanda": "apply {wanda} {m} --calibration {t} --window 16 --samples 4 --force -o {o}",
     "apply gptq": "apply {gptq} {m} --calibration {t} --window 16 --samples 4 --force -o {o}",
     "apply structured": "apply {structured} {m} --force -o {o}",
-    "recover": "recover {m} --text {t} --window 16 --steps 1 -o {o}",
+    "recover": "recover {m} --text {t} --window 16 --steps 1 -o {o} --force",
 }  # fmt: skip
 
 

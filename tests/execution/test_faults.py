@@ -29,7 +29,7 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     generator = torch.Generator().manual_seed(1)
     tensors = {f"layers.{i}.mlp.up_proj.weight": torch.randn(300 + i, 400, generator=generator) for i in range(COUNT)}
-    for place, file in enumerate(("a.safetensors", "b.safetensors")):
+    for place, file in enumerate(("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")):
         save_file({name: tensors[name] for name in list(tensors)[place::2]}, folder / file)
     return folder
 
@@ -149,7 +149,7 @@ def test_a_shard_cut_short_spoils_its_own_matrices_alone(model, expected, tmp_pa
     for file in model.iterdir():
         shutil.copy(file, tmp_path / file.name)
     with tw.open_checkpoint(tmp_path) as checkpoint, ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        os.truncate(tmp_path / "b.safetensors", 200_000)
+        os.truncate(tmp_path / "model-00002-of-00002.safetensors", 200_000)
         audit = tw.audit(checkpoint, executor=pool, use_cache=False)
     spoilt = [row for row in audit.rows if not row.measured]
     assert {row.status for row in spoilt} == {"UNREADABLE"}

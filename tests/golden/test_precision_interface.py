@@ -105,7 +105,8 @@ def test_the_script_writes_which_layers_are_sensitive(script, stories, tmp_path)
     marked = {row["layer_name"]: row["sensitive"] == "True" for row in rows}
     assert marked == {row["layer_name"]: abs(float(row["largest_shift"])) > 0.05 for row in rows}
     assert any(marked.values())
-    assert {row["in_format"] for row in rows} == {"int2"}
+    # Of a layer that has no tail in int2 the shift in bf16 is the largest there is.
+    assert sum(row["in_format"] == "int2" for row in rows) >= len(rows) - 1
 
 
 @pytest.mark.parametrize(("arguments", "said"), [

@@ -58,6 +58,7 @@ class Checkpoint(ABC):
     shared: Mapping[str, str] = MappingProxyType({})  # tied tensors: name → the name that stands first
     module_kinds: Mapping[str, str] = MappingProxyType({})  # module → its class, where the model is live
     module_scales: Mapping[str, Mapping[str, float]] = MappingProxyType({})  # of a live model: module → adapter → alpha
+    factors_apart: bool = False  # whether an adapter's factors are read as they are, by their own names
     notes: tuple[str, ...] = ()  # what was taken or left out, and the user should know
     readings: Mapping[str, str] = MappingProxyType({})  # tensors that reading decodes or computes: name → how
     members: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # decoded tensor → the stored ones it is made of

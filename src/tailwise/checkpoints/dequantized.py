@@ -71,7 +71,7 @@ def dequantized(checkpoint: Checkpoint) -> Dequantized | None:
     `UsageError` where a part of it is in a packing that is not known.
     """
     found = claimed(checkpoint)
-    if not found.is_packed:
+    if not (found.is_packed or found.unsupported):
         return None
     for name, why in found.unsupported.items():
         raise UsageError(f"{name} cannot be de-quantized: {why}", where=checkpoint.uri)

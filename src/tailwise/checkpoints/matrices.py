@@ -228,7 +228,7 @@ class _Grouping:
         return f"its short side is {m}, below min_evals = {self.min_evals}; lower min_evals to measure it"
 
     def _unique(self, name: str) -> str:
-        module = _WRAPPED.sub("", name)
+        module = name if self.checkpoint.factors_apart else _WRAPPED.sub("", name)
         module = module.replace(".weight#", "#") if "#lora" in module else module.removesuffix(".weight")
         if module in self._used or (module != name and module in self.checkpoint.tensors):
             module = name

@@ -94,6 +94,7 @@ class LiveModel:
 
     def _plain(self, tensors: Tensors) -> MemoryCheckpoint:
         found = MemoryCheckpoint(self.uri, tensors, config=config_of(self.module))
+        found.factors_apart = True  # an optimizer moves factors; the change that they make is measured beside them
         found.module_kinds = {plain_name(n): class_of(part) for n, part in self.module.named_modules()}
         return found
 

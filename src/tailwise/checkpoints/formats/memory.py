@@ -101,7 +101,8 @@ def _buffers_of(parts: Mapping[str, torch.nn.Module]) -> dict[str, str]:
         if any(not value.is_floating_point() for value in buffers.values()):
             continue
         for key in buffers:
-            if not key.startswith("weight"):  # what weights are made of: masks, vectors of norms
+            # Weights are made of some (masks, vectors of norms), and fixed positions are tables as learned ones are.
+            if not key.startswith("weight") and "pos_embed" not in key:
                 found[f"{name}.{key}" if name else key] = "a buffer of its module, not a weight"
     return found
 

@@ -110,6 +110,8 @@ def _scale(checkpoint: Checkpoint, scale: float | str, rank: int) -> float:
 
 def find(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
     """The changes of a module, one an adapter; other kinds of adapters refused."""
+    if checkpoint.factors_apart:
+        return
     own = _parts(group, "lora_controlnet" in checkpoint.tensors)
     strange = _strange(group)
     if strange is not None:
