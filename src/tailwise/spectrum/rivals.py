@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from tailwise.spectrum.truncated_power_law import fit_truncated
 
@@ -62,7 +62,7 @@ def _vuong(differences: Vector) -> Rival:
 def _nested(tail: Vector, alpha: float) -> Rival:
     found = fit_truncated(tail, alpha)
     gain = 0.0 if found is None else max(2 * len(tail) * found.gain, 0.0)
-    return Rival(-math.sqrt(gain), float(stats.chi2.sf(gain, 1)))
+    return Rival(-math.sqrt(gain), float(special.chdtrc(1, gain)))
 
 
 def _exponential(scaled: Vector) -> Vector:
