@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
 from tailwise.checkpoints.readings.compressed import settings_of
+from tailwise.checkpoints.readings.tiles import TILED, comfy_format, untiled
 
 if TYPE_CHECKING:
     import torch
@@ -128,13 +129,6 @@ class TiledMxfp8:
         stored = checkpoint.read(self.scale)
         scale = untiled(stored.view(torch.uint8), self.shape[0], self.shape[1] // 32)[start:stop]
         return checkpoint.read_rows(self.codes, start, stop).float() * real_scale(scale).repeat_interleave(32, -1)
-
-
-def untiled(scale: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
-    """Scales (rows × cols) from cuBLAS' layout for block scales: tiles of 128 × 4, within which rows 32 apart meet."""
-    high, wide = -(-rows // 128), -(-cols // 4)
-    tiles = scale.reshape(high * wide, 32, 4, 4).transpose(1, 2).reshape(high, wide, 128, 4)
-    return tiles.permute(0, 2, 1, 3).reshape(high * 128, wide * 4)[:rows, :cols].contiguous()
 
 
 @dataclass(frozen=True)
@@ -244,7 +238,7 @@ def find_scaled(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
     if checkpoint.format == "gguf":
         yield from _of_llama_cpp(group)
         return
-    if "pre_quant_scale" in group.leaves or comfy_format(group, checkpoint) in _TILED:
+    if "pre_quant_scale" in group.leaves or comfy_format(group, checkpoint) in TILED:
         return
     for leaf, spec in group.leaves.items():
         whole = spec.dtype == "I8" and leaf == "weight" and settings_of(checkpoint) is None
@@ -320,28 +314,11 @@ def _is_fp4(group: Siblings, leaf: str) -> bool:
     return f"{leaf}_scale_2" in group.leaves and scale is not None and scale.dtype == "F8_E4M3"
 
 
-_TILED = frozenset({"nvfp4", "mxfp8"})
-
-
-def comfy_format(group: Siblings, checkpoint: Checkpoint) -> str:
-    """The format that ComfyUI states for a layer, in a tensor of JSON beside it or in the file's header; or ""."""
-    try:
-        if (marker := group.leaves.get("comfy_quant")) is not None:
-            said = json.loads(bytes(checkpoint.read(marker.name).flatten().tolist()))
-        elif (header := checkpoint.metadata.get("_quantization_metadata")) is not None:
-            said = json.loads(header).get("layers", {}).get(group.module, {})
-        else:
-            return ""
-        return str(said.get("format", ""))
-    except (ValueError, AttributeError, TypeError):
-        return ""
-
-
 def find_comfy(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
     """ComfyUI's NVFP4 and MXFP8, whose scales lie in cuBLAS' tiles."""
     kind = comfy_format(group, checkpoint)
     spec, scale, overall = (group.leaves.get(leaf) for leaf in ("weight", "weight_scale", "weight_scale_2"))
-    if kind not in _TILED or spec is None or scale is None or len(spec.shape) != 2:
+    if kind not in TILED or spec is None or scale is None or len(spec.shape) != 2:
         return
     members = group.pick("weight", "weight_scale", "weight_scale_2")
     size, width = (16, 2 * spec.shape[1]) if kind == "nvfp4" else (32, spec.shape[1])
@@ -359,7 +336,7 @@ def find_comfy(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
 
 def find_fp4(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
     """NVFP4 as ModelOpt writes it, and MXFP4 with E8M0 scales beside the codes."""
-    if comfy_format(group, checkpoint) in _TILED:
+    if comfy_format(group, checkpoint) in TILED:
         return
     for leaf, spec in group.leaves.items():
         if spec.dtype not in ("U8", "I8", "F4") or len(spec.shape) not in (2, 3):

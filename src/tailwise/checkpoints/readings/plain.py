@@ -1,9 +1,8 @@
 """What no packing and no function claims: weights as they stand, tensors that are none, and what must be refused.
 
 A floating tensor of 16 bits or more is a weight if every tensor beside it is known. Codes (integers, sub-byte floats)
-are
-never weights. A tensor of an unknown name that could scale or mask its neighbour makes both unreadable: what the module
-computes with is then not what is stored.
+are never weights. A tensor of an unknown name that could scale or mask its neighbour makes both unreadable: what the
+module computes with is then not what is stored.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def find(group: Siblings, checkpoint: Checkpoint, left: Mapping[str, TensorSpec]
         if leaf in done:
             continue
         beside = {other: found for other, found in left.items() if other != leaf and other not in done}
-        claim = _codes(group, leaf, spec, beside, checkpoint) or _scaled_by_unknown(group, leaf, spec, beside)
+        claim = _codes(group, leaf, spec, beside, checkpoint) or _scaled_by_unknown(leaf, spec, beside)
         if claim is not None:
             yield claim
             done.update(name for name, found in left.items() if found.name in claim.members)
@@ -143,7 +142,7 @@ def _method(checkpoint: Checkpoint) -> str | None:
     return str(settings.get("quant_method", "?")) if isinstance(settings, Mapping) and settings else None
 
 
-def _scaled_by_unknown(group: Siblings, leaf: str, spec: TensorSpec, beside: Mapping[str, TensorSpec]) -> Claim | None:
+def _scaled_by_unknown(leaf: str, spec: TensorSpec, beside: Mapping[str, TensorSpec]) -> Claim | None:
     """A weight beside a tensor of an unknown name that could scale or mask it, and that tensor."""
     if len(spec.shape) < 2 or spec.dtype not in _FLOATS | _FP8 or is_neutral(leaf):
         return None
@@ -157,7 +156,6 @@ def _scaled_by_unknown(group: Siblings, leaf: str, spec: TensorSpec, beside: Map
         return None
     shapes = ", ".join(f"{other} {list(beside[other].shape)}" for other in found)
     what = "fp8 codes" if low else "a weight"
-    del group
     return Refused(
         (spec.name, *(beside[other].name for other in found)),
         f"{what} of shape {list(spec.shape)} beside what could scale it under a name that is not known here "
