@@ -9,7 +9,6 @@ import torch
 
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.prune.pruner import Activations
-from tailwise.compression.walking.statistics import of_group
 from tailwise.number_formats.formats import parse_format
 from tailwise.planning.stage import Stage
 from tailwise.planning.trial import MOST_HESSIANS, seen_by
@@ -65,10 +64,9 @@ def _through(matrices: torch.Tensor, seen: Activations | None) -> float | None:
     """‖W·X‖²_F up to a factor of the windows, summed over (count, out, in)."""
     if seen is None:
         return None
-    inputs = of_group(seen, 0)
-    W = matrices.float()
-    if inputs.hessian is not None:
-        return float(((W @ inputs.hessian) * W).double().sum())
-    if inputs.norms is not None:
-        return float((W * inputs.norms).double().square().sum())
+    W = matrices.float()  # as many as groups, each with its own inputs, or all of them with those of the one group
+    if seen.hessian is not None:
+        return float(((W @ seen.hessian) * W).double().sum())
+    if seen.norms is not None:
+        return float((W * seen.norms[:, None]).double().square().sum())
     return None

@@ -15,7 +15,7 @@ from tailwise.compression.applying.data_free import as_matrices, from_matrices
 from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.compression.prune.pruner import Activations, Need
 from tailwise.compression.walking.calibrate import Inputs
-from tailwise.compression.walking.statistics import of_group
+from tailwise.compression.walking.statistics import reaching
 from tailwise.compression.walking.walk import Block, walk_blocks
 from tailwise.errors import UsageError
 from tailwise.planning.changes import Change, Pruning, Quantizing, change_of
@@ -103,9 +103,10 @@ class Trial:
         """The tensor of an entry after it, with these inputs."""
         tensor = decision.tensor
         weight = self._dense.setdefault(tensor, self.parameters[tensor].detach().clone())
-        seen = of_group(found, 0) if found is not None else None
         matrices = as_matrices(weight.to(self.dtypes[tensor]), tensor, self.config)
-        done = torch.stack([self.change(W, decision, seen).to(self.dtypes[tensor]) for W in matrices])
+        seen = [reaching(found, index) for index in range(len(matrices))]
+        changed = [self.change(W, decision, one) for W, one in zip(matrices, seen, strict=True)]
+        done = torch.stack([W.to(self.dtypes[tensor]) for W in changed])
         return from_matrices(done, weight, tensor, self.config)
 
     def put(self, decision: Decision, found: Activations | None) -> None:

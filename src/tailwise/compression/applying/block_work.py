@@ -12,8 +12,9 @@ from torch import nn
 from tailwise.compression.applying.journal import Journal
 from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.compression.prune.pruner import Activations, Need
+from tailwise.compression.walking.experts import ExpertStack
 from tailwise.compression.walking.hosts import Host, layer_of
-from tailwise.compression.walking.statistics import stored_from, weight_of
+from tailwise.compression.walking.statistics import few_tokens, stored_from, weight_of
 from tailwise.compression.walking.walk import Block, blocks_of
 from tailwise.errors import TailwiseError, UsageError
 
@@ -91,7 +92,16 @@ class BlockWork(ABC):
                 kept |= self.change(module, job, found.get(name), notes)
             except TailwiseError as error:
                 raise type(error)(error.what, where=job.decision.tensor, fix=error.fix) from error
+        if few := few_tokens({name: seen for name, seen in found.items() if name in self.jobs}):
+            count, of, least = few
+            notes.append(f"{block.name}: {count} of {of} experts saw few tokens, one only {least}: give more text")
         self.journal.keep(block.name, block.index, kept, notes)
+
+
+def named(job: Job, module: nn.Module, group: int) -> str:
+    """The tensor, and which expert of it where it holds several."""
+    tensor = job.decision.tensor
+    return f"{tensor}[{group}]" if isinstance(module, ExpertStack) else tensor
 
 
 def stored_in(module: nn.Module, matrices: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tailwise.compression.applying.block_work import BlockWork, Job, jobs_for, stored_in
+from tailwise.compression.applying.block_work import BlockWork, Job, jobs_for, named, stored_in
 from tailwise.compression.applying.data_free import amount_of, does_nothing
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.prune.pruner import PRUNERS, Activations, Need, Pruner
 from tailwise.compression.walking.hosts import Host
-from tailwise.compression.walking.statistics import matrices_of, of_group
+from tailwise.compression.walking.statistics import matrices_of, reaching
 from tailwise.compression.walking.walk import walk_blocks
 
 #: The operators that calibration turns those of the plan into.
@@ -53,13 +53,11 @@ class Pruning(BlockWork):
         self, module: nn.Module, job: Job, found: Activations | None, notes: list[str]
     ) -> dict[str, torch.Tensor]:
         """See `BlockWork`."""
-        pruner = self.pruner
-        if found is None:  # an expert that no token was sent to
-            pruner = PRUNERS["low_rank" if job.decision.rank is not None else "magnitude"]
-            notes.append(f"{job.decision.tensor}: no input reached it, so it was pruned by {pruner.name}")
-        amount = amount_of(job.decision)
-        done = [
-            pruner(W, amount, None if found is None else of_group(found, group)).weight
-            for group, W in enumerate(matrices_of(module).detach())
-        ]
+        amount, done = amount_of(job.decision), []
+        for group, W in enumerate(matrices_of(module).detach()):
+            seen, pruner = reaching(found, group), self.pruner
+            if seen is None:  # an expert that no token was sent to
+                pruner = PRUNERS["low_rank" if job.decision.rank is not None else "magnitude"]
+                notes.append(f"{named(job, module, group)}: no input reached it, so it was pruned by {pruner.name}")
+            done.append(pruner(W, amount, seen).weight)
         return {job.decision.tensor: stored_in(module, done, job.dtype)}

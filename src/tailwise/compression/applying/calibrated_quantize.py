@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tailwise.compression.applying.block_work import BlockWork, Job, jobs_for, stored_in
+from tailwise.compression.applying.block_work import BlockWork, Job, jobs_for, named, stored_in
 from tailwise.compression.applying.journal import Journal
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.prune.pruner import Activations, Need
 from tailwise.compression.quantize.quantizer import QUANTIZERS, Quantizer, Rounded, Target
 from tailwise.compression.walking.hosts import Host
-from tailwise.compression.walking.statistics import matrices_of, of_group
+from tailwise.compression.walking.statistics import matrices_of, reaching
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.grid import Grid
 from tailwise.number_formats.scaled import ScaledFormat
@@ -45,15 +45,14 @@ class Quantizing(BlockWork):
         self, module: nn.Module, job: Job, found: Activations | None, notes: list[str]
     ) -> dict[str, torch.Tensor]:
         """See `BlockWork`."""
-        quantizer, tensor = self.quantizer, job.decision.tensor
-        if found is None:  # an expert that no token was sent to
-            quantizer = QUANTIZERS["rtn"]
-            notes.append(f"{tensor}: no input reached it, so it was rounded to nearest")
+        tensor, done = job.decision.tensor, []
         target = Target(parse_format(job.decision.format or ""), self.act_order, self.keep_zeros)
-        done = [
-            quantizer(W.to(job.dtype), target, None if found is None else of_group(found, group))
-            for group, W in enumerate(matrices_of(module).detach())
-        ]
+        for group, W in enumerate(matrices_of(module).detach()):
+            seen, quantizer = reaching(found, group), self.quantizer
+            if seen is None:  # an expert that no token was sent to
+                quantizer = QUANTIZERS["rtn"]
+                notes.append(f"{named(job, module, group)}: no input reached it, so it was rounded to nearest")
+            done.append(quantizer(W.to(job.dtype), target, seen))
         stored = stored_in(module, [item.weight for item in done], job.dtype)
         return {tensor: stored, **_kept_grids(tensor, done)}
 

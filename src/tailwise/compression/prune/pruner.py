@@ -43,6 +43,7 @@ class Activations:
 
     norms: torch.Tensor | None = None  # (in,) float32: sqrt(Σ X_j² / n)
     hessian: torch.Tensor | None = None  # (in × in) float32: 2/n · XᵀX
+    tokens: torch.Tensor | None = None  # () int64: rows of X that were not zero throughout, where they were counted
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from tailwise.compression.shrinking.structured import (
     planned_surgery,
 )
 from tailwise.compression.shrinking.structured_calibrated import choose_by_contribution
-from tailwise.compression.walking.hosts import Host, _empty, architecture_of
+from tailwise.compression.walking.hosts import Host, _empty, architecture_of, separated
 from tailwise.compression.walking.load_pruned import PRUNED_FILE, Shapes, reshape
 from tailwise.errors import UnreadableError
 
@@ -111,10 +111,11 @@ def reached_in(plan: Plan, found: Made, folder: Path) -> tuple[Reached, ...]:
     """What the files hold. `UnreadableError` where the model that they describe would not load from them."""
     architecture, config = architecture_of(str(folder))
     model = _empty(architecture, config, torch.float32)
-    reshape(model, Shapes.read(folder) or Shapes())
     with open_checkpoint(folder) as written:
+        names = separated(model, written)
+        reshape(model, Shapes.read(folder) or Shapes())
         whole = all(written.tensors[e.spec.name].shape == e.spec.shape for e in found.entries)
-        if not whole or not fits(model, written):
+        if not whole or not fits(model, written, names):
             fix = "this is an error of tailwise: report it with the plan"
             raise UnreadableError("does not hold the tensors of the model that it describes", where=folder, fix=fix)
     return tuple(

@@ -304,7 +304,7 @@ def _equal_fields(surgery: Surgery) -> dict[str, Any]:
     return found
 
 
-def fits(model: nn.Module, checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint holds every tensor of a model, in its shape."""
-    sources = _sources(model, checkpoint)
+def fits(model: nn.Module, checkpoint: Checkpoint, names: Mapping[str, str] | None = None) -> bool:
+    """Whether a checkpoint holds every tensor of a model, in its shape; `names` as of `separated`."""
+    sources = _sources(model, checkpoint, names)
     return sources is not None and not lacking(model, sources)

@@ -14,6 +14,9 @@ from torch import nn
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.dtypes import code_of
 from tailwise.checkpoints.hub import parse_hub
+from tailwise.compression.walking.experts import separate_experts, stacks_in
+from tailwise.compression.walking.names import own_names
+from tailwise.compression.walking.towers import is_composite
 from tailwise.compression.walking.walk import Block, Home, InPlace
 from tailwise.errors import TailwiseError, UnreadableError, UsageError
 from tailwise.evaluation.own_code import load_error, needs_code
@@ -100,15 +103,39 @@ def load_host(
     compute = _compute_dtype(dtype, where, checkpoint)
     with quiet():
         model = _empty(architecture, config, compute)
+    names = separated(model, checkpoint)
     if Path(place).is_dir():
         from tailwise.compression.walking.load_pruned import Shapes, reshape
 
         reshape(model, Shapes.read(Path(place)) or Shapes())
-    sources = _sources(model, checkpoint)
+    sources = _sources(model, checkpoint, names)
     if sources is not None:
         places = {stored: parameter for parameter, stored in sources.items()}
         return Host(Streamed(model, where, compute, checkpoint, sources, _tied(model, sources)), places)
     return _whole(architecture, (place, revision), InPlaceOptions(where, compute), checkpoint)
+
+
+def separated(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
+    """Make layers of the experts of `model`, as `checkpoint` stores them; stored name → name in the model."""
+    stacks = [f"{name}." for name, _ in stacks_in(model)]
+    names = own_names(model, checkpoint.tensors)
+    parameters = {name for name, _ in model.named_parameters() if name.startswith(tuple(stacks))} if stacks else set()
+    # Names that need no change are not in the table of old transformers, and neither are those of stacks.
+    as_stored = parameters & {*names.values(), *checkpoint.tensors}
+    separate_experts(model, as_stored)
+    names |= {name: name for name in as_stored - set(names.values())}
+    return {
+        stored: f"{name}.weight" if name in as_stored and _in(model, f"{name}.weight") else name
+        for stored, name in names.items()
+    }
+
+
+def _in(model: nn.Module, parameter: str) -> bool:
+    try:
+        model.get_parameter(parameter)
+    except AttributeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -151,6 +178,9 @@ def architecture_of(place: str, revision: str | None = None) -> tuple[Any, Any]:
         known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
         if names and getattr(config, "auto_map", None):
             raise needs_code(place, f"its {names[0]} is Python code that came with it")
+        composite = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        if not names and type(config) in composite:
+            return _classes(composite[type(config)])[0], config
         if names or type(config) not in known:
             what = f"transformers has no {names[0]}" if names else "its config names no architecture"
             raise UsageError(what, where=place, fix="name one of its own in config.json: architectures")
@@ -167,6 +197,7 @@ def check_causal(place: str | os.PathLike[str]) -> None:
     known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     # Looked up by the config: to list all of its values would import every model of transformers.
     causal = type(config) in known and architecture is known[type(config)]
+    causal = causal or reads_text(architecture, config)
     masked = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     if not causal or (masked and hasattr(config, "is_decoder")):
         raise UsageError(
@@ -174,6 +205,18 @@ def check_causal(place: str | os.PathLike[str]) -> None:
             where=place,
             fix="give its inputs by name from Python, or use the operator magnitude",
         )
+
+
+def reads_text(architecture: Any, config: Any) -> bool:
+    """Whether a class is a composite model that predicts text, and takes text alone."""
+    import transformers
+
+    known = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return is_composite(config) and type(config) in known and architecture in _classes(known[type(config)])
+
+
+def _classes(found: Any) -> tuple[Any, ...]:
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _compute_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
@@ -203,8 +246,12 @@ def _empty(architecture: Any, config: Any, dtype: torch.dtype) -> nn.Module:
     return found
 
 
-def _sources(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str] | None:
+def _sources(
+    model: nn.Module, checkpoint: Checkpoint, names: Mapping[str, str] | None = None
+) -> dict[str, str] | None:
     """Parameter or buffer → stored tensor of its name and shape; None where one that is needed has none.
+
+    `names` are stored names that transformers gives others in the model (`separated`).
 
     What is tied to one that was found needs none, and neither does a head; but one that is stored under a name that
     the family had before (GPT-NeoX's `embed_out`) is found by its shape.
@@ -214,8 +261,9 @@ def _sources(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str] | None:
     dispensable = set() if head is None else {id(value) for value in head.parameters()}
     state = model.state_dict(keep_vars=True)
     found: dict[str, str] = {}
+    renamed = {own: stored for stored, own in (names or {}).items()}
     for name, value in state.items():
-        for stored in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
+        for stored in (renamed.get(name, name), name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
             spec = checkpoint.tensors.get(stored)
             if spec is not None and spec.shape == tuple(value.shape):
                 found[name] = stored
@@ -254,13 +302,15 @@ def _whole(architecture: Any, address: tuple[str, str | None], options: InPlaceO
     except Exception as error:  # every architecture fails in its own way
         raise load_error(error, place) from error
     model = model.to(options.dtype).eval().requires_grad_(False)
+    separated(model, checkpoint)
     note = "its stored names are not the model's own, so it was loaded as a whole"
     return Host(InPlace(model, options.device), _by_content(model, checkpoint), (note,))
 
 
 def places_in(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
-    """Stored tensor → parameter of a model that was loaded from `checkpoint`."""
-    sources = _sources(model, checkpoint)
+    """Stored tensor → parameter of a model that was loaded from `checkpoint`; its experts become layers, in place."""
+    names = separated(model, checkpoint)
+    sources = _sources(model, checkpoint, names)
     if sources is None:
         return _by_content(model, checkpoint)
     return {stored: parameter for parameter, stored in sources.items()}

@@ -19,7 +19,7 @@ from torch import nn
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.walking.hosts import DTYPES, _empty, _sources, architecture_of, lacking
+from tailwise.compression.walking.hosts import DTYPES, _empty, _sources, architecture_of, lacking, separated
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.evaluation.own_code import load_error
 from tailwise.evaluation.quiet import quiet
@@ -126,8 +126,11 @@ def load_pruned(folder: str | os.PathLike[str], *, dtype: str = "auto", device: 
         compute = _stored_dtype(checkpoint) if dtype == "auto" else getattr(torch, dtype)
         if shapes is None:
             return _ordinary(architecture, place, compute).to(device).eval()
-        model = _built(architecture, config, compute, shapes, place)
-        _fill(model, checkpoint, compute, place)
+        with quiet():
+            model = _empty(architecture, config, compute)
+        names = separated(model, checkpoint)
+        _reshaped(model, shapes, place)
+        _fill(model, checkpoint, (compute, names), place)
     with quiet():
         if (place / "generation_config.json").is_file() and hasattr(model, "generation_config"):
             import transformers
@@ -151,15 +154,12 @@ def _ordinary(architecture: Any, place: Path, dtype: torch.dtype) -> nn.Module:
     return found
 
 
-def _built(architecture: Any, config: Any, dtype: torch.dtype, shapes: Shapes, place: Path) -> nn.Module:
-    with quiet():
-        model = _empty(architecture, config, dtype)
+def _reshaped(model: nn.Module, shapes: Shapes, place: Path) -> None:
     try:
         reshape(model, shapes)
     except (AttributeError, UsageError) as error:
         fix = "write the model again with `tailwise apply`"
         raise UnreadableError(f"does not fit its config ({error})", where=place / PRUNED_FILE, fix=fix) from error
-    return model
 
 
 def reshape(model: nn.Module, shapes: Shapes) -> None:
@@ -203,8 +203,11 @@ def _set_heads(module: nn.Module, heads: Heads) -> None:
             setattr(module, name, value)
 
 
-def _fill(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, place: Path) -> None:
-    sources = _sources(model, checkpoint)
+def _fill(
+    model: nn.Module, checkpoint: Checkpoint, how: tuple[torch.dtype, Mapping[str, str]], place: Path
+) -> None:
+    dtype, names = how
+    sources = _sources(model, checkpoint, names)
     fix = "write the model again with `tailwise apply`"
     if sources is None:
         raise UnreadableError(f"its weights do not have the shapes of {PRUNED_FILE}", where=place, fix=fix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,20 +12,28 @@ from torch import nn
 from torch.nn.functional import unfold
 
 from tailwise.compression.prune.pruner import Activations, Need
+from tailwise.compression.walking.experts import ExpertStack
 
 #: Layers whose weight is a matrix over their inputs. `Conv1D` is GPT-2's, a linear layer stored in × out. By name,
 #: since other subclasses of `Linear` hold something else than one matrix.
 LINEAR = ("Linear", "Conv1D", "NonDynamicallyQuantizableLinear", "FalconLinear")
 
 
+#: Positions below which the norms of an expert's inputs are taken for uncertain.
+FEW_TOKENS = 64
+_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.\w+")
+
+
 def is_prunable(module: nn.Module) -> bool:
-    """Whether the module's weight acts on its input as one matrix (convolutions flattened)."""
-    return type(module).__name__ in LINEAR or isinstance(module, nn.Conv1d | nn.Conv2d)
+    """Whether the module's weight acts on its input as one matrix (convolutions flattened), or as one an expert."""
+    return type(module).__name__ in LINEAR or isinstance(module, nn.Conv1d | nn.Conv2d | ExpertStack)
 
 
 def matrices_of(module: nn.Module) -> torch.Tensor:
-    """The weight as (groups, out, in): one group but for grouped convolutions, whose groups see other inputs."""
+    """The weight as (groups, out, in): one group but for what sees other inputs, grouped convolutions and experts."""
     weight = weight_of(module)
+    if isinstance(module, ExpertStack):
+        return weight.mT if module.inputs_first else weight
     if type(module).__name__ == "Conv1D":
         weight = weight.T
     groups: int = module.groups if isinstance(module, nn.Conv1d | nn.Conv2d) else 1
@@ -33,6 +42,8 @@ def matrices_of(module: nn.Module) -> torch.Tensor:
 
 def stored_from(module: nn.Module, matrices: torch.Tensor) -> torch.Tensor:
     """The inverse of `matrices_of`: (groups, out, in) → the shape of the weight."""
+    if isinstance(module, ExpertStack):
+        return (matrices.mT if module.inputs_first else matrices).contiguous()
     if type(module).__name__ == "Conv1D":
         return matrices[0].T.contiguous()
     return matrices.reshape(weight_of(module).shape)
@@ -74,7 +85,8 @@ def _padded(module: Any, x: torch.Tensor) -> torch.Tensor:
 class _Sum:
     need: Need
     total: torch.Tensor  # (groups, in) float64, or (groups, in, in) float32
-    windows: int = 0
+    windows: torch.Tensor  # (groups,) those of the batches in which anything was seen
+    tokens: torch.Tensor  # (groups,) positions that were not zero throughout
 
 
 @dataclass
@@ -124,7 +136,8 @@ class Collector:
             x = given[0] if given else next(iter(named.values()))
             owner = self._owner.get(name) or self._first_to_see(name, x)
             if owner == name and x.numel():
-                self._add(name, inputs_of(module, x.detach()))
+                expert = int(given[1]) if isinstance(module, ExpertStack) else None
+                self._add(name, inputs_of(module, x.detach()), expert)
 
         return see
 
@@ -140,28 +153,62 @@ class Collector:
         plain = [type(self.modules[name]).__name__ in LINEAR for name in (one, other)]
         return all(plain)
 
-    def _add(self, name: str, x: torch.Tensor) -> None:
+    def _add(self, name: str, x: torch.Tensor, expert: int | None) -> None:
         need = self.needs[name]
+        groups = len(x) if expert is None else len(weight_of(self.modules[name]))
         if name not in self._sums:
-            groups, _, width = x.shape
+            width = x.shape[2]
             shape = (groups, width) if need == "norms" else (groups, width, width)
             dtype = torch.float64 if need == "norms" else torch.float32
-            self._sums[name] = _Sum(need, torch.zeros(shape, dtype=dtype, device=x.device))
-        found = self._sums[name]
-        found.windows += self.windows
+            counts = [torch.zeros(groups, dtype=torch.int64, device=x.device) for _ in range(2)]
+            self._sums[name] = _Sum(need, torch.zeros(shape, dtype=dtype, device=x.device), *counts)
+        found, at = self._sums[name], slice(None) if expert is None else slice(expert, expert + 1)
+        found.windows[at] += self.windows
+        found.tokens[at] += x.any(dim=2).sum(dim=1)
         if need == "norms":
-            found.total += x.square().sum(dim=1).double()
+            found.total[at] += x.square().sum(dim=1).double()
         else:
-            found.total.baddbmm_(x.mT, x)
+            found.total[at].baddbmm_(x.mT, x)
 
 
 def _activations(found: _Sum) -> Activations:
+    windows = found.windows.clamp(min=1)
     if found.need == "norms":
-        return Activations(norms=(found.total / found.windows).sqrt().float())
-    hessian = found.total * (2.0 / found.windows)
-    return Activations(norms=(hessian.diagonal(dim1=1, dim2=2) / 2.0).sqrt(), hessian=hessian)
+        return Activations(norms=(found.total / windows[:, None]).sqrt().float(), tokens=found.tokens)
+    hessian = found.total * (2.0 / windows[:, None, None])
+    norms = (hessian.diagonal(dim1=1, dim2=2) / 2.0).sqrt()
+    return Activations(norms=norms, hessian=hessian, tokens=found.tokens)
 
 
 def of_group(found: Activations, group: int) -> Activations:
-    """What one group of a grouped convolution sees; the others have one group."""
-    return Activations(*(None if value is None else value[group] for value in (found.norms, found.hessian)))
+    """What one group of a grouped convolution or one expert of a stack sees; the others have one group."""
+    parts = (found.norms, found.hessian, found.tokens)
+    return Activations(*(None if value is None else value[group] for value in parts))
+
+
+def reaching(found: Activations | None, group: int) -> Activations | None:
+    """As `of_group`; None where nothing reached it, such as an expert that no token was sent to."""
+    if found is None:
+        return None
+    one = of_group(found, group)
+    return None if one.tokens is not None and not int(one.tokens) else one
+
+
+def few_tokens(found: Mapping[str, Activations]) -> tuple[int, int, int] | None:
+    """(experts that saw few tokens, all that saw any, the fewest that one saw) of a block; None where none saw few.
+
+    Few, a heuristic: less than the inputs of the layer where XᵀX is taken, which then has no full rank; else less
+    than 64.
+    """
+    seen: dict[tuple[str, int], tuple[int, bool]] = {}
+    for name, one in found.items():
+        expert = _EXPERT.match(name)
+        if one.tokens is None or one.norms is None or (expert is None and len(one.tokens) == 1):
+            continue
+        least = one.norms.shape[-1] if one.hessian is not None else FEW_TOKENS
+        for group, tokens in enumerate(one.tokens.tolist()):
+            key = (expert[1], int(expert[2])) if expert else (name.rpartition(".")[0], group)
+            before = seen.get(key, (tokens, False))
+            seen[key] = (min(tokens, before[0]), before[1] or tokens < least)
+    few = [tokens for tokens, lacking in seen.values() if lacking]
+    return (len(few), len(seen), min(few)) if few else None

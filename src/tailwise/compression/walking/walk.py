@@ -16,7 +16,8 @@ from torch import nn
 
 from tailwise.compression.prune.pruner import Activations, Need
 from tailwise.compression.walking.statistics import Collector, is_prunable
-from tailwise.errors import UsageError
+from tailwise.compression.walking.towers import text_tower
+from tailwise.errors import TailwiseError, UsageError
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,14 @@ def walk_blocks(
 
 
 def blocks_of(model: nn.Module) -> list[Block]:
-    """The blocks: of the lists of modules that lie in no other, the one with the most parameters."""
+    """The blocks: of the lists of modules that lie in no other, the one with the most parameters.
+
+    Of a model of several towers, those of the tower that reads text.
+    """
     best: tuple[int, str, nn.ModuleList] | None = None
     nested: tuple[str, ...] = ()
-    for name, module in model.named_modules():
+    tower, inside = text_tower(model)
+    for name, module in inside.named_modules(prefix=tower):
         if not isinstance(module, nn.ModuleList) or name.startswith(nested or ("\0",)):
             continue
         nested = (*nested, f"{name}.")
@@ -302,15 +307,27 @@ def _calls(
         model(**part)
     except _StopError:
         pass
-    except Exception:  # a later block could not do without the one before: the first call then stands for all
+    except TailwiseError:
+        raise
+    except Exception as error:  # a later block could not do without the one before: the first call then stands for all
         if not states:
-            raise
+            raise _not_called(model, part, error) from error
     finally:
         for block in blocks:
             del block.module.forward
     if not states:
         raise UsageError("its blocks are not called one by one", where=type(model).__name__, fix="use magnitude")
     return states[0], calls
+
+
+def _not_called(model: nn.Module, part: Mapping[str, torch.Tensor], error: Exception) -> UsageError:
+    lines = str(error).strip().splitlines()
+    return UsageError(
+        f"it could not be called with {', '.join(sorted(part))} ({lines[0] if lines else type(error).__name__})",
+        where=type(model).__name__,
+        fix="give all that it takes by name from Python, or use an operator that looks at the weights alone: "
+        "magnitude, or rtn",
+    )
 
 
 def _shared(calls: dict[int, _Call], before: Sequence[dict[int, _Call]]) -> dict[int, _Call]:
