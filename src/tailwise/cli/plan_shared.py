@@ -33,7 +33,7 @@ Layers = Annotated[
 ]
 Also = Annotated[
     str | None,
-    typer.Option(metavar="A,B", help="Roles left out by default: embed, lm_head …", rich_help_panel=WHICH),
+    typer.Option(metavar="A,B", help="Left out by default: embed, lm_head …, vision, audio.", rich_help_panel=WHICH),
 ]
 Calibration = Annotated[
     list[str] | None,

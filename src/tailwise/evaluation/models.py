@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.hub import parse_hub
 from tailwise.compression.walking.load_pruned import PRUNED_FILE, load_pruned
+from tailwise.compression.walking.towers import is_composite
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.evaluation.adapters import base_of, in_words, is_adapter, with_adapter
 from tailwise.evaluation.own_code import load_error
@@ -103,10 +104,9 @@ def _transformers(where: str) -> Any:
 
 
 def _load(transformers: Any, place: str, revision: str | None, dtype: str, name: str) -> tuple[Any, tuple[str, ...]]:
-    _check_kind(transformers, place, revision, name)
+    kind = _kind_of(transformers, place, revision, name)
     if (Path(place) / PRUNED_FILE).is_file():
         return load_pruned(place, dtype=dtype), ()
-    kind = transformers.AutoModelForCausalLM
     how = {"revision": revision, "dtype": dtype, "output_loading_info": True, **_gguf_in(place)}
     try:
         module, facts = kind.from_pretrained(place, trust_remote_code=False, **how)
@@ -135,16 +135,20 @@ def _gguf_in(place: str) -> dict[str, str]:
     return {"gguf_file": files[0].name} if len(files) == 1 and not others else {}
 
 
-def _check_kind(transformers: Any, place: str, revision: str | None, name: str) -> None:
+def _kind_of(transformers: Any, place: str, revision: str | None, name: str) -> Any:
+    """The class of transformers that loads it. Models that read images too are scored on their text."""
     try:
         config = transformers.AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
     except Exception as error:  # as above
         raise load_error(error, name) from error
-    known = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    if not known or getattr(config, "is_encoder_decoder", False):
+    encoder = getattr(config, "is_encoder_decoder", False)
+    if is_composite(config) and type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not encoder:
+        return transformers.AutoModelForImageTextToText
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or encoder:
         raise UsageError(
             f"a {config.model_type!r} is no causal language model", where=name, fix="perplexity is of decoders only"
         )
+    return transformers.AutoModelForCausalLM
 
 
 def _widened(module: Any) -> Any:

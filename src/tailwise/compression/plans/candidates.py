@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tailwise.audits.audit import Audit, LayerRow
+from tailwise.checkpoints.beside import TOWERS, tower_beside
 from tailwise.checkpoints.order import INPUTS, OUTPUTS
 from tailwise.compression.plans.packed_rows import is_packed, tensor_of
 from tailwise.errors import UsageError, unknown_name
@@ -61,7 +62,7 @@ class Choice:
 
     roles: tuple[str, ...] = ()
     layers: str | None = None  # regular expression, searched in the tensor's name
-    also: tuple[str, ...] = ()  # roles of LEFT_OUT to take all the same
+    also: tuple[str, ...] = ()  # roles of LEFT_OUT, and towers beside the text, to take all the same
 
 
 def candidates(
@@ -73,12 +74,18 @@ def candidates(
     `estimator`, fitted to the kept spectra; the checkpoint is not read. Without an estimator there is no α. With
     `packed`, weights of codes and scales are candidates too, by the names that they have once they are de-quantized.
     """
-    _check_roles(audit, (*choice.roles, *choice.also))
+    _check_roles(audit, (*choice.roles, *(name for name in choice.also if name not in TOWERS)))
     pattern = _compiled(choice.layers)
     grouped: dict[str, list[LayerRow]] = {}
     composed: list[str] = []
+    beside: dict[str, int] = {}
+    config = audit.provenance.config
     for row in audit.rows:
         if not (row.measured and _wanted(row, choice) and pattern.search(tensor_of(row))):
+            continue
+        tower = tower_beside(tensor_of(row), config)
+        if tower is not None and tower not in choice.also:
+            beside[tower] = beside.get(tower, 0) + 1
             continue
         if len(row.tensors) > 1 and not (packed and is_packed(row)):
             composed.append(row.name)
@@ -91,9 +98,11 @@ def candidates(
         raise UsageError(
             "no tensor is left to plan for",
             where=audit.model,
-            fix="loosen --roles or --layers, or name roles outside the blocks with --also",
+            fix="loosen --roles or --layers, or name roles outside the blocks (or vision, audio) with --also",
         )
-    return found, tuple(_notes(audit, choice, composed))
+    left = [f"left as it is, the {tower} tower ({count} matrices): --also {tower} takes it"
+            for tower, count in sorted(beside.items())]  # fmt: skip
+    return found, (*left, *_notes(audit, choice, composed))
 
 
 def _compiled(pattern: str | None) -> re.Pattern[str]:

@@ -125,7 +125,7 @@ def _fitting(
         kept = tuple(item for item in found if not item.shape or item.shape[1] % pattern.group == 0)
         why = f"their input axis is no multiple of {pattern.group}"
     elif operator == "low_rank":
-        kept = tuple(item for item in found if item.shape and item.kind == "dense")
+        kept = tuple(item for item in found if item.shape and item.kind in ("dense", "expert"))
         why = "low rank takes tensors that hold one matrix, and no convolutions"
     else:
         return found, ()

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from tailwise.compression.walking.statistics import weight_of
+from tailwise.compression.walking.towers import text_config_of, text_tower
 from tailwise.errors import UsageError
 
 _TOKENS = 4
@@ -31,7 +32,7 @@ def inputs_for(model: nn.Module) -> dict[str, Any]:
     ids = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
     # Masks and positions that are given need not be worked out from values, which are not there.
     mask: Any = torch.zeros(1, 1, _TOKENS, _TOKENS, device="meta")
-    kinds = set(getattr(config, "layer_types", None) or ())
+    kinds = set(getattr(text_config_of(config), "layer_types", None) or ())
     if kinds & {"sliding_attention"}:
         mask = dict.fromkeys(("full_attention", "sliding_attention"), mask)
     return {"input_ids": ids, "position_ids": ids, "attention_mask": mask, "use_cache": False}

@@ -16,6 +16,7 @@ from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.writer import Layout, Shard
 from tailwise.compression.plans.plan import BLOCK, Plan
 from tailwise.compression.shrinking.coupled import check_computes, on_meta
+from tailwise.compression.shrinking.depth import depth_fields
 from tailwise.compression.shrinking.remade import Entry, Made, resized
 from tailwise.compression.shrinking.structured_groups import Cut, Group, groups_of, left_over, sizes_of_layer
 from tailwise.compression.shrinking.structured_scores import kept_units, magnitudes
@@ -85,6 +86,7 @@ class Surgery:
     groups: tuple[Group, ...]
     counts: tuple[int, ...]  # units that go, of each group
     dropped: tuple[str, ...]  # modules of the blocks that go
+    depth: Mapping[str, Any] = field(default_factory=dict)  # fields of the config that the blocks that go change
     kept: dict[str, torch.Tensor] = field(default_factory=dict)  # group → units that stay
 
 
@@ -92,7 +94,8 @@ def planned_surgery(plan: Plan, origin: Origin, widths: Widths) -> Surgery:
     """`UsageError` where the architecture or the amounts do not allow it: before any weight is read."""
     groups = groups_of(plan, origin.model, origin.places, origin.checkpoint.config)
     counts = removed_counts(groups, equal=widths.equal, multiple=widths.multiple)
-    found = Surgery(origin, plan, tuple(groups), tuple(counts), _dropped(plan, origin))
+    dropped = _dropped(plan, origin)
+    found = Surgery(origin, plan, tuple(groups), tuple(counts), dropped, depth_fields(origin.model, dropped))
     if any(counts):
         model = on_meta(origin.model)
         reshape(model, shapes_of(found))
@@ -157,7 +160,7 @@ def made(surgery: Surgery) -> Made:
             new = spec.name if parameter is None else _stored_name(spec.name, parameter, rename)
             if new is not None:
                 entries.append(_entry(origin.checkpoint, spec.name, new, cuts.get(spec.name, ())))
-    config = _depth(surgery)
+    config = dict(surgery.depth)
     equal = _said_by_config(surgery, shapes, config)
     notes: tuple[str, ...] = ()
     if equal is None and shapes.layers:
@@ -236,33 +239,18 @@ def _renamer(surgery: Surgery) -> Callable[[str], str | None]:
 
 
 def _stored_name(stored: str, parameter: str, rename: Callable[[str], str | None]) -> str | None:
-    """A stored name is that of the parameter, but for a prefix that one of the two may have."""
+    """The stored name with the number that the block has now, wherever it stands in it; None where the block went."""
     new = rename(parameter)
     if new is None or new == parameter:
         return None if new is None else stored
-    if stored.endswith(parameter):
-        return stored.removesuffix(parameter) + new
-    return new.removeprefix(parameter.removesuffix(stored))
-
-
-def _depth(surgery: Surgery) -> dict[str, Any]:
-    """Fields of the config that count blocks, or have an entry for each."""
-    if not surgery.dropped:
-        return {}
-    config, blocks = surgery.origin.config, [block.name for block in blocks_of(surgery.origin.model)]
-    stays = [name not in surgery.dropped for name in blocks]
-    key = _key(config, "num_hidden_layers")
-    if getattr(config, key, None) != len(blocks):
-        raise UsageError(
-            f"its config does not count its {len(blocks)} blocks in {key}",
-            where=type(surgery.origin.model).__name__,
-            fix="whole blocks of this architecture cannot go",
-        )
-    found: dict[str, Any] = {key: sum(stays)}
-    for name, value in config.to_dict().items():
-        if isinstance(value, list) and len(value) == len(blocks):
-            found[name] = [item for item, stay in zip(value, stays, strict=True) if stay]
-    return found
+    was, now = parameter.split("."), new.split(".")
+    at = next(place for place, (one, other) in enumerate(zip(was, now, strict=True)) if one != other)
+    parts = stored.split(".")
+    # The number after the name of the list, which most stored names have too; else the first such number.
+    places = [place for place, part in enumerate(parts) if part == was[at]]
+    place = next((place for place in places if place and parts[place - 1] == was[at - 1]), places[0])
+    parts[place] = now[at]
+    return ".".join(parts)
 
 
 def _key(config: Any, name: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -233,17 +234,33 @@ def _empty(architecture: Any, config: Any, dtype: torch.dtype) -> nn.Module:
     """The model on the meta device, but for buffers that are computed and not stored."""
     with torch.device("meta"):
         model: Any = architecture._from_config(config, dtype=dtype)
-    for module in model.modules():
+    for module, owner in _owned(model, model):
         computed = [
             key for key in module._non_persistent_buffers_set if (value := module._buffers.get(key)) is not None
             and value.is_meta
         ]  # fmt: skip
         for key in computed:
-            module._buffers[key] = torch.empty_like(module._buffers[key], device="cpu")
+            like: Any = module._buffers[key]
+            blank = math.nan if like.is_floating_point() else 0
+            module._buffers[key] = torch.full_like(like, blank, device="cpu")
         if computed:
-            model._init_weights(module)  # as from_pretrained does
+            owner._init_weights(module)  # as from_pretrained does
+        for key in computed:
+            value: Any = module._buffers[key]
+            if value.is_floating_point() and value.numel() and bool(value.isnan().any()):
+                raise UsageError(
+                    f"{type(module).__name__}.{key} of a {architecture.__name__} is computed in a way that is not known",
+                    fix="use an operator that looks at the weights alone: magnitude, or rtn",
+                )
     found: nn.Module = model.eval()
     return found
+
+
+def _owned(module: nn.Module, owner: Any) -> Iterator[tuple[nn.Module, Any]]:
+    """Every module, and the innermost model of transformers that it lies in: that one knows how it begins."""
+    yield module, owner
+    for inner in module.children():
+        yield from _owned(inner, inner if hasattr(inner, "_init_weights") else owner)
 
 
 def _sources(

@@ -11,6 +11,7 @@ from torch import nn
 from tailwise.compression.walking.experts import HALVES
 from tailwise.evaluation.quiet import quiet
 
+_FACTOR = re.compile(r"\.(?:first|second)\.(weight|bias)$")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
@@ -27,14 +28,23 @@ def own_names(model: nn.Module, stored: Collection[str]) -> dict[str, str]:
     prefix = getattr(model, "base_model_prefix", "")
     found: dict[str, str] = {}
     for name in stored:
-        new = _renamed(name, conversions)
+        plain, factor = _without_factor(name)
+        new = _renamed(plain, conversions)
         if new is None:
             continue
         target, part = new
         placed = next((place for place in _with_prefix(target, prefix) if place in whole), None)
-        if placed is not None:
-            found[name] = placed if part is None else f"{placed.rpartition('.')[0]}.{part}.weight"
+        if placed is None:
+            continue
+        own = placed if part is None else f"{placed.rpartition('.')[0]}.{part}.weight"
+        found[name] = f"{own.rpartition('.')[0]}{factor}" if factor else own
     return found
+
+
+def _without_factor(name: str) -> tuple[str, str]:
+    """The name that a layer had before it was stored as two, and what the factor's ends with."""
+    match = _FACTOR.search(name)
+    return (name, "") if match is None else (f"{name[: match.start()]}.{match[1]}", match[0])
 
 
 def _with_prefix(name: str, prefix: str) -> tuple[str, ...]:
