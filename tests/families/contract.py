@@ -71,8 +71,7 @@ def plan_for(found: Made, operator: str) -> Plan:
     if operator in ("rtn", "gptq"):
         return plan_quantize(found.audited, QuantizeRequest(formats=("int4-g8",), bits=None, allocator="uniform", operator=operator))
     if operator == "drop":
-        plan = plan_prune(found.audited, Request(0.5, "uniform", "structured"))
-        plan = plan.replace(decisions=tuple(replace(item, sparsity=0.0) for item in plan))
+        plan = plan_prune(found.audited, Request(0.0, "uniform", "structured"))
         return without_blocks(plan, named_blocks([min(item.block for item in plan)]))
     return plan_prune(found.audited, Request(0.5, "uniform", operator))
 
@@ -97,14 +96,13 @@ def check_entries(found: Made, operator: str, folder: Path, plan: Plan, done: An
             apart.discard(part.parameter)
             X = x.get(part.key)
             told = X is None or not X.any()
+            way = operator
             if operator in _NEED_INPUTS and told:  # said in a note, and done without inputs
                 assert unseen, part
-                instead = {"wanda": "magnitude", "sparsegpt": "magnitude", "gptq": "rtn"}[operator]
-                expected = OPERATORS[instead](part.W, None)
-            else:
-                expected = OPERATORS[operator](part.W, X)
+                way = {"wanda": "magnitude", "sparsegpt": "magnitude", "gptq": "rtn"}[operator]
+            expected = OPERATORS[way](part.W, X)
             entries, zeros = entries + part.W.numel(), zeros + int((theirs.W == 0).sum())
-            wrong += compare(operator, part.W, theirs.W, expected, X)
+            wrong += compare(way, part.W, theirs.W, expected, X)
             part.W.copy_(theirs.W)
     assert wrong <= 1e-4 * entries, f"{wrong} of {entries} entries"
     for parameter in apart:  # matrices that no layer multiplies with, such as a kernel of a convolution
@@ -123,13 +121,13 @@ def compare(operator: str, W: torch.Tensor, got: torch.Tensor, expected: torch.T
         assert torch.equal(got, expected)
         return 0
     if operator == "sparsegpt":
-        assert torch.equal(got == 0, expected == 0)
+        assert torch.equal(got == 0, expected == 0), f"{int(((got == 0) != (expected == 0)).sum())} of {got.numel()}"
         assert torch.allclose(got, expected, rtol=1e-3, atol=1e-4)
         return 0
     assert X is not None
     errors = [float(((V - W).double() @ X.double().T).square().sum()) for V in (got, expected)]
-    differ = int((got != expected).sum())
-    assert differ or abs(errors[0] - errors[1]) <= 1e-5 * errors[1]
+    differ = int((got != expected).any(dim=1).sum())  # a code that differs moves the rest of its row, and counts once
+    assert abs(errors[0] - errors[1]) <= (1e-2 if differ else 1e-5) * errors[1]
     return differ
 
 

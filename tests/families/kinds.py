@@ -44,7 +44,7 @@ FAMILIES = _families(
     # older
     "gpt2", ("gptj", {"rotary_dim": 4}), "gpt_neox", "gpt_bigcode", "opt", "bloom", "mpt", "xglm",
     ("gpt_neo", {"attention_types": [[["global", "local"], 1]]}),
-    "falcon", ("falcon, by head", {"multi_query": False}),
+    "falcon", ("falcon, by head", {"multi_query": False, "num_kv_heads": 4}),
     ("falcon, grouped", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     # states
     "mamba", "falcon_mamba", ("mamba2", {"num_heads": 8, "n_groups": 1}), ("rwkv", {"attention_hidden_size": 32}),

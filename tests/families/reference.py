@@ -123,15 +123,16 @@ def damped(X: torch.Tensor) -> torch.Tensor:
 
 
 def sparsegpt(W: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
-    """Half of the matrix goes (it has fewer than 128 columns), and the columns to the right make it good."""
+    """Half of every 128 columns goes, chosen when they are reached, and the columns to the right make it good."""
     W, U = W.double().clone(), damped(X)
-    gone = torch.zeros(W.numel(), dtype=torch.bool)
-    gone[(W / U.diagonal()).square().flatten().argsort()[: W.numel() // 2]] = True
-    gone = gone.view(W.shape)
-    for j in range(W.shape[1]):
-        lost = torch.where(gone[:, j], W[:, j], 0.0) / U[j, j]
-        W[:, j:] -= lost[:, None] * U[j, j:]
-        W[:, j] = W[:, j].masked_fill(gone[:, j], 0.0)
+    for start in range(0, W.shape[1], 128):
+        V = W[:, start : start + 128]
+        gone = torch.zeros(V.numel(), dtype=torch.bool)
+        gone[(V / U.diagonal()[start : start + 128]).square().flatten().argsort()[: V.numel() // 2]] = True
+        for j, lost in enumerate(gone.view(V.shape).T, start):
+            error = torch.where(lost, W[:, j], 0.0) / U[j, j]
+            W[:, j:] -= error[:, None] * U[j, j:]
+            W[:, j] = W[:, j].masked_fill(lost, 0.0)
     return W.float()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention.head_count")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "attention.head_count")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads", "multi_query_group_num",
              "attention.head_count_kv")  # fmt: skip
 _HEAD_DIM = ("head_dim", "kv_channels", "d_kv", "attention.key_length")

@@ -8,8 +8,10 @@ from typing import Any
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.shrinking.blocks_dropped import block_influence, least_influence
+from tailwise.compression.shrinking.depth import depth_fields
 from tailwise.compression.walking.calibrate import sample_windows
 from tailwise.compression.walking.hosts import check_causal, load_host
+from tailwise.compression.walking.walk import blocks_of
 from tailwise.errors import UsageError
 from tailwise.evaluation.models import check_length, load_tokenizer
 from tailwise.evaluation.tokens import tokens_of
@@ -41,5 +43,11 @@ def least_blocks(plan: Plan, model: str, count: int, options: DropOptions) -> di
             raise UsageError(f"the plan does not fit the model: {wrong[0]}", where=model, fix="give its own --model")
         host = load_host(checkpoint, model, device=options.device)
         check_length(host.model, options.window, model)
+        blocks = [block.name for block in blocks_of(host.model)]
+        depth_fields(host.model, blocks[-1:])  # where not even the last can go, nothing need be measured
         influence = block_influence(host, {"input_ids": windows})
-    return least_influence(plan, host.places, influence, count)
+        found = least_influence(plan, host.places, influence, count)
+        gone = {item.tensor for item in plan if item.block in found}
+        places = tuple(host.places.get(tensor, "") for tensor in gone)
+        depth_fields(host.model, [name for name in blocks if any(place.startswith(f"{name}.") for place in places)])
+    return found

@@ -23,6 +23,7 @@ from tailwise.errors import UsageError
 #: Below this, published gains of uneven allocation on autoregressive models are nil.
 GAINS_FROM = 0.6
 DIGITS = 9  # of amounts: fine enough for a budget held to 1e-6, short enough to read
+_CUT = re.compile(r"(?:attn_(?:q|k|v|o|qkv|kv)|mlp_(?:gate|up|down|gate_up))")
 _TOGETHER = re.compile(r"(attn|mlp|shared|expert)(?:_|$)")
 
 
@@ -61,7 +62,7 @@ def plan_prune(audit: Audit, request: Request) -> Plan:
         raise UsageError(f"{method.name} looks at no α", fix="leave --estimator out")
     estimator = (request.estimator or estimator_for(audit)) if method.needs_alpha else None
     found, notes = candidates(audit, request.choice, estimator)
-    found, more = _fitting(found, pattern, operator.name)
+    found, more = _fitting(found, pattern, operator.name, cuts=budget.sparsity > 0)
     allocation = method(found, budget, settings)
     _check(method, allocation, found, budget)
     if operator.name == "structured":
@@ -118,7 +119,7 @@ def _settings(method: Allocator, request: Request) -> Settings:
 
 
 def _fitting(
-    found: tuple[Candidate, ...], pattern: Pattern, operator: str
+    found: tuple[Candidate, ...], pattern: Pattern, operator: str, *, cuts: bool
 ) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
     """The candidates that the pattern and the operator can be done to, and a note on the others."""
     if pattern.group is not None:
@@ -127,6 +128,9 @@ def _fitting(
     elif operator == "low_rank":
         kept = tuple(item for item in found if item.shape and item.kind in ("dense", "expert"))
         why = "low rank takes tensors that hold one matrix, and no convolutions"
+    elif operator == "structured" and cuts:  # whole blocks can go whatever is in them
+        kept = tuple(item for item in found if _CUT.fullmatch(item.role))
+        why = "heads are cut of attention, neurons of plain MLPs"
     else:
         return found, ()
     if not kept:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tailwise.compression.walking.experts import separate_experts
 from tailwise.compression.walking.statistics import weight_of
 from tailwise.compression.walking.towers import text_config_of, text_tower
 from tailwise.errors import UsageError
@@ -51,17 +52,28 @@ def on_meta(model: nn.Module) -> nn.Module:
 
 
 def called(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
-    """What comes out first: logits, or the last states."""
-    try:
-        found = model(**inputs)
-    except TypeError as error:
-        if "use_cache" not in inputs:
-            raise
-        if "use_cache" not in str(error) and "position_ids" not in str(error):
-            raise
-        found = model(**{name: inputs[name] for name in ("input_ids", "attention_mask")})
-    logits = getattr(found, "logits", None)
-    return logits if isinstance(logits, torch.Tensor) else found[0]
+    """What comes out first: logits, or the last states. Families differ in what they take beside the tokens."""
+    first: Exception | None = None
+    for given in _ways(inputs):
+        try:
+            found = model(**given)
+        except Exception as error:  # every architecture fails in its own way
+            first = first or error
+            continue
+        logits = getattr(found, "logits", None)
+        return logits if isinstance(logits, torch.Tensor) else found[0]
+    assert first is not None  # noqa: S101 - there is one way at least
+    raise first
+
+
+def _ways(inputs: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    """The inputs; without positions and caches; with a mask of two axes, as BLOOM and MPT take it; the tokens alone."""
+    yield inputs
+    if "input_ids" in inputs:
+        ids = inputs["input_ids"]
+        yield {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        yield {"input_ids": ids, "use_cache": False}
 
 
 def coupled_layers(model: nn.Module, roots: Iterable[str]) -> dict[str, frozenset[str]]:
@@ -93,19 +105,17 @@ def _layers(group: Any, names: Mapping[int, str]) -> Iterable[str]:
             yield names[id(module)]
 
 
-def check_computes(model: nn.Module) -> None:
-    """`UsageError` where a model with other sizes no longer computes: its code takes a size from the config."""
+def why_not(model: nn.Module) -> str | None:
+    """Why a model with other sizes no longer computes, where its code takes a size from elsewhere; None if it does."""
     copy = on_meta(model)
+    separate_experts(copy)  # who is sent where cannot be told without values
     try:
         with torch.no_grad():
             called(copy, inputs_for(copy))
     except Exception as error:  # as above
         lines = str(error).strip().splitlines()
-        raise UsageError(
-            f"a {type(model).__name__} does not compute with other numbers of heads or neurons "
-            f"({lines[0] if lines else type(error).__name__})",
-            fix="cut another part of it (--roles), or use an operator that leaves the shapes",
-        ) from error
+        return lines[0] if lines else type(error).__name__
+    return None
 
 
 def _not_traced(model: nn.Module, error: Exception) -> UsageError:
@@ -129,9 +139,11 @@ def _torch_pruning() -> Any:
 
 
 def _as_linear(model: nn.Module) -> None:
-    """`Conv1D` is GPT-2's linear layer, stored in × out, which the graph does not know."""
+    """Linear layers that the graph does not know: GPT-2's `Conv1D`, stored in × out, and Falcon's."""
     for name, module in list(model.named_modules()):
-        if type(module).__name__ == "Conv1D":
+        if type(module).__name__ in ("Conv1D", "FalconLinear"):
             parent, _, last = name.rpartition(".")
             inputs, outputs = weight_of(module).shape
+            if type(module).__name__ != "Conv1D":
+                inputs, outputs = outputs, inputs
             setattr(model.get_submodule(parent), last, nn.Linear(inputs, outputs, device="meta"))

@@ -118,8 +118,11 @@ def _check(model: nn.Module, left: nn.Module, kept: Sequence[Block]) -> None:
 
 def _differs(old: Block, new: Block) -> str:
     """What the block at the new place has that the one that stays has not; empty where they are alike."""
-    theirs = dict(new.module.named_modules())
-    for name, module in old.module.named_modules():
+    theirs, mine = (dict(block.module.named_modules()) for block in (new, old))
+    more = [name for name in theirs if name not in mine and not _beside_experts(name)]
+    if more:
+        return f"a {more[0]} more"
+    for name, module in mine.items():
         if _beside_experts(name):
             continue
         other = theirs.get(name)

@@ -15,10 +15,10 @@ from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.writer import Layout, Shard
 from tailwise.compression.plans.plan import BLOCK, Plan
-from tailwise.compression.shrinking.coupled import check_computes, on_meta
+from tailwise.compression.shrinking.coupled import on_meta, why_not
 from tailwise.compression.shrinking.depth import depth_fields
 from tailwise.compression.shrinking.remade import Entry, Made, resized
-from tailwise.compression.shrinking.structured_groups import Cut, Group, groups_of, left_over, sizes_of_layer
+from tailwise.compression.shrinking.structured_groups import KIND_WORDS, Cut, Group, groups_of, left_over, sizes_of_layer
 from tailwise.compression.shrinking.structured_scores import kept_units, magnitudes
 from tailwise.compression.shrinking.structured_widths import removed_counts
 from tailwise.compression.walking.hosts import Host, Streamed, _empty, _sources, lacking
@@ -97,10 +97,42 @@ def planned_surgery(plan: Plan, origin: Origin, widths: Widths) -> Surgery:
     dropped = _dropped(plan, origin)
     found = Surgery(origin, plan, tuple(groups), tuple(counts), dropped, depth_fields(origin.model, dropped))
     if any(counts):
-        model = on_meta(origin.model)
-        reshape(model, shapes_of(found))
-        check_computes(model)
+        _check_computes(found)
     return found
+
+
+def _check_computes(surgery: Surgery) -> None:
+    """`UsageError` where the model no longer computes: its code takes a size from elsewhere than its layers."""
+    why = _fails(surgery)
+    if why is None:
+        return
+    kinds = {group.kind for group, count in zip(surgery.groups, surgery.counts, strict=True) if count}
+    can = [kind for kind in sorted(kinds) if len(kinds) > 1 and _fails(_only(surgery, kind)) is None]
+    cannot = [KIND_WORDS[kind] for kind in sorted(kinds - set(can))]
+    roles = sorted({item.role for item in surgery.plan if item.role.startswith(tuple(f"{kind}_" for kind in can))})
+    fix = f"plan with --roles {','.join(roles)}" if can else "use an operator that leaves the shapes"
+    kind = type(surgery.origin.model).__name__
+    raise UsageError(
+        f"{' and '.join(cannot)} of a {kind} cannot be cut: its code takes their number from elsewhere than its layers",
+        fix=fix,
+    )
+
+
+def _only(surgery: Surgery, kind: str) -> Surgery:
+    counts = (count if group.kind == kind else 0 for group, count in zip(surgery.groups, surgery.counts, strict=True))
+    return replace(surgery, counts=tuple(counts))
+
+
+def _fails(surgery: Surgery) -> str | None:
+    """Why the smaller model does not compute; where the config can say its sizes, as the config makes it."""
+    shapes = shapes_of(surgery)
+    said = _said_by_config(surgery, shapes, {})
+    if said is None:
+        model = on_meta(surgery.origin.model)
+        reshape(model, shapes)
+        return why_not(model)
+    config: Any = surgery.origin.config
+    return why_not(_empty(type(surgery.origin.model), type(config).from_dict({**config.to_dict(), **said}), torch.float32))
 
 
 def _dropped(plan: Plan, origin: Origin) -> tuple[str, ...]:

@@ -19,12 +19,12 @@ from tailwise.checkpoints.fused import qkv_ranges
 from tailwise.compression.plans.plan import BLOCK, Decision, Plan
 from tailwise.compression.shrinking.coupled import coupled_layers
 from tailwise.compression.walking.load_pruned import Heads
-from tailwise.compression.walking.statistics import LINEAR
+from tailwise.compression.walking.statistics import PLAIN
 from tailwise.errors import UsageError
 
 Kind = Literal["attn", "mlp"]
 _KIND = re.compile(r"(attn|mlp)_(\w+)")
-_WORDS = {"attn": "attention heads", "mlp": "MLP neurons"}
+KIND_WORDS = {"attn": "attention heads", "mlp": "MLP neurons"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Group:
     @property
     def name(self) -> str:
         """For errors and the journal."""
-        return f"{_WORDS[self.kind]} of block {self.block}"
+        return f"{KIND_WORDS[self.kind]} of block {self.block}"
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ def groups_of(plan: Plan, model: nn.Module, places: Mapping[str, str], config: M
     `model` may be without weights; `places` says which parameter each stored tensor is.
     """
     found: dict[tuple[int | None, str], list[Named]] = {}
+    if not any(decision.sparsity for decision in plan if decision.pattern != BLOCK):
+        return []
     for decision in plan:
         if decision.pattern == BLOCK:
             continue
@@ -104,7 +106,7 @@ def layer_of_decision(model: nn.Module, places: Mapping[str, str], decision: Dec
     place = places.get(decision.tensor, "")
     layer = place.removesuffix(".weight")
     module = model.get_submodule(layer) if place.endswith(".weight") else None
-    if module is None or type(module).__name__ not in LINEAR[:2]:
+    if module is None or type(module).__name__ not in PLAIN:
         kind = "none" if module is None else f"a {type(module).__name__}"
         raise UsageError(
             f"linear layers can be cut, and this is {kind}",
@@ -131,7 +133,7 @@ def _group(
     if len(amounts) > 1:
         raise UsageError(
             f"its entries ask for {', '.join(f'{amount:g}' for amount in sorted(amounts))}, and units go through all",
-            where=f"{_WORDS[kind]} of block {block}",
+            where=f"{KIND_WORDS[kind]} of block {block}",
             fix="give them one amount",
         )
     maker = _neurons if kind == "mlp" else _heads
@@ -139,7 +141,7 @@ def _group(
     if len(layers) != len(members):
         raise UsageError(
             "the block has more than one layer of a kind",
-            where=f"{_WORDS[kind]} of block {block}",
+            where=f"{KIND_WORDS[kind]} of block {block}",
             fix="take its entries out of the plan",
         )
     if kind == "mlp":
@@ -157,11 +159,17 @@ def _check_coupled(members: list[Named], coupled: Mapping[str, frozenset[str]], 
     if mine == needed:
         return
     lacking, over = sorted(needed - mine), sorted(mine - needed)
+    if lacking and over:
+        raise UsageError(
+            "torch-pruning's graph of the model does not show which layers share its neurons",
+            where=f"{KIND_WORDS['mlp']} of block {block}",
+            fix="they cannot be cut: plan with --roles of its attention, or use an operator that leaves the shapes",
+        )
     said = [f"the plan lacks {', '.join(lacking)}"] if lacking else []
     said += [f"{', '.join(over)} shares no neurons with the others"] if over else []
     raise UsageError(
         "; ".join(said),
-        where=f"{_WORDS['mlp']} of block {block}",
+        where=f"{KIND_WORDS['mlp']} of block {block}",
         fix="neurons go through every layer that holds them: plan without --roles, or take the entries out",
     )
 
@@ -174,7 +182,7 @@ def sizes_of_layer(model: nn.Module, layer: str) -> tuple[int, int]:
 
 
 def _neurons(layers: Mapping[str, str], model: nn.Module, dims: Dims, facts: dict[str, Any]) -> Group:  # noqa: ARG001
-    where = f"{_WORDS['mlp']} of block {facts['block']}"
+    where = f"{KIND_WORDS['mlp']} of block {facts['block']}"
     if "down" not in layers or not {"up", "gate_up"} & set(layers):
         raise UsageError("an up and a down projection are needed", where=where, fix="plan without --roles")
     width = sizes_of_layer(model, layers["down"])[0]
@@ -192,7 +200,7 @@ def _neurons(layers: Mapping[str, str], model: nn.Module, dims: Dims, facts: dic
 
 
 def _heads(layers: Mapping[str, str], model: nn.Module, dims: Dims, facts: dict[str, Any]) -> Group:
-    where = f"{_WORDS['attn']} of block {facts['block']}"
+    where = f"{KIND_WORDS['attn']} of block {facts['block']}"
     if set(layers) not in ({"q", "k", "v", "o"}, {"qkv", "o"}):
         raise UsageError(
             f"the plan has {', '.join(sorted(layers))} of its attention; heads go through q, k, v (or qkv) and o",

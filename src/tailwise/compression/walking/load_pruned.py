@@ -20,6 +20,7 @@ from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.walking.hosts import DTYPES, _empty, _sources, architecture_of, lacking, separated
+from tailwise.compression.walking.statistics import PLAIN
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.evaluation.own_code import load_error
 from tailwise.evaluation.quiet import quiet
@@ -173,7 +174,7 @@ def reshape(model: nn.Module, shapes: Shapes) -> None:
 
 def _resized(module: nn.Module, sizes: Sizes, name: str) -> nn.Module:
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    if not isinstance(weight, torch.Tensor) or type(module).__name__ not in ("Linear", "Conv1D"):
+    if not isinstance(weight, torch.Tensor) or type(module).__name__ not in PLAIN:
         raise UsageError(f"{name} is no linear layer but a {type(module).__name__}")
     meta = torch.device("meta")
     if sizes.rank is not None:

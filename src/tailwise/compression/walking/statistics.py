@@ -17,6 +17,8 @@ from tailwise.compression.walking.experts import ExpertStack
 #: Layers whose weight is a matrix over their inputs. `Conv1D` is GPT-2's, a linear layer stored in × out. By name,
 #: since other subclasses of `Linear` hold something else than one matrix.
 LINEAR = ("Linear", "Conv1D", "NonDynamicallyQuantizableLinear", "FalconLinear")
+#: Those of them that can be made smaller: they take any sizes, and nothing else holds their weight.
+PLAIN = ("Linear", "Conv1D", "FalconLinear")
 
 
 #: Positions below which the norms of an expert's inputs are taken for uncertain.
