@@ -48,7 +48,7 @@ def pages() -> dict[str, str]:
     """File name → text of every generated page."""
     return {"commands.md": commands(), "metrics.md": metrics(), "rules.md": rules(), "charts.md": charts(),
             "formats.md": formats(), "allocators.md": allocators(), "roles.md": roles(), "api.md": api(),
-            "checkpoints.md": checkpoints()}  # fmt: skip
+            "checkpoints.md": checkpoints(), "families.md": families()}  # fmt: skip
 
 
 def commands() -> str:
@@ -395,6 +395,30 @@ def checkpoints() -> str:
     before, start, rest = (HERE / "checkpoints.md").read_text(encoding="utf-8").partition(f"{ZOO}\n")
     _, end, after = rest.partition("<!-- zoo: end -->")
     return f"{before}{start}\n{summary()}.\n\n{table()}\n\n{end}{after}"
+
+
+def families() -> str:
+    """What compression makes of every family, as the tests have it."""
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    try:
+        from families.table import reasons, table
+    finally:
+        sys.path.pop(0)
+    return "\n\n".join(
+        [
+            f"# Families and operators\n\n{NOTE}",
+            "Tiny models of transformers, each planned, applied, and loaded again by plain transformers (by "
+            "`tailwise.load_pruned` where a config cannot say the sizes). A ✓ says that what was loaded is what a "
+            "reference of a few lines makes of the model: masks and rounded values bit for bit; of GPTQ the codes, all "
+            "but 1 in 10,000, and the error of the outputs; factors against the best approximation of their rank; "
+            "heads, neurons and blocks that went against the whole model without them; and that what was reached is "
+            "what the written files hold. The tests run each family with two operators; "
+            "`PYTHONPATH=src:tests python tests/families/table.py` runs the whole product and keeps this table.",
+            table(),
+            "## What is refused\n\nBefore any work, with these words:",
+            reasons(),
+        ]
+    ) + "\n"  # fmt: skip
 
 
 def api() -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.options import Json
+from tailwise.cli.options import Begin, Bos, Json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,6 +54,7 @@ def apply(
     samples: Annotated[int, typer.Option(min=1, help="Windows drawn from it.", rich_help_panel=_CAL)] = 128,
     window: Annotated[int, typer.Option(min=2, help="Tokens in a window.", rich_help_panel=_CAL)] = 512,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw.", rich_help_panel=_CAL)] = 0,
+    bos: Bos = Begin.auto,
     dtype: Annotated[
         Compute, typer.Option(help="auto: as stored, but float32 on a CPU.", rich_help_panel=_RUN)
     ] = Compute.auto,
@@ -110,6 +111,7 @@ def apply(
         samples=samples,
         window=window,
         seed=seed,
+        bos=bos.value,
         device=device,
         dtype=dtype.value,
         batch=batch,

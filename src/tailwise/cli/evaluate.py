@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.options import Json, comma_list
+from tailwise.cli.options import Begin, Bos, Json, comma_list
 from tailwise.errors import UsageError
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def evaluate(
     separator: Annotated[
         str, typer.Option(help="A line of a text file that ends a document; '' for none.", rich_help_panel=_HOW)
     ] = "<|endoftext|>",
+    bos: Bos = Begin.auto,
     tokenizer: Annotated[
         str | None, typer.Option(metavar="DIR", help="Tokenizer, if not the model's own.", rich_help_panel=_HOW)
     ] = None,
@@ -120,6 +121,7 @@ def evaluate(
         window=window,
         max_windows=max_windows,
         separator=separator,
+        bos=bos.value,
         tasks=comma_list(tasks),
         include_path=include_path,
         limit=limit,

@@ -81,10 +81,10 @@ def _audit(model: Path, randomize: bool) -> Audit:
 
 
 def _plan(found: Audit, order: PlanOrder) -> Plan:
-    from tailwise.cli.plan_shared import text_of
+    from tailwise.cli.plan_shared import Windows, text_of
     from tailwise.cli.solver import solver_to_stderr
 
-    text = text_of([str(order.calibration)] if order.calibration else None, 32, 512, 0, "cpu")
+    text = text_of([str(order.calibration)] if order.calibration else None, Windows(), "cpu")
     even = "uniform" if order.allocator == "auto" else order.allocator
     with solver_to_stderr():
         if order.kind == "prune":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -18,6 +19,19 @@ _RUN = "How to run"
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:0.", rich_help_panel=_RUN)]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Matrices at once; one per core by default.", rich_help_panel=_RUN)
+]
+
+
+class Begin(StrEnum):
+    """Whether windows of text begin with the token that begins a text."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+Bos = Annotated[
+    Begin, typer.Option("--bos", help="Windows begin with BOS: auto, as the tokenizer does by itself; always; never.")
 ]
 
 

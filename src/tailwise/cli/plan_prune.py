@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.options import Device, Json, Rows, Workers, comma_list
+from tailwise.cli.options import Begin, Bos, Device, Json, Rows, Workers, comma_list
 from tailwise.cli.plan_shared import (
     OUT,
     SUFFIXES,
@@ -25,6 +25,7 @@ from tailwise.cli.plan_shared import (
     Seed,
     TimeBudget,
     Window,
+    Windows,
     audit_of,
     deliver,
     saying,
@@ -104,6 +105,7 @@ def prune(
     samples: Samples = 32,
     window: Window = 512,
     seed: Seed = 0,
+    bos: Bos = Begin.auto,
     roles: Roles = None,
     layers: Layers = None,
     also: Also = None,
@@ -142,7 +144,7 @@ def prune(
         settings={name: value for name, value in given.items() if value is not None},
     )
     target = None if dry_run else target_of(output, as_json)
-    text = text_of(calibration, samples, window, seed, device, executor)
+    text = text_of(calibration, Windows(samples, window, seed, bos.value), device, executor)
     audit = audit_of(model, device, workers)
     with solver_to_stderr(), saying() as say:
         plan = planned(audit, request, allocator=allocator, text=text, clock=Clock(seconds), say=say)
@@ -167,6 +169,7 @@ def tau(
     samples: Samples = 32,
     window: Window = 512,
     seed: Seed = 0,
+    bos: Bos = Begin.auto,
     roles: Roles = None,
     layers: Layers = None,
     device: Device = "cpu",
@@ -197,7 +200,7 @@ def tau(
     given = {"mapping": mapping.value if mapping else None, "reverse": reverse or None}
     settings = {name: value for name, value in given.items() if value is not None}
     request = Request(sparsity, allocator, operator, choice=Choice(comma_list(roles), layers), settings=settings)
-    text = text_of(calibration, samples, window, seed, device)
+    text = text_of(calibration, Windows(samples, window, seed, bos.value), device)
     if text is None:
         raise UsageError("every τ is tried on text, and there is none", fix="give --calibration TEXT")
     values = [_number(item, "--taus") for item in comma_list(taus)]
@@ -272,6 +275,7 @@ def drop(
     samples: Samples = 32,
     window: Window = 512,
     seed: Seed = 0,
+    bos: Bos = Begin.auto,
     device: Device = "cpu",
     output: PlanFile = None,
     as_json: Json = False,
@@ -292,7 +296,7 @@ def drop(
     else:
         from tailwise.planning.drop import DropOptions, least_blocks
 
-        options = DropOptions(list(calibration or ()), samples, window, seed, device)
+        options = DropOptions(list(calibration or ()), samples, window, seed, device, bos.value)
         chosen = least_blocks(base, model or base.model, count or 0, options)
     found = without_blocks(base, chosen)
     deliver(found, target, as_json, rows)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.options import Device, Json, Rows, Workers, comma_list
+from tailwise.cli.options import Begin, Bos, Device, Json, Rows, Workers, comma_list
 from tailwise.cli.plan_shared import (
     Also,
     Calibration,
@@ -22,6 +22,7 @@ from tailwise.cli.plan_shared import (
     Seed,
     TimeBudget,
     Window,
+    Windows,
     audit_of,
     deliver,
     saying,
@@ -116,6 +117,7 @@ def quantize(
     samples: Samples = 32,
     window: Window = 512,
     seed: Seed = 0,
+    bos: Bos = Begin.auto,
     roles: Roles = None,
     layers: Layers = None,
     also: Also = None,
@@ -161,7 +163,7 @@ def quantize(
         dequantize=dequantize,
         settings={name: value for name, value in given.items() if value is not None},
     )
-    text = text_of(calibration, samples, window, seed, device, executor)
+    text = text_of(calibration, Windows(samples, window, seed, bos.value), device, executor)
     target = None if dry_run else target_of(output, as_json)
     audit = audit_of(model, device, workers)
     with solver_to_stderr(), saying() as say:

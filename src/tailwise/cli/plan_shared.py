@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,8 +58,18 @@ PlanFile = Annotated[
 ]  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Windows:
+    """How windows are cut from a text."""
+
+    samples: int = 32
+    window: int = 512
+    seed: int = 0
+    bos: str = "auto"
+
+
 def text_of(
-    calibration: list[str] | None, samples: int, window: int, seed: int, device: str, executor: str = "local"
+    calibration: list[str] | None, windows: Windows, device: str, executor: str = "local"
 ) -> StageOptions | None:
     """What plans are tried on, where there is any, and where."""
     from tailwise.execution.engine import check_executor
@@ -68,7 +79,15 @@ def text_of(
         return None
     from tailwise.planning.stage import StageOptions
 
-    return StageOptions(list(calibration), samples=samples, window=window, seed=seed, device=device, executor=executor)
+    return StageOptions(
+        list(calibration),
+        samples=windows.samples,
+        window=windows.window,
+        seed=windows.seed,
+        bos=windows.bos,
+        device=device,
+        executor=executor,
+    )
 
 
 @contextmanager

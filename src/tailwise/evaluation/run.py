@@ -43,6 +43,7 @@ class EvaluateOptions:
     window: int = 512  # tokens
     max_windows: int | None = None  # that many at random; None: all
     separator: str = SEPARATOR  # a line of a text file that ends a document
+    bos: str = "auto"  # whether windows begin with the token that begins a text: auto, always, never
     tasks: tuple[str, ...] = ()
     include_path: str | Path | None = None  # task files
     limit: int | None = None  # documents of each task
@@ -94,9 +95,9 @@ def evaluate(
     if text is None and not wanted.tasks and not wanted.speed:
         raise UsageError("there is nothing to evaluate", fix="give --text, --tasks or --speed")
     ours, theirs = _tokenizers(model, against, tokenizer, wanted.base)
-    tokens = None if text is None else tokens_of(text, ours, separator=wanted.separator)
+    tokens = None if text is None else tokens_of(text, ours, separator=wanted.separator, bos=wanted.bos)
     if tokens is not None and theirs is not None and theirs is not ours and tokens.documents:
-        _check_same(tokens, tokens_of(text, theirs, separator=wanted.separator), against)
+        _check_same(tokens, tokens_of(text, theirs, separator=wanted.separator, bos=wanted.bos), against)
     windows = None if tokens is None else windows_of(tokens, wanted.window, wanted.max_windows, wanted.seed)
     found = _scores(model, ours, (tokens, windows), wanted, progress)
     if against is None:
@@ -258,6 +259,8 @@ def _settings(options: EvaluateOptions, tokens: Tokens | None) -> dict[str, Any]
     }
     if tokens is not None:
         found |= {"text": tokens.name, "documents": tokens.documents, "tokens": len(tokens.ids)}
+        if tokens.bos is not None:
+            found["bos"] = tokens.bos
     return found
 
 

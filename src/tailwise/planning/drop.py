@@ -26,6 +26,7 @@ class DropOptions:
     window: int = 512
     seed: int = 0
     device: str = "cpu"
+    bos: str = "auto"  # whether windows begin with the token that begins a text
 
 
 def least_blocks(plan: Plan, model: str, count: int, options: DropOptions) -> dict[int, str]:
@@ -36,8 +37,8 @@ def least_blocks(plan: Plan, model: str, count: int, options: DropOptions) -> di
             fix="give --calibration TEXT, or name the blocks with --blocks",
         )
     check_causal(model)
-    tokens = tokens_of(options.calibration, load_tokenizer(model))
-    windows = sample_windows(tokens.ids, options.samples, options.window, options.seed)
+    tokens = tokens_of(options.calibration, load_tokenizer(model), bos=options.bos)
+    windows = sample_windows(tokens.ids, options.samples, options.window, options.seed, tokens.bos)
     with open_checkpoint(model) as checkpoint:
         if wrong := plan.misfits({name: spec.numel for name, spec in checkpoint.tensors.items()}):
             raise UsageError(f"the plan does not fit the model: {wrong[0]}", where=model, fix="give its own --model")

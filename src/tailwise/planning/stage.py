@@ -36,6 +36,7 @@ class StageOptions:
     search_windows: int = 8  # of these, the ones that every trial is scored on
     guard_windows: int = 24  # others, for the last choice
     seed: int = 0
+    bos: str = "auto"  # whether windows begin with the token that begins a text
     device: str = "cpu"
     dtype: str = "auto"
     executor: Executor | str = "local"  # as of `RunOptions`: of trials that do not wait for one another
@@ -67,7 +68,7 @@ def stage_of(model: str, plan: Plan, options: StageOptions) -> Stage:
         return _of_images(model, plan, options)
     loaded = load_model(model, dtype=options.dtype, device=options.device)
     check_length(loaded.module, options.window, model)
-    tokens = tokens_of(options.calibration, loaded.tokenizer)
+    tokens = tokens_of(options.calibration, loaded.tokenizer, bos=options.bos)
     windows = windows_of(tokens, options.window)
     if len(windows) < FEWEST:
         raise UsageError(

@@ -54,6 +54,7 @@ class ApplyOptions:
     samples: int = SAMPLES  # windows drawn from a text
     window: int = WINDOW
     seed: int = 0  # of the draw
+    bos: str = "auto"  # whether windows begin with the token that begins a text: auto, always, never
     device: str = "cpu"
     dtype: str = "auto"  # what the model computes in
     batch: int = 8  # windows at once
@@ -235,7 +236,7 @@ class _Run:
 
     def _inputs(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         options = self.options
-        draw = Draw(options.samples, options.window, options.seed)
+        draw = Draw(options.samples, options.window, options.seed, options.bos)
         return calibration_inputs(self.name, options.calibration, draw)
 
     def _step(self, what: str) -> Callable[[int, int], None]:

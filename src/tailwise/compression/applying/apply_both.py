@@ -64,7 +64,7 @@ def prune_and_quantize(
 
 def _key(plan: Plan, name: str, options: ApplyOptions) -> str:
     """A digest of all that the output depends on."""
-    draw = Draw(options.samples, options.window, options.seed)
+    draw = Draw(options.samples, options.window, options.seed, options.bos)
     inputs = {} if options.calibration is None else calibration_inputs(name, options.calibration, draw)[0]
     settings = {"plan": to_text(plan), "packed": options.packed, "dtype": options.dtype}
     with open_checkpoint(name) as checkpoint:

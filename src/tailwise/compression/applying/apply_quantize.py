@@ -136,7 +136,7 @@ class _Run:
         """Round block by block into the draft's journal, then write."""
         options, plan = self.options, self.plan
         inputs, settings = calibration_inputs(
-            self.name, options.calibration, Draw(options.samples, options.window, options.seed)
+            self.name, options.calibration, Draw(options.samples, options.window, options.seed, options.bos)
         )
         host = load_host(self.checkpoint, self.name, device=options.device, dtype=options.dtype)
         check_inputs(host, inputs, self.name)

@@ -23,6 +23,7 @@ class Draw:
     samples: int = SAMPLES
     window: int = WINDOW
     seed: int = 0
+    bos: str = "auto"  # whether windows begin with BOS: auto, always, never
 
 
 def calibration_inputs(model: str, given: Any, draw: Draw) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -43,9 +44,11 @@ def calibration_inputs(model: str, given: Any, draw: Draw) -> tuple[dict[str, to
     from tailwise.evaluation.tokens import tokens_of
 
     path = Path(model).expanduser()
-    tokens = tokens_of(given, load_tokenizer(str(path.parent) if path.is_file() else model))
-    windows = sample_windows(tokens.ids, draw.samples, draw.window, draw.seed)
-    facts = {"samples": draw.samples, "window": draw.window, "seed": draw.seed}
+    tokens = tokens_of(given, load_tokenizer(str(path.parent) if path.is_file() else model), bos=draw.bos)
+    windows = sample_windows(tokens.ids, draw.samples, draw.window, draw.seed, tokens.bos)
+    facts: dict[str, Any] = {"samples": draw.samples, "window": draw.window, "seed": draw.seed}
+    if tokens.bos is not None:
+        facts["bos"] = tokens.bos
     return {"input_ids": windows}, {"calibration": tokens.name, **facts}
 
 

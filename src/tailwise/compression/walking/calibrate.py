@@ -19,6 +19,7 @@ from tailwise.compression.walking.hosts import check_causal, load_host
 from tailwise.compression.walking.statistics import matrices_of, of_group
 from tailwise.compression.walking.walk import Block, Home, home_of, walk_blocks
 from tailwise.errors import UsageError
+from tailwise.evaluation.tokens import shorter, with_bos
 
 __all__ = ["BlockScores", "block_scores", "dlp_scores", "outlier_ratios", "sample_windows", "walk_blocks"]
 
@@ -30,8 +31,12 @@ LEAST_TOKENS = 64  # heuristic: fewer say nothing of any layer
 Inputs = torch.Tensor | Mapping[str, torch.Tensor]
 
 
-def sample_windows(tokens: Any, samples: int = SAMPLES, window: int = WINDOW, seed: int = 0) -> torch.Tensor:
+def sample_windows(
+    tokens: Any, samples: int = SAMPLES, window: int = WINDOW, seed: int = 0, bos: int | None = None
+) -> torch.Tensor:
     """`samples` windows of `window` tokens at random places of a run of tokens (n,): (samples, window) int64.
+
+    With `bos`, each begins with that token, and has one of text less.
 
     Windows may overlap, as in the published code, so a short text gives as many as a long one. `UsageError` where
     the text does not fill one.
@@ -50,8 +55,9 @@ def sample_windows(tokens: Any, samples: int = SAMPLES, window: int = WINDOW, se
         fix = f"give more text, or use --window {len(ids)}"
         raise UsageError(f"the calibration text has {len(ids)} tokens, less than a window of {window}", fix=fix)
     generator = torch.Generator().manual_seed(seed)
-    starts = torch.randint(0, len(ids) - window + 1, (samples,), generator=generator)
-    return ids[starts[:, None] + torch.arange(window)]
+    length = shorter(window, bos)
+    starts = torch.randint(0, len(ids) - length + 1, (samples,), generator=generator)
+    return with_bos(ids[starts[:, None] + torch.arange(length)], bos)
 
 
 @dataclass(frozen=True)
