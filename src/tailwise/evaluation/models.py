@@ -12,6 +12,7 @@ from tailwise.compression.walking.load_pruned import PRUNED_FILE, load_pruned
 from tailwise.compression.walking.towers import is_composite
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.evaluation.adapters import base_of, in_words, is_adapter, with_adapter
+from tailwise.evaluation.gguf_files import gguf_file_of, told
 from tailwise.evaluation.own_code import load_error
 from tailwise.evaluation.quiet import quiet
 from tailwise.execution.device import checked_device
@@ -57,7 +58,7 @@ def load_model(
         return _adapted(name, tokenizer, base_of(name, base), (dtype, device))
     place, revision = address_of(name)
     transformers = _transformers(name)
-    with quiet():
+    with quiet(streams=gguf_file_of(place) is not None):  # whose bars nothing switches off
         module, notes = _load(transformers, place, revision, dtype, name)
     if device == "cpu" and dtype == "auto" and not hasattr(module.config, "quantization_config"):
         module = _widened(module)
@@ -83,6 +84,8 @@ def address_of(name: str) -> tuple[str, str | None]:
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path), None
+    if gguf_file_of(path) is not None:
+        return str(path), None
     if path.is_file():
         raise UsageError("is a file", where=name, fix="give the folder with config.json and the weights")
     address = parse_hub(name, None)
@@ -107,9 +110,9 @@ def _load(transformers: Any, place: str, revision: str | None, dtype: str, name:
     kind = _kind_of(transformers, place, revision, name)
     if (Path(place) / PRUNED_FILE).is_file():
         return load_pruned(place, dtype=dtype), ()
-    how = {"revision": revision, "dtype": dtype, "output_loading_info": True, **_gguf_in(place)}
+    how = {"revision": revision, "dtype": dtype, "output_loading_info": True, **told(place)}
     try:
-        module, facts = kind.from_pretrained(place, trust_remote_code=False, **how)
+        module, facts = kind.from_pretrained(folder_of(place), trust_remote_code=False, **how)
     except Exception as error:  # every architecture and format fails in its own way
         raise load_error(error, name) from error
     missing = sorted(facts.get("missing_keys", ()))
@@ -127,18 +130,18 @@ def _load(transformers: Any, place: str, revision: str | None, dtype: str, name:
     return module, tuple(notes)
 
 
-def _gguf_in(place: str) -> dict[str, str]:
-    """The GGUF file of a folder that has no other weights, as transformers is told of it."""
-    path = Path(place)
-    files = sorted(path.glob("*.gguf"))
-    others = any(next(path.glob(f"*{suffix}"), None) for suffix in (".safetensors", ".bin", ".index.json"))
-    return {"gguf_file": files[0].name} if len(files) == 1 and not others else {}
+def folder_of(place: str) -> str:
+    """The folder of a GGUF file; all else as it is."""
+    path = Path(place).expanduser()
+    return str(path.parent) if path.is_file() else place
 
 
 def _kind_of(transformers: Any, place: str, revision: str | None, name: str) -> Any:
     """The class of transformers that loads it. Models that read images too are scored on their text."""
     try:
-        config = transformers.AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(
+            folder_of(place), revision=revision, trust_remote_code=False, **told(place, "config.json")
+        )
     except Exception as error:  # as above
         raise load_error(error, name) from error
     encoder = getattr(config, "is_encoder_decoder", False)
@@ -161,15 +164,27 @@ def _widened(module: Any) -> Any:
 def load_tokenizer(place: str | os.PathLike[str], revision: str | None = None) -> Any:
     """The tokenizer in a folder or on the Hub; None where a folder has none."""
     name = os.fspath(place)
-    path = Path(name).expanduser()
-    if path.is_dir() and not any((path / file).is_file() for file in _TOKENIZER_FILES):
+    path = Path(folder_of(name)).expanduser()
+    own = any((path / file).is_file() for file in _TOKENIZER_FILES)
+    inside = {} if own else told(name)
+    if path.is_dir() and not own and not (inside and _has_tokenizer(name)):
         return None
     transformers = _transformers(name)
     try:
         with quiet():
-            return transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+            return transformers.AutoTokenizer.from_pretrained(
+                str(path) if path.is_dir() else name, revision=revision, trust_remote_code=False, **inside
+            )
     except Exception as error:  # as above
         raise load_error(error, name) from error
+
+
+def _has_tokenizer(name: str) -> bool:
+    """Whether a GGUF file holds one."""
+    from tailwise.checkpoints.open import open_checkpoint
+
+    with open_checkpoint(name) as checkpoint:
+        return "tokenizer.ggml.model" in checkpoint.metadata
 
 
 def vocabulary_of(module: torch.nn.Module) -> int | None:

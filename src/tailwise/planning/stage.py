@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.plans.plan import Plan
@@ -107,7 +108,7 @@ def _set_up(
     with open_checkpoint(model) as checkpoint:
         places, config = places_in(loaded.module, checkpoint), dict(checkpoint.config)
         dtypes = {
-            item.tensor: torch_dtype(checkpoint.tensors[item.tensor].dtype, where=item.tensor)
+            item.tensor: _dtype_of(checkpoint, item.tensor)
             for item in plan
             if item.tensor in checkpoint.tensors
         }
@@ -123,6 +124,13 @@ def _set_up(
         seed,
         (*loaded.notes, *said, *notes),
     )
+
+
+def _dtype_of(checkpoint: Checkpoint, tensor: str) -> torch.dtype:
+    """As it is stored; float32 where a GGUF file holds rounded values, which is what they are read as."""
+    code = checkpoint.tensors[tensor].dtype
+    plain = code in ("F64", "F32", "F16", "BF16")
+    return torch_dtype(code, where=tensor) if plain or checkpoint.format != "gguf" else torch.float32
 
 
 def _divided(windows: torch.Tensor, options: StageOptions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -25,6 +26,7 @@ from tailwise.compression.applying.calibrated import WITH_DATA, Pruning, jobs_of
 from tailwise.compression.applying.calibration_inputs import Draw, calibration_inputs, check_inputs
 from tailwise.compression.applying.card import card
 from tailwise.compression.applying.data_free import Changes, amount_of, does_nothing, input_size
+from tailwise.compression.applying.fingerprint import check_own
 from tailwise.compression.applying.fit import check_plan
 from tailwise.compression.applying.journal import Journal, digest_of_inputs, key_of_run
 from tailwise.compression.applying.shards import Shards, check_alone, settings_of
@@ -34,9 +36,11 @@ from tailwise.compression.prune.pruner import PRUNERS
 from tailwise.compression.shrinking.smaller import Source, reached_in, work_of, write_smaller
 from tailwise.compression.shrinking.structured import Widths
 from tailwise.compression.walking.calibrate import SAMPLES, WINDOW
+from tailwise.compression.walking.gguf_source import for_folder, unpacked
 from tailwise.compression.walking.hosts import load_host
 from tailwise.compression.walking.load_pruned import PRUNED_FILE
 from tailwise.errors import UsageError
+from tailwise.evaluation.gguf_files import gguf_file_of
 from tailwise.execution.device import checked_device
 
 if TYPE_CHECKING:
@@ -89,12 +93,30 @@ def apply(
     plan does not fit the model.
     """
     plan.validate()
+    if (file := gguf_file_of(model)) is not None:
+        return _apply_to_gguf(plan, file, Path(output), options or ApplyOptions(), progress)
     known: dict[str, Callable[..., Applied | AppliedBits]] = {
         "prune": _prune,
         "quantize": quantize,
         BOTH: lambda *given: prune_and_quantize(_prune, *given),
     }
     return known[plan.kind](plan, model, Path(output), options or ApplyOptions(), progress)
+
+
+def _apply_to_gguf(
+    plan: Plan, file: Path, output: Path, options: ApplyOptions, progress: Progress | None
+) -> Applied | AppliedBits:
+    """As `apply`, by way of the folder of transformers that the file is read as; it is kept until all is done."""
+    check_output(output, force=options.force, source=file)
+    folder = output.parent / f".{output.name}.from-gguf"
+    with open_checkpoint(file) as stored:
+        check_own(plan, stored, force=options.force)
+    moved = for_folder(plan, unpacked(file, folder), file)
+    found = apply(moved, folder, output, options=replace(options, dequantize=False), progress=progress)
+    shutil.rmtree(folder)
+    card_file = output / "README.md"
+    card_file.write_text(card_file.read_text(encoding="utf-8").replace(str(folder), str(file)), encoding="utf-8")
+    return found
 
 
 def _prune(

@@ -16,10 +16,12 @@ from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.dtypes import code_of
 from tailwise.checkpoints.hub import parse_hub
 from tailwise.compression.walking.experts import separate_experts, stacks_in
+from tailwise.compression.walking.gguf_source import gguf_places
 from tailwise.compression.walking.names import own_names
 from tailwise.compression.walking.towers import is_composite
 from tailwise.compression.walking.walk import Block, Home, InPlace
 from tailwise.errors import TailwiseError, UnreadableError, UsageError
+from tailwise.evaluation.gguf_files import gguf_file_of, told
 from tailwise.evaluation.own_code import load_error, needs_code
 from tailwise.evaluation.quiet import quiet
 from tailwise.execution.device import checked_device
@@ -165,7 +167,9 @@ def architecture_of(place: str, revision: str | None = None) -> tuple[Any, Any]:
         with quiet():
             import transformers
 
-            config = transformers.AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+            config = transformers.AutoConfig.from_pretrained(
+                place, revision=revision, trust_remote_code=False, **told(place, "config.json")
+            )
     except ImportError as error:
         raise UsageError("calibration takes `transformers`", where=place, fix="pip install 'tailwise[eval]'") from error
     except Exception as error:  # every config fails in its own way
@@ -326,6 +330,8 @@ def _whole(architecture: Any, address: tuple[str, str | None], options: InPlaceO
 
 def places_in(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
     """Stored tensor → parameter of a model that was loaded from `checkpoint`; its experts become layers, in place."""
+    if checkpoint.format == "gguf":
+        return gguf_places(model, checkpoint)
     names = separated(model, checkpoint)
     sources = _sources(model, checkpoint, names)
     if sources is None:
