@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 SETTINGS = ("quantization_config", "compression_config")
 
 
+#: Numbers of eight bits without a scale, which no operator computes in.
+_EIGHT_BITS = frozenset({"F8_E4M3", "F8_E5M2"})
+
+
 class Dequantized(Checkpoint):
     """Packed weights are read as the dtype that the config names, bfloat16 where it names none."""
 
@@ -32,14 +36,18 @@ class Dequantized(Checkpoint):
         self.tensors = {name: self._spec(spec) for name, spec in stored.tensors.items()}
 
     def _spec(self, spec: TensorSpec) -> TensorSpec:
-        if spec.name not in self._inner.readings:
+        if not self._is_code(spec):
             return spec
         return TensorSpec(spec.name, self._code, spec.shape, spec.numel * DTYPE_BITS[self._code] // 8)
+
+    def _is_code(self, spec: TensorSpec) -> bool:
+        """Of codes and scales, or eight bits that stand for themselves."""
+        return spec.name in self._inner.readings or spec.dtype in _EIGHT_BITS
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """See `Checkpoint`."""
         found = self._inner.read_rows(name, start, stop)
-        return found.to(torch_dtype(self._code, where=name)) if name in self._inner.readings else found
+        return found.to(torch_dtype(self._code, where=name)) if self._is_code(self._inner.tensors[name]) else found
 
     def identity(self, name: str) -> str | None:
         """See `Checkpoint`."""
@@ -59,7 +67,7 @@ class Dequantized(Checkpoint):
                 if spec.name in heads:
                     yield self.tensors[heads[spec.name]]
                 elif spec.name not in inside:
-                    yield spec
+                    yield self.tensors[spec.name]
 
         shards = tuple(replace(shard, specs=tuple(specs(shard.specs)), metadata={}) for shard in stored.shards)
         return replace(stored, shards=shards, left_out=SETTINGS)
@@ -71,7 +79,8 @@ def dequantized(checkpoint: Checkpoint) -> Dequantized | None:
     `UsageError` where a part of it is in a packing that is not known.
     """
     found = claimed(checkpoint)
-    if not (found.is_packed or found.unsupported):
+    bare = any(spec.dtype in _EIGHT_BITS for spec in found.tensors.values())
+    if not (found.is_packed or found.unsupported or bare):
         return None
     for name, why in found.unsupported.items():
         raise UsageError(f"{name} cannot be de-quantized: {why}", where=checkpoint.uri)

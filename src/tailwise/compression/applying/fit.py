@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.compression.applying.fingerprint import check_own
+from tailwise.compression.plans.packed_rows import AS_NUMBERS
 from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.errors import UsageError
 
@@ -28,5 +29,7 @@ def check_plan(plan: Plan, checkpoint: Checkpoint, misfits: Misfits, *, stored: 
     if wrong:
         more = f"\n  … and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         what = "the plan does not fit the model:\n  " + "\n  ".join(wrong[:_SHOWN]) + more
-        raise UsageError(what, where=checkpoint.uri, fix=f"plan for this model, or apply it to {plan.model}")
+        coded = any(" is stored as " in line for line in wrong)
+        fix = AS_NUMBERS if coded else f"plan for this model, or apply it to {plan.model}"
+        raise UsageError(what, where=checkpoint.uri, fix=fix)
     check_own(plan, stored, force=force)

@@ -9,6 +9,7 @@ from tailwise.checkpoints.dequantized import dequantized
 from tailwise.checkpoints.writer import Layout, layout_of
 from tailwise.compression.applying.fit import check_plan
 from tailwise.compression.applying.shards import check_alone
+from tailwise.compression.plans.packed_rows import AS_NUMBERS
 from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.compression.quantize.quantizer import QUANTIZERS
 from tailwise.errors import UsageError
@@ -26,7 +27,8 @@ def is_calibrated(plan: Plan, options: ApplyOptions) -> bool:
     needs = QUANTIZERS[plan.operator].needs != "none"
     if needs and (options.dequantize or plan.settings.get("dequantize") is True):
         raise UsageError(
-            f"{plan.operator} computes with the model, which is quantized already", fix="plan with --operator rtn"
+            f"{plan.operator} computes with the model, which is quantized already",
+            fix=f"plan with --operator rtn, or {AS_NUMBERS}",
         )
     if needs and options.calibration is None:
         raise UsageError(

@@ -10,7 +10,7 @@ from typing import Any
 from tailwise.audits.audit import Audit, LayerRow
 from tailwise.checkpoints.beside import TOWERS, tower_beside
 from tailwise.checkpoints.order import INPUTS, OUTPUTS
-from tailwise.compression.plans.packed_rows import is_packed, tensor_of
+from tailwise.compression.plans.packed_rows import AS_NUMBERS, is_packed, tensor_of
 from tailwise.errors import UsageError, unknown_name
 from tailwise.metrics.facts import fit
 from tailwise.recipe import Recipe
@@ -94,6 +94,8 @@ def candidates(
     chosen = [row for rows in grouped.values() for row in rows]
     alphas = _alphas(audit, chosen, estimator) if estimator else None
     found = tuple(_candidate(tensor, rows, alphas) for tensor, rows in grouped.items())
+    if not found and not packed and any(is_packed(row) for row in audit.rows if row.measured):
+        raise UsageError("its weights are quantized", where=audit.model, fix=AS_NUMBERS)
     if not found:
         raise UsageError(
             "no tensor is left to plan for",

@@ -15,6 +15,7 @@ from torch import nn
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.dtypes import code_of
 from tailwise.checkpoints.hub import parse_hub
+from tailwise.compression.plans.packed_rows import AS_NUMBERS
 from tailwise.compression.walking.experts import separate_experts, stacks_in
 from tailwise.compression.walking.gguf_source import gguf_places
 from tailwise.compression.walking.names import own_names
@@ -176,7 +177,7 @@ def architecture_of(place: str, revision: str | None = None) -> tuple[Any, Any]:
         fix = "calibration takes a model of transformers; the operator magnitude needs none"
         raise load_error(error, place, "its config could not be read", fix) from error
     if getattr(config, "quantization_config", None):
-        raise UsageError("its weights are quantized", where=place, fix="give the model that it was made from")
+        raise UsageError("its weights are quantized", where=place, fix=AS_NUMBERS)
     names = getattr(config, "architectures", None) or []
     found = getattr(transformers, names[0], None) if names else None
     if not hasattr(found, "_from_config"):  # no model
