@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from families.kinds import FAMILIES, Family, inputs_of, loaded, outputs, saved
-from families.reference import OPERATORS, blocks_of, parts_of, seen
+from families.reference import OPERATORS, blocks_of, parts_of, seen, stacks_of
 from tailwise.audits.run import audit
 from tailwise.compression.applying.apply import ApplyOptions, apply
 from tailwise.compression.plans.make import Request, plan_prune
@@ -82,15 +82,13 @@ def check_entries(found: Made, operator: str, folder: Path, plan: Plan, done: An
     model = copy.deepcopy(found.model)
     new, old = dict(after.named_parameters()), dict(model.named_parameters())
     changed = {name for name in old if not torch.equal(old[name], new[name])}
-    name, blocks = blocks_of(model)
     apart, entries, wrong, zeros = set(changed), 0, 0, 0
     unseen = {note.partition(":")[0] for note in done.notes if "no input reached it" in note}
-    for index, block in enumerate(blocks):
-        x = seen(model, block, f"{name}.{index}", found.inputs) if operator in _NEED_INPUTS else {}
-        for part, theirs in zip(
-            parts_of(f"{name}.{index}", block, found.listed),
-            parts_of(f"{name}.{index}", blocks_of(after)[1][index], found.listed), strict=True,
-        ):
+    pairs = zip(all_blocks(model), all_blocks(after), strict=True)
+    for (place, block), (_, other) in pairs:
+        x = seen(model, block, place, found.inputs) if operator in _NEED_INPUTS else {}
+        both = (parts_of(place, one, found.listed) for one in (block, other))
+        for part, theirs in zip(*both, strict=True):
             if part.parameter not in changed:
                 continue
             apart.discard(part.parameter)
@@ -113,6 +111,11 @@ def check_entries(found: Made, operator: str, folder: Path, plan: Plan, done: An
     if operator in ("magnitude", "wanda", "sparsegpt"):
         assert abs(zeros / entries - done.reached) < 1e-9
         assert abs(done.reached - 0.5) < 0.02
+
+
+def all_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Name and module of every block, in order."""
+    return [(f"{name}.{index}", block) for name, blocks in stacks_of(model) for index, block in enumerate(blocks)]
 
 
 def compare(operator: str, W: torch.Tensor, got: torch.Tensor, expected: torch.Tensor, X: torch.Tensor | None) -> int:
@@ -143,9 +146,8 @@ def check_factors(found: Made, folder: Path, plan: Plan, done: Any) -> None:
     assert abs((saved_parameters - left) / plan.n_params - done.reached) < 1e-9
     model = copy.deepcopy(found.model)
     by_shape = {}
-    name, blocks = blocks_of(model)
-    for index, block in enumerate(blocks):
-        for part in parts_of(f"{name}.{index}", block, found.listed):
+    for place, block in all_blocks(model):
+        for part in parts_of(place, block, found.listed):
             by_shape.setdefault(tuple(part.W.shape), []).append(part.W)
     for layer in factored.values():
         product, rank = layer.weight.detach(), layer.first.weight.shape[0]

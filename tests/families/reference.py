@@ -33,6 +33,13 @@ def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(found, key=lambda item: sum(value.numel() for value in item[1].parameters()))
 
 
+def stacks_of(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """That list; of an encoder with a decoder both."""
+    if not model.config.is_encoder_decoder:
+        return [blocks_of(model)]
+    return [("encoder.block", model.encoder.block), ("decoder.block", model.decoder.block)]
+
+
 def parts_of(name: str, block: nn.Module, listed: bool) -> Iterator[Part]:
     """The matrices of a block: of stacked experts each by itself; gate and up apart where they are stored so."""
     for inner, module in block.named_modules(prefix=name):

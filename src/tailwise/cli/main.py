@@ -33,6 +33,7 @@ from tailwise.cli.show import show
 from tailwise.cli.store import app as store
 from tailwise.cli.sweep import sweep
 from tailwise.cli.watch import watch
+from tailwise.cli.known_lines import hide_known_lines
 from tailwise.errors import TailwiseError, UnreadableError, lacks_memory
 from tailwise.harmless import visible
 
@@ -93,6 +94,7 @@ def main(
 def run() -> None:
     """Entry point: turns errors into one message and an exit code (2: wrong request, 3: unreadable input)."""
     code: object = 1
+    hide_known_lines()
     try:
         code = _run_to_the_end()
     except TailwiseError as error:

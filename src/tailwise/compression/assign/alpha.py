@@ -12,7 +12,7 @@ from tailwise.compression.assign.assigner import (
     assigner,
     reasons_of,
 )
-from tailwise.compression.assign.ordered import ordered, ranks
+from tailwise.compression.assign.ordered import ONE_FORMAT, by_share, ordered, ranks
 from tailwise.compression.plans.budget import Vector
 from tailwise.errors import UsageError
 
@@ -53,20 +53,15 @@ def alpha(choices: Choices, settings: FormatSettings) -> Assignment:
     used: dict[str, object] = {} if settings.tau is None else {"tau": settings.tau}
     if settings.has_ratios:
         used = {"mxfp4_ratio": settings.mxfp4_ratio, "bf16_ratio": settings.bf16_ratio}
-    return Assignment(levels, reasons_of(choices, levels, why), ("alpha",), used, (*notes, POOLED))
+    pooled = () if any(note.startswith(ONE_FORMAT) for note in notes) else (POOLED,)  # where α decided nothing
+    return Assignment(levels, reasons_of(choices, levels, why), ("alpha",), used, (*notes, *pooled))
 
 
 def _by_share(choices: Choices, values: Vector, tau: float) -> tuple[Levels, tuple[str, ...]]:
-    """Least Σ d·(bits − wanted)² within the budget; wanted bits are shares of it, linear in α."""
+    """Shares of the mean bits, linear in α."""
     low, high = (np.nanmin(values), np.nanmax(values)) if np.isfinite(values).any() else (0.0, 0.0)
     place = np.nan_to_num((values - low) / (high - low) if high > low else values * np.nan, nan=0.5)
-    share = 1.0 + tau * (1.0 - 2.0 * place)
-    wanted = choices.goal * share / float((choices.sizes * share).sum())
-    own = choices.bits / choices.sizes[:, None]
-    offered = np.isfinite(own)
-    losses = np.where(offered, choices.sizes[:, None] * (np.where(offered, own, 0.0) - wanted[:, None]) ** 2, np.inf)
-    chosen = choices.cheapest(losses, 1e-4)
-    return chosen.levels, (f"wanted: {wanted.min():.3g} to {wanted.max():.3g} bits",)
+    return by_share(choices, place, tau)
 
 
 def _by_ratio(choices: Choices, values: Vector, settings: FormatSettings) -> tuple[Levels, tuple[str, ...]]:

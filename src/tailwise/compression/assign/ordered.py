@@ -7,6 +7,8 @@ import numpy as np
 from tailwise.compression.assign.assigner import SLACKS, Choices, Levels
 from tailwise.compression.plans.budget import Vector
 
+ONE_FORMAT = "one format holds the budget:"
+SPREAD = "--tau 0.3 spreads the bits around it"
 _GAP, _SECONDS = 1e-3, 2.0  # an order is kept, not a loss made small
 
 
@@ -23,7 +25,7 @@ def ordered(choices: Choices, turns: Vector) -> tuple[Levels, tuple[str, ...]]:
     low = within[-1] if within else 0
     last = low + 1 == len(every)
     if last or (within and weights[low] >= choices.goal * (1 - SLACKS[0])):
-        return every[low], (f"one format holds the budget: {choices.formats[low]}",)
+        return every[low], (f"{ONE_FORMAT} {choices.formats[low]}: nothing was left to order, as with uniform; {SPREAD}",)
     rows = np.arange(len(choices.groups))
     extra = choices.bits[rows, every[low + 1]] - choices.bits[rows, every[low]]
     losses = np.full(choices.bits.shape, np.inf)
@@ -31,6 +33,19 @@ def ordered(choices: Choices, turns: Vector) -> tuple[Levels, tuple[str, ...]]:
     losses[rows, every[low + 1]] = 0.0
     names = f"{choices.formats[low]} and {choices.formats[low + 1]}"
     return choices.cheapest(losses, _GAP, _SECONDS).levels, (f"the two formats next to the budget: {names}",)
+
+
+def by_share(choices: Choices, place: Vector, tau: float) -> tuple[Levels, tuple[str, ...]]:
+    """Least Σ d·(bits − wanted)² within the budget. Wanted are 1 + τ times the mean where `place` (groups,) is 0, 1 − τ
+    times it where it is 1.
+    """
+    share = 1.0 + tau * (1.0 - 2.0 * place)
+    wanted = choices.goal * share / float((choices.sizes * share).sum())
+    own = choices.bits / choices.sizes[:, None]
+    offered = np.isfinite(own)
+    losses = np.where(offered, choices.sizes[:, None] * (np.where(offered, own, 0.0) - wanted[:, None]) ** 2, np.inf)
+    chosen = choices.cheapest(losses, 1e-4)
+    return chosen.levels, (f"wanted: {wanted.min():.3g} to {wanted.max():.3g} bits",)
 
 
 def ranks(values: Vector) -> Vector:

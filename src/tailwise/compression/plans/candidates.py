@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.trusted import doubt_of_fit
 from tailwise.checkpoints.beside import TOWERS, tower_beside
 from tailwise.checkpoints.order import INPUTS, OUTPUTS
 from tailwise.compression.plans.packed_rows import AS_NUMBERS, is_packed, tensor_of
@@ -16,6 +18,7 @@ from tailwise.metrics.facts import fit
 from tailwise.recipe import Recipe
 from tailwise.spectrum.power_law import TailFit
 from tailwise.spectrum.rounding import edge, unit_of
+from tailwise.spectrum.trust import SEARCHED, doubt_of_tail
 
 #: Kinds of matrix that the operators work on.
 KINDS = frozenset({"dense", "conv", "expert"})
@@ -92,7 +95,7 @@ def candidates(
             continue
         grouped.setdefault(tensor_of(row), []).append(row)
     chosen = [row for rows in grouped.values() for row in rows]
-    alphas = _alphas(audit, chosen, estimator) if estimator else None
+    alphas, doubted = _alphas(audit, chosen, estimator) if estimator else (None, ())
     found = tuple(_candidate(tensor, rows, alphas) for tensor, rows in grouped.items())
     if not found and not packed and any(is_packed(row) for row in audit.rows if row.measured):
         raise UsageError("its weights are quantized", where=audit.model, fix=AS_NUMBERS)
@@ -104,7 +107,7 @@ def candidates(
         )
     left = [f"left as it is, the {tower} tower ({count} matrices): --also {tower} takes it"
             for tower, count in sorted(beside.items())]  # fmt: skip
-    return found, (*left, *_notes(audit, choice, composed))
+    return found, (*left, *doubted, *_notes(audit, choice, composed))
 
 
 def _compiled(pattern: str | None) -> re.Pattern[str]:
@@ -117,6 +120,12 @@ def _compiled(pattern: str | None) -> re.Pattern[str]:
 def _check_roles(audit: Audit, roles: Iterable[str]) -> None:
     known = {row.role for row in audit.rows}
     for role in roles:
+        if role == "lm_head" and role not in known and "embed" in known:
+            raise UsageError(
+                "its head is its embeddings: the two are tied, and stored as one tensor",
+                where=audit.model,
+                fix="name embed, which changes both",
+            )
         if role not in known:
             raise unknown_name("role in this model", role, known)
 
@@ -130,10 +139,14 @@ def _wanted(row: LayerRow, choice: Choice) -> bool:
     return row.kind in KINDS and (named or (row.block is not None and row.role not in LEFT_OUT))
 
 
-def _alphas(audit: Audit, rows: Sequence[LayerRow], estimator: str) -> dict[str, float | None]:
+def _alphas(
+    audit: Audit, rows: Sequence[LayerRow], estimator: str
+) -> tuple[dict[str, float | None], tuple[str, ...]]:
+    """α of every row, and a note on those whose fit says nothing: they count as the median of their role."""
     made_with = audit.provenance.recipe
     if estimator == made_with.get("estimator") and all("alpha" in row.metrics for row in rows):
-        return {row.name: _usable(row, "alpha") for row in rows}
+        found = {row.name: _usable(row, "alpha") for row in rows}
+        return _by_role(rows, found, {row.name for row in rows if doubt_of_fit(row, estimator)})
     kept = {name: made_with[name] for name in ("k_frac", "max_fingers") if name in made_with}
     recipe = Recipe(estimator=estimator, **kept)
     if recipe.uses_windows:
@@ -141,7 +154,28 @@ def _alphas(audit: Audit, rows: Sequence[LayerRow], estimator: str) -> dict[str,
             f"{estimator} needs windows of W, which this audit has not", fix=f"tailwise audit --estimator {estimator}"
         )
     fits = {row.name: _fitted(audit, row, estimator, recipe) for row in rows}
-    return {name: found.alpha if found.ok else None for name, found in fits.items()}
+    searched = estimator in SEARCHED
+    doubted = {
+        name for name, one in fits.items() if one.ok and doubt_of_tail(one.k, one.ks_distance, searched=searched)
+    }
+    return _by_role(rows, {name: one.alpha if one.ok else None for name, one in fits.items()}, doubted)
+
+
+def _by_role(
+    rows: Sequence[LayerRow], alphas: Mapping[str, float | None], doubted: Collection[str]
+) -> tuple[dict[str, float | None], tuple[str, ...]]:
+    """α with the median of the trusted fits of its role where a fit is not; a role without any keeps its own."""
+    trusted: dict[str, list[float]] = {}
+    for row in rows:
+        value = alphas[row.name]
+        if value is not None and row.name not in doubted:
+            trusted.setdefault(row.role, []).append(value)
+    moved = [row for row in rows if alphas[row.name] is not None and row.name in doubted and row.role in trusted]
+    found = dict(alphas) | {row.name: median(trusted[row.role]) for row in moved}
+    if not moved:
+        return found, ()
+    names = _listed([row.name for row in moved])
+    return found, (f"α of {len(moved)} of {len(rows)} fits is not trusted, and counts as its role's median: {names}",)
 
 
 def _fitted(audit: Audit, row: LayerRow, estimator: str, recipe: Recipe) -> TailFit:
