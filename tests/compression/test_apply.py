@@ -352,7 +352,8 @@ def test_calibration_that_cannot_be_is_one_error(llama, plans, tmp_path, given, 
     assert not left_in(tmp_path)
 
 
-def test_experts_that_transformers_stacks_are_told(tmp_path):
+def test_stacked_experts_of_a_class_that_is_not_known_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("tailwise.compression.walking.experts._kind_of", lambda module: None)
     folder = saved("mixtral", tmp_path / "model")
     with pytest.raises(UsageError, match="holds the experts of a block in one tensor"):
         apply(plan_for(folder, operator="wanda"), folder, tmp_path / "out", options=OPTIONS)

@@ -75,10 +75,30 @@ def test_a_file_has_no_blanks_inside_a_line_and_no_capitals(tmp_path):
     ("model.layers.2.block_sparse_moe.experts.7.w1.weight", "expert_gate", "blk.2.ffn_gate_exps.weight"),
     ("model.layers.2.mlp.experts.down_proj", "expert_down", "blk.2.ffn_down_exps.weight"),
     ("lm_head.weight", "lm_head", "output.weight"),
+    ("model.language_model.layers.3.mlp.up_proj.weight", "mlp_up", "blk.3.ffn_up.weight"),
+    ("language_model.model.layers.3.self_attn.q_proj.weight", "attn_q", "blk.3.attn_q.weight"),
     ("blk.4.ffn_down.weight", "mlp_down", "blk.4.ffn_down.weight"),
 ])  # fmt: skip
 def test_names_of_other_families(tmp_path, tensor, role, name):
     assert names_of(tmp_path, one(tensor, role, (64, 64)))[0] == name
+
+
+@pytest.mark.parametrize(("tensor", "role", "names"), [
+    ("model.layers.3.self_attn.kv_b_proj.weight", "attn_kv_b", ["ATTN_K_B", "ATTN_V_B"]),
+    ("model.layers.3.mlp.experts.gate_up_proj", "expert_gate_up", ["FFN_GATE_EXP", "FFN_UP_EXP"]),
+    ("model.layers.3.feed_forward.experts.gate_up_proj", "expert_gate_up", ["FFN_GATE_EXP", "FFN_UP_EXP"]),
+    ("model.layers.3.block_sparse_moe.input_linear.weight", "expert_gate_up", ["FFN_GATE_EXP", "FFN_UP_EXP"]),
+    ("model.layers.3.block_sparse_moe.output_linear.weight", "expert_down", ["FFN_DOWN_EXP"]),
+    ("model.layers.3.shared_mlp.input_linear.weight", "shared_gate_up", ["FFN_GATE_SHEXP", "FFN_UP_SHEXP"]),
+])  # fmt: skip
+def test_what_the_converter_cuts_apart_is_named_by_its_parts(tmp_path, tensor, role, names):
+    own = [gguf.TENSOR_NAMES[gguf.MODEL_TENSOR[name]].format(bid=3) + ".weight" for name in names]
+    assert names_of(tmp_path, one(tensor, role, (64, 64)))[:-1] == own
+
+
+def test_towers_beside_the_text_are_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"not in the file that llama-quantize reads: model\.visual\.blocks\.0"):
+        names_of(tmp_path, one("model.visual.blocks.0.attn.proj.weight", "attn_o", (64, 64)))
 
 
 def test_experts_of_a_block_are_one_line_and_several_formats_of_them_an_error(tmp_path):

@@ -269,7 +269,7 @@ def test_reasons_are_in_words(audit):
 def test_it_reads_a_real_audit_as_an_audit_with_that_estimator(pycode):
     from tailwise.audits.run import audit as make_audit
 
-    which = {"layers": r"layers\.[01]\.", "metrics": ("alpha",), "workers": 1}
+    which = {"layers": r"layers\.[01]\.", "metrics": ("alpha", "alpha_sigma", "ks_distance"), "workers": 1}
     ks, peak = (make_audit(pycode, estimator=name, **which) for name in ("ks", "peak"))
     first, second = (plan_prune(found, Request(0.7, "alpha")) for found in (ks, peak))
     assert {d.tensor: d.sparsity for d in first} == {d.tensor: d.sparsity for d in second}

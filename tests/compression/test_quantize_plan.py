@@ -73,6 +73,18 @@ def test_one_format_that_holds_the_budget_is_taken_for_all(audit):
     assert "one format holds the budget: mxfp8" in plan.notes
 
 
+@pytest.mark.parametrize("allocator", ["alpha", "depth"])
+def test_where_one_format_holds_the_budget_the_order_decides_nothing_and_tau_spreads(audit, allocator):
+    plan = plan_quantize(audit, QuantizeRequest(8.25, allocator=allocator))
+    uniform = plan_quantize(audit, QuantizeRequest(8.25))
+    assert [d.format for d in plan] == [d.format for d in uniform]
+    assert any("this is what uniform gives; --tau 0.3 spreads" in note for note in plan.notes)
+    assert not any("the two formats next to" in note or "ranked across roles" in note for note in plan.notes)
+    spread = plan_quantize(audit, QuantizeRequest(8.25, allocator=allocator, settings={"tau": 0.5}))
+    assert len({d.format for d in spread}) > 1
+    assert spread.budget["reached"] <= 8.25
+
+
 def test_one_format_alone_needs_no_budget(audit):
     plan = plan_quantize(audit, QuantizeRequest(formats=("int4-g32",)))
     assert {decision.format for decision in plan} == {"int4-g32"}

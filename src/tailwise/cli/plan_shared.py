@@ -135,7 +135,12 @@ def audit_of(model: str, device: str, workers: int | None) -> Audit:
 
     with progress_bar() as show_progress:
         return audit(
-            model, progress=show_progress, estimator="peak", metrics=("alpha", *READ), device=device, workers=workers
+            model,
+            progress=show_progress,
+            estimator="peak",
+            metrics=("alpha", "alpha_sigma", "ks_distance", *READ),
+            device=device,
+            workers=workers,
         )
 
 

@@ -12,7 +12,7 @@ from tailwise.compression.assign.assigner import (
     assigner,
     reasons_of,
 )
-from tailwise.compression.assign.ordered import ONE_FORMAT, by_share, ordered, ranks
+from tailwise.compression.assign.ordered import ONE_FORMAT, by_share, decided, ordered, ranks
 from tailwise.compression.plans.budget import Vector
 from tailwise.errors import UsageError
 
@@ -54,7 +54,7 @@ def alpha(choices: Choices, settings: FormatSettings) -> Assignment:
     if settings.has_ratios:
         used = {"mxfp4_ratio": settings.mxfp4_ratio, "bf16_ratio": settings.bf16_ratio}
     pooled = () if any(note.startswith(ONE_FORMAT) for note in notes) else (POOLED,)  # where α decided nothing
-    return Assignment(levels, reasons_of(choices, levels, why), ("alpha",), used, (*notes, *pooled))
+    return Assignment(levels, reasons_of(choices, levels, why), ("alpha",), used, (*decided(notes), *pooled))
 
 
 def _by_share(choices: Choices, values: Vector, tau: float) -> tuple[Levels, tuple[str, ...]]:

@@ -84,23 +84,25 @@ class Choices:
         """Bits of all groups."""
         return float(self.bits[np.arange(len(levels)), levels].sum())
 
-    def cheapest(self, losses: Matrix, gap: float = 1e-6, seconds: float = _SECONDS) -> Chosen:
+    def cheapest(
+        self, losses: Matrix, gap: float = 1e-6, seconds: float = _SECONDS, slacks: Sequence[float] = SLACKS
+    ) -> Chosen:
         """The least summed loss, (groups, formats), within the budget: as near below it as the tensors allow.
 
         Solved exactly to the relative `gap`, with a bound; see `knapsack.solve`. After `seconds` the best so far is
-        taken.
+        taken. `slacks` are the shares of the budget that may be left, tried one after the other.
         """
         offered = np.isfinite(self.bits) & np.isfinite(losses)
         costs, weights = np.where(offered, losses, np.inf), np.where(offered, self.bits, 0.0)
         most = _most_reached(np.where(offered, self.bits, np.inf), self.goal)
-        for slack in SLACKS[:-1]:
+        for slack in slacks[:-1]:
             if self.goal * (1.0 - slack) > most:
                 continue
             try:
                 return solve(Knapsack(costs, weights, self.goal, slack, seconds, gap))
             except UsageError:
                 continue
-        return solve(Knapsack(costs, weights, self.goal, SLACKS[-1], seconds, gap))
+        return solve(Knapsack(costs, weights, self.goal, slacks[-1], seconds, gap))
 
 
 def _most_reached(bits: Matrix, budget: float) -> float:

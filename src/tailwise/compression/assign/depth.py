@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tailwise.compression.assign.assigner import Assignment, Choices, FormatSettings, assigner, reasons_of
-from tailwise.compression.assign.ordered import by_share, ordered
+from tailwise.compression.assign.ordered import by_share, decided, ordered
 
 
 @assigner(
@@ -29,4 +29,4 @@ def depth(choices: Choices, settings: FormatSettings) -> Assignment:
         for group in choices.groups
     ]
     used: dict[str, object] = {} if settings.tau is None else {"tau": settings.tau}
-    return Assignment(levels, reasons_of(choices, levels, why), settings=used, notes=notes)
+    return Assignment(levels, reasons_of(choices, levels, why), settings=used, notes=decided(notes))

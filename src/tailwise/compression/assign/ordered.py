@@ -8,7 +8,7 @@ from tailwise.compression.assign.assigner import SLACKS, Choices, Levels
 from tailwise.compression.plans.budget import Vector
 
 ONE_FORMAT = "one format holds the budget:"
-SPREAD = "--tau 0.3 spreads the bits around it"
+NOTHING_LEFT = "nothing is left to order, so this is what uniform gives; --tau 0.3 spreads the bits around that format"
 _GAP, _SECONDS = 1e-3, 2.0  # an order is kept, not a loss made small
 
 
@@ -25,7 +25,7 @@ def ordered(choices: Choices, turns: Vector) -> tuple[Levels, tuple[str, ...]]:
     low = within[-1] if within else 0
     last = low + 1 == len(every)
     if last or (within and weights[low] >= choices.goal * (1 - SLACKS[0])):
-        return every[low], (f"{ONE_FORMAT} {choices.formats[low]}: nothing was left to order, as with uniform; {SPREAD}",)
+        return every[low], (f"{ONE_FORMAT} {choices.formats[low]}",)
     rows = np.arange(len(choices.groups))
     extra = choices.bits[rows, every[low + 1]] - choices.bits[rows, every[low]]
     losses = np.full(choices.bits.shape, np.inf)
@@ -33,6 +33,11 @@ def ordered(choices: Choices, turns: Vector) -> tuple[Levels, tuple[str, ...]]:
     losses[rows, every[low + 1]] = 0.0
     names = f"{choices.formats[low]} and {choices.formats[low + 1]}"
     return choices.cheapest(losses, _GAP, _SECONDS).levels, (f"the two formats next to the budget: {names}",)
+
+
+def decided(notes: tuple[str, ...]) -> tuple[str, ...]:
+    """The notes, and that the order decided nothing where one format held the budget."""
+    return (*notes, NOTHING_LEFT) if any(note.startswith(ONE_FORMAT) for note in notes) else notes
 
 
 def by_share(choices: Choices, place: Vector, tau: float) -> tuple[Levels, tuple[str, ...]]:
@@ -44,7 +49,8 @@ def by_share(choices: Choices, place: Vector, tau: float) -> tuple[Levels, tuple
     own = choices.bits / choices.sizes[:, None]
     offered = np.isfinite(own)
     losses = np.where(offered, choices.sizes[:, None] * (np.where(offered, own, 0.0) - wanted[:, None]) ** 2, np.inf)
-    chosen = choices.cheapest(losses, 1e-4)
+    # What is wanted matters more here than the last thousandth of the budget, which one format may hold alone.
+    chosen = choices.cheapest(losses, 1e-4, slacks=SLACKS[1:])
     return chosen.levels, (f"wanted: {wanted.min():.3g} to {wanted.max():.3g} bits",)
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from importlib import import_module
 from typing import Any
 
+from tailwise.checkpoints.dims import tower_of
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.gguf_types import REST, GgufType, gguf_type
 from tailwise.compression.export.meaning import Refusals
@@ -23,6 +24,17 @@ _BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
 _EXPERT = re.compile(r"(?<=experts)\.\d+(?=\.)")
 
 
+#: What composite models put before the names of their text tower; the converter takes it off.
+_TOWER = re.compile(r"language_model\.(?:model\.(?=layers|embed))?")
+#: What the converter cuts apart → its parts: DeepSeek's keys and values by head, gate and up of stacked experts.
+_SPLIT = {
+    ".kv_b_proj": (".k_b_proj", ".v_b_proj"),
+    ".experts.gate_up_proj": (".experts.gate_proj", ".experts.up_proj"),
+    ".block_sparse_moe.input_linear": (".mlp.experts.gate_proj", ".mlp.experts.up_proj"),
+    ".shared_mlp.input_linear": (".mlp.shared_experts.gate_proj", ".mlp.shared_experts.up_proj"),
+}
+
+
 @exporter("llamacpp", source="llama.cpp, `llama-quantize --tensor-type-file`", suffixes=(".txt",), kinds=("quantize",))
 def tensor_types(plan: Plan) -> Files:
     """Lines `name=type` with GGUF's names; beside it, in NAME.notes.json, how near each type is to the plan's format.
@@ -34,7 +46,7 @@ def tensor_types(plan: Plan) -> Files:
     names, otherwise = _names(plan.decisions)
     found: dict[str, GgufType] = {}
     clashes: list[str] = []
-    for tensor, name in names.items():
+    for tensor, name in ((tensor, name) for tensor, several in names.items() for name in several):
         if found.setdefault(name, chosen[tensor]) != chosen[tensor] and name not in clashes:
             clashes.append(name)
     if clashes:
@@ -66,9 +78,10 @@ def _types(plan: Plan) -> dict[str, GgufType]:
     return found
 
 
-def _names(entries: tuple[Decision, ...]) -> tuple[dict[str, str], list[str]]:
-    """Stored tensor → name in GGUF, as most architectures have it; and the architectures that have other names."""
-    votes: dict[tuple[str | None, ...], list[str]] = {}
+def _names(entries: tuple[Decision, ...]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Stored tensor → names in GGUF, as most architectures have them; and the architectures that have other names."""
+    _check_towers(entries)
+    votes: dict[tuple[tuple[str, ...] | None, ...], list[str]] = {}
     for architecture, names in _maps():
         found = tuple(_named(decision, names) for decision in entries)
         votes.setdefault(found, []).append(architecture)
@@ -82,7 +95,15 @@ def _names(entries: tuple[Decision, ...]) -> tuple[dict[str, str], list[str]]:
         refusals.tell()
     names = max(whole, key=lambda names: len(whole[names]))
     others = sorted(kind for found, kinds in whole.items() if found != names for kind in kinds)
-    return {decision.tensor: str(name) for decision, name in zip(entries, names, strict=True)}, others
+    return {decision.tensor: name or () for decision, name in zip(entries, names, strict=True)}, others
+
+
+def _check_towers(entries: tuple[Decision, ...]) -> None:
+    refusals = Refusals("llama.cpp", "the text tower: images and sounds are in a file of their own (mmproj)")
+    for decision in entries:
+        if any(tower_of(decision.tensor)[:2]):
+            refusals.add("not in the file that llama-quantize reads", decision.tensor)
+    refusals.tell()
 
 
 def _maps() -> list[tuple[str, Any]]:
@@ -99,8 +120,23 @@ def _maps() -> list[tuple[str, Any]]:
     return found
 
 
-def _named(decision: Decision, names: Any) -> str | None:
-    key = _EXPERT.sub("", decision.tensor)
+def _named(decision: Decision, names: Any) -> tuple[str, ...] | None:
+    """Every tensor that the converter makes of a stored one; None where the architecture has not all of them."""
+    found = [_name(key, names) for key in _as_converted(_EXPERT.sub("", decision.tensor))]
+    return None if None in found else tuple(name for name in found if name is not None)
+
+
+def _as_converted(key: str) -> tuple[str, ...]:
+    """The names under which llama.cpp's converter looks a stored tensor up: without the tower's, and each part."""
+    key = _TOWER.sub("", key)
+    key = f"model.{key}" if key.startswith("layers.") else key
+    for whole, parts in _SPLIT.items():
+        if whole in key:
+            return tuple(key.replace(whole, part) for part in parts)
+    return (key,)
+
+
+def _name(key: str, names: Any) -> str | None:
     block = _BLOCK.search(key)
     found = names.get_name(_BLOCK.sub("0", key, count=1), try_suffixes=(".weight",))
     if found is None:

@@ -9,7 +9,6 @@ from statistics import median
 from typing import Any
 
 from tailwise.audits.audit import Audit, LayerRow
-from tailwise.audits.trusted import doubt_of_fit
 from tailwise.checkpoints.beside import TOWERS, tower_beside
 from tailwise.checkpoints.order import INPUTS, OUTPUTS
 from tailwise.compression.plans.packed_rows import AS_NUMBERS, is_packed, tensor_of
@@ -144,9 +143,10 @@ def _alphas(
 ) -> tuple[dict[str, float | None], tuple[str, ...]]:
     """α of every row, and a note on those whose fit says nothing: they count as the median of their role."""
     made_with = audit.provenance.recipe
+    searched = estimator in SEARCHED
     if estimator == made_with.get("estimator") and all("alpha" in row.metrics for row in rows):
         found = {row.name: _usable(row, "alpha") for row in rows}
-        return _by_role(rows, found, {row.name for row in rows if doubt_of_fit(row, estimator)})
+        return _by_role(rows, found, {row.name for row in rows if _doubted(row, searched=searched)})
     kept = {name: made_with[name] for name in ("k_frac", "max_fingers") if name in made_with}
     recipe = Recipe(estimator=estimator, **kept)
     if recipe.uses_windows:
@@ -154,11 +154,18 @@ def _alphas(
             f"{estimator} needs windows of W, which this audit has not", fix=f"tailwise audit --estimator {estimator}"
         )
     fits = {row.name: _fitted(audit, row, estimator, recipe) for row in rows}
-    searched = estimator in SEARCHED
     doubted = {
         name for name, one in fits.items() if one.ok and doubt_of_tail(one.k, one.ks_distance, searched=searched)
     }
     return _by_role(rows, {name: one.alpha if one.ok else None for name, one in fits.items()}, doubted)
+
+
+def _doubted(row: LayerRow, *, searched: bool) -> bool:
+    """As of a fit, from what the audit keeps of it; what it does not keep is no reason."""
+    alpha, sigma = row.metrics["alpha"], row.metrics.get("alpha_sigma")
+    if alpha is None or not sigma:
+        return False
+    return bool(doubt_of_tail(((alpha - 1.0) / sigma) ** 2, row.metrics.get("ks_distance"), searched=searched))
 
 
 def _by_role(
