@@ -77,6 +77,18 @@ def test_chat_templates_are_copied_and_other_folders_noted(source, tmp_path):
     assert notes == ("folders were left behind: onnx",)
 
 
+def test_the_layers_that_sentence_transformers_keeps_in_folders_are_copied(source, tmp_path):
+    for name in ("1_Pooling", "2_Dense", "onnx"):
+        (source / name).mkdir()
+        (source / name / "config.json").write_text("{}")
+    (source / "2_Dense" / "model.safetensors").write_bytes(b"weights")
+    listed = [{"idx": 0, "path": ""}, {"idx": 1, "path": "1_Pooling"}, {"idx": 2, "path": "2_Dense"}]
+    (source / "modules.json").write_text(json.dumps(listed))
+    assert copied(source, tmp_path / "copy") == ("folders were left behind: onnx",)
+    assert (tmp_path / "copy" / "1_Pooling" / "config.json").read_text() == "{}"
+    assert (tmp_path / "copy" / "2_Dense" / "model.safetensors").read_bytes() == b"weights"
+
+
 def test_the_record_of_another_model_s_recovery_is_not_copied(source, tmp_path):
     (source / "tailwise_recovery.json").write_text("{}")
     copied(source, tmp_path / "copy")

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from tailwise.cli.plan_quantize import bytes_of, quantize
 from tailwise.compression.assign.alphaq import sensitivities
 from tailwise.compression.assign.assigner import ASSIGNERS, Choices, FormatSettings, Group
+from tailwise.compression.plans.bit_budget import header_bytes
 from tailwise.compression.plans.bits import bits_of, mean_bits, shape_of
 from tailwise.compression.plans.candidates import Candidate, Choice
 from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
@@ -99,9 +100,11 @@ def test_a_budget_that_tensors_and_formats_cannot_come_near_to_is_told(audit):
 def test_bytes_are_of_the_whole_model(audit):
     kept = sum(item.n_params * 4 for item in audit.rows if item.role in ("embed", "lm_head"))
     planned = 90_112 * 5 // 8
-    plan = plan_quantize(audit, QuantizeRequest(bytes=kept + planned))
+    headers = header_bytes(audit, [d.tensor for d in plan_quantize(audit, QuantizeRequest(5.0))])
+    assert headers > 18 * 90
+    plan = plan_quantize(audit, QuantizeRequest(bytes=kept + planned + headers))
     assert plan.budget["asked"] == pytest.approx(5.0)
-    assert plan.budget["bytes"] + plan.budget["kept_bytes"] <= kept + planned
+    assert plan.budget["bytes"] + plan.budget["kept_bytes"] + headers <= kept + planned + headers
 
 
 def test_the_head_and_embeddings_stay_unless_named(audit):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,9 @@ def made(name: str, folder: Path) -> Made:
     family = FAMILIES[name]
     model = saved(family, folder)
     stored = load_file(folder / "model.safetensors")
-    return Made(family, model, folder, audit(folder, workers=1), inputs_of(family), any(".experts.0." in key for key in stored))
+    return Made(
+        family, model, folder, audit(folder, workers=1), inputs_of(family), any(".experts.0." in key for key in stored)
+    )
 
 
 def outcome(found: Made, operator: str, folder: Path) -> str:
@@ -54,7 +56,9 @@ def outcome(found: Made, operator: str, folder: Path) -> str:
     try:
         plan = plan_for(found, operator)
         options = {"calibration": found.inputs} if operator in _NEED_INPUTS else {}
-        done = apply(plan, found.folder, folder, options=ApplyOptions(multiple=1, factored=operator == "low_rank", **options))
+        done = apply(
+            plan, found.folder, folder, options=ApplyOptions(multiple=1, factored=operator == "low_rank", **options)
+        )
     except TailwiseError as error:
         assert "error of tailwise" not in str(error), error
         assert error.fix, error
@@ -63,13 +67,17 @@ def outcome(found: Made, operator: str, folder: Path) -> str:
     if operator in ENTRYWISE:
         check_entries(found, operator, folder, plan, done)
     else:
-        {"low_rank": check_factors, "structured": check_structured, "drop": check_dropped}[operator](found, folder, plan, done)
+        {"low_rank": check_factors, "structured": check_structured, "drop": check_dropped}[operator](
+            found, folder, plan, done
+        )
     return "holds"
 
 
 def plan_for(found: Made, operator: str) -> Plan:
     if operator in ("rtn", "gptq"):
-        return plan_quantize(found.audited, QuantizeRequest(formats=("int4-g8",), bits=None, allocator="uniform", operator=operator))
+        return plan_quantize(
+            found.audited, QuantizeRequest(formats=("int4-g8",), bits=None, allocator="uniform", operator=operator)
+        )
     if operator == "drop":
         plan = plan_prune(found.audited, Request(0.0, "uniform", "structured"))
         return without_blocks(plan, named_blocks([min(item.block for item in plan)]))
@@ -169,7 +177,10 @@ def check_structured(found: Made, folder: Path, plan: Plan, done: Any) -> None:
     for inner, module in blocks.named_modules():
         if type(module).__name__ not in ("Linear", "Conv1D", "FalconLinear"):
             continue
-        W, V = (item.weight.data.T if type(item).__name__ == "Conv1D" else item.weight.data for item in (module, small[inner]))
+        W, V = (
+            item.weight.data.T if type(item).__name__ == "Conv1D" else item.weight.data
+            for item in (module, small[inner])
+        )
         removed += W.numel() - V.numel()
         if len(V) == len(W) and V.shape[1] < W.shape[1]:  # what reads the units that are left
             kept = [int((W - V[:, j : j + 1]).abs().sum(dim=0).argmin()) for j in range(V.shape[1])]

@@ -55,7 +55,9 @@ def reasons() -> str:
         for operator, what in found.items():
             if what != HOLDS:
                 by_words.setdefault((operator, what.removeprefix("refused: ")), []).append(name)
-    return "\n".join(f"- {operator}, {', '.join(names)}: {what}" for (operator, what), names in sorted(by_words.items()))
+    return "\n".join(
+        f"- {operator}, {', '.join(names)}: {what}" for (operator, what), names in sorted(by_words.items())
+    )
 
 
 def main(names: list[str]) -> int:

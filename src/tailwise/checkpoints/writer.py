@@ -287,11 +287,21 @@ def _copy_inside(root: Path, folder: Path, target: Path) -> Iterator[str]:
             yield f"{folder.name}/{path.name} was left behind: {why}"
 
 
+def _modules_of(root: Path) -> set[str]:
+    """Folders of the layers behind the transformer (pooling, a projection), as sentence-transformers lists them."""
+    try:
+        found = json.loads((root / "modules.json").read_text(encoding="utf-8"))
+        return {str(module["path"]) for module in found if module["path"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
 def _copy_templates(folder: Folder, target: Path) -> Iterator[str]:
-    """Copy the folder of chat templates; a note on the others, which no part of a model is read from."""
+    """Copy the folder of chat templates, and what sentence-transformers lists as parts; a note on the others."""
     left = {name for name in folder.subfolders() if not name.startswith(".")}
-    if _TEMPLATES in left and isinstance(folder, LocalFolder):
-        left.remove(_TEMPLATES)
-        yield from _copy_inside(folder.path, folder.path / _TEMPLATES, target / _TEMPLATES)
+    if isinstance(folder, LocalFolder):
+        for name in sorted(left & {_TEMPLATES, *_modules_of(folder.path)}):
+            left.remove(name)
+            yield from _copy_inside(folder.path, folder.path / name, target / name)
     if left:
         yield f"folders were left behind: {', '.join(sorted(left))}"

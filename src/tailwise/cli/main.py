@@ -19,6 +19,7 @@ from tailwise.cli.diff import diff
 from tailwise.cli.doctor import doctor
 from tailwise.cli.evaluate import evaluate
 from tailwise.cli.history import history
+from tailwise.cli.known_lines import hide_known_lines
 from tailwise.cli.mcp import mcp
 from tailwise.cli.metrics import metrics
 from tailwise.cli.plan import app as plan
@@ -33,7 +34,6 @@ from tailwise.cli.show import show
 from tailwise.cli.store import app as store
 from tailwise.cli.sweep import sweep
 from tailwise.cli.watch import watch
-from tailwise.cli.known_lines import hide_known_lines
 from tailwise.errors import TailwiseError, UnreadableError, lacks_memory
 from tailwise.harmless import visible
 

@@ -74,7 +74,11 @@ def prune(
         Mapping3 | None, typer.Option(help="Of alpha and entropy: whose metric decides.", rich_help_panel=_HOW)
     ] = None,
     tau: Annotated[
-        float | None, typer.Option(help="Shares lie in [1 − τ, 1 + τ] before they are scaled to the budget and cut at 0.99; 0.3 by default.", rich_help_panel=_HOW)
+        float | None,
+        typer.Option(
+            help="Shares lie in [1 − τ, 1 + τ] before they are scaled to the budget and cut at 0.99; 0.3 by default.",
+            rich_help_panel=_HOW,
+        ),
     ] = None,
     beta: Annotated[
         float | None, typer.Option(help="Of depth: step from block to block.", rich_help_panel=_HOW)

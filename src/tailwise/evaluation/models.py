@@ -111,6 +111,8 @@ def _load(transformers: Any, place: str, revision: str | None, dtype: str, name:
     if (Path(place) / PRUNED_FILE).is_file():
         return load_pruned(place, dtype=dtype), ()
     how = {"revision": revision, "dtype": dtype, "output_loading_info": True, **told(place)}
+    if "gguf_file" in how:
+        how["config"] = _config_in(transformers, place)
     try:
         module, facts = kind.from_pretrained(folder_of(place), trust_remote_code=False, **how)
     except Exception as error:  # every architecture and format fails in its own way
@@ -128,6 +130,20 @@ def _load(transformers: Any, place: str, revision: str | None, dtype: str, name:
     if getattr(module.config, "auto_map", None):
         notes.append(f"{name}: it comes with Python code, which was not run; the model is transformers' own")
     return module, tuple(notes)
+
+
+def _config_in(transformers: Any, place: str) -> Any:
+    """The config of a GGUF file, with the size of a head that transformers does not read from it."""
+    from tailwise.checkpoints.open import open_checkpoint
+
+    config = transformers.AutoConfig.from_pretrained(
+        folder_of(place), trust_remote_code=False, **told(place, "config.json")
+    )
+    with open_checkpoint(str(gguf_file_of(place))) as checkpoint:
+        size = checkpoint.metadata.get(f"{checkpoint.metadata.get('general.architecture')}.attention.key_length")
+    if size is not None and hasattr(config, "head_dim"):
+        config.head_dim = int(size)
+    return config
 
 
 def folder_of(place: str) -> str:

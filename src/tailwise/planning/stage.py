@@ -107,11 +107,7 @@ def _set_up(
     (looked, search, guard), (material, seed, said), model = parts, what, loaded.name
     with open_checkpoint(model) as checkpoint:
         places, config = places_in(loaded.module, checkpoint), dict(checkpoint.config)
-        dtypes = {
-            item.tensor: _dtype_of(checkpoint, item.tensor)
-            for item in plan
-            if item.tensor in checkpoint.tensors
-        }
+        dtypes = {item.tensor: _dtype_of(checkpoint, item.tensor) for item in plan if item.tensor in checkpoint.tensors}
     trial, notes = trial_of(loaded.module, places, plan, looked, (config, dtypes), material)
     scores = block_scores(loaded.module, material.inputs(looked))
     return Stage(

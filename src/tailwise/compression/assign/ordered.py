@@ -49,8 +49,8 @@ def by_share(choices: Choices, place: Vector, tau: float) -> tuple[Levels, tuple
     own = choices.bits / choices.sizes[:, None]
     offered = np.isfinite(own)
     losses = np.where(offered, choices.sizes[:, None] * (np.where(offered, own, 0.0) - wanted[:, None]) ** 2, np.inf)
-    # What is wanted matters more here than the last thousandth of the budget, which one format may hold alone.
-    chosen = choices.cheapest(losses, 1e-4, slacks=SLACKS[1:])
+    # What is wanted matters more here than the last hundredth of the budget, which one format may hold alone.
+    chosen = choices.cheapest(losses, 1e-4, slacks=SLACKS[2:])
     return chosen.levels, (f"wanted: {wanted.min():.3g} to {wanted.max():.3g} bits",)
 
 

@@ -44,6 +44,8 @@ class CompressedTensors(ShardPacking):
         """See `Packing`."""
         if classify(spec.name, 2, {}).role in _NO_LINEAR:
             return "is an embedding, and servers load linear layers packed, nothing else"
+        if cast_of(chosen) is None and _READ_BY_ITSELF.search(spec.name):
+            return "is a layer whose weight Mamba's code reads by itself, and which transformers does not load packed"
         if cast_of(chosen) is not None:
             return None
         scheme = scheme_of(chosen)
@@ -130,6 +132,10 @@ class CompressedTensors(ShardPacking):
             # transformers makes no room for packed zero points, and reads them only where it decodes while loading.
             settings["dequantize"] = True
         return {"quantization_config": settings, **_dtype(schemes, work.checkpoint)}
+
+
+#: Weights of a mixer that its code multiplies with, or sets, without calling the layer.
+_READ_BY_ITSELF = re.compile(r"\bmixer\.(?:dt_proj|out_proj)\.weight$|\bmamba\.dt_proj\.weight$")
 
 
 def _known() -> frozenset[str]:

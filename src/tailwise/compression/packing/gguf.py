@@ -20,6 +20,7 @@ from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 
 FILE = "model.gguf"
+_HEAD_OF_QWEN3 = 128  # of transformers' config, where it reads nothing else from a file
 
 
 class Gguf(Packing):
@@ -53,6 +54,11 @@ class Gguf(Packing):
             yield "transformers does not read the factors of Llama 3.1's positions from a GGUF file; llama.cpp does"
         if any(config.get(name) for name in ("attention_bias", "mlp_bias")):
             yield "transformers does not read the biases of this model from a GGUF file; llama.cpp does"
+        if config.get("model_type") == "qwen3" and model.head_dim(config) != _HEAD_OF_QWEN3:
+            yield (
+                f"transformers takes heads of {_HEAD_OF_QWEN3} for granted in a GGUF of Qwen3, and these have "
+                f"{model.head_dim(config)}; llama.cpp and tailwise read the size from the file"
+            )
         if config.get("sliding_window") and config.get("use_sliding_window", True):
             yield f"the window of {config['sliding_window']} tokens is not in the file: attention will see all"
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 NEAR = 1e-3  # how far below the budget, relative, is not worth a word
 _SHOWN = 3
+_LINE, _PARTS = 90, 3  # characters about a tensor beside its name, and tensors that a packed weight becomes
 
 
 def bits_table(
@@ -42,10 +43,11 @@ def budget_of(audit: Audit, request: QuantizeRequest, found: Sequence[Candidate]
         return request.bits * sum(item.n_params for item in found)
     if request.bytes is None:
         return None
-    kept = kept_bytes(audit, [item.tensor for item in found])
+    names = [item.tensor for item in found]
+    kept = kept_bytes(audit, names) + header_bytes(audit, names)
     if request.bytes <= kept:
         raise UsageError(
-            f"{request.bytes:,} bytes cannot be met: what the plan leaves as it is takes {kept:,}",
+            f"{request.bytes:,} bytes cannot be met: what the plan leaves as it is takes {kept:,}, headers counted",
             fix="give more, or also plan for the embeddings and the head: --also embed,lm_head",
         )
     return 8.0 * (request.bytes - kept)
@@ -78,7 +80,19 @@ def spent(audit: Audit, plan: Plan, request: QuantizeRequest, budget: float | No
         "bytes": round(reached * plan.n_params / 8),
         "kept_bytes": kept,
     }
-    return found | ({} if request.bytes is None else {"asked_bytes": request.bytes})
+    if request.bytes is None:
+        return found
+    headers = header_bytes(audit, [decision.tensor for decision in plan])
+    return found | {"asked_bytes": request.bytes, "header_bytes": headers}
+
+
+def header_bytes(audit: Audit, planned: Sequence[str]) -> int:
+    """What a packed file says of its tensors, at most: a line for each, and for codes, scales and shape of a planned
+    one; an estimate, since names and numbers differ between layouts.
+    """
+    named = set(planned)
+    stored = {name for row in audit.rows for name in row.tensors or (row.name,)} | named
+    return sum((len(name) + _LINE) * (_PARTS if name in named else 1) for name in stored)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -138,9 +138,7 @@ def _wanted(row: LayerRow, choice: Choice) -> bool:
     return row.kind in KINDS and (named or (row.block is not None and row.role not in LEFT_OUT))
 
 
-def _alphas(
-    audit: Audit, rows: Sequence[LayerRow], estimator: str
-) -> tuple[dict[str, float | None], tuple[str, ...]]:
+def _alphas(audit: Audit, rows: Sequence[LayerRow], estimator: str) -> tuple[dict[str, float | None], tuple[str, ...]]:
     """α of every row, and a note on those whose fit says nothing: they count as the median of their role."""
     made_with = audit.provenance.recipe
     searched = estimator in SEARCHED

@@ -16,7 +16,7 @@ from torch import nn
 
 from tailwise.compression.walking.experts import separate_experts
 from tailwise.compression.walking.statistics import weight_of
-from tailwise.compression.walking.towers import text_config_of, text_tower
+from tailwise.compression.walking.towers import text_config_of
 from tailwise.errors import UsageError
 
 _TOKENS = 4

@@ -144,7 +144,9 @@ def _beside_experts(name: str) -> bool:
 def _facts(module: nn.Module) -> dict[str, Any]:
     plain = {key: value for key, value in vars(module).items()
              if isinstance(value, int | float | str | bool) and not key.startswith("_") and key != "training"}  # fmt: skip
-    if hasattr(module, "_tailwise_kind") or any(value.ndim == 3 for value in module._parameters.values() if value is not None):
+    if hasattr(module, "_tailwise_kind") or any(
+        value.ndim == 3 for value in module._parameters.values() if value is not None
+    ):
         return plain
     return plain | {key: tuple(value.shape) for key, value in module._parameters.items() if value is not None}
 

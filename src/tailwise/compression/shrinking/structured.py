@@ -18,7 +18,14 @@ from tailwise.compression.plans.plan import BLOCK, Plan
 from tailwise.compression.shrinking.coupled import on_meta, why_not
 from tailwise.compression.shrinking.depth import depth_fields
 from tailwise.compression.shrinking.remade import Entry, Made, resized
-from tailwise.compression.shrinking.structured_groups import KIND_WORDS, Cut, Group, groups_of, left_over, sizes_of_layer
+from tailwise.compression.shrinking.structured_groups import (
+    KIND_WORDS,
+    Cut,
+    Group,
+    groups_of,
+    left_over,
+    sizes_of_layer,
+)
 from tailwise.compression.shrinking.structured_scores import kept_units, magnitudes
 from tailwise.compression.shrinking.structured_widths import removed_counts
 from tailwise.compression.walking.hosts import Host, Streamed, _empty, _sources, lacking
@@ -132,7 +139,9 @@ def _fails(surgery: Surgery) -> str | None:
         reshape(model, shapes)
         return why_not(model)
     config: Any = surgery.origin.config
-    return why_not(_empty(type(surgery.origin.model), type(config).from_dict({**config.to_dict(), **said}), torch.float32))
+    return why_not(
+        _empty(type(surgery.origin.model), type(config).from_dict({**config.to_dict(), **said}), torch.float32)
+    )
 
 
 def _dropped(plan: Plan, origin: Origin) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from tailwise.compression.walking.names import own_names
 from tailwise.compression.walking.towers import is_composite
 from tailwise.compression.walking.walk import Block, Home, InPlace
 from tailwise.errors import TailwiseError, UnreadableError, UsageError
-from tailwise.evaluation.gguf_files import gguf_file_of, told
+from tailwise.evaluation.gguf_files import told
 from tailwise.evaluation.own_code import load_error, needs_code
 from tailwise.evaluation.quiet import quiet
 from tailwise.execution.device import checked_device
@@ -268,9 +268,7 @@ def _owned(module: nn.Module, owner: Any) -> Iterator[tuple[nn.Module, Any]]:
         yield from _owned(inner, inner if hasattr(inner, "_init_weights") else owner)
 
 
-def _sources(
-    model: nn.Module, checkpoint: Checkpoint, names: Mapping[str, str] | None = None
-) -> dict[str, str] | None:
+def _sources(model: nn.Module, checkpoint: Checkpoint, names: Mapping[str, str] | None = None) -> dict[str, str] | None:
     """Parameter or buffer → stored tensor of its name and shape; None where one that is needed has none.
 
     `names` are stored names that transformers gives others in the model (`separated`).

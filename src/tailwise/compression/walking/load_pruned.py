@@ -204,9 +204,7 @@ def _set_heads(module: nn.Module, heads: Heads) -> None:
             setattr(module, name, value)
 
 
-def _fill(
-    model: nn.Module, checkpoint: Checkpoint, how: tuple[torch.dtype, Mapping[str, str]], place: Path
-) -> None:
+def _fill(model: nn.Module, checkpoint: Checkpoint, how: tuple[torch.dtype, Mapping[str, str]], place: Path) -> None:
     dtype, names = how
     sources = _sources(model, checkpoint, names)
     fix = "write the model again with `tailwise apply`"

@@ -1,0 +1,105 @@
+"""Experts that transformers stacks, each seen by itself: statistics, notes, trials, streaming."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from families.contract import made
+from families.kinds import WINDOWS, loaded
+from tailwise.checkpoints.open import open_checkpoint
+from tailwise.compression.applying.apply import ApplyOptions, apply
+from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.walking.calibrate import block_scores
+from tailwise.compression.walking.experts import ExpertStack, separate_experts
+from tailwise.compression.walking.hosts import Streamed, load_host, places_in
+from tailwise.evaluation.losses import window_losses
+from tailwise.planning.run import planned
+from tailwise.planning.stage import StageOptions
+from tailwise.planning.trial import trial_of
+
+LISTED, STACKED = "mixtral", "gpt_oss"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return {name: made(name, tmp_path_factory.mktemp(name.replace(" ", "_"))) for name in (LISTED, STACKED)}
+
+
+@pytest.mark.parametrize("name", [LISTED, STACKED, "llama4_text"])
+def test_a_model_with_separated_experts_computes_what_it_did(models, name, tmp_path):
+    found = models.get(name) or made(name, tmp_path)
+    before = found.model(input_ids=WINDOWS).logits
+    model = loaded(found.model, found.folder)
+    parameters = {parameter for parameter, value in model.named_parameters() if value.ndim == 3}
+    separate_experts(model, parameters if name != LISTED else ())
+    stacks = [module for module in model.modules() if isinstance(module, ExpertStack)]
+    assert len(stacks) == (0 if name == LISTED else 4)
+    assert torch.allclose(model(input_ids=WINDOWS).logits, before, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [LISTED, STACKED])
+def test_blocks_are_streamed_and_every_matrix_has_its_place(models, name):
+    found = models[name]
+    with open_checkpoint(found.folder) as checkpoint:
+        host = load_host(checkpoint, found.folder)
+        assert isinstance(host.home, Streamed)
+        assert {item.tensor for item in plan_prune(found.audited, Request(0.5))} <= set(host.places)
+
+
+@pytest.mark.parametrize("name", [LISTED, STACKED])
+def test_a_trial_is_the_writer(models, name, tmp_path):
+    found = models[name]
+    plan = plan_prune(found.audited, Request(0.5, "uniform", "wanda"))
+    apply(plan, found.folder, tmp_path / "out", options=ApplyOptions(calibration=WINDOWS))
+    written = window_losses(loaded(found.model, tmp_path / "out"), WINDOWS)
+    model = loaded(found.model, found.folder)
+    with open_checkpoint(found.folder) as checkpoint:
+        places = places_in(model, checkpoint)
+        stored = (dict(checkpoint.config), {item.tensor: torch.float32 for item in plan})
+    trial, _ = trial_of(model, places, plan, WINDOWS, stored)
+    assert np.allclose(trial.applied_losses(plan, WINDOWS, WINDOWS), written, atol=1e-5)
+    dense = window_losses(found.model, WINDOWS)
+    assert np.allclose(trial.dense_losses(WINDOWS), dense, atol=1e-5)
+    assert not np.allclose(written, dense, atol=1e-3)
+
+
+def test_every_expert_is_tried_by_itself(models, tmp_path):
+    found = models[LISTED]
+    np.save(tmp_path / "ids.npy", np.random.default_rng(0).integers(1, 60, 24 * 16))
+    text = StageOptions(str(tmp_path / "ids.npy"), samples=4, window=24, search_windows=2)
+    request = Request(0.5, operator="wanda")
+    plan = planned(found.audited, request, allocator="sensitivity", text=text)
+    amounts = {item.sparsity for item in plan if item.role.startswith("expert_")}
+    assert len(amounts) > 1
+
+
+def test_outliers_and_medians_take_experts_in(models):
+    found = models[STACKED]
+    scores = block_scores(found.folder, WINDOWS)
+    assert set(scores.outlier_ratios) == set(scores.medians) == {0, 1}
+    assert all(value > 0 for value in scores.medians.values())
+
+
+@pytest.mark.parametrize("name", [LISTED, STACKED])
+def test_an_expert_that_saw_few_tokens_or_none_is_said(models, name, tmp_path):
+    found = models[name]
+    plan = plan_prune(found.audited, Request(0.5, "uniform", "wanda"))
+    done = apply(plan, found.folder, tmp_path / "out", options=ApplyOptions(calibration=WINDOWS[:1, :4]))
+    assert any("experts saw few tokens, one only" in note and "give more text" in note for note in done.notes)
+    done = apply(plan, found.folder, tmp_path / "one", options=ApplyOptions(calibration=WINDOWS[:1, :1]))
+    assert any("no input reached it, so it was pruned by magnitude" in note for note in done.notes)
+
+
+def test_low_rank_takes_experts_that_are_stored_one_by_one(models):
+    plan = plan_prune(models[LISTED].audited, Request(0.5, "uniform", "low_rank"))
+    assert {item.role for item in plan} >= {"expert_gate", "expert_up", "expert_down"}
+    stacked = plan_prune(models[STACKED].audited, Request(0.5, "uniform", "low_rank"))
+    assert any("left as they are, 4 tensors: low rank takes tensors that hold one matrix" in n for n in stacked.notes)
+
+
+def test_structured_leaves_experts_alone_and_says_so(models):
+    plan = plan_prune(models[LISTED].audited, Request(0.5, "uniform", "structured"))
+    assert not any(item.role.startswith("expert_") for item in plan)
+    assert any("heads are cut of attention, neurons of plain MLPs" in note for note in plan.notes)
