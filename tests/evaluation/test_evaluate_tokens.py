@@ -10,6 +10,7 @@ import torch
 from made_models import make_tokenizer
 from safetensors.numpy import save_file
 
+from tailwise.compression.walking.calibrate import sample_windows
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.evaluation.quiet import quiet
 from tailwise.evaluation.sources import Documents, documents_of
@@ -255,3 +256,44 @@ def test_a_hub_that_is_not_reached_is_unreadable(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(UnreadableError, match=r"no route"):
         documents_of("wikitext2")
+
+
+class Beginning:
+    """A tokenizer of characters that begins texts with 1, by itself or only where it is asked to."""
+
+    bos_token_id, eos_token_id = 1, None
+
+    def __init__(self, adds: bool) -> None:
+        self.adds = adds
+
+    def __call__(self, text, add_special_tokens=True):
+        if isinstance(text, list):
+            return {"input_ids": [[ord(c) for c in part] for part in text]}
+        return {"input_ids": [*([1] if self.adds else []), *map(ord, text)]}
+
+
+@pytest.mark.parametrize(("adds", "bos", "begins"), [
+    (True, "auto", True), (False, "auto", False), (False, "always", True), (True, "never", False),
+])  # fmt: skip
+def test_windows_begin_with_bos_where_they_are_to(adds, bos, begins):
+    tokens = tokens_of(Documents(("abcdefghij",), "made"), Beginning(adds), bos=bos)
+    windows = windows_of(tokens, 4)
+    if begins:
+        assert windows.tolist() == [[1, *map(ord, part)] for part in ("abc", "def", "ghi")]
+        return
+    assert tokens.bos is None
+    assert windows.flatten().tolist() == tokens_of(Documents(("abcdefghij",), "made"), Beginning(adds)).ids[:8].tolist()
+
+
+def test_bos_that_is_not_there_is_an_error():
+    with pytest.raises(UsageError, match="there is no token that begins a text"):
+        tokens_of(np.arange(9), bos="always")
+    with pytest.raises(UsageError, match="no way to begin windows"):
+        tokens_of(np.arange(9), bos="perhaps")
+
+
+def test_calibration_windows_begin_with_bos_too():
+    found = sample_windows(np.arange(10, 90), 5, 8, 0, 1)
+    assert found.shape == (5, 8)
+    assert (found[:, 0] == 1).all()
+    assert (found[:, 2:] - found[:, 1:-1] == 1).all()

@@ -51,8 +51,8 @@ def parts_of(name: str, block: nn.Module, listed: bool) -> Iterator[Part]:
         if module._parameters.get("down_proj") is None or module.down_proj.ndim != 3:
             continue
         swap = kind in ("GptOssExperts", "Llama4TextExperts")
-        for expert, (into, down) in enumerate(zip(module.gate_up_proj.data, module.down_proj.data, strict=True)):
-            into, down = (into.T, down.T) if swap else (into, down)
+        stacks = [value.data.mT if swap else value.data for value in (module.gate_up_proj, module.down_proj)]
+        for expert, (into, down) in enumerate(zip(*stacks, strict=True)):
             for piece in into.chunk(2) if listed else [into]:
                 yield Part(f"{inner}.gate_up_proj", piece, (inner, expert, "x"))
             yield Part(f"{inner}.down_proj", down, (inner, expert, "h"))

@@ -142,13 +142,15 @@ def _beside_experts(name: str) -> bool:
 
 
 def _facts(module: nn.Module) -> dict[str, Any]:
-    plain = {key: value for key, value in vars(module).items()
-             if isinstance(value, int | float | str | bool) and not key.startswith("_") and key != "training"}  # fmt: skip
-    if hasattr(module, "_tailwise_kind") or any(
-        value.ndim == 3 for value in module._parameters.values() if value is not None
-    ):
-        return plain
-    return plain | {key: tuple(value.shape) for key, value in module._parameters.items() if value is not None}
+    """Numbers, words and shapes by which a module computes."""
+    found: dict[str, Any] = {}
+    for key, value in vars(module).items():
+        if isinstance(value, int | float | str | bool) and not key.startswith("_") and key != "training":
+            found[key] = value
+    weights = {key: tuple(value.shape) for key, value in module._parameters.items() if value is not None}
+    if hasattr(module, "_tailwise_kind") or any(len(shape) == 3 for shape in weights.values()):
+        return found  # experts, which may be separated in one of the two
+    return found | weights
 
 
 def _refused(model: nn.Module, why: str) -> UsageError:

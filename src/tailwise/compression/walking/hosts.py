@@ -253,8 +253,9 @@ def _empty(architecture: Any, config: Any, dtype: torch.dtype) -> nn.Module:
         for key in computed:
             value: Any = module._buffers[key]
             if value.is_floating_point() and value.numel() and bool(value.isnan().any()):
+                what = f"{type(module).__name__}.{key} of a {architecture.__name__}"
                 raise UsageError(
-                    f"{type(module).__name__}.{key} of a {architecture.__name__} is computed in a way that is not known",
+                    f"{what} is computed in a way that is not known",
                     fix="use an operator that looks at the weights alone: magnitude, or rtn",
                 )
     found: nn.Module = model.eval()
