@@ -26,7 +26,7 @@ SMALL = EvaluateOptions(window=32)
 
 def test_stories260k_has_its_known_perplexity(stories, data):
     # 252 stories, each after BOS, in blocks of 512.
-    found = evaluate(stories, text=data / "text" / "tinystories_252_stories.txt")
+    found = evaluate(stories, text=data / "text" / "tinystories_252_stories.txt", options=EvaluateOptions(bos="never"))
     assert found.perplexity == pytest.approx(4.680, abs=0.001)
     assert found.settings["documents"] == 252
     assert len(found.losses) == 192
@@ -88,7 +88,9 @@ def test_pruning_half_of_every_matrix_by_magnitude_makes_stories260k_worse(stori
             if value.ndim == 2 and ".layers." in name:
                 value[value.abs() <= value.abs().flatten().kthvalue(value.numel() // 2).values] = 0
     text = data / "text" / "tinystories_252_stories.txt"
-    found = evaluate(model, text=text, against=stories, tokenizer=tokenizer, options=EvaluateOptions(max_windows=12))
+    found = evaluate(
+        model, text=text, against=stories, tokenizer=tokenizer, options=EvaluateOptions(max_windows=12, bos="never")
+    )
     assert found.perplexity.verdict == "worse"
     # Over all windows: perplexity 46.7 against 4.680.
     assert found.ratio == pytest.approx(46.7 / 4.680, rel=0.1)

@@ -46,7 +46,7 @@ def test_blocks_that_are_named_by_number_are_named_anew():
 
 
 def test_a_period_that_would_put_other_blocks_there_is_refused():
-    with pytest.raises(UsageError, match=r"block 2 would become block 1, where the config puts a mlp.gate more"):
+    with pytest.raises(UsageError, match=r"block 2 would become block 1, where the config puts one with mlp.gate"):
         without("qwen3_moe", {**FOUR, "decoder_sparse_step": 2}, 1)
 
 

@@ -121,13 +121,13 @@ def _differs(old: Block, new: Block) -> str:
     theirs, mine = (dict(block.module.named_modules()) for block in (new, old))
     more = [name for name in theirs if name not in mine and not _beside_experts(name)]
     if more:
-        return f"a {more[0]} more"
+        return f"one with {more[0]}"
     for name, module in mine.items():
         if _beside_experts(name):
             continue
         other = theirs.get(name)
         if other is None:
-            return f"no {name}"
+            return f"one without {name}"
         if type(other) is not type(module):
             return f"a {type(other).__name__} for a {type(module).__name__}"
         for key, value in _facts(module).items():
