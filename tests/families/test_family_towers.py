@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from families.kinds import FAMILIES, WINDOWS, built, loaded, saved
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.data_free import as_matrices
+from tailwise.compression.plans.plan import Plan
 from tailwise.compression.walking.hosts import load_host
 from tailwise.compression.walking.walk import blocks_of
 from tailwise.evaluation.losses import window_losses
@@ -40,7 +41,7 @@ def test_from_the_command_line_by_text_alone(llava, call):
     assert call("apply", "p.json", "model", "-o", "out", *given)[0] == 0
     before, after = (load_file(llava / name / "model.safetensors") for name in ("model", "out"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == set(json.loads((llava / "p.json").read_text())["tensors"])
+    assert changed == {item.tensor for item in Plan.load(llava / "p.json")}
     assert not any("vision" in name for name in changed)
 
 
