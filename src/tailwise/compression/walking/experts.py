@@ -162,6 +162,7 @@ def _gated(self: Any, kind: _Kind, x: torch.Tensor) -> torch.Tensor:
 
 def _through(self: Any, key: str, x: torch.Tensor, expert: int) -> torch.Tensor:
     kind: _Kind = self._tailwise_kind
+    found: torch.Tensor
     if key in self._modules:
         found = self._modules[key](x, expert)
     elif key == kind.into and kind.gated:
