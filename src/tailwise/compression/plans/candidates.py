@@ -188,8 +188,10 @@ def _notes(audit: Audit, choice: Choice, composed: Collection[str]) -> Iterable[
         yield f"left as they are, each made of several tensors: {_listed(composed)}"
     if missing := _not_measured(audit):
         yield f"left as they are, not measured: {_listed(missing)}"
+    inside = {row.role for row in audit.rows if row.measured and _wanted(row, choice)}
     if outside := sorted({row.role for row in audit.rows if row.measured and not _wanted(row, choice)}):
-        yield f"left as they are: {', '.join(outside)}"
+        named = (f"some of {role}" if role in inside else role for role in outside)
+        yield f"left as they are: {', '.join(named)}"
 
 
 def _not_measured(audit: Audit) -> list[str]:
