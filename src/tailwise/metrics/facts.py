@@ -14,7 +14,7 @@ from tailwise.spectrum.baseline import gaussian_spectra, mean_and_sd
 from tailwise.spectrum.marchenko_pastur import Bulk, fit_bulk
 from tailwise.spectrum.power_law import TailFit, TailOptions, above_threshold, fit_tail
 from tailwise.spectrum.rivals import Law, Rival, rivals
-from tailwise.spectrum.rounding import UNITS, edge
+from tailwise.spectrum.rounding import UNITS, resolved
 from tailwise.spectrum.spectrum import Spectrum
 from tailwise.spectrum.truncated_power_law import TruncatedFit, fit_truncated
 
@@ -86,7 +86,7 @@ class Facts:
         return self._edge(self.spectrum)
 
     def _edge(self, spectrum: Spectrum) -> float:
-        return edge(spectrum, self._unit) if self._rounding is None else self._rounding
+        return resolved(spectrum, self._unit) if self._rounding is None else self._rounding
 
     def _fit(self, spectrum: Spectrum, estimator: str) -> TailFit:
         return fit(spectrum, estimator, self.recipe, self._edge(spectrum))

@@ -15,7 +15,7 @@ from tailwise.errors import UsageError, unknown_name
 from tailwise.metrics.facts import fit
 from tailwise.recipe import Recipe
 from tailwise.spectrum.power_law import TailFit
-from tailwise.spectrum.rounding import edge, unit_of
+from tailwise.spectrum.rounding import resolved, unit_of
 
 #: Kinds of matrix that the operators work on.
 KINDS = frozenset({"dense", "conv", "expert"})
@@ -156,7 +156,7 @@ def _said_of(fits: Mapping[str, LayerRow] | None, estimator: str | None) -> Iter
 
 def _fitted(audit: Audit, row: LayerRow, estimator: str, recipe: Recipe) -> TailFit:
     spectrum = audit[row.name].spectrum
-    return fit(spectrum, estimator, recipe, edge(spectrum, unit_of(row.dtype)))
+    return fit(spectrum, estimator, recipe, resolved(spectrum, unit_of(row.dtype)))
 
 
 def _candidate(tensor: str, rows: Sequence[LayerRow], alphas: Mapping[str, float | None] | None) -> Candidate:
