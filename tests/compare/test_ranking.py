@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy.stats import kendalltau, spearmanr
 from typer.testing import CliRunner
 
@@ -15,6 +17,7 @@ from tailwise.compare.correlation import correlation
 from tailwise.compare.ranking import short_names
 from tailwise.compare.scores import read_scores
 from tailwise.compare.summary import model_numbers
+from tailwise.report.comparison import ranking_terminal
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +205,26 @@ def test_the_command_scores_audits_of_one_file(one_file, tmp_path):
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert sorted((model["name"], model["score"]) for model in found["models"]) == [("a", 1), ("b", 2), ("c", 3)]
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_narrow_table_has_names_and_whole_numbers_and_says_what_it_leaves_out(family, width):
+    ranking = tw.rank(family, scores={f"step-{i}": float(i) for i in range(5)})
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(ranking_terminal(ranking))
+    lines = console.export_text().splitlines()
+    for model in ranking.models:
+        line = next(line for line in lines if line.startswith(model.name))
+        assert f"{model.values['mean_alpha_weighted']:.3f}" in line.split()
+        assert f"{model.score:.4f}" in line.split()
+    assert any("wider terminal" in line for line in lines) == (width < 200)
+
+
+def test_models_without_a_trusted_fit_are_counted_and_stand_last(family, make):
+    flat = make.audited({"model.layers.0.mlp.up_proj.weight": np.eye(80, 64)})
+    found = tw.rank([flat, family[0]], by="alpha")
+    assert [model.values["trusted_fits"] for model in found.models] == [3.0, 0.0]
+    notes = " ".join(found.notes)
+    assert f"mean_alpha: not known of {found.models[1].name}" in notes
+    assert f"{found.models[1].name} 1 of 1" in notes
+    assert any("no model has one" in note for note in tw.rank([flat, flat], by="alpha").notes)

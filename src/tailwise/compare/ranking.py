@@ -173,8 +173,18 @@ def rank_numbers(
     known = sum(model.score is not None for model in models)
     if scores is not None and known < MIN_MODELS:
         notes.append(f"{known} scored models are too few for an interval; even perfect order of four has p = 8 %")
-    notes = [*_broken(models), *_left_out(key, models), *notes]
+    notes = [*_empty(key, models), *_broken(models), *_left_out(key, models), *notes]
     return Ranking(key, _direction(key), tuple(ordered), found, (*_recipe_notes(given), *notes))
+
+
+def _empty(key: str, models: Sequence[RankedModel]) -> list[str]:
+    """Models that stand last for want of the number."""
+    lost = [model.name for model in models if model.values[key] is None]
+    if not lost:
+        return []
+    who = "no model has one" if len(lost) == len(models) else f"not known of {', '.join(lost[:8])}"
+    more = f" and {len(lost) - 8} more models" if 8 < len(lost) < len(models) else ""
+    return [f"{key}: {who}{more}, and where it is not known there is no order"]
 
 
 def _broken(models: Sequence[RankedModel]) -> list[str]:
