@@ -53,6 +53,14 @@ def test_a_product_that_was_computed_in_float32_has_no_more(n, m, rank):
     assert row_of(scaled, "F32").metrics["matrix_rank"] == rank
 
 
+def test_few_directions_have_no_slope_in_the_errors_below_them_and_no_more_spikes():
+    for rank in (1, 4):
+        W = normal(160, rank, seed=1).float() @ normal(rank, 96, seed=2).float()
+        row = row_of(W, "F32")
+        assert row.metrics["alpha_hill"] is None
+        assert row.metrics["num_spikes"] == rank
+
+
 @pytest.mark.parametrize(("n", "m"), [(64, 64), (128, 384), (512, 512)])
 def test_an_orthogonal_matrix_that_was_computed_in_float32_has_no_exponent(n, m):
     W = torch.nn.init.orthogonal_(torch.empty(n, m), generator=torch.Generator().manual_seed(0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -149,7 +149,12 @@ class Facts:
     @cached_property
     def bulk(self) -> Bulk | None:
         """Marchenko-Pastur fit."""
-        return _bulk(self.spectrum)
+        found, spectrum = _bulk(self.spectrum), self.spectrum
+        if found is None:
+            return None
+        # Errors of arithmetic are no such bulk: their own largest would count as spikes.
+        real = int(np.count_nonzero(spectrum.eigenvalues > self._edge(spectrum) ** 2))
+        return replace(found, num_spikes=min(found.num_spikes, real))
 
     @cached_property
     def permuted_bulks(self) -> list[Bulk | None]:
