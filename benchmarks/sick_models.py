@@ -375,9 +375,13 @@ def main() -> None:
 
 def write(reported: str, tuned: str, seeds: tuple[list[int], list[int]]) -> None:
     """Put the tables between the markers of the page."""
-    text = (
-        f"On seeds {', '.join(map(str, seeds[0]))}, which no threshold has seen:\n\n{reported}\n\n"
-        f"On seeds {', '.join(map(str, seeds[1]))}, on which thresholds were chosen:\n\n{tuned}"
+    said = (
+        ("which no threshold has seen", seeds[0], reported), ("on which thresholds were chosen", seeds[1], tuned)
+    )  # fmt: skip
+    text = "\n\n".join(
+        f"On seed{'s' if len(own) > 1 else ''} {', '.join(map(str, own))}, {what}:\n\n{found}"
+        for what, own, found in said
+        if own
     )
     page = PAGE.read_text(encoding="utf-8")
     page = re.sub(r"(<!-- measured -->\n).*?(\n<!-- end -->)", lambda m: m[1] + text + m[2], page, flags=re.DOTALL)

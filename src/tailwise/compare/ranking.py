@@ -109,7 +109,7 @@ def rank(
     """
     if names is not None and len(names) != len(audits):
         raise UsageError(f"{len(names)} names for {len(audits)} audits", fix="give one name for each audit")
-    sources = names or [None] * len(audits)
+    sources: Sequence[str | None] = names or [None] * len(audits)
     numbers = [numbers_of(audit, min_evals, source) for audit, source in zip(audits, sources, strict=True)]
     return with_stability(rank_numbers(numbers, by=by, scores=scores), numbers, audits, min_evals)
 

@@ -140,6 +140,8 @@ def _ks_truncated(eigenvalues: Vector, options: TailOptions) -> TailFit:
 
 
 _OF_LARGEST = ("top", "top_outside")
+#: Part of σ_max up to which rounding can hide no large value; codes of few bits have values of their own.
+_FINE = 0.05
 #: Estimator name → function of (ascending eigenvalues, options). `farms` is a way of sampling W, not of fitting.
 ESTIMATORS: Mapping[str, Callable[[Vector, TailOptions], TailFit]] = {
     "top": _top,
@@ -166,7 +168,8 @@ def fixed_tail(name: str, values: Vector, start: int, *, inside: bool, rounding:
     Of the largest values, one that is rounding is no reference, as zero is none.
     """
     ref_index = start if inside else start - 1
-    nothing = rounding**2 if name in _OF_LARGEST else 0.0
+    fine = name in _OF_LARGEST and len(values) > 0 and rounding <= _FINE * math.sqrt(values[-1])
+    nothing = rounding**2 if fine else 0.0
     if len(values) - start >= 2 and ref_index >= 0 and values[ref_index] <= nothing < values[-1]:
         return _no_reference(name, values[values > nothing])
     if len(values) - start < 2 or ref_index < 0 or values[ref_index] <= 0:

@@ -34,7 +34,7 @@ def heatmap(view: View) -> Any:
     roles = ordered((record["role"] for record in records), ORDER)
     x = place_axis(view, records, ticks=14, title=view.depth.title)
     y = alt.Y("role:N", sort=roles, title=None, axis=alt.Axis(grid=False, domain=False, ticks=False, labelFontSize=12))
-    values = [record.get(metric) for record in records]
+    values = [record[metric] for record in records]
     extreme = sorted(values)[int(0.98 * (len(values) - 1))]
     domain = [min(values), extreme if extreme > min(values) else max(values) + 1e-9]
     scale = alt.Scale(domain=domain, range=[view.palette["heat.low"], view.palette["heat.high"]], clamp=True)
