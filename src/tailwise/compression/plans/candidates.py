@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
 from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.trusted import doubt, value_of
 from tailwise.checkpoints.beside import TOWERS, tower_beside
 from tailwise.checkpoints.order import INPUTS, OUTPUTS
 from tailwise.compression.plans.packed_rows import AS_NUMBERS, is_packed, tensor_of
@@ -16,7 +17,7 @@ from tailwise.errors import UsageError, unknown_name
 from tailwise.metrics.facts import fit
 from tailwise.recipe import Recipe
 from tailwise.spectrum.power_law import TailFit
-from tailwise.spectrum.rounding import edge, unit_of
+from tailwise.spectrum.rounding import resolved, unit_of
 from tailwise.spectrum.trust import SEARCHED, doubt_of_tail
 
 #: Kinds of matrix that the operators work on.
@@ -81,11 +82,10 @@ def candidates(
     grouped: dict[str, list[LayerRow]] = {}
     composed: list[str] = []
     beside: dict[str, int] = {}
-    config = audit.provenance.config
     for row in audit.rows:
         if not (row.measured and _wanted(row, choice) and pattern.search(tensor_of(row))):
             continue
-        tower = tower_beside(tensor_of(row), config)
+        tower = tower_beside(tensor_of(row), audit.provenance.config)
         if tower is not None and tower not in choice.also:
             beside[tower] = beside.get(tower, 0) + 1
             continue
@@ -94,7 +94,9 @@ def candidates(
             continue
         grouped.setdefault(tensor_of(row), []).append(row)
     chosen = [row for rows in grouped.values() for row in rows]
-    alphas, doubted = _alphas(audit, chosen, estimator) if estimator else (None, ())
+    fits = _fits(audit, chosen, estimator) if estimator else None
+    moved = _medians(fits or {}, estimator or "")
+    alphas = None if fits is None else {name: row.metrics.get("alpha") for name, row in fits.items()} | moved
     found = tuple(_candidate(tensor, rows, alphas) for tensor, rows in grouped.items())
     if not found and not packed and any(is_packed(row) for row in audit.rows if row.measured):
         raise UsageError("its weights are quantized", where=audit.model, fix=AS_NUMBERS)
@@ -104,9 +106,12 @@ def candidates(
             where=audit.model,
             fix="loosen --roles or --layers, or name roles outside the blocks (or vision, audio) with --also",
         )
-    left = [f"left as it is, the {tower} tower ({count} matrices): --also {tower} takes it"
-            for tower, count in sorted(beside.items())]  # fmt: skip
-    return found, (*left, *doubted, *_notes(audit, choice, composed))
+    left = [
+        f"left as it is, the {tower} tower ({count} matrices): --also {tower} takes it"
+        for tower, count in sorted(beside.items())
+    ]
+    said = [*left, *_notes(audit, choice, composed), *_said_of(fits, estimator, moved)]
+    return found, tuple(said)
 
 
 def _compiled(pattern: str | None) -> re.Pattern[str]:
@@ -138,58 +143,62 @@ def _wanted(row: LayerRow, choice: Choice) -> bool:
     return row.kind in KINDS and (named or (row.block is not None and row.role not in LEFT_OUT))
 
 
-def _alphas(audit: Audit, rows: Sequence[LayerRow], estimator: str) -> tuple[dict[str, float | None], tuple[str, ...]]:
-    """α of every row, and a note on those whose fit says nothing: they count as the median of their role."""
+def _fits(audit: Audit, rows: Sequence[LayerRow], estimator: str) -> dict[str, LayerRow]:
+    """Each row with α of `estimator` in place of its own; without α where its tail has no spread."""
     made_with = audit.provenance.recipe
-    searched = estimator in SEARCHED
     if estimator == made_with.get("estimator") and all("alpha" in row.metrics for row in rows):
-        found = {row.name: _usable(row, "alpha") for row in rows}
-        return _by_role(rows, found, {row.name for row in rows if _doubted(row, searched=searched)})
+        return {row.name: _with(row, alpha=value_of(row, "alpha")) for row in rows}
     kept = {name: made_with[name] for name in ("k_frac", "max_fingers") if name in made_with}
     recipe = Recipe(estimator=estimator, **kept)
     if recipe.uses_windows:
         raise UsageError(
             f"{estimator} needs windows of W, which this audit has not", fix=f"tailwise audit --estimator {estimator}"
         )
-    fits = {row.name: _fitted(audit, row, estimator, recipe) for row in rows}
-    doubted = {
-        name for name, one in fits.items() if one.ok and doubt_of_tail(one.k, one.ks_distance, searched=searched)
-    }
-    return _by_role(rows, {name: one.alpha if one.ok else None for name, one in fits.items()}, doubted)
+    return {row.name: _refitted(row, _fitted(audit, row, estimator, recipe)) for row in rows}
 
 
-def _doubted(row: LayerRow, *, searched: bool) -> bool:
-    """As of a fit, from what the audit keeps of it; what it does not keep is no reason."""
+def _refitted(row: LayerRow, found: TailFit) -> LayerRow:
+    alpha = found.alpha if found.ok else None
+    return _with(row, alpha=alpha, alpha_sigma=found.sigma, ks_distance=found.ks_distance)
+
+
+def _with(row: LayerRow, **metrics: float | None) -> LayerRow:
+    return replace(row, metrics={**row.metrics, **metrics})
+
+
+def _medians(fits: Mapping[str, LayerRow], estimator: str) -> dict[str, float]:
+    """α of the fits whose tail says nothing: the median of the trusted ones of its role, where there are any."""
+    searched = estimator.removeprefix("farms:") in SEARCHED
+    lost = {name for name, row in fits.items() if _says_nothing(row, searched=searched)}
+    trusted: dict[str, list[float]] = {}
+    for name, row in fits.items():
+        alpha = row.metrics["alpha"]
+        if alpha is not None and name not in lost:
+            trusted.setdefault(row.role, []).append(alpha)
+    return {name: median(trusted[fits[name].role]) for name in lost if fits[name].role in trusted}
+
+
+def _says_nothing(row: LayerRow, *, searched: bool) -> bool:
     alpha, sigma = row.metrics["alpha"], row.metrics.get("alpha_sigma")
     if alpha is None or not sigma:
         return False
     return bool(doubt_of_tail(((alpha - 1.0) / sigma) ** 2, row.metrics.get("ks_distance"), searched=searched))
 
 
-def _by_role(
-    rows: Sequence[LayerRow], alphas: Mapping[str, float | None], doubted: Collection[str]
-) -> tuple[dict[str, float | None], tuple[str, ...]]:
-    """α with the median of the trusted fits of its role where a fit is not; a role without any keeps its own."""
-    trusted: dict[str, list[float]] = {}
-    for row in rows:
-        value = alphas[row.name]
-        if value is not None and row.name not in doubted:
-            trusted.setdefault(row.role, []).append(value)
-    moved = [row for row in rows if alphas[row.name] is not None and row.name in doubted and row.role in trusted]
-    found = dict(alphas) | {row.name: median(trusted[row.role]) for row in moved}
-    if not moved:
-        return found, ()
-    names = _listed([row.name for row in moved])
-    return found, (f"α of {len(moved)} of {len(rows)} fits is not trusted, and counts as its role's median: {names}",)
+def _said_of(fits: Mapping[str, LayerRow] | None, estimator: str | None, moved: Collection[str]) -> Iterable[str]:
+    """How many exponents a plan has not, and how many it takes that nothing else would."""
+    known = [row for row in (fits or {}).values() if row.metrics["alpha"] is not None]
+    if lost := len(fits or {}) - len(known):
+        yield f"α of {lost} of {len(fits or {})} matrices is left out (a tail without spread): a neutral amount"
+    if moved:
+        yield f"α of {len(moved)} of {len(known)} fits says nothing, and counts as its role's median: {_listed(moved)}"
+    if doubted := sum(bool(doubt(row, estimator or "")) for row in known if row.name not in moved):
+        yield f"α of {doubted} of {len(known)} matrices is of a fit that is not trusted; published methods take all"
 
 
 def _fitted(audit: Audit, row: LayerRow, estimator: str, recipe: Recipe) -> TailFit:
     spectrum = audit[row.name].spectrum
-    return fit(spectrum, estimator, recipe, edge(spectrum, unit_of(row.dtype)))
-
-
-def _usable(row: LayerRow, metric: str) -> float | None:
-    return None if metric in row.degenerate or row.status == "DEGENERATE" else row.metrics.get(metric)
+    return fit(spectrum, estimator, recipe, resolved(spectrum, unit_of(row.dtype)))
 
 
 def _candidate(tensor: str, rows: Sequence[LayerRow], alphas: Mapping[str, float | None] | None) -> Candidate:
@@ -197,7 +206,7 @@ def _candidate(tensor: str, rows: Sequence[LayerRow], alphas: Mapping[str, float
     metrics = {} if alphas is None else {"alpha": _mean(rows, [alphas[row.name] for row in rows])}
     for name in READ:
         if any(name in row.metrics for row in rows):
-            metrics[name] = _mean(rows, [_usable(row, name) for row in rows])
+            metrics[name] = _mean(rows, [value_of(row, name) for row in rows])
     roles = {row.role for row in rows}
     return Candidate(
         tensor=tensor,
@@ -221,8 +230,10 @@ def _notes(audit: Audit, choice: Choice, composed: Collection[str]) -> Iterable[
         yield f"left as they are, each made of several tensors: {_listed(composed)}"
     if missing := _not_measured(audit):
         yield f"left as they are, not measured: {_listed(missing)}"
+    inside = {row.role for row in audit.rows if row.measured and _wanted(row, choice)}
     if outside := sorted({row.role for row in audit.rows if row.measured and not _wanted(row, choice)}):
-        yield f"left as they are: {', '.join(outside)}"
+        named = (f"some of {role}" if role in inside else role for role in outside)
+        yield f"left as they are: {', '.join(named)}"
 
 
 def _not_measured(audit: Audit) -> list[str]:
