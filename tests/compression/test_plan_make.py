@@ -290,6 +290,24 @@ def test_it_reads_a_real_audit_as_an_audit_with_that_estimator(pycode):
     assert len(first) == 14
 
 
+def test_a_fit_that_says_nothing_counts_as_the_median_of_its_role():
+    sure = {"alpha_sigma": 0.2, "ks_distance": 0.01}
+    rows = [replace(item, metrics={**item.metrics, **sure}) for item in rows_of(5)]
+    place = next(at for at, item in enumerate(rows) if item.role == "mlp_up" and item.block == 2)
+    wild = {**rows[place].metrics, "alpha": 18.0, "alpha_sigma": 5.7}  # a tail of nine values
+    others = [item.metrics["alpha"] for item in rows if item.role == "mlp_up" and item.block != 2]
+    rows[place] = replace(rows[place], metrics=wild)
+    plan = plan_prune(audit_of(rows), Request(0.7, "alpha"))
+    assert plan[f"{rows[place].name}.weight"].metrics["alpha"] == pytest.approx(float(np.median(others)), rel=1e-5)
+    assert f"α of 1 of 20 fits says nothing, and counts as its role's median: {rows[place].name}" in plan.notes
+
+
+def test_a_head_that_is_tied_is_told_by_its_other_name():
+    rows = [item for item in rows_of() if item.role != "lm_head"]
+    with pytest.raises(UsageError, match="its head is its embeddings"):
+        plan_prune(audit_of(rows), Request(0.5, choice=Choice(also=("lm_head",))))
+
+
 def test_planning_imports_no_torch():
     code = "import sys; import tailwise.compression.plans.make; from tailwise.compression.allocate.allocator import " \
            "ALLOCATORS; list(ALLOCATORS); import tailwise.cli.plan; sys.exit('torch' in sys.modules)"  # fmt: skip

@@ -169,7 +169,7 @@ def _with(row: LayerRow, **metrics: float | None) -> LayerRow:
 def _medians(fits: Mapping[str, LayerRow], estimator: str) -> dict[str, float]:
     """α of the fits whose tail says nothing: the median of the trusted ones of its role, where there are any."""
     searched = estimator.removeprefix("farms:") in SEARCHED
-    lost = {name for name, row in fits.items() if _says_nothing(row, searched=searched)}
+    lost = [name for name, row in fits.items() if _says_nothing(row, searched=searched)]
     trusted: dict[str, list[float]] = {}
     for name, row in fits.items():
         alpha = row.metrics["alpha"]
