@@ -52,9 +52,10 @@ def test_wanda_on_a_gguf_is_a_folder_that_plain_transformers_loads(file, decoded
         before = decoded.get_parameter(name)
         zeros = after == 0
         assert torch.equal(after[~zeros], before[~zeros])
-        assert bool(zeros.any()) == ("proj" in name)
+        gone = int(zeros.sum()) - int((before == 0).sum())
+        assert gone > 0 if "proj" in name else gone == 0
     assert str(file) in (tmp_path / "out" / "README.md").read_text()
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_gptq_on_a_gguf_and_a_gguf_again(file, tmp_path):

@@ -250,16 +250,20 @@ def _empty(architecture: Any, config: Any, dtype: torch.dtype) -> nn.Module:
             module._buffers[key] = torch.full_like(like, blank, device="cpu")
         if computed:
             owner._init_weights(module)  # as from_pretrained does
-        for key in computed:
-            value: Any = module._buffers[key]
-            if value.is_floating_point() and value.numel() and bool(value.isnan().any()):
-                what = f"{type(module).__name__}.{key} of a {architecture.__name__}"
-                raise UsageError(
-                    f"{what} is computed in a way that is not known",
-                    fix="use an operator that looks at the weights alone: magnitude, or rtn",
-                )
+        _check_computed(module, computed, architecture.__name__)
     found: nn.Module = model.eval()
     return found
+
+
+def _check_computed(module: nn.Module, buffers: Collection[str], model: str) -> None:
+    """`UsageError` where a buffer still holds nothing: it is computed neither from the config nor by `_init_weights`."""
+    for key in buffers:
+        found: Any = module._buffers[key]
+        if found.is_floating_point() and found.numel() and bool(found.isnan().any()):
+            raise UsageError(
+                f"{type(module).__name__}.{key} of a {model} is computed in a way that is not known",
+                fix="use an operator that looks at the weights alone: magnitude, or rtn",
+            )
 
 
 def _owned(module: nn.Module, owner: Any) -> Iterator[tuple[nn.Module, Any]]:
