@@ -166,7 +166,7 @@ def _with(row: LayerRow, **metrics: float | None) -> LayerRow:
     return replace(row, metrics={**row.metrics, **metrics})
 
 
-def _medians(fits: Mapping[str, LayerRow], estimator: str) -> dict[str, float]:
+def _medians(fits: Mapping[str, LayerRow], estimator: str) -> dict[str, float | None]:
     """α of the fits whose tail says nothing: the median of the trusted ones of its role, where there are any."""
     searched = estimator.removeprefix("farms:") in SEARCHED
     lost = [name for name, row in fits.items() if _says_nothing(row, searched=searched)]

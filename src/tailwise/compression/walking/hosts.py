@@ -256,7 +256,7 @@ def _empty(architecture: Any, config: Any, dtype: torch.dtype) -> nn.Module:
 
 
 def _check_computed(module: nn.Module, buffers: Collection[str], model: str) -> None:
-    """`UsageError` where a buffer still holds nothing: it is computed neither from the config nor by `_init_weights`."""
+    """`UsageError` where a buffer still holds nothing: neither the config nor `_init_weights` gave it a value."""
     for key in buffers:
         found: Any = module._buffers[key]
         if found.is_floating_point() and found.numel() and bool(found.isnan().any()):
