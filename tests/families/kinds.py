@@ -59,6 +59,10 @@ FAMILIES = _families(
 FAMILIES["bert"] = Family("bert", "bert", head="BertForMaskedLM")
 FAMILIES["t5"] = Family("t5", "t5")
 FAMILIES["vit"] = Family("vit", "vit", inputs="pixel_values")
+FAMILIES |= _families(
+    ("codegen", {"rotary_dim": 4}), "nanochat",
+    ("minicpm3", {"kv_lora_rank": 16, "q_lora_rank": 16, "num_key_value_heads": 4, "head_dim": 4}),
+)  # fmt: skip
 
 
 def inputs_of(family: Family) -> dict[str, torch.Tensor]:
