@@ -5,7 +5,7 @@
     python benchmarks/fuzz.py --again                         # what was found, once more
 
 An input is read, or refused in one of tailwise's own errors; anything else (another exception, a signal, more than 20
-seconds, more than 4 GiB) is a finding, with the number that makes it again. One worker process does piece after piece;
+seconds of computing, more than 4 GiB) is a finding, with the number that makes it again. One worker process does piece after piece;
 a crash ends the worker and is a finding of the input that it was at, and a new worker goes on behind it. Each piece is
 a line of `--results`, so a run goes on where the last one ended. The table counts all lines, and is written into
 docs/fuzzing.md with `--write`.
@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "fuzz.jsonl"
 PAGE = ROOT / "docs" / "fuzzing.md"
 MEMORY = 4 << 30
-#: Seconds without a word after which a worker is stopped: the slowest input that is no finding takes 20.
-PATIENCE = 60
+#: Seconds without a word after which a worker is stopped; much more than an input may compute, for cores are shared.
+PATIENCE = 300
 #: Inputs of a kind in each round, of 10,000 in all: what costs less is done more often (docs/fuzzing.md says what).
 ROUND = {
     "gates": 1700,
@@ -153,6 +153,8 @@ class Worker:
             [sys.executable, __file__, "--worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
         )  # fmt: skip
+        assert self.process.stdout is not None
+        self.process.stdout.readline()  # it has imported what it needs
         os.set_blocking(self._out, False)
 
     @property
@@ -247,6 +249,7 @@ def serve() -> None:
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     folder = Path(tempfile.mkdtemp())
+    os.write(1, b"ready\n")
     gc.freeze()  # what the imports made need not be looked through again and again
     for line in sys.stdin:
         kind, first, count = line.split()

@@ -413,3 +413,13 @@ def test_duplicates_go_by_content_and_leave_out_zero_matrices(rows):
     assert set(found.layers) == {one, two}
     zero = {which: np.zeros(M) for which in (one, two)}
     assert find(same, "TW604", spectra=zero) is None
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_no_rule_counts_on_a_number_that_may_be_missing(rows, value):
+    for name in HEALTHY:
+        for chosen in (list(rows)[5:6], list(rows)):
+            changed_rows = dict(rows)
+            for which in chosen:
+                changed_rows.update(changed(changed_rows, which, **{name: value}))
+            diagnose(audit_of(changed_rows)).to_json()  # whatever it says, it says it

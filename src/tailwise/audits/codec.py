@@ -94,7 +94,10 @@ def load(path: str | Path) -> Audit:
         raise UnreadableError(f"is not a readable audit ({_detail(error)})", where=path, fix=_AGAIN) from error
 
 
-_AGAIN = "audit the model again: it was damaged, or edited by other means than tailwise"
+_AGAIN = (
+    "give a file that `tailwise audit MODEL` has written; if this is one, it was damaged, or edited by other means than "
+    "tailwise: audit the model again"
+)
 
 
 def _detail(error: BaseException) -> str:

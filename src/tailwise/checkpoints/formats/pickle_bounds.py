@@ -26,6 +26,8 @@ _MOST_OBJECTS = 1 << 25
 _DEEPEST = 256
 #: The old format is five pickles and the data: magic number, version, system, object, keys.
 _OLD_PICKLES = 5
+#: Bytes that a text may claim beyond the end of its file: of a file that is cut off, the reader says more.
+_MOST_CLAIMED = 1 << 24
 #: Codecs that bytes were written by; others take quadratic time, or are no codecs of text.
 _ENCODINGS = frozenset({"latin1", "latin-1", "iso-8859-1", "utf-8", "utf8", "ascii"})
 _AGAIN = "no checkpoint that torch.save writes looks like this: do not trust the file"
@@ -63,7 +65,7 @@ def check_file(path: Path, where: str, *, is_zip: bool) -> None:
         else:
             with path.open("rb") as file:
                 for _ in range(_OLD_PICKLES):
-                    _Bounds(where).go_through(_Within(file, path.stat().st_size))
+                    _Bounds(where).go_through(_Within(file, path.stat().st_size, where))
     except (ValueError, EOFError, IndexError, KeyError, OverflowError):
         return  # a damaged pickle ends there for whoever reads it, too, and torch says of what kind
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError) as error:
@@ -111,15 +113,25 @@ def _check_archive(path: Path, where: str) -> None:
 
 
 class _Within:
-    """A file that gives no more than it has: to ask for the length that a text claims takes room for as much."""
+    """A file that gives no more than it has: to ask for the length that a text claims takes room for as much.
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        self._file, self._size = file, size
+    Where `where` is given, such a claim is refused: whoever reads the file next would ask for all of it.
+    """
+
+    def __init__(self, file: IO[bytes], size: int, where: str | None = None) -> None:
+        self._file, self._size, self._where = file, size, where
         self.tell, self.readline = file.tell, file.readline
 
     def read(self, count: int) -> bytes:
         """At most `count` bytes."""
-        return self._file.read(max(0, min(count, self._size - self._file.tell())))
+        left = max(0, self._size - self._file.tell())
+        if count > left + _MOST_CLAIMED and self._where is not None:
+            raise UnreadableError(
+                f"is not a whole PyTorch file: a text in it claims {count} bytes where {left} are left",
+                where=self._where,
+                fix="it is damaged or cut off: download or save it again",
+            )
+        return self._file.read(max(0, min(count, left)))
 
 
 class _Bounds:

@@ -367,7 +367,10 @@ def _fp4(
     members = (spec.name, scale.name, *(() if overall is None else (overall.name,)))
     shape = (*spec.shape[:-1], spec.shape[-1] * (1 if spec.dtype == "F4" else 2))
     fits = scale.shape == (*shape[:-1], shape[-1] // size) and shape[-1] % size == 0
-    if not fits or spec.dtype == "F4" or (overall is not None and prod(overall.shape) not in (1, shape[0])):
+    if spec.dtype == "F4" and fits:
+        why = "4-bit floats stored as safetensors' F4 (two in a byte), which tailwise does not unpack"
+        return Refused(members, f"{why}; save the codes as U8, or audit the model before quantization")
+    if not fits or (overall is not None and prod(overall.shape) not in (1, shape[0])):
         return Refused(
             members,
             f"4-bit codes of shape {spec.shape} with scales of shape {scale.shape}, a layout not known here; "
