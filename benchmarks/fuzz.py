@@ -5,10 +5,10 @@
     python benchmarks/fuzz.py --again                         # what was found, once more
 
 An input is read, or refused in one of tailwise's own errors; anything else (another exception, a signal, more than 20
-seconds of computing, more than 4 GiB) is a finding, with the number that makes it again. One worker process does piece after piece;
-a crash ends the worker and is a finding of the input that it was at, and a new worker goes on behind it. Each piece is
-a line of `--results`, so a run goes on where the last one ended. The table counts all lines, and is written into
-docs/fuzzing.md with `--write`.
+seconds of computing, more than 4 GiB) is a finding, with the number that makes it again. One worker process does piece
+after piece; a crash ends the worker and is a finding of the input that it was at, and a new worker goes on behind it.
+Each piece is a line of `--results`, so a run goes on where the last one ended. The table counts all lines, and is
+written into docs/fuzzing.md with `--write`.
 """
 
 from __future__ import annotations

@@ -328,7 +328,7 @@ ODD_SETTINGS = {
 
 @pytest.mark.parametrize("settings", ODD_SETTINGS.values(), ids=ODD_SETTINGS)
 def test_settings_of_another_kind_are_told(settings):
-    with pytest.raises(UnreadableError, match="config_groups|targets|weights") as caught:
+    with pytest.raises(UnreadableError, match=r"config_groups|targets|weights") as caught:
         group(compressed_int8(format="int-quantized", **settings), conv="flatten", min_evals=8)
     assert "quantization_config" in str(caught.value.fix)
 

@@ -95,8 +95,8 @@ def load(path: str | Path) -> Audit:
 
 
 _AGAIN = (
-    "give a file that `tailwise audit MODEL` has written; if this is one, it was damaged, or edited by other means than "
-    "tailwise: audit the model again"
+    "give a file that `tailwise audit MODEL` has written; if this is one, it was damaged, or edited by other means "
+    "than tailwise: audit the model again"
 )
 
 
