@@ -26,7 +26,7 @@ from tailwise.audits.table import FACTS, ORIGIN
 from tailwise.errors import TailwiseError, UnreadableError, UsageError
 from tailwise.room import ensure_room
 from tailwise.spectrum.spectrum import Spectrum
-from tailwise.storage import exists, get, is_url, joined, open_regular, put, read_bytes
+from tailwise.storage import exists, get, is_url, joined, json_of, open_regular, put, read_bytes
 
 FORMAT = 1
 #: What damaged bytes make the readers raise (zipfile: NotImplementedError for an unknown compression).
@@ -205,7 +205,7 @@ def _entries(layer: Layer) -> list[tuple[str, str, Spectrum]]:
 
 
 def _decode(parts: Mapping[str, bytes]) -> Audit:
-    provenance = json.loads(parts["provenance.json"])
+    provenance = json_of(parts["provenance.json"])
     if provenance.pop("audit_format") != FORMAT:
         raise ValueError("it was written by another version of tailwise; upgrade, or audit the model again")
     ensure_room()

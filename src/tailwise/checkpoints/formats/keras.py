@@ -6,7 +6,6 @@ PyTorch's (`kernels_last`).
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.formats.arrays import ArrayStore, Stored, is_bfloat16
 from tailwise.checkpoints.formats.kernels_last import Turned, leaf_of, turned
 from tailwise.errors import UnreadableError, UsageError
+from tailwise.storage import json_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -193,7 +193,7 @@ def _attribute(group: Any, name: str) -> Any:
 def _classes(settings: Any) -> dict[str, str]:
     """Layer → its class, from the model's settings: names are looked for, nothing is built."""
     try:
-        tree = json.loads(settings) if settings is not None else {}
+        tree = json_of(settings) if settings is not None else {}
     except (ValueError, RecursionError, TypeError):
         return {}
     found: dict[str, str] = {}

@@ -18,7 +18,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
 from tailwise.checkpoints.readings.compressed import settings_of
 from tailwise.checkpoints.readings.tiles import TILED, comfy_format, untiled
+from tailwise.storage import json_of
 
 if TYPE_CHECKING:
     import torch
@@ -406,7 +406,7 @@ def find_bnb4(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
         suffixes = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
         members = (spec.name, *group.pick(*(f"{stem}.{suffix}" for suffix in suffixes)), state.name)
         try:
-            settings = json.loads(bytes(checkpoint.read(state.name).flatten().tolist()))
+            settings = json_of(bytes(checkpoint.read(state.name).flatten().tolist()))
             codec = Bnb4(
                 spec.name,
                 tuple(int(side) for side in settings["shape"]),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from tailwise.checkpoints.readings.claim import Siblings
+from tailwise.storage import json_of
 
 if TYPE_CHECKING:
     import torch
@@ -19,9 +19,9 @@ def comfy_format(group: Siblings, checkpoint: Checkpoint) -> str:
     """The format that ComfyUI states for a layer, in a tensor of JSON beside it or in the file's header; or ""."""
     try:
         if (marker := group.leaves.get("comfy_quant")) is not None:
-            said = json.loads(bytes(checkpoint.read(marker.name).flatten().tolist()))
+            said = json_of(bytes(checkpoint.read(marker.name).flatten().tolist()))
         elif (header := checkpoint.metadata.get("_quantization_metadata")) is not None:
-            said = json.loads(header).get("layers", {}).get(group.module, {})
+            said = json_of(header).get("layers", {}).get(group.module, {})
         else:
             return ""
         return str(said.get("format", ""))
