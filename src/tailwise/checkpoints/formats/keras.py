@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.formats.arrays import ArrayStore, Stored, is_bfloat16
 from tailwise.checkpoints.formats.kernels_last import Turned, leaf_of, turned
+from tailwise.checkpoints.formats.unfolding import check_unfolding
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.storage import json_of
 
@@ -149,6 +150,7 @@ def _opened(file: ByteSource) -> tuple[Any, Any]:
                     where=file.name,
                     fix=f"unpack it (unzip) and give {_WEIGHTS}",
                 )
+            check_unfolding([info], file.name)
             image = archive.read(_WEIGHTS)
             settings = "config.json"
             read = settings in archive.namelist() and archive.getinfo(settings).file_size <= _MOST_SETTINGS

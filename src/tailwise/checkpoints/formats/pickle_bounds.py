@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from tailwise.checkpoints.formats.unfolding import MOST_BYTES, check_unfolding
 from tailwise.errors import UnreadableError
 
 #: Of the pickle in a zip archive, unfolded: a hundred thousand tensors take some twenty megabytes.
-_MOST_BYTES = 1 << 28
+_MOST_BYTES = MOST_BYTES
 #: What a pickle makes, in units of some 32 bytes: a gigabyte. A tensor takes about sixty.
 _MOST_MADE = 1 << 25
 #: Objects that a structure unfolds to where shared parts are counted each time, as a walk meets them.
@@ -102,9 +103,7 @@ def _check_archive(path: Path, where: str) -> None:
         names = [part.filename for part in parts]
         if len(set(names)) != len(names):
             _refuse("holds two parts of one name", where)
-        for part in parts:
-            if part.file_size > max(_MOST_BYTES, 64 * part.compress_size):
-                _refuse(f"{part.filename[:100]} would unfold to {part.file_size} bytes", where)
+        check_unfolding(parts, where)
         for part in (part for part in parts if part.filename.rpartition("/")[2].endswith(".pkl")):
             if part.file_size > _MOST_BYTES:
                 _refuse(f"its {part.filename[:100]} has {part.file_size} bytes, and tensors are not kept there", where)
