@@ -50,7 +50,7 @@ ROUND = {
     "audit": 200,
 }
 #: Rounds that make one piece: one line of the results.
-ROUNDS = 5
+ROUNDS = 2
 #: Pieces after which a worker is replaced, so that what it holds does not grow for good.
 RENEWED = 30
 _FINE = {"r": "read", "t": "told"}
