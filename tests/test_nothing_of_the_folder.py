@@ -44,14 +44,15 @@ def test_the_module_on_the_command_line(trapped):
 
 def test_a_job_of_the_server(trapped):
     pytest.importorskip("fastapi")
-    command = arguments(Job("1", "m.npz", "job.audit", {}), 1)
+    command = arguments(Job("1", "absent.npz", "job.audit", {}), 1)  # one that ends early: what counts is how it begins
     own = str(Path(tailwise.__file__).parents[1])
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
         env={**environment(), "PYTHONPATH": own},
     ) as process:  # fmt: skip
         said = process.stderr.read()
-    assert process.returncode == 0, said
+    assert process.returncode == 3, said
+    assert "no such file" in said
     assert not trapped.exists()
 
 
