@@ -28,9 +28,10 @@ from tailwise.audits.run import audit
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply import ApplyOptions, apply
 from tailwise.compression.applying.data_free import amount_of
+from tailwise.compression.operators.operator import Activations
+from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.make import Request, plan_prune
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.prune.pruner import PRUNERS, Activations
 from tailwise.compression.walking.calibrate import sample_windows
 from tailwise.compression.walking.hosts import load_host
 from tailwise.compression.walking.statistics import of_group
@@ -118,7 +119,7 @@ def _with_same_inputs(
 class _Beside:
     def __init__(self, plan: Plan, theirs: dict[str, torch.Tensor]) -> None:
         self.decisions = {item.tensor.removesuffix(".weight"): item for item in plan}
-        self.pruner, self.theirs = PRUNERS[plan.operator], theirs
+        self.pruner, self.theirs = OPERATORS[plan.operator], theirs
         self.agree: dict[str, float] = {}
 
     def needs(self, block: Block) -> dict[str, str]:

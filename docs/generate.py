@@ -26,7 +26,7 @@ from tailwise.audits.weightwatcher import COLUMNS, DIFFERENT
 from tailwise.checkpoints.roles import ROLES
 from tailwise.cli.main import app
 from tailwise.compression.allocate.allocator import ALLOCATORS
-from tailwise.compression.plans.operators import OPERATORS
+from tailwise.compression.operators.table import operators_that
 from tailwise.diagnosis.rule import RULES, Rule
 from tailwise.diagnosis.thresholds import TABLE, of_rule
 from tailwise.metrics.measure import selected
@@ -364,8 +364,8 @@ def allocators() -> str:
         "What removes parameters, and which way α points for it:",
         _table(
             ["name", "what goes", "more where α is", "source of the direction"],
-            [[f"`{item.name}`", item.summary, "high" if item.direction > 0 else "low", item.source]
-             for item in OPERATORS.values()],
+            [[f"`{item.name}`", item.summary, "high" if item.direction > 0 else "low", item.of_direction]
+             for item in operators_that("prune").values()],
         ),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tailwise.compression.operators.operator import Activations, Target
+from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.combined import combined
 from tailwise.compression.plans.plan import Decision, Plan
-from tailwise.compression.prune.pruner import Activations
-from tailwise.compression.quantize.quantizer import QUANTIZERS, Target
 from tailwise.errors import UsageError
 from tailwise.number_formats.formats import parse_format
 
@@ -84,9 +84,9 @@ def test_zeros_stay_zeros(name, operator, act_order) -> None:
     W, X = torch.randn(24, 64), torch.randn(400, 64)
     W[torch.rand(W.shape) < 0.5] = 0.0
     inputs = Activations(hessian=X.T @ X)
-    found = QUANTIZERS[operator](W, Target(parse_format(name), act_order, keep_zeros=True), inputs).weight
+    found = OPERATORS[operator](W, Target(parse_format(name), act_order, keep_zeros=True), inputs).weight
     assert bool((found[W == 0] == 0).all())
     if operator == "gptq":
-        rtn = QUANTIZERS["rtn"](W, Target(parse_format(name), keep_zeros=True)).weight
+        rtn = OPERATORS["rtn"](W, Target(parse_format(name), keep_zeros=True)).weight
         error = [float(((weight - W) @ X.T).square().sum()) for weight in (found, rtn)]
         assert error[0] < error[1]

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from tailwise.audits.audit import Audit
+from tailwise.compression.operators.table import direction_in_words
 from tailwise.compression.plans.correlation import depth_correlation
 from tailwise.compression.plans.make import Request, plan_prune
-from tailwise.compression.plans.operators import direction_in_words
 from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.planning.refine import Refined, refined
 from tailwise.planning.scored import (

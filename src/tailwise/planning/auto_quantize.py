@@ -11,9 +11,9 @@ import torch
 
 from tailwise.audits.audit import Audit
 from tailwise.compression.assign.assigner import Choices, Levels
+from tailwise.compression.operators.table import direction_in_words
 from tailwise.compression.plans.bits import depth_words
 from tailwise.compression.plans.make_quantize import Asked, QuantizeRequest, asked_of, plan_quantize
-from tailwise.compression.plans.operators import direction_in_words
 from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.errors import UsageError
 from tailwise.planning.errors import ErrorTables, Table, error_tables

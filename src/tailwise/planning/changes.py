@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 
 from tailwise.compression.applying.data_free import amount_of, does_nothing
+from tailwise.compression.operators.operator import Activations, Need, Target
+from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.plan import Decision, Plan
-from tailwise.compression.prune.pruner import PRUNERS, Activations, Need
-from tailwise.compression.quantize.quantizer import QUANTIZERS, Target
 from tailwise.number_formats.formats import parse_format
 
 
@@ -47,7 +47,7 @@ class Pruning:
     @property
     def needs(self) -> Need:
         """See `Change`."""
-        return PRUNERS[self.name].needs
+        return OPERATORS[self.name].needs
 
     def key(self, decision: Decision) -> Hashable | None:
         """See `Change`."""
@@ -55,7 +55,7 @@ class Pruning:
 
     def __call__(self, W: torch.Tensor, decision: Decision, seen: Activations | None) -> torch.Tensor:
         """See `Change`."""
-        pruner = PRUNERS[self.name if seen is not None or self.needs == "none" else "magnitude"]
+        pruner = OPERATORS[self.name if seen is not None or self.needs == "none" else "magnitude"]
         return pruner(W, amount_of(decision), seen).weight
 
 
@@ -70,7 +70,7 @@ class Quantizing:
     @property
     def needs(self) -> Need:
         """See `Change`."""
-        return QUANTIZERS[self.name].needs
+        return OPERATORS[self.name].needs
 
     def key(self, decision: Decision) -> Hashable | None:
         """See `Change`."""
@@ -78,7 +78,7 @@ class Quantizing:
 
     def __call__(self, W: torch.Tensor, decision: Decision, seen: Activations | None) -> torch.Tensor:
         """See `Change`."""
-        quantizer = QUANTIZERS[self.name if seen is not None or self.needs == "none" else "rtn"]
+        quantizer = OPERATORS[self.name if seen is not None or self.needs == "none" else "rtn"]
         return quantizer(W, Target(parse_format(decision.format or ""), self.act_order), seen).weight
 
 

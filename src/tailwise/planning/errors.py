@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tailwise.compression.operators.operator import Activations
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.prune.pruner import Activations
 from tailwise.compression.walking.statistics import of_group
 from tailwise.number_formats.formats import parse_format
 from tailwise.planning.stage import Stage

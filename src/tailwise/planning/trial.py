@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tailwise.compression.applying.data_free import as_matrices, from_matrices
+from tailwise.compression.operators.operator import Activations, Need
 from tailwise.compression.plans.plan import Decision, Plan
-from tailwise.compression.prune.pruner import Activations, Need
 from tailwise.compression.walking.calibrate import Inputs
 from tailwise.compression.walking.statistics import of_group
 from tailwise.compression.walking.walk import Block, walk_blocks

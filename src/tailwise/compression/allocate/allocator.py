@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.budget import Budget, Vector
 from tailwise.compression.plans.candidates import Candidate
-from tailwise.compression.plans.operators import DIRECTION
 from tailwise.errors import UsageError
 from tailwise.registry import Registry
 
@@ -45,7 +45,8 @@ class Settings:
     @property
     def direction(self) -> int:
         """+1 where the operator takes more at high α, −1 where at low α; turned round by `reverse`."""
-        return -DIRECTION[self.operator] if self.reverse else DIRECTION[self.operator]
+        found = OPERATORS[self.operator].direction
+        return -found if self.reverse else found
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from tailwise.compression.applying.fit import check_plan
 from tailwise.compression.applying.journal import Journal, digest_of_inputs, key_of_run
 from tailwise.compression.applying.shards import Shards, check_alone, settings_of
 from tailwise.compression.applying.written import Progress, open_written, put_in_place, silent, write_tensors
+from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.plan import BLOCK, BOTH, Decision, Plan
-from tailwise.compression.prune.pruner import PRUNERS
 from tailwise.compression.shrinking.smaller import Source, reached_in, work_of, write_smaller
 from tailwise.compression.shrinking.structured import Widths
 from tailwise.compression.walking.calibrate import SAMPLES, WINDOW
@@ -130,7 +130,7 @@ def _is_calibrated(plan: Plan, options: ApplyOptions) -> bool:
         return options.calibration is not None
     if options.factored:
         check_alone(options.executor, "factors are made tensor by tensor in the model")
-    needs = PRUNERS[plan.operator].needs != "none"
+    needs = OPERATORS[plan.operator].needs != "none"
     if needs and options.calibration is None:
         raise UsageError(
             f"{plan.operator} looks at the inputs of each layer, and there is no calibration text",
@@ -197,7 +197,7 @@ class _Run:
         key = key_of_run(self.plan, self.checkpoint, facts, digest_of_inputs(inputs))
         with Draft(output, key=key, resume=self.options.resume, force=self.options.force) as draft:
             journal = Journal(draft.kept)
-            pruner = PRUNERS[WITH_DATA.get(self.plan.operator, self.plan.operator)]
+            pruner = OPERATORS[WITH_DATA.get(self.plan.operator, self.plan.operator)]
             work = Pruning(jobs, journal, pruner)
             if {job.decision.tensor for job in jobs.values()} - journal.tensors:
                 advance = self._step("pruning blocks")

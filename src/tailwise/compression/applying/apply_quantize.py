@@ -24,11 +24,11 @@ from tailwise.compression.applying.journal import Journal, digest_of_inputs, key
 from tailwise.compression.applying.rounded import Rounding, own_grids
 from tailwise.compression.applying.shards import Shards, settings_of
 from tailwise.compression.applying.written import Progress, open_written, put_in_place, silent, write_tensors
+from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.packing.output import coded_by, packed
 from tailwise.compression.packing.packing import Packing, Work, check_packing
 from tailwise.compression.packing.packings import packing_of
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.quantize.quantizer import QUANTIZERS
 from tailwise.compression.walking.hosts import load_host
 from tailwise.compression.walking.walk import walk_blocks
 from tailwise.execution.device import checked_device
@@ -150,7 +150,7 @@ class _Run:
         key = key_of_run(plan, self.checkpoint, kept, digest_of_inputs(inputs))
         with Draft(output, key=key, resume=options.resume, force=options.force) as draft:
             journal = Journal(draft.kept)
-            work = Quantizing(jobs, journal, QUANTIZERS[plan.operator], act_order, zeros)
+            work = Quantizing(jobs, journal, OPERATORS[plan.operator], act_order, zeros)
             if set(formats) - journal.tensors:
                 advance = self._step("quantizing blocks")
                 walk_blocks(host.home, inputs, work, batch=options.batch, progress=advance)

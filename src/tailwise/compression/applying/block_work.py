@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from tailwise.compression.applying.journal import Journal
+from tailwise.compression.operators.operator import Activations, Need
 from tailwise.compression.plans.plan import Decision, Plan
-from tailwise.compression.prune.pruner import Activations, Need
 from tailwise.compression.walking.hosts import Host, layer_of
 from tailwise.compression.walking.statistics import stored_from, weight_of
 from tailwise.compression.walking.walk import Block, blocks_of

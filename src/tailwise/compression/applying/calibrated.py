@@ -10,8 +10,9 @@ from torch import nn
 
 from tailwise.compression.applying.block_work import BlockWork, Job, jobs_for, stored_in
 from tailwise.compression.applying.data_free import amount_of, does_nothing
+from tailwise.compression.operators.operator import Activations, Need, Operator
+from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.prune.pruner import PRUNERS, Activations, Need, Pruner
 from tailwise.compression.walking.hosts import Host
 from tailwise.compression.walking.statistics import matrices_of, of_group
 from tailwise.compression.walking.walk import walk_blocks
@@ -42,7 +43,7 @@ def prune_blocks(
 class Pruning(BlockWork):
     """Prunes the layers of each block."""
 
-    pruner: Pruner
+    pruner: Operator
 
     @property
     def need(self) -> Need:
@@ -55,7 +56,7 @@ class Pruning(BlockWork):
         """See `BlockWork`."""
         pruner = self.pruner
         if found is None:  # an expert that no token was sent to
-            pruner = PRUNERS["low_rank" if job.decision.rank is not None else "magnitude"]
+            pruner = OPERATORS["low_rank" if job.decision.rank is not None else "magnitude"]
             notes.append(f"{job.decision.tensor}: no input reached it, so it was pruned by {pruner.name}")
         amount = amount_of(job.decision)
         done = [

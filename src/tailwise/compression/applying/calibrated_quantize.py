@@ -10,9 +10,9 @@ from torch import nn
 
 from tailwise.compression.applying.block_work import BlockWork, Job, jobs_for, stored_in
 from tailwise.compression.applying.journal import Journal
+from tailwise.compression.operators.operator import Activations, Done, Need, Operator, Target
+from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.prune.pruner import Activations, Need
-from tailwise.compression.quantize.quantizer import QUANTIZERS, Quantizer, Rounded, Target
 from tailwise.compression.walking.hosts import Host
 from tailwise.compression.walking.statistics import matrices_of, of_group
 from tailwise.number_formats.formats import parse_format
@@ -32,7 +32,7 @@ def jobs_of(plan: Plan, host: Host, dtypes: Mapping[str, torch.dtype]) -> dict[s
 class Quantizing(BlockWork):
     """Rounds the layers of each block."""
 
-    quantizer: Quantizer
+    quantizer: Operator
     act_order: bool = False
     keep_zeros: bool = False
 
@@ -47,7 +47,7 @@ class Quantizing(BlockWork):
         """See `BlockWork`."""
         quantizer, tensor = self.quantizer, job.decision.tensor
         if found is None:  # an expert that no token was sent to
-            quantizer = QUANTIZERS["rtn"]
+            quantizer = OPERATORS["rtn"]
             notes.append(f"{tensor}: no input reached it, so it was rounded to nearest")
         target = Target(parse_format(job.decision.format or ""), self.act_order, self.keep_zeros)
         done = [
@@ -58,7 +58,7 @@ class Quantizing(BlockWork):
         return {tensor: stored, **_kept_grids(tensor, done)}
 
 
-def _kept_grids(tensor: str, done: list[Rounded]) -> dict[str, torch.Tensor]:
+def _kept_grids(tensor: str, done: list[Done]) -> dict[str, torch.Tensor]:
     """Scales and zero points of each matrix, by names that no tensor has."""
     found: dict[str, torch.Tensor] = {}
     for index, item in enumerate(done):

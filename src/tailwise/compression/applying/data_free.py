@@ -10,9 +10,10 @@ import torch
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.orientation import is_stored_in_out
 from tailwise.checkpoints.roles import classify
+from tailwise.compression.operators.operator import Amount
+from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.patterns import parse_pattern
 from tailwise.compression.plans.plan import Decision, Plan
-from tailwise.compression.prune.pruner import PRUNERS, Amount
 from tailwise.errors import TailwiseError
 
 
@@ -59,7 +60,7 @@ class Changes:
 
     def __init__(self, plan: Plan, checkpoint: Checkpoint, device: str) -> None:
         self._decisions = {item.tensor: item for item in plan if not does_nothing(item)}
-        self._pruner = PRUNERS[plan.operator]
+        self._pruner = OPERATORS[plan.operator]
         self._checkpoint, self._device = checkpoint, device
 
     def __call__(self, name: str) -> torch.Tensor | None:

@@ -9,8 +9,8 @@ from tailwise.checkpoints.dequantized import dequantized
 from tailwise.checkpoints.writer import Layout, layout_of
 from tailwise.compression.applying.fit import check_plan
 from tailwise.compression.applying.shards import check_alone
+from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.plan import Decision, Plan
-from tailwise.compression.quantize.quantizer import QUANTIZERS
 from tailwise.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def is_calibrated(plan: Plan, options: ApplyOptions) -> bool:
     """Whether the operator looks at text. `UsageError` where it lacks it, or an option means nothing here."""
     if options.save_masks:
         raise UsageError("quantization removes nothing, so there are no masks", fix="leave --save-masks out")
-    needs = QUANTIZERS[plan.operator].needs != "none"
+    needs = OPERATORS[plan.operator].needs != "none"
     if needs and (options.dequantize or plan.settings.get("dequantize") is True):
         raise UsageError(
             f"{plan.operator} computes with the model, which is quantized already", fix="plan with --operator rtn"

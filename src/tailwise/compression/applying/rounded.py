@@ -6,8 +6,9 @@ import torch
 
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.compression.applying.data_free import as_matrices, from_matrices
+from tailwise.compression.operators.operator import Target
+from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.plan import Decision, Plan
-from tailwise.compression.quantize.quantizer import QUANTIZERS, Target
 from tailwise.errors import TailwiseError
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.grid import Grid
@@ -19,7 +20,7 @@ class Rounding:
 
     def __init__(self, plan: Plan, checkpoint: Checkpoint, device: str, *, keep_zeros: bool = False) -> None:
         self._decisions = {item.tensor: item for item in plan}
-        self._quantizer = QUANTIZERS[plan.operator]
+        self._quantizer = OPERATORS[plan.operator]
         self._checkpoint, self._device, self._keep_zeros = checkpoint, device, keep_zeros
 
     def __call__(self, name: str) -> torch.Tensor | None:

@@ -7,17 +7,16 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from tailwise.compression.operators.table import operators_that
 from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.budget import MOST
 from tailwise.compression.plans.fusing import fused
-from tailwise.compression.plans.operators import OPERATORS
 from tailwise.compression.plans.patterns import parse_pattern
 from tailwise.compression.plans.plan import BLOCK, BOTH, PARTS, UNSTRUCTURED, Decision, Plan
 from tailwise.compression.plans.rounding import removed_by, removed_share
 from tailwise.errors import UsageError
 from tailwise.number_formats.formats import parse_format
 
-QUANTIZERS = ("rtn", "gptq")
 _SHOWN = 5
 _MOST_PARAMETERS = 1 << 63
 
@@ -44,7 +43,7 @@ def _head(plan: Plan) -> Iterator[str]:
     if plan.kind not in ("prune", "quantize"):
         yield f"kind is {plan.kind!r}; it is prune, quantize or {BOTH}"
         return
-    known = tuple(OPERATORS) if plan.kind == "prune" else QUANTIZERS
+    known = tuple(operators_that(plan.kind))
     if plan.operator not in known:
         near = difflib.get_close_matches(plan.operator, known, n=1)
         yield f"there is no operator {plan.operator!r}; " + (f"did you mean {near[0]}?" if near else ", ".join(known))

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+from tailwise.compression.operators.table import operator_of, operators_that
 from tailwise.compression.plans.plan import BOTH, UNSTRUCTURED, Decision, Plan
 from tailwise.errors import UsageError
 
 Part = Literal["prune", "quantize"]
-#: Operators after which a tensor has the same name and shape.
-_SAME_SHAPE = ("magnitude", "wanda", "sparsegpt")
 
 
 def combined(prune: Plan, quantize: Plan) -> Plan:
@@ -20,10 +19,11 @@ def combined(prune: Plan, quantize: Plan) -> Plan:
         if plan.kind != kind:
             raise UsageError(f"a plan to {plan.kind} stands where one to {kind} is needed", where=plan.model,
                              fix="give the plan to prune first, then the plan to quantize")  # fmt: skip
-    if prune.operator not in _SAME_SHAPE:
+    if not operator_of(prune.operator).same_shape:
         raise UsageError(
             f"{prune.operator} changes shapes, so what the other plan says no longer fits",
-            fix=f"prune with {', '.join(_SAME_SHAPE)}; or apply this plan first, and plan to quantize what comes out",
+            fix=f"prune with {', '.join(_keeping_shapes())}; or apply this plan first, and plan to quantize what "
+            "comes out",
         )
     if prune.fingerprint and quantize.fingerprint and prune.fingerprint != quantize.fingerprint:
         raise UsageError(f"the plans are of two models: {prune.model} and {quantize.model}",
@@ -42,6 +42,10 @@ def combined(prune: Plan, quantize: Plan) -> Plan:
         tried=tuple({"part": plan.kind, **row} for plan in (prune, quantize) for row in plan.tried),
         notes=tuple(f"{plan.kind}: {note}" for plan in (prune, quantize) for note in plan.notes),
     )
+
+
+def _keeping_shapes() -> list[str]:
+    return [name for name, item in operators_that("prune").items() if item.same_shape]
 
 
 def _both(amount: Decision | None, chosen: Decision | None) -> Decision:

@@ -11,10 +11,10 @@ import numpy as np
 
 from tailwise.audits.audit import Audit
 from tailwise.compression.allocate.allocator import ALLOCATORS, Allocation, Allocator, Settings, sizes_of
+from tailwise.compression.operators.table import direction_in_words, operator_of
 from tailwise.compression.plans.budget import Budget, held
 from tailwise.compression.plans.candidates import Candidate, Choice, audited_part, candidates, estimator_for
 from tailwise.compression.plans.correlation import depth_correlation
-from tailwise.compression.plans.operators import direction_in_words, operator_of
 from tailwise.compression.plans.patterns import Pattern, parse_pattern
 from tailwise.compression.plans.plan import UNSTRUCTURED, Decision, Plan
 from tailwise.compression.plans.rounding import Whole, ranks_of, removed_of, removed_share

@@ -17,15 +17,14 @@ from tailwise.compression.assign.assigner import (
     FormatSettings,
     Group,
 )
+from tailwise.compression.operators.table import direction_in_words, operator_of
 from tailwise.compression.plans.bit_budget import NEAR, bits_table, budget_of, check_reach, listed, spent
 from tailwise.compression.plans.bits import depth_words, has_whole_groups, shape_of
 from tailwise.compression.plans.candidates import Candidate, Choice, audited_part, candidates
-from tailwise.compression.plans.checks import QUANTIZERS
 from tailwise.compression.plans.fusing import fused
-from tailwise.compression.plans.operators import direction_in_words
 from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.compression.plans.study_errors import errors_of
-from tailwise.errors import UsageError, unknown_name
+from tailwise.errors import UsageError
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.precision.study import PrecisionStudy
@@ -58,8 +57,7 @@ class QuantizeRequest:
 
     def __post_init__(self) -> None:
         # A wrong request is told before a model is read for it.
-        if self.operator not in QUANTIZERS:
-            raise unknown_name("operator", self.operator, QUANTIZERS)
+        operator_of(self.operator, "quantize")
         if self.act_order and self.operator != "gptq":
             raise UsageError(f"{self.operator} has no order of columns", fix="leave --act-order out, or take gptq")
         parsed_formats(self.formats)

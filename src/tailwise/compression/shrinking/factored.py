@@ -9,9 +9,10 @@ import torch
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.compression.applying.data_free import as_matrices
+from tailwise.compression.operators.operator import Amount
+from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.plan import Decision, Plan
 from tailwise.compression.plans.rounding import low_rank_sparsity
-from tailwise.compression.prune.pruner import PRUNERS, Amount
 from tailwise.compression.shrinking.remade import Entry, Made, resized
 from tailwise.compression.shrinking.structured import Origin
 from tailwise.compression.shrinking.structured_groups import layer_of_decision, sizes_of_layer
@@ -85,7 +86,7 @@ class _Source:
             W = self._change(stored)
             W = self._origin.checkpoint.read(stored) if W is None else W
             (matrix,) = as_matrices(W, stored, config)
-            found = PRUNERS["low_rank"](matrix, Amount(rank=rank)).factors
+            found = OPERATORS["low_rank"](matrix, Amount(rank=rank)).factors
             assert found is not None  # noqa: S101 - the operator low_rank gives them
             self._kept = (stored, found)
         return self._kept[1]

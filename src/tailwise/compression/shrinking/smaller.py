@@ -15,8 +15,8 @@ from tailwise.checkpoints.writer import Change, Layout, write_checkpoint
 from tailwise.compression.applying.applied import Reached
 from tailwise.compression.applying.calibrated import Pruning, jobs_of, prune_blocks
 from tailwise.compression.applying.journal import Journal
+from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.prune.pruner import PRUNERS
 from tailwise.compression.shrinking.factored import factored
 from tailwise.compression.shrinking.remade import Made, Remade, laid_out
 from tailwise.compression.shrinking.structured import (
@@ -74,7 +74,7 @@ class Work:
             # Products are kept in float32: rounded ones would no longer have the rank of the factors.
             jobs = jobs_of(plan, host, dict.fromkeys((decision.tensor for decision in plan), torch.float32))
             if {job.decision.tensor for job in jobs.values()} - journal.tensors:
-                work = Pruning(jobs, journal, PRUNERS["low_rank_whitened"])
+                work = Pruning(jobs, journal, OPERATORS["low_rank_whitened"])
                 prune_blocks(host, inputs, work, batch=batch, progress=step)
             change = journal.read
         return factored(plan, self.origin, change)

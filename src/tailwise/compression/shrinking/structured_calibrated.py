@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tailwise.compression.applying.journal import Journal
-from tailwise.compression.prune.pruner import Activations, Need
+from tailwise.compression.operators.operator import Activations, Need
 from tailwise.compression.shrinking.structured import Surgery
 from tailwise.compression.shrinking.structured_groups import Group
 from tailwise.compression.shrinking.structured_scores import contributions, kept_units

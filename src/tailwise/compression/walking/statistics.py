@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import unfold
 
-from tailwise.compression.prune.pruner import Activations, Need
+from tailwise.compression.operators.operator import Activations, Need
 
 #: Layers whose weight is a matrix over their inputs. `Conv1D` is GPT-2's, a linear layer stored in × out. By name,
 #: since other subclasses of `Linear` hold something else than one matrix.

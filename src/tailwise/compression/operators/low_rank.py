@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import torch
 
-from tailwise.compression.prune.pruner import Activations, Amount, Pruned, pruner
+from tailwise.compression.operators.operator import Activations, Amount, Done
 from tailwise.errors import UnreadableError, UsageError
 
 DAMPING = 1e-4  # of the mean diagonal of the Hessian, where it is not positive definite by itself
 _MOST_DAMPING = 1.0
 
 
-@pruner("low_rank", needs="none", source="Eckart & Young 1936: the nearest matrix of that rank in ‖W − A·B‖_F")
-def low_rank(W: torch.Tensor, amount: Amount, inputs: Activations) -> Pruned:  # noqa: ARG001 - needs none
+def low_rank(W: torch.Tensor, amount: Amount, inputs: Activations) -> Done:  # noqa: ARG001 - needs none
     """The r leading singular directions of W."""
     left, right = _truncated(W.double(), amount)
     return _product(left, right)
 
 
-@pruner("low_rank_whitened", needs="hessian", source="Wang et al. 2024, SVD-LLM, arXiv:2403.07378")
-def low_rank_whitened(W: torch.Tensor, amount: Amount, inputs: Activations) -> Pruned:
+def low_rank_whitened(W: torch.Tensor, amount: Amount, inputs: Activations) -> Done:
     """The matrix of rank r that least changes the outputs, ‖X·(W − A·B)ᵀ‖_F.
 
     With XᵀX = S·Sᵀ (Cholesky), that is the truncated SVD of W·S, times S⁻¹.
     """
-    assert inputs.hessian is not None  # noqa: S101 - `Pruner` has checked
+    assert inputs.hessian is not None  # noqa: S101 - `Operator` has checked
     S = _root(inputs.hessian.to(W.device, torch.float64))
     left, right = _truncated(W.double() @ S, amount)
     return _product(left, torch.linalg.solve_triangular(S, right, upper=False, left=False))
@@ -43,8 +41,8 @@ def _truncated(W: torch.Tensor, amount: Amount) -> tuple[torch.Tensor, torch.Ten
     return U[:, : amount.rank] * root, root[:, None] * Vh[: amount.rank]
 
 
-def _product(left: torch.Tensor, right: torch.Tensor) -> Pruned:
-    return Pruned((left @ right).float(), None, (left.float(), right.float()))
+def _product(left: torch.Tensor, right: torch.Tensor) -> Done:
+    return Done((left @ right).float(), None, (left.float(), right.float()))
 
 
 def _root(H: torch.Tensor) -> torch.Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from tailwise.compression.prune.masks import lowest, lowest_in_groups
-from tailwise.compression.prune.pruner import Activations, Amount, Pruned, pruner
+from tailwise.compression.operators.masks import lowest, lowest_in_groups
+from tailwise.compression.operators.operator import Activations, Amount, Done
 from tailwise.errors import UnreadableError
 
 BLOCK = 128  # columns whose mask is chosen at once
@@ -13,8 +13,7 @@ DAMPING = 0.01  # of the mean diagonal of the Hessian
 _MOST_DAMPING = 10.0
 
 
-@pruner("sparsegpt", needs="hessian", source="Frantar & Alistarh 2023, arXiv:2301.00774, and its code")
-def sparsegpt(W: torch.Tensor, amount: Amount, inputs: Activations) -> Pruned:
+def sparsegpt(W: torch.Tensor, amount: Amount, inputs: Activations) -> Done:
     """The entries whose loss is least, w²/[H⁻¹]², while the columns to their right make the loss good.
 
     Columns go from left to right in blocks of 128, and the mask of a block is chosen over the block's rows and
@@ -22,7 +21,7 @@ def sparsegpt(W: torch.Tensor, amount: Amount, inputs: Activations) -> Pruned:
     lose their weights. Every block removes its share of the budget to the entry, where the published code removes
     one more.
     """
-    assert inputs.hessian is not None  # noqa: S101 - `Pruner` has checked
+    assert inputs.hessian is not None  # noqa: S101 - `Operator` has checked
     W, H = W.float().clone(), inputs.hessian.to(W.device, torch.float32).clone()
     if not torch.isfinite(H).all():
         raise UnreadableError("its inputs are not finite", fix="calibrate in float32 or bfloat16 (--dtype)")
@@ -38,7 +37,7 @@ def sparsegpt(W: torch.Tensor, amount: Amount, inputs: Activations) -> Pruned:
         count = round(amount.sparsity * stop * len(W)) - before
         errors, gone[:, start:stop] = _block(W[:, start:stop], U[start:stop, start:stop], amount, count)
         W[:, stop:] -= errors @ U[start:stop, stop:]
-    return Pruned(W.masked_fill(gone, 0.0), ~gone)
+    return Done(W.masked_fill(gone, 0.0), ~gone)
 
 
 def inverse_factor(H: torch.Tensor) -> torch.Tensor:

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from tailwise.compression.prune.pruner import Activations
-from tailwise.compression.prune.sparsegpt import inverse_factor
-from tailwise.compression.quantize.quantizer import Rounded, Target, quantizer
+from tailwise.compression.operators.operator import Activations, Done, Target
+from tailwise.compression.operators.sparsegpt import inverse_factor
 from tailwise.errors import UnreadableError
 from tailwise.number_formats.grid import Grid
 from tailwise.number_formats.number_format import NumberFormat, Reach
@@ -17,8 +16,7 @@ from tailwise.number_formats.scaled import ScaledFormat
 BLOCK = 128  # columns whose errors reach the columns to their right at once
 
 
-@quantizer("gptq", needs="hessian", source="Frantar et al. 2022, arXiv:2210.17323")
-def gptq(W: torch.Tensor, target: Target, inputs: Activations) -> Rounded:
+def gptq(W: torch.Tensor, target: Target, inputs: Activations) -> Done:
     """Columns from left to right, each rounded to nearest, its error taken up by those that are left.
 
     With U upper triangular and H⁻¹ = UᵀU (H = XᵀX, damped by 1 % of its mean diagonal), column j's error is
@@ -28,7 +26,7 @@ def gptq(W: torch.Tensor, target: Target, inputs: Activations) -> Rounded:
     neighbouring columns, as packed formats store them. Inputs that were always zero lose their weights. With
     `keep_zeros` entries that were pruned stay zero, and what others passed on to them is passed on again.
     """
-    assert inputs.hessian is not None  # noqa: S101 - `Quantizer` has checked
+    assert inputs.hessian is not None  # noqa: S101 - `Operator` has checked
     stored = W.dtype
     W, H = W.float().clone(), inputs.hessian.to(W.device, torch.float32).clone()
     if not torch.isfinite(H).all():
@@ -46,7 +44,7 @@ def gptq(W: torch.Tensor, target: Target, inputs: Activations) -> Rounded:
     _sweep(W, inverse_factor(H), scales, places, pruned)
     if order is not None:
         W = W[:, order.argsort()]
-    return Rounded(W, scales.grid)
+    return Done(W, grid=scales.grid)
 
 
 def _sweep(W: torch.Tensor, U: torch.Tensor, scales: _Scales, places: list[int], pruned: torch.Tensor | None) -> None:
