@@ -16,7 +16,6 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,8 @@ from held_out import (
 from tailwise.audits.audit import Audit
 from tailwise.audits.run import audit
 from tailwise.compression.allocate.allocator import ALLOCATORS
-from tailwise.compression.applying.apply import ApplyOptions, apply
+from tailwise.compression.applying.apply import apply
+from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.plans.make import Request
 from tailwise.evaluation.losses import window_losses
 from tailwise.evaluation.models import load_model, load_tokenizer
@@ -137,7 +137,7 @@ def sensitivity(given: argparse.Namespace) -> None:
             stage = stage_of(str(subject.folder), planned(found, request, allocator="uniform"), options)
             around = planned(found, request, allocator="alpha")
             for label, plan, level in (
-                ("alone at 70 %", around.replace(decisions=tuple(replace(d, sparsity=0.0) for d in around)), 0.7),
+                ("alone at 70 %", around.replace(decisions=tuple(d.but(sparsity=0.0) for d in around)), 0.7),
                 ("80 % among 70 %", planned(found, request, allocator="uniform"), 0.8),
             ):
                 cost = measured_losses(stage.trial, plan, stage.search, levels=(level,))

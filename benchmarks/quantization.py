@@ -38,7 +38,8 @@ from held_out import (
 from tailwise.audits.audit import Audit
 from tailwise.audits.run import audit
 from tailwise.compression.allocate.knapsack import Knapsack, solve
-from tailwise.compression.applying.apply import ApplyOptions, apply
+from tailwise.compression.applying.apply import apply
+from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
 from tailwise.evaluation.losses import window_losses
@@ -155,9 +156,9 @@ def sensitivity(given: argparse.Namespace) -> None:
             three = plan_quantize(found, QuantizeRequest(formats=formats[1:2], operator=operator))
             ranked = plan_quantize(found, QuantizeRequest(3.5, formats=formats, operator=operator, allocator="alpha"))
             stage = stage_of(found.model, three, StageOptions(subject.drawn(0), samples=SAMPLES, window=WINDOW))
-            dense = three.replace(decisions=tuple(replace(item, format="fp32") for item in three))
+            dense = three.replace(decisions=tuple(item.but(format="fp32") for item in three))
             for label, around in (("2 bits, all else dense", dense), ("2 bits, all else 3", three)):
-                variants = [Variant(item.tensor, {place: replace(item, format=formats[0])})
+                variants = [Variant(item.tensor, {place: item.but(format=formats[0])})
                             for place, item in enumerate(three)]  # fmt: skip
                 cost = variant_losses(stage.trial, around, stage.search, variants)
                 say_correlation((subject.name, operator, label), ranked.decisions, {str(k): v for k, v in cost.items()})

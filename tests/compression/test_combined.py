@@ -8,7 +8,8 @@ import torch
 from tailwise.compression.operators.operator import Activations, Target
 from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.combined import combined
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.decision import entry
+from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UsageError
 from tailwise.number_formats.formats import parse_format
 
@@ -17,7 +18,7 @@ NAME = "model.layers.{}.mlp.up_proj.weight"
 
 def _plan(names, amount, **head) -> Plan:
     made = tuple(
-        Decision(name, name.removesuffix(".weight"), "mlp_up", place, 2048, shape=(64, 32), reason="so", **amount)
+        entry(name, name.removesuffix(".weight"), "mlp_up", place, 2048, shape=(64, 32), reason="so", **amount)
         for place, name in enumerate(names)
     )
     facts = {"allocator": "uniform", "model": "a/model", "fingerprint": "f", "budget": {"asked": 0.5}, "notes": ("n",)}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from made_plans import audit_of, model, rows_of
 
@@ -53,8 +51,8 @@ def test_what_changed_was_added_and_removed_is_told(plan):
         operator="magnitude",
         decisions=(
             *plan.decisions[2:],
-            replace(plan.decisions[0], sparsity=0.1),
-            replace(plan.decisions[0], tensor="new.weight"),
+            plan.decisions[0].but(sparsity=0.1),
+            plan.decisions[0].but(tensor="new.weight"),
         ),
     )
     found = plan.diff(other)

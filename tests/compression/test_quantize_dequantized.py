@@ -8,10 +8,10 @@ import warnings
 import pytest
 import torch
 from packed_models import both, logits, plan_for, saved, values
+from tiny_models import quantize
 
 from tailwise.audits.run import audit
-from tailwise.compression.applying.apply import ApplyOptions
-from tailwise.compression.applying.apply_quantize import quantize
+from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
 from tailwise.errors import UsageError
 from tailwise.number_formats.formats import parse_format

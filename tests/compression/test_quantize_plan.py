@@ -340,7 +340,7 @@ def test_a_plan_comes_back_from_its_file(plan, tmp_path, suffix):
 
 def edited(plan: Plan, index: int, **changes) -> Plan:
     decisions = list(plan.decisions)
-    decisions[index] = replace(decisions[index], **changes)
+    decisions[index] = decisions[index].but(**changes)
     return plan.replace(decisions=tuple(decisions))
 
 
@@ -384,7 +384,7 @@ def test_the_table_shows_a_format_or_mean_bits(plan):
 
 
 def test_an_entry_without_a_shape_counts_the_bits_of_its_elements(plan):
-    assert bits_of(replace(plan.decisions[0], format="int4", shape=())) == 4.0
+    assert bits_of(plan.decisions[0].but(format="int4", shape=())) == 4.0
 
 
 def test_planning_needs_no_torch():

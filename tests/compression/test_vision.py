@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from tiny_models import inputs_for, saved
 
 from tailwise.audits.run import audit
-from tailwise.compression.applying.apply import ApplyOptions, apply
+from tailwise.compression.applying.apply import apply
+from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.plans.make import Request, plan_prune
 from tailwise.errors import UsageError
 from tailwise.evaluation.classifiers import classifier_scores

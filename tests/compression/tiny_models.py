@@ -79,3 +79,10 @@ def plan_for(folder: Path, **request: Any):
 
     request.setdefault("sparsity", None if ":" in request.get("pattern", "") else 0.5)
     return plan_prune(audit(folder), Request(**request))
+
+
+def quantize(plan, model, output, options=None, progress=None):
+    """`apply`, with its options by place."""
+    from tailwise.compression.applying.apply import apply
+
+    return apply(plan, model, output, options=options, progress=progress)

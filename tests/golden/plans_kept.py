@@ -135,7 +135,7 @@ EXACT = frozenset(name for name, (plan, calibrated, _) in APPLIED.items()
 
 
 def options_of(name: str) -> Any:
-    from tailwise.compression.applying.apply import ApplyOptions
+    from tailwise.compression.applying.options import ApplyOptions
 
     _, calibrated, more = APPLIED[name]
     return ApplyOptions(calibration=windows() if calibrated else None, batch=4, **more)

@@ -11,7 +11,6 @@ import pytest
 from plans_kept import APPLIED, EXACT, MADE, PLANS, audited, joined, made_by, options_of, planned_anew, write_model
 
 from tailwise.compression.applying.apply import apply
-from tailwise.compression.plans.files import from_document
 from tailwise.compression.plans.plan import Plan
 
 pytest.importorskip("transformers")
@@ -85,7 +84,7 @@ def test_what_plans_say_is_said_again(kept, again):
 
 @pytest.mark.parametrize("name", list(APPLIED))
 def test_applying_gives_what_it_gave(kept, model, made, tmp_path, name):
-    plan = from_document(json.loads(kept[APPLIED[name][0]]))
+    plan = Plan.from_json(json.loads(kept[APPLIED[name][0]]))
     apply(plan, model, tmp_path / "out", options=options_of(name))
     _check(made_by(tmp_path / "out"), made[name], exact=name in EXACT)
     assert json.loads((tmp_path / "out" / "tailwise_plan.json").read_text()) == json.loads(kept[APPLIED[name][0]])
@@ -103,7 +102,7 @@ def _check(found: dict, wanted: dict, *, exact: bool) -> None:
 
 @pytest.mark.parametrize("name", ["prune-sparsegpt", "quantize-gptq", "both-wanda-gptq", "prune-structured calibrated"])
 def test_a_run_that_is_killed_half_way_goes_on(kept, model, made, tmp_path, name):
-    plan, options = from_document(json.loads(kept[APPLIED[name][0]])), options_of(name)
+    plan, options = Plan.from_json(json.loads(kept[APPLIED[name][0]])), options_of(name)
     blocks: list[tuple[str, int]] = []
 
     def killed(what: str, done: int, total: int) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from itertools import count
 
 import numpy as np
 import pytest
 import torch
 
-from tailwise.compression.applying.apply import ApplyOptions, apply
+from tailwise.compression.applying.apply import apply
+from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.make_quantize import QuantizeRequest, asked_of, plan_quantize
 from tailwise.compression.plans.plan import Plan
@@ -114,7 +114,7 @@ def test_errors_are_those_of_rounding_and_of_what_the_layers_then_give(audit, to
         stage.trial.model(stage.looked)
     handle.remove()
     X, W = inputs[0].reshape(-1, inputs[0].shape[-1]).double(), layer.weight.detach().double()
-    change = stage.trial.changed(replace(plan[tensor], format="int3-channel"), None).double() - W
+    change = stage.trial.changed(plan[tensor].but(format="int3-channel"), None).double() - W
     key = (tensor, "int3-channel")
     assert found.weight[key] == pytest.approx(float(change.square().sum()), rel=1e-5)
     assert found.weight_relative[key] == pytest.approx(float(change.square().sum() / W.square().sum()), rel=1e-5)

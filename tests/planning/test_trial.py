@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
-from tailwise.compression.applying.apply import ApplyOptions, apply
+from tailwise.compression.applying.apply import apply
+from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.plans.make import Request, plan_prune
 from tailwise.errors import UsageError
 from tailwise.evaluation.losses import window_losses
@@ -125,7 +124,7 @@ def test_groups_go_from_coarse_to_fine_and_miss_nothing(audit) -> None:
 @pytest.mark.parametrize("operator", ["magnitude", "sparsegpt"])
 def test_a_change_in_a_late_block_is_scored_from_there_with_the_same_losses(llama, audit, tokens, operator) -> None:
     stage, around = _stage(llama, audit, tokens, operator), _plan(audit, "uniform", operator)
-    changed = [replace(item, sparsity=0.8) if item.block == 2 and item.role == "mlp_up" else item for item in around]
+    changed = [item.but(sparsity=0.8) if item.block == 2 and item.role == "mlp_up" else item for item in around]
     plan = around.replace(decisions=tuple(changed))
     expected = stage.trial.losses(plan, stage.search)
     stage.trial.settle(around, stage.search)

@@ -125,7 +125,7 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
     if as_json:
         write_json(plan.to_json())
         return
-    from tailwise.compression.plans.plan import BOTH, PARTS
+    from tailwise.compression.plans.entries import BOTH, PARTS
     from tailwise.compression.plans.table import entries_grid, plan_grid
     from tailwise.report.terminal import console
 

@@ -9,8 +9,9 @@ from typing import Any
 from tailwise.audits.audit import Audit
 from tailwise.compression.operators.table import direction_in_words
 from tailwise.compression.plans.correlation import depth_correlation
+from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.make import Request, plan_prune
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.plan import Plan
 from tailwise.planning.refine import Refined, refined
 from tailwise.planning.scored import (
     Court,

@@ -13,8 +13,10 @@ from tailwise.audits.audit import Audit
 from tailwise.compression.assign.assigner import Choices, Levels
 from tailwise.compression.operators.table import direction_in_words
 from tailwise.compression.plans.bits import depth_words
+from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.make_quantize import Asked, QuantizeRequest, asked_of, plan_quantize
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.treatment import Cast
 from tailwise.errors import UsageError
 from tailwise.planning.errors import ErrorTables, Table, error_tables
 from tailwise.planning.refine_formats import Losses, Moved, refined_formats
@@ -158,7 +160,7 @@ def variants_of(choices: Choices, around: Plan) -> list[Variant]:
         own = around.decisions[place[group.members[0].tensor]].format
         for column, name in enumerate(choices.formats):
             if np.isfinite(choices.bits[row, column]) and name != own:
-                entries = {place[item.tensor]: replace(around[item.tensor], format=name) for item in group.members}
+                entries = {place[item.tensor]: around[item.tensor].but(format=name) for item in group.members}
                 found.append(Variant((row, name), entries))
     return found
 
@@ -195,8 +197,8 @@ def believed_losses(choices: Choices, table: Table) -> Losses:
 
 def levels_of_plan(choices: Choices, plan: Plan) -> Levels:
     """(groups,): the format of each, by its place among the formats."""
-    formats = {item.tensor: item.format for item in plan}
-    return np.array([choices.formats.index(formats[group.members[0].tensor] or "") for group in choices.groups])
+    formats = {item.tensor: item.treatment.words() for item in plan}
+    return np.array([choices.formats.index(formats[group.members[0].tensor]) for group in choices.groups])
 
 
 def with_levels(plan: Plan, choices: Choices, levels: Levels) -> Plan:
@@ -206,7 +208,7 @@ def with_levels(plan: Plan, choices: Choices, levels: Levels) -> Plan:
         for group, level in zip(choices.groups, levels, strict=True)
         for item in group.members
     }
-    return plan.replace(decisions=tuple(replace(item, format=chosen[item.tensor]) for item in plan))
+    return plan.replace(decisions=tuple(replace(item, treatment=Cast(chosen[item.tensor])) for item in plan))
 
 
 def _final(kept: Scored, everything: list[Scored], search: _Search) -> Plan:

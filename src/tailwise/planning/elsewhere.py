@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailwise.checkpoints.by_address import from_anywhere
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UnreadableError
 from tailwise.execution.engine import Engine, engine_of
 from tailwise.execution.one_thread import one_thread

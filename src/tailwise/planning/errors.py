@@ -40,7 +40,7 @@ def error_tables(stage: Stage, plan: Plan, formats: Sequence[str]) -> ErrorTable
     trial.restore()
     hessians = sum(4 * max(item.shape or (0,)) ** 2 for item in plan)
     inputs: Mapping[str, Activations] = trial.inputs
-    if trial.change.needs != "hessian":
+    if trial.how.needs != "hessian":
         need = "hessian" if hessians <= MOST_HESSIANS else "norms"
         inputs = seen_by(trial.model, trial.places, need, trial.material.inputs(stage.looked))  # type: ignore[arg-type]
     tables = ErrorTables()

@@ -120,17 +120,17 @@ def _measured(
     """Label → tensor → loss, for one tensor alone and for one among the others."""
     if isinstance(request, QuantizeRequest):
         lowest = min(parsed_formats(request.formats), key=lambda item: item.bits_per_weight(1024, 1024)).name
-        dense = plan.replace(decisions=tuple(replace(item, format="fp32") for item in plan))
-        changed = [replace(item, format=lowest) for item in plan]
+        dense = plan.replace(decisions=tuple(item.but(format="fp32") for item in plan))
+        changed = [item.but(format=lowest) for item in plan]
         ways = ((f"{lowest}, all else dense", dense, changed),
                 (f"{lowest}, all else {plan.decisions[0].format}", plan, changed))  # fmt: skip
     else:
         level = float(plan.budget["asked"])
         more = min(round(level + MORE, 6), MOST)
-        dense = plan.replace(decisions=tuple(replace(item, sparsity=0.0) for item in plan))
+        dense = plan.replace(decisions=tuple(item.but(sparsity=0.0) for item in plan))
         ways = (
-            (f"alone at {100 * level:.0f} %", dense, [replace(item, sparsity=level) for item in plan]),
-            (f"{100 * more:.0f} % among {100 * level:.0f} %", plan, [replace(item, sparsity=more) for item in plan]),
+            (f"alone at {100 * level:.0f} %", dense, [item.but(sparsity=level) for item in plan]),
+            (f"{100 * more:.0f} % among {100 * level:.0f} %", plan, [item.but(sparsity=more) for item in plan]),
         )
     found = []
     for index, (label, around, entries) in enumerate(ways):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tailwise.compression.plans.budget import Budget, Vector
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
 
 #: First change of a group's sparsity, and the last before a level of groups is done with.
 FIRST_STEP, LAST_STEP = 0.08, 0.015
@@ -126,7 +127,5 @@ def amounts_of(plan: Plan) -> Vector:
 
 def with_amounts(plan: Plan, amounts: Vector) -> Plan:
     """The plan with other sparsities."""
-    changed = tuple(
-        replace(item, sparsity=round(float(amount), DIGITS)) for item, amount in zip(plan, amounts, strict=True)
-    )
+    changed = tuple(item.but(sparsity=round(float(amount), DIGITS)) for item, amount in zip(plan, amounts, strict=True))
     return plan.replace(decisions=changed)

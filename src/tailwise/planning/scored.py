@@ -82,7 +82,7 @@ class Court:
         began = self.clock.spent
         found = self.tried(name, {}, plan)
         self.pace = self.clock.spent - began
-        if self.stage.trial.change.needs != "none":
+        if self.stage.trial.how.looks:
             applied = self.stage.trial.applied_losses(plan, self.stage.looked, self.stage.search)
             self.faithful = abs(_finite(applied) - found.loss) < FAITHFUL
             found.search = found.search if self.faithful else applied

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 import torch
 
 from tailwise.compression.plans.budget import MOST
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
 from tailwise.planning.clock import Clock
 from tailwise.planning.trial import Trial
 
@@ -61,7 +62,7 @@ def measured_losses(
                 found[decision.tensor, level] = 0.0
             else:
                 key = (decision.tensor, level)
-                variants.append(Variant(key, {index: replace(decision, sparsity=level)}))
+                variants.append(Variant(key, {index: decision.but(sparsity=level)}))
     chosen_way = measure or partial(_by_trial, trial)
     measured = chosen_way(around, windows, variants, progress)
     return {**found, **measured}  # type: ignore[dict-item]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,20 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tailwise.compression.applying.data_free import as_matrices, from_matrices
+from tailwise.compression.applying.block_work import BlockWork, Nowhere, jobs_of
+from tailwise.compression.applying.matrices import as_matrices
+from tailwise.compression.applying.treated import treated_layer, treated_tensor
 from tailwise.compression.operators.operator import Activations, Need
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.how import how_of
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.treatment import How, Treatment
 from tailwise.compression.walking.calibrate import Inputs
-from tailwise.compression.walking.statistics import of_group
-from tailwise.compression.walking.walk import Block, walk_blocks
+from tailwise.compression.walking.hosts import Host
+from tailwise.compression.walking.statistics import is_prunable
+from tailwise.compression.walking.walk import Block, home_of, walk_blocks
 from tailwise.errors import UsageError
-from tailwise.planning.changes import Change, Pruning, Quantizing, change_of
 from tailwise.planning.material import Material, Text
 from tailwise.planning.prefix import Prefix
 
@@ -41,18 +47,23 @@ class Trial:
     places: Mapping[str, str]  # parameter → stored tensor
     config: Mapping[str, Any]
     dtypes: Mapping[str, torch.dtype]  # stored tensor → as it is stored
-    change: Change
+    how: How
     material: Material = field(default_factory=Text)
     inputs: Mapping[str, Activations] = field(default_factory=dict)  # stored tensor → what its layer sees
     runs: int = 0
     _dense: dict[str, torch.Tensor] = field(default_factory=dict)
-    _now: dict[str, Hashable] = field(default_factory=dict)
-    _base: dict[str, Hashable] = field(default_factory=dict)
-    _made: dict[tuple[str, Hashable], torch.Tensor] = field(default_factory=dict)
+    _now: dict[str, Treatment] = field(default_factory=dict)
+    _base: dict[str, Treatment] = field(default_factory=dict)
+    _made: dict[tuple[str, Treatment], torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._prefix = Prefix(self.model, self.material)
         self._block = {tensor: self._prefix.block_of(place) for place, tensor in self.places.items()}
+        self._layers = {
+            tensor: self.model.get_submodule(place.removesuffix(".weight"))
+            for place, tensor in self.places.items()
+            if place.endswith(".weight")
+        }
 
     def losses(self, plan: Plan, windows: torch.Tensor) -> NDArray[np.float64]:
         """Mean loss a token of every window under a plan, (n,)."""
@@ -62,28 +73,47 @@ class Trial:
 
     def settle(self, plan: Plan, windows: torch.Tensor) -> NDArray[np.float64]:
         """As `losses`; plans that differ from this one in late blocks alone are scored faster from here on."""
-        self._base, self._made = {}, self._made if self.change.few else {}
+        self._base, self._made = {}, self._made if self._few else {}
         self._set({item.tensor: item for item in plan})
         self._base = dict(self._now)
-        if not self.change.few:
+        if not self._few:
             self._made = {(name, key): self.parameters[name].detach().clone() for name, key in self._now.items()}
         return self._prefix.record(windows)
 
     def applied_losses(self, plan: Plan, calibration: torch.Tensor, windows: torch.Tensor) -> NDArray[np.float64]:
         """As `losses`, with the plan carried out as `apply` does: the inputs of a block come from the changed ones."""
-        if self.change.needs == "none":
+        if not self.how.looks:
             return self.losses(plan, windows)
         for tensor, parameter in self.parameters.items():
             self._dense.setdefault(tensor, parameter.detach().clone())
         self.restore()
-        wanted = {item.tensor: item for item in plan if self.change.key(item) is not None}
         self.runs += 1
         try:
-            walk_blocks(self.model, self.material.inputs(calibration), _Apply(self, wanted))
+            self.carry_out(plan, calibration)
             return self.material.losses(self.model, windows)
         finally:
-            for tensor in wanted:
-                self._put(tensor, self._dense[tensor])
+            for item in plan:
+                self._put(item.tensor, self._dense[item.tensor])
+
+    def carry_out(self, plan: Plan, calibration: torch.Tensor) -> None:
+        """Change the model as `apply` would; `restore` does not know of it."""
+        host = Host(home_of(self.model), {tensor: place for place, tensor in self.places.items()})
+        for turn, part in enumerate(plan.parts):
+            how = replace(self._how(part), keep_zeros=turn > 0)
+            if how.looks:
+                jobs = jobs_of(part, host, self.dtypes, how)
+                walk_blocks(self.model, self.material.inputs(calibration), BlockWork(jobs, Nowhere(), how))
+                continue
+            for item in part:
+                if not item.treatment.idle:
+                    weight = self.parameters[item.tensor].detach().to(self.dtypes[item.tensor])
+                    self._put(item.tensor, treated_tensor(weight, item, how, self.config))
+
+    def _how(self, part: Plan) -> How:
+        """The operator of trials, which may be a lighter one than that of the plan."""
+        own = how_of(part)
+        return next((how for how in (self.how, self.how.then) if how is not None and how.operator.does ==
+                     own.operator.does), own)  # fmt: skip
 
     def dense_losses(self, windows: torch.Tensor) -> NDArray[np.float64]:
         """Mean loss a token of every window without any plan, (n,)."""
@@ -100,40 +130,39 @@ class Trial:
         return as_matrices(weight, tensor, self.config)
 
     def changed(self, decision: Decision, found: Activations | None) -> torch.Tensor:
-        """The tensor of an entry after it, with these inputs."""
+        """The tensor of an entry after it, with these inputs, in the dtype that it is stored in."""
         tensor = decision.tensor
-        weight = self._dense.setdefault(tensor, self.parameters[tensor].detach().clone())
-        seen = of_group(found, 0) if found is not None else None
-        matrices = as_matrices(weight.to(self.dtypes[tensor]), tensor, self.config)
-        done = torch.stack([self.change(W, decision, seen).to(self.dtypes[tensor]) for W in matrices])
-        return from_matrices(done, weight, tensor, self.config)
-
-    def put(self, decision: Decision, found: Activations | None) -> None:
-        """Change one tensor where it is; `applied_losses` makes it whole again."""
-        self._put(decision.tensor, self.changed(decision, found))
+        dense = self._dense.setdefault(tensor, self.parameters[tensor].detach().clone())
+        weight, layer = dense.to(self.dtypes[tensor]), self._layers.get(tensor)
+        if self.how.looks and layer is not None and is_prunable(layer):
+            return treated_layer(layer, weight, decision, self.how, found)[0]
+        return treated_tensor(weight, decision, self.how, self.config)
 
     def _set(self, wanted: Mapping[str, Decision]) -> None:
         for tensor in [name for name in self._now if name not in wanted]:
             self._put(tensor, self._dense[tensor])
             del self._now[tensor]
         for tensor, decision in wanted.items():
-            key = self.change.key(decision)
-            if self._now.get(tensor) == key:
-                continue
-            if key is None:
-                self._put(tensor, self._dense[tensor])
-                del self._now[tensor]
-            else:
-                self._put(tensor, self._kept(decision, key))
-                self._now[tensor] = key
+            if decision.treatment.idle:
+                if self._now.pop(tensor, None) is not None:
+                    self._put(tensor, self._dense[tensor])
+            elif self._now.get(tensor) != decision.treatment:
+                self._put(tensor, self._kept(decision))
+                self._now[tensor] = decision.treatment
 
-    def _kept(self, decision: Decision, key: Hashable) -> torch.Tensor:
+    @property
+    def _few(self) -> bool:
+        """Whether entries ask for one of a few things, so that what was computed is worth keeping."""
+        return self.how.operator.does == "quantize"
+
+    def _kept(self, decision: Decision) -> torch.Tensor:
         """The changed tensor, made once where it is likely to be asked for again."""
+        key = decision.treatment
         found = self._made.get((decision.tensor, key))
         if found is not None:
             return found
         found = self.changed(decision, self.inputs.get(decision.tensor)).to(self.parameters[decision.tensor].dtype)
-        if self.change.few and sum(item.nbytes for item in self._made.values()) < MOST_MADE:
+        if self._few and sum(item.nbytes for item in self._made.values()) < MOST_MADE:
             self._made[decision.tensor, key] = found
         return found
 
@@ -168,21 +197,28 @@ def trial_of(
             fix="leave them out by --layers, or plan without a search",
         )
     parameters = {item.tensor: named[places[item.tensor]] for item in plan}
-    change, notes = _affordable(change_of(plan), plan)
+    how, notes = _affordable(how_of(plan), plan)
     tensors = {places[item.tensor]: item.tensor for item in plan}
     found = material or Text()
-    trial = Trial(model, parameters, tensors, *stored, change, found)
-    if change.needs != "none":
-        trial.inputs = seen_by(model, tensors, change.needs, found.inputs(windows))
+    trial = Trial(model, parameters, tensors, *stored, how, found)
+    if how.looks:
+        trial.inputs = seen_by(model, tensors, how.needs, found.inputs(windows))
     return trial, notes
 
 
-def _affordable(change: Change, plan: Plan) -> tuple[Change, tuple[str, ...]]:
+def _affordable(how: How, plan: Plan) -> tuple[How, tuple[str, ...]]:
     hessians = sum(4 * max(item.shape or (0,)) ** 2 for item in plan)
-    if change.needs != "hessian" or hessians <= MOST_HESSIANS:
-        return change, ()
-    nearest: Change = Pruning("wanda") if isinstance(change, Pruning) else Quantizing("rtn")
-    return nearest, (f"trials took {nearest.name}: {change.name} would hold {hessians >> 30} GiB of XᵀX",)
+    if how.needs != "hessian" or hessians <= MOST_HESSIANS:
+        return how, ()
+    heavy = how.operator.name
+    lighter = _lightened(how)
+    return lighter, (f"trials took {lighter.operator.name}: {heavy} would hold {hessians >> 30} GiB of XᵀX",)
+
+
+def _lightened(how: How) -> How:
+    """The same by operators that do without XᵀX."""
+    operator = OPERATORS[how.operator.lighter] if how.operator.needs == "hessian" else how.operator
+    return replace(how, operator=operator, then=None if how.then is None else _lightened(how.then))
 
 
 def seen_by(model: nn.Module, tensors: Mapping[str, str], need: Need, windows: Inputs) -> dict[str, Activations]:
@@ -190,28 +226,6 @@ def seen_by(model: nn.Module, tensors: Mapping[str, str], need: Need, windows: I
     visitor = _Look(tensors, need)
     walk_blocks(model, windows, visitor, edits=False)
     return visitor.found
-
-
-@dataclass
-class _Apply:
-    """Visits every block and changes it by what its layers see behind the changed ones before."""
-
-    trial: Trial
-    wanted: Mapping[str, Decision]  # by stored tensor
-
-    def needs(self, block: Block) -> Mapping[str, Need]:
-        """See `Visitor`."""
-        return {name: self.trial.change.needs for name in block.layers() if self._tensor(name) in self.wanted}
-
-    def visit(self, block: Block, found: Mapping[str, Activations]) -> None:
-        """See `Visitor`."""
-        for name in block.layers():
-            tensor = self._tensor(name)
-            if tensor in self.wanted:
-                self.trial.put(self.wanted[tensor], found.get(name))
-
-    def _tensor(self, layer: str) -> str:
-        return self.trial.places.get(f"{layer}.weight", "")
 
 
 @dataclass

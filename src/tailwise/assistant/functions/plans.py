@@ -8,7 +8,8 @@ from tailwise.assistant.answer import Fact
 from tailwise.assistant.functions.audits import AUDIT
 from tailwise.assistant.functions.function import Place, function
 from tailwise.compression.plans.bits import mean_bits
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
 from tailwise.errors import TailwiseError, UsageError
 from tailwise.workspace import links
 

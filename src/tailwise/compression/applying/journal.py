@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def key_of_run(plan: Plan, checkpoint: Checkpoint, settings: Mapping[str, object], inputs: bytes = b"") -> str:
     """A digest of all that the pruned weights depend on: of the model all weights, and how they compute."""
-    entries = [[d.tensor, d.sparsity, d.pattern, d.rank] for d in plan]
+    entries = [[d.tensor, d.sparsity, d.pattern, d.rank, d.format] for d in plan]
     weights = [[name, checkpoint.identity(name)] for name in checkpoint.tensors]
     model = [checkpoint.uri, dict(checkpoint.config), weights]
     parts = [version("tailwise"), plan.operator, entries, model, dict(settings)]

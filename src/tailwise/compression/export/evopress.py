@@ -9,7 +9,9 @@ from typing import Any
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.meaning import integers, said
 from tailwise.compression.plans.bit_budget import listed
-from tailwise.compression.plans.plan import UNSTRUCTURED, Decision, Plan
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.patterns import UNSTRUCTURED
+from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UsageError
 from tailwise.number_formats.number_format import NumberFormat
 
@@ -40,7 +42,7 @@ def _bits(plan: Plan) -> tuple[dict[str, int], dict[str, Any]]:
     if len(kinds) > 1:
         raise UsageError(
             "EvoPress's levels are bits, and these formats differ in more: "
-            + ", ".join(sorted({decision.format or "" for decision in plan})),
+            + ", ".join(sorted({decision.treatment.words() for decision in plan})),
             fix="plan with formats that differ in bits alone, such as int2-g128,int3-g128,int4-g128",
         )
     ((shared, symmetric),) = kinds

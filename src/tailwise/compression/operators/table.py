@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tailwise.compression.operators.operator import Does, Need, Operator, Work
 from tailwise.errors import unknown_name
@@ -56,8 +56,8 @@ _BUILT_IN = (
         of_direction=_ALPHA_QUANT, blind="rtn", lighter="rtn",
     ),
 )  # fmt: skip
-#: What stands in for an operator of a third party where no input reached a layer.
-_BLIND = {"prune": "magnitude", "quantize": "rtn"}
+#: The operators that need no data: they stand in where no input reaches a layer.
+WITHOUT_DATA: Mapping[Does, str] = {"prune": "magnitude", "quantize": "rtn"}
 
 
 def _load_built_ins() -> None:
@@ -97,7 +97,7 @@ def pruner(name: str, *, needs: Need, source: str, direction: int = +1) -> Calla
 def quantizer(name: str, *, needs: Need, source: str, direction: int = +1) -> Callable[[Work], Work]:
     """Register the decorated function, which rounds one matrix: (W, `Target`, `Activations`) → `Done`.
 
-    Its values must lie on the grid that it gives; without one, on that of rounding to nearest.
+    It gives the grid that its values lie on, where the format has scales.
     """
     return _registered(name, "quantize", needs, source, direction)
 
@@ -105,7 +105,7 @@ def quantizer(name: str, *, needs: Need, source: str, direction: int = +1) -> Ca
 def _registered(name: str, does: Does, needs: Need, source: str, direction: int) -> Callable[[Work], Work]:
     def register(function: Work) -> Work:
         summary = (inspect.getdoc(function) or "").split("\n", 1)[0]
-        blind = "" if needs == "none" else _BLIND[does]
+        blind = "" if needs == "none" else WITHOUT_DATA[does]
         OPERATORS.add(name, Operator(name, does, needs, summary, source, function, direction, blind=blind,
                                      lighter=blind if needs == "hessian" else ""))  # fmt: skip
         return function

@@ -12,12 +12,12 @@ import torch
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.writer import Layout
-from tailwise.compression.applying.data_free import is_transposed
+from tailwise.compression.applying.matrices import is_transposed
 from tailwise.compression.packing.parts import Coded
 from tailwise.compression.plans.bits import has_whole_groups
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UsageError
-from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.optional import missing
 
@@ -106,7 +106,7 @@ def refusal(packing: Packing, decision: Decision, checkpoint: Checkpoint) -> str
         return f"is no matrix of a layer but a tensor of shape {list(spec.shape)}"
     if is_transposed(spec.name, spec.shape, checkpoint.config):
         return "is stored (in, out), as Conv1D does"
-    chosen = parse_format(decision.format or "")
+    chosen = decision.number_format
     if not has_whole_groups(chosen, spec.shape):
         return f"has inputs that groups of {chosen.group_size} ({chosen.name}) do not divide"
     return packing.refuses(chosen, spec)

@@ -10,6 +10,7 @@ from typing import Any
 from tailwise.audits.audit import Audit, LayerRow
 from tailwise.checkpoints.order import INPUTS, OUTPUTS
 from tailwise.compression.plans.packed_rows import is_packed, tensor_of
+from tailwise.compression.plans.site import Site
 from tailwise.errors import UsageError, unknown_name
 from tailwise.metrics.facts import fit
 from tailwise.recipe import Recipe
@@ -49,6 +50,11 @@ class Candidate:
     def shape(self) -> tuple[int, ...]:
         """(rows, cols) where the tensor holds one matrix; empty where it holds several."""
         return self.parts[0][:2] if len(self.parts) == 1 and self.parts[0][2] == 1 else ()
+
+    @property
+    def site(self) -> Site:
+        """Where it is."""
+        return Site(self.tensor, self.matrix, self.role, self.block, self.n_params, self.shape)
 
     def value(self, metric: str) -> float | None:
         """A metric, or None."""

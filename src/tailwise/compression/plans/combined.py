@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 from tailwise.compression.operators.table import operator_of, operators_that
-from tailwise.compression.plans.plan import BOTH, UNSTRUCTURED, Decision, Plan
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.entries import BOTH, Entries, Part
+from tailwise.compression.plans.treatment import Then
 from tailwise.errors import UsageError
 
-Part = Literal["prune", "quantize"]
+P = TypeVar("P", bound=Entries)
 
 
-def combined(prune: Plan, quantize: Plan) -> Plan:
+def combined(prune: P, quantize: P) -> P:
     """One plan that does both, the pruning first; zeros stay zeros. `UsageError` where the two do not go together."""
     for plan, kind in ((prune, "prune"), (quantize, "quantize")):
         if plan.kind != kind:
@@ -30,7 +32,7 @@ def combined(prune: Plan, quantize: Plan) -> Plan:
                          fix="make both from one audit, or from audits of the same selection")  # fmt: skip
     amounts = {item.tensor: item for item in prune}
     formats = {item.tensor: item for item in quantize}
-    return Plan(
+    return prune.replace(
         kind=BOTH,
         operator=f"{prune.operator}+{quantize.operator}",
         allocator=f"{prune.allocator}+{quantize.allocator}",
@@ -53,32 +55,30 @@ def _both(amount: Decision | None, chosen: Decision | None) -> Decision:
         only = amount or chosen
         assert only is not None  # noqa: S101 - the name came from one of the two
         return only
-    return replace(
-        amount,
-        format=chosen.format,
-        shape=chosen.shape or amount.shape,
-        metrics={**amount.metrics, **chosen.metrics},
-        reason=f"prune: {amount.reason}; quantize: {chosen.reason}",
+    return Decision(
+        replace(amount.site, shape=chosen.shape or amount.shape),
+        Then(amount.treatment, chosen.treatment),
+        {**amount.metrics, **chosen.metrics},
+        f"prune: {amount.reason}; quantize: {chosen.reason}",
     )
 
 
-def part_of(plan: Plan, kind: Part) -> Plan:
+def part_of(plan: P, kind: Part) -> P:
     """What a plan that does both says of one of the two."""
     operators, allocators = plan.operator.partition("+"), plan.allocator.partition("+")
-    place = 0 if kind == "prune" else 2
-    if kind == "prune":
-        kept = tuple(replace(item, format=None) for item in plan if item.sparsity is not None)
-    else:
-        kept = tuple(
-            replace(item, sparsity=None, pattern=UNSTRUCTURED, rank=None) for item in plan if item.format is not None
-        )
+    place, unit = (0, "parameters") if kind == "prune" else (2, "bits")
     return plan.replace(
         kind=kind,
         operator=operators[place],
         allocator=allocators[place],
         budget=_inner(plan.budget, kind),
         settings=_inner(plan.settings, kind),
-        decisions=kept,
+        decisions=tuple(
+            replace(item, treatment=treatment)
+            for item in plan
+            for treatment in item.treatment.parts
+            if treatment.unit == unit
+        ),
         tried=(),
         notes=tuple(note.removeprefix(f"{kind}: ") for note in plan.notes if note.startswith(f"{kind}: ")),
     )

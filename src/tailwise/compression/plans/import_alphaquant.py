@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from tailwise.audits.audit import Audit
 from tailwise.compression.plans.bit_budget import listed
 from tailwise.compression.plans.bits import kept_bytes, mean_bits, shape_of
 from tailwise.compression.plans.candidates import Candidate, Choice, candidates
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.treatment import Cast
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.storage import is_text, read_text
 
@@ -151,15 +153,10 @@ def _decision(item: Candidate, chosen: str, scheme: _Scheme, audit: Audit) -> De
     alpha = scheme.fields.get("alpha_hill")
     known = isinstance(alpha, int | float) and not isinstance(alpha, bool)
     return Decision(
-        tensor=item.tensor,
-        matrix=item.matrix,
-        role=item.role,
-        block=item.block,
-        n_params=item.n_params,
-        format=chosen,
+        replace(item.site, shape=shape_of(item, audit.provenance.config)),
+        Cast(chosen),
         metrics={"alpha_hill": float(alpha)} if known and alpha is not None else {},
         reason=scheme.origin,
-        shape=shape_of(item, audit.provenance.config),
     )
 
 

@@ -11,13 +11,16 @@ import numpy as np
 
 from tailwise.audits.audit import Audit
 from tailwise.compression.allocate.allocator import ALLOCATORS, Allocation, Allocator, Settings, sizes_of
+from tailwise.compression.operators.operator import Operator
 from tailwise.compression.operators.table import direction_in_words, operator_of
 from tailwise.compression.plans.budget import Budget, held
 from tailwise.compression.plans.candidates import Candidate, Choice, audited_part, candidates, estimator_for
 from tailwise.compression.plans.correlation import depth_correlation
-from tailwise.compression.plans.patterns import Pattern, parse_pattern
-from tailwise.compression.plans.plan import UNSTRUCTURED, Decision, Plan
-from tailwise.compression.plans.rounding import Whole, ranks_of, removed_of, removed_share
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.patterns import UNSTRUCTURED, Pattern, parse_pattern
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.rounding import Whole, ranks_of, removed_of
+from tailwise.compression.plans.treatment import noted
 from tailwise.errors import UsageError
 
 #: Below this, published gains of uneven allocation on autoregressive models are nil.
@@ -61,12 +64,12 @@ def plan_prune(audit: Audit, request: Request) -> Plan:
         raise UsageError(f"{method.name} looks at no α", fix="leave --estimator out")
     estimator = (request.estimator or estimator_for(audit)) if method.needs_alpha else None
     found, notes = candidates(audit, request.choice, estimator)
-    found, more = _fitting(found, pattern, operator.name)
+    found, more = _fitting(found, pattern, operator)
     allocation = method(found, budget, settings)
     _check(method, allocation, found, budget)
-    if operator.name == "structured":
+    if operator.work is None:
         allocation = _tied(found, allocation)
-    decisions = _decisions(found, allocation, pattern, operator.name)
+    decisions = _decisions(found, allocation, pattern, operator)
     plan = Plan(
         kind="prune",
         operator=operator.name,
@@ -84,7 +87,7 @@ def plan_prune(audit: Audit, request: Request) -> Plan:
 
 def _pattern(request: Request) -> Pattern:
     pattern = parse_pattern(request.pattern)
-    if pattern.group is not None and request.operator in ("low_rank", "structured"):
+    if pattern.group is not None and not operator_of(request.operator).patterns:
         raise UsageError(f"{request.operator} has no pattern", fix="leave --pattern out, or take another operator")
     if pattern.group is not None and not request.clamp:
         raise UsageError("a pattern holds at most its group", fix="leave --no-clamp out")
@@ -118,13 +121,13 @@ def _settings(method: Allocator, request: Request) -> Settings:
 
 
 def _fitting(
-    found: tuple[Candidate, ...], pattern: Pattern, operator: str
+    found: tuple[Candidate, ...], pattern: Pattern, operator: Operator
 ) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
     """The candidates that the pattern and the operator can be done to, and a note on the others."""
     if pattern.group is not None:
         kept = tuple(item for item in found if not item.shape or item.shape[1] % pattern.group == 0)
         why = f"their input axis is no multiple of {pattern.group}"
-    elif operator == "low_rank":
+    elif operator.ranks:
         kept = tuple(item for item in found if item.shape and item.kind == "dense")
         why = "low rank takes tensors that hold one matrix, and no convolutions"
     else:
@@ -162,7 +165,7 @@ def _tied(found: Sequence[Candidate], allocation: Allocation) -> Allocation:
 
 
 def _decisions(
-    found: Sequence[Candidate], allocation: Allocation, pattern: Pattern, operator: str
+    found: Sequence[Candidate], allocation: Allocation, pattern: Pattern, operator: Operator
 ) -> tuple[Decision, ...]:
     amounts = np.asarray(allocation.amounts, dtype=np.float64)
     patterns, ranks = [str(pattern)] * len(found), [0] * len(found)
@@ -170,21 +173,20 @@ def _decisions(
         gone = removed_of(amounts, sizes_of(found), pattern.group, _places(found))
         amounts = gone / pattern.group
         patterns = [UNSTRUCTURED if count == 0 else f"{pattern.group - count}:{pattern.group}" for count in gone]
-    elif operator == "low_rank":
+    elif operator.ranks:
         ranks = [int(rank) for rank in ranks_of(amounts, [item.shape for item in found], _places(found))]
     return tuple(
         Decision(
-            tensor=item.tensor,
-            matrix=item.matrix,
-            role=item.role,
-            block=item.block,
-            n_params=item.n_params,
-            sparsity=round(float(amount), DIGITS),
-            pattern=how,
-            rank=rank or None,
+            item.site,
+            noted(
+                sparsity=round(float(amount), DIGITS),
+                pattern=how,
+                rank=rank or None,
+                format=None,
+                units=operator.work is None,
+            ),
             metrics={name: _rounded(item.metrics[name]) for name in allocation.used if name in item.metrics},
             reason=reason,
-            shape=item.shape,
         )
         for item, amount, how, rank, reason in zip(found, amounts, patterns, ranks, allocation.reasons, strict=True)
     )
@@ -218,7 +220,7 @@ def _recorded(
 
 def _budget(audit: Audit, plan: Plan, asked: float) -> dict[str, Any]:
     everything = sum(row.n_params for row in audit.rows if row.measured)
-    reached = removed_share(plan)
+    reached = plan.taken
     return {
         "asked": asked,
         "reached": round(reached, DIGITS),
@@ -232,9 +234,9 @@ def _said(plan: Plan, budget: Mapping[str, Any], sign: str) -> list[str]:
     notes = [f"sign: {sign or blind}"]
     notes.append(depth_correlation(plan).words)
     if abs(budget["reached"] - budget["asked"]) > 1e-6:
-        whole = "ranks are whole numbers" if plan.operator == "low_rank" else "N of M are whole numbers"
+        whole = "ranks are whole numbers" if operator_of(plan.operator).ranks else "N of M are whole numbers"
         notes.append(f"asked for {budget['asked']:.6f}, reached {budget['reached']:.6f}: {whole}")
-    if plan.allocator != "uniform" and plan.operator != "low_rank" and budget["asked"] < GAINS_FROM:
+    if plan.allocator != "uniform" and not operator_of(plan.operator).ranks and budget["asked"] < GAINS_FROM:
         notes.append(f"below {GAINS_FROM:.0%}, published gains of uneven allocation over uniform are nil")
     over = sum((decision.sparsity or 0.0) > 1.0 for decision in plan)
     if over:

@@ -21,9 +21,11 @@ from tailwise.compression.operators.table import direction_in_words, operator_of
 from tailwise.compression.plans.bit_budget import NEAR, bits_table, budget_of, check_reach, listed, spent
 from tailwise.compression.plans.bits import depth_words, has_whole_groups, shape_of
 from tailwise.compression.plans.candidates import Candidate, Choice, audited_part, candidates
+from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.fusing import fused
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.study_errors import errors_of
+from tailwise.compression.plans.treatment import Cast
 from tailwise.errors import UsageError
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
@@ -220,15 +222,10 @@ def _decisions(asked: Asked, assignment: Assignment) -> tuple[Decision, ...]:
         with_others = "" if alone[row] else f"; one format for {choices.groups[row].name}"
         made.append(
             Decision(
-                tensor=item.tensor,
-                matrix=item.matrix,
-                role=item.role,
-                block=item.block,
-                n_params=item.n_params,
-                format=choices.formats[int(assignment.levels[row])],
+                replace(item.site, shape=asked.shapes[item.tensor]),
+                Cast(choices.formats[int(assignment.levels[row])]),
                 metrics={name: _rounded(item.metrics[name]) for name in assignment.used if name in item.metrics},
                 reason=assignment.reasons[row] + with_others,
-                shape=asked.shapes[item.tensor],
             )
         )
     return tuple(made)
@@ -278,8 +275,9 @@ def _shorter(plan: Plan) -> Iterator[str]:
     """Of each format whose groups do not divide the inputs of a tensor that has it: packings and kernels refuse it."""
     names: dict[str, list[str]] = {}
     for decision in plan:
-        if not has_whole_groups(parse_format(decision.format or ""), decision.shape):
-            names.setdefault(decision.format or "", []).append(decision.tensor)
+        cast = decision.treatment.cast
+        if cast is not None and not has_whole_groups(cast.number_format, decision.shape):
+            names.setdefault(cast.to, []).append(decision.tensor)
     for name, tensors in names.items():
         yield (
             f"{name}: the last group of a row is shorter in {len(tensors)} tensor{'s' * (len(tensors) != 1)} "

@@ -22,9 +22,12 @@ def is_prunable(module: nn.Module) -> bool:
     return type(module).__name__ in LINEAR or isinstance(module, nn.Conv1d | nn.Conv2d)
 
 
-def matrices_of(module: nn.Module) -> torch.Tensor:
-    """The weight as (groups, out, in): one group but for grouped convolutions, whose groups see other inputs."""
-    weight = weight_of(module)
+def matrices_of(module: nn.Module, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """The weight as (groups, out, in): one group but for grouped convolutions, whose groups see other inputs.
+
+    `weight` is one of its shape in place of its own.
+    """
+    weight = weight_of(module) if weight is None else weight
     if type(module).__name__ == "Conv1D":
         weight = weight.T
     groups: int = module.groups if isinstance(module, nn.Conv1d | nn.Conv2d) else 1

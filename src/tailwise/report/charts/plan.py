@@ -8,7 +8,8 @@ from typing import Any
 
 from tailwise.compression.plans.bits import bits_of, depth_words, mean_bits
 from tailwise.compression.plans.correlation import block_means, depth_correlation
-from tailwise.compression.plans.plan import BOTH, Plan
+from tailwise.compression.plans.entries import BOTH
+from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UsageError
 from tailwise.report.theme import SHAPES, Palette, config, group_of, role_color
 
