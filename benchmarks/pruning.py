@@ -35,7 +35,7 @@ from held_out import (
 )
 from tailwise.audits.audit import Audit
 from tailwise.audits.run import audit
-from tailwise.compression.allocate.allocator import ALLOCATORS
+from tailwise.compression.choosing.amounts import ALLOCATORS
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.plans.make import Request

@@ -37,7 +37,7 @@ from held_out import (
 )
 from tailwise.audits.audit import Audit
 from tailwise.audits.run import audit
-from tailwise.compression.allocate.knapsack import Knapsack, solve
+from tailwise.compression.choosing.knapsack import Knapsack, solve
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.plans.bits import mean_bits

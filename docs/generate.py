@@ -25,7 +25,7 @@ import tailwise
 from tailwise.audits.weightwatcher import COLUMNS, DIFFERENT
 from tailwise.checkpoints.roles import ROLES
 from tailwise.cli.main import app
-from tailwise.compression.allocate.allocator import ALLOCATORS
+from tailwise.compression.choosing.amounts import ALLOCATORS
 from tailwise.compression.operators.table import operators_that
 from tailwise.diagnosis.rule import RULES, Rule
 from tailwise.diagnosis.thresholds import TABLE, of_rule
@@ -345,7 +345,7 @@ def _format_cells(item: NumberFormat) -> list[str]:
 
 def allocators() -> str:
     """Every built-in allocator, and the operators of pruning plans."""
-    found = [item for _, item in ALLOCATORS.items() if item.allocate.__module__.startswith("tailwise.")]
+    found = [item for _, item in ALLOCATORS.items() if item.choose.__module__.startswith("tailwise.")]
     parts = [
         f"# Allocators\n\n{NOTE}",
         "An allocator spreads a budget over the tensors of a model. `tailwise plan prune --allocator NAME` and "
@@ -358,7 +358,7 @@ def allocators() -> str:
               "yes" if item.needs_alpha else "no", item.source] for item in found],
         ),
     ]  # fmt: skip
-    parts += [f"## {item.name}\n\n{_prose(inspect.getdoc(item.allocate) or '')}" for item in found]
+    parts += [f"## {item.name}\n\n{_prose(inspect.getdoc(item.choose) or '')}" for item in found]
     parts += [
         "## Operators",
         "What removes parameters, and which way α points for it:",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tailwise.compression.allocate.allocator import ALLOCATORS, Settings, ordinal
+from tailwise.compression.choosing.amounts import ALLOCATORS, Settings, ordinal
 from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.budget import Budget
 from tailwise.compression.plans.candidates import Candidate

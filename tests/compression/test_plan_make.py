@@ -277,6 +277,6 @@ def test_it_reads_a_real_audit_as_an_audit_with_that_estimator(pycode):
 
 
 def test_planning_imports_no_torch():
-    code = "import sys; import tailwise.compression.plans.make; from tailwise.compression.allocate.allocator import " \
+    code = "import sys; import tailwise.compression.plans.make; from tailwise.compression.choosing.amounts import " \
            "ALLOCATORS; list(ALLOCATORS); import tailwise.cli.plan; sys.exit('torch' in sys.modules)"  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -16,8 +16,8 @@ from made_plans import audit_of, row, rows_of
 from typer.testing import CliRunner
 
 from tailwise.cli.plan_quantize import bytes_of, quantize
-from tailwise.compression.assign.alphaq import sensitivities
-from tailwise.compression.assign.assigner import ASSIGNERS, Choices, FormatSettings, Group
+from tailwise.compression.choosing.alphaq import sensitivities
+from tailwise.compression.choosing.formats import ASSIGNERS, Choices, FormatSettings, Group
 from tailwise.compression.plans.bits import bits_of, mean_bits, shape_of
 from tailwise.compression.plans.candidates import Candidate, Choice
 from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize

@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from tailwise.audits.run import audit
 from tailwise.cli.main import app
-from tailwise.compression.allocate.allocator import ALLOCATORS, Allocation, allocator, sizes_of
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
-from tailwise.compression.assign.assigner import ASSIGNERS, Assignment, assigner
+from tailwise.compression.choosing.amounts import ALLOCATORS, Allocation, allocator, sizes_of
+from tailwise.compression.choosing.formats import ASSIGNERS, Assignment, assigner
 from tailwise.compression.operators.operator import Done
 from tailwise.compression.operators.table import OPERATORS, operator_of, pruner, quantizer
 from tailwise.compression.plans.make import Request, plan_prune

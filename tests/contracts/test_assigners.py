@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tailwise.compression.assign.assigner import ASSIGNERS, Choices, FormatSettings, Group
+from tailwise.compression.choosing.formats import ASSIGNERS, Choices, FormatSettings, Group
 from tailwise.compression.plans.bits import bits_per_weight
 from tailwise.compression.plans.candidates import Candidate
 from tailwise.compression.plans.fusing import fused

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tailwise.cli.main import app
-from tailwise.compression.allocate.blend import INDICATORS
+from tailwise.compression.choosing.blend import INDICATORS
 from tailwise.compression.plans.make import Request, plan_prune
 from tailwise.compression.plans.make_quantize import QuantizeRequest
 from tailwise.errors import UsageError

@@ -120,7 +120,7 @@ def prune(
     With --calibration, every known way is tried on the model and the best is kept; without it the audit is all that
     is read. Embeddings, head, norms and routers stay as they are unless --also names them.
     """
-    from tailwise.compression.allocate.allocator import ALLOCATORS
+    from tailwise.compression.choosing.amounts import ALLOCATORS
     from tailwise.compression.plans.candidates import Choice
     from tailwise.compression.plans.make import Request
     from tailwise.planning.clock import Clock

@@ -133,7 +133,7 @@ def quantize(
     is read. What servers fuse gets one format: query, key and value, gate and up, the experts of a block. Embeddings,
     head, norms and routers stay as they are unless --also names them.
     """
-    from tailwise.compression.assign.assigner import ASSIGNERS
+    from tailwise.compression.choosing.formats import ASSIGNERS
     from tailwise.compression.plans.candidates import Choice
     from tailwise.compression.plans.make_quantize import QuantizeRequest
     from tailwise.planning.clock import Clock

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.assign.assigner import Choices, Levels
+from tailwise.compression.choosing.formats import Choices, Levels
 from tailwise.compression.operators.table import direction_in_words
 from tailwise.compression.plans.bits import depth_words
 from tailwise.compression.plans.decision import Decision

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.allocate.blend import INDICATORS
+from tailwise.compression.choosing.blend import INDICATORS
 from tailwise.compression.plans.make import Request, plan_prune
 from tailwise.compression.plans.plan import Plan
 from tailwise.planning.scored import Court, Scored, rows_of, trials_in_words, verdict

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tailwise.compression.assign.assigner import SLACKS, Choices, Levels
+from tailwise.compression.choosing.formats import SLACKS, Choices, Levels
 from tailwise.planning.refine import by_key
 
 #: Noise, as a factor e^±x, on what is believed of the others that make up for a move: so that repeated moves differ.

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.allocate.knapsack import Matrix
-from tailwise.compression.assign.assigner import Group
+from tailwise.compression.choosing.formats import Group
+from tailwise.compression.choosing.knapsack import Matrix
 from tailwise.compression.plans.bits import bits_per_weight, kept_bytes, mean_bits
 from tailwise.compression.plans.candidates import Candidate
 from tailwise.compression.plans.plan import Plan

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.allocate.allocator import ALLOCATORS, Allocation, Allocator, Settings, sizes_of
+from tailwise.compression.choosing.amounts import ALLOCATORS, Allocation, Allocator, Settings, sizes_of
 from tailwise.compression.operators.operator import Operator
 from tailwise.compression.operators.table import direction_in_words, operator_of
 from tailwise.compression.plans.budget import Budget, held
@@ -113,11 +113,7 @@ def _sparsity(request: Request, pattern: Pattern) -> float:
 
 
 def _settings(method: Allocator, request: Request) -> Settings:
-    for name in request.settings:
-        if name not in method.takes:
-            takes = ", ".join(method.takes) or "nothing"
-            raise UsageError(f"{method.name} does not take {name}", fix=f"leave it out; {method.name} takes {takes}")
-    return Settings(operator=request.operator, **request.settings)
+    return method.settings(Settings, request.settings, operator=request.operator)
 
 
 def _fitting(

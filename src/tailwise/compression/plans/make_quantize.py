@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.assign.assigner import (
+from tailwise.compression.choosing.formats import (
     ASSIGNERS,
     Assigner,
     Assignment,
@@ -144,11 +144,7 @@ def parsed_formats(names: Sequence[str]) -> tuple[NumberFormat, ...]:
 
 
 def _settings(method: Assigner, request: QuantizeRequest) -> FormatSettings:
-    for name in request.settings:
-        if name not in method.takes:
-            takes = ", ".join(method.takes) or "nothing"
-            raise UsageError(f"{method.name} does not take {name}", fix=f"leave it out; {method.name} takes {takes}")
-    return FormatSettings(**request.settings)
+    return method.settings(FormatSettings, request.settings)
 
 
 def _check_budget(request: QuantizeRequest) -> None:

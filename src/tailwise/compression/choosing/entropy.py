@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tailwise.compression.allocate.allocator import Allocation, Settings, allocator, values_of
-from tailwise.compression.allocate.shares import Measured, spread
-from tailwise.compression.allocate.signs import reversed_of, sign_of_entropy
+from tailwise.compression.choosing.amounts import Allocation, Settings, allocator, values_of
+from tailwise.compression.choosing.shares import Measured, spread
+from tailwise.compression.choosing.signs import reversed_of, sign_of_entropy
 from tailwise.compression.plans.budget import Budget
 from tailwise.compression.plans.candidates import Candidate
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tailwise.compression.allocate.allocator import Allocation, Settings, allocator, blocks_of, sizes_of, verdict
+from tailwise.compression.choosing.amounts import Allocation, Settings, allocator, blocks_of, sizes_of, verdict
+from tailwise.compression.choosing.formats import Assignment, Choices, FormatSettings, assigner, reasons_of
+from tailwise.compression.choosing.ordered import ordered
 from tailwise.compression.plans.budget import MOST, Budget
 from tailwise.compression.plans.candidates import Candidate
 from tailwise.errors import UsageError
@@ -47,3 +49,23 @@ def depth(candidates: Sequence[Candidate], budget: Budget, settings: Settings) -
 
 def _where(item: Candidate, place: dict[int, int]) -> str:
     return "outside the blocks" if item.block is None else f"block {place[item.block] + 1} of {len(place)}"
+
+
+@assigner(
+    "depth", source="this project, after ATP: Huang et al. 2025, arXiv:2502.14770, which prunes later blocks more"
+)
+def depth_of_formats(choices: Choices, _settings: FormatSettings) -> Assignment:
+    """The two formats next to the budget: the better one in the early blocks.
+
+    What is outside the blocks counts as the middle one.
+    """
+    blocks = sorted({group.block for group in choices.groups if group.block is not None})
+    place = {block: index / max(len(blocks) - 1, 1) for index, block in enumerate(blocks)}
+    turns = np.array([0.5 if group.block is None else place[group.block] for group in choices.groups])
+    levels, notes = ordered(choices, turns)
+    number = {block: index + 1 for index, block in enumerate(blocks)}
+    why = [
+        "outside the blocks" if group.block is None else f"block {number[group.block]} of {len(blocks)}"
+        for group in choices.groups
+    ]
+    return Assignment(levels, reasons_of(choices, levels, why), notes=notes)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tailwise.compression.allocate.allocator import (
+from tailwise.compression.choosing.amounts import (
     Allocation,
     Settings,
     allocator,

@@ -1,15 +1,14 @@
-"""What an allocator is, and the registry of them."""
+"""Amounts of sparsity: what an allocator is, and the registry of them."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Literal
 
 import numpy as np
 
+from tailwise.compression.choosing.chooser import Chooser, loader, registered
 from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.budget import Budget, Vector
 from tailwise.compression.plans.candidates import Candidate
@@ -64,36 +63,21 @@ class Allocation:
 Allocate = Callable[[Sequence[Candidate], Budget, Settings], Allocation]
 
 
-@dataclass(frozen=True)
-class Allocator:
-    """A named way to spread a budget."""
-
-    name: str
-    summary: str
-    source: str
-    takes: tuple[str, ...]  # fields of Settings that it reads
-    needs_alpha: bool  # α is fitted for those that do
-    allocate: Allocate
+class Allocator(Chooser[Allocate]):
+    """A named way to spread a budget of sparsity."""
 
     def __call__(self, candidates: Sequence[Candidate], budget: Budget, settings: Settings) -> Allocation:
         """Allocate; the order of the candidates does not matter."""
         if not candidates:
             raise UsageError("there is nothing to spread a budget over", fix="give at least one candidate")
-        return self.allocate(candidates, budget, settings)
+        return self.choose(candidates, budget, settings)
 
 
-_BUILT_IN = ("uniform", "depth", "alpha", "alpha_role", "entropy", "calibrated", "sensitivity", "blend")
-
-
-def _load_built_ins() -> None:
-    for module in _BUILT_IN:
-        import_module(f"tailwise.compression.allocate.{module}")
-    place = {name: index for index, name in enumerate(_NAMES)}
-    ALLOCATORS.sort(lambda item: place.get(item.name, len(place)))
-
-
+_MODULES = ("uniform", "depth", "alpha", "alpha_role", "entropy", "calibrated", "measured", "blend")
 _NAMES = ("uniform", "depth", "alpha", "alpha-role", "entropy", "owl", "dlp", "sensitivity", "blend")
-ALLOCATORS: Registry[Allocator] = Registry("allocator", "tailwise.allocators", _load_built_ins)
+ALLOCATORS: Registry[Allocator] = Registry(
+    "allocator", "tailwise.allocators", loader(_MODULES, _NAMES, lambda: ALLOCATORS)
+)
 
 
 def allocator(
@@ -104,13 +88,8 @@ def allocator(
     It must hold the budget to 1e-6 whatever the order of its candidates, and give a neutral share where a metric is
     None; `tests/contracts/test_allocators.py` says the rest.
     """
-
-    def register(function: Allocate) -> Allocate:
-        summary = (inspect.getdoc(function) or "").split("\n", 1)[0]
-        ALLOCATORS.add(name, Allocator(name, summary, source, takes, needs_alpha, function))
-        return function
-
-    return register
+    needs = ("alpha",) if needs_alpha else ()
+    return registered(ALLOCATORS, Allocator, name, source=source, takes=takes, needs=needs)
 
 
 def sizes_of(candidates: Sequence[Candidate]) -> Vector:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +72,19 @@ def solve(problem: Knapsack) -> Chosen:
             f"no choice of levels weighs between {low:g} and {problem.budget:g}", fix="allow more slack, or more levels"
         )
     return _chosen(problem, levels, max(bound, proven))
+
+
+def solve_near(problem: Knapsack, slacks: Sequence[float]) -> Chosen:
+    """As `solve`, with the first of `slacks`, ascending, that any choice of levels meets.
+
+    Few items and coarse levels cannot come near to every budget.
+    """
+    for slack in slacks[:-1]:
+        try:
+            return solve(replace(problem, slack=slack))
+        except UsageError:
+            continue
+    return solve(replace(problem, slack=slacks[-1]))
 
 
 def _checked(problem: Knapsack) -> tuple[Matrix, Matrix]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tailwise.compression.allocate.allocator import Allocation, Settings, allocator, sizes_of, verdict
+from tailwise.compression.choosing.amounts import Allocation, Settings, allocator, sizes_of, verdict
 from tailwise.compression.plans.budget import Budget, Vector
 from tailwise.compression.plans.candidates import Candidate
 from tailwise.errors import UsageError, unknown_name

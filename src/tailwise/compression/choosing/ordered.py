@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tailwise.compression.assign.assigner import SLACKS, Choices, Levels
+from tailwise.compression.choosing.formats import SLACKS, Choices, Levels
 from tailwise.compression.plans.budget import Vector
 
 _GAP, _SECONDS = 1e-3, 2.0  # an order is kept, not a loss made small

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tailwise.compression.allocate.allocator import Settings
+from tailwise.compression.choosing.amounts import Settings
 
 
 def reversed_of(settings: Settings) -> dict[str, object]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tailwise.compression.allocate.allocator import (
+from tailwise.compression.choosing.amounts import (
     Allocation,
     Settings,
     allocator,
@@ -15,7 +15,7 @@ from tailwise.compression.allocate.allocator import (
     values_of,
     verdict,
 )
-from tailwise.compression.allocate.signs import reversed_of, sign_of_alpha
+from tailwise.compression.choosing.signs import reversed_of, sign_of_alpha
 from tailwise.compression.plans.budget import Budget, Vector
 from tailwise.compression.plans.candidates import Candidate
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tailwise.compression.allocate.allocator import Settings, means_by_block, ordinal, sizes_of, verdict
+from tailwise.compression.choosing.amounts import Settings, means_by_block, ordinal, sizes_of, verdict
 from tailwise.compression.plans.budget import MOST, Budget, Vector
 from tailwise.compression.plans.candidates import Candidate
 

@@ -1,17 +1,16 @@
-"""What an assigner of number formats is, what it chooses from, and the registry of them."""
+"""Number formats: what an assigner chooses from, and the registry of them."""
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tailwise.compression.allocate.knapsack import Chosen, Knapsack, Matrix, solve
+from tailwise.compression.choosing.chooser import Chooser, loader, registered
+from tailwise.compression.choosing.knapsack import Chosen, Knapsack, Matrix, solve_near
 from tailwise.compression.plans.budget import Vector
 from tailwise.compression.plans.candidates import Candidate
 from tailwise.errors import UsageError
@@ -93,14 +92,10 @@ class Choices:
         offered = np.isfinite(self.bits) & np.isfinite(losses)
         costs, weights = np.where(offered, losses, np.inf), np.where(offered, self.bits, 0.0)
         most = _most_reached(np.where(offered, self.bits, np.inf), self.goal)
-        for slack in SLACKS[:-1]:
-            if self.goal * (1.0 - slack) > most:
-                continue
-            try:
-                return solve(Knapsack(costs, weights, self.goal, slack, seconds, gap))
-            except UsageError:
-                continue
-        return solve(Knapsack(costs, weights, self.goal, SLACKS[-1], seconds, gap))
+        problem = Knapsack(costs, weights, self.goal, seconds=seconds, gap=gap)
+        return solve_near(
+            problem, tuple(slack for slack in SLACKS if self.goal * (1.0 - slack) <= most or slack == 1.0)
+        )
 
 
 def _most_reached(bits: Matrix, budget: float) -> float:
@@ -170,16 +165,8 @@ class Assignment:
 Assign = Callable[[Choices, FormatSettings], Assignment]
 
 
-@dataclass(frozen=True)
-class Assigner:
+class Assigner(Chooser[Assign]):
     """A named way to spend bits."""
-
-    name: str
-    summary: str
-    source: str
-    takes: tuple[str, ...]  # fields of FormatSettings that it reads
-    needs: tuple[str, ...]  # metrics of the candidates: alpha, variance
-    assign: Assign
 
     def __call__(self, choices: Choices, settings: FormatSettings) -> Assignment:
         """Assign; the order of the groups does not matter."""
@@ -190,23 +177,16 @@ class Assigner:
         sorted_choices = replace(
             choices, groups=tuple(choices.groups[index] for index in order), bits=choices.bits[order]
         )
-        found = self.assign(sorted_choices, settings)
+        found = self.choose(sorted_choices, settings)
         back = np.argsort(order)
         return replace(found, levels=found.levels[back], reasons=tuple(found.reasons[index] for index in back))
 
 
-_BUILT_IN = ("uniform", "depth", "alpha", "alphaq", "measured")
-
-
-def _load_built_ins() -> None:
-    for module in _BUILT_IN:
-        import_module(f"tailwise.compression.assign.{module}")
-    place = {name: index for index, name in enumerate(_NAMES)}
-    ASSIGNERS.sort(lambda item: place.get(item.name, len(place)))
-
-
+_MODULES = ("uniform", "depth", "alpha", "alphaq", "measured")
 _NAMES = ("uniform", "depth", "alpha", "alphaq", "distortion", "outputs", "sensitivity")
-ASSIGNERS: Registry[Assigner] = Registry("allocator of formats", "tailwise.assigners", _load_built_ins)
+ASSIGNERS: Registry[Assigner] = Registry(
+    "allocator of formats", "tailwise.assigners", loader(_MODULES, _NAMES, lambda: ASSIGNERS)
+)
 
 
 def assigner(
@@ -217,13 +197,7 @@ def assigner(
     It must stay within the budget, and choose offered formats alone; `tests/contracts/test_assigners.py` says the
     rest. Groups come in the order of their blocks and names.
     """
-
-    def register(function: Assign) -> Assign:
-        summary = (inspect.getdoc(function) or "").split("\n", 1)[0]
-        ASSIGNERS.add(name, Assigner(name, summary, source, takes, needs, function))
-        return function
-
-    return register
+    return registered(ASSIGNERS, Assigner, name, source=source, takes=takes, needs=needs)
 
 
 def reasons_of(choices: Choices, levels: Levels, why: Sequence[str]) -> tuple[str, ...]:
