@@ -35,10 +35,10 @@ from held_out import (
 )
 from tailwise.audits.audit import Audit
 from tailwise.audits.run import audit
-from tailwise.compression.choosing.amounts import ALLOCATORS
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
-from tailwise.compression.plans.make import Request
+from tailwise.compression.choosing.amounts import ALLOCATORS
+from tailwise.compression.plans.request import Request
 from tailwise.evaluation.losses import window_losses
 from tailwise.evaluation.models import load_model, load_tokenizer
 from tailwise.evaluation.tokens import tokens_of, windows_of

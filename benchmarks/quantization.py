@@ -37,11 +37,12 @@ from held_out import (
 )
 from tailwise.audits.audit import Audit
 from tailwise.audits.run import audit
-from tailwise.compression.choosing.knapsack import Knapsack, solve
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.choosing.knapsack import Knapsack, solve
 from tailwise.compression.plans.bits import mean_bits
-from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
+from tailwise.compression.plans.make import plan_quantize
+from tailwise.compression.plans.request import QuantizeRequest
 from tailwise.evaluation.losses import window_losses
 from tailwise.evaluation.models import load_model, load_tokenizer
 from tailwise.evaluation.tokens import tokens_of, windows_of

@@ -14,8 +14,9 @@ from tailwise.checkpoints.readings.claimed import claimed
 from tailwise.compression.applying.applied import Applied
 from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.plans.candidates import Choice
-from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
+from tailwise.compression.plans.make import plan_quantize
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.request import QuantizeRequest
 
 WINDOWS = inputs_for("llama")["input_ids"]
 

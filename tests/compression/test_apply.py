@@ -21,8 +21,9 @@ from tailwise.compression.applying import block_work
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.applying.run import MASKS
-from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.plans.make import plan_prune
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.request import Request
 from tailwise.errors import UnreadableError, UsageError
 
 pytest.importorskip("transformers")

@@ -15,8 +15,9 @@ from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.combined import combined
-from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
+from tailwise.compression.plans.make import plan_quantize
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.request import QuantizeRequest
 from tailwise.errors import UsageError
 
 pytest.importorskip("transformers")

@@ -14,8 +14,8 @@ from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.operators.operator import Activations
 from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.combined import combined
-from tailwise.compression.plans.make import Request, plan_prune
-from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
+from tailwise.compression.plans.make import plan_prune, plan_quantize
+from tailwise.compression.plans.request import QuantizeRequest, Request
 from tailwise.compression.plans.site import Site
 from tailwise.compression.plans.treatment import Cast, Drop, How, LowRank, Sparsify, Structured, Then, noted
 from tailwise.compression.walking.hosts import architecture_of, places_in

@@ -13,7 +13,8 @@ from made_plans import audit_of, degenerate, model, row, rows_of
 
 from tailwise.compression.plans.candidates import Choice, estimator_for
 from tailwise.compression.plans.correlation import block_means, depth_correlation
-from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.plans.make import plan_prune
+from tailwise.compression.plans.request import Request
 from tailwise.errors import UsageError
 from tailwise.metrics.facts import fit
 from tailwise.recipe import Recipe

@@ -15,9 +15,9 @@ from tailwise.compression.choosing.amounts import ALLOCATORS, Allocation, alloca
 from tailwise.compression.choosing.formats import ASSIGNERS, Assignment, assigner
 from tailwise.compression.operators.operator import Done
 from tailwise.compression.operators.table import OPERATORS, operator_of, pruner, quantizer
-from tailwise.compression.plans.make import Request, plan_prune
-from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
+from tailwise.compression.plans.make import plan_prune, plan_quantize
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.request import QuantizeRequest, Request
 from tailwise.errors import UsageError
 
 pytest.importorskip("transformers")

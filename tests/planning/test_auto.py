@@ -9,8 +9,8 @@ from itertools import count
 import numpy as np
 import pytest
 
-from tailwise.compression.plans.make import Request
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.request import Request
 from tailwise.errors import UsageError
 from tailwise.planning.clock import Clock
 from tailwise.planning.run import planned, seconds_of

@@ -9,8 +9,7 @@ from multiprocessing import get_context
 import pytest
 
 from inline import Inline
-from tailwise.compression.plans.make import Request
-from tailwise.compression.plans.make_quantize import QuantizeRequest
+from tailwise.compression.plans.request import QuantizeRequest, Request
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.planning.clock import Clock
 from tailwise.planning.run import planned

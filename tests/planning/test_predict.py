@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from tailwise.cli.main import app
 from tailwise.compression.choosing.blend import INDICATORS
-from tailwise.compression.plans.make import Request, plan_prune
-from tailwise.compression.plans.make_quantize import QuantizeRequest
+from tailwise.compression.plans.make import plan_prune
+from tailwise.compression.plans.request import QuantizeRequest, Request
 from tailwise.errors import UsageError
 from tailwise.planning.clock import Clock
 from tailwise.planning.predict import PREDICTORS, foretold

@@ -8,7 +8,8 @@ import torch
 
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
-from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.plans.make import plan_prune
+from tailwise.compression.plans.request import Request
 from tailwise.errors import UsageError
 from tailwise.evaluation.losses import window_losses
 from tailwise.evaluation.models import load_model

@@ -122,7 +122,7 @@ def prune(
     """
     from tailwise.compression.choosing.amounts import ALLOCATORS
     from tailwise.compression.plans.candidates import Choice
-    from tailwise.compression.plans.make import Request
+    from tailwise.compression.plans.request import Request
     from tailwise.planning.clock import Clock
     from tailwise.planning.run import AUTO, planned, seconds_of
 
@@ -182,7 +182,7 @@ def tau(
     on the same windows of the text.
     """
     from tailwise.compression.plans.candidates import Choice
-    from tailwise.compression.plans.make import Request
+    from tailwise.compression.plans.request import Request
     from tailwise.planning.run import check_causal_model
     from tailwise.planning.tau_curve import tau_curve
 
@@ -299,8 +299,9 @@ def drop(
 
 
 def _structured(given: str, device: str) -> Plan:
-    from tailwise.compression.plans.make import Request, plan_prune
+    from tailwise.compression.plans.make import plan_prune
     from tailwise.compression.plans.plan import Plan
+    from tailwise.compression.plans.request import Request
 
     if given.endswith(SUFFIXES):
         return Plan.load(given)

@@ -135,7 +135,7 @@ def quantize(
     """
     from tailwise.compression.choosing.formats import ASSIGNERS
     from tailwise.compression.plans.candidates import Choice
-    from tailwise.compression.plans.make_quantize import QuantizeRequest
+    from tailwise.compression.plans.request import QuantizeRequest
     from tailwise.planning.clock import Clock
     from tailwise.planning.run import AUTO, seconds_of
     from tailwise.planning.run_quantize import quantize_planned

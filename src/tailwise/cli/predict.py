@@ -82,8 +82,7 @@ def _of_model(
     workers: int | None,
 ) -> Foresight:
     from tailwise.compression.plans.candidates import Choice
-    from tailwise.compression.plans.make import Request
-    from tailwise.compression.plans.make_quantize import QuantizeRequest
+    from tailwise.compression.plans.request import QuantizeRequest, Request
     from tailwise.planning.predict import foretold
     from tailwise.planning.run import check_causal_model
     from tailwise.planning.stage import StageOptions

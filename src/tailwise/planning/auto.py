@@ -10,8 +10,9 @@ from tailwise.audits.audit import Audit
 from tailwise.compression.operators.table import direction_in_words
 from tailwise.compression.plans.correlation import depth_correlation
 from tailwise.compression.plans.decision import Decision
-from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.plans.make import plan_prune
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.request import Request
 from tailwise.planning.refine import Refined, refined
 from tailwise.planning.scored import (
     Court,

@@ -12,10 +12,12 @@ import torch
 from tailwise.audits.audit import Audit
 from tailwise.compression.choosing.formats import Choices, Levels
 from tailwise.compression.operators.table import direction_in_words
+from tailwise.compression.plans.asked import Asked, asked_of
 from tailwise.compression.plans.bits import depth_words
 from tailwise.compression.plans.decision import Decision
-from tailwise.compression.plans.make_quantize import Asked, QuantizeRequest, asked_of, plan_quantize
+from tailwise.compression.plans.make import plan_quantize
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.request import QuantizeRequest
 from tailwise.compression.plans.treatment import Cast
 from tailwise.errors import UsageError
 from tailwise.planning.errors import ErrorTables, Table, error_tables

@@ -16,9 +16,9 @@ import numpy as np
 from tailwise.audits.audit import Audit
 from tailwise.compression.plans.budget import MOST
 from tailwise.compression.plans.candidates import Candidate, candidates, estimator_for
-from tailwise.compression.plans.make import Request, plan_prune
-from tailwise.compression.plans.make_quantize import QuantizeRequest, parsed_formats, plan_quantize
+from tailwise.compression.plans.make import plan_prune, plan_quantize
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.request import QuantizeRequest, Request, parsed_formats
 from tailwise.errors import UsageError
 from tailwise.planning.scored import Say
 from tailwise.planning.sensitivity import Variant, variant_losses

@@ -6,8 +6,9 @@ import re
 from dataclasses import replace
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.plans.make import plan_prune
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.request import Request
 from tailwise.compression.walking.hosts import check_causal
 from tailwise.errors import UsageError
 from tailwise.evaluation.images import is_classifier

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.plans.make_quantize import QuantizeRequest, asked_of, parsed_formats, plan_quantize
+from tailwise.compression.plans.asked import asked_of
+from tailwise.compression.plans.make import plan_quantize
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.request import QuantizeRequest, parsed_formats
 from tailwise.errors import UsageError
 from tailwise.planning.auto_quantize import measured_formats, plan_auto_quantize
 from tailwise.planning.clock import Clock

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.plans.make import plan_prune
+from tailwise.compression.plans.request import Request
 from tailwise.errors import UsageError
 from tailwise.evaluation.intervals import mean_interval
 from tailwise.planning.clock import Clock

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,13 +11,11 @@ from tailwise.audits.audit import Audit
 from tailwise.compression.choosing.formats import Group
 from tailwise.compression.choosing.knapsack import Matrix
 from tailwise.compression.plans.bits import bits_per_weight, kept_bytes, mean_bits
+from tailwise.compression.plans.budget import Budget
 from tailwise.compression.plans.candidates import Candidate
 from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UsageError
 from tailwise.number_formats.number_format import NumberFormat
-
-if TYPE_CHECKING:
-    from tailwise.compression.plans.make_quantize import QuantizeRequest
 
 NEAR = 1e-3  # how far below the budget, relative, is not worth a word
 _SHOWN = 3
@@ -36,19 +34,19 @@ def bits_table(
     )  # fmt: skip
 
 
-def budget_of(audit: Audit, request: QuantizeRequest, found: Sequence[Candidate]) -> float | None:
-    """Bits of the planned tensors in all."""
-    if request.bits is not None:
-        return request.bits * sum(item.n_params for item in found)
-    if request.bytes is None:
+def budget_of(audit: Audit, budget: Budget | None, found: Sequence[Candidate]) -> float | None:
+    """Bits of the planned tensors in all; None where the budget does not say them."""
+    if budget is None or budget.unit == "rise":
         return None
+    if budget.unit == "bits":
+        return budget.amount * sum(item.n_params for item in found)
     kept = kept_bytes(audit, [item.tensor for item in found])
-    if request.bytes <= kept:
+    if budget.amount <= kept:
         raise UsageError(
-            f"{request.bytes:,} bytes cannot be met: what the plan leaves as it is takes {kept:,}",
+            f"{budget.amount:,} bytes cannot be met: what the plan leaves as it is takes {kept:,}",
             fix="give more, or also plan for the embeddings and the head: --also embed,lm_head",
         )
-    return 8.0 * (request.bytes - kept)
+    return 8.0 * (budget.amount - kept)
 
 
 def check_reach(budget: float | None, table: Matrix, n_params: int) -> None:
@@ -66,7 +64,7 @@ def check_reach(budget: float | None, table: Matrix, n_params: int) -> None:
         )
 
 
-def spent(audit: Audit, plan: Plan, request: QuantizeRequest, budget: float | None) -> dict[str, Any]:
+def spent(audit: Audit, plan: Plan, nbytes: int | None, budget: float | None) -> dict[str, Any]:
     """What a plan says of its budget: bits asked and reached, and bytes."""
     reached = mean_bits(plan)
     kept = kept_bytes(audit, [decision.tensor for decision in plan])
@@ -78,7 +76,7 @@ def spent(audit: Audit, plan: Plan, request: QuantizeRequest, budget: float | No
         "bytes": round(reached * plan.n_params / 8),
         "kept_bytes": kept,
     }
-    return found | ({} if request.bytes is None else {"asked_bytes": request.bytes})
+    return found | ({} if nbytes is None else {"asked_bytes": nbytes})
 
 
 def listed(names: Sequence[str]) -> str:

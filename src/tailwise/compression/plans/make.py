@@ -1,52 +1,41 @@
-"""`plan_prune()`: an audit and a budget to a plan."""
+"""`plan_prune()` and `plan_quantize()`: an audit and a request to a plan."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.choosing.amounts import ALLOCATORS, Allocation, Allocator, Settings, sizes_of
+from tailwise.compression.choosing.amounts import ALLOCATORS, Allocation, Allocator, sizes_of
+from tailwise.compression.choosing.formats import ASSIGNERS, Assigner, Assignment, Choices
 from tailwise.compression.operators.operator import Operator
 from tailwise.compression.operators.table import direction_in_words, operator_of
+from tailwise.compression.plans.asked import Asked, asked_of
+from tailwise.compression.plans.bit_budget import NEAR, listed, spent
+from tailwise.compression.plans.bits import depth_words, has_whole_groups
 from tailwise.compression.plans.budget import Budget, held
 from tailwise.compression.plans.candidates import Candidate, Choice, audited_part, candidates, estimator_for
 from tailwise.compression.plans.correlation import depth_correlation
 from tailwise.compression.plans.decision import Decision
-from tailwise.compression.plans.patterns import UNSTRUCTURED, Pattern, parse_pattern
+from tailwise.compression.plans.entries import Part
+from tailwise.compression.plans.patterns import UNSTRUCTURED, Pattern
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.request import QuantizeRequest, Request
 from tailwise.compression.plans.rounding import Whole, ranks_of, removed_of
-from tailwise.compression.plans.treatment import noted
+from tailwise.compression.plans.study_errors import errors_of
+from tailwise.compression.plans.treatment import Cast, noted
 from tailwise.errors import UsageError
 
-#: Below this, published gains of uneven allocation on autoregressive models are nil.
+#: Below this sparsity, published gains of uneven allocation on autoregressive models are nil.
 GAINS_FROM = 0.6
+#: Above this many bits, published gains of uneven bits are nil.
+GAINS_TO = 3.5
 DIGITS = 9  # of amounts: fine enough for a budget held to 1e-6, short enough to read
 _TOGETHER = re.compile(r"(attn|mlp|shared|expert)(?:_|$)")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked of a pruning plan. `settings` are fields of `Settings` that the user gave, by name."""
-
-    sparsity: float | None = None
-    allocator: str = "uniform"
-    operator: str = "magnitude"
-    pattern: str = UNSTRUCTURED
-    choice: Choice = field(default_factory=Choice)
-    clamp: bool = True
-    estimator: str | None = None  # of α; None: AlphaPruning's for this kind of model
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        # A wrong request is told before a model is read for it.
-        operator_of(self.operator)
-        Budget(_sparsity(self, _pattern(self)), self.clamp)
-        _settings(ALLOCATORS[self.allocator], self)
 
 
 def plan_prune(audit: Audit, request: Request) -> Plan:
@@ -55,65 +44,81 @@ def plan_prune(audit: Audit, request: Request) -> Plan:
     Reads the audit alone; α is fitted to its spectra by AlphaPruning's estimator. Raises `UsageError` where what is
     asked cannot be.
     """
-    operator = operator_of(request.operator)
-    pattern = _pattern(request)
-    budget = Budget(_sparsity(request, pattern), request.clamp)
+    operator, pattern, budget = operator_of(request.operator), request.parsed_pattern, request.budget
     method = ALLOCATORS[request.allocator]
-    settings = _settings(method, request)
     if request.estimator is not None and not method.needs_alpha:
         raise UsageError(f"{method.name} looks at no α", fix="leave --estimator out")
     estimator = (request.estimator or estimator_for(audit)) if method.needs_alpha else None
     found, notes = candidates(audit, request.choice, estimator)
     found, more = _fitting(found, pattern, operator)
-    allocation = method(found, budget, settings)
-    _check(method, allocation, found, budget)
+    allocation = method(found, budget, request.told)
+    _check_amounts(method, allocation, found, budget)
     if operator.work is None:
         allocation = _tied(found, allocation)
-    decisions = _decisions(found, allocation, pattern, operator)
-    plan = Plan(
-        kind="prune",
-        operator=operator.name,
-        allocator=request.allocator,
-        model=audit.model,
-        fingerprint=audit.provenance.fingerprint,
-        budget={},
-        decisions=decisions,
-        settings=_recorded(request, allocation, estimator, audited_part(audit)),
-    )
-    budgets = _budget(audit, plan, budget.sparsity)
-    said = _said(plan, budgets, allocation.sign)
-    return replace(plan, budget=budgets, notes=(*said, *allocation.notes, *notes, *more))
+    settings: dict[str, Any] = {**allocation.settings, "pattern": request.pattern}
+    settings |= {"estimator": estimator} if estimator is not None else {}
+    settings |= {} if request.clamp else {"clamp": False}
+    settings |= _audited(audit) | _chosen(request.choice)
+    plan = _plan("prune", audit, request, _amounts(found, allocation, pattern, operator), settings)
+    plan = replace(plan, budget=_shares(audit, plan, budget.amount))
+    return replace(plan, notes=(*_said_of_amounts(plan, allocation.sign), *allocation.notes, *notes, *more))
 
 
-def _pattern(request: Request) -> Pattern:
-    pattern = parse_pattern(request.pattern)
-    if pattern.group is not None and not operator_of(request.operator).patterns:
-        raise UsageError(f"{request.operator} has no pattern", fix="leave --pattern out, or take another operator")
-    if pattern.group is not None and not request.clamp:
-        raise UsageError("a pattern holds at most its group", fix="leave --no-clamp out")
-    return pattern
+def plan_quantize(audit: Audit, request: QuantizeRequest) -> Plan:
+    """Say which tensor is to have which number format.
+
+    Reads the audit alone (and the study that it is given). Tensors that servers fuse get one format. Where the groups
+    of a format do not divide a tensor's inputs, the last one is shorter, and a note says so. Raises `UsageError` where
+    what is asked cannot be.
+    """
+    method, budget = ASSIGNERS[request.allocator], request.budget
+    if budget is not None and budget.unit == "rise":
+        raise UsageError("a rise of perplexity is measured on text", fix="give --calibration TEXT, or --bits")
+    asked, told = asked_of(audit, request), request.told
+    if "errors" in method.takes and request.study is not None:
+        errors = errors_of(request.study, audit, asked.found, asked.choices.formats, relative=request.relative)
+        told = replace(told, errors=errors)
+    assignment = method(asked.choices, told)
+    _check_formats(method, assignment, asked.choices)
+    settings: dict[str, Any] = {**assignment.settings, "formats": list(asked.choices.formats)}
+    more = {
+        "estimator": asked.estimator,
+        "per_expert": request.per_expert,
+        "act_order": request.act_order,
+        "relative": request.relative,
+        "dequantize": request.dequantize,
+        "study": None if request.study is None else request.study.model,
+    }
+    settings |= {name: value for name, value in more.items() if value} | _chosen(request.choice) | _audited(audit)
+    plan = _plan("quantize", audit, request, _formats(asked, assignment), settings)
+    plan = replace(plan, budget=spent(audit, plan, request.bytes, asked.choices.budget))
+    return replace(plan, notes=(*_said_of_formats(plan), *assignment.notes, *asked.notes))
 
 
-def _sparsity(request: Request, pattern: Pattern) -> float:
-    if pattern.fixed is None:
-        if request.sparsity is None:
-            raise UsageError("how much is to go?", fix="give --sparsity, e.g. 0.7")
-        return request.sparsity
-    if request.sparsity is not None and abs(request.sparsity - pattern.fixed) > 1e-9:
-        raise UsageError(
-            f"{pattern} is a sparsity of {pattern.fixed:g} everywhere, not {request.sparsity:g}",
-            fix=f"leave --sparsity out, or give --pattern N:{pattern.group} for a mix that reaches it",
-        )
-    if request.allocator != "uniform":
-        raise UsageError(
-            f"{pattern} leaves {request.allocator} nothing to choose",
-            fix=f"take --pattern N:{pattern.group}, or --allocator uniform",
-        )
-    return pattern.fixed
+def _plan(
+    kind: Part,
+    audit: Audit,
+    request: Request | QuantizeRequest,
+    decisions: tuple[Decision, ...],
+    settings: Mapping[str, Any],
+) -> Plan:
+    """Without its budget and notes."""
+    fingerprint = audit.provenance.fingerprint
+    return Plan(kind, request.operator, request.allocator, audit.model, fingerprint, {}, decisions, settings)
 
 
-def _settings(method: Allocator, request: Request) -> Settings:
-    return method.settings(Settings, request.settings, operator=request.operator)
+def _chosen(choice: Choice) -> dict[str, Any]:
+    found = {"roles": list(choice.roles), "layers": choice.layers, "also": list(choice.also)}
+    return {name: value for name, value in found.items() if value}
+
+
+def _audited(audit: Audit) -> dict[str, Any]:
+    part = audited_part(audit)
+    return {"audited": part} if part else {}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
 
 
 def _fitting(
@@ -134,7 +139,7 @@ def _fitting(
     return kept, (f"left as they are, {left} tensors: {why}",) if left else ()
 
 
-def _check(method: Allocator, allocation: Allocation, found: Sequence[Candidate], budget: Budget) -> None:
+def _check_amounts(method: Allocator, allocation: Allocation, found: Sequence[Candidate], budget: Budget) -> None:
     """Third parties' allocators are held to what the built-in ones promise."""
     amounts = np.asarray(allocation.amounts)
     if amounts.shape != (len(found),) or not np.isfinite(amounts).all():
@@ -160,7 +165,7 @@ def _tied(found: Sequence[Candidate], allocation: Allocation) -> Allocation:
     return replace(allocation, amounts=amounts, reasons=tuple(reasons))
 
 
-def _decisions(
+def _amounts(
     found: Sequence[Candidate], allocation: Allocation, pattern: Pattern, operator: Operator
 ) -> tuple[Decision, ...]:
     amounts = np.asarray(allocation.amounts, dtype=np.float64)
@@ -196,25 +201,7 @@ def _places(found: Sequence[Candidate]) -> Whole:
     return places
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
-
-
-def _recorded(
-    request: Request, allocation: Allocation, estimator: str | None, audited: Mapping[str, Any]
-) -> dict[str, Any]:
-    found: dict[str, Any] = {**allocation.settings, "pattern": request.pattern}
-    if estimator is not None:
-        found["estimator"] = estimator
-    if not request.clamp:
-        found["clamp"] = False
-    if audited:
-        found["audited"] = dict(audited)
-    chosen = {"roles": list(request.choice.roles), "layers": request.choice.layers, "also": list(request.choice.also)}
-    return found | {name: value for name, value in chosen.items() if value}
-
-
-def _budget(audit: Audit, plan: Plan, asked: float) -> dict[str, Any]:
+def _shares(audit: Audit, plan: Plan, asked: float) -> dict[str, Any]:
     everything = sum(row.n_params for row in audit.rows if row.measured)
     reached = plan.taken
     return {
@@ -225,7 +212,8 @@ def _budget(audit: Audit, plan: Plan, asked: float) -> dict[str, Any]:
     }
 
 
-def _said(plan: Plan, budget: Mapping[str, Any], sign: str) -> list[str]:
+def _said_of_amounts(plan: Plan, sign: str) -> list[str]:
+    budget = plan.budget
     blind = f"{plan.allocator} reads neither α nor entropy (by α, {direction_in_words(plan.operator)})"
     notes = [f"sign: {sign or blind}"]
     notes.append(depth_correlation(plan).words)
@@ -238,3 +226,59 @@ def _said(plan: Plan, budget: Mapping[str, Any], sign: str) -> list[str]:
     if over:
         notes.append(f"not clamped: {over} entries ask for more than there is, and cannot be applied")
     return notes
+
+
+def _check_formats(method: Assigner, assignment: Assignment, choices: Choices) -> None:
+    """Third parties' assigners are held to what the built-in ones promise."""
+    levels = np.asarray(assignment.levels)
+    if levels.shape != (len(choices.groups),) or not np.isfinite(choices.bits[np.arange(len(levels)), levels]).all():
+        raise UsageError(f"the allocator {method.name} gave no offered format for each tensor")
+    if choices.budget is not None and choices.weight(levels) > choices.budget * (1 + 1e-9):
+        raise UsageError(f"the allocator {method.name} did not stay within the budget")
+
+
+def _formats(asked: Asked, assignment: Assignment) -> tuple[Decision, ...]:
+    choices = asked.choices
+    place = {item.tensor: row for row, group in enumerate(choices.groups) for item in group.members}
+    alone = [len(group.members) == 1 for group in choices.groups]
+    made = []
+    for item in asked.found:
+        row = place[item.tensor]
+        with_others = "" if alone[row] else f"; one format for {choices.groups[row].name}"
+        made.append(
+            Decision(
+                replace(item.site, shape=asked.shapes[item.tensor]),
+                Cast(choices.formats[int(assignment.levels[row])]),
+                metrics={name: _rounded(item.metrics[name]) for name in assignment.used if name in item.metrics},
+                reason=assignment.reasons[row] + with_others,
+            )
+        )
+    return tuple(made)
+
+
+def _said_of_formats(plan: Plan) -> list[str]:
+    asked, reached = plan.budget["asked"], plan.budget["reached"]
+    reads = ASSIGNERS[plan.allocator].needs_alpha
+    notes = [f"sign: {direction_in_words(plan.operator)}" + ("" if reads else "; this allocator does not look at α")]
+    notes.append(depth_words(plan))
+    if reached < asked * (1 - NEAR):
+        notes.append(
+            f"asked for {asked:.6g} bits, reached {reached:.6g}: whole tensors and these formats come no nearer"
+        )
+    if plan.allocator != "uniform" and reached > GAINS_TO:
+        notes.append(f"above {GAINS_TO} bits, published gains of uneven bits over uniform are nil")
+    return [*notes, *_shorter(plan)]
+
+
+def _shorter(plan: Plan) -> Iterator[str]:
+    """Of each format whose groups do not divide the inputs of a tensor that has it: packings and kernels refuse it."""
+    names: dict[str, list[str]] = {}
+    for decision in plan:
+        cast = decision.treatment.cast
+        if cast is not None and not has_whole_groups(cast.number_format, decision.shape):
+            names.setdefault(cast.to, []).append(decision.tensor)
+    for name, tensors in names.items():
+        yield (
+            f"{name}: the last group of a row is shorter in {len(tensors)} tensor{'s' * (len(tensors) != 1)} "
+            f"({listed(tensors)}); `apply` writes such values, but other tools and --packed take whole groups"
+        )
