@@ -48,7 +48,7 @@ from tailwise.evaluation.models import load_model, load_tokenizer
 from tailwise.evaluation.tokens import tokens_of, windows_of
 from tailwise.planning.clock import Clock
 from tailwise.planning.errors import error_tables
-from tailwise.planning.run_quantize import quantize_planned
+from tailwise.planning.run import planned
 from tailwise.planning.sensitivity import Variant, variant_losses
 from tailwise.planning.stage import StageOptions, stage_of
 
@@ -112,7 +112,7 @@ def measure(results: Results, subject: Subject, found: Audit, cell: Cell, how: t
     elif allocator in FROM_TEXT:
         # Time on the processor, so that what else the machine does changes nothing.
         clock = Clock(seconds, time.process_time)
-        plan = quantize_planned(found, request, allocator=allocator, text=options, clock=clock)
+        plan = planned(found, request, allocator=allocator, text=options, clock=clock)
     else:
         plan = plan_quantize(found, replace(request, allocator=allocator, settings=settings))
     planning = time.perf_counter() - began

@@ -92,14 +92,13 @@ def planned_anew(audit: Any) -> Iterator[tuple[str, Any]]:
     from dataclasses import replace
 
     from tailwise.planning.run import planned
-    from tailwise.planning.run_quantize import quantize_planned
     from tailwise.planning.stage import StageOptions
 
     text = StageOptions(tokens(), samples=8, window=WINDOW, search_windows=4, guard_windows=8)
-    for name, (kind, request, allocator) in requests().items():
+    for name, (_, request, allocator) in requests().items():
         read = text if allocator in ("owl", "dlp", "sensitivity", "outputs") else None
         bare = replace(request, allocator="uniform") if read is not None else request
-        made = (planned if kind == "prune" else quantize_planned)(audit, bare, allocator=allocator, text=read)
+        made = planned(audit, bare, allocator=allocator, text=read)
         yield name, made.replace(model=MODEL)
 
 

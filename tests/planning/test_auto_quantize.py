@@ -19,11 +19,11 @@ from tailwise.compression.plans.request import QuantizeRequest
 from tailwise.errors import UsageError
 from tailwise.evaluation.losses import window_losses
 from tailwise.evaluation.models import load_model
-from tailwise.planning.auto_quantize import believed_losses, levels_of_plan, variants_of, with_levels
 from tailwise.planning.clock import Clock
 from tailwise.planning.errors import error_tables
-from tailwise.planning.refine_formats import balanced, move_sets, refined_formats
-from tailwise.planning.run_quantize import quantize_planned
+from tailwise.planning.format_losses import believed_losses, levels_of_plan, variants_of, with_levels
+from tailwise.planning.refine import balanced, move_sets, refined_formats
+from tailwise.planning.run import planned
 from tailwise.planning.stage import StageOptions, stage_of
 from tailwise.planning.trial import Trial
 
@@ -63,7 +63,7 @@ def test_a_judged_plan_is_what_applying_it_gives(llama, audit, tokens, tmp_path,
 
 @pytest.mark.parametrize("operator", ["rtn", "gptq"])
 def test_what_is_kept_loses_least_on_windows_that_the_search_has_not_seen(audit, tokens, operator) -> None:
-    plan = quantize_planned(audit, _request(operator=operator), text=_text(tokens), clock=_ticking(3))
+    plan = planned(audit, _request(operator=operator), text=_text(tokens), clock=_ticking(3))
     judged = [row for row in plan.tried if "guard_loss" in row]
     kept = [row for row in plan.tried if row["kept"]]
     assert len(kept) == 1
@@ -74,7 +74,7 @@ def test_what_is_kept_loses_least_on_windows_that_the_search_has_not_seen(audit,
 
 
 def test_a_plan_by_auto_holds_its_budget_and_what_is_fused_and_survives_its_file(audit, tokens, tmp_path) -> None:
-    plan = quantize_planned(audit, _request(), text=_text(tokens), clock=_ticking(3))
+    plan = planned(audit, _request(), text=_text(tokens), clock=_ticking(3))
     assert plan.budget["reached"] == pytest.approx(mean_bits(plan))
     assert plan.budget["asked"] == 3.5
     assert 3.5 * 0.97 <= mean_bits(plan) <= 3.5
@@ -84,25 +84,25 @@ def test_a_plan_by_auto_holds_its_budget_and_what_is_fused_and_survives_its_file
 
 
 def test_with_one_format_there_is_nothing_to_search(audit, tokens) -> None:
-    plan = quantize_planned(audit, _request(None, formats=("int4-channel",)), text=_text(tokens), clock=_ticking(3))
+    plan = planned(audit, _request(None, formats=("int4-channel",)), text=_text(tokens), clock=_ticking(3))
     assert {item.format for item in plan} == {"int4-channel"}
     assert [row["allocator"] for row in plan.tried] == ["uniform"]
 
 
 def test_without_text_auto_is_uniform_and_says_so(audit) -> None:
-    plan = quantize_planned(audit, _request())
+    plan = planned(audit, _request())
     assert plan.allocator == "uniform"
     assert "no calibration text" in plan.notes[0]
 
 
 @pytest.mark.parametrize("allocator", ["outputs", "sensitivity"])
 def test_allocators_from_text_are_measured(audit, tokens, allocator) -> None:
-    plan = quantize_planned(audit, _request(), allocator=allocator, text=_text(tokens))
+    plan = planned(audit, _request(), allocator=allocator, text=_text(tokens))
     assert plan.allocator == allocator
     assert len({item.format for item in plan}) > 1
     assert mean_bits(plan) <= 3.5
     with pytest.raises(UsageError, match="measured on text"):
-        quantize_planned(audit, _request(), allocator=allocator)
+        planned(audit, _request(), allocator=allocator)
 
 
 def test_errors_are_those_of_rounding_and_of_what_the_layers_then_give(audit, tokens) -> None:
@@ -155,7 +155,7 @@ def test_moves_stay_within_the_budget_and_lower_what_is_scored(audit) -> None:
     found = refined_formats(score, start, (choices, truth), over=lambda: next(turns) > 400)
     assert found.kept > 0
     assert found.loss == min(scored) < scored[0]
-    assert float(truth[rows, found.levels].sum()) == found.loss
+    assert float(truth[rows, found.state].sum()) == found.loss
 
 
 def test_what_cannot_be_made_up_for_is_no_move(audit) -> None:
@@ -184,7 +184,7 @@ def test_a_rise_of_perplexity_is_kept_and_a_smaller_one_takes_more_bits(audit, t
     for rise in (0.02, 0.5):
         request = _request(None, rise=rise)
         for allocator in ("uniform", "auto"):
-            plan = quantize_planned(audit, request, allocator=allocator, text=_text(tokens), clock=_ticking(2))
+            plan = planned(audit, request, allocator=allocator, text=_text(tokens), clock=_ticking(2))
             assert plan.budget["rise"] <= rise
             assert plan.budget["asked_rise"] == pytest.approx(rise)
             found[rise, allocator] = mean_bits(plan)
@@ -196,9 +196,9 @@ def test_a_rise_that_no_format_keeps_is_one_message(audit, tokens, monkeypatch) 
     request = _request(None, rise=0.01)
     monkeypatch.setattr(Trial, "dense_losses", lambda _self, windows: np.zeros(len(windows)))  # a model without fault
     with pytest.raises(UsageError, match="in none of"):
-        quantize_planned(audit, request, allocator="uniform", text=_text(tokens))
+        planned(audit, request, allocator="uniform", text=_text(tokens))
     with pytest.raises(UsageError, match="measured on text"):
-        quantize_planned(audit, request)
+        planned(audit, request)
 
 
 def test_the_command_tries_and_writes_the_table(call, llama, tokens, tmp_path) -> None:

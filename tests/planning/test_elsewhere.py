@@ -13,7 +13,6 @@ from tailwise.compression.plans.request import QuantizeRequest, Request
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.planning.clock import Clock
 from tailwise.planning.run import planned
-from tailwise.planning.run_quantize import quantize_planned
 from tailwise.planning.stage import StageOptions
 
 
@@ -38,8 +37,8 @@ def test_sensitivity_measured_by_workers_is_the_one_measured_here(audit, text, o
 
 def test_formats_measured_by_workers_are_those_measured_here(audit, text):
     request = QuantizeRequest(bits=4.5, formats=("int3-g16", "int4-g16", "int8"), operator="rtn")
-    there = quantize_planned(audit, request, allocator="sensitivity", text=text)
-    found = quantize_planned(audit, request, allocator="sensitivity", text=here(text))
+    there = planned(audit, request, allocator="sensitivity", text=text)
+    found = planned(audit, request, allocator="sensitivity", text=here(text))
     assert [item.format for item in there] == [item.format for item in found]
 
 
@@ -67,7 +66,7 @@ def test_the_losses_of_the_same_settings_are_the_same_there_and_here(audit, text
 
 def test_auto_of_formats_holds_its_budget_on_an_engine(audit, text):
     request = QuantizeRequest(bits=4.5, formats=("int3-g16", "int4-g16", "int8"), operator="rtn")
-    plan = quantize_planned(audit, request, text=text, clock=Clock(3))
+    plan = planned(audit, request, text=text, clock=Clock(3))
     assert plan.allocator == "auto"
     assert plan.budget["reached"] <= 4.5 + 1e-6
 

@@ -107,11 +107,11 @@ def test_a_search_holds_the_budget_and_never_loses(llama, audit, tokens) -> None
         return float(stage.trial.losses(plan, stage.search).mean())
 
     found = refined(score, start, over=lambda: next(ticks) > 60)
-    assert found.plan.sparsity == pytest.approx(0.6, abs=1e-6)
+    assert found.state.sparsity == pytest.approx(0.6, abs=1e-6)
     assert found.kept > 0
     assert found.loss < stage.trial.losses(start, stage.search).mean()
-    assert found.loss == pytest.approx(stage.trial.losses(found.plan, stage.search).mean())
-    assert all(0 <= item.sparsity <= 0.99 for item in found.plan)
+    assert found.loss == pytest.approx(stage.trial.losses(found.state, stage.search).mean())
+    assert all(0 <= item.sparsity <= 0.99 for item in found.state)
 
 
 def test_groups_go_from_coarse_to_fine_and_miss_nothing(audit) -> None:

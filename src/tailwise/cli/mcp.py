@@ -94,7 +94,7 @@ def _plan(found: Audit, order: PlanOrder) -> Plan:
             return planned(found, Request(order.amount, even), allocator=order.allocator, text=text)
         from tailwise.assistant.functions.plans import FORMATS
         from tailwise.compression.plans.request import QuantizeRequest
-        from tailwise.planning.run_quantize import quantize_planned
+        from tailwise.planning.run import planned
 
         request = QuantizeRequest(bits=order.amount, formats=FORMATS, allocator=even)
-        return quantize_planned(found, request, allocator=order.allocator, text=text)
+        return planned(found, request, allocator=order.allocator, text=text)

@@ -137,8 +137,7 @@ def quantize(
     from tailwise.compression.plans.candidates import Choice
     from tailwise.compression.plans.request import QuantizeRequest
     from tailwise.planning.clock import Clock
-    from tailwise.planning.run import AUTO, seconds_of
-    from tailwise.planning.run_quantize import quantize_planned
+    from tailwise.planning.run import AUTO, planned, seconds_of
     from tailwise.precision.study import PrecisionStudy
 
     seconds = seconds_of(budget)
@@ -165,7 +164,7 @@ def quantize(
     target = None if dry_run else target_of(output, as_json)
     audit = audit_of(model, device, workers)
     with solver_to_stderr(), saying() as say:
-        plan = quantize_planned(audit, request, allocator=allocator, text=text, clock=Clock(seconds), say=say)
+        plan = planned(audit, request, allocator=allocator, text=text, clock=Clock(seconds), say=say)
     deliver(plan, target, as_json, rows)
 
 
