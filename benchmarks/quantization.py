@@ -43,14 +43,14 @@ from tailwise.compression.choosing.knapsack import Knapsack, solve
 from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.make import plan_quantize
 from tailwise.compression.plans.request import QuantizeRequest
+from tailwise.compression.trying.clock import Clock
+from tailwise.compression.trying.errors import error_tables
+from tailwise.compression.trying.run import planned
+from tailwise.compression.trying.sensitivity import Variant, variant_losses
+from tailwise.compression.trying.stage import StageOptions, stage_of
 from tailwise.evaluation.losses import window_losses
 from tailwise.evaluation.models import load_model, load_tokenizer
 from tailwise.evaluation.tokens import tokens_of, windows_of
-from tailwise.planning.clock import Clock
-from tailwise.planning.errors import error_tables
-from tailwise.planning.run import planned
-from tailwise.planning.sensitivity import Variant, variant_losses
-from tailwise.planning.stage import StageOptions, stage_of
 
 OPERATORS = ("rtn", "gptq")
 BITS = (2.5, 3.0, 3.5, 4.5)

@@ -18,9 +18,9 @@ from tailwise.compression.plans.make import plan_prune, plan_quantize
 from tailwise.compression.plans.request import QuantizeRequest, Request
 from tailwise.compression.plans.site import Site
 from tailwise.compression.plans.treatment import Cast, Drop, How, LowRank, Sparsify, Structured, Then, noted
+from tailwise.compression.trying.material import Pictures, Text
+from tailwise.compression.trying.trial import trial_of
 from tailwise.compression.walking.hosts import architecture_of, places_in
-from tailwise.planning.material import Pictures, Text
-from tailwise.planning.trial import trial_of
 
 transformers = pytest.importorskip("transformers")
 

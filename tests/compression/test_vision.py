@@ -104,8 +104,8 @@ def test_text_calibrates_no_image_classifier(audits, tmp_path):
 
 
 def test_no_plan_of_an_image_classifier_is_tried_on_text(audits, tmp_path):
-    from tailwise.planning.run import planned
-    from tailwise.planning.stage import StageOptions
+    from tailwise.compression.trying.run import planned
+    from tailwise.compression.trying.stage import StageOptions
 
     text = tmp_path / "text.txt"
     text.write_text("words " * 500)

@@ -91,8 +91,8 @@ def planned_anew(audit: Any) -> Iterator[tuple[str, Any]]:
     """Every plan that is asked for by a request, by today's code."""
     from dataclasses import replace
 
-    from tailwise.planning.run import planned
-    from tailwise.planning.stage import StageOptions
+    from tailwise.compression.trying.run import planned
+    from tailwise.compression.trying.stage import StageOptions
 
     text = StageOptions(tokens(), samples=8, window=WINDOW, search_windows=4, guard_windows=8)
     for name, (_, request, allocator) in requests().items():

@@ -37,7 +37,7 @@ from tailwise.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from tailwise.compression.plans.plan import Plan
-    from tailwise.planning.tau_curve import TauCurve
+    from tailwise.compression.trying.tau_curve import TauCurve
 
 _HOW = "How to spread it"
 
@@ -123,8 +123,8 @@ def prune(
     from tailwise.compression.choosing.amounts import ALLOCATORS
     from tailwise.compression.plans.candidates import Choice
     from tailwise.compression.plans.request import Request
-    from tailwise.planning.clock import Clock
-    from tailwise.planning.run import AUTO, planned, seconds_of
+    from tailwise.compression.trying.clock import Clock
+    from tailwise.compression.trying.run import AUTO, planned, seconds_of
 
     seconds = seconds_of(budget)  # a wrong time is told before anything is read
     if allocator != AUTO and allocator not in ALLOCATORS:
@@ -183,8 +183,8 @@ def tau(
     """
     from tailwise.compression.plans.candidates import Choice
     from tailwise.compression.plans.request import Request
-    from tailwise.planning.run import check_causal_model
-    from tailwise.planning.tau_curve import tau_curve
+    from tailwise.compression.trying.run import check_causal_model
+    from tailwise.compression.trying.tau_curve import tau_curve
 
     if allocator not in ("alpha", "alpha-role", "entropy"):
         raise UsageError(f"{allocator} has no τ", where="--allocator", fix="take alpha, alpha-role or entropy")
@@ -290,7 +290,7 @@ def drop(
     if blocks is not None:
         chosen = named_blocks(_numbers(blocks))
     else:
-        from tailwise.planning.drop import DropOptions, least_blocks
+        from tailwise.compression.trying.drop import DropOptions, least_blocks
 
         options = DropOptions(list(calibration or ()), samples, window, seed, device)
         chosen = least_blocks(base, model or base.model, count or 0, options)

@@ -136,8 +136,8 @@ def quantize(
     from tailwise.compression.choosing.formats import ASSIGNERS
     from tailwise.compression.plans.candidates import Choice
     from tailwise.compression.plans.request import QuantizeRequest
-    from tailwise.planning.clock import Clock
-    from tailwise.planning.run import AUTO, planned, seconds_of
+    from tailwise.compression.trying.clock import Clock
+    from tailwise.compression.trying.run import AUTO, planned, seconds_of
     from tailwise.precision.study import PrecisionStudy
 
     seconds = seconds_of(budget)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
     from tailwise.compression.plans.plan import Plan
     from tailwise.compression.plans.table import Grid
-    from tailwise.planning.stage import StageOptions
+    from tailwise.compression.trying.stage import StageOptions
 
 WHICH, TRY, OUT = "Which tensors", "What to try it on", "Output"
 SUFFIXES = (".json", ".yaml", ".yml")
@@ -66,7 +66,7 @@ def text_of(
     check_executor(executor)
     if not calibration:
         return None
-    from tailwise.planning.stage import StageOptions
+    from tailwise.compression.trying.stage import StageOptions
 
     return StageOptions(list(calibration), samples=samples, window=window, seed=seed, device=device, executor=executor)
 

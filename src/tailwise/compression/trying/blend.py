@@ -10,7 +10,7 @@ from tailwise.compression.choosing.blend import INDICATORS
 from tailwise.compression.plans.make import plan_prune
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.request import Request
-from tailwise.planning.scored import Court, Scored, rows_of, trials_in_words, verdict
+from tailwise.compression.trying.scored import Court, Scored, rows_of, trials_in_words, verdict
 
 #: Steps of a weight that are tried, in turn, and shares of τ.
 _STEPS = (0.5, -0.5, 0.25, -0.25)

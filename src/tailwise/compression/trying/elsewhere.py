@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from tailwise.checkpoints.by_address import from_anywhere
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.trying.sensitivity import Variant
+from tailwise.compression.trying.stage import Stage, StageOptions, stage_of
 from tailwise.errors import UnreadableError
 from tailwise.execution.engine import Engine, engine_of
 from tailwise.execution.one_thread import one_thread
 from tailwise.execution.spread import Work, patience_of, spread
-from tailwise.planning.sensitivity import Variant
-from tailwise.planning.stage import Stage, StageOptions, stage_of
 from tailwise.recipe import RunOptions
 
 Windows = Literal["search", "few", "guard"]  # of a `Stage`

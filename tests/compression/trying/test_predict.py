@@ -13,12 +13,12 @@ from tailwise.cli.main import app
 from tailwise.compression.choosing.blend import INDICATORS
 from tailwise.compression.plans.make import plan_prune
 from tailwise.compression.plans.request import QuantizeRequest, Request
+from tailwise.compression.trying.clock import Clock
+from tailwise.compression.trying.predict import PREDICTORS, foretold
+from tailwise.compression.trying.run import planned
+from tailwise.compression.trying.stage import StageOptions
+from tailwise.compression.trying.tau_curve import tau_curve
 from tailwise.errors import UsageError
-from tailwise.planning.clock import Clock
-from tailwise.planning.predict import PREDICTORS, foretold
-from tailwise.planning.run import planned
-from tailwise.planning.stage import StageOptions
-from tailwise.planning.tau_curve import tau_curve
 
 
 def _text(tokens, **options) -> StageOptions:

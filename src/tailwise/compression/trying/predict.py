@@ -19,10 +19,10 @@ from tailwise.compression.plans.candidates import Candidate, candidates, estimat
 from tailwise.compression.plans.make import plan_prune, plan_quantize
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.request import QuantizeRequest, Request, parsed_formats
+from tailwise.compression.trying.scored import Say
+from tailwise.compression.trying.sensitivity import Variant, variant_losses
+from tailwise.compression.trying.stage import Stage, StageOptions, stage_of
 from tailwise.errors import UsageError
-from tailwise.planning.scored import Say
-from tailwise.planning.sensitivity import Variant, variant_losses
-from tailwise.planning.stage import Stage, StageOptions, stage_of
 from tailwise.precision.prediction import Scope, stratified_spearman
 
 #: Sparsity that is added to one tensor among others that are pruned already.

@@ -9,11 +9,11 @@ from typing import Any
 from tailwise.audits.audit import Audit
 from tailwise.compression.plans.make import plan_prune
 from tailwise.compression.plans.request import Request
+from tailwise.compression.trying.clock import Clock
+from tailwise.compression.trying.scored import Court, Say, Scored, perplexity
+from tailwise.compression.trying.stage import StageOptions, stage_of
 from tailwise.errors import UsageError
 from tailwise.evaluation.intervals import mean_interval
-from tailwise.planning.clock import Clock
-from tailwise.planning.scored import Court, Say, Scored, perplexity
-from tailwise.planning.stage import StageOptions, stage_of
 
 _NO_END = 1e9  # seconds: every τ is tried
 #: The manual's values, and uniform.

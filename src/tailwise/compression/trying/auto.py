@@ -8,7 +8,15 @@ from typing import Any
 
 from tailwise.compression.operators.table import direction_in_words
 from tailwise.compression.plans.plan import Plan
-from tailwise.planning.scored import Court, Scored, best_of_each, perplexity, rows_of, trials_in_words, verdict
+from tailwise.compression.trying.scored import (
+    Court,
+    Scored,
+    best_of_each,
+    perplexity,
+    rows_of,
+    trials_in_words,
+    verdict,
+)
 
 
 class Search(ABC):

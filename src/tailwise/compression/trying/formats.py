@@ -16,10 +16,9 @@ from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.make import plan_quantize
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.request import QuantizeRequest, parsed_formats
-from tailwise.errors import UsageError
-from tailwise.planning.auto import Search, auto
-from tailwise.planning.errors import ErrorTables, error_tables
-from tailwise.planning.format_losses import (
+from tailwise.compression.trying.auto import Search, auto
+from tailwise.compression.trying.errors import ErrorTables, error_tables
+from tailwise.compression.trying.format_losses import (
     WORST,
     believed_losses,
     levels_of_plan,
@@ -27,9 +26,10 @@ from tailwise.planning.format_losses import (
     variants_of,
     with_levels,
 )
-from tailwise.planning.refine import Best, Losses, refined_formats
-from tailwise.planning.rise import ends, plan_within_rise
-from tailwise.planning.scored import Court, Scored
+from tailwise.compression.trying.refine import Best, Losses, refined_formats
+from tailwise.compression.trying.rise import ends, plan_within_rise
+from tailwise.compression.trying.scored import Court, Scored
+from tailwise.errors import UsageError
 
 #: Powers of α that are tried; the best published ones run from 10 to 200.
 _GAMMAS = (0.0, 1.0, 10.0, 100.0)

@@ -12,8 +12,8 @@ import torch
 from tailwise.compression.plans.budget import MOST
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
-from tailwise.planning.clock import Clock
-from tailwise.planning.trial import Trial
+from tailwise.compression.trying.clock import Clock
+from tailwise.compression.trying.trial import Trial
 
 #: Steps from the budget at which each tensor is tried.
 STEPS = (-0.3, -0.15, 0.0, 0.1, 0.2)

@@ -9,10 +9,10 @@ import torch
 
 from tailwise.compression.operators.operator import Activations
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.trying.stage import Stage
+from tailwise.compression.trying.trial import MOST_HESSIANS, seen_by
 from tailwise.compression.walking.statistics import of_group
 from tailwise.number_formats.formats import parse_format
-from tailwise.planning.stage import Stage
-from tailwise.planning.trial import MOST_HESSIANS, seen_by
 
 Table = dict[tuple[str, str], float]  # (tensor, format)
 

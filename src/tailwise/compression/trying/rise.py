@@ -12,9 +12,9 @@ from tailwise.audits.audit import Audit
 from tailwise.compression.plans.asked import asked_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.request import QuantizeRequest
+from tailwise.compression.trying.scored import Court
 from tailwise.errors import UsageError
 from tailwise.evaluation.intervals import mean_interval
-from tailwise.planning.scored import Court
 
 _STEPS = 7  # of the bisection: to 1 % of what the formats span
 _WIDER = 1.03  # bits are multiplied by this where the last choice finds the limit broken

@@ -16,16 +16,16 @@ from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.make import plan_quantize
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.request import QuantizeRequest
+from tailwise.compression.trying.clock import Clock
+from tailwise.compression.trying.errors import error_tables
+from tailwise.compression.trying.format_losses import believed_losses, levels_of_plan, variants_of, with_levels
+from tailwise.compression.trying.refine import balanced, move_sets, refined_formats
+from tailwise.compression.trying.run import planned
+from tailwise.compression.trying.stage import StageOptions, stage_of
+from tailwise.compression.trying.trial import Trial
 from tailwise.errors import UsageError
 from tailwise.evaluation.losses import window_losses
 from tailwise.evaluation.models import load_model
-from tailwise.planning.clock import Clock
-from tailwise.planning.errors import error_tables
-from tailwise.planning.format_losses import believed_losses, levels_of_plan, variants_of, with_levels
-from tailwise.planning.refine import balanced, move_sets, refined_formats
-from tailwise.planning.run import planned
-from tailwise.planning.stage import StageOptions, stage_of
-from tailwise.planning.trial import Trial
 
 FORMATS = ("int2-channel", "int3-channel", "int4-channel", "int8-channel")
 

@@ -7,15 +7,15 @@ import re
 from tailwise.audits.audit import Audit
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.request import QuantizeRequest, Request
+from tailwise.compression.trying.amounts import Amounts
+from tailwise.compression.trying.clock import Clock
+from tailwise.compression.trying.elsewhere import elsewhere
+from tailwise.compression.trying.formats import Formats
+from tailwise.compression.trying.scored import Court, Say
+from tailwise.compression.trying.stage import StageOptions, stage_of
 from tailwise.compression.walking.hosts import check_causal
 from tailwise.errors import UsageError
 from tailwise.evaluation.images import is_classifier
-from tailwise.planning.amounts import Amounts
-from tailwise.planning.clock import Clock
-from tailwise.planning.elsewhere import elsewhere
-from tailwise.planning.formats import Formats
-from tailwise.planning.scored import Court, Say
-from tailwise.planning.stage import StageOptions, stage_of
 
 AUTO = "auto"
 DEFAULT_SECONDS = 300.0

@@ -7,10 +7,10 @@ import torch
 
 from tailwise.compression.choosing.formats import Choices, Levels
 from tailwise.compression.plans.plan import Plan
-from tailwise.planning.errors import Table
-from tailwise.planning.refine import Losses
-from tailwise.planning.scored import Court
-from tailwise.planning.sensitivity import Variant
+from tailwise.compression.trying.errors import Table
+from tailwise.compression.trying.refine import Losses
+from tailwise.compression.trying.scored import Court
+from tailwise.compression.trying.sensitivity import Variant
 
 WORST = 50.0  # nats: a loss that is not finite counts as this
 

@@ -10,12 +10,12 @@ from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.plans.make import plan_prune
 from tailwise.compression.plans.request import Request
+from tailwise.compression.trying.refine import levels, refined, with_amounts
+from tailwise.compression.trying.sensitivity import levels_of, measured_losses
+from tailwise.compression.trying.stage import StageOptions, stage_of
 from tailwise.errors import UsageError
 from tailwise.evaluation.losses import window_losses
 from tailwise.evaluation.models import load_model
-from tailwise.planning.refine import levels, refined, with_amounts
-from tailwise.planning.sensitivity import levels_of, measured_losses
-from tailwise.planning.stage import StageOptions, stage_of
 
 
 def _stage(llama, audit, tokens, operator="magnitude", **options):
@@ -151,7 +151,7 @@ def _calls_of(blocks) -> list[int]:
 
 
 def test_states_that_would_take_too_much_are_not_kept(llama, audit, tokens, monkeypatch) -> None:
-    monkeypatch.setattr("tailwise.planning.prefix.MOST_STATES", 1000)
+    monkeypatch.setattr("tailwise.compression.trying.prefix.MOST_STATES", 1000)
     stage, around = _stage(llama, audit, tokens), _plan(audit, "uniform")
     expected = stage.trial.losses(around, stage.search)
     assert np.array_equal(stage.trial.settle(around, stage.search), expected)

@@ -11,10 +11,10 @@ import pytest
 
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.request import Request
+from tailwise.compression.trying.clock import Clock
+from tailwise.compression.trying.run import planned, seconds_of
+from tailwise.compression.trying.stage import StageOptions
 from tailwise.errors import UsageError
-from tailwise.planning.clock import Clock
-from tailwise.planning.run import planned, seconds_of
-from tailwise.planning.stage import StageOptions
 
 
 def _text(tokens, **options) -> StageOptions:
@@ -112,10 +112,10 @@ def test_a_wrong_time_is_one_message(text: str) -> None:
 
 def test_auto_beats_uniform_on_held_out_text(stories, data) -> None:
     from tailwise.audits.run import audit as audit_model
+    from tailwise.compression.trying.stage import stage_of
     from tailwise.evaluation.models import load_tokenizer
     from tailwise.evaluation.sources import Documents
     from tailwise.evaluation.tokens import tokens_of, windows_of
-    from tailwise.planning.stage import stage_of
 
     text = (data / "text" / "tinystories_252_stories.txt").read_text(encoding="utf-8")
     parts = [part.strip() for part in text.split("<|endoftext|>") if part.strip()]

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.trying.clock import Clock
+from tailwise.compression.trying.elsewhere import Elsewhere, How, Windows
+from tailwise.compression.trying.sensitivity import Variant, variant_losses
+from tailwise.compression.trying.stage import Stage
 from tailwise.evaluation.intervals import mean_interval
-from tailwise.planning.clock import Clock
-from tailwise.planning.elsewhere import Elsewhere, How, Windows
-from tailwise.planning.sensitivity import Variant, variant_losses
-from tailwise.planning.stage import Stage
 
 Say = Callable[[str, float], None]  # what is done, fraction of the time
 

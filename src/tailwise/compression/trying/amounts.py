@@ -14,11 +14,11 @@ from tailwise.compression.plans.make import plan_prune
 from tailwise.compression.plans.patterns import UNSTRUCTURED
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.request import Request
-from tailwise.planning.auto import Search, auto
-from tailwise.planning.blend import plan_blend
-from tailwise.planning.refine import Best, refined
-from tailwise.planning.scored import Court, Scored
-from tailwise.planning.sensitivity import levels_of, measured_losses
+from tailwise.compression.trying.auto import Search, auto
+from tailwise.compression.trying.blend import plan_blend
+from tailwise.compression.trying.refine import Best, refined
+from tailwise.compression.trying.scored import Court, Scored
+from tailwise.compression.trying.sensitivity import levels_of, measured_losses
 
 #: Shares of α and steps of depth that are tried; β as a fraction of what the budget allows.
 _TAUS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)

@@ -20,13 +20,13 @@ from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import How, Treatment
+from tailwise.compression.trying.material import Material, Text
+from tailwise.compression.trying.prefix import Prefix
 from tailwise.compression.walking.calibrate import Inputs
 from tailwise.compression.walking.hosts import Host
 from tailwise.compression.walking.statistics import is_prunable
 from tailwise.compression.walking.walk import Block, home_of, walk_blocks
 from tailwise.errors import UsageError
-from tailwise.planning.material import Material, Text
-from tailwise.planning.prefix import Prefix
 
 #: Bytes of XᵀX of all layers together; above it trials take the nearest operator that needs less.
 MOST_HESSIANS = 6 << 30

@@ -14,13 +14,13 @@ from tailwise.audits.run import audit as audit_model
 from tailwise.cli.main import app
 from tailwise.compression.plans.request import Request
 from tailwise.compression.recovery.recover import RecoverOptions, recover
+from tailwise.compression.trying.clock import Clock
+from tailwise.compression.trying.predict import foretold
+from tailwise.compression.trying.run import planned
+from tailwise.compression.trying.stage import StageOptions
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.evaluation.classify import evaluate_images
 from tailwise.evaluation.images import Preparation, images_of, is_classifier, load_classifier, preparation_of
-from tailwise.planning.clock import Clock
-from tailwise.planning.predict import foretold
-from tailwise.planning.run import planned
-from tailwise.planning.stage import StageOptions
 
 transformers = pytest.importorskip("transformers")
 Image = pytest.importorskip("PIL.Image")

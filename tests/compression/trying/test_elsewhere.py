@@ -10,10 +10,10 @@ import pytest
 
 from inline import Inline
 from tailwise.compression.plans.request import QuantizeRequest, Request
+from tailwise.compression.trying.clock import Clock
+from tailwise.compression.trying.run import planned
+from tailwise.compression.trying.stage import StageOptions
 from tailwise.errors import UnreadableError, UsageError
-from tailwise.planning.clock import Clock
-from tailwise.planning.run import planned
-from tailwise.planning.stage import StageOptions
 
 
 @pytest.fixture
