@@ -28,11 +28,11 @@ from tailwise.audits.run import audit
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.compression.operators.operator import Activations
 from tailwise.compression.plans.how import how_of
-from tailwise.compression.plans.make import plan_prune
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.request import Request
 from tailwise.compression.walking.calibrate import sample_windows
 from tailwise.compression.walking.hosts import load_host
 from tailwise.compression.walking.statistics import of_group

@@ -21,10 +21,10 @@ from typing import Any
 
 from tailwise.audits.run import audit
 from tailwise.compression.export.exporter import export
+from tailwise.compression.making.make import plan_quantize
+from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.decision import Decision
-from tailwise.compression.plans.make import plan_quantize
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.request import QuantizeRequest
 from tailwise.number_formats.formats import parse_format
 
 ROOT = Path(__file__).resolve().parents[1]

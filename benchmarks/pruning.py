@@ -38,7 +38,7 @@ from tailwise.audits.run import audit
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.choosing.amounts import ALLOCATORS
-from tailwise.compression.plans.request import Request
+from tailwise.compression.making.request import Request
 from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.run import planned
 from tailwise.compression.trying.sensitivity import measured_losses

@@ -40,9 +40,9 @@ from tailwise.audits.run import audit
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.choosing.knapsack import Knapsack, solve
+from tailwise.compression.making.make import plan_quantize
+from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.bits import mean_bits
-from tailwise.compression.plans.make import plan_quantize
-from tailwise.compression.plans.request import QuantizeRequest
 from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.errors import error_tables
 from tailwise.compression.trying.run import planned

@@ -11,12 +11,12 @@ from tiny_models import KINDS, inputs_for, quantize
 
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.readings.claimed import claimed
-from tailwise.compression.applying.applied import Applied
 from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.making.make import plan_quantize
+from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.candidates import Choice
-from tailwise.compression.plans.make import plan_quantize
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.request import QuantizeRequest
+from tailwise.compression.treating.applied import Applied
 
 WINDOWS = inputs_for("llama")["input_ids"]
 

@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 from tailwise.audits.run import audit
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying import apply as apply_module
-from tailwise.compression.applying import block_work
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.applying.run import MASKS
-from tailwise.compression.plans.make import plan_prune
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.request import Request
+from tailwise.compression.treating import block_work
 from tailwise.errors import UnreadableError, UsageError
 
 pytest.importorskip("transformers")

@@ -15,8 +15,8 @@ from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying import shards
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
-from tailwise.compression.plans.make import plan_quantize
-from tailwise.compression.plans.request import QuantizeRequest
+from tailwise.compression.making.make import plan_quantize
+from tailwise.compression.making.request import QuantizeRequest
 from tailwise.errors import UnreadableError, UsageError
 
 pytest.importorskip("transformers")

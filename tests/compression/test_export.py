@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from tailwise.cli.plan import app
 from tailwise.compression.export.exporter import EXPORTERS, export
-from tailwise.compression.plans.make import plan_prune
-from tailwise.compression.plans.request import Request
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.errors import UsageError
 
 

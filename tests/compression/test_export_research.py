@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from tailwise.cli.plan import app
 from tailwise.compression.export.exporter import export
-from tailwise.compression.plans.import_alphaquant import alphaquant_plan
-from tailwise.compression.plans.make import plan_prune, plan_quantize
+from tailwise.compression.making.import_alphaquant import alphaquant_plan
+from tailwise.compression.making.make import plan_prune, plan_quantize
+from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.request import QuantizeRequest, Request
 from tailwise.errors import UnreadableError, UsageError
 
 # AlphaQuant, as its code resolves a configuration

@@ -11,11 +11,11 @@ from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.making.make import plan_prune, plan_quantize
+from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.operators.operator import Activations
 from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.combined import combined
-from tailwise.compression.plans.make import plan_prune, plan_quantize
-from tailwise.compression.plans.request import QuantizeRequest, Request
 from tailwise.compression.plans.site import Site
 from tailwise.compression.plans.treatment import Cast, Drop, How, LowRank, Sparsify, Structured, Then, noted
 from tailwise.compression.trying.material import Pictures, Text

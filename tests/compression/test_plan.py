@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from made_plans import audit_of, model, rows_of
 
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.compression.plans.candidates import sizes_in
-from tailwise.compression.plans.make import plan_prune
-from tailwise.compression.plans.request import Request
 from tailwise.errors import UsageError
 
 FIRST = "layers.0.attn_q.weight"

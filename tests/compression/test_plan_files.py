@@ -7,9 +7,9 @@ import os
 
 import pytest
 
-from tailwise.compression.plans.make import plan_prune
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.request import Request
 from tailwise.errors import UnreadableError, UsageError
 
 yaml = pytest.importorskip("yaml")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from made_plans import audit_of, degenerate, model, row, rows_of
 
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.compression.plans.candidates import Choice, estimator_for
 from tailwise.compression.plans.correlation import block_means, depth_correlation
-from tailwise.compression.plans.make import plan_prune
-from tailwise.compression.plans.request import Request
 from tailwise.errors import UsageError
 from tailwise.metrics.facts import fit
 from tailwise.recipe import Recipe
@@ -278,6 +278,6 @@ def test_it_reads_a_real_audit_as_an_audit_with_that_estimator(pycode):
 
 
 def test_planning_imports_no_torch():
-    code = "import sys; import tailwise.compression.plans.make; from tailwise.compression.choosing.amounts import " \
+    code = "import sys; import tailwise.compression.making.make; from tailwise.compression.choosing.amounts import " \
            "ALLOCATORS; list(ALLOCATORS); import tailwise.cli.plan; sys.exit('torch' in sys.modules)"  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

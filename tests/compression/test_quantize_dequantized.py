@@ -12,8 +12,8 @@ from tiny_models import quantize
 
 from tailwise.audits.run import audit
 from tailwise.compression.applying.options import ApplyOptions
-from tailwise.compression.plans.make import plan_quantize
-from tailwise.compression.plans.request import QuantizeRequest
+from tailwise.compression.making.make import plan_quantize
+from tailwise.compression.making.request import QuantizeRequest
 from tailwise.errors import UsageError
 from tailwise.number_formats.formats import parse_format
 

@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 from tailwise.cli.plan_quantize import bytes_of, quantize
 from tailwise.compression.choosing.alphaq import sensitivities
 from tailwise.compression.choosing.formats import ASSIGNERS, Choices, FormatSettings, Group
+from tailwise.compression.making.make import plan_quantize
+from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.bits import bits_of, mean_bits, shape_of
 from tailwise.compression.plans.candidates import Candidate, Choice
-from tailwise.compression.plans.make import plan_quantize
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.request import QuantizeRequest
 from tailwise.compression.plans.table import diff_grid, plan_grid
 from tailwise.errors import UsageError
 from tailwise.number_formats.formats import parse_format
@@ -389,7 +389,7 @@ def test_an_entry_without_a_shape_counts_the_bits_of_its_elements(plan):
 
 
 def test_planning_needs_no_torch():
-    make = "tailwise.compression.plans.make"
+    make = "tailwise.compression.making.make"
     code = f"import sys, {make} as m; m.ASSIGNERS['alphaq']; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 

@@ -14,9 +14,9 @@ from tiny_models import built, inputs_for, plan_for, saved
 from tailwise.checkpoints.dims import Dims
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
-from tailwise.compression.plans.make import plan_prune
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.request import Request
 from tailwise.compression.plans.table import plan_grid
 from tailwise.compression.shrinking.blocks_dropped import block_influence, least_influence, named_blocks, without_blocks
 from tailwise.compression.shrinking.structured_groups import _counted

@@ -13,11 +13,11 @@ from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.choosing.amounts import ALLOCATORS, Allocation, allocator, sizes_of
 from tailwise.compression.choosing.formats import ASSIGNERS, Assignment, assigner
+from tailwise.compression.making.make import plan_prune, plan_quantize
+from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.operators.operator import Done
 from tailwise.compression.operators.table import OPERATORS, operator_of, pruner, quantizer
-from tailwise.compression.plans.make import plan_prune, plan_quantize
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.request import QuantizeRequest, Request
 from tailwise.errors import UsageError
 
 pytest.importorskip("transformers")

@@ -10,8 +10,8 @@ from tiny_models import inputs_for, saved
 from tailwise.audits.run import audit
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
-from tailwise.compression.plans.make import plan_prune
-from tailwise.compression.plans.request import Request
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.errors import UsageError
 from tailwise.evaluation.classifiers import classifier_scores
 from tailwise.evaluation.quiet import quiet

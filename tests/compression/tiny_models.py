@@ -75,8 +75,8 @@ def inputs_for(kind: str, count: int = 6, window: int = 24) -> dict[str, torch.T
 def plan_for(folder: Path, **request: Any):
     """A plan for a saved model, from its audit."""
     from tailwise.audits.run import audit
-    from tailwise.compression.plans.make import plan_prune
-    from tailwise.compression.plans.request import Request
+    from tailwise.compression.making.make import plan_prune
+    from tailwise.compression.making.request import Request
 
     request.setdefault("sparsity", None if ":" in request.get("pattern", "") else 0.5)
     return plan_prune(audit(folder), Request(**request))

@@ -60,7 +60,7 @@ def audited(folder: Path) -> Any:
 
 def requests() -> dict[str, tuple[str, Any, str]]:
     """Name → (prune or quantize, request, allocator of the command)."""
-    from tailwise.compression.plans.request import QuantizeRequest, Request
+    from tailwise.compression.making.request import QuantizeRequest, Request
 
     found: dict[str, tuple[str, Any, str]] = {}
     for name in ("uniform", "depth", "alpha", "alpha-role", "entropy", "owl", "dlp", "sensitivity"):

@@ -17,7 +17,7 @@ from tailwise.cli.options import Json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tailwise.compression.applying.applied import Applied
+    from tailwise.compression.treating.applied import Applied
 
 _CAL, _RUN, _OUT, _SMALL = "Calibration", "How to run", "Output", "Smaller models"
 _DEQUANTIZE = "rtn: read a model that is quantized already as the values that it decodes to."

@@ -88,12 +88,12 @@ def _plan(found: Audit, order: PlanOrder) -> Plan:
     even = "uniform" if order.allocator == "auto" else order.allocator
     with solver_to_stderr():
         if order.kind == "prune":
-            from tailwise.compression.plans.request import Request
+            from tailwise.compression.making.request import Request
             from tailwise.compression.trying.run import planned
 
             return planned(found, Request(order.amount, even), allocator=order.allocator, text=text)
         from tailwise.assistant.functions.plans import FORMATS
-        from tailwise.compression.plans.request import QuantizeRequest
+        from tailwise.compression.making.request import QuantizeRequest
         from tailwise.compression.trying.run import planned
 
         request = QuantizeRequest(bits=order.amount, formats=FORMATS, allocator=even)

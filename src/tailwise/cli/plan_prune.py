@@ -121,8 +121,8 @@ def prune(
     is read. Embeddings, head, norms and routers stay as they are unless --also names them.
     """
     from tailwise.compression.choosing.amounts import ALLOCATORS
+    from tailwise.compression.making.request import Request
     from tailwise.compression.plans.candidates import Choice
-    from tailwise.compression.plans.request import Request
     from tailwise.compression.trying.clock import Clock
     from tailwise.compression.trying.run import AUTO, planned, seconds_of
 
@@ -181,8 +181,8 @@ def tau(
     τ says how far amounts may lie from the mean: shares in [1 − τ, 1 + τ], 0 is uniform. All are carried out and scored
     on the same windows of the text.
     """
+    from tailwise.compression.making.request import Request
     from tailwise.compression.plans.candidates import Choice
-    from tailwise.compression.plans.request import Request
     from tailwise.compression.trying.run import check_causal_model
     from tailwise.compression.trying.tau_curve import tau_curve
 
@@ -299,9 +299,9 @@ def drop(
 
 
 def _structured(given: str, device: str) -> Plan:
-    from tailwise.compression.plans.make import plan_prune
+    from tailwise.compression.making.make import plan_prune
+    from tailwise.compression.making.request import Request
     from tailwise.compression.plans.plan import Plan
-    from tailwise.compression.plans.request import Request
 
     if given.endswith(SUFFIXES):
         return Plan.load(given)

@@ -134,8 +134,8 @@ def quantize(
     head, norms and routers stay as they are unless --also names them.
     """
     from tailwise.compression.choosing.formats import ASSIGNERS
+    from tailwise.compression.making.request import QuantizeRequest
     from tailwise.compression.plans.candidates import Choice
-    from tailwise.compression.plans.request import QuantizeRequest
     from tailwise.compression.trying.clock import Clock
     from tailwise.compression.trying.run import AUTO, planned, seconds_of
     from tailwise.precision.study import PrecisionStudy

@@ -81,8 +81,8 @@ def _of_model(
     where: tuple[list[str], int, int, int, str],
     workers: int | None,
 ) -> Foresight:
+    from tailwise.compression.making.request import QuantizeRequest, Request
     from tailwise.compression.plans.candidates import Choice
-    from tailwise.compression.plans.request import QuantizeRequest, Request
     from tailwise.compression.trying.predict import foretold
     from tailwise.compression.trying.run import check_causal_model
     from tailwise.compression.trying.stage import StageOptions

@@ -9,8 +9,8 @@ from itertools import count
 import numpy as np
 import pytest
 
+from tailwise.compression.making.request import Request
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.request import Request
 from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.run import planned, seconds_of
 from tailwise.compression.trying.stage import StageOptions

@@ -11,11 +11,11 @@ import torch
 
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
-from tailwise.compression.plans.asked import asked_of
+from tailwise.compression.making.asked import asked_of
+from tailwise.compression.making.make import plan_quantize
+from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.bits import mean_bits
-from tailwise.compression.plans.make import plan_quantize
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.request import QuantizeRequest
 from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.errors import error_tables
 from tailwise.compression.trying.format_losses import believed_losses, levels_of_plan, variants_of, with_levels
@@ -227,8 +227,8 @@ def test_a_wrong_option_is_one_message(call, llama, tmp_path, arguments, said) -
 
 
 def test_two_plans_become_one(call, audit, tmp_path) -> None:
-    from tailwise.compression.plans.make import plan_prune
-    from tailwise.compression.plans.request import Request
+    from tailwise.compression.making.make import plan_prune
+    from tailwise.compression.making.request import Request
 
     plan_prune(audit, Request(0.5)).save(tmp_path / "p.json")
     plan_quantize(audit, _request()).save(tmp_path / "q.json")

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 import pytest
 
 from inline import Inline
-from tailwise.compression.plans.request import QuantizeRequest, Request
+from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.run import planned
 from tailwise.compression.trying.stage import StageOptions

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tailwise.audits.run import audit as audit_model
 from tailwise.cli.main import app
-from tailwise.compression.plans.request import Request
+from tailwise.compression.making.request import Request
 from tailwise.compression.recovery.recover import RecoverOptions, recover
 from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.predict import foretold

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from tailwise.cli.main import app
 from tailwise.compression.choosing.blend import INDICATORS
-from tailwise.compression.plans.make import plan_prune
-from tailwise.compression.plans.request import QuantizeRequest, Request
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.predict import PREDICTORS, foretold
 from tailwise.compression.trying.run import planned

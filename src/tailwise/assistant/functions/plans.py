@@ -49,13 +49,13 @@ def draft_plan(place: Place, kind: str, amount: float, audit: str = "", allocato
     name = place.audit(audit)
     found = place.workspace.audit(name)
     if kind == "prune":
-        from tailwise.compression.plans.make import plan_prune
-        from tailwise.compression.plans.request import Request
+        from tailwise.compression.making.make import plan_prune
+        from tailwise.compression.making.request import Request
 
         made = plan_prune(found, Request(amount, allocator))
     else:
-        from tailwise.compression.plans.make import plan_quantize
-        from tailwise.compression.plans.request import QuantizeRequest
+        from tailwise.compression.making.make import plan_quantize
+        from tailwise.compression.making.request import QuantizeRequest
 
         made = plan_quantize(found, QuantizeRequest(bits=amount, formats=FORMATS, allocator=allocator))
     untried = "not tried on text: `tailwise plan … --calibration TEXT` measures what a plan costs"

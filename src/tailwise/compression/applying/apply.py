@@ -11,11 +11,9 @@ from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.draft import Draft, check_output, check_space
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.writer import Layout
-from tailwise.compression.applying.applied import Applied, read_back
 from tailwise.compression.applying.calibration_inputs import calibration_inputs
 from tailwise.compression.applying.card import PLAN_FILE
 from tailwise.compression.applying.fit import check_plan, is_calibrated, source_of
-from tailwise.compression.applying.journal import digest_of_inputs, key_of_run
 from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.applying.run import Before, Run
 from tailwise.compression.applying.written import Progress, silent
@@ -24,6 +22,8 @@ from tailwise.compression.packing.packing import Packing, check_packing
 from tailwise.compression.packing.packings import packing_of
 from tailwise.compression.plans.files import to_text
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.treating.applied import Applied, read_back
+from tailwise.compression.treating.journal import digest_of_inputs, key_of_run
 from tailwise.errors import UsageError
 from tailwise.execution.device import checked_device
 

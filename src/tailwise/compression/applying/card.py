@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 from importlib.metadata import version
 
-from tailwise.compression.applying.applied import Applied, Reached
 from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.treating.applied import Applied, Reached
 
 PLAN_FILE = "tailwise_plan.json"
 

@@ -8,13 +8,13 @@ from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.dequantized import dequantized
 from tailwise.checkpoints.writer import Layout, layout_of
 from tailwise.compression.applying.fingerprint import check_own
-from tailwise.compression.applying.matrices import input_size
 from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.applying.shards import check_alone
 from tailwise.compression.operators.operator import Operator
 from tailwise.compression.operators.table import OPERATORS, WITHOUT_DATA
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.treating.matrices import input_size
 from tailwise.errors import UsageError
 
 _SHOWN = 5

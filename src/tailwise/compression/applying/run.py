@@ -14,15 +14,10 @@ from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.draft import Draft
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.writer import Change, Layout, Shard, write_shard
-from tailwise.compression.applying.applied import Applied, Grids, masks_of, read_back
-from tailwise.compression.applying.block_work import BlockWork, jobs_of
 from tailwise.compression.applying.calibration_inputs import calibration_inputs, check_inputs
 from tailwise.compression.applying.card import card
-from tailwise.compression.applying.journal import Journal, digest_of_inputs, key_of_run
-from tailwise.compression.applying.kept_grids import grids_in
 from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.applying.shards import Shards
-from tailwise.compression.applying.treated import Treated
 from tailwise.compression.applying.written import Progress, open_written, put_in_place, write_tensors
 from tailwise.compression.packing.output import coded_by, packed
 from tailwise.compression.packing.packing import Packing, Work
@@ -30,6 +25,11 @@ from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.shrinking.smaller import Source, reached_in, work_of, write_smaller
 from tailwise.compression.shrinking.structured import Widths
+from tailwise.compression.treating.applied import Applied, Grids, masks_of, read_back
+from tailwise.compression.treating.block_work import BlockWork, jobs_of
+from tailwise.compression.treating.journal import Journal, digest_of_inputs, key_of_run
+from tailwise.compression.treating.kept_grids import grids_in
+from tailwise.compression.treating.treated import Treated
 from tailwise.compression.walking.hosts import Host, load_host
 from tailwise.compression.walking.load_pruned import PRUNED_FILE
 from tailwise.compression.walking.walk import walk_blocks

@@ -11,10 +11,10 @@ from typing import Any
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.gguf_types import REST, GgufType, gguf_type
 from tailwise.compression.export.meaning import Refusals
-from tailwise.compression.plans.bit_budget import listed
 from tailwise.compression.plans.bits import bits_of
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.words import listed
 from tailwise.errors import UsageError
 
 #: `llama-quantize` leaves these as they are, whatever the file says.

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from tailwise.compression.plans.bit_budget import listed
 from tailwise.compression.plans.bits import has_whole_groups
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.words import listed
 from tailwise.errors import UsageError
 from tailwise.number_formats.casts import Cast
 from tailwise.number_formats.elements import Integer

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.readings.claimed import claimed
-from tailwise.compression.applying.applied import Reached, relative_error
 from tailwise.compression.packing.packing import Packing, Work
 from tailwise.compression.plans.bits import bits_of
+from tailwise.compression.treating.applied import Reached, relative_error
 from tailwise.errors import UnreadableError
 
 if TYPE_CHECKING:

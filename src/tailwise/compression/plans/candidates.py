@@ -11,6 +11,7 @@ from tailwise.audits.audit import Audit, LayerRow
 from tailwise.checkpoints.order import INPUTS, OUTPUTS
 from tailwise.compression.plans.packed_rows import is_packed, tensor_of
 from tailwise.compression.plans.site import Site
+from tailwise.compression.plans.words import listed
 from tailwise.errors import UsageError, unknown_name
 from tailwise.metrics.facts import fit
 from tailwise.recipe import Recipe
@@ -174,9 +175,9 @@ def _mean(rows: Sequence[LayerRow], values: Sequence[float | None]) -> float | N
 
 def _notes(audit: Audit, choice: Choice, composed: Collection[str]) -> Iterable[str]:
     if composed:
-        yield f"left as they are, each made of several tensors: {_listed(composed)}"
+        yield f"left as they are, each made of several tensors: {listed(composed)}"
     if missing := _not_measured(audit):
-        yield f"left as they are, not measured: {_listed(missing)}"
+        yield f"left as they are, not measured: {listed(missing)}"
     if outside := sorted({row.role for row in audit.rows if row.measured and not _wanted(row, choice)}):
         yield f"left as they are: {', '.join(outside)}"
 
@@ -195,11 +196,6 @@ def audited_part(audit: Audit) -> dict[str, Any]:
         "not_measured": _not_measured(audit),
     }
     return {name: value for name, value in found.items() if value}
-
-
-def _listed(names: Collection[str], most: int = 3) -> str:
-    shown = ", ".join(list(names)[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def sizes_in(audit: Audit) -> dict[str, int]:

@@ -12,9 +12,6 @@ import torch
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.writer import Change, Layout, write_checkpoint
-from tailwise.compression.applying.applied import Reached
-from tailwise.compression.applying.block_work import BlockWork, jobs_of
-from tailwise.compression.applying.journal import Journal
 from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
@@ -31,6 +28,9 @@ from tailwise.compression.shrinking.structured import (
     planned_surgery,
 )
 from tailwise.compression.shrinking.structured_calibrated import choose_by_contribution
+from tailwise.compression.treating.applied import Reached
+from tailwise.compression.treating.block_work import BlockWork, jobs_of
+from tailwise.compression.treating.journal import Journal
 from tailwise.compression.walking.hosts import Host, _empty, architecture_of
 from tailwise.compression.walking.load_pruned import PRUNED_FILE, Shapes, reshape
 from tailwise.compression.walking.walk import walk_blocks

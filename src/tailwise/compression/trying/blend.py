@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from tailwise.audits.audit import Audit
 from tailwise.compression.choosing.blend import INDICATORS
-from tailwise.compression.plans.make import plan_prune
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.request import Request
 from tailwise.compression.trying.scored import Court, Scored, rows_of, trials_in_words, verdict
 
 #: Steps of a weight that are tried, in turn, and shares of τ.

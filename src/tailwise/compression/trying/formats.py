@@ -10,12 +10,12 @@ import numpy as np
 
 from tailwise.audits.audit import Audit
 from tailwise.compression.choosing.formats import Choices, Levels
-from tailwise.compression.plans.asked import Asked, asked_of
+from tailwise.compression.making.asked import Asked, asked_of
+from tailwise.compression.making.make import plan_quantize
+from tailwise.compression.making.request import QuantizeRequest, parsed_formats
 from tailwise.compression.plans.bits import depth_words
 from tailwise.compression.plans.decision import Decision
-from tailwise.compression.plans.make import plan_quantize
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.request import QuantizeRequest, parsed_formats
 from tailwise.compression.trying.auto import Search, auto
 from tailwise.compression.trying.errors import ErrorTables, error_tables
 from tailwise.compression.trying.format_losses import (

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from tailwise.audits.audit import Audit
+from tailwise.compression.making.make import plan_prune, plan_quantize
+from tailwise.compression.making.request import QuantizeRequest, Request, parsed_formats
 from tailwise.compression.plans.budget import MOST
 from tailwise.compression.plans.candidates import Candidate, candidates, estimator_for
-from tailwise.compression.plans.make import plan_prune, plan_quantize
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.request import QuantizeRequest, Request, parsed_formats
 from tailwise.compression.trying.scored import Say
 from tailwise.compression.trying.sensitivity import Variant, variant_losses
 from tailwise.compression.trying.stage import Stage, StageOptions, stage_of

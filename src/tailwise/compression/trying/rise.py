@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.plans.asked import asked_of
+from tailwise.compression.making.asked import asked_of
+from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.request import QuantizeRequest
 from tailwise.compression.trying.scored import Court
 from tailwise.errors import UsageError
 from tailwise.evaluation.intervals import mean_interval

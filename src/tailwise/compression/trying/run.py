@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from tailwise.audits.audit import Audit
+from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.request import QuantizeRequest, Request
 from tailwise.compression.trying.amounts import Amounts
 from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.elsewhere import elsewhere

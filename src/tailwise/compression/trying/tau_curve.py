@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.plans.make import plan_prune
-from tailwise.compression.plans.request import Request
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.scored import Court, Say, Scored, perplexity
 from tailwise.compression.trying.stage import StageOptions, stage_of

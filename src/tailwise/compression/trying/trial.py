@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tailwise.compression.applying.block_work import BlockWork, Nowhere, jobs_of
-from tailwise.compression.applying.matrices import as_matrices
-from tailwise.compression.applying.treated import treated_layer, treated_tensor
 from tailwise.compression.operators.operator import Activations, Need
 from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import How, Treatment
+from tailwise.compression.treating.block_work import BlockWork, Nowhere, jobs_of
+from tailwise.compression.treating.matrices import as_matrices
+from tailwise.compression.treating.treated import treated_layer, treated_tensor
 from tailwise.compression.trying.material import Material, Text
 from tailwise.compression.trying.prefix import Prefix
 from tailwise.compression.walking.calibrate import Inputs

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from tailwise.compression.applying.journal import Journal
 from tailwise.compression.operators.operator import Done
 from tailwise.compression.plans.decision import Decision
+from tailwise.compression.treating.journal import Journal
 from tailwise.number_formats.grid import Grid
 from tailwise.number_formats.scaled import ScaledFormat
 

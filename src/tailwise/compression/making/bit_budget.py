@@ -18,7 +18,6 @@ from tailwise.errors import UsageError
 from tailwise.number_formats.number_format import NumberFormat
 
 NEAR = 1e-3  # how far below the budget, relative, is not worth a word
-_SHOWN = 3
 
 
 def bits_table(
@@ -77,9 +76,3 @@ def spent(audit: Audit, plan: Plan, nbytes: int | None, budget: float | None) ->
         "kept_bytes": kept,
     }
     return found | ({} if nbytes is None else {"asked_bytes": nbytes})
-
-
-def listed(names: Sequence[str]) -> str:
-    """A few names, and how many more."""
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.compression.applying.matrices import as_matrices
 from tailwise.compression.plans.bits import bits_of
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import Matrices
+from tailwise.compression.treating.matrices import as_matrices
 from tailwise.number_formats.grid import Grid
 
 if TYPE_CHECKING:

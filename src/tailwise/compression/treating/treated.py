@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.compression.applying.matrices import as_matrices, from_matrices
 from tailwise.compression.operators.operator import Activations, Done
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import How
+from tailwise.compression.treating.matrices import as_matrices, from_matrices
 from tailwise.compression.walking.statistics import matrices_of, of_group, stored_from
 from tailwise.errors import TailwiseError
 from tailwise.number_formats.grid import Grid

@@ -12,13 +12,13 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from tailwise.compression.applying.kept_grids import kept_grids
-from tailwise.compression.applying.treated import treated_layer
 from tailwise.compression.operators.operator import Activations, Need
 from tailwise.compression.operators.table import WITHOUT_DATA
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import How, operator_for
+from tailwise.compression.treating.kept_grids import kept_grids
+from tailwise.compression.treating.treated import treated_layer
 from tailwise.compression.walking.hosts import Host, layer_of
 from tailwise.compression.walking.statistics import weight_of
 from tailwise.compression.walking.walk import Block, blocks_of

@@ -9,11 +9,12 @@ import numpy as np
 
 from tailwise.audits.audit import Audit
 from tailwise.compression.choosing.formats import ASSIGNERS, Assigner, Choices, Group
-from tailwise.compression.plans.bit_budget import bits_table, budget_of, check_reach, listed
+from tailwise.compression.making.bit_budget import bits_table, budget_of, check_reach
+from tailwise.compression.making.request import QuantizeRequest, parsed_formats
 from tailwise.compression.plans.bits import shape_of
 from tailwise.compression.plans.candidates import Candidate, candidates
 from tailwise.compression.plans.fusing import fused
-from tailwise.compression.plans.request import QuantizeRequest, parsed_formats
+from tailwise.compression.plans.words import listed
 from tailwise.errors import UsageError
 
 ESTIMATOR = "top_outside"  # AlphaQuant's alpha_hill

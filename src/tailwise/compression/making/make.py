@@ -12,10 +12,12 @@ import numpy as np
 from tailwise.audits.audit import Audit
 from tailwise.compression.choosing.amounts import ALLOCATORS, Allocation, Allocator, sizes_of
 from tailwise.compression.choosing.formats import ASSIGNERS, Assigner, Assignment, Choices
+from tailwise.compression.making.asked import Asked, asked_of
+from tailwise.compression.making.bit_budget import NEAR, spent
+from tailwise.compression.making.request import QuantizeRequest, Request
+from tailwise.compression.making.study_errors import errors_of
 from tailwise.compression.operators.operator import Operator
 from tailwise.compression.operators.table import direction_in_words, operator_of
-from tailwise.compression.plans.asked import Asked, asked_of
-from tailwise.compression.plans.bit_budget import NEAR, listed, spent
 from tailwise.compression.plans.bits import depth_words, has_whole_groups
 from tailwise.compression.plans.budget import Budget, held
 from tailwise.compression.plans.candidates import Candidate, Choice, audited_part, candidates, estimator_for
@@ -24,10 +26,9 @@ from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.entries import Part
 from tailwise.compression.plans.patterns import UNSTRUCTURED, Pattern
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.request import QuantizeRequest, Request
 from tailwise.compression.plans.rounding import Whole, ranks_of, removed_of
-from tailwise.compression.plans.study_errors import errors_of
 from tailwise.compression.plans.treatment import Cast, noted
+from tailwise.compression.plans.words import listed
 from tailwise.errors import UsageError
 
 #: Below this sparsity, published gains of uneven allocation on autoregressive models are nil.
