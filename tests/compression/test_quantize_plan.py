@@ -15,7 +15,7 @@ import typer
 from made_plans import audit_of, row, rows_of
 from typer.testing import CliRunner
 
-from tailwise.cli.plan_quantize import bytes_of, quantize
+from tailwise.cli.plan_made import bytes_of, quantize
 from tailwise.compression.choosing.alphaq import sensitivities
 from tailwise.compression.choosing.formats import ASSIGNERS, Choices, FormatSettings, Group
 from tailwise.compression.making.make import plan_quantize

@@ -157,6 +157,14 @@ def drawn(grid: Grid) -> RenderableType:
     return Group(table, Text(f"… and {grid.left} more; --rows 0 shows all", style="dim")) if grid.left else table
 
 
+def number(text: str, where: str) -> float:
+    """A number of an option. `UsageError` for anything else."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(f"{text!r} is no number", where=where, fix="e.g. 0.3") from error
+
+
 def write_json(document: Any) -> None:
     """JSON on stdout."""
     sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

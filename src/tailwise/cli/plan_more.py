@@ -1,167 +1,55 @@
-"""`tailwise plan prune|tau|drop`."""
+"""`tailwise plan tau|drop`."""
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tailwise.cli.options import Device, Json, Rows, Workers, comma_list
+from tailwise.cli.plan_made import SPREAD, Mapping3
 from tailwise.cli.plan_shared import (
     OUT,
     SUFFIXES,
     TRY,
     WHICH,
-    Also,
     Calibration,
-    DryRun,
-    Engine,
     Layers,
     Model,
     PlanFile,
     Roles,
     Samples,
     Seed,
-    TimeBudget,
     Window,
     audit_of,
     deliver,
+    number,
     saying,
     target_of,
     text_of,
     write_json,
 )
 from tailwise.cli.solver import solver_to_stderr
-from tailwise.errors import UsageError, unknown_name
+from tailwise.errors import UsageError
 
 if TYPE_CHECKING:
     from tailwise.compression.plans.plan import Plan
     from tailwise.compression.trying.tau_curve import TauCurve
-
-_HOW = "How to spread it"
-
-
-class Mapping3(StrEnum):
-    """Whose metric decides."""
-
-    block = "block"
-    matrix = "matrix"
-    mixed = "mixed"
-
-
-def prune(
-    model: Model,
-    sparsity: Annotated[
-        float | None, typer.Option(help="Fraction of the chosen tensors' parameters that goes, e.g. 0.7.")
-    ] = None,
-    allocator: Annotated[
-        str,
-        typer.Option(
-            help="auto (tries the others on --calibration), uniform, depth, alpha, alpha-role, entropy, owl, dlp, "
-            "sensitivity, blend.",
-            rich_help_panel=_HOW,
-        ),
-    ] = "auto",
-    operator: Annotated[
-        str, typer.Option(help="magnitude, wanda, sparsegpt, low_rank, structured.", rich_help_panel=_HOW)
-    ] = "magnitude",
-    pattern: Annotated[
-        str, typer.Option(help="unstructured, 2:4, 4:8 (N kept of M), or N:8 for a mix.", rich_help_panel=_HOW)
-    ] = "unstructured",
-    mapping: Annotated[
-        Mapping3 | None, typer.Option(help="Of alpha and entropy: whose metric decides.", rich_help_panel=_HOW)
-    ] = None,
-    tau: Annotated[
-        float | None, typer.Option(help="Shares lie in [1 − τ, 1 + τ]; 0.3 by default.", rich_help_panel=_HOW)
-    ] = None,
-    beta: Annotated[
-        float | None, typer.Option(help="Of depth: step from block to block.", rich_help_panel=_HOW)
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A=X,B=Y",
-            rich_help_panel=_HOW,
-            help="Of blend, e.g. alpha=1,depth=-0.5; searched on --calibration where not given.",
-        ),
-    ] = None,
-    reverse: Annotated[
-        bool,
-        typer.Option(
-            "--reverse", help="Of alpha, alpha-role and entropy: more where they take less.", rich_help_panel=_HOW
-        ),
-    ] = False,
-    estimator: Annotated[
-        str | None,
-        typer.Option(help="Of α; by default peak for language models, mid for vision.", rich_help_panel=_HOW),
-    ] = None,
-    no_clamp: Annotated[
-        bool, typer.Option("--no-clamp", help="As published: amounts above 1 stay as they are.", rich_help_panel=_HOW)
-    ] = False,
-    calibration: Calibration = None,
-    budget: TimeBudget = "5m",
-    samples: Samples = 32,
-    window: Window = 512,
-    seed: Seed = 0,
-    roles: Roles = None,
-    layers: Layers = None,
-    also: Also = None,
-    device: Device = "cpu",
-    workers: Workers = None,
-    executor: Engine = "local",
-    dry_run: DryRun = False,
-    output: PlanFile = None,
-    as_json: Json = False,
-    rows: Rows = 100,
-) -> None:
-    """Plan a pruning: an amount for every tensor, held to a budget, with the reason for each.
-
-    With --calibration, every known way is tried on the model and the best is kept; without it the audit is all that
-    is read. Embeddings, head, norms and routers stay as they are unless --also names them.
-    """
-    from tailwise.compression.choosing.amounts import ALLOCATORS
-    from tailwise.compression.making.request import Request
-    from tailwise.compression.plans.candidates import Choice
-    from tailwise.compression.trying.clock import Clock
-    from tailwise.compression.trying.run import AUTO, planned, seconds_of
-
-    seconds = seconds_of(budget)  # a wrong time is told before anything is read
-    if allocator != AUTO and allocator not in ALLOCATORS:
-        raise unknown_name("allocator", allocator, [AUTO, *(name for name, _ in ALLOCATORS.items())])
-    given: dict[str, Any] = {"mapping": mapping.value if mapping else None, "tau": tau, "beta": beta}
-    given |= {"reverse": reverse or None, "weights": None if weights is None else _weights(weights)}
-    request = Request(
-        sparsity=sparsity,
-        allocator="uniform" if allocator == AUTO else allocator,
-        operator=operator,
-        pattern=pattern,
-        choice=Choice(comma_list(roles), layers, comma_list(also)),
-        clamp=not no_clamp,
-        estimator=estimator,
-        settings={name: value for name, value in given.items() if value is not None},
-    )
-    target = None if dry_run else target_of(output, as_json)
-    text = text_of(calibration, samples, window, seed, device, executor)
-    audit = audit_of(model, device, workers)
-    with solver_to_stderr(), saying() as say:
-        plan = planned(audit, request, allocator=allocator, text=text, clock=Clock(seconds), say=say)
-    deliver(plan, target, as_json, rows)
 
 
 def tau(
     model: Model,
     sparsity: Annotated[float, typer.Option(help="Fraction of the chosen tensors' parameters that goes.")] = 0.7,
     taus: Annotated[
-        str, typer.Option(metavar="A,B", help="Values of τ; 0, uniform, is always among them.", rich_help_panel=_HOW)
+        str, typer.Option(metavar="A,B", help="Values of τ; 0, uniform, is always among them.", rich_help_panel=SPREAD)
     ] = "0.05,0.1,0.2,0.3,0.4,0.5",
-    allocator: Annotated[str, typer.Option(help="alpha, alpha-role, entropy.", rich_help_panel=_HOW)] = "alpha",
-    operator: Annotated[str, typer.Option(help="magnitude, wanda, sparsegpt.", rich_help_panel=_HOW)] = "magnitude",
+    allocator: Annotated[str, typer.Option(help="alpha, alpha-role, entropy.", rich_help_panel=SPREAD)] = "alpha",
+    operator: Annotated[str, typer.Option(help="magnitude, wanda, sparsegpt.", rich_help_panel=SPREAD)] = "magnitude",
     mapping: Annotated[
-        Mapping3 | None, typer.Option(help="Of alpha and entropy: whose metric decides.", rich_help_panel=_HOW)
+        Mapping3 | None, typer.Option(help="Of alpha and entropy: whose metric decides.", rich_help_panel=SPREAD)
     ] = None,
     reverse: Annotated[
-        bool, typer.Option("--reverse", help="More where they take less.", rich_help_panel=_HOW)
+        bool, typer.Option("--reverse", help="More where they take less.", rich_help_panel=SPREAD)
     ] = False,
     calibration: Calibration = None,
     samples: Samples = 32,
@@ -200,7 +88,7 @@ def tau(
     text = text_of(calibration, samples, window, seed, device)
     if text is None:
         raise UsageError("every τ is tried on text, and there is none", fix="give --calibration TEXT")
-    values = [_number(item, "--taus") for item in comma_list(taus)]
+    values = [number(item, "--taus") for item in comma_list(taus)]
     audit = audit_of(model, device, workers)
     check_causal_model(audit.model)
     with solver_to_stderr(), saying() as say:
@@ -233,23 +121,6 @@ def _show_curve(found: TauCurve, as_json: bool) -> None:
     screen.print(table)
     for note in found.notes:
         screen.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
-
-
-def _weights(text: str) -> dict[str, float]:
-    found = {}
-    for item in comma_list(text):
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise UsageError(f"{item!r} is no weight", where="--weights", fix="write alpha=1,depth=-0.5")
-        found[name.strip()] = _number(value, "--weights")
-    return found
-
-
-def _number(text: str, where: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise UsageError(f"{text!r} is no number", where=where, fix="e.g. 0.3") from error
 
 
 def drop(
