@@ -15,9 +15,11 @@ from tailwise.compression.making.make import plan_prune, plan_quantize
 from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.operators.operator import Activations
 from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.plans.casting import Cast, Then, noted
 from tailwise.compression.plans.combined import combined
 from tailwise.compression.plans.site import Site
-from tailwise.compression.plans.treatment import Cast, Drop, How, LowRank, Sparsify, Structured, Then, noted
+from tailwise.compression.plans.taking import Drop, LowRank, Sparsify, Structured
+from tailwise.compression.plans.treatment import How
 from tailwise.compression.trying.material import Pictures, Text
 from tailwise.compression.trying.trial import trial_of
 from tailwise.compression.walking.hosts import architecture_of, places_in

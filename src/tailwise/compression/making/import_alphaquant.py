@@ -12,9 +12,9 @@ from typing import Any
 from tailwise.audits.audit import Audit
 from tailwise.compression.plans.bits import kept_bytes, mean_bits, shape_of
 from tailwise.compression.plans.candidates import Candidate, Choice, candidates
+from tailwise.compression.plans.casting import Cast
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.treatment import Cast
 from tailwise.compression.plans.words import listed
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.storage import is_text, read_text

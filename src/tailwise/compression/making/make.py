@@ -21,13 +21,13 @@ from tailwise.compression.operators.table import direction_in_words, operator_of
 from tailwise.compression.plans.bits import depth_words, has_whole_groups
 from tailwise.compression.plans.budget import Budget, held
 from tailwise.compression.plans.candidates import Candidate, Choice, audited_part, candidates, estimator_for
+from tailwise.compression.plans.casting import Cast, noted
 from tailwise.compression.plans.correlation import depth_correlation
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.entries import Part
 from tailwise.compression.plans.patterns import UNSTRUCTURED, Pattern
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.rounding import Whole, ranks_of, removed_of
-from tailwise.compression.plans.treatment import Cast, noted
 from tailwise.compression.plans.words import listed
 from tailwise.errors import UsageError
 

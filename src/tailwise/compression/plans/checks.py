@@ -14,7 +14,8 @@ from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.entries import BOTH, PARTS, Entries
 from tailwise.compression.plans.fusing import fused
 from tailwise.compression.plans.patterns import BLOCK
-from tailwise.compression.plans.treatment import Drop, Sparsify, is_number, is_whole
+from tailwise.compression.plans.taking import Drop, Sparsify
+from tailwise.compression.plans.treatment import is_number, is_whole
 from tailwise.errors import UsageError
 
 _SHOWN = 5

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tailwise.compression.plans.casting import noted
 from tailwise.compression.plans.patterns import UNSTRUCTURED
 from tailwise.compression.plans.site import Site
-from tailwise.compression.plans.treatment import Structured, Treatment, noted
+from tailwise.compression.plans.taking import Structured
+from tailwise.compression.plans.treatment import Treatment
 from tailwise.errors import UsageError
 from tailwise.number_formats.number_format import NumberFormat
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.compression.operators.table import operator_of
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.treatment import Drop
+from tailwise.compression.plans.taking import Drop
 from tailwise.errors import UsageError
 
 if TYPE_CHECKING:

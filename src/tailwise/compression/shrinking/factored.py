@@ -12,7 +12,7 @@ from tailwise.compression.operators.operator import Amount
 from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.treatment import LowRank, saved_by_rank
+from tailwise.compression.plans.taking import LowRank, saved_by_rank
 from tailwise.compression.shrinking.remade import Entry, Made, resized
 from tailwise.compression.shrinking.structured import Origin
 from tailwise.compression.shrinking.structured_groups import layer_of_decision, sizes_of_layer

@@ -15,7 +15,7 @@ from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.writer import Layout, Shard
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.treatment import Drop
+from tailwise.compression.plans.taking import Drop
 from tailwise.compression.shrinking.coupled import check_computes, on_meta
 from tailwise.compression.shrinking.remade import Entry, Made, resized
 from tailwise.compression.shrinking.structured_groups import Cut, Group, groups_of, left_over, sizes_of_layer

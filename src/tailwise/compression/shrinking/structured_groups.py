@@ -18,7 +18,7 @@ from tailwise.checkpoints.dims import Dims, dims_for
 from tailwise.checkpoints.fused import qkv_ranges
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.treatment import Drop
+from tailwise.compression.plans.taking import Drop
 from tailwise.compression.shrinking.coupled import coupled_layers
 from tailwise.compression.walking.load_pruned import Heads
 from tailwise.compression.walking.statistics import LINEAR
