@@ -105,6 +105,8 @@ def read_text(path: str | os.PathLike[str], encoding: str = "utf-8", most: int =
 
 def is_text(document: Any) -> bool:
     """Whether all strings of JSON data can be written as UTF-8: `"\\ud800"` is half a character, and cannot."""
+    if isinstance(document, str) and document.isascii():
+        return True
     try:
         json.dumps(document, ensure_ascii=False, default=str, skipkeys=True).encode()
     except UnicodeEncodeError:

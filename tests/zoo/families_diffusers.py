@@ -23,10 +23,6 @@ CROSS = {**SIZED, "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "
 UP = {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
 #: Opened as an entry's options
 NEW = {"since": "unreleased"}
-NORMED = {
-    "pending": "a square `conv_t1` is transposed, which a file does not show but by its name",
-    "since": "unreleased",
-}
 KL = {"block_out_channels": (16, 32), "down_block_types": ("DownEncoderBlock2D",) * 2,
       "up_block_types": ("UpDecoderBlock2D",) * 2, "norm_num_groups": 8}  # fmt: skip
 
@@ -64,7 +60,7 @@ ENTRIES = [
         "num_encoder_blocks": (1, 2), "num_decoder_blocks": (2, 1)}),
     diffuser(CODERS, "AutoencoderOobleck", {
         "encoder_hidden_size": 8, "downsampling_ratios": [2, 4], "channel_multiples": [1, 2], "decoder_channels": 8,
-        "decoder_input_channels": 8}, **NORMED),
+        "decoder_input_channels": 8}, **NEW),
     diffuser(CODERS, "AutoencoderKLWan", {"base_dim": 8, "dim_mult": [1, 2], "num_res_blocks": 1,
                                           "temperal_downsample": [True], "z_dim": 16}, since="unreleased"),
     diffuser(DITS, "DiTTransformer2DModel", {**LAYERS, "sample_size": 8, "norm_num_groups": 8}, 2),

@@ -8,8 +8,7 @@ MULTI = "transformers: multimodal"
 
 ENTRIES = [
     family(MULTI, "altclip", 4),
-    family(MULTI, "aria", 4,
-           pending="a file's experts (fc1, fc2) are read otherwise than the live stack", since="unreleased"),
+    family(MULTI, "aria", 4, since="unreleased"),
     family(MULTI, "audioflamingo3", 4),
     family(MULTI, "aya_vision", 4),
     family(MULTI, "blip", 4),

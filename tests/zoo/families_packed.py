@@ -344,7 +344,7 @@ ENTRIES = [
     refused("quanto", weight___data=_ints(48, 64, dtype=torch.int8), weight___scale=_reals(48, 1),
             input_scale=_reals(1)),
     refused("EETQ", {"quant_method": "eetq"}, weight=_ints(64, 48, dtype=torch.int8), weight_scales=_reals(48)),
-    refused("VPTQ", {"quant_method": "vptq"}, "its centroids are measured",
+    refused("VPTQ", {"quant_method": "vptq"},
             indices=_ints(1, 8, 48), centroids__weight=_reals(1, 2048),
             weight_scale=_reals(64), weight_bias=_reals(64)),
     refused("BitNet", {"quant_method": "bitnet"}, weight=_bytes(12, 64), weight_scale=_reals(1)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable
 
 _AVERAGE = re.compile(
@@ -24,15 +25,19 @@ def averaged_prefixes(names: Iterable[str]) -> list[str]:
 
     `model_ema.…` of CompVis' diffusion models is one, beside `model.…`.
     """
-    sizes: dict[str, set[str]] = {}
-    for name in names:
-        first, dot, rest = name.partition(".")
-        sizes.setdefault(first if dot else "", set()).add(rest)
+    names = list(names)
+    sizes = Counter(name.partition(".")[0] for name in names if "." in name)
     found = [key for key in sizes if key and _AVERAGE.fullmatch(key)]
-    found += [key for key, of in _FOLLOWERS.items() if key in sizes and _alike(sizes[key], sizes.get(of, set()))]
-    plain = sum(len(rest) for key, rest in sizes.items() if key not in found)
-    return [key for key in found if plain >= _ALIKE * len(sizes[key])]
+    found += [key for key, of in _FOLLOWERS.items() if key in sizes and _alike(names, key, of)]
+    plain = len(names) - sum(sizes[key] for key in found)
+    return [key for key in found if plain >= _ALIKE * sizes[key]]
 
 
-def _alike(average: set[str], weights: set[str]) -> bool:
-    return len(average & weights) >= _ALIKE * len(average)
+def _alike(names: Iterable[str], average: str, weights: str) -> bool:
+    """Whether the names below one prefix are, half of them or more, those below the other."""
+    below: dict[str, set[str]] = {average: set(), weights: set()}
+    for name in names:
+        first, _, rest = name.partition(".")
+        if first in below:
+            below[first].add(rest)
+    return len(below[average] & below[weights]) >= _ALIKE * len(below[average])

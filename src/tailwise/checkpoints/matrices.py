@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,10 +94,23 @@ def group(checkpoint: Checkpoint, *, conv: str, min_evals: int) -> tuple[list[Ma
     eigenvalues are listed as TOO_SMALL. Of a weight that is made of several tensors, the main one stands for the matrix
     and its scales, zeros and indices are listed as part of it.
     """
-    plan = _Grouping(claimed(checkpoint), conv, min_evals)
-    for name in plan.checkpoint.stored:
-        plan.take(name)
-    return plan.found, plan.rest
+    with _without_collections():
+        plan = _Grouping(claimed(checkpoint), conv, min_evals)
+        for name in plan.checkpoint.stored:
+            plan.take(name)
+        return plan.found, plan.rest
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """The garbage collector looks at every object again and again while many are made, and here none is garbage."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def load(source: MatrixSource, checkpoint: Checkpoint) -> list[WeightMatrix]:
@@ -228,7 +243,7 @@ class _Grouping:
         return f"its short side is {m}, below min_evals = {self.min_evals}; lower min_evals to measure it"
 
     def _unique(self, name: str) -> str:
-        module = name if self.checkpoint.factors_apart else _WRAPPED.sub("", name)
+        module = name if self.checkpoint.factors_apart or not _is_wrapped(name) else _WRAPPED.sub("", name)
         module = module.replace(".weight#", "#") if "#lora" in module else module.removesuffix(".weight")
         if module in self._used or (module != name and module in self.checkpoint.tensors):
             module = name
@@ -243,6 +258,10 @@ class _Grouping:
 
 #: What peft puts around the names of the model that it adapts.
 _WRAPPED = re.compile(r"^base_model\.model\.|\.base_layer(?=\.)|\.modules_to_save\.default(?=\.)")
+
+
+def _is_wrapped(name: str) -> bool:
+    return name.startswith("base_model.") or ".base_layer" in name or ".modules_to_save" in name
 
 
 def _root(name: str, first: Mapping[str, str]) -> str:
@@ -264,16 +283,18 @@ def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return {k: int(v) if isinstance(v, str) and v.isdecimal() else v for k, v in checkpoint.metadata.items()}
 
 
-def _shared(checkpoint: Checkpoint) -> dict[str, str]:
+def _shared(checkpoint: ClaimedCheckpoint) -> dict[str, str]:
     """Tensor → the one it shares its storage with, by what the format says or by equal identities."""
     first = {name: other for name, other in checkpoint.shared.items() if name != other and other in checkpoint.tensors}
-    seen: dict[tuple[str, str, tuple[int, ...]], str] = {}
+    alike: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}
     for name, spec in checkpoint.tensors.items():
-        if len(spec.shape) < 2 or name in first:
-            continue
-        identity = checkpoint.identity(name)
-        if identity is not None:
-            other = seen.setdefault((identity, spec.dtype, spec.shape), name)
-            if other != name:
+        # What is made of several tensors can only be the same where the first of them is.
+        if len(spec.shape) > 1 and name not in first and (head := checkpoint.identity_of_first(name)) is not None:
+            alike.setdefault((head, spec.dtype, spec.shape), []).append(name)
+    for names in alike.values():
+        seen: dict[str, str] = {}
+        for name in names if len(names) > 1 else ():
+            identity = checkpoint.identity(name)
+            if identity is not None and (other := seen.setdefault(identity, name)) != name:
                 first[name] = other
     return first

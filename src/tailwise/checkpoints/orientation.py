@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 #: Families whose linear layers are `Conv1D`, stored in × out, and how the names of these end.
 _CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D_ENDS = ("c_attn", "c_proj", "c_fc", "q_attn")
-#: Families whose stacked experts are (E, in, out); all others are (E, out, in).
-_EXPERTS_IN_OUT = frozenset({"gpt_oss", "llama4", "llama4_text"})
+#: Families whose stacks of experts, or of gates by head, are (E, in, out); all others are (E, out, in).
+_STACKS_IN_OUT = frozenset({"gpt_oss", "llama4", "llama4_text", "recurrent_gemma"})
 #: Ends of names of what is multiplied with from the left: JAX' and Keras' kernels, CLIP's bare projections.
 _FROM_THE_LEFT = (".kernel", "/kernel", "text_projection", "visual.proj", "visual.output_projection")
 #: Classes of modules whose `weight` is in × out: transformers' Conv1D, ONNX's MatMul, Keras' dense layers.
@@ -57,7 +57,7 @@ def stack_has_inputs_first(role: str, sides: tuple[int, int], dims: Dims) -> boo
     if A != B and dims.hidden in sides and role.startswith(("expert_", "mlp_")):
         # The hidden size is what goes in, of a down-projection what comes out.
         return (dims.hidden == A) != role.endswith("down")
-    return True if dims.model_type in _EXPERTS_IN_OUT else False if dims.hidden else None
+    return True if dims.model_type in _STACKS_IN_OUT else False if dims.hidden else None
 
 
 def is_stored_in_out(name: str, shape: tuple[int, ...], role: str, config: Mapping[str, Any]) -> bool:

@@ -95,9 +95,10 @@ def parts_of(spec: TensorSpec, role: str, hints: Hints) -> list[Part]:
 
 
 def _is_attention_by_head(spec: TensorSpec, role: str) -> bool:
-    """XLNet's and JAX's projections: (hidden, heads, head size), of the output as well."""
+    """XLNet's and JAX's projections: (hidden, heads, head size), of the output and of relative positions as well."""
     bare = not spec.name.endswith(".weight") and "blk." not in spec.name
-    return bare and role in ("attn_q", "attn_k", "attn_v", "attn_o") and spec.shape[1] * spec.shape[2] >= spec.shape[0]
+    projects = role in ("attn_q", "attn_k", "attn_v", "attn_o") or spec.name.endswith("rel_attn.r")
+    return bare and projects and spec.shape[1] * spec.shape[2] >= spec.shape[0]
 
 
 def _stack(spec: TensorSpec, role: str, hints: Hints) -> list[Part]:

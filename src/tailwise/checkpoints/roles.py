@@ -177,7 +177,7 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
      r"xpath_\w+_embeddings\.\d+|unit_embedding|(image|audio|view)\w*_(newline|begin|end|sep\w*)|[be]o[aiv]",
      "embed", ()),
     (r"embed_(states?|actions?|returns?|rewards?)", "projector", ()),
-    (r"embeddings?|embed|emb|\w*embed_(table|bank)|\w*_embeddings(_\w+)?|tokens_embed|embed_(global|timesteps?)|freq_emb|"
+    (r"embeddings?|embed|emb|\w*embed_(table|bank)|(?!patch_)\w*_embeddings(_\w+)?|tokens_embed|embed_(global|timesteps?)|freq_emb|"
      r"style_embedder|input_embeds_layer|^transformer\.w", "embed", ()),
     # Heads
     (r"proj_out", "lm_head", _WHISPER),
@@ -286,6 +286,7 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
      r"temporal_dense", "attn_o", ()),
     # Feed-forward. Of two factors that are multiplied, the one that passes the activation is the gate.
     (r"(img|txt)_mlp\.proj", "mlp_up", ("QwenImage21Transformer2DModel",)),
+    (r"experts\.fc1", "mlp_gate_up", ("aria", "aria_text")),
     (r"mlp\.w2", "mlp_gate", ("qwen",)),
     (r"mlp\.w1", "mlp_up", ("qwen",)),
     (r"(ff|ff_context)\.linear_1|(mlp|experts\.0)\.fc_1|mlp\.(fc1_g|fc12|c_fc_0)|feed_forward\.linear_1",

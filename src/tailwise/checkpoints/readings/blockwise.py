@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -227,6 +228,7 @@ _FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
 _REAL_SCALES = frozenset({"F32", "F16", "BF16", "F64", "F8_E8M0"})
 
 
+@lru_cache(maxsize=256)
 def _scale_names(leaf: str) -> tuple[str, ...]:
     """The names that tools give to the scale of a weight."""
     own = (f"{leaf}_scale_inv", f"{leaf}_scale")
@@ -281,6 +283,7 @@ def _scaled(name: str, spec: TensorSpec, scales: list[TensorSpec], plain: bool) 
     return Read(name, members, Scaled(name, spec.shape, scale.name, per_expert, block, spec.dtype))
 
 
+@lru_cache(maxsize=4096)
 def _fit(shape: tuple[int, ...], scale: tuple[int, ...]) -> tuple[bool, tuple[int, int]] | None:
     """Whether the scales are one an expert, and the rows and columns that share one; None where shapes do not fit.
 

@@ -82,6 +82,10 @@ class ClaimedCheckpoint(Checkpoint):
         how = [f"{_stamp(self.readings.get(name, ''))} {self._codecs[name]!r}"] if name in self._codecs else []
         return "+".join([*how, *map(str, found)])
 
+    def identity_of_first(self, name: str) -> str | None:
+        """The identity of the first stored tensor of a weight alone, which is cheaper."""
+        return self._inner.identity(self.members[name][0] if name in self.members else name)
+
     def part(self, names: Iterable[str]) -> ClaimedCheckpoint:
         """See `Checkpoint`."""
         wanted = list(names)

@@ -73,10 +73,11 @@ class Compressed:
 
 def find(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
     """A weight packed by the library; without it, or in a layout it has dropped, the reason."""
-    settings = settings_of(checkpoint)
     leaf = "weight_packed" if "weight_packed" in group.leaves else "weight"
     spec = group.leaves.get(leaf)
-    if settings is None or spec is None or (leaf == "weight" and spec.dtype not in ("I8", "U8")):
+    if spec is None or (leaf == "weight" and spec.dtype not in ("I8", "U8")):
+        return
+    if (settings := settings_of(checkpoint)) is None:
         return
     scheme = _group_of(group.module, settings)
     layout = str(scheme.get("format") or settings.get("format", ""))

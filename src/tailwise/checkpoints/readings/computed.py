@@ -174,7 +174,7 @@ _ASSEMBLED = (
 def _by_config(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
     """Weights that the config says are changed on the way, though nothing is stored for it; and assembled ones."""
     for leaves, what in _ASSEMBLED:
-        if all(leaf in group.leaves for leaf in leaves):
+        if leaves[0] in group.leaves and all(leaf in group.leaves for leaf in leaves):
             why = f"parts of {what}, whose matrix is assembled of them; audit the live module, or its merged weights"
             yield Refused(group.pick(*leaves, "counts"), why)
     spec = group.leaves.get("weight")
@@ -212,8 +212,12 @@ def _is_conditional(module: str, checkpoint: Checkpoint) -> bool:
 def find(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
     """Weights of a module that are computed, from others or by what the config says."""
     yield from _by_config(group, checkpoint)
-    if len(group.leaves) > 1 or "parametrizations." in next(iter(group.leaves)):
+    if any(leaf.endswith(_BY_OTHERS) or "parametrizations." in leaf for leaf in group.leaves):
         yield from _of_others(group)
+
+
+#: Ends of names beside which a weight is computed.
+_BY_OTHERS = ("_g", "_orig", "_integer")
 
 
 def _of_others(group: Siblings) -> Iterator[Claim]:

@@ -14,9 +14,10 @@ from tailwise.checkpoints.readings.siblings import siblings_of
 if TYPE_CHECKING:
     from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 
+_CODES = frozenset({"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "F4"})
 #: Readings that say of their tensors what they are made for. What none of them claims is left to `plain`.
 READINGS: tuple[Reading, ...] = (
-    Reading("compressed-tensors", 1, compressed.find, ("weight_packed", "weight_scale"), packed=True),
+    Reading("compressed-tensors", 1, compressed.find, ("weight_packed", "weight_scale"), _CODES, packed=True),
     Reading("torchao", 1, torchao.find, ("_qdata",), packed=True),
     Reading("gptq", 2, words.find_gptq, ("qweight",), packed=True),
     Reading("awq", 1, words.find_awq, ("qweight",), packed=True),
@@ -24,7 +25,7 @@ READINGS: tuple[Reading, ...] = (
     Reading("bnb4", 1, blockwise.find_bnb4, (".quant_state.bitsandbytes__",), packed=True),
     Reading("int8", 1, blockwise.find_bnb8, ("SCB",), packed=True),
     Reading("mxfp4", 1, blockwise.find_mxfp4, ("_blocks",), packed=True),
-    Reading("fp4", 1, blockwise.find_fp4, ("scale",), packed=True),
+    Reading("fp4", 1, blockwise.find_fp4, ("scale",), _CODES, packed=True),
     Reading("comfy", 1, blockwise.find_comfy, ("weight_scale",), packed=True),
     Reading("fp8", 2, blockwise.find_scaled, ("scale",), packed=True),
     Reading("computed", 1, computed.find, computed.MARKS),
@@ -66,15 +67,17 @@ def claims_on(checkpoint: Checkpoint, tensors: Mapping[str, TensorSpec]) -> Clai
 
 
 def _of_module(group: Siblings, checkpoint: Checkpoint) -> Iterator[tuple[str, Claim]]:
-    special = _looking_at(tuple(group.leaves))
+    special = _looking_at(tuple((leaf, spec.dtype) for leaf, spec in group.leaves.items()))
     if not special:
         yield from (("plain", claim) for claim in plain.find(group, checkpoint, group.leaves))
         return
     made = [(reading.name, claim) for reading in special for claim in reading.find(group, checkpoint)]
     owners = {member for _, claim in made for member in claim.members}
-    if len(owners) < sum(len(claim.members) for _, claim in made):
+    if len(made) > 1 and len(owners) < sum(len(claim.members) for _, claim in made):
         made = _without_clashes(made)
     yield from made
+    if len(owners) == len(group.leaves):
+        return
     left = {leaf: spec for leaf, spec in group.leaves.items() if spec.name not in owners}
     if left:
         yield from (("plain", claim) for claim in plain.find(group, checkpoint, left))
@@ -100,8 +103,14 @@ def _both(claim: Claim, names: list[str]) -> Claim:
 
 
 @lru_cache(maxsize=4096)
-def _looking_at(leaves: tuple[str, ...]) -> tuple[Reading, ...]:
-    return tuple(reading for reading in READINGS if any(mark in leaf for leaf in leaves for mark in reading.marks))
+def _looking_at(leaves: tuple[tuple[str, str], ...]) -> tuple[Reading, ...]:
+    dtypes = {dtype for _, dtype in leaves}
+    return tuple(
+        reading
+        for reading in READINGS
+        if any(mark in leaf for leaf, _ in leaves for mark in reading.marks)
+        and (not reading.dtypes or not dtypes.isdisjoint(reading.dtypes))
+    )
 
 
 __all__ = ["PACKED", "READINGS", "VERSIONS", "Aside", "Claims", "claims_on"]

@@ -17,13 +17,13 @@ TILED = frozenset({"nvfp4", "mxfp8"})
 
 def comfy_format(group: Siblings, checkpoint: Checkpoint) -> str:
     """The format that ComfyUI states for a layer, in a tensor of JSON beside it or in the file's header; or ""."""
+    if "comfy_quant" not in group.leaves and "_quantization_metadata" not in checkpoint.metadata:
+        return ""
     try:
         if (marker := group.leaves.get("comfy_quant")) is not None:
             said = json.loads(bytes(checkpoint.read(marker.name).flatten().tolist()))
-        elif (header := checkpoint.metadata.get("_quantization_metadata")) is not None:
-            said = json.loads(header).get("layers", {}).get(group.module, {})
         else:
-            return ""
+            said = json.loads(checkpoint.metadata["_quantization_metadata"]).get("layers", {}).get(group.module, {})
         return str(said.get("format", ""))
     except (ValueError, AttributeError, TypeError):
         return ""
