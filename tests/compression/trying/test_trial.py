@@ -10,6 +10,7 @@ from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
+from tailwise.compression.plans.candidates import Choice
 from tailwise.compression.trying.refine import levels, refined, with_amounts
 from tailwise.compression.trying.sensitivity import levels_of, measured_losses
 from tailwise.compression.trying.stage import StageOptions, stage_of
@@ -157,3 +158,9 @@ def test_states_that_would_take_too_much_are_not_kept(llama, audit, tokens, monk
     assert np.array_equal(stage.trial.settle(around, stage.search), expected)
     found = measured_losses(stage.trial, around, stage.search, levels=(0.6, 0.9))
     assert all(np.isfinite(value) for value in found.values())
+
+
+def test_what_apply_would_not_reach_is_told_before_the_search(llama, audit, tokens) -> None:
+    plan = plan_prune(audit, Request(0.6, "uniform", "wanda", choice=Choice(also=("lm_head",))))
+    with pytest.raises(UsageError, match=r"does not reach lm_head\.weight"):
+        stage_of(str(llama), plan, StageOptions(tokens, window=32))

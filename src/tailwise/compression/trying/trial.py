@@ -17,7 +17,7 @@ from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import How, Treatment
-from tailwise.compression.treating.block_work import BlockWork, Nowhere, jobs_of
+from tailwise.compression.treating.block_work import BlockWork, Job, Nowhere, jobs_of
 from tailwise.compression.treating.matrices import as_matrices
 from tailwise.compression.treating.treated import treated_layer, treated_tensor
 from tailwise.compression.trying.material import Material, Text
@@ -97,17 +97,26 @@ class Trial:
 
     def carry_out(self, plan: Plan, calibration: torch.Tensor) -> None:
         """Change the model as `apply` would; `restore` does not know of it."""
-        host = Host(home_of(self.model), {tensor: place for place, tensor in self.places.items()})
         for turn, part in enumerate(plan.parts):
             how = replace(self._how(part), keep_zeros=turn > 0)
             if how.looks:
-                jobs = jobs_of(part, host, self.dtypes, how)
-                walk_blocks(self.model, self.material.inputs(calibration), BlockWork(jobs, Nowhere(), how))
+                work = BlockWork(self._jobs(part, how), Nowhere(), how)
+                walk_blocks(self.model, self.material.inputs(calibration), work)
                 continue
             for item in part:
                 if not item.treatment.idle:
                     weight = self.parameters[item.tensor].detach().to(self.dtypes[item.tensor])
                     self._put(item.tensor, treated_tensor(weight, item, how, self.config))
+
+    def check(self, plan: Plan) -> None:
+        """`UsageError` where `apply` would not reach what the plan names."""
+        for part in plan.parts:
+            if (how := self._how(part)).looks:
+                self._jobs(part, how)
+
+    def _jobs(self, part: Plan, how: How) -> dict[str, Job]:
+        host = Host(home_of(self.model), {tensor: place for place, tensor in self.places.items()})
+        return jobs_of(part, host, self.dtypes, how)
 
     def _how(self, part: Plan) -> How:
         """The operator of trials, which may be a lighter one than that of the plan."""
@@ -201,6 +210,7 @@ def trial_of(
     tensors = {places[item.tensor]: item.tensor for item in plan}
     found = material or Text()
     trial = Trial(model, parameters, tensors, *stored, how, found)
+    trial.check(plan)
     if how.looks:
         trial.inputs = seen_by(model, tensors, how.needs, found.inputs(windows))
     return trial, notes
