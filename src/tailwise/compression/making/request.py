@@ -9,7 +9,7 @@ from typing import Any
 from tailwise.compression.choosing.amounts import ALLOCATORS, Settings
 from tailwise.compression.choosing.formats import ASSIGNERS, FormatSettings
 from tailwise.compression.operators.table import operator_of
-from tailwise.compression.plans.budget import Budget
+from tailwise.compression.plans.budget import Budget, Unit
 from tailwise.compression.plans.candidates import Choice
 from tailwise.compression.plans.patterns import UNSTRUCTURED, Pattern, parse_pattern
 from tailwise.errors import UsageError
@@ -117,7 +117,9 @@ class QuantizeRequest:
     @property
     def budget(self) -> Budget | None:
         """Bits, bytes or a rise of perplexity; None where ratios, or a single format, say how much."""
-        asked = (("bits", self.bits), ("bytes", self.bytes), ("rise", self.rise))
+        asked: tuple[tuple[Unit, float | None], ...] = (
+            ("bits", self.bits), ("bytes", self.bytes), ("rise", self.rise)
+        )  # fmt: skip
         given = [Budget(amount, unit=unit) for unit, amount in asked if amount is not None]
         ratios = FormatSettings(**self.settings).has_ratios
         if ratios and given:
