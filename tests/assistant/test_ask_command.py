@@ -59,6 +59,7 @@ def test_json_has_text_links_and_facts(call):
 
 @pytest.mark.parametrize(("words", "says"), [
     (("model.audit",), "there is no question"),
+    (("what is alpha?", "model.audit"), "the question comes last"),
     (("model.audit", " "), "there is no question"),
     (("gone.audit", "why?"), "no such file"),
     (("model.audit", "why?", "--model", "m"), "--base-url"),

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy.stats import kendalltau, spearmanr
+from typer.testing import CliRunner
 
 import tailwise as tw
+from tailwise.cli.main import app
 from tailwise.compare.correlation import correlation
 from tailwise.compare.ranking import short_names
 from tailwise.compare.scores import read_scores
 from tailwise.compare.summary import model_numbers
+from tailwise.report.comparison import ranking_terminal
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +170,61 @@ def test_scores_are_read_with_their_gaps(tmp_path):
     assert read_scores(path) == {"a": 1.5, "b": None}
     with pytest.raises(tw.UnreadableError):
         read_scores(tmp_path / "none.csv")
+
+
+@pytest.fixture
+def one_file(family):
+    """Three audits of one path, as checkpoints that were written over one another."""
+    facts = family[0].provenance
+    return [tw.Audit(list(one.rows), {layer.row.name: layer for layer in one}, facts) for one in family[:3]]
+
+
+def test_audits_of_one_file_are_scored_by_their_own_names(one_file):
+    names, scores = ["runs/a.audit", "runs/b.audit", "c.audit"], {"a": 3.0, "b.audit": 2.0, "c": 1.0}
+    found = tw.rank(one_file, by="stable_rank", scores=scores, names=names)
+    assert sorted((model.name, model.score) for model in found.models) == [("a", 3.0), ("b", 2.0), ("c", 1.0)]
+    assert {model.model for model in found.models} == {"run/step-0"}
+    assert set(found.stability.first) == {"a", "b", "c"}
+    with pytest.raises(tw.UsageError, match="no score for 'a'"):
+        tw.rank(one_file, scores={"run/step-0": 1.0}, names=names)
+
+
+def test_audits_of_one_file_without_names_are_numbered(one_file):
+    assert {model.name for model in tw.rank(one_file).models} == {"step-0", "step-0 (2)", "step-0 (3)"}
+    with pytest.raises(tw.UsageError, match="2 names for 3 audits"):
+        tw.rank(one_file, names=["a", "b"])
+
+
+def test_the_command_scores_audits_of_one_file(one_file, tmp_path):
+    files = [tmp_path / f"{name}.audit" for name in "abc"]
+    for audit, file in zip(one_file, files, strict=True):
+        audit.save(file)
+    scores = tmp_path / "scores.csv"
+    scores.write_text("model,score\na,1\nb,2\nc.audit,3\n")
+    done = CliRunner().invoke(app, ["rank", *map(str, files), "--scores", str(scores), "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert sorted((model["name"], model["score"]) for model in found["models"]) == [("a", 1), ("b", 2), ("c", 3)]
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_narrow_table_has_names_and_whole_numbers_and_says_what_it_leaves_out(family, width):
+    ranking = tw.rank(family, scores={f"step-{i}": float(i) for i in range(5)})
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(ranking_terminal(ranking))
+    lines = console.export_text().splitlines()
+    for model in ranking.models:
+        line = next(line for line in lines if line.startswith(model.name))
+        assert f"{model.values['mean_alpha_weighted']:.3f}" in line.split()
+        assert f"{model.score:.4f}" in line.split()
+    assert any("wider terminal" in line for line in lines) == (width < 200)
+
+
+def test_models_without_a_trusted_fit_are_counted_and_stand_last(family, make):
+    flat = make.audited({"model.layers.0.mlp.up_proj.weight": np.eye(80, 64)})
+    found = tw.rank([flat, family[0]], by="alpha")
+    assert [model.values["trusted_fits"] for model in found.models] == [3.0, 0.0]
+    notes = " ".join(found.notes)
+    assert f"mean_alpha: not known of {found.models[1].name}" in notes
+    assert f"{found.models[1].name} 1 of 1" in notes
+    assert any("no model has one" in note for note in tw.rank([flat, flat], by="alpha").notes)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from made_plans import audit_of, degenerate, model, row, rows_of
 
+import tailwise as tw
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
 from tailwise.compression.plans.candidates import Choice, estimator_for
@@ -94,6 +95,19 @@ def test_a_matrix_made_of_several_tensors_is_left_alone_and_named():
     plan = plan_prune(audit_of([packed, *rows_of()]), Request(0.5))
     assert len(plan) == 16
     assert "left as they are, each made of several tensors: layers.0.packed" in plan.notes
+
+
+@pytest.mark.parametrize("estimator", ["ks", "peak"])
+def test_a_plan_says_how_many_exponents_it_has_not_and_how_many_are_not_trusted(estimator):
+    noise = np.random.default_rng(0).standard_normal((2, 96, 72))
+    left, _, right = np.linalg.svd(noise[0], full_matrices=False)
+    tail = left * ((np.arange(72) + 0.5) / 72) ** -0.25 @ right
+    weights = {"0.self_attn.q_proj": np.eye(96, 72), "0.mlp.up_proj": noise[1], "1.mlp.up_proj": tail}
+    audit = tw.audit({f"model.layers.{name}.weight": W for name, W in weights.items()}, use_cache=False)
+    notes = " ".join(plan_prune(audit, Request(0.5, "alpha", estimator=estimator)).notes)
+    assert "α of 1 of 3 matrices is left out (a tail without spread): a neutral amount" in notes
+    assert "α of 1 of 2 matrices is of a fit that is not trusted" in notes
+    assert not any("trusted" in note for note in plan_prune(audit, Request(0.5, "depth")).notes)
 
 
 def test_a_degenerate_tail_gets_the_neutral_share_and_no_say():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import vl_convert
 
+import tailwise as tw
 from tailwise.audits.audit import Audit
 from tailwise.errors import UsageError
 from tailwise.report.charts.chart import CHARTS
@@ -175,3 +177,29 @@ def test_a_figure_of_an_unknown_suffix_is_refused(audit, tmp_path):
     with pytest.raises(UsageError, match="suffix"):
         write_figure(plot("alpha_hist", [audit]), tmp_path / "x.docx")
     assert not list(tmp_path.iterdir())
+
+
+def without(audit: Audit, *hidden: str) -> Audit:
+    """The same, not having measured some numbers."""
+
+    def shown(row):
+        return replace(row, metrics={name: value for name, value in row.metrics.items() if name not in hidden})
+
+    layers = {layer.row.name: replace(layer, row=shown(layer.row)) for layer in audit}
+    return Audit([shown(row) for row in audit.rows], layers, audit.provenance)
+
+
+@pytest.mark.parametrize("name", [name for name, item in CHARTS.items() if item.scope in ("audit", "several")])
+def test_an_audit_without_a_number_that_another_has_stops_no_chart(name, audit, base):
+    bare = without(base, *(need for need in CHARTS[name].needs if need != "ks_distance"), "num_traps")
+    assert spec_of(CHARTS[name], View((bare, audit), base=bare))["$schema"]
+
+
+def test_a_chart_tells_a_number_without_a_value_from_one_that_was_not_asked_for(audit, base):
+    flat = tw.audit({"layers.0.mlp.up_proj.weight": np.eye(80, 64)}, use_cache=False, baseline_replicas=2)
+    with pytest.raises(UsageError, match="no layer has a value of alpha") as raised:
+        spec_of(CHARTS["alpha_hist"], View((flat,)))
+    assert "--metrics" not in str(raised.value)
+    with pytest.raises(UsageError, match="needs num_traps, which this audit does not have") as raised:
+        spec_of(CHARTS["traps_hist"], View((flat,)))
+    assert "--randomize" in str(raised.value)

@@ -45,6 +45,41 @@ def test_a_product_of_few_directions_has_their_number_as_its_rank(code, rank):
     assert row.metrics["rank_loss"] == 256 - rank
 
 
+@pytest.mark.parametrize(("n", "m", "rank"), [(300, 256, 64), (512, 256, 128), (160, 96, 2)])
+def test_a_product_that_was_computed_in_float32_has_no_more(n, m, rank):
+    W = normal(n, rank, seed=1).float() @ normal(rank, m, seed=2).float()
+    assert row_of(W, "F32").metrics["matrix_rank"] == rank
+    scaled = (normal(n, rank, seed=1) * torch.logspace(0, -1, rank)).float() @ normal(rank, m, seed=2).float()
+    assert row_of(scaled, "F32").metrics["matrix_rank"] == rank
+
+
+def test_few_directions_have_no_slope_in_the_errors_below_them_and_no_more_spikes():
+    for rank in (1, 4):
+        W = normal(160, rank, seed=1).float() @ normal(rank, 96, seed=2).float()
+        row = row_of(W, "F32")
+        assert row.metrics["alpha_hill"] is None
+        assert row.metrics["num_spikes"] == rank
+
+
+@pytest.mark.parametrize(("n", "m"), [(64, 64), (128, 384), (512, 512)])
+def test_an_orthogonal_matrix_that_was_computed_in_float32_has_no_exponent(n, m):
+    W = torch.nn.init.orthogonal_(torch.empty(n, m), generator=torch.Generator().manual_seed(0))
+    for code in ("F32", "BF16"):
+        assert row_of(W, code).status == "DEGENERATE"
+
+
+def test_a_gru_with_orthogonal_weights_has_no_mean_exponent():
+    torch.manual_seed(0)
+    gru = torch.nn.GRU(96, 96)
+    for weight in (gru.weight_ih_l0, gru.weight_hh_l0):
+        for part in weight.data.split(96):
+            torch.nn.init.orthogonal_(part)
+    audit = tw.audit(gru, use_cache=False)
+    assert [row.status for row in audit.rows if row.metrics] == ["DEGENERATE"] * 6
+    assert audit.summary().get("alpha") is None
+    assert not [finding for finding in tw.diagnose(audit).findings if "alpha" in finding.message]
+
+
 @pytest.mark.parametrize("code", ["F64", "F32", "F16", "BF16"])
 def test_noise_of_full_rank_keeps_nearly_all_of_it(code):
     assert row_of(normal(256, 300), code).metrics["matrix_rank"] == 256

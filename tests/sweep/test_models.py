@@ -16,7 +16,7 @@ def test_a_list_has_a_model_on_each_line_and_comments(tmp_path, caplog):
         "\ufeff# all of them\norg/a\n\n  b/c@v1   # the second\norg/a\n", encoding="utf-8"
     )
     assert read_models(str(tmp_path / "models.txt")) == ["org/a", "b/c@v1"]
-    assert "1 models are named twice" in caplog.text
+    assert "1 model is named twice" in caplog.text
     assert default_name(str(tmp_path / "models.txt")) == "models"
 
 

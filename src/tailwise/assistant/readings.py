@@ -57,7 +57,7 @@ READINGS: Mapping[str, Reading] = {
             "by it alone.",
             f"{_HELP}; docs/definitions.md",
             r"(?:high|large|low|small|near 1|close to 1).*(?:1\s*[-−–]\s*rd|one_minus_rd|\brd\b)|"
-            r"(?:1\s*[-−–]\s*rd|one_minus_rd).*(?:high|large|low|small|near|close)",
+            r"(?:1\s*[-−–]\s*rd|one_minus_rd).*(?:high|large|low|small|near|close|good|bad|\bof\s*(?:0?\.\d|1\b))",
             ("one_minus_rd", "rd_vs_alpha"),
         ),
         Reading(

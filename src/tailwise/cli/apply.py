@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.options import Json
+from tailwise.cli.progress import shown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -137,7 +138,7 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     lines: dict[str, Any] = {}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with shown(Progress(*columns, console=console, transient=True, disable=not console.is_terminal)) as bar:
 
         def show(what: str, done: int, total: int) -> None:
             if what not in lines:

@@ -67,6 +67,10 @@ def ask(
         raise UsageError(
             "there is no question", where=question, fix=f'tailwise ask {question} "which layers are worst?"'
         )
+    if roots and not Path(roots[0]).exists() and Path(question).exists():
+        raise UsageError(
+            f"{roots[0]!r} stands where audits do", fix=f'the question comes last: … {question} "{roots[0]}"'
+        )
     workspace = Workspace(roots or ["."], store=store)
     screen = _screen(workspace, layer, run)
     if show_prompt:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.compare import check_text_target, is_audit
+from tailwise.cli.progress import shown
 from tailwise.errors import UsageError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def saying() -> Iterator[Callable[[str, float], None]]:
 
     console = Console(stderr=True)
     columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with shown(Progress(*columns, console=console, transient=True, disable=not console.is_terminal)) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda what, done: bar.update(task, description=what, completed=done)
 

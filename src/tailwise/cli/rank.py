@@ -52,10 +52,11 @@ def rank(
         check_text_target(path, (".json", ".csv", ".md"))
     known = None if scores is None else read_scores(scores)
     swept = {model: read_numbers(model) for model in models if is_results(model)}
-    audits = read_all([m for m in models if m not in swept], randomize=randomize, device=device, workers=workers)
+    single = [model for model in models if model not in swept]
+    audits = read_all(single, randomize=randomize, device=device, workers=workers)
     numbers = [one for several in swept.values() for one in several]
-    numbers += [numbers_of(audit, min_evals) for audit in audits]
-    found = with_stability(rank_numbers(numbers, by=by, scores=known), audits, min_evals)
+    numbers += [numbers_of(audit, min_evals, source) for audit, source in zip(audits, single, strict=True)]
+    found = with_stability(rank_numbers(numbers, by=by, scores=known), numbers, audits, min_evals)
     screen = console(stderr=as_json)
     document = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     if as_json:

@@ -50,13 +50,14 @@ class ModelNumbers:
     values: Mapping[str, float | None]  # of SUMMARIES
     recipe: Mapping[str, Any]
     model_type: str | None = None  # None: the model does not say
+    source: str | None = None  # the audit's own file, which tells audits of one model apart
 
 
-def numbers_of(audit: Audit, min_evals: int | None = None) -> ModelNumbers:
+def numbers_of(audit: Audit, min_evals: int | None = None, source: str | None = None) -> ModelNumbers:
     """The numbers of one audit; `min_evals` as for `rank`."""
     facts = audit.provenance
     family = str(facts.config.get("model_type")) if facts.config else None
-    return ModelNumbers(audit.model, model_numbers(audit, min_evals), facts.recipe, family)
+    return ModelNumbers(audit.model, model_numbers(audit, min_evals), facts.recipe, family, source)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Ranking:
 
 def rank(
     audits: Sequence[Audit], *, by: str = "alpha_weighted", scores: Mapping[str, float | None] | None = None,
-    min_evals: int | None = None,
+    min_evals: int | None = None, names: Sequence[str] | None = None,
 ) -> Ranking:  # fmt: skip
     """Order models by one number.
 
@@ -103,17 +104,25 @@ def rank(
         five models on.
     min_evals
         Fewest eigenvalues of a matrix whose fit may be trusted, in place of 50.
+    names
+        What tells audits of one path apart, as their own files; they are numbered where it is not given.
     """
-    found = rank_numbers([numbers_of(audit, min_evals) for audit in audits], by=by, scores=scores)
-    return with_stability(found, audits, min_evals)
+    if names is not None and len(names) != len(audits):
+        raise UsageError(f"{len(names)} names for {len(audits)} audits", fix="give one name for each audit")
+    sources: Sequence[str | None] = names or [None] * len(audits)
+    numbers = [numbers_of(audit, min_evals, source) for audit, source in zip(audits, sources, strict=True)]
+    return with_stability(rank_numbers(numbers, by=by, scores=scores), numbers, audits, min_evals)
 
 
-def with_stability(ranking: Ranking, audits: Sequence[Audit], min_evals: int | None = None) -> Ranking:
-    """The same, with how stable its order is, where it is by a mean over layers."""
-    key, by_model = ranking.by, {audit.model: audit for audit in audits}
-    ordered = [by_model[model.model] for model in ranking.models if model.model in by_model]
-    if not _is_mean(key) or len(by_model) < len(audits) or len(ordered) < len(ranking.models):
+def with_stability(
+    ranking: Ranking, given: Sequence[ModelNumbers], audits: Sequence[Audit], min_evals: int | None = None
+) -> Ranking:
+    """The same, with how stable its order is, where it is by a mean over layers and `audits` are those of `given`."""
+    key = ranking.by
+    if not _is_mean(key) or len(audits) < len(given):
         return ranking
+    by_name = dict(zip(_names(given), audits, strict=True))
+    ordered = [by_name[model.name] for model in ranking.models]
     layers = [values_by_layer(audit, key, min_evals) for audit in ordered]
     others = [name for name in SUMMARIES if _is_mean(name) and name != key and not name.endswith("_all")]
     numbers = {name: [model.values[name] for model in ranking.models] for name in others}
@@ -154,8 +163,8 @@ def rank_numbers(
     if len(given) < 2:
         raise UsageError("a ranking takes two models or more", fix="give more audits")
     key = _summary_name(by)
-    names = short_names([one.model for one in given])
-    matched, notes = _match_scores(scores, names, [one.model for one in given])
+    names = _names(given)
+    matched, notes = _match_scores(scores, names, _paths(given))
     models = [
         RankedModel(name, one.model, one.values, score) for name, one, score in zip(names, given, matched, strict=True)
     ]
@@ -164,8 +173,18 @@ def rank_numbers(
     known = sum(model.score is not None for model in models)
     if scores is not None and known < MIN_MODELS:
         notes.append(f"{known} scored models are too few for an interval; even perfect order of four has p = 8 %")
-    notes = [*_broken(models), *_left_out(key, models), *notes]
+    notes = [*_empty(key, models), *_broken(models), *_left_out(key, models), *notes]
     return Ranking(key, _direction(key), tuple(ordered), found, (*_recipe_notes(given), *notes))
+
+
+def _empty(key: str, models: Sequence[RankedModel]) -> list[str]:
+    """Models that stand last for want of the number."""
+    lost = [model.name for model in models if model.values[key] is None]
+    if not lost:
+        return []
+    who = "no model has one" if len(lost) == len(models) else f"not known of {', '.join(lost[:8])}"
+    more = f" and {len(lost) - 8} more models" if 8 < len(lost) < len(models) else ""
+    return [f"{key}: {who}{more}, and where it is not known there is no order"]
 
 
 def _broken(models: Sequence[RankedModel]) -> list[str]:
@@ -211,6 +230,23 @@ def _direction(key: str) -> str:
     return f"{first}: {_SAID[key]}" if key in _SAID else f"{first}; no source says which is better"
 
 
+def _paths(given: Sequence[ModelNumbers]) -> list[str]:
+    """The path of each model; of those that have one path, the audit's own file, or a number beside it."""
+    counts = Counter(one.model for one in given)
+    files = [one.source.removesuffix(".audit") if one.source else one.model for one in given]
+    paths = [file if counts[one.model] > 1 else one.model for one, file in zip(given, files, strict=True)]
+    seen: Counter[str] = Counter()
+    for index, path in enumerate(paths):
+        seen[path] += 1
+        if seen[path] > 1:
+            paths[index] = f"{path} ({seen[path]})"
+    return paths
+
+
+def _names(given: Sequence[ModelNumbers]) -> list[str]:
+    return short_names(_paths(given))
+
+
 def short_names(models: Sequence[str]) -> list[str]:
     """The shortest ending of each path that tells the models apart."""
     paths = [tuple(part for part in model.rstrip("/").split("/") if part) or (model,) for model in models]
@@ -225,20 +261,26 @@ def short_names(models: Sequence[str]) -> list[str]:
 
 
 def _match_scores(
-    scores: Mapping[str, float | None] | None, names: list[str], models: list[str]
+    scores: Mapping[str, float | None] | None, names: list[str], paths: list[str]
 ) -> tuple[list[float | None], list[str]]:
     if scores is None:
-        return [None] * len(models), []
+        return [None] * len(paths), []
     used: set[str] = set()
     found = []
-    for name, model in zip(names, models, strict=True):
-        keys = [key for key in scores if key in (name, model) or model.rstrip("/").endswith("/" + key.strip("/"))]
+    for name, path in zip(names, paths, strict=True):
+        keys = [key for key in scores if _is_named(path, key) or _is_named(name, key)]
         if len(keys) != 1:
             raise _no_score(name, keys, scores)
         used.add(keys[0])
         found.append(scores[keys[0]])
     idle = [key for key in scores if key not in used]
     return found, [f"scores without a model: {', '.join(idle[:5])}{' …' if len(idle) > 5 else ''}"] if idle else []
+
+
+def _is_named(path: str, key: str) -> bool:
+    """Whether a score's name is a model's, or an ending of it; an audit's file may keep its `.audit`."""
+    return any(path.rstrip("/") == one or path.rstrip("/").endswith("/" + one.lstrip("/"))
+               for one in (key.rstrip("/"), key.removesuffix(".audit")) if one)  # fmt: skip
 
 
 def _no_score(name: str, keys: list[str], scores: Mapping[str, float | None]) -> UsageError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,7 +14,7 @@ from tailwise.spectrum.baseline import gaussian_spectra, mean_and_sd
 from tailwise.spectrum.marchenko_pastur import Bulk, fit_bulk
 from tailwise.spectrum.power_law import TailFit, TailOptions, above_threshold, fit_tail
 from tailwise.spectrum.rivals import Law, Rival, rivals
-from tailwise.spectrum.rounding import UNITS, edge
+from tailwise.spectrum.rounding import UNITS, resolved
 from tailwise.spectrum.spectrum import Spectrum
 from tailwise.spectrum.truncated_power_law import TruncatedFit, fit_truncated
 
@@ -86,7 +86,7 @@ class Facts:
         return self._edge(self.spectrum)
 
     def _edge(self, spectrum: Spectrum) -> float:
-        return edge(spectrum, self._unit) if self._rounding is None else self._rounding
+        return resolved(spectrum, self._unit) if self._rounding is None else self._rounding
 
     def _fit(self, spectrum: Spectrum, estimator: str) -> TailFit:
         return fit(spectrum, estimator, self.recipe, self._edge(spectrum))
@@ -149,7 +149,12 @@ class Facts:
     @cached_property
     def bulk(self) -> Bulk | None:
         """Marchenko-Pastur fit."""
-        return _bulk(self.spectrum)
+        found, spectrum = _bulk(self.spectrum), self.spectrum
+        if found is None:
+            return None
+        # Errors of arithmetic are no such bulk: their own largest would count as spikes.
+        real = int(np.count_nonzero(spectrum.eigenvalues > self._edge(spectrum) ** 2))
+        return replace(found, num_spikes=min(found.num_spikes, real))
 
     @cached_property
     def permuted_bulks(self) -> list[Bulk | None]:

@@ -24,7 +24,7 @@ from tailwise.precision.measures import shift_error, spectral_distance, stable_r
 from tailwise.precision.study import NOT_FINITE, LayerStudy, Reading
 from tailwise.recipe import Recipe
 from tailwise.spectrum.power_law import TailFit
-from tailwise.spectrum.rounding import edge, unit_of, unit_of_format
+from tailwise.spectrum.rounding import resolved, unit_of, unit_of_format
 from tailwise.spectrum.solve import NotFiniteError
 from tailwise.spectrum.spectrum import Spectrum, pool
 
@@ -59,7 +59,7 @@ class StudyWorker:
         slices = [LoadedMatrix(matrix, self.means, turned=turned) for matrix in load(source, self.checkpoint)]
         reference = pool([item.spectrum for item in slices])
         unit = max(unit_of(source.dtype), unit_of_format(self.means.load_dtype))
-        fitted = fit(reference, "top", self.recipe, edge(reference, unit))
+        fitted = fit(reference, "top", self.recipe, resolved(reference, unit))
         readings = {
             number_format.name: self._guarded(slices, number_format, (reference, fitted, unit))
             for number_format in self.formats
@@ -105,7 +105,7 @@ class StudyWorker:
         for part in parts:
             damage.add(part.damage)
         spectrum = pool([part.spectrum for part in parts])
-        rounding = edge(spectrum, max(unit, unit_of_format(number_format.name)))
+        rounding = resolved(spectrum, max(unit, unit_of_format(number_format.name)))
         overlaps = [part.overlap for part in parts if part.overlap is not None]
         return replace(
             reading,

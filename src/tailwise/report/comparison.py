@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -46,6 +46,8 @@ _TITLES = {
     "mean_alpha_all": "mean α of all", "mean_alpha_weighted_all": "mean α̂ of all",
     "mean_log_alpha_norm_all": "mean log α-norm of all",
 }  # fmt: skip
+#: Characters of a name that numbers leave it, and between two columns.
+_NAME, _GAP = 16, 2
 _COUNTS = ("layers", "unmeasured", "trusted_fits", "layers_2_6")
 _UNRANKED = ("mean_log_alpha_norm", "mean_log_spectral_norm", "mean_alpha_all", "mean_log_alpha_norm_all")
 _RANKED = tuple(name for name in SUMMARIES if name not in _UNRANKED)
@@ -65,7 +67,7 @@ def terminal(comparison: Comparison, rows: int = 100) -> RenderableType:
     """Summary, roles and layers; layers that changed most surely come first."""
     parts: list[RenderableType] = [Text(f"{comparison.before} → {comparison.after}", style="bold")]
     for grid in grids(comparison, rows):
-        parts += ["", _drawn(grid)]
+        parts += ["", _Drawn(grid)]
     for line in structure(comparison):
         parts.append(Text(line))
     parts += [Text(note, style="yellow") for note in comparison.notes]
@@ -197,7 +199,7 @@ def ranking_terminal(ranking: Ranking) -> RenderableType:
     """The models in order, and what the scores say."""
     parts: list[RenderableType] = []
     for grid in ranking_grids(ranking):
-        parts += [_drawn(grid), ""]
+        parts += [_Drawn(grid), ""]
     parts += [Text(ranking.direction, style="dim"), *(Text(note, style="yellow") for note in ranking.notes)]
     return Group(*parts)
 
@@ -248,14 +250,45 @@ def _correlation_lines(found: Sequence[Correlation]) -> Iterator[tuple[str, ...]
         yield (*cells, str(kinds["kendall"].n))
 
 
-def _drawn(grid: Grid) -> RenderableType:
-    table = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for index, head in enumerate(grid.heads):
-        # Where there is no room, names are broken into lines: a number that is cut is another number.
-        table.add_column(head, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
-    for line in grid.lines:
-        table.add_row(*(Text(cell) for cell in line))
-    return Group(table, Text(grid.below, style="dim")) if grid.below else table
+class _Drawn:
+    """A grid in as many columns as fit beside names of some length; the last ones go first, and are counted."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        grid, kept = self._grid, self._fitting(options.max_width)
+        table = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        for index in kept:
+            # Where there is no room, names are broken into lines: a number that is cut is another number.
+            table.add_column(
+                grid.heads[index], justify="right" if index else "left", no_wrap=index > 0, overflow="fold"
+            )
+        for line in grid.lines:
+            table.add_row(*(Text(line[index]) for index in kept))
+        yield table
+        if rest := len(grid.heads) - len(kept):
+            columns = "column needs" if rest == 1 else "columns need"
+            yield Text(f"{rest} more {columns} a wider terminal, or -o x.csv", style="dim")
+        if grid.below:
+            yield Text(grid.below, style="dim")
+
+    def _fitting(self, room: int) -> list[int]:
+        """Columns: the names, the first number, a score, and of the others those that there is room for."""
+        names, *widths = (
+            max(len(head), *(len(line[index]) for line in self._grid.lines), 1)
+            for index, head in enumerate(self._grid.heads)
+        )
+        kept, last = [0, 1], len(widths)
+        kept += [last] if self._grid.heads[-1] == "score" and last > 1 else []
+        left = room - min(names, _NAME) - sum(_GAP + widths[index - 1] for index in kept[1:])
+        for index in range(2, last + 1):
+            if index not in kept:
+                left -= _GAP + widths[index - 1]
+                if left < 0:
+                    break
+                kept.append(index)
+        return sorted(kept)
 
 
 def _as_markdown(grid: Grid) -> str:

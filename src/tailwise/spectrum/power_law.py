@@ -139,6 +139,9 @@ def _ks_truncated(eigenvalues: Vector, options: TailOptions) -> TailFit:
     return _scanned("ks_truncated", values, options.rounding, truncated=True)
 
 
+_OF_LARGEST = ("top", "top_outside")
+#: Part of σ_max up to which rounding can hide no large value; codes of few bits have values of their own.
+_FINE = 0.05
 #: Estimator name → function of (ascending eigenvalues, options). `farms` is a way of sampling W, not of fitting.
 ESTIMATORS: Mapping[str, Callable[[Vector, TailOptions], TailFit]] = {
     "top": _top,
@@ -160,10 +163,15 @@ def above_threshold(eigenvalues: Vector) -> Vector:
 
 
 def fixed_tail(name: str, values: Vector, start: int, *, inside: bool, rounding: float = 0.0) -> TailFit:
-    """The tail `values[start:]`, with λ_ref its smallest (`inside`) or the value just below it."""
+    """The tail `values[start:]`, with λ_ref its smallest (`inside`) or the value just below it.
+
+    Of the largest values, one that is rounding is no reference, as zero is none.
+    """
     ref_index = start if inside else start - 1
-    if len(values) - start >= 2 and ref_index >= 0 and values[ref_index] <= 0 < values[-1]:
-        return _no_reference(name, values)
+    fine = name in _OF_LARGEST and len(values) > 0 and rounding <= _FINE * math.sqrt(values[-1])
+    nothing = rounding**2 if fine else 0.0
+    if len(values) - start >= 2 and ref_index >= 0 and values[ref_index] <= nothing < values[-1]:
+        return _no_reference(name, values[values > nothing])
     if len(values) - start < 2 or ref_index < 0 or values[ref_index] <= 0:
         return degenerate(name, values)
     k = len(values) - start

@@ -23,6 +23,9 @@ _RMS = 2 * math.sqrt(1 / 12 * 0.375 / math.log(2))  # of the error of a float, i
 _BITS = re.compile(r"(?:^|_)(?:I?Q|TQ|U?INT|NF|MXFP|NVFP|FP|I(?=8))(\d)")
 _FLOAT8 = re.compile(r"(?:^|_)(?:FLOAT|FP|F)8")
 _DOUBLE = UNITS["F64"]
+#: What computing a weight leaves, in roundings: measured 1 to 6 of float32 products of 8 to 256 terms, and 9 to 17 of
+#: float32's QR of 128 to 1024 columns. Noise of full rank stays a hundredfold above 32.
+_COMPUTED = 32.0
 
 
 def unit_of(dtype: str) -> float:
@@ -51,3 +54,12 @@ def edge(spectrum: Spectrum, unit: float) -> float:
     uneven = math.sqrt(1.0 + 2.0 * math.sqrt(share) + 2.0 * share)
     sides = 1.0 / math.sqrt(spectrum.m) + 1.0 / math.sqrt(spectrum.n)
     return unit * math.sqrt(total) * min(1.0, _RMS * uneven * sides)
+
+
+def resolved(spectrum: Spectrum, unit: float) -> float:
+    """The largest singular value that is noise in W: of rounding to the stored type, or of what computed W before.
+
+    Products, factorisations and merges are computed in float32, or in a finer type where it is stored in one, and their
+    errors are those of many roundings.
+    """
+    return max(edge(spectrum, unit), _COMPUTED * edge(spectrum, min(unit, UNITS["F32"])))

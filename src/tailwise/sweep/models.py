@@ -39,7 +39,9 @@ def read_models(what: str) -> list[str]:
     if not models:
         raise UsageError("names no model", where=what, fix="write one model on each line: a path, a URL, or org/name")
     if len(models) < len(found):
-        _log.warning("%s: %d models are named twice and audited once", what, len(found) - len(models))
+        twice = len(found) - len(models)
+        said = "1 model is named twice and audited" if twice == 1 else f"{twice} models are named twice and audited"
+        _log.warning("%s: %s once", what, said)
     return models
 
 

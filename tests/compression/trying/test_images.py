@@ -112,6 +112,19 @@ def test_auto_tries_plans_on_images(folders, pictures):
     assert kept[0]["guard_loss"] == min(judged)
 
 
+@pytest.mark.parametrize("kind", ["deit", "convnext"])
+def test_auto_from_the_command_line_tries_plans_on_images(folders, pictures, tmp_path, kind):
+    plan = tmp_path / "plan.json"
+    done = run(
+        "plan", "prune", folders[kind], "--sparsity", 0.6, "--calibration", pictures, "--budget", "1s", "-o", plan
+    )
+    assert done.exit_code == 0, done.output
+    made = json.loads(plan.read_text(encoding="utf-8"))
+    assert made["budget"]["reached"] == pytest.approx(0.6, abs=1e-6)
+    assert any(row["kept"] for row in made["tried"])
+    assert "images" in " ".join(made["notes"])
+
+
 def test_images_without_classes_are_held_against_the_dense_model(folders, pictures, tmp_path):
     for place, file in enumerate(sorted(pictures.rglob("*.png"))[:24]):
         (tmp_path / f"{place}.png").write_bytes(file.read_bytes())

@@ -85,7 +85,9 @@ def reading(question: Question, found: Reading) -> str:
     question.facts.append({"reading": found.title, "meaning": found.meaning, "source": found.source})
     see = [link(name, links.explain(name)) for name in found.see]
     more = f" See {listed(see, 4)}." if see else ""
-    title = escape(found.title[:1].upper() + found.title[1:])
+    # Names of numbers stay as they are: a capital τ is a T, and there is no DetX.
+    first = found.title.split()[0]
+    title = escape(found.title[:1].upper() + found.title[1:] if first.isascii() and first.islower() else found.title)
     return f"**{title}**: {found.meaning} (Source: {prose(found.source)}.){more}"
 
 

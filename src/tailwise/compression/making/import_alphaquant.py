@@ -17,7 +17,7 @@ from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.words import listed
 from tailwise.errors import UnreadableError, UsageError
-from tailwise.storage import is_text, read_text
+from tailwise.storage import is_text, json_of, read_text
 
 _MX_GROUP = 32
 _INTEGERS = ("int2", "int3", "int4", "int8")
@@ -60,7 +60,7 @@ def alphaquant_plan(path: str | Path, audit: Audit) -> Plan:
 
 def _read(path: str | Path) -> Mapping[str, Any]:
     try:
-        document = json.loads(read_text(path))
+        document = json_of(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         detail = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UnreadableError(f"is not readable ({detail})", where=path) from error

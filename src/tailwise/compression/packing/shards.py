@@ -19,6 +19,7 @@ from tailwise.compression.packing.parts import Coded, Parts, cast_of, empty_part
 from tailwise.compression.plans.decision import Decision
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat
+from tailwise.storage import json_of
 
 Members = dict[str, torch.Tensor]  # stored name → tensor
 
@@ -49,7 +50,7 @@ class ShardPacking(Packing):
         if work.layout.index is not None:
             write_index(replace(work.layout, shards=tuple(shards)), folder)
         notes = tuple(copy_settings(work.layout, folder))
-        config = {**json.loads((folder / "config.json").read_text(encoding="utf-8")), **self.settings(work)}
+        config = {**json_of((folder / "config.json").read_text(encoding="utf-8")), **self.settings(work)}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return notes
 

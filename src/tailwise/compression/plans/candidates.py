@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.trusted import doubt, value_of
 from tailwise.checkpoints.order import INPUTS, OUTPUTS
 from tailwise.compression.plans.packed_rows import is_packed, tensor_of
 from tailwise.compression.plans.site import Site
@@ -16,7 +17,7 @@ from tailwise.errors import UsageError, unknown_name
 from tailwise.metrics.facts import fit
 from tailwise.recipe import Recipe
 from tailwise.spectrum.power_law import TailFit
-from tailwise.spectrum.rounding import edge, unit_of
+from tailwise.spectrum.rounding import resolved, unit_of
 
 #: Kinds of matrix that the operators work on.
 KINDS = frozenset({"dense", "conv", "expert"})
@@ -92,7 +93,8 @@ def candidates(
             continue
         grouped.setdefault(tensor_of(row), []).append(row)
     chosen = [row for rows in grouped.values() for row in rows]
-    alphas = _alphas(audit, chosen, estimator) if estimator else None
+    fits = _fits(audit, chosen, estimator) if estimator else None
+    alphas = None if fits is None else {name: row.metrics.get("alpha") for name, row in fits.items()}
     found = tuple(_candidate(tensor, rows, alphas) for tensor, rows in grouped.items())
     if not found:
         raise UsageError(
@@ -100,7 +102,8 @@ def candidates(
             where=audit.model,
             fix="loosen --roles or --layers, or name roles outside the blocks with --also",
         )
-    return found, tuple(_notes(audit, choice, composed))
+    said = [*_notes(audit, choice, composed), *_said_of(fits, estimator)]
+    return found, tuple(said)
 
 
 def _compiled(pattern: str | None) -> re.Pattern[str]:
@@ -126,27 +129,41 @@ def _wanted(row: LayerRow, choice: Choice) -> bool:
     return row.kind in KINDS and (named or (row.block is not None and row.role not in LEFT_OUT))
 
 
-def _alphas(audit: Audit, rows: Sequence[LayerRow], estimator: str) -> dict[str, float | None]:
+def _fits(audit: Audit, rows: Sequence[LayerRow], estimator: str) -> dict[str, LayerRow]:
+    """Each row with α of `estimator` in place of its own; without α where its tail has no spread."""
     made_with = audit.provenance.recipe
     if estimator == made_with.get("estimator") and all("alpha" in row.metrics for row in rows):
-        return {row.name: _usable(row, "alpha") for row in rows}
+        return {row.name: _with(row, alpha=value_of(row, "alpha")) for row in rows}
     kept = {name: made_with[name] for name in ("k_frac", "max_fingers") if name in made_with}
     recipe = Recipe(estimator=estimator, **kept)
     if recipe.uses_windows:
         raise UsageError(
             f"{estimator} needs windows of W, which this audit has not", fix=f"tailwise audit --estimator {estimator}"
         )
-    fits = {row.name: _fitted(audit, row, estimator, recipe) for row in rows}
-    return {name: found.alpha if found.ok else None for name, found in fits.items()}
+    return {row.name: _refitted(row, _fitted(audit, row, estimator, recipe)) for row in rows}
+
+
+def _refitted(row: LayerRow, found: TailFit) -> LayerRow:
+    alpha = found.alpha if found.ok else None
+    return _with(row, alpha=alpha, alpha_sigma=found.sigma, ks_distance=found.ks_distance)
+
+
+def _with(row: LayerRow, **metrics: float | None) -> LayerRow:
+    return replace(row, metrics={**row.metrics, **metrics})
+
+
+def _said_of(fits: Mapping[str, LayerRow] | None, estimator: str | None) -> Iterable[str]:
+    """How many exponents a plan has not, and how many it takes that nothing else would."""
+    known = [row for row in (fits or {}).values() if row.metrics["alpha"] is not None]
+    if lost := len(fits or {}) - len(known):
+        yield f"α of {lost} of {len(fits or {})} matrices is left out (a tail without spread): a neutral amount"
+    if doubted := sum(bool(doubt(row, estimator or "")) for row in known):
+        yield f"α of {doubted} of {len(known)} matrices is of a fit that is not trusted; published methods take all"
 
 
 def _fitted(audit: Audit, row: LayerRow, estimator: str, recipe: Recipe) -> TailFit:
     spectrum = audit[row.name].spectrum
-    return fit(spectrum, estimator, recipe, edge(spectrum, unit_of(row.dtype)))
-
-
-def _usable(row: LayerRow, metric: str) -> float | None:
-    return None if metric in row.degenerate or row.status == "DEGENERATE" else row.metrics.get(metric)
+    return fit(spectrum, estimator, recipe, resolved(spectrum, unit_of(row.dtype)))
 
 
 def _candidate(tensor: str, rows: Sequence[LayerRow], alphas: Mapping[str, float | None] | None) -> Candidate:
@@ -154,7 +171,7 @@ def _candidate(tensor: str, rows: Sequence[LayerRow], alphas: Mapping[str, float
     metrics = {} if alphas is None else {"alpha": _mean(rows, [alphas[row.name] for row in rows])}
     for name in READ:
         if any(name in row.metrics for row in rows):
-            metrics[name] = _mean(rows, [_usable(row, name) for row in rows])
+            metrics[name] = _mean(rows, [value_of(row, name) for row in rows])
     roles = {row.role for row in rows}
     return Candidate(
         tensor=tensor,
@@ -178,8 +195,10 @@ def _notes(audit: Audit, choice: Choice, composed: Collection[str]) -> Iterable[
         yield f"left as they are, each made of several tensors: {listed(composed)}"
     if missing := _not_measured(audit):
         yield f"left as they are, not measured: {listed(missing)}"
+    inside = {row.role for row in audit.rows if row.measured and _wanted(row, choice)}
     if outside := sorted({row.role for row in audit.rows if row.measured and not _wanted(row, choice)}):
-        yield f"left as they are: {', '.join(outside)}"
+        named = (f"some of {role}" if role in inside else role for role in outside)
+        yield f"left as they are: {', '.join(named)}"
 
 
 def _not_measured(audit: Audit) -> list[str]:

@@ -35,6 +35,7 @@ from tailwise.compression.walking.hosts import Host, _empty, architecture_of
 from tailwise.compression.walking.load_pruned import PRUNED_FILE, Shapes, reshape
 from tailwise.compression.walking.walk import walk_blocks
 from tailwise.errors import UnreadableError
+from tailwise.storage import json_of
 
 Step = Callable[[int, int], None]
 
@@ -102,7 +103,7 @@ def write_smaller(work: Work, found: Made, folder: Path, step: Step) -> tuple[st
     notes = write_checkpoint(layout, view, folder, counted)
     if found.config:
         path = folder / "config.json"
-        config = {**json.loads(path.read_text(encoding="utf-8")), **found.config}
+        config = {**json_of(path.read_text(encoding="utf-8")), **found.config}
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if found.shapes is not None:
         (folder / PRUNED_FILE).write_text(found.shapes.to_text(), encoding="utf-8")

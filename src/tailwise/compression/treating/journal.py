@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tailwise.atomic import write_whole
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.compression.plans.plan import Plan
+from tailwise.storage import json_of
 
 if TYPE_CHECKING:
     import torch
@@ -80,4 +81,4 @@ class Journal:
             facts = file.metadata()
             self._files |= dict.fromkeys(file.keys(), path)
         self.finished.add(facts["block"])
-        self.notes += json.loads(facts["notes"])
+        self.notes += json_of(facts["notes"])

@@ -67,14 +67,25 @@ class Chart:
         Raises `UsageError` where a metric is missing, or there is nothing to draw.
         """
         if absent := self.missing(view):
-            raise UsageError(f"the chart {self.name} needs {', '.join(absent)}, which this audit does not have",
-                             where=view.audit.model, fix=remedy(absent))  # fmt: skip
+            raise _nothing(self.name, absent, view)
         view.datasets = {}
         figure = self.function(view)
         if titled:
             lines = [line for part in view.notes(self.guidance) for line in textwrap.wrap(part, int(view.width / 5.8))]
             figure = figure.properties(title={"text": view.title(self.title, self.scope), "subtitle": lines})
         return figure
+
+
+def _nothing(name: str, absent: Sequence[str], view: View) -> UsageError:
+    """Why a chart cannot be drawn: metrics that were not asked for, or that no layer has a value of."""
+    where = view.audit.model
+    if asked := [metric for metric in absent if not view.knows(metric)]:
+        said = f"the chart {name} needs {', '.join(asked)}, which this audit does not have"
+        return UsageError(said, where=where, fix=remedy(asked))
+    said = f"the chart {name} has nothing to draw: no layer has a value of {', '.join(absent)}"
+    return UsageError(
+        said, where=where, fix="`tailwise show AUDIT --layer NAME` says why (a tail without spread, zeros)"
+    )
 
 
 def remedy(metrics: Sequence[str]) -> str:

@@ -148,7 +148,10 @@ def stacked(records: Sequence[Mapping[str, Any]], metric: str, bins: Bins, keys:
     bars: list[Record] = []
     heights = np.zeros(len(bins.edges) - 1)
     for key in [*keys, None]:
-        chosen = [r[metric] for r in records if r[metric] is not None and (None if r["poor"] else r["role"]) == key]
+        chosen = [
+            r[metric] for r in records
+            if r.get(metric) is not None and (None if r["poor"] else r["role"]) == key
+        ]  # fmt: skip
         counts, _ = np.histogram(np.clip(chosen, bins.edges[0], bins.edges[-1]), bins.edges)
         bars += [
             {"low": rounded(bins.edges[i]), "high": rounded(bins.edges[i + 1]), "from": int(heights[i]),

@@ -89,6 +89,10 @@ class View:
         """Whether any layer has a value."""
         return any(record.get(metric) is not None for record in self.records)
 
+    def knows(self, metric: str) -> bool:
+        """Whether it was measured, whether or not a layer has a value."""
+        return any(metric in record for record in self.records)
+
     def values(self, metric: str) -> list[float]:
         """All values of a metric."""
         return [record[metric] for record in self.records if record.get(metric) is not None]

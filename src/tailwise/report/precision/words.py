@@ -185,13 +185,23 @@ def on_prediction(view: StudyView) -> list[str]:
     low = [item.format for item in view.lossy if item.bits is not None and item.bits < 9]
     low = sorted(low, key=lambda name: _bits(view, name) or 0.0)[:_SPOKEN]
     spoken = [text for name in low if (text := _sentence(view, name))]
-    return [*_overall(view), *spoken]
+    return [*_overall(view), *spoken, *on_left_out(view)]
 
 
 def on_prediction_in_short(view: StudyView) -> list[str]:
     """The same, of one format."""
     one = _sentence(view, view.low) if view.low else ""
-    return [*([one] if one else []), *_overall(view)]
+    return [*([one] if one else []), *_overall(view), *on_left_out(view)]
+
+
+def on_left_out(view: StudyView) -> list[str]:
+    """How many layers have no exponent to correlate."""
+    inside = [layer for layer in view.study if layer.block is not None]
+    lost = [layer.name for layer in inside if layer.alpha is None]
+    if not lost:
+        return []
+    are = "is" if len(lost) == 1 else "are"
+    return [f"Of {len(inside)} layers inside blocks {len(lost)} {are} left out, without an α: {counted(lost)}."]
 
 
 def _sentence(view: StudyView, name: str) -> str:
