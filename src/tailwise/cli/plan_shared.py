@@ -126,7 +126,6 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
     if as_json:
         write_json(plan.to_json())
         return
-    from tailwise.compression.plans.entries import BOTH, PARTS
     from tailwise.compression.plans.table import entries_grid, plan_grid
     from tailwise.report.terminal import console
 
@@ -134,8 +133,7 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
     title = " · ".join(part for part in (plan.model, plan.operator, plan.allocator) if part)
     screen.print(title, style="bold", soft_wrap=True, markup=False)
     screen.print(drawn(entries_grid(plan, rows) if entries else plan_grid(plan, rows)), "", sep="\n")
-    parts = [plan] if plan.kind != BOTH else [plan.part(kind) for kind in PARTS]
-    for part in parts:
+    for part in plan.parts:
         asked, reached = part.budget.get("asked"), part.budget.get("reached")
         unit = f" {part.budget['unit']}" if "unit" in part.budget else ""
         if asked is not None and reached is not None:

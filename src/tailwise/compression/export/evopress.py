@@ -31,7 +31,7 @@ def levels(plan: Plan) -> Files:
     To quantize, a level is the number of bits. To prune, it counts steps of equally many parameters from the uniform
     sparsity; the steps are rounded together, so that the budget stays.
     """
-    found, facts = _bits(plan) if plan.kind == "quantize" else _steps(plan)
+    found, facts = _bits(plan) if plan.quantizes else _steps(plan)
     text = "\n".join(f"{layer}: {level}" for layer, level in found.items())
     return {".txt": text.encode(), ".notes.json": (json.dumps(facts, indent=1) + "\n").encode()}
 

@@ -41,7 +41,7 @@ def recipe(plan: Plan) -> Files:
     yaml = import_module("yaml")
     head, stage = (
         (_PRUNING_HEAD, {"pruning_stage": _pruning(plan)})
-        if plan.kind == "prune"
+        if not plan.quantizes
         else (_QUANTIZING_HEAD, {"quantization_stage": _quantizing(plan)})
     )
     text = yaml.safe_dump(stage, sort_keys=False, width=10_000)
