@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
     from tailwise.compression.plans.plan import Plan
     from tailwise.compression.plans.table import Grid
-    from tailwise.planning.stage import StageOptions
+    from tailwise.compression.trying.stage import StageOptions
 
 WHICH, TRY, OUT = "Which tensors", "What to try it on", "Output"
 SUFFIXES = (".json", ".yaml", ".yml")
@@ -67,7 +67,7 @@ def text_of(
     check_executor(executor)
     if not calibration:
         return None
-    from tailwise.planning.stage import StageOptions
+    from tailwise.compression.trying.stage import StageOptions
 
     return StageOptions(list(calibration), samples=samples, window=window, seed=seed, device=device, executor=executor)
 
@@ -126,7 +126,6 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
     if as_json:
         write_json(plan.to_json())
         return
-    from tailwise.compression.plans.plan import BOTH, PARTS
     from tailwise.compression.plans.table import entries_grid, plan_grid
     from tailwise.report.terminal import console
 
@@ -134,8 +133,7 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
     title = " · ".join(part for part in (plan.model, plan.operator, plan.allocator) if part)
     screen.print(title, style="bold", soft_wrap=True, markup=False)
     screen.print(drawn(entries_grid(plan, rows) if entries else plan_grid(plan, rows)), "", sep="\n")
-    parts = [plan] if plan.kind != BOTH else [plan.part(kind) for kind in PARTS]
-    for part in parts:
+    for part in plan.parts:
         asked, reached = part.budget.get("asked"), part.budget.get("reached")
         unit = f" {part.budget['unit']}" if "unit" in part.budget else ""
         if asked is not None and reached is not None:
@@ -156,6 +154,14 @@ def drawn(grid: Grid) -> RenderableType:
     for line in grid.lines:
         table.add_row(*(Text(cell) for cell in line))
     return Group(table, Text(f"… and {grid.left} more; --rows 0 shows all", style="dim")) if grid.left else table
+
+
+def number(text: str, where: str) -> float:
+    """A number of an option. `UsageError` for anything else."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(f"{text!r} is no number", where=where, fix="e.g. 0.3") from error
 
 
 def write_json(document: Any) -> None:

@@ -70,7 +70,7 @@ def recover(
     """
     from tailwise.compression.recovery.recover import RecoverOptions
     from tailwise.compression.recovery.recover import recover as recover_model
-    from tailwise.planning.run import seconds_of
+    from tailwise.compression.trying.run import seconds_of
 
     options = RecoverOptions(
         method=method,

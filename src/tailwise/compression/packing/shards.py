@@ -16,8 +16,7 @@ from tailwise.checkpoints.dtypes import code_of
 from tailwise.checkpoints.writer import Layout, Shard, copy_settings, pieces, write_index, write_shard
 from tailwise.compression.packing.packing import Packing, Work
 from tailwise.compression.packing.parts import Coded, Parts, cast_of, empty_parts
-from tailwise.compression.plans.plan import Decision
-from tailwise.number_formats.formats import parse_format
+from tailwise.compression.plans.decision import Decision
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat
 from tailwise.storage import json_of
@@ -97,7 +96,7 @@ class _Writing:
 
 def empty_members(packing: ShardPacking, decision: Decision, spec: TensorSpec) -> Members:
     """The tensors of an entry without contents."""
-    chosen = parse_format(decision.format or "")
+    chosen = decision.number_format
     cast = cast_of(chosen)
     if cast is not None:
         return {spec.name: torch.empty(spec.shape, dtype=cast, device="meta")}
