@@ -26,11 +26,13 @@ from safetensors.torch import load_file, save_file
 
 from tailwise.audits.run import audit
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.applying.apply import ApplyOptions, apply
-from tailwise.compression.applying.data_free import amount_of
-from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.applying.apply import apply
+from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
+from tailwise.compression.operators.operator import Activations
+from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.prune.pruner import PRUNERS, Activations
 from tailwise.compression.walking.calibrate import sample_windows
 from tailwise.compression.walking.hosts import load_host
 from tailwise.compression.walking.statistics import of_group
@@ -118,17 +120,17 @@ def _with_same_inputs(
 class _Beside:
     def __init__(self, plan: Plan, theirs: dict[str, torch.Tensor]) -> None:
         self.decisions = {item.tensor.removesuffix(".weight"): item for item in plan}
-        self.pruner, self.theirs = PRUNERS[plan.operator], theirs
+        self.how, self.theirs = how_of(plan), theirs
         self.agree: dict[str, float] = {}
 
     def needs(self, block: Block) -> dict[str, str]:
-        return {name: self.pruner.needs for name in block.layers() if name in self.decisions}
+        return {name: self.how.needs for name in block.layers() if name in self.decisions}
 
     def visit(self, block: Block, found: dict[str, Activations]) -> None:
         layers = block.layers()
         for name, seen in found.items():
             decision = self.decisions[name]
-            kept = self.pruner(layers[name].weight.detach(), amount_of(decision), of_group(seen, 0)).weight != 0
+            kept = decision.treatment.do(layers[name].weight.detach(), self.how, of_group(seen, 0)).weight != 0
             wanted = self.theirs[decision.tensor]
             self.agree[decision.tensor] = float((kept == (wanted != 0)).double().mean())
             layers[name].weight.data.copy_(wanted)

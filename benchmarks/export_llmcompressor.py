@@ -14,7 +14,8 @@ from pathlib import Path
 
 from tailwise.audits.run import audit
 from tailwise.compression.export.exporter import export
-from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 
 ROOT = Path(__file__).resolve().parents[1]
 THEIRS = """

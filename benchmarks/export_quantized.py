@@ -16,14 +16,15 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tailwise.audits.run import audit
 from tailwise.compression.export.exporter import export
-from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.making.make import plan_quantize
+from tailwise.compression.making.request import QuantizeRequest
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
 from tailwise.number_formats.formats import parse_format
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,7 +139,7 @@ def model_at(folder: Path) -> None:
 
 def plan_with(base: Plan, formats: tuple[str, ...], operator: str) -> Plan:
     chosen = [item for item in base if item.block is not None and item.block < BLOCKS - 1]
-    entries = (replace(item, format=formats[(item.block or 0) % len(formats)]) for item in chosen)
+    entries = (item.but(format=formats[(item.block or 0) % len(formats)]) for item in chosen)
     return base.replace(operator=operator, decisions=tuple(entries))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.plans.plan import Decision
+from tailwise.compression.plans.decision import Decision
 from tailwise.evaluation.intervals import mean_interval
 from tailwise.evaluation.losses import window_losses
 from tailwise.evaluation.models import load_model, load_tokenizer

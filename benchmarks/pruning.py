@@ -16,7 +16,6 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +35,17 @@ from held_out import (
 )
 from tailwise.audits.audit import Audit
 from tailwise.audits.run import audit
-from tailwise.compression.allocate.allocator import ALLOCATORS
-from tailwise.compression.applying.apply import ApplyOptions, apply
-from tailwise.compression.plans.make import Request
+from tailwise.compression.applying.apply import apply
+from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.choosing.amounts import ALLOCATORS
+from tailwise.compression.making.request import Request
+from tailwise.compression.trying.clock import Clock
+from tailwise.compression.trying.run import planned
+from tailwise.compression.trying.sensitivity import measured_losses
+from tailwise.compression.trying.stage import StageOptions, stage_of
 from tailwise.evaluation.losses import window_losses
 from tailwise.evaluation.models import load_model, load_tokenizer
 from tailwise.evaluation.tokens import tokens_of, windows_of
-from tailwise.planning.clock import Clock
-from tailwise.planning.run import planned
-from tailwise.planning.sensitivity import measured_losses
-from tailwise.planning.stage import StageOptions, stage_of
 
 OPERATORS = ("magnitude", "wanda", "sparsegpt")
 SPARSITIES = (0.5, 0.6, 0.7, 0.8)
@@ -137,7 +137,7 @@ def sensitivity(given: argparse.Namespace) -> None:
             stage = stage_of(str(subject.folder), planned(found, request, allocator="uniform"), options)
             around = planned(found, request, allocator="alpha")
             for label, plan, level in (
-                ("alone at 70 %", around.replace(decisions=tuple(replace(d, sparsity=0.0) for d in around)), 0.7),
+                ("alone at 70 %", around.replace(decisions=tuple(d.but(sparsity=0.0) for d in around)), 0.7),
                 ("80 % among 70 %", planned(found, request, allocator="uniform"), 0.8),
             ):
                 cost = measured_losses(stage.trial, plan, stage.search, levels=(level,))

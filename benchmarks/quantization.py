@@ -37,18 +37,20 @@ from held_out import (
 )
 from tailwise.audits.audit import Audit
 from tailwise.audits.run import audit
-from tailwise.compression.allocate.knapsack import Knapsack, solve
-from tailwise.compression.applying.apply import ApplyOptions, apply
+from tailwise.compression.applying.apply import apply
+from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.choosing.knapsack import Knapsack, solve
+from tailwise.compression.making.make import plan_quantize
+from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.bits import mean_bits
-from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
+from tailwise.compression.trying.clock import Clock
+from tailwise.compression.trying.errors import error_tables
+from tailwise.compression.trying.run import planned
+from tailwise.compression.trying.sensitivity import Variant, variant_losses
+from tailwise.compression.trying.stage import StageOptions, stage_of
 from tailwise.evaluation.losses import window_losses
 from tailwise.evaluation.models import load_model, load_tokenizer
 from tailwise.evaluation.tokens import tokens_of, windows_of
-from tailwise.planning.clock import Clock
-from tailwise.planning.errors import error_tables
-from tailwise.planning.run_quantize import quantize_planned
-from tailwise.planning.sensitivity import Variant, variant_losses
-from tailwise.planning.stage import StageOptions, stage_of
 
 OPERATORS = ("rtn", "gptq")
 BITS = (2.5, 3.0, 3.5, 4.5)
@@ -110,7 +112,7 @@ def measure(results: Results, subject: Subject, found: Audit, cell: Cell, how: t
     elif allocator in FROM_TEXT:
         # Time on the processor, so that what else the machine does changes nothing.
         clock = Clock(seconds, time.process_time)
-        plan = quantize_planned(found, request, allocator=allocator, text=options, clock=clock)
+        plan = planned(found, request, allocator=allocator, text=options, clock=clock)
     else:
         plan = plan_quantize(found, replace(request, allocator=allocator, settings=settings))
     planning = time.perf_counter() - began
@@ -155,9 +157,9 @@ def sensitivity(given: argparse.Namespace) -> None:
             three = plan_quantize(found, QuantizeRequest(formats=formats[1:2], operator=operator))
             ranked = plan_quantize(found, QuantizeRequest(3.5, formats=formats, operator=operator, allocator="alpha"))
             stage = stage_of(found.model, three, StageOptions(subject.drawn(0), samples=SAMPLES, window=WINDOW))
-            dense = three.replace(decisions=tuple(replace(item, format="fp32") for item in three))
+            dense = three.replace(decisions=tuple(item.but(format="fp32") for item in three))
             for label, around in (("2 bits, all else dense", dense), ("2 bits, all else 3", three)):
-                variants = [Variant(item.tensor, {place: replace(item, format=formats[0])})
+                variants = [Variant(item.tensor, {place: item.but(format=formats[0])})
                             for place, item in enumerate(three)]  # fmt: skip
                 cost = variant_losses(stage.trial, around, stage.search, variants)
                 say_correlation((subject.name, operator, label), ranked.decisions, {str(k): v for k, v in cost.items()})

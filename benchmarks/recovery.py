@@ -24,7 +24,8 @@ from held_out import HELD_OUT, WINDOW, Subject, subjects
 from tailwise.audits.run import audit
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply import apply
-from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.compression.recovery.masked import masks_in
 from tailwise.compression.recovery.recover import RecoverOptions, recover
 from tailwise.compression.walking.hosts import places_in

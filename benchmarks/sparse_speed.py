@@ -36,7 +36,8 @@ import numpy as np
 import torch
 from torch.nn.functional import linear, silu
 
-from tailwise.compression.prune.pruner import PRUNERS, Amount
+from tailwise.compression.operators.operator import Amount
+from tailwise.compression.operators.table import OPERATORS
 
 ROWS, WIDTH, HEAD, WARM_UP = 64, 1024, 64, 5
 SPARSITIES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -157,7 +158,7 @@ def _weights(model: str, sparsity: float | None) -> Weights:
         shapes |= {"gate": (inner, WIDTH), "up": (inner, WIDTH), "down": (WIDTH, inner)}
     rng = torch.Generator().manual_seed(0)
     dense = {name: torch.randn(shape, generator=rng) / shape[1] ** 0.5 for name, shape in shapes.items()}
-    return {name: PRUNERS["magnitude"](W, Amount(sparsity or 0.0)).weight for name, W in dense.items()}
+    return {name: OPERATORS["magnitude"](W, Amount(sparsity or 0.0)).weight for name, W in dense.items()}
 
 
 def _forward(x: torch.Tensor, w: Weights) -> torch.Tensor:

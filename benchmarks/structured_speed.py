@@ -21,7 +21,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tailwise.audits.run import audit
 from tailwise.compression.applying.apply import apply
-from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.shrinking.blocks_dropped import named_blocks, without_blocks
 from tailwise.compression.walking.load_pruned import load_pruned

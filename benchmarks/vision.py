@@ -22,8 +22,10 @@ import torch
 import transformers
 
 from tailwise.audits.run import audit
-from tailwise.compression.applying.apply import ApplyOptions, apply
-from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.applying.apply import apply
+from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.evaluation.classifiers import ClassifierScores, classifier_scores
 from tailwise.evaluation.quiet import quiet
 

@@ -25,8 +25,8 @@ import tailwise
 from tailwise.audits.weightwatcher import COLUMNS, DIFFERENT
 from tailwise.checkpoints.roles import ROLES
 from tailwise.cli.main import app
-from tailwise.compression.allocate.allocator import ALLOCATORS
-from tailwise.compression.plans.operators import OPERATORS
+from tailwise.compression.choosing.amounts import ALLOCATORS
+from tailwise.compression.operators.table import operators_that
 from tailwise.diagnosis.rule import RULES, Rule
 from tailwise.diagnosis.thresholds import TABLE, of_rule
 from tailwise.metrics.measure import selected
@@ -345,7 +345,7 @@ def _format_cells(item: NumberFormat) -> list[str]:
 
 def allocators() -> str:
     """Every built-in allocator, and the operators of pruning plans."""
-    found = [item for _, item in ALLOCATORS.items() if item.allocate.__module__.startswith("tailwise.")]
+    found = [item for _, item in ALLOCATORS.items() if item.choose.__module__.startswith("tailwise.")]
     parts = [
         f"# Allocators\n\n{NOTE}",
         "An allocator spreads a budget over the tensors of a model. `tailwise plan prune --allocator NAME` and "
@@ -358,14 +358,14 @@ def allocators() -> str:
               "yes" if item.needs_alpha else "no", item.source] for item in found],
         ),
     ]  # fmt: skip
-    parts += [f"## {item.name}\n\n{_prose(inspect.getdoc(item.allocate) or '')}" for item in found]
+    parts += [f"## {item.name}\n\n{_prose(inspect.getdoc(item.choose) or '')}" for item in found]
     parts += [
         "## Operators",
         "What removes parameters, and which way α points for it:",
         _table(
             ["name", "what goes", "more where α is", "source of the direction"],
-            [[f"`{item.name}`", item.summary, "high" if item.direction > 0 else "low", item.source]
-             for item in OPERATORS.values()],
+            [[f"`{item.name}`", item.summary, "high" if item.direction > 0 else "low", item.of_direction]
+             for item in operators_that("prune").values()],
         ),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"

@@ -106,7 +106,10 @@ def test_a_report_carries_the_notices_of_the_script_in_it(audit):
     from tailwise.report.shell import bundle
 
     page = report([audit])
-    for words in ("University of Washington Interactive Data Lab", "Mike Bostock", "Joachim Wester", "AS IS"):
+    owners = ("University of Washington Interactive Data Lab", "Mike Bostock", "Observable, Inc.", "Mapbox",
+              "Isaac Z. Schlueter", "Joachim Wester", "Simon Lydell", "jQuery Foundation", "Charles Karney",
+              "Ricky Reusser", "Cynthia Brewer")  # fmt: skip
+    for words in (*owners, "AS IS"):
         assert words in page
         assert words in bundle()  # which the app serves
     assert page.index("Interactive Data Lab") < page.index("vegaEmbed")

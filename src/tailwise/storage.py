@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+import tomllib
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +22,9 @@ _OTHERS = (
 #: Larger files are none that is read whole: audits, plans, studies, lists, settings.
 _MOST = 4 << 30
 _PIECE = 1 << 20
+#: A TOML key of 64 parts, where a word begins; strings and comments are passed over.
+_QUOTED = r"""(?:"(?:[^"\\\n]|\\.)*"|'[^'\n]*')"""
+_LONG_KEY = re.compile(rf"""((?<![\w'"-])(?:(?:[\w-]+|{_QUOTED})[ \t]*\.[ \t]*){{63}})|{_QUOTED}|#[^\n]*""")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
 
 
@@ -101,6 +105,25 @@ def read_bytes(path: str | os.PathLike[str], most: int = _MOST) -> bytes:
 def read_text(path: str | os.PathLike[str], encoding: str = "utf-8", most: int = _MOST) -> str:
     """The same as text, with line ends as Python has them. What is no text is a `UnicodeDecodeError`."""
     return read_bytes(path, most).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def json_of(text: str | bytes) -> Any:
+    """The data of a JSON text. `ValueError` where it is none, and where it is nested deeper than can be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def toml_of(text: str) -> dict[str, Any]:
+    """The same of TOML; `tomllib.TOMLDecodeError` is a `ValueError` too."""
+    # Time goes with the square of the parts: half a minute for a key of 40 KB.
+    if any(found[1] for found in _LONG_KEY.finditer(text)):
+        raise ValueError("a key has 64 parts or more")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def is_text(document: Any) -> bool:

@@ -60,7 +60,7 @@ def address(app):
 def page(browser, address):
     """A page that fails the test on any error in its console."""
     context = browser.new_context(base_url=address, viewport={"width": 1200, "height": 900})
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(90_000)
     opened, troubles = context.new_page(), []
     opened.on("console", lambda line: troubles.append(line.text) if line.type in ("error", "warning") else None)
     opened.on("pageerror", lambda error: troubles.append(str(error)))
@@ -119,9 +119,9 @@ def test_picked_models_are_compared(page):
     page.get_by_label("Pick base").check()
     page.get_by_label("Pick tuned").check()
     page.get_by_role("button", name="Compare the picked").click()
-    assert drawn(page) == 7
-    page.get_by_role("link", name="against").first.click()
     assert drawn(page) == 8
+    page.get_by_role("link", name="against").first.click()
+    assert drawn(page) == 9
 
 
 def test_a_live_run_grows_on_the_page(page, folder, ids):
@@ -140,7 +140,7 @@ def test_a_live_run_grows_on_the_page(page, folder, ids):
 
 def test_tabs_that_nobody_sees_keep_no_connection(browser, address):
     context = browser.new_context(base_url=address)
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(90_000)
     context.add_init_script("Object.defineProperty(document, 'hidden', { get: () => !window.seen })")
     pages = [context.new_page() for _ in range(8)]
     for opened in pages:  # a browser has six connections for all of them

@@ -55,7 +55,7 @@ def queue(tmp_path, started):
 
 def until(queue, test):
     seen = queue.jobs()
-    for _ in range(200):
+    for _ in range(900):  # a patience, which a loaded machine needs
         if test(queue.jobs()):
             return queue.jobs()
         seen = queue.wait(seen, 0.2)

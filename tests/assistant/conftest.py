@@ -9,7 +9,8 @@ import pytest
 
 import tailwise as tw
 from tailwise.assistant.screen import Screen
-from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.history.point import Alarm, Point
 from tailwise.history.store import History
 from tailwise.workspace.workspace import Workspace

@@ -31,10 +31,11 @@ def command(made, *more):
 @asynccontextmanager
 async def over_stdio(arguments):
     from mcp import Client
-    from mcp.client.stdio import StdioServerParameters
+    from mcp.client.stdio import StdioServerParameters, stdio_client
 
     environment = {"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
-    async with Client(StdioServerParameters(command=sys.executable, args=arguments, env=environment)) as client:
+    server = StdioServerParameters(command=sys.executable, args=arguments, env=environment)
+    async with Client(stdio_client(server)) as client:
         yield client
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import tailwise as tw
+from tailwise.checkpoints.matrices import group
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.errors import UnreadableError, UsageError
 
@@ -359,3 +360,25 @@ def test_a_table_of_int4_codes_is_read_with_zero_as_their_zero(tmp_path):
     onnx.save(model, tmp_path / "model.onnx")
     found = open_checkpoint(tmp_path / "model.onnx").read("table.weight").numpy()
     np.testing.assert_allclose(found, codes * np.repeat(scales, 32, 1), rtol=1e-5)
+
+
+def test_a_name_that_is_no_text_is_read_as_one(tmp_path):
+    array = numpy_helper.from_array(np.ones((16, 12), np.float32), "weightname")
+    node = helper.make_node("MatMul", ["x", "weightname"], ["y"], name="nodename")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    data = helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:], [array])).SerializeToString()
+    path = tmp_path / "m.onnx"
+    path.write_bytes(data.replace(b"weightname", b"weight\xff\xfeme").replace(b"nodename", b"node\xffame"))
+    with open_checkpoint(path) as checkpoint:
+        found, _ = group(checkpoint, conv="flatten", min_evals=4)
+        assert all(isinstance(source.name, str) for source in found)
+        "".join(checkpoint.tensors).encode()
+
+
+def test_one_name_for_many_constants_takes_no_square_of_time(tmp_path):
+    from tailwise.checkpoints.formats.onnx_graph import _Walk, names_of
+
+    walk = _Walk()
+    for _ in range(20_000):  # by the square: two hundred million steps
+        walk.add("", None, "")
+    assert len(dict(names_of(walk.found))) == 20_000

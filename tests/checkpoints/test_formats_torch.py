@@ -228,6 +228,7 @@ def test_the_printed_lines_copy_the_arrays_of_a_plain_pickle(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("name", ["m.pt2", "m.pt"])
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch 2.9's own loader
 def test_a_program_of_torch_export_is_named_and_its_way_out_works(tmp_path, name):
     model = torch.nn.Sequential(torch.nn.Linear(8, 6))
     torch.export.save(torch.export.export(model, (torch.randn(1, 8),)), tmp_path / "m.pt2")

@@ -277,6 +277,43 @@ def test_folders_of_other_programs_are_named_with_the_way_out(tmp_path, names, w
     assert caught.value.fix
 
 
+OWN = {
+    "plan.json": (b'{\n "tailwise_plan": 1}', "is a plan of tailwise", "tailwise apply"),
+    "plan.yaml": (b"tailwise_plan: 1\n", "is a plan of tailwise", "tailwise apply"),
+    "gates.toml": (b"# Made by `tailwise check --init` from m.\n", "list of expectations", "--expect"),
+    "study.json": (b'{"kind": "precision study"}', "study of number formats", "the model itself"),
+    "runs.db": (b"SQLite format 3\0" + bytes(80), "database", "tailwise history"),
+    "layers.parquet": (b"PAR1" + bytes(80), "Parquet", "the model itself"),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_files_that_tailwise_wrote_are_named_with_what_reads_them(tmp_path, name):
+    data, what, way = OWN[name]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UnreadableError, match=what) as caught:
+        open_checkpoint(tmp_path / name)
+    assert way in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("name", ["x.audit", "x.bin", "folder/"])
+def test_an_audit_is_named_and_not_called_a_damaged_model(tmp_path, name):
+    import tailwise as tw
+
+    audit = tw.audit({"w": torch.eye(9)}, use_cache=False)
+    (tmp_path / "folder").mkdir()
+    audit.save(tmp_path / name)
+    with pytest.raises(UnreadableError, match="is an audit that tailwise has made") as caught:
+        open_checkpoint(tmp_path / name)
+    assert "diagnose" in str(caught.value.fix)
+
+
+def test_a_folder_of_a_study_is_named(tmp_path):
+    (tmp_path / "study.json").write_text("{}")
+    with pytest.raises(UnreadableError, match="study of number formats"):
+        open_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("suffix", ["bin", "pt", "gguf", "dat"])
 def test_a_wrong_suffix_does_not_matter(tmp_path, suffix):
     (tmp_path / f"m.{suffix}").write_bytes(save({"w": W}))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from math import prod
 
 import pytest
 import torch
 
+import tailwise as tw
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.matrices import group, load
+from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.readings.claimed import claimed
 from tailwise.checkpoints.readings.words import unpack_words
+from tailwise.errors import UnreadableError
 
 OUT, IN, SIZE = 48, 64, 16  # SIZE: group size along the input
 
@@ -312,6 +316,89 @@ def test_without_the_library_the_reason_is_the_command(monkeypatch):
     assert found == []
     assert [(u.name, u.status) for u in rest] == [("a.weight", "UNSUPPORTED"), ("a.weight_scale", "UNSUPPORTED")]
     assert all("pip install" in u.reason for u in rest)
+
+
+ODD_SETTINGS = {
+    "groups that are a list": {"config_groups": [1]},
+    "targets that are a number": {"config_groups": {"g": {"targets": 5, "weights": {"num_bits": 8}}}},
+    "targets that are numbers": {"config_groups": {"g": {"targets": [[]], "weights": {"num_bits": 8}}}},
+    "weights that are a list": {"config_groups": {"g": {"targets": ["Linear"], "weights": [8]}}},
+}
+
+
+@pytest.mark.parametrize("settings", ODD_SETTINGS.values(), ids=ODD_SETTINGS)
+def test_settings_of_another_kind_are_told(settings):
+    with pytest.raises(UnreadableError, match=r"config_groups|targets|weights") as caught:
+        group(compressed_int8(format="int-quantized", **settings), conv="flatten", min_evals=8)
+    assert "quantization_config" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("bits", [0, -4, 4.5, "4", None, 1 << 70])
+def test_a_width_that_no_word_holds_is_told(bits):
+    arrays = {"a.weight_packed": torch.zeros(OUT, 8, dtype=torch.int32), "a.weight_scale": torch.ones(OUT, 1)}
+    groups = {"g": {"targets": ["Linear"], "weights": {"num_bits": bits}}}
+    config = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
+    checkpoint = MemoryCheckpoint("m", arrays, config={"quantization_config": config})
+    with pytest.raises(UnreadableError, match="num_bits"):
+        group(checkpoint, conv="flatten", min_evals=8)
+
+
+DAMAGED = {
+    "codes of another type": ({"weight_packed": torch.zeros(OUT, 8, dtype=torch.float16)}, {}),
+    "scales of three axes": ({"weight_scale": torch.ones(2, 3, 4)}, {}),
+    "a setting that is unknown": ({}, {"NUM_BITS": 4}),
+    "a setting of another kind": ({}, {"strategy": ["channel"]}),
+    "sides that are negative": ({"weight_shape": torch.tensor([-1, 64])}, {}),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_what_the_library_cannot_decode_is_one_row(case):
+    pytest.importorskip("compressed_tensors")
+    arrays, settings = DAMAGED[case]
+    whole = {
+        "weight_packed": torch.zeros(OUT, 8, dtype=torch.int32),
+        "weight_scale": torch.ones(OUT, 1),
+        "weight_shape": torch.tensor([OUT, 64]),
+        **arrays,
+    }
+    weights = {"num_bits": 4, "type": "int", "strategy": "channel", "symmetric": True, **settings}
+    config = {"quant_method": "compressed-tensors", "format": "pack-quantized",
+              "config_groups": {"g": {"targets": ["Linear"], "weights": weights}}}  # fmt: skip
+    tensors = {f"a.{name}": tensor for name, tensor in whole.items()}
+    checkpoint = MemoryCheckpoint("m", tensors, config={"quantization_config": config})
+    found = tw.audit(checkpoint, use_cache=False)
+    assert {row.status for row in found.rows} <= {"UNREADABLE", "UNSUPPORTED", "NOT_A_MATRIX", "TOO_SMALL"}
+    assert any(row.reason for row in found.rows)
+
+
+@pytest.mark.parametrize(("dtype", "words"), [("F4", "floats of 4 bits"), ("F6_E2M3", "floats of 6 bits")])
+def test_narrow_types_of_safetensors_without_scales_are_said(tmp_path, dtype, words):
+    path = narrow(tmp_path, {"l.weight": (dtype, [32, 32], int(dtype[1]))})
+    found, rest = group(open_checkpoint(path), conv="flatten", min_evals=8)
+    assert found == []
+    assert dtype in rest[0].reason
+    assert words in rest[0].reason
+
+
+def test_codes_as_f4_beside_their_scales_are_said(tmp_path):
+    path = narrow(tmp_path, {"l.weight": ("F4", [32, 32], 4), "l.weight_scale": ("F8_E8M0", [32, 1], 8)})
+    found, rest = group(open_checkpoint(path), conv="flatten", min_evals=8)
+    assert found == []
+    assert all("F4 (two in a byte)" in item.reason for item in rest)
+
+
+def narrow(folder, tensors):
+    """A safetensors file of zeros, in types that torch may not have."""
+    header, end = {}, 0
+    for name, (dtype, shape, bits) in tensors.items():
+        size = prod(shape) * bits // 8
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    path = folder / "m.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
+    return path
 
 
 def test_unknown_packings_are_unsupported_and_plain_integers_are_not():

@@ -3,6 +3,7 @@
 import io
 import pickle
 import struct
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 
@@ -98,7 +99,7 @@ def test_a_bomb_is_refused(tmp_path, bomb, form):
 def test_a_pickle_that_unfolds_from_a_small_archive_is_refused_before_it_does(tmp_path):
     path = archive(tmp_path / "model.pt", HEAD + b"]" * (1 << 28), compression=zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 1 << 20
-    with pytest.raises(UnreadableError, match=r"would unfold to|has 268435458 bytes"):
+    with pytest.raises(UnreadableError, match=r"would unfold from|has 268435458 bytes"):
         open_checkpoint(path)
 
 
@@ -170,3 +171,31 @@ def test_a_class_is_still_told_apart_from_damage(tmp_path):
     path = archive(tmp_path / "model.pt", named("os", "system", text("true") + b"\x85"))
     with pytest.raises(UnsafeError, match="os"):
         open_checkpoint(path)
+
+
+CLAIMS = {
+    "BINUNICODE": b"X" + struct.pack("<I", 0xFFFFFFF0),
+    "BINUNICODE8": b"\x8d" + struct.pack("<Q", 1 << 40),
+    "BINBYTES": b"B" + struct.pack("<I", 0xFFFFFFF0),
+    "BINBYTES8": b"\x8e" + struct.pack("<Q", 1 << 40),
+    "BYTEARRAY8": b"\x96" + struct.pack("<Q", 1 << 40),
+    "LONG4": b"\x8b" + struct.pack("<i", (1 << 31) - 1),
+}
+
+
+@pytest.mark.parametrize("form", ["zip", "old"])
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_a_length_that_is_only_claimed_takes_no_memory(tmp_path, claim, form):
+    path = tmp_path / "model.pt"
+    pickled = HEAD + CLAIMS[claim] + b"abc" + STOP
+    if form == "zip":
+        archive(path, pickled)
+    else:
+        path.write_bytes(pickled)
+    tracemalloc.start()
+    try:
+        with pytest.raises((UnreadableError, UnsafeError)):
+            open_checkpoint(path)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()

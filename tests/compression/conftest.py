@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from made_plans import model
 
-from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 
 
 @pytest.fixture(scope="session")

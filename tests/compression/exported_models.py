@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.decision import entry
+from tailwise.compression.plans.plan import Plan
 
 LLAMA = {"q_proj": (64, 64), "k_proj": (32, 64), "v_proj": (32, 64), "o_proj": (64, 64)}
 MLP = {"gate_proj": (128, 64), "up_proj": (128, 64), "down_proj": (64, 128)}
@@ -29,7 +30,7 @@ def llama_plan(*formats: str, operator: str = "rtn", **settings) -> Plan:
         chosen = formats[block % len(formats)]
         for name, shape in {**LLAMA, **MLP}.items():
             module = f"model.layers.{block}.{'self_attn' if name in LLAMA else 'mlp'}.{name}"
-            entries.append(Decision(f"{module}.weight", module, ROLES[name], block, shape[0] * shape[1], format=chosen,
+            entries.append(entry(f"{module}.weight", module, ROLES[name], block, shape[0] * shape[1], format=chosen,
                                     shape=shape, reason="made"))  # fmt: skip
     return Plan("quantize", operator, "made", "a/model", "", {}, tuple(entries), settings)
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_models import KINDS, inputs_for
+from tiny_models import KINDS, inputs_for, quantize
 
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.readings.claimed import claimed
-from tailwise.compression.applying.applied_quantize import AppliedBits
-from tailwise.compression.applying.apply import ApplyOptions
-from tailwise.compression.applying.apply_quantize import quantize
+from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.making.make import plan_quantize
+from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.candidates import Choice
-from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.treating.applied import Applied
 
 WINDOWS = inputs_for("llama")["input_ids"]
 
@@ -53,9 +52,7 @@ def plan_for(folder: Path, *formats: str, also: tuple[str, ...] = (), operator: 
         ("down_proj",),
     ]  # fmt: skip
     place = {end: number for number, ends in enumerate(groups) for end in ends}
-    decisions = tuple(
-        dataclasses.replace(d, format=formats[place[d.tensor.split(".")[-2]] % len(formats)]) for d in plan
-    )
+    decisions = tuple(d.but(format=formats[place[d.tensor.split(".")[-2]] % len(formats)]) for d in plan)
     return plan.replace(decisions=decisions)
 
 
@@ -66,7 +63,7 @@ class Both:
     plan: Plan
     dense: Path
     packed: Path
-    done: AppliedBits
+    done: Applied
 
 
 def mixtral(folder: Path) -> Path:

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from tailwise.compression.allocate.knapsack import Knapsack, solve
+from tailwise.compression.choosing.knapsack import Knapsack, solve
 from tailwise.errors import UsageError
 
 

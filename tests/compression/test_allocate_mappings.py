@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tailwise.compression.allocate.allocator import ALLOCATORS, Settings, ordinal
+from tailwise.compression.choosing.amounts import ALLOCATORS, Settings, ordinal
+from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.budget import Budget
 from tailwise.compression.plans.candidates import Candidate
-from tailwise.compression.plans.operators import DIRECTION, OPERATORS
 from tailwise.compression.plans.rounding import rounded
 
 
@@ -91,8 +91,8 @@ def test_alpha_role_does_not_compare_roles():
 
 
 def test_every_operator_has_a_direction():
-    assert set(OPERATORS) <= set(DIRECTION)
-    assert {name for name, sign in DIRECTION.items() if sign < 0} == {"low_rank"}
+    planned = {name: item for name, item in OPERATORS.items() if item.planned}
+    assert {name for name, item in planned.items() if item.direction < 0} == {"low_rank"}
 
 
 def test_places_are_counted_in_english():

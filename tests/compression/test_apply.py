@@ -17,10 +17,13 @@ from typer.testing import CliRunner
 from tailwise.audits.run import audit
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying import apply as apply_module
-from tailwise.compression.applying import calibrated
-from tailwise.compression.applying.apply import MASKS, ApplyOptions, apply
-from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.applying.apply import apply
+from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.applying.run import MASKS
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.treating import block_work
 from tailwise.errors import UnreadableError, UsageError
 
 pytest.importorskip("transformers")
@@ -60,7 +63,7 @@ def left_in(folder):
 
 def edited(plan: Plan, **changes) -> Plan:
     """The plan with its first entry changed."""
-    return replace(plan, decisions=(replace(plan.decisions[0], **changes), *plan.decisions[1:]))
+    return replace(plan, decisions=(plan.decisions[0].but(**changes), *plan.decisions[1:]))
 
 
 # What comes out
@@ -194,20 +197,22 @@ def test_a_real_model_is_pruned_by_a_real_text(pycode, data, tmp_path):
 def test_a_run_goes_on_at_the_block_where_it_was_killed(llama, plans, tmp_path, monkeypatch, operator):
     expected = tmp_path / "expected"
     apply(plans[operator], llama, expected, options=OPTIONS)
-    real = calibrated.Pruning.visit
+    real = block_work.BlockWork.visit
 
     def killed(self, block, found):
         if block.index == 2:
             raise KeyboardInterrupt
         real(self, block, found)
 
-    monkeypatch.setattr(calibrated.Pruning, "visit", killed)
+    monkeypatch.setattr(block_work.BlockWork, "visit", killed)
     with pytest.raises(KeyboardInterrupt):
         apply(plans[operator], llama, tmp_path / "out", options=OPTIONS)
     assert not (tmp_path / "out").exists()
     visited = []
     monkeypatch.setattr(
-        calibrated.Pruning, "visit", lambda self, block, found: (visited.append(block.index), real(self, block, found))
+        block_work.BlockWork,
+        "visit",
+        lambda self, block, found: (visited.append(block.index), real(self, block, found)),
     )
     done = apply(plans[operator], llama, tmp_path / "out", options=OPTIONS)
     assert (visited, done.resumed) == ([2], 2)

@@ -11,11 +11,12 @@ from tiny_models import inputs_for, plan_for, saved
 
 from tailwise.audits.run import audit
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.applying import apply_both
-from tailwise.compression.applying.apply import ApplyOptions, apply
+from tailwise.compression.applying.apply import apply
+from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.making.make import plan_quantize
+from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.combined import combined
-from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
 from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UsageError
 
@@ -80,26 +81,26 @@ def test_packed_it_is_the_same_numbers(llama, tmp_path) -> None:
     assert packed[name].spectrum.eigenvalues == pytest.approx(plain[name].spectrum.eigenvalues, rel=1e-2)  # bf16
 
 
-def test_a_run_that_ended_between_the_two_goes_on(llama, tmp_path, monkeypatch) -> None:
-    plan, whole = both(llama), apply_both.quantize
+def test_a_run_that_ended_between_the_two_goes_on(llama, tmp_path) -> None:
+    plan, told = both(llama), []
     apply(plan, llama, tmp_path / "whole", options=OPTIONS)
 
-    def ends(*_given) -> None:
-        raise KeyboardInterrupt
+    def ends(what: str, _done: int, _total: int) -> None:
+        if what == "quantizing blocks":
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(apply_both, "quantize", ends)
     with pytest.raises(KeyboardInterrupt):
-        apply(plan, llama, tmp_path / "out", options=OPTIONS)
+        apply(plan, llama, tmp_path / "out", options=OPTIONS, progress=ends)
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(apply_both, "quantize", whole)
-    from tailwise.compression.applying import apply as apply_module
-
-    monkeypatch.setattr(apply_module, "_prune", ends)
-    apply(plan, llama, tmp_path / "out", options=OPTIONS)
+    apply(plan, llama, tmp_path / "out", options=OPTIONS, progress=lambda what, *_: told.append(what))
+    assert "pruning blocks" not in told
     one, other = tensors_of(tmp_path / "out"), tensors_of(tmp_path / "whole")
     assert all(torch.equal(one[name], other[name]) for name in other)
-    with pytest.raises(KeyboardInterrupt):  # other text: what was pruned by the first is not taken
-        apply(plan, llama, tmp_path / "new", options=replace(OPTIONS, calibration=OPTIONS.calibration[:3]))
+    with pytest.raises(KeyboardInterrupt):
+        apply(plan, llama, tmp_path / "new", options=OPTIONS, progress=ends)
+    fewer = replace(OPTIONS, calibration=OPTIONS.calibration[:3])  # what was pruned by the other text is not taken
+    apply(plan, llama, tmp_path / "new", options=fewer, progress=lambda what, *_: told.append(what))
+    assert "pruning blocks" in told
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import inputs_for, saved
+from tiny_models import inputs_for, quantize, saved
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.applying import applied_quantize, calibrated_quantize, written
-from tailwise.compression.applying.apply import ApplyOptions
-from tailwise.compression.applying.apply_quantize import quantize
-from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
+from tailwise.compression.applying import written
+from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.making.make import plan_quantize
+from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.treating import journal
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.number_formats.formats import parse_format
 
@@ -63,7 +64,7 @@ def logits(folder: Path) -> torch.Tensor:
 
 def edited(plan: Plan, **changes) -> Plan:
     """The plan with its first entry changed."""
-    return plan.replace(decisions=(replace(plan.decisions[0], **changes), *plan.decisions[1:]))
+    return plan.replace(decisions=(plan.decisions[0].but(**changes), *plan.decisions[1:]))
 
 
 # What comes out
@@ -184,7 +185,7 @@ def test_progress_is_told(llama, plans, tmp_path):
 
 def test_a_run_that_was_killed_goes_on_where_it_was(llama, plans, tmp_path, monkeypatch):
     quantize(plans["gptq"], llama, tmp_path / "whole", OPTIONS)
-    keep, count = calibrated_quantize.Journal.keep, []
+    keep, count = journal.Journal.keep, []
 
     def dies(self, *given):
         if len(count) == 2:
@@ -193,7 +194,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(llama, plans, tmp_path, monk
         keep(self, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(calibrated_quantize.Journal, "keep", dies)
+        patch.setattr(journal.Journal, "keep", dies)
         with pytest.raises(KeyboardInterrupt):
             quantize(plans["gptq"], llama, tmp_path / "out", OPTIONS)
     assert not (tmp_path / "out").exists()
@@ -269,7 +270,7 @@ def test_relative_errors_are_those_of_the_written_file(llama, plans, tmp_path):
     for item in done.tensors:
         old, new = before[item.tensor].double(), after[item.tensor].double()
         assert item.relative_error == pytest.approx(float((new - old).norm() / old.norm()))
-    assert isinstance(done, applied_quantize.AppliedBits)
+    assert done.in_bits
 
 
 def test_the_example_model_in_bits(pycode, tmp_path):

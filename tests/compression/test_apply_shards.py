@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -14,8 +13,10 @@ from tiny_models import inputs_for, plan_for, saved
 from inline import Inline
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying import shards
-from tailwise.compression.applying.apply import ApplyOptions, apply
-from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
+from tailwise.compression.applying.apply import apply
+from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.making.make import plan_quantize
+from tailwise.compression.making.request import QuantizeRequest
 from tailwise.errors import UnreadableError, UsageError
 
 pytest.importorskip("transformers")
@@ -88,7 +89,7 @@ def test_another_plan_does_not_take_the_shards_of_the_one_before(llama, plans, t
     plan = plans["magnitude"]
     with pytest.raises(UnreadableError):
         apply(plan, llama, tmp_path / "out", options=spread_over(Inline(harm)))
-    other = plan.replace(decisions=tuple(replace(item, sparsity=0.25) for item in plan))
+    other = plan.replace(decisions=tuple(item.but(sparsity=0.25) for item in plan))
     assert apply(other, llama, tmp_path / "out", options=spread_over(Inline())).resumed == 0
 
 

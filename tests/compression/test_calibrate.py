@@ -8,7 +8,8 @@ from tiny_models import BLOCKS, KINDS, built, inputs_for, saved
 from torch import nn
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.prune.pruner import PRUNERS, Amount
+from tailwise.compression.operators.operator import Amount
+from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.walking.calibrate import block_scores, dlp_scores, outlier_ratios, sample_windows
 from tailwise.compression.walking.hosts import Streamed, load_host
 from tailwise.compression.walking.statistics import Collector, inputs_of, matrices_of, stored_from
@@ -209,7 +210,7 @@ class Wanda:
 
     def visit(self, block, found):
         for name, layer in block.layers().items():
-            done = PRUNERS["wanda"](layer.weight.detach(), Amount(0.5), found[name])
+            done = OPERATORS["wanda"](layer.weight.detach(), Amount(0.5), found[name])
             self.kept[name] = done.kept
             layer.weight.data.mul_(done.kept)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tailwise.compression.operators.operator import Activations, Target
+from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.combined import combined
-from tailwise.compression.plans.plan import Decision, Plan
-from tailwise.compression.prune.pruner import Activations
-from tailwise.compression.quantize.quantizer import QUANTIZERS, Target
+from tailwise.compression.plans.decision import entry
+from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UsageError
 from tailwise.number_formats.formats import parse_format
 
@@ -17,7 +18,7 @@ NAME = "model.layers.{}.mlp.up_proj.weight"
 
 def _plan(names, amount, **head) -> Plan:
     made = tuple(
-        Decision(name, name.removesuffix(".weight"), "mlp_up", place, 2048, shape=(64, 32), reason="so", **amount)
+        entry(name, name.removesuffix(".weight"), "mlp_up", place, 2048, shape=(64, 32), reason="so", **amount)
         for place, name in enumerate(names)
     )
     facts = {"allocator": "uniform", "model": "a/model", "fingerprint": "f", "budget": {"asked": 0.5}, "notes": ("n",)}
@@ -84,9 +85,9 @@ def test_zeros_stay_zeros(name, operator, act_order) -> None:
     W, X = torch.randn(24, 64), torch.randn(400, 64)
     W[torch.rand(W.shape) < 0.5] = 0.0
     inputs = Activations(hessian=X.T @ X)
-    found = QUANTIZERS[operator](W, Target(parse_format(name), act_order, keep_zeros=True), inputs).weight
+    found = OPERATORS[operator](W, Target(parse_format(name), act_order, keep_zeros=True), inputs).weight
     assert bool((found[W == 0] == 0).all())
     if operator == "gptq":
-        rtn = QUANTIZERS["rtn"](W, Target(parse_format(name), keep_zeros=True)).weight
+        rtn = OPERATORS["rtn"](W, Target(parse_format(name), keep_zeros=True)).weight
         error = [float(((weight - W) @ X.T).square().sum()) for weight in (found, rtn)]
         assert error[0] < error[1]

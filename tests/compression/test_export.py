@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from tailwise.cli.plan import app
 from tailwise.compression.export.exporter import EXPORTERS, export
-from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.errors import UsageError
 
 
@@ -63,10 +64,10 @@ def test_patterns_turn_from_kept_to_removed(audit, tmp_path):
 
 def test_entries_of_nothing_are_left_out_and_a_plan_of_nothing_is_refused(audit, tmp_path):
     plan = plan_prune(audit, Request(0.5, "uniform", "wanda"))
-    some = replace(plan, decisions=(replace(plan.decisions[0], sparsity=0.0), *plan.decisions[1:]))
+    some = replace(plan, decisions=(plan.decisions[0].but(sparsity=0.0), *plan.decisions[1:]))
     (path,) = export(some, "llmcompressor", tmp_path / "r.yaml")
     assert len(modifiers(path)[0][1]["targets"]) == 15
-    none = replace(plan, decisions=tuple(replace(item, sparsity=0.0) for item in plan))
+    none = replace(plan, decisions=tuple(item.but(sparsity=0.0) for item in plan))
     with pytest.raises(UsageError, match="takes nothing away"):
         export(none, "llmcompressor", tmp_path / "r.yaml")
 
@@ -79,7 +80,7 @@ def test_operators_that_llmcompressor_has_not_are_refused(audit, tmp_path, opera
 
 def test_tensors_that_are_no_linear_layers_are_named_together(audit, tmp_path):
     plan = plan_prune(audit, Request(0.5, "uniform", "wanda"))
-    stacked = tuple(replace(item, tensor=f"{item.matrix}.stack", shape=()) for item in plan.decisions[:5])
+    stacked = tuple(item.but(tensor=f"{item.matrix}.stack", shape=()) for item in plan.decisions[:5])
     with pytest.raises(UsageError, match=r"these are none: layers\.0\.attn_q\.stack, .* and 2 more"):
         export(plan.replace(decisions=(*stacked, *plan.decisions[5:])), "llmcompressor", tmp_path / "r.yaml")
 
@@ -106,9 +107,7 @@ def test_wrong_suffixes_formats_and_kinds_are_told(plan, tmp_path):
         export(plan, "llmcompressor", tmp_path / "r.txt")
     with pytest.raises(UsageError, match="no export format named 'llmcompresor'"):
         export(plan, "llmcompresor", tmp_path / "r.yaml")
-    quantized = plan.replace(
-        kind="quantize", operator="rtn", decisions=tuple(replace(item, format="int4") for item in plan)
-    )
+    quantized = plan.replace(kind="quantize", operator="rtn", decisions=tuple(item.but(format="int4") for item in plan))
     with pytest.raises(UsageError, match="takes plans to prune"):
         export(quantized, "alphapruning", tmp_path / "r.npy")
     with pytest.raises(UsageError, match="takes plans to quantize"):

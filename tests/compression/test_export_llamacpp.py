@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import replace
 
 import pytest
 from exported_models import llama_plan
 
 from tailwise.compression.export.exporter import export
 from tailwise.compression.export.gguf_types import _TYPES, gguf_type
-from tailwise.compression.plans.plan import Decision
+from tailwise.compression.plans.decision import entry
 from tailwise.errors import UsageError
 from tailwise.number_formats.formats import FORMATS, parse_format
 
@@ -29,7 +28,7 @@ def chosen(path, tensor):
 
 
 def one(tensor, role, shape, block=0, chosen="int8-g32"):
-    return Decision(tensor, tensor, role, block, 1, format=chosen, shape=shape, reason="made")
+    return entry(tensor, tensor, role, block, 1, format=chosen, shape=shape, reason="made")
 
 
 def names_of(tmp_path, *entries):
@@ -105,7 +104,7 @@ def test_experts_of_a_block_are_one_line_and_several_formats_of_them_an_error(tm
     experts = [one(f"model.layers.0.mlp.experts.{n}.up_proj.weight", "expert_up", (64, 64)) for n in range(3)]
     assert names_of(tmp_path, *experts) == ["blk.0.ffn_up_exps.weight", ".*"]
     with pytest.raises(UsageError, match=r"several formats: blk\.0\.ffn_up_exps"):
-        names_of(tmp_path, *experts[:2], replace(experts[2], format="int4-g32"))
+        names_of(tmp_path, *experts[:2], experts[2].but(format="int4-g32"))
 
 
 def test_tensors_without_a_name_in_gguf_are_refused_together(tmp_path):

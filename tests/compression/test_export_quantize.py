@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 
 import pytest
 import yaml
@@ -168,7 +167,7 @@ def test_gptqmodel_is_not_told_to_skip_a_name_inside_a_block(tmp_path):
 
 def test_gptqmodel_takes_layers_in_blocks_alone(tmp_path):
     plan = llama_plan("int4-g32")
-    head = replace(plan.decisions[0], tensor="lm_head.weight", role="lm_head", block=None)
+    head = plan.decisions[0].but(tensor="lm_head.weight", role="lm_head", block=None)
     with pytest.raises(UsageError, match="1 layer\n  int4-g32: lm_head"):
         export(plan.replace(decisions=(*plan.decisions, head)), "gptqmodel", tmp_path / "a.json")
 
@@ -224,7 +223,7 @@ def test_torchao_quantizes_each_layer_as_planned_and_writes_the_same_json(tmp_pa
     from transformers import TorchAoConfig
 
     plan = llama_plan(*TORCHAO)
-    plan = plan.replace(decisions=tuple(replace(item, format="bf16" if item.role == "attn_o" else item.format)
+    plan = plan.replace(decisions=tuple(item.but(format="bf16" if item.role == "attn_o" else item.format)
                                         for item in plan if item.role != "attn_v"))  # fmt: skip
     document = written(plan, "torchao", tmp_path)
     config, model = core.config_from_dict(document), llama()
@@ -250,7 +249,7 @@ def test_what_torchao_stores_is_as_far_from_the_weights_as_tailwise_measures(tmp
     core = pytest.importorskip("torchao.core.config")
     from torchao.quantization import quantize_
 
-    item = replace(llama_plan(name).decisions[0], tensor="0.weight", shape=(64, 128))
+    item = llama_plan(name).decisions[0].but(tensor="0.weight", shape=(64, 128))
     document = written(llama_plan(name).replace(decisions=(item,)), "torchao", tmp_path)
     # Off zero, and rows of several sizes: another symmetry, another group would be far off.
     weights = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 2, 64)[:, None] + 1
@@ -290,7 +289,7 @@ def test_torchao_refuses_mx_which_it_has_with_activations_only(tmp_path):
 @pytest.mark.parametrize("to", [name for name in QUANTIZERS if name not in ("llamacpp",)])
 def test_one_error_names_all_that_a_tool_cannot_say(tmp_path, to):
     plan = llama_plan("nf4-g32", "fp8_e5m2-cast", "int4-g32")
-    odd = replace(plan.decisions[0], tensor="model.layers.0.mlp.experts.up", role="expert_up", shape=(4, 32, 64),
+    odd = plan.decisions[0].but(tensor="model.layers.0.mlp.experts.up", role="expert_up", shape=(4, 32, 64),
                   n_params=8192, format="int4-g32")  # fmt: skip
     with pytest.raises(UsageError) as told:
         export(plan.replace(decisions=(odd, *plan.decisions[1:])), to, tmp_path / f"a{EXPORTERS[to].suffixes[0]}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from dataclasses import replace
 
 import pytest
 from exported_models import llama_plan
@@ -13,9 +12,9 @@ from typer.testing import CliRunner
 
 from tailwise.cli.plan import app
 from tailwise.compression.export.exporter import export
-from tailwise.compression.plans.import_alphaquant import alphaquant_plan
-from tailwise.compression.plans.make import Request, plan_prune
-from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
+from tailwise.compression.making.import_alphaquant import alphaquant_plan
+from tailwise.compression.making.make import plan_prune, plan_quantize
+from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UnreadableError, UsageError
 
@@ -34,7 +33,7 @@ def resolve(document, module):
 def mixed(audit) -> Plan:
     plan = plan_quantize(audit, QuantizeRequest(5.0, allocator="alpha"))
     formats = ("mxfp4", "mxfp8", "bf16", "mxfp4")  # of the four blocks
-    return plan.replace(decisions=tuple(replace(item, format=formats[item.block]) for item in plan))
+    return plan.replace(decisions=tuple(item.but(format=formats[item.block]) for item in plan))
 
 
 def both(plan, tmp_path):
@@ -71,7 +70,7 @@ def test_another_exponent_is_not_called_alpha_hill(mixed, tmp_path):
 
 def test_names_with_the_signs_of_globs_match_themselves_alone(tmp_path):
     plan = llama_plan("mxfp4")
-    odd = replace(plan.decisions[0], tensor="a[0].b*.weight")
+    odd = plan.decisions[0].but(tensor="a[0].b*.weight")
     config, _ = both(plan.replace(decisions=(odd,)), tmp_path)
     assert resolve(config, "a[0].b*")["skip"] is False
     assert resolve(config, "a0.bc")["skip"] is True

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from tailwise.audits.run import audit
 from tailwise.compression.applying.apply import ApplyOptions, apply
-from tailwise.compression.plans.make import Request, plan_prune
-from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
+from tailwise.compression.making.make import plan_prune, plan_quantize
+from tailwise.compression.making.request import QuantizeRequest, Request
+from tailwise.compression.trying.run import planned
+from tailwise.compression.trying.stage import StageOptions
 from tailwise.errors import UsageError
 from tailwise.evaluation.losses import window_losses
 from tailwise.evaluation.run import EvaluateOptions, evaluate
-from tailwise.planning.run import planned
-from tailwise.planning.stage import StageOptions
 
 pytest.importorskip("gguf")
 OPTIONS = ApplyOptions(calibration=WINDOWS)

@@ -12,7 +12,8 @@ from tiny_models import built, inputs_for, plan_for, saved
 
 import tailwise as tw
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.applying.apply import ApplyOptions, apply
+from tailwise.compression.applying.apply import apply
+from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.walking.load_pruned import PRUNED_FILE, load_pruned
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.evaluation.models import load_model
@@ -26,7 +27,7 @@ WINDOWS = inputs_for("llama")["input_ids"]
 def uneven(plan):
     amounts = {"attn": (0.0, 0.5, 0.0), "mlp": (0.0, 1 / 3, 0.5)}
     kinds = [(d, d.role.partition("_")[0]) for d in plan]
-    return replace(plan, decisions=tuple(replace(d, sparsity=amounts[kind][d.block]) for d, kind in kinds))
+    return replace(plan, decisions=tuple(d.but(sparsity=amounts[kind][d.block]) for d, kind in kinds))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def low_rank(tmp_path_factory):
                 value.copy_((U[:, :6] * sigma[:6]) @ Vh[:6])
     model.save_pretrained(place / "model")
     plan = plan_for(place / "model", operator="low_rank")
-    decisions = tuple(replace(d, rank=6, sparsity=1 - 6 * sum(d.shape) / d.n_params) for d in plan)
+    decisions = tuple(d.but(rank=6, sparsity=1 - 6 * sum(d.shape) / d.n_params) for d in plan)
     return model, replace(plan, decisions=decisions), place / "model"
 
 
@@ -187,7 +188,7 @@ def test_the_product_in_one_matrix_is_the_default(low_rank, tmp_path):
 
 def test_ranks_that_save_nothing_are_refused(low_rank, tmp_path):
     _, plan, folder = low_rank
-    wrong = replace(plan, decisions=(replace(plan.decisions[0], rank=30), *plan.decisions[1:]))
+    wrong = replace(plan, decisions=(plan.decisions[0].but(rank=30), *plan.decisions[1:]))
     with pytest.raises(UsageError, match="factors of rank 30 are as large as the matrix"):
         apply(wrong, folder, tmp_path / "out", options=ApplyOptions(factored=True))
 

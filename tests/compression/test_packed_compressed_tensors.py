@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 from packed_models import WINDOWS, both, logits, mixtral, plan_for, saved, values
+from tiny_models import quantize
 
-from tailwise.compression.applying.apply import ApplyOptions
-from tailwise.compression.applying.apply_quantize import quantize
+from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.packing import read_back
 from tailwise.compression.packing.bit_streams import pack_bits, pack_words
 from tailwise.compression.packing.compressed_tensors import CompressedTensors
@@ -102,7 +102,7 @@ def test_experts_in_several_formats_are_noted(tmp_path):
     source = mixtral(tmp_path / "source")
     plan = plan_for(source, "int4-g16")
     expert = next(d for d in plan if "experts.0." in d.tensor)
-    mixed = plan.replace(decisions=(*(d for d in plan if d is not expert), replace(expert, format="int8")))
+    mixed = plan.replace(decisions=(*(d for d in plan if d is not expert), expert.but(format="int8")))
     done = quantize(mixed, source, tmp_path / "out", ApplyOptions(packed=LAYOUT))
     assert any("one symmetric format" in note for note in done.notes)
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from packed_models import WINDOWS, both, logits, plan_for, saved
+from tiny_models import quantize
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.applying.apply import ApplyOptions
-from tailwise.compression.applying.apply_quantize import quantize
+from tailwise.compression.applying.options import ApplyOptions
 from tailwise.compression.packing import gguf_model
 from tailwise.errors import UsageError
 

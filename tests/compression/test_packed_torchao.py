@@ -7,9 +7,9 @@ import warnings
 import pytest
 import torch
 from packed_models import WINDOWS, both, logits, mixtral, plan_for, saved, values
+from tiny_models import quantize
 
-from tailwise.compression.applying.apply import ApplyOptions
-from tailwise.compression.applying.apply_quantize import quantize
+from tailwise.compression.applying.options import ApplyOptions
 from tailwise.errors import UsageError
 
 pytest.importorskip("transformers")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from made_plans import audit_of, model, rows_of
 
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.compression.plans.candidates import sizes_in
-from tailwise.compression.plans.make import Request, plan_prune
 from tailwise.errors import UsageError
 
 FIRST = "layers.0.attn_q.weight"
@@ -53,8 +52,8 @@ def test_what_changed_was_added_and_removed_is_told(plan):
         operator="magnitude",
         decisions=(
             *plan.decisions[2:],
-            replace(plan.decisions[0], sparsity=0.1),
-            replace(plan.decisions[0], tensor="new.weight"),
+            plan.decisions[0].but(sparsity=0.1),
+            plan.decisions[0].but(tensor="new.weight"),
         ),
     )
     found = plan.diff(other)

@@ -7,7 +7,8 @@ import os
 
 import pytest
 
-from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UnreadableError, UsageError
 
@@ -276,10 +277,9 @@ def test_a_rank_that_was_edited_holds_against_the_amount_and_is_noted(audit, tmp
 
 
 def test_a_quantization_plan_wants_a_format_for_each_entry(plan, tmp_path):
-    from dataclasses import replace
 
-    entries = tuple(replace(d, sparsity=None, format="int4-sym-g32") for d in plan)
+    entries = tuple(d.but(sparsity=None, format="int4-sym-g32") for d in plan)
     quantized = plan.replace(kind="quantize", operator="rtn", decisions=entries)
     assert Plan.load(quantized.save(tmp_path / "x.yaml")) == quantized
     with pytest.raises(UsageError, match="has no format"):
-        quantized.replace(decisions=(replace(entries[0], format=None),)).validate()
+        quantized.replace(decisions=(entries[0].but(format=None),)).validate()

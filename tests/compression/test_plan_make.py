@@ -12,9 +12,10 @@ import pytest
 from made_plans import audit_of, degenerate, model, row, rows_of
 
 import tailwise as tw
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.compression.plans.candidates import Choice, estimator_for
 from tailwise.compression.plans.correlation import block_means, depth_correlation
-from tailwise.compression.plans.make import Request, plan_prune
 from tailwise.errors import UsageError
 from tailwise.metrics.facts import fit
 from tailwise.recipe import Recipe
@@ -313,6 +314,6 @@ def test_a_head_that_is_tied_is_told_by_its_other_name():
 
 
 def test_planning_imports_no_torch():
-    code = "import sys; import tailwise.compression.plans.make; from tailwise.compression.allocate.allocator import " \
+    code = "import sys; import tailwise.compression.making.make; from tailwise.compression.choosing.amounts import " \
            "ALLOCATORS; list(ALLOCATORS); import tailwise.cli.plan; sys.exit('torch' in sys.modules)"  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tailwise.compression.prune.masks import count_of, lowest, lowest_in_groups, lowest_in_rows
+from tailwise.compression.operators.masks import count_of, lowest, lowest_in_groups, lowest_in_rows
 
 NAN = float("nan")
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tailwise.compression.prune.pruner import PRUNERS, Activations, Amount
+from tailwise.compression.operators.operator import Activations, Amount
+from tailwise.compression.operators.table import OPERATORS
 from tailwise.errors import UnreadableError, UsageError
 
 HALF, TWO_OF_FOUR = Amount(0.5), Amount(0.5, (2, 4))
@@ -57,7 +58,7 @@ def reference_sparsegpt(W, H, sparsity, pattern, width):
 
 
 def test_the_registry_says_what_each_needs():
-    needs = {name: item.needs for name, item in PRUNERS.items()}
+    needs = {name: item.needs for name, item in OPERATORS.items() if item.does == "prune" and item.work is not None}
     assert needs == {"magnitude": "none", "wanda": "norms", "sparsegpt": "hessian", "low_rank": "none",
                      "low_rank_whitened": "hessian"}  # fmt: skip
 
@@ -66,7 +67,7 @@ def test_the_registry_says_what_each_needs():
 @pytest.mark.parametrize("amount", [HALF, TWO_OF_FOUR, Amount(0.625, (3, 8)), Amount(0.0)])
 def test_the_amount_is_reached_and_the_input_left_alone(W, seen, name, amount):
     before = W.clone()
-    found = PRUNERS[name](W, amount, seen)
+    found = OPERATORS[name](W, amount, seen)
     assert float((found.weight == 0).double().mean()) == amount.sparsity
     assert torch.equal(found.kept, found.weight != 0)
     assert torch.equal(W, before)
@@ -74,17 +75,17 @@ def test_the_amount_is_reached_and_the_input_left_alone(W, seen, name, amount):
 
 @pytest.mark.parametrize("name", ["magnitude", "wanda"])
 def test_what_stays_is_unchanged(W, seen, name):
-    found = PRUNERS[name](W, HALF, seen)
+    found = OPERATORS[name](W, HALF, seen)
     assert torch.equal(found.weight[found.kept], W[found.kept])
 
 
 def test_magnitude_takes_one_threshold_for_the_matrix(W):
-    found = PRUNERS["magnitude"](W, HALF)
+    found = OPERATORS["magnitude"](W, HALF)
     assert W[~found.kept].abs().max() < W[found.kept].abs().min()
 
 
 def test_wanda_compares_within_each_row(W, seen):
-    found = PRUNERS["wanda"](W, HALF, seen)
+    found = OPERATORS["wanda"](W, HALF, seen)
     scores = W.abs() * seen.norms
     for row, kept in zip(scores, found.kept, strict=True):
         assert int(kept.sum()) == 32
@@ -93,7 +94,7 @@ def test_wanda_compares_within_each_row(W, seen):
 
 def test_wanda_does_not_depend_on_the_scale_of_the_inputs(W, seen):
     scaled = Activations(norms=seen.norms * 7.0)
-    assert torch.equal(PRUNERS["wanda"](W, HALF, seen).kept, PRUNERS["wanda"](W, HALF, scaled).kept)
+    assert torch.equal(OPERATORS["wanda"](W, HALF, seen).kept, OPERATORS["wanda"](W, HALF, scaled).kept)
 
 
 @pytest.mark.parametrize("amount", [HALF, TWO_OF_FOUR, Amount(0.625, (3, 8)), Amount(1 / 3, (2, 3))])
@@ -102,7 +103,7 @@ def test_sparsegpt_is_the_published_algorithm(amount):
     W = torch.randn(24, 264, generator=generator)  # three blocks of columns, the last one short
     X = torch.randn(900, 264, generator=generator) @ torch.randn(264, 264, generator=generator)
     H = X.T @ X / 100
-    found = PRUNERS["sparsegpt"](W, amount, Activations(hessian=H))
+    found = OPERATORS["sparsegpt"](W, amount, Activations(hessian=H))
     width = 128 if amount.pattern is None else 128 // amount.pattern[1] * amount.pattern[1]
     weight, kept = reference_sparsegpt(W, H, amount.sparsity, amount.pattern, width)
     assert (found.kept.numpy() == kept).mean() > 0.999
@@ -112,44 +113,44 @@ def test_sparsegpt_is_the_published_algorithm(amount):
 
 
 def test_sparsegpt_loses_less_than_wanda_and_wanda_less_than_magnitude(W, X, seen):
-    lost = [loss(X, W, PRUNERS[name](W, HALF, seen).weight) for name in ("sparsegpt", "wanda", "magnitude")]
+    lost = [loss(X, W, OPERATORS[name](W, HALF, seen).weight) for name in ("sparsegpt", "wanda", "magnitude")]
     assert lost == sorted(lost)
 
 
 def test_with_independent_inputs_sparsegpt_changes_nothing_that_stays(W):
-    found = PRUNERS["sparsegpt"](W, HALF, Activations(hessian=torch.eye(64) * 3.0))
+    found = OPERATORS["sparsegpt"](W, HALF, Activations(hessian=torch.eye(64) * 3.0))
     assert torch.allclose(found.weight[found.kept], W[found.kept])
-    assert torch.equal(found.kept, PRUNERS["magnitude"](W, HALF).kept)  # 64 columns: one block, one threshold
+    assert torch.equal(found.kept, OPERATORS["magnitude"](W, HALF).kept)  # 64 columns: one block, one threshold
 
 
 def test_weights_of_inputs_that_are_always_zero_go_first(W, X):
     dead = X.clone()
     dead[:, 10:20] = 0.0
-    found = PRUNERS["sparsegpt"](W, HALF, Activations(hessian=dead.T @ dead / 2))
+    found = OPERATORS["sparsegpt"](W, HALF, Activations(hessian=dead.T @ dead / 2))
     assert not found.kept[:, 10:20].any()
     assert float((~found.kept).double().mean()) == 0.5
 
 
 def test_few_inputs_are_damped_until_they_can_be_inverted(W):
     x = torch.randn(2, 64, generator=torch.Generator().manual_seed(4)) * 1e4
-    found = PRUNERS["sparsegpt"](W, HALF, Activations(hessian=x.T @ x))
+    found = OPERATORS["sparsegpt"](W, HALF, Activations(hessian=x.T @ x))
     assert torch.isfinite(found.weight).all()
 
 
 def test_inputs_that_are_not_finite_are_an_error(W):
     with pytest.raises(UnreadableError, match="not finite"):
-        PRUNERS["sparsegpt"](W, HALF, Activations(hessian=torch.full((64, 64), float("inf"))))
+        OPERATORS["sparsegpt"](W, HALF, Activations(hessian=torch.full((64, 64), float("inf"))))
 
 
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt", "low_rank_whitened"])
 def test_what_an_operator_needs_is_asked_for(W, name):
     with pytest.raises(UsageError, match="needs the"):
-        PRUNERS[name](W, HALF)
+        OPERATORS[name](W, HALF)
 
 
 def test_a_pattern_that_does_not_divide_the_inputs_is_an_error(W):
     with pytest.raises(UsageError, match="does not divide 64"):
-        PRUNERS["magnitude"](W, Amount(1 / 3, (2, 3)))
+        OPERATORS["magnitude"](W, Amount(1 / 3, (2, 3)))
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.063])
@@ -159,7 +160,7 @@ def test_a_sparsity_out_of_reach_is_an_error(sparsity):
 
 
 def test_low_rank_is_the_nearest_matrix_of_that_rank(W):
-    found = PRUNERS["low_rank"](W, Amount(rank=10))
+    found = OPERATORS["low_rank"](W, Amount(rank=10))
     left, right = found.factors
     sigma = torch.linalg.svdvals(W)
     assert left.shape == (40, 10)
@@ -169,8 +170,8 @@ def test_low_rank_is_the_nearest_matrix_of_that_rank(W):
 
 
 def test_the_whitened_rank_changes_the_outputs_least(W, X, seen):
-    plain = loss(X, W, PRUNERS["low_rank"](W, Amount(rank=10)).weight)
-    whitened = loss(X, W, PRUNERS["low_rank_whitened"](W, Amount(rank=10), seen).weight)
+    plain = loss(X, W, OPERATORS["low_rank"](W, Amount(rank=10)).weight)
+    whitened = loss(X, W, OPERATORS["low_rank_whitened"](W, Amount(rank=10), seen).weight)
     least = float(torch.linalg.svdvals(X.double() @ W.double().T)[10:].square().sum())
     assert whitened == pytest.approx(least, rel=1e-3)
     assert whitened < plain
@@ -178,19 +179,19 @@ def test_the_whitened_rank_changes_the_outputs_least(W, X, seen):
 
 @pytest.mark.parametrize("name", ["low_rank", "low_rank_whitened"])
 def test_the_full_rank_gives_the_matrix_back(W, seen, name):
-    assert torch.allclose(PRUNERS[name](W, Amount(rank=40), seen).weight, W, atol=1e-3)
+    assert torch.allclose(OPERATORS[name](W, Amount(rank=40), seen).weight, W, atol=1e-3)
 
 
 @pytest.mark.parametrize("rank", [None, 0, 41])
 def test_a_rank_out_of_reach_is_an_error(W, rank):
     with pytest.raises(UsageError, match="cannot be reached"):
-        PRUNERS["low_rank"](W, Amount(rank=rank))
+        OPERATORS["low_rank"](W, Amount(rank=rank))
 
 
 def test_whitening_by_inputs_that_span_too_little_is_damped(W):
     x = torch.zeros(100, 64)
     x[:, :5] = torch.randn(100, 5, generator=torch.Generator().manual_seed(5))
-    found = PRUNERS["low_rank_whitened"](W, Amount(rank=20), Activations(hessian=x.T @ x))
+    found = OPERATORS["low_rank_whitened"](W, Amount(rank=20), Activations(hessian=x.T @ x))
     assert torch.isfinite(found.weight).all()
 
 
@@ -200,11 +201,11 @@ def test_a_matrix_that_is_not_finite_is_an_error(W, seen, name, value):
     broken = W.clone()
     broken[: len(W) // 4] = value
     with pytest.raises(UnreadableError, match="entries that are not finite"):
-        PRUNERS[name](broken, Amount(0.9, rank=2), seen)
+        OPERATORS[name](broken, Amount(0.9, rank=2), seen)
 
 
 def test_magnitude_leaves_double_precision_as_it_is():
     W = torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = PRUNERS["magnitude"](W, HALF)
+    found = OPERATORS["magnitude"](W, HALF)
     assert found.kept is not None
     assert torch.equal(found.weight, W * found.kept)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tailwise.compression.prune.pruner import Activations
-from tailwise.compression.quantize.quantizer import QUANTIZERS, Target
+from tailwise.compression.operators.operator import Activations, Target
+from tailwise.compression.operators.table import OPERATORS
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.number_formats.formats import parse_format
 
@@ -36,13 +36,13 @@ def lost(rounded: torch.Tensor, W: torch.Tensor, H: torch.Tensor) -> float:
 
 
 def gptq(W, name, H, act_order=False):
-    return QUANTIZERS["gptq"](W, Target(parse_format(name), act_order), Activations(hessian=H))
+    return OPERATORS["gptq"](W, Target(parse_format(name), act_order), Activations(hessian=H))
 
 
 @with_blocks
 def test_to_nearest_is_the_number_format_itself(name):
     chosen, W = parse_format(name), weights()
-    found, expected = QUANTIZERS["rtn"](W, Target(chosen)), chosen.quantize(W)
+    found, expected = OPERATORS["rtn"](W, Target(chosen)), chosen.quantize(W)
     assert torch.equal(found.weight, expected.values)
     assert (found.grid is None) == (expected.grid is None)
     assert found.grid is None or torch.equal(found.grid.steps, expected.grid.steps)
@@ -74,7 +74,7 @@ def test_where_inputs_do_not_correlate_gptq_is_to_nearest(name):
 
 
 def test_a_block_that_ends_inside_the_matrix_changes_nothing(monkeypatch):
-    from tailwise.compression.quantize import gptq as module
+    from tailwise.compression.operators import gptq as module
 
     whole = gptq(weights(), "int4-g32", hessian()).weight
     monkeypatch.setattr(module, "BLOCK", 64)
@@ -114,14 +114,8 @@ def test_one_reach_serves_all_groups_of_a_format_with_a_scale_of_the_tensor():
 
 def test_what_an_operator_lacks_is_said():
     with pytest.raises(UsageError, match="needs the hessian"):
-        QUANTIZERS["gptq"](weights(), Target(parse_format("int4")))
+        OPERATORS["gptq"](weights(), Target(parse_format("int4")))
     with pytest.raises(UsageError, match="works on a matrix"):
-        QUANTIZERS["rtn"](torch.zeros(2, 3, 4), Target(parse_format("int4")))
+        OPERATORS["rtn"](torch.zeros(2, 3, 4), Target(parse_format("int4")))
     with pytest.raises(UnreadableError, match="not finite"):
         gptq(weights(), "int4", torch.full((IN, IN), float("nan")))
-
-
-def test_the_operators_are_those_that_plans_know():
-    from tailwise.compression.plans.checks import QUANTIZERS as KNOWN
-
-    assert set(KNOWN) == set(QUANTIZERS)

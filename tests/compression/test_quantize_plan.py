@@ -15,13 +15,14 @@ import typer
 from made_plans import audit_of, row, rows_of
 from typer.testing import CliRunner
 
-from tailwise.cli.plan_quantize import bytes_of, quantize
-from tailwise.compression.assign.alphaq import sensitivities
-from tailwise.compression.assign.assigner import ASSIGNERS, Choices, FormatSettings, Group
-from tailwise.compression.plans.bit_budget import header_bytes
+from tailwise.cli.plan_made import bytes_of, quantize
+from tailwise.compression.choosing.alphaq import sensitivities
+from tailwise.compression.choosing.formats import ASSIGNERS, Choices, FormatSettings, Group
+from tailwise.compression.making.bit_budget import header_bytes
+from tailwise.compression.making.make import plan_quantize
+from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.bits import bits_of, mean_bits, shape_of
 from tailwise.compression.plans.candidates import Candidate, Choice
-from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.table import diff_grid, plan_grid
 from tailwise.errors import UsageError
@@ -355,7 +356,7 @@ def test_a_plan_comes_back_from_its_file(plan, tmp_path, suffix):
 
 def edited(plan: Plan, index: int, **changes) -> Plan:
     decisions = list(plan.decisions)
-    decisions[index] = replace(decisions[index], **changes)
+    decisions[index] = decisions[index].but(**changes)
     return plan.replace(decisions=tuple(decisions))
 
 
@@ -399,11 +400,11 @@ def test_the_table_shows_a_format_or_mean_bits(plan):
 
 
 def test_an_entry_without_a_shape_counts_the_bits_of_its_elements(plan):
-    assert bits_of(replace(plan.decisions[0], format="int4", shape=())) == 4.0
+    assert bits_of(plan.decisions[0].but(format="int4", shape=())) == 4.0
 
 
 def test_planning_needs_no_torch():
-    make = "tailwise.compression.plans.make_quantize"
+    make = "tailwise.compression.making.make"
     code = f"import sys, {make} as m; m.ASSIGNERS['alphaq']; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 

@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 from tiny_models import built, inputs_for, plan_for, saved
 
 from tailwise.checkpoints.dims import Dims
-from tailwise.compression.applying.apply import ApplyOptions, apply
-from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.applying.apply import apply
+from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.table import plan_grid
 from tailwise.compression.shrinking.blocks_dropped import block_influence, least_influence, named_blocks, without_blocks
@@ -53,7 +55,7 @@ def transformers_loads(folder):
 
 def with_amounts(plan: Plan, amount) -> Plan:
     """`amount` gives the sparsity of each decision."""
-    return replace(plan, decisions=tuple(replace(d, sparsity=amount(d)) for d in plan))
+    return replace(plan, decisions=tuple(d.but(sparsity=amount(d)) for d in plan))
 
 
 def uneven(plan: Plan) -> Plan:
@@ -281,7 +283,7 @@ def test_a_plan_with_blocks_is_checked_shown_compared_and_read_back(plan, tmp_pa
     ],
 )
 def test_half_a_block_is_refused(plan, change, said):
-    wrong = replace(plan, decisions=(replace(plan.decisions[0], **change), *plan.decisions[1:]))
+    wrong = replace(plan, decisions=(plan.decisions[0].but(**change), *plan.decisions[1:]))
     with pytest.raises(UsageError, match=said):
         wrong.validate()
 
@@ -348,7 +350,7 @@ def test_query_heads_that_the_key_heads_do_not_divide_are_refused():
 
 def test_embeddings_and_experts_are_refused_by_name(llama, plan, tmp_path):
     name = "model.embed_tokens.weight"
-    entry = replace(plan.decisions[0], tensor=name, role="embed", block=None, n_params=96 * 32, shape=(96, 32))
+    entry = plan.decisions[0].but(tensor=name, role="embed", block=None, n_params=96 * 32, shape=(96, 32))
     refused(replace(plan, decisions=(*plan.decisions, entry)), llama, tmp_path, "does not take a embed", force=True)
 
 

@@ -8,8 +8,10 @@ from safetensors.torch import load_file
 from tiny_models import inputs_for, saved
 
 from tailwise.audits.run import audit
-from tailwise.compression.applying.apply import ApplyOptions, apply
-from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.applying.apply import apply
+from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
 from tailwise.errors import UsageError
 from tailwise.evaluation.classifiers import classifier_scores
 from tailwise.evaluation.quiet import quiet
@@ -102,8 +104,8 @@ def test_text_calibrates_no_image_classifier(audits, tmp_path):
 
 
 def test_no_plan_of_an_image_classifier_is_tried_on_text(audits, tmp_path):
-    from tailwise.planning.run import planned
-    from tailwise.planning.stage import StageOptions
+    from tailwise.compression.trying.run import planned
+    from tailwise.compression.trying.stage import StageOptions
 
     text = tmp_path / "text.txt"
     text.write_text("words " * 500)

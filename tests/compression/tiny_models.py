@@ -75,7 +75,15 @@ def inputs_for(kind: str, count: int = 6, window: int = 24) -> dict[str, torch.T
 def plan_for(folder: Path, **request: Any):
     """A plan for a saved model, from its audit."""
     from tailwise.audits.run import audit
-    from tailwise.compression.plans.make import Request, plan_prune
+    from tailwise.compression.making.make import plan_prune
+    from tailwise.compression.making.request import Request
 
     request.setdefault("sparsity", None if ":" in request.get("pattern", "") else 0.5)
     return plan_prune(audit(folder), Request(**request))
+
+
+def quantize(plan, model, output, options=None, progress=None):
+    """`apply`, with its options by place."""
+    from tailwise.compression.applying.apply import apply
+
+    return apply(plan, model, output, options=options, progress=progress)

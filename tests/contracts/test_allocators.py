@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tailwise.compression.allocate.allocator import ALLOCATORS, Settings
+from tailwise.compression.choosing.amounts import ALLOCATORS, Settings
 from tailwise.compression.plans.budget import MOST, Budget
 from tailwise.compression.plans.candidates import Candidate
 from tailwise.errors import UsageError

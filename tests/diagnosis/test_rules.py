@@ -14,6 +14,7 @@ from tailwise.audits.audit import LayerRow
 from tailwise.audits.single import esd
 from tailwise.diagnosis.finding import Diagnosis, Finding
 from tailwise.diagnosis.rule import RULES
+from tailwise.diagnosis.run import diagnose
 from tailwise.metrics.facts import Spectra
 from tailwise.metrics.measure import measure
 from tailwise.recipe import Recipe
@@ -413,3 +414,13 @@ def test_duplicates_go_by_content_and_leave_out_zero_matrices(rows):
     assert set(found.layers) == {one, two}
     zero = {which: np.zeros(M) for which in (one, two)}
     assert find(same, "TW604", spectra=zero) is None
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_no_rule_counts_on_a_number_that_may_be_missing(rows, value):
+    for metric in HEALTHY:
+        for chosen in (list(rows)[5:6], list(rows)):
+            lacking = dict(rows)
+            for which in chosen:
+                lacking.update(changed(lacking, which, **{metric: value}))
+            diagnose(audit_of(lacking)).to_json()  # whatever it says, it says it

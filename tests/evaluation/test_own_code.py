@@ -73,8 +73,8 @@ def trapped(tmp_path_factory, folder):
 def places(tmp_path_factory, folder):
     """What the commands take beside the model."""
     from tailwise.audits.run import audit
-    from tailwise.compression.plans.make import Request, plan_prune
-    from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
+    from tailwise.compression.making.make import plan_prune, plan_quantize
+    from tailwise.compression.making.request import QuantizeRequest, Request
 
     root = tmp_path_factory.mktemp("places")
     text = root / "story.txt"

@@ -16,8 +16,8 @@ from families.kinds import FAMILIES, Family, inputs_of, loaded, outputs, saved
 from families.reference import OPERATORS, blocks_of, parts_of, seen, stacks_of
 from tailwise.audits.run import audit
 from tailwise.compression.applying.apply import ApplyOptions, apply
-from tailwise.compression.plans.make import Request, plan_prune
-from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
+from tailwise.compression.making.make import plan_prune, plan_quantize
+from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.shrinking.blocks_dropped import named_blocks, without_blocks
 from tailwise.compression.walking.load_pruned import PRUNED_FILE, load_pruned

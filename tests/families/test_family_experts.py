@@ -10,14 +10,15 @@ from families.contract import made
 from families.kinds import WINDOWS, loaded
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply import ApplyOptions, apply
-from tailwise.compression.plans.make import Request, plan_prune
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
+from tailwise.compression.trying.run import planned
+from tailwise.compression.trying.stage import StageOptions
+from tailwise.compression.trying.trial import trial_of
 from tailwise.compression.walking.calibrate import block_scores
 from tailwise.compression.walking.experts import ExpertStack, separate_experts
 from tailwise.compression.walking.hosts import Streamed, load_host, places_in
 from tailwise.evaluation.losses import window_losses
-from tailwise.planning.run import planned
-from tailwise.planning.stage import StageOptions
-from tailwise.planning.trial import trial_of
 
 LISTED, STACKED = "mixtral", "gpt_oss"
 

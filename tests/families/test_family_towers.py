@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from families.kinds import FAMILIES, WINDOWS, built, loaded, saved
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.applying.data_free import as_matrices
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.treating.matrices import as_matrices
 from tailwise.compression.walking.hosts import load_host
 from tailwise.compression.walking.walk import blocks_of
 from tailwise.evaluation.losses import window_losses

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tailwise.compression.allocate.allocator import ALLOCATORS, Settings
-from tailwise.compression.allocate.shares import shares
+from tailwise.compression.choosing.amounts import ALLOCATORS, Settings
+from tailwise.compression.choosing.shares import shares
 from tailwise.compression.plans.budget import Budget
 from tailwise.compression.plans.candidates import Candidate
 

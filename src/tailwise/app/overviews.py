@@ -16,6 +16,7 @@ from tailwise import __version__
 from tailwise.atomic import write_whole
 from tailwise.compare.summary import model_numbers
 from tailwise.errors import TailwiseError
+from tailwise.storage import json_of
 from tailwise.workspace.entry import Entry
 from tailwise.workspace.workspace import Workspace
 
@@ -73,7 +74,7 @@ class Overviews:
             if key in self._known:
                 return self._known[key]
         try:
-            document = json.loads((self._folder / f"{key}.json").read_text(encoding="utf-8"))
+            document = json_of((self._folder / f"{key}.json").read_text(encoding="utf-8"))
             found = Overview(**{**document, "id": entry.id, "title": entry.title})
         except (OSError, ValueError, TypeError):
             return None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tailwise.atomic import write_whole
 from tailwise.errors import UsageError
+from tailwise.storage import json_of
 from tailwise.workspace.entry import Entry
 
 _TAG = re.compile(r"[\w.:+-]{1,40}")
@@ -28,7 +29,7 @@ class Tags:
     def all(self) -> dict[str, tuple[str, ...]]:
         """Path → tags."""
         try:
-            document = json.loads(self._path.read_text(encoding="utf-8"))
+            document = json_of(self._path.read_text(encoding="utf-8"))
             return {str(path): tuple(map(str, tags)) for path, tags in document.items()}
         except (OSError, ValueError, AttributeError, TypeError):
             return {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from tailwise.app.jobs.outputs import place, words_of
 from tailwise.app.jobs.process import environment
 from tailwise.atomic import could_not_write
 from tailwise.errors import UsageError
+from tailwise.storage import json_of
 from tailwise.workspace.entry import Entry
 
 _SECONDS = 60
@@ -81,7 +81,7 @@ def check(path: Path, most: int) -> None:
 
 
 def _read_apart(path: Path, most: int) -> None:
-    command = [sys.executable, "-m", "tailwise.app.reading", str(path), str(most)]
+    command = [sys.executable, "-P", "-m", "tailwise.app.reading", str(path), str(most)]
     bounds = environment() | {"TAILWISE_MEMORY": str(_MEMORY)}
     try:
         done = subprocess.run(
@@ -92,7 +92,7 @@ def _read_apart(path: Path, most: int) -> None:
     if done.returncode == 0:
         return
     try:
-        why = str(json.loads(done.stdout)["error"])
+        why = str(json_of(done.stdout)["error"])
     except (ValueError, KeyError, TypeError):
         why = "the reader ended with an error"
     raise UsageError(f"is not a readable audit: {why[:300]}", fix="upload what `tailwise audit` wrote (.audit)")

@@ -20,6 +20,7 @@ from tailwise.assistant.screen import Screen
 from tailwise.assistant.settings import Endpoint
 from tailwise.errors import UsageError
 from tailwise.optional import missing
+from tailwise.storage import json_of
 from tailwise.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class _Asked:
     def parsed(self) -> dict[str, Any] | None:
         """The arguments, or None for what is no JSON object."""
         try:
-            found = json.loads(self.arguments or "{}")
+            found = json_of(self.arguments or "{}")
         except ValueError:
             return None
         return found if isinstance(found, dict) else None

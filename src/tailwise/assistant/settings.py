@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tailwise.errors import UnreadableError, UsageError
+from tailwise.storage import json_of
 
 URL, MODEL, KEY = "TAILWISE_ASSISTANT_URL", "TAILWISE_ASSISTANT_MODEL", "TAILWISE_ASSISTANT_KEY"
 FILE = "TAILWISE_ASSISTANT_FILE"
@@ -103,7 +104,7 @@ def load(path: Path | None = None) -> Endpoint | None:
     except (OSError, UnicodeDecodeError) as error:
         raise UnreadableError(f"the assistant's settings cannot be read: {error}", where=source) from error
     try:
-        data = json.loads(text)
+        data = json_of(text)
         key, found = data.get("api_key"), Endpoint(data["base_url"], data["model"], tools=data.get("tools", True))
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise UnreadableError("the assistant's settings are damaged", where=source, fix="remove the file") from error

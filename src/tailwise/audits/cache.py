@@ -24,7 +24,7 @@ from tailwise.audits.locks import held
 from tailwise.errors import TailwiseError, UnreadableError
 from tailwise.recipe import RunOptions, digest_of
 from tailwise.spectrum.spectrum import Spectrum
-from tailwise.storage import get, is_url, joined, put
+from tailwise.storage import get, is_url, joined, json_of, put
 
 #: Raised when a solver changes its numbers, or what a spectrum says beside them: older entries are then left alone.
 ENGINE = 2
@@ -80,7 +80,7 @@ class Cache:
             return None
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-                return Spectrum(stored["eigenvalues"], **json.loads(str(stored["facts"])))
+                return Spectrum(stored["eigenvalues"], **json_of(str(stored["facts"])))
         except _DAMAGE:
             return None
 
@@ -95,7 +95,7 @@ class Cache:
         """A small JSON value (a digest, a baseline) kept under `key`, or None."""
         data = self._read(kind, key, ".json")
         try:
-            return None if data is None else json.loads(data)
+            return None if data is None else json_of(data)
         except ValueError:
             return None
 

@@ -26,7 +26,7 @@ from tailwise.audits.table import FACTS, ORIGIN
 from tailwise.errors import TailwiseError, UnreadableError, UsageError
 from tailwise.room import ensure_room
 from tailwise.spectrum.spectrum import Spectrum
-from tailwise.storage import exists, get, is_url, joined, open_regular, put, read_bytes
+from tailwise.storage import exists, get, is_url, joined, json_of, open_regular, put, read_bytes
 
 FORMAT = 1
 #: What damaged bytes make the readers raise (zipfile: NotImplementedError for an unknown compression).
@@ -94,7 +94,10 @@ def load(path: str | Path) -> Audit:
         raise UnreadableError(f"is not a readable audit ({_detail(error)})", where=path, fix=_AGAIN) from error
 
 
-_AGAIN = "audit the model again: it was damaged, or edited by other means than tailwise"
+_AGAIN = (
+    "give a file that `tailwise audit MODEL` has written; if this is one, it was damaged, or edited by other means "
+    "than tailwise: audit the model again"
+)
 
 
 def _detail(error: BaseException) -> str:
@@ -202,7 +205,7 @@ def _entries(layer: Layer) -> list[tuple[str, str, Spectrum]]:
 
 
 def _decode(parts: Mapping[str, bytes]) -> Audit:
-    provenance = json.loads(parts["provenance.json"])
+    provenance = json_of(parts["provenance.json"])
     if provenance.pop("audit_format") != FORMAT:
         raise ValueError("it was written by another version of tailwise; upgrade, or audit the model again")
     ensure_room()

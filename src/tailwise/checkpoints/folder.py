@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 
 from tailwise.checkpoints.bytesource import ByteSource, LocalFile, os_error
 from tailwise.errors import UnreadableError
-from tailwise.storage import mended
+from tailwise.storage import json_of, mended
 
 _MAX_JSON = 1 << 28
 
@@ -59,7 +58,7 @@ class Folder(ABC):
         try:
             if source.size > _MAX_JSON:
                 raise UnreadableError(f"is {source.size} bytes, too large for a settings file", where=source.name)
-            value = json.loads(source.read(0, source.size))
+            value = json_of(source.read(0, source.size))
         except (ValueError, RecursionError) as error:
             raise UnreadableError(
                 f"is not valid JSON: {str(error)[:200]}",

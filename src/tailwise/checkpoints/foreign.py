@@ -23,6 +23,21 @@ MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"lmgg", "is a model of llama.cpp's old format", "convert it to GGUF with llama.cpp"),
     (0, b"tjgg", "is a model of llama.cpp's old format", "convert it to GGUF with llama.cpp"),
 )  # fmt: skip
+#: An audit's archive, by its first member, and its folder.
+AUDIT_MEMBERS = ("layers.parquet", "spectra.parquet", "provenance.json")
+AUDIT = (
+    "is an audit that tailwise has made, not a model",
+    "look at it with show, diagnose, compare, check, report or plan; to audit again, give the model itself",
+)
+#: What tailwise itself writes, by a mark among the first bytes, and what reads it.
+OWN: tuple[tuple[bytes, str, str], ...] = (
+    (b'"tailwise_plan"', "is a plan of tailwise", "tailwise apply PLAN MODEL -o OUTPUT carries it out"),
+    (b"tailwise_plan:", "is a plan of tailwise", "tailwise apply PLAN MODEL -o OUTPUT carries it out"),
+    (b"tailwise check --init", "is a list of expectations", "tailwise check AUDIT --expect FILE reads it"),
+    (b'"kind": "precision study"', "is a study of number formats", "give the model itself"),
+    (b"SQLite format 3\0", "is a database", "a history of tailwise is read by tailwise history --store FILE"),
+    (b"PAR1", "is a table in Parquet", "give the model itself"),
+)
 _FLAX = "load it with flax (flax.serialization.msgpack_restore), and save its arrays with numpy.savez"
 _TENSORFLOW = "load it with TensorFlow and save the model as .keras, or export it to ONNX (tf2onnx)"
 #: Endings of names that say more than the first bytes do.
@@ -50,6 +65,9 @@ _Test = Callable[[Collection[str], Collection[str]], bool]
 _ORBAX = frozenset({"manifest.ocdbt", "_METADATA", "_CHECKPOINT_METADATA"})
 #: What tells a folder, by its files and its folders.
 _FOLDERS: tuple[tuple[_Test, str, str], ...] = (
+    (lambda names, _: {*AUDIT_MEMBERS} <= {*names}, *AUDIT),
+    (lambda names, _: "study.json" in names,
+     "is a study of number formats that tailwise has made", "give the model itself; report.html in it shows the study"),
     (lambda names, inner: bool(_ORBAX & {*names}) or "ocdbt.process_0" in inner, "is a checkpoint of Orbax (JAX)",
      "restore it with orbax.checkpoint, and save its arrays with numpy.savez"),
     (lambda names, _: "saved_model.pb" in names, "is a SavedModel of TensorFlow", _TENSORFLOW),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from tailwise.checkpoints.ranks import (
     refuse_universal,
 )
 from tailwise.errors import UnreadableError, UsageError
+from tailwise.storage import json_of
 
 #: Names that libraries give a model's weights, first choice first.
 _STEMS = {
@@ -94,7 +94,7 @@ def modules_beside(folder: Folder) -> list[str]:
     try:
         source = folder.source("modules.json")
         try:
-            listed = json.loads(source.read(0, min(source.size, 1 << 20)))
+            listed = json_of(source.read(0, min(source.size, 1 << 20)))
         finally:
             source.close()
     except (ValueError, RecursionError, UnreadableError):

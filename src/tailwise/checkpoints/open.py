@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -219,8 +219,7 @@ def _open_files(folder: Folder, weights: Weights, uri: str, part: str | None = N
     sources: list[ByteSource] = []
     try:
         sources += (folder.source(name) for name in weights.files)
-        with ThreadPoolExecutor(min(8, len(sources))) as pool:  # from afar each file is a round trip
-            kinds = set(pool.map(sniff, sources))
+        kinds = _kinds(sources)
         kind = kinds.pop()
         if kinds:
             raise UnreadableError(f"its files have different formats: {kind}, {', '.join(kinds)}", where=uri)
@@ -243,6 +242,14 @@ def _open_files(folder: Folder, weights: Weights, uri: str, part: str | None = N
     if lost:
         _log.warning("%s: %d tensors of the index are in no file: %s", uri, len(lost), ", ".join(lost[:5]))
     return opened
+
+
+def _kinds(sources: Sequence[ByteSource]) -> set[str]:
+    """The formats of some files."""
+    if all(source.local for source in sources):
+        return {sniff(source) for source in sources}
+    with ThreadPoolExecutor(min(8, len(sources))) as pool:  # from afar each file is a round trip
+        return set(pool.map(sniff, sources))
 
 
 def _joined(

@@ -9,6 +9,7 @@ from tailwise.errors import UnreadableError
 
 _MAGIC = {b"GGUF": "gguf", b"\x89HDF\r\n\x1a\n": "keras", b"\x93NUMPY": "numpy"}
 _EXPORTED = (b"/data/weights/", b"/models/", b"/archive_format", b"serialized_exported_program.json")
+_MARKED = 256  # bytes in which a file of tailwise's says what it is
 _TAR = 257  # where a tar archive says that it is one
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".keras", ".h5", ".npz", ".npy")
 READABLE = (
@@ -39,6 +40,7 @@ def sniff(source: ByteSource) -> str:
             return kind
     known = _by_content(head, source.name)
     if known is None:
+        _refuse_own(source)
         raise UnreadableError(
             f"is no weights file that tailwise knows (it starts with {head[:8]!r})",
             where=source.name,
@@ -58,6 +60,14 @@ def _refuse_foreign(source: ByteSource) -> None:
     if source.size >= _TAR + 5 and source.head[:2] != b"PK" and source.read(_TAR, 5) == b"ustar":
         what, fix = foreign.archive_of(source.name)
         raise UnreadableError(what, where=source.name, fix=fix)
+
+
+def _refuse_own(source: ByteSource) -> None:
+    """Say which of tailwise's own files this is."""
+    start = source.read(0, min(source.size, _MARKED))
+    for mark, what, fix in foreign.OWN:
+        if mark in start:
+            raise UnreadableError(what, where=source.name, fix=fix)
 
 
 def _is_gpt_sovits(source: ByteSource) -> bool:
@@ -89,6 +99,8 @@ def _archive(source: ByteSource) -> str:
             fix="load it where running it can do no harm, and save its weights: "
             "torch.save(torch.export.load(FILE).state_dict, 'model.pt')",
         )
+    if first.decode(errors="replace") in foreign.AUDIT_MEMBERS:
+        raise UnreadableError(foreign.AUDIT[0], where=name, fix=foreign.AUDIT[1])
     if first.endswith(b".npy") or name.endswith(".npz"):
         return "numpy"
     if first in (b"metadata.json", b"config.json", b"model.weights.h5") or name.endswith(".keras"):

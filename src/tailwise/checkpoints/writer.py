@@ -19,6 +19,7 @@ from tailwise.checkpoints.header import read_header
 from tailwise.checkpoints.layout import Weights, find_weights, read_index
 from tailwise.checkpoints.open import _locate
 from tailwise.errors import UnreadableError, UsageError
+from tailwise.storage import json_of
 
 if TYPE_CHECKING:
     import torch
@@ -249,7 +250,7 @@ def copy_settings(layout: Layout, target: Path) -> Iterator[str]:
     yield from _copy_templates(folder, target)
     config = target / "config.json"
     if layout.left_out and config.is_file():
-        found = json.loads(config.read_text(encoding="utf-8"))
+        found = json_of(config.read_text(encoding="utf-8"))
         kept = {name: value for name, value in found.items() if name not in layout.left_out}
         config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.options import Begin, Bos, Json
+from tailwise.cli.progress import shown
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tailwise.compression.applying.applied import Applied, Reached
-    from tailwise.compression.applying.applied_quantize import AppliedBits, ReachedBits
+    from tailwise.compression.treating.applied import Applied
 
 _CAL, _RUN, _OUT, _SMALL = "Calibration", "How to run", "Output", "Smaller models"
 _DEQUANTIZE = "rtn: read a model that is quantized already as the values that it decodes to."
@@ -102,8 +102,8 @@ def apply(
     tailwise.load_pruned. A quantized model is as large as before, unless it is --packed. It appears whole or not at
     all; the same command goes on after a kill.
     """
-    from tailwise.compression.applying.apply import ApplyOptions
     from tailwise.compression.applying.apply import apply as apply_plan
+    from tailwise.compression.applying.options import ApplyOptions
     from tailwise.compression.plans.plan import Plan
 
     options = ApplyOptions(
@@ -140,7 +140,7 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     lines: dict[str, Any] = {}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with shown(Progress(*columns, console=console, transient=True, disable=not console.is_terminal)) as bar:
 
         def show(what: str, done: int, total: int) -> None:
             if what not in lines:
@@ -150,7 +150,7 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def _deliver(found: Applied | AppliedBits, as_json: bool) -> None:
+def _deliver(found: Applied, as_json: bool) -> None:
     from tailwise.report.terminal import console
 
     screen = console(stderr=as_json)
@@ -161,8 +161,8 @@ def _deliver(found: Applied | AppliedBits, as_json: bool) -> None:
     screen.print(
         f"{_reached(found)} ({len(found.tensors)} tensors, {found.seconds:.1f} s)", markup=False, soft_wrap=True
     )
-    if (sizes := getattr(found, "sizes", None)) is not None:
-        screen.print(f"weights: {sizes[0]:,} bytes before, {sizes[1]:,} now", markup=False)
+    if found.sizes is not None:
+        screen.print(f"weights: {found.sizes[0]:,} bytes before, {found.sizes[1]:,} now", markup=False)
     if found.resumed:
         screen.print(f"{found.resumed} blocks or shards were finished before", markup=False)
     for note in found.notes:
@@ -170,28 +170,27 @@ def _deliver(found: Applied | AppliedBits, as_json: bool) -> None:
     screen.print(f"written to {found.output}", markup=False, soft_wrap=True)
 
 
-def _reached(found: Applied | AppliedBits) -> str:
-    from tailwise.compression.applying.applied_quantize import AppliedBits
-
-    if isinstance(found, AppliedBits):
+def _reached(found: Applied) -> str:
+    if found.in_bits:
         bits = f"{found.reached:.4f} bits per weight of the planned parameters, asked for: {found.asked:.4f}"
         return bits if found.pruned is None else f"{_reached(found.pruned)}; then {bits}"
-    went = "gone" if found.smaller else "saved by low rank" if found.operator == "low_rank" else "zero"
+    ranks = any(item.rank is not None for item in found.tensors)
+    went = "gone" if found.smaller else "saved by low rank" if ranks else "zero"
     return f"{found.reached:.4%} of the planned parameters are {went}, asked for: {found.asked:.4%}"
 
 
-def _table(found: Applied | AppliedBits, most: int = 12) -> Table:
+def _table(found: Applied, most: int = 12) -> Table:
     """The tensors that are farthest from what was asked."""
     from rich.table import Table
+
+    from tailwise.compression.applying.card import how_in_words
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for title in ("tensor", "asked", "reached", "how"):
         table.add_column(title, justify="right" if title in ("asked", "reached") else "left", overflow="fold")
-    tensors: Sequence[Reached | ReachedBits] = found.tensors
-    ranked = sorted(tensors, key=lambda item: -abs(item.reached - item.asked))
+    ranked = sorted(found.tensors, key=lambda item: -abs(item.reached - item.asked))
     for item in ranked[:most]:
-        how = item.pattern if item.rank is None else f"rank {item.rank}"
-        table.add_row(item.tensor, f"{item.asked:.4f}", f"{item.reached:.4f}", how)
+        table.add_row(item.tensor, f"{item.asked:.4f}", f"{item.reached:.4f}", how_in_words(item))
     if len(ranked) > most:
         table.add_row(f"… and {len(ranked) - most} that are nearer to it", "", "", "")
     return table

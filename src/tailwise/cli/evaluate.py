@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.options import Begin, Bos, Json, comma_list
+from tailwise.cli.progress import shown
 from tailwise.errors import UsageError
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     lines: dict[str, Any] = {}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with shown(Progress(*columns, console=console, transient=True, disable=not console.is_terminal)) as bar:
 
         def show(name: str, done: int, total: int) -> None:
             if name not in lines:

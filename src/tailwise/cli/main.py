@@ -95,6 +95,8 @@ def run() -> None:
     """Entry point: turns errors into one message and an exit code (2: wrong request, 3: unreadable input)."""
     code: object = 1
     hide_known_lines()
+    # Processes that libraries start (workers of Dask, Ray, data loaders) would import from the current folder first.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         code = _run_to_the_end()
     except TailwiseError as error:

@@ -88,13 +88,13 @@ def _plan(found: Audit, order: PlanOrder) -> Plan:
     even = "uniform" if order.allocator == "auto" else order.allocator
     with solver_to_stderr():
         if order.kind == "prune":
-            from tailwise.compression.plans.make import Request
-            from tailwise.planning.run import planned
+            from tailwise.compression.making.request import Request
+            from tailwise.compression.trying.run import planned
 
             return planned(found, Request(order.amount, even), allocator=order.allocator, text=text)
         from tailwise.assistant.functions.plans import FORMATS
-        from tailwise.compression.plans.make_quantize import QuantizeRequest
-        from tailwise.planning.run_quantize import quantize_planned
+        from tailwise.compression.making.request import QuantizeRequest
+        from tailwise.compression.trying.run import planned
 
         request = QuantizeRequest(bits=order.amount, formats=FORMATS, allocator=even)
-        return quantize_planned(found, request, allocator=order.allocator, text=text)
+        return planned(found, request, allocator=order.allocator, text=text)

@@ -9,8 +9,8 @@ import typer
 
 from tailwise.cli.options import Json, Rows
 from tailwise.cli.plan_import import import_
-from tailwise.cli.plan_prune import drop, prune, tau
-from tailwise.cli.plan_quantize import quantize
+from tailwise.cli.plan_made import prune, quantize
+from tailwise.cli.plan_more import drop, tau
 from tailwise.cli.plan_shared import OUT, PlanFile, deliver, drawn, show_plan, target_of, write_json
 
 app = typer.Typer(

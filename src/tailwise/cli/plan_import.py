@@ -30,7 +30,7 @@ def import_(
 
     AlphaQuant's patterns are globs, and the last that matches a layer wins. A pattern that matches none is an error.
     """
-    from tailwise.compression.plans.import_alphaquant import alphaquant_plan
+    from tailwise.compression.making.import_alphaquant import alphaquant_plan
 
     del source  # there is one
     target = None if dry_run else target_of(output, as_json)

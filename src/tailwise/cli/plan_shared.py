@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.compare import check_text_target, is_audit
+from tailwise.cli.progress import shown
 from tailwise.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
     from tailwise.compression.plans.plan import Plan
     from tailwise.compression.plans.table import Grid
-    from tailwise.planning.stage import StageOptions
+    from tailwise.compression.trying.stage import StageOptions
 
 WHICH, TRY, OUT = "Which tensors", "What to try it on", "Output"
 SUFFIXES = (".json", ".yaml", ".yml")
@@ -77,7 +78,7 @@ def text_of(
     check_executor(executor)
     if not calibration:
         return None
-    from tailwise.planning.stage import StageOptions
+    from tailwise.compression.trying.stage import StageOptions
 
     return StageOptions(
         list(calibration),
@@ -98,7 +99,7 @@ def saying() -> Iterator[Callable[[str, float], None]]:
 
     console = Console(stderr=True)
     columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with shown(Progress(*columns, console=console, transient=True, disable=not console.is_terminal)) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda what, done: bar.update(task, description=what, completed=done)
 
@@ -149,7 +150,6 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
     if as_json:
         write_json(plan.to_json())
         return
-    from tailwise.compression.plans.plan import BOTH, PARTS
     from tailwise.compression.plans.table import entries_grid, plan_grid
     from tailwise.report.terminal import console
 
@@ -157,8 +157,7 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
     title = " · ".join(part for part in (plan.model, plan.operator, plan.allocator) if part)
     screen.print(title, style="bold", soft_wrap=True, markup=False)
     screen.print(drawn(entries_grid(plan, rows) if entries else plan_grid(plan, rows)), "", sep="\n")
-    parts = [plan] if plan.kind != BOTH else [plan.part(kind) for kind in PARTS]
-    for part in parts:
+    for part in plan.parts:
         asked, reached = part.budget.get("asked"), part.budget.get("reached")
         unit = f" {part.budget['unit']}" if "unit" in part.budget else ""
         if asked is not None and reached is not None:
@@ -179,6 +178,14 @@ def drawn(grid: Grid) -> RenderableType:
     for line in grid.lines:
         table.add_row(*(Text(cell) for cell in line))
     return Group(table, Text(f"… and {grid.left} more; --rows 0 shows all", style="dim")) if grid.left else table
+
+
+def number(text: str, where: str) -> float:
+    """A number of an option. `UsageError` for anything else."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(f"{text!r} is no number", where=where, fix="e.g. 0.3") from error
 
 
 def write_json(document: Any) -> None:

@@ -16,7 +16,7 @@ from tailwise.cli.solver import solver_to_stderr
 from tailwise.errors import UsageError
 
 if TYPE_CHECKING:
-    from tailwise.planning.predict import Foresight
+    from tailwise.compression.trying.predict import Foresight
 
 _HOW, _OUT = "What each matrix is made to bear", "Output"
 
@@ -81,12 +81,11 @@ def _of_model(
     where: tuple[list[str], int, int, int, str],
     workers: int | None,
 ) -> Foresight:
+    from tailwise.compression.making.request import QuantizeRequest, Request
     from tailwise.compression.plans.candidates import Choice
-    from tailwise.compression.plans.make import Request
-    from tailwise.compression.plans.make_quantize import QuantizeRequest
-    from tailwise.planning.predict import foretold
-    from tailwise.planning.run import check_causal_model
-    from tailwise.planning.stage import StageOptions
+    from tailwise.compression.trying.predict import foretold
+    from tailwise.compression.trying.run import check_causal_model
+    from tailwise.compression.trying.stage import StageOptions
 
     sparsity, formats, operator, estimator = what
     choice = Choice(comma_list(which[0]), which[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,6 +49,13 @@ class Tell:
 
 
 @contextmanager
+def shown(bar: Progress) -> Iterator[Progress]:
+    """The bar while the block runs. One that is disabled is not begun: some versions of rich end it with a line."""
+    with nullcontext() if bar.disable else bar:
+        yield bar
+
+
+@contextmanager
 def progress_bar() -> Iterator[Show]:
     """A bar on stderr while the block runs; it leaves nothing behind."""
     from rich.console import Console
@@ -57,5 +64,5 @@ def progress_bar() -> Iterator[Show]:
     console = Console(stderr=True)
     columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.fields[detail]}"))
     bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-    with bar:
+    with shown(bar):
         yield Show(bar)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tailwise.cli.options import Json
+from tailwise.cli.progress import shown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,7 +70,7 @@ def recover(
     """
     from tailwise.compression.recovery.recover import RecoverOptions
     from tailwise.compression.recovery.recover import recover as recover_model
-    from tailwise.planning.run import seconds_of
+    from tailwise.compression.trying.run import seconds_of
 
     options = RecoverOptions(
         method=method,
@@ -98,7 +99,7 @@ def _bar() -> Iterator[Callable[[str, float], None]]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-    with bar:
+    with shown(bar):
         task = bar.add_task("training", total=1.0)
         yield lambda what, share: bar.update(task, description=what, completed=share)
 

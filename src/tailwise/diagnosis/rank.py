@@ -151,7 +151,10 @@ def spectral_saturation(case: Case) -> Verdict:
     the matrices of the same role, or, for a head, an embedding and whatever has no peers, against noise of its shape.
     """
     rows = case.judged(*_SATURATION)
-    few = tuple(row.name for row in case.measured if all(has(row, name) for name in _SATURATION) and row not in rows)
+    judged = {row.name for row in rows}
+    few = tuple(
+        row.name for row in case.measured if row.name not in judged and all(has(row, name) for name in _SATURATION)
+    )
     left = {f"fewer than {case.limit('min_evals'):.0f} eigenvalues": few}
     if len(case.history) >= case.limit("min_history"):
         found, new = _saturated_over_time(case, rows)
@@ -162,12 +165,16 @@ def spectral_saturation(case: Case) -> Verdict:
     grouped = {row.name for group in groups for row in group}
     hit = [row for group in groups for row in _saturated_among(case, group)]
     alone = [row for row in rows if row.name not in grouped]
-    odd = tuple(row.name for row in alone if row.role in _LOW_BY_DESIGN or row.kind == "lora")
-    single = [row for row in alone if row.name not in odd and _saturated_alone(case, row)]
+    odd = tuple(row.name for row in alone if _is_low_by_design(row))
+    single = [row for row in alone if not _is_low_by_design(row) and _saturated_alone(case, row)]
     how = "far from the other matrices of its role, or from noise where it has none"
     bounds = {row.name: case.limit("saturation_alone") for row in single}
     found = _saturation(case, [*hit, *single], how, bounds=bounds)
     return Partly(found, {**left, "low in rank by design, and without peers to compare with": odd})
+
+
+def _is_low_by_design(row: LayerRow) -> bool:
+    return row.role in _LOW_BY_DESIGN or row.kind == "lora"
 
 
 def _saturated_alone(case: Case, row: LayerRow) -> bool:
@@ -210,7 +217,8 @@ def _saturated_over_time(case: Case, rows: list[LayerRow]) -> tuple[Found | None
             case.limit("saturation_stable_rank") * starts[row.name], case.limit("saturation_floor")
         )
     ]  # fmt: skip
-    new = tuple(row.name for row in rows if row not in known)
+    old = {row.name for row in known}
+    new = tuple(row.name for row in rows if row.name not in old)
     return _saturation(case, hit, f"steadily, over {len(case.history) + 1} audits", starts=starts), new
 
 

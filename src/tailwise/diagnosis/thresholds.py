@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from tailwise.errors import UnreadableError, UsageError, unknown_name
 from tailwise.spectrum.trust import N_MIN
-from tailwise.storage import read_text
+from tailwise.storage import read_text, toml_of
 
 
 @dataclass(frozen=True)
@@ -127,10 +126,10 @@ def resolved(overrides: Overrides = None, defaults: Mapping[str, Threshold] = DE
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(read_text(path))
+        return toml_of(read_text(path))
     except OSError as error:
         raise UnreadableError(f"could not be read: {error.strerror or error}", where=path) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UsageError(f"is not TOML: {error}", where=path, fix='write lines such as "noise_z = 5"') from error
 
 

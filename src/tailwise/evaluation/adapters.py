@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from tailwise.errors import UnreadableError, UsageError
+from tailwise.evaluation.own_code import needs_code
 from tailwise.evaluation.quiet import quiet
+from tailwise.storage import json_of, read_text
 
 CONFIG = "adapter_config.json"
 
@@ -23,9 +24,11 @@ def settings_of(place: str | os.PathLike[str]) -> dict[str, Any]:
     """What an adapter says of itself."""
     path = Path(place).expanduser() / CONFIG
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = json_of(read_text(path))
     except (OSError, ValueError) as error:
         raise UnreadableError(f"could not be read ({error})", where=path) from error
+    if not isinstance(found, dict):
+        raise UnreadableError(f"holds a JSON {type(found).__name__}, and an object was expected", where=path)
     return found
 
 
@@ -46,6 +49,9 @@ def in_words(place: str | os.PathLike[str], base: str) -> str:
 
 def with_adapter(module: Any, place: str | os.PathLike[str]) -> Any:
     """The base with the adapter in it, as peft runs it. Raises `UsageError` where peft is not installed."""
+    # peft imports the module that stands here; a file of that name beside the adapter would run.
+    if settings_of(place).get("megatron_config"):
+        raise needs_code(place, "its adapter_config.json asks for a module of Megatron by name")
     try:
         with quiet():
             import peft

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from tailwise.evaluation.models import Loaded, address_of
 from tailwise.evaluation.own_code import load_error
 from tailwise.evaluation.quiet import quiet
 from tailwise.execution.device import checked_device
+from tailwise.storage import json_of, read_text
 
 if TYPE_CHECKING:
     import torch
@@ -144,7 +144,7 @@ def _processor(place: str) -> Mapping[str, Any]:
             from huggingface_hub import hf_hub_download
 
             path = Path(hf_hub_download(name, "preprocessor_config.json", revision=revision))
-        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: Mapping[str, Any] = json_of(read_text(path))
     except Exception:  # a model may come without one: its config says the rest
         return {}
     return found

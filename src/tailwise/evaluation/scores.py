@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from tailwise.atomic import write_whole
 from tailwise.errors import UnreadableError
-from tailwise.storage import is_text, read_bytes
+from tailwise.storage import is_text, json_of, read_bytes
 
 FORMAT = 1
 
@@ -197,7 +197,7 @@ def _document(path: str | Path, kind: str, of_json: Callable[[Mapping[str, Any]]
     """The JSON document of this kind in a file, once `of_json` takes it."""
     source = Path(path)
     try:
-        data: dict[str, Any] = json.loads(read_bytes(source))
+        data: dict[str, Any] = json_of(read_bytes(source))
         if data["kind"] != kind:
             raise UnreadableError(f"holds {data['kind']!r}, not {kind}", where=source)
         if data["format"] > FORMAT:

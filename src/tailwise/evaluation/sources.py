@@ -13,6 +13,7 @@ from typing import Any
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.evaluation.own_code import load_error
 from tailwise.evaluation.quiet import quiet
+from tailwise.storage import read_text
 
 #: Endings of files that a folder is searched for.
 TEXT_SUFFIXES = frozenset((
@@ -106,7 +107,7 @@ def _of_folder(folder: Path, separator: str) -> Documents:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # a mark that an editor began the file with is no text
+        return read_text(path, "utf-8-sig")  # a mark that an editor began the file with is no text
     except OSError as error:
         raise UnreadableError(f"could not be read ({error.strerror or error})", where=path) from error
     except UnicodeDecodeError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.evaluation.quiet import quiet
 from tailwise.evaluation.sources import SEPARATOR, Documents, documents_of
+from tailwise.storage import json_of, read_text
 
 if TYPE_CHECKING:
     import torch
@@ -146,7 +146,7 @@ def _read_ids(path: Path) -> Any:
         if path.suffix == ".npy":
             return np.load(path, allow_pickle=False)
         if path.suffix == ".json":
-            return json.loads(path.read_text(encoding="utf-8"))
+            return json_of(read_text(path))
         if path.suffix == ".pt":
             import torch
 

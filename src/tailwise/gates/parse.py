@@ -10,7 +10,6 @@ Each element of `expect` is a table or a string:
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from tailwise.diagnosis.finding import SEVERITIES
 from tailwise.errors import UnreadableError, UsageError, unknown_name
 from tailwise.gates.expectation import Bounds, Expectation
 from tailwise.metrics.metric import METRICS
-from tailwise.storage import read_text
+from tailwise.storage import read_text, toml_of
 
 _SUBJECTS = ("that", "metric", "median", "delta", "summary", "finding", "structure")
 _COMMON = ("name", "baseline", "roles", "layers", "allow")
@@ -61,8 +60,8 @@ def read_expectations(path: str | Path) -> Expectations:
 def parse_expectations(text: str, source: str = "expectations") -> Expectations:
     """The same from a string. Relative baselines are relative to the file's folder."""
     try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        document = toml_of(text)
+    except ValueError as error:
         raise UsageError(f"is not valid TOML: {error}", where=source) from error
     for key in document:
         if key not in ("expect", "baseline"):

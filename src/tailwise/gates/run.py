@@ -92,10 +92,10 @@ def _look_at_metric(key: str, item: Expectation, context: _Context) -> Outcome:
         return _blind(key, item, f"the audit has no {item.subject}; audit with --metrics {item.subject}")
     kind = estimator_of(context.audit)
     stated = [row for row in rows if item.subject in OF_FIT and value_of(row, item.subject) is not None]
-    doubted = [row for row in stated if doubt(row, kind)]
+    doubted = {row.name for row in stated if doubt(row, kind)}
     values = {row.name: usable(row, item.subject, kind) for row in rows}
     known = {name: value for name, value in values.items() if value is not None}
-    kept = [row for row in rows if row not in doubted]
+    kept = [row for row in rows if row.name not in doubted]
     return _layer_outcome(key, item, kept, known, _untrusted(item.subject, len(doubted)))
 
 

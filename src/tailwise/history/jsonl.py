@@ -15,7 +15,7 @@ from typing import Any
 
 from tailwise.errors import UnreachableError, UnreadableError, UsageError
 from tailwise.history.point import Alarm, Point
-from tailwise.storage import open_regular
+from tailwise.storage import json_of, open_regular
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def _line(body: Mapping[str, Any]) -> str:
 def from_line(line: str) -> Item:
     """What `to_line` gave. Raises `ValueError`."""
     try:
-        body = json.loads(line)
+        body = json_of(line)
         kind = body.pop("kind", "point")
         return _alarm(body) if kind == "alarm" else _point(body)
     except (AttributeError, KeyError, TypeError, RecursionError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,6 +14,7 @@ from tailwise.history.point import Alarm, Point, Tempo
 from tailwise.history.schema import ALARMS, AUDITS, LAYOUTS, METRICS, POINTS, RUNS, SPOOLS, VECTORS
 from tailwise.history.sql import ColumnElement, Connection, Row, func, select
 from tailwise.history.vectors import Layout, unpacked
+from tailwise.storage import json_of
 
 #: First and last step, both included; None for no bound.
 Steps = tuple[int | None, int | None]
@@ -128,7 +128,7 @@ def _with_values(connection: Connection, run: str, heads: list[Row[Any]] | Any) 
     layouts = layouts_of(connection, {head.layout_id for head in heads})
     for head in heads:
         layers = unpacked(layouts[head.layout_id], vectors.get(head.id, {}))
-        scalars, notes = numbers_from(json.loads(head.scalars)), tuple(json.loads(head.notes))
+        scalars, notes = numbers_from(json_of(head.scalars)), tuple(json_of(head.notes))
         yield Point(run, head.step, head.tempo, head.time, layers, scalars, notes)
 
 
@@ -163,13 +163,13 @@ def audits(connection: Connection, run: str) -> list[KeptAudit]:
     )
     return [
         KeptAudit(run, row.step, row.time, row.path, _provenance(row.provenance),
-                  numbers_from(json.loads(row.scalars)))
+                  numbers_from(json_of(row.scalars)))
         for row in connection.execute(query)
     ]  # fmt: skip
 
 
 def _provenance(text: str) -> Provenance:
-    body = json.loads(text)
+    body = json_of(text)
     return Provenance(**{**body, "notes": tuple(body["notes"])})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from tailwise.history.read import Steps, in_steps, known_run, layouts_of, metric
 from tailwise.history.schema import POINTS, VECTORS
 from tailwise.history.sql import ColumnElement, Connection, LargeBinary, func, select
 from tailwise.history.vectors import ABSENT, Layout
+from tailwise.storage import json_of
 
 Layers = str | Sequence[str] | None
 
@@ -58,7 +58,7 @@ def _metric_ids(connection: Connection, metrics: Sequence[str], run: int) -> dic
 
 def _is_scalar(connection: Connection, run: int, name: str) -> bool:
     rows = connection.execute(select(POINTS.c.scalars).where(POINTS.c.run_id == run)).scalars()
-    return any(name in json.loads(row) for row in rows)
+    return any(name in json_of(row) for row in rows)
 
 
 def _values(
@@ -184,7 +184,7 @@ def scalars(connection: Connection, run: str, steps: Steps | None) -> pa.Table:
         POINTS.c.run_id == known_run(connection, run), *in_steps(steps)
     )
     rows = connection.execute(query.order_by(POINTS.c.step, POINTS.c.tempo)).all()
-    numbers = [numbers_from(json.loads(row.scalars)) for row in rows]
+    numbers = [numbers_from(json_of(row.scalars)) for row in rows]
     names = dict.fromkeys(name for values in numbers for name in values)
     return pa.table({
         "step": pa.array([row.step for row in rows], pa.int64()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from tailwise.audits.cache import default_folder
 from tailwise.errors import UnreachableError
 from tailwise.history.jsonl import Item, JsonlHistory, from_line
 from tailwise.recipe import digest_of
+from tailwise.storage import json_of
 
 try:
     import fcntl
@@ -116,7 +116,7 @@ class Spool:
 def _is_whole(line: bytes) -> bool:
     """Whether a last line lacks nothing but its end."""
     with suppress(ValueError):
-        json.loads(line)
+        json_of(line)
         return True
     return False
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tailwise.checkpoints.blocks import number_blocks
 from tailwise.checkpoints.roles import NO_BLOCK, classify
 from tailwise.recipe import digest_of
+from tailwise.storage import json_of
 
 #: A NaN that no computation gives: the layer has no value of this metric. An ordinary NaN is a value.
 ABSENT = np.uint64(0x7FF8_7A11_0000_0001).astype("<u8")
@@ -48,7 +49,7 @@ class Layout:
     @staticmethod
     def from_json(text: str) -> Layout:
         """What `to_json` gave."""
-        return Layout(tuple(Place(*item) for item in json.loads(text)))
+        return Layout(tuple(Place(*item) for item in json_of(text)))
 
     def to_json(self) -> str:
         """A line of text."""

@@ -21,6 +21,7 @@ from tailwise.history.schema import ALARMS, AUDITS, LAYOUTS, METRICS, POINTS, RU
 from tailwise.history.sql import Connection, Row, delete, select, update
 from tailwise.history.vectors import Layout, Place, Values, packed
 from tailwise.recipe import digest_of
+from tailwise.storage import json_of
 
 #: What became of a point: not known before, united with what was there, one that changed numbers there, or known.
 Added = Literal["new", "merged", "changed", "same"]
@@ -128,7 +129,7 @@ def put_alarm(connection: Connection, alarm: Alarm) -> bool:
     if alarm.step > there.last_step:
         again |= {"times": there.times + 1, "last_step": alarm.step}
     if _SEVERITIES.index(alarm.severity) > _SEVERITIES.index(there.severity):
-        again |= {"severity": alarm.severity, "body": json.dumps(json.loads(there.body) | {"severity": alarm.severity})}
+        again |= {"severity": alarm.severity, "body": json.dumps(json_of(there.body) | {"severity": alarm.severity})}
     if again:
         connection.execute(update(ALARMS).where(mine).values(**again))
     return False

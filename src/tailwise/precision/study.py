@@ -12,7 +12,7 @@ from typing import Any
 from tailwise.atomic import write_whole
 from tailwise.checkpoints.order import in_order
 from tailwise.errors import UnreadableError, unknown_name
-from tailwise.storage import is_text, read_text
+from tailwise.storage import is_text, json_of, read_text
 
 #: Distortions of a `Reading`: name → what it is, in its unit.
 MEASURES: Mapping[str, str] = {
@@ -158,7 +158,7 @@ class PrecisionStudy:
     def load(cls, path: str | Path) -> PrecisionStudy:
         """Read what `save` wrote. Raises `UnreadableError`."""
         try:
-            data = json.loads(read_text(path))
+            data = json_of(read_text(path))
             if not is_text(data):
                 raise ValueError("half a character in a text")
             if data.pop("kind") != "precision study" or data.pop("version") > _VERSION:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from tailwise.errors import UsageError
 from tailwise.history.connect import connect, is_url, reading, shown, store_errors, writing
 from tailwise.history.sql import ColumnElement, Connection, Engine, Row, func, select, text, update
+from tailwise.storage import json_of
 from tailwise.sweep.tables import MODELS, SWEEPS, bring_up_to_date
 
 Status = Literal["waiting", "claimed", "done", "failed"]
@@ -217,7 +218,7 @@ class Catalogue:
             for row in connection.execution_options(yield_per=500).execute(asked):
                 yield Entry(
                     row.model, row.status, row.attempts, row.owner, row.until, row.reason, row.remedy,
-                    json.loads(row.facts),
+                    json_of(row.facts),
                 )  # fmt: skip
 
     def now(self) -> float:
@@ -286,7 +287,7 @@ def _same_question(known: Row[Any], output: str, asked: str, where: str) -> None
         what = f"the sweep {known.name!r} writes to {known.output}, and {output} was given"
         raise UsageError(what, where=where, fix=f"give -o {known.output}, or {other}")
     if known.question != asked:
-        before, now = json.loads(known.question), json.loads(asked)
+        before, now = json_of(known.question), json_of(asked)
         changed = ", ".join(sorted(key for key in before | now if before.get(key) != now.get(key)))
         what = f"the sweep {known.name!r} was begun with other settings ({changed})"
         raise UsageError(what, where=where, fix=f"use the same settings, or {other}")

@@ -26,7 +26,7 @@ from tailwise.compare.summary import SUMMARIES
 from tailwise.errors import UnreadableError
 from tailwise.metrics.measure import selected
 from tailwise.recipe import Recipe
-from tailwise.storage import exists, get, is_url, joined, read_bytes
+from tailwise.storage import exists, get, is_url, joined, json_of, read_bytes
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
@@ -103,7 +103,7 @@ def read_numbers(folder: str) -> list[ModelNumbers]:
     where = joined(folder, MODELS_FILE)
     try:
         table = from_parquet(read_bytes(where) if isinstance(where, Path) else get(where))
-        recipe = json.loads(table.schema.metadata[b"tailwise"])
+        recipe = json_of(table.schema.metadata[b"tailwise"])
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise UnreadableError(
             f"is no table of models ({error})", where=where, fix="run tailwise sweep again"

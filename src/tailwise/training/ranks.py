@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.wrapped import is_sharded, whole
+from tailwise.storage import json_of
 from tailwise.training.faults import Faults
 from tailwise.training.live import Group, Tensors
 
@@ -122,7 +123,7 @@ class Ranks:
         key = f"{self._key}/{rank}/{number}"
         if not _store().check([key]):
             return None
-        result: dict[str, Any] = json.loads(_store().get(key))
+        result: dict[str, Any] = json_of(_store().get(key))
         _store().delete_key(key)
         return result
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from tailwise.storage import json_of
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 ENDED = ("done", "failed", "cancelled")
@@ -41,4 +42,4 @@ class Job:
     @staticmethod
     def from_text(text: str) -> Job:
         """What was written. `ValueError` or `TypeError` for anything else."""
-        return Job(**json.loads(text))
+        return Job(**json_of(text))

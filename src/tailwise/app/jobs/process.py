@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tailwise.app.jobs.job import Job
+from tailwise.storage import json_of
 
 _LAST_LINES = 12
 _PATIENCE = 3.0  # seconds between being asked to end and being ended
@@ -36,7 +36,8 @@ def arguments(job: Job, workers: int | None) -> list[str]:
         chosen += ["--estimator", str(options["estimator"])]
     if options.get("base"):
         chosen += [f"--base={options['base']}"]
-    return [sys.executable, "-m", "tailwise.app.jobs.child", "audit", *chosen, "--", job.model]
+    # -P: without it, `-m` looks for modules in the folder that the server was started in, among people's models.
+    return [sys.executable, "-P", "-m", "tailwise.app.jobs.child", "audit", *chosen, "--", job.model]
 
 
 def environment() -> dict[str, str]:
@@ -98,7 +99,7 @@ def _step(line: str) -> Mapping[str, Any] | None:
     if not line.startswith('{"progress"'):
         return None
     try:
-        found = json.loads(line)["progress"]
+        found = json_of(line)["progress"]
     except (ValueError, KeyError):
         return None
     return found if isinstance(found, dict) else None

@@ -8,7 +8,8 @@ from tailwise.assistant.answer import Fact
 from tailwise.assistant.functions.audits import AUDIT
 from tailwise.assistant.functions.function import Place, function
 from tailwise.compression.plans.bits import mean_bits
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
 from tailwise.errors import TailwiseError, UsageError
 from tailwise.workspace import links
 
@@ -48,11 +49,13 @@ def draft_plan(place: Place, kind: str, amount: float, audit: str = "", allocato
     name = place.audit(audit)
     found = place.workspace.audit(name)
     if kind == "prune":
-        from tailwise.compression.plans.make import Request, plan_prune
+        from tailwise.compression.making.make import plan_prune
+        from tailwise.compression.making.request import Request
 
         made = plan_prune(found, Request(amount, allocator))
     else:
-        from tailwise.compression.plans.make_quantize import QuantizeRequest, plan_quantize
+        from tailwise.compression.making.make import plan_quantize
+        from tailwise.compression.making.request import QuantizeRequest
 
         made = plan_quantize(found, QuantizeRequest(bits=amount, formats=FORMATS, allocator=allocator))
     untried = "not tried on text: `tailwise plan … --calibration TEXT` measures what a plan costs"

@@ -6,7 +6,6 @@ PyTorch's (`kernels_last`).
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.formats.arrays import ArrayStore, Stored, is_bfloat16
 from tailwise.checkpoints.formats.kernels_last import Turned, leaf_of, turned
+from tailwise.checkpoints.formats.unfolding import check_unfolding
 from tailwise.errors import UnreadableError, UsageError
+from tailwise.storage import json_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -149,6 +150,7 @@ def _opened(file: ByteSource) -> tuple[Any, Any]:
                     where=file.name,
                     fix=f"unpack it (unzip) and give {_WEIGHTS}",
                 )
+            check_unfolding([info], file.name)
             image = archive.read(_WEIGHTS)
             settings = "config.json"
             read = settings in archive.namelist() and archive.getinfo(settings).file_size <= _MOST_SETTINGS
@@ -193,7 +195,7 @@ def _attribute(group: Any, name: str) -> Any:
 def _classes(settings: Any) -> dict[str, str]:
     """Layer → its class, from the model's settings: names are looked for, nothing is built."""
     try:
-        tree = json.loads(settings) if settings is not None else {}
+        tree = json_of(settings) if settings is not None else {}
     except (ValueError, RecursionError, TypeError):
         return {}
     found: dict[str, str] = {}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.formats.arrays import ArrayStore, Stored, is_bfloat16
 from tailwise.checkpoints.formats.kernels_last import Turned, layers_of, stacks_of
+from tailwise.checkpoints.formats.unfolding import check_unfolding
 from tailwise.errors import UnreadableError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class NumpyCheckpoint(ArrayStore):
                 return
             with zipfile.ZipFile(self._path) as archive:
                 arrays = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+                check_unfolding(arrays, where)
                 for info in arrays:
                     with archive.open(info) as member:
                         self._shapes[info.filename.removesuffix(".npy")] = _header(member)[0]  # type: ignore[arg-type]

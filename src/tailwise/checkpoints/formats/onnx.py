@@ -13,7 +13,7 @@ from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.folder import Folder
 from tailwise.checkpoints.formats.base import TensorStore
-from tailwise.checkpoints.formats.onnx_graph import Constant, constants_of, is_made_up, names_of
+from tailwise.checkpoints.formats.onnx_graph import Constant, constants_of, is_made_up, names_of, text_of
 from tailwise.checkpoints.inside import inside
 from tailwise.errors import UnreadableError, UsageError
 
@@ -75,7 +75,8 @@ class OnnxCheckpoint(TensorStore):
         except BaseException:
             self._close_external()
             raise
-        metadata = {item.key: item.value for item in model.metadata_props} | {"producer": model.producer_name}
+        metadata = {text_of(item.key): text_of(item.value) for item in model.metadata_props}
+        metadata["producer"] = text_of(model.producer_name)
         super().__init__(uri, tensors, config=config, metadata=metadata, revision=revision)
         self.module_kinds = kinds
         self.readings = {name: "onnx" for name, place in self._places.items() if place.constant.scale is not None}

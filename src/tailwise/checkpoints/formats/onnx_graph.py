@@ -44,6 +44,11 @@ class Constant:
     packed: tuple[int, int, int] | None = None  # rows, columns and bits of codes that are packed into bytes
 
 
+def text_of(name: str | bytes) -> str:
+    """A name of the file as text: protobuf gives bytes where it is none."""
+    return name.decode(errors="replace") if isinstance(name, bytes) else name
+
+
 @dataclass(frozen=True)
 class _Value:
     constant: Constant
@@ -53,6 +58,7 @@ class _Value:
 @dataclass
 class _Walk:
     found: dict[str, Constant] = field(default_factory=dict)
+    times: dict[str, int] = field(default_factory=dict)  # name → how many constants have it
 
     def graph(self, graph: Any, outer: Mapping[str, _Value], path: str) -> None:
         scope = dict(outer)
@@ -62,13 +68,15 @@ class _Walk:
             self.node(node, scope, path)
 
     def add(self, name: str, proto: Any, path: str) -> Constant:
-        unique = name or "constant"
+        unique = text_of(name) or "constant"
         if unique in self.found and path:
             unique = f"{path}.{unique}"
-        count, stem = 1, unique
+        # Not from 1 each time: a small file may give one name to a hundred thousand constants.
+        stem, count = unique, self.times.get(unique, 1)
         while unique in self.found:
             count += 1
             unique = f"{stem}_{count}"
+        self.times[stem] = count
         self.found[unique] = Constant(unique, proto)
         return self.found[unique]
 
@@ -86,7 +94,7 @@ class _Walk:
         for number, attribute in enumerate(node.attribute):
             for graph in [attribute.g, *attribute.graphs]:
                 if graph.node:
-                    self.graph(graph, scope, _path(node.name) or f"{node.op_type}{number}")
+                    self.graph(graph, scope, _path(text_of(node.name)) or f"{node.op_type}{number}")
 
     def use(self, node: Any, inputs: list[_Value | None], scope: dict[str, _Value]) -> None:
         op, first = node.op_type, inputs[0]
@@ -112,7 +120,7 @@ class _Walk:
             if value is not None and not value.constant.kind:
                 _claim(value, node, place)
             if value is not None and place == 3 and op in _RECURRENT:
-                value.constant.recurrent, value.constant.user = "bias", node.name or node.output[0]
+                value.constant.recurrent, value.constant.user = "bias", text_of(node.name or node.output[0])
 
 
 def constants_of(model: Any) -> dict[str, Constant]:
@@ -139,7 +147,7 @@ def _claim(value: _Value, node: Any, place: int) -> None:
     if not kind:
         return
     constant = value.constant
-    constant.kind, constant.user = kind, node.name or (node.output[0] if kind in _RECURRENT else "")
+    constant.kind, constant.user = kind, text_of(node.name or (node.output[0] if kind in _RECURRENT else ""))
     if node.op_type in _RECURRENT:
         constant.gates, constant.recurrent = _RECURRENT[node.op_type], "ih" if place == 1 else "hh"
 
@@ -176,7 +184,7 @@ def _take_blocks(inputs: list[_Value | None], node: Any) -> None:
     said = _attributes(node)
     if codes is None or codes.kind or groups is not None:
         return
-    codes.kind, codes.user, codes.scale, codes.zero = "Linear", node.name, scale, zero
+    codes.kind, codes.user, codes.scale, codes.zero = "Linear", text_of(node.name), scale, zero
     codes.packed, codes.block = (said.get("N", 0), said.get("K", 0), said.get("bits", 4)), said.get("block_size", 0)
 
 
@@ -190,7 +198,7 @@ def _take_table(inputs: list[_Value | None], node: Any) -> None:
     said = _attributes(node)
     if codes is None or scale is None or codes.kind or said.get("gather_axis", 0) != 0:
         return
-    codes.kind, codes.user, codes.scale, codes.zero = "Embedding", node.name, scale, zero
+    codes.kind, codes.user, codes.scale, codes.zero = "Embedding", text_of(node.name), scale, zero
     axis, codes.block = said.get("quantize_axis", 1), said.get("block_size", 128)
     dims, bits = [int(size) for size in codes.proto.dims], said.get("bits", 4)
     codes.axis = axis
@@ -216,11 +224,15 @@ def names_of(constants: Mapping[str, Constant]) -> Iterator[tuple[str, Constant]
     The two of a recurrent layer are `stem.weight_ih_l0` and `stem.weight_hh_l0`, of further layers `l1` …
     """
     used: set[str] = set()
+    times: dict[str, int] = {}
     for constant in constants.values():
-        stem, count = _name(constant), 0
+        stem = _name(constant)
+        first = _numbered(constant, stem, 0)
+        count = times.get(first, 0)
         while (name := _numbered(constant, stem, count)) in used:
             count += 1
         used.add(name)
+        times[first] = count
         yield name, constant
 
 

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from tailwise.checkpoints.formats.unfolding import MOST_BYTES, check_unfolding
 from tailwise.errors import UnreadableError
 
 #: Of the pickle in a zip archive, unfolded: a hundred thousand tensors take some twenty megabytes.
-_MOST_BYTES = 1 << 28
+_MOST_BYTES = MOST_BYTES
 #: What a pickle makes, in units of some 32 bytes: a gigabyte. A tensor takes about sixty.
 _MOST_MADE = 1 << 25
 #: Objects that a structure unfolds to where shared parts are counted each time, as a walk meets them.
@@ -26,6 +27,8 @@ _MOST_OBJECTS = 1 << 25
 _DEEPEST = 256
 #: The old format is five pickles and the data: magic number, version, system, object, keys.
 _OLD_PICKLES = 5
+#: Bytes that a text may claim beyond the end of its file: of a file that is cut off, the reader says more.
+_MOST_CLAIMED = 1 << 24
 #: Codecs that bytes were written by; others take quadratic time, or are no codecs of text.
 _ENCODINGS = frozenset({"latin1", "latin-1", "iso-8859-1", "utf-8", "utf8", "ascii"})
 _AGAIN = "no checkpoint that torch.save writes looks like this: do not trust the file"
@@ -63,7 +66,7 @@ def check_file(path: Path, where: str, *, is_zip: bool) -> None:
         else:
             with path.open("rb") as file:
                 for _ in range(_OLD_PICKLES):
-                    _Bounds(where).go_through(_Within(file, path.stat().st_size))
+                    _Bounds(where).go_through(_Within(file, path.stat().st_size, where))
     except (ValueError, EOFError, IndexError, KeyError, OverflowError):
         return  # a damaged pickle ends there for whoever reads it, too, and torch says of what kind
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError) as error:
@@ -100,9 +103,7 @@ def _check_archive(path: Path, where: str) -> None:
         names = [part.filename for part in parts]
         if len(set(names)) != len(names):
             _refuse("holds two parts of one name", where)
-        for part in parts:
-            if part.file_size > max(_MOST_BYTES, 64 * part.compress_size):
-                _refuse(f"{part.filename[:100]} would unfold to {part.file_size} bytes", where)
+        check_unfolding(parts, where)
         for part in (part for part in parts if part.filename.rpartition("/")[2].endswith(".pkl")):
             if part.file_size > _MOST_BYTES:
                 _refuse(f"its {part.filename[:100]} has {part.file_size} bytes, and tensors are not kept there", where)
@@ -111,15 +112,25 @@ def _check_archive(path: Path, where: str) -> None:
 
 
 class _Within:
-    """A file that gives no more than it has: to ask for the length that a text claims takes room for as much."""
+    """A file that gives no more than it has: to ask for the length that a text claims takes room for as much.
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        self._file, self._size = file, size
+    Where `where` is given, such a claim is refused: whoever reads the file next would ask for all of it.
+    """
+
+    def __init__(self, file: IO[bytes], size: int, where: str | None = None) -> None:
+        self._file, self._size, self._where = file, size, where
         self.tell, self.readline = file.tell, file.readline
 
     def read(self, count: int) -> bytes:
         """At most `count` bytes."""
-        return self._file.read(max(0, min(count, self._size - self._file.tell())))
+        left = max(0, self._size - self._file.tell())
+        if count > left + _MOST_CLAIMED and self._where is not None:
+            raise UnreadableError(
+                f"is not a whole PyTorch file: a text in it claims {count} bytes where {left} are left",
+                where=self._where,
+                fix="it is damaged or cut off: download or save it again",
+            )
+        return self._file.read(max(0, min(count, left)))
 
 
 class _Bounds:

@@ -18,7 +18,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
 from tailwise.checkpoints.readings.compressed import settings_of
 from tailwise.checkpoints.readings.tiles import TILED, comfy_format, untiled
+from tailwise.storage import json_of
 
 if TYPE_CHECKING:
     import torch
@@ -370,7 +370,10 @@ def _fp4(
     members = (spec.name, scale.name, *(() if overall is None else (overall.name,)))
     shape = (*spec.shape[:-1], spec.shape[-1] * (1 if spec.dtype == "F4" else 2))
     fits = scale.shape == (*shape[:-1], shape[-1] // size) and shape[-1] % size == 0
-    if not fits or spec.dtype == "F4" or (overall is not None and prod(overall.shape) not in (1, shape[0])):
+    if spec.dtype == "F4" and fits:
+        why = "4-bit floats stored as safetensors' F4 (two in a byte), which tailwise does not unpack"
+        return Refused(members, f"{why}; save the codes as U8, or audit the model before quantization")
+    if not fits or (overall is not None and prod(overall.shape) not in (1, shape[0])):
         return Refused(
             members,
             f"4-bit codes of shape {spec.shape} with scales of shape {scale.shape}, a layout not known here; "
@@ -406,7 +409,7 @@ def find_bnb4(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
         suffixes = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
         members = (spec.name, *group.pick(*(f"{stem}.{suffix}" for suffix in suffixes)), state.name)
         try:
-            settings = json.loads(bytes(checkpoint.read(state.name).flatten().tolist()))
+            settings = json_of(bytes(checkpoint.read(state.name).flatten().tolist()))
             codec = Bnb4(
                 spec.name,
                 tuple(int(side) for side in settings["shape"]),

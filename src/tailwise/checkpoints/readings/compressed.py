@@ -82,7 +82,7 @@ def find(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
     scheme = _group_of(group.module, settings)
     layout = str(scheme.get("format") or settings.get("format", ""))
     members = group.pick(leaf, *(suffix for suffix in _SUFFIXES if suffix != leaf))
-    if layout in _LEGACY or "weights" not in scheme or "weight_scale" not in group.leaves:
+    if layout in _LEGACY or not scheme.get("weights") or "weight_scale" not in group.leaves:
         everything = group.pick(*(other for other in group.leaves if other != "bias"))
         yield Refused(everything, f"compressed-tensors layout {layout!r}; audit the model before compression")
     elif missing("compressed_tensors"):
@@ -106,21 +106,42 @@ def settings_of(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
 def _shape(checkpoint: Checkpoint, spec: TensorSpec, group: Siblings, weights: Mapping[str, Any]) -> tuple[int, ...]:
     """Shape of the decoded weight; two integers are read where the packing has padded it away."""
     if (stored := group.leaves.get("weight_shape")) is not None:
-        return tuple(int(side) for side in checkpoint.read(stored.name).tolist())
+        return tuple(int(side) for side in checkpoint.read(stored.name).flatten().tolist())
     if spec.name.endswith("weight_packed") and spec.shape:
+        bits = weights.get("num_bits", 4)
         word = 32 if spec.dtype == "I32" else 8
-        return (*spec.shape[:-1], spec.shape[-1] * word // int(weights.get("num_bits", 4)))
+        if not isinstance(bits, int) or not 0 < bits <= word:
+            raise _unusable(group.module, f"num_bits is {bits!r:.80}, and a number from 1 to {word} was expected")
+        return (*spec.shape[:-1], spec.shape[-1] * word // bits)
     return spec.shape
 
 
 def _group_of(module: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The quantization scheme that names the module: by full name, by regular expression, or by class."""
-    groups = [group for group in settings.get("config_groups", {}).values() if isinstance(group, Mapping)]
-    for group in groups:
-        if any(_names(target, module) for target in group.get("targets", ())):
+    groups = _groups(module, settings)
+    for group, targets in groups:
+        if any(_names(target, module) for target in targets):
             return group
-    by_class = [group for group in groups if "Linear" in group.get("targets", ())]
-    return (by_class or groups or [{}])[0]
+    by_class = [group for group, targets in groups if "Linear" in targets]
+    return next(iter(by_class or [group for group, _ in groups]), {})
+
+
+def _groups(module: str, settings: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], tuple[str, ...]]]:
+    """Each scheme with what it is for; their kinds are checked, for anyone may have written them."""
+    named = settings.get("config_groups", {})
+    if not isinstance(named, Mapping):
+        raise _unusable(module, f"config_groups is {type(named).__name__}, and schemes by name were expected")
+    found = []
+    for name, group in named.items():
+        if not isinstance(group, Mapping):
+            continue  # a preset, which is no scheme for weights
+        targets = group.get("targets", ())
+        if not isinstance(targets, list | tuple) or not all(isinstance(target, str) for target in targets):
+            raise _unusable(module, f"the targets of {str(name)[:80]!r} are no list of names")
+        if not isinstance(group.get("weights") or {}, Mapping):
+            raise _unusable(module, f"the weights of {str(name)[:80]!r} are no settings by name")
+        found.append((group, tuple(targets)))
+    return found
 
 
 def _names(target: str, module: str) -> bool:
@@ -128,8 +149,9 @@ def _names(target: str, module: str) -> bool:
         try:
             return pattern_from_file(target.removeprefix("re:")).match(module) is not None
         except ValueError as error:
-            fix = "correct quantization_config in config.json"
-            raise UnreadableError(
-                f"the target {target[:80]!r} cannot be used: {error}", where=module, fix=fix
-            ) from error
+            raise _unusable(module, f"the target {target[:80]!r} cannot be used: {error}") from error
     return target == module
+
+
+def _unusable(module: str, what: str) -> UnreadableError:
+    return UnreadableError(what, where=module, fix="correct quantization_config in config.json")

@@ -12,7 +12,6 @@ change is not such a product are refused by name.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tailwise.checkpoints.formats.lora_names import scale_of
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
+from tailwise.storage import json_of
 
 if TYPE_CHECKING:
     import torch
@@ -295,7 +295,7 @@ def _beside(settings: Mapping[str, Any], module: str, rank: int) -> float | None
 def _in_header(module: str, metadata: Mapping[str, str], rank: int) -> float | None:
     """s from the settings of peft that diffusers writes into the header, a set per component: `transformer.r`."""
     try:
-        told = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        told = json_of(metadata.get("lora_adapter_metadata", "{}"))
     except ValueError:
         return None
     if not isinstance(told, dict):

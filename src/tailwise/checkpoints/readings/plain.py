@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 _FP8 = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "FLOAT8_E4M3FNUZ", "FLOAT8_E5M2FNUZ"})
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", "C64", "C128"})
 _CODES = frozenset({"I8", "U8", "I16", "U16", "I32", "U32"})
-_SUB_BYTE = frozenset({"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "I4", "U4"})
+_SUB_BYTE = {
+    "F4": "floats of 4 bits (E2M1, two in a byte)", "F6_E2M3": "floats of 6 bits", "F6_E3M2": "floats of 6 bits",
+    "F8_E8M0": "powers of two of 8 bits", "I4": "integers of 4 bits", "U4": "integers of 4 bits",
+}  # fmt: skip
 
 #: Leaves that say nothing of the weight beside them.
 _NEUTRAL = re.compile(
@@ -112,7 +115,7 @@ def _codes(
     group: Siblings, leaf: str, spec: TensorSpec, beside: Mapping[str, TensorSpec], checkpoint: Checkpoint
 ) -> Claim | None:
     """Codes that no packing claims, with everything of their module that could belong to them."""
-    integers = spec.dtype in _CODES | _SUB_BYTE and len(spec.shape) >= 2
+    integers = (spec.dtype in _CODES or spec.dtype in _SUB_BYTE) and len(spec.shape) >= 2
     known = _maker(group) is not None
     if not integers or (not known and (_INDICES.search(leaf) or is_neutral(leaf))):
         return None
@@ -126,6 +129,11 @@ def _codes(
 
 def _looks_like(group: Siblings, spec: TensorSpec, checkpoint: Checkpoint) -> str:
     maker = _maker(group) or _method(checkpoint) or "an unknown method"
+    if spec.dtype in _SUB_BYTE and maker == "an unknown method":
+        return (
+            f"{spec.dtype}, {_SUB_BYTE[spec.dtype]}: codes that mean nothing without their scales, and no scales of a "
+            "known name lie beside them; audit the model before quantization"
+        )
     return (
         f"weights packed by {maker} ({spec.dtype} codes) in a layout that is not known here; "
         "audit the model before quantization, or save it de-quantized (transformers dequantize())"

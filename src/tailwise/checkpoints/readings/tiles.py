@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from tailwise.checkpoints.readings.claim import Siblings
+from tailwise.storage import json_of
 
 if TYPE_CHECKING:
     import torch
@@ -21,9 +21,9 @@ def comfy_format(group: Siblings, checkpoint: Checkpoint) -> str:
         return ""
     try:
         if (marker := group.leaves.get("comfy_quant")) is not None:
-            said = json.loads(bytes(checkpoint.read(marker.name).flatten().tolist()))
+            said = json_of(bytes(checkpoint.read(marker.name).flatten().tolist()))
         else:
-            said = json.loads(checkpoint.metadata["_quantization_metadata"]).get("layers", {}).get(group.module, {})
+            said = json_of(checkpoint.metadata["_quantization_metadata"]).get("layers", {}).get(group.module, {})
         return str(said.get("format", ""))
     except (ValueError, AttributeError, TypeError):
         return ""

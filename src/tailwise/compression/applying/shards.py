@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.draft import Draft
@@ -139,10 +138,3 @@ def _check(written: Written, kept: Path) -> None:
 def _not_shared(kept: Path) -> UsageError:
     fix = "choose an output on storage that every worker sees under the same path, or leave --executor out"
     return UsageError("what the workers write does not arrive here", where=kept, fix=fix)
-
-
-def settings_of(options: Any) -> RunOptions:
-    """The engine that `ApplyOptions` name."""
-    return RunOptions(
-        device=options.device, workers=options.workers, executor=options.executor, patience=options.patience
-    )

@@ -6,8 +6,9 @@ import io
 import json
 
 from tailwise.compression.export.exporter import Files, exporter
-from tailwise.compression.plans.bit_budget import listed
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.words import listed
 from tailwise.errors import UsageError
 
 #: The order in which modeling code makes the layers of a block, which is that of the published loop.

@@ -8,7 +8,8 @@ from typing import Any
 
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.meaning import integers, said
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
 from tailwise.number_formats.number_format import NumberFormat
 
 _TAKES = "mxfp4, mxfp8, mxfp6 (-e3m2), int2, int3, int4 and int8 (-g<N>, -channel; symmetric) and bf16"

@@ -7,7 +7,8 @@ from typing import Any
 
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.meaning import integers, said
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
 from tailwise.number_formats.number_format import NumberFormat
 
 _TAKES = (

@@ -8,8 +8,10 @@ from typing import Any
 
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.meaning import integers, said
-from tailwise.compression.plans.bit_budget import listed
-from tailwise.compression.plans.plan import UNSTRUCTURED, Decision, Plan
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.patterns import UNSTRUCTURED
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.words import listed
 from tailwise.errors import UsageError
 from tailwise.number_formats.number_format import NumberFormat
 
@@ -29,7 +31,7 @@ def levels(plan: Plan) -> Files:
     To quantize, a level is the number of bits. To prune, it counts steps of equally many parameters from the uniform
     sparsity; the steps are rounded together, so that the budget stays.
     """
-    found, facts = _bits(plan) if plan.kind == "quantize" else _steps(plan)
+    found, facts = _bits(plan) if plan.quantizes else _steps(plan)
     text = "\n".join(f"{layer}: {level}" for layer, level in found.items())
     return {".txt": text.encode(), ".notes.json": (json.dumps(facts, indent=1) + "\n").encode()}
 
@@ -40,7 +42,7 @@ def _bits(plan: Plan) -> tuple[dict[str, int], dict[str, Any]]:
     if len(kinds) > 1:
         raise UsageError(
             "EvoPress's levels are bits, and these formats differ in more: "
-            + ", ".join(sorted({decision.format or "" for decision in plan})),
+            + ", ".join(sorted({decision.treatment.words() for decision in plan})),
             fix="plan with formats that differ in bits alone, such as int2-g128,int3-g128,int4-g128",
         )
     ((shared, symmetric),) = kinds

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from tailwise.compression.plans.plan import Kind, Plan
+from tailwise.compression.plans.entries import Kind
+from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UsageError
 from tailwise.registry import Registry
 

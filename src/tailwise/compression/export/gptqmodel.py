@@ -9,7 +9,8 @@ from typing import Any
 
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.meaning import grouped, integers, one_of, said
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
 from tailwise.number_formats.number_format import NumberFormat
 
 _TAKES = "int2, int3, int4 and int8 (-asym, -g<N>, -channel) and bf16, of layers in numbered blocks"

@@ -12,9 +12,10 @@ from tailwise.checkpoints.dims import tower_of
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.gguf_types import REST, GgufType, gguf_type
 from tailwise.compression.export.meaning import Refusals
-from tailwise.compression.plans.bit_budget import listed
 from tailwise.compression.plans.bits import bits_of
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.words import listed
 from tailwise.errors import UsageError
 
 #: `llama-quantize` leaves these as they are, whatever the file says.
@@ -68,8 +69,8 @@ def _types(plan: Plan) -> dict[str, GgufType]:
     for decision in plan:
         if decision.role in _LEFT:
             refusals.add("llama-quantize never quantizes such tensors", decision.tensor)
-        elif (kind := gguf_type(decision.format or "", decision.shape)) is None:
-            known = gguf_type(decision.format or "", ()) is not None
+        elif (kind := gguf_type(decision.treatment.words(), decision.shape)) is None:
+            known = gguf_type(decision.treatment.words(), ()) is not None
             why = " where 32 does not divide the inputs" if known else ", which is near no type of GGUF"
             refusals.add(f"{decision.format}{why}", decision.tensor)
         else:
@@ -148,7 +149,7 @@ def _name(key: str, names: Any) -> str | None:
 
 def _facts(plan: Plan, chosen: dict[str, GgufType]) -> dict[str, Any]:
     """What becomes of the plan's formats and of its bits."""
-    counts = Counter((decision.format or "", chosen[decision.tensor]) for decision in plan)
+    counts = Counter((decision.treatment.words(), chosen[decision.tensor]) for decision in plan)
     total = plan.n_params
     return {
         "use": "llama-quantize --tensor-type-file FILE.txt model-bf16.gguf out.gguf Q8_0",

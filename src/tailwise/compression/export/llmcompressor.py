@@ -8,9 +8,10 @@ from typing import Any
 from tailwise.compression.export.compressed_tensors import schemes
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.meaning import exactly
-from tailwise.compression.plans.bit_budget import listed
+from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.patterns import parse_pattern
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.words import listed
 from tailwise.errors import UsageError
 
 _PRUNERS = {"wanda": "WandaPruningModifier", "sparsegpt": "SparseGPTModifier"}
@@ -40,7 +41,7 @@ def recipe(plan: Plan) -> Files:
     yaml = import_module("yaml")
     head, stage = (
         (_PRUNING_HEAD, {"pruning_stage": _pruning(plan)})
-        if plan.kind == "prune"
+        if not plan.quantizes
         else (_QUANTIZING_HEAD, {"quantization_stage": _quantizing(plan)})
     )
     text = yaml.safe_dump(stage, sort_keys=False, width=10_000)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from tailwise.compression.plans.bit_budget import listed
 from tailwise.compression.plans.bits import has_whole_groups
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.words import listed
 from tailwise.errors import UsageError
 from tailwise.number_formats.casts import Cast
 from tailwise.number_formats.elements import Integer
-from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat
 from tailwise.number_formats.scales import Asymmetric, Symmetric
@@ -49,7 +49,7 @@ def integers(chosen: NumberFormat) -> Integers | None:
 
 def stays(decision: Decision) -> bool:
     """Whether an entry asks for a plain floating-point type, which other tools leave as it is stored."""
-    return isinstance(parse_format(decision.format or ""), Cast)
+    return isinstance(decision.number_format, Cast)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def said(plan: Plan, tool: str, takes: str, say: Callable[[NumberFormat, Decisio
     """
     refusals, layers, kept = Refusals(tool, takes), dict[str, T](), []
     for decision in plan:
-        module, chosen = decision.tensor.removesuffix(".weight"), parse_format(decision.format or "")
+        module, chosen = decision.tensor.removesuffix(".weight"), decision.number_format
         if stays(decision):
             kept.append(module)
         elif not _linear(decision):
@@ -100,7 +100,7 @@ def said(plan: Plan, tool: str, takes: str, say: Callable[[NumberFormat, Decisio
         elif not has_whole_groups(chosen, decision.shape):
             refusals.add(f"{chosen.name}, whose groups of {chosen.group_size} do not divide the inputs", module)
         elif (found := say(chosen, decision)) is None:
-            refusals.add(decision.format or "", module)
+            refusals.add(decision.treatment.words(), module)
         else:
             layers[module] = found
     refusals.tell()

@@ -17,7 +17,6 @@ from tailwise.compression.packing.parts import Parts, cast_of
 from tailwise.compression.packing.shards import Members, ShardPacking
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.schemes import Scheme, scheme_of
-from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 
 _WORDS = "pack-quantized"
@@ -153,7 +152,7 @@ def _schemes(plan: Plan) -> dict[str, tuple[Scheme, list[str]]]:
     """Name of a format → its scheme and tensors; plain casts have none."""
     found: dict[str, tuple[Scheme, list[str]]] = {}
     for decision in plan:
-        chosen = parse_format(decision.format or "")
+        chosen = decision.number_format
         scheme = scheme_of(chosen)
         if scheme is not None:
             found.setdefault(chosen.name, (scheme, []))[1].append(decision.tensor)

@@ -16,7 +16,6 @@ from tailwise.compression.packing.gguf_blocks import TYPES, row_bytes, to_bytes,
 from tailwise.compression.packing.gguf_tokenizer import add_tokenizer
 from tailwise.compression.packing.packing import Packing, Work
 from tailwise.compression.plans.plan import Plan
-from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 
 FILE = "model.gguf"
@@ -111,7 +110,7 @@ class Gguf(Packing):
         config, factors = work.checkpoint.config, model.rope_factors(work.checkpoint.config)
         if factors is not None:
             writer.add_tensor_info("rope_freqs.weight", factors.shape, np.dtype(np.float32), 4 * factors.numel())
-        formats = {decision.tensor: parse_format(decision.format or "") for decision in work.plan}
+        formats = {decision.tensor: decision.number_format for decision in work.plan}
         specs = [spec for shard in work.layout.shards for spec in shard.specs]
         for spec in specs:
             kind = type_of(spec, formats.get(spec.name))
@@ -153,7 +152,7 @@ def _file_type(plan: Plan) -> int:
 
     sizes: dict[str, int] = {}
     for decision in plan:
-        kind = TYPES[parse_format(decision.format or "").name]
+        kind = TYPES[decision.number_format.name]
         sizes[kind] = sizes.get(kind, 0) + decision.n_params
     most = max(sizes, key=lambda kind: sizes[kind])
     name = {"F32": "ALL_F32", "MXFP4": "MOSTLY_MXFP4_MOE"}.get(most, f"MOSTLY_{most}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from tailwise.errors import UnreadableError
+from tailwise.storage import json_of, read_text
 
 #: The regular expression that splits words in Llama 3 and Qwen2; they differ in how many digits stay together.
 _SPLIT = (
@@ -93,5 +95,8 @@ def _split(tokenizer: Mapping[str, Any]) -> str | None:
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json_of(read_text(path))
+    except (OSError, ValueError) as error:
+        raise UnreadableError(f"could not be read ({error})", where=path) from error
     return found if isinstance(found, dict) else {}

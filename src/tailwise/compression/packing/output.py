@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.writer import Change, Layout
-from tailwise.compression.applying.applied_quantize import AppliedBits, Grids
-from tailwise.compression.applying.data_free import as_matrices
 from tailwise.compression.packing.packing import Packing, Work
 from tailwise.compression.packing.parts import Coded
 from tailwise.compression.packing.read_back import read_back_packed
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.treating.applied import Applied, Grids
+from tailwise.compression.treating.matrices import as_matrices
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ def coded_by(plan: Plan, checkpoint: Checkpoint, change: Change, grids: Grids) -
     return coded
 
 
-def packed(packing: Packing, work: Work, folder: Path, done: AppliedBits) -> AppliedBits:
+def packed(packing: Packing, work: Work, folder: Path, done: Applied) -> Applied:
     """Write the model packed, read every tensor of the plan back, and say what the files take."""
     said = (*packing.notes(work.plan, work.checkpoint), *packing.write(work, folder))
     with open_checkpoint(_opened(folder)) as copy:

@@ -12,16 +12,15 @@ import torch
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.writer import Layout
-from tailwise.compression.applying.data_free import is_transposed
 from tailwise.compression.packing.parts import Coded
 from tailwise.compression.plans.bits import has_whole_groups
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.words import listed
+from tailwise.compression.treating.matrices import is_transposed
 from tailwise.errors import UsageError
-from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.optional import missing
-
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def check_packing(packing: Packing, plan: Plan, checkpoint: Checkpoint) -> None:
         if reason is not None:
             found.setdefault(reason, []).append(decision.tensor)
     if found:
-        lines = [f"{reason}: {_listed(names)}" for reason, names in found.items()]
+        lines = [f"{reason}: {listed(names)}" for reason, names in found.items()]
         raise UsageError(
             f"{packing.name} cannot pack what the plan asks for:\n  " + "\n  ".join(lines),
             fix=f"plan with {packing.instead()}, or apply without --packed",
@@ -106,12 +105,7 @@ def refusal(packing: Packing, decision: Decision, checkpoint: Checkpoint) -> str
         return f"is no matrix of a layer but a tensor of shape {list(spec.shape)}"
     if is_transposed(spec.name, spec.shape, checkpoint.config):
         return "is stored (in, out), as Conv1D does"
-    chosen = parse_format(decision.format or "")
+    chosen = decision.number_format
     if not has_whole_groups(chosen, spec.shape):
         return f"has inputs that groups of {chosen.group_size} ({chosen.name}) do not divide"
     return packing.refuses(chosen, spec)
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

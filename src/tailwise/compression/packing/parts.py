@@ -9,10 +9,9 @@ import torch
 
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.compression.plans.plan import Decision
+from tailwise.compression.plans.decision import Decision
 from tailwise.number_formats.casts import Cast
 from tailwise.number_formats.elements import Float8, Integer
-from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.grid import Grid
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat
@@ -41,7 +40,7 @@ class Coded:
     @property
     def format(self) -> NumberFormat:
         """That the plan gives it."""
-        return parse_format(self.decision.format or "")
+        return self.decision.number_format
 
     @property
     def parts(self) -> Parts:

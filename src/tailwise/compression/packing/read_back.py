@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.readings.claimed import claimed
-from tailwise.compression.applying.applied_quantize import ReachedBits
 from tailwise.compression.packing.packing import Packing, Work
 from tailwise.compression.plans.bits import bits_of
+from tailwise.compression.treating.applied import Reached, relative_error
 from tailwise.errors import UnreadableError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _REPORT = "this is an error of tailwise: report it with the plan"
 
 
-def read_back_packed(packing: Packing, work: Work, written: Checkpoint) -> tuple[ReachedBits, ...]:
+def read_back_packed(packing: Packing, work: Work, written: Checkpoint) -> tuple[Reached, ...]:
     """Every tensor of the plan in the written files, decoded.
 
     `UnreadableError` where a value is another than in the de-quantized checkpoint, or the bytes are not those that
@@ -29,7 +29,7 @@ def read_back_packed(packing: Packing, work: Work, written: Checkpoint) -> tuple
     return tuple(_reached(packing, work, real, decision.tensor) for decision in work.plan)
 
 
-def _reached(packing: Packing, work: Work, written: Checkpoint, tensor: str) -> ReachedBits:
+def _reached(packing: Packing, work: Work, written: Checkpoint, tensor: str) -> Reached:
     coded, spec = work.coded(tensor), work.checkpoint.tensors[tensor]
     assert coded is not None  # noqa: S101 - the plan names it
     place = packing.stored_as(tensor, work.checkpoint)
@@ -38,16 +38,13 @@ def _reached(packing: Packing, work: Work, written: Checkpoint, tensor: str) -> 
     found = packing.restored(written.read(place), tensor, work.checkpoint)
     if not _same(found, coded):
         raise UnreadableError("decodes to other values than the operator chose", where=tensor, fix=_REPORT)
-    before = work.checkpoint.read(tensor).double()
-    square = float(before.square().sum())
-    error = float((found.double() - before).square().sum())
-    return ReachedBits(
+    return Reached(
         tensor,
         spec.numel,
-        coded.format.name,
         bits_of(coded.decision),
         8 * _bytes(packing, coded, _nbytes(written, place), spec) / spec.numel,
-        (error / square) ** 0.5 if square else 0.0,
+        coded.format.name,
+        relative_error=relative_error(work.checkpoint.read(tensor), found),
     )
 
 

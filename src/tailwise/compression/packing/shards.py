@@ -16,10 +16,10 @@ from tailwise.checkpoints.dtypes import code_of
 from tailwise.checkpoints.writer import Layout, Shard, copy_settings, pieces, write_index, write_shard
 from tailwise.compression.packing.packing import Packing, Work
 from tailwise.compression.packing.parts import Coded, Parts, cast_of, empty_parts
-from tailwise.compression.plans.plan import Decision
-from tailwise.number_formats.formats import parse_format
+from tailwise.compression.plans.decision import Decision
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat
+from tailwise.storage import json_of
 
 Members = dict[str, torch.Tensor]  # stored name → tensor
 
@@ -50,7 +50,7 @@ class ShardPacking(Packing):
         if work.layout.index is not None:
             write_index(replace(work.layout, shards=tuple(shards)), folder)
         notes = tuple(copy_settings(work.layout, folder))
-        config = {**json.loads((folder / "config.json").read_text(encoding="utf-8")), **self.settings(work)}
+        config = {**json_of((folder / "config.json").read_text(encoding="utf-8")), **self.settings(work)}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return notes
 
@@ -96,7 +96,7 @@ class _Writing:
 
 def empty_members(packing: ShardPacking, decision: Decision, spec: TensorSpec) -> Members:
     """The tensors of an entry without contents."""
-    chosen = parse_format(decision.format or "")
+    chosen = decision.number_format
     cast = cast_of(chosen)
     if cast is not None:
         return {spec.name: torch.empty(spec.shape, dtype=cast, device="meta")}

@@ -63,7 +63,7 @@ class TorchAo(ShardPacking):
 
     def notes(self, plan: Plan, checkpoint: Checkpoint) -> Iterator[str]:  # noqa: ARG002
         """See `Packing`."""
-        chosen = [parse_format(decision.format or "") for decision in plan]
+        chosen = [decision.number_format for decision in plan]
         if any(_kind(item) == "IntxUnpackedToInt8Tensor" and item.element_bits < 8 for item in chosen):
             yield "torchao's class for integers of fewer than 8 bits that runs anywhere holds each in a whole byte"
 
@@ -75,7 +75,7 @@ class TorchAo(ShardPacking):
 
     def metadata(self, work: Work) -> Mapping[str, str]:
         """See `ShardPacking`: the class of every tensor, in every file, since only their union is read."""
-        decisions = {decision.tensor: parse_format(decision.format or "") for decision in work.plan}
+        decisions = {decision.tensor: decision.number_format for decision in work.plan}
         names = [spec.name for shard in work.layout.shards for spec in shard.specs]
         found = dict.fromkeys(names, json.dumps({"_type": "Tensor"}))
         for name, chosen in decisions.items():

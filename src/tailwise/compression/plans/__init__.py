@@ -1,1 +1,1 @@
-"""Plans: what is compressed and how much, made from audits, read, edited, checked. Imports no torch."""
+"""Plans: decisions, each a site and a treatment; read, edited, checked, compared. Imports no torch."""

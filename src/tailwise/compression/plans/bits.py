@@ -14,7 +14,8 @@ from tailwise.number_formats.number_format import NumberFormat
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit, LayerRow
     from tailwise.compression.plans.candidates import Candidate
-    from tailwise.compression.plans.plan import Decision, Plan
+    from tailwise.compression.plans.decision import Decision
+    from tailwise.compression.plans.entries import Entries
 
 
 def shape_of(item: Candidate, config: Mapping[str, Any]) -> tuple[int, ...]:
@@ -52,9 +53,9 @@ def bits_per_weight(chosen: str | NumberFormat, shape: tuple[int, ...]) -> float
 
 
 def bits_of(decision: Decision) -> float:
-    """Bits per weight of an entry of a plan to quantize; its format's nominal bits where its shape is not known."""
-    chosen = parse_format(decision.format or "")
-    return bits_per_weight(chosen, decision.shape) if len(decision.shape) in (2, 3) else chosen.element_bits
+    """Bits per weight of an entry with a format, nominal ones where its shape is not known; 0 without a format."""
+    cast = decision.treatment.cast
+    return 0.0 if cast is None else cast.bits(decision.shape)
 
 
 def mean_bits(decisions: Iterable[Decision]) -> float:
@@ -80,7 +81,7 @@ def _bytes(row: LayerRow) -> float:
     return row.nbytes if bits is None or len(row.tensors) > 1 else row.n_params * bits / 8
 
 
-def depth_words(plan: Plan) -> str:
+def depth_words(plan: Entries) -> str:
     """How the mean bits of blocks follow depth: Spearman's rank correlation with the block number."""
     blocks = sorted({decision.block for decision in plan if decision.block is not None})
     means = [round(mean_bits(d for d in plan if d.block == block), 6) for block in blocks]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,22 +14,37 @@ from tailwise.errors import UsageError
 #: Most of a tensor that a plan may take: what is left must still be a matrix.
 MOST = 0.99
 
+Unit = Literal["share", "bits", "bytes", "rise"]
+
 Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The fraction of the candidates' parameters that goes: Σ s·d = sparsity · Σ d."""
+    """How much is to go, or to be spent, and in what it is counted.
 
-    sparsity: float
-    clamp: bool = True  # keep amounts in [0, MOST] and give what is cut off to the others
+    A share is the fraction of the candidates' parameters that goes: Σ s·d = share · Σ d. Bits are the mean of the
+    planned tensors, scales counted; bytes are those of the whole model; a rise is of perplexity, as a fraction.
+    """
+
+    amount: float
+    clamp: bool = True  # of a share: keep amounts in [0, MOST] and give what is cut off to the others
+    unit: Unit = "share"
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.sparsity) or not 0.0 <= self.sparsity <= MOST:
-            hint = f"; {self.sparsity:g} % is {self.sparsity / 100:g}" if 2.0 <= self.sparsity <= 100.0 * MOST else ""
+        if self.unit != "share":
+            if not math.isfinite(self.amount) or self.amount <= 0:
+                raise UsageError(f"a budget of {self.amount:g} cannot be met", fix="give a number above 0")
+        elif not math.isfinite(self.amount) or not 0.0 <= self.amount <= MOST:
+            hint = f"; {self.amount:g} % is {self.amount / 100:g}" if 2.0 <= self.amount <= 100.0 * MOST else ""
             raise UsageError(
-                f"a sparsity of {self.sparsity:g} cannot be reached", fix=f"give a fraction from 0 to {MOST}{hint}"
+                f"a sparsity of {self.amount:g} cannot be reached", fix=f"give a fraction from 0 to {MOST}{hint}"
             )
+
+    @property
+    def sparsity(self) -> float:
+        """A share, by the name that allocators have for it."""
+        return self.amount
 
     def scaled(self, shares: Vector, sizes: Vector) -> Vector:
         """Amounts η·share, η such that the budget holds; what passes `MOST` is cut there and the others take it over.

@@ -13,6 +13,8 @@ from tailwise.audits.trusted import doubt, value_of
 from tailwise.checkpoints.beside import TOWERS, tower_beside
 from tailwise.checkpoints.order import INPUTS, OUTPUTS
 from tailwise.compression.plans.packed_rows import AS_NUMBERS, is_packed, tensor_of
+from tailwise.compression.plans.site import Site
+from tailwise.compression.plans.words import listed
 from tailwise.errors import UsageError, unknown_name
 from tailwise.metrics.facts import fit
 from tailwise.recipe import Recipe
@@ -53,6 +55,11 @@ class Candidate:
     def shape(self) -> tuple[int, ...]:
         """(rows, cols) where the tensor holds one matrix; empty where it holds several."""
         return self.parts[0][:2] if len(self.parts) == 1 and self.parts[0][2] == 1 else ()
+
+    @property
+    def site(self) -> Site:
+        """Where it is."""
+        return Site(self.tensor, self.matrix, self.role, self.block, self.n_params, self.shape)
 
     def value(self, metric: str) -> float | None:
         """A metric, or None."""
@@ -192,7 +199,7 @@ def _said_of(fits: Mapping[str, LayerRow] | None, estimator: str | None, moved: 
         yield f"α of {lost} of {len(fits or {})} matrices is left out (a tail without spread): a neutral amount"
     if moved:
         which = f"{len(moved)} of {len(known)} matrices is of a fit that is not trusted"
-        yield f"α of {which}, and counts as its role's median: {_listed(moved)}"
+        yield f"α of {which}, and counts as its role's median: {listed(list(moved))}"
     if doubted := sum(bool(doubt(row, estimator or "")) for row in known if row.name not in moved):
         yield f"α of {doubted} of {len(known)} matrices is of a fit that is not trusted; published methods take all"
 
@@ -228,9 +235,9 @@ def _mean(rows: Sequence[LayerRow], values: Sequence[float | None]) -> float | N
 
 def _notes(audit: Audit, choice: Choice, composed: Collection[str]) -> Iterable[str]:
     if composed:
-        yield f"left as they are, each made of several tensors: {_listed(composed)}"
+        yield f"left as they are, each made of several tensors: {listed(composed)}"
     if missing := _not_measured(audit):
-        yield f"left as they are, not measured: {_listed(missing)}"
+        yield f"left as they are, not measured: {listed(missing)}"
     inside = {row.role for row in audit.rows if row.measured and _wanted(row, choice)}
     if outside := sorted({row.role for row in audit.rows if row.measured and not _wanted(row, choice)}):
         named = (f"some of {role}" if role in inside else role for role in outside)
@@ -251,11 +258,6 @@ def audited_part(audit: Audit) -> dict[str, Any]:
         "not_measured": _not_measured(audit),
     }
     return {name: value for name, value in found.items() if value}
-
-
-def _listed(names: Collection[str], most: int = 3) -> str:
-    shown = ", ".join(list(names)[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def sizes_in(audit: Audit) -> dict[str, int]:

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, TypeVar
 
-from tailwise.compression.plans.plan import BOTH, UNSTRUCTURED, Decision, Plan
+from tailwise.compression.operators.table import operator_of, operators_that
+from tailwise.compression.plans.casting import Then
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.entries import BOTH, Entries, Part
 from tailwise.errors import UsageError
 
-Part = Literal["prune", "quantize"]
-#: Operators after which a tensor has the same name and shape.
-_SAME_SHAPE = ("magnitude", "wanda", "sparsegpt")
+P = TypeVar("P", bound=Entries)
 
 
-def combined(prune: Plan, quantize: Plan) -> Plan:
+def combined(prune: P, quantize: P) -> P:
     """One plan that does both, the pruning first; zeros stay zeros. `UsageError` where the two do not go together."""
     for plan, kind in ((prune, "prune"), (quantize, "quantize")):
         if plan.kind != kind:
             raise UsageError(f"a plan to {plan.kind} stands where one to {kind} is needed", where=plan.model,
                              fix="give the plan to prune first, then the plan to quantize")  # fmt: skip
-    if prune.operator not in _SAME_SHAPE:
+    if not operator_of(prune.operator).same_shape:
         raise UsageError(
             f"{prune.operator} changes shapes, so what the other plan says no longer fits",
-            fix=f"prune with {', '.join(_SAME_SHAPE)}; or apply this plan first, and plan to quantize what comes out",
+            fix=f"prune with {', '.join(_keeping_shapes())}; or apply this plan first, and plan to quantize what "
+            "comes out",
         )
     if prune.fingerprint and quantize.fingerprint and prune.fingerprint != quantize.fingerprint:
         raise UsageError(f"the plans are of two models: {prune.model} and {quantize.model}",
                          fix="make both from one audit, or from audits of the same selection")  # fmt: skip
     amounts = {item.tensor: item for item in prune}
     formats = {item.tensor: item for item in quantize}
-    return Plan(
+    return prune.replace(
         kind=BOTH,
         operator=f"{prune.operator}+{quantize.operator}",
         allocator=f"{prune.allocator}+{quantize.allocator}",
@@ -44,37 +46,39 @@ def combined(prune: Plan, quantize: Plan) -> Plan:
     )
 
 
+def _keeping_shapes() -> list[str]:
+    return [name for name, item in operators_that("prune").items() if item.same_shape]
+
+
 def _both(amount: Decision | None, chosen: Decision | None) -> Decision:
     if amount is None or chosen is None:
         only = amount or chosen
         assert only is not None  # noqa: S101 - the name came from one of the two
         return only
-    return replace(
-        amount,
-        format=chosen.format,
-        shape=chosen.shape or amount.shape,
-        metrics={**amount.metrics, **chosen.metrics},
-        reason=f"prune: {amount.reason}; quantize: {chosen.reason}",
+    return Decision(
+        replace(amount.site, shape=chosen.shape or amount.shape),
+        Then(amount.treatment, chosen.treatment),
+        {**amount.metrics, **chosen.metrics},
+        f"prune: {amount.reason}; quantize: {chosen.reason}",
     )
 
 
-def part_of(plan: Plan, kind: Part) -> Plan:
+def part_of(plan: P, kind: Part) -> P:
     """What a plan that does both says of one of the two."""
     operators, allocators = plan.operator.partition("+"), plan.allocator.partition("+")
-    place = 0 if kind == "prune" else 2
-    if kind == "prune":
-        kept = tuple(replace(item, format=None) for item in plan if item.sparsity is not None)
-    else:
-        kept = tuple(
-            replace(item, sparsity=None, pattern=UNSTRUCTURED, rank=None) for item in plan if item.format is not None
-        )
+    place, unit = (0, "parameters") if kind == "prune" else (2, "bits")
     return plan.replace(
         kind=kind,
         operator=operators[place],
         allocator=allocators[place],
         budget=_inner(plan.budget, kind),
         settings=_inner(plan.settings, kind),
-        decisions=kept,
+        decisions=tuple(
+            replace(item, treatment=treatment)
+            for item in plan
+            for treatment in item.treatment.parts
+            if treatment.unit == unit
+        ),
         tried=(),
         notes=tuple(note.removeprefix(f"{kind}: ") for note in plan.notes if note.startswith(f"{kind}: ")),
     )

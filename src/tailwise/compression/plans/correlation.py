@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.entries import Entries
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class DepthCorrelation:
         return f"against depth: Spearman ρ = {self.rho:+.2f} over {self.blocks} blocks; {kind}"
 
 
-def block_means(plan: Plan) -> dict[int, float]:
+def block_means(plan: Entries) -> dict[int, float]:
     """Block → Σ s·d / Σ d of its entries, ascending."""
     sums: dict[int, tuple[float, int]] = {}
     for decision in plan:
@@ -33,7 +33,7 @@ def block_means(plan: Plan) -> dict[int, float]:
     return {block: sums[block][0] / sums[block][1] for block in sorted(sums)}
 
 
-def depth_correlation(plan: Plan) -> DepthCorrelation:
+def depth_correlation(plan: Entries) -> DepthCorrelation:
     """Of the blocks' amounts with the block number."""
     means = {block: round(mean, 6) for block, mean in block_means(plan).items()}  # rounding must not rank equals
     if len(set(means.values())) < 2:

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tailwise.compression.plans.bits import mean_bits
-from tailwise.compression.plans.plan import Decision, Plan
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.entries import Entries
 
 _FIELDS = ("sparsity", "pattern", "rank", "format", "n_params")
 _HEAD = ("kind", "operator", "allocator", "model", "fingerprint")
@@ -45,13 +46,13 @@ class PlanDiff:
         return {"same": self.same, **asdict(self)}
 
 
-def diff(before: Plan, after: Plan) -> PlanDiff:
+def diff(before: Entries, after: Entries) -> PlanDiff:
     """What `after` does differently; amounts within 1e-9 are equal."""
     old = {decision.tensor: decision for decision in before}
     new = {decision.tensor: decision for decision in after}
     both = [tensor for tensor in old if tensor in new]
     alone = [decision for decision in (*before, *after) if not (decision.tensor in old and decision.tensor in new)]
-    bits = before.kind == after.kind == "quantize"
+    bits = before.quantizes and after.quantizes
     if bits:
         moved = float(sum(new[tensor].n_params for tensor in both if old[tensor].format != new[tensor].format))
         moved += sum(decision.n_params for decision in alone)

@@ -6,13 +6,18 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tailwise.atomic import write_whole
+from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.checks import validate
-from tailwise.compression.plans.plan import UNSTRUCTURED, Decision, Plan
+from tailwise.compression.plans.decision import Decision, entry
+from tailwise.compression.plans.entries import Entries
+from tailwise.compression.plans.patterns import UNSTRUCTURED
 from tailwise.errors import UnreadableError, UsageError, unknown_name
 from tailwise.storage import get, is_text, is_url, read_text
+
+P = TypeVar("P", bound=Entries)
 
 FORMAT = 1
 SUFFIXES = (".json", ".yaml", ".yml")
@@ -23,7 +28,7 @@ _ENTRY = ("matrix", "role", "block", "shape", "parameters", "sparsity", "pattern
           "reason")  # fmt: skip
 
 
-def save(plan: Plan, path: str | Path) -> Path | str:
+def save(plan: Entries, path: str | Path) -> Path | str:
     """Write what the suffix of `path` says; the file appears whole or not at all."""
     check_suffix(path)
     text = to_yaml(plan) if Path(path).suffix != ".json" else to_text(plan)
@@ -36,12 +41,12 @@ def check_suffix(path: str | Path) -> None:
         raise UsageError("the suffix is not known", where=path, fix=f"choose one of {', '.join(SUFFIXES)}")
 
 
-def to_text(plan: Plan) -> str:
+def to_text(plan: Entries) -> str:
     """The plan as JSON."""
     return json.dumps(to_document(plan), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def to_yaml(plan: Plan) -> str:
+def to_yaml(plan: Entries) -> str:
     """The plan as YAML."""
     text: str = _yaml().safe_dump(
         to_document(plan), sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
@@ -49,7 +54,7 @@ def to_yaml(plan: Plan) -> str:
     return text
 
 
-def to_document(plan: Plan) -> dict[str, Any]:
+def to_document(plan: Entries) -> dict[str, Any]:
     """Plain JSON types."""
     head = {name: getattr(plan, name) for name in _HEAD}
     head |= {name: dict(head[name]) for name in ("settings", "budget")}
@@ -78,8 +83,8 @@ def _entry(decision: Decision) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in optional or value not in (None, [], {})}
 
 
-def load(path: str | Path) -> Plan:
-    """Read a plan and check it.
+def load(path: str | Path, of: type[P]) -> P:
+    """Read a plan and check it; `of` is `Plan`.
 
     A plan made without clamping is shown as it is: `Plan.validate` says that it cannot be applied.
     """
@@ -92,7 +97,7 @@ def load(path: str | Path) -> Plan:
         raise UnreadableError(f"is not a readable plan ({detail})", where=source) from error
     check_suffix(source)
     document = _from_json(text, source) if source.suffix == ".json" else _from_yaml(text, source)
-    plan = from_document(document, source)
+    plan = from_document(document, of, source)
     if plan.settings.get("clamp") is not False:
         try:
             validate(plan)
@@ -101,7 +106,7 @@ def load(path: str | Path) -> Plan:
     return plan
 
 
-def from_document(document: Any, where: object = None) -> Plan:
+def from_document(document: Any, of: type[P], where: object = None) -> P:
     """The plan that a JSON or YAML document holds."""
     _check_text(document, where)
     if not isinstance(document, Mapping) or _VERSION not in document:
@@ -127,14 +132,15 @@ def from_document(document: Any, where: object = None) -> Plan:
     for name in ("kind", "operator"):
         if name not in document:
             raise UsageError(f"has no {name}", where=where, fix=f"{name}: {'prune' if name == 'kind' else 'wanda'}")
-    return Plan(
+    units = _takes_units(document["operator"])
+    return of(
         kind=document["kind"],
         operator=document["operator"],
         allocator=document.get("allocator", ""),
         model=document.get("model", ""),
         fingerprint=document.get("fingerprint", ""),
         budget=dict(document.get("budget", {})),
-        decisions=tuple(_decision(str(tensor), entry, where) for tensor, entry in entries.items()),
+        decisions=tuple(_decision(str(tensor), fields, where, units) for tensor, fields in entries.items()),
         settings=dict(document.get("settings", {})),
         tried=tuple(document.get("tried", ())),
         notes=tuple(document.get("notes", ())),
@@ -169,32 +175,38 @@ def _check_plain(document: Mapping[str, Any], where: object) -> None:
             ) from error
 
 
-def _decision(tensor: str, entry: Any, where: object) -> Decision:
+def _takes_units(operator: str) -> bool:
+    """Whether an operator takes heads and neurons out, and not single entries."""
+    return operator in OPERATORS and OPERATORS[operator].work is None
+
+
+def _decision(tensor: str, fields: Any, where: object, units: bool) -> Decision:
     place = tensor if where is None else f"{where}: {tensor}"
-    if not isinstance(entry, Mapping):
-        raise UsageError(f"is {entry!r}", where=place, fix="give the fields of an entry, such as sparsity: 0.7")
-    _known(entry, _ENTRY, place)
-    if "parameters" not in entry:
+    if not isinstance(fields, Mapping):
+        raise UsageError(f"is {fields!r}", where=place, fix="give the fields of an entry, such as sparsity: 0.7")
+    _known(fields, _ENTRY, place)
+    if "parameters" not in fields:
         raise UsageError("has no parameters", where=place, fix="parameters: the number of entries of the tensor")
-    shape = entry.get("shape", ())
+    shape = fields.get("shape", ())
     if not isinstance(shape, Sequence) or isinstance(shape, str):
         raise UsageError(f"shape is {shape!r}", where=place, fix="shape: [rows, cols]")
-    metrics = entry.get("metrics", {})
+    metrics = fields.get("metrics", {})
     if not isinstance(metrics, Mapping):
         raise UsageError(f"metrics is {metrics!r}", where=place, fix="metrics: {name: number}")
-    return Decision(
-        tensor=tensor,
-        matrix=entry.get("matrix", tensor.removesuffix(".weight")),
-        role=entry.get("role", "other"),
-        block=entry.get("block"),
-        n_params=entry["parameters"],
-        sparsity=entry.get("sparsity"),
-        pattern=entry.get("pattern", UNSTRUCTURED),
-        rank=entry.get("rank"),
-        format=entry.get("format"),
+    return entry(
+        tensor,
+        fields.get("matrix", tensor.removesuffix(".weight")),
+        fields.get("role", "other"),
+        fields.get("block"),
+        fields["parameters"],
+        units=units,
+        shape=shape,
+        sparsity=fields.get("sparsity"),
+        pattern=fields.get("pattern", UNSTRUCTURED),
+        rank=fields.get("rank"),
+        format=fields.get("format"),
         metrics=dict(metrics),
-        reason=entry.get("reason", ""),
-        shape=tuple(shape),
+        reason=fields.get("reason", ""),
     )
 
 

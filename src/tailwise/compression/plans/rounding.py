@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailwise.compression.plans.budget import Vector
-from tailwise.compression.plans.plan import Decision, Plan
 
 Whole = NDArray[np.int64]
 _GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0  # its multiples, modulo 1, lie evenly however many are taken
@@ -26,23 +25,6 @@ def ranks_of(amounts: Vector, shapes: Sequence[tuple[int, ...]], places: Whole) 
     units = rows + cols
     most = np.maximum(1.0, np.floor(rows * cols / units))  # beyond it, the factors are larger than the matrix
     return rounded((1.0 - amounts) * rows * cols / units, units, (np.ones_like(most), most), places)
-
-
-def low_rank_sparsity(rank: int, rows: int, cols: int) -> float:
-    """What a rank takes away: 1 − r(rows + cols)/(rows·cols); negative for a matrix too small to gain."""
-    return 1.0 - rank * (rows + cols) / (rows * cols)
-
-
-def removed_by(decision: Decision) -> float:
-    """The fraction that really goes: by the rank, where there is one."""
-    if decision.rank is None or len(decision.shape) != 2:
-        return decision.sparsity or 0.0
-    return low_rank_sparsity(decision.rank, decision.shape[0], decision.shape[1])
-
-
-def removed_share(plan: Plan) -> float:
-    """What the plan takes of its tensors' parameters, with whole ranks."""
-    return sum(removed_by(decision) * decision.n_params for decision in plan) / plan.n_params
 
 
 def rounded(steps: Vector, units: Vector, limits: tuple[Vector | float, Vector | float], places: Whole) -> Whole:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tailwise.compression.plans.bits import mean_bits
+from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.diff import PlanDiff
-from tailwise.compression.plans.plan import BLOCK, Decision, Plan
+from tailwise.compression.plans.patterns import BLOCK
+from tailwise.compression.plans.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,11 @@ def _line(title: str, decisions: Sequence[Decision], roles: Sequence[str]) -> tu
 def _cell(decisions: Sequence[Decision]) -> str:
     if not decisions:
         return ""
-    formats = dict.fromkeys(decision.format for decision in decisions if decision.format)
+    formats = dict.fromkeys(cast.to for decision in decisions if (cast := decision.treatment.cast) is not None)
     total = sum(decision.n_params for decision in decisions)
     mean = sum(decision.removed for decision in decisions) / total if total else 0.0
     if formats:
-        quantized = [decision for decision in decisions if decision.format]
+        quantized = [decision for decision in decisions if decision.treatment.cast is not None]
         text = next(iter(formats)) if len(formats) == 1 else f"{mean_bits(quantized):.3f} bits"
         return text if not any(decision.sparsity for decision in decisions) else f"{mean:.3f}, {text}"
     if len(decisions) == 1 and decisions[0].rank is not None:

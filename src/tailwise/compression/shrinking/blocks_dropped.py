@@ -6,8 +6,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tailwise.compression.plans.plan import BLOCK, Decision, Plan
-from tailwise.compression.plans.rounding import removed_share
+from tailwise.compression.operators.table import operator_of
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.taking import Drop
 from tailwise.errors import UsageError
 
 if TYPE_CHECKING:
@@ -87,13 +89,13 @@ def named_blocks(blocks: Collection[int]) -> dict[int, str]:
 
 def without_blocks(plan: Plan, blocks: Mapping[int, str]) -> Plan:
     """The plan in which `blocks` (number → reason) go as a whole; `UsageError` for blocks that it does not name."""
-    if plan.operator != "structured":
+    if operator_of(plan.operator).work is not None:
         raise UsageError(f"a plan for {plan.operator} takes no whole blocks", fix="plan with --operator structured")
     known = {decision.block for decision in plan if decision.block is not None}
     if lost := sorted(set(blocks) - known):
         raise UsageError(f"the plan names no block {lost[0]}", fix=f"it has {', '.join(map(str, sorted(known)))}")
     found = plan.replace(decisions=tuple(_gone(decision, blocks) for decision in plan))
-    share = round(removed_share(found), 9)
+    share = round(found.taken, 9)
     before = [note for note in plan.notes if not note.startswith(("asked for ", "depth", "Spearman"))]
     note = f"blocks {', '.join(map(str, sorted(blocks)))} go as a whole, with norms and biases that no entry names"
     budget = {name: value for name, value in plan.budget.items() if name != "of_model"}
@@ -105,4 +107,4 @@ def without_blocks(plan: Plan, blocks: Mapping[int, str]) -> Plan:
 def _gone(decision: Decision, blocks: Mapping[int, str]) -> Decision:
     if decision.block is None or decision.block not in blocks:
         return decision
-    return replace(decision, sparsity=1.0, pattern=BLOCK, reason=blocks[decision.block])
+    return replace(decision, treatment=Drop(), reason=blocks[decision.block])

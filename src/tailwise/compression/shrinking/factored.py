@@ -8,13 +8,15 @@ import torch
 
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.compression.applying.data_free import as_matrices
-from tailwise.compression.plans.plan import Decision, Plan
-from tailwise.compression.plans.rounding import low_rank_sparsity
-from tailwise.compression.prune.pruner import PRUNERS, Amount
+from tailwise.compression.operators.operator import Amount
+from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.taking import LowRank, saved_by_rank
 from tailwise.compression.shrinking.remade import Entry, Made, resized
 from tailwise.compression.shrinking.structured import Origin
 from tailwise.compression.shrinking.structured_groups import layer_of_decision, sizes_of_layer
+from tailwise.compression.treating.matrices import as_matrices
 from tailwise.compression.walking.load_pruned import Shapes, Sizes
 from tailwise.errors import UsageError
 
@@ -28,7 +30,7 @@ def factored(plan: Plan, origin: Origin, change: Change) -> Made:
     the stored matrix is factored. A matrix whose factors would be larger than itself is an error: its rank saves
     nothing.
     """
-    named = {origin.written(decision.tensor): decision for decision in plan if decision.rank is not None}
+    named = {origin.written(decision.tensor): decision for decision in plan if isinstance(decision.treatment, LowRank)}
     jobs = {written: _job(decision, origin) for written, decision in named.items()}
     source = _Source(origin, lambda written: change(named[written].tensor))
     biases = {origin.stored(layer, "bias"): layer for layer, _ in jobs.values()}
@@ -49,7 +51,7 @@ def _job(decision: Decision, origin: Origin) -> tuple[str, Sizes]:
     layer = layer_of_decision(origin.model, origin.places, decision)
     inputs, outputs = sizes_of_layer(origin.model, layer)
     rank = decision.rank or 0
-    if low_rank_sparsity(rank, outputs, inputs) <= 0.0:
+    if saved_by_rank(rank, outputs, inputs) <= 0.0:
         most = (inputs * outputs - 1) // (inputs + outputs)
         raise UsageError(
             f"factors of rank {rank} are as large as the matrix or larger",
@@ -85,7 +87,7 @@ class _Source:
             W = self._change(stored)
             W = self._origin.checkpoint.read(stored) if W is None else W
             (matrix,) = as_matrices(W, stored, config)
-            found = PRUNERS["low_rank"](matrix, Amount(rank=rank)).factors
+            found = OPERATORS["low_rank"](matrix, Amount(rank=rank)).factors
             assert found is not None  # noqa: S101 - the operator low_rank gives them
             self._kept = (stored, found)
         return self._kept[1]

@@ -12,11 +12,9 @@ import torch
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.writer import Change, Layout, write_checkpoint
-from tailwise.compression.applying.applied import Reached
-from tailwise.compression.applying.calibrated import Pruning, jobs_of, prune_blocks
-from tailwise.compression.applying.journal import Journal
+from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.prune.pruner import PRUNERS
 from tailwise.compression.shrinking.factored import factored
 from tailwise.compression.shrinking.remade import Made, Remade, laid_out
 from tailwise.compression.shrinking.structured import (
@@ -30,9 +28,14 @@ from tailwise.compression.shrinking.structured import (
     planned_surgery,
 )
 from tailwise.compression.shrinking.structured_calibrated import choose_by_contribution
+from tailwise.compression.treating.applied import Reached
+from tailwise.compression.treating.block_work import BlockWork, jobs_of
+from tailwise.compression.treating.journal import Journal
 from tailwise.compression.walking.hosts import Host, _empty, architecture_of, separated
 from tailwise.compression.walking.load_pruned import PRUNED_FILE, Shapes, reshape
+from tailwise.compression.walking.walk import walk_blocks
 from tailwise.errors import UnreadableError
+from tailwise.storage import json_of
 
 Step = Callable[[int, int], None]
 
@@ -72,10 +75,10 @@ class Work:
         change: Change = lambda name: None  # noqa: E731, ARG005
         if inputs is not None:
             # Products are kept in float32: rounded ones would no longer have the rank of the factors.
-            jobs = jobs_of(plan, host, dict.fromkeys((decision.tensor for decision in plan), torch.float32))
+            how = how_of(plan, text=True)
+            jobs = jobs_of(plan, host, dict.fromkeys((decision.tensor for decision in plan), torch.float32), how)
             if {job.decision.tensor for job in jobs.values()} - journal.tensors:
-                work = Pruning(jobs, journal, PRUNERS["low_rank_whitened"])
-                prune_blocks(host, inputs, work, batch=batch, progress=step)
+                walk_blocks(host.home, inputs, BlockWork(jobs, journal, how), batch=batch, progress=step)
             change = journal.read
         return factored(plan, self.origin, change)
 
@@ -83,7 +86,7 @@ class Work:
 def work_of(source: Source, widths: Widths) -> Work:
     """`UsageError` where the model cannot be made smaller as planned: before any weight is read."""
     origin = origin_of(source.host, source.checkpoint, source.layout)
-    surgery = planned_surgery(source.plan, origin, widths) if source.plan.operator == "structured" else None
+    surgery = planned_surgery(source.plan, origin, widths) if OPERATORS[source.plan.operator].work is None else None
     return Work(source, origin, surgery)
 
 
@@ -100,7 +103,7 @@ def write_smaller(work: Work, found: Made, folder: Path, step: Step) -> tuple[st
     notes = write_checkpoint(layout, view, folder, counted)
     if found.config:
         path = folder / "config.json"
-        config = {**json.loads(path.read_text(encoding="utf-8")), **found.config}
+        config = {**json_of(path.read_text(encoding="utf-8")), **found.config}
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if found.shapes is not None:
         (folder / PRUNED_FILE).write_text(found.shapes.to_text(), encoding="utf-8")

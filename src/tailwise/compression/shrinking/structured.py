@@ -14,7 +14,8 @@ from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.writer import Layout, Shard
-from tailwise.compression.plans.plan import BLOCK, Plan
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.taking import Drop
 from tailwise.compression.shrinking.coupled import on_meta, why_not
 from tailwise.compression.shrinking.depth import depth_fields
 from tailwise.compression.shrinking.remade import Entry, Made, resized
@@ -145,7 +146,7 @@ def _fails(surgery: Surgery) -> str | None:
 
 
 def _dropped(plan: Plan, origin: Origin) -> tuple[str, ...]:
-    tensors = [decision.tensor for decision in plan if decision.pattern == BLOCK]
+    tensors = [decision.tensor for decision in plan if isinstance(decision.treatment, Drop)]
     if not tensors:
         return ()
     blocks = blocks_of(origin.model)

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from tailwise.compression.applying.journal import Journal
-from tailwise.compression.prune.pruner import Activations, Need
+from tailwise.compression.operators.operator import Activations, Need
 from tailwise.compression.shrinking.structured import Surgery
 from tailwise.compression.shrinking.structured_groups import Group
 from tailwise.compression.shrinking.structured_scores import contributions, kept_units
+from tailwise.compression.treating.journal import Journal
 from tailwise.compression.walking.hosts import Host
 from tailwise.compression.walking.statistics import weight_of
 from tailwise.compression.walking.walk import Block, walk_blocks

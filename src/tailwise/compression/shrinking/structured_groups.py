@@ -16,7 +16,9 @@ from torch import nn
 
 from tailwise.checkpoints.dims import Dims, dims_for
 from tailwise.checkpoints.fused import qkv_ranges
-from tailwise.compression.plans.plan import BLOCK, Decision, Plan
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.taking import Drop
 from tailwise.compression.shrinking.coupled import coupled_layers
 from tailwise.compression.walking.load_pruned import Heads
 from tailwise.compression.walking.statistics import PLAIN
@@ -71,14 +73,14 @@ def groups_of(plan: Plan, model: nn.Module, places: Mapping[str, str], config: M
     `model` may be without weights; `places` says which parameter each stored tensor is.
     """
     found: dict[tuple[int | None, str], list[Named]] = {}
-    if not any(decision.sparsity for decision in plan if decision.pattern != BLOCK):
+    if not any(decision.sparsity for decision in plan if not isinstance(decision.treatment, Drop)):
         return []
     for decision in plan:
-        if decision.pattern == BLOCK:
+        if isinstance(decision.treatment, Drop):
             continue
         match = _KIND.fullmatch(decision.role)
         if match is None:
-            if decision.sparsity:
+            if not decision.treatment.idle:
                 raise _not_known(decision)
             continue
         named = Named(decision, layer_of_decision(model, places, decision), match[2])

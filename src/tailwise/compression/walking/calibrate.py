@@ -13,8 +13,8 @@ from torch import nn
 from tailwise.checkpoints.blocks import number_blocks
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.roles import NO_BLOCK, classify
-from tailwise.compression.prune.pruner import Activations, Need
-from tailwise.compression.prune.wanda import scores_of
+from tailwise.compression.operators.operator import Activations, Need
+from tailwise.compression.operators.wanda import scores_of
 from tailwise.compression.walking.hosts import check_causal, load_host
 from tailwise.compression.walking.statistics import matrices_of, of_group
 from tailwise.compression.walking.walk import Block, Home, home_of, walk_blocks

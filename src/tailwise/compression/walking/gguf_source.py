@@ -79,9 +79,11 @@ def for_folder(plan: Plan, names: dict[str, str], where: Path) -> Plan:
         raise UnreadableError(
             f"transformers makes no weight of {lost[0]}", where=where, fix="take the entry out of the plan"
         )
-    moved = tuple(
-        replace(item, tensor=names[item.tensor], matrix=names[item.tensor].removesuffix(".weight")) for item in plan
+    sites = (
+        replace(item.site, tensor=names[item.tensor], matrix=names[item.tensor].removesuffix(".weight"))
+        for item in plan
     )
+    moved = tuple(replace(item, site=site) for item, site in zip(plan, sites, strict=True))
     return plan.replace(decisions=moved, fingerprint="", settings=_without(plan.settings))
 
 

@@ -25,6 +25,7 @@ from tailwise.errors import UnreadableError, UsageError
 from tailwise.evaluation.own_code import load_error
 from tailwise.evaluation.quiet import quiet
 from tailwise.execution.device import checked_device
+from tailwise.storage import json_of, read_text
 
 PRUNED_FILE = "tailwise_pruned.json"
 FORMAT = 1
@@ -69,7 +70,7 @@ class Shapes:
         if not path.is_file():
             return None
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = json_of(read_text(path))
             if found[_VERSION] != FORMAT:
                 fix = "update tailwise"
                 raise UnreadableError(

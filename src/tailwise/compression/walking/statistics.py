@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import unfold
 
-from tailwise.compression.prune.pruner import Activations, Need
+from tailwise.compression.operators.operator import Activations, Need
 from tailwise.compression.walking.experts import ExpertStack
 
 #: Layers whose weight is a matrix over their inputs. `Conv1D` is GPT-2's, a linear layer stored in × out. By name,
@@ -31,9 +31,12 @@ def is_prunable(module: nn.Module) -> bool:
     return type(module).__name__ in LINEAR or isinstance(module, nn.Conv1d | nn.Conv2d | ExpertStack)
 
 
-def matrices_of(module: nn.Module) -> torch.Tensor:
-    """The weight as (groups, out, in): one group but for what sees other inputs, grouped convolutions and experts."""
-    weight = weight_of(module)
+def matrices_of(module: nn.Module, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """The weight as (groups, out, in): one group but for what sees other inputs, grouped convolutions and experts.
+
+    `weight` is one of its shape in place of its own.
+    """
+    weight = weight_of(module) if weight is None else weight
     if isinstance(module, ExpertStack):
         return weight.mT if module.inputs_first else weight
     if type(module).__name__ == "Conv1D":

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from tailwise.compression.prune.pruner import Activations, Need
+from tailwise.compression.operators.operator import Activations, Need
 from tailwise.compression.walking.statistics import Collector, is_prunable
 from tailwise.compression.walking.towers import text_tower
 from tailwise.errors import TailwiseError, UsageError

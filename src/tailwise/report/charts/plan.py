@@ -8,7 +8,7 @@ from typing import Any
 
 from tailwise.compression.plans.bits import bits_of, depth_words, mean_bits
 from tailwise.compression.plans.correlation import block_means, depth_correlation
-from tailwise.compression.plans.plan import BOTH, Plan
+from tailwise.compression.plans.plan import Plan
 from tailwise.errors import UsageError
 from tailwise.report.theme import SHAPES, Palette, config, group_of, role_color
 
@@ -27,7 +27,7 @@ class _Drawn:
 
 
 def _drawn(plan: Plan) -> _Drawn:
-    if plan.kind == "quantize":
+    if plan.quantizes:
         blocks = sorted({d.block for d in plan if d.block is not None})
         means = {block: mean_bits(d for d in plan if d.block == block) for block in blocks}
         asked = plan.budget.get("asked", mean_bits(plan))
@@ -48,7 +48,7 @@ def plan_chart(plan: Plan, palette: Palette) -> Any:
         raise UsageError("charts need Altair", fix="pip install 'tailwise[report]'") from error
 
     inline = partial(_inline, alt)
-    drawn = _drawn(plan.part("prune") if plan.kind == BOTH else plan)
+    drawn = _drawn(plan.parts[0])
     entries: list[dict[str, Any]] = [
         {"tensor": d.tensor, "role": d.role, "block": d.block, "amount": drawn.amounts[d.tensor],
          "reason": d.reason, "parameters": d.n_params}

@@ -9,7 +9,7 @@ import altair as alt
 from tailwise.report.theme import Palette, config
 
 if TYPE_CHECKING:
-    from tailwise.planning.tau_curve import TauCurve
+    from tailwise.compression.trying.tau_curve import TauCurve
 
 
 def tau_chart(curve: TauCurve, palette: Palette) -> Any:

@@ -1,0 +1,255 @@
+"""`tailwise plan prune|quantize`: one table of options, one way through."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from tailwise.cli.option_table import Option, command
+from tailwise.cli.options import Begin, Bos, Device, Json, Rows, Workers, comma_list
+from tailwise.cli.plan_shared import (
+    Also,
+    Calibration,
+    DryRun,
+    Engine,
+    Layers,
+    Model,
+    PlanFile,
+    Roles,
+    Samples,
+    Seed,
+    TimeBudget,
+    Window,
+    Windows,
+    audit_of,
+    deliver,
+    number,
+    saying,
+    target_of,
+    text_of,
+)
+from tailwise.cli.solver import solver_to_stderr
+from tailwise.errors import UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from tailwise.compression.making.request import QuantizeRequest, Request
+
+SPREAD, SPEND = "How to spread it", "How to spend the bits"
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?b?|b)?\s*", re.IGNORECASE)
+
+
+class Mapping3(StrEnum):
+    """Whose metric decides."""
+
+    block = "block"
+    matrix = "matrix"
+    mixed = "mixed"
+
+
+_MODEL = Option("model", Model)
+_OF_BOTH = (
+    Option("calibration", Calibration, None),
+    Option("budget", TimeBudget, "5m"),
+    Option("samples", Samples, 32),
+    Option("window", Window, 512),
+    Option("seed", Seed, 0),
+    Option("bos", Bos, Begin.auto),
+    Option("roles", Roles, None),
+    Option("layers", Layers, None),
+    Option("also", Also, None),
+    Option("device", Device, "cpu"),
+    Option("workers", Workers, None),
+    Option("executor", Engine, "local"),
+    Option("dry_run", DryRun, False),
+    Option("output", PlanFile, None),
+    Option("as_json", Json, False),
+    Option("rows", Rows, 100),
+)
+OF_PRUNE = (
+    _MODEL,
+    Option("sparsity", float | None, None, "Fraction of the chosen tensors' parameters that goes, e.g. 0.7."),
+    Option("allocator", str, "auto",
+           "auto (tries the others on --calibration), uniform, depth, alpha, alpha-role, entropy, owl, dlp, "
+           "sensitivity, blend.", panel=SPREAD),
+    Option("operator", str, "magnitude", "magnitude, wanda, sparsegpt, low_rank, structured.", panel=SPREAD),
+    Option("pattern", str, "unstructured", "unstructured, 2:4, 4:8 (N kept of M), or N:8 for a mix.", panel=SPREAD),
+    Option("mapping", Mapping3 | None, None, "Of alpha and entropy: whose metric decides.", panel=SPREAD,
+           setting=True),
+    Option("tau", float | None, None, "Shares lie in [1 − τ, 1 + τ]; 0.3 by default.", panel=SPREAD, setting=True),
+    Option("beta", float | None, None, "Of depth: step from block to block.", panel=SPREAD, setting=True),
+    Option("weights", str | None, None,
+           "Of blend, e.g. alpha=1,depth=-0.5; searched on --calibration where not given.", panel=SPREAD,
+           metavar="A=X,B=Y", setting=True),
+    Option("reverse", bool, False, "Of alpha, alpha-role and entropy: more where they take less.", ("--reverse",),
+           SPREAD, setting=True),
+    Option("estimator", str | None, None, "Of α; by default peak for language models, mid for vision.", panel=SPREAD),
+    Option("no_clamp", bool, False, "As published: amounts above 1 stay as they are.", ("--no-clamp",), SPREAD),
+    *_OF_BOTH,
+)  # fmt: skip
+OF_QUANTIZE = (
+    _MODEL,
+    Option("bits", float | None, None, "Mean bits per weight of the chosen tensors, scales counted, e.g. 4.5."),
+    Option("size", str | None, None, "Of the whole model, in place of --bits: 900MB, 3.5GiB.", ("--bytes",),
+           metavar="SIZE"),
+    Option("rise", str | None, None, "The fewest bits with which perplexity rises by no more, e.g. 2%.",
+           ("--perplexity-rise",), metavar="X%"),
+    Option("formats", str, "mxfp4,mxfp8,bf16",
+           "To choose from: int2, int3, int4, int8 (-asym, -g<N>, -channel), fp8_e4m3, mxfp4, mxfp6, mxfp8, "
+           "nvfp4, nf4, q4_0, q4_1, q5_0, q5_1, q8_0, bf16.", panel=SPEND, metavar="A,B"),
+    Option("allocator", str, "auto",
+           "auto (tries the others on --calibration), uniform, depth, alpha, alphaq, distortion (with --study), "
+           "outputs, sensitivity.", panel=SPEND),
+    Option("operator", str, "rtn", "rtn (to nearest), or gptq, which needs calibration text.", panel=SPEND),
+    Option("gamma", float | None, None, "Of alphaq: power of α, 1 by default; 0 is the control.", panel=SPEND,
+           setting=True),
+    Option("tau", float | None, None, "Of alpha: bits in [1 − τ, 1 + τ] of the budget.", panel=SPEND, setting=True),
+    Option("mxfp4_ratio", float | None, None,
+           "Of alpha, in place of --bits: share of tensors, highest α first, in the lowest format.", panel=SPEND,
+           setting=True),
+    Option("bf16_ratio", float | None, None,
+           "Of alpha: share of tensors, lowest α first, in the highest format.", panel=SPEND, setting=True),
+    Option("study", str | None, None, "Of distortion: x.json of `tailwise precision`.", panel=SPEND, metavar="FILE"),
+    Option("relative", bool, False, "Of distortion: errors relative to the tensor.", ("--relative",), SPEND),
+    Option("act_order", bool, False, "Of gptq: inputs with the most energy first.", ("--act-order",), SPEND),
+    Option("per_expert", bool, False, "Let experts of a block differ; most servers cannot.", ("--per-expert",), SPEND),
+    Option("dequantize", bool, False, "Of a model that is quantized already: plan from its decoded values.",
+           ("--dequantize",), SPEND),
+    Option("estimator", str | None, None, "Of α; top_outside by default.", panel=SPEND),
+    *_OF_BOTH,
+)  # fmt: skip
+
+
+def _prune(**given: Any) -> None:
+    from tailwise.compression.choosing.amounts import ALLOCATORS
+
+    _made(given, list(ALLOCATORS), _to_prune)
+
+
+def _quantize(**given: Any) -> None:
+    from tailwise.compression.choosing.formats import ASSIGNERS
+
+    _made(given, list(ASSIGNERS), _to_quantize)
+
+
+def _made(given: Mapping[str, Any], known: list[str], asked: Any) -> None:
+    """Make a plan and deliver it. Everything that can be wrong with the options is told before a model is read."""
+    from tailwise.compression.trying.clock import Clock
+    from tailwise.compression.trying.run import AUTO, planned, seconds_of
+
+    seconds, allocator = seconds_of(given["budget"]), given["allocator"]
+    if allocator != AUTO and allocator not in known:
+        raise unknown_name("allocator", allocator, [AUTO, *known])
+    request: Request | QuantizeRequest = asked(given, "uniform" if allocator == AUTO else allocator)
+    target = None if given["dry_run"] else target_of(given["output"], given["as_json"])
+    windows = Windows(given["samples"], given["window"], given["seed"], given["bos"].value)
+    text = text_of(given["calibration"], windows, given["device"], given["executor"])
+    audit = audit_of(given["model"], given["device"], given["workers"])
+    with solver_to_stderr(), saying() as say:
+        plan = planned(audit, request, allocator=allocator, text=text, clock=Clock(seconds), say=say)
+    deliver(plan, target, given["as_json"], given["rows"])
+
+
+def _told(given: Mapping[str, Any], rows: tuple[Option, ...]) -> dict[str, Any]:
+    """The settings that were given, by name."""
+    found = {row.name: given[row.name] for row in rows if row.setting}
+    return {name: value for name, value in found.items() if value is not None and value is not False}
+
+
+def _to_prune(given: Mapping[str, Any], allocator: str) -> Request:
+    from tailwise.compression.making.request import Request
+    from tailwise.compression.plans.candidates import Choice
+
+    told = _told(given, OF_PRUNE)
+    told |= {"mapping": told["mapping"].value} if "mapping" in told else {}
+    told |= {"weights": _weights(told["weights"])} if "weights" in told else {}
+    return Request(
+        sparsity=given["sparsity"],
+        allocator=allocator,
+        operator=given["operator"],
+        pattern=given["pattern"],
+        choice=Choice(comma_list(given["roles"]), given["layers"], comma_list(given["also"])),
+        clamp=not given["no_clamp"],
+        estimator=given["estimator"],
+        settings=told,
+    )
+
+
+def _to_quantize(given: Mapping[str, Any], allocator: str) -> QuantizeRequest:
+    from tailwise.compression.making.request import QuantizeRequest
+    from tailwise.compression.plans.candidates import Choice
+    from tailwise.precision.study import PrecisionStudy
+
+    size, rise, study = given["size"], given["rise"], given["study"]
+    return QuantizeRequest(
+        bits=given["bits"],
+        bytes=None if size is None else bytes_of(size),
+        rise=None if rise is None else fraction_of(rise),
+        formats=comma_list(given["formats"]),
+        allocator=allocator,
+        operator=given["operator"],
+        choice=Choice(comma_list(given["roles"]), given["layers"], comma_list(given["also"])),
+        per_expert=given["per_expert"],
+        act_order=given["act_order"],
+        estimator=given["estimator"],
+        study=None if study is None else PrecisionStudy.load(study),
+        relative=given["relative"],
+        dequantize=given["dequantize"],
+        settings=_told(given, OF_QUANTIZE),
+    )
+
+
+def _weights(text: str) -> dict[str, float]:
+    found = {}
+    for item in comma_list(text):
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise UsageError(f"{item!r} is no weight", where="--weights", fix="write alpha=1,depth=-0.5")
+        found[name.strip()] = number(value, "--weights")
+    return found
+
+
+def fraction_of(text: str) -> float:
+    """`2%` or `0.02` → 0.02. `UsageError` for what is no share above 0."""
+    try:
+        value = float(text.strip().removesuffix("%")) / (100.0 if "%" in text else 1.0)
+    except ValueError:
+        value = math.nan
+    if not 0.0 < value < math.inf:
+        raise UsageError(f"{text!r} is no rise of perplexity", fix="write 2% or 0.02")
+    return value
+
+
+def bytes_of(text: str) -> int:
+    """`900MB` → 900,000,000; `3.5GiB` → 3.5·2³⁰; a bare number is bytes. `UsageError` otherwise."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise UsageError(f"{text!r} is no size", fix="write 900MB, 3.5GB or 3.5GiB")
+    unit = (found[2] or "").lower()
+    power = "kmgt".index(unit[0]) + 1 if unit[:1] in ("k", "m", "g", "t") else 0
+    return round(float(found[1]) * (1024.0 if "i" in unit else 1000.0) ** power)
+
+
+prune = command(
+    _prune,
+    OF_PRUNE,
+    "prune",
+    """Plan a pruning: an amount for every tensor, held to a budget, with the reason for each.
+
+    With --calibration, every known way is tried on the model and the best is kept; without it the audit is all that
+    is read. Embeddings, head, norms and routers stay as they are unless --also names them.
+    """,
+)
+quantize = command(
+    _quantize,
+    OF_QUANTIZE,
+    "quantize",
+    """Plan a quantization: a number format for every tensor, held to a budget, with the reason for each.
+
+    With --calibration, every known way is tried on the model and the best is kept; without it the audit is all that
+    is read. What servers fuse gets one format: query, key and value, gate and up, the experts of a block. Embeddings,
+    head, norms and routers stay as they are unless --also names them.
+    """,
+)

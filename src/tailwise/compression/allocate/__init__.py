@@ -1,1 +1,0 @@
-"""Allocators: from candidates and a budget to an amount for each. One function each."""

@@ -1,0 +1,1 @@
+"""Plans made: from an audit and a request. Imports no torch."""

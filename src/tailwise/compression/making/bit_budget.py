@@ -1,0 +1,92 @@
+"""Budgets of bits: what each choice takes, what is asked for, and what can be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tailwise.audits.audit import Audit
+from tailwise.compression.choosing.formats import Group
+from tailwise.compression.choosing.knapsack import Matrix
+from tailwise.compression.plans.bits import bits_per_weight, kept_bytes, mean_bits
+from tailwise.compression.plans.budget import Budget
+from tailwise.compression.plans.candidates import Candidate
+from tailwise.compression.plans.plan import Plan
+from tailwise.errors import UsageError
+from tailwise.number_formats.number_format import NumberFormat
+
+_LINE, _PARTS = 90, 3  # characters about a tensor beside its name, and tensors that a packed weight becomes
+NEAR = 1e-3  # how far below the budget, relative, is not worth a word
+
+
+def bits_table(
+    groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]], formats: Sequence[NumberFormat]
+) -> Matrix:
+    """Stored bits, (groups, formats)."""
+    return np.array(
+        [
+            [sum(item.n_params * bits_per_weight(chosen, shapes[item.tensor]) for item in group.members)
+             for chosen in formats]
+            for group in groups
+        ]
+    )  # fmt: skip
+
+
+def budget_of(audit: Audit, budget: Budget | None, found: Sequence[Candidate]) -> float | None:
+    """Bits of the planned tensors in all; None where the budget does not say them."""
+    if budget is None or budget.unit == "rise":
+        return None
+    if budget.unit == "bits":
+        return budget.amount * sum(item.n_params for item in found)
+    names = [item.tensor for item in found]
+    kept = kept_bytes(audit, names) + header_bytes(audit, names)
+    if budget.amount <= kept:
+        raise UsageError(
+            f"{budget.amount:,} bytes cannot be met: what the plan leaves as it is takes {kept:,}, headers counted",
+            fix="give more, or also plan for the embeddings and the head: --also embed,lm_head",
+        )
+    return 8.0 * (budget.amount - kept)
+
+
+def check_reach(budget: float | None, table: Matrix, n_params: int) -> None:
+    """`UsageError` with the nearest that can be, where no choice of formats has the budget."""
+    if budget is None:
+        return
+    least = float(table.min(axis=1).sum()) / n_params
+    most = float(np.where(np.isfinite(table), table, -np.inf).max(axis=1).sum()) / n_params
+    asked = budget / n_params
+    if asked < least * (1 - 1e-12) or asked * (1 - NEAR) > most:
+        nearest = least if asked < least else most
+        raise UsageError(
+            f"no choice of these formats has {asked:.6g} bits per weight; the nearest has {nearest:.6g}",
+            fix=f"reachable: {least:.6g} to {most:.6g}; or name other --formats",
+        )
+
+
+def spent(audit: Audit, plan: Plan, nbytes: int | None, budget: float | None) -> dict[str, Any]:
+    """What a plan says of its budget: bits asked and reached, and bytes."""
+    reached = mean_bits(plan)
+    kept = kept_bytes(audit, [decision.tensor for decision in plan])
+    found = {
+        "asked": round(reached if budget is None else budget / plan.n_params, 9),
+        "reached": round(reached, 9),
+        "unit": "bits per weight",
+        "parameters": plan.n_params,
+        "bytes": round(reached * plan.n_params / 8),
+        "kept_bytes": kept,
+    }
+    if nbytes is None:
+        return found
+    headers = header_bytes(audit, [decision.tensor for decision in plan])
+    return found | {"asked_bytes": nbytes, "header_bytes": headers}
+
+
+def header_bytes(audit: Audit, planned: Sequence[str]) -> int:
+    """What a packed file says of its tensors, at most: a line for each, and for codes, scales and shape of a planned
+    one; an estimate, since names and numbers differ between layouts.
+    """
+    named = set(planned)
+    stored = {name for row in audit.rows for name in row.tensors or (row.name,)} | named
+    return sum((len(name) + _LINE) * (_PARTS if name in named else 1) for name in stored)

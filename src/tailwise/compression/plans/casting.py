@@ -1,0 +1,182 @@
+"""Rounding to a number format, two treatments in a row, and any treatment as a file writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tailwise.compression.operators.operator import Activations, Done, Operator, Target
+from tailwise.compression.plans.patterns import BLOCK, UNSTRUCTURED
+from tailwise.compression.plans.site import Site
+from tailwise.compression.plans.taking import Drop, LowRank, Sparsify, Structured
+from tailwise.compression.plans.treatment import (
+    REPORT,
+    How,
+    Matrices,
+    Treatment,
+    Unit,
+    operator_for,
+)
+from tailwise.errors import UnreadableError, UsageError
+from tailwise.number_formats.formats import parse_format
+from tailwise.number_formats.number_format import NumberFormat
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Cast(Treatment):
+    """Values are rounded to those of a number format."""
+
+    to: str  # name of the format; what a file has in its place where it has none, which `check` says
+    unit: ClassVar[Unit] = "bits"
+
+    @property
+    def format(self) -> str | None:
+        """See `Treatment`."""
+        return self.to
+
+    @property
+    def cast(self) -> Cast | None:
+        """See `Treatment`."""
+        return self
+
+    @property
+    def number_format(self) -> NumberFormat:
+        """The format. `UsageError` where there is none of that name."""
+        return parse_format(self.to)
+
+    def bits(self, shape: tuple[int, ...]) -> float:
+        """Stored bits per weight, scales counted, of (out, in) or (count, out, in); nominal where it is unknown."""
+        found = self.number_format
+        return found.bits_per_weight(shape[-2], shape[-1]) if len(shape) in (2, 3) else found.element_bits
+
+    def price(self, site: Site) -> float:
+        """Stored bits."""
+        return site.n_params * self.bits(site.shape)
+
+    def check(self, site: Site, operator: Operator) -> Iterator[str]:  # noqa: ARG002 - any site, any operator
+        """See `Treatment`."""
+        if not isinstance(self.to, str) or not self.to:
+            yield "has no format"
+            return
+        try:
+            parse_format(self.to)
+        except UsageError as error:
+            yield f"{error.what}; {error.fix}"
+
+    def do(self, W: torch.Tensor, how: How, seen: Activations | None = None) -> Done:
+        """See `Treatment`."""
+        return operator_for(how, seen)(W, Target(self.number_format, how.act_order, how.keep_zeros), seen)
+
+    def reached(self, site: Site, found: Matrices) -> float:
+        """Bits per weight. `UnreadableError` where an entry is no value of the format.
+
+        An entry is one if rounding it to the scales that were chosen, and to the dtype that it is stored in, gives it
+        again.
+        """
+        if not self._holds(found):
+            raise UnreadableError(f"holds values that {self.number_format.name} has not", where=site.tensor, fix=REPORT)
+        return self.number_format.bits_per_weight(found.after.shape[1], found.after.shape[2])
+
+    def _holds(self, found: Matrices) -> bool:
+        after, grids = found.after, found.grids
+        if grids is None:
+            chosen = self.number_format
+            return all(chosen.quantize(W).values.to(W.dtype).equal(W) for W in after)
+        if not grids:
+            return False
+        matrices = after.reshape(len(grids), -1, after.shape[2])  # the groups of a convolution have scales of their own
+        return all(grid.round(W).to(W.dtype).equal(W) for grid, W in zip(grids, matrices, strict=True))
+
+    def words(self) -> str:
+        """See `Treatment`."""
+        return self.to
+
+
+@dataclass(frozen=True)
+class Then(Treatment):
+    """One after the other: the second sees what the first left, and keeps its zeros."""
+
+    first: Treatment
+    second: Treatment
+    unit: ClassVar[Unit] = "bits"
+
+    @property
+    def sparsity(self) -> float | None:
+        """See `Treatment`."""
+        return self.first.sparsity
+
+    @property
+    def pattern(self) -> str:
+        """See `Treatment`."""
+        return self.first.pattern
+
+    @property
+    def rank(self) -> int | None:
+        """See `Treatment`."""
+        return self.first.rank
+
+    @property
+    def format(self) -> str | None:
+        """See `Treatment`."""
+        return self.second.format
+
+    @property
+    def parts(self) -> tuple[Treatment, ...]:
+        """See `Treatment`."""
+        return (*self.first.parts, *self.second.parts)
+
+    @property
+    def cast(self) -> Cast | None:
+        """See `Treatment`."""
+        return self.second.cast
+
+    @property
+    def idle(self) -> bool:
+        """See `Treatment`."""
+        return self.first.idle and self.second.idle
+
+    def price(self, site: Site) -> float:
+        """Stored bits: zeros are stored as the others are."""
+        return self.second.price(site)
+
+    def check(self, site: Site, operator: Operator) -> Iterator[str]:
+        """A plan that does both is checked part by part; in any other, one of the two does not belong."""
+        yield from self.first.check(site, operator)
+
+    def do(self, W: torch.Tensor, how: How, seen: Activations | None = None) -> Done:
+        """See `Treatment`."""
+        if how.then is None:
+            raise UsageError("two treatments take two operators")
+        between = self.first.do(W, how, seen)
+        found = self.second.do(between.weight.to(W.dtype), replace(how.then, keep_zeros=True), seen)
+        return replace(found, kept=between.kept)
+
+    def reached(self, site: Site, found: Matrices) -> float:
+        """Of the second; the zeros of the first are looked at too."""
+        self.first.reached(site, found)
+        return self.second.reached(site, found)
+
+    def words(self) -> str:
+        """See `Treatment`."""
+        return f"{self.first.words()}, {self.second.words()}"
+
+
+def noted(*, sparsity: Any, pattern: Any, rank: Any, format: Any, units: bool) -> Treatment:  # noqa: A002 - as in files
+    """The treatment that an entry of a file writes down, right or wrong. `units`: of an operator that takes units out.
+
+    What is wrong is told by `check`: entries are edited by people.
+    """
+    if format is not None and sparsity is None and rank is None:
+        return Cast(format)
+    first: Treatment
+    if pattern == BLOCK:
+        first = Drop(sparsity)
+    elif rank is not None:
+        first = LowRank(sparsity, rank)
+    else:
+        first = Structured(sparsity) if units and pattern == UNSTRUCTURED else Sparsify(sparsity, pattern)
+    return first if format is None else Then(first, Cast(format))

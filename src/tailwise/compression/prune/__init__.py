@@ -1,1 +1,0 @@
-"""Operators that remove parameters from one matrix. Arrays only: they know no files and no models."""

@@ -1,0 +1,148 @@
+"""What a plan does at each block of a model: its layers are treated, or taken from what an earlier run has kept.
+
+Trials and writers go through a model by this alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from tailwise.compression.operators.operator import Activations, Need
+from tailwise.compression.operators.table import WITHOUT_DATA
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.treatment import How, operator_for
+from tailwise.compression.treating.kept_grids import kept_grids
+from tailwise.compression.treating.treated import treated_layer
+from tailwise.compression.walking.experts import ExpertStack
+from tailwise.compression.walking.hosts import Host, layer_of
+from tailwise.compression.walking.statistics import few_tokens, matrices_of, reaching, weight_of
+from tailwise.compression.walking.walk import Block, blocks_of
+from tailwise.errors import UsageError
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """One layer to treat."""
+
+    decision: Decision
+    dtype: torch.dtype  # as stored
+
+
+class Shelf(Protocol):
+    """Where finished blocks are kept: a `Journal`, or nowhere."""
+
+    finished: set[str]
+
+    def keep(self, block: str, index: int, tensors: Mapping[str, torch.Tensor], notes: list[str]) -> None:
+        """Keep what a block came to, by stored names."""
+
+    def read(self, name: str) -> torch.Tensor | None:
+        """A tensor of a finished block."""
+
+
+@dataclass
+class Nowhere:
+    """For trials: nothing is kept, and nothing goes on."""
+
+    finished: set[str] = field(default_factory=set)
+
+    def keep(self, block: str, index: int, tensors: Mapping[str, torch.Tensor], notes: list[str]) -> None:
+        """See `Shelf`."""
+
+    def read(self, name: str) -> torch.Tensor | None:  # noqa: ARG002 - see Shelf
+        """See `Shelf`."""
+        return None
+
+
+def jobs_of(plan: Plan, host: Host, dtypes: Mapping[str, torch.dtype], how: How) -> dict[str, Job]:
+    """Layer → what is to be done. `UsageError` where an entry that changes its tensor is no layer of a block."""
+    wanted = [decision for decision in plan if not decision.treatment.idle]
+    layers = {name for block in blocks_of(host.model) for name in block.layers()}
+    places = {decision.tensor: layer_of(host.places, decision.tensor, layers) for decision in wanted}
+    _check_reached([decision for decision in wanted if places[decision.tensor] is None], plan, how)
+    return {layer: Job(item, dtypes[item.tensor]) for item in wanted if (layer := places[item.tensor]) is not None}
+
+
+def _check_reached(lost: Iterable[Decision], plan: Plan, how: How) -> None:
+    found = list(lost)
+    if not found:
+        return
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    stacked = any(item.role.startswith("expert_") for item in found)
+    why = " (transformers holds the experts of a block in one tensor, and what each is given is not seen)"
+    raise UsageError(
+        f"{plan.operator} reaches linear layers and convolutions inside the blocks alone; it does not reach "
+        f"{', '.join(item.tensor for item in found[:_SHOWN])}{more}{why if stacked else ''}",
+        fix=f"take these entries out of the plan, or use the operator {WITHOUT_DATA[how.operator.does]}",
+    )
+
+
+@dataclass
+class BlockWork:
+    """A `walk.Visitor`: a block that is finished is on the shelf at once."""
+
+    jobs: Mapping[str, Job]
+    shelf: Shelf
+    how: How
+
+    @property
+    def need(self) -> Need:
+        """What is to be known of the inputs of each layer."""
+        return self.how.operator.needs
+
+    def needs(self, block: Block) -> Mapping[str, Need]:
+        """See `Visitor`."""
+        mine = {name: module for name, module in block.layers().items() if name in self.jobs}
+        if block.name not in self.shelf.finished:
+            return dict.fromkeys(mine, self.need)
+        for name, module in mine.items():
+            found = self.shelf.read(self.jobs[name].decision.tensor)
+            if found is not None:
+                put_in(module, found)
+        return {}
+
+    def visit(self, block: Block, found: Mapping[str, Activations]) -> None:
+        """See `Visitor`."""
+        kept: dict[str, torch.Tensor] = {}
+        notes: list[str] = []
+        for name, module in block.layers().items():
+            if name in self.jobs:
+                kept |= self._treat(module, self.jobs[name], found.get(name), notes)
+        if few := few_tokens({name: seen for name, seen in found.items() if name in self.jobs}):
+            count, of, least = few
+            notes.append(f"{block.name}: {count} of {of} experts saw few tokens, one only {least}: give more text")
+        self.shelf.keep(block.name, block.index, kept, notes)
+
+    def _treat(
+        self, module: nn.Module, job: Job, found: Activations | None, notes: list[str]
+    ) -> dict[str, torch.Tensor]:
+        """Treat a layer in place; the blocks after see the model that is written."""
+        tensor = job.decision.tensor
+        if self.how.looks:
+            for group in range(len(matrices_of(module))):
+                if reaching(found, group) is None:  # an expert that no token was sent to
+                    which = f"[{group}]" if isinstance(module, ExpertStack) else ""
+                    notes.append(f"{tensor}{which}: no input reached it, so it was {_instead(self.how)}")
+        weight = weight_of(module).detach().to(job.dtype)
+        stored, done = treated_layer(module, weight, job.decision, self.how, found)
+        put_in(module, stored)
+        return {tensor: stored, **kept_grids(tensor, done)}
+
+
+def _instead(how: How) -> str:
+    name = operator_for(how, None).name
+    return "rounded to nearest" if name == WITHOUT_DATA["quantize"] else f"pruned by {name}"
+
+
+def put_in(module: nn.Module, stored: torch.Tensor) -> None:
+    """Give a layer a weight."""
+    weight = weight_of(module)
+    weight.data.copy_(stored.to(weight.device, weight.dtype))

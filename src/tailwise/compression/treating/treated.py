@@ -1,0 +1,76 @@
+"""Tensors as their treatment leaves them. What is tried and what is written comes from these two functions alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.compression.operators.operator import Activations, Done
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.how import how_of
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.treatment import How
+from tailwise.compression.treating.matrices import as_matrices, from_matrices
+from tailwise.compression.walking.statistics import matrices_of, reaching, stored_from
+from tailwise.errors import TailwiseError
+from tailwise.number_formats.grid import Grid
+
+
+@contextmanager
+def _named(decision: Decision) -> Iterator[None]:
+    """Errors about a matrix say of which tensor."""
+    try:
+        yield
+    except TailwiseError as error:
+        raise type(error)(error.what, where=decision.tensor, fix=error.fix) from error
+
+
+def treated_tensor(stored: torch.Tensor, decision: Decision, how: How, config: Mapping[str, Any]) -> torch.Tensor:
+    """A stored tensor after its treatment, by its weights alone."""
+    matrices = as_matrices(stored, decision.tensor, config)
+    with _named(decision):
+        found = [decision.treatment.do(W, how).weight.to(stored.dtype) for W in matrices]
+    return from_matrices(torch.stack(found), stored, decision.tensor, config)
+
+
+def treated_layer(
+    module: nn.Module, weight: torch.Tensor, decision: Decision, how: How, found: Activations | None
+) -> tuple[torch.Tensor, list[Done]]:
+    """The weight of a layer, in the dtype that it is stored in, after its treatment; and each matrix by itself.
+
+    `found` is what its groups see; None where no input reached it.
+    """
+    with _named(decision):
+        done = [
+            decision.treatment.do(W, how, reaching(found, group)) for group, W in enumerate(matrices_of(module, weight))
+        ]
+    return stored_from(module, torch.stack([item.weight for item in done])).to(weight.dtype), done
+
+
+class Treated:
+    """The tensors of a plan, one at a time: no text, no model."""
+
+    def __init__(self, plan: Plan, checkpoint: Checkpoint, device: str, *, keep_zeros: bool = False) -> None:
+        self._decisions = {item.tensor: item for item in plan if not item.treatment.idle}
+        self._how = replace(how_of(plan), keep_zeros=keep_zeros)
+        self._checkpoint, self._device = checkpoint, device
+
+    def __call__(self, name: str) -> torch.Tensor | None:
+        """The new tensor, or None where the plan leaves it alone."""
+        decision = self._decisions.get(name)
+        if decision is None:
+            return None
+        stored = self._checkpoint.read(name)
+        return treated_tensor(stored.to(self._device), decision, self._how, self._checkpoint.config).cpu()
+
+    def grids(self, decision: Decision, matrices: torch.Tensor) -> list[Grid] | None:
+        """The scales that the operator takes from the source, (count, out, in); None for a plain cast."""
+        found = [decision.treatment.do(W, self._how).grid for W in matrices]
+        kept = [grid for grid in found if grid is not None]
+        return kept or None

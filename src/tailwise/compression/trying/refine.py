@@ -1,0 +1,253 @@
+"""From a plan to a better one by trial: budget is moved between groups of tensors, and a move that helps is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tailwise.compression.choosing.formats import SLACKS, Choices, Levels
+from tailwise.compression.plans.budget import Budget, Vector
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
+
+#: First change of a group's sparsity, and the last before a level of groups is done with.
+FIRST_STEP, LAST_STEP = 0.08, 0.015
+DIGITS = 9
+#: Noise, as a factor e^±x, on what is believed of the others that make up for a move: so that repeated moves differ.
+_NOISE = 0.5
+#: Rounds of moves of formats without any gain after which a search ends.
+_PATIENCE = 3
+
+T = TypeVar("T")
+X = TypeVar("X")
+Losses = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+
+@dataclass
+class Best(Generic[X]):
+    """Where a search has come to: a plan, or the levels of its groups."""
+
+    state: X
+    loss: float  # on the windows that it looked at
+    tried: int = 0
+    kept: int = 0
+
+    def attempt(self, state: X, score: Callable[[X], float]) -> bool:
+        """Try another; it is kept where it loses less."""
+        loss = score(state)
+        self.tried += 1
+        if not loss < self.loss:
+            return False
+        self.state, self.loss = state, loss
+        self.kept += 1
+        return True
+
+
+def refined(
+    score: Callable[[Plan], float],
+    start: Plan,
+    *,
+    over: Callable[[], bool],
+    seed: int = 0,
+    progress: Callable[[Best[Plan]], None] | None = None,
+) -> Best[Plan]:
+    """Descend from `start` until it is `over`, or until no move helps.
+
+    `score` is the loss of a plan. A move raises or lowers one group and lets the others make up for it, so that the
+    budget holds all along. Groups go from coarse to fine: blocks and roles, attention and MLP of each block, single
+    tensors. Steps halve where no group of a level moves any more.
+    """
+    search = _Amounts(score, start, over, np.random.default_rng(seed), progress)
+    for groups in levels(start.decisions):
+        step = FIRST_STEP
+        while step >= LAST_STEP and not search.over():
+            if not search.sweep(groups, step):
+                step /= 2
+    return search.best
+
+
+class _Amounts:
+    def __init__(
+        self,
+        score: Callable[[Plan], float],
+        start: Plan,
+        over: Callable[[], bool],
+        rng: np.random.Generator,
+        progress: Callable[[Best[Plan]], None] | None,
+    ) -> None:
+        self._score, self._rng = score, rng
+        self.over = over
+        self._progress = progress
+        self._sizes = np.array([item.n_params for item in start], dtype=np.float64)
+        self._budget = Budget(start.sparsity)
+        self.best = Best(start, score(start))
+        self._sign = dict[bytes, int]()
+
+    def sweep(self, groups: Sequence[Indices], step: float) -> bool:
+        """Try every group once in random order; whether any moved."""
+        moved = False
+        for index in self._rng.permutation(len(groups)):
+            group = groups[int(index)]
+            first = self._sign.get(group.tobytes(), 1)
+            for sign in (first, -first):
+                if self.over():
+                    return moved
+                if self._step(group, sign * step):
+                    self._sign[group.tobytes()] = sign
+                    moved = True
+                    break
+        return moved
+
+    def _step(self, group: Indices, change: float) -> bool:
+        amounts = amounts_of(self.best.state)
+        wanted = amounts.copy()
+        wanted[group] += change
+        found = self._budget.shifted(wanted, self._sizes)
+        if np.abs(found - amounts).max() < LAST_STEP / 4:
+            return False
+        better = self.best.attempt(with_amounts(self.best.state, found), self._score)
+        if self._progress is not None:
+            self._progress(self.best)
+        return better
+
+
+def levels(decisions: Sequence[Decision]) -> list[list[Indices]]:
+    """Groups of decisions by index, from coarse to fine."""
+    coarse = [*by_key(decisions, lambda item: item.block), *by_key(decisions, lambda item: item.role)]
+    middle = by_key(decisions, lambda item: (item.block, item.role.partition("_")[0]))
+    fine = [np.array([index]) for index in range(len(decisions))]
+    return [[group for group in level if len(group) < len(decisions)] for level in (coarse, middle, fine)]
+
+
+def by_key(items: Sequence[T], key: Callable[[T], object]) -> list[Indices]:
+    """Indices of the items with equal keys, in the order of their first."""
+    groups: dict[object, list[int]] = {}
+    for index, item in enumerate(items):
+        groups.setdefault(key(item), []).append(index)
+    return [np.array(indices) for indices in groups.values()]
+
+
+def amounts_of(plan: Plan) -> Vector:
+    """Sparsity of each decision, (n,)."""
+    return np.array([item.sparsity or 0.0 for item in plan], dtype=np.float64)
+
+
+def with_amounts(plan: Plan, amounts: Vector) -> Plan:
+    """The plan with other sparsities."""
+    changed = tuple(item.but(sparsity=round(float(amount), DIGITS)) for item, amount in zip(plan, amounts, strict=True))
+    return plan.replace(decisions=changed)
+
+
+def refined_formats(
+    score: Callable[[Levels], float],
+    start: Levels,
+    problem: tuple[Choices, Losses],
+    *,
+    over: Callable[[], bool],
+    seed: int = 0,
+    progress: Callable[[Best[Levels]], None] | None = None,
+) -> Best[Levels]:
+    """Descend from `start` until it is `over`, or until rounds bring nothing.
+
+    `score` is the loss of a choice of levels. A move raises or lowers the formats of some groups by one; then others
+    give or take bits, those that are believed to lose least first, until the budget is used: `problem` holds the
+    choices and what each group is believed to lose in each format, (groups, formats). Blocks and roles are moved
+    first, then groups one by one, in random order.
+    """
+    choices, believed = problem
+    rng = np.random.default_rng(seed)
+    best = Best(start.copy(), score(start))
+    seen = {start.tobytes()}
+    for sets in move_sets(choices):
+        idle = 0
+        while idle < _PATIENCE and not over():
+            gained = False
+            for index in rng.permutation(len(sets)):
+                for step in rng.permutation([1, -1]):
+                    if over():
+                        return best
+                    wanted = _moved(choices, best.state, sets[int(index)], int(step))
+                    noisy = believed * np.exp(rng.normal(0.0, _NOISE, believed.shape))
+                    levels = None if wanted is None else balanced(choices, wanted, sets[int(index)], noisy)
+                    if levels is None or levels.tobytes() in seen:
+                        continue
+                    seen.add(levels.tobytes())
+                    gained = best.attempt(levels, score) or gained
+                    if progress is not None:
+                        progress(best)
+            idle = 0 if gained else idle + 1
+    return best
+
+
+def move_sets(choices: Choices) -> list[list[Indices]]:
+    """Groups by index, from coarse to fine: those of a block, those of a role, and each alone."""
+    groups = choices.groups
+    coarse = [*by_key(groups, lambda group: group.block), *by_key(groups, lambda group: group.members[0].role)]
+    fine = [np.array([index]) for index in range(len(groups))]
+    return [[found for found in level if len(found) < len(groups)] for level in (coarse, fine)]
+
+
+def _moved(choices: Choices, levels: Levels, chosen: Indices, step: int) -> Levels | None:
+    """Levels with some groups one offered format higher or lower; None where none can move."""
+    found = levels.copy()
+    for index in chosen:
+        found[index] = _next(choices, int(index), int(levels[index]), step)
+    return None if np.array_equal(found, levels) else found
+
+
+def _next(choices: Choices, group: int, level: int, step: int) -> int:
+    offered = np.flatnonzero(np.isfinite(choices.bits[group]))
+    place = int(np.searchsorted(offered, level)) + step
+    return int(offered[place]) if 0 <= place < len(offered) else level
+
+
+def balanced(choices: Choices, levels: Levels, fixed: Sequence[int] | Indices, believed: Losses) -> (
+    Levels | None
+):  # fmt: skip
+    """Levels within the budget and near it; those of `fixed` stay. None where the others cannot make up for them.
+
+    Bits are taken where the loss for each is believed to be least, and given where the gain is greatest.
+    """
+    found, held = levels.copy(), {int(index) for index in fixed}
+    free = [index for index in range(len(found)) if index not in held]
+    weight = choices.weight(found)
+    while weight > choices.goal * (1 + 1e-12):
+        steps = [(_price(choices, believed, index, found, -1), index) for index in free]
+        steps = [item for item in steps if np.isfinite(item[0])]
+        if not steps:
+            return None
+        _, index = min(steps)
+        found[index] = _next(choices, index, int(found[index]), -1)
+        weight = choices.weight(found)
+    while True:
+        room = choices.goal * (1 + 1e-12) - weight
+        steps = [
+            (_price(choices, believed, index, found, 1), index)
+            for index in free
+            if 0 < _cost(choices, index, found, 1) <= room
+        ]
+        if not steps:
+            return found if weight >= choices.goal * (1 - SLACKS[2]) else None
+        _, index = min(steps)
+        found[index] = _next(choices, index, int(found[index]), 1)
+        weight = choices.weight(found)
+
+
+def _cost(choices: Choices, index: int, levels: Levels, step: int) -> float:
+    level = int(levels[index])
+    return float(choices.bits[index, _next(choices, index, level, step)] - choices.bits[index, level])
+
+
+def _price(choices: Choices, believed: Losses, index: int, levels: Levels, step: int) -> float:
+    """Change of the believed loss for each bit; +inf where there is no such step."""
+    level = int(levels[index])
+    other = _next(choices, index, level, step)
+    if other == level:
+        return np.inf
+    change = float(believed[index, other] - believed[index, level])
+    return change / abs(_cost(choices, index, levels, step)) if np.isfinite(change) else np.inf

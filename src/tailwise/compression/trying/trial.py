@@ -1,0 +1,255 @@
+"""A model that is compressed, scored and made whole again, as often as a search asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from tailwise.compression.operators.operator import Activations, Need
+from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.how import how_of
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.treatment import How, Treatment
+from tailwise.compression.treating.block_work import BlockWork, Job, Nowhere, jobs_of
+from tailwise.compression.treating.matrices import as_matrices
+from tailwise.compression.treating.treated import treated_layer, treated_tensor
+from tailwise.compression.trying.material import Material, Text
+from tailwise.compression.trying.prefix import Prefix
+from tailwise.compression.walking.calibrate import Inputs
+from tailwise.compression.walking.hosts import Host
+from tailwise.compression.walking.statistics import is_prunable
+from tailwise.compression.walking.walk import Block, home_of, walk_blocks
+from tailwise.errors import UsageError
+
+#: Bytes of XᵀX of all layers together; above it trials take the nearest operator that needs less.
+MOST_HESSIANS = 6 << 30
+#: Bytes of changed tensors that are kept, so that they need not be made again.
+MOST_MADE = 4 << 30
+
+
+@dataclass
+class Trial:
+    """The model, and what each planned tensor is in it.
+
+    In `losses` the inputs of the layers are those of the dense model, measured once, where applying a plan measures
+    each block anew behind the changed ones: it is cheap and close, and finds plans. `applied_losses` judges them.
+    """
+
+    model: nn.Module
+    parameters: Mapping[str, nn.Parameter]  # stored tensor → its place in the model
+    places: Mapping[str, str]  # parameter → stored tensor
+    config: Mapping[str, Any]
+    dtypes: Mapping[str, torch.dtype]  # stored tensor → as it is stored
+    how: How
+    material: Material = field(default_factory=Text)
+    inputs: Mapping[str, Activations] = field(default_factory=dict)  # stored tensor → what its layer sees
+    runs: int = 0
+    _dense: dict[str, torch.Tensor] = field(default_factory=dict)
+    _now: dict[str, Treatment] = field(default_factory=dict)
+    _base: dict[str, Treatment] = field(default_factory=dict)
+    _made: dict[tuple[str, Treatment], torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._prefix = Prefix(self.model, self.material)
+        self._block = {tensor: self._prefix.block_of(place) for place, tensor in self.places.items()}
+        self._layers = {
+            tensor: self.model.get_submodule(place.removesuffix(".weight"))
+            for place, tensor in self.places.items()
+            if place.endswith(".weight")
+        }
+
+    def losses(self, plan: Plan, windows: torch.Tensor) -> NDArray[np.float64]:
+        """Mean loss a token of every window under a plan, (n,)."""
+        self._set({item.tensor: item for item in plan})
+        self.runs += 1
+        return self._prefix.losses(windows, self._first_changed())
+
+    def settle(self, plan: Plan, windows: torch.Tensor) -> NDArray[np.float64]:
+        """As `losses`; plans that differ from this one in late blocks alone are scored faster from here on."""
+        self._base, self._made = {}, self._made if self._few else {}
+        self._set({item.tensor: item for item in plan})
+        self._base = dict(self._now)
+        if not self._few:
+            self._made = {(name, key): self.parameters[name].detach().clone() for name, key in self._now.items()}
+        return self._prefix.record(windows)
+
+    def applied_losses(self, plan: Plan, calibration: torch.Tensor, windows: torch.Tensor) -> NDArray[np.float64]:
+        """As `losses`, with the plan carried out as `apply` does: the inputs of a block come from the changed ones."""
+        if not self.how.looks:
+            return self.losses(plan, windows)
+        for tensor, parameter in self.parameters.items():
+            self._dense.setdefault(tensor, parameter.detach().clone())
+        self.restore()
+        self.runs += 1
+        try:
+            self.carry_out(plan, calibration)
+            return self.material.losses(self.model, windows)
+        finally:
+            for item in plan:
+                self._put(item.tensor, self._dense[item.tensor])
+
+    def carry_out(self, plan: Plan, calibration: torch.Tensor) -> None:
+        """Change the model as `apply` would; `restore` does not know of it."""
+        for turn, part in enumerate(plan.parts):
+            how = replace(self._how(part), keep_zeros=turn > 0)
+            if how.looks:
+                work = BlockWork(self._jobs(part, how), Nowhere(), how)
+                walk_blocks(self.model, self.material.inputs(calibration), work)
+                continue
+            for item in part:
+                if not item.treatment.idle:
+                    weight = self.parameters[item.tensor].detach().to(self.dtypes[item.tensor])
+                    self._put(item.tensor, treated_tensor(weight, item, how, self.config))
+
+    def check(self, plan: Plan) -> None:
+        """`UsageError` where `apply` would not reach what the plan names."""
+        for part in plan.parts:
+            if (how := self._how(part)).looks:
+                self._jobs(part, how)
+
+    def _jobs(self, part: Plan, how: How) -> dict[str, Job]:
+        host = Host(home_of(self.model), {tensor: place for place, tensor in self.places.items()})
+        return jobs_of(part, host, self.dtypes, how)
+
+    def _how(self, part: Plan) -> How:
+        """The operator of trials, which may be a lighter one than that of the plan."""
+        own = how_of(part)
+        return next((how for how in (self.how, self.how.then) if how is not None and how.operator.does ==
+                     own.operator.does), own)  # fmt: skip
+
+    def dense_losses(self, windows: torch.Tensor) -> NDArray[np.float64]:
+        """Mean loss a token of every window without any plan, (n,)."""
+        self.restore()
+        return self.material.losses(self.model, windows)
+
+    def restore(self) -> None:
+        """The dense weights again."""
+        self._set({})
+
+    def dense(self, tensor: str) -> torch.Tensor:
+        """(count, out, in): the matrices of a tensor without any plan, as the model computes with them."""
+        weight = self._dense.get(tensor, self.parameters[tensor].detach())
+        return as_matrices(weight, tensor, self.config)
+
+    def changed(self, decision: Decision, found: Activations | None) -> torch.Tensor:
+        """The tensor of an entry after it, with these inputs, in the dtype that it is stored in."""
+        tensor = decision.tensor
+        dense = self._dense.setdefault(tensor, self.parameters[tensor].detach().clone())
+        weight, layer = dense.to(self.dtypes[tensor]), self._layers.get(tensor)
+        if self.how.looks and layer is not None and is_prunable(layer):
+            return treated_layer(layer, weight, decision, self.how, found)[0]
+        return treated_tensor(weight, decision, self.how, self.config)
+
+    def _set(self, wanted: Mapping[str, Decision]) -> None:
+        for tensor in [name for name in self._now if name not in wanted]:
+            self._put(tensor, self._dense[tensor])
+            del self._now[tensor]
+        for tensor, decision in wanted.items():
+            if decision.treatment.idle:
+                if self._now.pop(tensor, None) is not None:
+                    self._put(tensor, self._dense[tensor])
+            elif self._now.get(tensor) != decision.treatment:
+                self._put(tensor, self._kept(decision))
+                self._now[tensor] = decision.treatment
+
+    @property
+    def _few(self) -> bool:
+        """Whether entries ask for one of a few things, so that what was computed is worth keeping."""
+        return self.how.operator.does == "quantize"
+
+    def _kept(self, decision: Decision) -> torch.Tensor:
+        """The changed tensor, made once where it is likely to be asked for again."""
+        key = decision.treatment
+        found = self._made.get((decision.tensor, key))
+        if found is not None:
+            return found
+        found = self.changed(decision, self.inputs.get(decision.tensor)).to(self.parameters[decision.tensor].dtype)
+        if self._few and sum(item.nbytes for item in self._made.values()) < MOST_MADE:
+            self._made[decision.tensor, key] = found
+        return found
+
+    def _first_changed(self) -> int:
+        """The first block whose weights are others than those of the settled plan."""
+        names = self._base.keys() | self._now.keys()
+        moved = [self._block[name] for name in names if self._base.get(name) != self._now.get(name)]
+        return min(moved, default=0)
+
+    def _put(self, tensor: str, values: torch.Tensor) -> None:
+        self.parameters[tensor].data.copy_(values)
+
+
+def trial_of(
+    model: nn.Module,
+    places: Mapping[str, str],
+    plan: Plan,
+    windows: torch.Tensor,
+    stored: tuple[Mapping[str, Any], Mapping[str, torch.dtype]],
+    material: Material | None = None,
+) -> tuple[Trial, tuple[str, ...]]:
+    """A trial of plans for the tensors of `plan`, and notes.
+
+    `places` are stored tensor → parameter; `windows` (n, length), rows of `material`, calibrate the operators that look
+    at inputs; `stored` are the config of the checkpoint and the dtypes of its tensors.
+    """
+    named = dict(model.named_parameters())
+    lost = [item.tensor for item in plan if places.get(item.tensor) not in named]
+    if lost:
+        raise UsageError(
+            f"{len(lost)} tensors of the plan have no place in the model, first {lost[0]}",
+            fix="leave them out by --layers, or plan without a search",
+        )
+    parameters = {item.tensor: named[places[item.tensor]] for item in plan}
+    how, notes = _affordable(how_of(plan), plan)
+    tensors = {places[item.tensor]: item.tensor for item in plan}
+    found = material or Text()
+    trial = Trial(model, parameters, tensors, *stored, how, found)
+    trial.check(plan)
+    if how.looks:
+        trial.inputs = seen_by(model, tensors, how.needs, found.inputs(windows))
+    return trial, notes
+
+
+def _affordable(how: How, plan: Plan) -> tuple[How, tuple[str, ...]]:
+    hessians = sum(4 * max(item.shape or (0,)) ** 2 for item in plan)
+    if how.needs != "hessian" or hessians <= MOST_HESSIANS:
+        return how, ()
+    heavy = how.operator.name
+    lighter = _lightened(how)
+    return lighter, (f"trials took {lighter.operator.name}: {heavy} would hold {hessians >> 30} GiB of XᵀX",)
+
+
+def _lightened(how: How) -> How:
+    """The same by operators that do without XᵀX."""
+    operator = OPERATORS[how.operator.lighter] if how.operator.needs == "hessian" else how.operator
+    return replace(how, operator=operator, then=None if how.then is None else _lightened(how.then))
+
+
+def seen_by(model: nn.Module, tensors: Mapping[str, str], need: Need, windows: Inputs) -> dict[str, Activations]:
+    """Stored tensor → what its layer sees in one pass over the windows; `tensors` are parameter → stored tensor."""
+    visitor = _Look(tensors, need)
+    walk_blocks(model, windows, visitor, edits=False)
+    return visitor.found
+
+
+@dataclass
+class _Look:
+    """Visits every block and keeps what its layers see."""
+
+    tensors: Mapping[str, str]  # parameter → stored tensor
+    need: Need
+    found: dict[str, Activations] = field(default_factory=dict)
+
+    def needs(self, block: Block) -> Mapping[str, Need]:
+        """See `Visitor`."""
+        return {name: self.need for name in block.layers() if f"{name}.weight" in self.tensors}
+
+    def visit(self, block: Block, found: Mapping[str, Activations]) -> None:  # noqa: ARG002 - see Visitor
+        """See `Visitor`."""
+        self.found |= {self.tensors[f"{name}.weight"]: seen for name, seen in found.items()}

@@ -1,0 +1,166 @@
+"""A model that is pruned, scored and made whole again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tailwise.compression.applying.apply import apply
+from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.making.make import plan_prune
+from tailwise.compression.making.request import Request
+from tailwise.compression.plans.candidates import Choice
+from tailwise.compression.trying.refine import levels, refined, with_amounts
+from tailwise.compression.trying.sensitivity import levels_of, measured_losses
+from tailwise.compression.trying.stage import StageOptions, stage_of
+from tailwise.errors import UsageError
+from tailwise.evaluation.losses import window_losses
+from tailwise.evaluation.models import load_model
+
+
+def _stage(llama, audit, tokens, operator="magnitude", **options):
+    plan = plan_prune(audit, Request(0.6, "uniform", operator))
+    return stage_of(str(llama), plan, StageOptions(tokens, window=32, **options))
+
+
+def _plan(audit, allocator="depth", operator="magnitude", sparsity=0.6):
+    return plan_prune(audit, Request(sparsity, allocator, operator))
+
+
+def test_a_trial_is_what_applying_the_plan_gives(llama, audit, tokens, tmp_path) -> None:
+    stage, plan = _stage(llama, audit, tokens), _plan(audit)
+    apply(plan, llama, tmp_path / "out")
+    written = load_model(str(tmp_path / "out")).module
+    assert stage.trial.losses(plan, stage.search) == pytest.approx(window_losses(written, stage.search), rel=1e-6)
+
+
+@pytest.mark.parametrize("operator", ["wanda", "sparsegpt"])
+def test_a_judged_plan_is_what_applying_it_gives(llama, audit, tokens, tmp_path, operator) -> None:
+    stage, plan = _stage(llama, audit, tokens, operator, samples=8), _plan(audit, operator=operator)
+    apply(plan, llama, tmp_path / "out", options=ApplyOptions(calibration=stage.looked))
+    written = load_model(str(tmp_path / "out")).module
+    before = {name: value.clone() for name, value in stage.trial.model.state_dict().items()}
+    judged = stage.trial.applied_losses(plan, stage.looked, stage.guard)
+    assert judged == pytest.approx(window_losses(written, stage.guard), rel=1e-4)
+    assert all(torch.equal(before[name], value) for name, value in stage.trial.model.state_dict().items())
+
+
+@pytest.mark.parametrize("operator", ["magnitude", "wanda", "sparsegpt"])
+def test_after_trials_the_weights_are_the_dense_ones(llama, audit, tokens, operator) -> None:
+    stage = _stage(llama, audit, tokens, operator)
+    before = {name: value.clone() for name, value in stage.trial.model.state_dict().items()}
+    stage.trial.losses(_plan(audit, operator=operator), stage.search)
+    changed = stage.trial.model.state_dict()
+    assert any(not torch.equal(before[name], value) for name, value in changed.items())
+    stage.trial.restore()
+    assert all(torch.equal(before[name], value) for name, value in stage.trial.model.state_dict().items())
+
+
+def test_a_trial_does_not_depend_on_the_ones_before(llama, audit, tokens) -> None:
+    stage, plan = _stage(llama, audit, tokens), _plan(audit)
+    first = stage.trial.losses(plan, stage.search)
+    stage.trial.losses(_plan(audit, "uniform", sparsity=0.9), stage.search)
+    assert np.array_equal(stage.trial.losses(plan, stage.search), first)
+
+
+def test_windows_of_the_last_choice_take_part_in_nothing_else(llama, audit, tokens) -> None:
+    stage = _stage(llama, audit, tokens)
+    search, guard = ({tuple(window.tolist()) for window in part} for part in (stage.search, stage.guard))
+    assert search
+    assert guard
+    assert not search & guard
+
+
+def test_too_little_text_is_one_message(llama, audit, tokens) -> None:
+    with pytest.raises(UsageError, match="fills 3 windows"):
+        _stage(llama, audit, tokens[:100])
+
+
+def test_a_window_beyond_the_models_positions_is_one_message(llama, audit, tokens) -> None:
+    with pytest.raises(UsageError, match="64 positions"):
+        stage_of(str(llama), _plan(audit), StageOptions(tokens, window=128))
+
+
+def test_measured_losses_are_differences_to_the_plan_around(llama, audit, tokens) -> None:
+    stage, around = _stage(llama, audit, tokens), _plan(audit, "uniform")
+    found = measured_losses(stage.trial, around, stage.search, levels=(0.3, 0.6, 0.9))
+    assert set(found) == {(item.tensor, level) for item in around for level in (0.3, 0.6, 0.9)}
+    assert all(found[item.tensor, 0.6] == 0 for item in around)
+    first = around.decisions[0]
+    amounts = np.array([0.6] * len(around))
+    amounts[0] = 0.9
+    expected = stage.trial.losses(with_amounts(around, amounts), stage.search).mean()
+    base = stage.trial.losses(around, stage.search).mean()
+    assert found[first.tensor, 0.9] == pytest.approx(expected - base)
+
+
+def test_levels_stay_within_what_a_plan_may_ask() -> None:
+    assert levels_of(0.9) == (0.6, 0.75, 0.9, 0.99)
+    assert levels_of(0.1) == (0.0, 0.1, 0.2, 0.3)
+
+
+def test_a_search_holds_the_budget_and_never_loses(llama, audit, tokens) -> None:
+    stage, start = _stage(llama, audit, tokens), _plan(audit, "uniform")
+    ticks = iter(range(10_000))
+
+    def score(plan) -> float:
+        return float(stage.trial.losses(plan, stage.search).mean())
+
+    found = refined(score, start, over=lambda: next(ticks) > 60)
+    assert found.state.sparsity == pytest.approx(0.6, abs=1e-6)
+    assert found.kept > 0
+    assert found.loss < stage.trial.losses(start, stage.search).mean()
+    assert found.loss == pytest.approx(stage.trial.losses(found.state, stage.search).mean())
+    assert all(0 <= item.sparsity <= 0.99 for item in found.state)
+
+
+def test_groups_go_from_coarse_to_fine_and_miss_nothing(audit) -> None:
+    decisions = _plan(audit).decisions
+    coarse, middle, fine = levels(decisions)
+    assert len(coarse) == 3 + 7
+    assert len(middle) == 3 * 2
+    assert [list(group) for group in fine] == [[index] for index in range(len(decisions))]
+
+
+@pytest.mark.parametrize("operator", ["magnitude", "sparsegpt"])
+def test_a_change_in_a_late_block_is_scored_from_there_with_the_same_losses(llama, audit, tokens, operator) -> None:
+    stage, around = _stage(llama, audit, tokens, operator), _plan(audit, "uniform", operator)
+    changed = [item.but(sparsity=0.8) if item.block == 2 and item.role == "mlp_up" else item for item in around]
+    plan = around.replace(decisions=tuple(changed))
+    expected = stage.trial.losses(plan, stage.search)
+    stage.trial.settle(around, stage.search)
+    calls = _calls_of(stage.trial.model.model.layers)
+    assert np.array_equal(stage.trial.losses(plan, stage.search), expected)
+    assert calls[:2] == [0, 0]
+    assert calls[2] > 0
+    assert np.array_equal(stage.trial.losses(around, stage.search[:2]), stage.trial.losses(around, stage.search)[:2])
+
+
+def _calls_of(blocks) -> list[int]:
+    calls = [0] * len(blocks)
+
+    def count(index):
+        def hook(*_given) -> None:
+            calls[index] += 1
+
+        return hook
+
+    for index, block in enumerate(blocks):
+        block.mlp.register_forward_hook(count(index))
+    return calls
+
+
+def test_states_that_would_take_too_much_are_not_kept(llama, audit, tokens, monkeypatch) -> None:
+    monkeypatch.setattr("tailwise.compression.trying.prefix.MOST_STATES", 1000)
+    stage, around = _stage(llama, audit, tokens), _plan(audit, "uniform")
+    expected = stage.trial.losses(around, stage.search)
+    assert np.array_equal(stage.trial.settle(around, stage.search), expected)
+    found = measured_losses(stage.trial, around, stage.search, levels=(0.6, 0.9))
+    assert all(np.isfinite(value) for value in found.values())
+
+
+def test_what_apply_would_not_reach_is_told_before_the_search(llama, audit, tokens) -> None:
+    plan = plan_prune(audit, Request(0.6, "uniform", "wanda", choice=Choice(also=("lm_head",))))
+    with pytest.raises(UsageError, match=r"does not reach lm_head\.weight"):
+        stage_of(str(llama), plan, StageOptions(tokens, window=32))
