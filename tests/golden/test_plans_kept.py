@@ -17,6 +17,11 @@ pytest.importorskip("transformers")
 
 #: Of a norm: what other processors' arithmetic may change, a code of GPTQ that falls to the other side among it.
 NEAR = 0.02
+#: Made from α, of which fits that say nothing have counted as their role's median since.
+REDEFINED = frozenset({
+    "prune-alpha", "prune-alpha-mixed", "prune-blend", "quantize-alpha", "quantize-alphaq", "quantize-ratios",
+    "both-magnitude-rtn",
+})  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +62,9 @@ def test_every_plan_is_read_checked_and_written_as_it_was(kept, tmp_path):
 def test_the_same_requests_give_the_same_plans(kept, again):
     assert list(again) == list(kept)
     for name, plan in again.items():
+        if name in REDEFINED:
+            assert [item.tensor for item in plan] == list(json.loads(kept[name])["entries"]), name
+            continue
         assert _alike(plan.to_json(), json.loads(kept[name])), name
 
 
