@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import secrets
 import threading
 import time
@@ -25,6 +26,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 PROOF = "x-csrf-token"
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\[\]:/?#@\\\s]+)(?::\d{1,5})?")  # RFC 9110, 7.2: uri-host [":" port]
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 ADMITTED = "tailwise.admitted"  # in the scope: whether the token was shown, or none is needed
 _WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - they are looked for, not bound to
@@ -99,6 +101,8 @@ class Guard:
         return None
 
     def _knows(self, host: str) -> bool:
+        if _HOST.fullmatch(host) is None:
+            return False
         try:
             name = (urlsplit(f"//{host}").hostname or "").lower()
         except ValueError:
