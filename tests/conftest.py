@@ -85,6 +85,15 @@ def matrix_with():
     return build
 
 
+@pytest.fixture(autouse=True)
+def _nothing_for_later_processes():
+    """What a command sets for the processes of its libraries ends with it, and here no process does."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    yield
+    if before is None:
+        os.environ.pop("PYTHONSAFEPATH", None)
+
+
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
     """Run a command line in the test's own folder: (exit code, stdout, stderr)."""

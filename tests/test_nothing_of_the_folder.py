@@ -32,7 +32,9 @@ def trapped(tmp_path, monkeypatch):
 
 def run(command):
     own = str(Path(tailwise.__file__).parents[1])
-    env = {**environment(), "PYTHONPATH": os.pathsep.join([own, os.environ.get("PYTHONPATH", "")])}
+    # An empty part of PYTHONPATH would mean the current folder.
+    paths = [own, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    env = {**environment(), "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.run(command, capture_output=True, text=True, env=env, stdin=subprocess.PIPE, check=False)
 
 

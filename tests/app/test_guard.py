@@ -15,7 +15,20 @@ TOKEN = "a-token-of-sixteen-signs"
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "evil.example:8440", "127.0.0.1.evil.example", "10.0.0.9", "[::2]", "", "a b", "[", "0x7f.1", "[::1]evil", "127.0.0.1:80:80", "evil@127.0.0.1"],
+    [
+        "evil.example",
+        "evil.example:8440",
+        "127.0.0.1.evil.example",
+        "10.0.0.9",
+        "[::2]",
+        "",
+        "a b",
+        "[",
+        "0x7f.1",
+        "[::1]evil",
+        "127.0.0.1:80:80",
+        "evil@127.0.0.1",
+    ],
 )
 def test_other_hosts_are_refused(client, host):
     assert client.get("/models", headers={"host": host}).status_code == 421

@@ -291,7 +291,7 @@ def _copy_inside(root: Path, folder: Path, target: Path) -> Iterator[str]:
 def _modules_of(root: Path) -> set[str]:
     """Folders of the layers behind the transformer (pooling, a projection), as sentence-transformers lists them."""
     try:
-        found = json.loads((root / "modules.json").read_text(encoding="utf-8"))
+        found = json_of((root / "modules.json").read_text(encoding="utf-8"))
         return {str(module["path"]) for module in found if module["path"]}
     except (OSError, ValueError, KeyError, TypeError):
         return set()
