@@ -209,3 +209,15 @@ def test_a_third_party_adds_a_rule(rows):
 def test_a_code_that_is_none_is_refused():
     with pytest.raises(TypeError, match="TW101"):
         rule("Tw1", title="", severity="info", strength="theory", causes=[], remedies=[], references=[])
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"singular_entropy_baseline": 1e5}, {"alpha_sigma": 0.0, "alpha": 1.2}, {"alpha_hill_baseline": 0.0}]
+)
+def test_numbers_that_no_matrix_has_cost_a_rule_and_not_the_diagnosis(rows, numbers):
+    found = tw.diagnose(
+        audit_of({which: replace(row, metrics={**row.metrics, **numbers}) for which, row in rows.items()})
+    )
+    blind = [item for item in found.not_looked if "none that a matrix can have" in item.reason]
+    assert blind
+    assert len(found.looked) > len(blind)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tailwise.audits.audit import Audit
 from tailwise.diagnosis.case import Case
 from tailwise.diagnosis.finding import SEVERITIES, Diagnosis, Finding, NotEvaluated, NotLooked
-from tailwise.diagnosis.rule import RULES, Cannot, Found, Partly, Rule
+from tailwise.diagnosis.rule import RULES, Cannot, Found, Partly, Rule, Verdict
 from tailwise.diagnosis.thresholds import Overrides, resolved
 from tailwise.errors import UsageError, unknown_name
 from tailwise.metrics.metric import METRICS
@@ -50,7 +50,7 @@ def diagnose(
         if code in muting.codes:
             continue
         seen = muting.seen_by(code, case)
-        verdict = _lacking(rule, seen, audit) or rule.judge(seen)
+        verdict = _lacking(rule, seen, audit) or _judged(rule, seen)
         if isinstance(verdict, Cannot):
             not_looked.append(NotLooked(code, rule.title, verdict.reason))
             continue
@@ -62,6 +62,14 @@ def diagnose(
             findings.append(_finding(rule, verdict))
     findings.sort(key=lambda item: (-SEVERITIES.index(item.severity), item.code))
     return Diagnosis(audit.model, tuple(findings), tuple(not_looked), tuple(looked), muting.said, limits, tuple(left))
+
+
+def _judged(rule: Rule, case: Case) -> Verdict:
+    try:
+        return rule.judge(case)
+    except ArithmeticError as error:
+        # No matrix has such numbers (an entropy of 1e5, an error of zero): the audit was edited or damaged.
+        return Cannot(f"a number of the audit is none that a matrix can have ({error}); audit the model again")
 
 
 @dataclass(frozen=True)

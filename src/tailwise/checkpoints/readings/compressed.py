@@ -62,7 +62,7 @@ class Compressed:
             scheme = QuantizationScheme(targets=["Linear"], weights=args)
             codec = BaseCompressor.get_value_from_registry(self.format)
             weight: torch.Tensor = codec.decompress(state, scheme)["weight"]
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             fix = "its config and its tensors do not fit each other: save the model again"
             raise UnreadableError(
