@@ -150,6 +150,8 @@ def _check_column(name: str, column: pa.ChunkedArray, kind: pa.DataType, *, null
         values = pc.list_flatten(column)
         if values.null_count:
             raise ValueError(f"the column {name} has gaps")
+    if pa.types.is_integer(values.type):
+        values.cast(kind.value_type if pa.types.is_list(kind) else kind)  # ArrowInvalid, a ValueError, beyond its range
     if pa.types.is_floating(values.type) and not pc.all(pc.is_finite(values), min_count=0).as_py():
         raise ValueError(f"the column {name} has numbers that are not finite")
 

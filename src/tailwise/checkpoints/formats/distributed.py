@@ -170,9 +170,9 @@ def _entries(metadata: Any, where: str, folder: Folder) -> dict[str, _Entry | No
         raise UnreadableError("is not the metadata of torch.distributed.checkpoint", where=where, fix=_DAMAGED)
     places = {}
     for index, info in stored.items():
-        offset = getattr(index, "offset", None)
-        if isinstance(offset, tuple):
-            places[getattr(index, "fqn", None), tuple(offset)] = info
+        name, offset = getattr(index, "fqn", None), getattr(index, "offset", None)
+        if isinstance(name, str) and isinstance(offset, tuple) and all(isinstance(start, int) for start in offset):
+            places[name, tuple(offset)] = info
     sizes: dict[str, int] = {}
     return {str(key): _entry(str(key), item, (places, where, folder, sizes)) for key, item in described.items()}
 

@@ -97,6 +97,8 @@ class _Walk:
                     self.graph(graph, scope, _path(text_of(node.name)) or f"{node.op_type}{number}")
 
     def use(self, node: Any, inputs: list[_Value | None], scope: dict[str, _Value]) -> None:
+        if not node.output:  # it gives nothing to anybody
+            return
         op, first = node.op_type, inputs[0]
         if op in _PASS_ON and first is not None:
             turned = op == "Transpose" and len(first.constant.proto.dims) == 2
