@@ -23,6 +23,8 @@ from scipy.stats import false_discovery_control, norm, wilcoxon
 from tailwise.audits.audit import Layer
 from tailwise.audits.trusted import value_of
 
+#: Square root of more eigenvalues than any matrix has: a standard error that claims them is none.
+_MOST_ROOT = 1e6
 #: Below this many pairs, the smallest two-sided p of the signed-rank test is above 5 %.
 MIN_PAIRS = 6
 #: Beyond this, a normal probability is no longer a double.
@@ -53,7 +55,10 @@ def _fit_of(metric: str, layer: Layer) -> Fit | None:
     # Too few eigenvalues for a verdict on the tail are too few for one on its change.
     if layer.row.status != "OK" or alpha is None or not sigma or alpha <= 1:
         return None
-    k = round(((alpha - 1) / sigma) ** 2)
+    root = (alpha - 1) / sigma
+    if root > _MOST_ROOT:
+        return None
+    k = round(root**2)
     return (alpha, k) if k >= 2 else None
 
 
