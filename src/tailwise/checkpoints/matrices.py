@@ -243,7 +243,7 @@ class _Grouping:
         return f"its short side is {m}, below min_evals = {self.min_evals}; lower min_evals to measure it"
 
     def _unique(self, name: str) -> str:
-        module = name if self.checkpoint.factors_apart or not _is_wrapped(name) else _WRAPPED.sub("", name)
+        module = name if self.checkpoint.factors_apart else _WRAPPED.sub("", name)
         module = module.replace(".weight#", "#") if "#lora" in module else module.removesuffix(".weight")
         if module in self._used or (module != name and module in self.checkpoint.tensors):
             module = name
@@ -258,10 +258,6 @@ class _Grouping:
 
 #: What peft puts around the names of the model that it adapts.
 _WRAPPED = re.compile(r"^base_model\.model\.|\.base_layer(?=\.)|\.modules_to_save\.default(?=\.)")
-
-
-def _is_wrapped(name: str) -> bool:
-    return name.startswith("base_model.") or ".base_layer" in name or ".modules_to_save" in name
 
 
 def _root(name: str, first: Mapping[str, str]) -> str:

@@ -39,15 +39,14 @@ class View:
     def n_rows(self) -> int:
         """Rows of the matrix."""
         if len(self.rows) == 1:  # nearly always, and asked of every matrix several times
-            (start, stop), *_ = self.rows
+            start, stop = self.rows[0]
             return stop - start
         return sum(stop - start for start, stop in self.rows)
 
     @property
     def n_cols(self) -> int:
         """Columns of the matrix."""
-        start, stop, step = self.cols
-        return stop - start if step == 1 and stop >= start else len(range(start, stop, step))
+        return len(range(*self.cols))
 
 
 def whole(tensor: str, shape: tuple[int, ...], permute: tuple[int, ...] | None = None) -> View:

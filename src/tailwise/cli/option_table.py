@@ -47,6 +47,7 @@ def command(run: Callable[..., None], rows: Sequence[Option], name: str, text: s
         inspect.Parameter(row.name, inspect.Parameter.KEYWORD_ONLY, default=row.default, annotation=row.annotation)
         for row in rows
     ]
+    # PEP 362: `inspect.signature`, by which typer reads a command, looks here first; type checkers do not know it.
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {row.name: row.annotation for row in rows}
     called.__name__, called.__doc__ = name, text

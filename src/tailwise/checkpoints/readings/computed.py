@@ -174,7 +174,7 @@ _ASSEMBLED = (
 def _by_config(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
     """Weights that the config says are changed on the way, though nothing is stored for it; and assembled ones."""
     for leaves, what in _ASSEMBLED:
-        if leaves[0] in group.leaves and all(leaf in group.leaves for leaf in leaves):
+        if all(leaf in group.leaves for leaf in leaves):
             why = f"parts of {what}, whose matrix is assembled of them; audit the live module, or its merged weights"
             yield Refused(group.pick(*leaves, "counts"), why)
     spec = group.leaves.get("weight")

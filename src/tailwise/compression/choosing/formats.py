@@ -95,9 +95,8 @@ class Choices:
         costs, weights = np.where(offered, losses, np.inf), np.where(offered, self.bits, 0.0)
         most = _most_reached(np.where(offered, self.bits, np.inf), self.goal)
         problem = Knapsack(costs, weights, self.goal, seconds=seconds, gap=gap)
-        return solve_near(
-            problem, tuple(slack for slack in slacks if self.goal * (1.0 - slack) <= most or slack == 1.0)
-        )
+        met = [slack for slack in slacks[:-1] if self.goal * (1.0 - slack) <= most]
+        return solve_near(problem, (*met, slacks[-1]))
 
 
 def _most_reached(bits: Matrix, budget: float) -> float:

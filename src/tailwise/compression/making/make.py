@@ -52,7 +52,7 @@ def plan_prune(audit: Audit, request: Request) -> Plan:
         raise UsageError(f"{method.name} looks at no α", fix="leave --estimator out")
     estimator = (request.estimator or estimator_for(audit)) if method.needs_alpha else None
     found, notes = candidates(audit, request.choice, estimator)
-    found, more = _fitting(found, pattern, operator, cuts=budget.sparsity > 0)
+    found, more = _fitting(found, pattern, operator, cuts=budget.amount > 0)
     allocation = method(found, budget, request.told)
     _check_amounts(method, allocation, found, budget)
     if operator.work is None:
@@ -133,7 +133,7 @@ def _fitting(
     elif operator.ranks:
         kept = tuple(item for item in found if item.shape and item.kind in ("dense", "expert"))
         why = "low rank takes tensors that hold one matrix, and no convolutions"
-    elif operator.name == "structured" and cuts:  # whole blocks can go whatever is in them
+    elif operator.work is None and cuts:  # whole blocks can go whatever is in them
         kept = tuple(item for item in found if _CUT.fullmatch(item.role))
         why = "heads are cut of attention, neurons of plain MLPs"
     else:

@@ -199,7 +199,7 @@ def _said_of(fits: Mapping[str, LayerRow] | None, estimator: str | None, moved: 
         yield f"α of {lost} of {len(fits or {})} matrices is left out (a tail without spread): a neutral amount"
     if moved:
         which = f"{len(moved)} of {len(known)} matrices is of a fit that is not trusted"
-        yield f"α of {which}, and counts as its role's median: {listed(list(moved))}"
+        yield f"α of {which}, and counts as its role's median: {listed(moved)}"
     if doubted := sum(bool(doubt(row, estimator or "")) for row in known if row.name not in moved):
         yield f"α of {doubted} of {len(known)} matrices is of a fit that is not trusted; published methods take all"
 

@@ -73,7 +73,7 @@ def groups_of(plan: Plan, model: nn.Module, places: Mapping[str, str], config: M
     `model` may be without weights; `places` says which parameter each stored tensor is.
     """
     found: dict[tuple[int | None, str], list[Named]] = {}
-    if not any(decision.sparsity for decision in plan if not isinstance(decision.treatment, Drop)):
+    if all(decision.treatment.idle or isinstance(decision.treatment, Drop) for decision in plan):
         return []
     for decision in plan:
         if isinstance(decision.treatment, Drop):

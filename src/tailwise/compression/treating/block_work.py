@@ -127,14 +127,20 @@ class BlockWork:
         """Treat a layer in place; the blocks after see the model that is written."""
         tensor = job.decision.tensor
         if self.how.looks:
-            for group in range(len(matrices_of(module))):
-                if reaching(found, group) is None:  # an expert that no token was sent to
-                    which = f"[{group}]" if isinstance(module, ExpertStack) else ""
-                    notes.append(f"{tensor}{which}: no input reached it, so it was {_instead(self.how)}")
+            notes += [
+                f"{_named(tensor, module, group)}: no input reached it, so it was {_instead(self.how)}"
+                for group in range(len(matrices_of(module)))
+                if reaching(found, group) is None  # an expert that no token was sent to
+            ]
         weight = weight_of(module).detach().to(job.dtype)
         stored, done = treated_layer(module, weight, job.decision, self.how, found)
         put_in(module, stored)
         return {tensor: stored, **kept_grids(tensor, done)}
+
+
+def _named(tensor: str, module: nn.Module, group: int) -> str:
+    """The tensor, and which expert of it where it holds several."""
+    return f"{tensor}[{group}]" if isinstance(module, ExpertStack) else tensor
 
 
 def _instead(how: How) -> str:

@@ -72,18 +72,14 @@ def _plain(model: Any) -> Any:
 
 def for_folder(plan: Plan, names: dict[str, str], where: Path) -> Plan:
     """A plan that was made of a GGUF file for the folder that was made of it."""
-    from dataclasses import replace
-
     lost = [item.tensor for item in plan if item.tensor not in names]
     if lost:
         raise UnreadableError(
             f"transformers makes no weight of {lost[0]}", where=where, fix="take the entry out of the plan"
         )
-    sites = (
-        replace(item.site, tensor=names[item.tensor], matrix=names[item.tensor].removesuffix(".weight"))
-        for item in plan
+    moved = tuple(
+        item.but(tensor=names[item.tensor], matrix=names[item.tensor].removesuffix(".weight")) for item in plan
     )
-    moved = tuple(replace(item, site=site) for item, site in zip(plan, sites, strict=True))
     return plan.replace(decisions=moved, fingerprint="", settings=_without(plan.settings))
 
 
