@@ -28,7 +28,7 @@ from speed import machine  # the module beside this file
 from tailwise.audits.cache import Cache
 from tailwise.audits.prepare import Selection, prepare
 from tailwise.checkpoints.checkpoint import DTYPE_BITS, Checkpoint, TensorSpec
-from tailwise.sweep.forecast import Cost, Look, cost_of, forecast
+from tailwise.history.sweep.forecast import Cost, Look, cost_of, forecast
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "sweeping.md"
 Shapes = Mapping[str, tuple[int, int]]

@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 
 from tailwise.app.server import create_app
 from tailwise.app.settings import Settings
-from tailwise.workspace.workspace import Workspace
+from tailwise.app.workspace.workspace import Workspace
 
 EVIL = "layers.0.<script>alert(1)</script>'\"&{{7*7}}.mlp.up_proj"
 

@@ -8,7 +8,7 @@ import tailwise as tw
 from tailwise.app.guard import HEADERS, Rate, session_of
 from tailwise.app.server import create_app
 from tailwise.app.settings import Settings, is_loopback
-from tailwise.workspace.workspace import Workspace
+from tailwise.app.workspace.workspace import Workspace
 
 TOKEN = "a-token-of-sixteen-signs"
 

@@ -12,8 +12,8 @@ import pytest
 
 from tailwise.app import lists
 from tailwise.app.rendering import moment
-from tailwise.workspace import layers as table
-from tailwise.workspace import links
+from tailwise.app.workspace import layers as table
+from tailwise.app.workspace import links
 
 NAMES = [
     "模型",
@@ -157,7 +157,7 @@ def test_a_store_on_a_server_that_goes_away_amid_is_told_and_found_again(folder,
     from tailwise.app.settings import Settings
     from tailwise.history.point import Point
     from tailwise.history.store import History
-    from tailwise.workspace.workspace import Workspace
+    from tailwise.app.workspace.workspace import Workspace
 
     url = postgres.new_store()
     with History(url, create=True) as history:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tailwise.assistant.advice import PRUNED, QUANTIZED
-from tailwise.assistant.answers import answer
-from tailwise.assistant.markdown import plain
-from tailwise.assistant.replies.concepts import EXAMPLES
-from tailwise.assistant.screen import Screen
-from tailwise.workspace import links
-from tailwise.workspace.workspace import Workspace
+from tailwise.app.assistant.advice import PRUNED, QUANTIZED
+from tailwise.app.assistant.answers import answer
+from tailwise.app.assistant.markdown import plain
+from tailwise.app.assistant.replies.concepts import EXAMPLES
+from tailwise.app.assistant.screen import Screen
+from tailwise.app.workspace import links
+from tailwise.app.workspace.workspace import Workspace
 
 #: Question → what a right answer holds.
 UNDERSTOOD = {

@@ -6,11 +6,11 @@ import socket
 import pytest
 from endpoint import endpoint, text, tool
 
-from tailwise.assistant.chat import Done, Failed, TextDelta, ToolCall, ToolResult, chat
-from tailwise.assistant.events import to_json
-from tailwise.assistant.functions.function import FUNCTIONS
-from tailwise.assistant.screen import Screen
-from tailwise.assistant.settings import Endpoint
+from tailwise.app.assistant.chat import Done, Failed, TextDelta, ToolCall, ToolResult, chat
+from tailwise.app.assistant.events import to_json
+from tailwise.app.assistant.functions.function import FUNCTIONS
+from tailwise.app.assistant.screen import Screen
+from tailwise.app.assistant.endpoint import Endpoint
 
 pytest.importorskip("openai")
 KEY = "sk-very-secret"

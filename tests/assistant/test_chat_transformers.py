@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tailwise.assistant.chat import Done, Failed, TextDelta, chat
-from tailwise.assistant.screen import Screen
-from tailwise.assistant.settings import Endpoint
+from tailwise.app.assistant.chat import Done, Failed, TextDelta, chat
+from tailwise.app.assistant.screen import Screen
+from tailwise.app.assistant.endpoint import Endpoint
 
 pytest.importorskip("openai")
 pytest.importorskip("transformers")

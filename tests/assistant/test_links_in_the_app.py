@@ -2,11 +2,11 @@
 
 import pytest
 
-from tailwise.assistant.answers import answer
-from tailwise.assistant.functions.function import FUNCTIONS, Place, call
-from tailwise.assistant.markdown import links_in
-from tailwise.assistant.replies.concepts import EXAMPLES
-from tailwise.workspace.workspace import Workspace
+from tailwise.app.assistant.answers import answer
+from tailwise.app.assistant.functions.function import FUNCTIONS, Place, call
+from tailwise.app.assistant.markdown import links_in
+from tailwise.app.assistant.replies.concepts import EXAMPLES
+from tailwise.app.workspace.workspace import Workspace
 
 pytest.importorskip("fastapi")
 

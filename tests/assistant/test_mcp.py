@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tailwise.assistant.functions.function import FUNCTIONS
-from tailwise.assistant.mcp_http import Address, app_of, serve_http
-from tailwise.assistant.mcp_server import server_of
-from tailwise.errors import UsageError
-from tailwise.workspace.workspace import Workspace
+from tailwise.app.assistant.functions.function import FUNCTIONS
+from tailwise.app.assistant.mcp_http import Address, app_of, serve_http
+from tailwise.app.assistant.mcp_server import server_of
+from tailwise.core.errors import UsageError
+from tailwise.app.workspace.workspace import Workspace
 
 pytest.importorskip("mcp")
 TOKEN = "a-token-that-is-long-enough"

@@ -2,11 +2,11 @@
 
 import os
 
-from tailwise.assistant.prompt import prompt_facts, system_prompt
-from tailwise.assistant.readings import READINGS
-from tailwise.assistant.screen import Screen
-from tailwise.diagnosis.rule import RULES
-from tailwise.metrics.metric import METRICS
+from tailwise.app.assistant.prompt import prompt_facts, system_prompt
+from tailwise.app.assistant.readings import READINGS
+from tailwise.app.assistant.screen import Screen
+from tailwise.judging.diagnosis.rule import RULES
+from tailwise.spectrum.metrics.metric import METRICS
 from tailwise.report.charts.chart import charts_of
 
 
@@ -31,7 +31,7 @@ def test_changes_with_what_is_on_screen(made):
 
 
 def test_changes_with_the_file(made, tmp_path):
-    from tailwise.workspace.workspace import Workspace
+    from tailwise.app.workspace.workspace import Workspace
 
     path = tmp_path / "x.audit"
     made.workspace.audit(made.ids["model"]).save(path)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tailwise as tw
-from tailwise.audits import health
+from tailwise.audits import installation as health
 from tailwise.audits.cache import default_folder
 from tailwise.audits.forecast import forecast
 from tailwise.audits.run import prepare

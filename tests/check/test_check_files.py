@@ -149,9 +149,9 @@ def test_markdown_card_and_badge(written):
 
 
 def test_control_characters_and_bars_do_no_harm():
-    from tailwise.gates.expectation import CheckResult, Expectation, Outcome, Violation
-    from tailwise.gates.junit import to_junit
-    from tailwise.gates.text import to_markdown
+    from tailwise.judging.gates.expectation import CheckResult, Expectation, Outcome, Violation
+    from tailwise.judging.gates.junit import to_junit
+    from tailwise.judging.gates.expectation_text import to_markdown
 
     bad = Outcome(
         "E1", Expectation("metric", "alpha", name="a|b <c>\x00"), "failed", "x", 1, (Violation("l", "\x1b|y"),)

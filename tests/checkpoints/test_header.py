@@ -18,7 +18,7 @@ from tailwise.checkpoints.checkpoint import DTYPE_BITS
 from tailwise.checkpoints.dtypes import torch_dtypes
 from tailwise.checkpoints.header import parse_header
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 
 def write(path, header, data=b"", *, length=None):

@@ -12,10 +12,10 @@ from rich.live import Live
 from safetensors.torch import save_file
 
 from tailwise.cli.sweep_screen import Screen
-from tailwise.sweep.catalogue import Catalogue, Claim
-from tailwise.sweep.run import Sweep, sweep
-from tailwise.sweep.status import status_of
-from tailwise.sweep.work import Outcome
+from tailwise.history.sweep.catalogue import Catalogue, Claim
+from tailwise.history.sweep.sweeping import Sweep, sweep
+from tailwise.history.sweep.status import status_of
+from tailwise.history.sweep.one_model import Outcome
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_the_dashboard_shows_what_is_under_way(models, tmp_path, monkeypatch):
 def _question(catalogue: Catalogue) -> str:
     from sqlalchemy import select
 
-    from tailwise.sweep.tables import SWEEPS
+    from tailwise.history.sweep.sql_tables import SWEEPS
 
     with catalogue._engine.connect() as connection:
         return connection.execute(select(SWEEPS.c.question)).scalar_one()

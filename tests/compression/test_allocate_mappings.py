@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tailwise.compression.choosing.amounts import ALLOCATORS, Settings, ordinal
-from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.budget import Budget
 from tailwise.compression.plans.candidates import Candidate
-from tailwise.compression.plans.rounding import rounded
+from tailwise.compression.plans.whole_units import rounded
 
 
 def blocks(count: int, sizes=None) -> list[Candidate]:

@@ -11,12 +11,12 @@ from tiny_models import inputs_for, quantize, saved
 
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying import written
-from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.treating import journal
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.number_formats.formats import parse_format
 
 pytest.importorskip("transformers")

@@ -12,12 +12,12 @@ from tiny_models import inputs_for, plan_for, saved
 
 from inline import Inline
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.applying import shards
+from tailwise.compression.applying import by_shard as shards
 from tailwise.compression.applying.apply import apply
-from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 pytest.importorskip("transformers")
 

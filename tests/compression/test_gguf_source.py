@@ -15,11 +15,11 @@ from tailwise.audits.run import audit
 from tailwise.compression.applying.apply import ApplyOptions, apply
 from tailwise.compression.making.make import plan_prune, plan_quantize
 from tailwise.compression.making.request import QuantizeRequest, Request
-from tailwise.compression.trying.run import planned
+from tailwise.compression.trying.planned import planned
 from tailwise.compression.trying.stage import StageOptions
-from tailwise.errors import UsageError
-from tailwise.evaluation.losses import window_losses
-from tailwise.evaluation.run import EvaluateOptions, evaluate
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.losses import window_losses
+from tailwise.models.evaluation.evaluate import EvaluateOptions, evaluate
 
 pytest.importorskip("gguf")
 OPTIONS = ApplyOptions(calibration=WINDOWS)

@@ -9,8 +9,8 @@ import torch
 from packed_models import WINDOWS, both, logits, mixtral, plan_for, saved, values
 from tiny_models import quantize
 
-from tailwise.compression.applying.options import ApplyOptions
-from tailwise.errors import UsageError
+from tailwise.compression.applying.apply_options import ApplyOptions
+from tailwise.core.errors import UsageError
 
 pytest.importorskip("transformers")
 pytest.importorskip("torchao")

@@ -15,10 +15,10 @@ import tailwise as tw
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
 from tailwise.compression.plans.candidates import Choice, estimator_for
-from tailwise.compression.plans.correlation import block_means, depth_correlation
-from tailwise.errors import UsageError
-from tailwise.metrics.facts import fit
-from tailwise.recipe import Recipe
+from tailwise.compression.plans.rank_correlation import block_means, depth_correlation
+from tailwise.core.errors import UsageError
+from tailwise.spectrum.metrics.facts import fit
+from tailwise.core.recipe import Recipe
 
 ALLOCATORS = ["uniform", "depth", "alpha", "alpha-role", "entropy"]
 
@@ -315,5 +315,5 @@ def test_a_head_that_is_tied_is_told_by_its_other_name():
 
 def test_planning_imports_no_torch():
     code = "import sys; import tailwise.compression.making.make; from tailwise.compression.choosing.amounts import " \
-           "ALLOCATORS; list(ALLOCATORS); import tailwise.cli.plan; sys.exit('torch' in sys.modules)"  # fmt: skip
+           "ALLOCATORS; list(ALLOCATORS); import tailwise.cli.plan_commands; sys.exit('torch' in sys.modules)"  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

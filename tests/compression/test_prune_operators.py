@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tailwise.compression.operators.operator import Activations, Amount
-from tailwise.compression.operators.table import OPERATORS
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.compression.operators.registered import OPERATORS
+from tailwise.core.errors import UnreadableError, UsageError
 
 HALF, TWO_OF_FOUR = Amount(0.5), Amount(0.5, (2, 4))
 

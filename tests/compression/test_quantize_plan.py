@@ -17,17 +17,17 @@ from typer.testing import CliRunner
 
 from tailwise.cli.plan_made import bytes_of, quantize
 from tailwise.compression.choosing.alphaq import sensitivities
-from tailwise.compression.choosing.formats import ASSIGNERS, Choices, FormatSettings, Group
+from tailwise.compression.choosing.bit_formats import ASSIGNERS, Choices, FormatSettings, Group
 from tailwise.compression.making.bit_budget import header_bytes
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.bits import bits_of, mean_bits, shape_of
 from tailwise.compression.plans.candidates import Candidate, Choice
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.table import diff_grid, plan_grid
-from tailwise.errors import UsageError
+from tailwise.compression.plans.plan_table import diff_grid, plan_grid
+from tailwise.core.errors import UsageError
 from tailwise.number_formats.formats import parse_format
-from tailwise.precision.study import LayerStudy, PrecisionStudy, Reading
+from tailwise.audits.precision.study import LayerStudy, PrecisionStudy, Reading
 
 ALLOCATORS = ["uniform", "depth", "alpha", "alphaq"]
 MX = ("mxfp4", "mxfp8", "bf16")

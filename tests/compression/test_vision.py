@@ -9,12 +9,12 @@ from tiny_models import inputs_for, saved
 
 from tailwise.audits.run import audit
 from tailwise.compression.applying.apply import apply
-from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
-from tailwise.errors import UsageError
-from tailwise.evaluation.classifiers import classifier_scores
-from tailwise.evaluation.quiet import quiet
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.classifiers import classifier_scores
+from tailwise.models.evaluation.quiet import quiet
 
 pytest.importorskip("transformers")
 
@@ -104,7 +104,7 @@ def test_text_calibrates_no_image_classifier(audits, tmp_path):
 
 
 def test_no_plan_of_an_image_classifier_is_tried_on_text(audits, tmp_path):
-    from tailwise.compression.trying.run import planned
+    from tailwise.compression.trying.planned import planned
     from tailwise.compression.trying.stage import StageOptions
 
     text = tmp_path / "text.txt"

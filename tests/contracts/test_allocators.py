@@ -10,7 +10,7 @@ import pytest
 from tailwise.compression.choosing.amounts import ALLOCATORS, Settings
 from tailwise.compression.plans.budget import MOST, Budget
 from tailwise.compression.plans.candidates import Candidate
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 ROLES = {"attn_q": 65_536, "attn_v": 32_768, "mlp_up": 180_224, "mlp_down": 180_224}
 METRICS = ("alpha", "alpha_hill", "alpha_hill_z", "singular_entropy_normalized")

@@ -12,12 +12,12 @@ from made_audits import BLOCKS, HEALTHY, NOISE, ROLES, M, audit_of, changed, hea
 import tailwise as tw
 from tailwise.audits.audit import LayerRow
 from tailwise.audits.single import esd
-from tailwise.diagnosis.finding import Diagnosis, Finding
-from tailwise.diagnosis.rule import RULES
-from tailwise.diagnosis.run import diagnose
-from tailwise.metrics.facts import Spectra
-from tailwise.metrics.measure import measure
-from tailwise.recipe import Recipe
+from tailwise.judging.diagnosis.finding import Diagnosis, Finding
+from tailwise.judging.diagnosis.rule import RULES
+from tailwise.judging.diagnosis.diagnose import diagnose
+from tailwise.spectrum.metrics.facts import Spectra
+from tailwise.spectrum.metrics.measure import measure
+from tailwise.core.recipe import Recipe
 from tailwise.spectrum.baseline import gaussian_spectrum
 from tailwise.spectrum.spectrum import Spectrum
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tailwise.errors import UnreadableError, UsageError
-from tailwise.evaluation.compare import compare_scores
-from tailwise.evaluation.scores import Facts, ScoreComparison, Scores, Speed, TaskScore
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.models.evaluation.score_pairs import compare_scores
+from tailwise.models.evaluation.scores import Facts, ScoreComparison, Scores, Speed, TaskScore
 
 
 def made(name: str, losses, **more) -> Scores:
@@ -79,7 +79,7 @@ def test_scores_that_are_not_there_are_unreadable(tmp_path):
 
 def test_scores_are_read_and_compared_without_torch():
     code = (
-        "import sys, tailwise.evaluation.scores, tailwise.evaluation.compare, tailwise.cli.evaluate;"
+        "import sys, tailwise.models.evaluation.scores, tailwise.models.evaluation.score_pairs, tailwise.cli.evaluate_command;"
         "assert not {'torch', 'transformers', 'lm_eval', 'datasets'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,13 +12,13 @@ from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply import ApplyOptions, apply
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
-from tailwise.compression.trying.run import planned
+from tailwise.compression.trying.planned import planned
 from tailwise.compression.trying.stage import StageOptions
 from tailwise.compression.trying.trial import trial_of
-from tailwise.compression.walking.calibrate import block_scores
-from tailwise.compression.walking.experts import ExpertStack, separate_experts
-from tailwise.compression.walking.hosts import Streamed, load_host, places_in
-from tailwise.evaluation.losses import window_losses
+from tailwise.models.walking.calibrate import block_scores
+from tailwise.models.walking.experts import ExpertStack, separate_experts
+from tailwise.models.walking.hosts import Streamed, load_host, places_in
+from tailwise.models.evaluation.losses import window_losses
 
 LISTED, STACKED = "mixtral", "gpt_oss"
 

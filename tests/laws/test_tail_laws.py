@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.metrics.facts import Facts, Spectra
-from tailwise.recipe import Recipe
+from tailwise.spectrum.metrics.facts import Facts, Spectra
+from tailwise.core.recipe import Recipe
 from tailwise.spectrum.baseline import gaussian_spectrum
 from tailwise.spectrum.ks_scan import ks_at, lower_bounds, scan
 from tailwise.spectrum.power_law import ESTIMATORS, TailOptions, fit_tail

@@ -11,7 +11,7 @@ import vl_convert
 
 import tailwise as tw
 from tailwise.audits.audit import Audit
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.report.charts.chart import CHARTS
 from tailwise.report.charts.data import bins_of, places, stacked, whole_bins
 from tailwise.report.charts.view import View, short_names

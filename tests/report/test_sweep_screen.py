@@ -7,8 +7,8 @@ import io
 from rich.console import Console
 
 from tailwise.report.sweep import dashboard, outcome_line, troubles
-from tailwise.sweep.status import Running, SweepStatus, Trouble
-from tailwise.sweep.work import Outcome
+from tailwise.history.sweep.status import Running, SweepStatus, Trouble
+from tailwise.history.sweep.one_model import Outcome
 
 EVIL = "org/\x1b]0;owned\x07\x1b[2J[red]a[/red]"
 

@@ -13,12 +13,12 @@ from runs_helpers import UP, Q, stop_after
 from safetensors.torch import save_file
 
 from tailwise.audits.audit import Audit
-from tailwise.errors import UnreachableError, UsageError
+from tailwise.core.errors import UnreachableError, UsageError
 from tailwise.history.as_audit import audit_at
 from tailwise.history.store import History
-from tailwise.runs.found import find
-from tailwise.runs.sink import Sink, audit_all
-from tailwise.runs.watch import Watch, follow, once
+from tailwise.history.runs.found import find
+from tailwise.history.runs.sink import Sink, audit_all
+from tailwise.history.runs.watch import Watch, follow, once
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_following_says_once_what_a_checkpoint_lacks(make_run, store):
 
 
 def test_a_checkpoint_that_cannot_be_measured_is_tried_again_only_when_it_changes(make_run, store, monkeypatch):
-    from tailwise.runs import sink
+    from tailwise.history.runs import sink
 
     folder, calls = make_run((1,)), []
 

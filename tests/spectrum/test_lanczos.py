@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UsageError
-from tailwise.metrics.entropy import singular_entropy
-from tailwise.metrics.ranks import effective_rank, stable_rank
+from tailwise.core.errors import UsageError
+from tailwise.spectrum.metrics.entropy import singular_entropy
+from tailwise.spectrum.metrics.ranks import effective_rank, stable_rank
 from tailwise.spectrum.lanczos import LanczosOptions, estimate
 from tailwise.spectrum.power_law import fit_tail
 from tailwise.spectrum.solve import solve

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from alarm_points import LAYERS, healthy, healthy_run, loss, point
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.history.point import Point
 from tailwise.training import alarm_limits
 from tailwise.training.alarm_rule import ALARM_RULES, alarm_rule

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tailwise.workspace.kept import Kept
+from tailwise.app.workspace.kept import Kept
 
 
 def test_the_one_not_asked_for_longest_goes_first():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tailwise.app.settings import Settings
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 _STORES = (".db", ".sqlite", ".sqlite3")
 

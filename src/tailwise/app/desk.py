@@ -10,8 +10,8 @@ from fastapi import Request
 
 from tailwise.app.guard import Rate
 from tailwise.app.settings import Settings
-from tailwise.errors import UsageError
-from tailwise.workspace.workspace import Workspace
+from tailwise.core.errors import UsageError
+from tailwise.app.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from tailwise.app.jobs.queue import Queue

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 
 from tailwise.app.bodies import bounded, largest, too_large, without_body
 from tailwise.app.settings import Settings, is_loopback
-from tailwise.storage import json_of
+from tailwise.core.storage import json_of
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -10,8 +10,8 @@ from pydantic import BaseModel, Field
 
 from tailwise.app.desk import Desk
 from tailwise.app.overviews import Overview
-from tailwise.diagnosis.finding import SEVERITIES
-from tailwise.workspace.entry import Entry
+from tailwise.judging.diagnosis.finding import SEVERITIES
+from tailwise.app.workspace.entry import Entry
 
 _SIZE = 100
 _BUDGET = 0.25  # seconds of reading audits before the list is shown; the rest of the lines come by themselves

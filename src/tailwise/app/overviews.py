@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from tailwise import __version__
-from tailwise.atomic import write_whole
-from tailwise.compare.summary import model_numbers
-from tailwise.errors import TailwiseError
-from tailwise.storage import json_of
-from tailwise.workspace.entry import Entry
-from tailwise.workspace.workspace import Workspace
+from tailwise.core.atomic import write_whole
+from tailwise.judging.compare.summary import model_numbers
+from tailwise.core.errors import TailwiseError
+from tailwise.core.storage import json_of
+from tailwise.app.workspace.entry import Entry
+from tailwise.app.workspace.workspace import Workspace
 
 _FORMAT = 1
 _log = logging.getLogger(__name__)

@@ -27,10 +27,10 @@ from tailwise.app.pages import assistant, compare, help, jobs, login, models, pl
 from tailwise.app.rendering import Pages, static
 from tailwise.app.settings import Settings
 from tailwise.app.tags import Tags
-from tailwise.errors import TailwiseError, UnknownNameError, UnreachableError, UsageError
+from tailwise.core.errors import TailwiseError, UnknownNameError, UnreachableError, UsageError
 from tailwise.report.charts.chart import require_altair
 from tailwise.report.shell import asset, bundle
-from tailwise.workspace.workspace import Workspace
+from tailwise.app.workspace.workspace import Workspace
 
 #: Pages made at once. Python runs one thread at a time, so more of them only wait for each other, and out of turn.
 _THREADS = 8

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 
 def default_state() -> Path:

@@ -7,10 +7,10 @@ import re
 import threading
 from pathlib import Path
 
-from tailwise.atomic import write_whole
-from tailwise.errors import UsageError
-from tailwise.storage import json_of
-from tailwise.workspace.entry import Entry
+from tailwise.core.atomic import write_whole
+from tailwise.core.errors import UsageError
+from tailwise.core.storage import json_of
+from tailwise.app.workspace.entry import Entry
 
 _TAG = re.compile(r"[\w.:+-]{1,40}")
 _MOST = 20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tailwise.app.figures import encoded
+from tailwise.app.chart_json import encoded
 from tailwise.history.store import History
 from tailwise.report.charts.timeline import Marks, scalars_chart, series_chart
 from tailwise.report.theme import TOKENS

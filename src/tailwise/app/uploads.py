@@ -14,10 +14,10 @@ from typing import BinaryIO
 from tailwise.app.desk import Desk
 from tailwise.app.jobs.outputs import place, words_of
 from tailwise.app.jobs.process import environment
-from tailwise.atomic import could_not_write
-from tailwise.errors import UsageError
-from tailwise.storage import json_of
-from tailwise.workspace.entry import Entry
+from tailwise.core.atomic import could_not_write
+from tailwise.core.errors import UsageError
+from tailwise.core.storage import json_of
+from tailwise.app.workspace.entry import Entry
 
 _SECONDS = 60
 _MEMORY = 4 << 30

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.audits.weightwatcher import weightwatcher_columns
 from tailwise.checkpoints.order import KEEPS_ORDER, in_order
-from tailwise.errors import UsageError, unknown_name
+from tailwise.core.errors import UsageError, unknown_name
 from tailwise.spectrum.spectrum import Spectrum
 
 if TYPE_CHECKING:

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from tailwise.audits.locks import held
-from tailwise.errors import TailwiseError, UnreadableError
-from tailwise.recipe import RunOptions, digest_of
+from tailwise.core.locks import held
+from tailwise.core.errors import TailwiseError, UnreadableError
+from tailwise.core.recipe import RunOptions, digest_of
 from tailwise.spectrum.spectrum import Spectrum
-from tailwise.storage import get, is_url, joined, json_of, put
+from tailwise.core.storage import get, is_url, joined, json_of, put
 
 #: Raised when a solver changes its numbers, or what a spectrum says beside them: older entries are then left alone.
 ENGINE = 2

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from tailwise.audits.audit import MEASURED, LayerRow, Provenance
 from tailwise.audits.table import FACTS, ORIGIN
-from tailwise.recipe import Recipe
+from tailwise.core.recipe import Recipe
 
 #: Columns of `spectra.parquet`.
 SPECTRA = {

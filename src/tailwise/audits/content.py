@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tailwise.spectrum.solvers.blocks import BLOCK_BYTES
+from tailwise.spectrum.solvers.row_blocks import BLOCK_BYTES
 
 if TYPE_CHECKING:
     import torch

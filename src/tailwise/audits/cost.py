@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tailwise.audits.cache import Cache, key_of
-from tailwise.metrics.facts import Facts, Spectra, gaussian_baseline
-from tailwise.metrics.measure import metrics_of
-from tailwise.recipe import Recipe
+from tailwise.spectrum.metrics.facts import Facts, Spectra, gaussian_baseline
+from tailwise.spectrum.metrics.measure import metrics_of
+from tailwise.core.recipe import Recipe
 from tailwise.spectrum.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _point(m: int, recipe: Recipe, device: str) -> list[float]:
     """Rates of product and reduction, and seconds of metrics and baseline, at one size."""
     import torch
 
-    from tailwise.spectrum.solvers.blocks import DenseMatrix
+    from tailwise.spectrum.solvers.row_blocks import DenseMatrix
     from tailwise.spectrum.solvers.gram import eigenvalues_of, gram
 
     n, where = _ASPECT * m, torch.device(device)

@@ -16,14 +16,14 @@ from tailwise.audits.work import HOLD_BYTES
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, group, load
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compare.comparison import Comparison, LayerDelta
-from tailwise.compare.run import compare
-from tailwise.errors import TailwiseError, UnreadableError, UsageError, lacks_memory
-from tailwise.execution.executor import default_workers, map_unordered
-from tailwise.metrics.facts import Facts, Spectra
-from tailwise.metrics.measure import metrics_of, selected
-from tailwise.recipe import Recipe
-from tailwise.spectrum.rounding import edge, unit_of
+from tailwise.judging.compare.comparison import Comparison, LayerDelta
+from tailwise.judging.compare.compare_audits import compare
+from tailwise.core.errors import TailwiseError, UnreadableError, UsageError, lacks_memory
+from tailwise.core.execution.executor import default_workers, map_unordered
+from tailwise.spectrum.metrics.facts import Facts, Spectra
+from tailwise.spectrum.metrics.measure import metrics_of, selected
+from tailwise.core.recipe import Recipe
+from tailwise.spectrum.rounding_noise import edge, unit_of
 from tailwise.spectrum.solve import solve
 from tailwise.spectrum.spectrum import Spectrum, pool
 

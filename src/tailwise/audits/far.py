@@ -22,13 +22,13 @@ from tailwise.audits.prepare import Prepared
 from tailwise.audits.work import Worker, failure, row_of
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource
-from tailwise.errors import TailwiseError, UnreachableError
-from tailwise.execution.device import checked_device
-from tailwise.execution.engine import Engine
-from tailwise.execution.executor import default_workers, map_unordered
-from tailwise.execution.one_thread import one_thread
-from tailwise.execution.spread import Work, patience_of, spread
-from tailwise.recipe import Recipe
+from tailwise.core.errors import TailwiseError, UnreachableError
+from tailwise.core.execution.device import checked_device
+from tailwise.core.execution.engine import Engine
+from tailwise.core.execution.executor import default_workers, map_unordered
+from tailwise.core.execution.one_thread import one_thread
+from tailwise.core.execution.spread import Work, patience_of, spread
+from tailwise.core.recipe import Recipe
 
 #: Matrices up to this size are read ahead while the one before is solved.
 AHEAD_BYTES = 256 << 20

@@ -8,8 +8,8 @@ from tailwise.audits.baselines import Baselines
 from tailwise.audits.cache import Cache
 from tailwise.audits.cost import rates, shape_of
 from tailwise.audits.work import Worker
-from tailwise.execution.device import checked_device
-from tailwise.execution.executor import default_workers
+from tailwise.core.execution.device import checked_device
+from tailwise.core.execution.executor import default_workers
 
 if TYPE_CHECKING:
     from tailwise.audits.prepare import Prepared

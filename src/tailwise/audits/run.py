@@ -24,12 +24,12 @@ from tailwise.audits.work import Worker
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import unknown_name
-from tailwise.execution.device import checked_device
-from tailwise.execution.engine import check_executor, engine_of, is_near
-from tailwise.execution.executor import default_workers, map_unordered
-from tailwise.recipe import ConvMode, Precision, Recipe, RunOptions
-from tailwise.room import ensure_room
+from tailwise.core.errors import unknown_name
+from tailwise.core.execution.device import checked_device
+from tailwise.core.execution.engine import check_executor, engine_of, is_near
+from tailwise.core.execution.executor import default_workers, map_unordered
+from tailwise.core.recipe import ConvMode, Precision, Recipe, RunOptions
+from tailwise.core.room import ensure_room
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from tailwise.spectrum.solvers.blocks import RowBlocks, long_side_blocks
+from tailwise.spectrum.solvers.row_blocks import RowBlocks, long_side_blocks
 from tailwise.spectrum.solvers.gram import gram
 
 

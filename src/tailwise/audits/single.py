@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tailwise.errors import UsageError
-from tailwise.execution.device import checked_device
-from tailwise.metrics import entropy, ranks
-from tailwise.recipe import Precision
+from tailwise.core.errors import UsageError
+from tailwise.core.execution.device import checked_device
+from tailwise.spectrum.metrics import entropy, ranks
+from tailwise.core.recipe import Precision
 from tailwise.spectrum.power_law import TailOptions, fit_tail
 from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
 from tailwise.spectrum.spectrum import Spectrum

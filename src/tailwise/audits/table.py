@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +73,7 @@ class Table:
     def __getitem__(self, column: str) -> list[Any]:
         """One column as a list."""
         if column not in self.arrow.column_names:
-            from tailwise.errors import unknown_name
+            from tailwise.core.errors import unknown_name
 
             raise unknown_name("column", column, self.arrow.column_names)
         return list(self.arrow.column(column).to_pylist())

@@ -15,16 +15,16 @@ from tailwise.audits.baselines import Baselines
 from tailwise.audits.cache import Cache, key_of
 from tailwise.audits.content import HashedMatrix
 from tailwise.checkpoints.matrices import MatrixSource, load
-from tailwise.errors import TailwiseError, lacks_memory
-from tailwise.execution.streams import own_stream
-from tailwise.metrics.facts import Facts, Spectra
-from tailwise.metrics.measure import metrics_of
-from tailwise.recipe import Recipe
-from tailwise.room import ensure_room
-from tailwise.spectrum.rounding import unit_of
+from tailwise.core.errors import TailwiseError, lacks_memory
+from tailwise.core.execution.streams import own_stream
+from tailwise.spectrum.metrics.facts import Facts, Spectra
+from tailwise.spectrum.metrics.measure import metrics_of
+from tailwise.core.recipe import Recipe
+from tailwise.core.room import ensure_room
+from tailwise.spectrum.rounding_noise import unit_of
 from tailwise.spectrum.sampling import permuted_spectrum, window_spectrum
 from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
-from tailwise.spectrum.solvers.blocks import BLOCK_BYTES
+from tailwise.spectrum.solvers.row_blocks import BLOCK_BYTES
 from tailwise.spectrum.solvers.gram import Reduce
 from tailwise.spectrum.solvers.symmetric import Choice
 from tailwise.spectrum.solvers.together import Together

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,8 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 
-from tailwise.errors import UnreadableError
-from tailwise.storage import open_descriptor
+from tailwise.core.errors import UnreadableError
+from tailwise.core.storage import open_descriptor
 
 #: A single `preadv` moves at most 2 GiB on Linux, so the loop asks for no more.
 _MAX_READ = 1 << 30

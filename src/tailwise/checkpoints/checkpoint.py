@@ -9,7 +9,7 @@ from math import prod
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     import torch

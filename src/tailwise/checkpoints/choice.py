@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tailwise.checkpoints.averages import averaged_prefixes
 from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.errors import UnreadableError, unknown_name
+from tailwise.core.errors import UnreadableError, unknown_name
 
 _COMPLEX = (
     "its entries are complex numbers, which are not measured; give real and imaginary parts as matrices of their own"

@@ -10,7 +10,7 @@ from tailwise.checkpoints.checkpoint import DTYPE_BITS, Checkpoint, TensorSpec
 from tailwise.checkpoints.dtypes import code_of, torch_dtype
 from tailwise.checkpoints.readings.claimed import ClaimedCheckpoint, claimed
 from tailwise.checkpoints.writer import Layout
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     import torch

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.checkpoints.bytesource import ByteSource, LocalFile, os_error
-from tailwise.errors import UnreadableError
-from tailwise.storage import json_of, mended
+from tailwise.core.errors import UnreadableError
+from tailwise.core.storage import json_of, mended
 
 _MAX_JSON = 1 << 28
 

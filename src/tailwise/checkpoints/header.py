@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import DTYPE_BITS, TensorSpec
-from tailwise.errors import UnreadableError
-from tailwise.storage import is_text, mended
+from tailwise.core.errors import UnreadableError
+from tailwise.core.storage import is_text, mended
 
 #: The limit of the safetensors library; nothing larger is a header.
 MAX_HEADER = 100_000_000

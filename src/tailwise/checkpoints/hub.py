@@ -12,7 +12,7 @@ from typing import Any
 
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.folder import Folder
-from tailwise.errors import UnreachableError, UnreadableError, UsageError
+from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 5

@@ -6,7 +6,7 @@ import os
 from pathlib import Path, PurePosixPath
 
 from tailwise.checkpoints.folder import Folder, LocalFolder
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 
 def inside(folder: Folder, location: str, *, where: str, what: str) -> str:

@@ -17,7 +17,7 @@ from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.choice import choose
 from tailwise.checkpoints.folder import Folder, LocalFolder, UnlistedFolder
-from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.distributed import DistributedCheckpoint
 from tailwise.checkpoints.formats.gguf import GgufCheckpoint
 from tailwise.checkpoints.formats.keras import KerasCheckpoint
@@ -30,8 +30,8 @@ from tailwise.checkpoints.hub import HubAddress, HubFolder, cached_snapshot, is_
 from tailwise.checkpoints.layout import Weights, find_weights, modules_beside, one_file, read_index, siblings
 from tailwise.checkpoints.remote import RemoteFile, RemoteFolder, remote_info
 from tailwise.checkpoints.sniff import sniff
-from tailwise.errors import UnreadableError, UsageError
-from tailwise.storage import filesystem
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.storage import filesystem
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tailwise.checkpoints import foreign
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.header import MAX_HEADER
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 _MAGIC = {b"GGUF": "gguf", b"\x89HDF\r\n\x1a\n": "keras", b"\x93NUMPY": "numpy"}
 _EXPORTED = (b"/data/weights/", b"/models/", b"/archive_format", b"serialized_exported_program.json")

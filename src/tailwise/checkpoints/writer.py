@@ -18,8 +18,8 @@ from tailwise.checkpoints.folder import Folder, LocalFolder
 from tailwise.checkpoints.header import read_header
 from tailwise.checkpoints.layout import Weights, find_weights, read_index
 from tailwise.checkpoints.open import _locate
-from tailwise.errors import UnreadableError, UsageError
-from tailwise.storage import json_of
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.storage import json_of
 
 if TYPE_CHECKING:
     import torch

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tailwise.cli.stores import open_store, say_outcome
-from tailwise.errors import UsageError
+from tailwise.cli.store_options import open_store, say_outcome
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     from tailwise.audits.prepare import Selection
-    from tailwise.recipe import Recipe, RunOptions
+    from tailwise.core.recipe import Recipe, RunOptions
 
 
 def all_checkpoints(
@@ -27,8 +27,8 @@ def all_checkpoints(
     """Audit every checkpoint at `where` in order of step; `whereto` is the store, the run, and revisions."""
     from tailwise.cli.progress import progress_bar
     from tailwise.report.terminal import console
-    from tailwise.runs.found import find, nothing_found
-    from tailwise.runs.sink import Sink, audit_all, run_name
+    from tailwise.history.runs.found import find, nothing_found
+    from tailwise.history.runs.sink import Sink, audit_all, run_name
 
     store, run, revisions = whereto
     store = store or os.environ.get("TAILWISE_STORE")

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.options import Device, Json, Rows, Workers, comma_list
-from tailwise.cli.stores import Revisions
-from tailwise.errors import UsageError
+from tailwise.cli.arguments import Device, Json, Rows, Workers, comma_list
+from tailwise.cli.store_options import Revisions
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tailwise.runs.bisect import Bisection, Onset
-    from tailwise.runs.found import Found
+    from tailwise.history.runs.bisect import Bisection, Onset
+    from tailwise.history.runs.found import Found
 
 _WHAT = "What to look for"
 
@@ -53,9 +53,9 @@ def bisect(
     stayed wrong, which takes twice as many again at most, and says so where it did not.
     """
     from tailwise.report.terminal import console
-    from tailwise.runs.bisect import bisect as search
-    from tailwise.runs.found import find, nothing_found
-    from tailwise.runs.judge import Judge, rule_of
+    from tailwise.history.runs.bisect import bisect as search
+    from tailwise.history.runs.found import find, nothing_found
+    from tailwise.history.runs.judge import Judge, rule_of
 
     chosen = rule_of(rule)
     found = find(where, comma_list(revisions))

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.atomic import write_whole
+from tailwise.core.atomic import write_whole
 
 if TYPE_CHECKING:
-    from tailwise.compare.comparison import Comparison
+    from tailwise.judging.compare.comparison import Comparison
 
 HOW = "How to compare"
 #: Suffixes of the files that comparisons are written to.
@@ -29,7 +29,7 @@ Randomize = Annotated[
 
 def put_out(found: Sequence[Comparison], outputs: Sequence[str], *, as_json: bool, rows: int) -> None:
     """Print comparisons, as tables or as JSON, and write them to files; what has no suffix of `TEXTS` is there."""
-    from tailwise.report import comparison as report
+    from tailwise.report import comparison_page as report
     from tailwise.report.terminal import console
 
     screen = console(stderr=as_json)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.options import Json, comma_list
+from tailwise.cli.arguments import Json, comma_list
 
 if TYPE_CHECKING:
-    from tailwise.diagnosis.finding import Diagnosis
+    from tailwise.judging.diagnosis.finding import Diagnosis
 
 _RULES, _OUT = "Rules", "Output"
 
@@ -58,8 +58,9 @@ def diagnose(
 
     The rules, their thresholds and how well founded each is are in the documentation under Rules.
     """
-    from tailwise.diagnosis.finding import SEVERITIES
-    from tailwise.report import findings, terminal
+    from tailwise.judging.diagnosis.finding import SEVERITIES
+    from tailwise.report import terminal
+    from tailwise.report import findings_view as findings
 
     for path in output or ():
         findings.check_target(path)
@@ -81,7 +82,7 @@ def diagnose(
 
 def _diagnosed(paths: list[str], thresholds: Path | None, mute: list[str], history: bool) -> list[Diagnosis]:
     from tailwise.audits.audit import Audit
-    from tailwise.diagnosis.run import diagnose as verb
+    from tailwise.judging.diagnosis.diagnose import diagnose as verb
 
     audits = [Audit.load(path) for path in paths]
     if history:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.compare import check_text_target
+from tailwise.cli.compare_commands import check_text_target
 from tailwise.cli.compared import TEXTS, Fdr, Metrics, Randomize, put_out
-from tailwise.cli.options import Device, Json, Rows, Workers, comma_list
-from tailwise.cli.stores import Revisions, Run, Store, only_run, open_store
-from tailwise.errors import UsageError
+from tailwise.cli.arguments import Device, Json, Rows, Workers, comma_list
+from tailwise.cli.store_options import Revisions, Run, Store, only_run, open_store
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
@@ -49,7 +49,7 @@ def diff(
     Of a store, audits are read from their files where those are still there; without them there are no spectra, and
     nothing about alpha is called significant. Of a folder, the two checkpoints are audited.
     """
-    from tailwise.compare.run import compare
+    from tailwise.judging.compare.compare_audits import compare
 
     for path in output or ():
         check_text_target(path, TEXTS)
@@ -72,7 +72,7 @@ Sides = tuple[list["Audit"], list[str]]
 def _of_folder(where: str, revisions: tuple[str, ...], asked: tuple[str, str], settings: Mapping[str, object]) -> Sides:
     from tailwise.audits.run import audit
     from tailwise.cli.progress import progress_bar
-    from tailwise.runs.found import find, nothing_found
+    from tailwise.history.runs.found import find, nothing_found
 
     found = {one.step: one for one in find(where, revisions)}
     if not found:

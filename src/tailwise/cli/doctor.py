@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.options import Json
+from tailwise.cli.arguments import Json
 
 
 def doctor(
@@ -15,7 +15,7 @@ def doctor(
     clear_cache: Annotated[bool, typer.Option("--clear-cache", help="Remove all kept spectra.")] = False,
 ) -> None:
     """Check the installation: versions, extras, device, cache, and the solver against a known answer."""
-    from tailwise.audits.health import check, clear
+    from tailwise.audits.installation import check, clear
 
     if clear_cache:
         typer.echo(f"removed {clear()} files")

@@ -8,34 +8,34 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.apply import apply
+from tailwise.cli.apply_commands import apply
 from tailwise.cli.ask import ask
-from tailwise.cli.audit import audit
+from tailwise.cli.audit_commands import audit
 from tailwise.cli.bisect import bisect
 from tailwise.cli.check import check
-from tailwise.cli.compare import compare
+from tailwise.cli.compare_commands import compare
 from tailwise.cli.diagnose import diagnose
 from tailwise.cli.diff import diff
 from tailwise.cli.doctor import doctor
-from tailwise.cli.evaluate import evaluate
-from tailwise.cli.history import history
+from tailwise.cli.evaluate_command import evaluate
+from tailwise.cli.history_commands import history
 from tailwise.cli.known_lines import hide_known_lines
 from tailwise.cli.mcp import mcp
 from tailwise.cli.metrics import metrics
-from tailwise.cli.plan import app as plan
+from tailwise.cli.plan_commands import app as plan
 from tailwise.cli.plot import plot
 from tailwise.cli.precision import precision
-from tailwise.cli.predict import predict
+from tailwise.cli.predict_command import predict
 from tailwise.cli.rank import rank
 from tailwise.cli.recover import recover
 from tailwise.cli.report import report
 from tailwise.cli.serve import serve
-from tailwise.cli.show import show
+from tailwise.cli.read_commands import show
 from tailwise.cli.store import app as store
-from tailwise.cli.sweep import sweep
+from tailwise.cli.sweep_command import sweep
 from tailwise.cli.watch import watch
-from tailwise.errors import TailwiseError, UnreadableError, lacks_memory
-from tailwise.harmless import visible
+from tailwise.core.errors import TailwiseError, UnreadableError, lacks_memory
+from tailwise.core.harmless import visible
 
 _NO_MEMORY = """there is not enough memory for this
   → free some, raise the limit (ulimit -v), or give fewer --workers; computed spectra are kept"""

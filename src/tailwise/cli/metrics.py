@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.options import Json
+from tailwise.cli.arguments import Json
 
 
 def metrics(
     names: Annotated[list[str] | None, typer.Argument(help="Only these.")] = None, as_json: Json = False
 ) -> None:
     """List every metric with its formula and source."""
-    from tailwise.metrics.metric import METRICS
+    from tailwise.spectrum.metrics.metric import METRICS
     from tailwise.report import terminal
 
     chosen = [METRICS[name].name for name in names] if names else list(METRICS)

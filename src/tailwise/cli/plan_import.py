@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.options import Json, Rows
+from tailwise.cli.arguments import Json, Rows
 from tailwise.cli.plan_shared import DryRun, PlanFile, audit_of, deliver, target_of
 
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from tailwise.cli.option_table import Option, command
-from tailwise.cli.options import Begin, Bos, Device, Json, Rows, Workers, comma_list
+from tailwise.cli.arguments import Begin, Bos, Device, Json, Rows, Workers, comma_list
 from tailwise.cli.plan_shared import (
     Also,
     Calibration,
@@ -32,7 +32,7 @@ from tailwise.cli.plan_shared import (
     text_of,
 )
 from tailwise.cli.solver import solver_to_stderr
-from tailwise.errors import UsageError, unknown_name
+from tailwise.core.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from tailwise.compression.making.request import QuantizeRequest, Request
@@ -131,7 +131,7 @@ def _prune(**given: Any) -> None:
 
 
 def _quantize(**given: Any) -> None:
-    from tailwise.compression.choosing.formats import ASSIGNERS
+    from tailwise.compression.choosing.bit_formats import ASSIGNERS
 
     _made(given, list(ASSIGNERS), _to_quantize)
 
@@ -139,7 +139,7 @@ def _quantize(**given: Any) -> None:
 def _made(given: Mapping[str, Any], known: list[str], asked: Any) -> None:
     """Make a plan and deliver it. Everything that can be wrong with the options is told before a model is read."""
     from tailwise.compression.trying.clock import Clock
-    from tailwise.compression.trying.run import AUTO, planned, seconds_of
+    from tailwise.compression.trying.planned import AUTO, planned, seconds_of
 
     seconds, allocator = seconds_of(given["budget"]), given["allocator"]
     if allocator != AUTO and allocator not in known:
@@ -182,7 +182,7 @@ def _to_prune(given: Mapping[str, Any], allocator: str) -> Request:
 def _to_quantize(given: Mapping[str, Any], allocator: str) -> QuantizeRequest:
     from tailwise.compression.making.request import QuantizeRequest
     from tailwise.compression.plans.candidates import Choice
-    from tailwise.precision.study import PrecisionStudy
+    from tailwise.audits.precision.study import PrecisionStudy
 
     size, rise, study = given["size"], given["rise"], given["study"]
     return QuantizeRequest(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.options import Begin, Bos, Device, Json, Rows, Workers, comma_list
+from tailwise.cli.arguments import Begin, Bos, Device, Json, Rows, Workers, comma_list
 from tailwise.cli.plan_made import SPREAD, Mapping3
 from tailwise.cli.plan_shared import (
     OUT,
@@ -31,7 +31,7 @@ from tailwise.cli.plan_shared import (
     write_json,
 )
 from tailwise.cli.solver import solver_to_stderr
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     from tailwise.compression.plans.plan import Plan
@@ -73,7 +73,7 @@ def tau(
     """
     from tailwise.compression.making.request import Request
     from tailwise.compression.plans.candidates import Choice
-    from tailwise.compression.trying.run import check_causal_model
+    from tailwise.compression.trying.planned import check_causal_model
     from tailwise.compression.trying.tau_curve import tau_curve
 
     if allocator not in ("alpha", "alpha-role", "entropy"):

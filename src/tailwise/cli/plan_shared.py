@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.compare import check_text_target, is_audit
+from tailwise.cli.compare_commands import check_text_target, is_audit
 from tailwise.cli.progress import shown
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from tailwise.audits.audit import Audit
     from tailwise.compression.plans.plan import Plan
-    from tailwise.compression.plans.table import Grid
+    from tailwise.compression.plans.plan_table import Grid
     from tailwise.compression.trying.stage import StageOptions
 
 WHICH, TRY, OUT = "Which tensors", "What to try it on", "Output"
@@ -73,7 +73,7 @@ def text_of(
     calibration: list[str] | None, windows: Windows, device: str, executor: str = "local"
 ) -> StageOptions | None:
     """What plans are tried on, where there is any, and where."""
-    from tailwise.execution.engine import check_executor
+    from tailwise.core.execution.engine import check_executor
 
     check_executor(executor)
     if not calibration:
@@ -150,7 +150,7 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
     if as_json:
         write_json(plan.to_json())
         return
-    from tailwise.compression.plans.table import entries_grid, plan_grid
+    from tailwise.compression.plans.plan_table import entries_grid, plan_grid
     from tailwise.report.terminal import console
 
     screen = console()

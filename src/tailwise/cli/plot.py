@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.options import Json
-from tailwise.errors import UsageError
+from tailwise.cli.arguments import Json
+from tailwise.core.errors import UsageError
 
 
 class Theme(StrEnum):

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from tailwise.atomic import write_whole
-from tailwise.cli.compare import check_text_target, read_all
+from tailwise.core.atomic import write_whole
+from tailwise.cli.compare_commands import check_text_target, read_all
 from tailwise.cli.compared import Randomize
-from tailwise.cli.options import Device, Json, Workers
+from tailwise.cli.arguments import Device, Json, Workers
 
 
 def rank(
@@ -42,11 +42,11 @@ def rank(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Order the models of one family by one number, and hold that number against your scores."""
-    from tailwise.compare.ranking import numbers_of, rank_numbers, with_stability
-    from tailwise.compare.scores import read_scores
-    from tailwise.report import comparison as report
+    from tailwise.judging.compare.ranking import numbers_of, rank_numbers, with_stability
+    from tailwise.judging.compare.model_scores import read_scores
+    from tailwise.report import comparison_page as report
     from tailwise.report.terminal import console
-    from tailwise.sweep.results import is_results, read_numbers
+    from tailwise.history.sweep.results import is_results, read_numbers
 
     for path in output or ():
         check_text_target(path, (".json", ".csv", ".md"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.options import Json
+from tailwise.cli.arguments import Json
 from tailwise.cli.progress import shown
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def recover(
     """
     from tailwise.compression.recovery.recover import RecoverOptions
     from tailwise.compression.recovery.recover import recover as recover_model
-    from tailwise.compression.trying.run import seconds_of
+    from tailwise.compression.trying.planned import seconds_of
 
     options = RecoverOptions(
         method=method,

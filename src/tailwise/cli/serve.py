@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from tailwise.errors import UsageError
-from tailwise.optional import missing
+from tailwise.core.errors import UsageError
+from tailwise.core.optional import missing
 
 _NEEDED = ("fastapi", "uvicorn", "jinja2", "altair", "vl_convert")
 _ADDRESS, _LIMITS = "Address", "Limits"
@@ -59,7 +59,7 @@ def serve(
     from tailwise.app.addresses import free_port, place_of, split
     from tailwise.app.server import serve as run
     from tailwise.app.settings import Settings, default_state
-    from tailwise.workspace.workspace import Workspace
+    from tailwise.app.workspace.workspace import Workspace
 
     made = token == "new"  # noqa: S105 - a word, not a token
     if made:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.stores import Run, Store, open_store
-from tailwise.errors import UsageError
+from tailwise.cli.store_options import Run, Store, open_store
+from tailwise.core.errors import UsageError
 
 app = typer.Typer(
     name="store",
@@ -43,7 +43,7 @@ def add(
 
 
 def _step_of(path: Path, model: str) -> int:
-    from tailwise.runs.found import step_of
+    from tailwise.history.runs.found import step_of
 
     # Of a path the last two names at most: a folder further up may have a number of its own.
     names = [path.stem, *reversed(model.rstrip("/").split("/")[-2:])]

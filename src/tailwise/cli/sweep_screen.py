@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tailwise.sweep.run import Watch
+from tailwise.history.sweep.sweeping import Watch
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
 
     from tailwise.audits.run import Step
-    from tailwise.sweep.catalogue import Claim
-    from tailwise.sweep.status import SweepStatus
-    from tailwise.sweep.work import Outcome
+    from tailwise.history.sweep.catalogue import Claim
+    from tailwise.history.sweep.status import SweepStatus
+    from tailwise.history.sweep.one_model import Outcome
 
 #: Seconds between two looks at the catalogue, which others write to as well.
 _LOOK_EVERY = 2.0

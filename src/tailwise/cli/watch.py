@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.options import Device, Workers, comma_list
-from tailwise.cli.stores import Revisions, Run, Store, open_store, say_outcome
+from tailwise.cli.arguments import Device, Workers, comma_list
+from tailwise.cli.store_options import Revisions, Run, Store, open_store, say_outcome
 
 _HOW, _OUT = "How to watch", "Output"
 
@@ -43,8 +43,8 @@ def watch(
     changes any more. What the store has is not audited again, so the command may be stopped and started at any time.
     """
     from tailwise.report.terminal import console
-    from tailwise.runs import watch as watching
-    from tailwise.runs.sink import Sink, run_name
+    from tailwise.history.runs import watch as watching
+    from tailwise.history.runs.sink import Sink, run_name
 
     screen, good, idle = console(), True, True
     with ExitStack() as stack:

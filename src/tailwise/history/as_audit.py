@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.history.point import Point
 from tailwise.history.store import History
 from tailwise.history.vectors import Layout

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tailwise.errors import TailwiseError, UnreachableError, UnreadableError, UsageError
+from tailwise.core.errors import TailwiseError, UnreachableError, UnreadableError, UsageError
 from tailwise.history.sql import (
     URL,
     ArgumentError,

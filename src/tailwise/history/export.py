@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailwise.atomic import could_not_write, write_whole
+from tailwise.core.atomic import could_not_write, write_whole
 from tailwise.audits.codec import to_parquet
 
 if TYPE_CHECKING:

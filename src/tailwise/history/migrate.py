@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.history.connect import reading, writing
 from tailwise.history.schema import META, METADATA, SCHEMA, SPOOLS
 from tailwise.history.sql import Connection, Engine, inspect, select, text, update

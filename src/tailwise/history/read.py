@@ -8,13 +8,13 @@ from typing import Any
 
 from tailwise.audits.audit import LayerRow, Provenance
 from tailwise.audits.codec import from_parquet, row_of
-from tailwise.errors import UsageError, unknown_name
+from tailwise.core.errors import UsageError, unknown_name
 from tailwise.history.jsonl import from_line, numbers_from
 from tailwise.history.point import Alarm, Point, Tempo
 from tailwise.history.schema import ALARMS, AUDITS, LAYOUTS, METRICS, POINTS, RUNS, SPOOLS, VECTORS
 from tailwise.history.sql import ColumnElement, Connection, Row, func, select
 from tailwise.history.vectors import Layout, unpacked
-from tailwise.storage import json_of
+from tailwise.core.storage import json_of
 
 #: First and last step, both included; None for no bound.
 Steps = tuple[int | None, int | None]

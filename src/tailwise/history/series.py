@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tailwise.errors import UsageError, unknown_name
+from tailwise.core.errors import UsageError, unknown_name
 from tailwise.history.jsonl import numbers_from
 from tailwise.history.read import Steps, in_steps, known_run, layouts_of, metric_names
 from tailwise.history.schema import POINTS, VECTORS
 from tailwise.history.sql import ColumnElement, Connection, LargeBinary, func, select
 from tailwise.history.vectors import ABSENT, Layout
-from tailwise.storage import json_of
+from tailwise.core.storage import json_of
 
 Layers = str | Sequence[str] | None
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from tailwise.checkpoints.blocks import number_blocks
 from tailwise.checkpoints.roles import NO_BLOCK, classify
-from tailwise.recipe import digest_of
-from tailwise.storage import json_of
+from tailwise.core.recipe import digest_of
+from tailwise.core.storage import json_of
 
 #: A NaN that no computation gives: the layer has no value of this metric. An ordinary NaN is a value.
 ABSENT = np.uint64(0x7FF8_7A11_0000_0001).astype("<u8")

@@ -13,15 +13,15 @@ import pyarrow as pa
 from tailwise.audits.audit import Audit
 from tailwise.audits.codec import to_parquet
 from tailwise.audits.table import FACTS, ORIGIN
-from tailwise.errors import unknown_name
+from tailwise.core.errors import unknown_name
 from tailwise.history.jsonl import alarm_line, numbers_to
 from tailwise.history.point import Alarm, Point
 from tailwise.history.read import point_of
 from tailwise.history.schema import ALARMS, AUDITS, LAYOUTS, METRICS, POINTS, RUNS, SPOOLS, VECTORS
 from tailwise.history.sql import Connection, Row, delete, select, update
 from tailwise.history.vectors import Layout, Place, Values, packed
-from tailwise.recipe import digest_of
-from tailwise.storage import json_of
+from tailwise.core.recipe import digest_of
+from tailwise.core.storage import json_of
 
 #: What became of a point: not known before, united with what was there, one that changed numbers there, or known.
 Added = Literal["new", "merged", "changed", "same"]

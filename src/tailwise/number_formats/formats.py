@@ -8,8 +8,8 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal
 
-from tailwise.errors import UsageError, unknown_name
-from tailwise.number_formats.blocks import BLOCK, BlockFormat, HalfBetween, HalfLargest, HalfSigned
+from tailwise.core.errors import UsageError, unknown_name
+from tailwise.number_formats.ggml_blocks import BLOCK, BlockFormat, HalfBetween, HalfLargest, HalfSigned
 from tailwise.number_formats.casts import Cast, Float8Cast
 from tailwise.number_formats.elements import Float8, Integer, MiniFloat, Table, Unsigned
 from tailwise.number_formats.number_format import NumberFormat

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     import torch

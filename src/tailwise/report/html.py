@@ -7,11 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tailwise.atomic import write_whole
+from tailwise.core.atomic import write_whole
 from tailwise.audits.audit import Audit
-from tailwise.diagnosis.finding import Diagnosis
-from tailwise.diagnosis.run import diagnose
-from tailwise.errors import UsageError
+from tailwise.judging.diagnosis.finding import Diagnosis
+from tailwise.judging.diagnosis.diagnose import diagnose
+from tailwise.core.errors import UsageError
 from tailwise.report import page_parts as parts
 from tailwise.report.charts.chart import Chart, charts_of, remedy, require_altair
 from tailwise.report.charts.view import View, short_names

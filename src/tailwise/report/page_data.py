@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tailwise.audits.audit import Audit
-from tailwise.diagnosis.finding import Diagnosis
-from tailwise.harmless import visible
+from tailwise.judging.diagnosis.finding import Diagnosis
+from tailwise.core.harmless import visible
 from tailwise.report.charts.data import layer_record
 from tailwise.report.charts.layer import layer_data
 from tailwise.report.charts.view import View

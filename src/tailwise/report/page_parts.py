@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
 from tailwise.audits.audit import Audit
-from tailwise.diagnosis.finding import Diagnosis, Finding
-from tailwise.metrics.metric import METRICS
-from tailwise.recipe import Recipe
+from tailwise.judging.diagnosis.finding import Diagnosis, Finding
+from tailwise.spectrum.metrics.metric import METRICS
+from tailwise.core.recipe import Recipe
 from tailwise.report.charts.chart import Chart, Guidance
-from tailwise.report.findings import not_evaluated
+from tailwise.report.findings_view import not_evaluated
 
 #: Layers named in a finding before the rest is folded away.
 _NAMED = 8
@@ -106,7 +106,7 @@ def _finding(item: Finding, link: Link) -> str:
         f'<div class="finding {escape(item.severity)}"><h3><span class="tag">{escape(item.code)} · '
         f"{_LEVEL[item.severity]}</span>{escape(item.title)}</h3><p>{message}</p>{_named(item, link)}{_evidence(item)}"
         + _section("What to do", item.remedies)
-        + _section("In code", tuple(f"tailwise.remedies.{name}" for name in item.functions))
+        + _section("In code", tuple(f"tailwise.training.remedies.{name}" for name in item.functions))
         + fold(
             "Possible causes, and where the rule comes from",
             _section("Causes", item.causes) + _section("Sources", item.references) + origin,

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from tailwise.atomic import write_whole
+from tailwise.core.atomic import write_whole
 from tailwise.audits.audit import Audit
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.report.charts.chart import CHARTS, Chart, require_altair
 from tailwise.report.charts.view import View
 from tailwise.report.theme import TOKENS, config, palette_of

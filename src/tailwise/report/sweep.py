@@ -12,10 +12,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from tailwise.report.columns import printable
-from tailwise.sweep.status import Running, SweepStatus
+from tailwise.history.sweep.status import Running, SweepStatus
 
 if TYPE_CHECKING:
-    from tailwise.sweep.forecast import Forecast
+    from tailwise.history.sweep.forecast import Forecast
 
 #: Lines of running models and of troubles on the dashboard.
 _SHOWN = 6

@@ -17,8 +17,8 @@ from rich.text import Text
 
 from tailwise.audits.audit import Audit, Layer, LayerRow
 from tailwise.audits.trusted import left_out_words, usable, usable_values
-from tailwise.harmless import visible
-from tailwise.metrics.metric import METRICS
+from tailwise.core.harmless import visible
+from tailwise.spectrum.metrics.metric import METRICS
 from tailwise.report.columns import BRIEF, Column, cell
 
 #: Tables longer than this are cut, and say so.

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.spectrum.solvers.bidiagonal import (
     Operator,
     bidiagonalise,

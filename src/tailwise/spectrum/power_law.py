@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tailwise.errors import unknown_name
+from tailwise.core.errors import unknown_name
 from tailwise.spectrum.ks_scan import ks_at, scan
 from tailwise.spectrum.ks_truncated import distance_truncated, scan_truncated
 

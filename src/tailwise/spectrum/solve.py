@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tailwise.recipe import Precision
-from tailwise.spectrum.solvers.blocks import BLOCK_BYTES, DenseMatrix, RowBlocks
+from tailwise.core.recipe import Precision
+from tailwise.spectrum.solvers.row_blocks import BLOCK_BYTES, DenseMatrix, RowBlocks
 from tailwise.spectrum.solvers.gram import Reduce, eigenvalues_of, gram
 from tailwise.spectrum.solvers.memory import release_memory
 from tailwise.spectrum.solvers.svd import factor_singular_values, singular_values

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from tailwise.diagnosis.finding import Strength
+from tailwise.judging.diagnosis.finding import Strength
 from tailwise.history.point import Severity
-from tailwise.registry import Registry
+from tailwise.core.registry import Registry
 from tailwise.training.alarm_change import Shape
 from tailwise.training.alarm_watch import Watch
 
@@ -46,7 +46,7 @@ class AlarmRule:
     scalars: tuple[str, ...]  # of the whole model
     causes: tuple[str, ...]
     remedies: tuple[str, ...]
-    functions: tuple[str, ...]  # names in `tailwise.remedies`
+    functions: tuple[str, ...]  # names in `tailwise.training.remedies`
     references: tuple[str, ...]
     judge: Callable[[Watch], Signs]
 

@@ -7,7 +7,7 @@ import re
 from itertools import islice
 from statistics import median
 
-from tailwise.diagnosis.statistics import robust_scale
+from tailwise.judging.diagnosis.medians import robust_scale
 from tailwise.training.alarm_rule import Sign, Signs, alarm_rule
 from tailwise.training.alarm_watch import Watch
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from tailwise.checkpoints.roles import classify
-from tailwise.diagnosis.statistics import robust_scale
+from tailwise.judging.diagnosis.medians import robust_scale
 from tailwise.history.point import Point, Tempo
 
 #: Points that are kept of each metric of each layer.

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
-from tailwise.diagnosis.thresholds import Overrides
-from tailwise.errors import unknown_name
+from tailwise.judging.diagnosis.thresholds import Overrides
+from tailwise.core.errors import unknown_name
 from tailwise.history.point import Alarm, Point, Severity, Tempo
 from tailwise.training.alarm_change import began
 from tailwise.training.alarm_limits import resolved

@@ -11,13 +11,13 @@ import torch
 
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.checkpoints.wrapped import is_sharded
-from tailwise.training.norms import Operator, SpectralNorms, dense, product
+from tailwise.training.weight_norms import Operator, SpectralNorms, dense, product
 
 if TYPE_CHECKING:
     from tailwise.checkpoints.matrices import WeightMatrix
     from tailwise.training.faults import Faults
     from tailwise.training.live import Group, LiveModel, Tensors
-    from tailwise.training.ranks import Ranks
+    from tailwise.training.processes import Ranks
 
 #: Bytes of earlier weights that are kept for one step; of a larger model, every k-th row.
 KEPT_BYTES = 512 << 20

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.history.point import Alarm, Point, Tempo
 from tailwise.training.faults import Faults
-from tailwise.training.ranks import Ranks
+from tailwise.training.processes import Ranks
 from tailwise.training.solver import Measured, from_json, to_json
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from tailwise.checkpoints.formats.memory import MemoryCheckpoint, class_of, conf
 from tailwise.checkpoints.formats.peft import PeftCheckpoint
 from tailwise.checkpoints.matrices import MatrixSource, group
 from tailwise.checkpoints.wrapped import is_sharded, plain_name, refuse_flat, unwrap
-from tailwise.errors import TailwiseError, UsageError
-from tailwise.recipe import Recipe
+from tailwise.core.errors import TailwiseError, UsageError
+from tailwise.core.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch

@@ -10,18 +10,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from tailwise.audits.prepare import Selection, check_estimators
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.history.point import RULES, Alarm
 from tailwise.history.writer import open_writer
-from tailwise.metrics.measure import completed
-from tailwise.recipe import Recipe
+from tailwise.spectrum.metrics.measure import completed
+from tailwise.core.recipe import Recipe
 from tailwise.training.alarms import Alarms
 from tailwise.training.emitter import CheapJob, Emitter, Outlet
 from tailwise.training.faults import Faults, logger
 from tailwise.training.live import LiveModel, Tensors
 from tailwise.training.meter import Kind, Meter, MonitorReport
 from tailwise.training.options import Settings, options_of
-from tailwise.training.ranks import Ranks
+from tailwise.training.processes import Ranks
 from tailwise.training.sinks import Sink
 
 if TYPE_CHECKING:

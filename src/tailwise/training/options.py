@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from tailwise.errors import UsageError, unknown_name
+from tailwise.core.errors import UsageError, unknown_name
 from tailwise.history.point import Alarm, Point
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from tailwise.training.cheap import stamp, to_host, unchanged
 if TYPE_CHECKING:
     from tailwise.training.faults import Faults
     from tailwise.training.live import Group, LiveModel, Tensors
-    from tailwise.training.ranks import Ranks
+    from tailwise.training.processes import Ranks
 
 
 @dataclass

@@ -21,7 +21,7 @@ from tailwise.audits.cache import Cache
 from tailwise.audits.work import Worker, failure
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, load
-from tailwise.recipe import Recipe
+from tailwise.core.recipe import Recipe
 from tailwise.spectrum.spectrum import Spectrum
 from tailwise.training.cheap import dense_matrix
 from tailwise.training.live import LiveModel

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from tailwise.compression.applying.apply import apply
-from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
 from tailwise.compression.plans.candidates import Choice
 from tailwise.compression.trying.refine import levels, refined, with_amounts
 from tailwise.compression.trying.sensitivity import levels_of, measured_losses
 from tailwise.compression.trying.stage import StageOptions, stage_of
-from tailwise.errors import UsageError
-from tailwise.evaluation.losses import window_losses
-from tailwise.evaluation.models import load_model
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.losses import window_losses
+from tailwise.models.evaluation.loading import load_model
 
 
 def _stage(llama, audit, tokens, operator="magnitude", **options):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tailwise.app.jobs.job import Job
-from tailwise.storage import json_of
+from tailwise.core.storage import json_of
 
 _LAST_LINES = 12
 _PATIENCE = 3.0  # seconds between being asked to end and being ended

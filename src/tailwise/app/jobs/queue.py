@@ -19,8 +19,8 @@ from tailwise.app.jobs.claim import Claim
 from tailwise.app.jobs.job import Job
 from tailwise.app.jobs.outputs import free_name, place
 from tailwise.app.jobs.process import Running
-from tailwise.atomic import write_whole
-from tailwise.errors import TailwiseError, UsageError, unknown_name
+from tailwise.core.atomic import write_whole
+from tailwise.core.errors import TailwiseError, UsageError, unknown_name
 
 _log = logging.getLogger(__name__)
 

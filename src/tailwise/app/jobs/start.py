@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from tailwise.app.desk import Desk
 from tailwise.app.jobs.job import Job
 from tailwise.app.jobs.outputs import words_of
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 _HUB = re.compile(r"(hf://)?[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,120})?")
 

@@ -13,16 +13,16 @@ from pydantic import BaseModel, Field
 from starlette.responses import StreamingResponse
 
 from tailwise.app.desk import Desk, desk_of
-from tailwise.app.events import from_a_thread, stream
+from tailwise.app.event_stream import from_a_thread, stream
 from tailwise.app.markdown import drawn
 from tailwise.app.settings import is_loopback
-from tailwise.assistant.answers import EXAMPLES, answer
-from tailwise.assistant.chat import chat
-from tailwise.assistant.events import Done, Event, Failed, to_json
-from tailwise.assistant.prompt import system_prompt
-from tailwise.assistant.screen import Screen
-from tailwise.assistant.settings import Endpoint, forget, load
-from tailwise.errors import TailwiseError, UsageError
+from tailwise.app.assistant.answers import EXAMPLES, answer
+from tailwise.app.assistant.chat import chat
+from tailwise.app.assistant.events import Done, Event, Failed, to_json
+from tailwise.app.assistant.prompt import system_prompt
+from tailwise.app.assistant.screen import Screen
+from tailwise.app.assistant.endpoint import Endpoint, forget, load
+from tailwise.core.errors import TailwiseError, UsageError
 
 _log = logging.getLogger(__name__)
 router = APIRouter(include_in_schema=False)

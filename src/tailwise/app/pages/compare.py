@@ -10,10 +10,10 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, Field
 
 from tailwise.app.desk import Desk, desk_of
-from tailwise.app.figures import Place
-from tailwise.compare.comparison import Comparison
-from tailwise.compare.summary import SUMMARIES, model_numbers
-from tailwise.errors import UsageError
+from tailwise.app.chart_json import Place
+from tailwise.judging.compare.comparison import Comparison
+from tailwise.judging.compare.summary import SUMMARIES, model_numbers
+from tailwise.core.errors import UsageError
 from tailwise.report.charts.chart import charts_of
 from tailwise.report.charts.view import short_names
 

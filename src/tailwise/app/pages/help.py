@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse
 
 from tailwise.app.desk import Desk, desk_of
-from tailwise.app.help import topic, topics
+from tailwise.app.help_texts import topic, topics
 
 router = APIRouter(include_in_schema=False)
 Given = Annotated[Desk, Depends(desk_of)]

@@ -13,11 +13,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from tailwise.app.desk import Desk, desk_of
-from tailwise.app.events import event, stream
+from tailwise.app.event_stream import event, stream
 from tailwise.app.jobs.start import Wish, start
 from tailwise.app.uploads import keep
-from tailwise.errors import UsageError
-from tailwise.workspace import links
+from tailwise.core.errors import UsageError
+from tailwise.app.workspace import links
 
 router = APIRouter(include_in_schema=False)
 Given = Annotated[Desk, Depends(desk_of)]

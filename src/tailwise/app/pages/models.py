@@ -8,15 +8,15 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from tailwise.app.desk import Desk, desk_of
-from tailwise.app.figures import FAMILIES, HEATS, Place, chart_named, families, needs, view_of
+from tailwise.app.chart_json import FAMILIES, HEATS, Place, chart_named, families, needs, view_of
 from tailwise.app.lists import Listing, listed
-from tailwise.app.tables import Columns, chosen_columns, exported
-from tailwise.diagnosis.finding import Diagnosis
-from tailwise.errors import UsageError
-from tailwise.metrics.metric import METRICS
+from tailwise.app.layer_tables import Columns, chosen_columns, exported
+from tailwise.judging.diagnosis.finding import Diagnosis
+from tailwise.core.errors import UsageError
+from tailwise.spectrum.metrics.metric import METRICS
 from tailwise.report.charts.chart import charts_of
-from tailwise.workspace import layers as table
-from tailwise.workspace import links
+from tailwise.app.workspace import layers as table
+from tailwise.app.workspace import links
 
 router = APIRouter(include_in_schema=False)
 Given = Annotated[Desk, Depends(desk_of)]

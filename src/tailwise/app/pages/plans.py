@@ -11,11 +11,11 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse
 
 from tailwise.app.desk import Desk, desk_of
-from tailwise.atomic import could_not_write
+from tailwise.core.atomic import could_not_write
 from tailwise.compression.export.exporter import EXPORTERS, export
 from tailwise.compression.plans.plan import Plan
-from tailwise.errors import TailwiseError
-from tailwise.workspace.entry import Entry
+from tailwise.core.errors import TailwiseError
+from tailwise.app.workspace.entry import Entry
 
 router = APIRouter(include_in_schema=False)
 Given = Annotated[Desk, Depends(desk_of)]

@@ -14,8 +14,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from tailwise.app.desk import Desk, desk_of
-from tailwise.app.events import event, stream
-from tailwise.errors import TailwiseError, unknown_name
+from tailwise.app.event_stream import event, stream
+from tailwise.core.errors import TailwiseError, unknown_name
 from tailwise.history.read import RunSummary
 
 router = APIRouter(include_in_schema=False)

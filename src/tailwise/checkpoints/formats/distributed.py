@@ -20,12 +20,12 @@ from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import DTYPE_BITS, TensorSpec
 from tailwise.checkpoints.dtypes import code_of, torch_dtype
 from tailwise.checkpoints.folder import Folder
-from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.inert import Record, read_inert
 from tailwise.checkpoints.formats.saved import find_tensors
 from tailwise.checkpoints.formats.torch_pickle import NO_PICKLE
 from tailwise.checkpoints.inside import inside
-from tailwise.errors import UnreadableError, UnsafeError
+from tailwise.core.errors import UnreadableError, UnsafeError
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.formats.gguf_header import TensorInfo, read_gguf_header
 from tailwise.checkpoints.formats.ranged import RangedStore
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
     import torch

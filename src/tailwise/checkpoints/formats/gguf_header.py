@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from tailwise.checkpoints.bytesource import ByteSource
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 _CHUNK = 1 << 20
 _MAX_NUMEL = 1 << 62

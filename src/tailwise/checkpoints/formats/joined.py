@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
 from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.checkpoints.formats.base import TensorStore
-from tailwise.errors import UnreadableError
+from tailwise.checkpoints.formats.common import TensorStore
+from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:
     import torch

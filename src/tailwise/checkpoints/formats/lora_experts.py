@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     import torch

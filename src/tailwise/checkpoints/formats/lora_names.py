@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tailwise.errors import UnreadableError
-from tailwise.harmless import pattern_from_file
+from tailwise.core.errors import UnreadableError
+from tailwise.core.harmless import pattern_from_file
 
 if TYPE_CHECKING:
     from tailwise.checkpoints.checkpoint import Checkpoint

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import code_of, torch_dtype
-from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.tensor_kinds import decoded, kinds_of, plain_names
 from tailwise.checkpoints.wrapped import plain_name, unwrap
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,10 +12,10 @@ from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.folder import Folder
-from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.onnx_graph import Constant, constants_of, is_made_up, names_of, text_of
 from tailwise.checkpoints.inside import inside
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
     import torch

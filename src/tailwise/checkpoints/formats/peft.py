@@ -18,7 +18,7 @@ from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.formats import lora_experts
 from tailwise.checkpoints.formats.lora_names import Update, read_names, token_indices
 from tailwise.checkpoints.readings.claimed import claimed
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
     import torch

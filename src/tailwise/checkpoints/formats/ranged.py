@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any, Self
 
 from tailwise.checkpoints.bytesource import ByteSource
-from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.spans import HeldFile, Span
 
 

@@ -11,7 +11,7 @@ from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.formats.ranged import RangedStore
 from tailwise.checkpoints.header import Header, read_header
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.averages import is_average
 from tailwise.checkpoints.formats.tensor_kinds import plain_names
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tailwise.errors import UnreadableError, lacks_memory
+from tailwise.core.errors import UnreadableError, lacks_memory
 
 if TYPE_CHECKING:
     import torch

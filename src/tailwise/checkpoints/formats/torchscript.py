@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.formats.inert import Record, read_inert
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:
     import torch

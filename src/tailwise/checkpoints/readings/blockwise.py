@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
 from tailwise.checkpoints.readings.compressed import settings_of
 from tailwise.checkpoints.readings.tiles import TILED, comfy_format, untiled
-from tailwise.storage import json_of
+from tailwise.core.storage import json_of
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.readings.claim import Codec, Read
-from tailwise.checkpoints.readings.table import PACKED, VERSIONS, Claims, claims_on
+from tailwise.checkpoints.readings.partition import PACKED, VERSIONS, Claims, claims_on
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tailwise.checkpoints.formats.lora_names import scale_of
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
-from tailwise.storage import json_of
+from tailwise.core.storage import json_of
 
 if TYPE_CHECKING:
     import torch

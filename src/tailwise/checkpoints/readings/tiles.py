@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tailwise.checkpoints.readings.claim import Siblings
-from tailwise.storage import json_of
+from tailwise.core.storage import json_of
 
 if TYPE_CHECKING:
     import torch

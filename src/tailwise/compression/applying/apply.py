@@ -15,21 +15,21 @@ from tailwise.checkpoints.writer import Layout
 from tailwise.compression.applying.calibration_inputs import calibration_inputs
 from tailwise.compression.applying.card import PLAN_FILE
 from tailwise.compression.applying.fingerprint import check_own
-from tailwise.compression.applying.fit import check_plan, is_calibrated, source_of
-from tailwise.compression.applying.options import ApplyOptions
-from tailwise.compression.applying.run import Before, Run
+from tailwise.compression.applying.plan_fit import check_plan, is_calibrated, source_of
+from tailwise.compression.applying.apply_options import ApplyOptions
+from tailwise.compression.applying.carry_out import Before, Run
 from tailwise.compression.applying.written import Progress, silent
-from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.packing.packing import Packing, check_packing
 from tailwise.compression.packing.packings import packing_of
 from tailwise.compression.plans.files import to_text
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.treating.applied import Applied, read_back
 from tailwise.compression.treating.journal import digest_of_inputs, key_of_run
-from tailwise.compression.walking.gguf_source import for_folder, unpacked
-from tailwise.errors import UsageError
-from tailwise.evaluation.gguf_files import gguf_file_of
-from tailwise.execution.device import checked_device
+from tailwise.models.walking.gguf_source import for_folder, unpacked
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.gguf_files import gguf_file_of
+from tailwise.core.execution.device import checked_device
 
 
 def apply(

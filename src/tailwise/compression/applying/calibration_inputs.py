@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from tailwise.compression.walking.calibrate import SAMPLES, WINDOW, sample_windows
-from tailwise.compression.walking.hosts import Host, check_causal
-from tailwise.errors import UsageError
-from tailwise.evaluation.images import images_of, is_classifier
-from tailwise.evaluation.models import address_of
+from tailwise.models.walking.calibrate import SAMPLES, WINDOW, sample_windows
+from tailwise.models.walking.hosts import Host, check_causal
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.images import images_of, is_classifier
+from tailwise.models.evaluation.loading import address_of
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def calibration_inputs(model: str, given: Any, draw: Draw) -> tuple[dict[str, to
         if not given.numel():
             raise UsageError("the calibration windows are empty", fix="give one window or more")
         return {"input_ids": given}, {"calibration": "token windows", "samples": len(given)}
-    from tailwise.evaluation.models import load_tokenizer
-    from tailwise.evaluation.tokens import tokens_of
+    from tailwise.models.evaluation.loading import load_tokenizer
+    from tailwise.models.evaluation.tokens import tokens_of
 
     path = Path(model).expanduser()
     tokens = tokens_of(given, load_tokenizer(str(path.parent) if path.is_file() else model), bos=draw.bos)
@@ -63,8 +63,8 @@ def _of_images(model: str, given: Any, draw: Draw) -> tuple[dict[str, torch.Tens
 
 def check_inputs(host: Host, inputs: Mapping[str, torch.Tensor], model: str) -> None:
     """`UsageError` where ids are beyond the model's vocabulary, or windows longer than it takes."""
-    from tailwise.evaluation.models import check_length, vocabulary_of
-    from tailwise.evaluation.tokens import check_vocabulary
+    from tailwise.models.evaluation.loading import check_length, vocabulary_of
+    from tailwise.models.evaluation.tokens import check_vocabulary
 
     ids = inputs.get("input_ids")
     if ids is None:

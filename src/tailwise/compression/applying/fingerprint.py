@@ -12,8 +12,8 @@ from tailwise.audits.prepare import Selection, prepare
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.compression.plans.plan import Plan
-from tailwise.errors import UsageError
-from tailwise.recipe import ConvMode, Recipe, RunOptions
+from tailwise.core.errors import UsageError
+from tailwise.core.recipe import ConvMode, Recipe, RunOptions
 
 _MODES: tuple[ConvMode, ...] = ("flatten", "slices", "pooled")
 

@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 
 from tailwise.compression.choosing.chooser import Chooser, loader, registered
-from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.budget import Budget, Vector
 from tailwise.compression.plans.candidates import Candidate
-from tailwise.errors import UsageError
-from tailwise.registry import Registry
+from tailwise.core.errors import UsageError
+from tailwise.core.registry import Registry
 
 Mapping3 = Literal["block", "matrix", "mixed"]
 MAPPINGS = ("block", "matrix", "mixed")
@@ -73,7 +73,7 @@ class Allocator(Chooser[Allocate]):
         return self.choose(candidates, budget, settings)
 
 
-_MODULES = ("uniform", "depth", "alpha", "alpha_role", "entropy", "calibrated", "measured", "blend")
+_MODULES = ("uniform", "by_depth", "by_alpha", "alpha_role", "by_entropy", "calibrated", "measured", "blend")
 _NAMES = ("uniform", "depth", "alpha", "alpha-role", "entropy", "owl", "dlp", "sensitivity", "blend")
 ALLOCATORS: Registry[Allocator] = Registry(
     "allocator", "tailwise.allocators", loader(_MODULES, _NAMES, lambda: ALLOCATORS)

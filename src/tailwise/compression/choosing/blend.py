@@ -9,7 +9,7 @@ import numpy as np
 from tailwise.compression.choosing.amounts import Allocation, Settings, allocator, sizes_of, verdict
 from tailwise.compression.plans.budget import Budget, Vector
 from tailwise.compression.plans.candidates import Candidate
-from tailwise.errors import UsageError, unknown_name
+from tailwise.core.errors import UsageError, unknown_name
 
 #: What can be blended: name → metric of a candidate; "" for what is not one.
 INDICATORS: Mapping[str, str] = {

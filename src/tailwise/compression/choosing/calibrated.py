@@ -17,7 +17,7 @@ from tailwise.compression.choosing.amounts import (
 )
 from tailwise.compression.plans.budget import Budget
 from tailwise.compression.plans.candidates import Candidate
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 OWL_WIDTH = 0.08
 DLP_WIDTH = 0.15

@@ -8,11 +8,11 @@ import numpy as np
 
 from tailwise.compression.choosing.alphaq import solved_words
 from tailwise.compression.choosing.amounts import Allocation, Settings, allocator, sizes_of, verdict
-from tailwise.compression.choosing.formats import Assignment, Choices, FormatSettings, assigner, reasons_of
+from tailwise.compression.choosing.bit_formats import Assignment, Choices, FormatSettings, assigner, reasons_of
 from tailwise.compression.choosing.knapsack import Knapsack, Matrix, solve_near
 from tailwise.compression.plans.budget import Budget, held
 from tailwise.compression.plans.candidates import Candidate
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 Table = Mapping[tuple[str, str], float]
 _SLACKS = (1e-3, 1e-2, 1e-1, 1.0)  # few tensors and coarse levels cannot come near to every budget

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tailwise.compression.choosing.amounts import Allocation, Settings, allocator
-from tailwise.compression.choosing.formats import Assignment, Choices, FormatSettings, assigner, reasons_of
+from tailwise.compression.choosing.bit_formats import Assignment, Choices, FormatSettings, assigner, reasons_of
 from tailwise.compression.choosing.ordered import ordered
 from tailwise.compression.plans.budget import Budget
 from tailwise.compression.plans.candidates import Candidate

@@ -11,8 +11,8 @@ from tailwise.compression.export.meaning import integers, said
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.patterns import UNSTRUCTURED
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.words import listed
-from tailwise.errors import UsageError
+from tailwise.compression.plans.phrasing import listed
+from tailwise.core.errors import UsageError
 from tailwise.number_formats.number_format import NumberFormat
 
 _TAKES = "int2 … int8 of one kind (-asym, -g<N>, -channel), which differ in bits alone, and bf16"

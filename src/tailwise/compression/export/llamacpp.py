@@ -15,8 +15,8 @@ from tailwise.compression.export.meaning import Refusals
 from tailwise.compression.plans.bits import bits_of
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.words import listed
-from tailwise.errors import UsageError
+from tailwise.compression.plans.phrasing import listed
+from tailwise.core.errors import UsageError
 
 #: `llama-quantize` leaves these as they are, whatever the file says.
 _LEFT = frozenset({"pos_embed", "patch_embed", "codebook", "router", "conv", "norm", "bias"})

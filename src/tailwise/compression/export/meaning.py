@@ -10,8 +10,8 @@ from typing import Generic, TypeVar
 from tailwise.compression.plans.bits import has_whole_groups
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.words import listed
-from tailwise.errors import UsageError
+from tailwise.compression.plans.phrasing import listed
+from tailwise.core.errors import UsageError
 from tailwise.number_formats.casts import Cast
 from tailwise.number_formats.elements import Integer
 from tailwise.number_formats.number_format import NumberFormat

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.choosing.formats import ASSIGNERS, Assigner, Choices, Group
+from tailwise.compression.choosing.bit_formats import ASSIGNERS, Assigner, Choices, Group
 from tailwise.compression.making.bit_budget import bits_table, budget_of, check_reach
 from tailwise.compression.making.request import QuantizeRequest, parsed_formats
 from tailwise.compression.plans.bits import shape_of
 from tailwise.compression.plans.candidates import Candidate, candidates
 from tailwise.compression.plans.fusing import fused
-from tailwise.compression.plans.words import listed
-from tailwise.errors import UsageError
+from tailwise.compression.plans.phrasing import listed
+from tailwise.core.errors import UsageError
 
 ESTIMATOR = "top_outside"  # AlphaQuant's alpha_hill
 

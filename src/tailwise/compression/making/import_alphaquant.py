@@ -15,9 +15,9 @@ from tailwise.compression.plans.candidates import Candidate, Choice, candidates
 from tailwise.compression.plans.casting import Cast
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.words import listed
-from tailwise.errors import UnreadableError, UsageError
-from tailwise.storage import is_text, json_of, read_text
+from tailwise.compression.plans.phrasing import listed
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.storage import is_text, json_of, read_text
 
 _MX_GROUP = 32
 _INTEGERS = ("int2", "int3", "int4", "int8")

@@ -11,25 +11,25 @@ import numpy as np
 
 from tailwise.audits.audit import Audit
 from tailwise.compression.choosing.amounts import ALLOCATORS, Allocation, Allocator, sizes_of
-from tailwise.compression.choosing.formats import ASSIGNERS, Assigner, Assignment, Choices
+from tailwise.compression.choosing.bit_formats import ASSIGNERS, Assigner, Assignment, Choices
 from tailwise.compression.making.asked import Asked, asked_of
 from tailwise.compression.making.bit_budget import NEAR, spent
 from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.making.study_errors import errors_of
 from tailwise.compression.operators.operator import Operator
-from tailwise.compression.operators.table import direction_in_words, operator_of
+from tailwise.compression.operators.registered import direction_in_words, operator_of
 from tailwise.compression.plans.bits import depth_words, has_whole_groups
 from tailwise.compression.plans.budget import Budget, held
 from tailwise.compression.plans.candidates import Candidate, Choice, audited_part, candidates, estimator_for
 from tailwise.compression.plans.casting import Cast, noted
-from tailwise.compression.plans.correlation import depth_correlation
+from tailwise.compression.plans.rank_correlation import depth_correlation
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.entries import Part
 from tailwise.compression.plans.patterns import UNSTRUCTURED, Pattern
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.rounding import Whole, ranks_of, removed_of
-from tailwise.compression.plans.words import listed
-from tailwise.errors import UsageError
+from tailwise.compression.plans.whole_units import Whole, ranks_of, removed_of
+from tailwise.compression.plans.phrasing import listed
+from tailwise.core.errors import UsageError
 
 #: Below this sparsity, published gains of uneven allocation on autoregressive models are nil.
 GAINS_FROM = 0.6

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tailwise.compression.choosing.amounts import ALLOCATORS, Settings
-from tailwise.compression.choosing.formats import ASSIGNERS, FormatSettings
-from tailwise.compression.operators.table import operator_of
+from tailwise.compression.choosing.bit_formats import ASSIGNERS, FormatSettings
+from tailwise.compression.operators.registered import operator_of
 from tailwise.compression.plans.budget import Budget, Unit
 from tailwise.compression.plans.candidates import Choice
 from tailwise.compression.plans.patterns import UNSTRUCTURED, Pattern, parse_pattern
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
-from tailwise.precision.study import PrecisionStudy
+from tailwise.audits.precision.study import PrecisionStudy
 
 #: AlphaQuant's formats.
 FORMATS = ("mxfp4", "mxfp8", "bf16")

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from tailwise.audits.audit import Audit
 from tailwise.compression.plans.candidates import Candidate
-from tailwise.errors import UsageError
-from tailwise.precision.study import LayerStudy, PrecisionStudy
+from tailwise.core.errors import UsageError
+from tailwise.audits.precision.study import LayerStudy, PrecisionStudy
 
 _PART = re.compile(r"[#\[].*")  # of a fused tensor `name#part`, of stacked experts `name[e]`
 

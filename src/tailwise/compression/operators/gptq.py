@@ -8,7 +8,7 @@ import torch
 
 from tailwise.compression.operators.operator import Activations, Done, Target
 from tailwise.compression.operators.sparsegpt import inverse_factor
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 from tailwise.number_formats.grid import Grid
 from tailwise.number_formats.number_format import NumberFormat, Reach
 from tailwise.number_formats.scaled import ScaledFormat

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tailwise.compression.operators.operator import Activations, Amount, Done
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 DAMPING = 1e-4  # of the mean diagonal of the Hessian, where it is not positive definite by itself
 _MOST_DAMPING = 1.0

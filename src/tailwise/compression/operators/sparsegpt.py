@@ -6,7 +6,7 @@ import torch
 
 from tailwise.compression.operators.masks import lowest, lowest_in_groups
 from tailwise.compression.operators.operator import Activations, Amount, Done
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 BLOCK = 128  # columns whose mask is chosen at once
 DAMPING = 0.01  # of the mean diagonal of the Hessian

@@ -13,7 +13,7 @@ from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.roles import classify
 from tailwise.compression.packing.bit_streams import pack_bits, pack_words
 from tailwise.compression.packing.packing import Work
-from tailwise.compression.packing.parts import Parts, cast_of
+from tailwise.compression.packing.tensor_parts import Parts, cast_of
 from tailwise.compression.packing.shards import Members, ShardPacking
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.schemes import Scheme, scheme_of

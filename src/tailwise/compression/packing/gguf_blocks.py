@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.compression.packing.parts import Coded, Parts, cast_of
+from tailwise.compression.packing.tensor_parts import Coded, Parts, cast_of
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 

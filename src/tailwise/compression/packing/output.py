@@ -11,11 +11,11 @@ from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.writer import Change, Layout
 from tailwise.compression.packing.packing import Packing, Work
-from tailwise.compression.packing.parts import Coded
+from tailwise.compression.packing.tensor_parts import Coded
 from tailwise.compression.packing.read_back import read_back_packed
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.treating.applied import Applied, Grids
-from tailwise.compression.treating.matrices import as_matrices
+from tailwise.compression.treating.layer_matrices import as_matrices
 
 if TYPE_CHECKING:
     import torch

@@ -12,15 +12,15 @@ import torch
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.writer import Layout
-from tailwise.compression.packing.parts import Coded
+from tailwise.compression.packing.tensor_parts import Coded
 from tailwise.compression.plans.bits import has_whole_groups
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.words import listed
-from tailwise.compression.treating.matrices import is_transposed
-from tailwise.errors import UsageError
+from tailwise.compression.plans.phrasing import listed
+from tailwise.compression.treating.layer_matrices import is_transposed
+from tailwise.core.errors import UsageError
 from tailwise.number_formats.number_format import NumberFormat
-from tailwise.optional import missing
+from tailwise.core.optional import missing
 
 
 @dataclass(frozen=True)

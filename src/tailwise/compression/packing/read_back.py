@@ -9,12 +9,12 @@ from tailwise.checkpoints.readings.claimed import claimed
 from tailwise.compression.packing.packing import Packing, Work
 from tailwise.compression.plans.bits import bits_of
 from tailwise.compression.treating.applied import Reached, relative_error
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:
     import torch
 
-    from tailwise.compression.packing.parts import Coded
+    from tailwise.compression.packing.tensor_parts import Coded
 
 _REPORT = "this is an error of tailwise: report it with the plan"
 

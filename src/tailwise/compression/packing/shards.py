@@ -15,11 +15,11 @@ from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import code_of
 from tailwise.checkpoints.writer import Layout, Shard, copy_settings, pieces, write_index, write_shard
 from tailwise.compression.packing.packing import Packing, Work
-from tailwise.compression.packing.parts import Coded, Parts, cast_of, empty_parts
+from tailwise.compression.packing.tensor_parts import Coded, Parts, cast_of, empty_parts
 from tailwise.compression.plans.decision import Decision
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat
-from tailwise.storage import json_of
+from tailwise.core.storage import json_of
 
 Members = dict[str, torch.Tensor]  # stored name → tensor
 

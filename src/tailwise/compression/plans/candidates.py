@@ -14,12 +14,12 @@ from tailwise.checkpoints.beside import TOWERS, tower_beside
 from tailwise.checkpoints.order import INPUTS, OUTPUTS
 from tailwise.compression.plans.packed_rows import AS_NUMBERS, is_packed, tensor_of
 from tailwise.compression.plans.site import Site
-from tailwise.compression.plans.words import listed
-from tailwise.errors import UsageError, unknown_name
-from tailwise.metrics.facts import fit
-from tailwise.recipe import Recipe
+from tailwise.compression.plans.phrasing import listed
+from tailwise.core.errors import UsageError, unknown_name
+from tailwise.spectrum.metrics.facts import fit
+from tailwise.core.recipe import Recipe
 from tailwise.spectrum.power_law import TailFit
-from tailwise.spectrum.rounding import resolved, unit_of
+from tailwise.spectrum.rounding_noise import resolved, unit_of
 from tailwise.spectrum.trust import SEARCHED, doubt_of_tail
 
 #: Kinds of matrix that the operators work on.

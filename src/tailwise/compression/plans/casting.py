@@ -18,7 +18,7 @@ from tailwise.compression.plans.treatment import (
     Unit,
     operator_for,
 )
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from tailwise.compression.operators.operator import Operator
-from tailwise.compression.operators.table import OPERATORS, operators_that
+from tailwise.compression.operators.registered import OPERATORS, operators_that
 from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.combined import part_of
 from tailwise.compression.plans.decision import Decision
@@ -16,7 +16,7 @@ from tailwise.compression.plans.fusing import fused
 from tailwise.compression.plans.patterns import BLOCK
 from tailwise.compression.plans.taking import Drop, Sparsify
 from tailwise.compression.plans.treatment import is_number, is_whole
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 _SHOWN = 5
 _MOST_PARAMETERS = 1 << 63

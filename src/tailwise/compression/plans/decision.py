@@ -11,7 +11,7 @@ from tailwise.compression.plans.patterns import UNSTRUCTURED
 from tailwise.compression.plans.site import Site
 from tailwise.compression.plans.taking import Structured
 from tailwise.compression.plans.treatment import Treatment
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.number_formats.number_format import NumberFormat
 
 _OF_SITE = ("tensor", "matrix", "role", "block", "n_params", "shape")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.combined import part_of
 from tailwise.compression.plans.entries import Entries
 from tailwise.compression.plans.treatment import How

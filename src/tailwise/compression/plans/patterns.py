@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 UNSTRUCTURED = "unstructured"
 BLOCK = "block"  # of an entry whose whole block goes; its sparsity is 1

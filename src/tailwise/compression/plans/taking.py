@@ -22,7 +22,7 @@ from tailwise.compression.plans.treatment import (
     is_whole,
     operator_for,
 )
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
     import torch

@@ -137,7 +137,7 @@ class Treatment(ABC):
 
 def operator_for(how: How, seen: Activations | None) -> Operator:
     """The operator itself, or the one in its place for a layer that no input reached."""
-    from tailwise.compression.operators.table import OPERATORS
+    from tailwise.compression.operators.registered import OPERATORS
 
     return how.operator if seen is not None or not how.operator.looks else OPERATORS[how.operator.blind]
 

@@ -9,16 +9,16 @@ import torch
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.compression.operators.operator import Amount
-from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.taking import LowRank, saved_by_rank
 from tailwise.compression.shrinking.remade import Entry, Made, resized
 from tailwise.compression.shrinking.structured import Origin
 from tailwise.compression.shrinking.structured_groups import layer_of_decision, sizes_of_layer
-from tailwise.compression.treating.matrices import as_matrices
-from tailwise.compression.walking.load_pruned import Shapes, Sizes
-from tailwise.errors import UsageError
+from tailwise.compression.treating.layer_matrices import as_matrices
+from tailwise.models.walking.load_pruned import Shapes, Sizes
+from tailwise.core.errors import UsageError
 
 Change = Callable[[str], "torch.Tensor | None"]
 

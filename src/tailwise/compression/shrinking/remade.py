@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.dtypes import code_of
 from tailwise.checkpoints.writer import Layout, Shard
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
-    from tailwise.compression.walking.load_pruned import Shapes
+    from tailwise.models.walking.load_pruned import Shapes
 
 Make = Callable[[], "torch.Tensor"]
 

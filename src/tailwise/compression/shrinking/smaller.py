@@ -12,7 +12,7 @@ import torch
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.writer import Change, Layout, write_checkpoint
-from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.shrinking.factored import factored
@@ -31,11 +31,11 @@ from tailwise.compression.shrinking.structured_calibrated import choose_by_contr
 from tailwise.compression.treating.applied import Reached
 from tailwise.compression.treating.block_work import BlockWork, jobs_of
 from tailwise.compression.treating.journal import Journal
-from tailwise.compression.walking.hosts import Host, _empty, architecture_of, separated
-from tailwise.compression.walking.load_pruned import PRUNED_FILE, Shapes, reshape
-from tailwise.compression.walking.walk import walk_blocks
-from tailwise.errors import UnreadableError
-from tailwise.storage import json_of
+from tailwise.models.walking.hosts import Host, _empty, architecture_of, separated
+from tailwise.models.walking.load_pruned import PRUNED_FILE, Shapes, reshape
+from tailwise.models.walking.walk import walk_blocks
+from tailwise.core.errors import UnreadableError
+from tailwise.core.storage import json_of
 
 Step = Callable[[int, int], None]
 

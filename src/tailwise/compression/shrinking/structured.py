@@ -17,7 +17,7 @@ from tailwise.checkpoints.writer import Layout, Shard
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.taking import Drop
 from tailwise.compression.shrinking.coupled import on_meta, why_not
-from tailwise.compression.shrinking.depth import depth_fields
+from tailwise.compression.shrinking.config_depth import depth_fields
 from tailwise.compression.shrinking.remade import Entry, Made, resized
 from tailwise.compression.shrinking.structured_groups import (
     KIND_WORDS,
@@ -29,10 +29,10 @@ from tailwise.compression.shrinking.structured_groups import (
 )
 from tailwise.compression.shrinking.structured_scores import kept_units, magnitudes
 from tailwise.compression.shrinking.structured_widths import removed_counts
-from tailwise.compression.walking.hosts import Host, Streamed, _empty, _sources, lacking
-from tailwise.compression.walking.load_pruned import Heads, Shapes, Sizes, reshape
-from tailwise.compression.walking.walk import blocks_of
-from tailwise.errors import UsageError
+from tailwise.models.walking.hosts import Host, Streamed, _empty, _sources, lacking
+from tailwise.models.walking.load_pruned import Heads, Shapes, Sizes, reshape
+from tailwise.models.walking.walk import blocks_of
+from tailwise.core.errors import UsageError
 
 #: Names of the inner size in configs, where a family has one name only of its own.
 _WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")

@@ -13,10 +13,10 @@ from tailwise.compression.shrinking.structured import Surgery
 from tailwise.compression.shrinking.structured_groups import Group
 from tailwise.compression.shrinking.structured_scores import contributions, kept_units
 from tailwise.compression.treating.journal import Journal
-from tailwise.compression.walking.hosts import Host
-from tailwise.compression.walking.statistics import weight_of
-from tailwise.compression.walking.walk import Block, walk_blocks
-from tailwise.errors import UsageError
+from tailwise.models.walking.hosts import Host
+from tailwise.models.walking.statistics import weight_of
+from tailwise.models.walking.walk import Block, walk_blocks
+from tailwise.core.errors import UsageError
 
 
 def choose_by_contribution(

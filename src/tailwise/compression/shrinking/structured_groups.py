@@ -20,9 +20,9 @@ from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.taking import Drop
 from tailwise.compression.shrinking.coupled import coupled_layers
-from tailwise.compression.walking.load_pruned import Heads
-from tailwise.compression.walking.statistics import PLAIN
-from tailwise.errors import UsageError
+from tailwise.models.walking.load_pruned import Heads
+from tailwise.models.walking.statistics import PLAIN
+from tailwise.core.errors import UsageError
 
 Kind = Literal["attn", "mlp"]
 _KIND = re.compile(r"(attn|mlp)_(\w+)")

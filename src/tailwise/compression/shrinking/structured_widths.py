@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tailwise.compression.plans.rounding import rounded
+from tailwise.compression.plans.whole_units import rounded
 from tailwise.compression.shrinking.structured_groups import Group
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 
 def removed_counts(groups: Sequence[Group], *, equal: bool, multiple: int) -> list[int]:

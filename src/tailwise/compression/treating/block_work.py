@@ -13,17 +13,17 @@ import torch
 from torch import nn
 
 from tailwise.compression.operators.operator import Activations, Need
-from tailwise.compression.operators.table import WITHOUT_DATA
+from tailwise.compression.operators.registered import WITHOUT_DATA
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import How, operator_for
 from tailwise.compression.treating.kept_grids import kept_grids
 from tailwise.compression.treating.treated import treated_layer
-from tailwise.compression.walking.experts import ExpertStack
-from tailwise.compression.walking.hosts import Host, layer_of
-from tailwise.compression.walking.statistics import few_tokens, matrices_of, reaching, weight_of
-from tailwise.compression.walking.walk import Block, blocks_of
-from tailwise.errors import UsageError
+from tailwise.models.walking.experts import ExpertStack
+from tailwise.models.walking.hosts import Host, layer_of
+from tailwise.models.walking.statistics import few_tokens, matrices_of, reaching, weight_of
+from tailwise.models.walking.walk import Block, blocks_of
+from tailwise.core.errors import UsageError
 
 _SHOWN = 5
 

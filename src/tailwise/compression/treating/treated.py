@@ -16,9 +16,9 @@ from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import How
-from tailwise.compression.treating.matrices import as_matrices, from_matrices
-from tailwise.compression.walking.statistics import matrices_of, reaching, stored_from
-from tailwise.errors import TailwiseError
+from tailwise.compression.treating.layer_matrices import as_matrices, from_matrices
+from tailwise.models.walking.statistics import matrices_of, reaching, stored_from
+from tailwise.core.errors import TailwiseError
 from tailwise.number_formats.grid import Grid
 
 

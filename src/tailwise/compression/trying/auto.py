@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from tailwise.compression.operators.table import direction_in_words
+from tailwise.compression.operators.registered import direction_in_words
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.scored import (
     Court,

@@ -22,11 +22,11 @@ from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.sensitivity import Variant
 from tailwise.compression.trying.stage import Stage, StageOptions, stage_of
-from tailwise.errors import UnreadableError
-from tailwise.execution.engine import Engine, engine_of
-from tailwise.execution.one_thread import one_thread
-from tailwise.execution.spread import Work, patience_of, spread
-from tailwise.recipe import RunOptions
+from tailwise.core.errors import UnreadableError
+from tailwise.core.execution.engine import Engine, engine_of
+from tailwise.core.execution.one_thread import one_thread
+from tailwise.core.execution.spread import Work, patience_of, spread
+from tailwise.core.recipe import RunOptions
 
 Windows = Literal["search", "few", "guard"]  # of a `Stage`
 Entries = Mapping[int, Decision]  # place in the plan → the entry instead

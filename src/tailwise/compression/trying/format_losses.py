@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tailwise.compression.choosing.formats import Choices, Levels
+from tailwise.compression.choosing.bit_formats import Choices, Levels
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.trying.errors import Table
+from tailwise.compression.trying.layer_errors import Table
 from tailwise.compression.trying.refine import Losses
 from tailwise.compression.trying.scored import Court
 from tailwise.compression.trying.sensitivity import Variant

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tailwise.compression.choosing.formats import SLACKS, Choices, Levels
+from tailwise.compression.choosing.bit_formats import SLACKS, Choices, Levels
 from tailwise.compression.plans.budget import Budget, Vector
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan

@@ -13,8 +13,8 @@ from tailwise.compression.making.asked import asked_of
 from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.scored import Court
-from tailwise.errors import UsageError
-from tailwise.evaluation.intervals import mean_interval
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.intervals import mean_interval
 
 _STEPS = 7  # of the bisection: to 1 % of what the formats span
 _WIDER = 1.03  # bits are multiplied by this where the last choice finds the limit broken

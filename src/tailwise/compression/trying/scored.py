@@ -16,7 +16,7 @@ from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.elsewhere import Elsewhere, How, Windows
 from tailwise.compression.trying.sensitivity import Variant, variant_losses
 from tailwise.compression.trying.stage import Stage
-from tailwise.evaluation.intervals import mean_interval
+from tailwise.models.evaluation.intervals import mean_interval
 
 Say = Callable[[str, float], None]  # what is done, fraction of the time
 

@@ -12,8 +12,8 @@ from tailwise.compression.making.request import Request
 from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.scored import Court, Say, Scored, perplexity
 from tailwise.compression.trying.stage import StageOptions, stage_of
-from tailwise.errors import UsageError
-from tailwise.evaluation.intervals import mean_interval
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.intervals import mean_interval
 
 _NO_END = 1e9  # seconds: every τ is tried
 #: The manual's values, and uniform.

@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tailwise.compression.operators.operator import Activations, Need
-from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import How, Treatment
 from tailwise.compression.treating.block_work import BlockWork, Job, Nowhere, jobs_of
-from tailwise.compression.treating.matrices import as_matrices
+from tailwise.compression.treating.layer_matrices import as_matrices
 from tailwise.compression.treating.treated import treated_layer, treated_tensor
 from tailwise.compression.trying.material import Material, Text
 from tailwise.compression.trying.prefix import Prefix
-from tailwise.compression.walking.calibrate import Inputs
-from tailwise.compression.walking.hosts import Host
-from tailwise.compression.walking.statistics import is_prunable
-from tailwise.compression.walking.walk import Block, home_of, walk_blocks
-from tailwise.errors import UsageError
+from tailwise.models.walking.calibrate import Inputs
+from tailwise.models.walking.hosts import Host
+from tailwise.models.walking.statistics import is_prunable
+from tailwise.models.walking.walk import Block, home_of, walk_blocks
+from tailwise.core.errors import UsageError
 
 #: Bytes of XᵀX of all layers together; above it trials take the nearest operator that needs less.
 MOST_HESSIANS = 6 << 30

@@ -6,7 +6,7 @@ from typing import Any
 
 from tailwise.report.charts.chart import Guidance, chart
 from tailwise.report.charts.panels import along_depth
-from tailwise.report.charts.parts import Axis, metric_histogram
+from tailwise.report.charts.building import Axis, metric_histogram
 from tailwise.report.charts.view import View
 
 _GOOD = "near 0, the dashed line: critical balance, the tail of the fit is the one whose volume is conserved."

@@ -6,10 +6,10 @@ from typing import Any
 
 import altair as alt
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.report.charts.chart import Guidance, chart
 from tailwise.report.charts.data import OUTSIDE, Record, ordered, rounded
-from tailwise.report.charts.parts import ALPHA, Axis, place_axis, role_encodings, rule
+from tailwise.report.charts.building import ALPHA, Axis, place_axis, role_encodings, rule
 from tailwise.report.charts.view import ORDER, View
 
 _DEPTH = "after − base, along depth, by role; small block numbers are near the data. Filled: beyond its error."

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from tailwise.errors import UsageError
-from tailwise.metrics.metric import METRICS
-from tailwise.optional import missing
-from tailwise.registry import Registry
+from tailwise.core.errors import UsageError
+from tailwise.spectrum.metrics.metric import METRICS
+from tailwise.core.optional import missing
+from tailwise.core.registry import Registry
 
 if TYPE_CHECKING:
     from tailwise.report.charts.view import View

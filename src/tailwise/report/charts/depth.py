@@ -6,7 +6,7 @@ from typing import Any
 
 from tailwise.report.charts.chart import Guidance, chart
 from tailwise.report.charts.panels import along_depth
-from tailwise.report.charts.parts import Axis
+from tailwise.report.charts.building import Axis
 from tailwise.report.charts.view import View
 
 

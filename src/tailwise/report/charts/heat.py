@@ -6,11 +6,11 @@ from typing import Any
 
 import altair as alt
 
-from tailwise.errors import UsageError, unknown_name
-from tailwise.metrics.metric import METRICS
+from tailwise.core.errors import UsageError, unknown_name
+from tailwise.spectrum.metrics.metric import METRICS
 from tailwise.report.charts.chart import Guidance, chart
 from tailwise.report.charts.data import ordered
-from tailwise.report.charts.parts import place_axis, summary_of
+from tailwise.report.charts.building import place_axis, summary_of
 from tailwise.report.charts.view import ORDER, View
 
 #: Above this many columns the numbers in the cells cannot be read.

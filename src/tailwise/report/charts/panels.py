@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 
 from tailwise.report.charts.data import OUTSIDE, ordered
-from tailwise.report.charts.parts import (
+from tailwise.report.charts.building import (
     CROWD,
     Axis,
     bands,

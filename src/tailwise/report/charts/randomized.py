@@ -7,7 +7,7 @@ from typing import Any
 from tailwise.report.charts.chart import Guidance, chart
 from tailwise.report.charts.data import whole_bins
 from tailwise.report.charts.panels import along_depth
-from tailwise.report.charts.parts import ALPHA, Axis, histogram, metric_histogram, scatter
+from tailwise.report.charts.building import ALPHA, Axis, histogram, metric_histogram, scatter
 from tailwise.report.charts.view import View
 
 _RD = "1 − RD"

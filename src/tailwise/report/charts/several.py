@@ -6,11 +6,11 @@ from typing import Any
 
 import altair as alt
 
-from tailwise.compare.summary import FITTED, WELL_FIT
-from tailwise.errors import UsageError
+from tailwise.judging.compare.summary import FITTED, WELL_FIT
+from tailwise.core.errors import UsageError
 from tailwise.report.charts.chart import Guidance, chart
 from tailwise.report.charts.data import Record, rounded
-from tailwise.report.charts.parts import ALPHA, Axis, bands, place_axis, points, tooltip
+from tailwise.report.charts.building import ALPHA, Axis, bands, place_axis, points, tooltip
 from tailwise.report.charts.view import View
 from tailwise.report.theme import MODEL_COLORS
 

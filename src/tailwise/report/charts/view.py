@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.audits.audit import Audit, Layer
 from tailwise.checkpoints.roles import ROLES
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.report.charts.chart import Guidance
 from tailwise.report.charts.data import OUTSIDE, Depth, Record, depth_of, layer_records, ordered
 from tailwise.report.theme import LIGHT, Palette
 
 if TYPE_CHECKING:
-    from tailwise.compare.comparison import Comparison
+    from tailwise.judging.compare.comparison import Comparison
 
 ORDER = tuple(ROLES)
 #: Names of folders and files that say nothing about the model.
@@ -137,7 +137,7 @@ class View:
     @cached_property
     def comparison(self) -> Comparison:
         """The audit against its base."""
-        from tailwise.compare.run import compare
+        from tailwise.judging.compare.compare_audits import compare
 
         if self.base is None:
             raise UsageError("this chart needs a base to compare with", fix="give --base AUDIT")

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from tailwise.report.charts.chart import Chart, Guidance
 from tailwise.report.charts.view import View
-from tailwise.report.precision.view import StudyView
+from tailwise.report.precision.precision_view import StudyView
 
 Draw = Callable[[StudyView], Any]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 Vector = NDArray[np.float64]
 Product = Callable[[torch.Tensor], torch.Tensor]

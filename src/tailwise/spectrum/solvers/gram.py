@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from tailwise.spectrum.solvers.blocks import RowBlocks, long_side_blocks
+from tailwise.spectrum.solvers.row_blocks import RowBlocks, long_side_blocks
 
 #: A lower triangle (m × m) → its eigenvalues, ascending.
 Reduce = Callable[[torch.Tensor], torch.Tensor]

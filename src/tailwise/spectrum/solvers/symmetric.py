@@ -18,7 +18,7 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from tailwise.spectrum.solvers import tridiagonal, two_stage
-from tailwise.spectrum.solvers.streams import finish
+from tailwise.spectrum.solvers.gpu_streams import finish
 
 _log = logging.getLogger(__name__)
 #: (b, m, m) given by lower triangles, which may be overwritten → (b, m), ascending.

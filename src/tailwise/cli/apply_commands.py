@@ -1,0 +1,196 @@
+"""`tailwise apply PLAN MODEL -o OUT`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tailwise.cli.arguments import Begin, Bos, Json
+from tailwise.cli.progress import shown
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tailwise.compression.treating.applied import Applied
+
+_CAL, _RUN, _OUT, _SMALL = "Calibration", "How to run", "Output", "Smaller models"
+_DEQUANTIZE = "rtn: read a model that is quantized already as the values that it decodes to."
+_PACKED = "Of a plan to quantize: write codes and scales for compressed-tensors (vLLM, transformers), torchao or gguf "
+_PACKED += "(llama.cpp), in place of real numbers."
+
+
+class Compute(StrEnum):
+    """What the model computes in while it is calibrated."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def apply(
+    plan: Annotated[Path, typer.Argument(help="A plan: x.json, x.yaml; see `tailwise plan`.")],
+    model: Annotated[str, typer.Argument(help="The model that it was made for: folder or Hugging Face id.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the new model.", rich_help_panel=_OUT)
+    ],
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Text that wanda and sparsegpt need, and low_rank can use: a text file, a folder of them, token ids "
+            "(.npy, .pt, .safetensors, .json), wikitext2, or a data set as org/name:split:column. "
+            "Of an image classifier, images as `evaluate --images` takes them. May be repeated.",
+            rich_help_panel=_CAL,
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Windows drawn from it.", rich_help_panel=_CAL)] = 128,
+    window: Annotated[int, typer.Option(min=2, help="Tokens in a window.", rich_help_panel=_CAL)] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw.", rich_help_panel=_CAL)] = 0,
+    bos: Bos = Begin.auto,
+    dtype: Annotated[
+        Compute, typer.Option(help="auto: as stored, but float32 on a CPU.", rich_help_panel=_RUN)
+    ] = Compute.auto,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0.", rich_help_panel=_RUN)] = "cpu",
+    batch: Annotated[int, typer.Option(min=1, help="Windows at once.", rich_help_panel=_RUN)] = 8,
+    executor: Annotated[
+        str,
+        typer.Option(metavar="ENGINE", rich_help_panel=_RUN,
+                     help="magnitude, low_rank, rtn: shards on dask[://scheduler:8786] or ray[://head:10001]."),
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Shards at once, on an executor.", rich_help_panel=_RUN)
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Do not go on where a killed run had come to.", rich_help_panel=_RUN)
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace the output; apply a plan made from other weights.", rich_help_panel=_OUT),
+    ] = False,
+    save_masks: Annotated[
+        bool, typer.Option("--save-masks", help="Also write which entries were kept.", rich_help_panel=_OUT)
+    ] = False,
+    equal_widths: Annotated[
+        bool,
+        typer.Option("--equal-widths", rich_help_panel=_SMALL,
+                     help="structured: every block loses as many heads and neurons, so that config.json can say it."),
+    ] = False,
+    multiple: Annotated[
+        int, typer.Option(min=1, help="structured: of neurons, a multiple of this stays.", rich_help_panel=_SMALL)
+    ] = 8,
+    factored: Annotated[
+        bool,
+        typer.Option("--factored", rich_help_panel=_SMALL,
+                     help="low_rank: store two factors in place of their product; loads with tailwise.load_pruned."),
+    ] = False,
+    packed: Annotated[str | None, typer.Option(metavar="LAYOUT", help=_PACKED, rich_help_panel=_OUT)] = None,
+    dequantize: Annotated[bool, typer.Option("--dequantize", help=_DEQUANTIZE, rich_help_panel=_RUN)] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Carry out a plan: write the pruned or quantized model, and read back what was reached.
+
+    The output loads as the model did: same tensors, dtypes, tokenizer and config, with the plan in it. A model that
+    got smaller (structured, or low_rank with --factored) loads so too where config.json can say its sizes, else with
+    tailwise.load_pruned. A quantized model is as large as before, unless it is --packed. It appears whole or not at
+    all; the same command goes on after a kill.
+    """
+    from tailwise.compression.applying.apply import apply as apply_plan
+    from tailwise.compression.applying.apply_options import ApplyOptions
+    from tailwise.compression.plans.plan import Plan
+
+    options = ApplyOptions(
+        calibration=list(calibration) if calibration else None,
+        samples=samples,
+        window=window,
+        seed=seed,
+        bos=bos.value,
+        device=device,
+        dtype=dtype.value,
+        batch=batch,
+        force=force,
+        save_masks=save_masks,
+        resume=not fresh,
+        equal_widths=equal_widths,
+        multiple=multiple,
+        factored=factored,
+        packed=packed,
+        dequantize=dequantize,
+        executor=executor,
+        workers=workers,
+    )
+    with _bar() as show:
+        found = apply_plan(Plan.load(plan), model, output, options=options, progress=show)
+    _deliver(found, as_json)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for each thing that is done; it leaves nothing behind."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    lines: dict[str, Any] = {}
+    with shown(Progress(*columns, console=console, transient=True, disable=not console.is_terminal)) as bar:
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in lines:
+                lines[what] = bar.add_task(what, total=total)
+            bar.update(lines[what], completed=done)
+
+        yield show
+
+
+def _deliver(found: Applied, as_json: bool) -> None:
+    from tailwise.report.terminal import console
+
+    screen = console(stderr=as_json)
+    if as_json:
+        sys.stdout.write(json.dumps(found.to_json(), indent=1) + "\n")
+    else:
+        screen.print(_table(found))
+    screen.print(
+        f"{_reached(found)} ({len(found.tensors)} tensors, {found.seconds:.1f} s)", markup=False, soft_wrap=True
+    )
+    if found.sizes is not None:
+        screen.print(f"weights: {found.sizes[0]:,} bytes before, {found.sizes[1]:,} now", markup=False)
+    if found.resumed:
+        screen.print(f"{found.resumed} blocks or shards were finished before", markup=False)
+    for note in found.notes:
+        screen.print(note, style="yellow", markup=False, soft_wrap=True)
+    screen.print(f"written to {found.output}", markup=False, soft_wrap=True)
+
+
+def _reached(found: Applied) -> str:
+    if found.in_bits:
+        bits = f"{found.reached:.4f} bits per weight of the planned parameters, asked for: {found.asked:.4f}"
+        return bits if found.pruned is None else f"{_reached(found.pruned)}; then {bits}"
+    ranks = any(item.rank is not None for item in found.tensors)
+    went = "gone" if found.smaller else "saved by low rank" if ranks else "zero"
+    return f"{found.reached:.4%} of the planned parameters are {went}, asked for: {found.asked:.4%}"
+
+
+def _table(found: Applied, most: int = 12) -> Table:
+    """The tensors that are farthest from what was asked."""
+    from rich.table import Table
+
+    from tailwise.compression.applying.card import how_in_words
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for title in ("tensor", "asked", "reached", "how"):
+        table.add_column(title, justify="right" if title in ("asked", "reached") else "left", overflow="fold")
+    ranked = sorted(found.tensors, key=lambda item: -abs(item.reached - item.asked))
+    for item in ranked[:most]:
+        table.add_row(item.tensor, f"{item.asked:.4f}", f"{item.reached:.4f}", how_in_words(item))
+    if len(ranked) > most:
+        table.add_row(f"… and {len(ranked) - most} that are nearer to it", "", "", "")
+    return table

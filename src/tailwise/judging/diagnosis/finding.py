@@ -1,0 +1,106 @@
+"""What a rule says: a finding with its evidence, or that it could not look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Severity = Literal["info", "warning", "error"]
+#: How well the rule itself is founded: derived, correlated with quality in publications, or a rule of thumb.
+Strength = Literal["theory", "published", "heuristic"]
+SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One number that crossed a bound."""
+
+    layer: str  # "" where the number is of the whole model
+    metric: str
+    value: float
+    bound: float | None  # what it was held against
+    says: str  # in words, with the numbers: "alpha 7.1 ± 0.4 > 6"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One pattern found in a model."""
+
+    code: str  # TW101, …
+    title: str
+    severity: Severity
+    message: str  # one sentence about this model
+    layers: tuple[str, ...]  # names, worst first; empty where the finding is of the whole model
+    evidence: tuple[Evidence, ...]
+    causes: tuple[str, ...]
+    remedies: tuple[str, ...]
+    references: tuple[str, ...]
+    strength: Strength
+    functions: tuple[str, ...] = ()  # names in `tailwise.training.remedies`
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class NotLooked:
+    """A rule that could not look, which is not the same as finding nothing."""
+
+    code: str
+    title: str
+    reason: str  # what is missing, and which option would provide it
+
+
+@dataclass(frozen=True)
+class NotEvaluated:
+    """Layers that a rule left out, though it looked at others."""
+
+    code: str
+    title: str
+    reason: str
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything the rules said of one audit, worst first."""
+
+    model: str
+    findings: tuple[Finding, ...]
+    not_looked: tuple[NotLooked, ...] = ()
+    looked: tuple[str, ...] = ()  # codes of the rules that looked
+    muted: tuple[str, ...] = ()
+    thresholds: dict[str, float] = field(default_factory=dict)
+    not_evaluated: tuple[NotEvaluated, ...] = ()
+
+    def of(self, layer: str) -> tuple[Finding, ...]:
+        """The findings that name a layer."""
+        return tuple(finding for finding in self.findings if layer in finding.layers)
+
+    @property
+    def worst(self) -> Severity | None:
+        """The highest severity found."""
+        found = [SEVERITIES.index(finding.severity) for finding in self.findings]
+        return SEVERITIES[max(found)] if found else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Diagnosis:
+        """What `to_json` gave."""
+        findings = tuple(_finding(item) for item in data["findings"])
+        not_looked = tuple(NotLooked(**item) for item in data["not_looked"])
+        looked, muted = tuple(data["looked"]), tuple(data["muted"])
+        parts = data.get("not_evaluated", ())
+        left = tuple(NotEvaluated(**{**item, "layers": tuple(item["layers"])}) for item in parts)
+        return Diagnosis(data["model"], findings, not_looked, looked, muted, dict(data["thresholds"]), left)
+
+
+def _finding(data: Mapping[str, Any]) -> Finding:
+    evidence = tuple(Evidence(**item) for item in data["evidence"])
+    lists = {key: tuple(value) for key, value in data.items() if isinstance(value, list | tuple)}
+    return Finding(**{**data, **lists, "evidence": evidence})
