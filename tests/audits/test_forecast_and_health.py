@@ -9,7 +9,7 @@ import torch
 import tailwise as tw
 from tailwise.audits import installation as health
 from tailwise.audits.cache import default_folder
-from tailwise.audits.forecast import forecast
+from tailwise.audits.cost import forecast
 from tailwise.audits.run import prepare
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.spans import PART, HeldFile, coalesced
+from tailwise.checkpoints.formats.common import PART, HeldFile, coalesced
 from tailwise.core.errors import UnreadableError, UsageError
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from safetensors.torch import save_file
 
-from tailwise.cli.sweep_screen import Screen
+from tailwise.cli.sweep_command import Screen
 from tailwise.history.sweep.catalogue import Catalogue, Claim
 from tailwise.history.sweep.sweeping import Sweep, sweep
 from tailwise.history.sweep.status import status_of

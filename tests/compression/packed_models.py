@@ -10,7 +10,7 @@ import torch
 from tiny_models import KINDS, inputs_for, quantize
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.readings.claimed import claimed
+from tailwise.checkpoints.readings.partition import claimed
 from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest

@@ -12,7 +12,7 @@ from packed_models import WINDOWS, both, logits, mixtral, plan_for, saved, value
 from tiny_models import quantize
 
 from tailwise.compression.applying.apply_options import ApplyOptions
-from tailwise.compression.packing import read_back
+from tailwise.compression.packing import output as read_back
 from tailwise.compression.packing.bit_streams import pack_bits, pack_words
 from tailwise.compression.packing.compressed_tensors import CompressedTensors
 from tailwise.compression.plans.plan import Plan

@@ -112,7 +112,7 @@ def test_classes_that_are_not_known_are_told_and_not_measured(tmp_path):
     from safetensors.torch import save_file
 
     from tailwise.checkpoints.open import open_checkpoint
-    from tailwise.checkpoints.readings.claimed import claimed
+    from tailwise.checkpoints.readings.partition import claimed
 
     codes = torch.zeros(4, 8, dtype=torch.int8)
     save_file({"m._weight_qdata": codes, "m._weight_scale_and_zero": torch.ones(4, 1)}, tmp_path / "model.safetensors")

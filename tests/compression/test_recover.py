@@ -318,7 +318,7 @@ def test_a_kill_leaves_nothing_behind(pruned, tmp_path, monkeypatch):
 
 
 def test_the_command_prints_quality_before_and_after(pruned, tmp_path):
-    from tailwise.cli.recover import recover as command
+    from tailwise.cli.apply_commands import recover as command
 
     app = typer.Typer()
     app.command()(command)

@@ -190,7 +190,7 @@ def test_what_calibration_says_keeps_the_outputs_nearer_than_chance(llama, plan,
 
 
 def test_a_killed_run_goes_on_at_the_block(llama, plan, tmp_path, monkeypatch):
-    from tailwise.compression.shrinking import structured_calibrated
+    from tailwise.compression.shrinking import smaller as structured_calibrated
 
     apply(plan, llama, tmp_path / "expected", options=CALIBRATED)
     real = structured_calibrated._Choosing.visit

@@ -13,7 +13,7 @@ from tailwise.history.jsonl import JsonlHistory, to_line
 from tailwise.history.queued import QueuedHistory
 from tailwise.history.spool import REJECTED, Spool
 from tailwise.history.store import History
-from tailwise.history.writer import open_writer
+from tailwise.history.queued import open_writer
 
 
 class Clock:

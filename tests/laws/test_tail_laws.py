@@ -13,7 +13,7 @@ from tailwise.spectrum.baseline import gaussian_spectrum
 from tailwise.spectrum.ks_scan import ks_at, lower_bounds, scan
 from tailwise.spectrum.power_law import ESTIMATORS, TailOptions, fit_tail
 from tailwise.spectrum.spectrum import Spectrum
-from tailwise.spectrum.truncated_power_law import fit_truncated
+from tailwise.spectrum.other_laws import fit_truncated
 
 LAW = settings(deadline=None, derandomize=True, max_examples=150)
 

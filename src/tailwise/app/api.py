@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
-
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel
-
 from tailwise.app import chart_json as figures
 from tailwise.app.desk import Desk, desk_of
 from tailwise.app.help_texts import topic, topics
@@ -14,7 +12,6 @@ from tailwise.app.jobs.start import Wish, start
 from tailwise.app.pages.models import layer_rows
 from tailwise.app.pages.training import summary_of
 from tailwise.app.layer_tables import Columns, chosen_columns
-from tailwise.app.timeline import scalars_spec, series_spec
 from tailwise.judging.compare.compare_audits import compare as compared
 from tailwise.judging.compare.summary import model_numbers
 from tailwise.compression.plans.files import to_document
@@ -22,7 +19,9 @@ from tailwise.report.charts.plan_chart import plan_chart
 from tailwise.report.history import alarm_line, audit_line, plain
 from tailwise.report.theme import TOKENS
 from tailwise.app.workspace import layers as table
-
+from tailwise.app.chart_json import encoded
+from tailwise.history.store import History
+from tailwise.report.charts.timeline import Marks, scalars_chart, series_chart
 
 class Problem(BaseModel):
     """What went wrong, where, and what to do."""
@@ -211,3 +210,19 @@ class Health(BaseModel):
 def health() -> Health:
     """Whether the server answers."""
     return Health()
+
+
+def _marks(history: History, run: str) -> Marks:
+    return [(kept.alarm.step, kept.alarm.rule, kept.alarm.severity) for kept in history.kept_alarms(run)]
+
+
+def series_spec(history: History, run: str, metric: str) -> bytes:
+    """A metric over time, by role."""
+    lines, marks = history.series(run, [metric]), _marks(history, run)
+    return encoded(lambda: series_chart(lines, metric, marks, TOKENS))
+
+
+def scalars_spec(history: History, run: str) -> bytes:
+    """Scalars of the whole model over time."""
+    lines, marks = history.scalars(run), _marks(history, run)
+    return encoded(lambda: scalars_chart(lines, marks, TOKENS))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tailwise.audits.weightwatcher import weightwatcher_columns
-from tailwise.checkpoints.order import KEEPS_ORDER, in_order
+from tailwise.checkpoints.orientation import KEEPS_ORDER, in_order
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.spectrum.spectrum import Spectrum
 

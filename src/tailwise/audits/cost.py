@@ -16,19 +16,23 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
-
 import numpy as np
-
 from tailwise.audits.cache import Cache, key_of
 from tailwise.spectrum.metrics.facts import Facts, Spectra, gaussian_baseline
 from tailwise.spectrum.metrics.measure import metrics_of
 from tailwise.core.recipe import Recipe
 from tailwise.spectrum.spectrum import Spectrum
+from tailwise.audits.baselines import Baselines
+from tailwise.audits.cache import Cache
+from tailwise.audits.work import Worker
+from tailwise.core.execution.device import checked_device
+from tailwise.core.execution.executor import default_workers
 
 if TYPE_CHECKING:
     import torch
-
     from tailwise.checkpoints.matrices import MatrixSource
+    from tailwise.audits.prepare import Prepared
+    from tailwise.checkpoints.checkpoint import Checkpoint
 
 #: Short sides that are measured; those above the largest matrix asked about are left out.
 _SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
@@ -203,3 +207,28 @@ def _wait(device: str) -> None:
         import torch
 
         torch.cuda.synchronize()
+
+
+def forecast(checkpoint: Checkpoint, prepared: Prepared) -> dict[str, Any]:
+    """Matrices, bytes, memory (bytes), seconds on this machine, and how many spectra are known already."""
+    options = prepared.options
+    cache = Cache.of(options)
+    worker = Worker(checkpoint, prepared.recipe, options.device, cache, Baselines(cache))
+    new = [source for source in prepared.sources if not worker.is_known(source)]
+    workers = options.workers or default_workers(options.device)
+    checked_device(options.device)  # rates are measured here, whatever the executor
+    speed = rates(max((source.m for source in new), default=1), prepared.recipe, options.device, cache)
+    each = [speed.seconds(source, 1 + prepared.recipe.randomize) for source in new]
+    shapes = {shape_of(source): source for source in new}
+    noise = sum(speed.seconds_of_shape(source) for source in shapes.values())
+    return {
+        "model": checkpoint.uri,
+        "matrices": len(prepared.sources),
+        "unmeasured": len(prepared.unmeasured),
+        "bytes": prepared.nbytes,
+        "memory": prepared.memory(workers),
+        "workers": workers,
+        "cached": len(prepared.sources) - len(new),
+        # Taken largest first, matrices fill the workers evenly, unless one alone takes longer than the rest.
+        "seconds": max([sum(each) / workers, *each]) + noise / workers,
+    }

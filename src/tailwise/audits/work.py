@@ -16,13 +16,13 @@ from tailwise.audits.cache import Cache, key_of
 from tailwise.audits.content import HashedMatrix
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.core.errors import TailwiseError, lacks_memory
-from tailwise.core.execution.streams import own_stream
+from tailwise.core.execution.executor import own_stream
 from tailwise.spectrum.metrics.facts import Facts, Spectra
 from tailwise.spectrum.metrics.measure import metrics_of
 from tailwise.core.recipe import Recipe
 from tailwise.core.room import ensure_room
 from tailwise.spectrum.rounding_noise import unit_of
-from tailwise.spectrum.sampling import permuted_spectrum, window_spectrum
+from tailwise.spectrum.baseline import permuted_spectrum, window_spectrum
 from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
 from tailwise.spectrum.solvers.row_blocks import BLOCK_BYTES
 from tailwise.spectrum.solvers.gram import Reduce

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.checkpoint import DTYPE_BITS, Checkpoint, TensorSpec
-from tailwise.checkpoints.dtypes import code_of, torch_dtype
-from tailwise.checkpoints.readings.claimed import ClaimedCheckpoint, claimed
+from tailwise.checkpoints.checkpoint import code_of, torch_dtype
+from tailwise.checkpoints.readings.partition import ClaimedCheckpoint, claimed
 from tailwise.checkpoints.writer import Layout
 from tailwise.core.errors import UsageError
 

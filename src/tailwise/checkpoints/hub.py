@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.checkpoints.bytesource import ByteSource
-from tailwise.checkpoints.folder import Folder
+from tailwise.checkpoints.bytesource import Folder
 from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
 
 _log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePosixPath
 
-from tailwise.checkpoints.folder import Folder, LocalFolder
+from tailwise.checkpoints.bytesource import Folder, LocalFolder
 from tailwise.core.errors import UnreadableError
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from tailwise.checkpoints.folder import Folder
+from tailwise.checkpoints.bytesource import Folder
 from tailwise.checkpoints.foreign import folder_of
 from tailwise.checkpoints.formats.distributed import METADATA
 from tailwise.checkpoints.formats.torch_pickle import is_side_file

@@ -13,7 +13,7 @@ from tailwise.checkpoints.blocks import number_blocks
 from tailwise.checkpoints.fused import Part
 from tailwise.checkpoints.parts import EMBEDDINGS, Hints, is_numeric, parts_of
 from tailwise.checkpoints.readings.claim import Codec
-from tailwise.checkpoints.readings.claimed import ClaimedCheckpoint, claimed, made_by
+from tailwise.checkpoints.readings.partition import ClaimedCheckpoint, claimed, made_by
 from tailwise.checkpoints.readings.partition import VERSIONS
 from tailwise.checkpoints.roles import NO_BLOCK, classify
 from tailwise.checkpoints.views import View, ViewMatrix, WeightMatrix, reads_by_rows

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from tailwise.checkpoints.folder import Folder
+from tailwise.checkpoints.bytesource import Folder
 from tailwise.core.errors import UnreadableError
 
 _ZERO3 = "join them with DeepSpeed's own script: python zero_to_fp32.py FOLDER OUTPUT --safe_serialization"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.checkpoints.bytesource import ByteSource, os_error
-from tailwise.checkpoints.folder import Folder
+from tailwise.checkpoints.bytesource import Folder
 from tailwise.core.errors import UnreadableError
 from tailwise.core.storage import remote_error
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 from typing import Annotated
-
 import typer
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 Output = Annotated[
     list[str] | None,
@@ -38,3 +41,16 @@ Bos = Annotated[
 def comma_list(text: str | None) -> tuple[str, ...]:
     """`"a, b"` → `("a", "b")`."""
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+@contextmanager
+def solver_to_stderr() -> Iterator[None]:
+    """The integer solver prints a line to file descriptor 1 now and then, which would spoil JSON: to stderr instead."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)

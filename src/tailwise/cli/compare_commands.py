@@ -5,13 +5,20 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-
 import typer
-
-from tailwise.cli.compared import HOW, TEXTS, Fdr, Metrics, Randomize, put_out
 from tailwise.cli.arguments import Device, Json, Rows, Workers, comma_list
 from tailwise.core.errors import UsageError
 from tailwise.core.storage import exists, is_url, joined
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+from tailwise.core.atomic import write_whole
+from typing import Annotated
+from tailwise.cli.arguments import Device, Json, Workers
+from collections.abc import Mapping
+from dataclasses import replace
+from tailwise.cli.store_options import Revisions, Run, Store, only_run, open_store
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
@@ -156,3 +163,177 @@ def check_text_target(path: str, suffixes: tuple[str, ...]) -> None:
     if Path(path).suffix not in suffixes:
         raise UsageError(f"the suffix {Path(path).suffix!r} is not known", where=path, fix=f"use {', '.join(suffixes)}")
     check_target(path.removesuffix(Path(path).suffix) + ".json")
+
+
+HOW = "How to compare"
+#: Suffixes of the files that comparisons are written to.
+TEXTS = (".json", ".csv", ".md")
+
+Fdr = Annotated[float, typer.Option(help="False discovery rate of what is called significant.", rich_help_panel=HOW)]
+Metrics = Annotated[str | None, typer.Option(metavar="A,B", help="Only these metrics.", rich_help_panel=HOW)]
+Randomize = Annotated[
+    bool,
+    typer.Option("--randomize", help="Of models that are audited here: also count traps.", rich_help_panel=HOW),
+]
+
+
+def put_out(found: Sequence[Comparison], outputs: Sequence[str], *, as_json: bool, rows: int) -> None:
+    """Print comparisons, as tables or as JSON, and write them to files; what has no suffix of `TEXTS` is there."""
+    from tailwise.report import comparison_page as report
+    from tailwise.report.terminal import console
+
+    screen = console(stderr=as_json)
+    if as_json:
+        sys.stdout.write(_json(found) + "\n")
+    else:
+        for one in found:
+            screen.print(report.terminal(one, rows), "", sep="\n")
+    texts = {".json": _json, ".csv": report.to_csv, ".md": report.to_markdown}
+    for path in outputs:
+        if Path(path).suffix in texts:
+            write_whole(path, texts[Path(path).suffix](found).encode())
+        screen.print(f"written to {path}", soft_wrap=True, markup=False)
+
+
+def _json(found: Sequence[Comparison]) -> str:
+    documents = [one.to_json() for one in found]
+    return json.dumps(documents[0] if len(documents) == 1 else documents, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def rank(
+    models: Annotated[list[str], typer.Argument(help="Audits or models of one family; or the folder of a sweep.")],
+    by: Annotated[
+        str, typer.Option(help="alpha_weighted, alpha, alpha_2_6, share_2_4, log_norm, effective_rank, …",
+                          rich_help_panel="How to compare"),
+    ] = "alpha_weighted",
+    scores: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.csv", help="Columns model,score: how far each number follows your scores.",
+                     rich_help_panel="How to compare"),
+    ] = None,
+    min_evals: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Trust fits of matrices with N eigenvalues or more, not with 50.",
+                     rich_help_panel="How to compare"),
+    ] = None,
+    randomize: Randomize = False,
+    device: Device = "cpu",
+    workers: Workers = None,
+    output: Annotated[
+        list[str] | None,
+        typer.Option("-o", "--output", metavar="FILE", help="x.json, x.csv or x.md; may be repeated.",
+                     rich_help_panel="Output"),
+    ] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Order the models of one family by one number, and hold that number against your scores."""
+    from tailwise.judging.compare.ranking import numbers_of, rank_numbers, with_stability
+    from tailwise.judging.compare.model_scores import read_scores
+    from tailwise.report import comparison_page as report
+    from tailwise.report.terminal import console
+    from tailwise.history.sweep.results import is_results, read_numbers
+
+    for path in output or ():
+        check_text_target(path, (".json", ".csv", ".md"))
+    known = None if scores is None else read_scores(scores)
+    swept = {model: read_numbers(model) for model in models if is_results(model)}
+    single = [model for model in models if model not in swept]
+    audits = read_all(single, randomize=randomize, device=device, workers=workers)
+    numbers = [one for several in swept.values() for one in several]
+    numbers += [numbers_of(audit, min_evals, source) for audit, source in zip(audits, single, strict=True)]
+    found = with_stability(rank_numbers(numbers, by=by, scores=known), numbers, audits, min_evals)
+    screen = console(stderr=as_json)
+    document = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    if as_json:
+        sys.stdout.write(document + "\n")
+    else:
+        screen.print(report.ranking_terminal(found))
+    texts = {".json": document, ".csv": report.ranking_csv(found), ".md": report.ranking_markdown(found)}
+    for path in output or ():
+        write_whole(path, texts[Path(path).suffix].encode())
+        screen.print(f"written to {path}", soft_wrap=True, markup=False)
+
+
+def diff(
+    before: Annotated[str, typer.Argument(metavar="STEP", help="A step, or the word first.")],
+    after: Annotated[str, typer.Argument(metavar="STEP", help="A later step, or the word last.")],
+    store: Store = None,
+    run: Run = None,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="In place of a store: a folder or URL with checkpoints, or org/name.",
+                     rich_help_panel="Where"),
+    ] = None,
+    revisions: Revisions = None,
+    fdr: Fdr = 0.05,
+    metrics: Metrics = None,
+    randomize: Randomize = False,
+    device: Device = "cpu",
+    workers: Workers = None,
+    output: Annotated[
+        list[str] | None,
+        typer.Option("-o", "--output", metavar="FILE", help="x.json, x.csv or x.md; may be repeated.",
+                     rich_help_panel=_OUT),
+    ] = None,
+    as_json: Json = False,
+    rows: Rows = 100,
+) -> None:  # fmt: skip
+    """Say what changed between two steps of a run: per layer, per role and for the model, as `tailwise compare` does.
+
+    Of a store, audits are read from their files where those are still there; without them there are no spectra, and
+    nothing about alpha is called significant. Of a folder, the two checkpoints are audited.
+    """
+    from tailwise.judging.compare.compare_audits import compare
+
+    for path in output or ():
+        check_text_target(path, TEXTS)
+    if checkpoints is not None:
+        settings = {"device": device, "workers": workers, "randomize": int(randomize)}
+        sides = _of_folder(checkpoints, comma_list(revisions), (before, after), settings)
+    elif randomize or device != "cpu" or workers is not None:
+        what = "what the store has is not audited again: --randomize, --device and --workers are for checkpoints"
+        raise UsageError(what, fix="leave them out, or give --checkpoints DIR")
+    else:
+        sides = _of_store(store, run, (before, after))
+    (old, new), notes = sides
+    found = compare(old, new, level=fdr, metrics=comma_list(metrics) or None)
+    put_out([replace(found, notes=(*found.notes, *notes))], output or (), as_json=as_json, rows=rows)
+
+
+Sides = tuple[list["Audit"], list[str]]
+
+
+def _of_folder(where: str, revisions: tuple[str, ...], asked: tuple[str, str], settings: Mapping[str, object]) -> Sides:
+    from tailwise.audits.run import audit
+    from tailwise.cli.progress import progress_bar
+    from tailwise.history.runs.found import find, nothing_found
+
+    found = {one.step: one for one in find(where, revisions)}
+    if not found:
+        raise nothing_found(where)
+    chosen = [found[_step(text, sorted(found), where)] for text in asked]
+    with progress_bar() as show:
+        return [audit(one.uri, progress=show, **settings) for one in chosen], []  # type: ignore[arg-type]
+
+
+def _of_store(store: str | None, run: str | None, asked: tuple[str, str]) -> Sides:
+    from tailwise.history.as_audit import audit_at
+
+    with open_store(store) as history:
+        name = only_run(history, run)
+        known = sorted({item.step for item in history.audits(name)} | set(history.scalars(name)["step"].to_pylist()))
+        pairs = [audit_at(history, name, _step(text, known, f"the run {name!r}")) for text in asked]
+    return [audit for audit, _ in pairs], list(dict.fromkeys(lacks for _, lacks in pairs if lacks))
+
+
+def _step(text: str, known: list[int], where: str) -> int:
+    words = {"first": 0, "last": -1}
+    if text in words and known:
+        return known[words[text]]
+    digits = text.removeprefix("step").strip("-_ ")
+    if not digits.isdecimal():
+        raise UsageError(f"{text!r} is no step", fix="give a number, or first or last")
+    if int(digits) not in known:
+        near = sorted(sorted(known, key=lambda step: abs(step - int(digits)))[:6])
+        raise UsageError(f"has no step {digits}", where=where, fix=f"steps nearby: {', '.join(map(str, near))}")
+    return int(digits)

@@ -82,7 +82,7 @@ def _audit(model: Path, randomize: bool) -> Audit:
 
 def _plan(found: Audit, order: PlanOrder) -> Plan:
     from tailwise.cli.plan_shared import Windows, text_of
-    from tailwise.cli.solver import solver_to_stderr
+    from tailwise.cli.arguments import solver_to_stderr
 
     text = text_of([str(order.calibration)] if order.calibration else None, Windows(), "cpu")
     even = "uniform" if order.allocator == "auto" else order.allocator

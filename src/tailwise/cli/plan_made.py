@@ -7,8 +7,6 @@ import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
-
-from tailwise.cli.option_table import Option, command
 from tailwise.cli.arguments import Begin, Bos, Device, Json, Rows, Workers, comma_list
 from tailwise.cli.plan_shared import (
     Also,
@@ -31,11 +29,61 @@ from tailwise.cli.plan_shared import (
     target_of,
     text_of,
 )
-from tailwise.cli.solver import solver_to_stderr
+from tailwise.cli.arguments import solver_to_stderr
 from tailwise.core.errors import UsageError, unknown_name
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+import typer
 
 if TYPE_CHECKING:
     from tailwise.compression.making.request import QuantizeRequest, Request
+
+_REQUIRED = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Option:
+    """A row: the parameter, the kind of its values, its default, and what help says of it.
+
+    `kind` is a type, or an `Annotated` one that several commands share.
+    """
+
+    name: str
+    kind: Any
+    default: Any = _REQUIRED
+    help: str | None = None
+    flags: tuple[str, ...] = ()
+    panel: str | None = None
+    metavar: str | None = None
+    setting: bool = False  # told to the way to choose, by its name, where it is given
+
+    @property
+    def annotation(self) -> Any:
+        """As typer takes it."""
+        if self.help is None:
+            return self.kind
+        info = typer.Option(*self.flags, help=self.help, metavar=self.metavar, rich_help_panel=self.panel)
+        return Annotated[self.kind, info]
+
+
+def command(run: Callable[..., None], rows: Sequence[Option], name: str, text: str) -> Callable[..., None]:
+    """A function that typer reads as one with these parameters; `run` is called with their values by name."""
+
+    def called(**given: Any) -> None:
+        run(**given)
+
+    parameters = [
+        inspect.Parameter(row.name, inspect.Parameter.KEYWORD_ONLY, default=row.default, annotation=row.annotation)
+        for row in rows
+    ]
+    # PEP 362: `inspect.signature`, by which typer reads a command, looks here first; type checkers do not know it.
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {row.name: row.annotation for row in rows}
+    called.__name__, called.__doc__ = name, text
+    return called
+
 
 SPREAD, SPEND = "How to spread it", "How to spend the bits"
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?b?|b)?\s*", re.IGNORECASE)

@@ -12,7 +12,7 @@ import typer
 
 from tailwise.cli.arguments import Device, Json, Workers, comma_list
 from tailwise.cli.plan_shared import TRY, Layers, Roles, Samples, Seed, Window, audit_of, saying
-from tailwise.cli.solver import solver_to_stderr
+from tailwise.cli.arguments import solver_to_stderr
 from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from tailwise.audits.prepare import Selection, check_estimators
 from tailwise.core.errors import UsageError
 from tailwise.history.point import RULES, Alarm
-from tailwise.history.writer import open_writer
+from tailwise.history.queued import open_writer
 from tailwise.spectrum.metrics.measure import completed
 from tailwise.core.recipe import Recipe
 from tailwise.training.alarms import Alarms

@@ -6,15 +6,12 @@ import json
 import logging
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
-
 from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import BaseModel, Field
 from starlette.responses import StreamingResponse
-
 from tailwise.app.desk import Desk, desk_of
 from tailwise.app.event_stream import from_a_thread, stream
-from tailwise.app.markdown import drawn
 from tailwise.app.settings import is_loopback
 from tailwise.app.assistant.answers import EXAMPLES, answer
 from tailwise.app.assistant.chat import chat
@@ -23,6 +20,12 @@ from tailwise.app.assistant.prompt import system_prompt
 from tailwise.app.assistant.screen import Screen
 from tailwise.app.assistant.endpoint import Endpoint, forget, load
 from tailwise.core.errors import TailwiseError, UsageError
+from functools import lru_cache
+from typing import TYPE_CHECKING
+from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
 
 _log = logging.getLogger(__name__)
 router = APIRouter(include_in_schema=False)
@@ -207,3 +210,21 @@ def _tried_words(desk: Desk) -> str:
 def elsewhere() -> RedirectResponse:
     """The assistant is on every page; its settings are here."""
     return RedirectResponse("/settings", 303)
+
+
+@lru_cache(maxsize=1)
+def _parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "html_block", "html_inline"])
+    parser.validateLink = _is_ours  # type: ignore[method-assign, assignment]  # that is how it is set
+    return parser
+
+
+def _is_ours(address: str) -> bool:
+    return address.startswith("/") and not address.lower().startswith(("//", "/\\", "/%5c"))
+
+
+def drawn(text: str) -> Markup:
+    """The HTML of an answer. HTML in it becomes text, and links elsewhere stay text."""
+    return Markup(_parser().render(text))  # noqa: S704 - the parser escapes

@@ -15,7 +15,7 @@ from tailwise.audits.prepare import Prepared, Selection, prepare
 from tailwise.audits.run import Settings, Step, split_settings, versions
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.order import KEEPS_ORDER, in_order
+from tailwise.checkpoints.orientation import KEEPS_ORDER, in_order
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.execution.device import checked_device
 from tailwise.core.execution.executor import default_workers, map_unordered

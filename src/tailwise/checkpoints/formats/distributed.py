@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import DTYPE_BITS, TensorSpec
-from tailwise.checkpoints.dtypes import code_of, torch_dtype
-from tailwise.checkpoints.folder import Folder
+from tailwise.checkpoints.checkpoint import code_of, torch_dtype
+from tailwise.checkpoints.bytesource import Folder
 from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.inert import Record, read_inert
 from tailwise.checkpoints.formats.saved import find_tensors

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.checkpoints.folder import Folder
+from tailwise.checkpoints.checkpoint import torch_dtype
+from tailwise.checkpoints.bytesource import Folder
 from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.onnx_graph import Constant, constants_of, is_made_up, names_of, text_of
 from tailwise.checkpoints.inside import inside

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.checkpoints.formats import lora_experts
+from tailwise.checkpoints.formats import lora_names as lora_experts
 from tailwise.checkpoints.formats.lora_names import Update, read_names, token_indices
-from tailwise.checkpoints.readings.claimed import claimed
+from tailwise.checkpoints.readings.partition import claimed
 from tailwise.core.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.checkpoint import torch_dtype
 from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.memory import is_array, shared_names, spec_of
 from tailwise.checkpoints.formats.pickle_bounds import check_extent, check_file, stored_as_is

@@ -12,7 +12,7 @@ import torch
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.draft import Draft
-from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.checkpoint import torch_dtype
 from tailwise.checkpoints.writer import Change, Layout, Shard, write_shard
 from tailwise.compression.applying.calibration_inputs import calibration_inputs, check_inputs
 from tailwise.compression.applying.card import card

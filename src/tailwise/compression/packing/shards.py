@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.checkpoints.dtypes import code_of
+from tailwise.checkpoints.checkpoint import code_of
 from tailwise.checkpoints.writer import Layout, Shard, copy_settings, pieces, write_index, write_shard
 from tailwise.compression.packing.packing import Packing, Work
 from tailwise.compression.packing.tensor_parts import Coded, Parts, cast_of, empty_parts

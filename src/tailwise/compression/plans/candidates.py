@@ -11,7 +11,7 @@ from typing import Any
 from tailwise.audits.audit import Audit, LayerRow
 from tailwise.audits.trusted import doubt, value_of
 from tailwise.checkpoints.beside import TOWERS, tower_beside
-from tailwise.checkpoints.order import INPUTS, OUTPUTS
+from tailwise.checkpoints.orientation import INPUTS, OUTPUTS
 from tailwise.compression.plans.packed_rows import AS_NUMBERS, is_packed, tensor_of
 from tailwise.compression.plans.site import Site
 from tailwise.compression.plans.phrasing import listed

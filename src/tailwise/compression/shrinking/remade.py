@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.checkpoints.dtypes import code_of
+from tailwise.checkpoints.checkpoint import code_of
 from tailwise.checkpoints.writer import Layout, Shard
 from tailwise.core.errors import UsageError
 

@@ -6,9 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
 import torch
-
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.writer import Change, Layout, write_checkpoint
@@ -27,7 +25,6 @@ from tailwise.compression.shrinking.structured import (
     origin_of,
     planned_surgery,
 )
-from tailwise.compression.shrinking.structured_calibrated import choose_by_contribution
 from tailwise.compression.treating.applied import Reached
 from tailwise.compression.treating.block_work import BlockWork, jobs_of
 from tailwise.compression.treating.journal import Journal
@@ -36,6 +33,15 @@ from tailwise.models.walking.load_pruned import PRUNED_FILE, Shapes, reshape
 from tailwise.models.walking.walk import walk_blocks
 from tailwise.core.errors import UnreadableError
 from tailwise.core.storage import json_of
+from typing import Any
+from tailwise.compression.operators.operator import Activations, Need
+from tailwise.compression.shrinking.structured import Surgery
+from tailwise.compression.shrinking.structured_groups import Group
+from tailwise.compression.shrinking.structured_scores import contributions, kept_units
+from tailwise.models.walking.hosts import Host
+from tailwise.models.walking.statistics import weight_of
+from tailwise.models.walking.walk import Block, walk_blocks
+from tailwise.core.errors import UsageError
 
 Step = Callable[[int, int], None]
 
@@ -126,3 +132,73 @@ def reached_in(plan: Plan, found: Made, folder: Path) -> tuple[Reached, ...]:
         for d in plan
         for left, rank in [found.reached.get(d.tensor, (d.n_params, None))]
     )
+
+
+def choose_by_contribution(
+    surgery: Surgery,
+    host: Host,
+    inputs: Mapping[str, torch.Tensor],
+    journal: Journal,
+    how: tuple[int, Callable[[int, int], None]],
+) -> None:
+    """Fill `surgery.kept`. `how` is the number of windows at once, and what is told of each block that is done."""
+    batch, progress = how
+    walk_blocks(host.home, inputs, _Choosing(surgery, journal), batch=batch, progress=progress)
+
+
+@dataclass
+class _Choosing:
+    surgery: Surgery
+    journal: Journal
+
+    def needs(self, block: Block) -> Mapping[str, Need]:
+        """See `Visitor`. A block that goes, or that an earlier run has finished, is not looked at again."""
+        if block.name in self.surgery.dropped:
+            block.module.forward = _pass_on
+            return {}
+        groups = self._groups(block)
+        if block.name in self.journal.finished:
+            for group, _ in groups:
+                kept = self.journal.read(group.name)
+                if kept is not None:
+                    self._keep(block, group, kept)
+            return {}
+        return {group.reader.layer: "norms" for group, removed in groups if removed}
+
+    def visit(self, block: Block, found: Mapping[str, Activations]) -> None:
+        """See `Visitor`."""
+        layers, chosen = block.layers(), {}
+        for group, removed in self._groups(block):
+            if not removed:
+                continue
+            seen = found.get(group.reader.layer)
+            if seen is None or seen.norms is None:
+                raise UsageError("no calibration text reached it", where=group.name, fix="give other text")
+
+            def matrix(layer: str) -> torch.Tensor:
+                module = layers[layer]
+                weight = weight_of(module).detach()
+                return weight.T if type(module).__name__ == "Conv1D" else weight
+
+            kept = kept_units(contributions(group, matrix, seen.norms[0]), removed)
+            chosen[group.name] = kept
+            self._keep(block, group, kept)
+        self.journal.keep(block.name, block.index, chosen, [])
+
+    def _groups(self, block: Block) -> list[tuple[Group, int]]:
+        both = zip(self.surgery.groups, self.surgery.counts, strict=True)
+        return [(group, removed) for group, removed in both if group.reader.layer.startswith(f"{block.name}.")]
+
+    def _keep(self, block: Block, group: Group, kept: torch.Tensor) -> None:
+        """Remember, and let the blocks after see the model without the others: what is not read is not there."""
+        self.surgery.kept[group.name] = kept
+        module = block.layers()[group.reader.layer]
+        gone = torch.ones(group.units, dtype=torch.bool)
+        gone[kept] = False
+        columns = group.reader.index[gone].flatten()
+        weight = weight_of(module).data
+        weight.index_fill_(int(type(module).__name__ != "Conv1D"), columns.to(weight.device), 0.0)
+
+
+def _pass_on(state: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return state

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.checkpoint import torch_dtype
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.writer import Layout, Shard
 from tailwise.compression.plans.plan import Plan

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from tailwise.checkpoints.folder import Folder
+from tailwise.checkpoints.bytesource import Folder
 from tailwise.checkpoints.hub import HubAddress, branches, parse_hub
 from tailwise.checkpoints.open import open_folder
 from tailwise.core.errors import UnreadableError, UsageError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.readings.claimed import claimed
+from tailwise.checkpoints.readings.partition import claimed
 from tailwise.checkpoints.roles import classify
 from tailwise.models.evaluation.scores import Facts
 

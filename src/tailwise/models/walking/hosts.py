@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.checkpoints.dtypes import code_of
+from tailwise.checkpoints.checkpoint import code_of
 from tailwise.checkpoints.hub import parse_hub
 from tailwise.compression.plans.packed_rows import AS_NUMBERS
 from tailwise.models.walking.experts import separate_experts, stacks_in

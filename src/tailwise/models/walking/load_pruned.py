@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.checkpoint import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.models.walking.hosts import DTYPES, _empty, _sources, architecture_of, lacking, separated
 from tailwise.models.walking.statistics import PLAIN

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import PurePath
 
 from tailwise.audits.audit import Audit
-from tailwise.checkpoints.order import before_blocks
+from tailwise.checkpoints.orientation import before_blocks
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.audits.precision.prediction import Prediction, predictions
 from tailwise.audits.precision.study import FELT, MEASURES, LayerStudy, PrecisionStudy

@@ -16,7 +16,7 @@ from tailwise.spectrum.power_law import TailFit, TailOptions, above_threshold, f
 from tailwise.spectrum.other_laws import Law, Rival, rivals
 from tailwise.spectrum.rounding_noise import UNITS, resolved
 from tailwise.spectrum.spectrum import Spectrum
-from tailwise.spectrum.truncated_power_law import TruncatedFit, fit_truncated
+from tailwise.spectrum.other_laws import TruncatedFit, fit_truncated
 
 BaselineLookup = Callable[[int, int, int, Recipe], Mapping[str, tuple[float, float]]]
 
