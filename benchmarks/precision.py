@@ -23,11 +23,11 @@ from safetensors.torch import save_file
 
 import models  # the module beside this file
 import tailwise as tw
+from tailwise.audits.precision.prediction import Prediction, predictions
+from tailwise.audits.precision.studying import study
 from tailwise.audits.run import audit
 from tailwise.number_formats.formats import FORMATS, parse_format
 from tailwise.number_formats.number_format import Reach
-from tailwise.audits.precision.prediction import Prediction, predictions
-from tailwise.audits.precision.studying import study
 from tailwise.spectrum.solve import solve
 
 LOSSY = tuple(name for name in FORMATS if name not in ("fp64", "fp32"))

@@ -43,8 +43,8 @@ from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.planned import planned
 from tailwise.compression.trying.sensitivity import measured_losses
 from tailwise.compression.trying.stage import StageOptions, stage_of
-from tailwise.models.evaluation.losses import window_losses
 from tailwise.models.evaluation.loading import load_model, load_tokenizer
+from tailwise.models.evaluation.losses import window_losses
 from tailwise.models.evaluation.tokens import tokens_of, windows_of
 
 OPERATORS = ("magnitude", "wanda", "sparsegpt")

@@ -48,8 +48,8 @@ from tailwise.compression.trying.layer_errors import error_tables
 from tailwise.compression.trying.planned import planned
 from tailwise.compression.trying.sensitivity import Variant, variant_losses
 from tailwise.compression.trying.stage import StageOptions, stage_of
-from tailwise.models.evaluation.losses import window_losses
 from tailwise.models.evaluation.loading import load_model, load_tokenizer
+from tailwise.models.evaluation.losses import window_losses
 from tailwise.models.evaluation.tokens import tokens_of, windows_of
 
 OPERATORS = ("rtn", "gptq")

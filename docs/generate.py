@@ -27,15 +27,15 @@ from tailwise.checkpoints.roles import ROLES
 from tailwise.cli.main import app
 from tailwise.compression.choosing.amounts import ALLOCATORS
 from tailwise.compression.operators.registered import operators_that
+from tailwise.core.recipe import Recipe
 from tailwise.judging.diagnosis.rule import RULES, Rule
 from tailwise.judging.diagnosis.thresholds import TABLE, of_rule
-from tailwise.spectrum.metrics.measure import selected
-from tailwise.spectrum.metrics.metric import METRICS, Metric
 from tailwise.number_formats.formats import FORMATS, parse_format
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat
-from tailwise.core.recipe import Recipe
 from tailwise.report.charts.chart import CHARTS, Chart, remedy
+from tailwise.spectrum.metrics.measure import selected
+from tailwise.spectrum.metrics.metric import METRICS, Metric
 from tailwise.training import alarm_limits
 from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule
 

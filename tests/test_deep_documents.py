@@ -12,9 +12,9 @@ import tailwise
 from tailwise.checkpoints.matrices import group
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import UnreadableError, UnsafeError, UsageError
-from tailwise.models.evaluation import adapters
-from tailwise.judging.gates.parse import parse_expectations
 from tailwise.core.storage import json_of, toml_of
+from tailwise.judging.gates.parse import parse_expectations
+from tailwise.models.evaluation import adapters
 
 DEEP = "[" * 100_000
 

@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 import tailwise as tw
+from tailwise.audits.precision.study_files import to_csv as precision_csv
 from tailwise.cli.main import app
 from tailwise.core.harmless import cell, pattern_from_file, visible
 from tailwise.core.optional import missing
-from tailwise.audits.precision.study_files import to_csv as precision_csv
 from tailwise.report.comparison_page import ranking_csv
 from tailwise.report.comparison_page import to_csv as comparison_csv
 from tailwise.report.output_files import to_csv, to_markdown

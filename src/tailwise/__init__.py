@@ -14,25 +14,25 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tailwise.training import remedies as remedies
     from tailwise.audits.audit import Audit, Layer, LayerRow
     from tailwise.audits.prepare import Prepared, prepare
     from tailwise.audits.run import audit
     from tailwise.audits.single import alpha_hill, esd, singular_entropy, stable_rank
     from tailwise.checkpoints.checkpoint import Checkpoint
     from tailwise.checkpoints.open import open_checkpoint
-    from tailwise.judging.compare.ranking import rank
-    from tailwise.judging.compare.compare_audits import compare
     from tailwise.compression.applying.apply import apply
-    from tailwise.models.walking.load_pruned import load_pruned
-    from tailwise.judging.diagnosis.diagnose import diagnose
     from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
-    from tailwise.models.evaluation.evaluate import evaluate
-    from tailwise.judging.gates.checking import check
-    from tailwise.spectrum.metrics.metric import METRICS, metric
     from tailwise.core.recipe import Recipe, RunOptions
+    from tailwise.judging.compare.compare_audits import compare
+    from tailwise.judging.compare.ranking import rank
+    from tailwise.judging.diagnosis.diagnose import diagnose
+    from tailwise.judging.gates.checking import check
+    from tailwise.models.evaluation.evaluate import evaluate
+    from tailwise.models.walking.load_pruned import load_pruned
+    from tailwise.spectrum.metrics.metric import METRICS, metric
     from tailwise.spectrum.power_law import TailFit, fit_tail
     from tailwise.spectrum.spectrum import Spectrum
+    from tailwise.training import remedies as remedies
     from tailwise.training.monitor import Monitor
 
 __version__ = "0.1.0"

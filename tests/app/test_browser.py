@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from tailwise.history.store import History
 from tailwise.app.workspace import links
+from tailwise.history.store import History
 
 playwright = pytest.importorskip("playwright.sync_api")
 uvicorn = pytest.importorskip("uvicorn")

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from tailwise.app.workspace import links
 from tailwise.history.point import Point
 from tailwise.history.store import History
-from tailwise.app.workspace import links
 
 
 def addresses(ids, evil):

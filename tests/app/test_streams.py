@@ -6,9 +6,9 @@ import threading
 import pytest
 
 from tailwise.app import event_stream as events
-from tailwise.app.pages import assistant
-from tailwise.app.assistant.events import TextDelta
 from tailwise.app.assistant.endpoint import Endpoint
+from tailwise.app.assistant.events import TextDelta
+from tailwise.app.pages import assistant
 
 QUESTION = {"messages": [{"role": "user", "content": "hello"}]}
 

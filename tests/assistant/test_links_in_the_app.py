@@ -16,10 +16,10 @@ def client(made, tmp_path):
     from starlette.testclient import TestClient
 
     from tailwise.app.server import create_app
-    from tailwise.app.settings import Settings
+    from tailwise.app.settings import AppSettings
 
     workspace = Workspace(made.workspace.roots, store=made.workspace.store)  # the app closes its own
-    app = create_app(workspace, Settings(state=tmp_path, read_only=True))
+    app = create_app(workspace, AppSettings(state=tmp_path, read_only=True))
     with TestClient(app, base_url="http://127.0.0.1:8440") as found:
         yield found
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from tailwise.checkpoints.bytesource import ByteSource
-from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.formats.common import PART, HeldFile, coalesced
+from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import UnreadableError, UsageError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tailwise.compression.choosing.amounts import ALLOCATORS, Settings, ordinal
+from tailwise.compression.choosing.amounts import ALLOCATORS, AllocatorSettings, ordinal
 from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.budget import Budget
 from tailwise.compression.plans.candidates import Candidate
@@ -19,7 +19,7 @@ def blocks(count: int, sizes=None) -> list[Candidate]:
 
 
 def amounts(name: str, candidates, sparsity: float, **settings) -> np.ndarray:
-    return ALLOCATORS[name](candidates, Budget(sparsity), Settings(**settings)).amounts
+    return ALLOCATORS[name](candidates, Budget(sparsity), AllocatorSettings(**settings)).amounts
 
 
 def test_depth_is_the_published_schedule():

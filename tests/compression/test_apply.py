@@ -333,9 +333,9 @@ def test_a_tensor_that_calibration_does_not_reach_is_an_error_before_any_work(tm
 
 
 def _also_the_head():
-    from tailwise.compression.plans.candidates import Choice
+    from tailwise.compression.plans.candidates import TensorChoice
 
-    return Choice(also=("lm_head",))
+    return TensorChoice(also=("lm_head",))
 
 
 @pytest.mark.parametrize("operator", CALIBRATED)

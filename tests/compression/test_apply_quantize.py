@@ -239,9 +239,9 @@ def test_other_weights_are_refused_unless_forced(llama, plans, tmp_path):
 def test_what_gptq_needs_and_does_not_reach_is_said(llama, plans, tmp_path):
     with pytest.raises(UsageError, match="no calibration text"):
         quantize(plans["gptq"], llama, tmp_path / "out", FREE)
-    from tailwise.compression.plans.candidates import Choice
+    from tailwise.compression.plans.candidates import TensorChoice
 
-    head = plan_for(llama, formats=("int8",), bits=None, allocator="uniform", choice=Choice(also=("lm_head",)))
+    head = plan_for(llama, formats=("int8",), bits=None, allocator="uniform", choice=TensorChoice(also=("lm_head",)))
     with pytest.raises(UsageError, match=r"does not reach lm_head\.weight"):
         quantize(head.replace(operator="gptq"), llama, tmp_path / "out", OPTIONS)
 

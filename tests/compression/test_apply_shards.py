@@ -100,7 +100,7 @@ def test_workers_that_write_where_this_process_does_not_look_are_told_of(llama, 
 
 
 def _write_elsewhere(errand):
-    return (shards.Written(errand.shard.name, 100),)
+    return (shards.WrittenShard(errand.shard.name, 100),)
 
 
 def test_pickled_models_become_safetensors_elsewhere_as_well(llama, plans, tmp_path):

@@ -10,11 +10,11 @@ from torch import nn
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.operators.operator import Amount
 from tailwise.compression.operators.registered import OPERATORS
+from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.models.walking.calibrate import block_scores, dlp_scores, outlier_ratios, sample_windows
 from tailwise.models.walking.hosts import Streamed, load_host
 from tailwise.models.walking.statistics import Collector, inputs_of, matrices_of, stored_from
 from tailwise.models.walking.walk import InPlace, blocks_of, walk_blocks
-from tailwise.core.errors import UnreadableError, UsageError
 
 pytest.importorskip("transformers")
 

@@ -18,8 +18,8 @@ from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.trying.planned import planned
 from tailwise.compression.trying.stage import StageOptions
 from tailwise.core.errors import UsageError
-from tailwise.models.evaluation.losses import window_losses
 from tailwise.models.evaluation.evaluate import EvaluateOptions, evaluate
+from tailwise.models.evaluation.losses import window_losses
 
 pytest.importorskip("gguf")
 OPTIONS = ApplyOptions(calibration=WINDOWS)

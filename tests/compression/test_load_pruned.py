@@ -14,10 +14,10 @@ import tailwise as tw
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.apply_options import ApplyOptions
-from tailwise.models.walking.load_pruned import PRUNED_FILE, load_pruned
 from tailwise.core.errors import UnreadableError, UsageError
-from tailwise.models.evaluation.loading import load_model
 from tailwise.models.evaluation.evaluate import EvaluateOptions, evaluate
+from tailwise.models.evaluation.loading import load_model
+from tailwise.models.walking.load_pruned import PRUNED_FILE, load_pruned
 
 pytest.importorskip("transformers")
 pytest.importorskip("torch_pruning")

@@ -14,11 +14,11 @@ from made_plans import audit_of, degenerate, model, row, rows_of
 import tailwise as tw
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
-from tailwise.compression.plans.candidates import Choice, estimator_for
+from tailwise.compression.plans.candidates import TensorChoice, estimator_for
 from tailwise.compression.plans.rank_correlation import block_means, depth_correlation
 from tailwise.core.errors import UsageError
-from tailwise.spectrum.metrics.facts import fit
 from tailwise.core.recipe import Recipe
+from tailwise.spectrum.metrics.facts import fit
 
 ALLOCATORS = ["uniform", "depth", "alpha", "alpha-role", "entropy"]
 
@@ -35,7 +35,7 @@ def test_the_entries_hold_the_budget_to_a_millionth(audit, allocator, sparsity):
 
 def test_embeddings_and_head_stay_out_unless_named(audit):
     assert {d.role for d in plan_prune(audit, Request(0.5))} == {"attn_q", "attn_v", "mlp_up", "mlp_down"}
-    named = plan_prune(audit, Request(0.5, choice=Choice(also=("embed", "lm_head"))))
+    named = plan_prune(audit, Request(0.5, choice=TensorChoice(also=("embed", "lm_head"))))
     assert {"embed.weight", "lm_head.weight"} <= {d.tensor for d in named}
 
 
@@ -51,7 +51,7 @@ def test_norms_and_routers_and_adapters_stay_out():
 
 
 def test_roles_and_layers_narrow_the_choice(audit):
-    plan = plan_prune(audit, Request(0.5, choice=Choice(roles=("attn_q",), layers=r"layers\.[12]\.")))
+    plan = plan_prune(audit, Request(0.5, choice=TensorChoice(roles=("attn_q",), layers=r"layers\.[12]\.")))
     assert [d.tensor for d in plan] == ["layers.1.attn_q.weight", "layers.2.attn_q.weight"]
     assert plan.settings["roles"] == ["attn_q"]
 
@@ -59,9 +59,9 @@ def test_roles_and_layers_narrow_the_choice(audit):
 @pytest.mark.parametrize(
     ("choice", "said"),
     [
-        (Choice(roles=("attn_x",)), "did you mean attn_v or attn_q"),
-        (Choice(layers="nothing"), "no tensor is left"),
-        (Choice(layers="("), "no regular expression"),
+        (TensorChoice(roles=("attn_x",)), "did you mean attn_v or attn_q"),
+        (TensorChoice(layers="nothing"), "no tensor is left"),
+        (TensorChoice(layers="("), "no regular expression"),
     ],
 )
 def test_a_choice_that_cannot_be_is_refused(audit, choice, said):
@@ -310,7 +310,7 @@ def test_a_fit_that_says_nothing_counts_as_the_median_of_its_role():
 def test_a_head_that_is_tied_is_told_by_its_other_name():
     rows = [item for item in rows_of() if item.role != "lm_head"]
     with pytest.raises(UsageError, match="its head is its embeddings"):
-        plan_prune(audit_of(rows), Request(0.5, choice=Choice(also=("lm_head",))))
+        plan_prune(audit_of(rows), Request(0.5, choice=TensorChoice(also=("lm_head",))))
 
 
 def test_planning_imports_no_torch():

@@ -102,8 +102,8 @@ def test_it_predicts_text_that_it_was_not_trained_on_better(way, request):
 
 
 def test_what_was_written_is_what_was_scored(masked):
-    from tailwise.models.evaluation.losses import window_losses
     from tailwise.models.evaluation.loading import load_model
+    from tailwise.models.evaluation.losses import window_losses
 
     split = split_text(ids(), None, WINDOW)
     again = window_losses(load_model(str(masked.output)).module, split.held_out)

@@ -20,8 +20,8 @@ from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.plan_table import plan_grid
 from tailwise.compression.shrinking.blocks_dropped import block_influence, least_influence, named_blocks, without_blocks
 from tailwise.compression.shrinking.structured_groups import _counted
-from tailwise.models.walking.load_pruned import PRUNED_FILE, load_pruned
 from tailwise.core.errors import TailwiseError, UsageError
+from tailwise.models.walking.load_pruned import PRUNED_FILE, load_pruned
 
 pytest.importorskip("transformers")
 pytest.importorskip("torch_pruning")

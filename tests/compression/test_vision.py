@@ -85,10 +85,10 @@ def test_every_convolution_and_linear_layer_of_the_stages_of_a_convnext_is_prune
 
 
 def test_patches_are_pruned_where_they_are_named(audits, tmp_path):
-    from tailwise.compression.plans.candidates import Choice
+    from tailwise.compression.plans.candidates import TensorChoice
 
     folder, found = audits["vit"]
-    plan = plan_prune(found, Request(0.5, choice=Choice(also=("patch_embed",))))
+    plan = plan_prune(found, Request(0.5, choice=TensorChoice(also=("patch_embed",))))
     apply(plan, folder, tmp_path / "out")
     name = next(decision.tensor for decision in plan if decision.role == "patch_embed")
     assert float((tensors_of(tmp_path / "out")[name] == 0).float().mean()) == pytest.approx(0.5, abs=0.02)

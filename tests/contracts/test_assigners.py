@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tailwise.compression.choosing.bit_formats import ASSIGNERS, Choices, FormatSettings, Group
+from tailwise.compression.choosing.bit_formats import ASSIGNERS, Choices, FormatGroup, FormatSettings
 from tailwise.compression.making.request import parsed_formats
 from tailwise.compression.plans.bits import bits_per_weight
 from tailwise.compression.plans.candidates import Candidate
@@ -47,7 +47,7 @@ SETTINGS = FormatSettings(errors=table([OUTSIDE, *tensors()]), losses=table([OUT
 
 
 def choices(candidates: list[Candidate], mean: float | None) -> Choices:
-    groups = tuple(Group(name, members) for name, members in fused(candidates).items())
+    groups = tuple(FormatGroup(name, members) for name, members in fused(candidates).items())
     bits = np.array([
         [sum(item.n_params * bits_per_weight(chosen, item.shape) for item in group.members) for chosen in FORMATS]
         for group in groups

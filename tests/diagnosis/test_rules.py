@@ -12,13 +12,13 @@ from made_audits import BLOCKS, HEALTHY, NOISE, ROLES, M, audit_of, changed, hea
 import tailwise as tw
 from tailwise.audits.audit import LayerRow
 from tailwise.audits.single import esd
+from tailwise.core.recipe import Recipe
+from tailwise.judging.diagnosis.diagnose import diagnose
 from tailwise.judging.diagnosis.finding import Diagnosis, Finding
 from tailwise.judging.diagnosis.rule import RULES
-from tailwise.judging.diagnosis.diagnose import diagnose
+from tailwise.spectrum.baseline import gaussian_spectrum
 from tailwise.spectrum.metrics.facts import Spectra
 from tailwise.spectrum.metrics.measure import measure
-from tailwise.core.recipe import Recipe
-from tailwise.spectrum.baseline import gaussian_spectrum
 from tailwise.spectrum.spectrum import Spectrum
 
 

@@ -15,9 +15,9 @@ from made_models import make_llama, make_tokenizer
 
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.models.evaluation.classifiers import classifier_scores
+from tailwise.models.evaluation.evaluate import EvaluateOptions, evaluate
 from tailwise.models.evaluation.model_size import facts_of
 from tailwise.models.evaluation.quiet import quiet
-from tailwise.models.evaluation.evaluate import EvaluateOptions, evaluate
 from tailwise.models.evaluation.sources import Documents
 from tailwise.models.evaluation.tokens import tokens_of, windows_of
 

@@ -8,8 +8,8 @@ import pytest
 import typer
 
 from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
-from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.evaluation.evaluate import EvaluateOptions, evaluate
+from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.evaluation.scores import TaskScore
 from tailwise.models.evaluation.tasks import SUITES, expanded, mean_of
 

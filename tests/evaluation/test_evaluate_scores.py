@@ -13,7 +13,7 @@ import pytest
 
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.models.evaluation.score_pairs import compare_scores
-from tailwise.models.evaluation.scores import Facts, ScoreComparison, Scores, Speed, TaskScore
+from tailwise.models.evaluation.scores import ModelSize, ScoreComparison, Scores, Speed, TaskScore
 
 
 def made(name: str, losses, **more) -> Scores:
@@ -42,7 +42,7 @@ def test_scores_come_back_from_json_as_they_were(tmp_path):
         losses=(2.5, None, 2.6),
         tokens_per_window=511,
         digest="d",
-        facts=Facts(100, 60, 80, 40, 200),
+        facts=ModelSize(100, 60, 80, 40, 200),
         speed=Speed(100.0, None, 512, 32, 5, 1, "cpu", "float32"),
         tasks=(TaskScore("t", "acc", 0.5, 0.1, 4, True, (1.0, 0.0, 1.0, 0.0)),),
         settings={"window": 512},
@@ -58,7 +58,7 @@ def test_a_comparison_comes_back_from_json_as_it_was(tmp_path, base):
 
 
 def test_sparsity_is_in_the_json():
-    data = Scores("m", facts=Facts(100, 60, 80, 20, 200)).to_json()
+    data = Scores("m", facts=ModelSize(100, 60, 80, 20, 200)).to_json()
     assert data["facts"]["sparsity"] == pytest.approx(0.4)
     assert data["facts"]["block_sparsity"] == pytest.approx(0.75)
 
@@ -127,7 +127,7 @@ def test_scores_of_other_windows_are_not_paired(base):
 
 def test_scores_with_nothing_in_common_are_not_compared(base):
     with pytest.raises(UsageError, match="no scores of the same kind"):
-        compare_scores(base, Scores("other", facts=Facts(1, 1, 0, 0, 4)))
+        compare_scores(base, Scores("other", facts=ModelSize(1, 1, 0, 0, 4)))
 
 
 def task(values=(), value=0.5, stderr=None, better=True):

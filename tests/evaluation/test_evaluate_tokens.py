@@ -10,11 +10,11 @@ import torch
 from made_models import make_tokenizer
 from safetensors.numpy import save_file
 
-from tailwise.models.walking.calibrate import sample_windows
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.evaluation.sources import Documents, documents_of
 from tailwise.models.evaluation.tokens import check_vocabulary, tokens_of, windows_of
+from tailwise.models.walking.calibrate import sample_windows
 
 
 def test_lines_with_the_separator_alone_divide_a_file(tmp_path):

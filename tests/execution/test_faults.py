@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import tailwise as tw
 from clusters import QUIET, Cluster
 from stores import Apart, serving
-from tailwise.core.execution.spread import Patience, Work, spread
+from tailwise.core.execution.spread import Patience, SpreadWork, spread
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in QUIET]
 COUNT = 24
@@ -122,7 +122,7 @@ def test_on_ray_an_item_that_kills_its_workers_is_given_up_alone():
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        work = Work(deadly, list, lambda item, why: (item, why), most=4)
+        work = SpreadWork(deadly, list, lambda item, why: (item, why), most=4)
         found = list(spread(RayEngine("", None, 0.0), work, range(16), Patience()))
     finally:
         ray.shutdown()

@@ -10,7 +10,7 @@ import torch
 
 from tailwise.core.execution.engine import Engine
 from tailwise.core.execution.one_thread import one_thread
-from tailwise.core.execution.spread import ATTEMPTS, Patience, Work, spread
+from tailwise.core.execution.spread import ATTEMPTS, Patience, SpreadWork, spread
 
 SOON = Patience(silence=0.05, copy=0.01, retry=0.001)
 
@@ -60,7 +60,7 @@ def squares(**changes):
         "pack": list,
         "give_up": lambda item, why: (item, why),
     }
-    return Work(**{**known, **changes})
+    return SpreadWork(**{**known, **changes})
 
 
 def results(engine, count=10, **changes):

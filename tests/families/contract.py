@@ -20,8 +20,8 @@ from tailwise.compression.making.make import plan_prune, plan_quantize
 from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.shrinking.blocks_dropped import named_blocks, without_blocks
-from tailwise.models.walking.load_pruned import PRUNED_FILE, load_pruned
 from tailwise.core.errors import TailwiseError
+from tailwise.models.walking.load_pruned import PRUNED_FILE, load_pruned
 
 ENTRYWISE = tuple(OPERATORS)
 SMALLER = ("low_rank", "structured", "drop")

@@ -15,10 +15,10 @@ from tailwise.compression.making.request import Request
 from tailwise.compression.trying.planned import planned
 from tailwise.compression.trying.stage import StageOptions
 from tailwise.compression.trying.trial import trial_of
+from tailwise.models.evaluation.losses import window_losses
 from tailwise.models.walking.calibrate import block_scores
 from tailwise.models.walking.experts import ExpertStack, separate_experts
 from tailwise.models.walking.hosts import Streamed, load_host, places_in
-from tailwise.models.evaluation.losses import window_losses
 
 LISTED, STACKED = "mixtral", "gpt_oss"
 

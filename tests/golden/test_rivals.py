@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import tailwise as tw
+from tailwise.core.recipe import Recipe
 from tailwise.spectrum.metrics.facts import Spectra
 from tailwise.spectrum.metrics.measure import measure
-from tailwise.core.recipe import Recipe
 from tailwise.spectrum.other_laws import rivals
 from tailwise.spectrum.spectrum import Spectrum
 

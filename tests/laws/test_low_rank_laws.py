@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import tailwise as tw
+from tailwise.core.recipe import Recipe
 from tailwise.spectrum.metrics.facts import Spectra
 from tailwise.spectrum.metrics.measure import measure
-from tailwise.core.recipe import Recipe
 from tailwise.spectrum.solve import solve
 from tailwise.spectrum.solvers.row_blocks import DenseMatrix
 from tailwise.spectrum.spectrum import Spectrum

@@ -9,11 +9,11 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from tailwise.spectrum.metrics.facts import Spectra, gaussian_baseline
-from tailwise.spectrum.metrics.measure import measure
 from tailwise.core.recipe import Recipe
 from tailwise.spectrum.baseline import gaussian_spectra, gaussian_spectrum
 from tailwise.spectrum.marchenko_pastur import cdf, edges, fit_bulk, quantile, tracy_widom_margin
+from tailwise.spectrum.metrics.facts import Spectra, gaussian_baseline
+from tailwise.spectrum.metrics.measure import measure
 from tailwise.spectrum.power_law import TailOptions, fit_tail
 from tailwise.spectrum.rounding_noise import edge, unit_of
 from tailwise.spectrum.solve import solve

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from tailwise.core.errors import UsageError
+from tailwise.core.recipe import Recipe
+from tailwise.core.registry import Registry
 from tailwise.spectrum.metrics.facts import Facts, Spectra
 from tailwise.spectrum.metrics.measure import completed, measure, selected
 from tailwise.spectrum.metrics.metric import FACTS, METRICS, metric
-from tailwise.core.recipe import Recipe
-from tailwise.core.registry import Registry
 from tailwise.spectrum.spectrum import Spectrum
 
 

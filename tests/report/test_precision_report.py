@@ -17,10 +17,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tailwise.core.errors import UsageError
 from tailwise.audits.precision.prediction import Prediction
 from tailwise.audits.precision.study import MEASURES, LayerStudy, PrecisionStudy, Reading
 from tailwise.audits.precision.verdict import Bound
+from tailwise.core.errors import UsageError
 from tailwise.report.theme import DARK, LIGHT
 
 pytest.importorskip("altair")
@@ -29,12 +29,12 @@ pytest.importorskip("vl_convert")
 from tailwise.report.precision import precision_words as words
 from tailwise.report.precision.figures import FIGURES, plot_study
 from tailwise.report.precision.page import report, write_report
-from tailwise.report.precision.sections import nudged
 from tailwise.report.precision.pictures import Bars, ladder, middle_cut
 from tailwise.report.precision.plots import batches, safe_name, write_plots
 from tailwise.report.precision.precision_summary import by_format, shown
 from tailwise.report.precision.precision_terminal import terminal
 from tailwise.report.precision.precision_view import StudyView
+from tailwise.report.precision.sections import nudged
 from tailwise.report.shell import bundle
 from tailwise.report.terminal import console
 
@@ -404,7 +404,5 @@ def test_the_terminal_stands_a_study_without_layers(small):
 
 
 def test_a_study_is_shown_without_torch():
-    code = (
-        "import sys, tailwise.report.precision.page, tailwise.report.precision.precision_terminal; print('torch' in sys.modules)"
-    )
+    code = "import sys, tailwise.report.precision.page, tailwise.report.precision.precision_terminal; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

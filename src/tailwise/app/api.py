@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
+
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel
+
 from tailwise.app import chart_json as figures
+from tailwise.app.chart_json import encoded
 from tailwise.app.desk import Desk, desk_of
 from tailwise.app.help_texts import topic, topics
 from tailwise.app.jobs.start import Wish, start
+from tailwise.app.layer_tables import Columns, chosen_columns
 from tailwise.app.pages.models import layer_rows
 from tailwise.app.pages.training import summary_of
-from tailwise.app.layer_tables import Columns, chosen_columns
+from tailwise.app.workspace import layers as table
+from tailwise.compression.plans.files import to_document
+from tailwise.history.store import History
 from tailwise.judging.compare.compare_audits import compare as compared
 from tailwise.judging.compare.summary import model_numbers
-from tailwise.compression.plans.files import to_document
 from tailwise.report.charts.plan_chart import plan_chart
+from tailwise.report.charts.timeline import Marks, scalars_chart, series_chart
 from tailwise.report.history import alarm_line, audit_line, plain
 from tailwise.report.theme import TOKENS
-from tailwise.app.workspace import layers as table
-from tailwise.app.chart_json import encoded
-from tailwise.history.store import History
-from tailwise.report.charts.timeline import Marks, scalars_chart, series_chart
+
 
 class Problem(BaseModel):
     """What went wrong, where, and what to do."""

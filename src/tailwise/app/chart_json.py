@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tailwise.app.workspace.workspace import Workspace
 from tailwise.core.errors import UsageError
 from tailwise.report.charts.chart import CHARTS, Chart, charts_of, remedy
-from tailwise.report.charts.view import View
+from tailwise.report.charts.view import ChartView
 from tailwise.report.render import Spec, spec_of
 from tailwise.report.theme import THEMES, TOKENS, config
-from tailwise.app.workspace.workspace import Workspace
 
 #: Headings of the chart families; a family of a third party has its own name.
 FAMILIES = {
@@ -30,7 +30,7 @@ _DRAWING = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Place:
+class ChartPlace:
     """A chart on a page: what it is called, where its data are, and why it cannot be drawn, if so."""
 
     chart: Chart
@@ -61,12 +61,12 @@ def chart_named(name: str, scope: str) -> Chart:
     return found
 
 
-def view_of(workspace: Workspace, audit: str) -> View:
+def view_of(workspace: Workspace, audit: str) -> ChartView:
     """The view of one audit, with records that all its charts share."""
-    return workspace.keep(audit, "view", lambda: View((workspace.audit(audit),), palette=TOKENS))
+    return workspace.keep(audit, "view", lambda: ChartView((workspace.audit(audit),), palette=TOKENS))
 
 
-def needs(chart: Chart, view: View) -> str:
+def needs(chart: Chart, view: ChartView) -> str:
     """What an audit would need for a chart; empty where it has all."""
     absent = chart.missing(view)
     return f"needs {', '.join(absent)}: {remedy(absent)}" if absent else ""
@@ -84,7 +84,7 @@ def of_audit(workspace: Workspace, audit: str, name: str, metric: str | None) ->
     )
 
 
-def _of_metric(view: View, metric: str | None) -> View:
+def _of_metric(view: ChartView, metric: str | None) -> ChartView:
     if metric is not None and not view.has(metric):
         raise UsageError(f"this audit has no {metric}", where=view.audit.model)
     fresh = view.of_metric(metric)
@@ -98,26 +98,26 @@ def of_layer(workspace: Workspace, audit: str, layer: str, name: str) -> bytes:
     found = workspace.audit(audit)
     key = found[layer].row.name
     return workspace.keep(
-        audit, ("spec", name, key), lambda: _spec(chart, View((found,), palette=TOKENS, layer_name=key))
+        audit, ("spec", name, key), lambda: _spec(chart, ChartView((found,), palette=TOKENS, layer_name=key))
     )
 
 
 def of_several(workspace: Workspace, audits: Sequence[str], name: str) -> bytes:
     """The spec of a chart of several audits, as JSON."""
     chart = chart_named(name, "several")
-    view = View(tuple(workspace.audit(audit) for audit in audits), palette=TOKENS)
+    view = ChartView(tuple(workspace.audit(audit) for audit in audits), palette=TOKENS)
     return _spec(chart, view)
 
 
 def against_base(workspace: Workspace, audit: str, base: str, name: str) -> bytes:
     """The spec of a chart of an audit and its base, as JSON."""
     chart = chart_named(name, "base")
-    view = View((workspace.audit(audit),), palette=TOKENS, base=workspace.audit(base))
+    view = ChartView((workspace.audit(audit),), palette=TOKENS, base=workspace.audit(base))
     view.__dict__["comparison"] = workspace.comparison(base, audit)
     return _spec(chart, view)
 
 
-def _spec(chart: Chart, view: View) -> bytes:
+def _spec(chart: Chart, view: ChartView) -> bytes:
     # Altair counts the names of its views for all threads together, and two at once may get the same.
     with _DRAWING:
         return _text(spec_of(chart, view, titled=False))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from fastapi import Request
 
 from tailwise.app.guard import Rate
-from tailwise.app.settings import Settings
-from tailwise.core.errors import UsageError
+from tailwise.app.settings import AppSettings
 from tailwise.app.workspace.workspace import Workspace
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     from tailwise.app.jobs.queue import Queue
@@ -25,7 +25,7 @@ class Desk:
     """Everything that a request may need."""
 
     workspace: Workspace
-    settings: Settings
+    settings: AppSettings
     pages: Pages
     overviews: Overviews
     tags: Tags

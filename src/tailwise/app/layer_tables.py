@@ -11,10 +11,10 @@ import pyarrow as pa
 from fastapi import Response
 from pydantic import BaseModel, Field
 
+from tailwise.app.workspace import layers as table
 from tailwise.audits.codec import to_parquet
 from tailwise.audits.table import Table
 from tailwise.report.output_files import to_csv
-from tailwise.app.workspace import layers as table
 
 SHOWN = ("name", "role", "block", "shape", "alpha", "alpha_sigma", "ks_distance", "alpha_hill", "alpha_weighted",
          "log_spectral_norm", "stable_rank", "effective_rank", "singular_entropy", "num_spikes", "num_traps",

@@ -25,12 +25,12 @@ from tailwise.app.jobs.queue import Queue
 from tailwise.app.overviews import Overviews
 from tailwise.app.pages import assistant, compare, help, jobs, login, models, plans, training  # noqa: A004 - a module
 from tailwise.app.rendering import Pages, static
-from tailwise.app.settings import Settings
+from tailwise.app.settings import AppSettings
 from tailwise.app.tags import Tags
+from tailwise.app.workspace.workspace import Workspace
 from tailwise.core.errors import TailwiseError, UnknownNameError, UnreachableError, UsageError
 from tailwise.report.charts.chart import require_altair
 from tailwise.report.shell import asset, bundle
-from tailwise.app.workspace.workspace import Workspace
 
 #: Pages made at once. Python runs one thread at a time, so more of them only wait for each other, and out of turn.
 _THREADS = 8
@@ -39,7 +39,7 @@ _QUESTIONS = 60
 _TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
 
 
-def create_app(workspace: Workspace, settings: Settings) -> FastAPI:
+def create_app(workspace: Workspace, settings: AppSettings) -> FastAPI:
     """The whole app. The queue of audits works as long as it is served."""
     require_altair()
     from tailwise import __version__
@@ -79,7 +79,7 @@ def create_app(workspace: Workspace, settings: Settings) -> FastAPI:
     return app
 
 
-def serve(workspace: Workspace, settings: Settings) -> None:
+def serve(workspace: Workspace, settings: AppSettings) -> None:
     """Serve until interrupted."""
     import uvicorn
 

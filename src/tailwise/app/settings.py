@@ -30,7 +30,7 @@ def is_loopback(host: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Settings:
+class AppSettings:
     """Address, secrets and limits of one server.
 
     Raises `UsageError` for an address beyond this machine without a token.

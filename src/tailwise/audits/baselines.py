@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import TypeGuard
 
 from tailwise.audits.cache import Cache, key_of
-from tailwise.spectrum.metrics.facts import gaussian_baseline, window_shape
 from tailwise.core.recipe import Recipe
+from tailwise.spectrum.metrics.facts import gaussian_baseline, window_shape
 
 
 class Baselines:

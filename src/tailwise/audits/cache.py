@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from tailwise.core.locks import held
 from tailwise.core.errors import TailwiseError, UnreadableError
+from tailwise.core.locks import held
 from tailwise.core.recipe import RunOptions, digest_of
-from tailwise.spectrum.spectrum import Spectrum
 from tailwise.core.storage import get, is_url, joined, json_of, put
+from tailwise.spectrum.spectrum import Spectrum
 
 #: Raised when a solver changes its numbers, or what a spectrum says beside them: older entries are then left alone.
 ENGINE = 2

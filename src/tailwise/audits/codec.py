@@ -19,14 +19,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailwise.core.atomic import could_not_write, write_whole
 from tailwise.audits.audit import MEASURED, Audit, Layer, LayerRow, Provenance
 from tailwise.audits.checked import SPECTRA, check_provenance, check_rows, check_spectra, read_table
 from tailwise.audits.table import FACTS, ORIGIN
+from tailwise.core.atomic import could_not_write, write_whole
 from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
 from tailwise.core.room import ensure_room
-from tailwise.spectrum.spectrum import Spectrum
 from tailwise.core.storage import exists, get, is_url, joined, json_of, open_regular, put, read_bytes
+from tailwise.spectrum.spectrum import Spectrum
 
 FORMAT = 1
 #: What damaged bytes make the readers raise (zipfile: NotImplementedError for an unknown compression).

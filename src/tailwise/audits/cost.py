@@ -16,23 +16,25 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
+
 import numpy as np
-from tailwise.audits.cache import Cache, key_of
-from tailwise.spectrum.metrics.facts import Facts, Spectra, gaussian_baseline
-from tailwise.spectrum.metrics.measure import metrics_of
-from tailwise.core.recipe import Recipe
-from tailwise.spectrum.spectrum import Spectrum
+
 from tailwise.audits.baselines import Baselines
-from tailwise.audits.cache import Cache
+from tailwise.audits.cache import Cache, key_of
 from tailwise.audits.work import Worker
 from tailwise.core.execution.device import checked_device
 from tailwise.core.execution.executor import default_workers
+from tailwise.core.recipe import Recipe
+from tailwise.spectrum.metrics.facts import Facts, Spectra, gaussian_baseline
+from tailwise.spectrum.metrics.measure import metrics_of
+from tailwise.spectrum.spectrum import Spectrum
 
 if TYPE_CHECKING:
     import torch
-    from tailwise.checkpoints.matrices import MatrixSource
+
     from tailwise.audits.prepare import Prepared
     from tailwise.checkpoints.checkpoint import Checkpoint
+    from tailwise.checkpoints.matrices import MatrixSource
 
 #: Short sides that are measured; those above the largest matrix asked about are left out.
 _SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
@@ -164,8 +166,8 @@ def _point(m: int, recipe: Recipe, device: str) -> list[float]:
     """Rates of product and reduction, and seconds of metrics and baseline, at one size."""
     import torch
 
-    from tailwise.spectrum.solvers.row_blocks import DenseMatrix
     from tailwise.spectrum.solvers.gram import eigenvalues_of, gram
+    from tailwise.spectrum.solvers.row_blocks import DenseMatrix
 
     n, where = _ASPECT * m, torch.device(device)
     matrix = DenseMatrix(torch.randn(n, m, generator=torch.Generator().manual_seed(m)))

@@ -27,7 +27,7 @@ from tailwise.core.execution.device import checked_device
 from tailwise.core.execution.engine import Engine
 from tailwise.core.execution.executor import default_workers, map_unordered
 from tailwise.core.execution.one_thread import one_thread
-from tailwise.core.execution.spread import Work, patience_of, spread
+from tailwise.core.execution.spread import SpreadWork, patience_of, spread
 from tailwise.core.recipe import Recipe
 
 #: Matrices up to this size are read ahead while the one before is solved.
@@ -39,7 +39,7 @@ Notes = Mapping[tuple[str, str], Any]  # (kind, key) → a small value, as `Cach
 
 
 @dataclass(frozen=True)
-class Errand:
+class MatrixTask:
     """A few matrices for a worker."""
 
     # Each with the pickled part of the checkpoint that it takes: a file that is gone spoils its own matrix alone.
@@ -51,7 +51,7 @@ class Errand:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MatrixOutcome:
     """One matrix as it came back."""
 
     row: LayerRow
@@ -73,13 +73,13 @@ def measured_far(
     names = {source.name for source in known}
     baselines: dict[tuple[str, str], Any] = {}
 
-    def pack(sources: Sequence[MatrixSource]) -> Errand:
+    def pack(sources: Sequence[MatrixSource]) -> MatrixTask:
         wanted = [("baselines", _baseline(source, recipe)) for source in sources]
         found = {key: baselines.get(key, cache.note(*key)) for key in wanted}
         parts = tuple((source, pickle.dumps(checkpoint.part(source.tensors))) for source in sources)
-        return Errand(parts, recipe, device, cache.folder, {k: v for k, v in found.items() if v is not None})
+        return MatrixTask(parts, recipe, device, cache.folder, {k: v for k, v in found.items() if v is not None})
 
-    work = Work(run, pack, _given_up, cost=lambda source: source.flops, again=_may_pass, most=_MOST)
+    work = SpreadWork(run, pack, _given_up, cost=lambda source: source.flops, again=_may_pass, most=_MOST)
     rest = [source for source in largest_first if source.name not in names]
     for outcome in spread(engine, work, rest, patience_of(prepared.options)):
         for key, spectrum in outcome.spectra.items():
@@ -95,15 +95,15 @@ def _baseline(source: MatrixSource, recipe: Recipe) -> str:
     return baseline_key(source.rows, source.cols, len(source.views), recipe)
 
 
-def _given_up(source: MatrixSource, why: str) -> Outcome:
-    return Outcome(replace(row_of(source), status="FAILED", reason=why), None)
+def _given_up(source: MatrixSource, why: str) -> MatrixOutcome:
+    return MatrixOutcome(replace(row_of(source), status="FAILED", reason=why), None)
 
 
-def _may_pass(outcome: Outcome) -> bool:
+def _may_pass(outcome: MatrixOutcome) -> bool:
     return outcome.unreachable
 
 
-def run(errand: Errand) -> tuple[Outcome, ...]:
+def run(errand: MatrixTask) -> tuple[MatrixOutcome, ...]:
     """On a worker: every matrix of an errand, the next one read while one is solved."""
     with one_thread(), ThreadPoolExecutor(1, thread_name_prefix="tailwise-ahead") as reader:
         ahead = [reader.submit(_opened, source, packed) for source, packed in errand.matrices[:1]]
@@ -111,7 +111,7 @@ def run(errand: Errand) -> tuple[Outcome, ...]:
         for place, (source, _) in enumerate(errand.matrices):
             part = ahead.pop().result()
             ahead = [reader.submit(_opened, *following) for following in errand.matrices[place + 1 : place + 2]]
-            if isinstance(part, Outcome):
+            if isinstance(part, MatrixOutcome):
                 done.append(part)
                 continue
             with part:
@@ -119,21 +119,21 @@ def run(errand: Errand) -> tuple[Outcome, ...]:
     return tuple(done)
 
 
-def _opened(source: MatrixSource, packed: bytes) -> Checkpoint | Outcome:
+def _opened(source: MatrixSource, packed: bytes) -> Checkpoint | MatrixOutcome:
     """The part of the checkpoint, its bytes read ahead where they are few; or why it cannot be opened here."""
     try:
         part: Checkpoint = pickle.loads(packed)  # noqa: S301 - made by the process that sent it
     except Exception as error:
         status, reason = failure(error)
         row = replace(row_of(source), status=status, reason=f"{reason} (every worker must see it under this name)")
-        return Outcome(row, None, unreachable=isinstance(error, UnreachableError))
+        return MatrixOutcome(row, None, unreachable=isinstance(error, UnreachableError))
     if source.nbytes <= AHEAD_BYTES:
         with suppress(Exception):  # the same read is tried again where its error belongs
             part.fetch()
     return part
 
 
-def _measured(errand: Errand, source: MatrixSource, part: Checkpoint) -> Outcome:
+def _measured(errand: MatrixTask, source: MatrixSource, part: Checkpoint) -> MatrixOutcome:
     cache = Carried(errand.folder, {**_SEEN, **errand.notes})
     errors: list[Exception] = []
     try:
@@ -145,7 +145,7 @@ def _measured(errand: Errand, source: MatrixSource, part: Checkpoint) -> Outcome
     with _GUARD:
         _SEEN.update({key: value for key, value in cache.notes.items() if key[0] in _LASTING})
     passing = any(isinstance(error, UnreachableError) for error in errors)
-    return Outcome(row, layer, cache.spectra, cache.notes, passing)
+    return MatrixOutcome(row, layer, cache.spectra, cache.notes, passing)
 
 
 #: Kinds of notes that the next matrix takes as well: noise, and which reduction was measured to be fastest here.

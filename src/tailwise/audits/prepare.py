@@ -10,8 +10,8 @@ from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured, group
 from tailwise.checkpoints.roles import ROLES
 from tailwise.core.errors import UsageError, unknown_name
-from tailwise.spectrum.metrics.measure import completed, selected
 from tailwise.core.recipe import Recipe, RunOptions
+from tailwise.spectrum.metrics.measure import completed, selected
 from tailwise.spectrum.power_law import ESTIMATORS
 
 #: Working memory beside the matrices: converted blocks of the contraction.

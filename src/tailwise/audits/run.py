@@ -40,7 +40,7 @@ Progress = Callable[["Step"], None]
 _Measured = tuple[LayerRow, Layer | None]
 
 
-class Settings(TypedDict, total=False):
+class RecipeSettings(TypedDict, total=False):
     """Fields of `Recipe` and `RunOptions`, and which matrices to take."""
 
     estimator: str
@@ -67,7 +67,7 @@ class Settings(TypedDict, total=False):
     patience: float
 
 
-class AuditSettings(Settings, total=False):
+class AuditSettings(RecipeSettings, total=False):
     """What `audit` takes beside the model and the choice of layers."""
 
     part: str | None
@@ -137,7 +137,7 @@ def _names(given: str | Iterable[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def split_settings(settings: Settings) -> tuple[Recipe, RunOptions]:
+def split_settings(settings: RecipeSettings) -> tuple[Recipe, RunOptions]:
     """What changes the numbers, and what changes only the speed. Raises `UsageError` for an unknown name."""
     recipe_names = {item.name for item in fields(Recipe)}
     option_names = {item.name for item in fields(RunOptions)}

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.core.errors import UsageError
 from tailwise.core.execution.device import checked_device
-from tailwise.spectrum.metrics import entropy, ranks
 from tailwise.core.recipe import Precision
+from tailwise.spectrum.metrics import entropy, ranks
 from tailwise.spectrum.power_law import TailOptions, fit_tail
 from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
 from tailwise.spectrum.spectrum import Spectrum

@@ -17,16 +17,16 @@ from tailwise.audits.content import HashedMatrix
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.core.errors import TailwiseError, lacks_memory
 from tailwise.core.execution.executor import own_stream
-from tailwise.spectrum.metrics.facts import Facts, Spectra
-from tailwise.spectrum.metrics.measure import metrics_of
 from tailwise.core.recipe import Recipe
 from tailwise.core.room import ensure_room
-from tailwise.spectrum.rounding_noise import unit_of
 from tailwise.spectrum.baseline import permuted_spectrum, window_spectrum
+from tailwise.spectrum.metrics.facts import Facts, Spectra
+from tailwise.spectrum.metrics.measure import metrics_of
+from tailwise.spectrum.rounding_noise import unit_of
 from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
-from tailwise.spectrum.solvers.row_blocks import BLOCK_BYTES
 from tailwise.spectrum.solvers.gram import Reduce
-from tailwise.spectrum.solvers.symmetric import Choice
+from tailwise.spectrum.solvers.row_blocks import BLOCK_BYTES
+from tailwise.spectrum.solvers.symmetric import SolverChoice
 from tailwise.spectrum.solvers.together import Together
 from tailwise.spectrum.spectrum import Spectrum, pool
 
@@ -170,7 +170,7 @@ class Worker:
             return None
         cache = self.cache
         return Together(
-            Choice(
+            SolverChoice(
                 known=lambda size: cache.note("solvers", key_of("solver", size)),
                 keep=lambda size, seconds: cache.keep_note("solvers", key_of("solver", size), seconds),
             )

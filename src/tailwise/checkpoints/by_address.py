@@ -20,7 +20,7 @@ _OPEN = 4
 
 
 @dataclass(frozen=True)
-class Address:
+class CheckpointAddress:
     """What `open_checkpoint` takes."""
 
     uri: str
@@ -32,7 +32,7 @@ class Address:
 class ByAddress(Checkpoint):
     """Tensors of formats that are no plain byte ranges: pickles, adapters. Opened at the first read."""
 
-    def __init__(self, whole: Checkpoint, names: Iterable[str], address: Address) -> None:
+    def __init__(self, whole: Checkpoint, names: Iterable[str], address: CheckpointAddress) -> None:
         self.uri, self.format, self.config, self.revision = whole.uri, whole.format, whole.config, whole.revision
         self.metadata, self.local, self.resident = whole.metadata, whole.local, whole.resident
         self.tensors: Mapping[str, TensorSpec] = {name: whole.tensors[name] for name in names}
@@ -73,7 +73,7 @@ class ByAddress(Checkpoint):
 
 
 @lru_cache(maxsize=_OPEN)
-def _open(address: Address) -> Checkpoint:
+def _open(address: CheckpointAddress) -> Checkpoint:
     from tailwise.checkpoints.open import open_checkpoint
 
     return open_checkpoint(address.uri, base=address.base, adapter_mode=address.adapter_mode, part=address.part)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from tailwise.core.errors import UnreadableError
-from tailwise.core.storage import open_descriptor
-import errno
-from collections.abc import Callable
 from typing import Any
-from tailwise.core.storage import json_of, mended
+
+from tailwise.core.errors import UnreadableError
+from tailwise.core.storage import json_of, mended, open_descriptor
 
 #: A single `preadv` moves at most 2 GiB on Linux, so the loop asks for no more.
 _MAX_READ = 1 << 30

@@ -5,13 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from tailwise.core.errors import UsageError
-from functools import cache
-from typing import TYPE_CHECKING, Any
-from tailwise.core.errors import UnreadableError
+
+from tailwise.core.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
     import torch

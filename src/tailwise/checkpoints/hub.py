@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tailwise.checkpoints.bytesource import ByteSource
-from tailwise.checkpoints.bytesource import Folder
+from tailwise.checkpoints.bytesource import ByteSource, Folder
 from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
 
 _log = logging.getLogger(__name__)

@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import unquote, urlparse
-from tailwise.checkpoints.bytesource import ByteSource, os_error
+
+from tailwise.checkpoints.averages import averaged_prefixes
+from tailwise.checkpoints.bytesource import ByteSource, Folder, LocalFolder, UnlistedFolder, os_error
 from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.checkpoints.bytesource import Folder, LocalFolder, UnlistedFolder
 from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.distributed import DistributedCheckpoint
 from tailwise.checkpoints.formats.gguf import GgufCheckpoint
@@ -28,10 +29,8 @@ from tailwise.checkpoints.hub import HubAddress, HubFolder, cached_snapshot, is_
 from tailwise.checkpoints.layout import Weights, find_weights, modules_beside, one_file, read_index, siblings
 from tailwise.checkpoints.remote import RemoteFile, RemoteFolder, remote_info
 from tailwise.checkpoints.sniff import sniff
-from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError, unknown_name
 from tailwise.core.storage import filesystem
-from tailwise.checkpoints.averages import averaged_prefixes
-from tailwise.core.errors import UnreadableError, unknown_name
 
 if TYPE_CHECKING:
     import torch

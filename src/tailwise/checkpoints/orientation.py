@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-from tailwise.checkpoints.dims import Dims, dims_for
 import re
-from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from tailwise.checkpoints.dims import Dims, dims_for
 from tailwise.checkpoints.roles import ROLES
 
 if TYPE_CHECKING:

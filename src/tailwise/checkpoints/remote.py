@@ -9,8 +9,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from tailwise.checkpoints.bytesource import ByteSource, os_error
-from tailwise.checkpoints.bytesource import Folder
+from tailwise.checkpoints.bytesource import ByteSource, Folder, os_error
 from tailwise.core.errors import UnreadableError
 from tailwise.core.storage import remote_error
 

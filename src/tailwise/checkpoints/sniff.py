@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from tailwise.checkpoints import foreign
-from tailwise.checkpoints.bytesource import ByteSource
-from tailwise.core.errors import UnreadableError
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
+
+from tailwise.checkpoints import foreign
+from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import DTYPE_BITS, TensorSpec
+from tailwise.core.errors import UnreadableError
 from tailwise.core.storage import is_text, mended
 
 _MAGIC = {b"GGUF": "gguf", b"\x89HDF\r\n\x1a\n": "keras", b"\x93NUMPY": "numpy"}

@@ -9,16 +9,17 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
 from tailwise.cli.arguments import Begin, Bos, Json
 from tailwise.cli.progress import shown
-from typing import TYPE_CHECKING, Annotated
-from tailwise.cli.arguments import Json
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from tailwise.compression.treating.applied import Applied
+
     from tailwise.compression.recovery.recovered import Recovered
+    from tailwise.compression.treating.applied import Applied
 
 _CAL, _RUN, _OUT, _SMALL = "Calibration", "How to run", "Output", "Smaller models"
 _DEQUANTIZE = "rtn: read a model that is quantized already as the values that it decodes to."
@@ -212,7 +213,8 @@ def recover(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the new model.", rich_help_panel=_OUT_RECOVERED)
+        Path,
+        typer.Option("-o", "--output", metavar="DIR", help="Folder of the new model.", rich_help_panel=_OUT_RECOVERED),
     ],
     method: Annotated[
         str,

@@ -15,8 +15,8 @@ from tailwise.core.errors import UnreachableError, UsageError
 
 if TYPE_CHECKING:
     from tailwise.app.assistant.answer import Answer
-    from tailwise.app.assistant.screen import Screen
     from tailwise.app.assistant.endpoint import Endpoint
+    from tailwise.app.assistant.screen import ShownPage
     from tailwise.app.workspace.workspace import Workspace
 
 _ABOUT, _WHO = "About what", "Who answers"
@@ -93,15 +93,15 @@ def ask(
         typer.echo(f"tailwise: in no result: {', '.join(found.unverified)}", err=True)
 
 
-def _screen(workspace: Workspace, layer: str | None, run: str | None) -> Screen:
-    from tailwise.app.assistant.screen import Screen
+def _screen(workspace: Workspace, layer: str | None, run: str | None) -> ShownPage:
+    from tailwise.app.assistant.screen import ShownPage
 
     files = [entry for root in workspace.roots for entry in workspace.entries("audit") if entry.path == root]
     entries = files or workspace.entries("audit")
     plans = [entry.id for root in workspace.roots for entry in workspace.entries("plan") if entry.path == root]
     audit = entries[-1].id if files or len(entries) == 1 else None
     base = files[0].id if len(files) == 2 else None
-    return Screen(audit=audit, base=base, layer=layer, run=run, plan=plans[0] if plans else None)
+    return ShownPage(audit=audit, base=base, layer=layer, run=run, plan=plans[0] if plans else None)
 
 
 def _endpoint(base_url: str | None, model: str | None, api_key_env: str | None) -> Endpoint | None:
@@ -113,9 +113,9 @@ def _endpoint(base_url: str | None, model: str | None, api_key_env: str | None) 
     return found
 
 
-def _talked(question: str, about: tuple[Workspace, Screen], endpoint: Endpoint, *, quiet: bool) -> Answer:
+def _talked(question: str, about: tuple[Workspace, ShownPage], endpoint: Endpoint, *, quiet: bool) -> Answer:
     """The answer of a language model, written as it comes."""
-    from tailwise.app.assistant.chat import Done, Failed, TextDelta, ToolCall, chat
+    from tailwise.app.assistant.chat import Answered, Failed, TextDelta, ToolCall, chat
     from tailwise.app.assistant.markdown import clean, clean_lines
 
     for event in chat([{"role": "user", "content": question}], *about, endpoint):
@@ -128,10 +128,10 @@ def _talked(question: str, about: tuple[Workspace, Screen], endpoint: Endpoint, 
                 )
             case Failed(message, fix):
                 raise UnreachableError(message, fix=fix)
-            case Done(found):
+            case Answered(found):
                 if not quiet:
                     typer.echo("")
                 return found
             case _:
                 pass
-    raise AssertionError("a chat ends with Done or Failed")
+    raise AssertionError("a chat ends with Answered or Failed")

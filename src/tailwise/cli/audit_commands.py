@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import ExitStack
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
 from tailwise.cli.arguments import Json, Output, Rows, comma_list
-from tailwise.cli.store_options import Revisions, Run
+from tailwise.cli.store_options import Revisions, Run, open_store, say_outcome
 from tailwise.core.errors import UsageError
-import os
-from contextlib import ExitStack
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
-from tailwise.cli.store_options import open_store, say_outcome
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
     from tailwise.audits.prepare import Prepared, Selection
     from tailwise.checkpoints.checkpoint import Checkpoint
     from tailwise.core.recipe import Recipe, RunOptions
-    from tailwise.audits.prepare import Selection
 
 _WHAT, _HOW, _RUN, _OUT = "What to measure", "How to measure", "How to run", "Output"
 
@@ -228,8 +227,8 @@ def _with_progress(work: Any, kind: ShowProgress) -> Audit:
 
 
 def _deliver(found: Audit, outputs: list[str], as_json: bool, rows: int) -> None:
-    from tailwise.report import terminal
     from tailwise.report import output_files as files
+    from tailwise.report import terminal
 
     # Files first: a reader that closes the pipe must not cost the audit.
     written = [files.write(found, path) for path in outputs]
@@ -311,9 +310,9 @@ def all_checkpoints(
 ) -> None:
     """Audit every checkpoint at `where` in order of step; `whereto` is the store, the run, and revisions."""
     from tailwise.cli.progress import progress_bar
-    from tailwise.report.terminal import console
     from tailwise.history.runs.found import find, nothing_found
     from tailwise.history.runs.sink import Sink, audit_all, run_name
+    from tailwise.report.terminal import console
 
     store, run, revisions = whereto
     store = store or os.environ.get("TAILWISE_STORE")

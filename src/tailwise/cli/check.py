@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.core.atomic import write_whole
-from tailwise.cli.compare_commands import check_text_target, is_audit, read_all
 from tailwise.cli.arguments import Device, Json, Workers
+from tailwise.cli.compare_commands import check_text_target, is_audit, read_all
+from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def check(
         raise UsageError("there is nothing to expect", fix="give --expect FILE.toml, or write one with --init")
     if output is not None:
         raise UsageError("-o belongs to --init", fix="use --junit, --sarif, --markdown, --model-card or --badge")
-    from tailwise.judging.gates.parse import read_expectations
     from tailwise.judging.gates.checking import check as check_audit
+    from tailwise.judging.gates.parse import read_expectations
 
     files = {"junit": junit, "sarif": sarif, "markdown": markdown, "model_card": model_card, "badge": badge}
     _check_targets(files)
@@ -117,9 +117,9 @@ def _check_targets(files: dict[str, str | None]) -> None:
 
 def _writers() -> dict[str, Callable[[CheckResult, Audit], str]]:
     from tailwise import __version__
+    from tailwise.judging.gates.expectation_text import to_badge, to_markdown, to_model_card
     from tailwise.judging.gates.junit import to_junit
     from tailwise.judging.gates.sarif import to_sarif
-    from tailwise.judging.gates.expectation_text import to_badge, to_markdown, to_model_card
 
     return {
         "junit": lambda result, _: to_junit(result),

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import zipfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-import typer
-from tailwise.cli.arguments import Device, Json, Rows, Workers, comma_list
-from tailwise.core.errors import UsageError
-from tailwise.core.storage import exists, is_url, joined
 import json
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
-from tailwise.core.atomic import write_whole
-from typing import Annotated
-from tailwise.cli.arguments import Device, Json, Workers
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tailwise.cli.arguments import Device, Json, Rows, Workers, comma_list
 from tailwise.cli.store_options import Revisions, Run, Store, only_run, open_store
+from tailwise.core.atomic import write_whole
+from tailwise.core.errors import UsageError
+from tailwise.core.storage import exists, is_url, joined
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
@@ -227,11 +225,11 @@ def rank(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Order the models of one family by one number, and hold that number against your scores."""
-    from tailwise.judging.compare.ranking import numbers_of, rank_numbers, with_stability
+    from tailwise.history.sweep.results import is_results, read_numbers
     from tailwise.judging.compare.model_scores import read_scores
+    from tailwise.judging.compare.ranking import numbers_of, rank_numbers, with_stability
     from tailwise.report import comparison_page as report
     from tailwise.report.terminal import console
-    from tailwise.history.sweep.results import is_results, read_numbers
 
     for path in output or ():
         check_text_target(path, (".json", ".csv", ".md"))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from tailwise.models.evaluation.scores import Change, Interval, ScoreComparison, Scores
+    from tailwise.models.evaluation.scores import Interval, ScoreChange, ScoreComparison, Scores
 
 _WHAT, _HOW, _RUN, _OUT = "What to measure", "How to measure", "How to run", "Output"
 
@@ -151,8 +151,8 @@ def _check_output(path: str) -> None:
 def _found(
     model: str, against: str | None, text: list[str] | None, tokenizer: str | None, options: Any
 ) -> Scores | ScoreComparison:
-    from tailwise.models.evaluation.score_pairs import compare_scores
     from tailwise.models.evaluation.evaluate import evaluate as evaluate_models
+    from tailwise.models.evaluation.score_pairs import compare_scores
     from tailwise.models.evaluation.scores import Scores
 
     base = Scores.load(against) if against is not None and _is_saved(against) else against
@@ -284,7 +284,7 @@ _COLORS = {"better": "green", "worse": "red"}
 def _changes(found: ScoreComparison) -> RenderableType | None:
     from rich.text import Text
 
-    changes: list[Change] = [*([found.perplexity] if found.perplexity else []), *found.tasks]
+    changes: list[ScoreChange] = [*([found.perplexity] if found.perplexity else []), *found.tasks]
     if not changes:
         return None
     table = _grid(["against the base", "change", "95 %", "p", "pairs", "runs", "verdict"])

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
-import typer
-from tailwise.cli.arguments import Json, Rows, comma_list
-from tailwise.cli.store_options import Store, open_store, steps_of
-from tailwise.core.errors import UsageError
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
-from tailwise.cli.arguments import Device, Workers, comma_list
-from tailwise.cli.store_options import Revisions, Run, Store, open_store, say_outcome
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
 from tailwise.cli.arguments import Device, Json, Rows, Workers, comma_list
-from tailwise.cli.store_options import Revisions
-from tailwise.cli.store_options import Run, Store, open_store
+from tailwise.cli.store_options import Revisions, Run, Store, open_store, say_outcome, steps_of
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from tailwise.history.read import Steps
-    from tailwise.history.store import History
     from rich.console import Console
+
+    from tailwise.history.read import Steps
     from tailwise.history.runs.bisect import Bisection, Onset
-    from tailwise.history.runs.found import Found
+    from tailwise.history.runs.found import FoundCheckpoint
+    from tailwise.history.store import History
 
 _WHAT, _OUT = "What to show", "Output"
 
@@ -146,16 +142,16 @@ def watch(
     A checkpoint is taken when its index and all its shards are there, its headers agree with its sizes, and nothing
     changes any more. What the store has is not audited again, so the command may be stopped and started at any time.
     """
-    from tailwise.report.terminal import console
     from tailwise.history.runs import watch as watching
     from tailwise.history.runs.sink import Sink, run_name
+    from tailwise.report.terminal import console
 
     screen, good, idle = console(), True, True
     with ExitStack() as stack:
         history = None if store is None and audits is not None else stack.enter_context(open_store(store, create=True))
         settings = {"device": device, "workers": workers, "randomize": int(randomize)}
         sink = Sink(run or run_name(where), history, audits, settings)  # type: ignore[arg-type]
-        watched = watching.Watch(where, sink, comma_list(revisions), settle)
+        watched = watching.RunWatch(where, sink, comma_list(revisions), settle)
         outcomes = watching.once(watched) if once else watching.follow(watched, interval, trouble=_say_trouble)
         if not once:
             typer.echo(f"tailwise: watching {where} every {interval:g} s; Ctrl-C ends it", err=True)
@@ -192,11 +188,15 @@ def bisect(
     ] = None,
     thresholds: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.toml", help="Other thresholds, as `name = value` lines.", rich_help_panel=_WHAT_CHANGED),
+        typer.Option(
+            metavar="FILE.toml", help="Other thresholds, as `name = value` lines.", rich_help_panel=_WHAT_CHANGED
+        ),
     ] = None,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Do not look whether what went wrong stayed wrong.", rich_help_panel=_WHAT_CHANGED),
+        typer.Option(
+            "--quick", help="Do not look whether what went wrong stayed wrong.", rich_help_panel=_WHAT_CHANGED
+        ),
     ] = False,
     revisions: Revisions = None,
     device: Device = "cpu",
@@ -209,10 +209,10 @@ def bisect(
     Halves the run, so that 1,000 checkpoints take about ten audits; then looks on both sides whether what went wrong
     stayed wrong, which takes twice as many again at most, and says so where it did not.
     """
-    from tailwise.report.terminal import console
     from tailwise.history.runs.bisect import bisect as search
     from tailwise.history.runs.found import find, nothing_found
     from tailwise.history.runs.judge import Judge, rule_of
+    from tailwise.report.terminal import console
 
     chosen = rule_of(rule)
     found = find(where, comma_list(revisions))
@@ -222,7 +222,7 @@ def bisect(
         raise UsageError("holds one checkpoint, and a search takes two or more", where=where)
     screen = console(stderr=True)
 
-    def told(one: Found, named: frozenset[str]) -> None:
+    def told(one: FoundCheckpoint, named: frozenset[str]) -> None:
         said = f"{chosen.code} of {len(named)} layers" if named - {""} else f"{chosen.code}" if named else "silent"
         said += ", could not look" if one.step in judge.blind else ""
         screen.print(f"step {one.step}  {said}", markup=False, highlight=False)

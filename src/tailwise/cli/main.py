@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated
+
 import typer
-from tailwise.cli.apply_commands import apply
+
+from tailwise.cli.apply_commands import apply, recover
 from tailwise.cli.ask import ask
 from tailwise.cli.audit_commands import audit
-from tailwise.cli.history_commands import bisect
 from tailwise.cli.check import check
-from tailwise.cli.compare_commands import compare
-from tailwise.cli.read_commands import diagnose
-from tailwise.cli.compare_commands import diff
-from tailwise.cli.read_commands import doctor
+from tailwise.cli.compare_commands import compare, diff, rank
 from tailwise.cli.evaluate_command import evaluate
-from tailwise.cli.history_commands import history
+from tailwise.cli.history_commands import app as store
+from tailwise.cli.history_commands import bisect, history, watch
 from tailwise.cli.mcp import mcp
-from tailwise.cli.read_commands import metrics
 from tailwise.cli.plan_commands import app as plan
-from tailwise.cli.read_commands import plot
 from tailwise.cli.precision import precision
 from tailwise.cli.predict_command import predict
-from tailwise.cli.compare_commands import rank
-from tailwise.cli.apply_commands import recover
-from tailwise.cli.read_commands import report
+from tailwise.cli.read_commands import diagnose, doctor, metrics, plot, report, show
 from tailwise.cli.serve import serve
-from tailwise.cli.read_commands import show
-from tailwise.cli.history_commands import app as store
 from tailwise.cli.sweep_command import sweep
-from tailwise.cli.history_commands import watch
 from tailwise.core.errors import TailwiseError, UnreadableError, lacks_memory
 from tailwise.core.harmless import visible
-import logging
 
 _NO_MEMORY = """there is not enough memory for this
   → free some, raise the limit (ulimit -v), or give fewer --workers; computed spectra are kept"""

@@ -60,11 +60,11 @@ def mcp(
     if not http:
         serve_stdio(server)
         return
-    from tailwise.app.assistant.mcp_http import Address, serve_http
+    from tailwise.app.assistant.mcp_http import ListenAddress, serve_http
 
     if token_env != _TOKEN and not os.environ.get(token_env):
         raise UsageError(f"the environment has no {token_env}", where="--token-env", fix="set it to a long secret")
-    address = Address(host, port, comma_list(allow_host), os.environ.get(token_env) or None)
+    address = ListenAddress(host, port, comma_list(allow_host), os.environ.get(token_env) or None)
     serve_http(server, address, lambda url: typer.echo(f"tailwise: listening on {url}; Ctrl-C ends it", err=True))
 
 
@@ -81,8 +81,8 @@ def _audit(model: Path, randomize: bool) -> Audit:
 
 
 def _plan(found: Audit, order: PlanOrder) -> Plan:
-    from tailwise.cli.plan_shared import Windows, text_of
     from tailwise.cli.arguments import solver_to_stderr
+    from tailwise.cli.plan_shared import Windows, text_of
 
     text = text_of([str(order.calibration)] if order.calibration else None, Windows(), "cpu")
     even = "uniform" if order.allocator == "auto" else order.allocator

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
-import typer
-from tailwise.cli.arguments import Json, Rows
-from tailwise.cli.plan_made import prune, quantize
-from tailwise.cli.plan_shared import OUT, PlanFile, deliver, drawn, show_plan, target_of, write_json
-from tailwise.cli.plan_shared import DryRun, PlanFile, audit_of, deliver, target_of
 from typing import TYPE_CHECKING, Annotated
-from tailwise.cli.arguments import Begin, Bos, Device, Json, Rows, Workers, comma_list
-from tailwise.cli.plan_made import SPREAD, Mapping3
+
+import typer
+
+from tailwise.cli.arguments import Begin, Bos, Device, Json, Rows, Workers, comma_list, solver_to_stderr
+from tailwise.cli.plan_made import SPREAD, Mapping3, prune, quantize
 from tailwise.cli.plan_shared import (
     OUT,
     SUFFIXES,
     TRY,
     WHICH,
     Calibration,
+    DryRun,
     Layers,
     Model,
     PlanFile,
@@ -28,18 +26,20 @@ from tailwise.cli.plan_shared import (
     Windows,
     audit_of,
     deliver,
+    drawn,
     number,
     saying,
+    show_plan,
     target_of,
     text_of,
     write_json,
 )
-from tailwise.cli.arguments import solver_to_stderr
 from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     from tailwise.compression.plans.plan import Plan
     from tailwise.compression.trying.tau_curve import TauCurve
+
 
 def tau(
     model: Model,
@@ -75,7 +75,7 @@ def tau(
     on the same windows of the text.
     """
     from tailwise.compression.making.request import Request
-    from tailwise.compression.plans.candidates import Choice
+    from tailwise.compression.plans.candidates import TensorChoice
     from tailwise.compression.trying.planned import check_causal_model
     from tailwise.compression.trying.tau_curve import tau_curve
 
@@ -89,7 +89,7 @@ def tau(
         check_figure(chart)
     given = {"mapping": mapping.value if mapping else None, "reverse": reverse or None}
     settings = {name: value for name, value in given.items() if value is not None}
-    request = Request(sparsity, allocator, operator, choice=Choice(comma_list(roles), layers), settings=settings)
+    request = Request(sparsity, allocator, operator, choice=TensorChoice(comma_list(roles), layers), settings=settings)
     text = text_of(calibration, Windows(samples, window, seed, bos.value), device)
     if text is None:
         raise UsageError("every τ is tried on text, and there is none", fix="give --calibration TEXT")
@@ -193,7 +193,7 @@ def _numbers(text: str) -> list[int]:
     return [int(item) for item in found]
 
 
-class Source(StrEnum):
+class ImportSource(StrEnum):
     """Tools whose files are read."""
 
     alphaquant = "alphaquant"
@@ -202,7 +202,7 @@ class Source(StrEnum):
 def import_(
     file: Annotated[str, typer.Argument(metavar="FILE", help="AlphaQuant's config or expanded plan, x.json.")],
     audit: Annotated[str, typer.Option(metavar="AUDIT", help="Of the model, or the model, which is audited first.")],
-    source: Annotated[Source, typer.Option("--from", help="Whose file it is.")] = Source.alphaquant,
+    source: Annotated[ImportSource, typer.Option("--from", help="Whose file it is.")] = ImportSource.alphaquant,
     dry_run: DryRun = False,
     output: PlanFile = None,
     as_json: Json = False,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
-from tailwise.cli.arguments import Begin, Bos, Device, Json, Rows, Workers, comma_list
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tailwise.cli.arguments import Begin, Bos, Device, Json, Rows, Workers, comma_list, solver_to_stderr
 from tailwise.cli.plan_shared import (
     Also,
     Calibration,
@@ -29,13 +34,7 @@ from tailwise.cli.plan_shared import (
     target_of,
     text_of,
 )
-from tailwise.cli.arguments import solver_to_stderr
 from tailwise.core.errors import UsageError, unknown_name
-import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
-import typer
 
 if TYPE_CHECKING:
     from tailwise.compression.making.request import QuantizeRequest, Request
@@ -210,7 +209,7 @@ def _told(given: Mapping[str, Any], rows: tuple[Option, ...]) -> dict[str, Any]:
 
 def _to_prune(given: Mapping[str, Any], allocator: str) -> Request:
     from tailwise.compression.making.request import Request
-    from tailwise.compression.plans.candidates import Choice
+    from tailwise.compression.plans.candidates import TensorChoice
 
     told = _told(given, OF_PRUNE)
     told |= {"mapping": told["mapping"].value} if "mapping" in told else {}
@@ -220,7 +219,7 @@ def _to_prune(given: Mapping[str, Any], allocator: str) -> Request:
         allocator=allocator,
         operator=given["operator"],
         pattern=given["pattern"],
-        choice=Choice(comma_list(given["roles"]), given["layers"], comma_list(given["also"])),
+        choice=TensorChoice(comma_list(given["roles"]), given["layers"], comma_list(given["also"])),
         clamp=not given["no_clamp"],
         estimator=given["estimator"],
         settings=told,
@@ -228,9 +227,9 @@ def _to_prune(given: Mapping[str, Any], allocator: str) -> Request:
 
 
 def _to_quantize(given: Mapping[str, Any], allocator: str) -> QuantizeRequest:
-    from tailwise.compression.making.request import QuantizeRequest
-    from tailwise.compression.plans.candidates import Choice
     from tailwise.audits.precision.study import PrecisionStudy
+    from tailwise.compression.making.request import QuantizeRequest
+    from tailwise.compression.plans.candidates import TensorChoice
 
     size, rise, study = given["size"], given["rise"], given["study"]
     return QuantizeRequest(
@@ -240,7 +239,7 @@ def _to_quantize(given: Mapping[str, Any], allocator: str) -> QuantizeRequest:
         formats=comma_list(given["formats"]),
         allocator=allocator,
         operator=given["operator"],
-        choice=Choice(comma_list(given["roles"]), given["layers"], comma_list(given["also"])),
+        choice=TensorChoice(comma_list(given["roles"]), given["layers"], comma_list(given["also"])),
         per_expert=given["per_expert"],
         act_order=given["act_order"],
         estimator=given["estimator"],

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tailwise.audits.audit import Audit
     from tailwise.compression.plans.plan import Plan
-    from tailwise.compression.plans.plan_table import Grid
+    from tailwise.compression.plans.plan_table import PlanGrid
     from tailwise.compression.trying.stage import StageOptions
 
 WHICH, TRY, OUT = "Which tensors", "What to try it on", "Output"
@@ -166,7 +166,7 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
         screen.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
 
 
-def drawn(grid: Grid) -> RenderableType:
+def drawn(grid: PlanGrid) -> RenderableType:
     """A table of words and numbers."""
     from rich.console import Group
     from rich.table import Table

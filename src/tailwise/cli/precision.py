@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.audit_commands import Dtype
 from tailwise.cli.arguments import Device, Json, Workers, comma_list
+from tailwise.cli.audit_commands import Dtype
 from tailwise.core.errors import UsageError
 from tailwise.core.optional import missing
 
@@ -140,9 +140,9 @@ def precision(
     Writes tables, pictures, the study itself (study.json) and a report (report.html) to the output folder. Ends with 3
     where a layer failed, in all formats or in one; the others are written all the same.
     """
-    from tailwise.number_formats.formats import FORMATS
     from tailwise.audits.precision.studying import StudyOptions, study
     from tailwise.audits.precision.verdict import Bound
+    from tailwise.number_formats.formats import FORMATS
 
     logging.basicConfig(level=log_level.value, format="%(levelname)s %(message)s", stream=sys.stderr)
     bounds = [Bound.parse(text) for text in bound or ()]

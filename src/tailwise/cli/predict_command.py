@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.arguments import Device, Json, Workers, comma_list
+from tailwise.cli.arguments import Device, Json, Workers, comma_list, solver_to_stderr
 from tailwise.cli.plan_shared import TRY, Layers, Roles, Samples, Seed, Window, audit_of, saying
-from tailwise.cli.arguments import solver_to_stderr
 from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -82,13 +81,13 @@ def _of_model(
     workers: int | None,
 ) -> Foresight:
     from tailwise.compression.making.request import QuantizeRequest, Request
-    from tailwise.compression.plans.candidates import Choice
-    from tailwise.compression.trying.predictors import foretold
+    from tailwise.compression.plans.candidates import TensorChoice
     from tailwise.compression.trying.planned import check_causal_model
+    from tailwise.compression.trying.predictors import foretold
     from tailwise.compression.trying.stage import StageOptions
 
     sparsity, formats, operator, estimator = what
-    choice = Choice(comma_list(which[0]), which[1])
+    choice = TensorChoice(comma_list(which[0]), which[1])
     request: Request | QuantizeRequest
     if formats is None:
         request = Request(sparsity, "alpha", operator or "magnitude", choice=choice, estimator=estimator)
@@ -103,9 +102,9 @@ def _of_model(
 
 
 def _of_study(path: str, outputs: list[str], as_json: bool) -> None:
-    from tailwise.core.atomic import write_whole
     from tailwise.audits.precision.study import PrecisionStudy
     from tailwise.audits.precision.study_files import prediction_rows, to_csv
+    from tailwise.core.atomic import write_whole
     from tailwise.report.precision.precision_terminal import prediction
     from tailwise.report.terminal import console
 

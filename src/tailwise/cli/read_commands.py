@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated
-import typer
-from tailwise.cli.arguments import Json, Output, Rows
 import json
+import sys
+from dataclasses import asdict
 from enum import StrEnum
-from tailwise.cli.arguments import Json
-from tailwise.core.errors import UsageError
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-from tailwise.cli.arguments import Json, comma_list
-from dataclasses import asdict
+
+import typer
+
+from tailwise.cli.arguments import Json, Output, Rows, comma_list
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     from tailwise.judging.diagnosis.finding import Diagnosis
+
 
 def show(
     audit: Annotated[str, typer.Argument(help="An audit file or folder.")],
@@ -28,8 +28,8 @@ def show(
 ) -> None:
     """Print a saved audit, or convert it."""
     from tailwise.audits.audit import Audit
-    from tailwise.report import terminal
     from tailwise.report import output_files as files
+    from tailwise.report import terminal
 
     for path in output or ():
         files.check_target(path)
@@ -165,8 +165,8 @@ def diagnose(
     The rules, their thresholds and how well founded each is are in the documentation under Rules.
     """
     from tailwise.judging.diagnosis.finding import SEVERITIES
-    from tailwise.report import terminal
     from tailwise.report import findings_view as findings
+    from tailwise.report import terminal
 
     for path in output or ():
         findings.check_target(path)
@@ -200,8 +200,8 @@ def metrics(
     names: Annotated[list[str] | None, typer.Argument(help="Only these.")] = None, as_json: Json = False
 ) -> None:
     """List every metric with its formula and source."""
-    from tailwise.spectrum.metrics.metric import METRICS
     from tailwise.report import terminal
+    from tailwise.spectrum.metrics.metric import METRICS
 
     chosen = [METRICS[name].name for name in names] if names else list(METRICS)
     if as_json:

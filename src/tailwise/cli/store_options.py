@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tailwise.history.read import Steps
+    from tailwise.history.runs.sink import CheckpointOutcome
     from tailwise.history.store import History
-    from tailwise.history.runs.sink import Outcome
 
 Store = Annotated[
     str | None,
@@ -77,7 +77,7 @@ def steps_of(text: str | None) -> Steps | None:
     return low, high
 
 
-def say_outcome(screen: Console, outcome: Outcome) -> bool:
+def say_outcome(screen: Console, outcome: CheckpointOutcome) -> bool:
     """One line on what became of a checkpoint; whether all is well."""
     head = f"step {outcome.found.step}"
     if outcome.known:

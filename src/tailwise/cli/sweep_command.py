@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
-import typer
-from tailwise.cli.audit_commands import Conv, Dtype
-from tailwise.cli.arguments import Json, comma_list
-from tailwise.history.sweep.status import PRICE
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-from tailwise.history.sweep.sweeping import Watch
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tailwise.cli.arguments import Json, comma_list
+from tailwise.cli.audit_commands import Conv, Dtype
+from tailwise.history.sweep.status import PRICE
+from tailwise.history.sweep.sweeping import SweepListener
 
 if TYPE_CHECKING:
-    from tailwise.history.sweep.sweeping import Sweep
-    from tailwise.history.sweep.status import SweepStatus
     from rich.console import Console
     from rich.live import Live
+
     from tailwise.audits.run import Step
-    from tailwise.history.sweep.catalogue import Claim
-    from tailwise.history.sweep.one_model import Outcome
+    from tailwise.history.sweep.catalogue import ClaimedModel
+    from tailwise.history.sweep.one_model import ModelOutcome
+    from tailwise.history.sweep.status import SweepStatus
+    from tailwise.history.sweep.sweeping import Sweep
 
 _WHAT, _HOW, _RUN, _OUT, _WHERE = "What to measure", "How to measure", "How to run", "Output", "Where"
 
@@ -156,8 +158,8 @@ def _run(
 def _say_forecast(models: list[str], to: Sweep, settings: dict[str, Any], price: float, *, as_json: bool) -> None:
     from tailwise.audits.prepare import Selection, checked
     from tailwise.audits.run import split_settings
-    from tailwise.report.sweep import forecast_lines
     from tailwise.history.sweep.forecast import forecast
+    from tailwise.report.sweep import forecast_lines
 
     recipe, options = split_settings(settings)  # type: ignore[arg-type]
     found = forecast(models, checked(recipe), options, Selection(to.layers, to.roles), price=price)
@@ -187,7 +189,7 @@ def _say_status(status: SweepStatus, *, as_json: bool) -> None:
 _LOOK_EVERY = 2.0
 
 
-class Screen:
+class SweepScreen:
     """Takes what happens and draws it."""
 
     def __init__(self, console: Console, look: Callable[[], SweepStatus], live: Live | None) -> None:
@@ -195,13 +197,13 @@ class Screen:
         self._status: SweepStatus | None = None
         self._looked, self._model = float("-inf"), ""
 
-    def begun(self, claim: Claim) -> Callable[[Step], None]:
+    def begun(self, claim: ClaimedModel) -> Callable[[Step], None]:
         """A model is under way."""
         self._model = claim.model
         self._draw("reading headers")
         return self._step
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, outcome: ModelOutcome) -> None:
         """A model is finished."""
         from tailwise.report.sweep import outcome_line
 
@@ -223,7 +225,7 @@ class Screen:
 
 
 @contextmanager
-def screen(look: Callable[[], SweepStatus], *, stderr: bool) -> Iterator[Watch]:
+def screen(look: Callable[[], SweepStatus], *, stderr: bool) -> Iterator[SweepListener]:
     """What draws a sweep while the block runs; the dashboard leaves nothing behind."""
     from rich.live import Live
 
@@ -231,9 +233,9 @@ def screen(look: Callable[[], SweepStatus], *, stderr: bool) -> Iterator[Watch]:
 
     out = console(stderr=stderr)
     if not out.is_terminal:
-        shown = Screen(out, look, None)
-        yield Watch(shown.begun, shown.ended)
+        shown = SweepScreen(out, look, None)
+        yield SweepListener(shown.begun, shown.ended)
         return
     with Live(console=out, transient=True, refresh_per_second=4) as live:
-        shown = Screen(out, look, live)
-        yield Watch(shown.begun, shown.ended)
+        shown = SweepScreen(out, look, live)
+        yield SweepListener(shown.begun, shown.ended)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
 from tailwise.core.errors import TailwiseError, UnreachableError, UnreadableError, UsageError
+from tailwise.history.schema import META, METADATA, SCHEMA, SPOOLS
 from tailwise.history.sql import (
     URL,
     ArgumentError,
@@ -22,13 +24,12 @@ from tailwise.history.sql import (
     OperationalError,
     create_engine,
     event,
+    inspect,
     make_url,
+    select,
     text,
+    update,
 )
-from collections.abc import Callable, Mapping
-from tailwise.core.errors import UnreadableError, UsageError
-from tailwise.history.schema import META, METADATA, SCHEMA, SPOOLS
-from tailwise.history.sql import Connection, Engine, inspect, select, text, update
 
 #: Of the advisory lock that PostgreSQL's writers take, one at a time as SQLite's do.
 _WRITERS = 0x7A11_715E

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
-from tailwise.history.point import Alarm, Point
 from tailwise.core.storage import json_of, open_regular
+from tailwise.history.point import Alarm, Point
 
 _log = logging.getLogger(__name__)
 

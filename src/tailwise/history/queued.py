@@ -8,14 +8,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
+
 from tailwise.core.errors import UnreachableError
 from tailwise.history.connect import is_url
-from tailwise.history.jsonl import Item
+from tailwise.history.jsonl import Item, JsonlHistory
 from tailwise.history.point import Point
 from tailwise.history.spool import REJECTED, Line, Spool, folder_for
 from tailwise.history.store import History
-from typing import Protocol
-from tailwise.history.jsonl import Item, JsonlHistory
 
 _log = logging.getLogger(__name__)
 _BATCH = 100  # lines taken over in one transaction

@@ -11,9 +11,9 @@ from typing import IO
 
 from tailwise.audits.cache import default_folder
 from tailwise.core.errors import UnreachableError
-from tailwise.history.jsonl import Item, JsonlHistory, from_line
 from tailwise.core.recipe import digest_of
 from tailwise.core.storage import json_of
+from tailwise.history.jsonl import Item, JsonlHistory, from_line
 
 try:
     import fcntl

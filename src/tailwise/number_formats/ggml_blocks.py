@@ -1,7 +1,7 @@
 """llama.cpp's blocks of 32: an element, a float16 step, and for some the float16 value of a code of zero.
 
 Codes are found with the step before it is rounded to float16, as the gguf package does it, whose arithmetic is followed
-bit for bit. `Grid.round` rounds to the nearest value of the stored step.
+bit for bit. `ValueGrid.round` rounds to the nearest value of the stored step.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tailwise.core.errors import UsageError
-from tailwise.number_formats.grid import Grid
+from tailwise.number_formats.grid import ValueGrid
 from tailwise.number_formats.number_format import Quantized, Reach, check_block, chunks, nonzeros, not_finite
 from tailwise.number_formats.scaled import ScaledFormat
 from tailwise.number_formats.scales import ScaleRule, Scales
@@ -97,12 +97,12 @@ class BlockFormat(ScaledFormat):
             grids.append(grid)
         return Quantized(values, 0, underflow, _stacked(grids))
 
-    def grid(self, block: torch.Tensor, reach: Reach | None = None) -> Grid:  # noqa: ARG002
+    def grid(self, block: torch.Tensor, reach: Reach | None = None) -> ValueGrid:  # noqa: ARG002
         """The scales that `quantize` would choose for the block."""
         check_block(block)
         return _stacked([self._scales(_blocks(part))[0] for part in chunks(block)])
 
-    def _scales(self, entries: torch.Tensor) -> tuple[Grid, torch.Tensor, torch.Tensor | None]:
+    def _scales(self, entries: torch.Tensor) -> tuple[ValueGrid, torch.Tensor, torch.Tensor | None]:
         """Scales of (rows, groups, 32), and steps and lows before they are rounded, (rows, groups, 1)."""
         import torch
 
@@ -112,7 +112,7 @@ class BlockFormat(ScaledFormat):
         low = None if lows is None else lows.squeeze(-1).to(torch.float16)
         if not (torch.isfinite(stored).all() and (low is None or torch.isfinite(low).all())):
             raise not_finite() if not torch.isfinite(entries).all() else _too_large(self.name)
-        return Grid(self.element, stored, stored.float(), None, None, BLOCK, low), steps, lows
+        return ValueGrid(self.element, stored, stored.float(), None, None, BLOCK, low), steps, lows
 
     def _codes(self, entries: torch.Tensor, steps: torch.Tensor, lows: torch.Tensor | None) -> torch.Tensor:
         """Codes as float32; entries are multiplied by the reciprocal, and halves go as the gguf package has them."""
@@ -139,12 +139,12 @@ def _blocks(part: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(part.float(), (0, -cols % BLOCK)).reshape(len(part), -1, BLOCK)
 
 
-def _stacked(grids: list[Grid]) -> Grid:
+def _stacked(grids: list[ValueGrid]) -> ValueGrid:
     import torch
 
     first = grids[0]
     lows = [grid.lows for grid in grids if grid.lows is not None]
-    return Grid(
+    return ValueGrid(
         first.element,
         torch.cat([grid.scales for grid in grids]),
         torch.cat([grid.steps for grid in grids]),

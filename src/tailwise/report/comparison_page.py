@@ -11,11 +11,11 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from tailwise.core.harmless import cells
 from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta
 from tailwise.judging.compare.correlation import Correlation
 from tailwise.judging.compare.ranking import Ranking
 from tailwise.judging.compare.summary import SUMMARIES
-from tailwise.core.harmless import cells
 
 #: Metric, title and digits of the change, after alpha.
 _CHANGES = (
@@ -54,7 +54,7 @@ _RANKED = tuple(name for name in SUMMARIES if name not in _UNRANKED)
 
 
 @dataclass(frozen=True)
-class Grid:
+class ComparisonGrid:
     """A table before it is drawn: the first column is text, the others numbers."""
 
     title: str
@@ -87,9 +87,9 @@ def to_markdown(comparisons: Sequence[Comparison]) -> str:
     return "\n".join(markdown(comparison) for comparison in comparisons)
 
 
-def grids(comparison: Comparison, rows: int) -> Iterator[Grid]:
+def grids(comparison: Comparison, rows: int) -> Iterator[ComparisonGrid]:
     """Every table of a comparison; the longest has at most `rows` lines, 0 for all."""
-    yield Grid("model", ("", "before", "after", "change"), tuple(
+    yield ComparisonGrid("model", ("", "before", "after", "change"), tuple(
         (_TITLES[name], _number(delta.before, 3), _number(delta.after, 3), _signed(delta.change, 3))
         for name, delta in comparison.summary.items()
     ))  # fmt: skip
@@ -101,7 +101,7 @@ def grids(comparison: Comparison, rows: int) -> Iterator[Grid]:
         yield _weights(comparison, rows)
 
 
-def _roles(comparison: Comparison) -> Grid:
+def _roles(comparison: Comparison) -> ComparisonGrid:
     counted = {role: [layer for layer in comparison.layers if layer.role == role] for role in
                dict.fromkeys(change.role for change in comparison.roles)}  # fmt: skip
     changes = {(change.role, change.metric): change for change in comparison.roles}
@@ -117,14 +117,14 @@ def _roles(comparison: Comparison) -> Grid:
         lines.append((role, *cells))
     heads = ("role", "matrices", "α changed", *(f"median {title}" for _, title in shown))
     below = f"* the layers of the role moved together (signed-rank test, false discovery rate {comparison.level:g})"
-    return Grid("by role", heads, tuple(lines), below)
+    return ComparisonGrid("by role", heads, tuple(lines), below)
 
 
 def _deltas(layers: Sequence[LayerDelta], metric: str) -> list[Delta]:
     return [layer.deltas[metric] for layer in layers if metric in layer.deltas]
 
 
-def _layers(comparison: Comparison, rows: int) -> Grid:
+def _layers(comparison: Comparison, rows: int) -> ComparisonGrid:
     changed = [layer for layer in comparison.layers if not layer.identical]
     metrics = [item for item in _CHANGES if any(d.change is not None for d in _deltas(changed, item[0]))]
     ordered = sorted(changed, key=_sureness)
@@ -135,7 +135,7 @@ def _layers(comparison: Comparison, rows: int) -> Grid:
     left, same = len(changed) - len(cut), len(comparison.layers) - len(changed)
     below += f"; {left} more layers, --rows 0 shows all" if left else ""
     below += f"; {same} layers are identical" if same else ""
-    return Grid("by layer, the surest change of α first", heads, lines, below)
+    return ComparisonGrid("by layer, the surest change of α first", heads, lines, below)
 
 
 def _sureness(layer: LayerDelta) -> float:
@@ -150,7 +150,7 @@ def _layer_line(layer: LayerDelta, metrics: Sequence[tuple[str, str, int]]) -> t
     return (layer.name, *cells)
 
 
-def _weights(comparison: Comparison, rows: int) -> Grid:
+def _weights(comparison: Comparison, rows: int) -> ComparisonGrid:
     read = [layer for layer in comparison.layers if layer.weights and not layer.identical]
     ordered = sorted(read, key=lambda layer: -layer.weights.get("relative_change", 0.0))
     shown = [item for item in _WEIGHTS if any(item[0] in layer.weights for layer in read)]
@@ -160,7 +160,7 @@ def _weights(comparison: Comparison, rows: int) -> Grid:
     )
     k = max((layer.weights.get("directions", 0.0) for layer in read), default=0.0)
     below = f"overlap of the {k:.0f} leading singular directions; two random subspaces of n dimensions have {k:.0f}/n"
-    return Grid("W − W₀, the largest first", ("layer", *(title for _, title, _ in shown)), lines, below)
+    return ComparisonGrid("W − W₀, the largest first", ("layer", *(title for _, title, _ in shown)), lines, below)
 
 
 def structure(comparison: Comparison) -> list[str]:
@@ -223,7 +223,7 @@ def ranking_csv(ranking: Ranking) -> str:
     return sink.getvalue()
 
 
-def ranking_grids(ranking: Ranking) -> Iterator[Grid]:
+def ranking_grids(ranking: Ranking) -> Iterator[ComparisonGrid]:
     """The models, and the correlations where there are scores."""
     shown = [name for name in _RANKED if any(model.values[name] is not None for model in ranking.models)]
     shown.sort(key=lambda name: name != ranking.by)
@@ -234,10 +234,10 @@ def ranking_grids(ranking: Ranking) -> Iterator[Grid]:
          *((_number(model.score, 4),) if scored else ()))
         for model in ranking.models
     )  # fmt: skip
-    yield Grid(f"by {_TITLES[ranking.by]}", heads, lines)
+    yield ComparisonGrid(f"by {_TITLES[ranking.by]}", heads, lines)
     if ranking.correlations:
         heads = ("against the scores", "Kendall τ", "95 %", "p", "Spearman ρ", "95 %", "p", "models")
-        yield Grid("scores", heads, tuple(_correlation_lines(ranking.correlations)))
+        yield ComparisonGrid("scores", heads, tuple(_correlation_lines(ranking.correlations)))
 
 
 def _correlation_lines(found: Sequence[Correlation]) -> Iterator[tuple[str, ...]]:
@@ -253,7 +253,7 @@ def _correlation_lines(found: Sequence[Correlation]) -> Iterator[tuple[str, ...]
 class _Drawn:
     """A grid in as many columns as fit beside names of some length; the last ones go first, and are counted."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: ComparisonGrid) -> None:
         self._grid = grid
 
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
@@ -291,7 +291,7 @@ class _Drawn:
         return sorted(kept)
 
 
-def _as_markdown(grid: Grid) -> str:
+def _as_markdown(grid: ComparisonGrid) -> str:
     rule = "|".join(["---", *["---:"] * (len(grid.heads) - 1)])
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (grid.heads, *grid.lines)]
     table = "\n".join([lines[0], f"|{rule}|", *lines[1:]])

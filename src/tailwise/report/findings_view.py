@@ -13,8 +13,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from tailwise.core.atomic import write_whole
-from tailwise.judging.diagnosis.finding import SEVERITIES, Diagnosis, Evidence, Finding
 from tailwise.core.errors import UsageError
+from tailwise.judging.diagnosis.finding import SEVERITIES, Diagnosis, Evidence, Finding
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
 #: Lines of evidence for one finding, unless more are asked for.

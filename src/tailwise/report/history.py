@@ -17,9 +17,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from tailwise.core.atomic import write_whole
 from tailwise.audits.codec import to_parquet
 from tailwise.audits.table import Table
+from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
 from tailwise.history.read import KeptAlarm, KeptAudit, RunSummary
 from tailwise.report.output_files import to_csv

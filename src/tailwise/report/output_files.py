@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tailwise.core.atomic import write_whole
 from tailwise.audits.audit import MEASURED, Audit
 from tailwise.audits.table import Table
+from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
 from tailwise.core.harmless import cells, visible
 from tailwise.core.storage import filesystem, is_url

@@ -11,8 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from tailwise.history.sweep.status import ModelUnderway, SweepStatus
 from tailwise.report.columns import printable
-from tailwise.history.sweep.status import Running, SweepStatus
 
 if TYPE_CHECKING:
     from tailwise.history.sweep.forecast import Forecast
@@ -57,7 +57,7 @@ def _lines(status: SweepStatus) -> Sequence[tuple[str, str]]:
     return lines
 
 
-def _running(one: Running) -> str:
+def _running(one: ModelUnderway) -> str:
     late = "" if one.lease_left > 0 else ", its worker gives no sign"
     again = f", attempt {one.attempt}" if one.attempt > 1 else ""
     return f"{printable(one.model)}  ({one.owner.rpartition(':')[0]}{again}{late})"

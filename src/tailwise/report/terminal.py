@@ -18,8 +18,8 @@ from rich.text import Text
 from tailwise.audits.audit import Audit, Layer, LayerRow
 from tailwise.audits.trusted import left_out_words, usable, usable_values
 from tailwise.core.harmless import visible
-from tailwise.spectrum.metrics.metric import METRICS
 from tailwise.report.columns import BRIEF, Column, cell
+from tailwise.spectrum.metrics.metric import METRICS
 
 #: Tables longer than this are cut, and say so.
 DEFAULT_ROWS = 100

@@ -7,14 +7,17 @@ Alpha of a Gaussian matrix depends on its shape and on the estimator (top 10 %: 
 from __future__ import annotations
 
 from functools import lru_cache
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigvalsh_tridiagonal
-from tailwise.spectrum.spectrum import Spectrum, pool
-import torch
+
 from tailwise.core.recipe import Precision
 from tailwise.spectrum.solve import solve
 from tailwise.spectrum.solvers.row_blocks import RowBlocks, gather
+from tailwise.spectrum.spectrum import Spectrum, pool
+
 
 def gaussian_spectrum(rows: int, cols: int, rng: np.random.Generator) -> Spectrum:
     """The spectrum of a rows × cols matrix of independent N(0, 1) entries, without making the matrix.

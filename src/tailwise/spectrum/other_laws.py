@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special

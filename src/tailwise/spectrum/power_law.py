@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailwise.core.errors import unknown_name
-from tailwise.spectrum.ks_scan import ks_at, scan
-from tailwise.spectrum.ks_scan import distance_truncated, scan_truncated
+from tailwise.spectrum.ks_scan import distance_truncated, ks_at, scan, scan_truncated
 
 #: WeightWatcher's threshold: smaller eigenvalues count as zero in `ks`, `ks_clip`, `mid` and `peak`.
 EVALS_THRESHOLD = 1e-5

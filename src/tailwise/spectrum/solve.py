@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from tailwise.core.recipe import Precision
-from tailwise.spectrum.solvers.row_blocks import BLOCK_BYTES, DenseMatrix, RowBlocks
 from tailwise.spectrum.solvers.gram import Reduce, eigenvalues_of, gram
+from tailwise.spectrum.solvers.row_blocks import BLOCK_BYTES, DenseMatrix, RowBlocks
 from tailwise.spectrum.solvers.svd import factor_singular_values, singular_values
 from tailwise.spectrum.spectrum import Spectrum
-import ctypes
-import sys
-from functools import lru_cache
 
 #: Largest error of `singular_entropy` that the Gram route may cause before the SVD is taken.
 ENTROPY_TOLERANCE = 1e-9

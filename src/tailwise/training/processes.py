@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.wrapped import is_sharded, whole
 from tailwise.core.storage import json_of
 from tailwise.training.faults import Faults
-from tailwise.training.live import Group, Tensors
+from tailwise.training.live import MatrixGroup, Tensors
 
 if TYPE_CHECKING:
     import torch
 
 _PREFIX = "tailwise/monitor"
 
-Take = Callable[[Group, "dict[str, torch.Tensor]"], None]
+Take = Callable[[MatrixGroup, "dict[str, torch.Tensor]"], None]
 
 
 class Ranks:
@@ -62,7 +62,7 @@ class Ranks:
         nccl = self.sharded and "nccl" in dist.get_backend()
         return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
-    def owners(self, groups: Sequence[Group]) -> dict[tuple[str, ...], int]:
+    def owners(self, groups: Sequence[MatrixGroup]) -> dict[tuple[str, ...], int]:
         """Which rank measures each group: the costliest first, each to the rank with the least work."""
         if not self.sharded:
             return {group.tensors: self.rank for group in groups}
@@ -87,11 +87,11 @@ class Ranks:
         *least, low, high = ballot.tolist()
         return tuple(bool(vote) and low == -high for vote in least)
 
-    def _whole(self, group: Group, tensors: Tensors) -> dict[str, torch.Tensor]:
+    def _whole(self, group: MatrixGroup, tensors: Tensors) -> dict[str, torch.Tensor]:
         """The tensors of a group, those in parts gathered: a collective, for which all ranks must call this."""
         return {name: whole(tensors[name].detach()) for name in group.tensors}
 
-    def visit(self, groups: Sequence[Group], tensors: Tensors, take: Take, faults: Faults) -> None:
+    def visit(self, groups: Sequence[MatrixGroup], tensors: Tensors, take: Take, faults: Faults) -> None:
         """Call `take` with each group that is this rank's own, and its tensors.
 
         What `take` raises is noted and ends nothing: the other ranks wait for this one at the next gathering.

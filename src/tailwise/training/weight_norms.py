@@ -16,7 +16,7 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Operator:
+class LiveProducts:
     """A matrix by what it does: W·v and Wᵀ·u."""
 
     cols: int
@@ -25,16 +25,16 @@ class Operator:
     squared: torch.Tensor  # ‖W‖²_F, shape ()
 
 
-def dense(matrix: torch.Tensor) -> Operator:
+def dense(matrix: torch.Tensor) -> LiveProducts:
     """An operator of a matrix (rows × cols), in float32 or better."""
     W = matrix if matrix.dtype == torch.float64 else matrix.float()
-    return Operator(W.shape[1], W.mv, W.T.mv, torch.linalg.vector_norm(W).square())
+    return LiveProducts(W.shape[1], W.mv, W.T.mv, torch.linalg.vector_norm(W).square())
 
 
-def product(left: torch.Tensor, right: torch.Tensor) -> Operator:
+def product(left: torch.Tensor, right: torch.Tensor) -> LiveProducts:
     """An operator of left @ right, (rows × r) and (r × cols), which is never formed."""
     A, B = left.float(), right.float()
-    return Operator(
+    return LiveProducts(
         B.shape[1],
         lambda v: A.mv(B.mv(v)),
         lambda u: B.T.mv(A.T.mv(u)),
@@ -51,7 +51,7 @@ class SpectralNorms:
     def __init__(self) -> None:
         self._starts: dict[str, torch.Tensor] = {}
 
-    def __call__(self, name: str, matrix: Operator, device: torch.device) -> torch.Tensor:
+    def __call__(self, name: str, matrix: LiveProducts, device: torch.device) -> torch.Tensor:
         """‖W‖₂, shape (), still being computed where `device` is a GPU."""
         v = self._starts.get(name)
         warm = v is not None and v.shape == (matrix.cols,) and v.device == device

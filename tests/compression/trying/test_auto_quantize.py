@@ -18,14 +18,14 @@ from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.layer_errors import error_tables
-from tailwise.compression.trying.search_formats import believed_losses, levels_of_plan, variants_of, with_levels
-from tailwise.compression.trying.refine import balanced, move_sets, refined_formats
 from tailwise.compression.trying.planned import planned
+from tailwise.compression.trying.refine import balanced, move_sets, refined_formats
+from tailwise.compression.trying.search_formats import believed_losses, levels_of_plan, variants_of, with_levels
 from tailwise.compression.trying.stage import StageOptions, stage_of
 from tailwise.compression.trying.trial import Trial
 from tailwise.core.errors import UsageError
-from tailwise.models.evaluation.losses import window_losses
 from tailwise.models.evaluation.loading import load_model
+from tailwise.models.evaluation.losses import window_losses
 
 FORMATS = ("int2-channel", "int3-channel", "int4-channel", "int8-channel")
 

@@ -15,8 +15,8 @@ from tailwise.cli.main import app
 from tailwise.compression.making.request import Request
 from tailwise.compression.recovery.recover import RecoverOptions, recover
 from tailwise.compression.trying.clock import Clock
-from tailwise.compression.trying.predictors import foretold
 from tailwise.compression.trying.planned import planned
+from tailwise.compression.trying.predictors import foretold
 from tailwise.compression.trying.stage import StageOptions
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.models.evaluation.classify import evaluate_images

@@ -9,9 +9,9 @@ from tailwise.app.assistant.markdown import links_in, prose
 from tailwise.app.assistant.numbers import unverified
 from tailwise.app.assistant.replies.concepts import EXAMPLES, abilities
 from tailwise.app.assistant.replies.question import CannotAnswerError, Question
-from tailwise.app.assistant.screen import Screen
-from tailwise.core.errors import TailwiseError
+from tailwise.app.assistant.screen import ShownPage
 from tailwise.app.workspace.workspace import Workspace
+from tailwise.core.errors import TailwiseError
 
 __all__ = ["EXAMPLES", "Answer", "Link", "answer"]
 
@@ -19,7 +19,7 @@ _LONGEST = 2000  # signs of a question
 _MOST_LINKS = 24
 
 
-def answer(question: str, workspace: Workspace, screen: Screen) -> Answer:
+def answer(question: str, workspace: Workspace, screen: ShownPage) -> Answer:
     """Answer from what is in the workspace, as far as the words are understood; the same for the same files.
 
     What cannot be answered is an answer that says so, with examples of what can. Every number in it is in its facts.

@@ -8,27 +8,25 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
+
 from tailwise.app.assistant.answer import Answer, Fact
-from tailwise.app.assistant.events import Done, Event, Failed, TextDelta, ToolCall, ToolResult
+from tailwise.app.assistant.endpoint import Endpoint
+from tailwise.app.assistant.events import Answered, Event, Failed, TextDelta, ToolCall, ToolResult
 from tailwise.app.assistant.functions.function import FUNCTIONS, Place, call
-from tailwise.app.assistant.markdown import links_in, own_links
+from tailwise.app.assistant.markdown import clean, links_in, own_links, shorten
 from tailwise.app.assistant.numbers import unverified
 from tailwise.app.assistant.prompt import prompt_facts, system_prompt
-from tailwise.app.assistant.screen import Screen
-from tailwise.app.assistant.endpoint import Endpoint
-from tailwise.core.errors import UsageError
+from tailwise.app.assistant.screen import ShownPage
+from tailwise.app.workspace.workspace import Workspace
+from tailwise.core.errors import TailwiseError, UsageError
 from tailwise.core.optional import missing
 from tailwise.core.storage import json_of
-from tailwise.app.workspace.workspace import Workspace
-from tailwise.app.assistant.events import Failed
-from tailwise.app.assistant.markdown import clean, shorten
-from tailwise.core.errors import TailwiseError
 
 if TYPE_CHECKING:
     from openai import OpenAI, Stream
     from openai.types.chat import ChatCompletionChunk
 
-__all__ = ["Done", "Event", "Failed", "TextDelta", "ToolCall", "ToolResult", "chat"]
+__all__ = ["Answered", "Event", "Failed", "TextDelta", "ToolCall", "ToolResult", "chat"]
 
 _ROUNDS = 6  # of tool calls, before the model has to answer with what it has
 _CALLS = 8  # in one round
@@ -42,7 +40,7 @@ _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 
 @dataclass
-class _Asked:
+class _AskedTools:
     """A call as its parts come in."""
 
     id: str = ""
@@ -68,18 +66,18 @@ class _Talk:
     messages: list[Any]
     text: str = ""
     facts: list[Fact] = field(default_factory=list)
-    calls: list[_Asked] = field(default_factory=list)  # of this round
+    calls: list[_AskedTools] = field(default_factory=list)  # of this round
     until: float = 0.0
     tools: bool = True
 
 
 def chat(
-    messages: Sequence[Mapping[str, str]], workspace: Workspace, screen: Screen, endpoint: Endpoint
+    messages: Sequence[Mapping[str, str]], workspace: Workspace, screen: ShownPage, endpoint: Endpoint
 ) -> Iterator[Event]:
     """Answer the last of `messages` (`role`: user or assistant, `content`), as the model writes it.
 
-    The last event is `Done` or `Failed`; nothing is raised for what goes wrong at the endpoint. Deltas are the model's
-    own text, to be shown as text; the answer in `Done` has no links but to pages of the workspace.
+    The last event is `Answered` or `Failed`; nothing is raised for what goes wrong at the endpoint. Deltas are the model's
+    own text, to be shown as text; the answer in `Answered` has no links but to pages of the workspace.
     """
     if missing("openai"):
         yield Failed("a language model is asked through the package openai", 'pip install "tailwise[assistant]"')
@@ -99,7 +97,7 @@ def chat(
     facts = tuple(talk.facts)
     text = own_links(_THOUGHTS.sub("", talk.text).strip())
     pages = tuple(page for page in links_in(facts) if f"]({page.href})" in text)
-    yield Done(Answer(text, pages, facts, unverified(text, (*facts, *known))))
+    yield Answered(Answer(text, pages, facts, unverified(text, (*facts, *known))))
 
 
 class _Stop(Exception):  # noqa: N818 - it ends an answer; `failures` gives it words
@@ -179,7 +177,7 @@ def _part(talk: _Talk, chunk: ChatCompletionChunk) -> Iterator[Event]:
         if index < len(talk.calls) and piece.id and talk.calls[index].id not in ("", piece.id):
             index = len(talk.calls)
         while len(talk.calls) <= min(index, _CALLS):
-            talk.calls.append(_Asked())
+            talk.calls.append(_AskedTools())
         asked = talk.calls[min(index, _CALLS)]
         asked.id = piece.id or asked.id
         if piece.function is not None:

@@ -32,7 +32,7 @@ class ToolResult:
 
 
 @dataclass(frozen=True)
-class Done:
+class Answered:
     """The end, with all of the text, the facts, and the numbers that are in no fact."""
 
     answer: Answer
@@ -46,7 +46,7 @@ class Failed:
     fix: str
 
 
-Event = TextDelta | ToolCall | ToolResult | Done | Failed
+Event = TextDelta | ToolCall | ToolResult | Answered | Failed
 
 
 def to_json(event: Event) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def to_json(event: Event) -> dict[str, Any]:
             return {"kind": "call", "name": name, "arguments": arguments}
         case ToolResult(name, fact):
             return {"kind": "result", "name": name, "fact": fact}
-        case Done(answer):
+        case Answered(answer):
             return {"kind": "done", "answer": answer.to_json()}
         case Failed(message, fix):
             return {"kind": "failed", "message": message, "fix": fix}

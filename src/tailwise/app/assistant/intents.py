@@ -9,10 +9,10 @@ from itertools import pairwise
 
 from tailwise.app.assistant.functions.explaining import codes_in, named
 from tailwise.app.assistant.readings import reading_of
-from tailwise.app.assistant.replies import compression, concepts, topics, values
 from tailwise.app.assistant.replies import comparisons as comparing
-from tailwise.app.assistant.replies import verdicts as health
+from tailwise.app.assistant.replies import compression, concepts, topics, values
 from tailwise.app.assistant.replies import training_runs as training
+from tailwise.app.assistant.replies import verdicts as health
 from tailwise.app.assistant.replies.question import Question
 from tailwise.spectrum.metrics.metric import METRICS
 

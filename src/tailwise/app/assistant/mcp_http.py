@@ -23,7 +23,7 @@ App = Callable[[Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[N
 
 
 @dataclass(frozen=True)
-class Address:
+class ListenAddress:
     """Where to listen, under which names, and which token is asked for."""
 
     host: str = "127.0.0.1"
@@ -61,7 +61,7 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
-def app_of(server: Server[Any], address: Address, port: int) -> App:
+def app_of(server: Server[Any], address: ListenAddress, port: int) -> App:
     """The ASGI application."""
     from mcp.server.transport_security import TransportSecuritySettings
 
@@ -103,7 +103,7 @@ async def _refuse(scope: Scope, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"a bearer token is needed\n"})
 
 
-def serve_http(server: Server[Any], address: Address, say: Callable[[str], None]) -> None:
+def serve_http(server: Server[Any], address: ListenAddress, say: Callable[[str], None]) -> None:
     """Serve until interrupted; `say` is told the address once clients can come."""
     import uvicorn
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from tailwise.app.assistant.answer import Fact
 from tailwise.app.assistant.functions.function import FUNCTIONS, Function, Place, called, failed
 from tailwise.app.assistant.writing import Verbs, writing_functions
+from tailwise.app.workspace.workspace import Workspace
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.optional import missing
-from tailwise.app.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from mcp.server.lowlevel import Server

@@ -35,7 +35,7 @@ _ROUNDED_FROM = 10.0
 
 
 @dataclass(frozen=True)
-class Said:
+class NumberInText:
     """A number as a text has it."""
 
     text: str
@@ -71,7 +71,7 @@ class Known:
             for item in value:
                 self.take(item)
 
-    def has(self, said: Said) -> bool:
+    def has(self, said: NumberInText) -> bool:
         """Whether a fact holds the number, as far as its digits go."""
         return math.isfinite(said.value) and any(_same(said, value) for value in self.values)
 
@@ -91,7 +91,7 @@ def _left(numbers: str, known: Known) -> str:
     return " ".join(str(number) for number in found if number not in known.places and float(number) not in known.values)
 
 
-def numbers_in(text: str) -> Iterator[Said]:
+def numbers_in(text: str) -> Iterator[NumberInText]:
     """The numbers of a text, without names, codes, years and numbers of lists."""
     written = _RAISED.sub(lambda match: "^" + match[1].translate(_SUPERSCRIPTS), text)
     bare = _NAME.sub(_number_of, _YEAR.sub(" ", _LIST.sub(" ", written)))
@@ -107,14 +107,14 @@ def _number_of(match: re.Match[str]) -> str:
     return f" {match[0][dash.end() :]}" if dash else " "
 
 
-def _said(match: re.Match[str]) -> Said:
+def _said(match: re.Match[str]) -> NumberInText:
     digits = re.sub(r"[, \u202f]", "", match["digits"])
     exponent = (match["exponent"] or match["power"] or "0").replace("−", "-")
     unit = (match["unit"] or "").strip()
     scale = _UNITS.get(unit, 1.0) * float(f"1e{exponent}")  # infinite, not an error, where there are too many digits
     places = len(digits.partition(".")[2])
     sign = -1.0 if match["sign"] in ("-", "−") else 1.0
-    return Said(
+    return NumberInText(
         text=match[0].strip(),
         value=sign * float(digits) * scale,
         half=0.5 * float(f"1e-{places}") * scale,
@@ -124,12 +124,12 @@ def _said(match: re.Match[str]) -> Said:
     )
 
 
-def _same(said: Said, value: float) -> bool:
+def _same(said: NumberInText, value: float) -> bool:
     candidates = [value, 100.0 * value] if said.percent else [value]
     return any(_near(said, one) for one in candidates if math.isfinite(one))
 
 
-def _near(said: Said, value: float) -> bool:
+def _near(said: NumberInText, value: float) -> bool:
     if not said.signed:
         value = abs(value)  # "fell by 0.5" of a change of −0.5
     if said.whole and not said.percent and not value.is_integer() and abs(value) < _ROUNDED_FROM:

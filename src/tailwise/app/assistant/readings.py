@@ -14,7 +14,7 @@ _HTSR = "Martin, Peng & Mahoney 2021"
 
 
 @dataclass(frozen=True)
-class Reading:
+class ValueMeaning:
     """What some value of a number is said to mean."""
 
     title: str
@@ -27,10 +27,10 @@ class Reading:
 _ALPHA = r"(?:\balpha\b|α|\bexponent\b)"
 _ASKS = r"(?:mean|good|bad|why|what|say|tell|read|\bis\b|should|worry)"
 
-READINGS: Mapping[str, Reading] = {
+READINGS: Mapping[str, ValueMeaning] = {
     item.title: item
     for item in (
-        Reading(
+        ValueMeaning(
             "alpha below 2",
             "Over-trained or memorising, by the bands: the few largest directions have taken over. Single layers "
             "below 2 "
@@ -40,7 +40,7 @@ READINGS: Mapping[str, Reading] = {
             rf"{_ALPHA}.*(?:below|under|less than|smaller than|<)\s*2\b|low {_ALPHA}",
             ("TW204", "TW205", "alpha_hist"),
         ),
-        Reading(
+        ValueMeaning(
             "alpha above 6",
             "Under-trained, by the bands: no heavy tail has grown, as in a layer near its initialisation. Where D is "
             "large there is no power law, which is no verdict; `alpha_hill` beside its noise tells untrained layers "
@@ -49,7 +49,7 @@ READINGS: Mapping[str, Reading] = {
             rf"{_ALPHA}.*(?:above|over|greater than|more than|larger than|>)\s*(?:6|5|4)\b|high {_ALPHA}",
             ("TW203", "TW202", "hill_by_layer"),
         ),
-        Reading(
+        ValueMeaning(
             "high 1 − RD",
             "Near 1 the spectrum is that of W's own entries in random order: the layer's correlations are few, as if "
             f"untrained. {_HELP} calls a high 1 − RD good, the library's README calls a high RD good; nothing is "
@@ -60,7 +60,7 @@ READINGS: Mapping[str, Reading] = {
             r"(?:1\s*[-−–]\s*rd|one_minus_rd).*(?:high|large|low|small|near|close|good|bad|\bof\s*(?:0?\.\d|1\b))",
             ("one_minus_rd", "rd_vs_alpha"),
         ),
-        Reading(
+        ValueMeaning(
             "low effective rank",
             "The layer uses few of its directions. Against an untrained layer of its shape a lower rank is a sign of "
             "learning, and of two models with one accuracy the lower is preferred; a sharp loss against its "
@@ -69,7 +69,7 @@ READINGS: Mapping[str, Reading] = {
             r"(?:low|small|falling|dropping|high).*effective.?rank|effective.?rank.*(?:low|small|near|fall|drop|high)",
             ("TW301", "TW302", "effective_rank_by_layer"),
         ),
-        Reading(
+        ValueMeaning(
             "detX near 0",
             "The fitted tail is the one whose volume is conserved: critical balance, the ideal of the trace-log (ERG) "
             "condition. Far below 0 the fitted tail is shorter, far above longer; read α of such layers with reserve.",
@@ -77,7 +77,7 @@ READINGS: Mapping[str, Reading] = {
             r"det\s?x.*(?:0|zero|near|negative|positive|high|low)|(?:erg|critical).*(?:near|0|zero)",
             ("TW402", "detX_by_layer"),
         ),
-        Reading(
+        ValueMeaning(
             "many correlation traps",
             "Eigenvalues that stick out even after the entries are shuffled: single very large weights make them. "
             "A sign "
@@ -87,7 +87,7 @@ READINGS: Mapping[str, Reading] = {
             r"(?:many|more|several|few|any|high|number of).*\btraps?\b|\btraps?\b.*(?:many|mean|good|bad)",
             ("TW205", "traps_by_layer"),
         ),
-        Reading(
+        ValueMeaning(
             "a jump of scale",
             "log10 λmax, the scale, should run smoothly along depth within a role. A jump is a blow-up: a wrong "
             "initialisation, a learning rate too high for that layer, or a merge; it hurts stability, quantization "
@@ -96,7 +96,7 @@ READINGS: Mapping[str, Reading] = {
             r"(?:what|why|mean|high|large|jump).*\bscale\b|\bscale\b.*(?:mean|high|large|jump)",
             ("TW401", "scale_by_layer"),
         ),
-        Reading(
+        ValueMeaning(
             "softmax bottleneck",
             "The output layer is wider than the hidden state can express: its spectrum saturates onto few directions "
             "while the vocabulary wants many. It is looked for where a layer feeds a softmax: the head, or an "
@@ -105,7 +105,7 @@ READINGS: Mapping[str, Reading] = {
             r"softmax.?bottleneck|head .*saturat|saturat.*head",
             ("TW302", "entropy_by_layer"),
         ),
-        Reading(
+        ValueMeaning(
             "AlphaPruning",
             "Pruning that takes more of blocks with high α: shares linear in the mean α of a block, within [1 − τ, "
             "1 + τ]. "
@@ -115,7 +115,7 @@ READINGS: Mapping[str, Reading] = {
             r"alpha.?pruning",
             ("auto", "sparsity"),
         ),
-        Reading(
+        ValueMeaning(
             "τ",
             "How far AlphaPruning lets amounts spread: shares lie in [1 − τ, 1 + τ], 0 is uniform, published 0.3. "
             "`auto` tries 0.05 to 0.5; `tailwise plan tau MODEL --calibration TEXT --chart x.png` draws the loss "
@@ -124,7 +124,7 @@ READINGS: Mapping[str, Reading] = {
             r"\btau\b|τ",
             ("auto",),
         ),
-        Reading(
+        ValueMeaning(
             "how often to audit",
             "Cheap norms at every step cost next to nothing; a full audit every 500 to 2,000 steps, or at every "
             "checkpoint "
@@ -139,7 +139,7 @@ READINGS: Mapping[str, Reading] = {
 }
 
 
-def reading_of(question: str) -> Reading | None:
+def reading_of(question: str) -> ValueMeaning | None:
     """The reading that a question in lower case asks for; None where it asks which layers are so."""
     if re.search(r"\b(which|what|how many|list|show)\b[^?]*\b(layers?|matri\w+|blocks?|roles?)\b.*"
                  r"\b(have|has|with|are|is)\b", question) and "softmax" not in question:  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Screen:
+class ShownPage:
     """Where in the app, or on which files of the command line, a question is asked. Names are the workspace's."""
 
     area: str = "models"  # models, layers, charts, compare, base, training, plans, help, settings

@@ -16,10 +16,10 @@ from tailwise.app.assistant.functions.audits import AUDIT
 from tailwise.app.assistant.functions.audits import audit as told_of_audit
 from tailwise.app.assistant.functions.function import Function, Place
 from tailwise.app.assistant.functions.plans import check_kind, plan_fact
+from tailwise.app.workspace.entry import identity
 from tailwise.audits.audit import Audit
 from tailwise.compression.plans.plan import Plan
 from tailwise.core.errors import UsageError
-from tailwise.app.workspace.entry import identity
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,79}")
 

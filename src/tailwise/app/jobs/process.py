@@ -46,7 +46,7 @@ def environment() -> dict[str, str]:
     return passed | {"TAILWISE_NO_PICKLE": "1", "PYTHONIOENCODING": "utf-8", "NO_COLOR": "1", "COLUMNS": "200"}
 
 
-class Running:
+class JobProcess:
     """A job whose process runs."""
 
     def __init__(self, job: Job, workers: int | None) -> None:

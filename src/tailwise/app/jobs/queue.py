@@ -6,28 +6,29 @@ import contextlib
 import json
 import logging
 import math
+import os
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
 from tailwise.app.jobs.job import Job
 from tailwise.app.jobs.outputs import free_name, place
-from tailwise.app.jobs.process import Running
+from tailwise.app.jobs.process import JobProcess
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import TailwiseError, UsageError, unknown_name
-import os
-import weakref
 
 _log = logging.getLogger(__name__)
 
 _KEPT = 200  # ended jobs that are remembered
 _MOST_RESTARTS = 5  # a model that takes the machine down must not do so for ever
 
-Start = Callable[[Job, int | None], Running]
+Start = Callable[[Job, int | None], JobProcess]
 
 
 class Queue:
@@ -38,16 +39,16 @@ class Queue:
     """
 
     def __init__(
-        self, folder: Path, *, longest: int = 20, workers: int | None = None, start: Start = Running,
+        self, folder: Path, *, longest: int = 20, workers: int | None = None, start: Start = JobProcess,
         idle: bool = False,
     ) -> None:  # fmt: skip
         """Take up what is below `folder`; a queue that stays `idle` shows it, and leaves it to a server that works."""
-        self._claim = None if idle else Claim(folder)
+        self._claim = None if idle else FolderClaim(folder)
         self._folder = folder / "jobs" if self._claim is None else self._claim.folder
         self._longest, self._workers, self._start = longest, workers, start
         self._jobs: dict[str, Job] = {}
         self._changed = threading.Condition()
-        self._running: tuple[str, Running] | None = None
+        self._running: tuple[str, JobProcess] | None = None
         self._closed = False
         self._thread: threading.Thread | None = None
         with self._changed:
@@ -232,7 +233,7 @@ def _number(step: Mapping[str, Any], key: str) -> float:
 _SERVERS = 100
 
 
-class Claim:
+class FolderClaim:
     """A folder for jobs that no other server works on, as long as this one lives."""
 
     def __init__(self, folder: Path) -> None:

@@ -5,24 +5,25 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
 from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
+from markupsafe import Markup
 from pydantic import BaseModel, Field
 from starlette.responses import StreamingResponse
+
+from tailwise.app.assistant.answers import EXAMPLES, answer
+from tailwise.app.assistant.chat import chat
+from tailwise.app.assistant.endpoint import Endpoint, forget, load
+from tailwise.app.assistant.events import Answered, Event, Failed, to_json
+from tailwise.app.assistant.prompt import system_prompt
+from tailwise.app.assistant.screen import ShownPage
 from tailwise.app.desk import Desk, desk_of
 from tailwise.app.event_stream import from_a_thread, stream
 from tailwise.app.settings import is_loopback
-from tailwise.app.assistant.answers import EXAMPLES, answer
-from tailwise.app.assistant.chat import chat
-from tailwise.app.assistant.events import Done, Event, Failed, to_json
-from tailwise.app.assistant.prompt import system_prompt
-from tailwise.app.assistant.screen import Screen
-from tailwise.app.assistant.endpoint import Endpoint, forget, load
 from tailwise.core.errors import TailwiseError, UsageError
-from functools import lru_cache
-from typing import TYPE_CHECKING
-from markupsafe import Markup
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -45,22 +46,22 @@ class OnScreen(BaseModel):
     plan: Name | None = None
     audits: Annotated[list[Name], Field(max_length=8)] = []
 
-    def screen(self) -> Screen:
+    def screen(self) -> ShownPage:
         """As the assistant takes it."""
-        return Screen(**{**self.model_dump(), "audits": tuple(self.audits)})
+        return ShownPage(**{**self.model_dump(), "audits": tuple(self.audits)})
 
 
-class Said(BaseModel):
+class TypedMessage(BaseModel):
     """One message."""
 
     role: Literal["user", "assistant"]
     content: str = Field(max_length=50_000)  # answers come back as the talk goes on
 
 
-class Question(BaseModel):
+class AskedConversation(BaseModel):
     """A conversation whose last message is to be answered."""
 
-    messages: Annotated[list[Said], Field(min_length=1, max_length=60)]
+    messages: Annotated[list[TypedMessage], Field(min_length=1, max_length=60)]
     screen: OnScreen = OnScreen()
 
 
@@ -69,14 +70,14 @@ def _endpoint() -> Endpoint | None:
 
 
 @router.post("/assistant/ask")
-async def ask(desk: Given, question: Question) -> StreamingResponse:
+async def ask(desk: Given, question: AskedConversation) -> StreamingResponse:
     """Server-sent events of one answer: by rules, or by a model where one is set up."""
     if not desk.questions.allows():
         raise UsageError("too many questions within a minute", fix="wait a little")
     return stream(from_a_thread(lambda: _events(desk, question), desk.ending))
 
 
-def _events(desk: Desk, question: Question) -> Iterator[bytes]:
+def _events(desk: Desk, question: AskedConversation) -> Iterator[bytes]:
     try:
         yield from _answered(desk, question)
     except TailwiseError as error:
@@ -86,10 +87,10 @@ def _events(desk: Desk, question: Question) -> Iterator[bytes]:
         yield _sent(Failed("something went wrong here", "the server's log says more"))
 
 
-def _answered(desk: Desk, question: Question) -> Iterator[bytes]:
+def _answered(desk: Desk, question: AskedConversation) -> Iterator[bytes]:
     screen, endpoint = question.screen.screen(), _endpoint()
     if endpoint is None:
-        yield _sent(Done(answer(question.messages[-1].content, desk.workspace, screen)))
+        yield _sent(Answered(answer(question.messages[-1].content, desk.workspace, screen)))
         return
     messages = [{"role": one.role, "content": one.content} for one in question.messages]
     if not desk.answers.acquire(blocking=False):
@@ -104,7 +105,7 @@ def _answered(desk: Desk, question: Question) -> Iterator[bytes]:
 
 def _sent(event: Event) -> bytes:
     found = to_json(event)
-    if isinstance(event, Done):
+    if isinstance(event, Answered):
         found["html"] = str(drawn(event.answer.text))
         found["answer"].pop("facts")  # the page shows the text; the facts may be large
     if found["kind"] == "result":
@@ -115,7 +116,7 @@ def _sent(event: Event) -> bytes:
 # Settings
 
 
-class Address(BaseModel):
+class EndpointTyped(BaseModel):
     """An endpoint as it is typed."""
 
     base_url: str = Field(max_length=400)
@@ -155,7 +156,7 @@ def _may_change(desk: Desk) -> bool:
 
 
 @router.post("/settings")
-def keep(request: Request, desk: Given, given: Annotated[Address, Form()]) -> HTMLResponse:
+def keep(request: Request, desk: Given, given: Annotated[EndpointTyped, Form()]) -> HTMLResponse:
     """Keep an endpoint."""
     if not _may_change(desk):
         raise UsageError("the endpoint is not changed from a page here", fix="set it where the server is started")
@@ -201,7 +202,7 @@ def _tried_words(desk: Desk) -> str:
     if endpoint is None:
         return "No endpoint is set up."
     last = None
-    for event in chat([{"role": "user", "content": "Say: ready."}], desk.workspace, Screen(), endpoint):
+    for event in chat([{"role": "user", "content": "Say: ready."}], desk.workspace, ShownPage(), endpoint):
         last = event
     return f"{last.message} {last.fix}" if isinstance(last, Failed) else "It answers."
 

@@ -16,8 +16,8 @@ from tailwise.app.desk import Desk, desk_of
 from tailwise.app.event_stream import event, stream
 from tailwise.app.jobs.start import Wish, start
 from tailwise.app.uploads import keep
-from tailwise.core.errors import UsageError
 from tailwise.app.workspace import links
+from tailwise.core.errors import UsageError
 
 router = APIRouter(include_in_schema=False)
 Given = Annotated[Desk, Depends(desk_of)]

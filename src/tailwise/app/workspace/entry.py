@@ -14,7 +14,7 @@ _WORDLESS = re.compile(r"[^a-z0-9]+")
 
 
 @dataclass(frozen=True)
-class Entry:
+class WorkspaceEntry:
     """An audit or a plan on disk."""
 
     id: str  # in addresses; the same as long as the file keeps its place

@@ -9,8 +9,8 @@ from typing import Any
 
 from tailwise.audits.audit import Audit, LayerRow
 from tailwise.audits.trusted import value_of
-from tailwise.judging.diagnosis.finding import Diagnosis
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.judging.diagnosis.finding import Diagnosis
 
 Record = Mapping[str, Any]
 
@@ -37,7 +37,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Found:
+class LayerPage:
     """One page of the answer."""
 
     records: Sequence[Record]
@@ -69,7 +69,7 @@ def columns(rows: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys([*FACTS, *(key for row in rows for key in row)]))
 
 
-def select(rows: Sequence[Record], query: Query) -> Found:
+def select(rows: Sequence[Record], query: Query) -> LayerPage:
     """The page that is asked for. `UsageError` for an unknown column or a condition that cannot be."""
     if len(query.text) > _MOST_TEXT:
         raise UsageError("the filter is too long", fix=f"keep it below {_MOST_TEXT} characters")
@@ -79,7 +79,7 @@ def select(rows: Sequence[Record], query: Query) -> Found:
     size = max(1, min(query.size, 1000))
     pages = max(1, -(-len(found) // size))
     page = max(1, min(query.page, pages))
-    return Found(found[(page - 1) * size : page * size], len(found), len(rows), page, pages)
+    return LayerPage(found[(page - 1) * size : page * size], len(found), len(rows), page, pages)
 
 
 def _matching(rows: Sequence[Record], text: str) -> list[Record]:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tailwise.app.workspace.entry import Kind, WorkspaceEntry, identity
 from tailwise.audits.codec import MEMBERS
-from tailwise.app.workspace.entry import Entry, Kind, identity
 
 _DEEPEST = 8
 _MOST = 100_000  # files and folders named below one root: a home folder given by mistake must not hang
@@ -21,7 +21,7 @@ _WANTED = (".audit", *_PLANS)
 
 #: What tells one state of a file from the next.
 _State = tuple[int, int, int, int]
-_Known = dict[tuple[str, Path], tuple[_State, Entry | None]]
+_Known = dict[tuple[str, Path], tuple[_State, WorkspaceEntry | None]]
 
 
 @dataclass
@@ -35,9 +35,9 @@ class Scanner:
     cut: tuple[Path, ...] = ()  # roots that hold more than is looked at, as of the last look
     _known: _Known = field(default_factory=dict)
 
-    def scan(self) -> dict[str, Entry]:
+    def scan(self) -> dict[str, WorkspaceEntry]:
         """Identity → entry of everything below the roots, the newest first."""
-        found: dict[str, Entry] = {}
+        found: dict[str, WorkspaceEntry] = {}
         before, self._known, self.cut = self._known, {}, ()
         seen: set[Path] = set()
         for root in self.roots:
@@ -51,7 +51,7 @@ class Scanner:
                 found[name] = replace(entry, id=name)
         return dict(sorted(found.items(), key=lambda item: (-item[1].changed, item[0])))
 
-    def _entries(self, root: Path, before: _Known) -> Iterator[Entry]:
+    def _entries(self, root: Path, before: _Known) -> Iterator[WorkspaceEntry]:
         for number, (path, below) in enumerate(_paths(root)):
             if number >= _MOST:
                 self.cut = (*self.cut, root)
@@ -65,7 +65,7 @@ class Scanner:
             if entry is not None:
                 yield entry
 
-    def _entry(self, path: str, below: Path, before: _Known) -> Entry | None:
+    def _entry(self, path: str, below: Path, before: _Known) -> WorkspaceEntry | None:
         facts = os.lstat(path)
         if stat.S_ISLNK(facts.st_mode):
             if not self._holds(Path(path).resolve()):
@@ -96,14 +96,14 @@ def _paths(root: Path) -> Iterator[tuple[str, Path]]:
             yield (f"{here}/{name}" if fits else ""), root
 
 
-def _entry(path: Path, root: Path, facts: os.stat_result) -> Entry | None:
+def _entry(path: Path, root: Path, facts: os.stat_result) -> WorkspaceEntry | None:
     kind = _kind(path, facts)
     if kind is None:
         return None
     place = path.relative_to(root).with_suffix("").as_posix()
     # A name on disk may hold bytes that are no text, which no page could show.
     title = place.encode(errors="surrogateescape").decode(errors="replace")
-    return Entry(identity(path, root), kind, path, title, facts.st_mtime, _size(path, facts.st_size))
+    return WorkspaceEntry(identity(path, root), kind, path, title, facts.st_mtime, _size(path, facts.st_size))
 
 
 def _size(path: Path, own: int) -> int:

@@ -8,17 +8,17 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from tailwise.audits.audit import Audit
-from tailwise.core.errors import UnreachableError, UsageError, unknown_name
-from tailwise.app.workspace.entry import Entry, Kind
+from tailwise.app.workspace.entry import Kind, WorkspaceEntry
 from tailwise.app.workspace.kept import Kept
 from tailwise.app.workspace.scan import Scanner
+from tailwise.audits.audit import Audit
+from tailwise.core.errors import UnreachableError, UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from tailwise.judging.compare.comparison import Comparison
     from tailwise.compression.plans.plan import Plan
-    from tailwise.judging.diagnosis.finding import Diagnosis
     from tailwise.history.store import History
+    from tailwise.judging.compare.comparison import Comparison
+    from tailwise.judging.diagnosis.finding import Diagnosis
 
 Value = TypeVar("Value")
 
@@ -48,7 +48,7 @@ class Workspace:
                 raise UsageError("there is no such file or folder", where=root, fix="give a folder with audits")
         self.store = store
         self._scanner, self._scanning = Scanner(self.roots), threading.Lock()
-        self._found: dict[str, Entry] | None = None
+        self._found: dict[str, WorkspaceEntry] | None = None
         self._scanned, self._took = 0.0, 0.0  # when the last look ended, and how long it took
         self._kept = Kept()
         # A lock of its own: whoever waits for a store that does not answer keeps nobody from the audits.
@@ -58,11 +58,11 @@ class Workspace:
 
     # What there is
 
-    def entries(self, kind: Kind | None = None) -> list[Entry]:
+    def entries(self, kind: Kind | None = None) -> list[WorkspaceEntry]:
         """All audits, plans or both, the newest first."""
         return [entry for entry in self._scan().values() if kind in (None, entry.kind)]
 
-    def entry(self, name: str, kind: Kind | None = None) -> Entry:
+    def entry(self, name: str, kind: Kind | None = None) -> WorkspaceEntry:
         """The entry of that identity. `UsageError` with near names otherwise."""
         found = self._scan().get(name)
         # It may be new; but names that nothing has must not keep a slow disk busy.
@@ -72,7 +72,7 @@ class Workspace:
             raise unknown_name(kind or "file", name, (entry.id for entry in self.entries(kind)))
         return found
 
-    def look_again(self) -> list[Entry]:
+    def look_again(self) -> list[WorkspaceEntry]:
         """The same, without waiting for the last look to be old."""
         return list(self._scan(again=True).values())
 
@@ -81,7 +81,7 @@ class Workspace:
         """Roots that hold so many files that some were not looked at."""
         return self._scanner.cut
 
-    def _scan(self, *, again: bool = False) -> dict[str, Entry]:
+    def _scan(self, *, again: bool = False) -> dict[str, WorkspaceEntry]:
         found = self._found
         if found is not None and not again and self._is_fresh():
             return found
@@ -188,5 +188,5 @@ class Workspace:
                 self._history = None
 
 
-def _stamp(entry: Entry) -> tuple[Hashable, ...]:
+def _stamp(entry: WorkspaceEntry) -> tuple[Hashable, ...]:
     return entry.path, entry.changed, entry.nbytes

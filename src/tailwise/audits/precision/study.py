@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tailwise.core.atomic import write_whole
 from tailwise.checkpoints.orientation import in_order
+from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UnreadableError, unknown_name
 from tailwise.core.storage import is_text, json_of, read_text
 

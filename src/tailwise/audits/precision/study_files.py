@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from tailwise.core.atomic import write_whole
-from tailwise.core.harmless import cell
 from tailwise.audits.precision.prediction import predictions
 from tailwise.audits.precision.study import MEASURES, PrecisionStudy
 from tailwise.audits.precision.verdict import Bound, sensitivities, variations, verdicts
+from tailwise.core.atomic import write_whole
+from tailwise.core.harmless import cell
 
 RESULTS = "precision_alpha_hill_results.csv"
 SUMMARY = "precision_summary_statistics.csv"

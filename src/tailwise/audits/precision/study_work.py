@@ -6,27 +6,29 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
+
 from tailwise.audits.baselines import Baselines
 from tailwise.audits.cache import key_of
-from tailwise.audits.work import failure
-from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.checkpoints.matrices import MatrixSource, load
-from tailwise.spectrum.metrics.facts import Facts, Spectra, fit
-from tailwise.spectrum.metrics.measure import metrics_of
-from tailwise.number_formats.number_format import NumberFormat
 from tailwise.audits.precision.encoded import Damage
 from tailwise.audits.precision.loaded import LoadedMatrix, LoadRangeError, Means
 from tailwise.audits.precision.study import NOT_FINITE, LayerStudy, Reading
+from tailwise.audits.work import failure
+from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.core.recipe import Recipe
+from tailwise.number_formats.number_format import NumberFormat
+from tailwise.spectrum.metrics.facts import Facts, Spectra, fit
+from tailwise.spectrum.metrics.measure import metrics_of
 from tailwise.spectrum.power_law import TailFit
 from tailwise.spectrum.rounding_noise import resolved, unit_of, unit_of_format
 from tailwise.spectrum.solve import NotFiniteError
 from tailwise.spectrum.spectrum import Spectrum, pool
-from functools import lru_cache
-from numpy.typing import NDArray
-from tailwise.spectrum.spectrum import Spectrum
+
 
 @dataclass
 class StudyWorker:

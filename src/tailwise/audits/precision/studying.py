@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Unpack
 
 from tailwise.audits.baselines import Baselines
 from tailwise.audits.cache import Cache
+from tailwise.audits.precision.loaded import LOAD_DTYPES, Means
+from tailwise.audits.precision.study import LayerStudy, PrecisionStudy
+from tailwise.audits.precision.study_work import StudyWorker
 from tailwise.audits.prepare import Prepared, Selection, prepare
-from tailwise.audits.run import Settings, Step, split_settings, versions
+from tailwise.audits.run import RecipeSettings, Step, split_settings, versions
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.orientation import KEEPS_ORDER, in_order
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.execution.device import checked_device
 from tailwise.core.execution.executor import default_workers, map_unordered
-from tailwise.spectrum.metrics.metric import METRICS
 from tailwise.number_formats.formats import parse_format
-from tailwise.audits.precision.loaded import LOAD_DTYPES, Means
-from tailwise.audits.precision.study import LayerStudy, PrecisionStudy
-from tailwise.audits.precision.study_work import StudyWorker
+from tailwise.spectrum.metrics.metric import METRICS
 
 if TYPE_CHECKING:
     from tailwise.audits.run import Model
-    from tailwise.number_formats.number_format import NumberFormat
     from tailwise.core.recipe import Recipe
+    from tailwise.number_formats.number_format import NumberFormat
 
 _LOG = logging.getLogger("tailwise.audits.precision")
 #: What the documented command studies.
@@ -60,7 +60,7 @@ def study(
     *,
     options: StudyOptions | None = None,
     progress: Callable[[Step], None] | None = None,
-    **settings: Unpack[Settings],
+    **settings: Unpack[RecipeSettings],
 ) -> PrecisionStudy:
     """Encode every weight matrix of a model in each format, and measure what that does to it and to its spectrum.
 

@@ -8,8 +8,16 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tailwise.audits.precision.study import (
+    FELT,
+    LARGER_IS_BETTER,
+    MEASURES,
+    NOT_FINITE,
+    LayerStudy,
+    PrecisionStudy,
+    Reading,
+)
 from tailwise.core.errors import UsageError, unknown_name
-from tailwise.audits.precision.study import FELT, LARGER_IS_BETTER, MEASURES, NOT_FINITE, LayerStudy, PrecisionStudy, Reading
 
 #: About 20 dB: what 4-bit codes with a scale per 32 to 128 weights reach on Gaussian weights.
 DEFAULT_BOUND = "relative_error=0.12"

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.storage import is_text
-import copy
-from collections.abc import Iterable
-from typing import Any, Self
-from tailwise.checkpoints.bytesource import ByteSource
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 if TYPE_CHECKING:
     import torch

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from tailwise.core.errors import UnreadableError
+
+from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.harmless import pattern_from_file
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING
-from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from tailwise.checkpoints.checkpoint import Checkpoint
     import torch
+
+    from tailwise.checkpoints.checkpoint import Checkpoint
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(

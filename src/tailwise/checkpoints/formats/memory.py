@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.checkpoints.checkpoint import code_of, torch_dtype
+from tailwise.checkpoints.checkpoint import TensorSpec, code_of, torch_dtype
 from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.tensor_kinds import decoded, kinds_of, plain_names
 from tailwise.checkpoints.wrapped import plain_name, unwrap

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
+from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.formats import lora_names as lora_experts
 from tailwise.checkpoints.formats.lora_names import Update, read_names, token_indices
@@ -248,7 +248,7 @@ class PeftCheckpoint(Checkpoint):
         """See `Checkpoint`."""
         base = None if self._base is None else from_anywhere(self._base.uri)
         mode: Literal["delta", "merged"] = "merged" if self._merged else "delta"
-        return ByAddress(self, names, Address(from_anywhere(self.uri), base, mode))
+        return ByAddress(self, names, CheckpointAddress(from_anywhere(self.uri), base, mode))
 
     def close(self) -> None:
         """See `Checkpoint`."""

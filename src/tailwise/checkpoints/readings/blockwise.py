@@ -23,15 +23,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING
+
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
 from tailwise.checkpoints.readings.compressed import settings_of
 from tailwise.core.storage import json_of
-from tailwise.checkpoints.readings.claim import Siblings
 
 if TYPE_CHECKING:
     import torch
+
     from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-    from tailwise.checkpoints.checkpoint import Checkpoint
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 

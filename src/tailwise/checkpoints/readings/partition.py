@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
-from tailwise.checkpoints.readings import blockwise, compressed, computed, factors, mlx, plain
-from tailwise.checkpoints.readings import torchao_tensors as torchao
-from tailwise.checkpoints.readings import gptq_awq as words
-from tailwise.checkpoints.readings.claim import Aside, Claim, Read, Reading, Refused, Siblings
-import re
-from tailwise.checkpoints.readings.claim import Siblings
-from collections.abc import Iterable, Iterator, Mapping
+
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.checkpoints.readings.claim import Codec, Read
+from tailwise.checkpoints.readings import blockwise, compressed, computed, factors, mlx, plain
+from tailwise.checkpoints.readings import gptq_awq as words
+from tailwise.checkpoints.readings import torchao_tensors as torchao
+from tailwise.checkpoints.readings.claim import Aside, Claim, Codec, Read, Refused, Siblings, StoredReading
 
 if TYPE_CHECKING:
-    from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-    from tailwise.checkpoints.checkpoint import TensorSpec
     import torch
+
+    from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 
 _CODES = frozenset({"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "F4"})
 #: Readings that say of their tensors what they are made for. What none of them claims is left to `plain`.
-READINGS: tuple[Reading, ...] = (
-    Reading("compressed-tensors", 1, compressed.find, ("weight_packed", "weight_scale"), _CODES, packed=True),
-    Reading("torchao", 1, torchao.find, ("_qdata",), packed=True),
-    Reading("gptq", 2, words.find_gptq, ("qweight",), packed=True),
-    Reading("awq", 1, words.find_awq, ("qweight",), packed=True),
-    Reading("mlx", 1, mlx.find, mlx.MARKS, packed=True),
-    Reading("bnb4", 1, blockwise.find_bnb4, (".quant_state.bitsandbytes__",), packed=True),
-    Reading("int8", 1, blockwise.find_bnb8, ("SCB",), packed=True),
-    Reading("mxfp4", 1, blockwise.find_mxfp4, ("_blocks",), packed=True),
-    Reading("fp4", 1, blockwise.find_fp4, ("scale",), _CODES, packed=True),
-    Reading("comfy", 1, blockwise.find_comfy, ("weight_scale",), packed=True),
-    Reading("fp8", 2, blockwise.find_scaled, ("scale",), packed=True),
-    Reading("computed", 1, computed.find, computed.MARKS),
-    Reading("lora", 2, factors.find, factors.MARKS),
+READINGS: tuple[StoredReading, ...] = (
+    StoredReading("compressed-tensors", 1, compressed.find, ("weight_packed", "weight_scale"), _CODES, packed=True),
+    StoredReading("torchao", 1, torchao.find, ("_qdata",), packed=True),
+    StoredReading("gptq", 2, words.find_gptq, ("qweight",), packed=True),
+    StoredReading("awq", 1, words.find_awq, ("qweight",), packed=True),
+    StoredReading("mlx", 1, mlx.find, mlx.MARKS, packed=True),
+    StoredReading("bnb4", 1, blockwise.find_bnb4, (".quant_state.bitsandbytes__",), packed=True),
+    StoredReading("int8", 1, blockwise.find_bnb8, ("SCB",), packed=True),
+    StoredReading("mxfp4", 1, blockwise.find_mxfp4, ("_blocks",), packed=True),
+    StoredReading("fp4", 1, blockwise.find_fp4, ("scale",), _CODES, packed=True),
+    StoredReading("comfy", 1, blockwise.find_comfy, ("weight_scale",), packed=True),
+    StoredReading("fp8", 2, blockwise.find_scaled, ("scale",), packed=True),
+    StoredReading("computed", 1, computed.find, computed.MARKS),
+    StoredReading("lora", 2, factors.find, factors.MARKS),
 )
-PLAIN = Reading("plain", 1, lambda *_: iter(()), ())
+PLAIN = StoredReading("plain", 1, lambda *_: iter(()), ())
 #: Name → version, for provenance.
 VERSIONS: Mapping[str, int] = {reading.name: reading.version for reading in (PLAIN, *READINGS)}
 PACKED = frozenset(reading.name for reading in READINGS if reading.packed)
@@ -110,7 +108,7 @@ def _both(claim: Claim, names: list[str]) -> Claim:
 
 
 @lru_cache(maxsize=4096)
-def _looking_at(leaves: tuple[tuple[str, str], ...]) -> tuple[Reading, ...]:
+def _looking_at(leaves: tuple[tuple[str, str], ...]) -> tuple[StoredReading, ...]:
     dtypes = {dtype for _, dtype in leaves}
     return tuple(
         reading

@@ -26,7 +26,7 @@ _OTHERS = ("act_pre_scale", "act_quant_scale", "act_quant_zero_point", "scale_an
 
 
 @dataclass(frozen=True)
-class TorchAo:
+class TorchAoTensor:
     """One weight, decoded to (out × in)."""
 
     stem: str  # of the stored names
@@ -75,7 +75,7 @@ def find(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
         members = group.pick(*(f"{stem}{suffix}" for suffix in _SUFFIXES))
         others = group.pick(*(f"{stem}{suffix}" for suffix in _OTHERS))
         if not others and scale is not None and spec.dtype in _CODES and _divides(scale.shape, shape):
-            yield Read(group.named(weight), members, TorchAo(group.named(stem), shape, members, spec.dtype))
+            yield Read(group.named(weight), members, TorchAoTensor(group.named(stem), shape, members, spec.dtype))
         else:
             yield Refused(
                 members + others,

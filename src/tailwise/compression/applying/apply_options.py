@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tailwise.compression.applying.calibration_inputs import Draw
-from tailwise.models.walking.calibrate import SAMPLES, WINDOW
 from tailwise.core.recipe import RunOptions
+from tailwise.models.walking.calibrate import SAMPLES, WINDOW
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,19 @@ from pathlib import Path
 
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.draft import Draft
-from tailwise.checkpoints.writer import Change, Layout, Shard, finish_checkpoint, tensors_of, write_shard
+from tailwise.checkpoints.writer import Change, OutputLayout, Shard, finish_checkpoint, tensors_of, write_shard
 from tailwise.compression.plans.plan import Plan
 from tailwise.core.errors import TailwiseError, UnreachableError, UnreadableError, UsageError
 from tailwise.core.execution.engine import engine_of
 from tailwise.core.execution.one_thread import one_thread
-from tailwise.core.execution.spread import Work, patience_of, spread
+from tailwise.core.execution.spread import SpreadWork, patience_of, spread
 from tailwise.core.recipe import RunOptions
 
 Make = Callable[[Plan, Checkpoint, str], Change]  # plan, checkpoint, device → what takes the place of a tensor
 
 
 @dataclass(frozen=True)
-class Errand:
+class ShardTask:
     """One shard for a worker."""
 
     shard: Shard
@@ -39,7 +39,7 @@ class Errand:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenShard:
     """One shard as it came back."""
 
     name: str
@@ -53,7 +53,7 @@ class Shards:
 
     plan: Plan
     checkpoint: Checkpoint
-    layout: Layout
+    layout: OutputLayout
     make: Make
     options: RunOptions
     progress: Callable[[int, int], None]
@@ -71,7 +71,7 @@ class Shards:
         for path in kept.glob(".*"):  # of workers that were killed
             path.unlink()
         with engine_of(self.options) as engine:
-            work = Work(_run, self._pack(kept), _given_up, cost=_nbytes, again=_may_pass)
+            work = SpreadWork(_run, self._pack(kept), _given_up, cost=_nbytes, again=_may_pass)
             for written in spread(engine, work, sorted(missing, key=_nbytes, reverse=True), patience_of(self.options)):
                 _check(written, kept)
                 done += 1
@@ -80,13 +80,13 @@ class Shards:
             (kept / shard.name).rename(draft.folder / shard.name)
         return finish_checkpoint(self.layout, draft.folder), resumed
 
-    def _pack(self, kept: Path) -> Callable[[Sequence[Shard]], Errand]:
-        def pack(shards: Sequence[Shard]) -> Errand:
+    def _pack(self, kept: Path) -> Callable[[Sequence[Shard]], ShardTask]:
+        def pack(shards: Sequence[Shard]) -> ShardTask:
             (shard,) = shards
             names = {spec.name for spec in shard.specs}
             plan = self.plan.replace(decisions=tuple(item for item in self.plan if item.tensor in names))
             part = self.checkpoint.part(spec.name for spec in shard.specs)
-            return Errand(shard, part, plan, self.make, self.options.device, kept.absolute() / shard.name)
+            return ShardTask(shard, part, plan, self.make, self.options.device, kept.absolute() / shard.name)
 
         return pack
 
@@ -101,7 +101,7 @@ def _nbytes(shard: Shard) -> float:
     return float(sum(spec.nbytes for spec in shard.specs))
 
 
-def _run(errand: Errand) -> tuple[Written]:
+def _run(errand: ShardTask) -> tuple[WrittenShard]:
     """On a worker: read, change, write."""
     path = errand.target.with_name(f".{errand.target.name}-{uuid.uuid4().hex}")
     try:
@@ -112,20 +112,20 @@ def _run(errand: Errand) -> tuple[Written]:
         path.replace(errand.target)
     except (TailwiseError, OSError) as error:
         path.unlink(missing_ok=True)
-        return (Written(errand.shard.name, error=error),)
-    return (Written(errand.shard.name, nbytes),)
+        return (WrittenShard(errand.shard.name, error=error),)
+    return (WrittenShard(errand.shard.name, nbytes),)
 
 
-def _given_up(shard: Shard, why: str) -> Written:
+def _given_up(shard: Shard, why: str) -> WrittenShard:
     fix = "the same command goes on where it was"
-    return Written(shard.name, error=UnreadableError(f"could not be written: {why}", where=shard.name, fix=fix))
+    return WrittenShard(shard.name, error=UnreadableError(f"could not be written: {why}", where=shard.name, fix=fix))
 
 
-def _may_pass(written: Written) -> bool:
+def _may_pass(written: WrittenShard) -> bool:
     return isinstance(written.error, UnreachableError)
 
 
-def _check(written: Written, kept: Path) -> None:
+def _check(written: WrittenShard, kept: Path) -> None:
     if isinstance(written.error, FileNotFoundError):
         raise _not_shared(kept) from written.error
     if written.error is not None:

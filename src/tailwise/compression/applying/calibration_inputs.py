@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from tailwise.models.walking.calibrate import SAMPLES, WINDOW, sample_windows
-from tailwise.models.walking.hosts import Host, check_causal
 from tailwise.core.errors import UsageError
 from tailwise.models.evaluation.images import images_of, is_classifier
 from tailwise.models.evaluation.loading import address_of
+from tailwise.models.walking.calibrate import SAMPLES, WINDOW, sample_windows
+from tailwise.models.walking.hosts import Host, check_causal
 
 
 @dataclass(frozen=True)

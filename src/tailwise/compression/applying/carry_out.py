@@ -10,30 +10,29 @@ from typing import Any
 
 import torch
 
-from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec, torch_dtype
 from tailwise.checkpoints.draft import Draft
-from tailwise.checkpoints.checkpoint import torch_dtype
-from tailwise.checkpoints.writer import Change, Layout, Shard, write_shard
-from tailwise.compression.applying.calibration_inputs import calibration_inputs, check_inputs
-from tailwise.compression.applying.card import card
+from tailwise.checkpoints.writer import Change, OutputLayout, Shard, write_shard
 from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.applying.by_shard import Shards
+from tailwise.compression.applying.calibration_inputs import calibration_inputs, check_inputs
+from tailwise.compression.applying.card import card
 from tailwise.compression.applying.written import Progress, open_written, put_in_place, write_tensors
 from tailwise.compression.packing.output import coded_by, packed
-from tailwise.compression.packing.packing import Packing, Work
+from tailwise.compression.packing.packing import Packing, PackingWork
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.shrinking.smaller import Source, reached_in, work_of, write_smaller
+from tailwise.compression.shrinking.smaller import ShrinkSource, reached_in, work_of, write_smaller
 from tailwise.compression.shrinking.structured import Widths
 from tailwise.compression.treating.applied import Applied, Grids, masks_of, read_back
 from tailwise.compression.treating.block_work import BlockWork, jobs_of
 from tailwise.compression.treating.journal import Journal, digest_of_inputs, key_of_run
 from tailwise.compression.treating.kept_grids import grids_in
 from tailwise.compression.treating.treated import Treated
+from tailwise.core.errors import UsageError
 from tailwise.models.walking.hosts import Host, load_host
 from tailwise.models.walking.load_pruned import PRUNED_FILE
 from tailwise.models.walking.walk import walk_blocks
-from tailwise.core.errors import UsageError
 
 MASKS = "masks/masks.safetensors"  # in a folder of its own: beside the weights it would be read as a part of them
 
@@ -54,7 +53,7 @@ class Run:
     plan: Plan
     name: str
     checkpoint: Checkpoint
-    layout: Layout
+    layout: OutputLayout
     options: ApplyOptions
     progress: Progress
     packing: Packing | None = None
@@ -111,7 +110,7 @@ class Run:
         else:
             host = load_host(self.checkpoint, self.name, device=options.device, dtype=options.dtype)
         widths = Widths(options.equal_widths, options.multiple)
-        work = work_of(Source(self.plan, host, self.checkpoint, self.layout), widths)
+        work = work_of(ShrinkSource(self.plan, host, self.checkpoint, self.layout), widths)
         inner = {**facts, "widths": [widths.equal, widths.multiple], "factored": options.factored}
         key = key_of_run(self.plan, self.checkpoint, inner, digest_of_inputs(inputs or {}))
         with self._draft(output, key) as draft:
@@ -142,7 +141,7 @@ class Run:
             said = write_tensors(self.layout, self.checkpoint, draft.folder, change, self.progress)
             return self._commit(draft, self._read_back(draft.folder, grids, replace(done, notes=(*done.notes, *said))))
         coded = coded_by(self.plan, self.checkpoint, change, grids)
-        work = Work(self.plan, self.checkpoint, self.layout, coded, self.progress)
+        work = PackingWork(self.plan, self.checkpoint, self.layout, coded, self.progress)
         return self._commit(draft, packed(self.packing, work, draft.folder, done))
 
     def _read_back(self, folder: Path, grids: Grids, done: Applied) -> Applied:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.dequantized import dequantized
-from tailwise.checkpoints.writer import Layout, layout_of
-from tailwise.compression.applying.fingerprint import check_own
+from tailwise.checkpoints.writer import OutputLayout, layout_of
 from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.applying.by_shard import check_alone
+from tailwise.compression.applying.fingerprint import check_own
 from tailwise.compression.operators.operator import Operator
 from tailwise.compression.operators.registered import OPERATORS, WITHOUT_DATA
 from tailwise.compression.plans.decision import Decision
@@ -65,7 +65,7 @@ def _dequantizes(plan: Plan, options: ApplyOptions) -> bool:
     return plan.quantizes and (options.dequantize or plan.settings.get("dequantize") is True)
 
 
-def source_of(plan: Plan, stored: Checkpoint, uri: str, options: ApplyOptions) -> tuple[Checkpoint, Layout]:
+def source_of(plan: Plan, stored: Checkpoint, uri: str, options: ApplyOptions) -> tuple[Checkpoint, OutputLayout]:
     """What is read, and the files that its dense copy has. `UsageError` for a quantized model that is to stay one."""
     layout = layout_of(stored, uri)
     asked = _dequantizes(plan, options)

@@ -20,7 +20,7 @@ MAPPINGS = ("block", "matrix", "mixed")
 
 
 @dataclass(frozen=True)
-class Settings:
+class AllocatorSettings:
     """What allocators can be told. Each reads only the fields that it names."""
 
     operator: str = "magnitude"
@@ -60,13 +60,13 @@ class Allocation:
     sign: str = ""  # what it reads, which way, and who says otherwise; "" where it reads no spectrum
 
 
-Allocate = Callable[[Sequence[Candidate], Budget, Settings], Allocation]
+Allocate = Callable[[Sequence[Candidate], Budget, AllocatorSettings], Allocation]
 
 
 class Allocator(Chooser[Allocate]):
     """A named way to spread a budget of sparsity."""
 
-    def __call__(self, candidates: Sequence[Candidate], budget: Budget, settings: Settings) -> Allocation:
+    def __call__(self, candidates: Sequence[Candidate], budget: Budget, settings: AllocatorSettings) -> Allocation:
         """Allocate; the order of the candidates does not matter."""
         if not candidates:
             raise UsageError("there is nothing to spread a budget over", fix="give at least one candidate")

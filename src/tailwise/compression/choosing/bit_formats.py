@@ -26,7 +26,7 @@ Levels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Group:
+class FormatGroup:
     """Tensors that have one format."""
 
     name: str
@@ -52,7 +52,7 @@ class Group:
 class Choices:
     """What to choose from: a format for each group, within a budget."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[FormatGroup, ...]
     formats: tuple[str, ...]  # ascending in bits
     element_bits: Vector  # (formats,): bits of an entry, without scales
     bits: Matrix  # (groups, formats): stored bits, scales counted; +inf where a format is not offered

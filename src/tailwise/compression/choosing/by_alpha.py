@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tailwise.compression.choosing.amounts import Allocation, Settings, allocator, values_of
+from tailwise.compression.choosing.amounts import Allocation, AllocatorSettings, allocator, values_of
 from tailwise.compression.choosing.bit_formats import (
     Assignment,
     Choices,
@@ -16,7 +16,7 @@ from tailwise.compression.choosing.bit_formats import (
     reasons_of,
 )
 from tailwise.compression.choosing.ordered import ONE_FORMAT, by_share, decided, ordered, ranks
-from tailwise.compression.choosing.shares import Measured, spread
+from tailwise.compression.choosing.shares import MeasuredMetric, spread
 from tailwise.compression.choosing.signs import reversed_of, sign_of_alpha
 from tailwise.compression.plans.budget import Budget, Vector
 from tailwise.compression.plans.candidates import Candidate
@@ -34,14 +34,14 @@ POOLED = (
     takes=("mapping", "tau", "reverse"),
     needs_alpha=True,
 )
-def alpha(candidates: Sequence[Candidate], budget: Budget, settings: Settings) -> Allocation:
+def alpha(candidates: Sequence[Candidate], budget: Budget, settings: AllocatorSettings) -> Allocation:
     """AlphaPruning: shares linear in α within [1 − τ, 1 + τ], by block mean, by matrix, or mixed.
 
     s = η·r with r = (α − α_min)/(α_max − α_min)·2τ + (1 − τ) and η = S·Σd / Σ(d·r). The published code clamps
     nothing and asks for 1.063 at S = 0.8, τ = 0.3; here amounts stay at 0.99 or below and the others take over
     what is cut, unless the budget says not to clamp. For low rank, r is mirrored, and by `reverse` once more.
     """
-    measured = Measured("α", values_of(candidates, "alpha"), settings.direction)
+    measured = MeasuredMetric("α", values_of(candidates, "alpha"), settings.direction)
     amounts, reasons = spread(candidates, measured, budget, settings)
     notes: tuple[str, ...] = ()
     if settings.mapping != "block":

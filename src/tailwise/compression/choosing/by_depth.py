@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tailwise.compression.choosing.amounts import Allocation, Settings, allocator, blocks_of, sizes_of, verdict
+from tailwise.compression.choosing.amounts import Allocation, AllocatorSettings, allocator, blocks_of, sizes_of, verdict
 from tailwise.compression.choosing.bit_formats import Assignment, Choices, FormatSettings, assigner, reasons_of
 from tailwise.compression.choosing.ordered import by_share, decided, ordered
 from tailwise.compression.plans.budget import MOST, Budget
@@ -19,7 +19,7 @@ from tailwise.core.errors import UsageError
     source="ATP: Huang et al. 2025, Determining Layer-wise Sparsity for LLMs, arXiv:2502.14770",
     takes=("beta",),
 )
-def depth(candidates: Sequence[Candidate], budget: Budget, settings: Settings) -> Allocation:
+def depth(candidates: Sequence[Candidate], budget: Budget, settings: AllocatorSettings) -> Allocation:
     """More with every block: s_i = S − β(L−1)/2 + β(i−1) for block i of L.
 
     The paper searches β for each model. The default here is half of the largest β that keeps every amount in

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tailwise.compression.choosing.amounts import Allocation, Settings, allocator, values_of
-from tailwise.compression.choosing.shares import Measured, spread
+from tailwise.compression.choosing.amounts import Allocation, AllocatorSettings, allocator, values_of
+from tailwise.compression.choosing.shares import MeasuredMetric, spread
 from tailwise.compression.choosing.signs import reversed_of, sign_of_entropy
 from tailwise.compression.plans.budget import Budget
 from tailwise.compression.plans.candidates import Candidate
@@ -16,7 +16,7 @@ from tailwise.compression.plans.candidates import Candidate
     source="the singular-entropy manual for low rank; the mirrored reading for pruning is this project's",
     takes=("mapping", "tau", "reverse"),
 )
-def entropy(candidates: Sequence[Candidate], budget: Budget, settings: Settings) -> Allocation:
+def entropy(candidates: Sequence[Candidate], budget: Budget, settings: AllocatorSettings) -> Allocation:
     """Shares linear in the normalized singular entropy, mapped as `alpha` maps α.
 
     Singular entropy is 0 for a flat spectrum and high for one that collapses onto few directions. Low rank takes
@@ -26,7 +26,7 @@ def entropy(candidates: Sequence[Candidate], budget: Budget, settings: Settings)
     compared.
     """
     values = values_of(candidates, "singular_entropy_normalized")
-    amounts, reasons = spread(candidates, Measured("entropy", values, -settings.direction), budget, settings)
+    amounts, reasons = spread(candidates, MeasuredMetric("entropy", values, -settings.direction), budget, settings)
     used = ("singular_entropy_normalized",)
     recorded = {"mapping": settings.mapping, "tau": settings.tau, **reversed_of(settings)}
     return Allocation(amounts, reasons, used, recorded, sign=sign_of_entropy(settings))

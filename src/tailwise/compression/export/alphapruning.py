@@ -7,8 +7,8 @@ import json
 
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.plans.decision import Decision
-from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.phrasing import listed
+from tailwise.compression.plans.plan import Plan
 from tailwise.core.errors import UsageError
 
 #: The order in which modeling code makes the layers of a block, which is that of the published loop.

@@ -10,8 +10,8 @@ from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.meaning import integers, said
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.patterns import UNSTRUCTURED
-from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.phrasing import listed
+from tailwise.compression.plans.plan import Plan
 from tailwise.core.errors import UsageError
 from tailwise.number_formats.number_format import NumberFormat
 

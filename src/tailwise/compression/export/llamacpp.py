@@ -14,8 +14,8 @@ from tailwise.compression.export.gguf_types import REST, GgufType, gguf_type
 from tailwise.compression.export.meaning import Refusals
 from tailwise.compression.plans.bits import bits_of
 from tailwise.compression.plans.decision import Decision
-from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.phrasing import listed
+from tailwise.compression.plans.plan import Plan
 from tailwise.core.errors import UsageError
 
 #: `llama-quantize` leaves these as they are, whatever the file says.

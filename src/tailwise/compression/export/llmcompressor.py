@@ -10,8 +10,8 @@ from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.meaning import exactly
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.patterns import parse_pattern
-from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.phrasing import listed
+from tailwise.compression.plans.plan import Plan
 from tailwise.core.errors import UsageError
 
 _PRUNERS = {"wanda": "WandaPruningModifier", "sparsegpt": "SparseGPTModifier"}

@@ -9,10 +9,10 @@ from typing import Generic, TypeVar
 
 from tailwise.compression.plans.bits import has_whole_groups
 from tailwise.compression.plans.decision import Decision
-from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.phrasing import listed
+from tailwise.compression.plans.plan import Plan
 from tailwise.core.errors import UsageError
-from tailwise.number_formats.casts import Cast
+from tailwise.number_formats.casts import PlainCast
 from tailwise.number_formats.elements import Integer
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat
@@ -49,11 +49,11 @@ def integers(chosen: NumberFormat) -> Integers | None:
 
 def stays(decision: Decision) -> bool:
     """Whether an entry asks for a plain floating-point type, which other tools leave as it is stored."""
-    return isinstance(decision.number_format, Cast)
+    return isinstance(decision.number_format, PlainCast)
 
 
 @dataclass(frozen=True)
-class Said(Generic[T]):
+class ToolPlan(Generic[T]):
     """A plan as a tool can say it."""
 
     layers: Mapping[str, T]  # name of a module → what it gets
@@ -85,7 +85,7 @@ class Refusals:
         )
 
 
-def said(plan: Plan, tool: str, takes: str, say: Callable[[NumberFormat, Decision], T | None]) -> Said[T]:
+def said(plan: Plan, tool: str, takes: str, say: Callable[[NumberFormat, Decision], T | None]) -> ToolPlan[T]:
     """What `say` makes of every quantized layer's format; None is a refusal.
 
     One `UsageError` for all that cannot be said, and one where nothing is left to quantize.
@@ -106,7 +106,7 @@ def said(plan: Plan, tool: str, takes: str, say: Callable[[NumberFormat, Decisio
     refusals.tell()
     if not layers:
         raise UsageError("the plan quantizes nothing", fix="plan with fewer --bits")
-    return Said(layers, tuple(kept))
+    return ToolPlan(layers, tuple(kept))
 
 
 def _linear(decision: Decision) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.choosing.bit_formats import ASSIGNERS, Assigner, Choices, Group
+from tailwise.compression.choosing.bit_formats import ASSIGNERS, Assigner, Choices, FormatGroup
 from tailwise.compression.making.bit_budget import bits_table, budget_of, check_reach
 from tailwise.compression.making.request import QuantizeRequest, parsed_formats
 from tailwise.compression.plans.bits import shape_of
@@ -41,7 +41,7 @@ def asked_of(audit: Audit, request: QuantizeRequest) -> Asked:
     found, shapes, more = _shaped(found, audit)
     if "variance" in method.needs:
         found = tuple(_with_variance(item, audit) for item in found)
-    groups = tuple(Group(name, members) for name, members in fused(found, per_expert=request.per_expert).items())
+    groups = tuple(FormatGroup(name, members) for name, members in fused(found, per_expert=request.per_expert).items())
     table = bits_table(groups, shapes, formats)
     budget = budget_of(audit, request.budget, found)
     if budget is None and len(formats) == 1:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.choosing.bit_formats import Group
+from tailwise.compression.choosing.bit_formats import FormatGroup
 from tailwise.compression.choosing.knapsack import Matrix
 from tailwise.compression.plans.bits import bits_per_weight, kept_bytes, mean_bits
 from tailwise.compression.plans.budget import Budget
@@ -22,7 +22,7 @@ NEAR = 1e-3  # how far below the budget, relative, is not worth a word
 
 
 def bits_table(
-    groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]], formats: Sequence[NumberFormat]
+    groups: Sequence[FormatGroup], shapes: Mapping[str, tuple[int, ...]], formats: Sequence[NumberFormat]
 ) -> Matrix:
     """Stored bits, (groups, formats)."""
     return np.array(

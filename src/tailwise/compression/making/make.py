@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
 import numpy as np
+
 from tailwise.audits.audit import Audit
+from tailwise.audits.precision.study import LayerStudy, PrecisionStudy
 from tailwise.compression.choosing.amounts import ALLOCATORS, Allocation, Allocator, sizes_of
 from tailwise.compression.choosing.bit_formats import ASSIGNERS, Assigner, Assignment, Choices
 from tailwise.compression.making.asked import Asked, asked_of
@@ -17,19 +20,16 @@ from tailwise.compression.operators.operator import Operator
 from tailwise.compression.operators.registered import direction_in_words, operator_of
 from tailwise.compression.plans.bits import depth_words, has_whole_groups
 from tailwise.compression.plans.budget import Budget, held
-from tailwise.compression.plans.candidates import Candidate, Choice, audited_part, candidates, estimator_for
+from tailwise.compression.plans.candidates import Candidate, TensorChoice, audited_part, candidates, estimator_for
 from tailwise.compression.plans.casting import Cast, noted
-from tailwise.compression.plans.rank_correlation import depth_correlation
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.entries import Part
 from tailwise.compression.plans.patterns import UNSTRUCTURED, Pattern
-from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.whole_units import Whole, ranks_of, removed_of
 from tailwise.compression.plans.phrasing import listed
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.rank_correlation import depth_correlation
+from tailwise.compression.plans.whole_units import Whole, ranks_of, removed_of
 from tailwise.core.errors import UsageError
-from collections.abc import Iterable, Sequence
-from tailwise.compression.plans.candidates import Candidate
-from tailwise.audits.precision.study import LayerStudy, PrecisionStudy
 
 #: Below this sparsity, published gains of uneven allocation on autoregressive models are nil.
 GAINS_FROM = 0.6
@@ -109,7 +109,7 @@ def _plan(
     return Plan(kind, request.operator, request.allocator, audit.model, fingerprint, {}, decisions, settings)
 
 
-def _chosen(choice: Choice) -> dict[str, Any]:
+def _chosen(choice: TensorChoice) -> dict[str, Any]:
     found = {"roles": list(choice.roles), "layers": choice.layers, "also": list(choice.also)}
     return {name: value for name, value in found.items() if value}
 

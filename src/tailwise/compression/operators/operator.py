@@ -12,7 +12,7 @@ from tailwise.core.errors import UnreadableError, UsageError
 if TYPE_CHECKING:
     import torch
 
-    from tailwise.number_formats.grid import Grid
+    from tailwise.number_formats.grid import ValueGrid
     from tailwise.number_formats.number_format import NumberFormat
 
 Does = Literal["prune", "quantize"]
@@ -59,16 +59,16 @@ class Activations:
 
 
 @dataclass(frozen=True, eq=False)
-class Done:
+class OperatorResult:
     """The matrix that an operator leaves, and what it knows of it."""
 
     weight: torch.Tensor  # (out × in) float32; float64 for fp64
     kept: torch.Tensor | None = None  # (out × in) bool, False where an entry went; None where none is set to zero
     factors: tuple[torch.Tensor, torch.Tensor] | None = None  # (out × r), (r × in), whose product `weight` is
-    grid: Grid | None = None  # scales and zero points of a number format; None for a plain cast
+    grid: ValueGrid | None = None  # scales and zero points of a number format; None for a plain cast
 
 
-Work = Callable[["torch.Tensor", Any, Activations], Done]  # W, Amount or Target, inputs
+Work = Callable[["torch.Tensor", Any, Activations], OperatorResult]  # W, Amount or Target, inputs
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Operator:
         """Whether it looks at the inputs of each layer."""
         return self.needs != "none"
 
-    def __call__(self, W: torch.Tensor, asked: Amount | Target, inputs: Activations | None = None) -> Done:
+    def __call__(self, W: torch.Tensor, asked: Amount | Target, inputs: Activations | None = None) -> OperatorResult:
         """Work on W; it is left as it is.
 
         `UsageError` where the operator lacks what it needs, or the format has no zero for what was pruned;

@@ -6,17 +6,18 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
 import torch
+
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.writer import copy_settings
 from tailwise.compression.packing import gguf_model as model
 from tailwise.compression.packing.gguf_tokenizer import add_tokenizer
-from tailwise.compression.packing.packing import Packing, Work
-from tailwise.compression.plans.plan import Plan
-from tailwise.number_formats.number_format import NumberFormat
-from tailwise.checkpoints.checkpoint import TensorSpec
+from tailwise.compression.packing.packing import Packing, PackingWork
 from tailwise.compression.packing.tensor_parts import Coded, Parts, cast_of
+from tailwise.compression.plans.plan import Plan
 from tailwise.number_formats.formats import parse_format
+from tailwise.number_formats.number_format import NumberFormat
 
 FILE = "model.gguf"
 _HEAD_OF_QWEN3 = 128  # of transformers' config, where it reads nothing else from a file
@@ -75,7 +76,7 @@ class Gguf(Packing):
         """See `Packing`."""
         return model.turned_back(values, model.heads_of(tensor, checkpoint.config))
 
-    def write(self, work: Work, folder: Path) -> tuple[str, ...]:
+    def write(self, work: PackingWork, folder: Path) -> tuple[str, ...]:
         """See `Packing`."""
         import gguf
 
@@ -91,7 +92,7 @@ class Gguf(Packing):
             os.fsync(file.fileno())
         return tuple(notes)
 
-    def _head(self, writer: Any, work: Work, folder: Path) -> list[str]:
+    def _head(self, writer: Any, work: PackingWork, folder: Path) -> list[str]:
         """All metadata."""
         import gguf
 
@@ -102,7 +103,7 @@ class Gguf(Packing):
         model.add_sizes(writer, config)
         return list(add_tokenizer(writer, folder, _vocabulary(work.checkpoint)))
 
-    def _tensors(self, writer: Any, work: Work) -> None:
+    def _tensors(self, writer: Any, work: PackingWork) -> None:
         """The sizes of all tensors, then one tensor after the other."""
         import gguf
         import numpy as np
@@ -130,7 +131,7 @@ class Gguf(Packing):
             writer.write_tensor_data(_stored(spec, work, type_of(spec, formats.get(spec.name))).numpy())
 
 
-def _stored(spec: TensorSpec, work: Work, kind: str) -> torch.Tensor:
+def _stored(spec: TensorSpec, work: PackingWork, kind: str) -> torch.Tensor:
     coded = work.coded(spec.name)
     values = work.checkpoint.read(spec.name) if coded is None else coded.stored
     heads = model.heads_of(spec.name, work.checkpoint.config)

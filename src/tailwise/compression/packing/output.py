@@ -6,22 +6,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.writer import Change, Layout
-from tailwise.compression.packing.packing import Packing, Work
-from tailwise.compression.packing.tensor_parts import Coded
-from tailwise.compression.plans.plan import Plan
-from tailwise.compression.treating.applied import Applied, Grids
-from tailwise.compression.treating.layer_matrices import as_matrices
+
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
+from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.readings.partition import claimed
+from tailwise.checkpoints.writer import Change, OutputLayout
+from tailwise.compression.packing.packing import Packing, PackingWork
+from tailwise.compression.packing.tensor_parts import Coded
 from tailwise.compression.plans.bits import bits_of
-from tailwise.compression.treating.applied import Reached, relative_error
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.treating.applied import Applied, Grids, Reached, relative_error
+from tailwise.compression.treating.layer_matrices import as_matrices
 from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:
     import torch
+
     from tailwise.compression.packing.tensor_parts import Coded
 
 _WEIGHTS = (".safetensors", ".gguf")
@@ -44,7 +44,7 @@ def coded_by(plan: Plan, checkpoint: Checkpoint, change: Change, grids: Grids) -
     return coded
 
 
-def packed(packing: Packing, work: Work, folder: Path, done: Applied) -> Applied:
+def packed(packing: Packing, work: PackingWork, folder: Path, done: Applied) -> Applied:
     """Write the model packed, read every tensor of the plan back, and say what the files take."""
     said = (*packing.notes(work.plan, work.checkpoint), *packing.write(work, folder))
     with open_checkpoint(_opened(folder)) as copy:
@@ -62,7 +62,7 @@ def _opened(folder: Path) -> Path:
     return files[0] if len(files) == 1 and not any(folder.glob("*.index.json")) else folder
 
 
-def _source_bytes(layout: Layout) -> int:
+def _source_bytes(layout: OutputLayout) -> int:
     """Bytes of the files that the source has, or of its tensors where they are no safetensors."""
     names = layout.folder.names()
     if not all(shard.name in names for shard in layout.shards):
@@ -78,7 +78,7 @@ def _source_bytes(layout: Layout) -> int:
 _REPORT = "this is an error of tailwise: report it with the plan"
 
 
-def read_back_packed(packing: Packing, work: Work, written: Checkpoint) -> tuple[Reached, ...]:
+def read_back_packed(packing: Packing, work: PackingWork, written: Checkpoint) -> tuple[Reached, ...]:
     """Every tensor of the plan in the written files, decoded.
 
     `UnreadableError` where a value is another than in the de-quantized checkpoint, or the bytes are not those that
@@ -88,7 +88,7 @@ def read_back_packed(packing: Packing, work: Work, written: Checkpoint) -> tuple
     return tuple(_reached(packing, work, real, decision.tensor) for decision in work.plan)
 
 
-def _reached(packing: Packing, work: Work, written: Checkpoint, tensor: str) -> Reached:
+def _reached(packing: Packing, work: PackingWork, written: Checkpoint, tensor: str) -> Reached:
     coded, spec = work.coded(tensor), work.checkpoint.tensors[tensor]
     assert coded is not None  # noqa: S101 - the plan names it
     place = packing.stored_as(tensor, work.checkpoint)

@@ -7,12 +7,11 @@ from math import ceil
 
 import torch
 
-from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.checkpoints.checkpoint import torch_dtype
+from tailwise.checkpoints.checkpoint import TensorSpec, torch_dtype
 from tailwise.compression.plans.decision import Decision
-from tailwise.number_formats.casts import Cast
+from tailwise.number_formats.casts import PlainCast
 from tailwise.number_formats.elements import Float8, Integer
-from tailwise.number_formats.grid import Grid
+from tailwise.number_formats.grid import ValueGrid
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat
 from tailwise.number_formats.scales import Asymmetric, PowerOfTwo, Symmetric, TwoLevel
@@ -35,7 +34,7 @@ class Coded:
 
     decision: Decision
     stored: torch.Tensor  # as the de-quantized checkpoint holds it, in shape and dtype of the source
-    grid: Grid | None  # None for a plain cast
+    grid: ValueGrid | None  # None for a plain cast
 
     @property
     def format(self) -> NumberFormat:
@@ -53,7 +52,7 @@ class Coded:
 
 def cast_of(chosen: NumberFormat) -> torch.dtype | None:
     """The dtype of a plain cast that checkpoints store; None for all other formats."""
-    if isinstance(chosen, Cast) and chosen.bits < 64:
+    if isinstance(chosen, PlainCast) and chosen.bits < 64:
         return torch_dtype({"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[chosen.dtype], where=chosen.name)
     return None
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 
-from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.checkpoints.checkpoint import torch_dtype
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec, torch_dtype
 from tailwise.checkpoints.roles import classify
 from tailwise.compression.packing.bit_streams import pack_bits
-from tailwise.compression.packing.packing import Work
-from tailwise.compression.packing.tensor_parts import Parts, cast_of, empty_parts
+from tailwise.compression.packing.packing import PackingWork
 from tailwise.compression.packing.shards import Members, ShardPacking
+from tailwise.compression.packing.tensor_parts import Parts, cast_of, empty_parts
 from tailwise.compression.plans.plan import Plan
 from tailwise.number_formats.elements import Float8, Integer
 from tailwise.number_formats.formats import parse_format
@@ -73,7 +72,7 @@ class TorchAo(ShardPacking):
         found, _ = _flattened(spec, chosen, parts)
         return found
 
-    def metadata(self, work: Work) -> Mapping[str, str]:
+    def metadata(self, work: PackingWork) -> Mapping[str, str]:
         """See `ShardPacking`: the class of every tensor, in every file, since only their union is read."""
         decisions = {decision.tensor: decision.number_format for decision in work.plan}
         names = [spec.name for shard in work.layout.shards for spec in shard.specs]
@@ -95,7 +94,7 @@ class TorchAo(ShardPacking):
         wider = 16 if spec.dtype == "F32" else 0
         return round((spec.numel * (8 - bits) + scales * (zero + wider)) / 8)
 
-    def settings(self, work: Work) -> dict[str, Any]:
+    def settings(self, work: PackingWork) -> dict[str, Any]:
         """See `ShardPacking`. transformers asks for a recipe, and takes the classes from the files."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -13,11 +13,11 @@ from tailwise.audits.trusted import doubt, value_of
 from tailwise.checkpoints.beside import TOWERS, tower_beside
 from tailwise.checkpoints.orientation import INPUTS, OUTPUTS
 from tailwise.compression.plans.packed_rows import AS_NUMBERS, is_packed, tensor_of
-from tailwise.compression.plans.site import Site
 from tailwise.compression.plans.phrasing import listed
+from tailwise.compression.plans.site import Site
 from tailwise.core.errors import UsageError, unknown_name
-from tailwise.spectrum.metrics.facts import fit
 from tailwise.core.recipe import Recipe
+from tailwise.spectrum.metrics.facts import fit
 from tailwise.spectrum.power_law import TailFit
 from tailwise.spectrum.rounding_noise import resolved, unit_of
 from tailwise.spectrum.trust import SEARCHED, doubt_of_tail
@@ -67,7 +67,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
+class TensorChoice:
     """Which tensors: by role, by name, and which of those that are left out by default."""
 
     roles: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ class Choice:
 
 
 def candidates(
-    audit: Audit, choice: Choice, estimator: str | None, *, packed: bool = False
+    audit: Audit, choice: TensorChoice, estimator: str | None, *, packed: bool = False
 ) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
     """The tensors that a plan may touch, in the audit's order, and notes on what was left out and why.
 
@@ -141,7 +141,7 @@ def _check_roles(audit: Audit, roles: Iterable[str]) -> None:
             raise unknown_name("role in this model", role, known)
 
 
-def _wanted(row: LayerRow, choice: Choice) -> bool:
+def _wanted(row: LayerRow, choice: TensorChoice) -> bool:
     if row.role in choice.also:
         return row.kind not in ("lora", "")
     if choice.roles and row.role not in choice.roles:
@@ -233,7 +233,7 @@ def _mean(rows: Sequence[LayerRow], values: Sequence[float | None]) -> float | N
     return sum(size * value for size, value in known) / sum(size for size, _ in known) if known else None
 
 
-def _notes(audit: Audit, choice: Choice, composed: Collection[str]) -> Iterable[str]:
+def _notes(audit: Audit, choice: TensorChoice, composed: Collection[str]) -> Iterable[str]:
     if composed:
         yield f"left as they are, each made of several tensors: {listed(composed)}"
     if missing := _not_measured(audit):

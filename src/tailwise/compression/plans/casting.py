@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tailwise.compression.operators.operator import Activations, Done, Operator, Target
+from tailwise.compression.operators.operator import Activations, Operator, OperatorResult, Target
 from tailwise.compression.plans.patterns import BLOCK, UNSTRUCTURED
 from tailwise.compression.plans.site import Site
 from tailwise.compression.plans.taking import Drop, LowRank, Sparsify, Structured
 from tailwise.compression.plans.treatment import (
     REPORT,
-    How,
     Matrices,
     Treatment,
+    TreatmentSettings,
     Unit,
     operator_for,
 )
@@ -67,7 +67,7 @@ class Cast(Treatment):
         except UsageError as error:
             yield f"{error.what}; {error.fix}"
 
-    def do(self, W: torch.Tensor, how: How, seen: Activations | None = None) -> Done:
+    def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
         """See `Treatment`."""
         return operator_for(how, seen)(W, Target(self.number_format, how.act_order, how.keep_zeros), seen)
 
@@ -147,7 +147,7 @@ class Then(Treatment):
         """A plan that does both is checked part by part; in any other, one of the two does not belong."""
         yield from self.first.check(site, operator)
 
-    def do(self, W: torch.Tensor, how: How, seen: Activations | None = None) -> Done:
+    def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
         """See `Treatment`."""
         if how.then is None:
             raise UsageError("two treatments take two operators")

@@ -8,12 +8,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tailwise.core.atomic import write_whole
 from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.checks import validate
 from tailwise.compression.plans.decision import Decision, entry
 from tailwise.compression.plans.entries import Entries
 from tailwise.compression.plans.patterns import UNSTRUCTURED
+from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UnreadableError, UsageError, unknown_name
 from tailwise.core.storage import get, is_text, is_url, read_text
 

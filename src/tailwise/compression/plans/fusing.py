@@ -16,7 +16,7 @@ _TOGETHER = {
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
 
-class Named(Protocol):
+class NamedTensor(Protocol):
     """What is known of a tensor: a candidate, or an entry of a plan."""
 
     @property
@@ -32,7 +32,7 @@ class Named(Protocol):
         """Its block."""
 
 
-N = TypeVar("N", bound=Named)
+N = TypeVar("N", bound=NamedTensor)
 
 
 def fused(items: Sequence[N], *, per_expert: bool = False) -> dict[str, tuple[N, ...]]:
@@ -47,7 +47,7 @@ def fused(items: Sequence[N], *, per_expert: bool = False) -> dict[str, tuple[N,
     return {name: tuple(members) for name, members in found.items()}
 
 
-def _key(item: Named, per_expert: bool) -> str:
+def _key(item: NamedTensor, per_expert: bool) -> str:
     module = item.tensor.removesuffix(".weight").rpartition(".")[0]
     if item.role.startswith("expert_"):
         if per_expert and (number := _NUMBER.findall(module)) and "expert" in module:

@@ -13,7 +13,7 @@ from tailwise.compression.plans.plan import Plan
 
 
 @dataclass(frozen=True)
-class Grid:
+class PlanGrid:
     """A table before it is drawn; `left` lines were cut."""
 
     heads: tuple[str, ...]
@@ -22,14 +22,14 @@ class Grid:
     words: bool = False  # columns hold text rather than numbers
 
 
-def entries_grid(plan: Plan, rows: int = 100) -> Grid:
+def entries_grid(plan: Plan, rows: int = 100) -> PlanGrid:
     """One line per tensor, with its reason."""
     shown = plan.decisions[:rows] if rows else plan.decisions
     lines = tuple((decision.tensor, _cell([decision]), decision.reason) for decision in shown)
-    return Grid(("tensor", "amount", "reason"), lines, len(plan) - len(shown), words=True)
+    return PlanGrid(("tensor", "amount", "reason"), lines, len(plan) - len(shown), words=True)
 
 
-def plan_grid(plan: Plan, rows: int = 100) -> Grid:
+def plan_grid(plan: Plan, rows: int = 100) -> PlanGrid:
     """One line per block, a column per role, the parameter-weighted amount in each, and a total; 0 rows: all."""
     roles = list(dict.fromkeys(decision.role for decision in plan))
     blocks = sorted({decision.block for decision in plan if decision.block is not None})
@@ -37,7 +37,7 @@ def plan_grid(plan: Plan, rows: int = 100) -> Grid:
     shown = keys[:rows] if rows else keys
     lines = [_line("–" if key is None else str(key), [d for d in plan if d.block == key], roles) for key in shown]
     lines.append(_line("all", list(plan), roles))
-    return Grid(("block", *roles, "all", "parameters"), tuple(lines), len(keys) - len(shown))
+    return PlanGrid(("block", *roles, "all", "parameters"), tuple(lines), len(keys) - len(shown))
 
 
 def _line(title: str, decisions: Sequence[Decision], roles: Sequence[str]) -> tuple[str, ...]:
@@ -62,14 +62,14 @@ def _cell(decisions: Sequence[Decision]) -> str:
     return f"{mean:.3f} {next(iter(patterns))}" if mixed else f"{mean:.3f}"
 
 
-def diff_grid(found: PlanDiff, rows: int = 100) -> Grid:
+def diff_grid(found: PlanDiff, rows: int = 100) -> PlanGrid:
     """One line per changed field, then the tensors that only one plan has."""
     lines = [(item.field, "", _text(item.before), _text(item.after)) for item in found.head]
     lines += [(item.tensor, item.field, _text(item.before), _text(item.after)) for item in found.changed]
     lines += [(tensor, "entry", "yes", "no") for tensor in found.removed]
     lines += [(tensor, "entry", "no", "yes") for tensor in found.added]
     shown = lines[:rows] if rows else lines
-    return Grid(("tensor", "field", "before", "after"), tuple(shown), len(lines) - len(shown), words=True)
+    return PlanGrid(("tensor", "field", "before", "after"), tuple(shown), len(lines) - len(shown), words=True)
 
 
 def _text(value: object) -> str:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from tailwise.compression.operators.operator import Activations, Amount, Done, Operator
+from tailwise.compression.operators.operator import Activations, Amount, Operator, OperatorResult
 from tailwise.compression.plans.budget import MOST
 from tailwise.compression.plans.patterns import BLOCK, UNSTRUCTURED, parse_pattern
 from tailwise.compression.plans.site import Site
 from tailwise.compression.plans.treatment import (
     REPORT,
-    How,
     Matrices,
     Treatment,
+    TreatmentSettings,
     Unit,
     is_number,
     is_whole,
@@ -135,7 +135,7 @@ class Sparsify(_Taking):
         fixed = None if pattern.kept is None or pattern.group is None else (pattern.kept, pattern.group)
         return Amount(self.share or 0.0, fixed)
 
-    def do(self, W: torch.Tensor, how: How, seen: Activations | None = None) -> Done:
+    def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
         """See `Treatment`."""
         return operator_for(how, seen)(W, self.asks(), seen)
 
@@ -167,7 +167,7 @@ class LowRank(_Taking):
         if (self.of or 0) > most:
             yield f"a rank of {most} at most, not {self.of}"
 
-    def do(self, W: torch.Tensor, how: How, seen: Activations | None = None) -> Done:
+    def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
         """See `Treatment`."""
         return operator_for(how, seen)(W, Amount(self.share or 0.0, rank=self.of), seen)
 
@@ -195,7 +195,7 @@ class Structured(_Taking):
         """See `Treatment`."""
         return not self.share
 
-    def do(self, W: torch.Tensor, how: How, seen: Activations | None = None) -> Done:
+    def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
         """No matrix can be worked on alone: `shrinking` does it."""
         return how.operator(W, Amount(self.share or 0.0), seen)
 
@@ -227,7 +227,7 @@ class Drop(_Taking):
         if self.share != 1.0:
             yield f"sparsity is {self.share:g}; with the pattern {BLOCK} it is 1"
 
-    def do(self, W: torch.Tensor, how: How, seen: Activations | None = None) -> Done:
+    def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
         """No matrix can be worked on alone: `shrinking` does it."""
         return how.operator(W, Amount(), seen)
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from tailwise.compression.operators.operator import Activations, Done, Need, Operator
+from tailwise.compression.operators.operator import Activations, Need, Operator, OperatorResult
 from tailwise.compression.plans.patterns import UNSTRUCTURED
 from tailwise.compression.plans.site import Site
-from tailwise.number_formats.grid import Grid
+from tailwise.number_formats.grid import ValueGrid
 
 if TYPE_CHECKING:
     import torch
@@ -29,13 +29,13 @@ REPORT = "this is an error of tailwise: report it with the plan"
 
 
 @dataclass(frozen=True)
-class How:
+class TreatmentSettings:
     """By which operator, with what is said once for all entries of a plan."""
 
     operator: Operator
     act_order: bool = False
     keep_zeros: bool = False  # what was pruned before stays zero
-    then: How | None = None  # of the second of two treatments
+    then: TreatmentSettings | None = None  # of the second of two treatments
 
     @property
     def needs(self) -> Need:
@@ -55,7 +55,7 @@ class Matrices:
 
     before: torch.Tensor | None  # None where it is not read
     after: torch.Tensor
-    grids: tuple[Grid, ...] | None = None  # None: a plain cast, or no format at all
+    grids: tuple[ValueGrid, ...] | None = None  # None: a plain cast, or no format at all
 
 
 class Treatment(ABC):
@@ -120,7 +120,7 @@ class Treatment(ABC):
         yield from ()
 
     @abstractmethod
-    def do(self, W: torch.Tensor, how: How, seen: Activations | None = None) -> Done:
+    def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
         """Work on one matrix (out × in). Without inputs, by the operator that stands in for one that looks at them."""
 
     @abstractmethod
@@ -135,7 +135,7 @@ class Treatment(ABC):
         """For a column of a table."""
 
 
-def operator_for(how: How, seen: Activations | None) -> Operator:
+def operator_for(how: TreatmentSettings, seen: Activations | None) -> Operator:
     """The operator itself, or the one in its place for a layer that no input reached."""
     from tailwise.compression.operators.registered import OPERATORS
 

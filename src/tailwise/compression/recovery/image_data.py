@@ -17,13 +17,13 @@ from tailwise.checkpoints.writer import layout_of, write_checkpoint
 from tailwise.compression.recovery.masked import Written, masks_in, trainable
 from tailwise.compression.recovery.recovered import RECOVERY_FILE, Recovered, card
 from tailwise.compression.recovery.train_loop import Course, Say, Trainer
-from tailwise.models.walking.hosts import places_in
 from tailwise.core.errors import UsageError
 from tailwise.models.evaluation.classify import task_scores_of
-from tailwise.models.evaluation.score_pairs import compare_scores
-from tailwise.models.evaluation.model_size import facts_of
 from tailwise.models.evaluation.images import Images, image_losses, images_of, load_classifier
+from tailwise.models.evaluation.model_size import facts_of
+from tailwise.models.evaluation.score_pairs import compare_scores
 from tailwise.models.evaluation.scores import Scores
+from tailwise.models.walking.hosts import places_in
 
 #: Shares of the images that quality is measured on, and that the best state is chosen by.
 _HELD_OUT, _GUARD = 0.2, 0.1

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.checkpoints.checkpoint import code_of
-from tailwise.checkpoints.writer import Layout, Shard
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec, code_of
+from tailwise.checkpoints.writer import OutputLayout, Shard
 from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ Make = Callable[[], "torch.Tensor"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class RemadeTensor:
     """A tensor of the new checkpoint. Without `make` it is the source's, byte for byte."""
 
     spec: TensorSpec  # new name and shape
@@ -32,7 +31,7 @@ class Entry:
 class Made:
     """What is to be written instead of the source."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[RemadeTensor, ...]
     config: Mapping[str, object]  # fields of config.json that change
     shapes: Shapes | None  # what the config cannot say
     reached: Mapping[str, tuple[int, int | None]]  # tensor of the plan → parameters left, and its rank
@@ -42,7 +41,7 @@ class Made:
 class Remade(Checkpoint):
     """The tensors of `entries`, in their order."""
 
-    def __init__(self, source: Checkpoint, entries: tuple[Entry, ...]) -> None:
+    def __init__(self, source: Checkpoint, entries: tuple[RemadeTensor, ...]) -> None:
         self._source = source
         self._entries = {entry.spec.name: entry for entry in entries}
         self.uri, self.format, self.config, self.metadata = source.uri, source.format, source.config, source.metadata
@@ -63,7 +62,7 @@ class Remade(Checkpoint):
         return found[start:stop] if found.ndim else found
 
 
-def laid_out(layout: Layout, entries: tuple[Entry, ...]) -> Layout:
+def laid_out(layout: OutputLayout, entries: tuple[RemadeTensor, ...]) -> OutputLayout:
     """The same files, holding the new tensors where their sources were; a file that would be empty is left out."""
     by_source: dict[str, list[TensorSpec]] = {}
     for entry in entries:

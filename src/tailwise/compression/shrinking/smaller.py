@@ -6,10 +6,14 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
 import torch
+
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.writer import Change, Layout, write_checkpoint
+from tailwise.checkpoints.writer import Change, OutputLayout, write_checkpoint
+from tailwise.compression.operators.operator import Activations, Need
 from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
@@ -25,42 +29,36 @@ from tailwise.compression.shrinking.structured import (
     origin_of,
     planned_surgery,
 )
+from tailwise.compression.shrinking.structured_groups import ChannelGroup
+from tailwise.compression.shrinking.structured_scores import contributions, kept_units
 from tailwise.compression.treating.applied import Reached
 from tailwise.compression.treating.block_work import BlockWork, jobs_of
 from tailwise.compression.treating.journal import Journal
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.storage import json_of
 from tailwise.models.walking.hosts import Host, _empty, architecture_of, separated
 from tailwise.models.walking.load_pruned import PRUNED_FILE, Shapes, reshape
-from tailwise.models.walking.walk import walk_blocks
-from tailwise.core.errors import UnreadableError
-from tailwise.core.storage import json_of
-from typing import Any
-from tailwise.compression.operators.operator import Activations, Need
-from tailwise.compression.shrinking.structured import Surgery
-from tailwise.compression.shrinking.structured_groups import Group
-from tailwise.compression.shrinking.structured_scores import contributions, kept_units
-from tailwise.models.walking.hosts import Host
 from tailwise.models.walking.statistics import weight_of
 from tailwise.models.walking.walk import Block, walk_blocks
-from tailwise.core.errors import UsageError
 
 Step = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Source:
+class ShrinkSource:
     """What is read."""
 
     plan: Plan
     host: Host
     checkpoint: Checkpoint
-    layout: Layout
+    layout: OutputLayout
 
 
 @dataclass(frozen=True)
-class Work:
+class ShrinkWork:
     """A model to be made smaller: everything that can be wrong with the plan has been told."""
 
-    source: Source
+    source: ShrinkSource
     origin: Origin
     surgery: Surgery | None  # None: factors
 
@@ -89,14 +87,14 @@ class Work:
         return factored(plan, self.origin, change)
 
 
-def work_of(source: Source, widths: Widths) -> Work:
+def work_of(source: ShrinkSource, widths: Widths) -> ShrinkWork:
     """`UsageError` where the model cannot be made smaller as planned: before any weight is read."""
     origin = origin_of(source.host, source.checkpoint, source.layout)
     surgery = planned_surgery(source.plan, origin, widths) if OPERATORS[source.plan.operator].work is None else None
-    return Work(source, origin, surgery)
+    return ShrinkWork(source, origin, surgery)
 
 
-def write_smaller(work: Work, found: Made, folder: Path, step: Step) -> tuple[str, ...]:
+def write_smaller(work: ShrinkWork, found: Made, folder: Path, step: Step) -> tuple[str, ...]:
     """Write the weights, their index, the changed config, and what it cannot say; notes."""
     origin = work.origin
     view, layout = Remade(origin.checkpoint, found.entries), laid_out(origin.layout, found.entries)
@@ -185,11 +183,11 @@ class _Choosing:
             self._keep(block, group, kept)
         self.journal.keep(block.name, block.index, chosen, [])
 
-    def _groups(self, block: Block) -> list[tuple[Group, int]]:
+    def _groups(self, block: Block) -> list[tuple[ChannelGroup, int]]:
         both = zip(self.surgery.groups, self.surgery.counts, strict=True)
         return [(group, removed) for group, removed in both if group.reader.layer.startswith(f"{block.name}.")]
 
-    def _keep(self, block: Block, group: Group, kept: torch.Tensor) -> None:
+    def _keep(self, block: Block, group: ChannelGroup, kept: torch.Tensor) -> None:
         """Remember, and let the blocks after see the model without the others: what is not read is not there."""
         self.surgery.kept[group.name] = kept
         module = block.layers()[group.reader.layer]

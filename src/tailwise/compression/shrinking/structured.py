@@ -10,29 +10,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.checkpoints.checkpoint import torch_dtype
+from tailwise.checkpoints.checkpoint import Checkpoint, torch_dtype
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
-from tailwise.checkpoints.writer import Layout, Shard
+from tailwise.checkpoints.writer import OutputLayout, Shard
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.taking import Drop
-from tailwise.compression.shrinking.coupled import on_meta, why_not
 from tailwise.compression.shrinking.config_depth import depth_fields
-from tailwise.compression.shrinking.remade import Entry, Made, resized
+from tailwise.compression.shrinking.coupled import on_meta, why_not
+from tailwise.compression.shrinking.remade import Made, RemadeTensor, resized
 from tailwise.compression.shrinking.structured_groups import (
     KIND_WORDS,
+    ChannelGroup,
     Cut,
-    Group,
     groups_of,
     left_over,
     sizes_of_layer,
 )
 from tailwise.compression.shrinking.structured_scores import kept_units, magnitudes
 from tailwise.compression.shrinking.structured_widths import removed_counts
+from tailwise.core.errors import UsageError
 from tailwise.models.walking.hosts import Host, Streamed, _empty, _sources, lacking
 from tailwise.models.walking.load_pruned import Heads, Shapes, Sizes, reshape
 from tailwise.models.walking.walk import blocks_of
-from tailwise.core.errors import UsageError
 
 #: Names of the inner size in configs, where a family has one name only of its own.
 _WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")
@@ -46,7 +45,7 @@ class Origin:
     model: nn.Module
     config: Any  # of transformers
     checkpoint: Checkpoint
-    layout: Layout
+    layout: OutputLayout
     sources: Mapping[str, str]  # parameter or buffer → stored tensor
     places: Mapping[str, str]  # tensor of the plan → parameter
 
@@ -64,7 +63,7 @@ class Origin:
         return self.sources.get(self.places.get(tensor, ""), tensor)
 
 
-def origin_of(host: Host, checkpoint: Checkpoint, layout: Layout) -> Origin:
+def origin_of(host: Host, checkpoint: Checkpoint, layout: OutputLayout) -> Origin:
     """What can be cut of `host`. A model whose stored names are not its own is written under its own names."""
     config: Any = host.model.config
     if isinstance(host.home, Streamed):
@@ -73,7 +72,7 @@ def origin_of(host: Host, checkpoint: Checkpoint, layout: Layout) -> Origin:
     kind = next(iter(dtypes.values()), "F32")
     memory = MemoryCheckpoint.of_module(host.model.to(torch_dtype(kind, where="the model")))
     specs = tuple(spec for name, spec in memory.tensors.items() if name not in memory.shared)
-    own = Layout(layout.folder, (Shard("model.safetensors", specs, {"format": "pt"}),))
+    own = OutputLayout(layout.folder, (Shard("model.safetensors", specs, {"format": "pt"}),))
     return Origin(on_meta(host.model), config, memory, own, {name: name for name in memory.tensors}, host.places)
 
 
@@ -91,7 +90,7 @@ class Surgery:
 
     origin: Origin
     plan: Plan
-    groups: tuple[Group, ...]
+    groups: tuple[ChannelGroup, ...]
     counts: tuple[int, ...]  # units that go, of each group
     dropped: tuple[str, ...]  # modules of the blocks that go
     depth: Mapping[str, Any] = field(default_factory=dict)  # fields of the config that the blocks that go change
@@ -243,10 +242,10 @@ def _axes(origin: Origin, cut: Cut, kept: torch.Tensor) -> Iterable[tuple[str, i
         yield "bias", 0, stays
 
 
-def _entry(checkpoint: Checkpoint, source: str, name: str, cuts: Iterable[tuple[int, torch.Tensor]]) -> Entry:
+def _entry(checkpoint: Checkpoint, source: str, name: str, cuts: Iterable[tuple[int, torch.Tensor]]) -> RemadeTensor:
     spec, listed = checkpoint.tensors[source], list(cuts)
     if not listed:
-        return Entry(replace(spec, name=name), source)
+        return RemadeTensor(replace(spec, name=name), source)
     shape = list(spec.shape)
     for axis, stays in listed:
         shape[axis] = len(stays)
@@ -257,7 +256,7 @@ def _entry(checkpoint: Checkpoint, source: str, name: str, cuts: Iterable[tuple[
             found = found.index_select(axis, stays)
         return found
 
-    return Entry(resized(spec, name, tuple(shape)), source, make)
+    return RemadeTensor(resized(spec, name, tuple(shape)), source, make)
 
 
 def _renamer(surgery: Surgery) -> Callable[[str], str | None]:

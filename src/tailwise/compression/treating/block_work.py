@@ -16,20 +16,20 @@ from tailwise.compression.operators.operator import Activations, Need
 from tailwise.compression.operators.registered import WITHOUT_DATA
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.treatment import How, operator_for
+from tailwise.compression.plans.treatment import TreatmentSettings, operator_for
 from tailwise.compression.treating.kept_grids import kept_grids
 from tailwise.compression.treating.treated import treated_layer
+from tailwise.core.errors import UsageError
 from tailwise.models.walking.experts import ExpertStack
 from tailwise.models.walking.hosts import Host, layer_of
 from tailwise.models.walking.statistics import few_tokens, matrices_of, reaching, weight_of
 from tailwise.models.walking.walk import Block, blocks_of
-from tailwise.core.errors import UsageError
 
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Job:
+class LayerJob:
     """One layer to treat."""
 
     decision: Decision
@@ -62,16 +62,16 @@ class Nowhere:
         return None
 
 
-def jobs_of(plan: Plan, host: Host, dtypes: Mapping[str, torch.dtype], how: How) -> dict[str, Job]:
+def jobs_of(plan: Plan, host: Host, dtypes: Mapping[str, torch.dtype], how: TreatmentSettings) -> dict[str, LayerJob]:
     """Layer → what is to be done. `UsageError` where an entry that changes its tensor is no layer of a block."""
     wanted = [decision for decision in plan if not decision.treatment.idle]
     layers = {name for block in blocks_of(host.model) for name in block.layers()}
     places = {decision.tensor: layer_of(host.places, decision.tensor, layers) for decision in wanted}
     _check_reached([decision for decision in wanted if places[decision.tensor] is None], plan, how)
-    return {layer: Job(item, dtypes[item.tensor]) for item in wanted if (layer := places[item.tensor]) is not None}
+    return {layer: LayerJob(item, dtypes[item.tensor]) for item in wanted if (layer := places[item.tensor]) is not None}
 
 
-def _check_reached(lost: Iterable[Decision], plan: Plan, how: How) -> None:
+def _check_reached(lost: Iterable[Decision], plan: Plan, how: TreatmentSettings) -> None:
     found = list(lost)
     if not found:
         return
@@ -89,9 +89,9 @@ def _check_reached(lost: Iterable[Decision], plan: Plan, how: How) -> None:
 class BlockWork:
     """A `walk.Visitor`: a block that is finished is on the shelf at once."""
 
-    jobs: Mapping[str, Job]
+    jobs: Mapping[str, LayerJob]
     shelf: Shelf
-    how: How
+    how: TreatmentSettings
 
     @property
     def need(self) -> Need:
@@ -122,7 +122,7 @@ class BlockWork:
         self.shelf.keep(block.name, block.index, kept, notes)
 
     def _treat(
-        self, module: nn.Module, job: Job, found: Activations | None, notes: list[str]
+        self, module: nn.Module, job: LayerJob, found: Activations | None, notes: list[str]
     ) -> dict[str, torch.Tensor]:
         """Treat a layer in place; the blocks after see the model that is written."""
         tensor = job.decision.tensor
@@ -143,7 +143,7 @@ def _named(tensor: str, module: nn.Module, group: int) -> str:
     return f"{tensor}[{group}]" if isinstance(module, ExpertStack) else tensor
 
 
-def _instead(how: How) -> str:
+def _instead(how: TreatmentSettings) -> str:
     name = operator_for(how, None).name
     return "rounded to nearest" if name == WITHOUT_DATA["quantize"] else f"pruned by {name}"
 

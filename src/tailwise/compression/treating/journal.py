@@ -9,9 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tailwise.core.atomic import write_whole
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.compression.plans.plan import Plan
+from tailwise.core.atomic import write_whole
 from tailwise.core.storage import json_of
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.shrinking.blocks_dropped import block_influence, least_influence
 from tailwise.compression.shrinking.config_depth import depth_fields
-from tailwise.models.walking.calibrate import sample_windows
-from tailwise.models.walking.hosts import check_causal, load_host
-from tailwise.models.walking.walk import blocks_of
 from tailwise.core.errors import UsageError
 from tailwise.models.evaluation.loading import check_length, load_tokenizer
 from tailwise.models.evaluation.tokens import tokens_of
+from tailwise.models.walking.calibrate import sample_windows
+from tailwise.models.walking.hosts import check_causal, load_host
+from tailwise.models.walking.walk import blocks_of
 
 
 @dataclass(frozen=True)

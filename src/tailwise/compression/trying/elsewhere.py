@@ -25,7 +25,7 @@ from tailwise.compression.trying.stage import Stage, StageOptions, stage_of
 from tailwise.core.errors import UnreadableError
 from tailwise.core.execution.engine import Engine, engine_of
 from tailwise.core.execution.one_thread import one_thread
-from tailwise.core.execution.spread import Work, patience_of, spread
+from tailwise.core.execution.spread import SpreadWork, patience_of, spread
 from tailwise.core.recipe import RunOptions
 
 Windows = Literal["search", "few", "guard"]  # of a `Stage`
@@ -35,7 +35,7 @@ _MOST = 8
 
 
 @dataclass(frozen=True)
-class How:
+class TrialSettings:
     """What the trials of a task have in common."""
 
     around: Plan
@@ -44,11 +44,11 @@ class How:
 
 
 @dataclass(frozen=True)
-class Errand:
+class TrialTask:
     """A few trials for a worker."""
 
     setting: bytes  # pickled (model, plan, options) of `stage_of`
-    how: How
+    how: TrialSettings
     trials: tuple[Entries, ...]
 
 
@@ -64,15 +64,15 @@ class Elsewhere:
         return max(1, self._engine.slots())
 
     def losses(
-        self, how: How, trials: Sequence[Entries], progress: Callable[[int, int], None] | None = None
+        self, how: TrialSettings, trials: Sequence[Entries], progress: Callable[[int, int], None] | None = None
     ) -> list[NDArray[np.float64]]:
         """Of each trial the mean loss a token of every window, (n,). `UnreadableError` where one could not be had."""
         found: dict[int, NDArray[np.float64]] = {}
 
-        def pack(places: Sequence[int]) -> tuple[tuple[int, ...], Errand]:
-            return tuple(places), Errand(self._setting, how, tuple(trials[place] for place in places))
+        def pack(places: Sequence[int]) -> tuple[tuple[int, ...], TrialTask]:
+            return tuple(places), TrialTask(self._setting, how, tuple(trials[place] for place in places))
 
-        work = Work(_run, pack, _given_up, most=_MOST)
+        work = SpreadWork(_run, pack, _given_up, most=_MOST)
         for place, losses in spread(self._engine, work, range(len(trials)), patience_of(self._options)):
             if isinstance(losses, str):
                 fix = "try again, or leave --executor out"
@@ -84,11 +84,11 @@ class Elsewhere:
 
     def of_plans(self, plans: Sequence[Plan], windows: Windows, *, applied: bool) -> list[NDArray[np.float64]]:
         """Losses of plans for the same tensors in the same order."""
-        how = How(plans[0], windows, applied)
+        how = TrialSettings(plans[0], windows, applied)
         return self.losses(how, [dict(enumerate(plan.decisions)) for plan in plans])
 
     def variant_losses(
-        self, how: How, variants: Sequence[Variant], progress: Callable[[int, int], None] | None = None
+        self, how: TrialSettings, variants: Sequence[Variant], progress: Callable[[int, int], None] | None = None
     ) -> dict[Hashable, float]:
         """Key of each variant → change of the mean loss against `how.around`."""
         base, *found = self.losses(how, [{}, *(variant.entries for variant in variants)], progress)
@@ -120,7 +120,7 @@ def _given_up(place: int, why: str) -> tuple[int, str]:
     return place, why
 
 
-def _run(packed: tuple[tuple[int, ...], Errand]) -> list[tuple[int, NDArray[np.float64] | str]]:
+def _run(packed: tuple[tuple[int, ...], TrialTask]) -> list[tuple[int, NDArray[np.float64] | str]]:
     """On a worker."""
     places, errand = packed
     with one_thread():
@@ -128,7 +128,7 @@ def _run(packed: tuple[tuple[int, ...], Errand]) -> list[tuple[int, NDArray[np.f
         return [(place, _losses(stage, errand.how, trial)) for place, trial in zip(places, errand.trials, strict=True)]
 
 
-def _losses(stage: Stage, how: How, entries: Entries) -> NDArray[np.float64]:
+def _losses(stage: Stage, how: TrialSettings, entries: Entries) -> NDArray[np.float64]:
     windows = getattr(stage, how.windows)
     plan = how.around.replace(decisions=tuple(entries.get(i, item) for i, item in enumerate(how.around)))
     if how.applied:
@@ -140,7 +140,7 @@ def _losses(stage: Stage, how: How, entries: Entries) -> NDArray[np.float64]:
 _HELD: dict[str, Any] = {}
 
 
-def _stage(errand: Errand) -> Stage:
+def _stage(errand: TrialTask) -> Stage:
     key = hashlib.sha256(errand.setting).digest()
     if _HELD.get("key") != key:
         _HELD.clear()

@@ -7,15 +7,15 @@ import re
 from tailwise.audits.audit import Audit
 from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.trying.search_amounts import Amounts
 from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.elsewhere import elsewhere
-from tailwise.compression.trying.search_formats import Formats
 from tailwise.compression.trying.scored import Court, Say
+from tailwise.compression.trying.search_amounts import Amounts
+from tailwise.compression.trying.search_formats import Formats
 from tailwise.compression.trying.stage import StageOptions, stage_of
-from tailwise.models.walking.hosts import check_causal
 from tailwise.core.errors import UsageError
 from tailwise.models.evaluation.images import is_classifier
+from tailwise.models.walking.hosts import check_causal
 
 AUTO = "auto"
 DEFAULT_SECONDS = 300.0

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tailwise.audits.audit import Audit
+from tailwise.audits.precision.prediction import Scope, stratified_spearman
 from tailwise.compression.making.make import plan_prune, plan_quantize
 from tailwise.compression.making.request import QuantizeRequest, Request, parsed_formats
 from tailwise.compression.plans.budget import MOST
@@ -23,7 +24,6 @@ from tailwise.compression.trying.scored import Say
 from tailwise.compression.trying.sensitivity import Variant, variant_losses
 from tailwise.compression.trying.stage import Stage, StageOptions, stage_of
 from tailwise.core.errors import UsageError
-from tailwise.audits.precision.prediction import Scope, stratified_spearman
 
 #: Sparsity that is added to one tensor among others that are pruned already.
 MORE = 0.1

@@ -10,10 +10,10 @@ from tailwise.audits.audit import Audit
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
 from tailwise.compression.operators.registered import OPERATORS
-from tailwise.compression.plans.rank_correlation import depth_correlation
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.patterns import UNSTRUCTURED
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.rank_correlation import depth_correlation
 from tailwise.compression.trying.auto import Search, auto
 from tailwise.compression.trying.blend import plan_blend
 from tailwise.compression.trying.refine import Best, refined

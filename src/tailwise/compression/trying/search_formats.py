@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
 import numpy as np
+import torch
+
 from tailwise.audits.audit import Audit
 from tailwise.compression.choosing.bit_formats import Choices, Levels
 from tailwise.compression.making.asked import Asked, asked_of
@@ -15,16 +18,12 @@ from tailwise.compression.plans.bits import depth_words
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.auto import Search, auto
-from tailwise.compression.trying.layer_errors import ErrorTables, error_tables
+from tailwise.compression.trying.layer_errors import ErrorTables, Table, error_tables
 from tailwise.compression.trying.refine import Best, Losses, refined_formats
 from tailwise.compression.trying.rise import ends, plan_within_rise
 from tailwise.compression.trying.scored import Court, Scored
-from tailwise.core.errors import UsageError
-import torch
-from tailwise.compression.trying.layer_errors import Table
-from tailwise.compression.trying.refine import Losses
-from tailwise.compression.trying.scored import Court
 from tailwise.compression.trying.sensitivity import Variant
+from tailwise.core.errors import UsageError
 
 #: Powers of α that are tried; the best published ones run from 10 to 200.
 _GAMMAS = (0.0, 1.0, 10.0, 100.0)

@@ -36,7 +36,7 @@ _TICK = 1.0
 
 
 @dataclass(frozen=True)
-class Work(Generic[Item, Result]):
+class SpreadWork(Generic[Item, Result]):
     """What is to be done with each item."""
 
     run: Callable[[Any], Sequence[Result]]  # on a worker: what `pack` made → one result an item; picklable
@@ -84,14 +84,16 @@ class _Flight:
 
 
 def spread(
-    engine: Engine, work: Work[Item, Result], items: Iterable[Item], patience: Patience | None = None
+    engine: Engine, work: SpreadWork[Item, Result], items: Iterable[Item], patience: Patience | None = None
 ) -> Iterator[Result]:
     """Results as they come, one an item. Items start in the order given."""
     return _Spread(engine, work, list(items), patience or Patience()).results()
 
 
 class _Spread(Generic[Item, Result]):
-    def __init__(self, engine: Engine, work: Work[Item, Result], items: Sequence[Item], patience: Patience) -> None:
+    def __init__(
+        self, engine: Engine, work: SpreadWork[Item, Result], items: Sequence[Item], patience: Patience
+    ) -> None:
         self._engine, self._work, self._items, self._patience = engine, work, items, patience
         self._waiting = deque(range(len(items)))
         self._later: dict[int, float] = {}  # item → when it may be tried again

@@ -26,7 +26,7 @@ _EXAMPLES = "step-100, step_100, checkpoint-100, global_step100, iter_100 or epo
 
 
 @dataclass(frozen=True, order=True)
-class Found:
+class FoundCheckpoint:
     """A checkpoint of a run."""
 
     step: int
@@ -42,7 +42,7 @@ def step_of(name: str) -> int | None:
     return None if found is None else int(found[1])
 
 
-def find(where: str | os.PathLike[str], revisions: Sequence[str] = ()) -> list[Found]:
+def find(where: str | os.PathLike[str], revisions: Sequence[str] = ()) -> list[FoundCheckpoint]:
     """The checkpoints at `where` in order of step.
 
     Parameters
@@ -81,21 +81,21 @@ def nothing_found(where: str) -> UnreadableError:
     return UnreadableError("holds no checkpoints with a step in their names", where=where, fix=f"names are {_EXAMPLES}")
 
 
-def _on_hub(address: HubAddress, revisions: Sequence[str]) -> Iterable[Found]:
+def _on_hub(address: HubAddress, revisions: Sequence[str]) -> Iterable[FoundCheckpoint]:
     if address.revision is not None:
         raise UsageError("names one revision already", where=str(address), fix="leave out what follows the @")
     for name in revisions or branches(address):
         step = step_of(name)
         if step is not None:
-            yield Found(step, name, str(replace(address, revision=name)))
+            yield FoundCheckpoint(step, name, str(replace(address, revision=name)))
         elif revisions:
             raise UsageError(f"the revision {name!r} has no step in its name", where=str(address), fix=_EXAMPLES)
 
 
-def _in_folder(folder: Folder, uri: str, depth: int) -> list[Found]:
+def _in_folder(folder: Folder, uri: str, depth: int) -> list[FoundCheckpoint]:
     names = [name for name in folder.names() if name.endswith(_FILES) and not _SHARD.search(name)]
     here = [(step_of(name), name) for name in (*folder.subfolders(), *names)]
-    found = [Found(step, name, f"{uri.rstrip('/')}/{name}") for step, name in here if step is not None]
+    found = [FoundCheckpoint(step, name, f"{uri.rstrip('/')}/{name}") for step, name in here if step is not None]
     if found or depth == 1:
         return found
     below = {}
@@ -111,7 +111,7 @@ def _in_folder(folder: Folder, uri: str, depth: int) -> list[Found]:
     return next(iter(runs.values()), [])
 
 
-def _ordered(found: Iterable[Found]) -> list[Found]:
+def _ordered(found: Iterable[FoundCheckpoint]) -> list[FoundCheckpoint]:
     ordered = sorted(found)
     for one, other in pairwise(ordered):
         if one.step == other.step:

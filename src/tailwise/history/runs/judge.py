@@ -6,13 +6,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tailwise.audits.run import Settings, audit
-from tailwise.judging.diagnosis.rule import RULES, Rule
-from tailwise.judging.diagnosis.diagnose import diagnose
-from tailwise.judging.diagnosis.thresholds import Overrides
+from tailwise.audits.run import RecipeSettings, audit
 from tailwise.core.errors import UsageError
+from tailwise.history.runs.found import FoundCheckpoint
+from tailwise.judging.diagnosis.diagnose import diagnose
+from tailwise.judging.diagnosis.rule import RULES, Rule
+from tailwise.judging.diagnosis.thresholds import Overrides
 from tailwise.spectrum.metrics.metric import METRICS
-from tailwise.history.runs.found import Found
 
 #: What a metric asks for → the settings of an audit that provide it.
 _PROVIDES: dict[str, dict[str, Any]] = {
@@ -31,13 +31,13 @@ class Judge:
 
     def __init__(
         self,
-        found: Sequence[Found],
+        found: Sequence[FoundCheckpoint],
         code: str,
         *,
         layers: str | None = None,
         thresholds: Overrides = None,
-        settings: Settings | None = None,
-        told: Callable[[Found, frozenset[str]], None] | None = None,
+        settings: RecipeSettings | None = None,
+        told: Callable[[FoundCheckpoint, frozenset[str]], None] | None = None,
     ) -> None:
         """`layers` is a regular expression for what counts; all layers are audited, since rules compare them."""
         self._found, self._rule, self._thresholds, self._told = found, rule_of(code), thresholds, told
@@ -45,7 +45,7 @@ class Judge:
             self._layers = None if layers is None else re.compile(layers)
         except re.error as error:
             raise UsageError(f"{layers!r} is not a regular expression: {error}") from error
-        self._settings: Settings = {**_needed(self._rule), **(settings or {})}
+        self._settings: RecipeSettings = {**_needed(self._rule), **(settings or {})}
         self.blind: dict[int, str] = {}  # step → why the rule could not look there, which counts as silence
         self._others = [other for other in RULES if other != self._rule.code]
 
@@ -66,10 +66,10 @@ class Judge:
         return named
 
 
-def _needed(rule: Rule) -> Settings:
+def _needed(rule: Rule) -> RecipeSettings:
     needs = [need for name in rule.needs if name in METRICS for need in METRICS[name].needs]
     found: Any = {}
     for need in needs:
         found |= _PROVIDES.get(need, {})
-    settings: Settings = found
+    settings: RecipeSettings = found
     return settings

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tailwise.audits.run import Progress, Settings, audit
+from tailwise.audits.run import Progress, RecipeSettings, audit
 from tailwise.core.errors import TailwiseError, UnreachableError, UnreadableError, UsageError
-from tailwise.history.runs.found import Found, hub_address
+from tailwise.history.runs.found import FoundCheckpoint, hub_address
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit, LayerRow, Provenance
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckpointOutcome:
     """What became of a checkpoint."""
 
-    found: Found
+    found: FoundCheckpoint
     audit: Audit | None = None
     path: Path | None = None  # of the file that was written
     trouble: str = ""  # why there is no audit, or why it could not be kept
@@ -37,7 +37,7 @@ class Sink:
         run: str,
         history: History | None,
         folder: Path | None,
-        settings: Settings | None = None,
+        settings: RecipeSettings | None = None,
         progress: Progress | None = None,
     ) -> None:
         if history is None and folder is None:
@@ -59,7 +59,7 @@ class Sink:
         stored = self._in_store()
         return stored if kept is None else stored & kept
 
-    def known(self, found: Sequence[Found]) -> set[int]:
+    def known(self, found: Sequence[FoundCheckpoint]) -> set[int]:
         """Those steps of `found` that it has. Raises `UsageError` where they are those of another run.
 
         Runs are named after their folders, and many are called `checkpoints`. Of the last step that is here and in the
@@ -75,7 +75,7 @@ class Sink:
                         self._compare(max(both), *saved(max(both).step))
         return {one.step for one in found if one.step in there}
 
-    def _compare(self, found: Found, rows: Sequence[LayerRow], facts: Provenance) -> None:
+    def _compare(self, found: FoundCheckpoint, rows: Sequence[LayerRow], facts: Provenance) -> None:
         rows = [row for row in rows if row.digest]
         if not rows:
             return
@@ -118,14 +118,14 @@ class Sink:
         names = (path.name for path in self._folder.glob("step-*.audit")) if self._folder else ()
         return {int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)\.audit", name))}
 
-    def take(self, found: Found) -> Outcome:
+    def take(self, found: FoundCheckpoint) -> CheckpointOutcome:
         """Audit a checkpoint and keep the audit. What goes wrong is said in the outcome, not raised."""
         try:
             made = audit(found.uri, progress=self._progress, **self._settings)
         except TailwiseError as error:
             if isinstance(error, UsageError) and not self._made:
                 raise  # wrong settings, most likely: the others would fail in the same way
-            return Outcome(found, trouble=str(error))
+            return CheckpointOutcome(found, trouble=str(error))
         self._made += 1
         path = self.path(found.step)
         try:
@@ -134,15 +134,15 @@ class Sink:
             if self._history is not None:
                 self._history.add_audit(made, self.run, found.step, path=path)
         except UnreachableError as error:
-            return Outcome(found, made, path, trouble=f"the audit could not be kept: {error}")
-        return Outcome(found, made, path)
+            return CheckpointOutcome(found, made, path, trouble=f"the audit could not be kept: {error}")
+        return CheckpointOutcome(found, made, path)
 
 
-def audit_all(found: Sequence[Found], sink: Sink, *, again: bool = False) -> Iterator[Outcome]:
+def audit_all(found: Sequence[FoundCheckpoint], sink: Sink, *, again: bool = False) -> Iterator[CheckpointOutcome]:
     """Audit checkpoints one after the other, in their order, without those whose audits are there already."""
     known = set() if again else sink.known(found)
     for one in found:
-        yield Outcome(one, known=True) if one.step in known else sink.take(one)
+        yield CheckpointOutcome(one, known=True) if one.step in known else sink.take(one)
 
 
 def run_name(where: str) -> str:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from tailwise.core.errors import UnreadableError
-from tailwise.history.runs.found import Found, find
-from tailwise.history.runs.sink import Outcome, Sink
-import re
-from dataclasses import dataclass
+
 from tailwise.checkpoints.bytesource import Folder
 from tailwise.checkpoints.open import open_checkpoint, open_folder
-from tailwise.core.errors import TailwiseError
-from tailwise.history.runs.found import Found, hub_address
+from tailwise.core.errors import TailwiseError, UnreadableError
+from tailwise.history.runs.found import FoundCheckpoint, find, hub_address
+from tailwise.history.runs.sink import CheckpointOutcome, Sink
 
 _CHANGED = "it changed"
 
 
 @dataclass
-class Watch:
+class RunWatch:
     """One place, what goes on there, and when it was seen."""
 
     where: str
@@ -31,8 +29,8 @@ class Watch:
     _seen: dict[str, Signature] = field(default_factory=dict)
     _failed: dict[str, Signature] = field(default_factory=dict)  # not tried again until it changes
 
-    def round(self) -> Iterator[Outcome]:
-        """Look once, and audit what is new and whole. Afterwards, `waiting` says what is not, and why."""
+    def round(self) -> Iterator[CheckpointOutcome]:
+        """CheckpointState once, and audit what is new and whole. Afterwards, `waiting` says what is not, and why."""
         there = find(self.where, self.revisions)
         done = self.sink.known(there)
         seen, self.waiting = self._seen, {}
@@ -48,14 +46,14 @@ class Watch:
             elif self._failed.get(found.name) != now.signature:
                 yield self._taken(found, now)
 
-    def _unsettled(self, now: Look, before: Signature | None) -> str:
+    def _unsettled(self, now: CheckpointState, before: Signature | None) -> str:
         """Why a checkpoint may still be changing, "" where it is not."""
         if before == now.signature or now.changed is None:
             return ""
         age = self.clock() - now.changed
         return "" if age >= self.settle else f"{_CHANGED} {max(age, 0.0):.0f} s ago"
 
-    def _taken(self, found: Found, now: Look) -> Outcome:
+    def _taken(self, found: FoundCheckpoint, now: CheckpointState) -> CheckpointOutcome:
         outcome = self.sink.take(found)
         if outcome.audit is None:
             self._failed[found.name] = now.signature
@@ -63,8 +61,11 @@ class Watch:
 
 
 def follow(
-    watch: Watch, interval: float, sleep: Callable[[float], None] = time.sleep, trouble: Callable[[str], None] = print
-) -> Iterator[Outcome]:
+    watch: RunWatch,
+    interval: float,
+    sleep: Callable[[float], None] = time.sleep,
+    trouble: Callable[[str], None] = print,
+) -> Iterator[CheckpointOutcome]:
     """Rounds without end. A place that is away for a while, and what a checkpoint lacks, are said once."""
     said: set[str] = set()
     while True:
@@ -79,7 +80,7 @@ def follow(
         sleep(interval)
 
 
-def once(watch: Watch, sleep: Callable[[float], None] = time.sleep) -> Iterator[Outcome]:
+def once(watch: RunWatch, sleep: Callable[[float], None] = time.sleep) -> Iterator[CheckpointOutcome]:
     """One round, and a second one for what had changed just before it."""
     yield from watch.round()
     if any(why.startswith(_CHANGED) for why in watch.waiting.values()):
@@ -94,7 +95,7 @@ Signature = tuple[tuple[str, int, float | None], ...]
 
 
 @dataclass(frozen=True)
-class Look:
+class CheckpointState:
     """What a checkpoint looked like at one moment."""
 
     lacks: str  # what keeps it from being read, "" where nothing does
@@ -102,22 +103,22 @@ class Look:
     changed: float | None = None  # time of the last change, where it is known
 
 
-def look(found: Found) -> Look:
-    """Look at a checkpoint: its files' names and sizes, and its headers. No weight is read."""
+def look(found: FoundCheckpoint) -> CheckpointState:
+    """CheckpointState at a checkpoint: its files' names and sizes, and its headers. No weight is read."""
     if hub_address(found.uri) is not None:
-        return Look("")  # a commit is there as a whole
+        return CheckpointState("")  # a commit is there as a whole
     try:
         signature, lacks = _files(found)
         if not lacks:
             # A safetensors file whose header promises more bytes than there are is refused here; so is half a zip.
             open_checkpoint(found.uri).close()
     except TailwiseError as error:
-        return Look(error.what)
+        return CheckpointState(error.what)
     times = [time for _, _, time in signature if time is not None]
-    return Look(lacks, signature, max(times, default=None))
+    return CheckpointState(lacks, signature, max(times, default=None))
 
 
-def _files(found: Found) -> tuple[Signature, str]:
+def _files(found: FoundCheckpoint) -> tuple[Signature, str]:
     parent, _, name = found.uri.rpartition("/")
     above = open_folder(parent or "/")
     if name in above.names():

@@ -18,9 +18,9 @@ from types import TracebackType
 from typing import Any, Literal
 
 from tailwise.core.errors import UsageError
+from tailwise.core.storage import json_of
 from tailwise.history.connect import connect, is_url, reading, shown, store_errors, writing
 from tailwise.history.sql import ColumnElement, Connection, Engine, Row, func, select, text, update
-from tailwise.core.storage import json_of
 from tailwise.history.sweep.sql_tables import MODELS, SWEEPS, bring_up_to_date
 
 Status = Literal["waiting", "claimed", "done", "failed"]
@@ -35,7 +35,7 @@ _DIED = (
 
 
 @dataclass(frozen=True)
-class Claim:
+class ClaimedModel:
     """A model that a worker has for itself while the lease runs."""
 
     id: int
@@ -46,7 +46,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Entry:
+class SweptModel:
     """A model of a sweep and what became of it."""
 
     model: str
@@ -108,7 +108,7 @@ class Catalogue:
                 connection.execute(MODELS.insert(), rows)
         return len(new)
 
-    def claim(self, sweep: str, owner: str, lease: float) -> Claim | None:
+    def claim(self, sweep: str, owner: str, lease: float) -> ClaimedModel | None:
         """The next model for `owner`, for `lease` seconds; None where none is to be had now."""
         while True:
             with beside(self._engine, self.where) as connection:
@@ -116,7 +116,7 @@ class Catalogue:
             if not dead:
                 return found
 
-    def _claim(self, connection: Connection, sweep: str, owner: str, lease: float) -> tuple[Claim | None, bool]:
+    def _claim(self, connection: Connection, sweep: str, owner: str, lease: float) -> tuple[ClaimedModel | None, bool]:
         now = _now(connection)
         row = None
         for status in ("claimed", "waiting"):  # what a dead worker left comes first: it is the oldest
@@ -133,23 +133,23 @@ class Catalogue:
             return None, True
         attempt = row.attempts + 1
         _set(connection, MODELS.c.id == row.id, status="claimed", owner=owner, attempts=attempt, until=now + lease)
-        return Claim(row.id, sweep, row.model, owner, attempt), False
+        return ClaimedModel(row.id, sweep, row.model, owner, attempt), False
 
-    def extend(self, claim: Claim, lease: float) -> bool:
+    def extend(self, claim: ClaimedModel, lease: float) -> bool:
         """Let the lease run for `lease` seconds from now; False where the claim is lost."""
         with beside(self._engine, self.where) as connection:
             return _set(connection, _held(claim), until=_now(connection) + lease)
 
     # What became of it
 
-    def finish(self, claim: Claim, facts: Mapping[str, Any], *, reason: str = "", remedy: str = "") -> bool:
+    def finish(self, claim: ClaimedModel, facts: Mapping[str, Any], *, reason: str = "", remedy: str = "") -> bool:
         """The model is audited; False where the claim is lost, and another's word counts."""
         with beside(self._engine, self.where) as connection:
             values: dict[str, Any] = {"reason": reason, "remedy": remedy, "finished": _now(connection)}
             values |= {"facts": json.dumps(facts)} | {name: facts[name] for name in SUMMED}
             return _set(connection, _held(claim), status="done", **values)
 
-    def fail(self, claim: Claim, reason: str, remedy: str, *, again_in: float | None = None) -> Status | None:
+    def fail(self, claim: ClaimedModel, reason: str, remedy: str, *, again_in: float | None = None) -> Status | None:
         """The model could not be audited; with `again_in` seconds it waits once more, up to `MAX_ATTEMPTS`.
 
         Its status now, or None where the claim is lost.
@@ -162,7 +162,7 @@ class Catalogue:
             status: Status = "waiting" if again else "failed"
             return status if _set(connection, _held(claim), status=status, **values) else None
 
-    def release(self, claim: Claim) -> None:
+    def release(self, claim: ClaimedModel) -> None:
         """Give a claim back as it was, where its worker is interrupted."""
         with beside(self._engine, self.where) as connection:
             _set(connection, _held(claim), status="waiting", owner="", attempts=claim.attempt - 1, until=0.0)
@@ -204,19 +204,19 @@ class Catalogue:
             row = connection.execute(asked.where(_of(sweep), MODELS.c.status == "done")).one()
         return {name: float(value) for name, value in row._mapping.items()}
 
-    def entries(self, sweep: str, *, status: Status | None = None) -> Iterator[Entry]:
+    def entries(self, sweep: str, *, status: Status | None = None) -> Iterator[SweptModel]:
         """Every model in order, read as they are asked for."""
         return self._entries(_of(sweep) if status is None else _of(sweep) & (MODELS.c.status == status))
 
-    def troubles(self, sweep: str) -> Iterator[Entry]:
+    def troubles(self, sweep: str) -> Iterator[SweptModel]:
         """The models that failed, and those of which matrices could not be read."""
         return self._entries(_of(sweep) & _troubled())
 
-    def _entries(self, which: ColumnElement[bool]) -> Iterator[Entry]:
+    def _entries(self, which: ColumnElement[bool]) -> Iterator[SweptModel]:
         asked = select(MODELS).where(which).order_by(MODELS.c.place)
         with reading(self._engine, self.where) as connection:
             for row in connection.execution_options(yield_per=500).execute(asked):
-                yield Entry(
+                yield SweptModel(
                     row.model, row.status, row.attempts, row.owner, row.until, row.reason, row.remedy,
                     json_of(row.facts),
                 )  # fmt: skip
@@ -255,7 +255,7 @@ def _troubled() -> ColumnElement[bool]:
     return (MODELS.c.status == "failed") | ((MODELS.c.status == "done") & (MODELS.c.reason != ""))
 
 
-def _held(claim: Claim) -> ColumnElement[bool]:
+def _held(claim: ClaimedModel) -> ColumnElement[bool]:
     return (
         (MODELS.c.id == claim.id)
         & (MODELS.c.status == "claimed")

@@ -68,7 +68,7 @@ class Forecast:
 
 
 @dataclass
-class Look:
+class ModelSample:
     """What the models looked at so far have in common."""
 
     recipe: Recipe
@@ -84,7 +84,7 @@ def forecast(
     models: Sequence[str], recipe: Recipe, options: RunOptions, selection: Selection, *, price: float
 ) -> Forecast:
     """Read headers and add up; `price` is of a core for an hour, in dollars. No weight is read."""
-    look = Look(recipe, options, selection, Cache.of(options))
+    look = ModelSample(recipe, options, selection, Cache.of(options))
     chosen = _sample(models)
     found: list[tuple[str, Cost, int]] = []
     unreadable: list[tuple[str, str]] = []
@@ -131,7 +131,7 @@ def _spread(seconds: list[float], sampled: int, models: int) -> float:
     return 1.96 * math.sqrt(variance / len(seconds) * (1 - sampled / models)) / mean
 
 
-def cost_of(checkpoint: Checkpoint, prepared: Prepared, look: Look) -> tuple[Cost, int]:
+def cost_of(checkpoint: Checkpoint, prepared: Prepared, look: ModelSample) -> tuple[Cost, int]:
     """A model's cost, and the memory (bytes) that it needs."""
     worker = Worker(checkpoint, prepared.recipe, look.options.device, look.cache, Baselines(look.cache))
     new, known = [], 0
@@ -162,7 +162,7 @@ def cost_of(checkpoint: Checkpoint, prepared: Prepared, look: Look) -> tuple[Cos
     return cost, prepared.memory(workers)
 
 
-def _seen(checkpoint: Checkpoint, source: MatrixSource, look: Look) -> bool:
+def _seen(checkpoint: Checkpoint, source: MatrixSource, look: ModelSample) -> bool:
     """Whether a model before had the same bytes, as far as hashes and addresses in the headers tell."""
     parts = [checkpoint.identity(name) for name in source.tensors]
     if not parts or None in parts:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tailwise.core.errors import TailwiseError
 
 if TYPE_CHECKING:
-    from tailwise.history.sweep.catalogue import Catalogue, Claim
+    from tailwise.history.sweep.catalogue import Catalogue, ClaimedModel
 
 _log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 class Lease:
     """Extends a claim's lease from a thread of its own while the block runs."""
 
-    def __init__(self, catalogue: Catalogue, claim: Claim, seconds: float) -> None:
+    def __init__(self, catalogue: Catalogue, claim: ClaimedModel, seconds: float) -> None:
         self._catalogue, self._claim, self._seconds = catalogue, claim, seconds
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tailwise-lease", daemon=True)

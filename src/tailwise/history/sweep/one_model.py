@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from tailwise.audits.audit import Audit
 from tailwise.audits.run import Progress, audit
 from tailwise.core.errors import TailwiseError, UnreachableError, UnreadableError, lacks_memory
 from tailwise.history.sweep.lease import Lease
 from tailwise.history.sweep.results import write_audit
-from collections import Counter
-from typing import Any
-from tailwise.audits.audit import Audit
 from tailwise.judging.compare.ranking import ModelNumbers, numbers_of
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
     from tailwise.core.recipe import Recipe
-    from tailwise.history.sweep.catalogue import Catalogue, Claim
+    from tailwise.history.sweep.catalogue import Catalogue, ClaimedModel
 
 #: Seconds until a store that did not answer is asked again; doubled with every attempt.
 AGAIN_IN = 30.0
@@ -27,7 +27,7 @@ RETRY = "tailwise sweep --retry audits it again, and solves only what is not kno
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ModelOutcome:
     """What became of a model."""
 
     model: str
@@ -38,7 +38,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Work:
+class SweepWork:
     """What every model of a sweep has in common."""
 
     catalogue: Catalogue
@@ -48,7 +48,7 @@ class Work:
     lease: float  # seconds
     progress: Progress | None = None
 
-    def take(self, claim: Claim) -> Outcome:
+    def take(self, claim: ClaimedModel) -> ModelOutcome:
         """Audit the model of a claim. Only an interruption is raised, after the claim was given back."""
         started, busy = time.perf_counter(), time.process_time()
         try:
@@ -57,7 +57,7 @@ class Work:
                 if not len(made) and not unread(made) and not not_finite(made):
                     raise _nothing(made)
                 if lease.lost:
-                    return Outcome(claim.model, "lost")
+                    return ModelOutcome(claim.model, "lost")
                 # Written again by a worker that comes after, these are the same files with the same numbers.
                 file = write_audit(made, claim.model, self.folder, self.recipe)
         except (KeyboardInterrupt, SystemExit):
@@ -70,15 +70,15 @@ class Work:
         facts, bad = facts_of(made, file, time.perf_counter() - started, cores), unread(made)
         said, remedy = "; ".join(filter(None, (bad, not_finite(made)))), RETRY if bad else ""
         held = self.catalogue.finish(claim, facts, reason=said, remedy=remedy)
-        return Outcome(claim.model, "done" if held else "lost", said, remedy, facts)
+        return ModelOutcome(claim.model, "done" if held else "lost", said, remedy, facts)
 
-    def _failed(self, claim: Claim, error: Exception) -> Outcome:
+    def _failed(self, claim: ClaimedModel, error: Exception) -> ModelOutcome:
         reason, remedy = explained(error)
         again_in = AGAIN_IN * 2 ** (claim.attempt - 1) if isinstance(error, UnreachableError) else None
         became = self.catalogue.fail(claim, reason, remedy, again_in=again_in)
         if became not in ("waiting", "failed"):
-            return Outcome(claim.model, "lost")
-        return Outcome(claim.model, became, reason, remedy)
+            return ModelOutcome(claim.model, "lost")
+        return ModelOutcome(claim.model, became, reason, remedy)
 
 
 def _nothing(made: Audit) -> UnreadableError:

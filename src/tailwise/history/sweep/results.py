@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from tailwise.core.atomic import write_whole
 from tailwise.audits.codec import from_parquet, to_parquet
 from tailwise.audits.table import FACTS, ORIGIN, layer_table
-from tailwise.judging.compare.ranking import ModelNumbers
-from tailwise.judging.compare.summary import SUMMARIES
+from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UnreadableError
-from tailwise.spectrum.metrics.measure import selected
 from tailwise.core.recipe import Recipe
 from tailwise.core.storage import exists, get, is_url, joined, json_of, read_bytes
+from tailwise.judging.compare.ranking import ModelNumbers
+from tailwise.judging.compare.summary import SUMMARIES
+from tailwise.spectrum.metrics.measure import selected
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
-    from tailwise.history.sweep.catalogue import Entry
+    from tailwise.history.sweep.catalogue import SweptModel
 
 MODELS_FILE = "models.parquet"
 #: Columns of the data set before those of an audit's table.
@@ -77,7 +77,7 @@ def _part(audit: Audit, model: str, recipe: Recipe) -> pa.Table:
     return pa.table(columns)
 
 
-def write_models(entries: Iterable[Entry], folder: str | Path, recipe: Recipe) -> str | Path:
+def write_models(entries: Iterable[SweptModel], folder: str | Path, recipe: Recipe) -> str | Path:
     """Write the table of the models; it says what was asked, so that it can be ranked without a catalogue."""
     lines = [_line(entry) for entry in entries]
     table = pa.table({name: pa.array([line.get(name) for line in lines], kind) for name, kind in _TABLE.items()})
@@ -85,7 +85,7 @@ def write_models(entries: Iterable[Entry], folder: str | Path, recipe: Recipe) -
     return write_whole(joined(folder, MODELS_FILE), to_parquet(table.replace_schema_metadata({"tailwise": note})))
 
 
-def _line(entry: Entry) -> dict[str, Any]:
+def _line(entry: SweptModel) -> dict[str, Any]:
     stated = {name: getattr(entry, name) for name in ("model", "status", "reason", "remedy", "attempts")}
     facts = entry.facts if entry.status == "done" else {}
     return {**facts, **facts.get("values", {}), **stated}

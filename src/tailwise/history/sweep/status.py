@@ -16,7 +16,7 @@ _LISTED = 50
 
 
 @dataclass(frozen=True)
-class Running:
+class ModelUnderway:
     """A model that a worker has claimed."""
 
     model: str
@@ -52,7 +52,7 @@ class SweepStatus:
     dollars: float
     seconds_left: float | None  # at the mean of the models done, with the workers of now; None: nobody knows
     dollars_left: float | None
-    running: tuple[Running, ...]
+    running: tuple[ModelUnderway, ...]
     troubles: tuple[Trouble, ...]
 
     @property
@@ -69,7 +69,7 @@ def status_of(catalogue: Catalogue, sweep: str, *, price: float = PRICE) -> Swee
     """Look at a sweep, its workers' machines being `price` dollars per core and hour."""
     counts, totals, now = catalogue.counts(sweep), catalogue.totals(sweep), catalogue.now()
     running = [
-        Running(entry.model, entry.owner, entry.attempts, entry.until - now)
+        ModelUnderway(entry.model, entry.owner, entry.attempts, entry.until - now)
         for entry in catalogue.entries(sweep, status="claimed")
     ]
     hours = totals["core_seconds"] / 3600

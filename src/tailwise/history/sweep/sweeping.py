@@ -18,9 +18,9 @@ from tailwise.core.execution.device import checked_device
 from tailwise.core.execution.engine import check_executor, is_near
 from tailwise.core.recipe import Recipe
 from tailwise.core.storage import is_url
-from tailwise.history.sweep.catalogue import Catalogue, Claim
+from tailwise.history.sweep.catalogue import Catalogue, ClaimedModel
+from tailwise.history.sweep.one_model import ModelOutcome, SweepWork
 from tailwise.history.sweep.results import write_models
-from tailwise.history.sweep.one_model import Outcome, Work
 
 #: Seconds after which the model of a worker that gave no sign is another's.
 LEASE = 120.0
@@ -54,14 +54,14 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Watch:
+class SweepListener:
     """What is told while a sweep runs; both are called from the calling thread."""
 
-    begun: Callable[[Claim], Progress | None] | None = None  # gives whoever is told of the audit's steps
-    ended: Callable[[Outcome], None] | None = None
+    begun: Callable[[ClaimedModel], Progress | None] | None = None  # gives whoever is told of the audit's steps
+    ended: Callable[[ModelOutcome], None] | None = None
 
 
-def sweep(models: Sequence[str], to: Sweep, *, watch: Watch | None = None, **settings: Any) -> dict[str, int]:
+def sweep(models: Sequence[str], to: Sweep, *, watch: SweepListener | None = None, **settings: Any) -> dict[str, int]:
     """Audit `models` and write the results, beside any other worker of the same sweep; models by status.
 
     `settings` are those of `audit()`. What an earlier run has done is not done again. Returns when every model is
@@ -76,8 +76,8 @@ def sweep(models: Sequence[str], to: Sweep, *, watch: Watch | None = None, **set
     taken = {**settings, "layers": to.layers, "roles": to.roles}
     with Catalogue(to.catalogue) as catalogue:
         catalogue.enroll(to.name, to.folder, question(recipe, to), models)
-        work = Work(catalogue, to.folder, recipe, taken, to.lease)
-        _until_none_is_left(work, to, watch or Watch())
+        work = SweepWork(catalogue, to.folder, recipe, taken, to.lease)
+        _until_none_is_left(work, to, watch or SweepListener())
         write_models(catalogue.entries(to.name), to.folder, recipe)
         return catalogue.counts(to.name)
 
@@ -87,7 +87,7 @@ def question(recipe: Recipe, to: Sweep) -> dict[str, Any]:
     return {**recipe.to_json(), "layers": to.layers, "roles": list(to.roles)}
 
 
-def _until_none_is_left(work: Work, to: Sweep, watch: Watch) -> None:
+def _until_none_is_left(work: SweepWork, to: Sweep, watch: SweepListener) -> None:
     owner, quiet = worker_name(), threading.Event()
     while True:
         claim = work.catalogue.claim(to.name, owner, to.lease)

@@ -10,11 +10,11 @@ import numpy as np
 
 from tailwise.audits.audit import Audit, Layer
 from tailwise.audits.trusted import OF_FIT, doubt_of_fit, estimator_of, value_of
+from tailwise.core.errors import UsageError, unknown_name
 from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta, RoleChange
 from tailwise.judging.compare.matching import Matching, Pair, match, shape_text
 from tailwise.judging.compare.significance import contrasts, discoveries, rejected, signed_rank_p, z_scores
 from tailwise.judging.compare.summary import BROKEN, model_numbers
-from tailwise.core.errors import UsageError, unknown_name
 
 #: Metrics with a standard error, and the parts of the recipe that must agree for a difference to mean anything.
 TESTED: Mapping[str, tuple[str, ...]] = {

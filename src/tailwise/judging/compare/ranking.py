@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tailwise.audits.audit import Audit
-from tailwise.judging.compare.correlation import MIN_MODELS, Correlation, correlation
+from tailwise.core.errors import UsageError, unknown_name
 from tailwise.judging.compare.compare_audits import TESTED
+from tailwise.judging.compare.correlation import MIN_MODELS, Correlation, correlation
 from tailwise.judging.compare.stability import SURE, Stability, stability, values_by_layer
 from tailwise.judging.compare.summary import SUMMARIES, model_numbers
-from tailwise.core.errors import UsageError, unknown_name
 
 _MARTIN = (
     "Martin, Peng & Mahoney 2021 (Nature Communications 12:4122) found smaller values together with better test "

@@ -8,9 +8,9 @@ from statistics import median
 from tailwise.audits.audit import LayerRow
 from tailwise.judging.diagnosis.case import Case, ratio_to_noise, share_of_noise_rank, value
 from tailwise.judging.diagnosis.finding import Evidence
-from tailwise.judging.diagnosis.noise import METRICS, noise_like
-from tailwise.judging.diagnosis.rule import Cannot, Found, Verdict, rule
 from tailwise.judging.diagnosis.medians import Trend, adjusted, against_neighbours, p_above, rising, robust_scale
+from tailwise.judging.diagnosis.noise import METRICS, noise_like
+from tailwise.judging.diagnosis.rule import Cannot, RuleHit, Verdict, rule
 from tailwise.judging.diagnosis.wording import alpha_in_words, count, entropy_in_words, named
 
 _HILL = ("alpha_hill", "alpha_hill_sigma", "alpha_hill_baseline")
@@ -61,7 +61,7 @@ def depth_curse(case: Case) -> Verdict:
         Evidence(row.name, "alpha_hill", value(row, "alpha_hill"), bound, f"{alpha_in_words(row)} > {bound:g}")
         for row in layers if value(row, "alpha_hill") > bound
     ]  # fmt: skip
-    return Found(
+    return RuleHit(
         f"alpha_hill rises with depth in {len(cursed)} of {count(len(chains), 'role')} (median τ {tau:.2f}, adjusted "
         f"p ≤ {worst_p:.2g}), from {heavy:.1f} in the first third to {light:.1f} in the last.",
         tuple(evidence),
@@ -168,7 +168,7 @@ def layer_imbalance(case: Case) -> Verdict:
         for row in layers if share_of_noise_rank(row) >= bound
     )  # fmt: skip
     shallow = median(share_of_noise_rank(row) for chain in stuck for row in ends(chain)[0])
-    return Found(
+    return RuleHit(
         f"In {len(stuck)} of {count(len(chains), 'role')} the last third of the blocks is still as flat as noise "
         f"(effective rank ≥ {bound:.0%} of noise's), while the first third has moved to {shallow:.0%}.",
         evidence,
@@ -219,7 +219,7 @@ def local_stagnation(case: Case) -> Verdict:
         for row, ratio, z in hit
     )  # fmt: skip
     rows = [row for row, *_ in hit]
-    return Found(
+    return RuleHit(
         f"{count(len(rows), 'matrix')} stayed behind the blocks around: alpha_hill of {named(rows)} is up to "
         f"{max(ratio for _, ratio, _ in hit):.1f} times that of its neighbours.",
         evidence,

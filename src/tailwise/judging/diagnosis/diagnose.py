@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tailwise.audits.audit import Audit
+from tailwise.core.errors import UsageError, unknown_name
 from tailwise.judging.diagnosis.case import Case
 from tailwise.judging.diagnosis.finding import SEVERITIES, Diagnosis, Finding, NotEvaluated, NotLooked
-from tailwise.judging.diagnosis.rule import RULES, Cannot, Found, Partly, Rule, Verdict
+from tailwise.judging.diagnosis.rule import RULES, Cannot, Partly, Rule, RuleHit, Verdict
 from tailwise.judging.diagnosis.thresholds import Overrides, resolved
-from tailwise.core.errors import UsageError, unknown_name
 from tailwise.spectrum.metrics.metric import METRICS
 
 #: Which option of the audit provides what a metric asks for.
@@ -142,7 +142,7 @@ def _missing(names: list[str], case: Case) -> str:
     return f"the audit lacks {', '.join(absent)}; audit with {how}"
 
 
-def _finding(rule: Rule, found: Found) -> Finding:
+def _finding(rule: Rule, found: RuleHit) -> Finding:
     return Finding(
         code=rule.code,
         title=rule.title,

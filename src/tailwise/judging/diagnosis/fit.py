@@ -5,7 +5,7 @@ from __future__ import annotations
 from tailwise.audits.audit import LayerRow
 from tailwise.judging.diagnosis.case import Case, value
 from tailwise.judging.diagnosis.finding import Evidence
-from tailwise.judging.diagnosis.rule import Cannot, Found, Verdict, rule
+from tailwise.judging.diagnosis.rule import Cannot, RuleHit, Verdict, rule
 from tailwise.judging.diagnosis.training import better_law
 from tailwise.judging.diagnosis.wording import count, evals, fit_in_words, named
 from tailwise.spectrum.trust import largest_distance
@@ -55,7 +55,7 @@ def heavy_fit_error(case: Case) -> Verdict:
         )
         for row in hit
     )  # fmt: skip
-    return Found(
+    return RuleHit(
         f"No verdict on alpha in {len(hit)} of {count(len(rows), 'matrix')}: a power law does not describe the tail of "
         f"{named(hit)}.",
         evidence,
@@ -100,7 +100,7 @@ def tail_is_bulk(case: Case) -> Verdict:
                  f"{fit_in_words(row)}: {shares[row.name]:.0%} > {bound:.0%}")
         for row in hit
     )  # fmt: skip
-    return Found(
+    return RuleHit(
         f"alpha describes the bulk rather than a tail in {len(hit)} of {count(len(rows), 'matrix')}: the fit has more "
         f"than {bound:.0%} of the spectrum of {named(hit)}.",
         evidence,

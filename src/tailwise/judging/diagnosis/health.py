@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tailwise.audits.audit import LayerRow
 from tailwise.judging.diagnosis.case import Case, has, value
 from tailwise.judging.diagnosis.finding import Evidence
-from tailwise.judging.diagnosis.rule import Cannot, Found, Partly, Verdict, rule
+from tailwise.judging.diagnosis.rule import Cannot, Partly, RuleHit, Verdict, rule
 from tailwise.judging.diagnosis.wording import count, evals, named, verb
 from tailwise.spectrum.metrics.ranks import matrix_rank
 
@@ -61,7 +61,7 @@ def dead_directions(case: Case) -> Verdict:
         Evidence(row.name, "rank_loss", float(dead[row.name]), 0.0, _dead_in_words(row, dead[row.name])) for row in hit
     )
     message = f"{named(hit)} {verb(len(hit), 'has', 'have')} rows or columns that are zero throughout."
-    return Partly(Found(message, evidence), left)
+    return Partly(RuleHit(message, evidence), left)
 
 
 def _dead(case: Case, row: LayerRow) -> int:
@@ -110,7 +110,7 @@ def rank_loss(case: Case) -> Verdict:
     evidence = tuple(Evidence(row.name, "rank_loss", lost[row.name], 0, _lost_in_words(case, row, lost[row.name]))
                      for row in hit)  # fmt: skip
     lacks = verb(len(hit), "lacks", "lack")
-    return Found(f"{named(hit)} {lacks} full rank: up to {max(lost.values())} directions carry nothing.", evidence)
+    return RuleHit(f"{named(hit)} {lacks} full rank: up to {max(lost.values())} directions carry nothing.", evidence)
 
 
 def _lost_in_words(case: Case, row: LayerRow, lost: int) -> str:
@@ -151,7 +151,7 @@ def duplicate_layers(case: Case) -> Verdict:
         for row in group
     )
     first = " = ".join(row.name for row in same[0])
-    return Found(f"{count(sum(map(len, same)), 'matrix')} are copies of another, e.g. {first}.", evidence)
+    return RuleHit(f"{count(sum(map(len, same)), 'matrix')} are copies of another, e.g. {first}.", evidence)
 
 
 @rule(
@@ -173,4 +173,4 @@ def _by_status(hit: Sequence[LayerRow], one: str, many: str) -> Verdict:
     if not hit:
         return None
     evidence = tuple(Evidence(row.name, "status", 1.0, 0.0, f"{row.status}: {row.reason}") for row in hit)
-    return Found(f"{named(hit)} {one if len(hit) == 1 else many}.", evidence)
+    return RuleHit(f"{named(hit)} {one if len(hit) == 1 else many}.", evidence)

@@ -9,9 +9,9 @@ from statistics import median
 from tailwise.audits.audit import LayerRow
 from tailwise.judging.diagnosis.case import Case, has, noise_stable_rank, share_of_noise_rank, value
 from tailwise.judging.diagnosis.finding import Evidence
-from tailwise.judging.diagnosis.noise import METRICS, learned, noise_like
-from tailwise.judging.diagnosis.rule import Cannot, Found, Partly, Verdict, rule
 from tailwise.judging.diagnosis.medians import adjusted, rising, robust_scale
+from tailwise.judging.diagnosis.noise import METRICS, learned, noise_like
+from tailwise.judging.diagnosis.rule import Cannot, Partly, RuleHit, Verdict, rule
 from tailwise.judging.diagnosis.wording import alpha_in_words, count, entropy_in_words, named, verb
 
 _ENTROPY = ("singular_entropy", "singular_entropy_baseline")
@@ -64,7 +64,7 @@ def rank_collapse(case: Case) -> Verdict:
         for row, why in hit
     )
     rows = [row for row, _ in hit]
-    return Found(f"{count(len(rows), 'matrix')} collapsed towards rank one: {named(rows)}.", evidence)
+    return RuleHit(f"{count(len(rows), 'matrix')} collapsed towards rank one: {named(rows)}.", evidence)
 
 
 def _adapter_without_tail(row: LayerRow) -> bool:
@@ -197,7 +197,7 @@ def _saturated_among(case: Case, group: list[LayerRow]) -> list[LayerRow]:
     ]
 
 
-def _saturated_over_time(case: Case, rows: list[LayerRow]) -> tuple[Found | None, tuple[str, ...]]:
+def _saturated_over_time(case: Case, rows: list[LayerRow]) -> tuple[RuleHit | None, tuple[str, ...]]:
     """What saturated, and the layers that an earlier audit lacks."""
     pasts = {row.name: [old[row.name] for old in case.history if row.name in old] for row in rows}
     known = [
@@ -237,7 +237,7 @@ def _saturation(
     *,
     starts: Mapping[str, float] | None = None,
     bounds: Mapping[str, float] | None = None,
-) -> Found | None:
+) -> RuleHit | None:
     """The finding; `starts` are earlier stable ranks, `bounds` those of layers that are held to another."""
     if not hit:
         return None
@@ -251,7 +251,7 @@ def _saturation(
         evidence.append(Evidence(row.name, "singular_entropy", value(row, "singular_entropy"), bound, says))
     bottleneck = (_BOTTLENECK,) if any(case.feeds_softmax(row) for row in hit) else ()
     message = f"{named(hit)}: singular entropy is high and the stable rank low, {how}."
-    return Found(message, tuple(evidence), causes=bottleneck)
+    return RuleHit(message, tuple(evidence), causes=bottleneck)
 
 
 @rule(
@@ -289,7 +289,7 @@ def isotropy(case: Case) -> Verdict:
     )  # fmt: skip
     alike = sum(noise_like(case, row) for row in tested)
     beside = f" ({alike} more {verb(alike, 'is', 'are')} noise altogether: TW201)" if alike else ""
-    return Found(
+    return RuleHit(
         f"{len(hit)} of {count(len(tested), 'matrix')} {verb(len(hit), 'is', 'are')} as isotropic as noise: "
         f"{named(hit)}{beside}.",
         evidence,

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+from tailwise.core.registry import Registry
 from tailwise.judging.diagnosis.case import Case
 from tailwise.judging.diagnosis.finding import Evidence, Severity, Strength
-from tailwise.core.registry import Registry
 
 _BUILT_IN = ("depth", "training", "rank", "scale", "fit", "health")
 
 
 @dataclass(frozen=True)
-class Found:
+class RuleHit:
     """What a rule found; `severity` where this case is worse or milder than the rule's default."""
 
     message: str
@@ -41,11 +41,11 @@ class Cannot:
 class Partly:
     """What was found, and the layers that could not be judged: reason → names."""
 
-    found: Found | None
+    found: RuleHit | None
     left_out: Mapping[str, tuple[str, ...]]
 
 
-Verdict = Found | Partly | Cannot | None
+Verdict = RuleHit | Partly | Cannot | None
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def rule(  # noqa: PLR0913 - a rule has as many parts
 ) -> Callable[[Callable[[Case], Verdict]], Callable[[Case], Verdict]]:
     """Register the decorated function as the rule `code` (two capital letters or more, then three digits).
 
-    The function takes a `Case` and returns `Found`, `Partly`, `Cannot`, or None for nothing found; its docstring is the
+    The function takes a `Case` and returns `RuleHit`, `Partly`, `Cannot`, or None for nothing found; its docstring is the
     sign that it looks for. A metric of `needs` that the audit lacks, or another estimator of `alpha` than `estimator`,
     is answered "could not look" before the function is called.
     """

@@ -8,8 +8,8 @@ from statistics import median
 from tailwise.audits.audit import LayerRow
 from tailwise.judging.diagnosis.case import Case, value
 from tailwise.judging.diagnosis.finding import Evidence
-from tailwise.judging.diagnosis.rule import Cannot, Found, Verdict, rule
 from tailwise.judging.diagnosis.medians import robust_scale
+from tailwise.judging.diagnosis.rule import Cannot, RuleHit, Verdict, rule
 from tailwise.judging.diagnosis.training import well_fitted
 from tailwise.judging.diagnosis.wording import alpha_in_words, count, evals, named
 
@@ -55,7 +55,7 @@ def scale_jump(case: Case) -> Verdict:
         Evidence(row.name, "log_spectral_norm", value(row, "log_spectral_norm"), bound, says) for row, _, says in hit
     )
     largest = 10 ** abs(hit[0][1])
-    return Found(
+    return RuleHit(
         f"The scale of {named([row for row, *_ in hit])} breaks with the blocks beside: λ_max changes up to "
         f"{largest:.3g}-fold from one block to the next.",
         evidence,
@@ -111,7 +111,7 @@ def criticality(case: Case) -> Verdict:
                  f"±{bound * evals(row):.0f}; {alpha_in_words(row, 'alpha')}")
         for row in hit
     )  # fmt: skip
-    return Found(
+    return RuleHit(
         f"In {len(hit)} of {count(len(fitted), 'well-fitted matrix')} the fitted tail and the volume-preserving tail "
         f"differ by more than {bound:.0%} of the spectrum: {named(hit)}.",
         evidence,

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.core.errors import UnreadableError, UsageError, unknown_name
-from tailwise.spectrum.trust import N_MIN
 from tailwise.core.storage import read_text, toml_of
+from tailwise.spectrum.trust import N_MIN
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from statistics import median
 from tailwise.audits.audit import LayerRow
 from tailwise.judging.diagnosis.case import Case, has, ratio_to_noise, value
 from tailwise.judging.diagnosis.finding import Evidence
-from tailwise.judging.diagnosis.noise import METRICS, bound_on_z, learned, noise_like
-from tailwise.judging.diagnosis.rule import Cannot, Found, Verdict, rule
 from tailwise.judging.diagnosis.medians import adjusted, p_above
+from tailwise.judging.diagnosis.noise import METRICS, bound_on_z, learned, noise_like
+from tailwise.judging.diagnosis.rule import Cannot, RuleHit, Verdict, rule
 from tailwise.judging.diagnosis.wording import alpha_in_words, count, evals, fit_in_words, named, verb
 from tailwise.spectrum.trust import NOISE_SDS, largest_distance
 
@@ -53,8 +53,8 @@ def not_trained(case: Case) -> Verdict:
     evidence = tuple(_noise_evidence(row, bound_on_z(case, row)) for row in noise)
     if len(noise) >= case.limit("most_layers") * len(tested):
         message = f"{len(noise)} of the {count(len(tested), 'matrix')} tested are noise: this model is not trained."
-        return Found(message, evidence, "error")
-    return Found(
+        return RuleHit(message, evidence, "error")
+    return RuleHit(
         f"{named(noise)} {verb(len(noise), 'is', 'are')} indistinguishable from a random matrix of the same shape, "
         f"while {len(tested) - len(noise)} others are not.",
         evidence,
@@ -102,7 +102,7 @@ def global_under_training(case: Case) -> Verdict:
         Evidence(row.name, "alpha_hill", value(row, "alpha_hill"), bound, f"{alpha_in_words(row)} > {bound:g}")
         for row in light
     )
-    return Found(
+    return RuleHit(
         f"{len(light)} of the {count(len(rows), 'matrix')} in the blocks are light-tailed: median alpha_hill "
         f"{median(value(row, 'alpha_hill') for row in rows):.1f} against {bound:g}, and "
         f"{median(map(ratio_to_noise, rows)):.0%} of what noise gives.",
@@ -172,7 +172,7 @@ def under_training(case: Case) -> Verdict:
     evidence = tuple(
         Evidence(row.name, "alpha", value(row, "alpha"), bound, _in_words(row, "above", bound, p)) for row, p in hit
     )
-    return Found(
+    return RuleHit(
         f"alpha is significantly above {bound:g} in {len(hit)} of {count(len(fitted), 'well-fitted matrix')}: "
         f"{named([row for row, _ in hit])}.",
         evidence,
@@ -215,7 +215,7 @@ def over_training(case: Case) -> Verdict:
         if len(tails) < len(hit)
         else ""
     )
-    return Found(
+    return RuleHit(
         f"alpha is significantly below {bound:g} in {len(hit)} of {count(len(fitted), 'well-fitted matrix')}: "
         f"{named([row for row, _ in hit])}.{bulk}",
         evidence,
@@ -269,7 +269,7 @@ def correlation_traps(case: Case) -> Verdict:
                  + (f"; {alpha_in_words(row)}" if has(row, "alpha_hill") else ""))
         for row in hit
     )  # fmt: skip
-    return Found(
+    return RuleHit(
         f"{len(hit)} of {count(len(rows), 'matrix')} {verb(len(hit), 'keeps', 'keep')} spikes when the entries are "
         f"shuffled, so single large weights make them: {named(hit)}.",
         evidence,

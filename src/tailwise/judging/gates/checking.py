@@ -9,12 +9,12 @@ from statistics import median
 
 from tailwise.audits.audit import Audit, LayerRow
 from tailwise.audits.trusted import OF_FIT, doubt, estimator_of, usable, usable_values, value_of
-from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta
+from tailwise.core.errors import UsageError
 from tailwise.judging.compare.compare_audits import TESTED, comparable, compare
+from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta
 from tailwise.judging.compare.summary import model_numbers
 from tailwise.judging.diagnosis.finding import SEVERITIES, Diagnosis
-from tailwise.core.errors import UsageError
-from tailwise.judging.gates.expectation import CheckResult, Expectation, Outcome, Status, Violation
+from tailwise.judging.gates.expectation import CheckResult, Expectation, ExpectationOutcome, Status, Violation
 from tailwise.judging.gates.parse import Expectations, read_expectations
 
 #: Statuses of matrices that should have numbers and do not.
@@ -86,7 +86,7 @@ class _Context:
         return model_numbers(self.audit)
 
 
-def _look_at_metric(key: str, item: Expectation, context: _Context) -> Outcome:
+def _look_at_metric(key: str, item: Expectation, context: _Context) -> ExpectationOutcome:
     rows = [row for row in context.audit.rows if item.takes(row.name, row.role)]
     if any(row.measured for row in rows) and all(item.subject not in row.metrics for row in rows if row.measured):
         return _blind(key, item, f"the audit has no {item.subject}; audit with --metrics {item.subject}")
@@ -99,7 +99,7 @@ def _look_at_metric(key: str, item: Expectation, context: _Context) -> Outcome:
     return _layer_outcome(key, item, kept, known, _untrusted(item.subject, len(doubted)))
 
 
-def _look_at_median(key: str, item: Expectation, context: _Context) -> Outcome:
+def _look_at_median(key: str, item: Expectation, context: _Context) -> ExpectationOutcome:
     """The median of every role that is meant, each against the bounds."""
     rows = [row for row in context.audit.rows if row.measured and item.takes(row.name, row.role)]
     if rows and all(item.subject not in row.metrics for row in rows):
@@ -119,7 +119,7 @@ def _look_at_median(key: str, item: Expectation, context: _Context) -> Outcome:
         return _blind(key, item, "no layer has a value to take a median of" + _absent(item, rows))
     left = f"; {counted(lost)} left out, without a value or a trusted fit" if lost else ""
     status: Status = "failed" if failed else "passed"
-    return Outcome(key, item, status, ", ".join(said) + left + _absent(item, rows), looked, tuple(failed))
+    return ExpectationOutcome(key, item, status, ", ".join(said) + left + _absent(item, rows), looked, tuple(failed))
 
 
 def _absent(item: Expectation, rows: Sequence[LayerRow]) -> str:
@@ -133,7 +133,7 @@ def _untrusted(subject: str, count: int) -> str:
     return f"; {subject} of {counted(count)} is no trusted fit and was not looked at" if count else ""
 
 
-def _look_at_delta(key: str, item: Expectation, context: _Context) -> Outcome:
+def _look_at_delta(key: str, item: Expectation, context: _Context) -> ExpectationOutcome:
     base = context.baseline(item)
     if item.subject in TESTED and not comparable(item.subject, base, context.audit):
         return _blind(key, item, f"{item.subject} is fitted differently in the baseline; audit both with one recipe")
@@ -183,7 +183,7 @@ def _gone(item: Expectation, found: Comparison, base: Audit) -> list[Violation]:
 def _layer_outcome(
     key: str, item: Expectation, rows: list[LayerRow], values: Mapping[str, float], untrusted: str = "",
     gone: Sequence[Violation] = (),
-) -> Outcome:  # fmt: skip
+) -> ExpectationOutcome:  # fmt: skip
     """Every row against the bounds: rows that broke or are `gone`, or whose tail has no spread, count as failed."""
     failed, looked = list(gone), len(gone)
     for row in rows:
@@ -198,7 +198,7 @@ def _layer_outcome(
     status = "passed" if len(failed) <= item.allow * looked + 1e-9 else "failed"
     message = f"{len(failed)} of {counted(looked)} outside" if failed else f"{counted(looked)} within"
     message += untrusted + _absent(item, rows)
-    return Outcome(key, item, status, message, looked, tuple(failed))  # type: ignore[arg-type]
+    return ExpectationOutcome(key, item, status, message, looked, tuple(failed))  # type: ignore[arg-type]
 
 
 def _violation(item: Expectation, row: LayerRow, value: float | None) -> Violation | None:
@@ -229,17 +229,17 @@ def _distance(item: Expectation, value: float | None) -> float:
     return max(low - value if low is not None else 0.0, value - high if high is not None else 0.0)
 
 
-def _look_at_summary(key: str, item: Expectation, context: _Context) -> Outcome:
+def _look_at_summary(key: str, item: Expectation, context: _Context) -> ExpectationOutcome:
     value = context.numbers[item.subject]
     if value is None:
         return _blind(key, item, f"the audit has no {item.subject}")
     if item.bounds.holds(value):
-        return Outcome(key, item, "passed", f"{item.subject} is {value:.4g}", 1)
+        return ExpectationOutcome(key, item, "passed", f"{item.subject} is {value:.4g}", 1)
     message = f"{item.subject} is {value:.4g}, expected {item.bounds}"
-    return Outcome(key, item, "failed", message, 1, (Violation("", message, value),))
+    return ExpectationOutcome(key, item, "failed", message, 1, (Violation("", message, value),))
 
 
-def _look_at_findings(key: str, item: Expectation, context: _Context) -> Outcome:
+def _look_at_findings(key: str, item: Expectation, context: _Context) -> ExpectationOutcome:
     found = context.diagnosis(item.mute)
     allowed = -1 if item.severity is None else SEVERITIES.index(item.severity)
     above = [finding for finding in found.findings if SEVERITIES.index(finding.severity) > allowed]
@@ -250,11 +250,13 @@ def _look_at_findings(key: str, item: Expectation, context: _Context) -> Outcome
     )
     looked = f"{len(found.looked)} rules looked, {len(found.not_looked)} could not"
     if not above:
-        return Outcome(key, item, "passed", looked, len(context.audit))
-    return Outcome(key, item, "failed", f"{', '.join(f.code for f in above)}; {looked}", len(context.audit), violations)
+        return ExpectationOutcome(key, item, "passed", looked, len(context.audit))
+    return ExpectationOutcome(
+        key, item, "failed", f"{', '.join(f.code for f in above)}; {looked}", len(context.audit), violations
+    )
 
 
-def _look_at_layers(key: str, item: Expectation, context: _Context) -> Outcome:
+def _look_at_layers(key: str, item: Expectation, context: _Context) -> ExpectationOutcome:
     found = context.comparison(item)
     violations = [Violation(name, f"{name} is missing") for name in found.missing]
     violations += [Violation(name, f"{name} was added") for name in found.added]
@@ -267,14 +269,14 @@ def _look_at_layers(key: str, item: Expectation, context: _Context) -> Outcome:
     message = (
         f"{counted(len(violations))} changed" if violations else f"{counted(len(found.layers))}, as in the baseline"
     )
-    return Outcome(key, item, status, message, len(context.audit), tuple(violations))  # type: ignore[arg-type]
+    return ExpectationOutcome(key, item, status, message, len(context.audit), tuple(violations))  # type: ignore[arg-type]
 
 
-def _blind(key: str, item: Expectation, why: str) -> Outcome:
-    return Outcome(key, item, "could_not_look", f"could not look: {why}")
+def _blind(key: str, item: Expectation, why: str) -> ExpectationOutcome:
+    return ExpectationOutcome(key, item, "could_not_look", f"could not look: {why}")
 
 
-_LOOK: Mapping[str, Callable[[str, Expectation, _Context], Outcome]] = {
+_LOOK: Mapping[str, Callable[[str, Expectation, _Context], ExpectationOutcome]] = {
     "metric": _look_at_metric,
     "median": _look_at_median,
     "delta": _look_at_delta,

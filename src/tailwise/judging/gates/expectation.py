@@ -85,7 +85,7 @@ class Violation:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ExpectationOutcome:
     """What came of one expectation."""
 
     id: str  # "E1" …, in the order of the file
@@ -112,7 +112,7 @@ class CheckResult:
 
     model: str
     source: str  # where the expectations stand
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[ExpectationOutcome, ...]
     baselines: tuple[str, ...] = ()
 
     @property

@@ -9,7 +9,7 @@ from statistics import median
 from tailwise.audits.audit import Audit
 from tailwise.audits.trusted import usable_values
 from tailwise.judging.compare.summary import SUMMARIES, model_numbers
-from tailwise.judging.gates.expectation import CheckResult, Outcome
+from tailwise.judging.gates.expectation import CheckResult, ExpectationOutcome
 
 _MARKS = {"passed": "✅", "failed": "❌", "could_not_look": "⚠️"}
 _MOST = 10
@@ -31,14 +31,14 @@ def to_markdown(result: CheckResult) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _said_below(outcome: Outcome) -> list[str]:
+def _said_below(outcome: ExpectationOutcome) -> list[str]:
     """Messages of the violations that say more than the outcome's own."""
     if outcome.passed:
         return []
     return [violation.message for violation in outcome.violations if violation.message != outcome.message]
 
 
-def _details(outcome: Outcome) -> Iterator[str]:
+def _details(outcome: ExpectationOutcome) -> Iterator[str]:
     messages = _said_below(outcome)
     if not messages:
         return

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tailwise.audits.audit import Audit, LayerRow
 from tailwise.audits.trusted import estimator_of, usable
-from tailwise.judging.compare.summary import SUMMARIES, model_numbers
 from tailwise.core.errors import UsageError
+from tailwise.judging.compare.summary import SUMMARIES, model_numbers
 
 #: Metric and the half-width of its bounds: four standard errors, or a share of the role's range and of its size.
 _EXPONENTS = ("alpha", "alpha_hill")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree as ET
 
-from tailwise.judging.gates.expectation import CheckResult, Outcome
+from tailwise.judging.gates.expectation import CheckResult, ExpectationOutcome
 
 #: Characters that XML 1.0 cannot hold, whatever the escaping.
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -26,7 +26,7 @@ def to_junit(result: CheckResult) -> str:
     )
 
 
-def _case(suite: ET.Element, outcome: Outcome, result: CheckResult) -> None:
+def _case(suite: ET.Element, outcome: ExpectationOutcome, result: CheckResult) -> None:
     facts = {"classname": f"tailwise.{outcome.expectation.kind}", "name": _plain(f"{outcome.id}: {outcome.title}")}
     case = ET.SubElement(suite, "testcase", {**facts, "time": "0"})
     if outcome.passed:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.checkpoints.roles import ROLES
+from tailwise.core.errors import UnreadableError, UsageError, unknown_name
+from tailwise.core.storage import read_text, toml_of
 from tailwise.judging.compare.summary import SUMMARIES
 from tailwise.judging.diagnosis.finding import SEVERITIES
-from tailwise.core.errors import UnreadableError, UsageError, unknown_name
 from tailwise.judging.gates.expectation import Bounds, Expectation
 from tailwise.spectrum.metrics.metric import METRICS
-from tailwise.core.storage import read_text, toml_of
 
 _SUBJECTS = ("that", "metric", "median", "delta", "summary", "finding", "structure")
 _COMMON = ("name", "baseline", "roles", "layers", "allow")
@@ -72,7 +72,7 @@ def parse_expectations(text: str, source: str = "expectations") -> Expectations:
             "it expects nothing", where=source, fix='add [[expect]] tables, or expect = ["alpha in [2, 6]"]'
         )
     lines = _lines(text, elements)
-    items = tuple(_Reader(source, line).read(element) for element, line in zip(elements, lines, strict=True))
+    items = tuple(_TomlReader(source, line).read(element) for element, line in zip(elements, lines, strict=True))
     baseline = document.get("baseline")
     if baseline is not None and not isinstance(baseline, str):
         raise UsageError("baseline is no path", where=source)
@@ -93,7 +93,7 @@ def _lines(text: str, elements: Sequence[Any]) -> list[int]:
     return found
 
 
-class _Reader:
+class _TomlReader:
     """One element of `expect`, with where it stands for messages."""
 
     def __init__(self, source: str, line: int) -> None:

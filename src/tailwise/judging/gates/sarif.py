@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tailwise.judging.gates.expectation import CheckResult, Outcome, Violation
+from tailwise.judging.gates.expectation import CheckResult, ExpectationOutcome, Violation
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
@@ -37,7 +37,7 @@ def _rules(result: CheckResult) -> Iterator[dict[str, Any]]:
         }
 
 
-def _results(index: int, outcome: Outcome, result: CheckResult) -> Iterator[dict[str, Any]]:
+def _results(index: int, outcome: ExpectationOutcome, result: CheckResult) -> Iterator[dict[str, Any]]:
     if outcome.passed:
         return
     for violation in outcome.violations or (Violation("", outcome.message),):
@@ -52,7 +52,7 @@ def _results(index: int, outcome: Outcome, result: CheckResult) -> Iterator[dict
         }
 
 
-def _location(outcome: Outcome, violation: Violation, result: CheckResult) -> dict[str, Any]:
+def _location(outcome: ExpectationOutcome, violation: Violation, result: CheckResult) -> dict[str, Any]:
     region = {"startLine": max(1, outcome.expectation.line)}
     path = Path(result.source)
     address = path.as_uri() if path.is_absolute() else _quoted(path)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.storage import json_of, read_text
 from tailwise.models.evaluation.own_code import needs_code
 from tailwise.models.evaluation.quiet import quiet
-from tailwise.core.storage import json_of, read_text
 
 CONFIG = "adapter_config.json"
 

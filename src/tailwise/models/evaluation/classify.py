@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from tailwise.core.errors import UsageError
-from tailwise.models.evaluation.score_pairs import compare_scores
+from tailwise.models.evaluation.evaluate import EvaluateOptions, versions, with_facts
 from tailwise.models.evaluation.images import Images, image_losses, images_of, is_classifier, load_classifier
 from tailwise.models.evaluation.intervals import wilson
-from tailwise.models.evaluation.evaluate import EvaluateOptions, versions, with_facts
+from tailwise.models.evaluation.score_pairs import compare_scores
 from tailwise.models.evaluation.scores import ScoreComparison, Scores, TaskScore
 
 TASK = "images"

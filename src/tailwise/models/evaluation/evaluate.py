@@ -16,12 +16,19 @@ import numpy as np
 
 from tailwise.core.errors import TailwiseError, UsageError
 from tailwise.models.evaluation.adapters import base_of, is_adapter
-from tailwise.models.evaluation.score_pairs import compare_scores
-from tailwise.models.evaluation.model_size import facts_of
 from tailwise.models.evaluation.intervals import mean_interval
+from tailwise.models.evaluation.loading import (
+    Loaded,
+    address_of,
+    check_length,
+    load_model,
+    load_tokenizer,
+    vocabulary_of,
+)
 from tailwise.models.evaluation.losses import check_causal, window_losses
-from tailwise.models.evaluation.loading import Loaded, address_of, check_length, load_model, load_tokenizer, vocabulary_of
+from tailwise.models.evaluation.model_size import facts_of
 from tailwise.models.evaluation.quiet import quiet
+from tailwise.models.evaluation.score_pairs import compare_scores
 from tailwise.models.evaluation.scores import Interval, ScoreComparison, Scores, TaskScore
 from tailwise.models.evaluation.sources import SEPARATOR
 from tailwise.models.evaluation.tokens import Tokens, check_vocabulary, tokens_of, windows_of

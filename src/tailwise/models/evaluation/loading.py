@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.hub import parse_hub
-from tailwise.models.walking.load_pruned import PRUNED_FILE, load_pruned
-from tailwise.models.walking.towers import is_composite
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.execution.device import checked_device
 from tailwise.models.evaluation.adapters import base_of, in_words, is_adapter, with_adapter
 from tailwise.models.evaluation.gguf_files import gguf_file_of, told
 from tailwise.models.evaluation.own_code import load_error
 from tailwise.models.evaluation.quiet import quiet
-from tailwise.core.execution.device import checked_device
+from tailwise.models.walking.load_pruned import PRUNED_FILE, load_pruned
+from tailwise.models.walking.towers import is_composite
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.readings.partition import claimed
 from tailwise.checkpoints.roles import classify
-from tailwise.models.evaluation.scores import Facts
+from tailwise.models.evaluation.scores import ModelSize
 
 if TYPE_CHECKING:
     from tailwise.checkpoints.checkpoint import Checkpoint
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _ENTRIES = 1 << 24  # read at once
 
 
-def facts_of(model: Any) -> Facts:
+def facts_of(model: Any) -> ModelSize:
     """Parameters, zeros and bytes of what `open_checkpoint` takes. Packed weights are counted as decoded."""
     with open_checkpoint(model) as stored:
         nbytes = stored.nbytes
@@ -30,7 +30,7 @@ def facts_of(model: Any) -> Facts:
             total, nonzero = total + spec.numel, nonzero + count
             if _in_block(name, len(spec.shape), checkpoint.config):
                 inside, inside_nonzero = inside + spec.numel, inside_nonzero + count
-    return Facts(total, nonzero, inside, inside_nonzero, nbytes)
+    return ModelSize(total, nonzero, inside, inside_nonzero, nbytes)
 
 
 def _count(checkpoint: Checkpoint, name: str) -> int | None:

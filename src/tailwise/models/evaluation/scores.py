@@ -19,7 +19,7 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelSize:
     """Size of a model, from its stored tensors. Tied tensors count once; tensors of integers do not count."""
 
     parameters: int
@@ -76,7 +76,7 @@ class Scores:
     losses: tuple[float | None, ...] = ()  # mean nats a token of every window; None where not finite
     tokens_per_window: int = 0  # predictions in each window: all windows weigh the same
     digest: str = ""  # SHA-256 of the windows' token ids
-    facts: Facts | None = None
+    facts: ModelSize | None = None
     speed: Speed | None = None
     tasks: tuple[TaskScore, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class Scores:
         found["interval"] = _pair(data.get("interval"))
         found["losses"] = tuple(data.get("losses", ()))
         found["notes"] = tuple(data.get("notes", ()))
-        found["facts"] = _one(Facts, data.get("facts"))
+        found["facts"] = _one(ModelSize, data.get("facts"))
         found["speed"] = _one(Speed, data.get("speed"))
         tasks = [_known(TaskScore, item) for item in data.get("tasks", ())]
         found["tasks"] = tuple(TaskScore(**{**item, "samples": tuple(item.get("samples", ()))}) for item in tasks)
@@ -124,7 +124,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Change:
+class ScoreChange:
     """One number of the model against the same number of the base, over the same windows or documents."""
 
     name: str  # `log perplexity`, or task and metric
@@ -144,8 +144,8 @@ class ScoreComparison:
 
     model: Scores
     base: Scores
-    perplexity: Change | None = None  # of the log perplexity, in nats a token
-    tasks: tuple[Change, ...] = ()
+    perplexity: ScoreChange | None = None  # of the log perplexity, in nats a token
+    tasks: tuple[ScoreChange, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -227,5 +227,5 @@ def _pair(value: Any) -> Interval | None:
     return None if value is None else (float(value[0]), float(value[1]))
 
 
-def _change(data: Mapping[str, Any]) -> Change:
-    return Change(**{**_known(Change, data), "interval": _pair(data.get("interval"))})
+def _change(data: Mapping[str, Any]) -> ScoreChange:
+    return ScoreChange(**{**_known(ScoreChange, data), "interval": _pair(data.get("interval"))})

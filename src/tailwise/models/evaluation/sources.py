@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.storage import read_text
 from tailwise.models.evaluation.own_code import load_error
 from tailwise.models.evaluation.quiet import quiet
-from tailwise.core.storage import read_text
 
 #: Endings of files that a folder is searched for.
 TEXT_SUFFIXES = frozenset((

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.storage import json_of, read_text
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.evaluation.sources import SEPARATOR, Documents, documents_of
-from tailwise.core.storage import json_of, read_text
 
 if TYPE_CHECKING:
     import torch

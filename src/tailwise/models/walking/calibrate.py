@@ -15,11 +15,11 @@ from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.roles import NO_BLOCK, classify
 from tailwise.compression.operators.operator import Activations, Need
 from tailwise.compression.operators.wanda import scores_of
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.tokens import shorter, with_bos
 from tailwise.models.walking.hosts import check_causal, load_host
 from tailwise.models.walking.statistics import matrices_of, of_group
 from tailwise.models.walking.walk import Block, Home, home_of, walk_blocks
-from tailwise.core.errors import UsageError
-from tailwise.models.evaluation.tokens import shorter, with_bos
 
 __all__ = ["BlockScores", "block_scores", "dlp_scores", "outlier_ratios", "sample_windows", "walk_blocks"]
 

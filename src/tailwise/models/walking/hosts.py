@@ -12,20 +12,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.checkpoints.checkpoint import code_of
+from tailwise.checkpoints.checkpoint import Checkpoint, code_of
 from tailwise.checkpoints.hub import parse_hub
 from tailwise.compression.plans.packed_rows import AS_NUMBERS
+from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
+from tailwise.core.execution.device import checked_device
+from tailwise.models.evaluation.gguf_files import told
+from tailwise.models.evaluation.own_code import load_error, needs_code
+from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.walking.experts import separate_experts, stacks_in
 from tailwise.models.walking.gguf_source import gguf_places
 from tailwise.models.walking.names import own_names
 from tailwise.models.walking.towers import is_composite
 from tailwise.models.walking.walk import Block, Home, InPlace
-from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
-from tailwise.models.evaluation.gguf_files import told
-from tailwise.models.evaluation.own_code import load_error, needs_code
-from tailwise.models.evaluation.quiet import quiet
-from tailwise.core.execution.device import checked_device
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _HALF = (torch.bfloat16, torch.float16)

@@ -16,16 +16,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.checkpoints.checkpoint import torch_dtype
+from tailwise.checkpoints.checkpoint import Checkpoint, torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.models.walking.hosts import DTYPES, _empty, _sources, architecture_of, lacking, separated
-from tailwise.models.walking.statistics import PLAIN
 from tailwise.core.errors import UnreadableError, UsageError
-from tailwise.models.evaluation.own_code import load_error
-from tailwise.models.evaluation.quiet import quiet
 from tailwise.core.execution.device import checked_device
 from tailwise.core.storage import json_of, read_text
+from tailwise.models.evaluation.own_code import load_error
+from tailwise.models.evaluation.quiet import quiet
+from tailwise.models.walking.hosts import DTYPES, _empty, _sources, architecture_of, lacking, separated
+from tailwise.models.walking.statistics import PLAIN
 
 PRUNED_FILE = "tailwise_pruned.json"
 FORMAT = 1

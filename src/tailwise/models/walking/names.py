@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from tailwise.models.walking.experts import HALVES
 from tailwise.models.evaluation.quiet import quiet
+from tailwise.models.walking.experts import HALVES
 
 _FACTOR = re.compile(r"\.(?:first|second)\.(weight|bias)$")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from tailwise.compression.operators.operator import Activations, Need
+from tailwise.core.errors import TailwiseError, UsageError
 from tailwise.models.walking.statistics import Collector, is_prunable
 from tailwise.models.walking.towers import text_tower
-from tailwise.core.errors import TailwiseError, UsageError
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 import altair as alt
 
-from tailwise.spectrum.metrics.metric import METRICS
 from tailwise.report.charts.data import Bins, bins_of, stacked
-from tailwise.report.charts.view import View
+from tailwise.report.charts.view import ChartView
 from tailwise.report.theme import SHAPES, group_of, role_color
+from tailwise.spectrum.metrics.metric import METRICS
 
 #: (low, high, colour, label) of the HT-SR bands of alpha, DEFINITIONS §4.
 BANDS = (
@@ -56,7 +56,7 @@ class Axis:
         return alt.Axis(values=inside, format="~g", labelOverlap=False)
 
 
-def tooltip(view: View, *metrics: str) -> list[alt.Tooltip]:
+def tooltip(view: ChartView, *metrics: str) -> list[alt.Tooltip]:
     """Name, role, block, shape, and the numbers that are there."""
     facts = [("model", "model"), *_FACTS] if len(view.audits) > 1 else list(_FACTS)
     shown = dict.fromkeys((*metrics, "alpha", "alpha_sigma", "ks_distance"))
@@ -64,7 +64,7 @@ def tooltip(view: View, *metrics: str) -> list[alt.Tooltip]:
     return [*(alt.Tooltip(f"{key}:N", title=title) for key, title in facts), *numbers]
 
 
-def role_encodings(view: View, *, legend: bool = True, only: Sequence[str] | None = None) -> dict[str, Any]:
+def role_encodings(view: ChartView, *, legend: bool = True, only: Sequence[str] | None = None) -> dict[str, Any]:
     """Colour and shape by role, with one legend for both."""
     roles = view.roles
     look: dict[str, Any] = {"title": None, "symbolOpacity": 1, "columns": max(2, view.width // 105)}
@@ -78,7 +78,7 @@ def role_encodings(view: View, *, legend: bool = True, only: Sequence[str] | Non
     }
 
 
-def points(source: alt.Chart, view: View, *, size: int = 46, **encodings: Any) -> list[alt.Chart]:
+def points(source: alt.Chart, view: ChartView, *, size: int = 46, **encodings: Any) -> list[alt.Chart]:
     """Layers as points: poor fits hollow; small and pale where there are thousands."""
     crowd = len(view.records) > CROWD
     size, opacity = (10, 0.35) if crowd else (size, 0.9)
@@ -89,7 +89,7 @@ def points(source: alt.Chart, view: View, *, size: int = 46, **encodings: Any) -
     return [good.encode(**encodings), poor.encode(**encodings)]
 
 
-def bands(view: View, channel: str, scale: alt.Scale) -> list[alt.Chart]:
+def bands(view: ChartView, channel: str, scale: alt.Scale) -> list[alt.Chart]:
     """The HT-SR bands as light rectangles across `channel` ("x" or "y"); none for another estimator than `ks`."""
     if not view.banded:
         return []
@@ -116,7 +116,9 @@ def _domain(scale: alt.Scale) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def rule(view: View, channel: str, value: float, *, color: str = "rule", dash: Sequence[int] = (5, 4)) -> alt.Chart:
+def rule(
+    view: ChartView, channel: str, value: float, *, color: str = "rule", dash: Sequence[int] = (5, 4)
+) -> alt.Chart:
     """A line at a value worth knowing."""
     mark = alt.Chart(view.data("once", [{}])).mark_rule(
         color=view.palette[color], strokeDash=list(dash), strokeWidth=1.3
@@ -125,7 +127,7 @@ def rule(view: View, channel: str, value: float, *, color: str = "rule", dash: S
     return line
 
 
-def place_axis(view: View, metric_records: Sequence[Any], *, ticks: int, title: str | None = None) -> alt.X:
+def place_axis(view: ChartView, metric_records: Sequence[Any], *, ticks: int, title: str | None = None) -> alt.X:
     """Depth: blocks, with "in" and "out" for what stands before and after them."""
     depth = view.depth
     used = [record["place"] for record in metric_records]
@@ -147,7 +149,7 @@ def place_axis(view: View, metric_records: Sequence[Any], *, ticks: int, title: 
 
 
 def histogram(
-    view: View, x: Axis, bins: Bins, *, banded: bool = False, hollow: bool = True, marks: Sequence[alt.Chart] = ()
+    view: ChartView, x: Axis, bins: Bins, *, banded: bool = False, hollow: bool = True, marks: Sequence[alt.Chart] = ()
 ) -> Any:
     """Layers per bin, stacked by role; poor fits of alpha hollow on top, unless they are no matter here."""
     records = view.records if hollow else [{**record, "poor": False} for record in view.records]
@@ -176,12 +178,12 @@ def histogram(
     return alt.layer(*layers).properties(width=view.width, height=230)
 
 
-def metric_histogram(view: View, x: Axis, **options: Any) -> Any:
+def metric_histogram(view: ChartView, x: Axis, **options: Any) -> Any:
     """A histogram with bins at round numbers over the values of the metric."""
     return histogram(view, x, bins_of(view.values(x.metric), **options))
 
 
-def scatter(view: View, x: Axis, y: Axis, *, banded: str = "") -> Any:
+def scatter(view: ChartView, x: Axis, y: Axis, *, banded: str = "") -> Any:
     """One point per layer; `banded` names the channel ("x" or "y") that shows alpha."""
     scales = {"x": x.scale(view.values(x.metric)), "y": y.scale(view.values(y.metric))}
     across = alt.X(f"{x.metric}:Q", title=x.title, scale=scales["x"], axis=x.axis(scales["x"]))

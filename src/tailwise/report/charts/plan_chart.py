@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from tailwise.compression.plans.bits import bits_of, depth_words, mean_bits
-from tailwise.compression.plans.rank_correlation import block_means, depth_correlation
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.rank_correlation import block_means, depth_correlation
 from tailwise.core.errors import UsageError
 from tailwise.report.theme import SHAPES, Palette, config, group_of, role_color
 
@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 640, 320
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _DrawnPlan:
     """What is drawn of a plan."""
 
     unit: str  # title of the axis
@@ -26,15 +26,15 @@ class _Drawn:
     depth: str
 
 
-def _drawn(plan: Plan) -> _Drawn:
+def _drawn(plan: Plan) -> _DrawnPlan:
     if plan.quantizes:
         blocks = sorted({d.block for d in plan if d.block is not None})
         means = {block: mean_bits(d for d in plan if d.block == block) for block in blocks}
         asked = plan.budget.get("asked", mean_bits(plan))
-        return _Drawn("bits per weight", {d.tensor: bits_of(d) for d in plan}, means, asked, depth_words(plan))
+        return _DrawnPlan("bits per weight", {d.tensor: bits_of(d) for d in plan}, means, asked, depth_words(plan))
     amounts = {d.tensor: round(d.sparsity, 6) for d in plan if d.sparsity is not None}
     asked = plan.budget.get("asked", plan.sparsity)
-    return _Drawn("sparsity", amounts, dict(block_means(plan)), asked, depth_correlation(plan).words)
+    return _DrawnPlan("sparsity", amounts, dict(block_means(plan)), asked, depth_correlation(plan).words)
 
 
 def plan_chart(plan: Plan, palette: Palette) -> Any:

@@ -36,7 +36,7 @@ def short_names(audits: Sequence[Audit]) -> list[str]:
 
 
 @dataclass
-class View:
+class ChartView:
     """Everything a chart may ask for."""
 
     audits: tuple[Audit, ...]
@@ -52,7 +52,7 @@ class View:
             raise UsageError("there is nothing to draw: no layer was measured",
                              fix="`tailwise show AUDIT --unmeasured` says why")  # fmt: skip
 
-    def of_metric(self, name: str | None) -> View:
+    def of_metric(self, name: str | None) -> ChartView:
         """The same view for another metric; what was worked out already is kept."""
         view = copy(self)
         view.metric_name = name

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tailwise.core.errors import unknown_name
 from tailwise.audits.precision.study import PrecisionStudy
+from tailwise.core.errors import unknown_name
 from tailwise.report.charts.chart import require_altair
 from tailwise.report.precision import by_format, trade  # noqa: F401 - they register their charts
 from tailwise.report.precision.drawing import FIGURES

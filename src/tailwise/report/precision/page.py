@@ -7,11 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tailwise.core.atomic import write_whole
 from tailwise.audits.precision.prediction import PREDICTED
 from tailwise.audits.precision.study import PrecisionStudy
 from tailwise.audits.precision.study_files import summary as statistics_of
 from tailwise.audits.precision.verdict import Bound, sensitivities
+from tailwise.core.atomic import write_whole
 from tailwise.report import page_parts as parts
 from tailwise.report.charts.chart import require_altair
 from tailwise.report.charts.data import rounded
@@ -49,14 +49,14 @@ def write_report(study: PrecisionStudy, path: str | Path, *, bounds: Sequence[Bo
 def report(study: PrecisionStudy, *, bounds: Sequence[Bound] = ()) -> str:
     """The report as HTML text: what the study says in words, verdicts, charts, whether α predicts, all layers."""
     require_altair()
-    page = _Page(StudyView(study=study, bounds=bounds, palette=TOKENS))
+    page = _StudyPage(StudyView(study=study, bounds=bounds, palette=TOKENS))
     sections = [page.said(), page.formats(), page.verdicts(), page.tails(), page.distortion(), page.prediction(),
                 page.table(), page.left_out(), page.definitions()]  # fmt: skip
     title = f"What number formats do to {page.view.names[0]}"
     return whole_page(title, page.header(title), sections, data=page.data(), version=study.versions.get("tailwise", ""))
 
 
-class _Page:
+class _StudyPage:
     """Sections of one report, and the data that they refer to."""
 
     def __init__(self, view: StudyView) -> None:

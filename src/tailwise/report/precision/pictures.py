@@ -11,8 +11,8 @@ from typing import Any
 import altair as alt
 
 from tailwise.audits.precision.study import LayerStudy
-from tailwise.report.charts.data import Record, nice_step, rounded
 from tailwise.report.charts.building import ALPHA_TICKS, Axis
+from tailwise.report.charts.data import Record, nice_step, rounded
 from tailwise.report.columns import printable
 from tailwise.report.precision.precision_summary import trouble
 from tailwise.report.precision.precision_view import StudyView

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tailwise.audits.precision.study import LayerStudy, PrecisionStudy
 from tailwise.core.atomic import could_not_write
 from tailwise.core.errors import UsageError, unknown_name
-from tailwise.audits.precision.study import LayerStudy, PrecisionStudy
 from tailwise.report.charts.chart import require_altair
 
 Spec = dict[str, Any]

@@ -9,14 +9,14 @@ from functools import cached_property
 from pathlib import PurePath
 
 from tailwise.audits.audit import Audit
-from tailwise.checkpoints.orientation import before_blocks
-from tailwise.core.errors import UsageError, unknown_name
 from tailwise.audits.precision.prediction import Prediction, predictions
 from tailwise.audits.precision.study import FELT, MEASURES, LayerStudy, PrecisionStudy
 from tailwise.audits.precision.verdict import Bound, Verdict, verdicts
+from tailwise.checkpoints.orientation import before_blocks
+from tailwise.core.errors import UsageError, unknown_name
 from tailwise.report.charts.chart import Guidance
 from tailwise.report.charts.data import OUTSIDE, Depth, Record, ordered, rounded
-from tailwise.report.charts.view import ORDER, View
+from tailwise.report.charts.view import ORDER, ChartView
 from tailwise.report.columns import printable
 from tailwise.report.precision.precision_summary import FormatSummary, by_format, trouble
 from tailwise.report.theme import THEMES, TOKENS, Palette, group_of
@@ -27,8 +27,8 @@ _GOLDEN = 0.6180339887
 
 
 @dataclass
-class StudyView(View):
-    """A study in the place of audits: what charts ask a `View` for, and each reading as a record."""
+class StudyView(ChartView):
+    """A study in the place of audits: what charts ask a `ChartView` for, and each reading as a record."""
 
     audits: tuple[Audit, ...] = ()
     study: PrecisionStudy = field(kw_only=True)

@@ -10,8 +10,8 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from tailwise.report.charts.data import Record, rounded
 from tailwise.report.charts.building import ALPHA, Axis, role_encodings
+from tailwise.report.charts.data import Record, rounded
 from tailwise.report.precision.precision_view import StudyView
 
 #: More readings than this in one row are drawn small.

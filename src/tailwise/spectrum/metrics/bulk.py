@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tailwise.spectrum.metrics.metric import metric
 from tailwise.spectrum.marchenko_pastur import Bulk
+from tailwise.spectrum.metrics.metric import metric
 from tailwise.spectrum.spectrum import Spectrum
 
 _MP = "Marchenko & Pastur 1967; σ by the median as in Gavish & Donoho 2014"

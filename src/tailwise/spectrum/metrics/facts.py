@@ -8,15 +8,14 @@ from functools import cached_property
 
 import numpy as np
 
-from tailwise.spectrum.metrics.entropy import singular_entropy
 from tailwise.core.recipe import Recipe
 from tailwise.spectrum.baseline import gaussian_spectra, mean_and_sd
 from tailwise.spectrum.marchenko_pastur import Bulk, fit_bulk
+from tailwise.spectrum.metrics.entropy import singular_entropy
+from tailwise.spectrum.other_laws import Law, Rival, TruncatedFit, fit_truncated, rivals
 from tailwise.spectrum.power_law import TailFit, TailOptions, above_threshold, fit_tail
-from tailwise.spectrum.other_laws import Law, Rival, rivals
 from tailwise.spectrum.rounding_noise import UNITS, resolved
 from tailwise.spectrum.spectrum import Spectrum
-from tailwise.spectrum.other_laws import TruncatedFit, fit_truncated
 
 BaselineLookup = Callable[[int, int, int, Recipe], Mapping[str, tuple[float, float]]]
 

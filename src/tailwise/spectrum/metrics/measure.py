@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from tailwise.core.recipe import Recipe
 from tailwise.spectrum.metrics.facts import BaselineLookup, Facts, Spectra, gaussian_baseline
 from tailwise.spectrum.metrics.metric import METRICS, Metric
-from tailwise.core.recipe import Recipe
 
 #: Facts that cost more than the rest of the metrics together; only computed where the recipe asks for them.
 _ON_REQUEST = {

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tailwise.spectrum.metrics.metric import metric
 from tailwise.spectrum.marchenko_pastur import Bulk
+from tailwise.spectrum.metrics.metric import metric
 from tailwise.spectrum.power_law import TailFit
 from tailwise.spectrum.spectrum import Spectrum
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tailwise.spectrum.metrics.metric import metric
+from tailwise.spectrum.other_laws import TruncatedFit
 from tailwise.spectrum.power_law import TailFit
 from tailwise.spectrum.spectrum import Spectrum
-from tailwise.spectrum.other_laws import TruncatedFit
 
 _CLAUSET = "Clauset, Shalizi & Newman 2009, SIAM Review 51:661"
 _HILL = "Hill 1975, Annals of Statistics 3:1163; the HT-SR alpha manual"

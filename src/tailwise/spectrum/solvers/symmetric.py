@@ -98,7 +98,7 @@ def _seconds(name: str, given: torch.Tensor) -> float:
     return time.perf_counter() - started
 
 
-class Choice:
+class SolverChoice:
     """The fastest solver for each size, measured when a size is first met.
 
     `known` and `keep` look up and note what was measured: name of the size → solver → seconds.

@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tailwise.training.remedies.clipping import AdaptiveClip
+    from tailwise.training.remedies.curriculum import CurriculumSampler
+    from tailwise.training.remedies.difficulty import loss_difficulty, token_rarity
     from tailwise.training.remedies.layer_rates import (
         Balance,
         BalanceOptions,
@@ -17,9 +20,6 @@ if TYPE_CHECKING:
         layerwise_weight_decay,
         linear_factors,
     )
-    from tailwise.training.remedies.clipping import AdaptiveClip
-    from tailwise.training.remedies.curriculum import CurriculumSampler
-    from tailwise.training.remedies.difficulty import loss_difficulty, token_rarity
     from tailwise.training.remedies.live_matrices import linear_matrices
     from tailwise.training.remedies.placement import check_pre_norm, scale_residual_branches
     from tailwise.training.remedies.reinitialize import reinitialize_dead_layers

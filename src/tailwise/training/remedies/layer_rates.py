@@ -12,10 +12,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.spectrum.power_law import ESTIMATORS
 from tailwise.training.remedies.groups import scaler_of
 from tailwise.training.remedies.live_matrices import exponent, linear_matrices, role_of
 from tailwise.training.remedies.process_ranks import of_first_rank
-from tailwise.spectrum.power_law import ESTIMATORS
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from tailwise.app.assistant.answer import Fact
 from tailwise.app.assistant.charts import chart_of
 from tailwise.app.assistant.functions.function import Place, function
 from tailwise.app.assistant.layer_names import meant_in
+from tailwise.app.workspace import links
 from tailwise.audits.audit import Audit, LayerRow
 from tailwise.audits.trusted import usable
-from tailwise.judging.compare.summary import model_numbers
 from tailwise.core.errors import UsageError
-from tailwise.app.workspace import links
+from tailwise.judging.compare.summary import model_numbers
 
 #: What is said of a role or of a layer first; the rest is in `query`.
 TOLD = ("alpha", "alpha_hill", "ks_distance", "stable_rank", "log_spectral_norm", "singular_entropy", "num_traps")

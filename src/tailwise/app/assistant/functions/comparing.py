@@ -5,10 +5,10 @@ from __future__ import annotations
 from tailwise.app.assistant.answer import Fact
 from tailwise.app.assistant.functions.audits import AUDIT
 from tailwise.app.assistant.functions.function import Place, function
-from tailwise.judging.compare.comparison import Comparison, Delta
-from tailwise.judging.compare.compare_audits import TESTED
-from tailwise.core.errors import UsageError
 from tailwise.app.workspace import links
+from tailwise.core.errors import UsageError
+from tailwise.judging.compare.compare_audits import TESTED
+from tailwise.judging.compare.comparison import Comparison, Delta
 
 _MOST = 10
 

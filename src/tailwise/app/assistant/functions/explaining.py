@@ -10,12 +10,12 @@ from typing import Any
 from tailwise.app.assistant.answer import Fact
 from tailwise.app.assistant.functions.function import Place, function
 from tailwise.app.assistant.glossary import ALIASES, TERMS
+from tailwise.app.workspace import links
+from tailwise.core.errors import UsageError
 from tailwise.judging.diagnosis.rule import RULES, Rule
 from tailwise.judging.diagnosis.thresholds import TABLE
-from tailwise.core.errors import UsageError
 from tailwise.spectrum.metrics.metric import METRICS
 from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule
-from tailwise.app.workspace import links
 
 
 @function(topic="name of a metric, a chart or a term, or the code of a rule or alarm such as TW101")

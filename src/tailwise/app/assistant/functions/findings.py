@@ -8,8 +8,8 @@ from tailwise.app.assistant.answer import Fact
 from tailwise.app.assistant.charts import chart_for
 from tailwise.app.assistant.functions.audits import AUDIT, rows_of
 from tailwise.app.assistant.functions.function import Place, function
-from tailwise.judging.diagnosis.finding import SEVERITIES, Diagnosis, Finding
 from tailwise.app.workspace import links
+from tailwise.judging.diagnosis.finding import SEVERITIES, Diagnosis, Finding
 
 _MOST_LAYERS = 12
 _MOST_EVIDENCE = 6

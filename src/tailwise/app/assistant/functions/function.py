@@ -12,11 +12,11 @@ from importlib import import_module
 from typing import Any
 
 from tailwise.app.assistant.answer import Fact, Link
-from tailwise.app.assistant.screen import Screen
-from tailwise.core.errors import TailwiseError, UsageError, unknown_name
-from tailwise.core.registry import Registry
+from tailwise.app.assistant.screen import ShownPage
 from tailwise.app.workspace import links
 from tailwise.app.workspace.workspace import Workspace
+from tailwise.core.errors import TailwiseError, UsageError, unknown_name
+from tailwise.core.registry import Registry
 
 _BUILT_IN = ("listing", "audits", "findings", "tables", "comparing", "plans", "explaining", "training")
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
@@ -30,7 +30,7 @@ class Place:
     """Where a function looks: the workspace, and what is on screen where an argument is left out."""
 
     workspace: Workspace
-    screen: Screen = field(default_factory=Screen)
+    screen: ShownPage = field(default_factory=ShownPage)
 
     def audit(self, name: str = "") -> str:
         """The identity of an audit by identity or title; without a name the one on screen, or the only one."""

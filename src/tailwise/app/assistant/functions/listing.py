@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tailwise.app.assistant.answer import Fact
 from tailwise.app.assistant.functions.function import Place, function
-from tailwise.core.errors import TailwiseError
 from tailwise.app.workspace import links
+from tailwise.core.errors import TailwiseError
 
 _MOST = 60
 

@@ -7,11 +7,11 @@ from typing import Any
 from tailwise.app.assistant.answer import Fact
 from tailwise.app.assistant.functions.audits import AUDIT
 from tailwise.app.assistant.functions.function import Place, function
+from tailwise.app.workspace import links
 from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.core.errors import TailwiseError, UsageError
-from tailwise.app.workspace import links
 
 _MOST = 8
 _LOOKED = 60  # plans that are read to see whose they are

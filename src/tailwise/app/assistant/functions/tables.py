@@ -8,11 +8,11 @@ from tailwise.app.assistant.answer import Fact
 from tailwise.app.assistant.charts import chart_of
 from tailwise.app.assistant.functions.audits import AUDIT
 from tailwise.app.assistant.functions.function import Place, function
-from tailwise.core.errors import UsageError, unknown_name
-from tailwise.spectrum.metrics.metric import METRICS
 from tailwise.app.workspace import links
 from tailwise.app.workspace.layers import FACTS, Query, records, select
 from tailwise.app.workspace.layers import columns as columns_of
+from tailwise.core.errors import UsageError, unknown_name
+from tailwise.spectrum.metrics.metric import METRICS
 
 _MOST = 50
 _MOST_LINKS = 5

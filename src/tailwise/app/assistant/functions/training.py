@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.app.assistant.answer import Fact
 from tailwise.app.assistant.functions.function import Place, function
-from tailwise.core.errors import UsageError
 from tailwise.app.workspace import links
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     from tailwise.history.store import History  # it takes SQLAlchemy, which questions about audits do without

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from tailwise.app.assistant.answer import Fact
 from tailwise.app.assistant.markdown import escape, link, prose
-from tailwise.app.assistant.readings import Reading
+from tailwise.app.assistant.readings import ValueMeaning
 from tailwise.app.assistant.replies.question import Question
 from tailwise.app.assistant.words import bare, count, listed
-from tailwise.core.errors import TailwiseError
 from tailwise.app.workspace import links
+from tailwise.core.errors import TailwiseError
 
 
 def explain(question: Question, topic: str) -> str:
@@ -80,7 +80,7 @@ def _found_here(question: Question, code: str) -> str:
     return f"\n\nIn {title} it found nothing."
 
 
-def reading(question: Question, found: Reading) -> str:
+def reading(question: Question, found: ValueMeaning) -> str:
     """What some value is said to mean, and where to look."""
     question.facts.append({"reading": found.title, "meaning": found.meaning, "source": found.source})
     see = [link(name, links.explain(name)) for name in found.see]

@@ -6,8 +6,8 @@ from tailwise.app.assistant.answer import Fact
 from tailwise.app.assistant.markdown import escape, link, prose
 from tailwise.app.assistant.replies.question import Question
 from tailwise.app.assistant.words import count, listed, num
-from tailwise.core.errors import TailwiseError
 from tailwise.app.workspace import links
+from tailwise.core.errors import TailwiseError
 
 _MOST = 5
 
