@@ -34,7 +34,7 @@ from speed import machine  # the module beside this file
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, group, load
 from tailwise.spectrum.solvers.gpu_streams import finish
-from tailwise.spectrum.solvers.row_blocks import gather
+from tailwise.spectrum.solvers.gram import gather
 from tailwise.spectrum.solvers.symmetric import measured
 
 SMALL = {

@@ -34,7 +34,7 @@ from tailwise.number_formats.formats import FORMATS, parse_format
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat
 from tailwise.report.charts.chart import CHARTS, Chart, remedy
-from tailwise.spectrum.metrics.measure import selected
+from tailwise.spectrum.metrics.facts import selected
 from tailwise.spectrum.metrics.metric import METRICS, Metric
 from tailwise.training import alarm_limits
 from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule

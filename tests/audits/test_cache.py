@@ -272,7 +272,7 @@ def test_a_new_engine_leaves_the_entries_of_the_old_one_alone(monkeypatch):
 
 
 def test_on_a_gpu_matrices_are_reduced_together_and_what_was_measured_is_kept(tmp_path, monkeypatch):
-    from tailwise.audits.baselines import Baselines
+    from tailwise.audits.cache import Baselines
     from tailwise.audits.work import Worker
     from tailwise.spectrum.solvers import symmetric
 

@@ -9,8 +9,7 @@ import torch
 import tailwise as tw
 from tailwise.core.errors import UsageError
 from tailwise.core.recipe import Recipe
-from tailwise.spectrum.metrics.facts import Spectra
-from tailwise.spectrum.metrics.measure import measure
+from tailwise.spectrum.metrics.facts import Spectra, measure
 from tailwise.spectrum.power_law import ESTIMATORS, fit_tail
 from tailwise.spectrum.solve import NotFiniteError, solve
 from tailwise.spectrum.spectrum import Spectrum

@@ -59,7 +59,7 @@ def test_reading_a_saved_audit_imports_no_torch(tmp_path):
 def test_the_numerics_and_metrics_of_a_spectrum_import_no_torch():
     loaded = modules_after(
         "import numpy as np, tailwise as tw\n"
-        "from tailwise.spectrum.metrics.measure import measure\n"
+        "from tailwise.spectrum.metrics.facts import measure\n"
         "from tailwise.spectrum.metrics.facts import Spectra\n"
         "measure(Spectra(tw.Spectrum(np.arange(1.0, 61), 60, 60)), tw.Recipe())"
     )

@@ -11,7 +11,7 @@ from made_plans import audit_of, row
 from safetensors.torch import save_file
 from tiny_models import built, inputs_for, plan_for, saved
 
-from tailwise.checkpoints.dims import Dims
+from tailwise.checkpoints.checkpoint import Dims
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_prune

@@ -17,8 +17,7 @@ from tailwise.judging.diagnosis.diagnose import diagnose
 from tailwise.judging.diagnosis.finding import Diagnosis, Finding
 from tailwise.judging.diagnosis.rule import RULES
 from tailwise.spectrum.baseline import gaussian_spectrum
-from tailwise.spectrum.metrics.facts import Spectra
-from tailwise.spectrum.metrics.measure import measure
+from tailwise.spectrum.metrics.facts import Spectra, measure
 from tailwise.spectrum.spectrum import Spectrum
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tailwise.core.execution.engine import Engine
-from tailwise.core.execution.one_thread import one_thread
+from tailwise.core.execution.executor import one_thread
 from tailwise.core.execution.spread import ATTEMPTS, Patience, SpreadWork, spread
 
 SOON = Patience(silence=0.05, copy=0.01, retry=0.001)

@@ -9,8 +9,7 @@ import pytest
 
 import tailwise as tw
 from tailwise.core.recipe import Recipe
-from tailwise.spectrum.metrics.facts import Spectra
-from tailwise.spectrum.metrics.measure import measure
+from tailwise.spectrum.metrics.facts import Spectra, measure
 from tailwise.spectrum.other_laws import rivals
 from tailwise.spectrum.spectrum import Spectrum
 

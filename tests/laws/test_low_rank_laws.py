@@ -8,10 +8,9 @@ import torch
 
 import tailwise as tw
 from tailwise.core.recipe import Recipe
-from tailwise.spectrum.metrics.facts import Spectra
-from tailwise.spectrum.metrics.measure import measure
+from tailwise.spectrum.metrics.facts import Spectra, measure
 from tailwise.spectrum.solve import solve
-from tailwise.spectrum.solvers.row_blocks import DenseMatrix
+from tailwise.spectrum.solvers.gram import DenseMatrix
 from tailwise.spectrum.spectrum import Spectrum
 
 RECIPE = Recipe(baseline_replicas=2)

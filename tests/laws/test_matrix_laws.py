@@ -11,8 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tailwise.core.recipe import Recipe
-from tailwise.spectrum.metrics.facts import Spectra
-from tailwise.spectrum.metrics.measure import measure
+from tailwise.spectrum.metrics.facts import Spectra, measure
 from tailwise.spectrum.power_law import ESTIMATORS, EVALS_THRESHOLD, fit_tail
 from tailwise.spectrum.solve import solve
 from tailwise.spectrum.spectrum import Spectrum, pool

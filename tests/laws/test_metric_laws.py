@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailwise.core.recipe import Recipe
-from tailwise.spectrum.metrics.erg import detX_delta, detX_num, detX_val
-from tailwise.spectrum.metrics.facts import Facts, Spectra
-from tailwise.spectrum.metrics.measure import measure
+from tailwise.spectrum.metrics.bulk import detX_delta, detX_num, detX_val
+from tailwise.spectrum.metrics.facts import Facts, Spectra, measure
 from tailwise.spectrum.metrics.randomized import one_minus_rd, rand_distance, ww_maxdist, ww_softrank
 from tailwise.spectrum.power_law import fit_tail
 from tailwise.spectrum.spectrum import Spectrum

@@ -16,8 +16,7 @@ import torch
 from tailwise.spectrum.solve import solve
 from tailwise.spectrum.solvers import on_cpu, symmetric, tridiagonal, two_stage
 from tailwise.spectrum.solvers.gpu_streams import finish, finish_stream
-from tailwise.spectrum.solvers.gram import gram
-from tailwise.spectrum.solvers.row_blocks import DenseMatrix
+from tailwise.spectrum.solvers.gram import DenseMatrix, gram
 from tailwise.spectrum.solvers.symmetric import MANY, SOLVERS, SolverChoice, candidates, measured, size_class
 from tailwise.spectrum.solvers.together import Together
 

@@ -8,7 +8,7 @@ import torch
 
 from tailwise.spectrum.baseline import permuted_spectrum, window_spectrum
 from tailwise.spectrum.solve import solve
-from tailwise.spectrum.solvers.row_blocks import DenseMatrix, RowBlocks
+from tailwise.spectrum.solvers.gram import DenseMatrix, RowBlocks
 
 RNG = np.random.default_rng(6)
 

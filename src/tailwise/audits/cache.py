@@ -11,19 +11,21 @@ import io
 import json
 import os
 import tempfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from tailwise.core.errors import TailwiseError, UnreadableError
 from tailwise.core.locks import held
-from tailwise.core.recipe import RunOptions, digest_of
+from tailwise.core.recipe import Recipe, RunOptions, digest_of
 from tailwise.core.storage import get, is_url, joined, json_of, put
+from tailwise.spectrum.metrics.facts import gaussian_baseline, window_shape
 from tailwise.spectrum.spectrum import Spectrum
 
 #: Raised when a solver changes its numbers, or what a spectrum says beside them: older entries are then left alone.
@@ -183,3 +185,49 @@ class Carried(Cache):
     def keep_note(self, kind: str, key: str, value: Any) -> None:
         """See `Cache`."""
         self.notes[kind, key] = value
+
+
+class Baselines:
+    """Noise of each shape, computed once per shape and kept in the cache."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._known: dict[str, Mapping[str, tuple[float, float]]] = {}
+        self._locks: dict[str, threading.Lock] = {}
+        self._guard = threading.Lock()
+
+    def __call__(self, rows: int, cols: int, slices: int, recipe: Recipe) -> Mapping[str, tuple[float, float]]:
+        """As `gaussian_baseline`."""
+        key = baseline_key(rows, cols, slices, recipe)
+        with self._guard:
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            if key not in self._known:
+                self._known[key] = self._find(key, rows, cols, slices, recipe)
+            return self._known[key]
+
+    def _find(self, key: str, rows: int, cols: int, slices: int, recipe: Recipe) -> Mapping[str, tuple[float, float]]:
+        stored = self._cache.note("baselines", key)
+        if _is_baseline(stored):
+            return {name: (mean, sd) for name, (mean, sd) in stored.items()}
+        computed = gaussian_baseline(rows, cols, slices, recipe)
+        self._cache.keep_note("baselines", key, dict(computed))
+        return computed
+
+
+def baseline_key(rows: int, cols: int, slices: int, recipe: Recipe) -> str:
+    """Where the noise of a shape is kept, as a note of the kind `baselines`."""
+    shape = [max(rows, cols), min(rows, cols), slices, window_shape(recipe, rows, cols)]
+    fits = [recipe.estimator, recipe.hill_estimator, recipe.k_frac, recipe.max_fingers]
+    return key_of("baseline", shape, fits, recipe.baseline_replicas, recipe.farms_windows, recipe.seed)
+
+
+def _is_baseline(stored: object) -> TypeGuard[dict[str, list[float]]]:
+    return (
+        isinstance(stored, dict)
+        and set(stored) == {"alpha", "alpha_hill", "singular_entropy"}
+        and all(
+            isinstance(pair, list) and len(pair) == 2 and all(isinstance(number, float) for number in pair)
+            for pair in stored.values()
+        )
+    )

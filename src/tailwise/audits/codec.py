@@ -24,8 +24,7 @@ from tailwise.audits.checked import SPECTRA, check_provenance, check_rows, check
 from tailwise.audits.table import FACTS, ORIGIN
 from tailwise.core.atomic import could_not_write, write_whole
 from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
-from tailwise.core.room import ensure_room
-from tailwise.core.storage import exists, get, is_url, joined, json_of, open_regular, put, read_bytes
+from tailwise.core.storage import ensure_room, exists, get, is_url, joined, json_of, open_regular, put, read_bytes
 from tailwise.spectrum.spectrum import Spectrum
 
 FORMAT = 1

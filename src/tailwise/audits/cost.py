@@ -19,14 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tailwise.audits.baselines import Baselines
-from tailwise.audits.cache import Cache, key_of
+from tailwise.audits.cache import Baselines, Cache, key_of
 from tailwise.audits.work import Worker
-from tailwise.core.execution.device import checked_device
-from tailwise.core.execution.executor import default_workers
+from tailwise.core.execution.executor import checked_device, default_workers
 from tailwise.core.recipe import Recipe
-from tailwise.spectrum.metrics.facts import Facts, Spectra, gaussian_baseline
-from tailwise.spectrum.metrics.measure import metrics_of
+from tailwise.spectrum.metrics.facts import Facts, Spectra, gaussian_baseline, metrics_of
 from tailwise.spectrum.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -140,7 +137,7 @@ def _each(bare: Rates, recipe: Recipe) -> list[float]:
     import torch
     from safetensors.torch import save_file
 
-    from tailwise.audits.baselines import Baselines
+    from tailwise.audits.cache import Baselines
     from tailwise.audits.prepare import prepare
     from tailwise.audits.work import Worker
     from tailwise.checkpoints.open import open_checkpoint
@@ -166,8 +163,7 @@ def _point(m: int, recipe: Recipe, device: str) -> list[float]:
     """Rates of product and reduction, and seconds of metrics and baseline, at one size."""
     import torch
 
-    from tailwise.spectrum.solvers.gram import eigenvalues_of, gram
-    from tailwise.spectrum.solvers.row_blocks import DenseMatrix
+    from tailwise.spectrum.solvers.gram import DenseMatrix, eigenvalues_of, gram
 
     n, where = _ASPECT * m, torch.device(device)
     matrix = DenseMatrix(torch.randn(n, m, generator=torch.Generator().manual_seed(m)))

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
-from tailwise.audits.content import HashedMatrix
-from tailwise.audits.work import HOLD_BYTES
+from tailwise.audits.work import HOLD_BYTES, HashedMatrix
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, group, load
 from tailwise.checkpoints.open import open_checkpoint
@@ -21,13 +20,11 @@ from tailwise.core.execution.executor import default_workers, map_unordered
 from tailwise.core.recipe import Recipe
 from tailwise.judging.compare.compare_audits import compare
 from tailwise.judging.compare.comparison import Comparison, LayerDelta
-from tailwise.spectrum.metrics.facts import Facts, Spectra
-from tailwise.spectrum.metrics.measure import metrics_of, selected
-from tailwise.spectrum.rounding_noise import edge, unit_of
+from tailwise.spectrum.metrics.facts import Facts, Spectra, metrics_of, selected
 from tailwise.spectrum.solve import solve
-from tailwise.spectrum.solvers.gram import gram
-from tailwise.spectrum.solvers.row_blocks import RowBlocks, long_side_blocks
+from tailwise.spectrum.solvers.gram import RowBlocks, gram, long_side_blocks
 from tailwise.spectrum.spectrum import Spectrum, pool
+from tailwise.spectrum.trust import edge, unit_of
 
 if TYPE_CHECKING:
     from tailwise.audits.run import Model

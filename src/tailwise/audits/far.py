@@ -16,17 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.audits.audit import Layer, LayerRow
-from tailwise.audits.baselines import Baselines, baseline_key
-from tailwise.audits.cache import Cache, Carried
+from tailwise.audits.cache import Baselines, Cache, Carried, baseline_key
 from tailwise.audits.prepare import Prepared
 from tailwise.audits.work import Worker, failure, row_of
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource
 from tailwise.core.errors import TailwiseError, UnreachableError
-from tailwise.core.execution.device import checked_device
 from tailwise.core.execution.engine import Engine
-from tailwise.core.execution.executor import default_workers, map_unordered
-from tailwise.core.execution.one_thread import one_thread
+from tailwise.core.execution.executor import checked_device, default_workers, map_unordered, one_thread
 from tailwise.core.execution.spread import SpreadWork, patience_of, spread
 from tailwise.core.recipe import Recipe
 

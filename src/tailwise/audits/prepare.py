@@ -11,7 +11,7 @@ from tailwise.checkpoints.matrices import MatrixSource, Unmeasured, group
 from tailwise.checkpoints.roles import ROLES
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.recipe import Recipe, RunOptions
-from tailwise.spectrum.metrics.measure import completed, selected
+from tailwise.spectrum.metrics.facts import completed, selected
 from tailwise.spectrum.power_law import ESTIMATORS
 
 #: Working memory beside the matrices: converted blocks of the contraction.

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
-from tailwise.audits.baselines import Baselines
-from tailwise.audits.cache import Cache
+from tailwise.audits.cache import Baselines, Cache
 from tailwise.audits.far import measured_far
 from tailwise.audits.prepare import Prepared, Selection, prepare
 from tailwise.audits.work import Worker
@@ -25,11 +24,10 @@ from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import unknown_name
-from tailwise.core.execution.device import checked_device
 from tailwise.core.execution.engine import check_executor, engine_of, is_near
-from tailwise.core.execution.executor import default_workers, map_unordered
+from tailwise.core.execution.executor import checked_device, default_workers, map_unordered
 from tailwise.core.recipe import ConvMode, Precision, Recipe, RunOptions
-from tailwise.core.room import ensure_room
+from tailwise.core.storage import ensure_room
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from tailwise.checkpoints.dims import Dims
+from tailwise.checkpoints.checkpoint import Dims
 from tailwise.checkpoints.orientation import stack_has_inputs_first
 from tailwise.checkpoints.views import RowRange, TensorView, whole
 

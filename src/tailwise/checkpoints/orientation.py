@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from tailwise.checkpoints.dims import Dims, dims_for
+from tailwise.checkpoints.checkpoint import Dims, dims_for
 from tailwise.checkpoints.roles import ROLES
 
 if TYPE_CHECKING:

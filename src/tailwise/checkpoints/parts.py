@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.dims import Dims, dims_for, tower_of
+from tailwise.checkpoints.checkpoint import Dims, dims_for, tower_of
 from tailwise.checkpoints.fused import (
     Part,
     halves,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import stat
@@ -230,3 +231,22 @@ def _keeps_objects(fs: Any) -> bool:
     """Whether the store has keys and no folders."""
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
     return not {"s3", "gs", "gcs", "abfs", "az"}.isdisjoint(protocols)
+
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+#: What Arrow, torch and LAPACK take beside the data: pools, stacks of threads, workspaces.
+_BESIDE = 128 << 20
+
+
+def ensure_room(nbytes: int = 0) -> None:
+    """`MemoryError` where a limit of addresses (`ulimit -v`, a batch system's) leaves no room for `nbytes` and more."""
+    if resource is None or resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        return
+    try:
+        mmap.mmap(-1, _BESIDE + nbytes).close()
+    except OSError as error:
+        raise MemoryError(f"no room for {(_BESIDE + nbytes) >> 20} MiB") from error

@@ -15,7 +15,7 @@ from scipy.linalg import eigvalsh_tridiagonal
 
 from tailwise.core.recipe import Precision
 from tailwise.spectrum.solve import solve
-from tailwise.spectrum.solvers.row_blocks import RowBlocks, gather
+from tailwise.spectrum.solvers.gram import RowBlocks, gather
 from tailwise.spectrum.spectrum import Spectrum, pool
 
 

@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from tailwise.core.recipe import Precision
-from tailwise.spectrum.solvers.gram import Reduce, eigenvalues_of, gram
-from tailwise.spectrum.solvers.row_blocks import BLOCK_BYTES, DenseMatrix, RowBlocks
+from tailwise.spectrum.solvers.gram import BLOCK_BYTES, DenseMatrix, Reduce, RowBlocks, eigenvalues_of, gram
 from tailwise.spectrum.solvers.svd import factor_singular_values, singular_values
 from tailwise.spectrum.spectrum import Spectrum
 

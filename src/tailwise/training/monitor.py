@@ -14,7 +14,7 @@ from tailwise.core.errors import UsageError
 from tailwise.core.recipe import Recipe
 from tailwise.history.point import RULES, Alarm
 from tailwise.history.queued import open_writer
-from tailwise.spectrum.metrics.measure import completed
+from tailwise.spectrum.metrics.facts import completed
 from tailwise.training.alarms import Alarms
 from tailwise.training.emitter import CheapJob, Emitter, Outlet
 from tailwise.training.faults import Faults, logger

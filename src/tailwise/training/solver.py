@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tailwise.audits.audit import LayerRow
-from tailwise.audits.baselines import Baselines
-from tailwise.audits.cache import Cache
+from tailwise.audits.cache import Baselines, Cache
 from tailwise.audits.work import Worker, failure
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, load

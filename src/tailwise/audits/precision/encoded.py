@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from tailwise.number_formats.number_format import NumberFormat, Quantized, Reach, chunks
-from tailwise.spectrum.solvers.row_blocks import DenseMatrix
+from tailwise.spectrum.solvers.gram import DenseMatrix
 
 #: Sums of squares in float32 outside of this may have lost entries to underflow, or be infinite.
 _SAFE = (1e-25, 1e35)

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from tailwise.audits.cache import Cache, key_of
-from tailwise.audits.content import HashedMatrix
 from tailwise.audits.precision.encoded import Damage, EncodedMatrix
+from tailwise.audits.work import HashedMatrix
 from tailwise.checkpoints.matrices import WeightMatrix
 from tailwise.core.recipe import Precision
 from tailwise.number_formats.number_format import NumberFormat, Reach
 from tailwise.spectrum.solve import NotFiniteError, solve
+from tailwise.spectrum.solvers.gram import RowBlocks, gather
 from tailwise.spectrum.solvers.leading import Apply, leading_directions, symmetric_product
-from tailwise.spectrum.solvers.row_blocks import RowBlocks, gather
 from tailwise.spectrum.spectrum import Spectrum
 
 #: Raised when a codec or a measure of the weights changes its numbers.

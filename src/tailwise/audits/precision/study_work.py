@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tailwise.audits.baselines import Baselines
-from tailwise.audits.cache import key_of
+from tailwise.audits.cache import Baselines, key_of
 from tailwise.audits.precision.encoded import Damage
 from tailwise.audits.precision.loaded import LoadedMatrix, LoadRangeError, Means
 from tailwise.audits.precision.study import NOT_FINITE, LayerStudy, Reading
@@ -22,12 +21,11 @@ from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.core.recipe import Recipe
 from tailwise.number_formats.number_format import NumberFormat
-from tailwise.spectrum.metrics.facts import Facts, Spectra, fit
-from tailwise.spectrum.metrics.measure import metrics_of
+from tailwise.spectrum.metrics.facts import Facts, Spectra, fit, metrics_of
 from tailwise.spectrum.power_law import TailFit
-from tailwise.spectrum.rounding_noise import resolved, unit_of, unit_of_format
 from tailwise.spectrum.solve import NotFiniteError
 from tailwise.spectrum.spectrum import Spectrum, pool
+from tailwise.spectrum.trust import resolved, unit_of, unit_of_format
 
 
 @dataclass

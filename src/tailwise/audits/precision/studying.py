@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Unpack
 
-from tailwise.audits.baselines import Baselines
-from tailwise.audits.cache import Cache
+from tailwise.audits.cache import Baselines, Cache
 from tailwise.audits.precision.loaded import LOAD_DTYPES, Means
 from tailwise.audits.precision.study import LayerStudy, PrecisionStudy
 from tailwise.audits.precision.study_work import StudyWorker
@@ -20,8 +19,7 @@ from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.orientation import KEEPS_ORDER, in_order
 from tailwise.core.errors import UsageError, unknown_name
-from tailwise.core.execution.device import checked_device
-from tailwise.core.execution.executor import default_workers, map_unordered
+from tailwise.core.execution.executor import checked_device, default_workers, map_unordered
 from tailwise.number_formats.formats import parse_format
 from tailwise.spectrum.metrics.metric import METRICS
 

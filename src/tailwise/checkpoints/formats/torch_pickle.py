@@ -18,10 +18,9 @@ from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_a
 from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.checkpoint import TensorSpec, torch_dtype
 from tailwise.checkpoints.formats.common import TensorStore
-from tailwise.checkpoints.formats.memory import is_array, shared_names, spec_of
+from tailwise.checkpoints.formats.memory import decoded, is_array, kinds_of, shared_names, spec_of
 from tailwise.checkpoints.formats.pickle_bounds import check_extent, check_file, stored_as_is
 from tailwise.checkpoints.formats.saved import find_tensors
-from tailwise.checkpoints.formats.tensor_kinds import decoded, kinds_of
 from tailwise.checkpoints.formats.torchscript import is_torchscript, read_torchscript
 from tailwise.core.errors import UnreadableError, UnsafeError, lacks_memory
 from tailwise.core.storage import open_regular

@@ -27,7 +27,7 @@ from tailwise.compression.plans.plan import Plan
 from tailwise.compression.treating.applied import Applied, read_back
 from tailwise.compression.treating.journal import digest_of_inputs, key_of_run
 from tailwise.core.errors import UsageError
-from tailwise.core.execution.device import checked_device
+from tailwise.core.execution.executor import checked_device
 from tailwise.models.evaluation.gguf_files import gguf_file_of
 from tailwise.models.walking.gguf_source import for_folder, unpacked
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tailwise.audits.cache import Cache, key_of
-from tailwise.audits.content import HashedMatrix
 from tailwise.audits.prepare import Selection, prepare
+from tailwise.audits.work import HashedMatrix
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.compression.plans.plan import Plan

@@ -8,7 +8,7 @@ from collections import Counter
 from importlib import import_module
 from typing import Any
 
-from tailwise.checkpoints.dims import tower_of
+from tailwise.checkpoints.checkpoint import tower_of
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.gguf_types import REST, GgufType, gguf_type
 from tailwise.compression.export.meaning import Refusals

@@ -19,8 +19,7 @@ from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.recipe import Recipe
 from tailwise.spectrum.metrics.facts import fit
 from tailwise.spectrum.power_law import TailFit
-from tailwise.spectrum.rounding_noise import resolved, unit_of
-from tailwise.spectrum.trust import SEARCHED, doubt_of_tail
+from tailwise.spectrum.trust import SEARCHED, doubt_of_tail, resolved, unit_of
 
 #: Kinds of matrix that the operators work on.
 KINDS = frozenset({"dense", "conv", "expert"})

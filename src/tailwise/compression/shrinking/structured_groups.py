@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from tailwise.checkpoints.dims import Dims, dims_for
+from tailwise.checkpoints.checkpoint import Dims, dims_for
 from tailwise.checkpoints.fused import qkv_ranges
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan

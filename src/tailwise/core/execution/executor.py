@@ -13,6 +13,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
+from tailwise.core.errors import UsageError
+
 if TYPE_CHECKING:
     import torch
 
@@ -93,3 +95,41 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     if device not in streams:
         streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     return streams[device]
+
+
+def checked_device(device: str) -> str:
+    """`device`, if torch knows it and it is there; `UsageError` otherwise."""
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UsageError(f"{device!r} is not a device", fix="use cpu, cuda or cuda:0") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError("there is no CUDA device here", fix="use --device cpu")
+    return device
+
+
+_GUARD = threading.Lock()
+#: How many are within, and the setting that the last of them gives back.
+_WITHIN: list[int] = []
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch's kernels on the calling thread alone; the setting comes back when nobody is within any more.
+
+    The setting is partly the process's: given back while another task is under way, it would change how that one adds.
+    """
+    import torch
+
+    with _GUARD:
+        _WITHIN.append(_WITHIN[0] if _WITHIN else torch.get_num_threads())
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        with _GUARD:
+            before = _WITHIN.pop()
+            if not _WITHIN:
+                torch.set_num_threads(before)

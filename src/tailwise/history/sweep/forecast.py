@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tailwise.audits.baselines import Baselines
-from tailwise.audits.cache import Cache
+from tailwise.audits.cache import Baselines, Cache
 from tailwise.audits.cost import rates, shape_of
 from tailwise.audits.prepare import Prepared, Selection, prepare
 from tailwise.audits.work import Worker

@@ -26,7 +26,7 @@ from tailwise.core.recipe import Recipe
 from tailwise.core.storage import exists, get, is_url, joined, json_of, read_bytes
 from tailwise.judging.compare.ranking import ModelNumbers
 from tailwise.judging.compare.summary import SUMMARIES
-from tailwise.spectrum.metrics.measure import selected
+from tailwise.spectrum.metrics.facts import selected
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit

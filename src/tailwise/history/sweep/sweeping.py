@@ -14,8 +14,8 @@ from typing import Any
 from tailwise.audits.prepare import Selection, checked
 from tailwise.audits.run import Progress, split_settings
 from tailwise.core.errors import UsageError
-from tailwise.core.execution.device import checked_device
 from tailwise.core.execution.engine import check_executor, is_near
+from tailwise.core.execution.executor import checked_device
 from tailwise.core.recipe import Recipe
 from tailwise.core.storage import is_url
 from tailwise.history.sweep.catalogue import Catalogue, ClaimedModel

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailwise.core.errors import UnreadableError, UsageError
-from tailwise.core.execution.device import checked_device
+from tailwise.core.execution.executor import checked_device
 from tailwise.core.storage import json_of, read_text
 from tailwise.models.evaluation.loading import Loaded, address_of
 from tailwise.models.evaluation.own_code import load_error

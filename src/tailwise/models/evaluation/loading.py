@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.hub import parse_hub
 from tailwise.core.errors import UnreadableError, UsageError
-from tailwise.core.execution.device import checked_device
+from tailwise.core.execution.executor import checked_device
 from tailwise.models.evaluation.adapters import base_of, in_words, is_adapter, with_adapter
 from tailwise.models.evaluation.gguf_files import gguf_file_of, told
 from tailwise.models.evaluation.own_code import load_error

@@ -16,7 +16,7 @@ from tailwise.checkpoints.checkpoint import Checkpoint, code_of
 from tailwise.checkpoints.hub import parse_hub
 from tailwise.compression.plans.packed_rows import AS_NUMBERS
 from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
-from tailwise.core.execution.device import checked_device
+from tailwise.core.execution.executor import checked_device
 from tailwise.models.evaluation.gguf_files import told
 from tailwise.models.evaluation.own_code import load_error, needs_code
 from tailwise.models.evaluation.quiet import quiet

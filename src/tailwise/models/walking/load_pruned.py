@@ -19,7 +19,7 @@ from torch import nn
 from tailwise.checkpoints.checkpoint import Checkpoint, torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import UnreadableError, UsageError
-from tailwise.core.execution.device import checked_device
+from tailwise.core.execution.executor import checked_device
 from tailwise.core.storage import json_of, read_text
 from tailwise.models.evaluation.own_code import load_error
 from tailwise.models.evaluation.quiet import quiet

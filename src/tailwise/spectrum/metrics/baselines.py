@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tailwise.spectrum.metrics.entropy import singular_entropy
 from tailwise.spectrum.metrics.metric import metric
+from tailwise.spectrum.metrics.ranks import singular_entropy
 from tailwise.spectrum.power_law import TailFit
 from tailwise.spectrum.spectrum import Spectrum
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,11 +12,12 @@ import numpy as np
 from tailwise.core.recipe import Recipe
 from tailwise.spectrum.baseline import gaussian_spectra, mean_and_sd
 from tailwise.spectrum.marchenko_pastur import Bulk, fit_bulk
-from tailwise.spectrum.metrics.entropy import singular_entropy
+from tailwise.spectrum.metrics.metric import METRICS, Metric
+from tailwise.spectrum.metrics.ranks import singular_entropy
 from tailwise.spectrum.other_laws import Law, Rival, TruncatedFit, fit_truncated, rivals
 from tailwise.spectrum.power_law import TailFit, TailOptions, above_threshold, fit_tail
-from tailwise.spectrum.rounding_noise import UNITS, resolved
 from tailwise.spectrum.spectrum import Spectrum
+from tailwise.spectrum.trust import UNITS, resolved
 
 BaselineLookup = Callable[[int, int, int, Recipe], Mapping[str, tuple[float, float]]]
 
@@ -176,3 +178,59 @@ class Facts:
 
 def _bulk(spectrum: Spectrum) -> Bulk | None:
     return fit_bulk(spectrum.eigenvalues, spectrum.n, spectrum.m)
+
+
+#: Facts that cost more than the rest of the metrics together; only computed where the recipe asks for them.
+_ON_REQUEST = {
+    "permuted": "randomize",
+    "permuted_bulks": "randomize",
+    "permuted_tails": "randomize",
+    "interval": "bootstrap",
+    "rivals": "rivals",
+}
+#: What an option becomes where a metric that needs it is named.
+_SWITCHED_ON: dict[str, int | bool] = {"randomize": 1, "bootstrap": 200, "rivals": True}
+#: Metrics that are computed only when named: slower than all others together.
+_BY_NAME = ("truncated",)
+
+
+def selected(recipe: Recipe) -> list[Metric]:
+    """The metrics of a recipe, in the registry's order.
+
+    Raises `UsageError` for an unknown name, or for one whose inputs the recipe does not provide.
+    """
+    if recipe.metrics:
+        wanted = {name: METRICS[name] for name in recipe.metrics}
+        return [metric for name, metric in METRICS.items() if name in wanted]
+    return [metric for _, metric in METRICS.items() if _is_default(metric, recipe)]
+
+
+def _is_default(metric: Metric, recipe: Recipe) -> bool:
+    if any(need in _BY_NAME for need in metric.needs):
+        return False
+    return all(getattr(recipe, _ON_REQUEST[need]) > 0 for need in metric.needs if need in _ON_REQUEST)
+
+
+def completed(recipe: Recipe) -> Recipe:
+    """The recipe with the options that its named metrics need switched on."""
+    changes: dict[str, int | bool] = {}
+    for name in recipe.metrics:
+        for need in METRICS[name].needs:
+            option = _ON_REQUEST.get(need)
+            if option and getattr(recipe, option) == 0:
+                changes[option] = _SWITCHED_ON[option]
+    return recipe.replace(**changes) if changes else recipe
+
+
+def measure(spectra: Spectra, recipe: Recipe, baseline: BaselineLookup = gaussian_baseline) -> dict[str, float | None]:
+    """Metric name → value; None where the metric is not defined for this spectrum (never NaN, never −1)."""
+    return metrics_of(Facts(spectra, recipe, baseline))
+
+
+def metrics_of(facts: Facts) -> dict[str, float | None]:
+    """As `measure`, on facts that the caller reads too, so that no fit is computed twice."""
+    values: dict[str, float | None] = {}
+    for metric in selected(facts.recipe):
+        value = float(metric.compute(**{need: getattr(facts, need) for need in metric.needs}))
+        values[metric.name] = value if math.isfinite(value) else None
+    return values

@@ -27,7 +27,7 @@ FACTS = (
     "baseline",
 )
 
-_BUILT_IN = ("tail", "rivals", "norms", "ranks", "entropy", "baselines", "bulk", "erg", "randomized")
+_BUILT_IN = ("tail", "rivals", "norms", "ranks", "baselines", "bulk", "randomized")
 
 
 @dataclass(frozen=True)
