@@ -292,7 +292,7 @@ def test_a_far_worker_without_the_folder_measures_solvers_once_for_all_its_matri
     from safetensors.numpy import save_file as save
 
     from inline import Inline
-    from tailwise.audits import far
+    from tailwise.audits import on_engine as far
     from tailwise.audits.work import Worker
     from tailwise.spectrum.solvers import symmetric
 

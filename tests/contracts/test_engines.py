@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 import tailwise as tw
 from clusters import QUIET, Cluster
 from inline import Inline
-from tailwise.audits import far
+from tailwise.audits import on_engine as far
 from tailwise.checkpoints.open import open_checkpoint
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in QUIET]

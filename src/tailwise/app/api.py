@@ -9,10 +9,10 @@ from pydantic import BaseModel
 
 from tailwise.app import chart_json as figures
 from tailwise.app.chart_json import encoded
-from tailwise.app.desk import Desk, desk_of
 from tailwise.app.help_texts import topic, topics
 from tailwise.app.jobs.start import Wish, start
 from tailwise.app.layer_tables import Columns, chosen_columns
+from tailwise.app.page_context import PageContext, context_of
 from tailwise.app.pages.models import layer_rows
 from tailwise.app.pages.training import summary_of
 from tailwise.app.workspace import layers as table
@@ -41,7 +41,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: {"model": Problem, "description": "Nothing has that name"},
 }
 router = APIRouter(prefix="/api", responses=_PROBLEMS)
-Given = Annotated[Desk, Depends(desk_of)]
+Given = Annotated[PageContext, Depends(context_of)]
 Id = Annotated[str, Query(max_length=200)]
 _JSON = "application/json"
 

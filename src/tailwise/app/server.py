@@ -19,10 +19,10 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
 from tailwise.app import api
-from tailwise.app.desk import Desk
 from tailwise.app.guard import Guard, Rate, new_proof
 from tailwise.app.jobs.queue import Queue
 from tailwise.app.overviews import Overviews
+from tailwise.app.page_context import PageContext
 from tailwise.app.pages import assistant, compare, help, jobs, login, models, plans, training  # noqa: A004 - a module
 from tailwise.app.rendering import Pages, static
 from tailwise.app.settings import AppSettings
@@ -49,7 +49,7 @@ def create_app(workspace: Workspace, settings: AppSettings) -> FastAPI:
     queue = Queue(
         settings.state, longest=settings.longest_queue, workers=settings.workers, idle=settings.read_only
     )  # fmt: skip
-    desk = Desk(
+    desk = PageContext(
         workspace, settings, pages, Overviews(workspace, settings.state), Tags(settings.state), queue, Rate(_LOGINS),
         Rate(settings.starts_per_minute), Rate(_QUESTIONS),
     )  # fmt: skip
@@ -148,7 +148,7 @@ def _problem(request: Request, status: int, what: str, where: object = None, fix
     if request.url.path.startswith("/api/"):
         shown = None if where is None else str(where)
         return JSONResponse({"error": what, "where": shown, "fix": fix}, status)
-    desk: Desk = request.app.state.desk
+    desk: PageContext = request.app.state.desk
     values = {"status": status, "what": what, "where": where, "fix": fix}
     if request.headers.get("hx-request") != "true":
         return desk.pages.page(request, "problem.html", values, status)

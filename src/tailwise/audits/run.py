@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
 from tailwise.audits.cache import Baselines, Cache
-from tailwise.audits.far import measured_far
+from tailwise.audits.on_engine import measured_far
 from tailwise.audits.prepare import Prepared, Selection, prepare
 from tailwise.audits.work import Worker
 from tailwise.checkpoints.checkpoint import Checkpoint

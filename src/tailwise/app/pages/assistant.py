@@ -20,8 +20,8 @@ from tailwise.app.assistant.endpoint import Endpoint, forget, load
 from tailwise.app.assistant.events import Answered, Event, Failed, to_json
 from tailwise.app.assistant.prompt import system_prompt
 from tailwise.app.assistant.screen import ShownPage
-from tailwise.app.desk import Desk, desk_of
 from tailwise.app.event_stream import from_a_thread, stream
+from tailwise.app.page_context import PageContext, context_of
 from tailwise.app.settings import is_loopback
 from tailwise.core.errors import TailwiseError, UsageError
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 router = APIRouter(include_in_schema=False)
-Given = Annotated[Desk, Depends(desk_of)]
+Given = Annotated[PageContext, Depends(context_of)]
 Name = Annotated[str, Field(max_length=1000)]
 
 
@@ -77,7 +77,7 @@ async def ask(desk: Given, question: AskedConversation) -> StreamingResponse:
     return stream(from_a_thread(lambda: _events(desk, question), desk.ending))
 
 
-def _events(desk: Desk, question: AskedConversation) -> Iterator[bytes]:
+def _events(desk: PageContext, question: AskedConversation) -> Iterator[bytes]:
     try:
         yield from _answered(desk, question)
     except TailwiseError as error:
@@ -87,7 +87,7 @@ def _events(desk: Desk, question: AskedConversation) -> Iterator[bytes]:
         yield _sent(Failed("something went wrong here", "the server's log says more"))
 
 
-def _answered(desk: Desk, question: AskedConversation) -> Iterator[bytes]:
+def _answered(desk: PageContext, question: AskedConversation) -> Iterator[bytes]:
     screen, endpoint = question.screen.screen(), _endpoint()
     if endpoint is None:
         yield _sent(Answered(answer(question.messages[-1].content, desk.workspace, screen)))
@@ -130,7 +130,7 @@ def settings(request: Request, desk: Given, on: Annotated[OnScreen, Query()]) ->
     return _page(request, desk, on)
 
 
-def _page(request: Request, desk: Desk, on: OnScreen, message: str = "", status: int = 200) -> HTMLResponse:
+def _page(request: Request, desk: PageContext, on: OnScreen, message: str = "", status: int = 200) -> HTMLResponse:
     try:
         endpoint, trouble = _endpoint(), ""
     except TailwiseError as error:
@@ -150,7 +150,7 @@ def _is_kept() -> bool:
         return True
 
 
-def _may_change(desk: Desk) -> bool:
+def _may_change(desk: PageContext) -> bool:
     """Whoever sets the address makes this machine connect there: only its own users may."""
     return not desk.settings.read_only and is_loopback(desk.settings.host)
 
@@ -190,14 +190,14 @@ async def try_it(request: Request, desk: Given) -> HTMLResponse:
     return desk.pages.page(request, "tried.html", {"said": b"".join(said).decode()})
 
 
-def _tried(desk: Desk) -> Iterator[bytes]:
+def _tried(desk: PageContext) -> Iterator[bytes]:
     try:
         yield _tried_words(desk).encode(errors="replace")
     except TailwiseError as error:
         yield str(error).encode(errors="replace")
 
 
-def _tried_words(desk: Desk) -> str:
+def _tried_words(desk: PageContext) -> str:
     endpoint = _endpoint()
     if endpoint is None:
         return "No endpoint is set up."

@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, Field
 
 from tailwise.app.chart_json import ChartPlace
-from tailwise.app.desk import Desk, desk_of
+from tailwise.app.page_context import PageContext, context_of
 from tailwise.core.errors import UsageError
 from tailwise.judging.compare.comparison import Comparison
 from tailwise.judging.compare.summary import SUMMARIES, model_numbers
@@ -18,7 +18,7 @@ from tailwise.report.charts.chart import charts_of
 from tailwise.report.charts.view import short_names
 
 router = APIRouter(include_in_schema=False)
-Given = Annotated[Desk, Depends(desk_of)]
+Given = Annotated[PageContext, Depends(context_of)]
 MOST = 8
 _SIZE = 100
 

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from tailwise.app.chart_json import FAMILIES, HEATS, ChartPlace, chart_named, families, needs, view_of
-from tailwise.app.desk import Desk, desk_of
 from tailwise.app.layer_tables import Columns, chosen_columns, exported
 from tailwise.app.lists import Listing, listed
+from tailwise.app.page_context import PageContext, context_of
 from tailwise.app.workspace import layers as table
 from tailwise.app.workspace import links
 from tailwise.core.errors import UsageError
@@ -19,7 +19,7 @@ from tailwise.report.charts.chart import charts_of
 from tailwise.spectrum.metrics.metric import METRICS
 
 router = APIRouter(include_in_schema=False)
-Given = Annotated[Desk, Depends(desk_of)]
+Given = Annotated[PageContext, Depends(context_of)]
 
 
 @router.get("/")
@@ -59,7 +59,7 @@ def model(request: Request, desk: Given, audit: str, family: str = "alpha") -> H
     return desk.pages.page(request, "model.html", values)
 
 
-def _places(desk: Desk, audit: str, family: str) -> list[ChartPlace]:
+def _places(desk: PageContext, audit: str, family: str) -> list[ChartPlace]:
     view = view_of(desk.workspace, audit)
     found = []
     for chart in families()[family]:
@@ -92,7 +92,7 @@ def chart(request: Request, desk: Given, audit: str, name: str, metric: str | No
     return desk.pages.page(request, "chart.html", values)
 
 
-def layer_rows(desk: Desk, audit: str) -> list[dict[str, Any]]:
+def layer_rows(desk: PageContext, audit: str) -> list[dict[str, Any]]:
     """All rows of an audit, kept."""
     workspace = desk.workspace
     return workspace.keep(audit, "rows", lambda: table.records(workspace.audit(audit), workspace.diagnosis(audit)))

@@ -8,8 +8,8 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from tailwise.app.workspace.audit_memory import AuditMemory
 from tailwise.app.workspace.entry import Kind, WorkspaceEntry
-from tailwise.app.workspace.kept import Kept
 from tailwise.app.workspace.scan import Scanner
 from tailwise.audits.audit import Audit
 from tailwise.core.errors import UnreachableError, UsageError, unknown_name
@@ -50,7 +50,7 @@ class Workspace:
         self._scanner, self._scanning = Scanner(self.roots), threading.Lock()
         self._found: dict[str, WorkspaceEntry] | None = None
         self._scanned, self._took = 0.0, 0.0  # when the last look ended, and how long it took
-        self._kept = Kept()
+        self._kept = AuditMemory()
         # A lock of its own: whoever waits for a store that does not answer keeps nobody from the audits.
         self._connecting = threading.Lock()
         self._history: History | None = None

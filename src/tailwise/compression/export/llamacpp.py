@@ -11,7 +11,7 @@ from typing import Any
 from tailwise.checkpoints.checkpoint import tower_of
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.gguf_types import REST, GgufType, gguf_type
-from tailwise.compression.export.meaning import Refusals
+from tailwise.compression.export.tool_plan import Refusals
 from tailwise.compression.plans.bits import bits_of
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.phrasing import listed

@@ -7,7 +7,7 @@ from typing import Any
 
 from tailwise.compression.export.compressed_tensors import schemes
 from tailwise.compression.export.exporter import Files, exporter
-from tailwise.compression.export.meaning import exactly
+from tailwise.compression.export.tool_plan import exactly
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.patterns import parse_pattern
 from tailwise.compression.plans.phrasing import listed

@@ -8,11 +8,11 @@ from tailwise.audits.audit import Audit
 from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.clock import Clock
-from tailwise.compression.trying.elsewhere import elsewhere
-from tailwise.compression.trying.scored import Court, Say
+from tailwise.compression.trying.scored import LastJudgement, Say
 from tailwise.compression.trying.search_amounts import Amounts
 from tailwise.compression.trying.search_formats import Formats
 from tailwise.compression.trying.stage import StageOptions, stage_of
+from tailwise.compression.trying.trial_tasks import elsewhere
 from tailwise.core.errors import UsageError
 from tailwise.models.evaluation.images import is_classifier
 from tailwise.models.walking.hosts import check_causal
@@ -51,7 +51,9 @@ def planned(
     check_causal_model(audit.model)
     around = made.around()
     with elsewhere(audit.model, around, text) as far:
-        court = Court(stage_of(audit.model, around, text), clock or Clock(DEFAULT_SECONDS), say or silent, far=far)
+        court = LastJudgement(
+            stage_of(audit.model, around, text), clock or Clock(DEFAULT_SECONDS), say or silent, far=far
+        )
         return made.auto(court) if allocator == AUTO else made.measured(court, allocator)
 
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.clock import Clock
-from tailwise.compression.trying.elsewhere import Elsewhere, TrialSettings, Windows
 from tailwise.compression.trying.sensitivity import Variant, variant_losses
 from tailwise.compression.trying.stage import Stage
+from tailwise.compression.trying.trial_tasks import Elsewhere, TrialSettings, Windows
 from tailwise.models.evaluation.intervals import mean_interval
 
 Say = Callable[[str, float], None]  # what is done, fraction of the time
@@ -63,7 +63,7 @@ def _finite(losses: NDArray[np.float64]) -> float:
 
 
 @dataclass
-class Court:
+class LastJudgement:
     """Where plans are tried and judged within a time."""
 
     stage: Stage
@@ -214,7 +214,7 @@ def verdict(kept: Scored, uniform: Scored, unit: str = "a token") -> str:
     return f"{where}: {change:+.4f} nats {unit} against uniform [{low:+.4f}, {high:+.4f}]{clear}"
 
 
-def trials_in_words(court: Court) -> str:
+def trials_in_words(court: LastJudgement) -> str:
     """TrialSettings much was tried, on what."""
     stage = court.stage
     how = "" if court.faithful else ", carried out whole since inputs change much"

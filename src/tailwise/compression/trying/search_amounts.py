@@ -17,7 +17,7 @@ from tailwise.compression.plans.rank_correlation import depth_correlation
 from tailwise.compression.trying.auto import Search, auto
 from tailwise.compression.trying.blend import plan_blend
 from tailwise.compression.trying.refine import Best, refined
-from tailwise.compression.trying.scored import Court, Scored
+from tailwise.compression.trying.scored import LastJudgement, Scored
 from tailwise.compression.trying.sensitivity import levels_of, measured_losses
 
 #: Shares of α and steps of depth that are tried; β as a fraction of what the budget allows.
@@ -64,11 +64,11 @@ class Amounts:
     def check_without_text(self, allocator: str) -> None:
         """Each allocator says itself what it lacks."""
 
-    def auto(self, court: Court) -> Plan:
+    def auto(self, court: LastJudgement) -> Plan:
         """By whatever loses least."""
         return auto(AmountSearch(self, court))
 
-    def measured(self, court: Court, allocator: str) -> Plan:
+    def measured(self, court: LastJudgement, allocator: str) -> Plan:
         """By what a pass over the text says, or many."""
         if allocator == "blend" and "weights" not in self.request.settings:
             return plan_blend(self.audit, self.request, court)
@@ -78,7 +78,7 @@ class Amounts:
         plan = self.by(allocator, {**self.request.settings, **found})
         return plan.replace(notes=(*plan.notes, *stage.notes))
 
-    def _losses(self, court: Court) -> dict[str, Any]:
+    def _losses(self, court: LastJudgement) -> dict[str, Any]:
         def progress(done: int, total: int) -> None:
             court.say(f"measuring tensor {done} of {total}", done / total)
 
@@ -93,7 +93,7 @@ class Amounts:
 class AmountSearch(Search):
     """Uniform, depth, OWL, DLP, every mapping of α, entropy, and what was measured of single tensors."""
 
-    def __init__(self, asked: Amounts, court: Court) -> None:
+    def __init__(self, asked: Amounts, court: LastJudgement) -> None:
         super().__init__(court)
         self.asked, self.request = asked, asked.request
 

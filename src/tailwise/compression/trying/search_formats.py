@@ -21,7 +21,7 @@ from tailwise.compression.trying.auto import Search, auto
 from tailwise.compression.trying.layer_errors import ErrorTables, Table, error_tables
 from tailwise.compression.trying.refine import Best, Losses, refined_formats
 from tailwise.compression.trying.rise import ends, plan_within_rise
-from tailwise.compression.trying.scored import Court, Scored
+from tailwise.compression.trying.scored import LastJudgement, Scored
 from tailwise.compression.trying.sensitivity import Variant
 from tailwise.core.errors import UsageError
 
@@ -66,13 +66,13 @@ class Formats:
             what = "a rise of perplexity" if self.request.rise is not None else allocator
             raise UsageError(f"{what} is measured on text, and there is none", fix="give --calibration TEXT")
 
-    def auto(self, court: Court) -> Plan:
+    def auto(self, court: LastJudgement) -> Plan:
         """By whatever loses least."""
         if self.request.rise is not None:
             return self._within_rise(court)
         return auto(FormatSearch(self, court))
 
-    def measured(self, court: Court, allocator: str) -> Plan:
+    def measured(self, court: LastJudgement, allocator: str) -> Plan:
         """By what was measured of each tensor in each format; within a rise, by any allocator."""
         if self.request.rise is not None:
 
@@ -91,7 +91,7 @@ class Formats:
         plan = plan_quantize(self.audit, replace(self.request, allocator=allocator, settings={"losses": losses}))
         return plan.replace(notes=(*plan.notes, *court.stage.notes))
 
-    def _within_rise(self, court: Court) -> Plan:
+    def _within_rise(self, court: LastJudgement) -> Plan:
         formats = [item.name for item in parsed_formats(self.request.formats)]
         errors = error_tables(court.stage, self.around(), formats).output
 
@@ -108,7 +108,7 @@ class Formats:
 class FormatSearch(Search):
     """Uniform, depth, α by percentile, AlphaQ with several γ, and knapsacks over measured errors and losses."""
 
-    def __init__(self, made: Formats, court: Court) -> None:
+    def __init__(self, made: Formats, court: LastJudgement) -> None:
         super().__init__(court)
         self.audit, self.request = made.audit, made.request
         bare = replace(made.request, allocator="uniform", settings={})
@@ -249,7 +249,7 @@ def variants_of(choices: Choices, around: Plan) -> list[Variant]:
     return found
 
 
-def measured_formats(court: Court, choices: Choices, around: Plan, windows: torch.Tensor) -> Table:
+def measured_formats(court: LastJudgement, choices: Choices, around: Plan, windows: torch.Tensor) -> Table:
     """(tensor, format) → change of loss when its group has this format; the first tensor of a group has it all."""
 
     def swept(done: int, total: int) -> None:

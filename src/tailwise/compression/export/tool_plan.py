@@ -85,10 +85,10 @@ class Refusals:
         )
 
 
-def said(plan: Plan, tool: str, takes: str, say: Callable[[NumberFormat, Decision], T | None]) -> ToolPlan[T]:
+def plan_for_tool(plan: Plan, tool: str, takes: str, say: Callable[[NumberFormat, Decision], T | None]) -> ToolPlan[T]:
     """What `say` makes of every quantized layer's format; None is a refusal.
 
-    One `UsageError` for all that cannot be said, and one where nothing is left to quantize.
+    One `UsageError` for all that cannot be plan_for_tool, and one where nothing is left to quantize.
     """
     refusals, layers, kept = Refusals(tool, takes), dict[str, T](), []
     for decision in plan:

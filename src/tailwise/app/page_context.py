@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Desk:
+class PageContext:
     """Everything that a request may need."""
 
     workspace: Workspace
@@ -43,7 +43,7 @@ class Desk:
             raise UsageError("this server is read-only", fix="start it without --read-only")
 
 
-def desk_of(request: Request) -> Desk:
+def context_of(request: Request) -> PageContext:
     """The desk of the app that a request came to."""
-    found: Desk = request.app.state.desk
+    found: PageContext = request.app.state.desk
     return found

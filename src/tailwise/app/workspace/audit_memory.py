@@ -14,7 +14,7 @@ _BYTES = 1 << 30  # charts as they are, and what is made of a file as the file: 
 _SMALL = 1 << 14  # what anything else is taken to weigh
 
 
-class Kept:
+class AuditMemory:
     """Values by key, the ones that were not asked for longest dropped first. May be used by several threads."""
 
     def __init__(self, *, most: int = _MOST, nbytes: int = _BYTES) -> None:
