@@ -30,9 +30,9 @@ from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
-from tailwise.compression.operators.operator import Activations
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
+from tailwise.models.activations import Activations
 from tailwise.models.walking.calibrate import sample_windows
 from tailwise.models.walking.hosts import load_host
 from tailwise.models.walking.statistics import of_group

@@ -14,8 +14,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tailwise.audits.audit import Audit, Layer, LayerRow
+    from tailwise.audits.audit import Audit
     from tailwise.audits.prepare import Prepared, prepare
+    from tailwise.audits.rows import Layer, LayerRow
     from tailwise.audits.run import audit
     from tailwise.audits.single import alpha_hill, esd, singular_entropy, stable_rank
     from tailwise.checkpoints.checkpoint import Checkpoint
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tailwise.judging.gates.checking import check
     from tailwise.models.evaluation.evaluate import evaluate
     from tailwise.models.walking.load_pruned import load_pruned
+    from tailwise.report.render import plot
     from tailwise.spectrum.metrics.metric import METRICS, metric
     from tailwise.spectrum.power_law import TailFit, fit_tail
     from tailwise.spectrum.spectrum import Spectrum
@@ -40,8 +42,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Audit": "tailwise.audits.audit",
     "Checkpoint": "tailwise.checkpoints.checkpoint",
-    "Layer": "tailwise.audits.audit",
-    "LayerRow": "tailwise.audits.audit",
+    "Layer": "tailwise.audits.rows",
+    "LayerRow": "tailwise.audits.rows",
     "METRICS": "tailwise.spectrum.metrics.metric",
     "Monitor": "tailwise.training.monitor",
     "Prepared": "tailwise.audits.prepare",
@@ -64,6 +66,7 @@ _HOMES = {
     "load_pruned": "tailwise.models.walking.load_pruned",
     "metric": "tailwise.spectrum.metrics.metric",
     "open_checkpoint": "tailwise.checkpoints.open",
+    "plot": "tailwise.report.render",
     "prepare": "tailwise.audits.prepare",
     "rank": "tailwise.judging.compare.ranking",
     "singular_entropy": "tailwise.audits.single",
@@ -77,7 +80,7 @@ __all__ = [
     "METRICS", "Audit", "Checkpoint", "Layer", "LayerRow", "Monitor", "Prepared", "Recipe", "RunOptions", "Spectrum",
     "TailFit", "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "apply", "audit",
     "check", "compare", "diagnose", "esd", "evaluate", "fit_tail", "load_pruned", "metric", "open_checkpoint",
-    "prepare", "rank", "singular_entropy", "stable_rank",
+    "plot", "prepare", "rank", "singular_entropy", "stable_rank",
 ]  # fmt: skip
 
 

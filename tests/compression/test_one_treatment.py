@@ -7,13 +7,12 @@ import torch
 from tiny_models import inputs_for, saved
 
 from tailwise.audits.run import audit
-from tailwise.checkpoints.checkpoint import torch_dtype
+from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_prune, plan_quantize
 from tailwise.compression.making.request import QuantizeRequest, Request
-from tailwise.compression.operators.operator import Activations
 from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.casting import Cast, Then, noted
 from tailwise.compression.plans.combined import combined
@@ -22,6 +21,7 @@ from tailwise.compression.plans.taking import Drop, LowRank, Sparsify, Structure
 from tailwise.compression.plans.treatment import TreatmentSettings
 from tailwise.compression.trying.material import Pictures, Text
 from tailwise.compression.trying.trial import trial_of
+from tailwise.models.activations import Activations
 from tailwise.models.walking.hosts import architecture_of, places_in
 
 transformers = pytest.importorskip("transformers")

@@ -315,5 +315,6 @@ def test_a_head_that_is_tied_is_told_by_its_other_name():
 
 def test_planning_imports_no_torch():
     code = "import sys; import tailwise.compression.making.make; from tailwise.compression.choosing.amounts import " \
-           "ALLOCATORS; list(ALLOCATORS); import tailwise.cli.plan_commands; sys.exit('torch' in sys.modules)"  # fmt: skip
+           "ALLOCATORS; list(ALLOCATORS); import tailwise.cli.plan_commands; " \
+           "sys.exit('torch' in sys.modules)"  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

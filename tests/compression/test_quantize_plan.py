@@ -234,8 +234,8 @@ def test_with_tau_bits_are_shares_of_the_budget_that_fall_as_alpha_rises():
     ]
     levels = np.arange(1.0, 9.0)
     bits = np.array(sizes, dtype=float)[:, None] * levels[None, :]
-    given = Choices(tuple(FormatGroup(item.tensor, (item,)) for item in items), tuple(f"int{k:.0f}" for k in levels), levels,
-                    bits, 4.0 * sum(sizes))  # fmt: skip
+    groups = tuple(FormatGroup(item.tensor, (item,)) for item in items)
+    given = Choices(groups, tuple(f"int{k:.0f}" for k in levels), levels, bits, 4.0 * sum(sizes))
     share = 1 + 0.5 * (1 - 2 * (np.array(alphas) - 2.0) / 4.0)
     wanted = 4.0 * sum(sizes) * share / (np.array(sizes) * share).sum()
     found = ASSIGNERS["alpha"](given, FormatSettings(tau=0.5))

@@ -10,7 +10,7 @@ import torch
 from made_audits import BLOCKS, HEALTHY, NOISE, ROLES, M, audit_of, changed, healthy_rows, name
 
 import tailwise as tw
-from tailwise.audits.audit import LayerRow
+from tailwise.audits.rows import LayerRow
 from tailwise.audits.single import esd
 from tailwise.core.recipe import Recipe
 from tailwise.judging.diagnosis.diagnose import diagnose

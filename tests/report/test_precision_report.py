@@ -404,5 +404,6 @@ def test_the_terminal_stands_a_study_without_layers(small):
 
 
 def test_a_study_is_shown_without_torch():
-    code = "import sys, tailwise.report.precision.page, tailwise.report.precision.precision_terminal; print('torch' in sys.modules)"
+    code = "import sys, tailwise.report.precision.page, tailwise.report.precision.precision_terminal; " \
+           "print('torch' in sys.modules)"  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tailwise.spectrum.baseline import permuted_spectrum, window_spectrum
+from tailwise.spectrum.sampling import permuted_spectrum, window_spectrum
 from tailwise.spectrum.solve import solve
 from tailwise.spectrum.solvers.gram import DenseMatrix, RowBlocks
 

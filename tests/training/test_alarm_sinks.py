@@ -58,7 +58,7 @@ def test_a_web_hook_posts_what_slack_takes(server):
         "TW704 error in run at step 210, since step 200: updates too large: &lt;0.3&gt; &amp;"
     )
     assert body["attachments"][0]["color"] == "danger"
-    assert "remedy: tailwise.training.remedies.AdaptiveClip" in body["attachments"][0]["text"]
+    assert "remedy: tailwise.remedies.AdaptiveClip" in body["attachments"][0]["text"]
     assert (hook.posted, hook.failed) == (1, 0)
 
 

@@ -72,7 +72,7 @@ def _judgement(kind: str, code: str, rule: Rule | AlarmRule, needs: str, limits:
         _parts(
             ("Causes", rule.causes),
             ("What to do", rule.remedies),
-            ("In code", tuple(f"`tailwise.training.remedies.{name}`" for name in rule.functions)),
+            ("In code", tuple(f"`tailwise.remedies.{name}`" for name in rule.functions)),
             ("Thresholds", tuple(f"`{item.name}` {item.value:g} {item.unit}: {item.reason}" for item in mine)),
             ("Needs", needs),
             ("How well it is founded", rule.strength),

@@ -13,19 +13,22 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailwise.audits.audit import MEASURED, Audit, Layer, LayerRow, Provenance
 from tailwise.audits.checked import SPECTRA, check_provenance, check_rows, check_spectra, read_table
+from tailwise.audits.rows import MEASURED, Layer, LayerRow, Provenance
 from tailwise.audits.table import FACTS, ORIGIN
 from tailwise.core.atomic import could_not_write, write_whole
 from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
 from tailwise.core.storage import ensure_room, exists, get, is_url, joined, json_of, open_regular, put, read_bytes
 from tailwise.spectrum.spectrum import Spectrum
+
+if TYPE_CHECKING:
+    from tailwise.audits.audit import Audit
 
 FORMAT = 1
 #: What damaged bytes make the readers raise (zipfile: NotImplementedError for an unknown compression).
@@ -76,8 +79,16 @@ def _not_an_audit(target: Path | str) -> UsageError:
     return UsageError("exists and is not an audit", where=target, fix="choose another name, or remove it first")
 
 
-def load(path: str | Path) -> Audit:
-    """Read an audit, from a path or a URL.
+class AuditParts(NamedTuple):
+    """What an `Audit` is made from."""
+
+    rows: list[LayerRow]
+    layers: dict[str, Layer]
+    provenance: Provenance
+
+
+def load(path: str | Path) -> AuditParts:
+    """Read what an audit is made of, from a path or a URL; `Audit.load` makes it one.
 
     Raises `UnreadableError` where there is none, or it is damaged, or it is newer than this.
     """
@@ -203,7 +214,7 @@ def _entries(layer: Layer) -> list[tuple[str, str, Spectrum]]:
     return [(name, "weights", layer.spectrum), *((name, "permuted", s) for s in layer.permuted), *windows]
 
 
-def _decode(parts: Mapping[str, bytes]) -> Audit:
+def _decode(parts: Mapping[str, bytes]) -> AuditParts:
     provenance = json_of(parts["provenance.json"])
     if provenance.pop("audit_format") != FORMAT:
         raise ValueError("it was written by another version of tailwise; upgrade, or audit the model again")
@@ -220,7 +231,7 @@ def _decode(parts: Mapping[str, bytes]) -> Audit:
         name, kind, spectrum = line
         spectra.setdefault(name, {}).setdefault(kind, []).append(spectrum)
     layers = {row.name: _layer(row, spectra[row.name]) for row in rows if row.measured}
-    return Audit(rows, layers, Provenance(**facts))
+    return AuditParts(rows, layers, Provenance(**facts))
 
 
 def from_parquet(data: bytes) -> pa.Table:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tailwise.audits.audit import Layer, LayerRow
 from tailwise.audits.cache import Baselines, Cache, Carried, baseline_key
 from tailwise.audits.prepare import Prepared
+from tailwise.audits.rows import Layer, LayerRow
 from tailwise.audits.work import Worker, failure, row_of
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource

@@ -15,16 +15,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
-from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
+from tailwise.audits.audit import Audit
 from tailwise.audits.cache import Baselines, Cache
 from tailwise.audits.on_engine import measured_far
 from tailwise.audits.prepare import Prepared, Selection, prepare
+from tailwise.audits.rows import Layer, LayerRow, Provenance
 from tailwise.audits.work import Worker
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import unknown_name
-from tailwise.core.execution.engine import check_executor, engine_of, is_near
+from tailwise.core.execution.engines import check_executor, engine_of, is_near
 from tailwise.core.execution.executor import checked_device, default_workers, map_unordered
 from tailwise.core.recipe import ConvMode, Precision, Recipe, RunOptions
 from tailwise.core.storage import ensure_room

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
 
-    from tailwise.audits.audit import Audit, LayerRow
+    from tailwise.audits.audit import Audit
+    from tailwise.audits.rows import LayerRow
 
 #: Columns of `Audit.table()` before the metrics, in order.
 FACTS = {

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from tailwise.audits.audit import Layer, LayerRow
 from tailwise.audits.cache import Baselines, Cache, key_of
+from tailwise.audits.rows import Layer, LayerRow
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.core.errors import TailwiseError, lacks_memory
 from tailwise.core.execution.executor import own_stream
 from tailwise.core.recipe import Recipe
 from tailwise.core.storage import ensure_room
-from tailwise.spectrum.baseline import permuted_spectrum, window_spectrum
 from tailwise.spectrum.metrics.facts import Facts, Spectra, metrics_of
+from tailwise.spectrum.sampling import permuted_spectrum, window_spectrum
 from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
 from tailwise.spectrum.solvers.gram import BLOCK_BYTES, Reduce
 from tailwise.spectrum.solvers.symmetric import SolverChoice

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from math import prod
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +56,7 @@ class Checkpoint(ABC):
     resident: bool = False  # whether the tensors are in memory already
     revision: str | None = None  # the resolved commit, where the source has one
     metadata: Mapping[str, str]  # free text from the header
+    reopen: Callable[..., Checkpoint] | None = None  # what opens its address again, in another process too
     shared: Mapping[str, str] = MappingProxyType({})  # tied tensors: name → the name that stands first
     module_kinds: Mapping[str, str] = MappingProxyType({})  # module → its class, where the model is live
     module_scales: Mapping[str, Mapping[str, float]] = MappingProxyType({})  # of a live model: module → adapter → alpha
@@ -130,54 +130,6 @@ class Checkpoint(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-#: numpy's (and ml_dtypes') names that are not the code's letters with a number.
-_NUMPY_NAMES = {
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "float8_e8m0fnu": "F8_E8M0",
-    "bfloat16": "BF16",
-    "float16": "F16",
-    "float32": "F32",
-    "float64": "F64",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint64": "U64",
-    "uint32": "U32",
-    "uint16": "U16",
-    "uint8": "U8",
-    "bool": "BOOL",
-    "complex64": "C64",
-}
-
-
-@cache
-def torch_dtypes() -> dict[str, torch.dtype]:
-    """Code to torch dtype, for the codes that the installed torch has a dtype for."""
-    import torch
-
-    return {code: getattr(torch, name) for name, code in _NUMPY_NAMES.items() if hasattr(torch, name)}
-
-
-def torch_dtype(code: str, *, where: str) -> torch.dtype:
-    """The torch dtype of `code`; `UnreadableError` at `where` when there is none."""
-    known = torch_dtypes()
-    if code not in known:
-        raise UnreadableError(
-            f"the dtype {code} is not one that tailwise can read",
-            where=where,
-            fix=f"convert the tensor to one of {', '.join(sorted(DTYPE_BITS))}",
-        )
-    return known[code]
-
-
-def code_of(dtype: Any) -> str:
-    """The code of a torch or numpy dtype; its own name in capitals when the format has no code for it."""
-    name = str(getattr(dtype, "name", dtype)).removeprefix("torch.")
-    return _NUMPY_NAMES.get(name, name.upper())
 
 
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "attention.head_count")

@@ -20,7 +20,7 @@ from tailwise.checkpoints.views import TensorView, ViewMatrix, WeightMatrix, rea
 if TYPE_CHECKING:
     from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 
-__all__ = ["MatrixSource", "Unmeasured", "TensorView", "WeightMatrix", "group", "load"]
+__all__ = ["MatrixSource", "TensorView", "Unmeasured", "WeightMatrix", "group", "load"]
 
 
 @dataclass(frozen=True)

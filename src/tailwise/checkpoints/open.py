@@ -82,6 +82,7 @@ def open_checkpoint(
     opened = _open_files(folder, _weights(folder, file), folder.uri if file is None else os.fspath(uri), part)
     if "adapter_config.json" in folder.names():  # of a tool other than peft, as MLX: it holds the scale
         opened.config = {**opened.config, "adapter_config": _beside(folder, "adapter_config.json")}
+    opened.reopen = open_checkpoint
     return _chosen(opened, part)
 
 
@@ -299,6 +300,7 @@ def _open_adapter(folder: Folder, file: str | None, base: str | None, mode: Lite
         )
     name = file or next(name for name in _ADAPTERS if name in folder.names())
     adapter = _open_files(folder, Weights("", (name,)), folder.uri)
+    adapter.reopen = open_checkpoint
     model = None if base is None else open_checkpoint(base)
     return cast("Checkpoint", PeftCheckpoint.open(adapter, settings, model, mode))
 

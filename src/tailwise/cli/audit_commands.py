@@ -156,7 +156,7 @@ def audit(
     from tailwise.audits.prepare import Selection, prepare
     from tailwise.audits.run import run
     from tailwise.checkpoints.open import open_checkpoint
-    from tailwise.core.execution.engine import check_executor
+    from tailwise.core.execution.engines import check_executor
     from tailwise.core.recipe import Recipe, RunOptions
     from tailwise.report.output_files import check_target
 

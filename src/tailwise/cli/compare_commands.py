@@ -96,7 +96,7 @@ def _check_outputs(outputs: list[str], weights: bool, count: int) -> None:
 def _with_weights(
     found: Comparison, before: Audit, after: Audit, how: tuple[int, str, int | None], outputs: list[str]
 ) -> Comparison:
-    from tailwise.audits.difference import DifferenceOptions, difference
+    from tailwise.judging.compare.difference import DifferenceOptions, difference
 
     result = difference(before, after, comparison=found, options=DifferenceOptions(*how))
     for path in outputs:

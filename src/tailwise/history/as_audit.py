@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import Layer, LayerRow, Provenance
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.history.point import Point
 from tailwise.history.store import History

@@ -49,7 +49,7 @@ class Alarm:
     layers: tuple[str, ...] = ()  # full names; empty: the whole model
     evidence: Mapping[str, float] = field(default_factory=dict)
     since: int | None = None  # the step at which it is believed to have begun
-    remedies: tuple[str, ...] = ()  # names of functions in `tailwise.training.remedies`
+    remedies: tuple[str, ...] = ()  # names of functions in `tailwise.remedies`
 
     @property
     def key(self) -> tuple[str, str, tuple[str, ...]]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from tailwise.audits.audit import LayerRow, Provenance
 from tailwise.audits.codec import from_parquet, row_of
+from tailwise.audits.rows import LayerRow, Provenance
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.storage import json_of
 from tailwise.history.jsonl import from_line, numbers_from

@@ -10,7 +10,8 @@ from types import TracebackType
 
 import pyarrow as pa
 
-from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import LayerRow
 from tailwise.history import prune as pruning
 from tailwise.history import read, write
 from tailwise.history.connect import bring_up_to_date, connect, is_url, reading, shown, store_errors, writing

@@ -67,7 +67,7 @@ def _one(finding: Finding, limit: int) -> RenderableType:
     table = RichTable(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    in_code = tuple(f"tailwise.training.remedies.{name}" for name in finding.functions)
+    in_code = tuple(f"tailwise.remedies.{name}" for name in finding.functions)
     for title, lines in (("causes", finding.causes), ("remedies", finding.remedies), ("in code", in_code)):
         for index, line in enumerate(lines):
             table.add_row(title if index == 0 else "", Text(f"· {line}"))
@@ -103,7 +103,7 @@ def _markdown(found: Diagnosis) -> list[str]:
     lines = [f"# Diagnosis of {found.model}", "", summary(found), ""]
     for finding in found.findings:
         lines += [f"## {finding.severity.upper()} {finding.code} {finding.title}", "", finding.message, ""]
-        in_code = tuple(f"`tailwise.training.remedies.{name}`" for name in finding.functions)
+        in_code = tuple(f"`tailwise.remedies.{name}`" for name in finding.functions)
         for title, items in (("Causes", finding.causes), ("Remedies", finding.remedies), ("In code", in_code)):
             if not items:
                 continue

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tailwise.audits.audit import MEASURED, Audit
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import MEASURED
 from tailwise.audits.table import Table
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError

@@ -106,7 +106,7 @@ def _finding(item: Finding, link: Link) -> str:
         f'<div class="finding {escape(item.severity)}"><h3><span class="tag">{escape(item.code)} · '
         f"{_LEVEL[item.severity]}</span>{escape(item.title)}</h3><p>{message}</p>{_named(item, link)}{_evidence(item)}"
         + _section("What to do", item.remedies)
-        + _section("In code", tuple(f"tailwise.training.remedies.{name}" for name in item.functions))
+        + _section("In code", tuple(f"tailwise.remedies.{name}" for name in item.functions))
         + fold(
             "Possible causes, and where the rule comes from",
             _section("Causes", item.causes) + _section("Sources", item.references) + origin,

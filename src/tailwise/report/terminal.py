@@ -15,7 +15,8 @@ from rich.segment import Segment
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from tailwise.audits.audit import Audit, Layer, LayerRow
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import Layer, LayerRow
 from tailwise.audits.trusted import left_out_words, usable, usable_values
 from tailwise.core.harmless import visible
 from tailwise.report.columns import BRIEF, Column, cell

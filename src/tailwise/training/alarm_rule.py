@@ -46,7 +46,7 @@ class AlarmRule:
     scalars: tuple[str, ...]  # of the whole model
     causes: tuple[str, ...]
     remedies: tuple[str, ...]
-    functions: tuple[str, ...]  # names in `tailwise.training.remedies`
+    functions: tuple[str, ...]  # names in `tailwise.remedies`
     references: tuple[str, ...]
     judge: Callable[[AlarmWatch], Signs]
 

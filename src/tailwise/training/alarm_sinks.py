@@ -98,6 +98,6 @@ def in_words(alarm: Alarm) -> str:
 def for_slack(alarm: Alarm) -> dict[str, Any]:
     """The body of a message to an incoming web hook of Slack."""
     lines = [f"{name}: {value:.4g}" for name, value in alarm.evidence.items()]
-    lines += [f"remedy: tailwise.training.remedies.{name}" for name in alarm.remedies]
+    lines += [f"remedy: tailwise.remedies.{name}" for name in alarm.remedies]
     text = in_words(alarm).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return {"text": text, "attachments": [{"color": _COLOURS[alarm.severity], "text": "\n".join(lines)}]}

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tailwise.audits.audit import LayerRow
 from tailwise.audits.cache import Baselines, Cache
+from tailwise.audits.rows import LayerRow
 from tailwise.audits.work import Worker, failure
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, load

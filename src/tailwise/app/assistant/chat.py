@@ -76,8 +76,8 @@ def chat(
 ) -> Iterator[Event]:
     """Answer the last of `messages` (`role`: user or assistant, `content`), as the model writes it.
 
-    The last event is `Answered` or `Failed`; nothing is raised for what goes wrong at the endpoint. Deltas are the model's
-    own text, to be shown as text; the answer in `Answered` has no links but to pages of the workspace.
+    The last event is `Answered` or `Failed`; nothing is raised for what goes wrong at the endpoint. Deltas are the
+    model's own text, to be shown as text; the answer in `Answered` has no links but to pages of the workspace.
     """
     if missing("openai"):
         yield Failed("a language model is asked through the package openai", 'pip install "tailwise[assistant]"')

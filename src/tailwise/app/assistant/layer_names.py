@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import LayerRow
 
 _BLOCK = re.compile(r"\b(?:layers?|blocks?|blk|h)[\s._#]*(?:no\.?|number)?\s*(\d{1,5})\b", re.IGNORECASE)
 _WORD = re.compile(r"[a-z0-9_]+")

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource, Folder
-from tailwise.checkpoints.checkpoint import DTYPE_BITS, TensorSpec, code_of, torch_dtype
+from tailwise.checkpoints.checkpoint import DTYPE_BITS, TensorSpec
+from tailwise.checkpoints.dtypes import code_of, torch_dtype
 from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.inert import Record, read_inert
 from tailwise.checkpoints.formats.saved import find_tensors

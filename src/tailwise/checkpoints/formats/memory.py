@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.checkpoint import TensorSpec, code_of, torch_dtype
+from tailwise.checkpoints.checkpoint import TensorSpec
+from tailwise.checkpoints.dtypes import code_of, torch_dtype
 from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.wrapped import plain_name, unwrap
 from tailwise.core.errors import UnreadableError, UsageError, lacks_memory

@@ -59,6 +59,7 @@ class PeftCheckpoint(Checkpoint):
         self, adapter: Checkpoint, settings: Mapping[str, Any], base: Checkpoint | None, *, merged: bool
     ) -> None:
         self._adapter, self._base, self._merged = adapter, base, merged
+        self.reopen = adapter.reopen
         found = read_names(adapter, settings)
         if not found.updates:
             raise UnreadableError(

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from tailwise.compression.operators.operator import Activations, OperatorResult, Target
+from tailwise.compression.operators.operator import OperatorResult, Target
 from tailwise.compression.operators.sparsegpt import inverse_factor
 from tailwise.core.errors import UnreadableError
+from tailwise.models.activations import Activations
 from tailwise.number_formats.grid import ValueGrid
 from tailwise.number_formats.number_format import NumberFormat, Reach
 from tailwise.number_formats.scaled import ScaledFormat

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from tailwise.compression.operators.operator import Activations, Amount, OperatorResult
+from tailwise.compression.operators.operator import Amount, OperatorResult
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.models.activations import Activations
 
 DAMPING = 1e-4  # of the mean diagonal of the Hessian, where it is not positive definite by itself
 _MOST_DAMPING = 1.0

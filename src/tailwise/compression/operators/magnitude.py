@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from tailwise.compression.operators.masks import lowest, lowest_in_groups
-from tailwise.compression.operators.operator import Activations, Amount, OperatorResult
+from tailwise.compression.operators.operator import Amount, OperatorResult
+from tailwise.models.activations import Activations
 
 
 def magnitude(W: torch.Tensor, amount: Amount, inputs: Activations) -> OperatorResult:  # noqa: ARG001 - needs none

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.models.activations import Activations, Need
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from tailwise.number_formats.number_format import NumberFormat
 
 Does = Literal["prune", "quantize"]
-Need = Literal["none", "norms", "hessian"]
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,6 @@ class Target:
     format: NumberFormat
     act_order: bool = False  # gptq: columns whose inputs have the most energy first
     keep_zeros: bool = False  # entries that are zero stay zero: the matrix was pruned
-
-
-@dataclass(frozen=True)
-class Activations:
-    """What is known of the inputs of one layer; X is (tokens × in), n the number of windows.
-
-    Both are per window, as in the published code. A constant factor changes nothing but what a dead input counts in
-    the damping of SparseGPT.
-    """
-
-    norms: torch.Tensor | None = None  # (in,) float32: sqrt(Σ X_j² / n)
-    hessian: torch.Tensor | None = None  # (in × in) float32: 2/n · XᵀX
-    tokens: torch.Tensor | None = None  # () int64: rows of X that were not zero throughout, where they were counted
 
 
 @dataclass(frozen=True, eq=False)

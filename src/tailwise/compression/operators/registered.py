@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 
-from tailwise.compression.operators.operator import Does, Need, Operator, Work
+from tailwise.compression.operators.operator import Does, Operator, Work
 from tailwise.core.errors import unknown_name
 from tailwise.core.registry import Registry
+from tailwise.models.activations import Need
 
 _HERE = "tailwise.compression.operators."
 _ALPHA_PRUNING = "Lu et al. 2024, AlphaPruning, arXiv:2410.10912: its code"

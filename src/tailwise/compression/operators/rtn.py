@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from tailwise.compression.operators.operator import Activations, OperatorResult, Target
+from tailwise.compression.operators.operator import OperatorResult, Target
+from tailwise.models.activations import Activations
 
 
 def rtn(W: torch.Tensor, target: Target, inputs: Activations) -> OperatorResult:  # noqa: ARG001 - needs none

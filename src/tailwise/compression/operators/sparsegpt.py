@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from tailwise.compression.operators.masks import lowest, lowest_in_groups
-from tailwise.compression.operators.operator import Activations, Amount, OperatorResult
+from tailwise.compression.operators.operator import Amount, OperatorResult
 from tailwise.core.errors import UnreadableError
+from tailwise.models.activations import Activations
 
 BLOCK = 128  # columns whose mask is chosen at once
 DAMPING = 0.01  # of the mean diagonal of the Hessian

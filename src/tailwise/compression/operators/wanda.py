@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from tailwise.compression.operators.masks import count_of, lowest_in_groups, lowest_in_rows
-from tailwise.compression.operators.operator import Activations, Amount, OperatorResult
+from tailwise.compression.operators.operator import Amount, OperatorResult
+from tailwise.models.activations import Activations
 
 
 def scores_of(W: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec, torch_dtype
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
+from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.roles import classify
 from tailwise.compression.packing.bit_streams import pack_bits
 from tailwise.compression.packing.packing import PackingWork

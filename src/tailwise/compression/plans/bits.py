@@ -12,7 +12,8 @@ from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 
 if TYPE_CHECKING:
-    from tailwise.audits.audit import Audit, LayerRow
+    from tailwise.audits.audit import Audit
+    from tailwise.audits.rows import LayerRow
     from tailwise.compression.plans.candidates import Candidate
     from tailwise.compression.plans.decision import Decision
     from tailwise.compression.plans.entries import Entries

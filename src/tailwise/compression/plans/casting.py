@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tailwise.compression.operators.operator import Activations, Operator, OperatorResult, Target
+from tailwise.compression.operators.operator import Operator, OperatorResult, Target
 from tailwise.compression.plans.patterns import BLOCK, UNSTRUCTURED
 from tailwise.compression.plans.site import Site
 from tailwise.compression.plans.taking import Drop, LowRank, Sparsify, Structured
@@ -19,6 +19,7 @@ from tailwise.compression.plans.treatment import (
     operator_for,
 )
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.models.activations import Activations
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tailwise.audits.audit import LayerRow
+    from tailwise.audits.rows import LayerRow
 
 #: What can be done with a model whose weights are codes, where they must be real numbers.
 AS_NUMBERS = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from tailwise.compression.operators.operator import Activations, Amount, Operator, OperatorResult
+from tailwise.compression.operators.operator import Amount, Operator, OperatorResult
 from tailwise.compression.plans.budget import MOST
 from tailwise.compression.plans.patterns import BLOCK, UNSTRUCTURED, parse_pattern
 from tailwise.compression.plans.site import Site
@@ -23,6 +23,7 @@ from tailwise.compression.plans.treatment import (
     operator_for,
 )
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.models.activations import Activations
 
 if TYPE_CHECKING:
     import torch

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from tailwise.compression.operators.operator import Activations, Need, Operator, OperatorResult
+from tailwise.compression.operators.operator import Operator, OperatorResult
 from tailwise.compression.plans.patterns import UNSTRUCTURED
 from tailwise.compression.plans.site import Site
+from tailwise.models.activations import Activations, Need
 from tailwise.number_formats.grid import ValueGrid
 
 if TYPE_CHECKING:

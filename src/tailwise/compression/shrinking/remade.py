@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec, code_of
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
+from tailwise.checkpoints.dtypes import code_of
 from tailwise.checkpoints.writer import OutputLayout, Shard
 from tailwise.core.errors import UsageError
 

@@ -13,7 +13,6 @@ import torch
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.writer import Change, OutputLayout, write_checkpoint
-from tailwise.compression.operators.operator import Activations, Need
 from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
@@ -36,6 +35,7 @@ from tailwise.compression.treating.block_work import BlockWork, jobs_of
 from tailwise.compression.treating.journal import Journal
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.storage import json_of
+from tailwise.models.activations import Activations, Need
 from tailwise.models.walking.hosts import Host, _empty, architecture_of, separated
 from tailwise.models.walking.load_pruned import PRUNED_FILE, Shapes, reshape
 from tailwise.models.walking.statistics import weight_of

@@ -12,7 +12,6 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from tailwise.compression.operators.operator import Activations, Need
 from tailwise.compression.operators.registered import WITHOUT_DATA
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
@@ -20,6 +19,7 @@ from tailwise.compression.plans.treatment import TreatmentSettings, operator_for
 from tailwise.compression.treating.kept_grids import kept_grids
 from tailwise.compression.treating.treated import treated_layer
 from tailwise.core.errors import UsageError
+from tailwise.models.activations import Activations, Need
 from tailwise.models.walking.experts import ExpertStack
 from tailwise.models.walking.hosts import Host, layer_of
 from tailwise.models.walking.statistics import few_tokens, matrices_of, reaching, weight_of

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.compression.operators.operator import Activations, OperatorResult
+from tailwise.compression.operators.operator import OperatorResult
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import TreatmentSettings
 from tailwise.compression.treating.layer_matrices import as_matrices, from_matrices
 from tailwise.core.errors import TailwiseError
+from tailwise.models.activations import Activations
 from tailwise.models.walking.statistics import matrices_of, reaching, stored_from
 from tailwise.number_formats.grid import ValueGrid
 

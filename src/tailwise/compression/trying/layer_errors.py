@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tailwise.compression.operators.operator import Activations
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.stage import Stage
 from tailwise.compression.trying.trial import MOST_HESSIANS, seen_by
+from tailwise.models.activations import Activations
 from tailwise.number_formats.formats import parse_format
 
 Table = dict[tuple[str, str], float]  # (tensor, format)

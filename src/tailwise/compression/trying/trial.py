@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tailwise.compression.operators.operator import Activations, Need
 from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.how import how_of
@@ -23,6 +22,7 @@ from tailwise.compression.treating.treated import treated_layer, treated_tensor
 from tailwise.compression.trying.material import Material, Text
 from tailwise.compression.trying.prefix import Prefix
 from tailwise.core.errors import UsageError
+from tailwise.models.activations import Activations, Need
 from tailwise.models.walking.calibrate import Inputs
 from tailwise.models.walking.hosts import Host
 from tailwise.models.walking.statistics import is_prunable

@@ -14,7 +14,8 @@ from tailwise.core.errors import TailwiseError, UnreachableError, UnreadableErro
 from tailwise.history.runs.found import FoundCheckpoint, hub_address
 
 if TYPE_CHECKING:
-    from tailwise.audits.audit import Audit, LayerRow, Provenance
+    from tailwise.audits.audit import Audit
+    from tailwise.audits.rows import LayerRow, Provenance
     from tailwise.history.store import History
 
 

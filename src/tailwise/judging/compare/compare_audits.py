@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tailwise.audits.audit import Audit, Layer
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import Layer
 from tailwise.audits.trusted import OF_FIT, doubt_of_fit, estimator_of, value_of
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta, RoleChange

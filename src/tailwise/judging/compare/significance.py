@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import f as fisher
 from scipy.stats import false_discovery_control, norm, wilcoxon
 
-from tailwise.audits.audit import Layer
+from tailwise.audits.rows import Layer
 from tailwise.audits.trusted import value_of
 
 #: Square root of more eigenvalues than any matrix has: a standard error that claims them is none.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from statistics import median
 
-from tailwise.audits.audit import LayerRow
+from tailwise.audits.rows import LayerRow
 from tailwise.judging.diagnosis.case import Case, ratio_to_noise, share_of_noise_rank, value
 from tailwise.judging.diagnosis.finding import Evidence
 from tailwise.judging.diagnosis.medians import Trend, adjusted, against_neighbours, p_above, rising, robust_scale

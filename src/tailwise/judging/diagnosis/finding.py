@@ -37,7 +37,7 @@ class Finding:
     remedies: tuple[str, ...]
     references: tuple[str, ...]
     strength: Strength
-    functions: tuple[str, ...] = ()  # names in `tailwise.training.remedies`
+    functions: tuple[str, ...] = ()  # names in `tailwise.remedies`
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""

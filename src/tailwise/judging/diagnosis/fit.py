@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tailwise.audits.audit import LayerRow
+from tailwise.audits.rows import LayerRow
 from tailwise.judging.diagnosis.case import Case, value
 from tailwise.judging.diagnosis.finding import Evidence
 from tailwise.judging.diagnosis.rule import Cannot, RuleHit, Verdict, rule

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tailwise.audits.audit import LayerRow
+from tailwise.audits.rows import LayerRow
 from tailwise.judging.diagnosis.case import Case, has, value
 from tailwise.judging.diagnosis.finding import Evidence
 from tailwise.judging.diagnosis.rule import Cannot, Partly, RuleHit, Verdict, rule

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from scipy import stats
 
-from tailwise.audits.audit import LayerRow
+from tailwise.audits.rows import LayerRow
 from tailwise.judging.diagnosis.case import Case, value
 from tailwise.judging.diagnosis.wording import evals
 

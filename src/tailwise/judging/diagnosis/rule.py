@@ -64,7 +64,7 @@ class Rule:
     remedies: tuple[str, ...]
     references: tuple[str, ...]
     judge: Callable[[Case], Verdict]
-    functions: tuple[str, ...] = ()  # names in `tailwise.training.remedies` that do what a remedy says
+    functions: tuple[str, ...] = ()  # names in `tailwise.remedies` that do what a remedy says
 
 
 def _load_built_ins() -> None:
@@ -92,8 +92,8 @@ def rule(  # noqa: PLR0913 - a rule has as many parts
 ) -> Callable[[Callable[[Case], Verdict]], Callable[[Case], Verdict]]:
     """Register the decorated function as the rule `code` (two capital letters or more, then three digits).
 
-    The function takes a `Case` and returns `RuleHit`, `Partly`, `Cannot`, or None for nothing found; its docstring is the
-    sign that it looks for. A metric of `needs` that the audit lacks, or another estimator of `alpha` than `estimator`,
+    The function takes a `Case` and returns `RuleHit`, `Partly`, `Cannot`, or None for nothing found; its docstring is
+    the sign that it looks for. A metric of `needs` that the audit lacks, or another estimator of `alpha` than `estimator`,
     is answered "could not look" before the function is called.
     """
     if not re.fullmatch(r"[A-Z]{2,}\d{3}", code):

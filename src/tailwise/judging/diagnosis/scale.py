@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from statistics import median
 
-from tailwise.audits.audit import LayerRow
+from tailwise.audits.rows import LayerRow
 from tailwise.judging.diagnosis.case import Case, value
 from tailwise.judging.diagnosis.finding import Evidence
 from tailwise.judging.diagnosis.medians import robust_scale

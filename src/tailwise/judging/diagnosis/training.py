@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
-from tailwise.audits.audit import LayerRow
+from tailwise.audits.rows import LayerRow
 from tailwise.judging.diagnosis.case import Case, has, ratio_to_noise, value
 from tailwise.judging.diagnosis.finding import Evidence
 from tailwise.judging.diagnosis.medians import adjusted, p_above

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tailwise.audits.audit import LayerRow
+from tailwise.audits.rows import LayerRow
 from tailwise.judging.diagnosis.case import has, value
 
 _READABLE = 100.0  # of an exponent; above, it is the inverse of a scatter

@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from statistics import median
 
-from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import OF_FIT, doubt, estimator_of, usable, usable_values, value_of
 from tailwise.core.errors import UsageError
 from tailwise.judging.compare.compare_audits import TESTED, comparable, compare

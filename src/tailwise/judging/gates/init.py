@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import estimator_of, usable
 from tailwise.core.errors import UsageError
 from tailwise.judging.compare.summary import SUMMARIES, model_numbers

@@ -13,9 +13,9 @@ from torch import nn
 from tailwise.checkpoints.blocks import number_blocks
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.roles import NO_BLOCK, classify
-from tailwise.compression.operators.operator import Activations, Need
 from tailwise.compression.operators.wanda import scores_of
 from tailwise.core.errors import UsageError
+from tailwise.models.activations import Activations, Need
 from tailwise.models.evaluation.tokens import shorter, with_bos
 from tailwise.models.walking.hosts import check_causal, load_host
 from tailwise.models.walking.statistics import matrices_of, of_group

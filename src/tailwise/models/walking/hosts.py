@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tailwise.checkpoints.checkpoint import Checkpoint, code_of
+from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.checkpoints.dtypes import code_of
 from tailwise.checkpoints.hub import parse_hub
 from tailwise.compression.plans.packed_rows import AS_NUMBERS
 from tailwise.core.errors import TailwiseError, UnreadableError, UsageError

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import unfold
 
-from tailwise.compression.operators.operator import Activations, Need
+from tailwise.models.activations import Activations, Need
 from tailwise.models.walking.experts import ExpertStack
 
 #: Layers whose weight is a matrix over their inputs. `Conv1D` is GPT-2's, a linear layer stored in × out. By name,

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from tailwise.compression.operators.operator import Activations, Need
 from tailwise.core.errors import TailwiseError, UsageError
+from tailwise.models.activations import Activations, Need
 from tailwise.models.walking.statistics import Collector, is_prunable
 from tailwise.models.walking.towers import text_tower
 

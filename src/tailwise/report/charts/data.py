@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import doubt, estimator_of, value_of
 from tailwise.checkpoints.orientation import before_blocks
 from tailwise.report.theme import group_of

@@ -11,7 +11,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from tailwise.audits.audit import Layer
+from tailwise.audits.rows import Layer
 from tailwise.report.charts.chart import Guidance, chart
 from tailwise.report.charts.data import Record, rounded
 from tailwise.report.charts.view import ChartView

@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from tailwise.audits.audit import Audit, Layer
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import Layer
 from tailwise.checkpoints.roles import ROLES
 from tailwise.core.errors import UsageError
 from tailwise.report.charts.chart import Guidance

@@ -10,7 +10,8 @@ from tailwise.app.assistant.charts import chart_of
 from tailwise.app.assistant.functions.function import Place, function
 from tailwise.app.assistant.layer_names import meant_in
 from tailwise.app.workspace import links
-from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import usable
 from tailwise.core.errors import UsageError
 from tailwise.judging.compare.summary import model_numbers

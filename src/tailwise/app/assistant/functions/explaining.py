@@ -77,7 +77,7 @@ def _described(name: str) -> Fact:
 def _rule(kind: str, found: Rule | AlarmRule) -> Fact:
     return {"kind": kind, "title": found.title, "summary": found.summary, "severity": found.severity,
             "strength_of_rule": found.strength, "needs": list(found.needs), "causes": list(found.causes),
-            "remedies": list(found.remedies), "in_code": [f"tailwise.training.remedies.{name}" for name in found.functions],
+            "remedies": list(found.remedies), "in_code": [f"tailwise.remedies.{name}" for name in found.functions],
             "references": list(found.references)}  # fmt: skip
 
 

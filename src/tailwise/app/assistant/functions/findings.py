@@ -94,7 +94,7 @@ def finding_fact(place: Place, audit: str, finding: Finding, of: Sequence[str] =
                       "says": item.says} for item in evidence[:_MOST_EVIDENCE]],
         "causes": list(finding.causes),
         "remedies": list(finding.remedies),
-        "in_code": [f"tailwise.training.remedies.{one}" for one in finding.functions],
+        "in_code": [f"tailwise.remedies.{one}" for one in finding.functions],
         **({"chart": chart.to_json()} if chart else {}),
         "links": [place.link(finding.code, links.explain(finding.code))]
         + ([chart.to_json()] if chart else [])

@@ -47,7 +47,7 @@ def _alarm(place: Place, kept: Any) -> Fact:
     return {"code": alarm.rule, "severity": alarm.severity, "title": alarm.title, "step": alarm.step,
             "since": alarm.since, "last_step": kept.last_step, "times": kept.times,
             "layers": list(alarm.layers[:_MOST_LAYERS]), "layers_in_all": len(alarm.layers),
-            "evidence": dict(alarm.evidence), "in_code": [f"tailwise.training.remedies.{one}" for one in alarm.remedies],
+            "evidence": dict(alarm.evidence), "in_code": [f"tailwise.remedies.{one}" for one in alarm.remedies],
             "links": [place.link(alarm.rule, links.explain(alarm.rule))]}  # fmt: skip
 
 

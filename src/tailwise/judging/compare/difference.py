@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import Layer, LayerRow, Provenance
 from tailwise.audits.work import HOLD_BYTES, HashedMatrix
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, group, load
