@@ -93,8 +93,8 @@ def rule(  # noqa: PLR0913 - a rule has as many parts
     """Register the decorated function as the rule `code` (two capital letters or more, then three digits).
 
     The function takes a `Case` and returns `RuleHit`, `Partly`, `Cannot`, or None for nothing found; its docstring is
-    the sign that it looks for. A metric of `needs` that the audit lacks, or another estimator of `alpha` than `estimator`,
-    is answered "could not look" before the function is called.
+    the sign that it looks for. A metric of `needs` that the audit lacks, or another estimator of `alpha` than
+    `estimator`, is answered "could not look" before the function is called.
     """
     if not re.fullmatch(r"[A-Z]{2,}\d{3}", code):
         raise TypeError(f"{code!r} is not a code such as TW101")

@@ -17,6 +17,10 @@ FORMAT = 1
 
 Interval = tuple[float, float]
 
+#: Quantiles of KL(base ‖ model) over tokens, and of the change of the next token's probability, that are kept.
+DIVERGENCE_QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
+PROBABILITY_QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+
 
 @dataclass(frozen=True)
 class ModelSize:
@@ -139,6 +143,33 @@ class ScoreChange:
 
 
 @dataclass(frozen=True)
+class Divergence:
+    """What a model says of the next token against what its base says, over all predicted tokens of all windows.
+
+    Intervals are 95 %, over windows, as those of the perplexity. A value is None where a logit is not finite.
+    """
+
+    kl: float | None  # mean of KL(base ‖ model), in nats a token
+    kl_interval: Interval | None
+    kl_quantiles: Mapping[str, float | None]  # by percent: "50" is the median, "100" the largest
+    same_top: float | None  # share of tokens where both find the same token most likely
+    same_top_interval: Interval | None
+    change: float | None  # mean of p(model) − p(base) of the token that comes next
+    change_interval: Interval | None
+    rms_change: float | None  # root of the mean square of that change
+    rms_change_interval: Interval | None
+    change_quantiles: Mapping[str, float | None]
+    tokens: int = 0
+
+    @classmethod
+    def of_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `asdict`."""
+        pairs = ("kl_interval", "same_top_interval", "change_interval", "rms_change_interval")
+        quantiles = {name: dict(data[name]) for name in ("kl_quantiles", "change_quantiles")}
+        return cls(**{**_known(cls, data), **{name: _pair(data.get(name)) for name in pairs}, **quantiles})
+
+
+@dataclass(frozen=True)
 class ScoreComparison:
     """A model against a base."""
 
@@ -147,6 +178,7 @@ class ScoreComparison:
     perplexity: ScoreChange | None = None  # of the log perplexity, in nats a token
     tasks: tuple[ScoreChange, ...] = ()
     notes: tuple[str, ...] = ()
+    divergence: Divergence | None = None  # where both models were at hand
 
     @property
     def ratio(self) -> float | None:
@@ -162,6 +194,7 @@ class ScoreComparison:
             "perplexity": None if self.perplexity is None else {**asdict(self.perplexity), "ratio": self.ratio},
             "tasks": [asdict(change) for change in self.tasks],
             "notes": list(self.notes),
+            "divergence": None if self.divergence is None else asdict(self.divergence),
             "model": self.model.to_json(),
             "base": self.base.to_json(),
         }
@@ -176,6 +209,7 @@ class ScoreComparison:
             perplexity=None if first is None else _change(first),
             tasks=tuple(_change(item) for item in data.get("tasks", ())),
             notes=tuple(data.get("notes", ())),
+            divergence=None if data.get("divergence") is None else Divergence.of_json(data["divergence"]),
         )
 
     def save(self, path: str | Path) -> Path | str:
