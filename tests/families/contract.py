@@ -13,18 +13,29 @@ from safetensors.torch import load_file
 from torch import nn
 
 from families.kinds import FAMILIES, Family, inputs_of, loaded, outputs, saved
-from families.reference import OPERATORS, blocks_of, parts_of, seen, stacks_of
+from families.reference import (
+    EXPERT_COUNTS,
+    OPERATORS,
+    blocks_of,
+    gone_from,
+    parts_of,
+    rows_gone,
+    seen,
+    stacks_of,
+    without_rows,
+)
 from tailwise.audits.run import audit
 from tailwise.compression.applying.apply import ApplyOptions, apply
 from tailwise.compression.making.make import plan_prune, plan_quantize
 from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.shrinking.blocks_dropped import named_blocks, without_blocks
+from tailwise.compression.trying.drop import DropOptions, fewer_experts
 from tailwise.compression.walking.load_pruned import PRUNED_FILE, load_pruned
 from tailwise.errors import TailwiseError
 
 ENTRYWISE = tuple(OPERATORS)
-SMALLER = ("low_rank", "structured", "drop")
+SMALLER = ("low_rank", "structured", "drop", "experts")
 ALL = (*ENTRYWISE, *SMALLER)
 _NEED_INPUTS = ("wanda", "sparsegpt", "gptq")
 
@@ -66,9 +77,12 @@ def outcome(found: Made, operator: str, folder: Path) -> str:
     if operator in ENTRYWISE:
         check_entries(found, operator, folder, plan, done)
     else:
-        {"low_rank": check_factors, "structured": check_structured, "drop": check_dropped}[operator](
-            found, folder, plan, done
-        )
+        {
+            "low_rank": check_factors,
+            "structured": check_structured,
+            "drop": check_dropped,
+            "experts": check_fewer_experts,
+        }[operator](found, folder, plan, done)
     return "holds"
 
 
@@ -80,6 +94,9 @@ def plan_for(found: Made, operator: str) -> Plan:
     if operator == "drop":
         plan = plan_prune(found.audited, Request(0.0, "uniform", "structured"))
         return without_blocks(plan, named_blocks([min(item.block for item in plan)]))
+    if operator == "experts":
+        plan = plan_prune(found.audited, Request(0.0, "uniform", "structured"))
+        return fewer_experts(plan, str(found.folder), "1", DropOptions(None))
     return plan_prune(found.audited, Request(0.5, "uniform", operator))
 
 
@@ -209,6 +226,26 @@ def check_dropped(found: Made, folder: Path, plan: Plan, done: Any) -> None:
     assert torch.allclose(outputs(after, found.inputs), masked, rtol=1e-3, atol=1e-4)
     gone = sum(item.n_params for item in plan if item.sparsity == 1.0)
     assert abs(gone / plan.n_params - done.reached) < 1e-9
+
+
+def check_fewer_experts(found: Made, folder: Path, plan: Plan, done: Any) -> None:
+    """The model with fewer experts computes what the whole one does where its routers may not choose the others."""
+    after = loaded(found.model, folder)
+    text, before = (model.config.get_text_config() for model in (after, found.model))
+    counts = {name: value for name, value in text.to_dict().items() if name in EXPERT_COUNTS}
+    assert counts == {name: getattr(before, name) - 1 for name in counts}
+    assert counts
+    model = copy.deepcopy(found.model)
+    dense = outputs(model, found.inputs)
+    with without_rows(model, gone_from(found.model, after)):
+        masked = outputs(model, found.inputs)
+    assert not torch.allclose(masked, dense, atol=1e-3)
+    assert torch.allclose(outputs(after, found.inputs), masked, rtol=1e-3, atol=1e-4)
+    sizes = [
+        sum(value.numel() for value in load_file(at / "model.safetensors").values()) for at in (found.folder, folder)
+    ]
+    routers = sum(row.numel() for row in rows_gone(found.model, after))
+    assert abs((sizes[0] - sizes[1] - routers) / plan.n_params - done.reached) < 1e-9
 
 
 def _passed(given: Any, named: Mapping[str, Any], is_tuple: bool) -> Any:

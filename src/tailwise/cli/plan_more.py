@@ -136,11 +136,19 @@ def drop(
         int | None,
         typer.Option(min=1, help="So many blocks, those that turn the states least.", rich_help_panel=WHICH),
     ] = None,
+    experts: Annotated[
+        str | None,
+        typer.Option(metavar="N|X%", rich_help_panel=WHICH,
+                     help="So many experts of each block, or such a share: those that the router picks most seldom on "
+                     "--calibration; without it those of the smallest norms."),
+    ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Of --count; by default the one that was audited.", rich_help_panel=TRY)
+        str | None,
+        typer.Option(help="Of --count and --experts; by default the one that was audited.", rich_help_panel=TRY),
     ] = None,
     calibration: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Of --count. May be repeated.", rich_help_panel=TRY)
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Of --count and --experts. May be repeated.", rich_help_panel=TRY),
     ] = None,
     samples: Samples = 32,
     window: Window = 512,
@@ -150,25 +158,29 @@ def drop(
     output: PlanFile = None,
     as_json: Json = False,
     rows: Rows = 100,
-) -> None:
-    """Take whole blocks out of a model: those that are named, or those that change its states least.
+) -> None:  # fmt: skip
+    """Take whole blocks or experts out of a model: those that are named, or those that it can spare most easily.
 
-    What else a structured plan asks of the other blocks stays.
+    What else a structured plan asks of the other blocks stays. Blocks and experts can go in one plan: give the plan
+    that the first command wrote to the second.
     """
     from tailwise.compression.shrinking.blocks_dropped import named_blocks, without_blocks
 
-    if (blocks is None) == (count is None):
-        raise UsageError("which blocks?", fix="give --blocks 3,7 or --count 2")
+    if sum(given is not None for given in (blocks, count, experts)) != 1:
+        raise UsageError("which blocks, or how many experts?", fix="give one of --blocks 3,7, --count 2, --experts 2")
     target = target_of(output, as_json)
     base = _structured(plan, device)
     if blocks is not None:
-        chosen = named_blocks(_numbers(blocks))
+        found = without_blocks(base, named_blocks(_numbers(blocks)))
     else:
-        from tailwise.compression.trying.drop import DropOptions, least_blocks
+        from tailwise.compression.trying.drop import DropOptions, fewer_experts, least_blocks
 
         options = DropOptions(list(calibration or ()), samples, window, seed, device, bos.value)
-        chosen = least_blocks(base, model or base.model, count or 0, options)
-    found = without_blocks(base, chosen)
+        name = model or base.model
+        if experts is not None:
+            found = fewer_experts(base, name, experts, options)
+        else:
+            found = without_blocks(base, least_blocks(base, name, count or 0, options))
     deliver(found, target, as_json, rows)
 
 

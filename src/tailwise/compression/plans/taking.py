@@ -10,7 +10,7 @@ import numpy as np
 
 from tailwise.compression.operators.operator import Activations, Amount, Done, Operator
 from tailwise.compression.plans.budget import MOST
-from tailwise.compression.plans.patterns import BLOCK, UNSTRUCTURED, parse_pattern
+from tailwise.compression.plans.patterns import BLOCK, EXPERTS, UNSTRUCTURED, parse_pattern
 from tailwise.compression.plans.site import Site
 from tailwise.compression.plans.treatment import (
     REPORT,
@@ -215,6 +215,11 @@ class Drop(_Taking):
         """See `Treatment`."""
         return BLOCK
 
+    @property
+    def whole(self) -> bool:
+        """See `Treatment`."""
+        return True
+
     def check(self, site: Site, operator: Operator) -> Iterator[str]:
         """See `Treatment`."""
         if not is_number(self.share) or self.share is None:
@@ -234,6 +239,53 @@ class Drop(_Taking):
     def words(self) -> str:
         """See `Treatment`."""
         return BLOCK
+
+
+@dataclass(frozen=True)
+class DropExperts(_Taking):
+    """Whole experts of a mixture go: the one that the site is a part of, or `of` those that it stacks."""
+
+    share: float | None = 1.0
+    of: tuple[int, ...] = ()  # numbers, along the first axis of a stack; a tensor of one expert needs none
+
+    @property
+    def pattern(self) -> str:
+        """See `Treatment`."""
+        return EXPERTS
+
+    @property
+    def experts(self) -> tuple[int, ...]:
+        """See `Treatment`."""
+        return self.of
+
+    @property
+    def whole(self) -> bool:
+        """See `Treatment`."""
+        return True
+
+    def check(self, site: Site, operator: Operator) -> Iterator[str]:
+        """See `Treatment`."""
+        if not is_number(self.share) or self.share is None:
+            yield f"sparsity is {self.share!r}; it is the fraction of its experts that goes"
+            return
+        if operator.work is not None:
+            yield f"{operator.name} does not take whole experts; operator: structured does"
+        if not site.role.startswith("expert_"):
+            yield "is no part of an expert that could go as a whole"
+        if not all(is_whole(number) and number >= 0 for number in self.of) or len({*self.of}) != len(self.of):
+            yield f"experts is {list(self.of)!r}; it is a list of their numbers, each once"
+        elif not self.of and self.share != 1.0:
+            yield f"sparsity is {self.share:g}; of one expert it is 1, and of a stack the list `experts` is needed"
+        elif self.of and not 0.0 < self.share < 1.0:
+            yield f"sparsity is {self.share:g}; of a stack it is the share of its experts that goes"
+
+    def do(self, W: torch.Tensor, how: How, seen: Activations | None = None) -> Done:
+        """No matrix can be worked on alone: `shrinking` does it."""
+        return how.operator(W, Amount(), seen)
+
+    def words(self) -> str:
+        """See `Treatment`."""
+        return f"{EXPERTS} {', '.join(map(str, self.of))}" if self.of else EXPERTS
 
 
 def saved_by_rank(rank: int, rows: int, cols: int) -> float:

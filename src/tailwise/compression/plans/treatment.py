@@ -84,6 +84,11 @@ class Treatment(ABC):
         return None
 
     @property
+    def experts(self) -> tuple[int, ...]:
+        """Numbers of the experts that go out of a stack."""
+        return ()
+
+    @property
     def parts(self) -> tuple[Treatment, ...]:
         """What is done one after the other."""
         return (self,)
@@ -96,6 +101,11 @@ class Treatment(ABC):
     @property
     def idle(self) -> bool:
         """Whether it leaves the site as it is."""
+        return False
+
+    @property
+    def whole(self) -> bool:
+        """Whether what goes is a whole block or expert, and no matrix is cut."""
         return False
 
     @property

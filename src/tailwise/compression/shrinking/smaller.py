@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -103,11 +104,21 @@ def write_smaller(work: Work, found: Made, folder: Path, step: Step) -> tuple[st
     notes = write_checkpoint(layout, view, folder, counted)
     if found.config:
         path = folder / "config.json"
-        config = {**json_of(path.read_text(encoding="utf-8")), **found.config}
+        config = _said(json_of(path.read_text(encoding="utf-8")), found.config, origin.config)
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if found.shapes is not None:
         (folder / PRUNED_FILE).write_text(found.shapes.to_text(), encoding="utf-8")
     return (*found.notes, *notes)
+
+
+def _said(before: Mapping[str, object], changes: Mapping[str, object], config: Any) -> dict[str, object]:
+    """The config as it is written: a field that the file has under another name of the family changes there too."""
+    other = getattr(config, "attribute_map", None) or {}
+    return {
+        **before,
+        **changes,
+        **{name: changes[own] for name, own in other.items() if name in before and own in changes},
+    }
 
 
 def reached_in(plan: Plan, found: Made, folder: Path) -> tuple[Reached, ...]:

@@ -18,7 +18,6 @@ from tailwise.checkpoints.dims import Dims, dims_for
 from tailwise.checkpoints.fused import qkv_ranges
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.taking import Drop
 from tailwise.compression.shrinking.coupled import coupled_layers
 from tailwise.compression.walking.load_pruned import Heads
 from tailwise.compression.walking.statistics import PLAIN
@@ -68,15 +67,15 @@ class Named:
 
 
 def groups_of(plan: Plan, model: nn.Module, places: Mapping[str, str], config: Mapping[str, Any]) -> list[Group]:
-    """The groups that the entries of `plan` make; entries of whole blocks, and of nothing, are left out.
+    """The groups that the entries of `plan` make; entries of whole blocks and experts, and of nothing, are left out.
 
     `model` may be without weights; `places` says which parameter each stored tensor is.
     """
     found: dict[tuple[int | None, str], list[Named]] = {}
-    if all(decision.treatment.idle or isinstance(decision.treatment, Drop) for decision in plan):
+    if all(decision.treatment.idle or decision.treatment.whole for decision in plan):
         return []
     for decision in plan:
-        if isinstance(decision.treatment, Drop):
+        if decision.treatment.whole:
             continue
         match = _KIND.fullmatch(decision.role)
         if match is None:
