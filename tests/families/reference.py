@@ -207,20 +207,20 @@ def rows_gone(model: nn.Module, after: nn.Module) -> Iterator[torch.Tensor]:
 @contextmanager
 def without_rows(model: nn.Module, gone: Mapping[str, list[int]]) -> Iterator[None]:
     """Routers score the experts `gone` so low that none is chosen."""
-    plain, stack = nn.functional.linear, [[]]
+    plain, stack = nn.functional.linear, list[int]()
 
     def linear(*given: Any, **named: Any) -> torch.Tensor:
         scores = plain(*given, **named)
-        if stack[-1]:
-            scores[..., stack[-1]] = -1e9
+        if stack:
+            scores[..., stack] = -1e9
         return scores
 
     for name, numbers in gone.items():
         router = model.get_submodule(name)
         for bias in (value for key, value in router.state_dict().items() if key.endswith("e_score_correction_bias")):
             bias[..., numbers] = -1e9
-        router.register_forward_pre_hook(lambda *_, numbers=numbers: stack.append(numbers))
-        router.register_forward_hook(lambda *_: None if stack.pop() else None)
+        router.register_forward_pre_hook(lambda *_, numbers=numbers: stack.extend(numbers))
+        router.register_forward_hook(lambda *_: stack.clear())
     nn.functional.linear = linear
     try:
         yield

@@ -29,7 +29,7 @@ def outcomes() -> dict[str, dict[str, str]]:
 
 
 def chosen() -> list[tuple[str, tuple[str, ...]]]:
-    """Each family with two operators, so that each operator meets every fourth family; and mixtures without some experts."""
+    """Each family with two operators, so that each operator meets every fourth family; of mixtures experts too."""
     every = [operator for operator in ALL if operator != "experts"]
     count, kept = len(every), outcomes()
     found = {name: (every[place % count], every[(place + count // 2) % count]) for place, name in enumerate(FAMILIES)}

@@ -25,6 +25,7 @@ from tailwise.compression.trying.drop import DropOptions, fewer_experts
 from tailwise.compression.walking.calibrate import sample_windows
 from tailwise.errors import UsageError
 
+LEFT = {"sparsity": 0.0, "pattern": "unstructured"}
 LISTED, STACKED = "qwen3_moe", "gpt_oss"
 
 
@@ -58,7 +59,7 @@ def picked(model, ids):
         if name.endswith((".mlp.gate", ".mlp.router")):
 
             def hook(router, given, out, name=name):
-                chosen = [value for value in out if not value.is_floating_point()][0]
+                chosen = next(value for value in out if not value.is_floating_point())
                 counts = torch.bincount(chosen.flatten(), minlength=router.weight.shape[0])
                 found[name] = found.get(name, 0) + counts
 
@@ -85,7 +86,7 @@ def test_with_text_those_go_that_the_router_picks_most_seldom(models, name, text
 
 
 def test_without_text_those_of_the_smallest_norms_go(tmp_path):
-    family, model, _ = of_size(tmp_path, "mixtral")
+    _, model, _ = of_size(tmp_path, "mixtral")
     with torch.no_grad():
         model.model.layers[0].mlp.experts.down_proj[1] *= 0.01
         model.model.layers[1].mlp.experts.gate_up_proj[2] *= 0.01
@@ -128,11 +129,7 @@ def test_groups_of_experts_stay_equally_large(tmp_path):
         masked = outputs(model, inputs_of(family))
     assert torch.allclose(outputs(after, inputs_of(family)), masked, rtol=1e-3, atol=1e-4)
     kept = f".experts.{gone[0]}."
-    one = plan.replace(
-        decisions=tuple(
-            item.but(sparsity=0.0, pattern="unstructured") if kept in item.tensor else item for item in plan
-        )
-    )
+    one = plan.replace(decisions=tuple(item.but(**LEFT) if kept in item.tensor else item for item in plan))
     with pytest.raises(UsageError, match="chooses among 2 groups of 4 experts"):
         apply(one, tmp_path / "model", tmp_path / "other")
     assert not (tmp_path / "other").exists()
@@ -178,11 +175,7 @@ def test_as_many_of_every_block_before_any_work(models, tmp_path):
 def test_an_expert_goes_with_all_its_parts(models):
     plan = fewer_experts(structured(models[LISTED]), str(models[LISTED].folder), "1", DropOptions(None))
     part = next(item.tensor for item in plan if item.treatment.whole and item.role == "expert_up")
-    torn = plan.replace(
-        decisions=tuple(
-            item.but(sparsity=0.0, pattern="unstructured") if item.tensor == part else item for item in plan
-        )
-    )
+    torn = plan.replace(decisions=tuple(item.but(**LEFT) if item.tensor == part else item for item in plan))
     with pytest.raises(UsageError, match="goes as a whole or not at all"):
         torn.validate()
 
@@ -227,7 +220,7 @@ def test_another_operator_takes_no_experts(models):
 
 
 def test_blocks_and_experts_go_in_one_plan(tmp_path):
-    family, model, plan = of_size(tmp_path, "qwen3_moe", num_hidden_layers=3)
+    _, model, plan = of_size(tmp_path, "qwen3_moe", num_hidden_layers=3)
     plan = without_blocks(plan, named_blocks([1]))
     plan = fewer_experts(plan, str(tmp_path / "model"), "1", DropOptions(None))
     apply(plan, tmp_path / "model", tmp_path / "out")
@@ -242,7 +235,7 @@ def test_blocks_and_experts_go_in_one_plan(tmp_path):
 
 
 def test_a_count_under_another_name_of_the_family_follows(models, tmp_path):
-    family, model, plan = of_size(tmp_path, "qwen3_moe")
+    _, model, plan = of_size(tmp_path, "qwen3_moe")
     path = tmp_path / "model" / "config.json"
     config = json.loads(path.read_text())
     config["num_experts"] = config.pop("num_local_experts")

@@ -191,7 +191,7 @@ def _shapes(model: nn.Module, fields: Mapping[str, Any]) -> dict[str, tuple[int,
 
 
 def _renamed(origin: Origin, stay: Mapping[str, torch.Tensor]) -> dict[str, str | None]:
-    """Tensors of single experts: those of experts that go have no new name, the others the number that is theirs now."""
+    """Tensors of single experts: those of experts that go have no new name, the others the number they have now."""
     found: dict[str, str | None] = {}
     for parameter, stored in origin.sources.items():
         of = expert_of(parameter)
