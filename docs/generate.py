@@ -410,7 +410,7 @@ def families() -> str:
             "Tiny models of transformers, each planned, applied, and loaded again by plain transformers (by "
             "`tailwise.load_pruned` where a config cannot say the sizes). A ✓ says that what was loaded is what a "
             "reference of a few lines makes of the model: masks and rounded values bit for bit; of GPTQ the codes, all "
-            "but 1 in 10,000, and the error of the outputs; factors against the best approximation of their rank; "
+            "but 1 in 10,000, and the error of the outputs; factors (of stacked experts their products) against the best approximation of their rank; "
             "heads, neurons and blocks that went against the whole model without them; experts that went against the "
             "whole model whose routers may not choose them (–: it has none); and that what was reached is "
             "what the written files hold. The tests run each family with two operators; "

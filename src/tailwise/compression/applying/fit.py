@@ -15,7 +15,7 @@ from tailwise.compression.operators.table import OPERATORS, WITHOUT_DATA
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.packed_rows import AS_NUMBERS
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.treating.matrices import input_size
+from tailwise.compression.treating.matrices import matrix_sizes
 from tailwise.errors import UsageError
 
 _SHOWN = 5
@@ -108,5 +108,5 @@ def _misfits(decision: Decision, spec: TensorSpec, checkpoint: Checkpoint, done:
     elif len(spec.shape) < 2:
         yield f"{spec.name} has {len(spec.shape)} axes; a matrix needs two"
     elif decision.treatment.cast is None:
-        inputs = input_size(spec.name, spec.shape, checkpoint.config)
-        yield from (f"{spec.name} has {why}" for why in decision.treatment.unfit(inputs, spec.numel))
+        sizes = matrix_sizes(spec.name, spec.shape, checkpoint.config)
+        yield from (f"{spec.name} has {why}" for why in decision.treatment.unfit(*sizes))

@@ -50,6 +50,7 @@ class Candidate:
     metrics: Mapping[str, float | None] = field(default_factory=dict)  # None: not defined, or a degenerate tail
     parts: tuple[tuple[int, int, int], ...] = ()  # (rows, cols, slices) of each matrix in it
     kind: str = "dense"  # or conv, expert
+    matrices: int = 1  # that are worked on one by one: experts of a stack, with gate and up of one together
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -225,6 +226,7 @@ def _candidate(tensor: str, rows: Sequence[LayerRow], alphas: Mapping[str, float
         metrics=metrics,
         parts=tuple((row.rows, row.cols, row.slices) for row in rows),
         kind=first.kind,
+        matrices=len({row.name.partition("#")[0] for row in rows}),
     )
 
 

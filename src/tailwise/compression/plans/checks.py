@@ -151,7 +151,7 @@ def _warnings_of_formats(plan: Entries) -> Iterator[str]:
 
 def _step(decision: Decision) -> float:
     """What one rank more or less changes, and a little."""
-    rows, cols = decision.shape if len(decision.shape) == 2 else (1, 1)
+    rows, cols = decision.shape[-2:] if len(decision.shape) in (2, 3) else (1, 1)
     return 1.001 * (rows + cols) / (rows * cols)
 
 

@@ -78,7 +78,7 @@ class _Taking(Treatment):
             if rank is not None:
                 yield f"has a rank, which {operator.name} does not use"
             return
-        most = min(site.shape) if len(site.shape) == 2 else None
+        most = min(site.shape[-2:]) if len(site.shape) in (2, 3) else None
         if not is_whole(rank) or (rank or 0) < 1 or (most is not None and (rank or 0) > most):
             yield f"rank is {rank!r}; it is a whole number from 1" + (f" to {most}" if most else "")
 
@@ -146,7 +146,7 @@ class Sparsify(_Taking):
 
 @dataclass(frozen=True)
 class LowRank(_Taking):
-    """W ≈ A·B of a rank; stored as the product, or in two factors."""
+    """W ≈ A·B of a rank; stored as the product, or in two factors. Of stacked experts each matrix by itself."""
 
     of: int | None = None
 
@@ -157,9 +157,9 @@ class LowRank(_Taking):
 
     def taken(self, site: Site) -> float:
         """By the rank: 1 − r(rows + cols)/(rows·cols); negative for a matrix too small to gain."""
-        if self.of is None or len(site.shape) != 2:
+        if self.of is None or len(site.shape) not in (2, 3):
             return self.share or 0.0
-        return saved_by_rank(self.of, *site.shape)
+        return saved_by_rank(self.of, *site.shape[-2:])
 
     def unfit(self, inputs: int, n_params: int) -> Iterator[str]:
         """See `Treatment`."""
@@ -173,13 +173,14 @@ class LowRank(_Taking):
 
     def reached(self, site: Site, found: Matrices) -> float:
         """What the factors save. `UnreadableError` where the matrix has more directions than its rank."""
-        (W,) = found.after
-        rank, dtype = self.of or 0, str(W.dtype).removeprefix("torch.")
-        sigma = np.linalg.svd(W.float().numpy(), compute_uv=False)
-        beyond = float(np.linalg.norm(sigma[rank:])) / max(float(np.linalg.norm(sigma)), 1e-30)
+        rank, dtype = self.of or 0, str(found.after.dtype).removeprefix("torch.")
+        beyond = 0.0
+        for W in found.after:
+            sigma = np.linalg.svd(W.float().numpy(), compute_uv=False)
+            beyond = max(beyond, float(np.linalg.norm(sigma[rank:])) / max(float(np.linalg.norm(sigma)), 1e-30))
         if beyond > _ROUNDING.get(dtype, 1e-2):
             raise UnreadableError(f"has {beyond:.1%} of its norm beyond rank {rank}", where=site.tensor, fix=REPORT)
-        return saved_by_rank(rank, *W.shape)
+        return saved_by_rank(rank, *found.after.shape[1:])
 
     def words(self) -> str:
         """See `Treatment`."""

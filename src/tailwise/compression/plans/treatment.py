@@ -126,7 +126,7 @@ class Treatment(ABC):
         """What is wrong with it, one line each."""
 
     def unfit(self, inputs: int, n_params: int) -> Iterator[str]:  # noqa: ARG002 - most fit any matrix
-        """Why a stored tensor of so many inputs and entries cannot be worked on: what it has, in words."""
+        """Why a matrix of so many inputs and entries cannot be worked on: what its tensor has, in words."""
         yield from ()
 
     @abstractmethod

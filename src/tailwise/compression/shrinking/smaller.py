@@ -16,7 +16,7 @@ from tailwise.checkpoints.writer import Change, Layout, write_checkpoint
 from tailwise.compression.operators.table import OPERATORS
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.shrinking.factored import factored
+from tailwise.compression.shrinking.factored import factored, jobs_in_factors
 from tailwise.compression.shrinking.remade import Made, Remade, laid_out
 from tailwise.compression.shrinking.structured import (
     Origin,
@@ -88,6 +88,8 @@ def work_of(source: Source, widths: Widths) -> Work:
     """`UsageError` where the model cannot be made smaller as planned: before any weight is read."""
     origin = origin_of(source.host, source.checkpoint, source.layout)
     surgery = planned_surgery(source.plan, origin, widths) if OPERATORS[source.plan.operator].work is None else None
+    if surgery is None:
+        jobs_in_factors(source.plan, origin)
     return Work(source, origin, surgery)
 
 
