@@ -67,9 +67,7 @@ def outcome(found: Made, operator: str, folder: Path) -> str:
     try:
         plan = plan_for(found, operator)
         options = {"calibration": found.inputs} if operator in _NEED_INPUTS else {}
-        done = apply(
-            plan, found.folder, folder, options=ApplyOptions(multiple=1, factored=in_factors(plan), **options)
-        )
+        done = apply(plan, found.folder, folder, options=ApplyOptions(multiple=1, factored=in_factors(plan), **options))
     except TailwiseError as error:
         if "error of tailwise" in str(error) or not error.fix or folder.exists():
             raise AssertionError(str(error)) from error

@@ -51,7 +51,13 @@ def apply(
             rich_help_panel=_CAL,
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Windows drawn from it.", rich_help_panel=_CAL)] = 128,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIR", rich_help_panel=_CAL,
+                     help="Of a model that reads images beside text, where the plan names its vision tower: images, as "
+                     "`evaluate --images` takes them. May be repeated."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Windows or images drawn.", rich_help_panel=_CAL)] = 128,
     window: Annotated[int, typer.Option(min=2, help="Tokens in a window.", rich_help_panel=_CAL)] = 512,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw.", rich_help_panel=_CAL)] = 0,
     bos: Bos = Begin.auto,
@@ -108,6 +114,7 @@ def apply(
 
     options = ApplyOptions(
         calibration=list(calibration) if calibration else None,
+        images=list(images) if images else None,
         samples=samples,
         window=window,
         seed=seed,

@@ -36,11 +36,14 @@ def is_calibrated(plan: Plan, options: ApplyOptions) -> bool:
         return options.calibration is not None
     if options.factored:
         check_alone(options.executor, "factors are made tensor by tensor in the model")
-    if operator.looks and options.calibration is None:
+    if operator.looks and options.calibration is None and options.images is None:
         raise UsageError(
             f"{plan.operator} looks at the inputs of each layer, and there is no calibration text",
             fix=f"give --calibration TEXT, or plan with --operator {WITHOUT_DATA[operator.does]}",
         )
+    if options.images is not None and not operator.looks:
+        fix = "leave --images out, or give the images of a classifier to --calibration"
+        raise UsageError(f"{plan.operator} looks at no images", fix=fix)
     calibrated = operator.looks or (options.calibration is not None and bool(operator.with_text))
     if calibrated:
         check_alone(options.executor, f"{plan.operator} goes block by block through one model")
