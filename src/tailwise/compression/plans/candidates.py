@@ -198,11 +198,22 @@ def _said_of(fits: Mapping[str, LayerRow] | None, estimator: str | None, moved: 
     known = [row for row in (fits or {}).values() if row.metrics["alpha"] is not None]
     if lost := len(fits or {}) - len(known):
         yield f"α of {lost} of {len(fits or {})} matrices is left out (a tail without spread): a neutral amount"
+    doubted = sum(bool(doubt(row, estimator or "")) for row in known if row.name not in moved)
+    if moved or doubted:
+        yield _whose_fit(len(known), moved, doubted)
+
+
+def _whose_fit(count: int, moved: Collection[str], doubted: int) -> str:
+    """One line on where each α is from: the fit of its matrix, or the median of its role."""
+    own = count - len(moved)
+    said = f"α of {own} of {count} matrices ({own / count:.0%}) is of their own fit"
+    if doubted:
+        said += f", of which {doubted} not trusted and taken all the same, as published methods do"
     if moved:
-        which = f"{len(moved)} of {len(known)} matrices is of a fit that is not trusted"
-        yield f"α of {which}, and counts as its role's median: {listed(moved)}"
-    if doubted := sum(bool(doubt(row, estimator or "")) for row in known if row.name not in moved):
-        yield f"α of {doubted} of {len(known)} matrices is of a fit that is not trusted; published methods take all"
+        said += f"; of {len(moved)} ({len(moved) / count:.0%}) it is the median of their role, since their tails say nothing"
+    if 2 * len(moved) > count:
+        said += ": this plan is by role rather than by layer"
+    return f"{said} ({listed(moved)})" if moved else said
 
 
 def _fitted(audit: Audit, row: LayerRow, estimator: str, recipe: Recipe) -> TailFit:
