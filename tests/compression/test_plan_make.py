@@ -306,9 +306,8 @@ def test_a_fit_that_says_nothing_counts_as_the_median_of_its_role():
     plan = plan_prune(audit_of(rows), Request(0.7, "alpha"))
     assert plan[f"{rows[place].name}.weight"].metrics["alpha"] == pytest.approx(float(np.median(others)), rel=1e-5)
     assert (
-        "α of 19 of 20 matrices (95%) is of their own fit; of 1 (5%) it is the median of their role, since their tails say "
-        "nothing "
-        f"({rows[place].name})" in plan.notes
+        "α of 19 of 20 matrices (95%) is of their own fit; of 1 (5%) it is the median of their role, as their tails "
+        f"say nothing ({rows[place].name})" in plan.notes
     )
 
 
@@ -319,7 +318,7 @@ def test_a_plan_that_is_mostly_of_medians_says_that_it_is_by_role():
     of_alpha = [note for note in plan_prune(audit_of(rows), Request(0.7, "alpha")).notes if "own fit" in note]
     assert len(of_alpha) == 1
     assert of_alpha[0].startswith(
-        "α of 8 of 20 matrices (40%) is of their own fit; of 12 (60%) it is the median of their role, since their tails "
+        "α of 8 of 20 matrices (40%) is of their own fit; of 12 (60%) it is the median of their role, as their tails "
         "say nothing: this plan is by role rather than by layer ("
     )
 
@@ -328,8 +327,8 @@ def test_doubtful_fits_without_a_trusted_one_of_their_role_are_said_in_the_same_
     rows = [replace(item, metrics={**item.metrics, "alpha_sigma": 5.7, "ks_distance": 0.3}) for item in rows_of(5)]
     of_alpha = [note for note in plan_prune(audit_of(rows), Request(0.7, "alpha")).notes if "own fit" in note]
     assert of_alpha == [
-        "α of 20 of 20 matrices (100%) is of their own fit, of which 20 not trusted and taken all the same, as published "
-        "methods do"
+        "α of 20 of 20 matrices (100%) is of their own fit, of which 20 not trusted and taken all the same, as "
+        "published methods do"
     ]
 
 

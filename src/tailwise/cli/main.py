@@ -18,6 +18,7 @@ from tailwise.cli.diagnose import diagnose
 from tailwise.cli.diff import diff
 from tailwise.cli.doctor import doctor
 from tailwise.cli.evaluate import evaluate
+from tailwise.cli.help_texts import tell
 from tailwise.cli.history import history
 from tailwise.cli.known_lines import hide_known_lines
 from tailwise.cli.mcp import mcp
@@ -72,6 +73,7 @@ app.command()(ask)
 app.command()(mcp)
 app.command()(metrics)
 app.command()(doctor)
+tell(app)
 
 
 def _version(wanted: bool) -> None:

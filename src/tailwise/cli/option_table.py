@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -16,7 +17,8 @@ _REQUIRED = inspect.Parameter.empty
 class Option:
     """A row: the parameter, the kind of its values, its default, and what help says of it.
 
-    `kind` is a type, or an `Annotated` one that several commands share.
+    `kind` is a type, or an `Annotated` one that several commands share. In help, `{pruners}` and its like stand for
+    names of a registry (`help_texts`).
     """
 
     name: str
@@ -26,15 +28,26 @@ class Option:
     flags: tuple[str, ...] = ()
     panel: str | None = None
     metavar: str | None = None
+    least: int | None = None  # of whole numbers
     setting: bool = False  # told to the way to choose, by its name, where it is given
 
     @property
     def annotation(self) -> Any:
         """As typer takes it."""
         if self.help is None:
-            return self.kind
-        info = typer.Option(*self.flags, help=self.help, metavar=self.metavar, rich_help_panel=self.panel)
+            return self.kind if self.panel is None else _in_panel(self.kind, self.panel)
+        info = typer.Option(
+            *self.flags, help=self.help, metavar=self.metavar, rich_help_panel=self.panel, min=self.least
+        )
         return Annotated[self.kind, info]
+
+
+def _in_panel(kind: Any, panel: str) -> Any:
+    """An option that several commands share, in a panel of one of them."""
+    inner, info = get_args(kind)
+    moved = copy(info)
+    moved.rich_help_panel = panel
+    return Annotated[inner, moved]
 
 
 def command(run: Callable[..., None], rows: Sequence[Option], name: str, text: str) -> Callable[..., None]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tailwise.cli.help_texts import Told
 from tailwise.cli.options import Json, Rows
 from tailwise.cli.plan_import import import_
 from tailwise.cli.plan_made import prune, quantize
@@ -19,10 +20,10 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-app.command()(prune)
-app.command()(quantize)
-app.command()(tau)
-app.command()(drop)
+app.command(cls=Told)(prune)
+app.command(cls=Told)(quantize)
+app.command(cls=Told)(tau)
+app.command(cls=Told)(drop)
 app.command("import")(import_)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.cli.option_table import Option, command
 from tailwise.cli.options import Begin, Bos, Device, Json, Rows, Workers, comma_list
 from tailwise.cli.plan_shared import (
+    TRY,
     Also,
     Calibration,
     DryRun,
@@ -23,13 +24,13 @@ from tailwise.cli.plan_shared import (
     Seed,
     TimeBudget,
     Window,
-    Windows,
     audit_of,
     deliver,
     number,
     saying,
     target_of,
     text_of,
+    windows_of,
 )
 from tailwise.cli.solver import solver_to_stderr
 from tailwise.errors import UsageError, unknown_name
@@ -56,7 +57,7 @@ _OF_BOTH = (
     Option("samples", Samples, 32),
     Option("window", Window, 512),
     Option("seed", Seed, 0),
-    Option("bos", Bos, Begin.auto),
+    Option("bos", Bos, Begin.auto, panel=TRY),
     Option("roles", Roles, None),
     Option("layers", Layers, None),
     Option("also", Also, None),
@@ -72,11 +73,10 @@ OF_PRUNE = (
     _MODEL,
     Option("sparsity", float | None, None, "Fraction of the chosen tensors' parameters that goes, e.g. 0.7."),
     Option("allocator", str, "auto",
-           "auto (tries the others on --calibration), uniform, depth, alpha, alpha-role, entropy, owl, dlp, "
-           "sensitivity, blend.", panel=SPREAD),
-    Option("operator", str, "magnitude", "magnitude, wanda, sparsegpt, low_rank, structured.", panel=SPREAD),
+           "auto (tries the others on --calibration), {allocators}.", panel=SPREAD),
+    Option("operator", str, "magnitude", "{pruners}.", panel=SPREAD),
     Option("pattern", str, "unstructured", "unstructured, 2:4, 4:8 (N kept of M), or N:8 for a mix.", panel=SPREAD),
-    Option("mapping", Mapping3 | None, None, "Of alpha and entropy: whose metric decides.", panel=SPREAD,
+    Option("mapping", Mapping3 | None, None, "Of {allocators_with_mapping}: whose metric decides.", panel=SPREAD,
            setting=True),
     Option("tau", float | None, None,
            "Shares lie in [1 − τ, 1 + τ] before they are scaled to the budget and cut at 0.99; 0.3 by default.",
@@ -85,7 +85,7 @@ OF_PRUNE = (
     Option("weights", str | None, None,
            "Of blend, e.g. alpha=1,depth=-0.5; searched on --calibration where not given.", panel=SPREAD,
            metavar="A=X,B=Y", setting=True),
-    Option("reverse", bool, False, "Of alpha, alpha-role and entropy: more where they take less.", ("--reverse",),
+    Option("reverse", bool, False, "Of {allocators_with_reverse}: more where they take less.", ("--reverse",),
            SPREAD, setting=True),
     Option("estimator", str | None, None, "Of α; by default peak for language models, mid for vision.", panel=SPREAD),
     Option("no_clamp", bool, False, "As published: amounts above 1 stay as they are.", ("--no-clamp",), SPREAD),
@@ -102,9 +102,8 @@ OF_QUANTIZE = (
            "To choose from: int2, int3, int4, int8 (-asym, -g<N>, -channel), fp8_e4m3, mxfp4, mxfp6, mxfp8, "
            "nvfp4, nf4, q4_0, q4_1, q5_0, q5_1, q8_0, bf16.", panel=SPEND, metavar="A,B"),
     Option("allocator", str, "auto",
-           "auto (tries the others on --calibration), uniform, depth, alpha, alphaq, distortion (with --study), "
-           "outputs, sensitivity.", panel=SPEND),
-    Option("operator", str, "rtn", "rtn (to nearest), or gptq, which needs calibration text.", panel=SPEND),
+           "auto (tries the others on --calibration), {assigners}; distortion with --study.", panel=SPEND),
+    Option("operator", str, "rtn", "{quantizers}; {looking_quantizers} with calibration text.", panel=SPEND),
     Option("gamma", float | None, None, "Of alphaq: power of α, 1 by default; 0 is the control.", panel=SPEND,
            setting=True),
     Option("tau", float | None, None, "Of alpha: bits in [1 − τ, 1 + τ] of the budget.", panel=SPEND, setting=True),
@@ -146,8 +145,7 @@ def _made(given: Mapping[str, Any], known: list[str], asked: Any) -> None:
         raise unknown_name("allocator", allocator, [AUTO, *known])
     request: Request | QuantizeRequest = asked(given, "uniform" if allocator == AUTO else allocator)
     target = None if given["dry_run"] else target_of(given["output"], given["as_json"])
-    windows = Windows(given["samples"], given["window"], given["seed"], given["bos"].value)
-    text = text_of(given["calibration"], windows, given["device"], given["executor"])
+    text = text_of(given["calibration"], windows_of(given), given["device"], given["executor"])
     audit = audit_of(given["model"], given["device"], given["workers"])
     with solver_to_stderr(), saying() as say:
         plan = planned(audit, request, allocator=allocator, text=text, clock=Clock(seconds), say=say)

@@ -210,7 +210,8 @@ def _whose_fit(count: int, moved: Collection[str], doubted: int) -> str:
     if doubted:
         said += f", of which {doubted} not trusted and taken all the same, as published methods do"
     if moved:
-        said += f"; of {len(moved)} ({len(moved) / count:.0%}) it is the median of their role, since their tails say nothing"
+        share = f"{len(moved)} ({len(moved) / count:.0%})"
+        said += f"; of {share} it is the median of their role, as their tails say nothing"
     if 2 * len(moved) > count:
         said += ": this plan is by role rather than by layer"
     return f"{said} ({listed(moved)})" if moved else said
