@@ -14,7 +14,8 @@ import tailwise as tw
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.options import ApplyOptions
-from tailwise.compression.walking.load_pruned import PRUNED_FILE, load_pruned
+from tailwise.compression.walking.load_pruned import load_pruned
+from tailwise.compression.walking.shapes import PRUNED_FILE
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.evaluation.models import load_model
 from tailwise.evaluation.run import EvaluateOptions, evaluate

@@ -20,7 +20,8 @@ from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.table import plan_grid
 from tailwise.compression.shrinking.blocks_dropped import block_influence, least_influence, named_blocks, without_blocks
 from tailwise.compression.shrinking.structured_groups import _counted
-from tailwise.compression.walking.load_pruned import PRUNED_FILE, load_pruned
+from tailwise.compression.walking.load_pruned import load_pruned
+from tailwise.compression.walking.shapes import PRUNED_FILE
 from tailwise.errors import TailwiseError, UsageError
 
 pytest.importorskip("transformers")

@@ -31,7 +31,8 @@ from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.shrinking.blocks_dropped import named_blocks, without_blocks
 from tailwise.compression.trying.drop import DropOptions, fewer_experts
-from tailwise.compression.walking.load_pruned import PRUNED_FILE, load_pruned
+from tailwise.compression.walking.load_pruned import load_pruned
+from tailwise.compression.walking.shapes import PRUNED_FILE
 from tailwise.errors import TailwiseError
 
 ENTRYWISE = tuple(OPERATORS)

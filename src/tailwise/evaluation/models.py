@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.hub import parse_hub
-from tailwise.compression.walking.load_pruned import PRUNED_FILE, load_pruned
+from tailwise.compression.walking.load_pruned import load_pruned
+from tailwise.compression.walking.shapes import PRUNED_FILE
 from tailwise.compression.walking.towers import is_composite
 from tailwise.errors import UnreadableError, UsageError
 from tailwise.evaluation.adapters import base_of, in_words, is_adapter, with_adapter

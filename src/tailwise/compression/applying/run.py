@@ -31,7 +31,7 @@ from tailwise.compression.treating.journal import Journal, digest_of_inputs, key
 from tailwise.compression.treating.kept_grids import grids_in
 from tailwise.compression.treating.treated import Treated
 from tailwise.compression.walking.hosts import Host, load_host
-from tailwise.compression.walking.load_pruned import PRUNED_FILE
+from tailwise.compression.walking.shapes import PRUNED_FILE
 from tailwise.compression.walking.walk import Pictures, vision_blocks_of, walk_blocks
 from tailwise.errors import UsageError
 

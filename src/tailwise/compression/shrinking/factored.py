@@ -17,7 +17,7 @@ from tailwise.compression.shrinking.remade import Entry, Made, resized
 from tailwise.compression.shrinking.structured import Origin
 from tailwise.compression.shrinking.structured_groups import layer_of_decision, sizes_of_layer
 from tailwise.compression.treating.matrices import as_matrices
-from tailwise.compression.walking.load_pruned import Shapes, Sizes
+from tailwise.compression.walking.shapes import Shapes, Sizes
 from tailwise.errors import UsageError
 
 Change = Callable[[str], "torch.Tensor | None"]

@@ -14,7 +14,7 @@ from tailwise.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from tailwise.compression.walking.load_pruned import Shapes
+    from tailwise.compression.walking.shapes import Shapes
 
 Make = Callable[[], "torch.Tensor"]
 

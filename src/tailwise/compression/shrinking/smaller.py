@@ -33,7 +33,7 @@ from tailwise.compression.treating.applied import Reached
 from tailwise.compression.treating.block_work import BlockWork, jobs_of
 from tailwise.compression.treating.journal import Journal
 from tailwise.compression.walking.hosts import Host, _empty, architecture_of, separated
-from tailwise.compression.walking.load_pruned import PRUNED_FILE, Shapes, reshape
+from tailwise.compression.walking.shapes import PRUNED_FILE, Shapes, reshape
 from tailwise.compression.walking.walk import walk_blocks
 from tailwise.errors import UnreadableError
 from tailwise.storage import json_of

@@ -31,7 +31,7 @@ from tailwise.compression.shrinking.structured_groups import (
 from tailwise.compression.shrinking.structured_scores import kept_units, magnitudes
 from tailwise.compression.shrinking.structured_widths import removed_counts
 from tailwise.compression.walking.hosts import Host, Streamed, _empty, _sources, lacking
-from tailwise.compression.walking.load_pruned import Heads, Shapes, Sizes, reshape
+from tailwise.compression.walking.shapes import Heads, Shapes, Sizes, reshape
 from tailwise.compression.walking.towers import text_config_of
 from tailwise.compression.walking.walk import blocks_of
 from tailwise.errors import UsageError

@@ -19,7 +19,7 @@ from tailwise.checkpoints.fused import qkv_ranges
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.shrinking.coupled import coupled_layers
-from tailwise.compression.walking.load_pruned import Heads
+from tailwise.compression.walking.shapes import Heads
 from tailwise.compression.walking.statistics import PLAIN
 from tailwise.errors import UsageError
 

@@ -19,6 +19,7 @@ from tailwise.compression.plans.packed_rows import AS_NUMBERS
 from tailwise.compression.walking.experts import separate_experts, stacks_in
 from tailwise.compression.walking.gguf_source import gguf_places
 from tailwise.compression.walking.names import own_names
+from tailwise.compression.walking.shapes import Shapes, reshape
 from tailwise.compression.walking.towers import is_composite
 from tailwise.compression.walking.walk import Block, Home, InPlace
 from tailwise.errors import TailwiseError, UnreadableError, UsageError
@@ -109,8 +110,6 @@ def load_host(
         model = _empty(architecture, config, compute)
     names = separated(model, checkpoint)
     if Path(place).is_dir():
-        from tailwise.compression.walking.load_pruned import Shapes, reshape
-
         reshape(model, Shapes.read(Path(place)) or Shapes())
     sources = _sources(model, checkpoint, names)
     if sources is not None:
