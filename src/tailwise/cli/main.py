@@ -15,6 +15,7 @@ from tailwise.cli.audit_commands import audit
 from tailwise.cli.check import check
 from tailwise.cli.compare_commands import compare, diff, rank
 from tailwise.cli.evaluate_command import evaluate
+from tailwise.cli.help_texts import tell
 from tailwise.cli.history_commands import app as store
 from tailwise.cli.history_commands import bisect, history, watch
 from tailwise.cli.mcp import mcp
@@ -62,6 +63,7 @@ app.command()(ask)
 app.command()(mcp)
 app.command()(metrics)
 app.command()(doctor)
+tell(app)
 
 
 def _version(wanted: bool) -> None:
