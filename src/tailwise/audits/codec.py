@@ -38,6 +38,8 @@ _DAMAGE = (
 )  # fmt: skip
 #: A part may be compressed by who packs the file again; it holds compressed tables, and cannot shrink by much.
 _UNFOLDS, _SMALL_PART = 16, 1 << 22
+#: Suffixes of other files, which would hold an audit that nothing opens.
+_TABLES = frozenset({".csv", ".json", ".md", ".parquet", ".html", ".txt", ".xlsx", ".tsv"})
 MEMBERS = ("layers.parquet", "spectra.parquet", "provenance.json")
 
 
@@ -48,6 +50,12 @@ def save(audit: Audit, path: str | Path, *, exclusive: bool = False) -> Path | s
     folder that is not an audit is not overwritten (`UsageError`).
     """
     as_folder = str(path).endswith(("/", os.sep))
+    if not as_folder and Path(str(path)).suffix.lower() in _TABLES:
+        raise UsageError(
+            f"an audit is no {Path(str(path)).suffix} file",
+            where=path,
+            fix="save it as x.audit; for a table take audit.table().to_pandas(), or `tailwise audit MODEL -o x.csv`",
+        )
     if is_url(path):
         return _save_at_url(audit, str(path), as_folder, exclusive)
     target = Path(path)

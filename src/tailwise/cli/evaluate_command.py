@@ -80,7 +80,12 @@ def evaluate(
     speed: Annotated[
         bool, typer.Option("--speed", help="Also measure tokens per second.", rich_help_panel=_WHAT)
     ] = False,
-    window: Annotated[int, typer.Option(min=2, help="Tokens in a window.", rich_help_panel=_HOW)] = 512,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Tokens in a window; 512, or less where the text is short, by default.", rich_help_panel=_HOW
+        ),
+    ] = None,
     max_windows: Annotated[
         int | None, typer.Option(min=1, help="That many windows (or images) at random, not all.", rich_help_panel=_HOW)
     ] = None,

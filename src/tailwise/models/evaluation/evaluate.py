@@ -32,18 +32,18 @@ from tailwise.models.evaluation.losses import check_causal, window_losses
 from tailwise.models.evaluation.model_size import facts_of
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.evaluation.score_pairs import compare_scores
-from tailwise.models.evaluation.scores import Interval, ScoreComparison, Scores, TaskScore
+from tailwise.models.evaluation.scores import ENOUGH, Interval, ScoreComparison, Scores, TaskScore
 from tailwise.models.evaluation.sources import SEPARATOR
 from tailwise.models.evaluation.tokens import Tokens, check_vocabulary, tokens_of, windows_of
 
 if TYPE_CHECKING:
     import torch
 
-#: Windows below which intervals of correlated losses hold too seldom: see docs/evaluating.md.
-ENOUGH = 100
-
 #: Times that weights grow which are read as float32: of 16 bits, and of some 4.
 _WIDENS = {".safetensors": 2, ".bin": 2, ".gguf": 8}
+
+#: Tokens in a window, and the fewest that a text is cut into so that there are `SEVERAL`.
+WINDOW, SHORTEST, SEVERAL = 512, 64, 12
 
 Losses = NDArray[np.float64]  # (n,) mean nats a token of every window
 #: What is being done, how much of it, and how much in all.
@@ -54,7 +54,7 @@ Progress = Callable[[str, int, int], None]
 class EvaluateOptions:
     """How a model is evaluated."""
 
-    window: int = 512  # tokens
+    window: int | None = None  # tokens; None: `WINDOW`, and less where the text is short
     max_windows: int | None = None  # that many at random; None: all
     separator: str = SEPARATOR  # a line of a text file that ends a document
     bos: str = "auto"  # whether windows begin with the token that begins a text: auto, always, never
@@ -68,6 +68,11 @@ class EvaluateOptions:
     speed: bool = False
     facts: bool = True  # count parameters and zeros
     base: str | None = None  # of an adapter: the model it adapts; None: as the adapter says
+
+    @property
+    def length(self) -> int:
+        """Tokens in a window."""
+        return self.window or WINDOW
 
 
 @overload
@@ -112,7 +117,8 @@ def evaluate(
     tokens = None if text is None else tokens_of(text, ours, separator=wanted.separator, bos=wanted.bos)
     if tokens is not None and theirs is not None and theirs is not ours and tokens.documents:
         _check_same(tokens, tokens_of(text, theirs, separator=wanted.separator, bos=wanted.bos), against)
-    windows = None if tokens is None else windows_of(tokens, wanted.window, wanted.max_windows, wanted.seed)
+    wanted, tokens = _sized(wanted, tokens)
+    windows = None if tokens is None else windows_of(tokens, wanted.length, wanted.max_windows, wanted.seed)
     material = (tokens, windows)
     if against is None:
         return _scores(model, ours, material, wanted, progress)
@@ -125,6 +131,19 @@ def evaluate(
     found, base = (_scores(*one, material, wanted, progress) for one in both)
     compared = compare_scores(found, base, seed=wanted.seed)
     return compared if windows is None or short is None else replace(compared, notes=(*compared.notes, short))
+
+
+def _sized(options: EvaluateOptions, tokens: Tokens | None) -> tuple[EvaluateOptions, Tokens | None]:
+    """With a window: where none is asked for, half as long until a short text fills several."""
+    if options.window is not None or tokens is None:
+        return replace(options, window=options.window or WINDOW), tokens
+    size = WINDOW
+    while size > SHORTEST and len(tokens.ids) < SEVERAL * size:
+        size //= 2
+    if size < WINDOW:
+        note = f"windows have {size} tokens, not {WINDOW}, so that a text of {len(tokens.ids)} fills several"
+        tokens = replace(tokens, notes=(*tokens.notes, note))
+    return replace(options, window=size), tokens
 
 
 def _lacks_room(model: Any, base: Any) -> str | None:
@@ -271,7 +290,7 @@ def with_facts(found: Scores, loaded: Loaded) -> Scores:
 def _check_fits(loaded: Loaded, windows: torch.Tensor, options: EvaluateOptions) -> None:
     """`UsageError` where windows are longer than the model reads, or it does not know a token, or looks ahead."""
     vocabulary = vocabulary_of(loaded.module)
-    check_length(loaded.module, options.window, loaded.name)
+    check_length(loaded.module, options.length, loaded.name)
     if vocabulary is not None:
         check_vocabulary(windows, vocabulary, loaded.name)
     check_causal(loaded.module, vocabulary or int(windows.max()) + 1, loaded.name)
@@ -320,15 +339,15 @@ def _speed(loaded: Loaded, windows: torch.Tensor | None, options: EvaluateOption
 
     if windows is not None:
         return speed_of(loaded.module, windows[0])
-    check_length(loaded.module, options.window, loaded.name)
+    check_length(loaded.module, options.length, loaded.name)
     generator = torch.Generator().manual_seed(options.seed)
     vocabulary = vocabulary_of(loaded.module) or 2
-    return speed_of(loaded.module, torch.randint(vocabulary, (options.window,), generator=generator))
+    return speed_of(loaded.module, torch.randint(vocabulary, (options.length,), generator=generator))
 
 
 def _settings(options: EvaluateOptions, tokens: Tokens | None) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "window": options.window,
+        "window": options.length,
         "max_windows": options.max_windows,
         "seed": options.seed,
         "dtype": options.dtype,

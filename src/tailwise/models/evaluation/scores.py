@@ -17,6 +17,9 @@ FORMAT = 1
 
 Interval = tuple[float, float]
 
+#: Windows below which intervals of correlated losses hold too seldom: see docs/evaluating.md.
+ENOUGH = 100
+
 #: Quantiles of KL(base ‖ model) over tokens, and of the change of the next token's probability, that are kept.
 DIVERGENCE_QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
 PROBABILITY_QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -138,7 +141,7 @@ class ScoreChange:
     interval: Interval | None  # 95 %, of the change
     p: float | None  # two-sided; None where there is nothing to test
     n: int  # pairs
-    verdict: str  # better, worse, no difference seen, not measured
+    verdict: str  # better, worse, no difference seen, too few windows, not measured
     runs: int | None = None  # of pairs, long enough to be independent: what was resampled
 
 
