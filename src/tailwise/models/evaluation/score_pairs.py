@@ -51,7 +51,7 @@ def _perplexity(model: Scores, base: Scores, seed: int, notes: list[str]) -> Sco
         )
     after, before = np.array(model.losses, dtype=float), np.array(base.losses, dtype=float)
     if n < MIN_VALUES:
-        notes.append(f"{n} windows are too few to tell a difference from chance: {MIN_VALUES} or more can, "
+        notes.append(f"only {n} windows, too few to tell a difference from chance: {MIN_VALUES} or more can, "
                      f"{ENOUGH} or more should")  # fmt: skip
     found = _paired(name, before, after, seed, higher_is_better=False)
     return replace(found, verdict=FEW) if n < MIN_VALUES else found
