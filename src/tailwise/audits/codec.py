@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from tailwise.atomic import could_not_write, write_whole
 from tailwise.audits.audit import MEASURED, Audit, Layer, LayerRow, Provenance
-from tailwise.audits.checked import SPECTRA, check_provenance, check_rows, check_spectra, read_table
+from tailwise.audits.checked import SPECTRA, check_provenance, check_rows, check_spectra
+from tailwise.audits.parquet import from_parquet
 from tailwise.audits.table import FACTS, ORIGIN
 from tailwise.errors import TailwiseError, UnreadableError, UsageError
 from tailwise.room import ensure_room
@@ -222,11 +223,6 @@ def _decode(parts: Mapping[str, bytes]) -> Audit:
         spectra.setdefault(name, {}).setdefault(kind, []).append(spectrum)
     layers = {row.name: _layer(row, spectra[row.name]) for row in rows if row.measured}
     return Audit(rows, layers, Provenance(**facts))
-
-
-def from_parquet(data: bytes) -> pa.Table:
-    """What `to_parquet` wrote."""
-    return read_table(pq.ParquetFile(io.BytesIO(data), pre_buffer=False), len(data))
 
 
 def _spectra_lines(data: bytes) -> list[tuple[str, str, Spectrum]]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from tailwise.audits.audit import LayerRow, Provenance
-from tailwise.audits.codec import from_parquet, row_of
+from tailwise.audits.codec import row_of
+from tailwise.audits.parquet import from_parquet
 from tailwise.errors import UsageError, unknown_name
 from tailwise.history.jsonl import from_line, numbers_from
 from tailwise.history.point import Alarm, Point, Tempo

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from tailwise.atomic import write_whole
-from tailwise.audits.codec import from_parquet, to_parquet
+from tailwise.audits.codec import to_parquet
+from tailwise.audits.parquet import from_parquet
 from tailwise.audits.table import FACTS, ORIGIN, layer_table
 from tailwise.compare.ranking import ModelNumbers
 from tailwise.compare.summary import SUMMARIES
