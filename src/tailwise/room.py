@@ -13,9 +13,14 @@ except ImportError:  # Windows
 _BESIDE = 128 << 20
 
 
+def is_limited() -> bool:
+    """Whether there is a limit of addresses."""
+    return resource is not None and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
 def ensure_room(nbytes: int = 0) -> None:
     """`MemoryError` where a limit of addresses (`ulimit -v`, a batch system's) leaves no room for `nbytes` and more."""
-    if resource is None or resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+    if not is_limited():
         return
     try:
         mmap.mmap(-1, _BESIDE + nbytes).close()
