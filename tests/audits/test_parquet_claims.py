@@ -98,7 +98,7 @@ def test_statistics_that_contradict_the_columns_do_not_end_the_process(tmp_path)
     )
     done = subprocess.run([sys.executable, "-P", "-c", code, folder], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["3", "True"], done.stderr
-    with pytest.raises(OSError, match="histogram"):
+    with pytest.raises(ValueError, match="histogram"):
         from_parquet(contradicting())
 
 
@@ -143,9 +143,10 @@ def test_texts_that_share_their_beginnings_are_told():
         from_parquet(data)
 
 
-def test_damage_of_a_footer_is_an_error_of_three_kinds():
+def test_damage_of_a_footer_is_one_kind_of_error():
     data = written(TABLE)
     (length,) = struct.unpack("<I", data[-8:-4])
+    kinds = set()
     for seed in range(1500):
         rng = random.Random(seed)
         found = bytearray(data)
@@ -156,8 +157,9 @@ def test_damage_of_a_footer_is_an_error_of_three_kinds():
         found[-8:-4] = struct.pack("<I", length + grown)
         try:
             from_parquet(bytes(found))
-        except (ValueError, OSError, pa.ArrowException):
-            pass
+        except ValueError as error:
+            kinds.add(str(error)[:20])
+    assert len(kinds) > 10
 
 
 def test_parquet_is_read_in_one_place():

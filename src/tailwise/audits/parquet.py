@@ -49,9 +49,18 @@ _UNUSUAL = "a column that is written as no table of an audit is"
 def from_parquet(data: bytes) -> pa.Table:
     """The table of a Parquet file, unless it would unfold to far more than a file of that size holds.
 
-    Columns of texts are plain, however they were written. Raises `ValueError`, `OSError` or `pa.ArrowException`.
+    Columns of texts are plain, however they were written. Raises `ValueError` for what cannot be read.
     """
     texts = _check_claims(data)
+    try:
+        return _read(data, texts)
+    except (MemoryError, ValueError):
+        raise
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _read(data: bytes, texts: list[str]) -> pa.Table:
     # Without threads: the tables are small, and a process that ends while Arrow starts its pool is aborted.
     file = pq.ParquetFile(io.BytesIO(data), pre_buffer=False, read_dictionary=texts)
     # One group of rows after the other: it cannot join dictionaries in lists.

@@ -31,6 +31,9 @@ from tailwise.history.sql import (
 _WRITERS = 0x7A11_715E
 _PAGE_BYTES = 8192
 _CACHE_KIB = 65536
+_LONGEST = 1 << 28  # bytes of a text or a vector in SQLite
+#: What values raise that are not those that were written: a store may have been edited, or made to harm.
+_DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, StopIteration)
 
 
 def is_url(where: str) -> bool:
@@ -133,7 +136,10 @@ class _Prepare:
 
     def __call__(self, raw: Any, _record: Any) -> None:
         raw.isolation_level = None  # transactions begin where `_begin` says so, and not before
+        raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST)
         cursor = raw.cursor()
+        # What a schema of somebody else names is no function that could do more than compute.
+        cursor.execute("PRAGMA trusted_schema=OFF")
         cursor.execute(f"PRAGMA page_size={_PAGE_BYTES}")
         cursor.execute("PRAGMA foreign_keys=ON")
         # With WAL this loses nothing when a process dies; when the machine does, the last moments at most.
@@ -173,7 +179,14 @@ def reading(engine: Engine, where: str) -> Iterator[Connection]:
     # two of them would come without their values.
     options = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}
     with store_errors(where), engine.connect().execution_options(**options) as connection:
-        yield connection
+        try:
+            yield connection
+        except _DAMAGE as error:
+            raise UnreadableError(
+                f"holds what tailwise has not written ({type(error).__name__}: {str(error)[:200]})",
+                where=where,
+                fix="restore it from a copy, or begin another",
+            ) from error
 
 
 @contextmanager
@@ -210,7 +223,7 @@ def _explained(error: DBAPIError, where: str) -> TailwiseError:
     ):
         if part in said:
             return UnreachableError(what, where=where, fix=fix)
-    if "not a database" in said or "malformed" in said:
+    if "not a database" in said or "malformed" in said or "decode" in said:
         return UnreadableError(f"is no store, or it is damaged ({said})", where=where, fix="check the path")
     if "permission denied" in said.lower():
         return UnreadableError(said, where=where, fix="ask for rights on the tables named tailwise_*")

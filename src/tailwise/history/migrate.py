@@ -37,6 +37,8 @@ def _version(connection: Connection, where: str) -> int:
         if tables and connection.dialect.name == "sqlite":
             raise UsageError("is the database of another program", where=where, fix="choose another file")
         return 0
+    if connection.dialect.name == "sqlite":
+        _check_plain(connection, where)
     found = connection.execute(select(META.c.value).where(META.c.key == "schema")).scalar()
     if found is None or not found.isdigit():
         raise UnreadableError("does not say which version it has", where=where, fix="restore it from a copy")
@@ -47,6 +49,26 @@ def _version(connection: Connection, where: str) -> int:
             fix="pip install --upgrade tailwise",
         )
     return int(found)
+
+
+def _check_plain(connection: Connection, where: str) -> None:
+    """Only tables hold values: a view, a virtual table or a column that is computed could compute without end."""
+    names = [*METADATA.tables]
+    columns = [text(f"SELECT name FROM pragma_table_xinfo('{name}') WHERE hidden > 0") for name in names]
+    made = connection.execute(text("SELECT type, name, tbl_name, sql FROM sqlite_master"))
+    other = [
+        row.name
+        for row in made
+        if row.tbl_name in names
+        and (row.type in ("view", "trigger") or str(row.sql).upper().lstrip().startswith("CREATE VIRTUAL"))
+    ]
+    other += [row.name for asked in columns for row in connection.execute(asked)]
+    if other:
+        raise UnreadableError(
+            f"{str(other[0])[:100]!r} in it is no table or column of values, and tailwise has not made it",
+            where=where,
+            fix="drop it (a view, trigger or computed column), or copy the tables into a store of your own",
+        )
 
 
 def _counts_of_alarms(connection: Connection) -> None:

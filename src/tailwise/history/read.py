@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from tailwise.audits.audit import LayerRow, Provenance
+from tailwise.audits.checked import check_provenance, check_rows
 from tailwise.audits.codec import row_of
 from tailwise.audits.parquet import from_parquet
 from tailwise.errors import UsageError, unknown_name
@@ -171,6 +172,7 @@ def audits(connection: Connection, run: str) -> list[KeptAudit]:
 
 def _provenance(text: str) -> Provenance:
     body = json_of(text)
+    check_provenance(body)
     return Provenance(**{**body, "notes": tuple(body["notes"])})
 
 
@@ -189,7 +191,9 @@ def audit_rows(connection: Connection, run: str, step: int) -> list[LayerRow]:
         layouts_of(connection, {head.layout_id})[head.layout_id], vectors_of(connection, [head.id]).get(head.id, {})
     )
     names = dict.fromkeys(name for layer in values.values() for name in layer)
-    lines = from_parquet(head.facts).to_pylist()
+    table = from_parquet(head.facts)
+    check_rows(table)
+    lines = table.to_pylist()
     return [row_of({**line, **_all(names, values.get(line["name"], {}))}) for line in lines]
 
 
