@@ -67,10 +67,14 @@ def nested(depth):
 
 
 @pytest.mark.parametrize(
-    "table", [TABLE, TABLE.slice(0, 0), pa.table({}), TABLE.select(["rows"]).replace_schema_metadata({"tailwise": "{}"})]
+    "table",
+    [TABLE, TABLE.slice(0, 0), pa.table({}), TABLE.select(["rows"]).replace_schema_metadata({"tailwise": "{}"})],
 )  # fmt: skip
-@pytest.mark.parametrize("options", [{}, {"use_dictionary": False}, {"data_page_version": "2.0"}, {"row_group_size": 2},
-                                     {"store_schema": False}, {"compression": "none"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"use_dictionary": False}, {"data_page_version": "2.0"}, {"row_group_size": 2}, {"store_schema": False},
+     {"compression": "none"}],
+)  # fmt: skip
 def test_a_table_is_what_was_written(table, options):
     sink = io.BytesIO()
     pq.write_table(table, sink, **{"compression": "zstd", **options})

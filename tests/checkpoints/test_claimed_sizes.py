@@ -43,7 +43,9 @@ def header_only(path, tensors, config=None):
     ],
 )  # fmt: skip
 def test_a_tensor_without_entries_is_one_row(tmp_path, name, shape, config):
-    found, rest = group(open_checkpoint(header_only(tmp_path / "m", {name: shape}, config)), conv="flatten", min_evals=8)
+    found, rest = group(
+        open_checkpoint(header_only(tmp_path / "m", {name: shape}, config)), conv="flatten", min_evals=8
+    )
     assert [source.name for source in found] == ["w"]
     assert [(row.name, row.status) for row in rest] == [(name, "TOO_SMALL")]
 

@@ -1,4 +1,4 @@
-"""A command under a limit of addresses (`ulimit -v`, a batch system's): libraries that end the process are answered for.
+"""A command under a limit of addresses (`ulimit -v`, a batch system): libraries that end the process are answered for.
 
 V8, Arrow, MKL and Rust abort where an allocation fails, and a process that has ended can say nothing. So the command
 runs in a process of its own there, and this one tells how it ended.

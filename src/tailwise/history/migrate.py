@@ -53,16 +53,17 @@ def _version(connection: Connection, where: str) -> int:
 
 def _check_plain(connection: Connection, where: str) -> None:
     """Only tables hold values: a view, a virtual table or a column that is computed could compute without end."""
-    names = [*METADATA.tables]
-    columns = [text(f"SELECT name FROM pragma_table_xinfo('{name}') WHERE hidden > 0") for name in names]
-    made = connection.execute(text("SELECT type, name, tbl_name, sql FROM sqlite_master"))
+    made = [row for row in connection.execute(text("SELECT type, name, tbl_name, sql FROM sqlite_master"))
+            if str(row.tbl_name).startswith("tailwise_")]  # fmt: skip
     other = [
         row.name
         for row in made
-        if row.tbl_name in names
-        and (row.type in ("view", "trigger") or str(row.sql).upper().lstrip().startswith("CREATE VIRTUAL"))
+        if row.type in ("view", "trigger") or str(row.sql).upper().lstrip().startswith("CREATE VIRTUAL")
     ]
-    other += [row.name for asked in columns for row in connection.execute(asked)]
+    computed = text("SELECT name FROM pragma_table_xinfo(:name) WHERE hidden > 0")
+    for row in made:
+        if row.type == "table" and not other:
+            other += connection.execute(computed, {"name": row.name}).scalars()
     if other:
         raise UnreadableError(
             f"{str(other[0])[:100]!r} in it is no table or column of values, and tailwise has not made it",
