@@ -29,8 +29,8 @@ _I32, _I64, _TEXT, _LIST, _SET, _MAP, _STRUCT = 5, 6, 8, 9, 10, 11, 12
 _INTEGERS = frozenset({4, _I32, _I64})
 #: Lists of the format, by struct: field → (what its elements are, fields of these that hold lists). Arrow reads them so
 #: whatever a file says that they are.
-_KEY_VALUES = (frozenset({_STRUCT}), {})
-_NUMBERS = (frozenset({_I32, _I64}), {})
+_KEY_VALUES: tuple[Any, dict[int, Any]] = (frozenset({_STRUCT}), {})
+_NUMBERS: tuple[Any, dict[int, Any]] = (frozenset({_I32, _I64}), {})
 _STATISTICS = {2: _NUMBERS, 3: _NUMBERS}
 _CHUNK: dict[int, Any] = {
     2: _NUMBERS, 3: (frozenset({_TEXT}), {}), 8: _KEY_VALUES, 13: _KEY_VALUES,
