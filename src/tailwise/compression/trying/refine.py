@@ -51,7 +51,9 @@ class Best(Generic[X]):
 class Moves(Protocol[X]):
     """What there is to move, from coarse to fine, and how far."""
 
-    levels: Sequence[Sequence[Indices]]  # groups of each level, by index
+    @property
+    def levels(self) -> Sequence[Sequence[Indices]]:
+        """Groups of each level, by index."""
 
     def size(self, idle: int) -> float | None:
         """How far a move goes after `idle` rounds without a gain; None: the level is done with."""
