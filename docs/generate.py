@@ -24,6 +24,7 @@ from typer.models import ArgumentInfo
 import tailwise
 from tailwise.audits.weightwatcher import COLUMNS, DIFFERENT
 from tailwise.checkpoints.roles import ROLES
+from tailwise.cli.listed import listed
 from tailwise.cli.main import app
 from tailwise.compression.choosing.amounts import ALLOCATORS
 from tailwise.compression.operators.registered import operators_that
@@ -96,7 +97,9 @@ def _parameters(command: Callable[..., Any]) -> tuple[dict[str, str], dict[str, 
         spelled = [flag for flag in flags if isinstance(flag, str) and flag.startswith("-")]
         spelled = spelled or ["--" + name.replace("_", "-")]
         shown = ", ".join(f"`{flag}`" for flag in spelled) + _value(kind, info.metavar)
-        options.setdefault(info.rich_help_panel or "Other", []).append([shown, info.help or "", _default(parameter)])
+        options.setdefault(info.rich_help_panel or "Other", []).append(
+            [shown, listed(info.help or ""), _default(parameter)]
+        )
     return arguments, options
 
 

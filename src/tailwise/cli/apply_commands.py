@@ -46,9 +46,9 @@ def apply(
         list[str] | None,
         typer.Option(
             metavar="TEXT",
-            help="Text that wanda and sparsegpt need, and low_rank can use: a text file, a folder of them, token ids "
-            "(.npy, .pt, .safetensors, .json), wikitext2, or a data set as org/name:split:column. "
-            "Of an image classifier, images as `evaluate --images` takes them. May be repeated.",
+            help="Text that operators need which look at inputs ({on_text}), and low_rank can use: a text file, a "
+            "folder of them, token ids (.npy, .pt, .safetensors, .json), wikitext2, or a data set as "
+            "org/name:split:column. Of an image classifier, images as `evaluate --images` takes them. May be repeated.",
             rich_help_panel=_CAL,
         ),
     ] = None,

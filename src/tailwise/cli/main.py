@@ -17,6 +17,7 @@ from tailwise.cli.compare_commands import compare, diff, rank
 from tailwise.cli.evaluate_command import evaluate
 from tailwise.cli.history_commands import app as store
 from tailwise.cli.history_commands import bisect, history, watch
+from tailwise.cli.listed import ListingCommand
 from tailwise.cli.mcp import mcp
 from tailwise.cli.plan_commands import app as plan
 from tailwise.cli.precision import precision
@@ -48,9 +49,9 @@ app.command()(report)
 app.command()(plot)
 app.command()(precision)
 app.command()(evaluate)
-app.command()(predict)
+app.command(cls=ListingCommand)(predict)
 app.add_typer(plan, name="plan")
-app.command()(apply)
+app.command(cls=ListingCommand)(apply)
 app.command()(recover)
 app.command()(serve)
 app.command()(watch)

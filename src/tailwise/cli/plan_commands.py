@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tailwise.cli.arguments import Begin, Bos, Device, Json, Rows, Workers, comma_list, solver_to_stderr
+from tailwise.cli.listed import ListingCommand, with_tau
 from tailwise.cli.plan_made import SPREAD, Mapping3, prune, quantize
 from tailwise.cli.plan_shared import (
     OUT,
@@ -47,8 +48,8 @@ def tau(
     taus: Annotated[
         str, typer.Option(metavar="A,B", help="Values of τ; 0, uniform, is always among them.", rich_help_panel=SPREAD)
     ] = "0.05,0.1,0.2,0.3,0.4,0.5",
-    allocator: Annotated[str, typer.Option(help="alpha, alpha-role, entropy.", rich_help_panel=SPREAD)] = "alpha",
-    operator: Annotated[str, typer.Option(help="magnitude, wanda, sparsegpt.", rich_help_panel=SPREAD)] = "magnitude",
+    allocator: Annotated[str, typer.Option(help="{allocators_with_tau}.", rich_help_panel=SPREAD)] = "alpha",
+    operator: Annotated[str, typer.Option(help="{maskers}.", rich_help_panel=SPREAD)] = "magnitude",
     mapping: Annotated[
         Mapping3 | None, typer.Option(help="Of alpha and entropy: whose metric decides.", rich_help_panel=SPREAD)
     ] = None,
@@ -79,8 +80,8 @@ def tau(
     from tailwise.compression.trying.planned import check_causal_model
     from tailwise.compression.trying.tau_curve import tau_curve
 
-    if allocator not in ("alpha", "alpha-role", "entropy"):
-        raise UsageError(f"{allocator} has no τ", where="--allocator", fix="take alpha, alpha-role or entropy")
+    if allocator not in with_tau():
+        raise UsageError(f"{allocator} has no τ", where="--allocator", fix=f"take one of {', '.join(with_tau())}")
     if chart is not None:
         from tailwise.report.charts.chart import require_altair
         from tailwise.report.render import check_figure
@@ -226,9 +227,9 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-app.command()(prune)
-app.command()(quantize)
-app.command()(tau)
+app.command(cls=ListingCommand)(prune)
+app.command(cls=ListingCommand)(quantize)
+app.command(cls=ListingCommand)(tau)
 app.command()(drop)
 app.command("import")(import_)
 
@@ -348,15 +349,14 @@ def combine(
     deliver(combined(Plan.load(prune_plan), Plan.load(quantize_plan)), target, as_json, rows)
 
 
-@app.command()
+@app.command(cls=ListingCommand)
 def export(
     plan: Annotated[str, typer.Argument(metavar="PLAN", help="x.json or x.yaml.")],
     to: Annotated[
         str,
         typer.Option(
             metavar="TOOL",
-            help="llmcompressor, compressed-tensors, gptqmodel, autoround, torchao, llamacpp, alphaquant, "
-            "alphapruning, evopress.",
+            help="{exporters}.",
         ),
     ],
     output: Annotated[
@@ -365,7 +365,7 @@ def export(
             "-o",
             "--output",
             metavar="FILE",
-            help="x.yaml for llmcompressor, x.txt for llamacpp and evopress, x.npy for alphapruning, x.json otherwise.",
+            help="{export_suffixes}.",
             rich_help_panel=OUT,
         ),
     ],

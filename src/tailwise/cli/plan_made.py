@@ -119,9 +119,8 @@ OF_PRUNE = (
     _MODEL,
     Option("sparsity", float | None, None, "Fraction of the chosen tensors' parameters that goes, e.g. 0.7."),
     Option("allocator", str, "auto",
-           "auto (tries the others on --calibration), uniform, depth, alpha, alpha-role, entropy, owl, dlp, "
-           "sensitivity, blend.", panel=SPREAD),
-    Option("operator", str, "magnitude", "magnitude, wanda, sparsegpt, low_rank, structured.", panel=SPREAD),
+           "auto (tries the others on --calibration), {allocators}.", panel=SPREAD),
+    Option("operator", str, "magnitude", "{pruners}; on calibration text: {pruners_on_text}.", panel=SPREAD),
     Option("pattern", str, "unstructured", "unstructured, 2:4, 4:8 (N kept of M), or N:8 for a mix.", panel=SPREAD),
     Option("mapping", Mapping3 | None, None, "Of alpha and entropy: whose metric decides.", panel=SPREAD,
            setting=True),
@@ -146,12 +145,10 @@ OF_QUANTIZE = (
     Option("rise", str | None, None, "The fewest bits with which perplexity rises by no more, e.g. 2%.",
            ("--perplexity-rise",), metavar="X%"),
     Option("formats", str, "mxfp4,mxfp8,bf16",
-           "To choose from: int2, int3, int4, int8 (-asym, -g<N>, -channel), fp8_e4m3, mxfp4, mxfp6, mxfp8, "
-           "nvfp4, nf4, q4_0, q4_1, q5_0, q5_1, q8_0, bf16.", panel=SPEND, metavar="A,B"),
+           "To choose from: {formats}; integers also with -asym, -g<N>, -channel.", panel=SPEND, metavar="A,B"),
     Option("allocator", str, "auto",
-           "auto (tries the others on --calibration), uniform, depth, alpha, alphaq, distortion (with --study), "
-           "outputs, sensitivity.", panel=SPEND),
-    Option("operator", str, "rtn", "rtn (to nearest), or gptq, which needs calibration text.", panel=SPEND),
+           "auto (tries the others on --calibration), {assigners}.", panel=SPEND),
+    Option("operator", str, "rtn", "{quantizers}; on calibration text: {quantizers_on_text}.", panel=SPEND),
     Option("gamma", float | None, None, "Of alphaq: power of α, 1 by default; 0 is the control.", panel=SPEND,
            setting=True),
     Option("tau", float | None, None, "Of alpha: bits in [1 − τ, 1 + τ] of the budget.", panel=SPEND, setting=True),

@@ -35,7 +35,7 @@ def predict(
     ] = None,
     operator: Annotated[
         str | None,
-        typer.Option(help="magnitude, wanda, sparsegpt; with --formats rtn, gptq.", rich_help_panel=_HOW),
+        typer.Option(help="{maskers}; with --formats {quantizers}.", rich_help_panel=_HOW),
     ] = None,
     estimator: Annotated[
         str | None, typer.Option(help="Of α; AlphaPruning's for this kind of model.", rich_help_panel=_HOW)

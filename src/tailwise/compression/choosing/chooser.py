@@ -15,6 +15,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound="Chooser[Any]")
 S = TypeVar("S")
 
+#: Of what a way to choose can be told: what is measured, by tensor or block, and is no setting.
+MEASURED = ("statistics", "losses", "errors")
+
 
 @dataclass(frozen=True)
 class Chooser(Generic[F]):
@@ -31,6 +34,11 @@ class Chooser(Generic[F]):
     def needs_alpha(self) -> bool:
         """Whether α is fitted for it."""
         return "alpha" in self.needs
+
+    @property
+    def reads_audit_alone(self) -> bool:
+        """Whether it takes nothing that is measured on text, or by a precision study."""
+        return not {*MEASURED} & {*self.takes}
 
     def settings(self, make: Callable[..., S], given: Mapping[str, Any], **more: Any) -> S:
         """What it is told; `UsageError` for what it does not take."""
