@@ -34,8 +34,10 @@ class Grid:
         """A table without rules."""
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         for index, head in enumerate(self.heads):
-            justify = "left" if index in self.words else "right"
-            table.add_column(head, justify=justify, no_wrap=index not in self.wrapping, overflow=self.overflow)
+            table.add_column(
+                head, justify="left" if index in self.words else "right", no_wrap=index not in self.wrapping,
+                overflow=self.overflow,
+            )  # fmt: skip
         for line in self.lines:
             # Names come from files: nothing in them is markup.
             table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in line))
