@@ -24,7 +24,7 @@ from typer.models import ArgumentInfo
 import tailwise
 from tailwise.audits.weightwatcher import COLUMNS, DIFFERENT
 from tailwise.checkpoints.roles import ROLES
-from tailwise.cli.listed import listed
+from tailwise.cli.help_texts import filled
 from tailwise.cli.main import app
 from tailwise.compression.choosing.amounts import ALLOCATORS
 from tailwise.compression.operators.registered import operators_that
@@ -91,14 +91,14 @@ def _parameters(command: Callable[..., Any]) -> tuple[dict[str, str], dict[str, 
         if isinstance(info, ArgumentInfo):
             required = parameter.default is inspect.Parameter.empty
             more = "" if "list" not in str(kind) else "..."
-            arguments[name.upper() if required else f"[{name.upper()}]{more}"] = info.help or ""
+            arguments[name.upper() if required else f"[{name.upper()}]{more}"] = filled(info.help or "")
             continue
         flags = [info.default, *(info.param_decls or ())]  # typer keeps the first declaration apart
         spelled = [flag for flag in flags if isinstance(flag, str) and flag.startswith("-")]
         spelled = spelled or ["--" + name.replace("_", "-")]
         shown = ", ".join(f"`{flag}`" for flag in spelled) + _value(kind, info.metavar)
         options.setdefault(info.rich_help_panel or "Other", []).append(
-            [shown, listed(info.help or ""), _default(parameter)]
+            [shown, filled(info.help or ""), _default(parameter)]
         )
     return arguments, options
 
@@ -413,8 +413,10 @@ def families() -> str:
             "Tiny models of transformers, each planned, applied, and loaded again by plain transformers (by "
             "`tailwise.load_pruned` where a config cannot say the sizes). A ✓ says that what was loaded is what a "
             "reference of a few lines makes of the model: masks and rounded values bit for bit; of GPTQ the codes, all "
-            "but 1 in 10,000, and the error of the outputs; factors against the best approximation of their rank; "
-            "heads, neurons and blocks that went against the whole model without them; and that what was reached is "
+            "but 1 in 10,000, and the error of the outputs; factors (of stacked experts their products) against the "
+            "best approximation of their rank; "
+            "heads, neurons and blocks that went against the whole model without them; experts that went against the "
+            "whole model whose routers may not choose them (–: it has none); and that what was reached is "
             "what the written files hold. The tests run each family with two operators; "
             "`PYTHONPATH=src:tests python tests/families/table.py` runs the whole product and keeps this table.",
             table(),

@@ -74,7 +74,7 @@ _HOMES = {
 }
 
 #: Rooms whose names are used through them: `tw.remedies.AdaptiveClip`.
-_ROOMS = {"remedies": "tailwise.training.remedies"}
+_ROOMS = {"errors": "tailwise.core.errors", "remedies": "tailwise.training.remedies"}
 
 __all__ = [
     "METRICS", "Audit", "Checkpoint", "Layer", "LayerRow", "Monitor", "Prepared", "Recipe", "RunOptions", "Spectrum",

@@ -52,7 +52,7 @@ def test_a_forecast_reads_no_weight_and_knows_what_is_kept():
 def test_a_forecast_for_a_device_that_is_not_here_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     checkpoint = Watched()
-    options = tw.recipe.RunOptions(device="cuda", executor="ray")
+    options = tw.RunOptions(device="cuda", executor="ray")
     with pytest.raises(tw.UsageError, match="no CUDA device"):
         forecast(checkpoint, prepare(checkpoint, options=options))
 

@@ -7,7 +7,7 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from tailwise.cli.listed import _LISTS, listed
+from tailwise.cli.help_texts import _LISTS, filled
 from tailwise.cli.main import app
 from tailwise.compression.choosing.amounts import ALLOCATORS
 from tailwise.compression.choosing.bit_formats import ASSIGNERS
@@ -52,9 +52,9 @@ def test_what_others_register_is_listed(monkeypatch):
 
 @pytest.mark.parametrize("name", list(_LISTS))
 def test_every_list_has_names(name):
-    assert re.search(r"\w", listed(f"{{{name}}}"))
+    assert re.search(r"\w", filled(f"{{{name}}}"))
 
 
 def test_only_what_an_option_of_the_command_gives_can_be_varied():
-    assert listed("{allocators_with_tau}") == "alpha, alpha-role, entropy"
-    assert listed("{export_suffixes}").endswith("x.json otherwise")
+    assert filled("{allocators_with_tau}") == "alpha, alpha-role, entropy"
+    assert filled("{export_suffixes}").endswith("x.json otherwise")

@@ -106,8 +106,13 @@ def test_a_plan_says_how_many_exponents_it_has_not_and_how_many_are_not_trusted(
     audit = tw.audit({f"model.layers.{name}.weight": W for name, W in weights.items()}, use_cache=False)
     notes = " ".join(plan_prune(audit, Request(0.5, "alpha", estimator=estimator)).notes)
     assert "α of 1 of 3 matrices is left out (a tail without spread): a neutral amount" in notes
-    assert "α of 1 of 2 matrices is of a fit that is not trusted" in notes
-    assert not any("trusted" in note for note in plan_prune(audit, Request(0.5, "depth")).notes)
+    expected = {
+        "ks": "α of 2 of 2 matrices (100%) is of their own fit, of which 1 not trusted and taken all the same",
+        "peak": "α of 1 of 2 matrices (50%) is of their own fit; of 1 (50%) it is the median of their role",
+    }
+    assert expected[estimator] in notes
+    assert "by role rather than" not in notes
+    assert not any("their own fit" in note for note in plan_prune(audit, Request(0.5, "depth")).notes)
 
 
 def test_a_degenerate_tail_gets_the_neutral_share_and_no_say():
@@ -300,11 +305,31 @@ def test_a_fit_that_says_nothing_counts_as_the_median_of_its_role():
     rows[place] = replace(rows[place], metrics=wild)
     plan = plan_prune(audit_of(rows), Request(0.7, "alpha"))
     assert plan[f"{rows[place].name}.weight"].metrics["alpha"] == pytest.approx(float(np.median(others)), rel=1e-5)
-    assert any(
-        f"α of 1 of 20 matrices is of a fit that is not trusted, and counts as its role's median: {rows[place].name}"
-        == note
-        for note in plan.notes
+    assert (
+        "α of 19 of 20 matrices (95%) is of their own fit; of 1 (5%) it is the median of their role, as their tails "
+        f"say nothing ({rows[place].name})" in plan.notes
     )
+
+
+def test_a_plan_that_is_mostly_of_medians_says_that_it_is_by_role():
+    rows = [replace(item, metrics={**item.metrics, "alpha_sigma": 0.2, "ks_distance": 0.01}) for item in rows_of(5)]
+    wild = {"alpha": 18.0, "alpha_sigma": 5.7}
+    rows = [replace(item, metrics={**item.metrics, **wild}) if item.block in (1, 2, 3) else item for item in rows]
+    of_alpha = [note for note in plan_prune(audit_of(rows), Request(0.7, "alpha")).notes if "own fit" in note]
+    assert len(of_alpha) == 1
+    assert of_alpha[0].startswith(
+        "α of 8 of 20 matrices (40%) is of their own fit; of 12 (60%) it is the median of their role, as their tails "
+        "say nothing: this plan is by role rather than by layer ("
+    )
+
+
+def test_doubtful_fits_without_a_trusted_one_of_their_role_are_said_in_the_same_note():
+    rows = [replace(item, metrics={**item.metrics, "alpha_sigma": 5.7, "ks_distance": 0.3}) for item in rows_of(5)]
+    of_alpha = [note for note in plan_prune(audit_of(rows), Request(0.7, "alpha")).notes if "own fit" in note]
+    assert of_alpha == [
+        "α of 20 of 20 matrices (100%) is of their own fit, of which 20 not trusted and taken all the same, as "
+        "published methods do"
+    ]
 
 
 def test_a_head_that_is_tied_is_told_by_its_other_name():

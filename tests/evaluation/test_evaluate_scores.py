@@ -117,7 +117,7 @@ def test_a_model_whose_loss_is_not_finite_is_worse(base):
 def test_five_windows_show_nothing(base):
     few = made("base", base.losses[:5])
     found = compare_scores(shifted(few, 1.0), few)
-    assert found.perplexity.verdict == "no difference seen"
+    assert found.perplexity.verdict == "too few windows"
     assert "only 5 windows" in found.notes[0]
 
 

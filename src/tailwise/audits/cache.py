@@ -7,6 +7,7 @@ renamed), so audits that run at once share the cache, and a damaged or vanished 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -26,6 +27,7 @@ from tailwise.core.locks import held
 from tailwise.core.recipe import Recipe, RunOptions, digest_of
 from tailwise.core.storage import get, is_url, joined, json_of, put
 from tailwise.spectrum.metrics.facts import gaussian_baseline, window_shape
+from tailwise.spectrum.power_law import ESTIMATORS
 from tailwise.spectrum.spectrum import Spectrum
 
 #: Raised when a solver changes its numbers, or what a spectrum says beside them: older entries are then left alone.
@@ -218,8 +220,21 @@ class Baselines:
 def baseline_key(rows: int, cols: int, slices: int, recipe: Recipe) -> str:
     """Where the noise of a shape is kept, as a note of the kind `baselines`."""
     shape = [max(rows, cols), min(rows, cols), slices, window_shape(recipe, rows, cols)]
-    fits = [recipe.estimator, recipe.hill_estimator, recipe.k_frac, recipe.max_fingers]
+    # By code too: a registered estimator may be another the next time its name is used.
+    fits = [
+        [recipe.estimator, _code_of(recipe.estimator)], [recipe.hill_estimator, _code_of(recipe.hill_estimator)],
+        recipe.k_frac, recipe.max_fingers,
+    ]  # fmt: skip
     return key_of("baseline", shape, fits, recipe.baseline_replicas, recipe.farms_windows, recipe.seed)
+
+
+def _code_of(estimator: str) -> str:
+    """A digest of the function of an estimator, as Python compiled it; "" where it has none."""
+    code = getattr(ESTIMATORS.get(estimator.removeprefix("farms:")), "__code__", None)
+    if code is None:
+        return ""
+    constants = [value for value in code.co_consts if isinstance(value, int | float | str)]
+    return hashlib.sha256(code.co_code + repr((code.co_names, constants)).encode()).hexdigest()[:16]
 
 
 def _is_baseline(stored: object) -> TypeGuard[dict[str, list[float]]]:

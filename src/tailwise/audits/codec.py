@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailwise.audits.checked import SPECTRA, check_provenance, check_rows, check_spectra, read_table
+from tailwise.audits.checked import SPECTRA, check_provenance, check_rows, check_spectra
+from tailwise.audits.parquet import from_parquet
 from tailwise.audits.rows import MEASURED, Layer, LayerRow, Provenance
 from tailwise.audits.table import FACTS, ORIGIN
 from tailwise.core.atomic import could_not_write, write_whole
@@ -38,6 +39,8 @@ _DAMAGE = (
 )  # fmt: skip
 #: A part may be compressed by who packs the file again; it holds compressed tables, and cannot shrink by much.
 _UNFOLDS, _SMALL_PART = 16, 1 << 22
+#: Suffixes of other files, which would hold an audit that nothing opens.
+_TABLES = frozenset({".csv", ".json", ".md", ".parquet", ".html", ".txt", ".xlsx", ".tsv"})
 MEMBERS = ("layers.parquet", "spectra.parquet", "provenance.json")
 
 
@@ -48,6 +51,12 @@ def save(audit: Audit, path: str | Path, *, exclusive: bool = False) -> Path | s
     folder that is not an audit is not overwritten (`UsageError`).
     """
     as_folder = str(path).endswith(("/", os.sep))
+    if not as_folder and Path(str(path)).suffix.lower() in _TABLES:
+        raise UsageError(
+            f"an audit is no {Path(str(path)).suffix} file",
+            where=path,
+            fix="save it as x.audit; for a table take audit.table().to_pandas(), or `tailwise audit MODEL -o x.csv`",
+        )
     if is_url(path):
         return _save_at_url(audit, str(path), as_folder, exclusive)
     target = Path(path)
@@ -232,11 +241,6 @@ def _decode(parts: Mapping[str, bytes]) -> AuditParts:
         spectra.setdefault(name, {}).setdefault(kind, []).append(spectrum)
     layers = {row.name: _layer(row, spectra[row.name]) for row in rows if row.measured}
     return AuditParts(rows, layers, Provenance(**facts))
-
-
-def from_parquet(data: bytes) -> pa.Table:
-    """What `to_parquet` wrote."""
-    return read_table(pq.ParquetFile(io.BytesIO(data), pre_buffer=False), len(data))
 
 
 def _spectra_lines(data: bytes) -> list[tuple[str, str, Spectrum]]:

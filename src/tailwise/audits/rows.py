@@ -16,6 +16,11 @@ MEASURED = {
 }
 
 
+def raised_by(metric: str, error: str = "") -> str:
+    """What the reason of a row says of a metric that raised an exception; without `error`, how that begins."""
+    return f"the metric {metric} raised {error}"
+
+
 @dataclass(frozen=True)
 class LayerRow:
     """One matrix (or one tensor that is not measured) and everything known of it."""

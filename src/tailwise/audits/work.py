@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import starmap
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from tailwise.audits.cache import Baselines, Cache, key_of
-from tailwise.audits.rows import Layer, LayerRow
+from tailwise.audits.rows import Layer, LayerRow, raised_by
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.core.errors import TailwiseError, lacks_memory
 from tailwise.core.execution.executor import own_stream
@@ -75,7 +76,7 @@ class Worker:
         done = replace(
             row,
             status=tail.status,
-            reason="; ".join(filter(None, (source.note, tail.remedy))),
+            reason="; ".join(filter(None, (source.note, tail.remedy, *starmap(raised_by, facts.raised.items())))),
             solver=spectrum.solver,
             error_bound=spectrum.error_bound,
             digest=digest,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.arguments import Begin, Bos, Json
+from tailwise.cli.plan_made import Option, command
 from tailwise.cli.progress import shown
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from tailwise.report.grid import Grid
 
 _CAL, _RUN, _OUT, _SMALL = "Calibration", "How to run", "Output", "Smaller models"
-_DEQUANTIZE = "rtn: read a model that is quantized already as the values that it decodes to."
-_PACKED = "Of a plan to quantize: write codes and scales for compressed-tensors (vLLM, transformers), torchao or gguf "
-_PACKED += "(llama.cpp), in place of real numbers."
+#: Options that `ApplyOptions` has by the same name.
+_TOLD = ("samples", "window", "seed", "device", "batch", "force", "save_masks", "equal_widths", "multiple", "factored",
+         "packed", "dequantize", "executor", "workers")  # fmt: skip
 
 
 class Compute(StrEnum):
@@ -35,100 +36,80 @@ class Compute(StrEnum):
     float16 = "float16"
 
 
-def apply(
-    plan: Annotated[Path, typer.Argument(help="A plan: x.json, x.yaml; see `tailwise plan`.")],
-    model: Annotated[str, typer.Argument(help="The model that it was made for: folder or Hugging Face id.")],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the new model.", rich_help_panel=_OUT)
-    ],
-    calibration: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Text that operators need which look at inputs ({on_text}), and low_rank can use: a text file, a "
-            "folder of them, token ids (.npy, .pt, .safetensors, .json), wikitext2, or a data set as "
-            "org/name:split:column. Of an image classifier, images as `evaluate --images` takes them. May be repeated.",
-            rich_help_panel=_CAL,
-        ),
-    ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Windows drawn from it.", rich_help_panel=_CAL)] = 128,
-    window: Annotated[int, typer.Option(min=2, help="Tokens in a window.", rich_help_panel=_CAL)] = 512,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw.", rich_help_panel=_CAL)] = 0,
-    bos: Bos = Begin.auto,
-    dtype: Annotated[
-        Compute, typer.Option(help="auto: as stored, but float32 on a CPU.", rich_help_panel=_RUN)
-    ] = Compute.auto,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0.", rich_help_panel=_RUN)] = "cpu",
-    batch: Annotated[int, typer.Option(min=1, help="Windows at once.", rich_help_panel=_RUN)] = 8,
-    executor: Annotated[
-        str,
-        typer.Option(metavar="ENGINE", rich_help_panel=_RUN,
-                     help="magnitude, low_rank, rtn: shards on dask[://scheduler:8786] or ray[://head:10001]."),
-    ] = "local",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Shards at once, on an executor.", rich_help_panel=_RUN)
-    ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Do not go on where a killed run had come to.", rich_help_panel=_RUN)
-    ] = False,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Replace the output; apply a plan made from other weights.", rich_help_panel=_OUT),
-    ] = False,
-    save_masks: Annotated[
-        bool, typer.Option("--save-masks", help="Also write which entries were kept.", rich_help_panel=_OUT)
-    ] = False,
-    equal_widths: Annotated[
-        bool,
-        typer.Option("--equal-widths", rich_help_panel=_SMALL,
-                     help="structured: every block loses as many heads and neurons, so that config.json can say it."),
-    ] = False,
-    multiple: Annotated[
-        int, typer.Option(min=1, help="structured: of neurons, a multiple of this stays.", rich_help_panel=_SMALL)
-    ] = 8,
-    factored: Annotated[
-        bool,
-        typer.Option("--factored", rich_help_panel=_SMALL,
-                     help="low_rank: store two factors in place of their product; loads with tailwise.load_pruned."),
-    ] = False,
-    packed: Annotated[str | None, typer.Option(metavar="LAYOUT", help=_PACKED, rich_help_panel=_OUT)] = None,
-    dequantize: Annotated[bool, typer.Option("--dequantize", help=_DEQUANTIZE, rich_help_panel=_RUN)] = False,
-    as_json: Json = False,
-) -> None:  # fmt: skip
+OF_APPLY = (
+    Option("plan", Annotated[Path, typer.Argument(help="A plan: x.json, x.yaml; see `tailwise plan`.")]),
+    Option("model", Annotated[str, typer.Argument(help="The model that it was made for: folder or Hugging Face id.")]),
+    Option("output", Path, help="Folder of the new model.", flags=("-o", "--output"), panel=_OUT, metavar="DIR"),
+    Option("calibration", list[str] | None, None,
+           "Text that {looking_pruners}, {looking_quantizers} need, and {operators_with_text} can use: a text file, a "
+           "folder of them, token ids (.npy, .pt, .safetensors, .json), wikitext2, or a data set as "
+           "org/name:split:column. Of an image classifier, images as `evaluate --images` takes them. May be repeated.",
+           panel=_CAL, metavar="TEXT"),
+    Option("images", list[str] | None, None,
+           "Of a model that reads images beside text, where the plan names its vision tower: images, as "
+           "`evaluate --images` takes them. May be repeated.", panel=_CAL, metavar="DIR"),
+    Option("samples", int, 128, "Windows or images drawn.", panel=_CAL, least=1),
+    Option("window", int, 512, "Tokens in a window.", panel=_CAL, least=2),
+    Option("seed", int, 0, "Of the draw.", panel=_CAL),
+    Option("bos", Bos, Begin.auto, panel=_CAL),
+    Option("dtype", Compute, Compute.auto, "auto: as stored, but float32 on a CPU.", panel=_RUN),
+    Option("device", str, "cpu", "cpu, cuda, cuda:0.", panel=_RUN),
+    Option("batch", int, 8, "Windows at once.", panel=_RUN, least=1),
+    Option("executor", str, "local",
+           "{streaming_operators}: shards on dask[://scheduler:8786] or ray[://head:10001].", panel=_RUN,
+           metavar="ENGINE"),
+    Option("workers", int | None, None, "Shards at once, on an executor.", panel=_RUN, least=1),
+    Option("fresh", bool, False, "Do not go on where a killed run had come to.", ("--fresh",), _RUN),
+    Option("force", bool, False, "Replace the output; apply a plan made from other weights.", ("--force",), _OUT),
+    Option("save_masks", bool, False, "Also write which entries were kept.", ("--save-masks",), _OUT),
+    Option("equal_widths", bool, False,
+           "{whole_pruners}: every block loses as many heads and neurons, so that config.json can say it.",
+           ("--equal-widths",), _SMALL),
+    Option("multiple", int, 8, "{whole_pruners}: of neurons, a multiple of this stays.", panel=_SMALL, least=1),
+    Option("factored", bool, False,
+           "{ranking_pruners}: store two factors in place of their product; loads with tailwise.load_pruned.",
+           ("--factored",), _SMALL),
+    Option("packed", str | None, None,
+           "Of a plan to quantize: write codes and scales for compressed-tensors (vLLM, transformers), torchao or gguf "
+           "(llama.cpp), in place of real numbers.", panel=_OUT, metavar="LAYOUT"),
+    Option("dequantize", bool, False,
+           "{blind_quantizers}: read a model that is quantized already as the values that it decodes to.",
+           ("--dequantize",), _RUN),
+    Option("as_json", Json, False),
+)  # fmt: skip
+
+
+def _apply(**given: Any) -> None:
+    from tailwise.compression.applying.apply import apply as apply_plan
+    from tailwise.compression.applying.apply_options import ApplyOptions
+    from tailwise.compression.plans.plan import Plan
+
+    told = {name: given[name] for name in _TOLD}
+    options = ApplyOptions(
+        calibration=list(given["calibration"] or ()) or None,
+        images=list(given["images"] or ()) or None,
+        bos=given["bos"].value,
+        dtype=given["dtype"].value,
+        resume=not given["fresh"],
+        **told,
+    )
+    with _bar() as show:
+        found = apply_plan(Plan.load(given["plan"]), given["model"], given["output"], options=options, progress=show)
+    _deliver(found, given["as_json"])
+
+
+apply = command(
+    _apply,
+    OF_APPLY,
+    "apply",
     """Carry out a plan: write the pruned or quantized model, and read back what was reached.
 
     The output loads as the model did: same tensors, dtypes, tokenizer and config, with the plan in it. A model that
     got smaller (structured, or low_rank with --factored) loads so too where config.json can say its sizes, else with
     tailwise.load_pruned. A quantized model is as large as before, unless it is --packed. It appears whole or not at
     all; the same command goes on after a kill.
-    """
-    from tailwise.compression.applying.apply import apply as apply_plan
-    from tailwise.compression.applying.apply_options import ApplyOptions
-    from tailwise.compression.plans.plan import Plan
-
-    options = ApplyOptions(
-        calibration=list(calibration) if calibration else None,
-        samples=samples,
-        window=window,
-        seed=seed,
-        bos=bos.value,
-        device=device,
-        dtype=dtype.value,
-        batch=batch,
-        force=force,
-        save_masks=save_masks,
-        resume=not fresh,
-        equal_widths=equal_widths,
-        multiple=multiple,
-        factored=factored,
-        packed=packed,
-        dequantize=dequantize,
-        executor=executor,
-        workers=workers,
-    )
-    with _bar() as show:
-        found = apply_plan(Plan.load(plan), model, output, options=options, progress=show)
-    _deliver(found, as_json)
+    """,
+)
 
 
 @contextmanager

@@ -80,7 +80,12 @@ def evaluate(
     speed: Annotated[
         bool, typer.Option("--speed", help="Also measure tokens per second.", rich_help_panel=_WHAT)
     ] = False,
-    window: Annotated[int, typer.Option(min=2, help="Tokens in a window.", rich_help_panel=_HOW)] = 512,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Tokens in a window; 512, or less where the text is short, by default.", rich_help_panel=_HOW
+        ),
+    ] = None,
     max_windows: Annotated[
         int | None, typer.Option(min=1, help="That many windows (or images) at random, not all.", rich_help_panel=_HOW)
     ] = None,
@@ -207,7 +212,8 @@ def _deliver(found: Scores | ScoreComparison, outputs: list[str], as_json: bool)
     else:
         both = [found.base, found.model] if isinstance(found, ScoreComparison) else [found]
         screen.print(_models(both))
-        for part in _tasks(both), _changes(found) if isinstance(found, ScoreComparison) else None:
+        of_both = (_changes(found), _divergence(found)) if isinstance(found, ScoreComparison) else ()
+        for part in (_tasks(both), *of_both):
             if part is not None:
                 screen.print("", part, sep="\n")
         for note in _notes(found, both):
@@ -297,6 +303,41 @@ def _changes(found: ScoreComparison) -> RenderableType | None:
         runs = "–" if one.runs is None else str(one.runs)
         table.add_row(one.name, change, _range(one.interval, "+.4f"), p, str(one.n), runs, verdict)
     return table
+
+
+def _divergence(found: ScoreComparison) -> RenderableType | None:
+    """What llama.cpp's users know as the KL divergence statistics, each with its interval."""
+    one = found.divergence
+    if one is None:
+        return None
+    kl, change = one.kl_quantiles, one.change_quantiles
+    rows = [
+        ("mean KL divergence, nats", _plain(one.kl), _range(one.kl_interval, ".3g")),
+        ("  median, 90 %", f"{_plain(kl['50'])} · {_plain(kl['90'])}", ""),
+        ("  99 %, 99.9 %", f"{_plain(kl['99'])} · {_plain(kl['99.9'])}", ""),
+        ("  largest", _plain(kl["100"]), ""),
+        ("same top token", _percent(one.same_top), _percents(one.same_top_interval)),
+        ("token probability, mean change", _percent(one.change, "+"), _percents(one.change_interval, "+")),
+        ("  root mean square", _percent(one.rms_change), _percents(one.rms_change_interval)),
+        ("  1 %, 99 %", f"{_percent(change['1'], '+')} · {_percent(change['99'], '+')}", ""),
+        ("  5 %, 95 %", f"{_percent(change['5'], '+')} · {_percent(change['95'], '+')}", ""),
+    ]
+    table = _grid([f"over {one.tokens:,} tokens", "value", "95 %"])
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _plain(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3g}" if value >= 1e-12 else "0"
+
+
+def _percent(value: float | None, sign: str = "") -> str:
+    return "not finite" if value is None else f"{100 * value:{sign}.2f} %"
+
+
+def _percents(interval: Interval | None, sign: str = "") -> str:
+    return "–" if interval is None else f"{100 * interval[0]:{sign}.2f} to {100 * interval[1]:{sign}.2f} %"
 
 
 def _notes(found: Scores | ScoreComparison, both: Sequence[Scores]) -> list[str]:

@@ -15,9 +15,10 @@ from tailwise.cli.audit_commands import audit
 from tailwise.cli.check import check
 from tailwise.cli.compare_commands import compare, diff, rank
 from tailwise.cli.evaluate_command import evaluate
+from tailwise.cli.help_texts import tell
 from tailwise.cli.history_commands import app as store
 from tailwise.cli.history_commands import bisect, history, watch
-from tailwise.cli.listed import ListingCommand
+from tailwise.cli.limited import where_it_is_limited
 from tailwise.cli.mcp import mcp
 from tailwise.cli.plan_commands import app as plan
 from tailwise.cli.precision import precision
@@ -49,9 +50,9 @@ app.command()(report)
 app.command()(plot)
 app.command()(precision)
 app.command()(evaluate)
-app.command(cls=ListingCommand)(predict)
+app.command()(predict)
 app.add_typer(plan, name="plan")
-app.command(cls=ListingCommand)(apply)
+app.command()(apply)
 app.command()(recover)
 app.command()(serve)
 app.command()(watch)
@@ -63,6 +64,7 @@ app.command()(ask)
 app.command()(mcp)
 app.command()(metrics)
 app.command()(doctor)
+tell(app)
 
 
 def _version(wanted: bool) -> None:
@@ -84,10 +86,20 @@ def main(
 
 def run() -> None:
     """Entry point: turns errors into one message and an exit code (2: wrong request, 3: unreadable input)."""
-    code: object = 1
     hide_known_lines()
     # Processes that libraries start (workers of Dask, Ray, data loaders) would import from the current folder first.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
+    where_it_is_limited(_run, _ended_by)
+
+
+def _ended_by(signal: str) -> int:
+    print(f"tailwise: a library ended the process ({signal}), as some do where they lack memory", file=sys.stderr)
+    print(_NO_MEMORY.partition("\n")[2], file=sys.stderr)
+    return UnreadableError.exit_code
+
+
+def _run() -> None:
+    code: object = 1
     try:
         code = _run_to_the_end()
     except TailwiseError as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tailwise.cli.arguments import Begin, Bos, Device, Json, Rows, Workers, comma_list, solver_to_stderr
-from tailwise.cli.listed import ListingCommand, with_tau
-from tailwise.cli.plan_made import SPREAD, Mapping3, prune, quantize
+from tailwise.cli.help_texts import Told
+from tailwise.cli.plan_made import SPREAD, Mapping3, Option, command, prune, quantize
 from tailwise.cli.plan_shared import (
     OUT,
     SUFFIXES,
@@ -24,7 +24,6 @@ from tailwise.cli.plan_shared import (
     Samples,
     Seed,
     Window,
-    Windows,
     audit_of,
     deliver,
     number,
@@ -32,6 +31,7 @@ from tailwise.cli.plan_shared import (
     show_plan,
     target_of,
     text_of,
+    windows_of,
     write_json,
 )
 from tailwise.core.errors import UsageError
@@ -40,71 +40,84 @@ if TYPE_CHECKING:
     from tailwise.compression.plans.plan import Plan
     from tailwise.compression.trying.tau_curve import TauCurve
 
+OF_TAU = (
+    Option("model", Model),
+    Option("sparsity", float, 0.7, "Fraction of the chosen tensors' parameters that goes."),
+    Option("taus", str, "0.05,0.1,0.2,0.3,0.4,0.5", "Values of τ; 0, uniform, is always among them.", panel=SPREAD,
+           metavar="A,B"),
+    Option("allocator", str, "alpha", "{allocators_with_tau}.", panel=SPREAD),
+    Option("operator", str, "magnitude", "{shape_keeping_pruners}.", panel=SPREAD),
+    Option("mapping", Mapping3 | None, None, "Of {allocators_with_mapping}: whose metric decides.", panel=SPREAD),
+    Option("reverse", bool, False, "More where they take less.", ("--reverse",), SPREAD),
+    Option("calibration", Calibration, None),
+    Option("samples", Samples, 32),
+    Option("window", Window, 512),
+    Option("seed", Seed, 0),
+    Option("bos", Bos, Begin.auto, panel=TRY),
+    Option("roles", Roles, None),
+    Option("layers", Layers, None),
+    Option("device", Device, "cpu"),
+    Option("workers", Workers, None),
+    Option("chart", str | None, None, "The curve: x.png, x.svg, x.pdf, x.html.", panel=OUT, metavar="FILE"),
+    Option("as_json", Json, False),
+)  # fmt: skip
+OF_DROP = (
+    Option("plan", Annotated[str, typer.Argument(metavar="PLAN|AUDIT",
+                                                 help="A structured plan, or an audit or model to begin one.")]),
+    Option("blocks", str | None, None, "Numbers of the blocks that go.", panel=WHICH, metavar="A,B"),
+    Option("count", int | None, None, "So many blocks, those that turn the states least.", panel=WHICH, least=1),
+    Option("experts", str | None, None,
+           "So many experts of each block, or such a share: those that the router picks most seldom on --calibration; "
+           "without it those of the smallest norms.", panel=WHICH, metavar="N|X%"),
+    Option("model", str | None, None, "Of --count and --experts; by default the one that was audited.", panel=TRY),
+    Option("calibration", list[str] | None, None, "Text, of --count and --experts. May be repeated.", panel=TRY,
+           metavar="TEXT"),
+    Option("samples", Samples, 32),
+    Option("window", Window, 512),
+    Option("seed", Seed, 0),
+    Option("bos", Bos, Begin.auto, panel=TRY),
+    Option("device", Device, "cpu"),
+    Option("output", PlanFile, None),
+    Option("as_json", Json, False),
+    Option("rows", Rows, 100),
+)  # fmt: skip
 
-def tau(
-    model: Model,
-    sparsity: Annotated[float, typer.Option(help="Fraction of the chosen tensors' parameters that goes.")] = 0.7,
-    taus: Annotated[
-        str, typer.Option(metavar="A,B", help="Values of τ; 0, uniform, is always among them.", rich_help_panel=SPREAD)
-    ] = "0.05,0.1,0.2,0.3,0.4,0.5",
-    allocator: Annotated[str, typer.Option(help="{allocators_with_tau}.", rich_help_panel=SPREAD)] = "alpha",
-    operator: Annotated[str, typer.Option(help="{maskers}.", rich_help_panel=SPREAD)] = "magnitude",
-    mapping: Annotated[
-        Mapping3 | None, typer.Option(help="Of alpha and entropy: whose metric decides.", rich_help_panel=SPREAD)
-    ] = None,
-    reverse: Annotated[
-        bool, typer.Option("--reverse", help="More where they take less.", rich_help_panel=SPREAD)
-    ] = False,
-    calibration: Calibration = None,
-    samples: Samples = 32,
-    window: Window = 512,
-    seed: Seed = 0,
-    bos: Bos = Begin.auto,
-    roles: Roles = None,
-    layers: Layers = None,
-    device: Device = "cpu",
-    workers: Workers = None,
-    chart: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The curve: x.png, x.svg, x.pdf, x.html.", rich_help_panel=OUT)
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Try every τ on text, and draw the loss against it.
 
-    τ says how far amounts may lie from the mean: shares in [1 − τ, 1 + τ], 0 is uniform. All are carried out and scored
-    on the same windows of the text.
-    """
+def _tau(**given: Any) -> None:
+    from tailwise.compression.choosing.amounts import with_tau
     from tailwise.compression.making.request import Request
     from tailwise.compression.plans.candidates import TensorChoice
     from tailwise.compression.trying.planned import check_causal_model
     from tailwise.compression.trying.tau_curve import tau_curve
 
+    allocator, chart, mapping = given["allocator"], given["chart"], given["mapping"]
     if allocator not in with_tau():
-        raise UsageError(f"{allocator} has no τ", where="--allocator", fix=f"take one of {', '.join(with_tau())}")
+        raise UsageError(f"{allocator} has no τ", where="--allocator", fix=f"take {', '.join(with_tau())}")
     if chart is not None:
         from tailwise.report.charts.chart import require_altair
         from tailwise.report.render import check_figure
 
         require_altair()
         check_figure(chart)
-    given = {"mapping": mapping.value if mapping else None, "reverse": reverse or None}
-    settings = {name: value for name, value in given.items() if value is not None}
-    request = Request(sparsity, allocator, operator, choice=TensorChoice(comma_list(roles), layers), settings=settings)
-    text = text_of(calibration, Windows(samples, window, seed, bos.value), device)
+    told = {"mapping": mapping.value if mapping else None, "reverse": given["reverse"] or None}
+    settings = {name: value for name, value in told.items() if value is not None}
+    choice = TensorChoice(comma_list(given["roles"]), given["layers"])
+    request = Request(given["sparsity"], allocator, given["operator"], choice=choice, settings=settings)
+    text = text_of(given["calibration"], windows_of(given), given["device"])
     if text is None:
         raise UsageError("every τ is tried on text, and there is none", fix="give --calibration TEXT")
-    values = [number(item, "--taus") for item in comma_list(taus)]
-    audit = audit_of(model, device, workers)
+    values = [number(item, "--taus") for item in comma_list(given["taus"])]
+    audit = audit_of(given["model"], given["device"], given["workers"])
     check_causal_model(audit.model)
     with solver_to_stderr(), saying() as say:
         found = tau_curve(audit, request, text, taus=values, say=say)
-    _show_curve(found, as_json)
+    _show_curve(found, given["as_json"])
     if chart is not None:
         from tailwise.report.charts.tau import tau_chart
         from tailwise.report.render import write_figure
         from tailwise.report.theme import palette_of
 
-        typer.echo(f"written to {write_figure(tau_chart(found, palette_of('light')), chart)}", err=as_json)
+        typer.echo(f"written to {write_figure(tau_chart(found, palette_of('light')), chart)}", err=given["as_json"])
 
 
 def _show_curve(found: TauCurve, as_json: bool) -> None:
@@ -125,51 +138,27 @@ def _show_curve(found: TauCurve, as_json: bool) -> None:
         screen.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
 
 
-def drop(
-    plan: Annotated[
-        str, typer.Argument(metavar="PLAN|AUDIT", help="A structured plan, or an audit or model to begin one.")
-    ],
-    blocks: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Numbers of the blocks that go.", rich_help_panel=WHICH)
-    ] = None,
-    count: Annotated[
-        int | None,
-        typer.Option(min=1, help="So many blocks, those that turn the states least.", rich_help_panel=WHICH),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Of --count; by default the one that was audited.", rich_help_panel=TRY)
-    ] = None,
-    calibration: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Of --count. May be repeated.", rich_help_panel=TRY)
-    ] = None,
-    samples: Samples = 32,
-    window: Window = 512,
-    seed: Seed = 0,
-    bos: Bos = Begin.auto,
-    device: Device = "cpu",
-    output: PlanFile = None,
-    as_json: Json = False,
-    rows: Rows = 100,
-) -> None:
-    """Take whole blocks out of a model: those that are named, or those that change its states least.
-
-    What else a structured plan asks of the other blocks stays.
-    """
+def _drop(**given: Any) -> None:
     from tailwise.compression.shrinking.blocks_dropped import named_blocks, without_blocks
 
-    if (blocks is None) == (count is None):
-        raise UsageError("which blocks?", fix="give --blocks 3,7 or --count 2")
-    target = target_of(output, as_json)
-    base = _structured(plan, device)
+    blocks, count, experts = given["blocks"], given["count"], given["experts"]
+    if sum(value is not None for value in (blocks, count, experts)) != 1:
+        raise UsageError("which blocks, or how many experts?", fix="give one of --blocks 3,7, --count 2, --experts 2")
+    target = target_of(given["output"], given["as_json"])
+    base = _structured(given["plan"], given["device"])
     if blocks is not None:
-        chosen = named_blocks(_numbers(blocks))
+        found = without_blocks(base, named_blocks(_numbers(blocks)))
     else:
-        from tailwise.compression.trying.drop import DropOptions, least_blocks
+        from tailwise.compression.trying.drop import DropOptions, fewer_experts, least_blocks
 
-        options = DropOptions(list(calibration or ()), samples, window, seed, device, bos.value)
-        chosen = least_blocks(base, model or base.model, count or 0, options)
-    found = without_blocks(base, chosen)
-    deliver(found, target, as_json, rows)
+        text, windows = list(given["calibration"] or ()), windows_of(given)
+        options = DropOptions(text, windows.samples, windows.window, windows.seed, given["device"], windows.bos)
+        name = given["model"] or base.model
+        if experts is not None:
+            found = fewer_experts(base, name, experts, options)
+        else:
+            found = without_blocks(base, least_blocks(base, name, count, options))
+    deliver(found, target, given["as_json"], given["rows"])
 
 
 def _structured(given: str, device: str) -> Plan:
@@ -188,6 +177,28 @@ def _numbers(text: str) -> list[int]:
     if wrong or not found:
         raise UsageError(f"{text!r} names no blocks", where="--blocks", fix="give numbers, such as 3,7")
     return [int(item) for item in found]
+
+
+tau = command(
+    _tau,
+    OF_TAU,
+    "tau",
+    """Try every τ on text, and draw the loss against it.
+
+    τ says how far amounts may lie from the mean: shares in [1 − τ, 1 + τ], 0 is uniform. All are carried out and scored
+    on the same windows of the text.
+    """,
+)
+drop = command(
+    _drop,
+    OF_DROP,
+    "drop",
+    """Take whole blocks or experts out of a model: those that are named, or those that it can spare most easily.
+
+    What else a structured plan asks of the other blocks stays. Blocks and experts can go in one plan: give the plan
+    that the first command wrote to the second.
+    """,
+)
 
 
 class ImportSource(StrEnum):
@@ -223,10 +234,10 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-app.command(cls=ListingCommand)(prune)
-app.command(cls=ListingCommand)(quantize)
-app.command(cls=ListingCommand)(tau)
-app.command()(drop)
+app.command(cls=Told)(prune)
+app.command(cls=Told)(quantize)
+app.command(cls=Told)(tau)
+app.command(cls=Told)(drop)
 app.command("import")(import_)
 
 
@@ -345,7 +356,7 @@ def combine(
     deliver(combined(Plan.load(prune_plan), Plan.load(quantize_plan)), target, as_json, rows)
 
 
-@app.command(cls=ListingCommand)
+@app.command(cls=Told)
 def export(
     plan: Annotated[str, typer.Argument(metavar="PLAN", help="x.json or x.yaml.")],
     to: Annotated[

@@ -6,14 +6,16 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from tailwise.cli.arguments import Begin, Bos, Device, Json, Rows, Workers, comma_list, solver_to_stderr
 from tailwise.cli.plan_shared import (
+    TRY,
     Also,
     Calibration,
     DryRun,
@@ -26,13 +28,13 @@ from tailwise.cli.plan_shared import (
     Seed,
     TimeBudget,
     Window,
-    Windows,
     audit_of,
     deliver,
     number,
     saying,
     target_of,
     text_of,
+    windows_of,
 )
 from tailwise.core.errors import UsageError, unknown_name
 
@@ -46,7 +48,8 @@ _REQUIRED = inspect.Parameter.empty
 class Option:
     """A row: the parameter, the kind of its values, its default, and what help says of it.
 
-    `kind` is a type, or an `Annotated` one that several commands share.
+    `kind` is a type, or an `Annotated` one that several commands share. In help, `{pruners}` and its like stand for
+    names of a registry (`help_texts`).
     """
 
     name: str
@@ -56,15 +59,26 @@ class Option:
     flags: tuple[str, ...] = ()
     panel: str | None = None
     metavar: str | None = None
+    least: int | None = None  # of whole numbers
     setting: bool = False  # told to the way to choose, by its name, where it is given
 
     @property
     def annotation(self) -> Any:
         """As typer takes it."""
         if self.help is None:
-            return self.kind
-        info = typer.Option(*self.flags, help=self.help, metavar=self.metavar, rich_help_panel=self.panel)
+            return self.kind if self.panel is None else _in_panel(self.kind, self.panel)
+        info = typer.Option(
+            *self.flags, help=self.help, metavar=self.metavar, rich_help_panel=self.panel, min=self.least
+        )
         return Annotated[self.kind, info]
+
+
+def _in_panel(kind: Any, panel: str) -> Any:
+    """An option that several commands share, in a panel of one of them."""
+    inner, info = get_args(kind)
+    moved = copy(info)
+    moved.rich_help_panel = panel
+    return Annotated[inner, moved]
 
 
 def command(run: Callable[..., None], rows: Sequence[Option], name: str, text: str) -> Callable[..., None]:
@@ -103,7 +117,7 @@ _OF_BOTH = (
     Option("samples", Samples, 32),
     Option("window", Window, 512),
     Option("seed", Seed, 0),
-    Option("bos", Bos, Begin.auto),
+    Option("bos", Bos, Begin.auto, panel=TRY),
     Option("roles", Roles, None),
     Option("layers", Layers, None),
     Option("also", Also, None),
@@ -120,9 +134,9 @@ OF_PRUNE = (
     Option("sparsity", float | None, None, "Fraction of the chosen tensors' parameters that goes, e.g. 0.7."),
     Option("allocator", str, "auto",
            "auto (tries the others on --calibration), {allocators}.", panel=SPREAD),
-    Option("operator", str, "magnitude", "{pruners}; on calibration text: {pruners_on_text}.", panel=SPREAD),
+    Option("operator", str, "magnitude", "{pruners}.", panel=SPREAD),
     Option("pattern", str, "unstructured", "unstructured, 2:4, 4:8 (N kept of M), or N:8 for a mix.", panel=SPREAD),
-    Option("mapping", Mapping3 | None, None, "Of alpha and entropy: whose metric decides.", panel=SPREAD,
+    Option("mapping", Mapping3 | None, None, "Of {allocators_with_mapping}: whose metric decides.", panel=SPREAD,
            setting=True),
     Option("tau", float | None, None,
            "Shares lie in [1 − τ, 1 + τ] before they are scaled to the budget and cut at 0.99; 0.3 by default.",
@@ -131,7 +145,7 @@ OF_PRUNE = (
     Option("weights", str | None, None,
            "Of blend, e.g. alpha=1,depth=-0.5; searched on --calibration where not given.", panel=SPREAD,
            metavar="A=X,B=Y", setting=True),
-    Option("reverse", bool, False, "Of alpha, alpha-role and entropy: more where they take less.", ("--reverse",),
+    Option("reverse", bool, False, "Of {allocators_with_reverse}: more where they take less.", ("--reverse",),
            SPREAD, setting=True),
     Option("estimator", str | None, None, "Of α; by default peak for language models, mid for vision.", panel=SPREAD),
     Option("no_clamp", bool, False, "As published: amounts above 1 stay as they are.", ("--no-clamp",), SPREAD),
@@ -147,8 +161,8 @@ OF_QUANTIZE = (
     Option("formats", str, "mxfp4,mxfp8,bf16",
            "To choose from: {formats}; integers also with -asym, -g<N>, -channel.", panel=SPEND, metavar="A,B"),
     Option("allocator", str, "auto",
-           "auto (tries the others on --calibration), {assigners}.", panel=SPEND),
-    Option("operator", str, "rtn", "{quantizers}; on calibration text: {quantizers_on_text}.", panel=SPEND),
+           "auto (tries the others on --calibration), {assigners}; distortion with --study.", panel=SPEND),
+    Option("operator", str, "rtn", "{quantizers}; {looking_quantizers} with calibration text.", panel=SPEND),
     Option("gamma", float | None, None, "Of alphaq: power of α, 1 by default; 0 is the control.", panel=SPEND,
            setting=True),
     Option("tau", float | None, None, "Of alpha: bits in [1 − τ, 1 + τ] of the budget.", panel=SPEND, setting=True),
@@ -190,8 +204,7 @@ def _made(given: Mapping[str, Any], known: list[str], asked: Any) -> None:
         raise unknown_name("allocator", allocator, [AUTO, *known])
     request: Request | QuantizeRequest = asked(given, "uniform" if allocator == AUTO else allocator)
     target = None if given["dry_run"] else target_of(given["output"], given["as_json"])
-    windows = Windows(given["samples"], given["window"], given["seed"], given["bos"].value)
-    text = text_of(given["calibration"], windows, given["device"], given["executor"])
+    text = text_of(given["calibration"], windows_of(given), given["device"], given["executor"])
     audit = audit_of(given["model"], given["device"], given["workers"])
     with solver_to_stderr(), saying() as say:
         plan = planned(audit, request, allocator=allocator, text=text, clock=Clock(seconds), say=say)

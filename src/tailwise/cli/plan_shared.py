@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,11 @@ class Windows:
     window: int = 512
     seed: int = 0
     bos: str = "auto"
+
+
+def windows_of(given: Mapping[str, Any]) -> Windows:
+    """How windows are cut, of the options of a command."""
+    return Windows(given["samples"], given["window"], given["seed"], given["bos"].value)
 
 
 def text_of(

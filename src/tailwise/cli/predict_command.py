@@ -36,7 +36,7 @@ def predict(
     ] = None,
     operator: Annotated[
         str | None,
-        typer.Option(help="{maskers}; with --formats {quantizers}.", rich_help_panel=_HOW),
+        typer.Option(help="{shape_keeping_pruners}; with --formats {quantizers}.", rich_help_panel=_HOW),
     ] = None,
     estimator: Annotated[
         str | None, typer.Option(help="Of α; AlphaPruning's for this kind of model.", rich_help_panel=_HOW)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +38,9 @@ class Recipe:
     metrics: tuple[str, ...] = ()  # empty: every metric whose inputs are there
 
     def __post_init__(self) -> None:
+        check_types(self)
+        if not isinstance(self.metrics, tuple | list) or not all(isinstance(name, str) for name in self.metrics):
+            raise UsageError(f"metrics is {self.metrics!r}", fix="give names of metrics, as metrics=('alpha',)")
         if self.estimator == "farms":
             object.__setattr__(self, "estimator", "farms:mid")
         if not 0.0 < self.k_frac <= 1.0:
@@ -65,6 +70,37 @@ class Recipe:
         return {**asdict(self), "metrics": list(self.metrics)}
 
 
+def check_types(settings: Any, *, but: tuple[str, ...] = ()) -> None:
+    """`UsageError` where a field of a frozen dataclass is of another type than its default; 2.0 is taken as 2.
+
+    A whole number is no switch, a switch is no number, and NaN is no number.
+    """
+    for item in fields(settings):
+        if item.name in but:
+            continue
+        given, default = getattr(settings, item.name), item.default
+        if isinstance(default, bool):
+            fits, wanted = isinstance(given, bool), "True or False"
+        elif isinstance(default, int):
+            fits, wanted = _is_number(given) and float(given).is_integer(), "a whole number"
+            if fits:
+                object.__setattr__(settings, item.name, int(given))
+        elif isinstance(default, float):
+            fits, wanted = _is_number(given), "a number"
+            if fits:
+                object.__setattr__(settings, item.name, float(given))
+        elif isinstance(default, str):
+            fits, wanted = isinstance(given, str), "a name"
+        else:
+            continue
+        if not fits:
+            raise UsageError(f"{item.name} is {given!r}", fix=f"give {wanted}, as {item.name}={default!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def digest_of(value: Any) -> str:
     """SHA-256 of plain JSON data, the same whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -82,3 +118,14 @@ class RunOptions:
     num_gpus: float | None = None  # GPUs that a task takes where the engine schedules them; None: one if on a GPU
     patience: float = 600.0  # seconds without any answer of an engine after which the rest is given up
     extra: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_types(self, but=("executor",))
+        for name in ("workers", "num_gpus"):
+            given = getattr(self, name)
+            if given is not None and not (_is_number(given) and given > 0):
+                raise UsageError(f"{name} is {given!r}", fix="give a number above zero, or leave it out")
+        if self.workers is not None and self.workers != int(self.workers):
+            raise UsageError(f"workers is {self.workers!r}", fix="give a whole number")
+        if self.patience <= 0:
+            raise UsageError(f"patience is {self.patience!r}", fix="give seconds, as patience=600")

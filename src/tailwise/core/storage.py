@@ -242,9 +242,23 @@ except ImportError:  # Windows
 _BESIDE = 128 << 20
 
 
+def free_memory() -> int | None:
+    """Bytes of memory that can be had without taking them from others; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def is_limited() -> bool:
+    """Whether there is a limit of addresses."""
+    return resource is not None and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
 def ensure_room(nbytes: int = 0) -> None:
     """`MemoryError` where a limit of addresses (`ulimit -v`, a batch system's) leaves no room for `nbytes` and more."""
-    if resource is None or resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+    if not is_limited():
         return
     try:
         mmap.mmap(-1, _BESIDE + nbytes).close()

@@ -23,3 +23,8 @@ class Activations:
     norms: torch.Tensor | None = None  # (in,) float32: sqrt(Σ X_j² / n)
     hessian: torch.Tensor | None = None  # (in × in) float32: 2/n · XᵀX
     tokens: torch.Tensor | None = None  # () int64: rows of X that were not zero throughout, where they were counted
+
+
+def weighted_magnitudes(W: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+    """|W_ij|·‖X_j‖₂, (out × in) float32: what Wanda ranks the entries of a matrix by."""
+    return W.float().abs() * norms.to(W.device).float()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.diff import PlanDiff
-from tailwise.compression.plans.patterns import BLOCK
+from tailwise.compression.plans.patterns import BLOCK, EXPERTS
 from tailwise.compression.plans.plan import Plan
 from tailwise.report.grid import Grid, cut_words
 
@@ -48,7 +48,7 @@ def _cell(decisions: Sequence[Decision]) -> str:
     if len(decisions) == 1 and decisions[0].rank is not None:
         return f"{mean:.3f} r{decisions[0].rank}"
     patterns = {decision.pattern for decision in decisions}
-    mixed = len(patterns) == 1 and (BLOCK in patterns or ":" in next(iter(patterns)))
+    mixed = len(patterns) == 1 and (patterns & {BLOCK, EXPERTS} or ":" in next(iter(patterns)))
     return f"{mean:.3f} {next(iter(patterns))}" if mixed else f"{mean:.3f}"
 
 

@@ -16,6 +16,7 @@ class ApplyOptions:
     """How a plan is applied. What calibrates is text unless it is tensors."""
 
     calibration: Any = None  # windows (n, window) of ids, model inputs by name, or what `tokens_of` takes
+    images: Any = None  # of models that read images beside text: for the tower that reads them
     samples: int = SAMPLES  # windows drawn from a text
     window: int = WINDOW
     seed: int = 0  # of the draw

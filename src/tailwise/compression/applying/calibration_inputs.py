@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from tailwise.core.errors import UsageError
-from tailwise.models.evaluation.images import images_of, is_classifier
+from tailwise.models.evaluation.images import images_of, is_classifier, pictures_of
 from tailwise.models.evaluation.loading import address_of
+from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.walking.calibrate import SAMPLES, WINDOW, sample_windows
 from tailwise.models.walking.hosts import Host, check_causal
+from tailwise.models.walking.walk import Pictures
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,43 @@ def _of_images(model: str, given: Any, draw: Draw) -> tuple[dict[str, torch.Tens
     config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     images = images_of(given, model, config, most=draw.samples, seed=draw.seed)
     return {"pixel_values": images.pixels}, {"calibration": images.name, "samples": len(images), "seed": draw.seed}
+
+
+def image_inputs(model: str, given: Any, draw: Draw) -> tuple[Pictures, dict[str, Any]]:
+    """Images as the tower that reads them takes them, and how they came about.
+
+    `given` is what `images_of` takes. `UsageError` where the model reads no images beside text, or nothing says how
+    they are made ready.
+    """
+    import transformers
+
+    name, revision = address_of(model)
+    config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    if getattr(config, "vision_config", None) is None:
+        raise UsageError(
+            "it reads no images beside text",
+            where=model,
+            fix="leave --images out; the images of a classifier are given to --calibration",
+        )
+    try:
+        with quiet():
+            kind: Any = transformers.AutoImageProcessor
+            ready = kind.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except Exception as error:  # what is missing has many errors: a file, a package, a name
+        lines = str(error).strip().splitlines()
+        raise UsageError(
+            f"nothing says how its images are made ready ({lines[0][:120] if lines else type(error).__name__})",
+            where=model,
+            fix="put the preprocessor_config.json of its family beside its weights",
+        ) from error
+    pictures, said = pictures_of(given, most=draw.samples, seed=draw.seed)
+    try:
+        each = tuple(dict(ready(images=[picture.convert("RGB")], return_tensors="pt")) for picture in pictures)
+    except Exception as error:  # every processor fails in its own way
+        raise UsageError(
+            f"its processor could not take an image ({error})", where=said, fix="give other images"
+        ) from error
+    return Pictures(each), {"images": said, "image_count": len(each)}
 
 
 def check_inputs(host: Host, inputs: Mapping[str, torch.Tensor], model: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.writer import Change, OutputLayout, Shard, write_shard
 from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.applying.by_shard import Shards
-from tailwise.compression.applying.calibration_inputs import calibration_inputs, check_inputs
+from tailwise.compression.applying.calibration_inputs import calibration_inputs, check_inputs, image_inputs
 from tailwise.compression.applying.card import card
 from tailwise.compression.applying.written import Progress, open_written, put_in_place, write_tensors
 from tailwise.compression.packing.output import coded_by, packed
@@ -26,14 +26,14 @@ from tailwise.compression.plans.plan import Plan
 from tailwise.compression.shrinking.smaller import ShrinkSource, reached_in, work_of, write_smaller
 from tailwise.compression.shrinking.structured import Widths
 from tailwise.compression.treating.applied import Applied, Grids, masks_of, read_back
-from tailwise.compression.treating.block_work import BlockWork, jobs_of
+from tailwise.compression.treating.block_work import BlockWork, LayerJob, jobs_of
 from tailwise.compression.treating.journal import Journal, digest_of_inputs, key_of_run
 from tailwise.compression.treating.kept_grids import grids_in
 from tailwise.compression.treating.treated import Treated
 from tailwise.core.errors import UsageError
 from tailwise.models.walking.hosts import Host, load_host
-from tailwise.models.walking.load_pruned import PRUNED_FILE
-from tailwise.models.walking.walk import walk_blocks
+from tailwise.models.walking.reshaped import PRUNED_FILE
+from tailwise.models.walking.walk import Pictures, vision_blocks_of, walk_blocks
 
 MASKS = "masks/masks.safetensors"  # in a folder of its own: beside the weights it would be read as a part of them
 
@@ -81,20 +81,28 @@ class Run:
     def calibrated(self, output: Path) -> Applied:
         """Block by block into the draft's journal, then written."""
         inputs, settings, host = self._calibration()
+        pictures, seen = self._pictures()
         plan, how = self.plan, replace(how_of(self.plan, text=True), keep_zeros=self.before is not None)
         dtypes = {d.tensor: torch_dtype(self.checkpoint.tensors[d.tensor].dtype, where=d.tensor) for d in plan}
-        jobs = jobs_of(plan, host, dtypes, how)
-        facts = {**settings, "dtype": self.options.dtype}
+        jobs = jobs_of(plan, host, dtypes, how, images=pictures is not None)
+        walks = _walks(plan, host, jobs, (inputs, pictures))
+        facts = {**settings, **seen, "dtype": self.options.dtype}
         if plan.quantizes:
             facts["act_order"] = how.act_order
         inner = {**facts, "zeros": how.keep_zeros, "kept": "whole grids"}
-        with self._draft(output, key_of_run(plan, self.checkpoint, inner, digest_of_inputs(inputs))) as draft:
+        digest = digest_of_inputs(inputs or {}, *(pictures.each if pictures else ()))
+        with self._draft(output, key_of_run(plan, self.checkpoint, inner, digest)) as draft:
             journal = Journal(draft.kept)
             if {job.decision.tensor for job in jobs.values()} - journal.tensors:
                 step = self._step(f"{'quantizing' if plan.quantizes else 'pruning'} blocks")
-                work = BlockWork(jobs, journal, how)
-                walk_blocks(host.home, inputs, work, batch=self.options.batch, progress=step)
-            done = Applied(output, plan.operator, (), 0.0, journal.resumed, facts, (*host.notes, *journal.notes))
+                for given in walks:
+                    walk_blocks(
+                        host.home, given, BlockWork(jobs, journal, how), batch=self.options.batch, progress=step
+                    )
+            notes = (*host.notes, *journal.notes)
+            if pictures is not None and pictures not in walks:
+                notes = (*notes, "the plan leaves the tower that reads images alone: the images were not used")
+            done = Applied(output, plan.operator, (), 0.0, journal.resumed, facts, notes)
             return self._write(draft, journal.read, lambda decision, _: grids_in(journal, decision), done)
 
     def smaller(self, output: Path, *, calibrated: bool) -> Applied:
@@ -103,7 +111,7 @@ class Run:
         if PRUNED_FILE in self.layout.folder.names():
             fix = "plan for the model that it was made from, or use an operator that leaves the shapes"
             raise UsageError("its layers were cut before, and cannot be cut again", where=self.name, fix=fix)
-        inputs: dict[str, torch.Tensor] | None = None
+        inputs: Mapping[str, torch.Tensor] | None = None
         facts: dict[str, Any] = {}
         if calibrated:
             inputs, facts, host = self._calibration()
@@ -126,12 +134,19 @@ class Run:
     def _draft(self, output: Path, key: str) -> Draft:
         return Draft(output, key=key, resume=self.options.resume, force=self.options.force)
 
-    def _calibration(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], Host]:
+    def _calibration(self) -> tuple[dict[str, torch.Tensor] | None, dict[str, Any], Host]:
         options = self.options
-        inputs, settings = calibration_inputs(self.name, options.calibration, options.draw)
+        inputs, settings = None, dict[str, Any]()
+        if options.calibration is not None:
+            inputs, settings = calibration_inputs(self.name, options.calibration, options.draw)
         host = load_host(self.checkpoint, self.name, device=options.device, dtype=options.dtype)
-        check_inputs(host, inputs, self.name)
+        check_inputs(host, inputs or {}, self.name)
         return inputs, dict(settings), host
+
+    def _pictures(self) -> tuple[Pictures | None, dict[str, Any]]:
+        if self.options.images is None:
+            return None, {}
+        return image_inputs(self.name, self.options.images, self.options.draw)
 
     def _step(self, what: str) -> Callable[[int, int], None]:
         return lambda done, total: self.progress(what, done, total)
@@ -158,6 +173,28 @@ class Run:
             plan, source, done = self.before.plan, self.before.model, replace(done, pruned=self.before.applied)
         put_in_place(draft, plan, card(plan, done, source))
         return done
+
+
+def _walks(
+    plan: Plan,
+    host: Host,
+    jobs: Mapping[str, LayerJob],
+    given: tuple[Mapping[str, torch.Tensor] | None, Pictures | None],
+) -> list[Mapping[str, torch.Tensor] | Pictures]:
+    """What goes through the model, tower by tower, where something is to be done in it."""
+    text, pictures = given
+    seeing = {name for block in vision_blocks_of(host.model) for name in block.layers()}
+    found: list[Mapping[str, torch.Tensor] | Pictures] = []
+    if pictures is not None and seeing & jobs.keys():
+        found.append(pictures)
+    if jobs.keys() - seeing:
+        if text is None:
+            raise UsageError(
+                f"{plan.operator} looks at inputs, and there is no calibration text beside the images",
+                fix="give --calibration TEXT",
+            )
+        found.append(text)
+    return found
 
 
 def _save_masks(plan: Plan, written: Checkpoint, folder: Path) -> None:

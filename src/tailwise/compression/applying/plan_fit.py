@@ -13,10 +13,9 @@ from tailwise.compression.applying.fingerprint import check_own
 from tailwise.compression.operators.operator import Operator
 from tailwise.compression.operators.registered import OPERATORS, WITHOUT_DATA
 from tailwise.compression.plans.decision import Decision
-from tailwise.compression.plans.packed_rows import AS_NUMBERS
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.treating.layer_matrices import input_size
-from tailwise.core.errors import UsageError
+from tailwise.compression.treating.layer_matrices import matrix_sizes
+from tailwise.core.errors import AS_NUMBERS, UsageError
 
 _SHOWN = 5
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
@@ -36,11 +35,14 @@ def is_calibrated(plan: Plan, options: ApplyOptions) -> bool:
         return options.calibration is not None
     if options.factored:
         check_alone(options.executor, "factors are made tensor by tensor in the model")
-    if operator.looks and options.calibration is None:
+    if operator.looks and options.calibration is None and options.images is None:
         raise UsageError(
             f"{plan.operator} looks at the inputs of each layer, and there is no calibration text",
             fix=f"give --calibration TEXT, or plan with --operator {WITHOUT_DATA[operator.does]}",
         )
+    if options.images is not None and not operator.looks:
+        fix = "leave --images out, or give the images of a classifier to --calibration"
+        raise UsageError(f"{plan.operator} looks at no images", fix=fix)
     calibrated = operator.looks or (options.calibration is not None and bool(operator.with_text))
     if calibrated:
         check_alone(options.executor, f"{plan.operator} goes block by block through one model")
@@ -108,5 +110,5 @@ def _misfits(decision: Decision, spec: TensorSpec, checkpoint: Checkpoint, done:
     elif len(spec.shape) < 2:
         yield f"{spec.name} has {len(spec.shape)} axes; a matrix needs two"
     elif decision.treatment.cast is None:
-        inputs = input_size(spec.name, spec.shape, checkpoint.config)
-        yield from (f"{spec.name} has {why}" for why in decision.treatment.unfit(inputs, spec.numel))
+        sizes = matrix_sizes(spec.name, spec.shape, checkpoint.config)
+        yield from (f"{spec.name} has {why}" for why in decision.treatment.unfit(*sizes))

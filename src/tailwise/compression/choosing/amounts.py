@@ -89,6 +89,11 @@ def allocator(
     return registered(ALLOCATORS, Allocator, name, source=source, takes=takes, needs=needs)
 
 
+def with_tau() -> tuple[str, ...]:
+    """Those of which a τ is all that there is to choose."""
+    return tuple(name for name, item in ALLOCATORS.items() if "tau" in item.takes and "weights" not in item.takes)
+
+
 def sizes_of(candidates: Sequence[Candidate]) -> Vector:
     """Parameter counts, (n,)."""
     return np.array([item.n_params for item in candidates], dtype=np.float64)

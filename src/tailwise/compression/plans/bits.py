@@ -39,6 +39,14 @@ def shape_of(item: Candidate, config: Mapping[str, Any]) -> tuple[int, ...]:
     return (len(parts), *parts[0]) if len(set(parts)) == 1 else ()
 
 
+def stack_shape(item: Candidate, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """(count, out, in) of the matrices in a stack of experts, gate and up of one together; empty for all else."""
+    shape = shape_of(item, config)
+    if len(shape) != 3:
+        return ()
+    return item.matrices, item.n_params // (item.matrices * shape[-1]), shape[-1]
+
+
 def has_whole_groups(chosen: NumberFormat, shape: tuple[int, ...]) -> bool:
     """Whether the group of a format divides the inputs of a matrix: else the last one of a row is shorter.
 

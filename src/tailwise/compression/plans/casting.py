@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tailwise.compression.operators.operator import Operator, OperatorResult, Target
-from tailwise.compression.plans.patterns import BLOCK, UNSTRUCTURED
+from tailwise.compression.plans.patterns import BLOCK, EXPERTS, UNSTRUCTURED
 from tailwise.compression.plans.site import Site
-from tailwise.compression.plans.taking import Drop, LowRank, Sparsify, Structured
+from tailwise.compression.plans.taking import Drop, DropExperts, LowRank, Sparsify, Structured
 from tailwise.compression.plans.treatment import (
     REPORT,
     Matrices,
@@ -166,7 +166,9 @@ class Then(Treatment):
         return f"{self.first.words()}, {self.second.words()}"
 
 
-def noted(*, sparsity: Any, pattern: Any, rank: Any, format: Any, units: bool) -> Treatment:  # noqa: A002 - as in files
+def noted(
+    *, sparsity: Any, pattern: Any, rank: Any, format: Any, units: bool, experts: Any = ()  # noqa: A002 - as in files
+) -> Treatment:  # fmt: skip
     """The treatment that an entry of a file writes down, right or wrong. `units`: of an operator that takes units out.
 
     What is wrong is told by `check`: entries are edited by people.
@@ -176,6 +178,8 @@ def noted(*, sparsity: Any, pattern: Any, rank: Any, format: Any, units: bool) -
     first: Treatment
     if pattern == BLOCK:
         first = Drop(sparsity)
+    elif pattern == EXPERTS:
+        first = DropExperts(sparsity, tuple(experts) if isinstance(experts, list | tuple) else (experts,))
     elif rank is not None:
         first = LowRank(sparsity, rank)
     else:

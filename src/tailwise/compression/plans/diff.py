@@ -9,7 +9,7 @@ from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.entries import Entries
 
-_FIELDS = ("sparsity", "pattern", "rank", "format", "n_params")
+_FIELDS = ("sparsity", "pattern", "experts", "rank", "format", "n_params")
 _HEAD = ("kind", "operator", "allocator", "model", "fingerprint")
 
 

@@ -85,6 +85,11 @@ class Treatment(ABC):
         return None
 
     @property
+    def experts(self) -> tuple[int, ...]:
+        """Numbers of the experts that go out of a stack."""
+        return ()
+
+    @property
     def parts(self) -> tuple[Treatment, ...]:
         """What is done one after the other."""
         return (self,)
@@ -97,6 +102,11 @@ class Treatment(ABC):
     @property
     def idle(self) -> bool:
         """Whether it leaves the site as it is."""
+        return False
+
+    @property
+    def whole(self) -> bool:
+        """Whether what goes is a whole block or expert, and no matrix is cut."""
         return False
 
     @property
@@ -117,7 +127,7 @@ class Treatment(ABC):
         """What is wrong with it, one line each."""
 
     def unfit(self, inputs: int, n_params: int) -> Iterator[str]:  # noqa: ARG002 - most fit any matrix
-        """Why a stored tensor of so many inputs and entries cannot be worked on: what it has, in words."""
+        """Why a matrix of so many inputs and entries cannot be worked on: what its tensor has, in words."""
         yield from ()
 
     @abstractmethod

@@ -20,11 +20,15 @@ def removed_of(amounts: Vector, sizes: Vector, group: int, places: Whole) -> Who
 
 
 def ranks_of(amounts: Vector, shapes: Sequence[tuple[int, ...]], places: Whole) -> Whole:
-    """Rank r of A (rows × r) and B (r × cols), (n,), that keep (1 − s)·rows·cols parameters: at least 1."""
-    rows, cols = np.array([shape[:2] for shape in shapes], dtype=np.float64).T
-    units = rows + cols
-    most = np.maximum(1.0, np.floor(rows * cols / units))  # beyond it, the factors are larger than the matrix
-    return rounded((1.0 - amounts) * rows * cols / units, units, (np.ones_like(most), most), places)
+    """Rank r of A (rows × r) and B (r × cols), (n,), that keep (1 − s)·rows·cols parameters: at least 1.
+
+    Shapes are (rows, cols), or (count, rows, cols) of a stack, whose matrices have one rank.
+    """
+    rows, cols = np.array([shape[-2:] for shape in shapes], dtype=np.float64).T
+    counts = np.array([shape[0] if len(shape) == 3 else 1 for shape in shapes], dtype=np.float64)
+    each = rows + cols
+    most = np.maximum(1.0, np.floor(rows * cols / each))  # beyond it, the factors are larger than the matrix
+    return rounded((1.0 - amounts) * rows * cols / each, each * counts, (np.ones_like(most), most), places)
 
 
 def rounded(steps: Vector, units: Vector, limits: tuple[Vector | float, Vector | float], places: Whole) -> Whole:

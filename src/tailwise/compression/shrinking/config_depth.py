@@ -54,7 +54,7 @@ def depth_fields(model: nn.Module, gone: Sequence[str]) -> dict[str, Any]:
         if getattr(text, name, False) and stays != sorted(stays, reverse=True):
             raise _refused(model, f"{name} scales each block by its place, and blocks would move")
     own = _fields(text, stays, model)
-    changes = _inside(config, text, own)
+    changes = inside(config, text, own)
     _check(model, _built(model, changes), [block for block, stay in zip(blocks, stays, strict=True) if stay])
     return changes
 
@@ -85,7 +85,7 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _inside(config: Any, text: Any, own: Mapping[str, Any]) -> dict[str, Any]:
+def inside(config: Any, text: Any, own: Mapping[str, Any]) -> dict[str, Any]:
     """The changes where they stand in config.json: within the part of a composite config that they are about."""
     if not is_composite(config):
         return dict(own)

@@ -18,7 +18,7 @@ from tailwise.compression.shrinking.structured import Origin
 from tailwise.compression.shrinking.structured_groups import layer_of_decision, sizes_of_layer
 from tailwise.compression.treating.layer_matrices import as_matrices
 from tailwise.core.errors import UsageError
-from tailwise.models.walking.load_pruned import Shapes, Sizes
+from tailwise.models.walking.reshaped import Shapes, Sizes
 
 Change = Callable[[str], "torch.Tensor | None"]
 
@@ -31,7 +31,7 @@ def factored(plan: Plan, origin: Origin, change: Change) -> Made:
     nothing.
     """
     named = {origin.written(decision.tensor): decision for decision in plan if isinstance(decision.treatment, LowRank)}
-    jobs = {written: _job(decision, origin) for written, decision in named.items()}
+    jobs = jobs_in_factors(plan, origin)
     source = _Source(origin, lambda written: change(named[written].tensor))
     biases = {origin.stored(layer, "bias"): layer for layer, _ in jobs.values()}
     entries: list[RemadeTensor] = []
@@ -47,7 +47,22 @@ def factored(plan: Plan, origin: Origin, change: Change) -> Made:
     return Made(tuple(entries), {}, Shapes(dict(jobs.values())), left, (note,))
 
 
+def jobs_in_factors(plan: Plan, origin: Origin) -> dict[str, tuple[str, Sizes]]:
+    """Stored tensor → its layer, and the sizes of the factors. `UsageError` where one cannot be stored as two."""
+    return {
+        origin.written(decision.tensor): _job(decision, origin)
+        for decision in plan
+        if isinstance(decision.treatment, LowRank)
+    }
+
+
 def _job(decision: Decision, origin: Origin) -> tuple[str, Sizes]:
+    if len(decision.shape) == 3:
+        raise UsageError(
+            "is a stack of experts, which transformers multiplies with as one tensor; two factors have no place there",
+            where=decision.tensor,
+            fix="apply without --factored, or plan without it: --layers",
+        )
     layer = layer_of_decision(origin.model, origin.places, decision)
     inputs, outputs = sizes_of_layer(origin.model, layer)
     rank = decision.rank or 0

@@ -14,7 +14,7 @@ from tailwise.core.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from tailwise.models.walking.load_pruned import Shapes
+    from tailwise.models.walking.reshaped import Shapes
 
 Make = Callable[[], "torch.Tensor"]
 

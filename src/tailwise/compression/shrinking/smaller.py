@@ -16,7 +16,7 @@ from tailwise.checkpoints.writer import Change, OutputLayout, write_checkpoint
 from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.shrinking.factored import factored
+from tailwise.compression.shrinking.factored import factored, jobs_in_factors
 from tailwise.compression.shrinking.remade import Made, Remade, laid_out
 from tailwise.compression.shrinking.structured import (
     Origin,
@@ -37,7 +37,7 @@ from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.storage import json_of
 from tailwise.models.activations import Activations, Need
 from tailwise.models.walking.hosts import Host, _empty, architecture_of, separated
-from tailwise.models.walking.load_pruned import PRUNED_FILE, Shapes, reshape
+from tailwise.models.walking.reshaped import PRUNED_FILE, Shapes, reshape
 from tailwise.models.walking.statistics import weight_of
 from tailwise.models.walking.walk import Block, walk_blocks
 
@@ -91,6 +91,8 @@ def work_of(source: ShrinkSource, widths: Widths) -> ShrinkWork:
     """`UsageError` where the model cannot be made smaller as planned: before any weight is read."""
     origin = origin_of(source.host, source.checkpoint, source.layout)
     surgery = planned_surgery(source.plan, origin, widths) if OPERATORS[source.plan.operator].work is None else None
+    if surgery is None:
+        jobs_in_factors(source.plan, origin)
     return ShrinkWork(source, origin, surgery)
 
 
@@ -107,11 +109,21 @@ def write_smaller(work: ShrinkWork, found: Made, folder: Path, step: Step) -> tu
     notes = write_checkpoint(layout, view, folder, counted)
     if found.config:
         path = folder / "config.json"
-        config = {**json_of(path.read_text(encoding="utf-8")), **found.config}
+        config = _said(json_of(path.read_text(encoding="utf-8")), found.config, origin.config)
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if found.shapes is not None:
         (folder / PRUNED_FILE).write_text(found.shapes.to_text(), encoding="utf-8")
     return (*found.notes, *notes)
+
+
+def _said(before: Mapping[str, object], changes: Mapping[str, object], config: Any) -> dict[str, object]:
+    """The config as it is written: a field that the file has under another name of the family changes there too."""
+    other = getattr(config, "attribute_map", None) or {}
+    return {
+        **before,
+        **changes,
+        **{name: changes[own] for name, own in other.items() if name in before and own in changes},
+    }
 
 
 def reached_in(plan: Plan, found: Made, folder: Path) -> tuple[Reached, ...]:

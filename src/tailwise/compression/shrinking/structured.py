@@ -1,4 +1,4 @@
-"""Structured pruning: heads, neurons and whole blocks are taken out, and the model gets smaller."""
+"""Structured pruning: heads, neurons, experts and whole blocks are taken out, and the model gets smaller."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.writer import OutputLayout, Shard
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.taking import Drop
-from tailwise.compression.shrinking.config_depth import depth_fields
+from tailwise.compression.shrinking.config_depth import depth_fields, inside
 from tailwise.compression.shrinking.coupled import on_meta, why_not
+from tailwise.compression.shrinking.experts_out import ExpertCuts, expert_cuts
 from tailwise.compression.shrinking.remade import Made, RemadeTensor, resized
 from tailwise.compression.shrinking.structured_groups import (
     KIND_WORDS,
@@ -31,7 +32,8 @@ from tailwise.compression.shrinking.structured_scores import kept_units, magnitu
 from tailwise.compression.shrinking.structured_widths import removed_counts
 from tailwise.core.errors import UsageError
 from tailwise.models.walking.hosts import Host, Streamed, _empty, _sources, lacking
-from tailwise.models.walking.load_pruned import Heads, Shapes, Sizes, reshape
+from tailwise.models.walking.reshaped import Heads, Shapes, Sizes, reshape
+from tailwise.models.walking.towers import text_config_of
 from tailwise.models.walking.walk import blocks_of
 
 #: Names of the inner size in configs, where a family has one name only of its own.
@@ -94,7 +96,8 @@ class Surgery:
     groups: tuple[ChannelGroup, ...]
     counts: tuple[int, ...]  # units that go, of each group
     dropped: tuple[str, ...]  # modules of the blocks that go
-    depth: Mapping[str, Any] = field(default_factory=dict)  # fields of the config that the blocks that go change
+    changed: Mapping[str, Any] = field(default_factory=dict)  # fields of the config that blocks and experts change
+    experts: ExpertCuts = field(default_factory=ExpertCuts)
     kept: dict[str, torch.Tensor] = field(default_factory=dict)  # group → units that stay
 
 
@@ -103,10 +106,21 @@ def planned_surgery(plan: Plan, origin: Origin, widths: Widths) -> Surgery:
     groups = groups_of(plan, origin.model, origin.places, origin.checkpoint.config)
     counts = removed_counts(groups, equal=widths.equal, multiple=widths.multiple)
     dropped = _dropped(plan, origin)
-    found = Surgery(origin, plan, tuple(groups), tuple(counts), dropped, depth_fields(origin.model, dropped))
+    experts = expert_cuts(plan, origin, dropped)
+    changed = _merged(origin.config, depth_fields(origin.model, dropped), experts.fields)
+    found = Surgery(origin, plan, tuple(groups), tuple(counts), dropped, changed, experts)
     if any(counts):
         _check_computes(found)
     return found
+
+
+def _merged(config: Any, depth: Mapping[str, Any], experts: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of config.json: those of fewer blocks, which may be a part of it as a whole, with those of experts."""
+    own = inside(config, text_config_of(config), experts) if experts else {}
+    return dict(depth) | {
+        name: {**depth[name], **experts} if isinstance(value, dict) and name in depth else value
+        for name, value in own.items()
+    }
 
 
 def _check_computes(surgery: Surgery) -> None:
@@ -199,14 +213,19 @@ def made(surgery: Surgery) -> Made:
     for shard in origin.layout.shards:
         for spec in shard.specs:
             parameter = parameters.get(spec.name)
-            new = spec.name if parameter is None else _stored_name(spec.name, parameter, rename)
+            new = surgery.experts.names.get(spec.name, spec.name)
+            if new is not None and parameter is not None:
+                new = _stored_name(new, parameter, rename)
             if new is not None:
                 entries.append(_entry(origin.checkpoint, spec.name, new, cuts.get(spec.name, ())))
-    config = dict(surgery.depth)
+    config = dict(surgery.changed)
     equal = _said_by_config(surgery, shapes, config)
-    notes: tuple[str, ...] = ()
+    notes = surgery.experts.notes
     if equal is None and shapes.layers:
-        notes = ("its layers have sizes that config.json cannot say: load it with tailwise.load_pruned",)
+        notes = (
+            *notes,
+            "its layers have sizes that config.json cannot say: load it with tailwise.load_pruned",
+        )
     elif equal is not None:
         config, shapes = equal, Shapes()
     sizes = {entry.source: entry.spec.numel for entry in entries}
@@ -216,7 +235,7 @@ def made(surgery: Surgery) -> Made:
 
 def _cuts(surgery: Surgery) -> dict[str, list[tuple[int, torch.Tensor]]]:
     """Stored tensor → (axis, entries that stay)."""
-    found: dict[str, list[tuple[int, torch.Tensor]]] = {}
+    found = {stored: [cut] for stored, cut in surgery.experts.cuts.items()}
     for group, removed in zip(surgery.groups, surgery.counts, strict=True):
         if not removed:
             continue

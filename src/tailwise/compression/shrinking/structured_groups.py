@@ -18,10 +18,9 @@ from tailwise.checkpoints.checkpoint import Dims, dims_for
 from tailwise.checkpoints.fused import qkv_ranges
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.taking import Drop
 from tailwise.compression.shrinking.coupled import coupled_layers
 from tailwise.core.errors import UsageError
-from tailwise.models.walking.load_pruned import Heads
+from tailwise.models.walking.reshaped import Heads
 from tailwise.models.walking.statistics import PLAIN
 
 Kind = Literal["attn", "mlp"]
@@ -68,15 +67,15 @@ class DecidedLayer:
 
 
 def groups_of(plan: Plan, model: nn.Module, places: Mapping[str, str], config: Mapping[str, Any]) -> list[ChannelGroup]:
-    """The groups that the entries of `plan` make; entries of whole blocks, and of nothing, are left out.
+    """The groups that the entries of `plan` make; entries of whole blocks and experts, and of nothing, are left out.
 
     `model` may be without weights; `places` says which parameter each stored tensor is.
     """
     found: dict[tuple[int | None, str], list[DecidedLayer]] = {}
-    if all(decision.treatment.idle or isinstance(decision.treatment, Drop) for decision in plan):
+    if all(decision.treatment.idle or decision.treatment.whole for decision in plan):
         return []
     for decision in plan:
-        if isinstance(decision.treatment, Drop):
+        if decision.treatment.whole:
             continue
         match = _KIND.fullmatch(decision.role)
         if match is None:

@@ -5,7 +5,7 @@ Trials and writers go through a model by this alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,7 +23,7 @@ from tailwise.models.activations import Activations, Need
 from tailwise.models.walking.experts import ExpertStack
 from tailwise.models.walking.hosts import Host, layer_of
 from tailwise.models.walking.statistics import few_tokens, matrices_of, reaching, weight_of
-from tailwise.models.walking.walk import Block, blocks_of
+from tailwise.models.walking.walk import Block, blocks_of, vision_blocks_of
 
 _SHOWN = 5
 
@@ -62,13 +62,30 @@ class Nowhere:
         return None
 
 
-def jobs_of(plan: Plan, host: Host, dtypes: Mapping[str, torch.dtype], how: TreatmentSettings) -> dict[str, LayerJob]:
-    """Layer → what is to be done. `UsageError` where an entry that changes its tensor is no layer of a block."""
+def jobs_of(
+    plan: Plan, host: Host, dtypes: Mapping[str, torch.dtype], how: TreatmentSettings, *, images: bool = False
+) -> dict[str, LayerJob]:
+    """Layer → what is to be done. `UsageError` where an entry that changes its tensor is no layer of a block.
+
+    With `images`, of a block of the tower that reads them too.
+    """
     wanted = [decision for decision in plan if not decision.treatment.idle]
-    layers = {name for block in blocks_of(host.model) for name in block.layers()}
+    pictured = {name for block in vision_blocks_of(host.model) for name in block.layers()}
+    layers = {name for block in blocks_of(host.model) for name in block.layers()} | (pictured if images else set())
     places = {decision.tensor: layer_of(host.places, decision.tensor, layers) for decision in wanted}
-    _check_reached([decision for decision in wanted if places[decision.tensor] is None], plan, how)
+    lost = [decision for decision in wanted if places[decision.tensor] is None]
+    _check_images([item for item in lost if layer_of(host.places, item.tensor, pictured)], plan)
+    _check_reached(lost, plan, how)
     return {layer: LayerJob(item, dtypes[item.tensor]) for item in wanted if (layer := places[item.tensor]) is not None}
+
+
+def _check_images(lost: Sequence[Decision], plan: Plan) -> None:
+    if lost:
+        raise UsageError(
+            f"{plan.operator} looks at the inputs of each layer, and {len(lost)} of the plan's see images",
+            where=lost[0].tensor,
+            fix="apply with --images DIR, or plan without --also vision",
+        )
 
 
 def _check_reached(lost: Iterable[Decision], plan: Plan, how: TreatmentSettings) -> None:

@@ -27,9 +27,10 @@ def from_matrices(matrices: torch.Tensor, like: torch.Tensor, name: str, config:
     return matrices.reshape(like.shape).to(like.dtype)
 
 
-def input_size(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> int:
-    """Extent of the input axis of the matrices in a stored tensor."""
-    return int(as_matrices(torch.empty(shape, device="meta"), name, config).shape[2])
+def matrix_sizes(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> tuple[int, int]:
+    """(inputs, entries) of each matrix in a stored tensor."""
+    _, outputs, inputs = as_matrices(torch.empty(shape, device="meta"), name, config).shape
+    return inputs, inputs * outputs
 
 
 def is_transposed(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> bool:

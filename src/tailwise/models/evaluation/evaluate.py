@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tailwise.core.errors import TailwiseError, UsageError
+from tailwise.core.storage import free_memory
 from tailwise.models.evaluation.adapters import base_of, is_adapter
+from tailwise.models.evaluation.divergence import paired_losses
 from tailwise.models.evaluation.intervals import mean_interval
 from tailwise.models.evaluation.loading import (
     Loaded,
@@ -29,16 +32,20 @@ from tailwise.models.evaluation.losses import check_causal, window_losses
 from tailwise.models.evaluation.model_size import facts_of
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.evaluation.score_pairs import compare_scores
-from tailwise.models.evaluation.scores import Interval, ScoreComparison, Scores, TaskScore
+from tailwise.models.evaluation.scores import ENOUGH, Interval, ScoreComparison, Scores, TaskScore
 from tailwise.models.evaluation.sources import SEPARATOR
 from tailwise.models.evaluation.tokens import Tokens, check_vocabulary, tokens_of, windows_of
 
 if TYPE_CHECKING:
     import torch
 
-#: Windows below which intervals of correlated losses hold too seldom: see docs/evaluating.md.
-ENOUGH = 100
+#: Times that weights grow which are read as float32: of 16 bits, and of some 4.
+_WIDENS = {".safetensors": 2, ".bin": 2, ".gguf": 8}
 
+#: Tokens in a window, and the fewest that a text is cut into so that there are `SEVERAL`.
+WINDOW, SHORTEST, SEVERAL = 512, 64, 12
+
+Losses = NDArray[np.float64]  # (n,) mean nats a token of every window
 #: What is being done, how much of it, and how much in all.
 Progress = Callable[[str, int, int], None]
 
@@ -47,7 +54,7 @@ Progress = Callable[[str, int, int], None]
 class EvaluateOptions:
     """How a model is evaluated."""
 
-    window: int = 512  # tokens
+    window: int | None = None  # tokens; None: `WINDOW`, and less where the text is short
     max_windows: int | None = None  # that many at random; None: all
     separator: str = SEPARATOR  # a line of a text file that ends a document
     bos: str = "auto"  # whether windows begin with the token that begins a text: auto, always, never
@@ -61,6 +68,11 @@ class EvaluateOptions:
     speed: bool = False
     facts: bool = True  # count parameters and zeros
     base: str | None = None  # of an adapter: the model it adapts; None: as the adapter says
+
+    @property
+    def length(self) -> int:
+        """Tokens in a window."""
+        return self.window or WINDOW
 
 
 @overload
@@ -105,13 +117,79 @@ def evaluate(
     tokens = None if text is None else tokens_of(text, ours, separator=wanted.separator, bos=wanted.bos)
     if tokens is not None and theirs is not None and theirs is not ours and tokens.documents:
         _check_same(tokens, tokens_of(text, theirs, separator=wanted.separator, bos=wanted.bos), against)
-    windows = None if tokens is None else windows_of(tokens, wanted.window, wanted.max_windows, wanted.seed)
-    found = _scores(model, ours, (tokens, windows), wanted, progress)
+    wanted, tokens = _sized(wanted, tokens)
+    windows = None if tokens is None else windows_of(tokens, wanted.length, wanted.max_windows, wanted.seed)
+    material = (tokens, windows)
     if against is None:
-        return found
-    if not isinstance(against, Scores):
-        against = _scores(against, ours if theirs is None else theirs, (tokens, windows), wanted, progress)
-    return compare_scores(found, against, seed=wanted.seed)
+        return _scores(model, ours, material, wanted, progress)
+    if isinstance(against, Scores):
+        return compare_scores(_scores(model, ours, material, wanted, progress), against, seed=wanted.seed)
+    both = (model, ours), (against, ours if theirs is None else theirs)
+    short = _lacks_room(model, against)
+    if windows is not None and short is None:
+        return _side_by_side(both, material, wanted, progress)
+    found, base = (_scores(*one, material, wanted, progress) for one in both)
+    compared = compare_scores(found, base, seed=wanted.seed)
+    return compared if windows is None or short is None else replace(compared, notes=(*compared.notes, short))
+
+
+def _sized(options: EvaluateOptions, tokens: Tokens | None) -> tuple[EvaluateOptions, Tokens | None]:
+    """With a window: where none is asked for, half as long until a short text fills several."""
+    if options.window is not None or tokens is None:
+        return replace(options, window=options.window or WINDOW), tokens
+    size = WINDOW
+    while size > SHORTEST and len(tokens.ids) < SEVERAL * size:
+        size //= 2
+    if size < WINDOW:
+        note = f"windows have {size} tokens, not {WINDOW}, so that a text of {len(tokens.ids)} fills several"
+        tokens = replace(tokens, notes=(*tokens.notes, note))
+    return replace(options, window=size), tokens
+
+
+def _lacks_room(model: Any, base: Any) -> str | None:
+    """Why two models are scored one after the other, without their divergence; None where both fit into memory."""
+    need, free = sum(_nbytes(one) for one in (model, base) if _is_place(one)), free_memory()
+    if free is None or need <= free:
+        return None
+    return (
+        f"the two models were scored one after the other, without their divergence: together they take about "
+        f"{need / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free"
+    )
+
+
+def _nbytes(model: Any) -> int:
+    """About what a local model takes in memory, as float32; 0 where that is not known beforehand."""
+    path, found = Path(os.fspath(model)).expanduser(), 0
+    files = [path] if path.is_file() else [file for suffix in _WIDENS for file in path.glob(f"*{suffix}")]
+    for file in files:
+        found += file.stat().st_size * _WIDENS.get(file.suffix, 1)
+    return found
+
+
+def _side_by_side(
+    both: tuple[tuple[Any, Any], tuple[Any, Any]],
+    material: tuple[Tokens | None, torch.Tensor | None],
+    options: EvaluateOptions,
+    progress: Progress | None,
+) -> ScoreComparison:
+    """Both models in memory, so that each window goes through the two at once."""
+    tokens, windows = material
+    if windows is None:
+        raise AssertionError("text alone is scored side by side")
+    with quiet():
+        ours, theirs = (load_model(*one, dtype=options.dtype, device=options.device, base=options.base) for one in both)
+        for loaded in (ours, theirs):
+            _check_fits(loaded, windows, options)
+        what = f"{Path(ours.name).name} and {Path(theirs.name).name}"
+        show = None if progress is None else lambda done, total: progress(what, done, total)
+        after, before, divergence = paired_losses(
+            ours.module, theirs.module, windows, batch=options.batch, progress=show, seed=options.seed
+        )
+        found, base = (
+            _finished(_with_losses(_named(one, tokens, options), losses, windows, options), one, windows, options)
+            for one, losses in ((ours, after), (theirs, before))
+        )
+    return replace(compare_scores(found, base, seed=options.seed), divergence=divergence)
 
 
 def _tokenizers(model: Any, against: Any, given: Any, base: str | None = None) -> tuple[Any, Any]:
@@ -161,19 +239,31 @@ def _scores(
     tokens, windows = text
     with quiet():
         loaded = load_model(model, tokenizer, dtype=options.dtype, device=options.device, base=options.base)
-        found = Scores(
-            model=loaded.name,
-            settings=_settings(options, tokens),
-            versions=versions(with_tasks=bool(options.tasks)),
-            notes=(*loaded.notes, *(tokens.notes if tokens else ())),
-        )
+        found = _named(loaded, tokens, options)
         if windows is not None:
-            found = _with_losses(found, loaded, windows, options, progress)
-        if options.tasks:
-            found = replace(found, tasks=_task_scores(loaded, options))
-        if options.speed:
-            found = replace(found, speed=_speed(loaded, windows, options))
-        return with_facts(found, loaded) if options.facts else found
+            _check_fits(loaded, windows, options)
+            show = None if progress is None else lambda done, total: progress(loaded.name, done, total)
+            losses = window_losses(loaded.module, windows, batch=options.batch, progress=show)
+            found = _with_losses(found, losses, windows, options)
+        return _finished(found, loaded, windows, options)
+
+
+def _named(loaded: Loaded, tokens: Tokens | None, options: EvaluateOptions) -> Scores:
+    return Scores(
+        model=loaded.name,
+        settings=_settings(options, tokens),
+        versions=versions(with_tasks=bool(options.tasks)),
+        notes=(*loaded.notes, *(tokens.notes if tokens else ())),
+    )
+
+
+def _finished(found: Scores, loaded: Loaded, windows: torch.Tensor | None, options: EvaluateOptions) -> Scores:
+    """With tasks, speed and size, as asked for."""
+    if options.tasks:
+        found = replace(found, tasks=_task_scores(loaded, options))
+    if options.speed:
+        found = replace(found, speed=_speed(loaded, windows, options))
+    return with_facts(found, loaded) if options.facts else found
 
 
 def _task_scores(loaded: Loaded, options: EvaluateOptions) -> tuple[TaskScore, ...]:
@@ -197,20 +287,20 @@ def with_facts(found: Scores, loaded: Loaded) -> Scores:
         return replace(found, notes=(*found.notes, f"{loaded.name}: its parameters were not counted ({error.what})"))
 
 
-def _with_losses(
-    found: Scores, loaded: Loaded, windows: torch.Tensor, options: EvaluateOptions, progress: Progress | None
-) -> Scores:
+def _check_fits(loaded: Loaded, windows: torch.Tensor, options: EvaluateOptions) -> None:
+    """`UsageError` where windows are longer than the model reads, or it does not know a token, or looks ahead."""
     vocabulary = vocabulary_of(loaded.module)
-    check_length(loaded.module, options.window, loaded.name)
+    check_length(loaded.module, options.length, loaded.name)
     if vocabulary is not None:
         check_vocabulary(windows, vocabulary, loaded.name)
     check_causal(loaded.module, vocabulary or int(windows.max()) + 1, loaded.name)
-    show = None if progress is None else lambda done, total: progress(loaded.name, done, total)
-    losses = window_losses(loaded.module, windows, batch=options.batch, progress=show)
+
+
+def _with_losses(found: Scores, losses: Losses, windows: torch.Tensor, options: EvaluateOptions) -> Scores:
     perplexity, interval = summary(losses, seed=options.seed)
     bad = int((~np.isfinite(losses)).sum())
     what = f"the loss of {bad} of {len(losses)} windows is not finite" if bad else "the loss is too large for exp"
-    notes = [] if perplexity is not None else [f"{loaded.name}: {what}"]
+    notes = [] if perplexity is not None else [f"{found.model}: {what}"]
     if len(losses) < ENOUGH:
         notes.append(
             f"{len(losses)} windows are few: where neighbours are alike, intervals are too narrow and tests too sure; "
@@ -227,7 +317,7 @@ def _with_losses(
     )
 
 
-def summary(losses: np.ndarray[Any, np.dtype[np.float64]], *, seed: int = 0) -> tuple[float | None, Interval | None]:
+def summary(losses: Losses, *, seed: int = 0) -> tuple[float | None, Interval | None]:
     """Perplexity and its 95 % interval from the mean losses of windows, (n,), that weigh the same."""
     mean = float(losses.mean())
     if not math.isfinite(mean) or mean > 700:
@@ -249,15 +339,15 @@ def _speed(loaded: Loaded, windows: torch.Tensor | None, options: EvaluateOption
 
     if windows is not None:
         return speed_of(loaded.module, windows[0])
-    check_length(loaded.module, options.window, loaded.name)
+    check_length(loaded.module, options.length, loaded.name)
     generator = torch.Generator().manual_seed(options.seed)
     vocabulary = vocabulary_of(loaded.module) or 2
-    return speed_of(loaded.module, torch.randint(vocabulary, (options.window,), generator=generator))
+    return speed_of(loaded.module, torch.randint(vocabulary, (options.length,), generator=generator))
 
 
 def _settings(options: EvaluateOptions, tokens: Tokens | None) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "window": options.window,
+        "window": options.length,
         "max_windows": options.max_windows,
         "seed": options.seed,
         "dtype": options.dtype,

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tailwise.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tailwise.checkpoints.checkpoint import Checkpoint
 
 _OTHERS = (".safetensors", ".bin", ".index.json", ".pt", ".pth")
 
@@ -26,3 +34,25 @@ def told(name: str | os.PathLike[str], own: str | None = None) -> dict[str, str]
     if file is None or (own is not None and (file.parent / own).is_file()):
         return {}
     return {"gguf_file": file.name}
+
+
+def gguf_places(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
+    """Tensor of a GGUF file → parameter of the model that transformers makes of it, by llama.cpp's own table.
+
+    Rows of queries and keys may stand in another order there; as matrices they are the same.
+    """
+    import gguf
+
+    arch = str(checkpoint.metadata.get("general.architecture", ""))
+    known = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
+    if arch not in known:
+        raise UsageError(f"gguf knows no architecture {arch!r}", where=checkpoint.uri, fix="pip install -U gguf")
+    config: Any = model.config
+    table = gguf.get_tensor_name_map(known[arch], config.num_hidden_layers)
+    found: dict[str, str] = {}
+    for name, value in model.named_parameters():
+        own = table.get_name(name, try_suffixes=(".weight", ".bias"))
+        spec = checkpoint.tensors.get(str(own))
+        if own is not None and spec is not None and spec.numel == value.numel():
+            found[own] = name
+    return found

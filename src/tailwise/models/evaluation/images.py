@@ -166,19 +166,47 @@ def images_of(source: Any, place: str, config: Any, *, most: int | None = None, 
     found = [_listed(os.fspath(part), config) for part in parts]
     pictures = [picture for one, _ in found for picture in one]
     labels = None if any(own is None for _, own in found) else [label for _, own in found for label in own or ()]
-    if not pictures:
-        raise UsageError(
-            "there are no images in it", where=os.fspath(parts[0]), fix=f"of {', '.join(sorted(SUFFIXES))}"
-        )
-    chosen = np.arange(len(pictures))
-    if most is not None and most < len(pictures):
-        chosen = np.sort(np.random.default_rng(seed).choice(len(pictures), most, replace=False))
+    _check_there(pictures, parts)
+    chosen = _drawn(len(pictures), most, seed)
     import torch
 
     pixels = torch.from_numpy(np.stack([ready(_opened(pictures[index])) for index in chosen]))
     kept = None if labels is None else torch.tensor([labels[index] for index in chosen], dtype=torch.int64)
-    name = os.fspath(parts[0]) if len(parts) == 1 else f"{os.fspath(parts[0])} and {len(parts) - 1} more"
-    return Images(pixels, kept, name)
+    return Images(pixels, kept, _named(parts))
+
+
+def pictures_of(source: Any, *, most: int, seed: int = 0) -> tuple[list[Any], str]:
+    """`most` pictures at random of what `images_of` takes, as Pillow has them, and what they are called.
+
+    Nobody asks what they show: a folder is taken with all that lies in it.
+    """
+    parts = [os.fspath(part) for part in (source if isinstance(source, list | tuple) else [source])]
+    pictures: list[Any] = []
+    for part in parts:
+        path = Path(part).expanduser()
+        if path.is_dir():
+            pictures += sorted(item for item in path.rglob("*") if item.suffix.lower() in SUFFIXES)
+        else:
+            pictures += _listed(part, None)[0]
+    _check_there(pictures, parts)
+    return [_opened(pictures[index]) for index in _drawn(len(pictures), most, seed)], _named(parts)
+
+
+def _check_there(pictures: Sequence[Any], parts: Sequence[Any]) -> None:
+    if not pictures:
+        raise UsageError(
+            "there are no images in it", where=os.fspath(parts[0]), fix=f"of {', '.join(sorted(SUFFIXES))}"
+        )
+
+
+def _drawn(count: int, most: int | None, seed: int) -> NDArray[np.int64]:
+    if most is None or most >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
+
+
+def _named(parts: Sequence[Any]) -> str:
+    return os.fspath(parts[0]) if len(parts) == 1 else f"{os.fspath(parts[0])} and {len(parts) - 1} more"
 
 
 def _listed(source: str, config: Any) -> tuple[Sequence[Any], list[int] | None]:
@@ -231,6 +259,8 @@ def _of_arrays(path: Path, config: Any) -> tuple[Sequence[Any], list[int] | None
         raise UsageError(f"images of shape {images.shape}, labels of {count}", where=path,
                          fix="give images (n, height, width[, channels]) and as many labels")  # fmt: skip
     classes = int(getattr(config, "num_labels", 0))
+    if config is None:
+        return list(images.clip(0, 255).astype(np.uint8)), None
     if labels and not 0 <= min(labels) <= max(labels) < classes:
         raise UsageError(f"labels from {min(labels)} to {max(labels)}, and {classes} classes", where=path)
     return list(images.clip(0, 255).astype(np.uint8)), labels
@@ -253,7 +283,7 @@ def _of_data_set(source: str, config: Any) -> tuple[Sequence[Any], list[int] | N
     if image is None:
         raise UsageError(f"it has the columns {', '.join(kinds)}, and no image", where=source)
     numbers: list[int] | None = None
-    if label is not None:
+    if label is not None and config is not None:
         names = getattr(data.features[label], "names", None)
         places = _classes(names, config, source) if names else list(range(int(getattr(config, "num_labels", 0))))
         numbers = [places[int(value)] for value in data[label]]

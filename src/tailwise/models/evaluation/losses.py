@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,23 +39,30 @@ def window_losses(
 
     if windows.ndim != 2 or windows.shape[1] < 2 or len(windows) == 0:
         raise UsageError(f"windows are (n ≥ 1, length ≥ 2), not {tuple(windows.shape)}", fix="make them by windows_of")
-    device, training = _device(model), model.training
+    device = device_of(model)
     found: list[torch.Tensor] = []
     done, size = 0, batch or 1
+    with scoring(model), torch.inference_mode():
+        while done < len(windows):
+            part = windows[done : done + size].to(device)
+            logits = logits_of(model, part)
+            found.append(token_losses(logits, part).cpu())
+            size = batch or batch_for(logits)
+            done += len(part)
+            if progress is not None:
+                progress(done, len(windows))
+    return np.asarray(torch.cat(found).double().mean(dim=1).numpy())
+
+
+@contextmanager
+def scoring(model: torch.nn.Module) -> Iterator[None]:
+    """Without dropout for a while."""
+    training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            while done < len(windows):
-                part = windows[done : done + size].to(device)
-                logits = logits_of(model, part)
-                found.append(_losses(logits, part).cpu())
-                size = batch or _batch_for(logits)
-                done += len(part)
-                if progress is not None:
-                    progress(done, len(windows))
+        yield
     finally:
         model.train(training)
-    return np.asarray(torch.cat(found).double().mean(dim=1).numpy())
 
 
 def logits_of(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
@@ -64,7 +72,7 @@ def logits_of(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return getattr(found, "logits", found)  # type: ignore[no-any-return]
 
 
-def _losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+def token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """(n, length − 1) losses in float32. A slice of one window is not copied, and is widened part by part."""
     import torch
     from torch.nn.functional import cross_entropy
@@ -77,12 +85,14 @@ def _losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return torch.stack(found)
 
 
-def _batch_for(logits: torch.Tensor) -> int:
+def batch_for(logits: torch.Tensor) -> int:
+    """Windows at once whose logits stay small; `logits` are those of some windows, (n, length, vocabulary)."""
     budget = _LOGITS.get(logits.device.type, _LOGITS_ELSEWHERE)
     return max(1, min(_MAX_BATCH, budget // (logits[0].numel() * logits.element_size())))
 
 
-def _device(model: torch.nn.Module) -> torch.device:
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where its parameters are."""
     import torch
 
     first = next(iter(model.parameters()), None)
@@ -96,7 +106,7 @@ def check_causal(model: torch.nn.Module, vocabulary: int, where: str) -> None:
     ids = torch.arange(1, _PROBE + 1).remainder(vocabulary).repeat(2, 1)
     ids[1, -1] = (ids[0, -1] + vocabulary // 2) % vocabulary
     with torch.inference_mode():
-        logits = logits_of(model, ids.to(_device(model)))[:, :-1]
+        logits = logits_of(model, ids.to(device_of(model)))[:, :-1]
     one, other = logits.float()
     # A trained model that looks ahead moves its logits by as much as they vary, a random one by some thousandths.
     rounding = 1e-4 if logits.dtype == torch.float32 else 2e-2

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from scipy.stats import norm
 
 from tailwise.core.errors import UsageError
 from tailwise.models.evaluation.intervals import MIN_VALUES, Values, independent, mean_interval, sign_flip_p
-from tailwise.models.evaluation.scores import ScoreChange, ScoreComparison, Scores, TaskScore
+from tailwise.models.evaluation.scores import ENOUGH, ScoreChange, ScoreComparison, Scores, TaskScore
 
 BETTER, WORSE, NONE, UNKNOWN = "better", "worse", "no difference seen", "not measured"
+#: Of pairs too few for any test to come out.
+FEW = "too few windows"
 #: A difference is called only where p is below this and the interval leaves out zero.
 ALPHA = 0.05
 
@@ -48,8 +51,10 @@ def _perplexity(model: Scores, base: Scores, seed: int, notes: list[str]) -> Sco
         )
     after, before = np.array(model.losses, dtype=float), np.array(base.losses, dtype=float)
     if n < MIN_VALUES:
-        notes.append(f"only {n} windows: fewer than {MIN_VALUES} cannot show a difference at 5 %")
-    return _paired(name, before, after, seed, higher_is_better=False)
+        notes.append(f"only {n} windows, too few to tell a difference from chance: {MIN_VALUES} or more can, "
+                     f"{ENOUGH} or more should")  # fmt: skip
+    found = _paired(name, before, after, seed, higher_is_better=False)
+    return replace(found, verdict=FEW) if n < MIN_VALUES else found
 
 
 def _paired(name: str, before: Values, after: Values, seed: int, *, higher_is_better: bool) -> ScoreChange:

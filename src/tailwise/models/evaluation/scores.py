@@ -12,10 +12,18 @@ from typing import Any, Self
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UnreadableError
 from tailwise.core.storage import is_text, json_of, read_bytes
+from tailwise.core.typed import check_typed
 
 FORMAT = 1
 
 Interval = tuple[float, float]
+
+#: Windows below which intervals of correlated losses hold too seldom: see docs/evaluating.md.
+ENOUGH = 100
+
+#: Quantiles of KL(base ‖ model) over tokens, and of the change of the next token's probability, that are kept.
+DIVERGENCE_QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
+PROBABILITY_QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,11 @@ class Scores:
     @classmethod
     def of_json(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`."""
+        check_typed(cls, data)
+        if any(
+            number is not None and number <= 0 for number in (data.get("perplexity"), *(data.get("interval") or ()))
+        ):
+            raise ValueError("a perplexity that is not above 0")
         found = _known(cls, data)
         found["interval"] = _pair(data.get("interval"))
         found["losses"] = tuple(data.get("losses", ()))
@@ -134,8 +147,35 @@ class ScoreChange:
     interval: Interval | None  # 95 %, of the change
     p: float | None  # two-sided; None where there is nothing to test
     n: int  # pairs
-    verdict: str  # better, worse, no difference seen, not measured
+    verdict: str  # better, worse, no difference seen, too few windows, not measured
     runs: int | None = None  # of pairs, long enough to be independent: what was resampled
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """What a model says of the next token against what its base says, over all predicted tokens of all windows.
+
+    Intervals are 95 %, over windows, as those of the perplexity. A value is None where a logit is not finite.
+    """
+
+    kl: float | None  # mean of KL(base ‖ model), in nats a token
+    kl_interval: Interval | None
+    kl_quantiles: Mapping[str, float | None]  # by percent: "50" is the median, "100" the largest
+    same_top: float | None  # share of tokens where both find the same token most likely
+    same_top_interval: Interval | None
+    change: float | None  # mean of p(model) − p(base) of the token that comes next
+    change_interval: Interval | None
+    rms_change: float | None  # root of the mean square of that change
+    rms_change_interval: Interval | None
+    change_quantiles: Mapping[str, float | None]
+    tokens: int = 0
+
+    @classmethod
+    def of_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `asdict`."""
+        pairs = ("kl_interval", "same_top_interval", "change_interval", "rms_change_interval")
+        quantiles = {name: dict(data[name]) for name in ("kl_quantiles", "change_quantiles")}
+        return cls(**{**_known(cls, data), **{name: _pair(data.get(name)) for name in pairs}, **quantiles})
 
 
 @dataclass(frozen=True)
@@ -147,6 +187,7 @@ class ScoreComparison:
     perplexity: ScoreChange | None = None  # of the log perplexity, in nats a token
     tasks: tuple[ScoreChange, ...] = ()
     notes: tuple[str, ...] = ()
+    divergence: Divergence | None = None  # where both models were at hand
 
     @property
     def ratio(self) -> float | None:
@@ -162,6 +203,7 @@ class ScoreComparison:
             "perplexity": None if self.perplexity is None else {**asdict(self.perplexity), "ratio": self.ratio},
             "tasks": [asdict(change) for change in self.tasks],
             "notes": list(self.notes),
+            "divergence": None if self.divergence is None else asdict(self.divergence),
             "model": self.model.to_json(),
             "base": self.base.to_json(),
         }
@@ -169,6 +211,9 @@ class ScoreComparison:
     @classmethod
     def of_json(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`."""
+        for change in (data.get("perplexity"), *data.get("tasks", ())):
+            if change is not None:
+                check_typed(ScoreChange, change)
         first = data.get("perplexity")
         return cls(
             model=Scores.of_json(data["model"]),
@@ -176,6 +221,7 @@ class ScoreComparison:
             perplexity=None if first is None else _change(first),
             tasks=tuple(_change(item) for item in data.get("tasks", ())),
             notes=tuple(data.get("notes", ())),
+            divergence=None if data.get("divergence") is None else Divergence.of_json(data["divergence"]),
         )
 
     def save(self, path: str | Path) -> Path | str:
@@ -207,7 +253,7 @@ def _document(path: str | Path, kind: str, of_json: Callable[[Mapping[str, Any]]
         of_json(data)
     except OSError as error:
         raise UnreadableError(f"could not be read ({error.strerror or error})", where=source) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         detail = f"{type(error).__name__}: {error}"
         fix = "write it with `tailwise evaluate MODEL -o scores.json`"
         raise UnreadableError(f"is no {kind} in JSON ({detail})", where=source, fix=fix) from error

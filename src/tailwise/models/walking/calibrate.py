@@ -13,9 +13,8 @@ from torch import nn
 from tailwise.checkpoints.blocks import number_blocks
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.roles import NO_BLOCK, classify
-from tailwise.compression.operators.wanda import scores_of
 from tailwise.core.errors import UsageError
-from tailwise.models.activations import Activations, Need
+from tailwise.models.activations import Activations, Need, weighted_magnitudes
 from tailwise.models.evaluation.tokens import shorter, with_bos
 from tailwise.models.walking.hosts import check_causal, load_host
 from tailwise.models.walking.statistics import matrices_of, of_group
@@ -140,7 +139,7 @@ class _Scores:
             for group, W in enumerate(matrices_of(layers[name]).detach()):
                 norms = of_group(inputs, group).norms
                 assert norms is not None  # noqa: S101 - asked for in `needs`
-                scores.setdefault(number, []).append(scores_of(W, norms).flatten())
+                scores.setdefault(number, []).append(weighted_magnitudes(W, norms).flatten())
         for number, parts in scores.items():
             values = torch.cat(parts)
             above = 100.0 * float((values > self.M * values.mean(dtype=torch.float64)).sum()) / len(values)

@@ -15,15 +15,14 @@ from torch import nn
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.dtypes import code_of
 from tailwise.checkpoints.hub import parse_hub
-from tailwise.compression.plans.packed_rows import AS_NUMBERS
-from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
+from tailwise.core.errors import AS_NUMBERS, TailwiseError, UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
-from tailwise.models.evaluation.gguf_files import told
+from tailwise.models.evaluation.gguf_files import gguf_places, told
 from tailwise.models.evaluation.own_code import load_error, needs_code
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.walking.experts import separate_experts, stacks_in
-from tailwise.models.walking.gguf_source import gguf_places
 from tailwise.models.walking.names import own_names
+from tailwise.models.walking.reshaped import Shapes, reshape
 from tailwise.models.walking.towers import is_composite
 from tailwise.models.walking.walk import Block, Home, InPlace
 
@@ -109,8 +108,6 @@ def load_host(
         model = _empty(architecture, config, compute)
     names = separated(model, checkpoint)
     if Path(place).is_dir():
-        from tailwise.models.walking.load_pruned import Shapes, reshape
-
         reshape(model, Shapes.read(Path(place)) or Shapes())
     sources = _sources(model, checkpoint, names)
     if sources is not None:

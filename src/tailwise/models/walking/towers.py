@@ -23,6 +23,18 @@ def is_composite(config: Any) -> bool:
     return text_config_of(config) is not config
 
 
+def vision_tower(model: nn.Module) -> tuple[str, nn.Module] | None:
+    """Name and module of the part that reads images, of a model that reads text beside; None where it has none."""
+    config = getattr(model, "config", None)
+    own = getattr(config, "vision_config", None)
+    if own is None or not is_composite(config):
+        return None
+    for name, module in model.named_modules():
+        if name and (getattr(module, "config", None) is own or type(getattr(module, "config", None)) is type(own)):
+            return name, module
+    return None
+
+
 def text_tower(model: nn.Module) -> tuple[str, nn.Module]:
     """Name and module of the part that reads text: `""` and the model itself where it has one part."""
     config = getattr(model, "config", None)

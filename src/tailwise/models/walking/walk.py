@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 from tailwise.core.errors import TailwiseError, UsageError
 from tailwise.models.activations import Activations, Need
 from tailwise.models.walking.statistics import Collector, is_prunable
-from tailwise.models.walking.towers import text_tower
+from tailwise.models.walking.towers import text_tower, vision_tower
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,13 @@ class Home(Protocol):
 
     def outside(self, blocks: Sequence[Block]) -> None:
         """Bring to the device what the pass before the first block needs."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the tower that reads images is given, image by image, as the processor of the model made it."""
+
+    each: tuple[Mapping[str, torch.Tensor], ...]
 
 
 class Visitor(Protocol):
@@ -101,7 +109,7 @@ def home_of(model: nn.Module | Home) -> Home:
 
 def walk_blocks(
     model: nn.Module | Home,
-    inputs: torch.Tensor | Mapping[str, torch.Tensor],
+    inputs: torch.Tensor | Mapping[str, torch.Tensor] | Pictures,
     visitor: Visitor,
     *,
     batch: int = 8,
@@ -110,19 +118,21 @@ def walk_blocks(
 ) -> None:
     """Take `visitor` through the blocks of a model of transformers, from the data to the labels.
 
-    `inputs` are token ids (n, window), or what the model is called with, by name, with n on the first axis. With
+    `inputs` are token ids (n, window), or what the model is called with, by name, with n on the first axis; or images,
+    which go through the blocks of the tower that reads them. With
     `edits`, each block is run again after its visit, and the next one sees what it then gives; without, one pass
     does. `progress` is called with the blocks done and in all.
     """
     home = home_of(model)
-    given = _named(inputs)
-    blocks = blocks_of(home.model)
+    pictures = isinstance(inputs, Pictures)
+    given = inputs if isinstance(inputs, Pictures) else _named(inputs)
+    blocks = vision_blocks_of(home.model) if pictures else blocks_of(home.model)
     _check_shared(home.model)
     training = home.model.training
     home.model.eval()
     try:
         with torch.no_grad(), _without_cache(home.model):
-            home.outside(blocks)
+            home.outside([*blocks, *blocks_of(home.model)] if pictures else blocks)
             states = _first_states(home, blocks, given, batch)
             for block in blocks:
                 home.enter(block.module, block.name)
@@ -139,9 +149,25 @@ def blocks_of(model: nn.Module) -> list[Block]:
 
     Of a model of several towers, those of the tower that reads text.
     """
+    found = _longest(*text_tower(model))
+    if not found:
+        raise UsageError(
+            "it has no list of blocks to go through",
+            where=type(model).__name__,
+            fix="use the operator magnitude, which needs no calibration",
+        )
+    return found
+
+
+def vision_blocks_of(model: nn.Module) -> list[Block]:
+    """The blocks of the tower that reads images; none where the model has no such tower beside that of its text."""
+    tower = vision_tower(model)
+    return [] if tower is None else _longest(*tower)
+
+
+def _longest(tower: str, inside: nn.Module) -> list[Block]:
     best: tuple[int, str, nn.ModuleList] | None = None
     nested: tuple[str, ...] = ()
-    tower, inside = text_tower(model)
     for name, module in inside.named_modules(prefix=tower):
         if not isinstance(module, nn.ModuleList) or name.startswith(nested or ("\0",)):
             continue
@@ -150,11 +176,7 @@ def blocks_of(model: nn.Module) -> list[Block]:
         if size and (best is None or size > best[0]):
             best = (size, name, module)
     if best is None:
-        raise UsageError(
-            "it has no list of blocks to go through",
-            where=type(model).__name__,
-            fix="use the operator magnitude, which needs no calibration",
-        )
+        return []
     _, name, found = best
     return [Block(index, len(found), f"{name}.{index}", module) for index, module in enumerate(found)]
 
@@ -272,19 +294,38 @@ class _States:
         return found[0]  # type: ignore[no-any-return]
 
 
-def _first_states(home: Home, blocks: list[Block], given: Mapping[str, torch.Tensor], batch: int) -> _States:
+def _first_states(home: Home, blocks: list[Block], given: Mapping[str, torch.Tensor] | Pictures, batch: int) -> _States:
     states = _States(home, [], [])
-    count = len(next(iter(given.values())))
-    for start in range(0, count, batch):
-        part = {name: value[start : start + batch].to(home.device) for name, value in given.items()}
-        state, calls = _calls(home.model, blocks, part)
+    call = _reading_images(home.model) if isinstance(given, Pictures) else home.model
+    for batched in given.each if isinstance(given, Pictures) else _batches(given, batch):
+        part = {name: value.to(home.device) for name, value in batched.items()}
+        state, calls = _calls(home.model, call, blocks, part)
         states.values.append(state)
         states.calls.append(_shared(calls, states.calls))
     return states
 
 
+def _batches(given: Mapping[str, torch.Tensor], batch: int) -> Iterator[dict[str, torch.Tensor]]:
+    for start in range(0, len(next(iter(given.values()))), batch):
+        yield {name: value[start : start + batch] for name, value in given.items()}
+
+
+def _reading_images(model: nn.Module) -> Callable[..., Any]:
+    """What is called with what a processor made of an image: it is given what it takes of that."""
+    inner = getattr(model, "model", None)
+    read: Any = getattr(model, "get_image_features", None) or getattr(inner, "get_image_features", None)
+    if read is None:
+        raise UsageError(
+            "transformers has no way to give it images alone",
+            where=type(model).__name__,
+            fix="plan without --also vision, or with magnitude or rtn",
+        )
+    takes = signature(read).parameters
+    return lambda **given: read(**{name: value for name, value in given.items() if name in takes})
+
+
 def _calls(
-    model: nn.Module, blocks: list[Block], part: Mapping[str, torch.Tensor]
+    model: nn.Module, call: Callable[..., Any], blocks: list[Block], part: Mapping[str, torch.Tensor]
 ) -> tuple[torch.Tensor, dict[int, _Call]]:
     """The states before the first block, and the call of every block, from a pass in which no block computes."""
     states: list[torch.Tensor] = []
@@ -304,7 +345,7 @@ def _calls(
     for block in blocks:
         block.module.forward = instead(block)
     try:
-        model(**part)
+        call(**part)
     except _StopError:
         pass
     except TailwiseError:

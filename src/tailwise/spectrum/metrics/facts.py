@@ -78,6 +78,7 @@ class Facts:
 
     def __init__(self, spectra: Spectra, recipe: Recipe, baseline: BaselineLookup = gaussian_baseline) -> None:
         self.spectrum, self.permuted, self._windows = spectra.spectrum, spectra.permuted, spectra.windows
+        self.raised = dict[str, str]()  # metric → what it raised, in place of its value
         self.recipe, self._baseline = recipe, baseline
         self._unit, self._rounding = spectra.unit, spectra.rounding
 
@@ -231,6 +232,13 @@ def metrics_of(facts: Facts) -> dict[str, float | None]:
     """As `measure`, on facts that the caller reads too, so that no fit is computed twice."""
     values: dict[str, float | None] = {}
     for metric in selected(facts.recipe):
-        value = float(metric.compute(**{need: getattr(facts, need) for need in metric.needs}))
+        given = {need: getattr(facts, need) for need in metric.needs}
+        try:
+            value = float(metric.compute(**given))
+        except MemoryError:
+            raise
+        except Exception as error:  # of somebody's own metric, perhaps: it must not cost the other numbers
+            facts.raised[metric.name] = f"{type(error).__name__}: {error}"[:200]
+            value = math.nan
         values[metric.name] = value if math.isfinite(value) else None
     return values

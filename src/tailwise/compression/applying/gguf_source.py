@@ -5,33 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.compression.plans.plan import Plan
-from tailwise.core.errors import UnreadableError, UsageError
-
-
-def gguf_places(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
-    """Tensor of a GGUF file → parameter of the model that transformers makes of it, by llama.cpp's own table.
-
-    Rows of queries and keys may stand in another order there; as matrices they are the same.
-    """
-    import gguf
-
-    arch = str(checkpoint.metadata.get("general.architecture", ""))
-    known = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
-    if arch not in known:
-        raise UsageError(f"gguf knows no architecture {arch!r}", where=checkpoint.uri, fix="pip install -U gguf")
-    config: Any = model.config
-    table = gguf.get_tensor_name_map(known[arch], config.num_hidden_layers)
-    found: dict[str, str] = {}
-    for name, value in model.named_parameters():
-        own = table.get_name(name, try_suffixes=(".weight", ".bias"))
-        spec = checkpoint.tensors.get(str(own))
-        if own is not None and spec is not None and spec.numel == value.numel():
-            found[own] = name
-    return found
+from tailwise.core.errors import UnreadableError
 
 
 def unpacked(file: Path, folder: Path) -> dict[str, str]:
@@ -40,6 +15,7 @@ def unpacked(file: Path, folder: Path) -> dict[str, str]:
     Stored tensor of the GGUF → stored tensor of the folder. A folder that is there already is taken as it is.
     """
     from tailwise.checkpoints.open import open_checkpoint
+    from tailwise.models.evaluation.gguf_files import gguf_places
     from tailwise.models.evaluation.loading import load_model
     from tailwise.models.evaluation.quiet import quiet
 
