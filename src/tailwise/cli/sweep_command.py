@@ -14,7 +14,6 @@ import typer
 from tailwise.cli.arguments import Json, comma_list
 from tailwise.cli.audit_commands import Conv, Dtype
 from tailwise.history.sweep.status import PRICE
-from tailwise.history.sweep.sweeping import SweepListener
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from tailwise.history.sweep.catalogue import ClaimedModel
     from tailwise.history.sweep.one_model import ModelOutcome
     from tailwise.history.sweep.status import SweepStatus
-    from tailwise.history.sweep.sweeping import Sweep
+    from tailwise.history.sweep.sweeping import Sweep, SweepListener
 
 _WHAT, _HOW, _RUN, _OUT, _WHERE = "What to measure", "How to measure", "How to run", "Output", "Where"
 
@@ -229,6 +228,7 @@ def screen(look: Callable[[], SweepStatus], *, stderr: bool) -> Iterator[SweepLi
     """What draws a sweep while the block runs; the dashboard leaves nothing behind."""
     from rich.live import Live
 
+    from tailwise.history.sweep.sweeping import SweepListener
     from tailwise.report.terminal import console
 
     out = console(stderr=stderr)
