@@ -1,4 +1,4 @@
-"""What a monitor writes to. Apart from stores, since lines take no SQLAlchemy."""
+"""The writer for an address. A file of lines needs no database, and so no SQLAlchemy."""
 
 from __future__ import annotations
 
