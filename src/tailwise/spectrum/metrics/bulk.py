@@ -1,4 +1,4 @@
-"""The bulk: the part of the spectrum that looks like noise, and what stands out of it."""
+"""The bulk: what looks like noise, what stands out of it, and whether the tail of the fit preserves the volume."""
 
 from __future__ import annotations
 

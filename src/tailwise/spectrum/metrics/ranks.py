@@ -1,4 +1,4 @@
-"""Ranks: how many directions the layer uses."""
+"""Ranks and entropies: how many directions the layer uses, and how evenly."""
 
 from __future__ import annotations
 
