@@ -93,6 +93,14 @@ def test_the_output_loads_in_transformers_with_the_files_of_the_source(llama, pl
     assert (tmp_path / "out" / "config.json").read_bytes() == (llama / "config.json").read_bytes()
 
 
+def test_a_plan_may_be_given_by_its_path(llama, plans, tmp_path):
+    plans["magnitude"].save(tmp_path / "plan.json")
+    apply(tmp_path / "plan.json", llama, tmp_path / "by-path")
+    apply(plans["magnitude"], llama, tmp_path / "as-it-is")
+    one, other = tensors_of(tmp_path / "by-path"), tensors_of(tmp_path / "as-it-is")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_the_output_carries_its_plan(llama, plans, tmp_path):
     apply(plans["wanda"], llama, tmp_path / "out", options=OPTIONS)
     assert Plan.load(tmp_path / "out" / "tailwise_plan.json") == plans["wanda"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,16 @@ class Audit:
         import tailwise
 
         return tailwise.plot(chart, [self], **options)
+
+    @staticmethod
+    def of(value: Audit | str | os.PathLike[str]) -> Audit:
+        """The audit itself, or the one that lies at a path or URL. `UsageError` for anything else."""
+        if isinstance(value, Audit):
+            return value
+        if not isinstance(value, str | os.PathLike):
+            fix = "give an Audit, or the path of its file; `tw.audit(model)` makes one"
+            raise UsageError(f"a {type(value).__name__} is no audit", fix=fix)
+        return Audit.load(os.fspath(value))
 
     @staticmethod
     def load(path: str | Path) -> Audit:

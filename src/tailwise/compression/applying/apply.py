@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def apply(
-    plan: Plan,
+    plan: Plan | str | os.PathLike[str],
     model: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
@@ -47,14 +47,17 @@ def apply(
 ) -> Applied:
     """Write the model that `plan` asks for to the folder `output`, and read back what was reached.
 
-    `model` is a folder, file or Hugging Face id with safetensors or PyTorch files. The output has the same tensors,
-    dtypes and files, the plan and a model card; it appears whole or not at all. Operators that look at the weights
-    alone stream tensor by tensor; the others go block by block through the model, and a run that was killed goes on
-    at the block where it was. `structured`, and `low_rank` with `factored`, write smaller tensors; where the config
-    cannot say their sizes, `tailwise.load_pruned` loads them. Of a plan that prunes and quantizes, what the first set
-    to zero is zero in the end. Raises `UsageError` before any work where the plan does not fit the model.
+    `plan` is one, or the path of its file; `model` is a folder, file or Hugging Face id with safetensors or PyTorch
+    files. The output has the same tensors, dtypes and files, the plan and a model card; it appears whole or not at all.
+    Operators that look at the weights alone stream tensor by tensor; the others go block by block through the model,
+    and a run that was killed goes on at the block where it was. `structured`, and `low_rank` with `factored`, write
+    smaller tensors; where the config cannot say their sizes, `tailwise.load_pruned` loads them. Of a plan that prunes
+    and quantizes, what the first set to zero is zero in the end. Raises `UsageError` before any work where the plan
+    does not fit the model.
     """
     started = time.perf_counter()
+    if isinstance(plan, str | os.PathLike):
+        plan = Plan.load(os.fspath(plan))
     plan.validate()
     if (file := gguf_file_of(model)) is not None:
         return _apply_to_gguf(plan, file, Path(output), options or ApplyOptions(), progress)
