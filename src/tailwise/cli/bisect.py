@@ -93,7 +93,7 @@ def _say(screen: Console, result: Bisection, what: str, rows: int) -> None:
         screen.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     line(_verdict(result, what), "bold")
-    if result.turns:
+    if result.turns and result.onset.bad is not None:
         listed = ", ".join(map(str, result.turns))
         line(f"Not monotone: the rule is silent again at step {listed}. This is one beginning of several.", "yellow")
     shown = [layer for layer in result.layers if layer][: rows or None]
@@ -106,8 +106,11 @@ def _say(screen: Console, result: Bisection, what: str, rows: int) -> None:
 
 
 def _verdict(result: Bisection, what: str) -> str:
+    if result.onset.bad is None and result.spoke:
+        listed = ", ".join(map(str, result.spoke))
+        return f"{what} spoke at step {listed}, and is silent again at the last step, {result.steps[-1]}"
     if result.onset.bad is None:
-        return f"{what} is silent at the last step, {result.steps[-1]}"
+        return f"{what} is silent at the last step, {result.steps[-1]}, and wherever else it was asked"
     return f"{what} {_between(result, result.onset)}"
 
 

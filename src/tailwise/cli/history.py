@@ -58,6 +58,11 @@ def history(
 
     bounds, written = steps_of(steps), None
     screen = console(stderr=as_json)
+    if store:
+        from tailwise.history.waiting import take_in
+
+        if said := str(take_in(store)):
+            typer.echo(f"tailwise: {said}", err=True)
     with open_store(store) as opened:
         if metric is not None and run is not None:
             table = opened.series(run, comma_list(metric), layers, comma_list(roles), bounds)
@@ -88,11 +93,12 @@ def history(
 def _whole_run(opened: History, run: str, bounds: Steps | None, rows: int) -> tuple[Any, Any]:
     from tailwise.report import history as report
 
-    summary = next((one for one in opened.runs() if one.name == run), None)
+    summary, optimizer = next((one for one in opened.runs() if one.name == run), None), opened.optimizer(run)
     points, audits, alarms = opened.scalars(run, bounds), opened.audits(run), opened.kept_alarms(run)
     latest = opened.latest(run)
     document = {
         "run": None if summary is None else summary.to_json(),
+        "optimizer": optimizer,
         "points": report.plain(points),
         "audits": [report.audit_line(one) for one in audits],
         "alarms": [report.alarm_line(one) for one in alarms],
@@ -100,6 +106,6 @@ def _whole_run(opened: History, run: str, bounds: Steps | None, rows: int) -> tu
         "latest": None if latest is None else latest.to_json(),
     }
     shown = report.run_view(
-        report.RunView(run, points, audits, alarms, opened.metrics(run), opened.no_alarm(run)), rows
+        report.RunView(run, points, audits, alarms, opened.metrics(run), opened.no_alarm(run), optimizer), rows
     )
     return document, shown

@@ -59,10 +59,10 @@ def import_(
     store: Store = None,
 ) -> None:
     """Add the points and alarms of JSONL files. What the store has already is not added again."""
-    from tailwise.history.jsonl import read_jsonl
+    from tailwise.history.jsonl import one_line, read_jsonl
     from tailwise.history.point import Alarm, Point
 
-    items = [item for path in files for item in read_jsonl(path)]
+    items = [item for path in files for item in one_line(read_jsonl(path))]
     points = [item for item in items if isinstance(item, Point)]
     alarms = [item for item in items if isinstance(item, Alarm)]
     with open_store(store, create=True) as history:

@@ -62,6 +62,8 @@ def watch(
             raise typer.Exit(130) from None
         if idle and not watched.waiting:
             typer.echo(f"tailwise: nothing new in {where}", err=True)
+        for text in watched.odd:
+            _say_trouble(text)
         for name, why in watched.waiting.items():
             screen.print(f"{name}  left for later: {why}", style="yellow", markup=False, highlight=False)
     if not good:

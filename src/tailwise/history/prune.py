@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ def prune(connection: Connection, run: str | None, retention: Retention, *, dry:
 def _going(connection: Connection, run: int, retention: Retention) -> list[int]:
     query = select(POINTS.c.id, POINTS.c.step, POINTS.c.tempo, POINTS.c.time).where(POINTS.c.run_id == run)
     heads = connection.execute(query.order_by(POINTS.c.step.desc())).all()
+    written = _written(connection) if retention.older_than is not None else {}
     kept_steps = _steps_of_alarms(connection, run) | {head.step for head in heads[-1:]}
     before = time.time() - 86400 * (retention.older_than or 0.0)
     seen: dict[str, int] = {}
@@ -56,10 +58,23 @@ def _going(connection: Connection, run: int, retention: Retention) -> list[int]:
         seen[head.tempo] = seen.get(head.tempo, 0) + 1
         every = retention.keep_every is not None and head.step % retention.keep_every == 0
         last = seen[head.tempo] <= (retention.keep_last or 0)
-        young = retention.older_than is not None and head.time > before
+        young = retention.older_than is not None and written[head.id] > before
         if not (every or last or young or head.step in kept_steps):
             going.append(head.id)
     return going
+
+
+def _written(connection: Connection) -> dict[int, float]:
+    """When each point was written, as far as that is known: not before those that were there already.
+
+    A clock may go back for a while, and then points of the last minutes say that they are years old.
+    """
+    latest, now, found = -math.inf, time.time(), {}
+    for row in connection.execute(select(POINTS.c.id, POINTS.c.time).order_by(POINTS.c.id)):
+        if row.time <= now:  # one of the future says nothing of those after it
+            latest = max(latest, row.time)
+        found[row.id] = max(latest, row.time)
+    return found
 
 
 def _steps_of_alarms(connection: Connection, run: int) -> set[int]:

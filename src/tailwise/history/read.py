@@ -10,7 +10,7 @@ from tailwise.audits.audit import LayerRow, Provenance
 from tailwise.audits.codec import from_parquet, row_of
 from tailwise.errors import UsageError, unknown_name
 from tailwise.history.jsonl import from_line, numbers_from
-from tailwise.history.point import Alarm, Point, Tempo
+from tailwise.history.point import OPTIMIZER, Alarm, Point, Tempo
 from tailwise.history.schema import ALARMS, AUDITS, LAYOUTS, METRICS, POINTS, RUNS, SPOOLS, VECTORS
 from tailwise.history.sql import ColumnElement, Connection, Row, func, select
 from tailwise.history.vectors import Layout, unpacked
@@ -227,6 +227,14 @@ def metrics(connection: Connection, run: str) -> list[str]:
     return list(
         connection.execute(select(METRICS.c.name).where(METRICS.c.id.in_(used)).order_by(METRICS.c.id)).scalars()
     )
+
+
+def optimizer(connection: Connection, run: str) -> str:
+    """What the latest note of a run says of its optimizers."""
+    mine = (POINTS.c.run_id == known_run(connection, run)) & POINTS.c.notes.like(f"%{OPTIMIZER}%")
+    text = connection.execute(select(POINTS.c.notes).where(mine).order_by(POINTS.c.step.desc())).scalar()
+    found = [note for note in json_of(text or "[]") if note.startswith(OPTIMIZER)]
+    return str(found[-1]).removeprefix(OPTIMIZER) if found else ""
 
 
 def spool_lines(connection: Connection, spool: str) -> int:

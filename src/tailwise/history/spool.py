@@ -20,7 +20,8 @@ try:
 except ImportError:  # Windows: a spool is then left to the process that finds it
     fcntl = None  # type: ignore[assignment]
 
-_SUFFIX = ".spool.jsonl"
+#: How the names of waiting files end.
+SUFFIX = ".spool.jsonl"
 #: Where lines go that the store will not take, so that they do not hold up the others.
 REJECTED = "rejected.jsonl"
 
@@ -39,7 +40,7 @@ class Spool:
 
     def __init__(self, path: Path, lock: IO[bytes]) -> None:
         self.path, self._lock = path, lock
-        self.key = path.name.removesuffix(_SUFFIX)
+        self.key = path.name.removesuffix(SUFFIX)
         self._writer: JsonlHistory | None = None
         self.lines = sum(1 for _ in self._whole_lines())
 
@@ -48,7 +49,7 @@ class Spool:
         """A new one. Raises `UnreachableError` where none can be written."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{secrets.token_hex(8)}{_SUFFIX}"
+            path = folder / f"{secrets.token_hex(8)}{SUFFIX}"
             lock = path.open("ab")
         except OSError as error:
             raise UnreachableError(
@@ -62,7 +63,7 @@ class Spool:
     def left_behind(cls, folder: Path) -> list[Spool]:
         """Spools whose processes have died, oldest first; they are this process's from now on."""
         found = []
-        for path in sorted(folder.glob(f"*{_SUFFIX}"), key=_age):
+        for path in sorted(folder.glob(f"*{SUFFIX}"), key=_age):
             with suppress(OSError):
                 lock = _locked(path.open("ab"))
                 if lock is not None and path.exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ from tailwise.audits.audit import Audit
 from tailwise.audits.codec import to_parquet
 from tailwise.audits.table import FACTS, ORIGIN
 from tailwise.errors import unknown_name
-from tailwise.history.jsonl import alarm_line, numbers_to
+from tailwise.history.jsonl import alarm_line, numbers_to, united
 from tailwise.history.point import Alarm, Point
 from tailwise.history.read import point_of
 from tailwise.history.schema import ALARMS, AUDITS, LAYOUTS, METRICS, POINTS, RUNS, SPOOLS, VECTORS
@@ -63,24 +63,16 @@ def put_point(connection: Connection, point: Point) -> Added:
 
 
 def _united(known: Point, added: Point) -> tuple[Point, Added]:
-    layers = {name: dict(values) for name, values in known.layers.items()}
-    for name, values in added.layers.items():
-        layers.setdefault(name, {}).update(values)
-    united = replace(
-        added,
-        layers=layers,
-        scalars={**known.scalars, **added.scalars},
-        notes=tuple(dict.fromkeys((*known.notes, *added.notes))),
-    )
+    both = united(known, added)
     # As text: NaN is then equal to itself.
-    if _text_of(united) == _text_of(known):
-        return united, "same"
+    if _text_of(both) == _text_of(known):
+        return both, "same"
     kept = all(
-        repr(layers[name][metric]) == repr(value)
+        repr(both.layers[name][metric]) == repr(value)
         for name, values in known.layers.items()
         for metric, value in values.items()
-    ) and all(repr(united.scalars[name]) == repr(value) for name, value in known.scalars.items())
-    return united, "merged" if kept else "changed"
+    ) and all(repr(both.scalars[name]) == repr(value) for name, value in known.scalars.items())
+    return both, "merged" if kept else "changed"
 
 
 def _text_of(point: Point) -> str:

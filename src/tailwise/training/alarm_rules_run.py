@@ -8,6 +8,7 @@ from itertools import islice
 from statistics import median
 
 from tailwise.diagnosis.statistics import robust_scale
+from tailwise.training.alarm_losses import SHORT
 from tailwise.training.alarm_rule import Sign, Signs, alarm_rule
 from tailwise.training.alarm_watch import Watch
 
@@ -19,6 +20,31 @@ _NOTE = re.compile(r"(\S+) is not measured: (.*\b(?:NaN|Inf)\b.*)")
 _FLOOR = 0.02  # share of the loss below which its scatter is never taken to be
 
 
+def _loss_not_finite(watch: Watch) -> Signs:
+    """The loss of a step is NaN or infinite."""
+    return {} if math.isfinite(watch.losses.last) else {"": Sign(f"loss is {watch.losses.last}", 1.0, {})}
+
+
+def _loss_jumps(watch: Watch) -> Signs:
+    """Of the last five losses four stand far above what was usual, or one stands out far more."""
+    track = watch.losses
+    if track.usual is None or not math.isfinite(track.last):
+        return {}
+    middle, scatter = track.usual
+    base = max(abs(middle), watch.limit("loss_floor") * abs(track.first or 0.0))
+    least = max(watch.limit("spike_z") * scatter, watch.limit("spike_share") * base)
+    alone = max(watch.limit("spike_alone") * least, base)
+    if track.last - middle < least:
+        return {}
+    above = sum(value - middle >= least for value in track.recent)
+    if above < SHORT - 1 and track.last - middle < alone:
+        return {}
+    z = (track.last - middle) / scatter
+    says = f"{track.last:.3g} after a median of {middle:.3g} ({z:.0f} robust sd)"
+    evidence = {"loss": track.last, "median": middle, "z": z, "since": float(track.began(middle + least))}
+    return {"": Sign(says, track.last - middle, evidence)}
+
+
 @alarm_rule(
     "TW701",
     title="not finite",
@@ -28,6 +54,7 @@ _FLOOR = 0.02  # share of the loss below which its scatter is never taken to be
     remedies=("stop, go back to the last finite checkpoint, lower the learning rate", "clip gradients per tensor"),
     functions=("AdaptiveClip",),
     references=("IEEE 754",),
+    each_loss=_loss_not_finite,
 )
 def not_finite(watch: Watch) -> Signs:
     """A norm of a layer, or the loss, is NaN or infinite, or a note says that its matrix has such entries.
@@ -67,16 +94,22 @@ def not_finite(watch: Watch) -> Signs:
         "Chowdhery et al. 2022, PaLM (spikes, and skipping batches), arXiv:2204.02311",
         "Wang et al. 2025, AdaGC, arXiv:2502.11034",
     ),
+    each_loss=_loss_jumps,
 )
 def loss_spike(watch: Watch) -> Signs:
-    """The loss stands far above the median of the last points, against their scatter."""
+    """The loss stands far above the median of the last ones, against their scatter.
+
+    Of a monitor's every loss counts: four of five in a row, or one that stands out three times as far. Where only points
+    are known, it is the loss of each.
+    """
     track = watch.scalar("loss")
-    if track is None or len(track) <= _FEWEST:
+    if watch.losses.steps or track is None or len(track) <= _FEWEST:
         return {}
     past = list(islice(reversed(track.values), 1, 1 + _RECENT))
     middle, scatter = robust_scale(past, _FLOOR * abs(median(past)) + 1e-6)
     rise = track.last - middle
-    if rise < max(watch.limit("spike_z") * scatter, watch.limit("spike_share") * abs(middle)):
+    base = max(abs(middle), watch.limit("loss_floor") * abs(watch.first_loss or 0.0))
+    if rise < max(watch.limit("spike_z") * scatter, watch.limit("spike_share") * base):
         return {}
     says = f"{track.last:.3g} after a median of {middle:.3g} ({rise / scatter:.0f} robust sd)"
     return {"": Sign(says, rise, {"loss": track.last, "median": middle, "z": rise / scatter}, "loss")}

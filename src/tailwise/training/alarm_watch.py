@@ -10,7 +10,8 @@ from functools import lru_cache
 
 from tailwise.checkpoints.roles import classify
 from tailwise.diagnosis.statistics import robust_scale
-from tailwise.history.point import Point, Tempo
+from tailwise.history.point import OPTIMIZER, Point, Tempo
+from tailwise.training.alarm_losses import LossTrack
 
 #: Points that are kept of each metric of each layer.
 HISTORY = 40
@@ -115,6 +116,8 @@ class Watch:
     limits: Mapping[str, float]
     point: Point | None = None
     first_loss: float | None = None
+    optimizer: str = ""  # names of those that train the run, where a point's note says so
+    losses: LossTrack = field(default_factory=LossTrack)  # of every step, where they are told
     _tracks: dict[tuple[Tempo, str, str], Track] = field(default_factory=dict)
     _latest: dict[Tempo, int] = field(default_factory=dict)
 
@@ -125,7 +128,11 @@ class Watch:
         is forgotten.
         """
         self.point = point
-        if point.step <= self._latest.get(point.tempo, -1):
+        for note in point.notes:
+            if note.startswith(OPTIMIZER):
+                self.optimizer = note.removeprefix(OPTIMIZER)
+        # A point without layers is a note of a step, which may come after the measurement of the same one.
+        if point.step <= self._latest.get(point.tempo, -1) - (not point.layers):
             for track in self._tracks.values():
                 track.rewind(point.step)
             # Once for both tempos: a full point of this step comes after cheap ones of later steps, which stay.
@@ -142,7 +149,9 @@ class Watch:
         assert self.point is not None  # noqa: S101 - called from `take`
         for key, value in values:
             if math.isfinite(value):
-                self._tracks.setdefault((self.point.tempo, layer, key), Track()).add(step, value)
+                track = self._tracks.setdefault((self.point.tempo, layer, key), Track())
+                track.rewind(step)  # the later value of a step counts
+                track.add(step, value)
 
     def limit(self, name: str) -> float:
         """A threshold."""
