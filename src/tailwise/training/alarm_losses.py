@@ -10,6 +10,7 @@ from tailwise.diagnosis.statistics import robust_scale
 
 PAST, SHORT = 64, 5  # losses that a rise is held against, and those that show it
 FEWEST = 20
+_LEVEL = 16  # losses whose median is where the run stands
 _RENEWED = 8  # steps after which what is usual is computed anew
 _FLOOR = 0.02  # share of the loss below which its scatter is never taken to be
 
@@ -39,7 +40,11 @@ class LossTrack:
         self._since += 1
         if self._since >= _RENEWED and len(self.values) >= FEWEST + _RENEWED:
             past = list(self.values)[:-_RENEWED]
-            self.usual, self._since = robust_scale(past, _FLOOR * abs(median(past)) + 1e-6), 0
+            # From one step to the next, so that the fall of a run that learns is no scatter.
+            steps = [after - before for before, after in zip(past, past[1:], strict=False)]
+            middle = median(past[-_LEVEL:])
+            _, scatter = robust_scale(steps, math.sqrt(2) * (_FLOOR * abs(middle) + 1e-6))
+            self.usual, self._since = (middle, scatter / math.sqrt(2)), 0
 
     @property
     def recent(self) -> list[float]:
