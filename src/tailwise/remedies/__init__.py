@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from tailwise.remedies.balance import (
         Balance,
         BalanceOptions,
+        fixed_learning_rates,
         layerwise_learning_rates,
         layerwise_weight_decay,
         linear_factors,
+        llr,
     )
     from tailwise.remedies.clipping import AdaptiveClip
     from tailwise.remedies.curriculum import CurriculumSampler
     from tailwise.remedies.difficulty import loss_difficulty, token_rarity
-    from tailwise.remedies.matrices import linear_matrices
+    from tailwise.remedies.matrices import linear_matrices, weight_matrices
     from tailwise.remedies.placement import check_pre_norm, scale_residual_branches
     from tailwise.remedies.reinitialize import reinitialize_dead_layers
     from tailwise.remedies.spectral import SpectralPenalty, spectral_penalty
@@ -32,21 +34,25 @@ _HOMES = {
     "CurriculumSampler": "curriculum",
     "SpectralPenalty": "spectral",
     "check_pre_norm": "placement",
+    "fixed_learning_rates": "balance",
     "layerwise_learning_rates": "balance",
     "layerwise_weight_decay": "balance",
     "linear_factors": "balance",
+    "llr": "balance",
     "loss_difficulty": "difficulty",
     "linear_matrices": "matrices",
     "reinitialize_dead_layers": "reinitialize",
     "scale_residual_branches": "placement",
     "spectral_penalty": "spectral",
     "token_rarity": "difficulty",
+    "weight_matrices": "matrices",
 }
 
 __all__ = [
     "AdaptiveClip", "Balance", "BalanceOptions", "CurriculumSampler", "SpectralPenalty", "check_pre_norm",
-    "layerwise_learning_rates", "layerwise_weight_decay", "linear_factors", "linear_matrices", "loss_difficulty",
-    "reinitialize_dead_layers", "scale_residual_branches", "spectral_penalty", "token_rarity",
+    "fixed_learning_rates", "layerwise_learning_rates", "layerwise_weight_decay", "linear_factors", "linear_matrices",
+    "llr", "loss_difficulty", "reinitialize_dead_layers", "scale_residual_branches", "spectral_penalty",
+    "token_rarity", "weight_matrices",
 ]  # fmt: skip
 
 
