@@ -6,7 +6,7 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tailwise.history.point import Alarm, Point, Resumed, Tempo
@@ -35,6 +35,7 @@ class CheapJob:
     scalars: dict[str, Any]  # numbers, or tensors on their way to the CPU
     notes: tuple[str, ...]
     losses: LossJob | None = None  # of the steps since the last look
+    gradients: dict[str, Any] = field(default_factory=dict)  # matrix → norm
 
 
 @dataclass
@@ -136,6 +137,8 @@ class Emitter:
         known = self._known["cheap"]
         same = [name for name in job.pending.unchanged if name in known]
         layers |= {name: {**known[name], "update_ratio": 0.0} for name in same}
+        for name in job.gradients.keys() & layers.keys():
+            layers[name]["grad_norm"] = float(job.gradients[name])
         self._known["cheap"] = layers
         if self._ranks.rank != 0:
             return

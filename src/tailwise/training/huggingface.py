@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from tailwise.storage import json_of
 from tailwise.training.monitor import Monitor
+from tailwise.training.remedy import Make, Remedy
 
 #: What the Trainer logs of a training and of its evaluations; of several evaluation sets, `eval_NAME_loss`.
 _LOGGED = re.compile(r"loss|grad_norm|learning_rate|eval_(?:.+_)?loss")
@@ -56,6 +60,44 @@ class MonitorCallback(TrainerCallback):
     def _close(self) -> None:
         if self.monitor is not None:
             self.monitor.close()
+
+
+class RemedyCallback(TrainerCallback):
+    """A remedy in one line: `callbacks=[RemedyCallback("llr", every=100)]`.
+
+    Takes the name of a function of `tailwise.remedies` with its settings, or a function of the model and the optimizer
+    that returns what such a function does. Clipping and penalties act on the gradients as the Trainer has them before
+    its step, so set `max_grad_norm=0` beside AdaptiveClip. Checkpoints of the Trainer keep the state, and a training that
+    resumes from one goes on with it. `remedy.made` holds what was made.
+    """
+
+    def __init__(self, remedy: str | Make, **settings: Any) -> None:
+        self.remedy = Remedy(remedy, settings)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
+        """Make the remedy, and go on from its state where the training does."""
+        resumed = state.global_step > 0
+        self.remedy.start(given["model"], [given["optimizer"]], resumed=resumed)
+        kept = self._file(args, state)
+        if resumed and kept.exists():
+            self.remedy.load_state_dict(json_of(kept.read_text(encoding="utf-8")))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
+        """The gradients are there, clipped by the Trainer if it clips."""
+        self.remedy.before_step()
+
+    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
+        """Keep the state beside the optimizer's."""
+        path = self._file(args, state)
+        if state.is_world_process_zero and path.parent.is_dir():
+            path.write_text(json.dumps(self.remedy.state_dict()), encoding="utf-8")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
+        """Leave the optimizer as it was."""
+        self.remedy.end()
+
+    def _file(self, args: Any, state: Any) -> Path:
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / f"tailwise_{self.remedy.name}.json"
 
 
 def noted(logs: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ except ModuleNotFoundError:
     from pytorch_lightning.callbacks import Callback
 
 from tailwise.training.monitor import Monitor
+from tailwise.training.remedy import Make, Remedy
 
 
 class MonitorCallback(Callback):
@@ -50,6 +51,45 @@ class MonitorCallback(Callback):
         """Close the monitor, after an error too."""
         if self.monitor is not None:
             self.monitor.close()
+
+
+class RemedyCallback(Callback):
+    """A remedy in one line: `Trainer(callbacks=[RemedyCallback("llr", every=100)])`.
+
+    Takes the name of a function of `tailwise.remedies` with its settings, or a function of the model and an optimizer
+    that returns what such a function does. Of several optimizers, each that has matrices gets one. Clipping and
+    penalties act on the gradients before Lightning clips them. Lightning's checkpoints keep the state.
+    """
+
+    def __init__(self, remedy: str | Make, **settings: Any) -> None:
+        self.remedy = Remedy(remedy, settings)
+        self._state: dict[str, Any] = {}
+
+    @property
+    def state_key(self) -> str:
+        """Which remedy the state is of, since a run may have several."""
+        return f"tailwise.{self.remedy.name}"
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Make the remedy, and go on from its state where the training does."""
+        self.remedy.start(pl_module, list(trainer.optimizers), resumed=trainer.global_step > 0)
+        self.remedy.load_state_dict(self._state)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:  # noqa: ARG002
+        """The gradients are there."""
+        self.remedy.before_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For Lightning's checkpoints."""
+        return self.remedy.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From them; the remedy is made later."""
+        self._state = state_dict
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002
+        """Leave the optimizer as it was."""
+        self.remedy.end()
 
 
 def _evaluated(name: str) -> str:

@@ -31,6 +31,8 @@ from tailwise.training.sinks import Sink
 if TYPE_CHECKING:
     import torch
 
+    from tailwise.training.gradients import Gradients
+
 _BUSY = "a full measurement was due while the one before was still running"
 _BUDGET = "a {kind} measurement would have cost more than max_overhead"
 #: Monitors that nobody has closed: they are when the interpreter ends, so that what they have measured is written.
@@ -121,6 +123,10 @@ class Monitor:
         outlet = Outlet(self.run, sinks, self._opened, rules, on_alarm)
         self._emitter = Emitter(outlet, ranks, self._faults)
         self._cheap = Cheap(self._live, ranks, self._faults)
+        if options.gradients:
+            from tailwise.training.gradients import Gradients
+
+            self._gradients = Gradients(self._live, ranks, self._faults)
         self._camera = Camera(self._live, ranks, self._faults, options.snapshot_bytes)
         self._solver = None if options.full == "off" else Solver(self._live, recipe, options.full, self._emitter.put)
 
@@ -226,6 +232,8 @@ class Monitor:
             return
         self._closed = True
         _OPEN.discard(self)
+        if self._gradients is not None:
+            self._gradients.disarm()
         if self._ranks.measures:
             if (left := self._loss_book.take()) is not None:
                 self._emitter.put(left)
@@ -265,6 +273,7 @@ class Monitor:
             self._meter.spent += self._meter.clock() - began
 
     _broken = False
+    _gradients: Gradients | None = None
 
     def _vote(self, *votes: bool) -> tuple[bool, ...]:
         """What all ranks agree on. Where one is broken, nothing; sharded ones then stop watching for good."""
@@ -289,6 +298,8 @@ class Monitor:
         if self._prepared:
             began = self._meter.clock()
             self._cheap.remember(tensors)
+            if self._gradients is not None:
+                self._gradients.arm(self._guarded)
             self._preparing = self._meter.clock() - began
 
     def _due(self, scalars: dict[str, Any], full: bool) -> None:
@@ -312,7 +323,8 @@ class Monitor:
         notes, self._notes = tuple(self._notes), []
         values |= {"monitor_overhead": self._meter.overhead, RULES: self._looking, "trained_share": self._live.trained}
         losses = self._loss_book.take() if self._ranks.rank == 0 else None
-        self._emitter.put(CheapJob(self.step_count, now, pending, values, notes, losses))
+        norms = {} if self._gradients is None else self._gradients.take(pending.events)
+        self._emitter.put(CheapJob(self.step_count, now, pending, values, notes, losses, norms))
         self._meter.took("cheap", self._preparing + self._meter.clock() - began)
 
     def _take_full(self, tensors: Tensors) -> None:
