@@ -68,7 +68,10 @@ def test_a_sick_layer_is_named_once_with_the_step_where_it_began(changes, code, 
 
 def test_a_layer_whose_alpha_stands_still_is_a_note():
     def moving(step):
-        return {"*": {"alpha_hill": 8 - 0.01 * step}, ONE: {"alpha_hill": 6.0 + 1e-4 * (step % 20), "update_ratio": 1e-5}}
+        return {
+            "*": {"alpha_hill": 8 - 0.01 * step},
+            ONE: {"alpha_hill": 6.0 + 1e-4 * (step % 20), "update_ratio": 1e-5},
+        }
 
     (found,) = only([point(step, moving(step)) for step in range(0, 300, 10)], "TW708")
     assert (found.layers, found.severity) == ((ONE,), "note")
@@ -465,7 +468,9 @@ def test_a_layer_that_loses_its_weights_is_named():
 @pytest.mark.parametrize("seed", range(20))
 def test_a_held_out_loss_that_scatters_is_not_over_fitting(seed):
     draw = random.Random(seed)
-    flat = [point(step, scalars={"eval_loss": 2.0 * (1 + draw.gauss(0, 0.03)), "loss": 1.9}) for step in range(0, 600, 10)]
+    flat = [
+        point(step, scalars={"eval_loss": 2.0 * (1 + draw.gauss(0, 0.03)), "loss": 1.9}) for step in range(0, 600, 10)
+    ]
     falling = [replace(one, scalars={"eval_loss": (1 + math.exp(-one.step / 300)) * (1 + draw.gauss(0, 0.03)), "loss": 1.9})
                for one in flat]  # fmt: skip
     assert codes(flat) == set()

@@ -117,7 +117,9 @@ def test_wandb_keeps_every_row_of_the_training_and_of_the_monitor(tmp_path, monk
                 if own_every and step % own_every == 0:
                     run.log({"mine": step}, **({"step": step // own_every} if numbered else {}))
     rows = rows_of(tmp_path)
-    assert [row["mine"] for row in rows if "mine" in row] == (list(range(own_every, 101, own_every)) if own_every else [])
+    assert [row["mine"] for row in rows if "mine" in row] == (
+        list(range(own_every, 101, own_every)) if own_every else []
+    )
     assert [row["tailwise/step"] for row in rows if "tailwise/step" in row] == list(range(0, 101, 10))
 
 
@@ -290,7 +292,7 @@ def test_what_nobody_closes_is_written_when_python_ends(tmp_path, closed):
     script = f"""
 import torch, tailwise as tw
 model = torch.nn.Linear(32, 32)
-monitor = tw.Monitor(model, every=1, full_every=2, history={str(tmp_path / 'h.jsonl')!r}, run="a", max_overhead=1.0)
+monitor = tw.Monitor(model, every=1, full_every=2, history={str(tmp_path / "h.jsonl")!r}, run="a", max_overhead=1.0)
 for step in range(4):
     monitor.step(loss=1.0)
 monitor.note(eval_loss=2.0)

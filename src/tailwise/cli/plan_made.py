@@ -60,9 +60,14 @@ _OF_BOTH = (
     Option("roles", Roles, None),
     Option("layers", Layers, None),
     Option("also", Also, None),
-    Option("history", str | None, None,
-           "Plan from what a monitor measured: a store, as of --store. Only the model's headers are read.",
-           panel=WATCHED, metavar="WHERE"),
+    Option(
+        "history",
+        str | None,
+        None,
+        "Plan from what a monitor measured: a store, as of --store. Only the model's headers are read.",
+        panel=WATCHED,
+        metavar="WHERE",
+    ),
     Option("run", str | None, None, "Of the store: the run, where it has several.", panel=WATCHED, metavar="NAME"),
     Option("device", Device, "cpu"),
     Option("workers", Workers, None),
@@ -168,7 +173,9 @@ def _estimator(given: Mapping[str, Any], methods: Mapping[str, Any]) -> str | No
             raise UsageError("--run says which run of a store", fix="give the store with --history")
         return estimator
     if estimator not in (None, KEPT_ESTIMATOR):
-        raise UsageError(f"{estimator} needs spectra, and a history has none", fix="leave --estimator out, or plan from an audit")
+        raise UsageError(
+            f"{estimator} needs spectra, and a history has none", fix="leave --estimator out, or plan from an audit"
+        )
     method = methods.get(given["allocator"])  # auto tries all
     return KEPT_ESTIMATOR if method is not None and method.needs_alpha else estimator
 

@@ -38,7 +38,9 @@ def put_resumed(connection: Connection, resumed: Resumed) -> str | None:
 
 def _free_name(connection: Connection, wanted: str) -> str:
     names = set(connection.execute(select(RUNS.c.name)).scalars())
-    return next(name for n in range(1, len(names) + 2) if (name := wanted if n == 1 else f"{wanted} ({n})") not in names)
+    return next(
+        name for n in range(1, len(names) + 2) if (name := wanted if n == 1 else f"{wanted} ({n})") not in names
+    )
 
 
 def _copied(connection: Connection, ids: set[int], run: int) -> dict[int, int]:

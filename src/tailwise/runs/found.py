@@ -65,9 +65,7 @@ def counts_epochs(name: str) -> bool:
     return next((at for at, pattern in enumerate(_PATTERNS) if pattern.search(name)), 0) == _EPOCHS
 
 
-def find(
-    where: str | os.PathLike[str], revisions: Sequence[str] = (), odd: list[str] | None = None
-) -> list[Found]:
+def find(where: str | os.PathLike[str], revisions: Sequence[str] = (), odd: list[str] | None = None) -> list[Found]:
     """The checkpoints at `where` in order of step.
 
     Parameters

@@ -128,7 +128,9 @@ def _other_weights(checkpoint: Checkpoint, prepared: Prepared, point: Point, nam
     norm, then = math.sqrt(math.fsum(squares)), 10.0 ** (point.layers[names[smallest.name]]["log_norm"] / 2)
     if abs(norm - then) <= _CLOSE * then:
         return []
-    return [f"{smallest.name} has a norm of {norm:.3g} here and had {then:.3g} at step {point.step}: these are other weights"]
+    return [
+        f"{smallest.name} has a norm of {norm:.3g} here and had {then:.3g} at step {point.step}: these are other weights"
+    ]
 
 
 def _nothing(row: LayerRow) -> Spectrum:

@@ -113,7 +113,9 @@ def large_updates(watch: Watch) -> Signs:
         evidence = {"update_ratio": track.last, "bound": bound}
         if now >= bound:
             says = f"‖ΔW‖/‖W‖ of {track.last:.3g} ≥ {bound:.3g} a step"
-            found[layer] = Sign(says, track.last, evidence, "update_ratio", severity=None if now >= large else "warning")
+            found[layer] = Sign(
+                says, track.last, evidence, "update_ratio", severity=None if now >= large else "warning"
+            )
             continue
         past = list(track.values)[-_ROW - PAST : -_ROW]
         if len(past) >= watch.limit("fewest_changes") and now >= watch.limit("update_jump") * max(past) > 0:

@@ -74,7 +74,12 @@ def entropy_rising(watch: Watch) -> Signs:
     found = {}
     for layer, (track,) in watch.now("singular_entropy", inside=True).items():
         seen = change(track, _ENTROPY_FLOOR, _FEWEST)
-        if watch.adapts(layer) or seen is None or seen.z < watch.limit("change_z") or seen.size < watch.limit("entropy_rise"):
+        if (
+            watch.adapts(layer)
+            or seen is None
+            or seen.z < watch.limit("change_z")
+            or seen.size < watch.limit("entropy_rise")
+        ):
             continue
         evidence = {"singular_entropy": track.last, "before": track.ago(SPAN), "z": seen.z}
         found[layer] = Sign(f"from {track.ago(SPAN):.3f} to {track.last:.3f} nats", seen.size, evidence,

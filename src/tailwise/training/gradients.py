@@ -67,4 +67,3 @@ class Gradients:
         self.disarm()
         norms, self._norms = self._norms, {}
         return {name: to_host(norm, events) for name, norm in norms.items()}
-

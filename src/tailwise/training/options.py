@@ -101,7 +101,9 @@ def optimizer_names(given: Any) -> str:
         while not isinstance(one, str) and hasattr(one, "optimizer"):  # what Accelerate and Lightning make of it
             one = one.optimizer
         if not isinstance(one, str) and not hasattr(one, "param_groups"):
-            raise UsageError(f"{type(one).__name__} is no optimizer", fix="give an optimizer, a list of them, or a name")
+            raise UsageError(
+                f"{type(one).__name__} is no optimizer", fix="give an optimizer, a list of them, or a name"
+            )
         names.append(one if isinstance(one, str) else type(one).__name__)
     return ", ".join(dict.fromkeys(names))
 
