@@ -1,14 +1,14 @@
 """Alarms on planted faults and on healthy trainings: how many are found, and how often healthy runs are called ill.
 
-    python benchmarks/training_alarms.py train --folder F --split calibration     train what is missing in F
-    python benchmarks/training_alarms.py train --folder F --split "held out" --most 20     … twenty pieces, to go on later
-    python benchmarks/training_alarms.py report --folder F           judge what is kept, in seconds, and print the tables
+    python benchmarks/training_alarms.py train --folder F --split calibration    train what is missing in F
+    python benchmarks/training_alarms.py train --folder F --split "held out" --most 20    … twenty pieces now
+    python benchmarks/training_alarms.py report --folder F           judge what is kept, and print the tables
     python benchmarks/training_alarms.py report --folder F --write   … and keep them in docs/ and benchmarks/results/
 
-Thresholds are set on the calibration runs (Llama, an MLP, a CNN, LoRA on Llama; seeds 0 to 2) and reported on the others
-(GPT-2, ViT, a residual MLP, a residual CNN, LoRA on GPT-2 and ViT; seeds from 100 on). A piece is a healthy training and
-two with a fault, and takes five to ten seconds of one core; trainings are kept in F with every point and every loss, and
-alarms are asked anew each time.
+Thresholds are set on the calibration runs (Llama, an MLP, a CNN, LoRA on Llama; seeds 0 to 2) and reported on the
+others (GPT-2, ViT, a residual MLP, a residual CNN, LoRA on GPT-2 and ViT; seeds from 100 on). A piece is a healthy
+training and two with a fault, and takes one to ten seconds of one core; trainings are kept in F with every point and
+every loss, and alarms are asked anew each time.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def outcome(run):
 
 
 def _same(layer, planted):
-    """Whether an alarm's layer is the planted one: the matrix, a part of it, or the change that an adapter's factors make."""
+    """Whether an alarm's layer is the planted one: the matrix, a part of it, or what an adapter's factors make."""
     if not planted:
         return False
     plain = layer.partition("#")[0]
@@ -74,7 +74,7 @@ def interval(hits, count):
 
 def faults_table(lines):
     """Of each fault: runs in which it was found, in which its layer was named, and how soon."""
-    rows = ["| fault | runs | found | right layer named | steps until the first alarm, median (most) | codes (× runs) |",
+    rows = ["| fault | runs | found | right layer named | steps to the first alarm, median (most) | codes (× runs) |",
             "| --- | ---: | --- | --- | --- | --- |"]  # fmt: skip
     total = Counter()
     for fault in FAULTS:

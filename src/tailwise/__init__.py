@@ -76,10 +76,10 @@ _HOMES = {
 _ROOMS = ("remedies",)
 
 __all__ = [
-    "METRICS", "Alarms", "Audit", "Checkpoint", "Layer", "LayerRow", "Monitor", "Prepared", "Recipe", "RunOptions", "Spectrum",
-    "TailFit", "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "apply", "audit",
-    "check", "compare", "diagnose", "esd", "evaluate", "fit_tail", "load_pruned", "metric", "open_checkpoint",
-    "prepare", "rank", "singular_entropy", "stable_rank",
+    "METRICS", "Alarms", "Audit", "Checkpoint", "Layer", "LayerRow", "Monitor", "Prepared", "Recipe",
+    "RunOptions", "Spectrum", "TailFit", "TailwiseError", "UnreadableError", "UsageError", "__version__",
+    "alpha_hill", "apply", "audit", "check", "compare", "diagnose", "esd", "evaluate", "fit_tail",
+    "load_pruned", "metric", "open_checkpoint", "prepare", "rank", "singular_entropy", "stable_rank",
 ]  # fmt: skip
 
 

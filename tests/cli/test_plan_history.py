@@ -65,7 +65,8 @@ def test_a_plan_of_a_run_says_what_moved_and_what_did_not(watched, tmp_path, opt
     assert any("step 20, trained by AdamW" in note for note in made.notes)
     assert not any("other weights" in note for note in made.notes)
     applied = subprocess.run(
-        [sys.executable, "-P", "-m", "tailwise", "apply", str(target), str(watched / "model"), "-o", str(tmp_path / "out")],
+        [sys.executable, "-P", "-m", "tailwise", "apply", str(target), str(watched / "model"), "-o",
+         str(tmp_path / "out")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert applied.returncode == 0, applied.stderr

@@ -326,7 +326,7 @@ def test_a_run_that_goes_on_from_an_earlier_step_leaves_a_branch(store):
     assert left == "a, left at step 50"
     assert [one.step for one in store.points("a")] == [0, 0, 10, 20, 30]
     assert [(one.step, one.tempo) for one in store.points(left)] == [(40, "cheap"), (50, "cheap"), (50, "full")]
-    assert list(store.points(left))[0].layers == point(40).layers
+    assert next(store.points(left)).layers == point(40).layers
     assert [one.rule for one in store.alarms("a")] == ["TW402"]
     assert store.kept_alarms("a")[0].last_step == 30
     assert [(one.rule, one.run) for one in store.alarms(left)] == [("TW401", left)]

@@ -33,8 +33,8 @@ class Mixed(nn.Module):
         return self.classifier(self.proj(self.gru(self.lstm(x)[0])[0]))
 
 
-MATRICES = ["conv", "attn.in_proj_weight", "attn.out_proj", "lstm.weight_ih_l0", "lstm.weight_hh_l0", "gru.weight_ih_l0",
-            "gru.weight_hh_l0", "proj"]  # fmt: skip
+MATRICES = ["conv", "attn.in_proj_weight", "attn.out_proj", "lstm.weight_ih_l0", "lstm.weight_hh_l0",
+            "gru.weight_ih_l0", "gru.weight_hh_l0", "proj"]  # fmt: skip
 
 
 @pytest.fixture
@@ -85,7 +85,8 @@ def test_the_penalty_of_a_kernel_is_half_its_largest_singular_value_squared(mode
 
 
 @pytest.mark.parametrize(("layer", "name", "rows"), [
-    ("attn.in_proj_weight#k", "attn.in_proj_weight", slice(32, 64)), ("lstm.weight_hh_l0#f", "lstm.weight_hh_l0", slice(24, 48)),
+    ("attn.in_proj_weight#k", "attn.in_proj_weight", slice(32, 64)),
+    ("lstm.weight_hh_l0#f", "lstm.weight_hh_l0", slice(24, 48)),
     ("gru.weight_ih_l0#n", "gru.weight_ih_l0", slice(48, 72)), ("conv", "conv.weight", slice(0, 32)),
 ])  # fmt: skip
 def test_what_an_alarm_names_is_drawn_anew_and_nothing_else(model, layer, name, rows):
@@ -121,8 +122,8 @@ def test_an_optimizer_that_is_built_anew_is_noticed(model, caplog):
     second = torch.optim.SGD(model.parameters(), lr=0.01)
     weights = tw.remedies.weight_matrices(model)
     model(torch.randn(2, 16, 6, 6)).square().mean().backward()
-    before, gradients = ({name: t.clone() for name, t in found.items()} for found in (
-        {name: weight.detach() for name, weight in weights.items()}, {n: w.grad for n, w in weights.items()}))  # fmt: skip
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    gradients = {name: weight.grad.clone() for name, weight in weights.items()}
     second.step()
     assert len(set(balance.factors.values())) > 2
     for name, weight in weights.items():  # in the very step by which it is noticed

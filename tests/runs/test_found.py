@@ -20,7 +20,8 @@ from tailwise.runs.sink import run_name
         ("ckpt_12.pt", 12), ("model.step-7.safetensors", 7), ("Step-5", 5), ("llama-checkpoint-20", 20),
         ("tmp-checkpoint-500", None), (".step-100", None), ("step-100.tmp", None),
         ("step-100.safetensors.incomplete", None),
-        ("ckpt-10k", 10_000), ("step-1e3", 1000), ("ckpt_10_000", 10_000), ("step-1.5M", 1_500_000), ("step_1,000", 1000),
+        ("ckpt-10k", 10_000), ("step-1e3", 1000), ("ckpt_10_000", 10_000), ("step-1.5M", 1_500_000),
+        ("step_1,000", 1000),
         ("step-1.5k.ckpt", 1500), ("checkpoint-3b", 3_000_000_000), ("step-1e4.safetensors", 10_000), ("step-5.0", 5),
         ("step-10k-tokens3B", 10_000), ("step-0.0001k", None), ("step-1e300", None), ("epoch=1-step=100-v1.ckpt", 100),
         ("final", None), ("main", None), ("llama-7b", None), ("footstep-2", None), ("step-", None), ("", None),
@@ -79,7 +80,7 @@ def test_a_second_name_of_a_step_is_noted_where_notes_are_taken(make_run, other)
 def test_epochs_and_steps_are_no_one_row(make_run):
     folder = make_run((100, 200))
     shutil.copytree(folder / "step-100", folder / "epoch-1")
-    with pytest.raises(UsageError, match="epoch-1 counts epochs and step-.00 counts steps"):
+    with pytest.raises(UsageError, match=r"epoch-1 counts epochs and step-\d00 counts steps"):
         find(folder)
     odd = []
     assert [one.step for one in find(folder, odd=odd)] == [100, 200]

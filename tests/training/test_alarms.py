@@ -404,7 +404,7 @@ def test_a_healthy_adapter_is_no_alarm(power, first):
 
 @pytest.mark.parametrize(("harm", "code"), [
     (lambda values, step: {"update_ratio": 30 / step}, "TW704"),
-    (lambda values, step: {"spectral_norm": 2.0 * 1.06 ** (step - 200), "frobenius": 2.4 * 1.06 ** (step - 200)}, "TW703"),
+    (lambda values, step: dict.fromkeys(("spectral_norm", "frobenius"), 2.0 * 1.06 ** (step - 200)), "TW703"),
     (lambda values, step: {"frobenius": math.nan, "spectral_norm": math.nan}, "TW701"),
     (lambda values, step: {"update_ratio": 0.0}, "TW705"),
     (lambda values, step: {"frobenius": 0.0, "spectral_norm": 0.0}, "TW713"),
@@ -471,8 +471,10 @@ def test_a_held_out_loss_that_scatters_is_not_over_fitting(seed):
     flat = [
         point(step, scalars={"eval_loss": 2.0 * (1 + draw.gauss(0, 0.03)), "loss": 1.9}) for step in range(0, 600, 10)
     ]
-    falling = [replace(one, scalars={"eval_loss": (1 + math.exp(-one.step / 300)) * (1 + draw.gauss(0, 0.03)), "loss": 1.9})
-               for one in flat]  # fmt: skip
+    falling = [
+        replace(one, scalars={"loss": 1.9, "eval_loss": (1 + math.exp(-one.step / 300)) * (1 + draw.gauss(0, 0.03))})
+        for one in flat
+    ]
     assert codes(flat) == set()
     assert codes(falling) == set()
 
@@ -506,6 +508,15 @@ def test_a_run_knows_its_optimizer():
     watch.take(Point("r", 0, "cheap", 0.0, {}, {}, ("optimizer: Muon, AdamW",)))
     watch.take(Point("r", 10, "cheap", 0.0, {}))
     assert watch.optimizer == "Muon, AdamW"
+
+
+@pytest.mark.parametrize(("optimizer", "alpha", "expected"), [
+    ("AdamW", 7.5, {"TW709"}), ("Muon, AdamW", 7.5, set()), ("Muon, AdamW", 16.0, {"TW709"}), ("Muon", 1.4, {"TW709"}),
+])  # fmt: skip
+def test_the_band_of_alpha_is_that_of_the_optimizer(optimizer, alpha, expected):
+    points = sick({ONE: {"alpha": alpha, "num_pl_spikes": 4000.0, "ks_distance": 0.001}})
+    points[0] = replace(points[0], notes=(f"optimizer: {optimizer}",))
+    assert codes(points) == expected
 
 
 def test_memorising_is_seen_where_the_held_out_loss_stands_still():

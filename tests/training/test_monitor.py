@@ -176,7 +176,7 @@ def test_a_run_whose_time_allows_no_point_says_so_and_which_option_changes_it(mo
 
 def test_the_optimizer_is_in_the_history(model, tmp_path):
     optimizers = [torch.optim.Muon([model[0].weight], lr=0.01), torch.optim.AdamW([model[2].weight], lr=0.5)]
-    with tw.Monitor(model, full="off", history=tmp_path / "h.db", run="a", optimizer=optimizers) as monitor:
+    with tw.Monitor(model, full="off", history=tmp_path / "h.db", run="a", optimizer=optimizers):
         pass
     with History(tmp_path / "h.db") as history:
         assert history.optimizer("a") == "Muon, AdamW"

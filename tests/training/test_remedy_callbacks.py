@@ -20,7 +20,8 @@ def trainer_of(tmp_path, callbacks, **settings):
     rows = [{"input_ids": list(range(8)), "labels": list(range(8))}] * 32
     arguments = transformers.TrainingArguments(
         str(tmp_path), per_device_train_batch_size=2, report_to=[], use_cpu=True, disable_tqdm=True, logging_steps=1,
-        dataloader_pin_memory=False, lr_scheduler_type="constant", **{"max_steps": 5, "save_strategy": "no", **settings},
+        dataloader_pin_memory=False, lr_scheduler_type="constant",
+        **{"max_steps": 5, "save_strategy": "no", **settings},
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config)
     return transformers.Trainer(model, arguments, train_dataset=rows, callbacks=callbacks)

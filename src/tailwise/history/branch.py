@@ -1,4 +1,4 @@
-"""What becomes of points when a run goes back to an earlier step: they are a run of their own, so a series is one line."""
+"""What becomes of points when a run goes back to an earlier step: they are a run of their own."""
 
 from __future__ import annotations
 

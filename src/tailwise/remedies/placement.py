@@ -39,8 +39,10 @@ def scale_residual_branches(model: nn.Module, factor: float | None = None) -> di
         raise UsageError("no output projection inside a numbered block was found", fix="scale the weights by hand")
     by = factor if factor is not None else 1 / math.sqrt(2 * len(blocks))
     if factor is None and _scaled_already(model, found, by):
-        raise UsageError(f"the residual branches start {by:.2g} times as large as other matrices: they are scaled already",
-                         fix="leave them; or give factor=, to scale them all the same")  # fmt: skip
+        raise UsageError(
+            f"the residual branches start {by:.2g} times as large as other matrices: they are scaled already",
+            fix="leave them; or give factor=, to scale them all the same",
+        )
     for module in found.values():
         module.weight.mul_(by)
         bias = getattr(module, "bias", None)

@@ -27,8 +27,9 @@ def reinitialize_dead_layers(
     Parameters
     ----------
     layers
-        Names of matrices that are drawn as a whole, such as `alarm.layers`; of parts of fused ones, those parts. Without it: what is dead by itself. A
-        matrix of zeros, or with NaN or Inf, is drawn as a whole; of others, the rows and columns of zeros.
+        Names of matrices that are drawn as a whole, such as `alarm.layers`, or of parts of fused ones
+        (`attn.in_proj_weight#k`), of which those parts are. Without it: what is dead by itself. A matrix of zeros, or
+        with NaN or Inf, is drawn as a whole; of others, the rows and columns of zeros.
     optimizer
         Whose state of these parameters is dropped, so that old moments do not undo it.
     std

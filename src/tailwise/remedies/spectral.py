@@ -75,7 +75,7 @@ class SpectralPenalty:
 def spectral_penalty(
     model: nn.Module, *, k: int = 1, iterations: int = 1, layers: Mapping[str, torch.Tensor] | None = None
 ) -> SpectralPenalty:
-    """A penalty on the `k` largest singular values of the model's matrices, convolutions among them (or of `layers`, by name).
+    """A penalty on the `k` largest singular values of the model's matrices (or of `layers`, by name).
 
     >>> penalty = tw.remedies.spectral_penalty(model)
     >>> loss = loss + 1e-3 * penalty()

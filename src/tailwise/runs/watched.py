@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from statistics import median
 
 from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
@@ -55,7 +56,7 @@ def watched_audit(model: str, history: History, run: str) -> tuple[Audit, dict[s
     point = history.latest(run, tempo="full")
     if point is None or not point.layers:
         raise UsageError(f"the run {run!r} has no point with spectra", where=history.where,
-                         fix="plan from an audit; or watch with full_every, and max_overhead=1 for a short run")  # fmt: skip
+                         fix="plan from an audit; or watch with max_overhead=1, where the run is short")  # fmt: skip
     with open_checkpoint(model) as checkpoint:
         prepared = prepare(checkpoint)
         names = _names([source.name for source in prepared.sources], point)
@@ -129,7 +130,8 @@ def _other_weights(checkpoint: Checkpoint, prepared: Prepared, point: Point, nam
     if abs(norm - then) <= _CLOSE * then:
         return []
     return [
-        f"{smallest.name} has a norm of {norm:.3g} here and had {then:.3g} at step {point.step}: these are other weights"
+        f"{smallest.name} has a norm of {norm:.3g} here and had {then:.3g} at step {point.step}: "
+        "these are other weights"
     ]
 
 
@@ -156,7 +158,7 @@ def _moved(history: History, run: str) -> dict[str, Moved]:
 
 def _of(series: Sequence[tuple[int, float]], alphas: Sequence[float]) -> Moved:
     finite = [(step, ratio) for step, ratio in series if math.isfinite(ratio)]
-    gaps = [after - before for (before, _), (after, _) in zip(finite, finite[1:], strict=False)]
+    gaps = [after - before for (before, _), (after, _) in pairwise(finite)]
     usual = median(gaps) if gaps else 1
     path = sum(ratio * gap for (_, ratio), gap in zip(finite, [usual, *gaps], strict=False))
     still = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from itertools import pairwise
 from statistics import median
 
 from tailwise.diagnosis.statistics import robust_scale
@@ -41,7 +42,7 @@ class LossTrack:
         if self._since >= _RENEWED and len(self.values) >= FEWEST + _RENEWED:
             past = list(self.values)[:-_RENEWED]
             # From one step to the next, so that the fall of a run that learns is no scatter.
-            steps = [after - before for before, after in zip(past, past[1:], strict=False)]
+            steps = [after - before for before, after in pairwise(past)]
             middle = median(past[-_LEVEL:])
             _, scatter = robust_scale(steps, math.sqrt(2) * (_FLOOR * abs(middle) + 1e-6))
             self.usual, self._since = (middle, scatter / math.sqrt(2)), 0

@@ -101,8 +101,8 @@ def not_finite(watch: Watch) -> Signs:
 def loss_spike(watch: Watch) -> Signs:
     """The loss stands far above the median of the last ones, against their scatter.
 
-    Of a monitor's every loss counts: four of five in a row, or one that stands out three times as far. Where only points
-    are known, it is the loss of each.
+    Of a monitor's every loss counts: four of five in a row, or one that stands out three times as far. Where only
+    points are known, it is the loss of each.
     """
     track = watch.scalar("loss")
     if watch.losses.steps or track is None or len(track) <= _FEWEST:
@@ -132,8 +132,8 @@ def memorising(watch: Watch) -> Signs:
     """The training loss has fallen to next to nothing of what it was first, at three points in a row; or it falls on,
     far below a held-out loss that does not fall any more.
 
-    Where a held-out loss is known, and has fallen to a small share of that too, it is learning. Where next to nothing is
-    what is wanted and no held-out loss is noted (regression, small classification sets), mute it.
+    Where a held-out loss is known, and has fallen to a small share of that too, it is learning. Where next to nothing
+    is what is wanted and no held-out loss is noted (regression, small classification sets), mute it.
     """
     track = watch.scalar("loss")
     if track is None or len(track) <= _FEWEST or watch.first_loss is None:
@@ -171,7 +171,7 @@ def memorising(watch: Watch) -> Signs:
 def eval_rising(watch: Watch) -> Signs:
     """`eval_loss` stands above its lowest by more than it scatters, and rises, while the training loss does not.
 
-    The last four values against the lowest median of three before; a first evaluation near zero is noise. The points are
+    The last four values against the lowest median of three before, and against what they scatter by. The points are
     those with an `eval_loss`; the training loss is the last one that a point had.
     """
     held, train = watch.scalar("eval_loss"), watch.track("", "loss")

@@ -140,9 +140,12 @@ def _range(track: Track) -> float:
 def out_of_band(watch: Watch) -> Signs:
     """alpha (of the `ks` estimator, in a good fit) is significantly below 2 or above 6, and was not before.
 
-    At two points in a row. Parts of adapters have few directions and no band.
+    At two points in a row. Parts of adapters have few directions and no band; under Muon, which suppresses heavy tails,
+    the band ends at 8.
     """
-    low, high, bound = watch.limit("band_low"), watch.limit("band_high"), watch.limit("band_z")
+    muon = "muon" in watch.optimizer.lower()
+    low, bound = watch.limit("band_low"), watch.limit("band_z")
+    high = watch.limit("band_high_muon" if muon else "band_high")
     found = {}
     for layer, (alpha, distance, tail) in watch.now("alpha", "ks_distance", "num_pl_spikes", inside=True).items():
         if watch.adapts(layer):
@@ -159,7 +162,7 @@ def out_of_band(watch: Watch) -> Signs:
         if drifted:
             evidence = {"alpha": alpha.last, "alpha_sigma": error, "z": max(below, above)}
             side = f"below {low:g}" if below > above else f"above {high:g}"
-            says = f"alpha {alpha.last:.2f} ± {error:.2f}, {side},"
+            says = f"alpha {alpha.last:.2f} ± {error:.2f}, {side}{' (Muon)' if muon else ''},"
             found[layer] = Sign(says, max(below, above), evidence, "alpha", "turn")
     return found
 

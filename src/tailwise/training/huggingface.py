@@ -67,8 +67,8 @@ class RemedyCallback(TrainerCallback):
 
     Takes the name of a function of `tailwise.remedies` with its settings, or a function of the model and the optimizer
     that returns what such a function does. Clipping and penalties act on the gradients as the Trainer has them before
-    its step, so set `max_grad_norm=0` beside AdaptiveClip. Checkpoints of the Trainer keep the state, and a training that
-    resumes from one goes on with it. `remedy.made` holds what was made.
+    its step, so set `max_grad_norm=0` beside AdaptiveClip. Checkpoints of the Trainer keep the state, and a training
+    that resumes from one goes on with it. `remedy.made` holds what was made.
     """
 
     def __init__(self, remedy: str | Make, **settings: Any) -> None:

@@ -97,7 +97,8 @@ def optimizer_names(given: Any) -> str:
     """
     several = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
     names = []
-    for one in several:
+    for given_one in several:
+        one = given_one
         while not isinstance(one, str) and hasattr(one, "optimizer"):  # what Accelerate and Lightning make of it
             one = one.optimizer
         if not isinstance(one, str) and not hasattr(one, "param_groups"):

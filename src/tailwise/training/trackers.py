@@ -33,10 +33,10 @@ def flat(point: Point, per_layer: Sequence[str] = PER_LAYER) -> dict[str, float]
 class Wandb:
     """Weights & Biases. `run` is what `wandb.init` gave; ours are the series over `tailwise/step`.
 
-    A run of W&B has one counter of rows, and drops what is logged for a row below it. So our numbers ride on the rows of
-    the training's own log: each goes into the row that is open, and no row is ended by them. Where the training logs
-    more rarely than points come, they wait, and are written at the end. `commit=True` ends a row for each point at once:
-    for trainings that log nothing of their own.
+    A run of W&B has one counter of rows, and drops what is logged for a row below it. So our numbers ride on the rows
+    of the training's own log: each goes into the row that is open, and no row is ended by them. Where the training logs
+    more rarely than points come, they wait, and are written at the end. `commit=True` ends a row for each point at
+    once: for trainings that log nothing of their own.
     """
 
     def __init__(self, run: Any, per_layer: Sequence[str] = PER_LAYER, *, commit: bool = False) -> None:
