@@ -28,7 +28,7 @@ STEPS, SEEDS, EVERY, OVER = 400, (0, 1, 2), 40, 20
 RATES = {"AdamW": 2e-3, "Muon": 5e-3}
 _NOW = remedies.BalanceOptions(smoothing=0.0, over=OVER)
 ARMS = {
-    "plain": lambda model, optimizer: None,
+    "plain": lambda *_: None,
     "LLR, 1 to 5 times": lambda model, optimizer: remedies.llr(model, optimizer, every=EVERY, options=_NOW),
     "LLR, mean rate kept": lambda model, optimizer: remedies.llr(
         model, optimizer, every=EVERY, options=remedies.BalanceOptions(smoothing=0.0, over=OVER, keep_mean=True)
@@ -36,7 +36,7 @@ ARMS = {
     "TempBalance": lambda model, optimizer: remedies.layerwise_learning_rates(model, optimizer, every=EVERY),
     "AlphaDecay": lambda model, optimizer: remedies.layerwise_weight_decay(model, optimizer, every=EVERY),
     "fixed rates by shape": remedies.fixed_learning_rates,
-    "plain, 3 times the rate": lambda model, optimizer: None,
+    "plain, 3 times the rate": lambda *_: None,
 }
 
 

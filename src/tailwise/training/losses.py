@@ -30,6 +30,12 @@ class LossJob:
         return self.values if self.landing is None else [float(value) for value in self.landing.tolist()]
 
 
+def one_loss(loss: Any) -> Any:
+    """A loss as one number: the mean of several, as DataParallel hands out one for each device."""
+    several = hasattr(loss, "numel") and hasattr(loss, "detach") and loss.numel() > 1
+    return loss.detach().float().mean() if several else loss
+
+
 class Losses:
     """Takes a loss a step. On a GPU each is copied into a buffer there, so that no step waits for its own."""
 
@@ -53,7 +59,7 @@ class Losses:
         tensor = loss.detach() if hasattr(loss, "detach") else None
         if tensor is not None and hasattr(tensor, "to_local"):
             tensor = tensor.to_local()
-        if tensor is not None and tensor.numel() != 1:
+        if tensor is not None and tensor.numel() == 0:
             return None
         device = tensor is not None and tensor.device.type not in ("cpu", "meta")
         before = self.take() if device is not self._on_device or self.full else None

@@ -22,7 +22,7 @@ from tailwise.training.alarms import Alarms
 from tailwise.training.emitter import CheapJob, Emitter, NoteJob, Outlet
 from tailwise.training.faults import Faults, logger
 from tailwise.training.live import LiveModel, Tensors
-from tailwise.training.losses import Losses
+from tailwise.training.losses import Losses, one_loss
 from tailwise.training.meter import Kind, Meter, MonitorReport
 from tailwise.training.options import Settings, optimizer_names, options_of, rate_of
 from tailwise.training.ranks import Ranks
@@ -134,7 +134,7 @@ class Monitor:
         """Say that the optimizer made a step; returns at once unless a measurement is due.
 
         `step` is the number of the step where the training counts them itself. The `loss` of every step is looked at,
-        within `every` steps; `loss` and other `scalars` (numbers or tensors of one entry) go into the point if one is
+        within `every` steps (of one for each device, their mean); `loss` and other `scalars` (numbers or tensors of one entry) go into the point if one is
         due at this step. A tensor is not waited for. What is not there at every step goes into `note`.
         """
         before = self.step_count
@@ -152,6 +152,7 @@ class Monitor:
         else:
             self._stride = now - before
         if loss is not None:
+            loss = one_loss(loss)
             self._take_loss(now, loss)
         if now // every > before // every:
             # Whether a multiple was passed since the last time, which need not be a multiple of `every`.
