@@ -1,4 +1,4 @@
-"""Loops as people have them: batches that are skipped, trainings that begin twice, evaluations before the first step."""
+"""Loops as people have them: batches that are skipped, trainings that begin twice, early evaluations."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def small_trainer(tmp_path, callbacks, **settings):
     )
     rows = [{"input_ids": list(range(8)), "labels": list(range(8))}] * 16
     arguments = transformers.TrainingArguments(
-        str(tmp_path / "out"), per_device_train_batch_size=4, report_to=[], use_cpu=True, disable_tqdm=True, max_steps=4,
-        dataloader_pin_memory=False, logging_steps=1, save_strategy="no", **settings,
+        str(tmp_path / "out"), per_device_train_batch_size=4, report_to=[], use_cpu=True, disable_tqdm=True,
+        max_steps=4, dataloader_pin_memory=False, logging_steps=1, save_strategy="no", **settings,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config)
     return transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows[:4], callbacks=callbacks)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 
 from tailwise.history.point import Resumed
 from tailwise.history.schema import ALARMS, LAYOUTS, POINTS, RUNS
 from tailwise.history.sql import Connection, func, select, update
+from tailwise.history.write import key_of
 from tailwise.storage import json_of
 
 
@@ -27,7 +27,7 @@ def put_resumed(connection: Connection, resumed: Resumed) -> str | None:
         return None
     last = max((head.step for head in heads), default=resumed.step)
     name = _free_name(connection, f"{resumed.run}, left at step {last}")
-    branch = int(connection.execute(RUNS.insert().values(name=name, created=time.time())).inserted_primary_key[0])
+    branch = key_of(connection.execute(RUNS.insert().values(name=name, created=time.time())))
     layouts = _copied(connection, {head.layout_id for head in heads}, branch)
     for old, new in layouts.items():
         moved = later & (POINTS.c.layout_id == old)
@@ -45,11 +45,10 @@ def _free_name(connection: Connection, wanted: str) -> str:
 
 def _copied(connection: Connection, ids: set[int], run: int) -> dict[int, int]:
     """Layouts belong to a run: the same ones for another."""
-    rows: Sequence[object] = connection.execute(select(LAYOUTS).where(LAYOUTS.c.id.in_(sorted(ids)))).all()
     found = {}
-    for row in rows:
-        made = connection.execute(LAYOUTS.insert().values(run_id=run, digest=row.digest, layers=row.layers))  # type: ignore[attr-defined]
-        found[row.id] = int(made.inserted_primary_key[0])  # type: ignore[attr-defined]
+    for row in connection.execute(select(LAYOUTS).where(LAYOUTS.c.id.in_(sorted(ids)))).all():
+        made = connection.execute(LAYOUTS.insert().values(run_id=run, digest=row.digest, layers=row.layers))
+        found[row.id] = key_of(made)
     return found
 
 

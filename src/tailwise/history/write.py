@@ -145,10 +145,11 @@ def run_id(connection: Connection, name: str) -> int:
     if found is not None:
         return int(found)
     made = connection.execute(RUNS.insert().values(name=name, created=time.time()))
-    return _key_of(made)
+    return key_of(made)
 
 
-def _key_of(result: Any) -> int:
+def key_of(result: Any) -> int:
+    """The number of a row that was inserted."""
     return int(result.inserted_primary_key[0])
 
 
@@ -158,7 +159,7 @@ def _insert(connection: Connection, run: int, head: _Head, layout: Layout, value
         layout_id=_layout_id(connection, run, layout), scalars=json.dumps(numbers_to(head.scalars)),
         notes=json.dumps(list(head.notes), ensure_ascii=False),
     ))  # fmt: skip
-    point = _key_of(made)
+    point = key_of(made)
     vectors = packed([item.name for item in layout.places], values)
     ids = _metric_ids(connection, vectors)
     lines = [{"point_id": point, "metric_id": ids[metric], "data": data} for metric, data in vectors.items()]
@@ -173,14 +174,14 @@ def _layout_id(connection: Connection, run: int, layout: Layout) -> int:
     found = connection.execute(mine).scalar()
     if found is not None:
         return int(found)
-    return _key_of(connection.execute(LAYOUTS.insert().values(run_id=run, digest=digest, layers=layout.to_json())))
+    return key_of(connection.execute(LAYOUTS.insert().values(run_id=run, digest=digest, layers=layout.to_json())))
 
 
 def _metric_ids(connection: Connection, names: Mapping[str, Any]) -> dict[str, int]:
     known = {row.name: int(row.id) for row in connection.execute(select(METRICS))}
     for name in names:
         if name not in known:
-            known[name] = _key_of(connection.execute(METRICS.insert().values(name=name)))
+            known[name] = key_of(connection.execute(METRICS.insert().values(name=name)))
     return known
 
 

@@ -134,8 +134,9 @@ class Monitor:
         """Say that the optimizer made a step; returns at once unless a measurement is due.
 
         `step` is the number of the step where the training counts them itself. The `loss` of every step is looked at,
-        within `every` steps (of one for each device, their mean); `loss` and other `scalars` (numbers or tensors of one entry) go into the point if one is
-        due at this step. A tensor is not waited for. What is not there at every step goes into `note`.
+        within `every` steps (of several devices' losses, their mean); `loss` and other `scalars` (numbers or tensors of
+        one entry) go into the point if one is due at this step. A tensor is not waited for. What is not there at every
+        step goes into `note`.
         """
         before = self.step_count
         try:
