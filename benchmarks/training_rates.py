@@ -30,9 +30,6 @@ _NOW = remedies.BalanceOptions(smoothing=0.0, over=OVER)
 ARMS = {
     "plain": lambda *_: None,
     "LLR, 1 to 5 times": lambda model, optimizer: remedies.llr(model, optimizer, every=EVERY, options=_NOW),
-    "LLR, mean rate kept": lambda model, optimizer: remedies.llr(
-        model, optimizer, every=EVERY, options=remedies.BalanceOptions(smoothing=0.0, over=OVER, keep_mean=True)
-    ),
     "TempBalance": lambda model, optimizer: remedies.layerwise_learning_rates(model, optimizer, every=EVERY),
     "AlphaDecay": lambda model, optimizer: remedies.layerwise_weight_decay(model, optimizer, every=EVERY),
     "fixed rates by shape": remedies.fixed_learning_rates,
