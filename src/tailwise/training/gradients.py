@@ -63,7 +63,18 @@ class Gradients:
             self._norms[source.name] = torch.linalg.vector_norm(torch.stack(parts)) if len(parts) > 1 else parts[0]
 
     def take(self, events: list[Any]) -> dict[str, Any]:
-        """Matrix → the norm of its gradient at the last step that was looked at, on its way to the CPU."""
+        """Matrix → the norm of its gradient at the last step that was looked at, on its way to the CPU.
+
+        A collective where the model is sharded: each rank has read its own matrices.
+        """
         self.disarm()
         norms, self._norms = self._norms, {}
-        return {name: to_host(norm, events) for name, norm in norms.items()}
+        if not self._ranks.sharded:
+            return {name: to_host(norm, events) for name, norm in norms.items()}
+        names = [source.name for group in self._live.groups for source in group.sources]
+        found = torch.zeros(2, len(names), device=self._ranks.device)
+        for index, name in enumerate(names):
+            if name in norms:
+                found[0, index], found[1, index] = norms[name], 1.0
+        values, there = self._ranks.summed(found).tolist()
+        return {name: values[i] / there[i] for i, name in enumerate(names) if there[i]}
