@@ -72,7 +72,7 @@ class LiveModel:
     def trained(self) -> float:
         """Share of the parameters' entries that are trained: 1 of a whole model, next to nothing with an adapter."""
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.module.parameters()]
-        return sum(size for size, on in sizes if on) / max(sum(size for size, _ in sizes), 1)
+        return float(sum(size for size, on in sizes if on) / max(sum(size for size, _ in sizes), 1))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers by the names of the model without wrappers; nothing is copied."""
