@@ -382,5 +382,17 @@ def test_an_address_of_sqlite_without_a_file_is_refused(url):
 
 
 def test_the_latest_point_is_one_of_layers(store):
-    store.add_all([point(10), Point("a", 20, "cheap", 5.0, {}, {"eval_loss": 1.0})])
-    assert store.latest("a").step == 10
+    notes = [Point("a", step, "cheap", 5.0, {}, {"eval_loss": 1.0}) for step in range(20, 80)]
+    store.add_all([point(10), *notes])
+    assert store.latest("a") == point(10)
+    store.add_all([Point("b", 20, "cheap", 5.0, {}, {"eval_loss": 1.0})])
+    assert store.latest("b").step == 20
+    assert store.latest("a", tempo="full") is None
+
+
+def test_notes_between_measurements_displace_none_of_them(store):
+    store.add_all([point(step) for step in range(0, 100, 20)])
+    store.add_all([Point("a", step, "cheap", 5.0, {}, {"loss": 1.0}) for step in range(1, 100) if step % 20])
+    store.prune(Retention(keep_last=3))
+    assert [one.step for one in store.points("a") if one.layers] == [0, 40, 60, 80]
+    assert [one.step for one in store.points("a") if not one.layers] == [97, 98, 99]

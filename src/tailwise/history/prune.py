@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tailwise.errors import UsageError
-from tailwise.history.read import known_run
+from tailwise.history.read import has_layers, known_run
 from tailwise.history.schema import ALARMS, AUDITS, LAYOUTS, POINTS, RUNS, VECTORS
-from tailwise.history.sql import Connection, Engine, delete, select
+from tailwise.history.sql import Connection, Engine, case, delete, select
 
 _CHUNK = 500  # ids in one statement
 
@@ -23,7 +23,7 @@ class Retention:
     """
 
     keep_every: int | None = None  # steps that this divides
-    keep_last: int | None = None  # the newest points of each tempo
+    keep_last: int | None = None  # the newest points of each tempo, and of those that note numbers alone
     older_than: float | None = None  # days; younger points are kept
 
     def __post_init__(self) -> None:
@@ -47,7 +47,8 @@ def prune(connection: Connection, run: str | None, retention: Retention, *, dry:
 
 
 def _going(connection: Connection, run: int, retention: Retention) -> list[int]:
-    query = select(POINTS.c.id, POINTS.c.step, POINTS.c.tempo, POINTS.c.time).where(POINTS.c.run_id == run)
+    kind = case((has_layers(), POINTS.c.tempo), else_="noted")  # numbers of the whole model displace no measurement
+    query = select(POINTS.c.id, POINTS.c.step, kind.label("tempo"), POINTS.c.time).where(POINTS.c.run_id == run)
     heads = connection.execute(query.order_by(POINTS.c.step.desc())).all()
     written = _written(connection) if retention.older_than is not None else {}
     kept_steps = _steps_of_alarms(connection, run) | {head.step for head in heads[-1:]}

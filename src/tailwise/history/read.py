@@ -13,7 +13,7 @@ from tailwise.history.jsonl import from_line, numbers_from
 from tailwise.history.point import OPTIMIZER, Alarm, Point, Tempo
 from tailwise.history.schema import ALARMS, AUDITS, LAYOUTS, METRICS, POINTS, RUNS, SPOOLS, VECTORS
 from tailwise.history.sql import ColumnElement, Connection, Row, func, select
-from tailwise.history.vectors import Layout, unpacked
+from tailwise.history.vectors import NO_LAYERS, Layout, unpacked
 from tailwise.storage import json_of
 
 #: First and last step, both included; None for no bound.
@@ -104,6 +104,22 @@ def in_steps(steps: Steps | None) -> list[ColumnElement[bool]]:
     if last is not None:
         found.append(POINTS.c.step <= last)
     return found
+
+
+def has_layers() -> ColumnElement[bool]:
+    """A condition on points: that something was measured, and not only a number of the whole model noted."""
+    return POINTS.c.layout_id.in_(select(LAYOUTS.c.id).where(LAYOUTS.c.layers != NO_LAYERS))
+
+
+def latest(connection: Connection, run: str, tempo: Tempo | None) -> Point | None:
+    """The point of the highest step; one without layers only where there is no other."""
+    wanted = [POINTS.c.tempo == tempo] if tempo else [POINTS.c.tempo != "audit"]
+    mine = select(POINTS).where(POINTS.c.run_id == known_run(connection, run), *wanted)
+    order = POINTS.c.step.desc(), POINTS.c.tempo.desc()
+    for query in (mine.where(has_layers()), mine):
+        if heads := connection.execute(query.order_by(*order).limit(1)).all():
+            return point_of(connection, run, heads[0])
+    return None
 
 
 def points(

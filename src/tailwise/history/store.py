@@ -24,7 +24,6 @@ from tailwise.history.series import Layers, scalars, series
 from tailwise.history.write import Added
 
 _log = logging.getLogger(__name__)
-_LAST = 16  # points among which the last with layers is looked for
 
 
 class History:
@@ -160,8 +159,8 @@ class History:
 
         Points without layers, as evaluations between two measurements leave them, count only where there are no others.
         """
-        last = list(self.points(run, tempo=tempo, newest=_LAST))[::-1]
-        return next((point for point in last if point.layers), last[0] if last else None)
+        with reading(self._engine, self.where) as connection:
+            return read.latest(connection, run, tempo)
 
     def metrics(self, run: str) -> list[str]:
         """Names of the metrics that a run has, of points or audits."""
