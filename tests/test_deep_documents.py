@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 import tailwise
 from tailwise.checkpoints.matrices import group
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UnreadableError, UnsafeError, UsageError
-from tailwise.evaluation import adapters
-from tailwise.gates.parse import parse_expectations
-from tailwise.storage import json_of, toml_of
+from tailwise.core.errors import UnreadableError, UnsafeError, UsageError
+from tailwise.core.storage import json_of, toml_of
+from tailwise.judging.gates.parse import parse_expectations
+from tailwise.models.evaluation import adapters
 
 DEEP = "[" * 100_000
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import tailwise as tw
-from tailwise.assistant.charts import OF_METRIC
-from tailwise.assistant.functions.function import FUNCTIONS, Place, call, tidy, within
-from tailwise.assistant.screen import Screen
-from tailwise.metrics.metric import METRICS
+from tailwise.app.assistant.charts import OF_METRIC
+from tailwise.app.assistant.functions.function import FUNCTIONS, Place, call, tidy, within
+from tailwise.app.assistant.screen import ShownPage
+from tailwise.app.workspace.workspace import Workspace
 from tailwise.report.charts.chart import CHARTS
-from tailwise.workspace.workspace import Workspace
+from tailwise.spectrum.metrics.metric import METRICS
 
 ARGUMENTS = {
     "layer": {"layer": "block 3 mlp up"}, "explain": {"topic": "TW101"}, "draft_plan": {"kind": "prune", "amount": 0.5},
@@ -116,7 +116,7 @@ def test_nothing_is_written(made, place):
 
 
 def test_compare_names_what_changed(made):
-    fact = call("compare", {"before": "model", "after": "tuned"}, Place(made.workspace, Screen()))
+    fact = call("compare", {"before": "model", "after": "tuned"}, Place(made.workspace, ShownPage()))
     assert fact["layers_identical"] == 12
     assert fact["layers_in_both"] == 18
 

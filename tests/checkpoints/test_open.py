@@ -13,7 +13,7 @@ from safetensors.torch import save, save_file
 
 import tailwise as tw
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 W = torch.arange(6.0).reshape(3, 2)
 

@@ -12,7 +12,7 @@ import torch
 
 from tailwise.checkpoints.formats import pickle_bounds
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UnreadableError, UnsafeError
+from tailwise.core.errors import UnreadableError, UnsafeError
 
 HEAD, STOP = b"\x80\x02", b"."
 

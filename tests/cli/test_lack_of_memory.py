@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tailwise.audits.work import failure
-from tailwise.errors import TailwiseError, UnreadableError, lacks_memory
+from tailwise.core.errors import TailwiseError, UnreadableError, lacks_memory
 
 
 @pytest.mark.parametrize("megabytes", [500, 900, 1024, 1200])

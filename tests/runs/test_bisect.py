@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailwise.cli.bisect import _verdict
-from tailwise.errors import UsageError
-from tailwise.runs.bisect import Onset, bisect
-from tailwise.runs.found import find
-from tailwise.runs.judge import Judge
+from tailwise.cli.history_commands import _verdict
+from tailwise.core.errors import UsageError
+from tailwise.history.runs.bisect import Onset, bisect
+from tailwise.history.runs.found import find
+from tailwise.history.runs.judge import Judge
 
 WRONG, FINE = frozenset({"layer"}), frozenset()
 

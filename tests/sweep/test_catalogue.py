@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.history.store import History
-from tailwise.sweep.catalogue import MAX_ATTEMPTS, SUMMED, Catalogue
-from tailwise.sweep.lease import Lease
+from tailwise.history.sweep.catalogue import MAX_ATTEMPTS, SUMMED, Catalogue
+from tailwise.history.sweep.lease import Lease
 
 FACTS = {**dict.fromkeys(SUMMED, 2), "values": {}}
 GONE = 0.0  # seconds of a lease that has run out when it begins
@@ -139,7 +139,7 @@ def test_many_workers_claim_every_model_once(where):
 
 CLAIM = """
 import sys
-from tailwise.sweep.catalogue import Catalogue
+from tailwise.history.sweep.catalogue import Catalogue
 catalogue = Catalogue({where!r})
 print(catalogue.claim("s", "victim", 0.0).model, flush=True)
 sys.stdin.readline()

@@ -11,11 +11,11 @@ from dataclasses import replace
 import pytest
 from alarm_points import LAYERS, healthy, healthy_run, loss, point
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.history.point import Point
 from tailwise.training import alarm_limits
 from tailwise.training.alarm_rule import ALARM_RULES, alarm_rule
-from tailwise.training.alarm_watch import HISTORY, Watch
+from tailwise.training.alarm_watch import HISTORY, AlarmWatch
 from tailwise.training.alarms import Alarms
 
 ONE = LAYERS[2]
@@ -106,7 +106,7 @@ def test_held_out_losses_need_not_come_with_a_training_loss():
 
 
 def test_a_run_that_went_back_keeps_cheap_points_that_come_before_the_full_one_of_an_earlier_step():
-    watch = Watch(frozenset({"spectral_norm"}), frozenset(), {})
+    watch = AlarmWatch(frozenset({"spectral_norm"}), frozenset(), {})
     cheap = [replace(point(step), tempo="cheap") for step in range(0, 100, 10)]
     for taken in (point(0), *cheap[:5], point(40), *cheap[5:], point(80)):
         watch.take(taken)
@@ -504,7 +504,7 @@ def test_losses_that_are_not_finite_are_one_alarm_of_the_step_of_the_first(bad):
 
 
 def test_a_run_knows_its_optimizer():
-    watch = Watch(frozenset(), frozenset(), {})
+    watch = AlarmWatch(frozenset(), frozenset(), {})
     watch.take(Point("r", 0, "cheap", 0.0, {}, {}, ("optimizer: Muon, AdamW",)))
     watch.take(Point("r", 10, "cheap", 0.0, {}))
     assert watch.optimizer == "Muon, AdamW"

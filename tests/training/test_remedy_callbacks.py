@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.training.remedy import NAMES, Remedy
 
 pytestmark = pytest.mark.filterwarnings("ignore")

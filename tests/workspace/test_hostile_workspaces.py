@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import tailwise as tw
-import tailwise.errors
-from tailwise.workspace import scan as scanning
-from tailwise.workspace.workspace import Workspace
+import tailwise.core.errors
+from tailwise.app.workspace import scan as scanning
+from tailwise.app.workspace.workspace import Workspace
 
 
 def titles(workspace):

@@ -15,8 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from tailwise.app.guard import ADMITTED
-from tailwise.harmless import visible
-from tailwise.workspace import links
+from tailwise.app.workspace import links
+from tailwise.core.harmless import visible
 
 #: Area → address, in the order of the head of every page.
 AREAS = {

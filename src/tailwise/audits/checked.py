@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tailwise.audits.audit import MEASURED, LayerRow, Provenance
+from tailwise.audits.rows import MEASURED, LayerRow, Provenance
 from tailwise.audits.table import FACTS, ORIGIN
-from tailwise.recipe import Recipe
+from tailwise.core.recipe import Recipe
 
 #: Columns of `spectra.parquet`.
 SPECTRA = {

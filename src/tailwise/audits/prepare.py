@@ -9,9 +9,9 @@ from tailwise.audits.work import HOLD_BYTES
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured, group
 from tailwise.checkpoints.roles import ROLES
-from tailwise.errors import UsageError, unknown_name
-from tailwise.metrics.measure import completed, selected
-from tailwise.recipe import Recipe, RunOptions
+from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.recipe import Recipe, RunOptions
+from tailwise.spectrum.metrics.facts import completed, selected
 from tailwise.spectrum.power_law import ESTIMATORS
 
 #: Working memory beside the matrices: converted blocks of the contraction.

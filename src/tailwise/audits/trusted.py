@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.rows import LayerRow
 from tailwise.spectrum.trust import SEARCHED, doubt_of_tail, is_noise
+
+if TYPE_CHECKING:
+    from tailwise.audits.audit import Audit
 
 #: Metrics that are the exponent of the fitted tail, or made of it.
 OF_FIT = frozenset({"alpha", "alpha_weighted", "log_alpha_norm"})

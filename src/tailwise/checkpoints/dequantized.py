@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.checkpoint import DTYPE_BITS, Checkpoint, TensorSpec
 from tailwise.checkpoints.dtypes import code_of, torch_dtype
-from tailwise.checkpoints.readings.claimed import ClaimedCheckpoint, claimed
-from tailwise.checkpoints.writer import Layout
-from tailwise.errors import UsageError
+from tailwise.checkpoints.readings.partition import ClaimedCheckpoint, claimed
+from tailwise.checkpoints.writer import OutputLayout
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ class Dequantized(Checkpoint):
         """See `Checkpoint`."""
         return Dequantized(self._inner.part(names))
 
-    def layout(self, stored: Layout) -> Layout:
+    def layout(self, stored: OutputLayout) -> OutputLayout:
         """The files of the source, with one tensor where several made one."""
         heads = {members[0]: name for name, members in self._inner.members.items()}
         inside = {member for members in self._inner.members.values() for member in members}

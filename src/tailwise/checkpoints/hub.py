@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tailwise.checkpoints.bytesource import ByteSource
-from tailwise.checkpoints.folder import Folder
-from tailwise.errors import UnreachableError, UnreadableError, UsageError
+from tailwise.checkpoints.bytesource import ByteSource, Folder
+from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 5

@@ -6,19 +6,19 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from tailwise.checkpoints.folder import Folder
+from tailwise.checkpoints.bytesource import Folder
 from tailwise.checkpoints.foreign import folder_of
 from tailwise.checkpoints.formats.distributed import METADATA
 from tailwise.checkpoints.formats.torch_pickle import is_side_file
-from tailwise.checkpoints.ranks import (
+from tailwise.checkpoints.rank_files import (
     check_rank_folder,
     files_of_ranks,
     rank_files,
     refuse_rank_folders,
     refuse_universal,
 )
-from tailwise.errors import UnreadableError, UsageError
-from tailwise.storage import json_of
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.storage import json_of
 
 #: Names that libraries give a model's weights, first choice first.
 _STEMS = {

@@ -9,10 +9,9 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from tailwise.checkpoints.bytesource import ByteSource, os_error
-from tailwise.checkpoints.folder import Folder
-from tailwise.errors import UnreadableError
-from tailwise.storage import remote_error
+from tailwise.checkpoints.bytesource import ByteSource, Folder, os_error
+from tailwise.core.errors import UnreadableError
+from tailwise.core.storage import remote_error
 
 _log = logging.getLogger(__name__)
 _SPOOL_STEP = 1 << 24

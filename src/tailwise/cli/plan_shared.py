@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.compare import check_text_target, is_audit
+from tailwise.cli.compare_commands import check_text_target, is_audit
 from tailwise.cli.progress import shown
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from tailwise.audits.audit import Audit
     from tailwise.compression.plans.plan import Plan
-    from tailwise.compression.plans.table import Grid
+    from tailwise.compression.plans.plan_table import PlanGrid
     from tailwise.compression.trying.stage import StageOptions
 
 WHICH, TRY, OUT = "Which tensors", "What to try it on", "Output"
@@ -69,11 +69,16 @@ class Windows:
     bos: str = "auto"
 
 
+def windows_of(given: Mapping[str, Any]) -> Windows:
+    """How windows are cut, of the options of a command."""
+    return Windows(given["samples"], given["window"], given["seed"], given["bos"].value)
+
+
 def text_of(
     calibration: list[str] | None, windows: Windows, device: str, executor: str = "local"
 ) -> StageOptions | None:
     """What plans are tried on, where there is any, and where."""
-    from tailwise.execution.engine import check_executor
+    from tailwise.core.execution.engines import check_executor
 
     check_executor(executor)
     if not calibration:
@@ -150,7 +155,7 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
     if as_json:
         write_json(plan.to_json())
         return
-    from tailwise.compression.plans.table import entries_grid, plan_grid
+    from tailwise.compression.plans.plan_table import entries_grid, plan_grid
     from tailwise.report.terminal import console
 
     screen = console()
@@ -166,7 +171,7 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
         screen.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
 
 
-def drawn(grid: Grid) -> RenderableType:
+def drawn(grid: PlanGrid) -> RenderableType:
     """A table of words and numbers."""
     from rich.console import Group
     from rich.table import Table

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tailwise.cli.compare import is_audit
+from tailwise.cli.compare_commands import is_audit
 from tailwise.cli.plan_shared import audit_of
-from tailwise.cli.stores import only_run, open_store
-from tailwise.errors import UsageError
+from tailwise.cli.store_options import only_run, open_store
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
@@ -34,7 +34,7 @@ def planned_from(source: Source) -> tuple[Audit, Callable[[Plan], Plan]]:
     """The audit to plan from, and what adds to the plan what the audit cannot know: what moved and what did not."""
     if source.history is None:
         return audit_of(source.model, source.device, source.workers), lambda plan: plan
-    from tailwise.runs.watched import movement_notes, watched_audit
+    from tailwise.history.runs.watched import movement_notes, watched_audit
 
     if is_audit(source.model):
         raise UsageError("is an audit, which has numbers of its own", where=source.model,

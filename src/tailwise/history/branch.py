@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import time
 
+from tailwise.core.storage import json_of
 from tailwise.history.point import Resumed
 from tailwise.history.schema import ALARMS, LAYOUTS, POINTS, RUNS
 from tailwise.history.sql import Connection, func, select, update
 from tailwise.history.write import key_of
-from tailwise.storage import json_of
 
 
 def put_resumed(connection: Connection, resumed: Resumed) -> str | None:

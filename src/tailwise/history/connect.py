@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tailwise.errors import TailwiseError, UnreachableError, UnreadableError, UsageError
+from tailwise.core.errors import TailwiseError, UnreachableError, UnreadableError, UsageError
+from tailwise.history.schema import META, METADATA, SCHEMA, SPOOLS
 from tailwise.history.sql import (
     URL,
     ArgumentError,
@@ -23,8 +24,11 @@ from tailwise.history.sql import (
     OperationalError,
     create_engine,
     event,
+    inspect,
     make_url,
+    select,
     text,
+    update,
 )
 
 #: Of the advisory lock that PostgreSQL's writers take, one at a time as SQLite's do.
@@ -235,3 +239,54 @@ def _explained(error: DBAPIError, where: str) -> TailwiseError:
             f"could not be reached ({said})", where=where, fix="check the address, and that it runs"
         )
     return UnreadableError(f"did not take it: {said}", where=where)
+
+
+def bring_up_to_date(engine: Engine, where: str) -> None:
+    """Make the tables where there are none, and change those of an older version, all or nothing.
+
+    Raises `UnreadableError` where the store is newer than this code knows, or belongs to another program.
+    """
+    with reading(engine, where) as connection:
+        version = _version(connection, where)
+    if version == SCHEMA:
+        return
+    with writing(engine, where) as connection:
+        # Once more, now that no other process can be doing the same.
+        version = _version(connection, where)
+        if version == 0:
+            METADATA.create_all(connection)
+            connection.execute(META.insert().values(key="schema", value=str(SCHEMA)))
+        for step in range(version, SCHEMA) if version else ():
+            _STEPS[step](connection)
+            connection.execute(update(META).where(META.c.key == "schema").values(value=str(step + 1)))
+
+
+def _version(connection: Connection, where: str) -> int:
+    """Version of the schema in the store; 0 where there is none."""
+    tables = inspect(connection).get_table_names()
+    if META.name not in tables:
+        if tables and connection.dialect.name == "sqlite":
+            raise UsageError("is the database of another program", where=where, fix="choose another file")
+        return 0
+    found = connection.execute(select(META.c.value).where(META.c.key == "schema")).scalar()
+    if found is None or not found.isdigit():
+        raise UnreadableError("does not say which version it has", where=where, fix="restore it from a copy")
+    if int(found) > SCHEMA:
+        raise UnreadableError(
+            f"was written by a newer tailwise: it has schema {found}, and this one knows up to {SCHEMA}",
+            where=where,
+            fix="pip install --upgrade tailwise",
+        )
+    return int(found)
+
+
+def _counts_of_alarms(connection: Connection) -> None:
+    """1 → 2: how often an alarm was noticed, and how far a spool was taken over."""
+    connection.execute(text("ALTER TABLE tailwise_alarms ADD COLUMN times INTEGER NOT NULL DEFAULT 1"))
+    connection.execute(text("ALTER TABLE tailwise_alarms ADD COLUMN last_step BIGINT NOT NULL DEFAULT 0"))
+    connection.execute(text("UPDATE tailwise_alarms SET last_step = step"))
+    SPOOLS.create(connection)
+
+
+#: Version → what brings it to the next. Written against that version's tables, never against those of today.
+_STEPS: Mapping[int, Callable[[Connection], None]] = {1: _counts_of_alarms}

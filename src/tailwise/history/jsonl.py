@@ -14,9 +14,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from tailwise.errors import UnreachableError, UnreadableError, UsageError
+from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
+from tailwise.core.storage import json_of, open_regular
 from tailwise.history.point import Alarm, Point, Resumed
-from tailwise.storage import json_of, open_regular
 
 _log = logging.getLogger(__name__)
 

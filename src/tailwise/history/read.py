@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from tailwise.audits.audit import LayerRow, Provenance
 from tailwise.audits.codec import from_parquet, row_of
-from tailwise.errors import UsageError, unknown_name
+from tailwise.audits.rows import LayerRow, Provenance
+from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.storage import json_of
 from tailwise.history.jsonl import from_line, numbers_from
 from tailwise.history.point import OPTIMIZER, Alarm, Point, Tempo
 from tailwise.history.schema import ALARMS, AUDITS, LAYOUTS, METRICS, POINTS, RUNS, SPOOLS, VECTORS
 from tailwise.history.sql import ColumnElement, Connection, Row, func, select
-from tailwise.history.vectors import NO_LAYERS, Layout, unpacked
-from tailwise.storage import json_of
+from tailwise.history.vectors import NO_LAYERS, VectorLayout, unpacked
 
 #: First and last step, both included; None for no bound.
 Steps = tuple[int | None, int | None]
@@ -163,10 +163,10 @@ def metric_names(connection: Connection) -> dict[int, str]:
     return {row.id: row.name for row in connection.execute(select(METRICS.c.id, METRICS.c.name))}
 
 
-def layouts_of(connection: Connection, ids: set[int]) -> dict[int, Layout]:
+def layouts_of(connection: Connection, ids: set[int]) -> dict[int, VectorLayout]:
     """Layouts by number."""
     rows = connection.execute(select(LAYOUTS.c.id, LAYOUTS.c.layers).where(LAYOUTS.c.id.in_(sorted(ids))))
-    return {row.id: Layout.from_json(row.layers) for row in rows}
+    return {row.id: VectorLayout.from_json(row.layers) for row in rows}
 
 
 def audits(connection: Connection, run: str) -> list[KeptAudit]:

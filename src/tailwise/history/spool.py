@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import IO
 
 from tailwise.audits.cache import default_folder
-from tailwise.errors import UnreachableError
+from tailwise.core.errors import UnreachableError
+from tailwise.core.recipe import digest_of
+from tailwise.core.storage import json_of
 from tailwise.history.jsonl import Item, JsonlHistory, from_line
-from tailwise.recipe import digest_of
-from tailwise.storage import json_of
 
 try:
     import fcntl

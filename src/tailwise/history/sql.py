@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 try:
     from sqlalchemy import (

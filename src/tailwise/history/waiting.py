@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tailwise.errors import TailwiseError
+from tailwise.core.errors import TailwiseError
 from tailwise.history.connect import is_url, plain
 from tailwise.history.queued import take_over
 from tailwise.history.spool import SUFFIX, Spool, folder_for

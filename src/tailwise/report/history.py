@@ -17,12 +17,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from tailwise.atomic import write_whole
 from tailwise.audits.codec import to_parquet
 from tailwise.audits.table import Table
-from tailwise.errors import UsageError
+from tailwise.core.atomic import write_whole
+from tailwise.core.errors import UsageError
 from tailwise.history.read import KeptAlarm, KeptAudit, RunSummary
-from tailwise.report.files import to_csv
+from tailwise.report.output_files import to_csv
 
 _MOST_COLUMNS = 8
 #: Scalars that people look for first; the others follow in their own order.

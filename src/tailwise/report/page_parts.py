@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
 from tailwise.audits.audit import Audit
-from tailwise.diagnosis.finding import Diagnosis, Finding
-from tailwise.metrics.metric import METRICS
-from tailwise.recipe import Recipe
+from tailwise.core.recipe import Recipe
+from tailwise.judging.diagnosis.finding import Diagnosis, Finding
 from tailwise.report.charts.chart import Chart, Guidance
-from tailwise.report.findings import not_evaluated
+from tailwise.report.findings_view import not_evaluated
+from tailwise.spectrum.metrics.metric import METRICS
 
 #: Layers named in a finding before the rest is folded away.
 _NAMED = 8

@@ -15,11 +15,12 @@ from rich.segment import Segment
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from tailwise.audits.audit import Audit, Layer, LayerRow
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import Layer, LayerRow
 from tailwise.audits.trusted import left_out_words, usable, usable_values
-from tailwise.harmless import visible
-from tailwise.metrics.metric import METRICS
+from tailwise.core.harmless import visible
 from tailwise.report.columns import BRIEF, Column, cell
+from tailwise.spectrum.metrics.metric import METRICS
 
 #: Tables longer than this are cut, and say so.
 DEFAULT_ROWS = 100

@@ -7,7 +7,7 @@ from collections import deque
 from itertools import pairwise
 from statistics import median
 
-from tailwise.diagnosis.statistics import robust_scale
+from tailwise.judging.diagnosis.medians import robust_scale
 
 PAST, SHORT = 64, 5  # losses that a rise is held against, and those that show it
 FEWEST = 20

@@ -1,4 +1,4 @@
-"""An alarm rule is one decorated function of a `Watch`: it names the layers that show its sign at this point."""
+"""An alarm rule is one decorated function of a `AlarmWatch`: it names the layers that show its sign at this point."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from tailwise.diagnosis.finding import Strength
+from tailwise.core.registry import Registry
 from tailwise.history.point import Severity
-from tailwise.registry import Registry
+from tailwise.judging.diagnosis.finding import Strength
 from tailwise.training.alarm_change import Shape
-from tailwise.training.alarm_watch import Watch
+from tailwise.training.alarm_watch import AlarmWatch
 
 _BUILT_IN = ("alarm_rules_run", "alarm_rules_scale", "alarm_rules_spectrum")
 
@@ -48,8 +48,8 @@ class AlarmRule:
     remedies: tuple[str, ...]
     functions: tuple[str, ...]  # names in `tailwise.remedies`
     references: tuple[str, ...]
-    judge: Callable[[Watch], Signs]
-    each_loss: Callable[[Watch], Signs] | None = None  # asked of every step's loss
+    judge: Callable[[AlarmWatch], Signs]
+    each_loss: Callable[[AlarmWatch], Signs] | None = None  # asked of every step's loss
 
 
 def _load_built_ins() -> None:
@@ -73,18 +73,18 @@ def alarm_rule(  # noqa: PLR0913 - a rule has as many parts
     remedies: Sequence[str],
     functions: Sequence[str] = (),
     references: Sequence[str],
-    each_loss: Callable[[Watch], Signs] | None = None,
-) -> Callable[[Callable[[Watch], Signs]], Callable[[Watch], Signs]]:
+    each_loss: Callable[[AlarmWatch], Signs] | None = None,
+) -> Callable[[Callable[[AlarmWatch], Signs]], Callable[[AlarmWatch], Signs]]:
     """Register the decorated function as the alarm rule `code`; its docstring is the sign that it looks for.
 
     It is asked at the points that have all of `needs` in some layer and all of `scalars`, and returns the layers that
     show the sign there. What is kept of a run is what some rule needs. `each_loss` is asked after every loss that a
-    monitor was told of, whether or not there is a point; it looks at `Watch.losses`.
+    monitor was told of, whether or not there is a point; it looks at `AlarmWatch.losses`.
     """
     if not re.fullmatch(r"[A-Z]{2,}\d{3}", code):
         raise TypeError(f"{code!r} is not a code such as TW701")
 
-    def register(function: Callable[[Watch], Signs]) -> Callable[[Watch], Signs]:
+    def register(function: Callable[[AlarmWatch], Signs]) -> Callable[[AlarmWatch], Signs]:
         ALARM_RULES.add(code, AlarmRule(
             code=code, title=title, family=function.__module__.rsplit("_", 1)[-1],
             summary=" ".join((inspect.getdoc(function) or "").split()), severity=severity, strength=strength,

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from itertools import islice
 from statistics import median
 
-from tailwise.diagnosis.statistics import robust_scale
+from tailwise.judging.diagnosis.medians import robust_scale
 from tailwise.training.alarm_losses import SHORT
 from tailwise.training.alarm_rule import Sign, Signs, alarm_rule
-from tailwise.training.alarm_watch import Watch
+from tailwise.training.alarm_watch import AlarmWatch
 
 _RECENT = 8  # losses that a spike is held against: more of them would hold its fall too
 _FEWEST = 5
@@ -22,12 +22,12 @@ _NOTE = re.compile(r"(\S+) is not measured: (.*\b(?:NaN|Inf)\b.*)")
 _FLOOR = 0.02  # share of the loss below which its scatter is never taken to be
 
 
-def _loss_not_finite(watch: Watch) -> Signs:
+def _loss_not_finite(watch: AlarmWatch) -> Signs:
     """The loss of a step is NaN or infinite."""
     return {} if math.isfinite(watch.losses.last) else {"": Sign(f"loss is {watch.losses.last}", 1.0, {})}
 
 
-def _loss_jumps(watch: Watch) -> Signs:
+def _loss_jumps(watch: AlarmWatch) -> Signs:
     """Of the last five losses four stand far above what was usual, or one stands out far more."""
     track = watch.losses
     if track.usual is None or not math.isfinite(track.last):
@@ -58,7 +58,7 @@ def _loss_jumps(watch: Watch) -> Signs:
     references=("IEEE 754",),
     each_loss=_loss_not_finite,
 )
-def not_finite(watch: Watch) -> Signs:
+def not_finite(watch: AlarmWatch) -> Signs:
     """A norm of a layer, or the loss, is NaN or infinite, or a note says that its matrix has such entries.
 
     Other metrics may be undefined in a healthy layer, so they do not count.
@@ -98,7 +98,7 @@ def not_finite(watch: Watch) -> Signs:
     ),
     each_loss=_loss_jumps,
 )
-def loss_spike(watch: Watch) -> Signs:
+def loss_spike(watch: AlarmWatch) -> Signs:
     """The loss stands far above the median of the last ones, against their scatter.
 
     Of a monitor's every loss counts: four of five in a row, or one that stands out three times as far. Where only
@@ -128,7 +128,7 @@ def loss_spike(watch: Watch) -> Signs:
     functions=("layerwise_weight_decay",),
     references=("Zhang et al. 2017, Understanding Deep Learning Requires Rethinking Generalization, arXiv:1611.03530",),
 )
-def memorising(watch: Watch) -> Signs:
+def memorising(watch: AlarmWatch) -> Signs:
     """The training loss has fallen to next to nothing of what it was first, at three points in a row; or it falls on,
     far below a held-out loss that does not fall any more.
 
@@ -168,7 +168,7 @@ def memorising(watch: Watch) -> Signs:
     functions=("layerwise_weight_decay",),
     references=("Prechelt 1998, Early Stopping - But When?, LNCS 1524:55",),
 )
-def eval_rising(watch: Watch) -> Signs:
+def eval_rising(watch: AlarmWatch) -> Signs:
     """`eval_loss` stands above its lowest by more than it scatters, and rises, while the training loss does not.
 
     The last four values against the lowest median of three before, and against what they scatter by. The points are

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from statistics import median
 
 from tailwise.training.alarm_rule import Sign, Signs, alarm_rule
-from tailwise.training.alarm_watch import SPAN, Track, Watch, change, outside
+from tailwise.training.alarm_watch import SPAN, AlarmWatch, Track, change, outside
 
 _FLOOR = 0.05  # of ln σ: changes that any layer is allowed
 _ROW = 2  # points in a row, since a single step may be odd
@@ -30,7 +30,7 @@ PAST = 10  # points that a jump of the updates is held against
         "Yoshida & Miyato 2017, Spectral Norm Regularization, arXiv:1705.10941",
     ),
 )  # fmt: skip
-def blow_up(watch: Watch) -> Signs:
+def blow_up(watch: AlarmWatch) -> Signs:
     """The norm grows within three points far more than it used to, or many times over with all of W.
 
     Of matrices the spectral norm, of embeddings and heads ‖W‖_F: one direction of theirs, which all tokens share, grows
@@ -55,7 +55,7 @@ def blow_up(watch: Watch) -> Signs:
     return found
 
 
-def _slack(watch: Watch, layer: str, steps: int) -> float:
+def _slack(watch: AlarmWatch, layer: str, steps: int) -> float:
     """By how much more a layer may grow than within three points ten steps apart, from which the bounds are."""
     age = watch.age(layer)
     if age is not None:  # at a rate that rises with the steps, as in a warm-up, it grows as the square of its age
@@ -75,7 +75,7 @@ def _slack(watch: Watch, layer: str, steps: int) -> float:
     functions=("reinitialize_dead_layers",),
     references=("Lu et al. 2020, Dying ReLU and Initialization, arXiv:1903.06733",),
 )  # fmt: skip
-def lost(watch: Watch) -> Signs:
+def lost(watch: AlarmWatch) -> Signs:
     """‖W‖_F falls within three points to a small part of what it was; weights that are trained fall slowly."""
     found = {}
     for layer, (track,) in watch.now("frobenius").items():
@@ -98,7 +98,7 @@ def lost(watch: Watch) -> Signs:
     functions=("AdaptiveClip", "layerwise_learning_rates"),
     references=("You et al. 2017, Large Batch Training of Convolutional Networks (LARS), arXiv:1708.03888",),
 )
-def large_updates(watch: Watch) -> Signs:
+def large_updates(watch: AlarmWatch) -> Signs:
     """One step moves a matrix by a large share of its norm, or by far more than it used to, at two points in a row.
 
     What began at zero moves by a few parts in its age while all is well. The second is a warning.
@@ -141,7 +141,7 @@ def large_updates(watch: Watch) -> Signs:
     functions=("reinitialize_dead_layers", "layerwise_learning_rates"),
     references=("Lu et al. 2020, Dying ReLU and Initialization, arXiv:1903.06733",),
 )  # fmt: skip
-def stopped(watch: Watch) -> Signs:
+def stopped(watch: AlarmWatch) -> Signs:
     """A layer that used to move does not any more, at two points in a row, while the median of its like does.
 
     The factors of adapters are held against one another: the first moves far less than the second.
@@ -153,11 +153,11 @@ def stopped(watch: Watch) -> Signs:
     return {layer: sign for tracks in kinds.values() for layer, sign in _still(watch, tracks, every).items()}
 
 
-def _kind(watch: Watch, layer: str) -> str:
+def _kind(watch: AlarmWatch, layer: str) -> str:
     return "A" if ".lora_A" in layer else "B" if ".lora_B" in layer else "change" if watch.adapts(layer) else ""
 
 
-def _still(watch: Watch, tracks: Mapping[str, Track], every: Mapping[str, Track]) -> Signs:
+def _still(watch: AlarmWatch, tracks: Mapping[str, Track], every: Mapping[str, Track]) -> Signs:
     peers = tracks if len(tracks) >= watch.limit("fewest_layers") else every
     if len(peers) < watch.limit("fewest_layers"):
         return {}

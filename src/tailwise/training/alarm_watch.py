@@ -10,8 +10,8 @@ from functools import lru_cache
 from statistics import median
 
 from tailwise.checkpoints.roles import classify
-from tailwise.diagnosis.statistics import robust_scale
 from tailwise.history.point import OPTIMIZER, Point, Tempo
+from tailwise.judging.diagnosis.medians import robust_scale
 from tailwise.training.alarm_losses import LossTrack
 
 #: Points that are kept of each metric of each layer.
@@ -84,14 +84,14 @@ class Track:
 
 
 @dataclass(frozen=True)
-class Change:
+class RecentChange:
     """A change over the last SPAN points, beside those before it."""
 
     size: float
     z: float  # robust standard deviations from the median of the earlier changes
 
 
-def change(track: Track, floor: float, fewest: int, scale: Callable[[float], float] = float) -> Change | None:
+def change(track: Track, floor: float, fewest: int, scale: Callable[[float], float] = float) -> RecentChange | None:
     """How much `scale(value)` changed over SPAN points; None with fewer than `fewest` changes before.
 
     The changes it is held against do not overlap with it. `floor` is their least scatter.
@@ -101,7 +101,7 @@ def change(track: Track, floor: float, fewest: int, scale: Callable[[float], flo
     values = [scale(value) for value in track.values]
     steps = [after - before for before, after in zip(values, values[SPAN:], strict=False)]
     middle, scatter = robust_scale(steps[:-SPAN], floor)
-    return Change(steps[-1], (steps[-1] - middle) / scatter)
+    return RecentChange(steps[-1], (steps[-1] - middle) / scatter)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -111,7 +111,7 @@ def outside(layer: str) -> bool:
 
 
 @dataclass
-class Watch:
+class AlarmWatch:
     """One run as the rules see it. Memory is bounded: HISTORY values of each metric that a rule needs.
 
     Cheap and full points are kept apart: a full point may come after cheap points of later steps, and a norm by power

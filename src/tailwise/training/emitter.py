@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from tailwise.history.point import Alarm, Point, Resumed, Tempo
 from tailwise.training.faults import Faults
 from tailwise.training.losses import LossJob, Summary
-from tailwise.training.ranks import Ranks
-from tailwise.training.solver import Measured, from_json, to_json
+from tailwise.training.processes import Ranks
+from tailwise.training.solver import RankMeasurements, from_json, to_json
 
 if TYPE_CHECKING:
     from tailwise.training.cheap import Pending
     from tailwise.training.options import Rule
-    from tailwise.training.sinks import Sink
+    from tailwise.training.sinks import PointSink
 
 #: Points that may wait for a slow sink; later ones are dropped and counted.
 WAITING = 256
@@ -48,7 +48,7 @@ class NoteJob:
     events: list[Any]
 
 
-Job = CheapJob | NoteJob | LossJob | Measured | Resumed
+Job = CheapJob | NoteJob | LossJob | RankMeasurements | Resumed
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Outlet:
     """Where points go."""
 
     run: str
-    sinks: Sequence[Sink]  # take points
+    sinks: Sequence[PointSink]  # take points
     histories: Sequence[Any]  # take alarms as well
     rules: Sequence[Rule]
     on_alarm: Callable[[Alarm], object] | None
@@ -72,8 +72,8 @@ class Emitter:
         self._resumed: Resumed | None = None
         self._known: dict[Tempo, Mapping[str, dict[str, float]]] = {"cheap": {}, "full": {}}
         self._full_notes: list[str] = []
-        self._own: list[Measured] = []  # of this rank, waiting for those of the others
-        self._theirs: dict[int, Measured] = {}
+        self._own: list[RankMeasurements] = []  # of this rank, waiting for those of the others
+        self._theirs: dict[int, RankMeasurements] = {}
         self._merged = 0
         self.alarms: list[Alarm] = []
         self.points, self.dropped, self.background = 0, 0, 0.0
@@ -178,7 +178,7 @@ class Emitter:
             self._merged += 1
             self._full(parts)
 
-    def _full(self, parts: list[Measured]) -> None:
+    def _full(self, parts: list[RankMeasurements]) -> None:
         first, known = parts[0], self._known["full"]
         if (back := self._resumed) is not None and first.step > back.step and first.time < back.time:
             return  # of a branch that ended while it was being measured

@@ -13,8 +13,8 @@ from tailwise.training.cheap import dense_matrix, to_host
 
 if TYPE_CHECKING:
     from tailwise.training.faults import Faults
-    from tailwise.training.live import Group, LiveModel, Tensors
-    from tailwise.training.ranks import Ranks
+    from tailwise.training.live import LiveModel, MatrixGroup, Tensors
+    from tailwise.training.processes import Ranks
 
 
 class Gradients:
@@ -56,7 +56,7 @@ class Gradients:
         found = {name: gradient for name, gradient in gradients.items() if gradient is not None}
         self._ranks.visit(there, found, self._take, self._faults)
 
-    def _take(self, group: Group, whole: Tensors) -> None:
+    def _take(self, group: MatrixGroup, whole: Tensors) -> None:
         checkpoint = self._live.checkpoint(group, whole)
         for source in group.sources:
             parts = [torch.linalg.vector_norm(dense_matrix(part).float()) for part in load(source, checkpoint)]

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from tailwise.storage import json_of
+from tailwise.core.storage import json_of
 from tailwise.training.monitor import Monitor
 from tailwise.training.remedy import Make, Remedy
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tailwise import remedies
-from tailwise.errors import UsageError, unknown_name
+from tailwise.core.errors import UsageError, unknown_name
+from tailwise.training import remedies
 
 #: Remedies that hang on an optimizer; on the model alone; and those that change the weights once, before training.
 _OF_THE_OPTIMIZER = ("fixed_learning_rates", "layerwise_learning_rates", "layerwise_weight_decay", "llr")

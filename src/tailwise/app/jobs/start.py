@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from tailwise.app.desk import Desk
 from tailwise.app.jobs.job import Job
 from tailwise.app.jobs.outputs import words_of
-from tailwise.errors import UsageError
+from tailwise.app.page_context import PageContext
+from tailwise.core.errors import UsageError
 
 _HUB = re.compile(r"(hf://)?[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,120})?")
 
@@ -26,7 +26,7 @@ class Wish(BaseModel):
     bootstrap: int = Field(0, ge=0, le=1000)
 
 
-def start(desk: Desk, wish: Wish) -> Job:
+def start(desk: PageContext, wish: Wish) -> Job:
     """Put an audit into the queue.
 
     Raises `UsageError` for what is neither below a root nor an id of the Hub, on a read-only server, where too many
@@ -43,7 +43,7 @@ def start(desk: Desk, wish: Wish) -> Job:
     return desk.queue.add(model, desk.settings.state / "audits" / f"{words}.audit", options)
 
 
-def _named(desk: Desk, text: str) -> str:
+def _named(desk: PageContext, text: str) -> str:
     if "\0" in text:
         raise UsageError("is no path", where=text.replace("\0", "␀"))
     try:

@@ -7,19 +7,19 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from tailwise.app.desk import Desk, desk_of
-from tailwise.app.figures import FAMILIES, HEATS, Place, chart_named, families, needs, view_of
+from tailwise.app.chart_json import FAMILIES, HEATS, ChartPlace, chart_named, families, needs, view_of
+from tailwise.app.layer_tables import Columns, chosen_columns, exported
 from tailwise.app.lists import Listing, listed
-from tailwise.app.tables import Columns, chosen_columns, exported
-from tailwise.diagnosis.finding import Diagnosis
-from tailwise.errors import UsageError
-from tailwise.metrics.metric import METRICS
+from tailwise.app.page_context import PageContext, context_of
+from tailwise.app.workspace import layers as table
+from tailwise.app.workspace import links
+from tailwise.core.errors import UsageError
+from tailwise.judging.diagnosis.finding import Diagnosis
 from tailwise.report.charts.chart import charts_of
-from tailwise.workspace import layers as table
-from tailwise.workspace import links
+from tailwise.spectrum.metrics.metric import METRICS
 
 router = APIRouter(include_in_schema=False)
-Given = Annotated[Desk, Depends(desk_of)]
+Given = Annotated[PageContext, Depends(context_of)]
 
 
 @router.get("/")
@@ -59,7 +59,7 @@ def model(request: Request, desk: Given, audit: str, family: str = "alpha") -> H
     return desk.pages.page(request, "model.html", values)
 
 
-def _places(desk: Desk, audit: str, family: str) -> list[Place]:
+def _places(desk: PageContext, audit: str, family: str) -> list[ChartPlace]:
     view = view_of(desk.workspace, audit)
     found = []
     for chart in families()[family]:
@@ -70,9 +70,9 @@ def _places(desk: Desk, audit: str, family: str) -> list[Place]:
     return found
 
 
-def _place(audit: str, name: str, metric: str | None, title: str, missing: str) -> Place:
+def _place(audit: str, name: str, metric: str | None, title: str, missing: str) -> ChartPlace:
     link = links.chart(audit, name, metric)
-    return Place(chart_named(name, "audit"), f"/api{link}", title, link, missing)
+    return ChartPlace(chart_named(name, "audit"), f"/api{link}", title, link, missing)
 
 
 @router.get("/models/{audit}/charts/{name}")
@@ -92,7 +92,7 @@ def chart(request: Request, desk: Given, audit: str, name: str, metric: str | No
     return desk.pages.page(request, "chart.html", values)
 
 
-def layer_rows(desk: Desk, audit: str) -> list[dict[str, Any]]:
+def layer_rows(desk: PageContext, audit: str) -> list[dict[str, Any]]:
     """All rows of an audit, kept."""
     workspace = desk.workspace
     return workspace.keep(audit, "rows", lambda: table.records(workspace.audit(audit), workspace.diagnosis(audit)))
@@ -134,7 +134,7 @@ def layer(request: Request, desk: Given, audit: str, name: str) -> HTMLResponse:
     diagnosis: Diagnosis = desk.workspace.diagnosis(audit)
     values = {
         "area": "Models", "entry": desk.workspace.entry(audit), "audit": found, "row": row,
-        "places": [Place(one, source.replace("{}", one.name), one.title) for one in charts],
+        "places": [ChartPlace(one, source.replace("{}", one.name), one.title) for one in charts],
         "findings": diagnosis.of(row.name), "metrics": METRICS, "shown": shown,
         "before": names[at - 1] if at else None, "after": names[at + 1] if at + 1 < len(names) else None,
     }  # fmt: skip

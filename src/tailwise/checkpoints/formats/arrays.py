@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
+from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import code_of, torch_dtype
-from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.kernels_last import Turned
 from tailwise.checkpoints.formats.memory import as_tensor
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,7 +111,7 @@ class ArrayStore(TensorStore):
 
     def part(self, names: Iterable[str]) -> ByAddress:
         """See `Checkpoint`."""
-        return ByAddress(self, names, Address(from_anywhere(self.uri), part=self.chosen or None))
+        return ByAddress(self, names, CheckpointAddress(from_anywhere(self.uri), part=self.chosen or None))
 
     def close(self) -> None:
         """See `Checkpoint`."""

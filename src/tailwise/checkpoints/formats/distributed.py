@@ -15,17 +15,16 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
-from tailwise.checkpoints.bytesource import ByteSource
+from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
+from tailwise.checkpoints.bytesource import ByteSource, Folder
 from tailwise.checkpoints.checkpoint import DTYPE_BITS, TensorSpec
 from tailwise.checkpoints.dtypes import code_of, torch_dtype
-from tailwise.checkpoints.folder import Folder
-from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.inert import Record, read_inert
 from tailwise.checkpoints.formats.saved import find_tensors
 from tailwise.checkpoints.formats.torch_pickle import NO_PICKLE
 from tailwise.checkpoints.inside import inside
-from tailwise.errors import UnreadableError, UnsafeError
+from tailwise.core.errors import UnreadableError, UnsafeError
 
 if TYPE_CHECKING:
     import torch
@@ -142,7 +141,7 @@ class DistributedCheckpoint(TensorStore):
 
     def part(self, names: Iterable[str]) -> ByAddress:
         """See `Checkpoint`."""
-        return ByAddress(self, names, Address(from_anywhere(self.uri), part=self.chosen or None))
+        return ByAddress(self, names, CheckpointAddress(from_anywhere(self.uri), part=self.chosen or None))
 
     def close(self) -> None:
         """See `Checkpoint`."""

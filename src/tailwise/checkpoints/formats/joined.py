@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
+from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.checkpoints.formats.base import TensorStore
-from tailwise.errors import UnreadableError
+from tailwise.checkpoints.formats.common import TensorStore
+from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,7 @@ class JoinedCheckpoint(TensorStore):
 
     def part(self, names: Iterable[str]) -> ByAddress:
         """See `Checkpoint`."""
-        return ByAddress(self, names, Address(from_anywhere(self.uri), part=self.chosen or None))
+        return ByAddress(self, names, CheckpointAddress(from_anywhere(self.uri), part=self.chosen or None))
 
     def close(self) -> None:
         """See `Checkpoint`."""

@@ -15,8 +15,8 @@ from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.formats.arrays import ArrayStore, Stored, is_bfloat16
 from tailwise.checkpoints.formats.kernels_last import Turned, leaf_of, turned
 from tailwise.checkpoints.formats.unfolding import check_unfolding
-from tailwise.errors import UnreadableError, UsageError
-from tailwise.storage import json_of
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.storage import json_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
-from tailwise.checkpoints.bytesource import ByteSource
+from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
+from tailwise.checkpoints.bytesource import ByteSource, Folder
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.checkpoints.folder import Folder
-from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.onnx_graph import Constant, constants_of, is_made_up, names_of, text_of
 from tailwise.checkpoints.inside import inside
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -242,7 +241,7 @@ class OnnxCheckpoint(TensorStore):
 
     def part(self, names: Iterable[str]) -> ByAddress:
         """See `Checkpoint`."""
-        return ByAddress(self, names, Address(from_anywhere(self.uri), part=self.chosen or None))
+        return ByAddress(self, names, CheckpointAddress(from_anywhere(self.uri), part=self.chosen or None))
 
     def close(self) -> None:
         """See `Checkpoint`."""

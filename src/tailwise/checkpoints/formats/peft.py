@@ -13,12 +13,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
+from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.checkpoints.formats import lora_experts
+from tailwise.checkpoints.formats import lora_names as lora_experts
 from tailwise.checkpoints.formats.lora_names import Update, read_names, token_indices
-from tailwise.checkpoints.readings.claimed import claimed
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.checkpoints.readings.partition import claimed
+from tailwise.core.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +59,7 @@ class PeftCheckpoint(Checkpoint):
         self, adapter: Checkpoint, settings: Mapping[str, Any], base: Checkpoint | None, *, merged: bool
     ) -> None:
         self._adapter, self._base, self._merged = adapter, base, merged
+        self.reopen = adapter.reopen
         found = read_names(adapter, settings)
         if not found.updates:
             raise UnreadableError(
@@ -248,7 +249,7 @@ class PeftCheckpoint(Checkpoint):
         """See `Checkpoint`."""
         base = None if self._base is None else from_anywhere(self._base.uri)
         mode: Literal["delta", "merged"] = "merged" if self._merged else "delta"
-        return ByAddress(self, names, Address(from_anywhere(self.uri), base, mode))
+        return ByAddress(self, names, CheckpointAddress(from_anywhere(self.uri), base, mode))
 
     def close(self) -> None:
         """See `Checkpoint`."""

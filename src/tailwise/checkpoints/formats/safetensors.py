@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.checkpoints.formats.ranged import RangedStore
-from tailwise.checkpoints.header import Header, read_header
-from tailwise.errors import UnreadableError
+from tailwise.checkpoints.formats.common import RangedStore
+from tailwise.checkpoints.sniff import Header, read_header
+from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:
     import torch

@@ -14,18 +14,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
+from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.checkpoints.formats.base import TensorStore
-from tailwise.checkpoints.formats.memory import is_array, shared_names, spec_of
+from tailwise.checkpoints.formats.common import TensorStore
+from tailwise.checkpoints.formats.memory import decoded, is_array, kinds_of, shared_names, spec_of
 from tailwise.checkpoints.formats.pickle_bounds import check_extent, check_file, stored_as_is
 from tailwise.checkpoints.formats.saved import find_tensors
-from tailwise.checkpoints.formats.tensor_kinds import decoded, kinds_of
 from tailwise.checkpoints.formats.torchscript import is_torchscript, read_torchscript
-from tailwise.errors import UnreadableError, UnsafeError, lacks_memory
-from tailwise.storage import open_regular
+from tailwise.core.errors import UnreadableError, UnsafeError, lacks_memory
+from tailwise.core.storage import open_regular
 
 if TYPE_CHECKING:
     import torch
@@ -150,7 +149,7 @@ class TorchCheckpoint(TensorStore):
 
     def part(self, names: Iterable[str]) -> ByAddress:
         """See `Checkpoint`."""
-        return ByAddress(self, names, Address(from_anywhere(self.uri), part=self.chosen or None))
+        return ByAddress(self, names, CheckpointAddress(from_anywhere(self.uri), part=self.chosen or None))
 
     def close(self) -> None:
         """See `Checkpoint`."""

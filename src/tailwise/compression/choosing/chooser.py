@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Generic, TypeVar
 
-from tailwise.errors import UsageError
-from tailwise.registry import Registry
+from tailwise.core.errors import UsageError
+from tailwise.core.registry import Registry
 
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound="Chooser[Any]")

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tailwise.compression.choosing.alphaq import solved_words
-from tailwise.compression.choosing.amounts import Allocation, Settings, allocator, sizes_of, verdict
-from tailwise.compression.choosing.formats import Assignment, Choices, FormatSettings, assigner, reasons_of
+from tailwise.compression.choosing.amounts import Allocation, AllocatorSettings, allocator, sizes_of, verdict
+from tailwise.compression.choosing.bit_formats import Assignment, Choices, FormatSettings, assigner, reasons_of
 from tailwise.compression.choosing.knapsack import Knapsack, Matrix, solve_near
 from tailwise.compression.plans.budget import Budget, held
 from tailwise.compression.plans.candidates import Candidate
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 Table = Mapping[tuple[str, str], float]
 _SLACKS = (1e-3, 1e-2, 1e-1, 1.0)  # few tensors and coarse levels cannot come near to every budget
@@ -23,7 +23,7 @@ _SECONDS = 2.0  # few tensors of nearly one size and coarse levels are hard to p
 @allocator(
     "sensitivity", source="this project; an exact multiple-choice knapsack over measured losses", takes=("losses",)
 )
-def sensitivity(candidates: Sequence[Candidate], budget: Budget, settings: Settings) -> Allocation:
+def sensitivity(candidates: Sequence[Candidate], budget: Budget, settings: AllocatorSettings) -> Allocation:
     """The levels of least summed loss, each tensor's loss measured with all others left whole.
 
     What the levels leave of the budget, mostly below a thousandth, is made good by one shift of all amounts. That

@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 
 from tailwise.compression.operators.masks import lowest, lowest_in_groups
-from tailwise.compression.operators.operator import Activations, Amount, Done
-from tailwise.errors import UnreadableError
+from tailwise.compression.operators.operator import Amount, OperatorResult
+from tailwise.core.errors import UnreadableError
+from tailwise.models.activations import Activations
 
 BLOCK = 128  # columns whose mask is chosen at once
 DAMPING = 0.01  # of the mean diagonal of the Hessian
 _MOST_DAMPING = 10.0
 
 
-def sparsegpt(W: torch.Tensor, amount: Amount, inputs: Activations) -> Done:
+def sparsegpt(W: torch.Tensor, amount: Amount, inputs: Activations) -> OperatorResult:
     """The entries whose loss is least, w²/[H⁻¹]², while the columns to their right make the loss good.
 
     Columns go from left to right in blocks of 128, and the mask of a block is chosen over the block's rows and
@@ -37,7 +38,7 @@ def sparsegpt(W: torch.Tensor, amount: Amount, inputs: Activations) -> Done:
         count = round(amount.sparsity * stop * len(W)) - before
         errors, gone[:, start:stop] = _block(W[:, start:stop], U[start:stop, start:stop], amount, count)
         W[:, stop:] -= errors @ U[start:stop, stop:]
-    return Done(W.masked_fill(gone, 0.0), ~gone)
+    return OperatorResult(W.masked_fill(gone, 0.0), ~gone)
 
 
 def inverse_factor(H: torch.Tensor) -> torch.Tensor:

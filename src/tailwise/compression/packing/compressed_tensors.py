@@ -12,9 +12,9 @@ import torch
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.roles import classify
 from tailwise.compression.packing.bit_streams import pack_bits, pack_words
-from tailwise.compression.packing.packing import Work
-from tailwise.compression.packing.parts import Parts, cast_of
+from tailwise.compression.packing.packing import PackingWork
 from tailwise.compression.packing.shards import Members, ShardPacking
+from tailwise.compression.packing.tensor_parts import Parts, cast_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.schemes import Scheme, scheme_of
 from tailwise.number_formats.number_format import NumberFormat
@@ -112,7 +112,7 @@ class CompressedTensors(ShardPacking):
             found += (8 - bits) / 8 if strategy == "tensor" else groups * _filling(out, bits)
         return round(found)
 
-    def settings(self, work: Work) -> dict[str, Any]:
+    def settings(self, work: PackingWork) -> dict[str, Any]:
         """See `ShardPacking`."""
         schemes = _schemes(work.plan)
         if not schemes:

@@ -8,19 +8,19 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
-from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import doubt, value_of
 from tailwise.checkpoints.beside import TOWERS, tower_beside
-from tailwise.checkpoints.order import INPUTS, OUTPUTS
-from tailwise.compression.plans.packed_rows import AS_NUMBERS, is_packed, tensor_of
+from tailwise.checkpoints.orientation import INPUTS, OUTPUTS
+from tailwise.compression.plans.packed_rows import is_packed, tensor_of
+from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.site import Site
-from tailwise.compression.plans.words import listed
-from tailwise.errors import UsageError, unknown_name
-from tailwise.metrics.facts import fit
-from tailwise.recipe import Recipe
+from tailwise.core.errors import AS_NUMBERS, UsageError, unknown_name
+from tailwise.core.recipe import Recipe
+from tailwise.spectrum.metrics.facts import fit
 from tailwise.spectrum.power_law import TailFit
-from tailwise.spectrum.rounding import resolved, unit_of
-from tailwise.spectrum.trust import SEARCHED, doubt_of_tail
+from tailwise.spectrum.trust import SEARCHED, doubt_of_tail, resolved, unit_of
 
 #: Kinds of matrix that the operators work on.
 KINDS = frozenset({"dense", "conv", "expert"})
@@ -50,6 +50,7 @@ class Candidate:
     metrics: Mapping[str, float | None] = field(default_factory=dict)  # None: not defined, or a degenerate tail
     parts: tuple[tuple[int, int, int], ...] = ()  # (rows, cols, slices) of each matrix in it
     kind: str = "dense"  # or conv, expert
+    matrices: int = 1  # that are worked on one by one: experts of a stack, with gate and up of one together
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,7 +68,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
+class TensorChoice:
     """Which tensors: by role, by name, and which of those that are left out by default."""
 
     roles: tuple[str, ...] = ()
@@ -76,7 +77,7 @@ class Choice:
 
 
 def candidates(
-    audit: Audit, choice: Choice, estimator: str | None, *, packed: bool = False
+    audit: Audit, choice: TensorChoice, estimator: str | None, *, packed: bool = False
 ) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
     """The tensors that a plan may touch, in the audit's order, and notes on what was left out and why.
 
@@ -141,7 +142,7 @@ def _check_roles(audit: Audit, roles: Iterable[str]) -> None:
             raise unknown_name("role in this model", role, known)
 
 
-def _wanted(row: LayerRow, choice: Choice) -> bool:
+def _wanted(row: LayerRow, choice: TensorChoice) -> bool:
     if row.role in choice.also:
         return row.kind not in ("lora", "")
     if choice.roles and row.role not in choice.roles:
@@ -197,11 +198,23 @@ def _said_of(fits: Mapping[str, LayerRow] | None, estimator: str | None, moved: 
     known = [row for row in (fits or {}).values() if row.metrics["alpha"] is not None]
     if lost := len(fits or {}) - len(known):
         yield f"α of {lost} of {len(fits or {})} matrices is left out (a tail without spread): a neutral amount"
+    doubted = sum(bool(doubt(row, estimator or "")) for row in known if row.name not in moved)
+    if moved or doubted:
+        yield _whose_fit(len(known), moved, doubted)
+
+
+def _whose_fit(count: int, moved: Collection[str], doubted: int) -> str:
+    """One line on where each α is from: the fit of its matrix, or the median of its role."""
+    own = count - len(moved)
+    said = f"α of {own} of {count} matrices ({own / count:.0%}) is of their own fit"
+    if doubted:
+        said += f", of which {doubted} not trusted and taken all the same, as published methods do"
     if moved:
-        which = f"{len(moved)} of {len(known)} matrices is of a fit that is not trusted"
-        yield f"α of {which}, and counts as its role's median: {listed(moved)}"
-    if doubted := sum(bool(doubt(row, estimator or "")) for row in known if row.name not in moved):
-        yield f"α of {doubted} of {len(known)} matrices is of a fit that is not trusted; published methods take all"
+        share = f"{len(moved)} ({len(moved) / count:.0%})"
+        said += f"; of {share} it is the median of their role, as their tails say nothing"
+    if 2 * len(moved) > count:
+        said += ": this plan is by role rather than by layer"
+    return f"{said} ({listed(moved)})" if moved else said
 
 
 def _fitted(audit: Audit, row: LayerRow, estimator: str, recipe: Recipe) -> TailFit:
@@ -225,6 +238,7 @@ def _candidate(tensor: str, rows: Sequence[LayerRow], alphas: Mapping[str, float
         metrics=metrics,
         parts=tuple((row.rows, row.cols, row.slices) for row in rows),
         kind=first.kind,
+        matrices=len({row.name.partition("#")[0] for row in rows}),
     )
 
 
@@ -233,7 +247,7 @@ def _mean(rows: Sequence[LayerRow], values: Sequence[float | None]) -> float | N
     return sum(size * value for size, value in known) / sum(size for size, _ in known) if known else None
 
 
-def _notes(audit: Audit, choice: Choice, composed: Collection[str]) -> Iterable[str]:
+def _notes(audit: Audit, choice: TensorChoice, composed: Collection[str]) -> Iterable[str]:
     if composed:
         yield f"left as they are, each made of several tensors: {listed(composed)}"
     if missing := _not_measured(audit):

@@ -6,19 +6,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tailwise.compression.operators.operator import Activations, Done, Operator, Target
-from tailwise.compression.plans.patterns import BLOCK, UNSTRUCTURED
+from tailwise.compression.operators.operator import Operator, OperatorResult, Target
+from tailwise.compression.plans.patterns import BLOCK, EXPERTS, UNSTRUCTURED
 from tailwise.compression.plans.site import Site
-from tailwise.compression.plans.taking import Drop, LowRank, Sparsify, Structured
+from tailwise.compression.plans.taking import Drop, DropExperts, LowRank, Sparsify, Structured
 from tailwise.compression.plans.treatment import (
     REPORT,
-    How,
     Matrices,
     Treatment,
+    TreatmentSettings,
     Unit,
     operator_for,
 )
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.models.activations import Activations
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 
@@ -67,7 +68,7 @@ class Cast(Treatment):
         except UsageError as error:
             yield f"{error.what}; {error.fix}"
 
-    def do(self, W: torch.Tensor, how: How, seen: Activations | None = None) -> Done:
+    def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
         """See `Treatment`."""
         return operator_for(how, seen)(W, Target(self.number_format, how.act_order, how.keep_zeros), seen)
 
@@ -147,7 +148,7 @@ class Then(Treatment):
         """A plan that does both is checked part by part; in any other, one of the two does not belong."""
         yield from self.first.check(site, operator)
 
-    def do(self, W: torch.Tensor, how: How, seen: Activations | None = None) -> Done:
+    def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
         """See `Treatment`."""
         if how.then is None:
             raise UsageError("two treatments take two operators")
@@ -165,7 +166,9 @@ class Then(Treatment):
         return f"{self.first.words()}, {self.second.words()}"
 
 
-def noted(*, sparsity: Any, pattern: Any, rank: Any, format: Any, units: bool) -> Treatment:  # noqa: A002 - as in files
+def noted(
+    *, sparsity: Any, pattern: Any, rank: Any, format: Any, units: bool, experts: Any = ()  # noqa: A002 - as in files
+) -> Treatment:  # fmt: skip
     """The treatment that an entry of a file writes down, right or wrong. `units`: of an operator that takes units out.
 
     What is wrong is told by `check`: entries are edited by people.
@@ -175,6 +178,8 @@ def noted(*, sparsity: Any, pattern: Any, rank: Any, format: Any, units: bool) -
     first: Treatment
     if pattern == BLOCK:
         first = Drop(sparsity)
+    elif pattern == EXPERTS:
+        first = DropExperts(sparsity, tuple(experts) if isinstance(experts, list | tuple) else (experts,))
     elif rank is not None:
         first = LowRank(sparsity, rank)
     else:

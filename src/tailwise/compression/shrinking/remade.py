@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.dtypes import code_of
-from tailwise.checkpoints.writer import Layout, Shard
-from tailwise.errors import UsageError
+from tailwise.checkpoints.writer import OutputLayout, Shard
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
-    from tailwise.compression.walking.load_pruned import Shapes
+    from tailwise.models.walking.reshaped import Shapes
 
 Make = Callable[[], "torch.Tensor"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class RemadeTensor:
     """A tensor of the new checkpoint. Without `make` it is the source's, byte for byte."""
 
     spec: TensorSpec  # new name and shape
@@ -32,7 +32,7 @@ class Entry:
 class Made:
     """What is to be written instead of the source."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[RemadeTensor, ...]
     config: Mapping[str, object]  # fields of config.json that change
     shapes: Shapes | None  # what the config cannot say
     reached: Mapping[str, tuple[int, int | None]]  # tensor of the plan → parameters left, and its rank
@@ -42,7 +42,7 @@ class Made:
 class Remade(Checkpoint):
     """The tensors of `entries`, in their order."""
 
-    def __init__(self, source: Checkpoint, entries: tuple[Entry, ...]) -> None:
+    def __init__(self, source: Checkpoint, entries: tuple[RemadeTensor, ...]) -> None:
         self._source = source
         self._entries = {entry.spec.name: entry for entry in entries}
         self.uri, self.format, self.config, self.metadata = source.uri, source.format, source.config, source.metadata
@@ -63,7 +63,7 @@ class Remade(Checkpoint):
         return found[start:stop] if found.ndim else found
 
 
-def laid_out(layout: Layout, entries: tuple[Entry, ...]) -> Layout:
+def laid_out(layout: OutputLayout, entries: tuple[RemadeTensor, ...]) -> OutputLayout:
     """The same files, holding the new tensors where their sources were; a file that would be empty is left out."""
     by_source: dict[str, list[TensorSpec]] = {}
     for entry in entries:

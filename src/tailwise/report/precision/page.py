@@ -7,21 +7,21 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tailwise.atomic import write_whole
-from tailwise.precision.prediction import PREDICTED
-from tailwise.precision.study import PrecisionStudy
-from tailwise.precision.tables import summary as statistics_of
-from tailwise.precision.verdict import Bound, sensitivities
+from tailwise.audits.precision.prediction import PREDICTED
+from tailwise.audits.precision.study import PrecisionStudy
+from tailwise.audits.precision.study_files import summary as statistics_of
+from tailwise.audits.precision.verdict import Bound, sensitivities
+from tailwise.core.atomic import write_whole
 from tailwise.report import page_parts as parts
 from tailwise.report.charts.chart import require_altair
 from tailwise.report.charts.data import rounded
 from tailwise.report.columns import printable
 from tailwise.report.html import check_page
 from tailwise.report.page_data import in_columns, script
-from tailwise.report.precision import words
+from tailwise.report.precision import precision_words as words
 from tailwise.report.precision.figures import FIGURES
-from tailwise.report.precision.summary import percent, shown
-from tailwise.report.precision.view import StudyView
+from tailwise.report.precision.precision_summary import percent, shown
+from tailwise.report.precision.precision_view import StudyView
 from tailwise.report.render import spec_of
 from tailwise.report.shell import Section, layer_table, whole_page
 from tailwise.report.theme import THEMES, TOKENS, config
@@ -49,14 +49,14 @@ def write_report(study: PrecisionStudy, path: str | Path, *, bounds: Sequence[Bo
 def report(study: PrecisionStudy, *, bounds: Sequence[Bound] = ()) -> str:
     """The report as HTML text: what the study says in words, verdicts, charts, whether α predicts, all layers."""
     require_altair()
-    page = _Page(StudyView(study=study, bounds=bounds, palette=TOKENS))
+    page = _StudyPage(StudyView(study=study, bounds=bounds, palette=TOKENS))
     sections = [page.said(), page.formats(), page.verdicts(), page.tails(), page.distortion(), page.prediction(),
                 page.table(), page.left_out(), page.definitions()]  # fmt: skip
     title = f"What number formats do to {page.view.names[0]}"
     return whole_page(title, page.header(title), sections, data=page.data(), version=study.versions.get("tailwise", ""))
 
 
-class _Page:
+class _StudyPage:
     """Sections of one report, and the data that they refer to."""
 
     def __init__(self, view: StudyView) -> None:

@@ -1,0 +1,114 @@
+"""The numbers of layers: one metric of one layer, its spread, its extremes, and where it is beyond a bound."""
+
+from __future__ import annotations
+
+import re
+
+from tailwise.app.assistant.charts import chart_of
+from tailwise.app.assistant.markdown import escape, link
+from tailwise.app.assistant.replies.concepts import explain
+from tailwise.app.assistant.replies.question import CannotAnswerError, Question
+from tailwise.app.assistant.words import alpha, count, num
+from tailwise.app.workspace import links
+
+_MOST = 5
+_MOST_LISTED = 10
+_SIGNS = {">=": ">=", "<=": "<=", ">": ">", "<": "<", "above": ">", "over": ">", "greater than": ">", "more than": ">",
+          "larger than": ">", "at least": ">=", "below": "<", "under": "<", "less than": "<", "smaller than": "<",
+          "at most": "<="}  # fmt: skip
+BOUND = re.compile(rf"({'|'.join(_SIGNS)})\s*(\d{{1,12}}(?:\.\d{{1,12}})?)")
+HIGH = r"\b(highest|largest|biggest|max|maximum|most|top)\b"
+LOW = r"\b(lowest|smallest|min|minimum|least)\b"
+
+
+def number(question: Question, metric: str) -> str:
+    """One metric of the layers that a question names."""
+    meant = question.layers()
+    if meant.trouble:
+        raise CannotAnswerError(meant.trouble)
+    name = question.audit()
+    if not meant.rows:
+        return extremes(question, metric)
+    if len(meant.rows) == 1:
+        fact = question.ask("layer", audit=name, layer=meant.rows[0].name)
+        if fact["metrics"].get(metric) is None:
+            why = fact["reason"] or "the audit does not have it"
+            raise CannotAnswerError(f"{meant.rows[0].name} has no {metric}: {why}")
+        said = alpha(fact["metrics"]) if metric == "alpha" else f"{escape(metric)} is {num(fact['metrics'][metric])}"
+        peers = fact["peers"].get(metric)
+        beside = (
+            f" The median of the {peers['n']} matrices of this role and shape is {num(peers['median'])}."
+            if peers
+            else ""
+        )
+        return f"{link(meant.rows[0].name, links.layer(name, meant.rows[0].name))}: {said}.{beside}"
+    names = {row.name for row in meant.rows}
+    condition = " and ".join(f"{column} = {value}" for column, value in _common(meant.rows))
+    fact = question.ask("query", audit=name, columns=f"role,block,{metric}", where=condition, limit=50)
+    rows = [row for row in fact["layers"] if row["name"] in names]
+    lines = [f"- {link(row['name'], links.layer(name, row['name']))}: {num(row[metric])}" for row in rows]
+    return f"{escape(metric)} of {escape(meant.words)}:\n\n" + "\n".join(lines)
+
+
+def _common(rows: tuple[object, ...]) -> list[tuple[str, object]]:
+    found = []
+    for column in ("block", "role"):
+        values = {getattr(row, column) for row in rows}
+        if len(values) == 1 and None not in values:
+            found.append((column, values.pop()))
+    return found
+
+
+def metric_here(question: Question, metric: str) -> str:
+    """A metric without a layer: what it is, and its spread in the audit on screen."""
+    text = explain(question, metric)
+    name = question.audit()
+    fact = question.ask("audit", audit=name)
+    spreads = [(item["role"], item[metric]) for item in fact["roles"] if item.get(metric)]
+    lines = [f"- {role}: median {num(spread['median'])}, {num(spread['min'])} to {num(spread['max'])} "
+             f"({count(spread['n'], 'matrix', 'matrices')})" for role, spread in spreads]  # fmt: skip
+    chart = chart_of(name, metric)
+    where = f"In {link(fact['title'], links.model(name))}, by role ({link(chart.text, chart.href)}):"
+    return f"{text}\n\n{where}\n\n" + "\n".join(lines) if lines else text
+
+
+def beyond(question: Question, metric: str) -> str:
+    """The layers with a metric above or below a number."""
+    match = BOUND.search(question.lower)
+    assert match is not None  # noqa: S101 - the intent looked
+    sign, number = _SIGNS[match[1]], match[2]
+    name, meant = question.audit(), question.layers()
+    places = " and ".join(f"{column} = {value}" for column, value in _common(meant.rows))
+    condition = f"{metric} {sign} {number}"
+    fact = question.ask("query", audit=name, columns=f"role,block,{metric}", sort=metric, descending=sign[0] == ">",
+                        where=f"{condition} and {places}" if places else condition, limit=_MOST_LISTED)  # fmt: skip
+    question.facts.append({"asked": condition})
+    page = link("in the table", links.layers(name, q=condition))
+    among = f" of {escape(meant.words)}" if places else ""
+    head = f"{fact['matching']} of {count(fact['of'], 'layer')} have {escape(condition)}{among} ({page})"
+    if not fact["layers"]:
+        return f"{head}."
+    lines = [f"- {link(row['name'], links.layer(name, row['name']))}: {num(row[metric])}" for row in fact["layers"]]
+    return f"{head}:\n\n" + "\n".join(lines)
+
+
+def extremes(question: Question, metric: str) -> str:
+    """Where a metric is highest and lowest."""
+    name, meant = question.audit(), question.layers()
+    condition = " and ".join(f"{column} = {value}" for column, value in _common(meant.rows))
+    among = {row.name for row in meant.rows}
+    high, low = (re.search(pattern, question.lower) is not None for pattern in (HIGH, LOW))
+    parts = []
+    for words, down in (("Highest", True), ("Lowest", False)):
+        if (down and low and not high) or (not down and high and not low):
+            continue
+        fact = question.ask("query", audit=name, columns=f"role,block,{metric}", sort=metric, descending=down,
+                            where=condition, limit=50 if among else _MOST)  # fmt: skip
+        rows = [row for row in fact["layers"] if row[metric] is not None and (not among or row["name"] in among)]
+        lines = [f"- {link(row['name'], links.layer(name, row['name']))}: {num(row[metric])}" for row in rows[:_MOST]]
+        within = f" of {escape(meant.words)}" if meant.words else ""
+        parts.append(f"{words} {escape(metric)}{within}:\n\n" + "\n".join(lines))
+    chart = chart_of(name, metric)
+    parts.append(f"Along depth: {link(chart.text, chart.href)}. Compare within a role and shape; across roles a "
+                 "difference says little.")  # fmt: skip
+    return "\n\n".join(parts)
