@@ -110,7 +110,7 @@ def main() -> None:
     if wanted.write:
         text = PAGE.read_text(encoding="utf-8")
         PAGE.write_text(
-            re.sub(r"(<!-- rates -->\n).*?(\n<!-- end -->)", lambda m: m[1] + made + m[2], text, flags=re.S)
+            re.sub(r"(<!-- rates -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{made}\n{m[2]}", text, flags=re.S)
         )
 
 

@@ -10,9 +10,10 @@ from made_points import UP, alarm, point
 from tailwise.core.errors import UnreachableError, UnreadableError
 from tailwise.history import queued
 from tailwise.history.jsonl import JsonlHistory, to_line
-from tailwise.history.queued import QueuedHistory, open_writer
+from tailwise.history.queued import QueuedHistory
 from tailwise.history.spool import REJECTED, Spool
 from tailwise.history.store import History
+from tailwise.history.writer import open_writer
 
 
 class Clock:

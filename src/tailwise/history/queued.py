@@ -8,11 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from tailwise.core.errors import UnreachableError
 from tailwise.history.connect import is_url, plain
-from tailwise.history.jsonl import Item, JsonlHistory
+from tailwise.history.jsonl import Item
 from tailwise.history.point import Point, Resumed
 from tailwise.history.spool import REJECTED, Line, Spool, folder_for
 from tailwise.history.store import History
@@ -215,21 +214,3 @@ def _take_one(history: History, spool: Spool, line: Line) -> None:
     _log.warning("a line of %s is put aside in %s: %s", spool.path.name, REJECTED, why)
     spool.reject(text)
     history.take_over(spool.key, number, [])
-
-
-class Writer(Protocol):
-    """What a monitor writes to."""
-
-    def write(self, item: Item) -> None:
-        """Keep a point or an alarm; never raises."""
-
-    def close(self) -> None:
-        """Write what waits, if that can be, and let go."""
-
-
-def open_writer(where: str | os.PathLike[str], *, spool: str | os.PathLike[str] | None = None) -> Writer:
-    """Lines for `x.jsonl`, else a store that waits for its database in a file, in the folder `spool`."""
-    if os.fspath(where).endswith(".jsonl"):
-        return JsonlHistory(where)
-
-    return QueuedHistory(where, spool)

@@ -16,7 +16,7 @@ from tailwise.audits.prepare import Selection, check_estimators
 from tailwise.core.errors import UsageError
 from tailwise.core.recipe import Recipe
 from tailwise.history.point import OPTIMIZER, RULES, Alarm, Resumed
-from tailwise.history.queued import open_writer
+from tailwise.history.writer import open_writer
 from tailwise.spectrum.metrics.facts import completed
 from tailwise.training.alarms import Alarms
 from tailwise.training.emitter import CheapJob, Emitter, NoteJob, Outlet

@@ -237,8 +237,8 @@ def fixed_learning_rates(
     """A fixed factor of the rate for the matrices of attention, and one for those of MLPs and experts; no spectrum.
 
     A control for remedies that follow α: where two fixed rates gain as much, α is not what helped. The defaults are
-    what TempBalance came to on small Llamas, on which they gained three times as much as it did (see the
-    documentation's evidence from training). `state_dict` and `remove` are those of `Balance`.
+    what TempBalance came to on small Llamas; on one they gained three times as much as it did, on a smaller one they
+    lost (see the documentation's evidence from training). `state_dict` and `remove` are those of `Balance`.
     """
     if attention <= 0 or mlp <= 0:
         raise UsageError(f"attention {attention}, mlp {mlp}", fix="give positive factors")
