@@ -127,9 +127,9 @@ import sys
 from tailwise.app.assistant.answers import EXAMPLES, answer
 from tailwise.app.assistant.functions.function import FUNCTIONS, Place, call
 from tailwise.app.assistant.prompt import system_prompt
-from tailwise.app.assistant.screen import Screen
+from tailwise.app.assistant.screen import ShownPage
 from tailwise.app.workspace.workspace import Workspace
-workspace, screen = Workspace([{str(made.workspace.roots[0])!r}]), Screen(audit={made.ids["model"]!r})
+workspace, screen = Workspace([{str(made.workspace.roots[0])!r}]), ShownPage(audit={made.ids["model"]!r})
 for example in EXAMPLES:
     answer(example, workspace, screen)
 for name in FUNCTIONS:

@@ -18,7 +18,7 @@ from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.models.evaluation.evaluate import EvaluateOptions, evaluate
 from tailwise.models.evaluation.loading import load_model
 from tailwise.models.walking.load_pruned import load_pruned
-from tailwise.models.walking.reshaped import PRUNED_FILE
+from tailwise.models.walking.shapes import PRUNED_FILE
 
 pytest.importorskip("transformers")
 pytest.importorskip("torch_pruning")

@@ -22,7 +22,7 @@ from tailwise.compression.shrinking.blocks_dropped import block_influence, least
 from tailwise.compression.shrinking.structured_groups import _counted
 from tailwise.core.errors import TailwiseError, UsageError
 from tailwise.models.walking.load_pruned import load_pruned
-from tailwise.models.walking.reshaped import PRUNED_FILE
+from tailwise.models.walking.shapes import PRUNED_FILE
 
 pytest.importorskip("transformers")
 pytest.importorskip("torch_pruning")

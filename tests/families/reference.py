@@ -188,7 +188,7 @@ def gone_from(model: nn.Module, after: nn.Module) -> dict[str, list[int]]:
     found, left = {}, dict(after.named_parameters())
     for name, value in model.named_parameters():
         if name.endswith("experts.down_proj"):
-            kept = [int((value - W).flatten(1).abs().sum(dim=1).argmin()) for W in left[name]]
+            kept = [int((value - W).flatten(1).abs().sum(dim=1).nan_to_num(torch.inf).argmin()) for W in left[name]]
             mixture = model.get_submodule(name.removesuffix(".experts.down_proj"))
             router = next(key for key in ("gate", "router") if hasattr(mixture, key))
             found[name.replace("experts.down_proj", router)] = [n for n in range(len(value)) if n not in kept]

@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailwise.audits.checked import SPECTRA, check_provenance, check_rows, check_spectra, read_table
+from tailwise.audits.checked import SPECTRA, check_provenance, check_rows, check_spectra
+from tailwise.audits.parquet import from_parquet
 from tailwise.audits.rows import MEASURED, Layer, LayerRow, Provenance
 from tailwise.audits.table import FACTS, ORIGIN
 from tailwise.core.atomic import could_not_write, write_whole
@@ -240,11 +241,6 @@ def _decode(parts: Mapping[str, bytes]) -> AuditParts:
         spectra.setdefault(name, {}).setdefault(kind, []).append(spectrum)
     layers = {row.name: _layer(row, spectra[row.name]) for row in rows if row.measured}
     return AuditParts(rows, layers, Provenance(**facts))
-
-
-def from_parquet(data: bytes) -> pa.Table:
-    """What `to_parquet` wrote."""
-    return read_table(pq.ParquetFile(io.BytesIO(data), pre_buffer=False), len(data))
 
 
 def _spectra_lines(data: bytes) -> list[tuple[str, str, Spectrum]]:

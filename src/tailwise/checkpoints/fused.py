@@ -6,7 +6,7 @@ Ranges are over the output features: rows of a Linear (out × in), columns of a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from tailwise.checkpoints.checkpoint import Dims
@@ -143,25 +143,21 @@ def split_gates(view: TensorView, role: str, hidden: int) -> list[Part]:
 
 def split_stack(
     tensor: str, shape: tuple[int, int, int], role: str, dims: Dims, *, kind: str = "dense", note: str = ""
-) -> list[Part]:
+) -> Iterator[Part]:
     """Every matrix of a stack (E, A, B), gate and up of experts apart where the config tells how they lie."""
     E, A, B = shape
     in_out = stack_has_inputs_first(role, (A, B), dims)
-    parts = []
     for e in range(E):
         view = TensorView(tensor, (E * A, B), ((e * A, (e + 1) * A),), (0, B, 1))
         for part in _of_stack(view, role, dims, in_out):
-            parts.append(
-                replace(
-                    part,
-                    suffix=f"[{e}]{part.suffix}",
-                    kind=kind,
-                    note=part.note or note,
-                    reading="stack",
-                    input_axis=int(not in_out),
-                )
+            yield replace(
+                part,
+                suffix=f"[{e}]{part.suffix}",
+                kind=kind,
+                note=part.note or note,
+                reading="stack",
+                input_axis=int(not in_out),
             )
-    return parts
 
 
 def _of_stack(view: TensorView, role: str, dims: Dims, in_out: bool | None) -> list[Part]:
@@ -177,13 +173,12 @@ def _of_stack(view: TensorView, role: str, dims: Dims, in_out: bool | None) -> l
     return split_gate_up(view, role, dims, in_out=in_out)
 
 
-def split_stacked_rows(view: TensorView, role: str, experts: int) -> list[Part]:
+def split_stacked_rows(view: TensorView, role: str, experts: int) -> Iterator[Part]:
     """Experts stacked along the rows of a matrix (DBRX: (E·inner) × hidden)."""
     height = view.n_rows // experts
-    return [
-        Part(f"[{e}]", role, "expert", (replace(view, rows=((e * height, (e + 1) * height),)),), reading="stack")
-        for e in range(experts)
-    ]
+    for e in range(experts):
+        rows = ((e * height, (e + 1) * height),)
+        yield Part(f"[{e}]", role, "expert", (replace(view, rows=rows),), reading="stack")
 
 
 def select(view: TensorView, ranges: tuple[RowRange, ...], *, in_out: bool) -> TensorView:

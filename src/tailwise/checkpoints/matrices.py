@@ -130,7 +130,7 @@ class _Grouping:
         for name, members in checkpoint.members.items():
             for member in members:
                 self._made.setdefault(member, []).append(name)
-        self._hints = Hints(_config(checkpoint), checkpoint.tensors, checkpoint.module_kinds, conv)
+        self._hints = Hints(_config(checkpoint), checkpoint.tensors, checkpoint.module_kinds, conv, min_evals)
         self._roles = {n: self._role(n, spec) for n, spec in checkpoint.tensors.items()}
         self._blocks = number_blocks(n for n, role in self._roles.items() if role not in NO_BLOCK)
         self._first = self._representatives(_shared(checkpoint))
@@ -166,6 +166,9 @@ class _Grouping:
         spec = self.checkpoint.tensors[name]
         if refusal := self._refusal(name, spec):
             self._list(spec, *refusal, name)
+            return
+        if 0 in spec.shape:  # the other axes may be of any length, and cost the file nothing
+            self._list(spec, "TOO_SMALL", self._too_small(0), name)
             return
         parts = parts_of(spec, self._roles[name], self._hints)
         measured = [part for part in parts if _short_side(part) >= self.min_evals]

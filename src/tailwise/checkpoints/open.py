@@ -225,7 +225,11 @@ def _open_files(folder: Folder, weights: Weights, uri: str, part: str | None = N
             raise UnreadableError(f"its files have different formats: {kind}, {', '.join(kinds)}", where=uri)
         if kind == "gguf" and not weights.format:
             sources += (folder.source(n) for n in siblings(weights.files[0]) if n not in weights.files)
-        own: dict[str, dict[str, Any]] = {"torch": {"part": part}, "onnx": {"folder": folder}}
+        places = dict(zip(weights.files, sources, strict=False))
+        homes = {name: places[file] for name, file in weights.tensors.items()}
+        own: dict[str, dict[str, Any]] = {
+            "torch": {"part": part}, "onnx": {"folder": folder}, "safetensors": {"homes": homes},
+        }  # fmt: skip
         maker = partial(_FORMATS[kind], uri, config=config, revision=folder.revision, **own.get(kind, {}))
         opened = _joined(folder, weights, sources, maker) if weights.ranks else maker(sources)
     except BaseException:
@@ -238,7 +242,7 @@ def _open_files(folder: Folder, weights: Weights, uri: str, part: str | None = N
         opened.notes += (f"not read, for the model is in other files: {few}",)
     if weights.format and (modules := modules_beside(folder)):
         opened.notes += (f"not read, for it lies in a folder of its own: {', '.join(modules)} (modules.json)",)
-    lost = sorted(weights.tensors - opened.tensors.keys())
+    lost = sorted(weights.tensors.keys() - opened.tensors.keys())
     if lost:
         _log.warning("%s: %d tensors of the index are in no file: %s", uri, len(lost), ", ".join(lost[:5]))
     return opened

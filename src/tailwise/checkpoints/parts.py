@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.checkpoint import Dims, dims_for, tower_of
@@ -40,6 +41,7 @@ class Hints:
     tensors: Mapping[str, TensorSpec]
     module_kinds: Mapping[str, str]  # module → its class, where the checkpoint is a live module
     conv: str  # Recipe.conv
+    smallest: int = 1  # short side of a matrix that is measured
     _dims: dict[tuple[bool, ...], Dims] = field(default_factory=dict)  # of each tower, worked out once
 
     def dims(self, name: str) -> Dims:
@@ -114,7 +116,9 @@ def _stack(spec: TensorSpec, role: str, hints: Hints) -> list[Part]:
     role = "other" if role == "conv" else role  # which is what three axes are called whose name is not known
     dims = hints.dims(spec.name)
     kind = "expert" if expert else "dense"
-    return split_stack(spec.name, (E, A, B), role, dims, kind=kind, note=note)
+    found = split_stack(spec.name, (E, A, B), role, dims, kind=kind, note=note)
+    # Of matrices that are all too small one says so; a million of them would take far more room than the file.
+    return list(islice(found, 1 if min(A, B) < hints.smallest else None))
 
 
 def _parts_of_matrix(view: TensorView, role: str, hints: Hints) -> list[Part]:
@@ -138,7 +142,8 @@ def _feed_forward(view: TensorView, role: str, dims: Dims, hints: Hints, *, in_o
         role = "mlp_gate_up"
     expert = role.startswith("expert_")
     if expert and not role.endswith("gate_up") and (experts := _stacked_experts(view, hints.config)):
-        return split_stacked_rows(view, role, experts)
+        small = min(view.n_rows // experts, view.n_cols) < hints.smallest
+        return list(islice(split_stacked_rows(view, role, experts), 1 if small else None))
     if not role.endswith("gate_up"):
         return [Part("", role, "expert" if expert else "dense", (view,), input_axis=int(not in_out))]
     parts = split_gate_up(view, role, dims, in_out=in_out)

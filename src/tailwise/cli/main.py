@@ -18,6 +18,7 @@ from tailwise.cli.evaluate_command import evaluate
 from tailwise.cli.help_texts import tell
 from tailwise.cli.history_commands import app as store
 from tailwise.cli.history_commands import bisect, history, watch
+from tailwise.cli.limited import where_it_is_limited
 from tailwise.cli.mcp import mcp
 from tailwise.cli.plan_commands import app as plan
 from tailwise.cli.precision import precision
@@ -85,10 +86,20 @@ def main(
 
 def run() -> None:
     """Entry point: turns errors into one message and an exit code (2: wrong request, 3: unreadable input)."""
-    code: object = 1
     hide_known_lines()
     # Processes that libraries start (workers of Dask, Ray, data loaders) would import from the current folder first.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
+    where_it_is_limited(_run, _ended_by)
+
+
+def _ended_by(signal: str) -> int:
+    print(f"tailwise: a library ended the process ({signal}), as some do where they lack memory", file=sys.stderr)
+    print(_NO_MEMORY.partition("\n")[2], file=sys.stderr)
+    return UnreadableError.exit_code
+
+
+def _run() -> None:
+    code: object = 1
     try:
         code = _run_to_the_end()
     except TailwiseError as error:

@@ -251,9 +251,14 @@ def free_memory() -> int | None:
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), None)
 
 
+def is_limited() -> bool:
+    """Whether there is a limit of addresses."""
+    return resource is not None and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
 def ensure_room(nbytes: int = 0) -> None:
     """`MemoryError` where a limit of addresses (`ulimit -v`, a batch system's) leaves no room for `nbytes` and more."""
-    if resource is None or resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+    if not is_limited():
         return
     try:
         mmap.mmap(-1, _BESIDE + nbytes).close()

@@ -35,6 +35,9 @@ from tailwise.history.sql import (
 _WRITERS = 0x7A11_715E
 _PAGE_BYTES = 8192
 _CACHE_KIB = 65536
+_LONGEST = 1 << 28  # bytes of a text or a vector in SQLite
+#: What values raise that are not those that were written: a store may have been edited, or made to harm.
+_DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, StopIteration)
 
 
 def is_url(where: str) -> bool:
@@ -153,7 +156,10 @@ class _Prepare:
 
     def __call__(self, raw: Any, _record: Any) -> None:
         raw.isolation_level = None  # transactions begin where `_begin` says so, and not before
+        raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST)
         cursor = raw.cursor()
+        # What a schema of somebody else names is no function that could do more than compute.
+        cursor.execute("PRAGMA trusted_schema=OFF")
         cursor.execute(f"PRAGMA page_size={_PAGE_BYTES}")
         cursor.execute("PRAGMA foreign_keys=ON")
         # With WAL this loses nothing when a process dies; when the machine does, the last moments at most.
@@ -193,7 +199,14 @@ def reading(engine: Engine, where: str) -> Iterator[Connection]:
     # two of them would come without their values.
     options = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}
     with store_errors(where), engine.connect().execution_options(**options) as connection:
-        yield connection
+        try:
+            yield connection
+        except _DAMAGE as error:
+            raise UnreadableError(
+                f"holds what tailwise has not written ({type(error).__name__}: {str(error)[:200]})",
+                where=where,
+                fix="restore it from a copy, or begin another",
+            ) from error
 
 
 @contextmanager
@@ -230,7 +243,7 @@ def _explained(error: DBAPIError, where: str) -> TailwiseError:
     ):
         if part in said:
             return UnreachableError(what, where=where, fix=fix)
-    if "not a database" in said or "malformed" in said:
+    if "not a database" in said or "malformed" in said or "decode" in said:
         return UnreadableError(f"is no store, or it is damaged ({said})", where=where, fix="check the path")
     if "permission denied" in said.lower():
         return UnreadableError(said, where=where, fix="ask for rights on the tables named tailwise_*")
@@ -268,6 +281,8 @@ def _version(connection: Connection, where: str) -> int:
         if tables and connection.dialect.name == "sqlite":
             raise UsageError("is the database of another program", where=where, fix="choose another file")
         return 0
+    if connection.dialect.name == "sqlite":
+        _check_plain(connection, where)
     found = connection.execute(select(META.c.value).where(META.c.key == "schema")).scalar()
     if found is None or not found.isdigit():
         raise UnreadableError("does not say which version it has", where=where, fix="restore it from a copy")
@@ -278,6 +293,27 @@ def _version(connection: Connection, where: str) -> int:
             fix="pip install --upgrade tailwise",
         )
     return int(found)
+
+
+def _check_plain(connection: Connection, where: str) -> None:
+    """Only tables hold values: a view, a virtual table or a column that is computed could compute without end."""
+    made = [row for row in connection.execute(text("SELECT type, name, tbl_name, sql FROM sqlite_master"))
+            if str(row.tbl_name).startswith("tailwise_")]  # fmt: skip
+    other = [
+        row.name
+        for row in made
+        if row.type in ("view", "trigger") or str(row.sql).upper().lstrip().startswith("CREATE VIRTUAL")
+    ]
+    computed = text("SELECT name FROM pragma_table_xinfo(:name) WHERE hidden > 0")
+    for row in made:
+        if row.type == "table" and not other:
+            other += connection.execute(computed, {"name": row.name}).scalars()
+    if other:
+        raise UnreadableError(
+            f"{str(other[0])[:100]!r} in it is no table or column of values, and tailwise has not made it",
+            where=where,
+            fix="drop it (a view, trigger or computed column), or copy the tables into a store of your own",
+        )
 
 
 def _counts_of_alarms(connection: Connection) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from tailwise.audits.codec import from_parquet, row_of
+from tailwise.audits.checked import check_provenance, check_rows
+from tailwise.audits.codec import row_of
+from tailwise.audits.parquet import from_parquet
 from tailwise.audits.rows import LayerRow, Provenance
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.storage import json_of
@@ -186,6 +188,7 @@ def audits(connection: Connection, run: str) -> list[KeptAudit]:
 
 def _provenance(text: str) -> Provenance:
     body = json_of(text)
+    check_provenance(body)
     return Provenance(**{**body, "notes": tuple(body["notes"])})
 
 
@@ -204,7 +207,9 @@ def audit_rows(connection: Connection, run: str, step: int) -> list[LayerRow]:
         layouts_of(connection, {head.layout_id})[head.layout_id], vectors_of(connection, [head.id]).get(head.id, {})
     )
     names = dict.fromkeys(name for layer in values.values() for name in layer)
-    lines = from_parquet(head.facts).to_pylist()
+    table = from_parquet(head.facts)
+    check_rows(table)
+    lines = table.to_pylist()
     return [row_of({**line, **_all(names, values.get(line["name"], {}))}) for line in lines]
 
 

@@ -23,6 +23,7 @@ try:
         String,
         Table,
         Text,
+        TypeDecorator,
         UniqueConstraint,
         case,
         create_engine,
@@ -43,6 +44,6 @@ except ModuleNotFoundError as error:
 __all__ = [
     "DDL", "URL", "ArgumentError", "BigInteger", "Column", "ColumnElement", "Connection", "DBAPIError", "Engine",
     "Float", "ForeignKey", "Index", "Integer", "InterfaceError", "LargeBinary", "MetaData", "NoSuchModuleError",
-    "OperationalError", "Row", "String", "Table", "Text", "UniqueConstraint", "case", "create_engine", "delete",
-    "event", "func", "inspect", "make_url", "select", "text", "update",
+    "OperationalError", "Row", "String", "Table", "Text", "TypeDecorator", "UniqueConstraint", "case", "create_engine",
+    "delete", "event", "func", "inspect", "make_url", "select", "text", "update",
 ]  # fmt: skip

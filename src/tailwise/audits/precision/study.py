@@ -13,6 +13,7 @@ from tailwise.checkpoints.orientation import in_order
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UnreadableError, unknown_name
 from tailwise.core.storage import is_text, json_of, read_text
+from tailwise.core.typed import check_typed
 
 #: Distortions of a `Reading`: name → what it is, in its unit.
 MEASURES: Mapping[str, str] = {
@@ -163,14 +164,17 @@ class PrecisionStudy:
                 raise ValueError("half a character in a text")
             if data.pop("kind") != "precision study" or data.pop("version") > _VERSION:
                 raise ValueError("another kind of file, or written by a newer tailwise")
+            check_typed(cls, data)
             # Files of older versions have the order of the checkpoint.
             data["layers"] = tuple(in_order(map(_layer, data["layers"]), as_listed=True))
             return cls(**{**data, "formats": tuple(data["formats"]), "notes": tuple(data["notes"])})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             fix = "make it with `tailwise precision MODEL`"
             raise UnreadableError(f"is not a precision study ({error})", where=str(path), fix=fix) from error
 
 
 def _layer(data: dict[str, Any]) -> LayerStudy:
     readings = {name: Reading(**item) for name, item in data.pop("readings").items()}
+    if any(name != reading.format for name, reading in readings.items()):
+        raise ValueError("a reading stands under the name of another format")
     return LayerStudy(**data, readings=readings)

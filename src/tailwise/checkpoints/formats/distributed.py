@@ -35,6 +35,7 @@ _MOST_AXES = 16
 _EXTRA = 1 << 20  # bytes that torch.save adds to a tensor's own, and more than enough
 #: Megatron stacks the layers of a model along the first axis of one tensor.
 _STACKED = re.compile(r"(?P<before>(?:^|.*\.)layers)\.(?P<after>(?!\d).*)")
+_MOST_LAYERS = 1 << 16
 _DAMAGED = "it is damaged or not all files are there: copy the folder again"
 
 
@@ -217,8 +218,8 @@ def _chunk(key: str, chunk: Any, code: str, context: _Context) -> _Chunk:
         source = folder.source(file)
         known[file] = source.size
         source.close()
-    most = prod(sizes) * DTYPE_BITS.get(code, 128) // 8 + _EXTRA
-    if start < 0 or not 0 <= length <= most or start + length > known[file]:
+    least, most = (prod(sizes) * DTYPE_BITS.get(code, bits) // 8 for bits in (0, 128))
+    if start < 0 or not least <= length <= most + _EXTRA or start + length > known[file]:
         raise UnreadableError(
             f"a chunk would be bytes {start} to {start + length} of {file}, which has {known[file]}",
             where=where,
@@ -296,6 +297,8 @@ def _named(
         if entry is None:
             continue
         match = _STACKED.fullmatch(name) if stacked and entry.shape else None
+        # Without entries, or with few of them each, layers cost the file next to nothing.
+        match = match if match and prod(entry.shape) and entry.shape[0] <= _MOST_LAYERS else None
         if match is None:
             yield name, entry
             continue

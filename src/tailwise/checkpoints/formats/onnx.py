@@ -14,6 +14,7 @@ from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.onnx_graph import Constant, constants_of, is_made_up, names_of, text_of
 from tailwise.checkpoints.inside import inside
+from tailwise.checkpoints.spread import spread
 from tailwise.core.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class OnnxCheckpoint(TensorStore):
         if any(size < 0 for size in shape) or prod(max(size, 1) for size in shape) > _MAX_NUMEL:
             raise UnreadableError(f"the shape {list(shape)[:8]} cannot be", where=where, fix="export the model again")
         place = self._place(constant, code, shape, where)
-        if constant.kind and constant.recurrent and shape:
+        if constant.kind and constant.recurrent and shape and shape[0] in (1, 2):
             for direction in range(shape[0]):
                 full = f"{name}_reverse" if direction else name
                 yield (
@@ -221,8 +222,8 @@ class OnnxCheckpoint(TensorStore):
             zero = stored.reshape(rows, -1)
             if not stored.is_floating_point():
                 zero = _low_first(zero, bits)
-            zero = _by_block(zero[:, : scale.shape[1]].to(torch.float32), constant.block, codes.shape[1])
-        return ((codes.to(torch.float32) - zero) * _by_block(scale, constant.block, codes.shape[1]))[:, :cols]
+            zero = spread(zero[:, : scale.shape[1]].to(torch.float32), constant.block, codes.shape[1], 1)
+        return ((codes.to(torch.float32) - zero) * spread(scale, constant.block, codes.shape[1], 1))[:, :cols]
 
     def _small(self, constant: Constant | None, where: str) -> torch.Tensor:
         if constant is None:
@@ -325,19 +326,16 @@ def _fault_of_blocks(constant: Constant, shape: tuple[int, ...], code: str) -> s
     return "" if prod(constant.scale.proto.dims) == rows * blocks else "its scales do not fit its blocks"
 
 
-def _by_block(values: torch.Tensor, block: int, count: int) -> torch.Tensor:
-    """One value for each of `count` columns, from one for each block of columns."""
-    return values.repeat_interleave(block, dim=1)[:, :count]
-
-
 def _along(values: torch.Tensor, codes: torch.Tensor, axis: int, block: int) -> torch.Tensor:
-    """Scales (or zeros) in a shape that broadcasts with the codes."""
+    """Scales (or zeros) in a shape that broadcasts to that of the codes; `IndexError` where there are more of them."""
     if values.numel() == 1:
         return values.reshape(())
+    if values.ndim == 1 and not (block and codes.ndim == 1):
+        values = values.reshape([-1 if i == axis else 1 for i in range(codes.ndim)])
+    if values.ndim > codes.ndim or any(a > b for a, b in zip(values.shape[::-1], codes.shape[::-1], strict=False)):
+        raise IndexError(f"scales of shape {list(values.shape)} for codes of shape {list(codes.shape)}")
     if block and values.ndim == codes.ndim:
-        return values.repeat_interleave(block, dim=axis).narrow(axis, 0, codes.shape[axis])
-    if values.ndim == 1:
-        return values.reshape([-1 if i == axis else 1 for i in range(codes.ndim)])
+        return spread(values, block, codes.shape[axis], axis)
     return values
 
 

@@ -65,6 +65,10 @@ _ESTIMATORS = ("sklearn.", "joblib.", "xgboost.", "lightgbm.", "catboost.")
 _SAVE_ARRAYS = "load it where running it can do no harm, and save its arrays: numpy.savez('x.npz', coef=model.coef_, …)"
 
 
+_REPEATS = 1 << 26  # bytes that a tensor of repeated entries may have
+_REPEATED = "its entries are few that are repeated (expand); save what they stand for: tensor.contiguous()"
+
+
 class TorchCheckpoint(TensorStore):
     """The tensors of one or more files of `torch.save`, mapped into memory where their format allows it."""
 
@@ -98,6 +102,7 @@ class TorchCheckpoint(TensorStore):
         self.shared = shared_names(self._arrays)
         kinds = kinds_of(self._arrays)
         self.readings, self.unsupported, self.aside = kinds.readings, kinds.unsupported, kinds.aside
+        self.unsupported |= {name: _REPEATED for name, array in self._arrays.items() if _is_repeated(array)}
         self.read_whole = frozenset(self.readings)
 
     def _add(self, file: ByteSource, part: str | None) -> None:
@@ -157,6 +162,18 @@ class TorchCheckpoint(TensorStore):
         self._arrays.clear()
         for file in self._files:
             file.close()
+
+
+def _is_repeated(tensor: torch.Tensor) -> bool:
+    """Whether far more entries than are stored stand there, by strides of zero: a kilobyte may claim terabytes."""
+    import torch
+
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
+        return False
+    if tensor.device.type == "meta" or tensor.is_quantized:
+        return False
+    claimed = tensor.numel() * tensor.element_size()
+    return claimed > max(_REPEATS, tensor.untyped_storage().nbytes())
 
 
 def _stamp(path: Path) -> tuple[int, int]:

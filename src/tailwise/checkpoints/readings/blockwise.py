@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
 from tailwise.checkpoints.readings.compressed import settings_of
+from tailwise.checkpoints.spread import spread
 from tailwise.core.storage import json_of
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class Bnb4:
         packed = checkpoint.read(self.name).reshape(-1).view(torch.uint8)
         codes = torch.stack((packed >> 4, packed & 15), 1).reshape(-1)[: prod(self.shape)]
         values = checkpoint.read(f"{self.name}.quant_map").to(torch.float32)[codes.to(torch.int64)]
-        largest = self._absmax(checkpoint).repeat_interleave(self.blocksize)[: values.numel()]
+        largest = spread(self._absmax(checkpoint), self.blocksize, values.numel(), 0)
         return (values * largest).reshape(self.shape)[start:stop]
 
     def _absmax(self, checkpoint: Checkpoint) -> torch.Tensor:
@@ -185,7 +186,7 @@ class Bnb4:
             return stored.to(torch.float32)
         table = checkpoint.read(f"{self.name}.nested_quant_map").to(torch.float32)
         outer = checkpoint.read(f"{self.name}.nested_absmax").to(torch.float32).reshape(-1)
-        outer = outer.repeat_interleave(self.nested_blocksize)[: stored.numel()]
+        outer = spread(outer, self.nested_blocksize, stored.numel(), 0)
         return table[stored.to(torch.int64)] * outer + self.nested_offset
 
 
@@ -418,6 +419,8 @@ def find_bnb4(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
                 int(settings.get("nested_blocksize", 1)),
                 float(settings.get("nested_offset", 0.0)),
             )
+            if min(codec.blocksize, codec.nested_blocksize) < 1:
+                raise ValueError("blocks without entries")
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             yield Refused(members, f"a bitsandbytes state that does not say its shape ({error}); save the model again")
             continue

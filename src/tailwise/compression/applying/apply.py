@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.draft import Draft, check_output, check_space
@@ -30,6 +32,9 @@ from tailwise.compression.treating.journal import digest_of_inputs, key_of_run
 from tailwise.core.errors import UsageError
 from tailwise.core.execution.executor import checked_device
 from tailwise.models.evaluation.gguf_files import gguf_file_of
+
+if TYPE_CHECKING:
+    import torch
 
 
 def apply(
@@ -143,7 +148,9 @@ class _Errand:
     def _key(self) -> str:
         """A digest of all that the output depends on."""
         given = self.options.calibration
-        inputs = [] if given is None else [calibration_inputs(self.model, given, self.options.draw)[0]]
+        inputs: list[Mapping[str, torch.Tensor]] = []
+        if given is not None:
+            inputs.append(calibration_inputs(self.model, given, self.options.draw)[0])
         if self.options.images is not None:
             inputs += (dict(one) for one in image_inputs(self.model, self.options.images, self.options.draw)[0].each)
         settings = {"plan": to_text(self.plan), "packed": self.options.packed, "dtype": self.options.dtype}

@@ -81,8 +81,8 @@ def image_inputs(model: str, given: Any, draw: Draw) -> tuple[Pictures, dict[str
         )
     try:
         with quiet():
-            kind: Any = transformers.AutoImageProcessor
-            ready = kind.from_pretrained(name, revision=revision, trust_remote_code=False)
+            made: Any = transformers.AutoImageProcessor
+            ready = made.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:  # what is missing has many errors: a file, a package, a name
         lines = str(error).strip().splitlines()
         raise UsageError(

@@ -32,7 +32,7 @@ from tailwise.compression.treating.kept_grids import grids_in
 from tailwise.compression.treating.treated import Treated
 from tailwise.core.errors import UsageError
 from tailwise.models.walking.hosts import Host, load_host
-from tailwise.models.walking.reshaped import PRUNED_FILE
+from tailwise.models.walking.shapes import PRUNED_FILE
 from tailwise.models.walking.walk import Pictures, vision_blocks_of, walk_blocks
 
 MASKS = "masks/masks.safetensors"  # in a folder of its own: beside the weights it would be read as a part of them

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from tailwise.compression.operators.operator import OperatorResult, Target
-from tailwise.compression.operators.sparsegpt import inverse_factor
+from tailwise.compression.operators.sparsegpt import inverse_factor, working_dtype
 from tailwise.core.errors import UnreadableError
 from tailwise.models.activations import Activations
 from tailwise.number_formats.grid import ValueGrid
@@ -29,7 +29,8 @@ def gptq(W: torch.Tensor, target: Target, inputs: Activations) -> OperatorResult
     """
     assert inputs.hessian is not None  # noqa: S101 - `Operator` has checked
     stored = W.dtype
-    W, H = W.float().clone(), inputs.hessian.to(W.device, torch.float32).clone()
+    precise = working_dtype(W)
+    W, H = W.to(precise, copy=True), inputs.hessian.to(W.device, precise, copy=True)
     if not torch.isfinite(H).all():
         raise UnreadableError("its inputs are not finite", fix="calibrate in float32 or bfloat16 (--dtype)")
     pruned = W == 0 if target.keep_zeros else None
@@ -45,7 +46,7 @@ def gptq(W: torch.Tensor, target: Target, inputs: Activations) -> OperatorResult
     _sweep(W, inverse_factor(H), scales, places, pruned)
     if order is not None:
         W = W[:, order.argsort()]
-    return OperatorResult(W, grid=scales.grid)
+    return OperatorResult(W.float(), grid=scales.grid)
 
 
 def _sweep(W: torch.Tensor, U: torch.Tensor, scales: _Scales, places: list[int], pruned: torch.Tensor | None) -> None:
@@ -101,10 +102,10 @@ class _Scales:
     def round(self, values: torch.Tensor, place: int) -> torch.Tensor:
         """One column, (out × 1), that was column `place` of W."""
         if not self._scaled:
-            return self.format.quantize(values).values.float()
+            return self.format.quantize(values.float()).values.to(values.dtype)
         if self._whole is not None:
-            return self._whole.round(values, place)
-        return self._parts[-1].round(values)
+            return self._whole.round(values.float(), place).to(values.dtype)
+        return self._parts[-1].round(values.float()).to(values.dtype)
 
     @property
     def grid(self) -> ValueGrid | None:

@@ -29,6 +29,8 @@ LEFT_OUT = frozenset({*INPUTS, *OUTPUTS, "projector", "router", "norm", "bias", 
                       "modulation", "residual_mix", "attn_pos"})  # fmt: skip
 #: Metrics that the allocators read, beside α.
 READ = ("alpha_hill", "alpha_hill_z", "singular_entropy_normalized", "stable_rank", "log_norm", "log_spectral_norm")
+#: Why a matrix was not measured where nothing can be done to it.
+_BROKEN = ("NOT_FINITE", "UNREADABLE", "FAILED")
 _FUSED = {
     frozenset({"attn_q", "attn_k", "attn_v"}): "attn_qkv",
     frozenset({"attn_k", "attn_v"}): "attn_kv",
@@ -101,11 +103,14 @@ def candidates(
             composed.append(row.name)
             continue
         grouped.setdefault(tensor_of(row), []).append(row)
+    beside_it = _unmeasured(audit, grouped)
+    for tensor in [tensor for tensor, rows in beside_it.items() if any(row.status in _BROKEN for row in rows)]:
+        del grouped[tensor]  # of a stack, say, in which one expert is not finite
     chosen = [row for rows in grouped.values() for row in rows]
     fits = _fits(audit, chosen, estimator) if estimator else None
     moved = _medians(fits or {}, estimator or "")
     alphas = None if fits is None else {name: row.metrics.get("alpha") for name, row in fits.items()} | moved
-    found = tuple(_candidate(tensor, rows, alphas) for tensor, rows in grouped.items())
+    found = tuple(_candidate(tensor, rows, beside_it.get(tensor, ()), alphas) for tensor, rows in grouped.items())
     if not found and not packed and any(is_packed(row) for row in audit.rows if row.measured):
         raise UsageError("its weights are quantized", where=audit.model, fix=AS_NUMBERS)
     if not found:
@@ -120,6 +125,17 @@ def candidates(
     ]
     said = [*left, *_notes(audit, choice, composed), *_said_of(fits, estimator, moved)]
     return found, tuple(said)
+
+
+def _unmeasured(audit: Audit, tensors: Collection[str]) -> dict[str, list[LayerRow]]:
+    """Tensor → the matrices in it that were not measured, where others were."""
+    found: dict[str, list[LayerRow]] = {}
+    for row in audit.unmeasured:
+        base = row.name.partition("#")[0].partition("[")[0]  # what was skipped names its part and not its tensor
+        tensor = next((name for name in (*row.tensors[:1], base, f"{base}.weight") if name in tensors), None)
+        if tensor is not None and len(row.tensors) <= 1:
+            found.setdefault(tensor, []).append(row)
+    return found
 
 
 def _compiled(pattern: str | None) -> re.Pattern[str]:
@@ -222,8 +238,11 @@ def _fitted(audit: Audit, row: LayerRow, estimator: str, recipe: Recipe) -> Tail
     return fit(spectrum, estimator, recipe, resolved(spectrum, unit_of(row.dtype)))
 
 
-def _candidate(tensor: str, rows: Sequence[LayerRow], alphas: Mapping[str, float | None] | None) -> Candidate:
-    first = rows[0]
+def _candidate(
+    tensor: str, rows: Sequence[LayerRow], beside: Sequence[LayerRow], alphas: Mapping[str, float | None] | None
+) -> Candidate:
+    """`beside` are too small to be measured, and change with the others."""
+    first, whole = rows[0], [*rows, *beside]
     metrics = {} if alphas is None else {"alpha": _mean(rows, [alphas[row.name] for row in rows])}
     for name in READ:
         if any(name in row.metrics for row in rows):
@@ -231,14 +250,14 @@ def _candidate(tensor: str, rows: Sequence[LayerRow], alphas: Mapping[str, float
     roles = {row.role for row in rows}
     return Candidate(
         tensor=tensor,
-        matrix=first.name if len(rows) == 1 else first.name.partition("#")[0],
+        matrix=first.name if len(whole) == 1 else first.name.partition("#")[0],
         role=first.role if len(roles) == 1 else _FUSED.get(frozenset(roles), first.role),
         block=first.block,
-        n_params=sum(row.n_params for row in rows),
+        n_params=sum(row.n_params for row in whole),
         metrics=metrics,
-        parts=tuple((row.rows, row.cols, row.slices) for row in rows),
+        parts=tuple((row.rows, row.cols, row.slices) for row in whole),
         kind=first.kind,
-        matrices=len({row.name.partition("#")[0] for row in rows}),
+        matrices=len({row.name.partition("#")[0] for row in whole}),
     )
 
 
@@ -259,7 +278,7 @@ def _notes(audit: Audit, choice: TensorChoice, composed: Collection[str]) -> Ite
 
 
 def _not_measured(audit: Audit) -> list[str]:
-    return [row.name for row in audit.unmeasured if row.status in ("NOT_FINITE", "UNREADABLE", "FAILED")]
+    return [row.name for row in audit.unmeasured if row.status in _BROKEN]
 
 
 def audited_part(audit: Audit) -> dict[str, Any]:
@@ -281,6 +300,8 @@ def sizes_in(audit: Audit) -> dict[str, int]:
         if row.measured and (len(row.tensors) <= 1 or is_packed(row)):
             tensor = tensor_of(row)
             found[tensor] = found.get(tensor, 0) + row.n_params
+    for tensor, rows in _unmeasured(audit, found).items():
+        found[tensor] += sum(row.n_params for row in rows)
     return found
 
 

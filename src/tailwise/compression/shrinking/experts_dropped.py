@@ -125,6 +125,7 @@ def small(norms: Mapping[str, Sequence[float]], count: int, groups: int) -> dict
     found = {}
     for name, sizes in norms.items():
         why = {number: f"norm {size:.4g}" for number, size in enumerate(sizes)}
+        why |= {number: "entries that are not finite" for number, size in enumerate(sizes) if not math.isfinite(size)}
         found[name] = Least(_lowest(sizes, count, groups), len(sizes), why)
     return found
 
@@ -133,31 +134,27 @@ def _lowest(values: Sequence[float], count: int, groups: int) -> tuple[int, ...]
     size = len(values) // groups
     found: list[int] = []
     for start in range(0, groups * size, size):
-        ranked = sorted(range(start, start + size), key=lambda number: (values[number], number))
+        broken = [not math.isfinite(value) for value in values]  # these go first
+        ranked = sorted(range(start, start + size), key=lambda n: (not broken[n], 0.0 if broken[n] else values[n], n))
         found += ranked[: count // groups]
     return tuple(sorted(found))
 
 
-def norms_of(
-    plan: Plan, checkpoint: Checkpoint, places: Mapping[str, str], mixtures: Mixtures
-) -> dict[str, list[float]]:
-    """Mixture → of each expert the product of the norms ‖W‖_F of its tensors, without text.
+def norms_of(checkpoint: Checkpoint, places: Mapping[str, str], mixtures: Mixtures) -> dict[str, list[float]]:
+    """Mixture → of each expert the product of the norms ‖W‖_F of its matrices, without text; NaN where one has it.
 
     The product, since scaling one matrix up and the next one down changes nothing of what an expert computes.
     """
     found = {name: [1.0] * mixtures.experts for name in mixtures.names}
-    for decision in plan:
-        place = places.get(decision.tensor, "")
+    for tensor, place in places.items():
         name = next((name for name in mixtures.names if place.startswith(f"{name}.")), None)
-        if name is None:
+        of, axes = expert_of(place), len(checkpoint.tensors[tensor].shape)
+        if name is None or axes != (3 if of is None else 2):
             continue
-        W = checkpoint.read(decision.tensor).float()
-        of = expert_of(place)
-        if of is not None:
-            found[name][of[1]] *= float(W.norm())
-        elif len(W) == mixtures.experts:
-            each = W.flatten(1).norm(dim=1).tolist()
-            found[name] = [size * more for size, more in zip(found[name], each, strict=True)]
+        W = checkpoint.read(tensor).double()
+        each = W.flatten(1).norm(dim=1).tolist() if of is None else [float(W.norm())]
+        for number, size in zip(range(len(each)) if of is None else (of[1],), each, strict=True):
+            found[name][number] *= size
     return found
 
 

@@ -6,7 +6,7 @@ changed config describes is built without weights, and what differs in shape is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.fusing import expert_of
+from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.taking import DropExperts
 from tailwise.compression.shrinking.config_depth import inside
@@ -57,8 +58,10 @@ def mixtures_of(model: nn.Module) -> Mixtures:
     names = tuple(name for name, module in model.named_modules() if hasattr(module, "_tailwise_kind"))
     counts = {value for name in _COUNTS if isinstance(value := getattr(text, name, None), int)}
     if not names or len(counts) != 1:
-        there = counts and any(name.endswith("experts") for name, _ in model.named_modules())
-        raise _refused(model, "they are held in a way that is not known" if there else "it has none")
+        there = any(name.endswith("experts") for name, _ in model.named_modules())
+        uncounted = "its config does not count them once for all blocks"
+        known = "they are held in a way that is not known" if counts else uncounted
+        raise _refused(model, known if there else "it has none")
     chosen = next((value for name in _CHOSEN if isinstance(value := getattr(text, name, None), int)), None)
     return Mixtures(counts.pop(), _groups(text), chosen, names)
 
@@ -84,7 +87,7 @@ def expert_cuts(plan: Plan, origin: Origin, dropped: Sequence[str]) -> ExpertCut
     fields, notes = _fields(origin.model, mixtures, len(next(iter(stay.values()))))
     cuts = _cut_where_shapes_differ(origin, fields, stay)
     names = _renamed(origin, stay)
-    return ExpertCuts(cuts, names, fields, notes)
+    return ExpertCuts(cuts, names, fields, (*notes, *_beside(origin)))
 
 
 def _gone(chosen: Sequence[Decision], origin: Origin, mixtures: Sequence[str]) -> dict[str, set[int]]:
@@ -202,6 +205,18 @@ def _renamed(origin: Origin, stay: Mapping[str, torch.Tensor]) -> dict[str, str 
         rest = stored.removeprefix(f"{there[0]}.{there[1]}")
         found[stored] = f"{there[0]}.{now.index(here[1])}{rest}" if here[1] in now else None
     return found
+
+
+def _beside(origin: Origin) -> Iterator[str]:
+    """What the file holds of experts that are no part of the model: layers that foretell several tokens, say."""
+    known = set(origin.sources.values())
+    beside = [name for name in origin.checkpoint.tensors if "expert" in name and name not in known]
+    beside = [name for name in beside if "shared" not in name]
+    if beside:
+        yield (
+            f"{len(beside)} tensors of experts that transformers does not read stay as they are ({listed(beside)}): "
+            "servers that read them (MTP) need their number of experts"
+        )
 
 
 def _refused(model: nn.Module, why: str) -> UsageError:

@@ -18,7 +18,7 @@ from tailwise.compression.shrinking.structured import Origin
 from tailwise.compression.shrinking.structured_groups import layer_of_decision, sizes_of_layer
 from tailwise.compression.treating.layer_matrices import as_matrices
 from tailwise.core.errors import UsageError
-from tailwise.models.walking.reshaped import Shapes, Sizes
+from tailwise.models.walking.shapes import Shapes, Sizes
 
 Change = Callable[[str], "torch.Tensor | None"]
 

@@ -14,7 +14,7 @@ from tailwise.core.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from tailwise.models.walking.reshaped import Shapes
+    from tailwise.models.walking.shapes import Shapes
 
 Make = Callable[[], "torch.Tensor"]
 
@@ -73,7 +73,10 @@ def laid_out(layout: OutputLayout, entries: tuple[RemadeTensor, ...]) -> OutputL
         specs = tuple(new for old in shard.specs for new in by_source.get(old.name, ()))
         if specs:
             shards.append(Shard(shard.name, specs, shard.metadata))
-    return replace(layout, shards=tuple(shards))
+    facts = dict(layout.facts)
+    if "total_parameters" in facts:  # of the source, whose tensors were larger
+        facts["total_parameters"] = sum(entry.spec.numel for entry in entries)
+    return replace(layout, shards=tuple(shards), facts=facts)
 
 
 def resized(spec: TensorSpec, name: str, shape: tuple[int, ...]) -> TensorSpec:

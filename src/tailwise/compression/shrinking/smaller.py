@@ -37,7 +37,7 @@ from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.storage import json_of
 from tailwise.models.activations import Activations, Need
 from tailwise.models.walking.hosts import Host, _empty, architecture_of, separated
-from tailwise.models.walking.reshaped import PRUNED_FILE, Shapes, reshape
+from tailwise.models.walking.shapes import PRUNED_FILE, Shapes, reshape
 from tailwise.models.walking.statistics import weight_of
 from tailwise.models.walking.walk import Block, walk_blocks
 

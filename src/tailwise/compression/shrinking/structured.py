@@ -32,7 +32,7 @@ from tailwise.compression.shrinking.structured_scores import kept_units, magnitu
 from tailwise.compression.shrinking.structured_widths import removed_counts
 from tailwise.core.errors import UsageError
 from tailwise.models.walking.hosts import Host, Streamed, _empty, _sources, lacking
-from tailwise.models.walking.reshaped import Heads, Shapes, Sizes, reshape
+from tailwise.models.walking.shapes import Heads, Shapes, Sizes, reshape
 from tailwise.models.walking.towers import text_config_of
 from tailwise.models.walking.walk import blocks_of
 

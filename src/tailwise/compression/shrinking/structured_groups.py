@@ -20,7 +20,7 @@ from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.shrinking.coupled import coupled_layers
 from tailwise.core.errors import UsageError
-from tailwise.models.walking.reshaped import Heads
+from tailwise.models.walking.shapes import Heads
 from tailwise.models.walking.statistics import PLAIN
 
 Kind = Literal["attn", "mlp"]

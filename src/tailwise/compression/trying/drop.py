@@ -67,7 +67,7 @@ def fewer_experts(plan: Plan, model: str, asked: str, options: DropOptions) -> P
         if inputs is not None:
             gone = seldom(picks(host, inputs), count, mixtures.groups)
         else:
-            gone = small(norms_of(plan, checkpoint, host.places, mixtures), count, mixtures.groups)
+            gone = small(norms_of(checkpoint, host.places, mixtures), count, mixtures.groups)
         return without_experts(plan, gone, host.places)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.stage import Stage
-from tailwise.compression.trying.trial import MOST_HESSIANS, seen_by
+from tailwise.compression.trying.trial import MOST_HESSIANS, hessian_bytes, seen_by
 from tailwise.models.activations import Activations
 from tailwise.number_formats.formats import parse_format
 
@@ -37,7 +37,7 @@ def error_tables(stage: Stage, plan: Plan, formats: Sequence[str]) -> ErrorTable
     """
     trial = stage.trial
     trial.restore()
-    hessians = sum(4 * max(item.shape or (0,)) ** 2 for item in plan)
+    hessians = hessian_bytes(plan)
     inputs: Mapping[str, Activations] = trial.inputs
     if trial.how.needs != "hessian":
         need = "hessian" if hessians <= MOST_HESSIANS else "norms"

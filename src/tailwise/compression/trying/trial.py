@@ -216,8 +216,17 @@ def trial_of(
     return trial, notes
 
 
+def hessian_bytes(plan: Plan) -> int:
+    """What XᵀX of every layer takes at most while it is summed, each matrix of a stack by itself."""
+    found = 0
+    for item in plan:
+        count = item.shape[0] if len(item.shape) == 3 else 1
+        found += 8 * count * max(item.shape[-2:], default=0) ** 2
+    return found
+
+
 def _affordable(how: TreatmentSettings, plan: Plan) -> tuple[TreatmentSettings, tuple[str, ...]]:
-    hessians = sum(4 * max(item.shape or (0,)) ** 2 for item in plan)
+    hessians = hessian_bytes(plan)
     if how.needs != "hessian" or hessians <= MOST_HESSIANS:
         return how, ()
     heavy = how.operator.name

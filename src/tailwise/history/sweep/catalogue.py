@@ -26,6 +26,7 @@ from tailwise.history.sweep.sql_tables import MODELS, SWEEPS, bring_up_to_date
 Status = Literal["waiting", "claimed", "done", "failed"]
 #: Attempts at a model whose workers die or whose store does not answer.
 MAX_ATTEMPTS = 3
+_FARTHEST = 2 * 86_400.0  # seconds from now to the end of a lease
 #: Facts that have columns of their own.
 SUMMED = ("matrices", "reused", "bytes_read", "seconds", "core_seconds")
 _DIED = (
@@ -120,7 +121,7 @@ class Catalogue:
         now = _now(connection)
         row = None
         for status in ("claimed", "waiting"):  # what a dead worker left comes first: it is the oldest
-            chosen = select(MODELS).where(_of(sweep), MODELS.c.status == status, MODELS.c.until <= now)
+            chosen = select(MODELS).where(_of(sweep), MODELS.c.status == status, _is_over(now, lease))
             # Rows that another worker is just taking are passed over, not waited for. SQLite's writers take turns.
             chosen = chosen.order_by(MODELS.c.place).limit(1).with_for_update(skip_locked=True)
             row = connection.execute(chosen).one_or_none()
@@ -249,6 +250,12 @@ def _of(sweep: str) -> ColumnElement[bool]:
         MODELS.c.sweep_id == select(SWEEPS.c.id).where(SWEEPS.c.name == sweep).scalar_subquery()
     )
     return found
+
+
+def _is_over(now: float, lease: float) -> ColumnElement[bool]:
+    """Whether a lease is over. One that ends days from now was given before a clock was set back."""
+    over: ColumnElement[bool] = (MODELS.c.until <= now) | (MODELS.c.until > now + max(_FARTHEST, 2 * lease))
+    return over
 
 
 def _troubled() -> ColumnElement[bool]:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from tailwise.audits.codec import from_parquet, to_parquet
+from tailwise.audits.codec import to_parquet
+from tailwise.audits.parquet import from_parquet
 from tailwise.audits.table import FACTS, ORIGIN, layer_table
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UnreadableError

@@ -5,20 +5,16 @@ from __future__ import annotations
 from tailwise.core.errors import UnreadableError
 from tailwise.history.connect import bring_up_to_date as history_up_to_date
 from tailwise.history.connect import reading, writing
+from tailwise.history.kinds import BigInteger, Float, Integer, String, Text
 from tailwise.history.schema import META
 from tailwise.history.sql import (
-    BigInteger,
     Column,
     Connection,
     Engine,
-    Float,
     ForeignKey,
     Index,
-    Integer,
     MetaData,
-    String,
     Table,
-    Text,
     UniqueConstraint,
     select,
 )

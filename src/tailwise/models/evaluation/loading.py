@@ -15,7 +15,7 @@ from tailwise.models.evaluation.gguf_files import gguf_file_of, told
 from tailwise.models.evaluation.own_code import load_error
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.walking.load_pruned import load_pruned
-from tailwise.models.walking.reshaped import PRUNED_FILE
+from tailwise.models.walking.shapes import PRUNED_FILE
 from tailwise.models.walking.towers import is_composite
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import Any, Self
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UnreadableError
 from tailwise.core.storage import is_text, json_of, read_bytes
+from tailwise.core.typed import check_typed
 
 FORMAT = 1
 
@@ -110,6 +111,11 @@ class Scores:
     @classmethod
     def of_json(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`."""
+        check_typed(cls, data)
+        if any(
+            number is not None and number <= 0 for number in (data.get("perplexity"), *(data.get("interval") or ()))
+        ):
+            raise ValueError("a perplexity that is not above 0")
         found = _known(cls, data)
         found["interval"] = _pair(data.get("interval"))
         found["losses"] = tuple(data.get("losses", ()))
@@ -205,6 +211,9 @@ class ScoreComparison:
     @classmethod
     def of_json(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`."""
+        for change in (data.get("perplexity"), *data.get("tasks", ())):
+            if change is not None:
+                check_typed(ScoreChange, change)
         first = data.get("perplexity")
         return cls(
             model=Scores.of_json(data["model"]),
@@ -244,7 +253,7 @@ def _document(path: str | Path, kind: str, of_json: Callable[[Mapping[str, Any]]
         of_json(data)
     except OSError as error:
         raise UnreadableError(f"could not be read ({error.strerror or error})", where=source) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         detail = f"{type(error).__name__}: {error}"
         fix = "write it with `tailwise evaluate MODEL -o scores.json`"
         raise UnreadableError(f"is no {kind} in JSON ({detail})", where=source, fix=fix) from error

@@ -22,7 +22,7 @@ from tailwise.models.evaluation.own_code import load_error, needs_code
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.walking.experts import separate_experts, stacks_in
 from tailwise.models.walking.names import own_names
-from tailwise.models.walking.reshaped import Shapes, reshape
+from tailwise.models.walking.shapes import Shapes, reshape
 from tailwise.models.walking.towers import is_composite
 from tailwise.models.walking.walk import Block, Home, InPlace
 

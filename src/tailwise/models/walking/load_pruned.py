@@ -1,7 +1,6 @@
 """`load_pruned()`: models whose layers differ in width, or are stored as two factors.
 
-`tailwise_pruned.json` beside the weights says what the config cannot: the size of each layer that was cut, the heads
-of each attention, the rank of each factored layer. A folder without it is what transformers loads by itself.
+A folder without `tailwise_pruned.json` is what transformers loads by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from tailwise.core.execution.executor import checked_device
 from tailwise.models.evaluation.own_code import load_error
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.walking.hosts import DTYPES, _empty, _sources, architecture_of, lacking, separated
-from tailwise.models.walking.reshaped import PRUNED_FILE, Shapes, reshape
+from tailwise.models.walking.shapes import PRUNED_FILE, Shapes, reshape
 
 
 def load_pruned(folder: str | os.PathLike[str], *, dtype: str = "auto", device: str = "cpu") -> nn.Module:

@@ -89,7 +89,7 @@ def _padded(module: Any, x: torch.Tensor) -> torch.Tensor:
 @dataclass
 class _Sum:
     need: Need
-    total: torch.Tensor  # (groups, in) float64, or (groups, in, in) float32
+    total: torch.Tensor  # (groups, in) float64, or (groups, in, in), float64 on a CPU and else float32
     windows: torch.Tensor  # (groups,) those of the batches in which anything was seen
     tokens: torch.Tensor  # (groups,) positions that were not zero throughout
 
@@ -164,7 +164,9 @@ class Collector:
         if name not in self._sums:
             width = x.shape[2]
             shape = (groups, width) if need == "norms" else (groups, width, width)
-            dtype = torch.float64 if need == "norms" else torch.float32
+            # In float32, sums of many tokens move entries that lie near a threshold to its other side.
+            precise = need == "norms" or x.device.type == "cpu"
+            dtype = torch.float64 if precise else torch.float32
             counts = [torch.zeros(groups, dtype=torch.int64, device=x.device) for _ in range(2)]
             self._sums[name] = _Sum(need, torch.zeros(shape, dtype=dtype, device=x.device), *counts)
         found, at = self._sums[name], slice(None) if expert is None else slice(expert, expert + 1)
@@ -173,6 +175,7 @@ class Collector:
         if need == "norms":
             found.total[at] += x.square().sum(dim=1).double()
         else:
+            x = x.to(found.total.dtype)
             found.total[at].baddbmm_(x.mT, x)
 
 
@@ -180,7 +183,7 @@ def _activations(found: _Sum) -> Activations:
     windows = found.windows.clamp(min=1)
     if found.need == "norms":
         return Activations(norms=(found.total / windows[:, None]).sqrt().float(), tokens=found.tokens)
-    hessian = found.total * (2.0 / windows[:, None, None])
+    hessian = (found.total * (2.0 / windows[:, None, None])).float()
     norms = (hessian.diagonal(dim1=1, dim2=2) / 2.0).sqrt()
     return Activations(norms=norms, hessian=hessian, tokens=found.tokens)
 

@@ -181,9 +181,16 @@ def _longest(tower: str, inside: nn.Module) -> list[Block]:
     return [Block(index, len(found), f"{name}.{index}", module) for index, module in enumerate(found)]
 
 
+#: Fields that say how often all blocks are gone through; a pass ends at the last block of the first time.
+_LOOPS = ("num_loops", "n_loops", "num_recurrent_steps", "n_recurrent_loops", "total_ut_steps")
+
+
 def _check_shared(model: nn.Module) -> None:
     """`UsageError` where fewer layers than the model has are stored, as in ALBERT: one is called again and again."""
     config = getattr(model, "config", None)
+    loops = [getattr(config, name, None) for name in _LOOPS]
+    if any(isinstance(count, int) and count > 1 for count in loops):
+        raise _called_again(model)
     stored, called = getattr(config, "num_hidden_groups", None), getattr(config, "num_hidden_layers", None)
     if isinstance(stored, int) and isinstance(called, int) and stored < called:
         raise UsageError(
@@ -191,6 +198,14 @@ def _check_shared(model: nn.Module) -> None:
             where=type(model).__name__,
             fix="use an operator that looks at the weights alone: magnitude, or rtn",
         )
+
+
+def _called_again(model: nn.Module) -> UsageError:
+    return UsageError(
+        "its blocks are gone through more than once, and a layer's inputs are gathered at one place only",
+        where=type(model).__name__,
+        fix="use an operator that looks at the weights alone: magnitude, or rtn",
+    )
 
 
 def _named(inputs: torch.Tensor | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -333,6 +348,8 @@ def _calls(
 
     def instead(block: Block) -> Callable[..., torch.Tensor]:
         def forward(*given: Any, **named: Any) -> torch.Tensor:
+            if block.index in calls:
+                raise _called_again(model)
             state = given[0] if given else named.pop("hidden_states")
             states.append(state)
             calls[block.index] = _without_past(given[1:], named)

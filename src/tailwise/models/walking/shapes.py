@@ -1,4 +1,7 @@
-"""Layers of other sizes than the config says: what `tailwise_pruned.json` beside the weights records of them."""
+"""Sizes of layers that no config can say: what `tailwise_pruned.json` holds, and models that are given them.
+
+The file says the size of each layer that was cut, the heads of each attention, the rank of each factored layer.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,7 @@ from tailwise.core.storage import json_of, read_text
 from tailwise.models.walking.statistics import PLAIN
 
 PRUNED_FILE = "tailwise_pruned.json"
-
-
 FORMAT = 1
-
-
 _VERSION = "tailwise_pruned"
 
 
