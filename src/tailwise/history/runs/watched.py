@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 
-from tailwise.audits.audit import Audit, Layer
+from tailwise.audits.audit import Audit
 from tailwise.audits.prepare import Prepared, prepare
-from tailwise.audits.rows import LayerRow, Provenance
+from tailwise.audits.rows import Layer, LayerRow, Provenance
 from tailwise.audits.run import unmeasured_row, versions
 from tailwise.audits.work import row_of
 from tailwise.checkpoints.checkpoint import Checkpoint
