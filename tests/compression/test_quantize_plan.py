@@ -25,9 +25,9 @@ from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.bits import bits_of, mean_bits, shape_of
 from tailwise.compression.plans.candidates import Candidate, TensorChoice
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.plan_table import diff_grid, plan_grid
 from tailwise.core.errors import UsageError
 from tailwise.number_formats.formats import parse_format
+from tailwise.report.plan_view import diff_grid, plan_grid
 
 ALLOCATORS = ["uniform", "depth", "alpha", "alphaq"]
 MX = ("mxfp4", "mxfp8", "bf16")

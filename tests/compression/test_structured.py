@@ -17,12 +17,12 @@ from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.plan_table import plan_grid
 from tailwise.compression.shrinking.blocks_dropped import block_influence, least_influence, named_blocks, without_blocks
 from tailwise.compression.shrinking.structured_groups import _counted
 from tailwise.core.errors import TailwiseError, UsageError
 from tailwise.models.walking.load_pruned import load_pruned
 from tailwise.models.walking.shapes import PRUNED_FILE
+from tailwise.report.plan_view import plan_grid
 
 pytest.importorskip("transformers")
 pytest.importorskip("torch_pruning")

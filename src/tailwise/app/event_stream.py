@@ -1,4 +1,8 @@
-"""Server-sent events."""
+"""Server-sent events.
+
+Not FastAPI's own: those begin with 200 before the first look, where an unknown run must be a 404 and a full house a
+400, may be stored (`no-cache`, not `no-store`), and take one of the server's few threads as long as an answer lasts.
+"""
 
 from __future__ import annotations
 

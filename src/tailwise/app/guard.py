@@ -102,6 +102,8 @@ class Guard:
             return JSONResponse({"error": f"the header {PROOF} is missing or old; load the page again"}, 403)
         return None
 
+    # Starlette's TrustedHostMiddleware knows names alone, no numbers of this machine (127.0.0.0/8, ::1), looks at the
+    # first of several hosts, and answers 400.
     def _knows(self, host: str) -> bool:
         if _HOST.fullmatch(host) is None:
             return False

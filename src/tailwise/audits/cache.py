@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
+from typing_extensions import override
 
 from tailwise.core.errors import TailwiseError, UnreadableError
 from tailwise.core.locks import held
@@ -169,23 +170,23 @@ class Carried(Cache):
         """Nobody is held back: a lock far from the others would only leave files behind."""
         return nullcontext()
 
+    @override
     def spectrum(self, key: str) -> Spectrum | None:
-        """See `Cache`."""
         return self.spectra.get(key) or super().spectrum(key)
 
+    @override
     def keep_spectrum(self, key: str, spectrum: Spectrum) -> None:
-        """See `Cache`."""
         self.spectra[key] = spectrum
 
+    @override
     def note(self, kind: str, key: str) -> Any:
-        """See `Cache`."""
         for known in (self.notes, self._known):
             if (kind, key) in known:
                 return known[kind, key]
         return super().note(kind, key)
 
+    @override
     def keep_note(self, kind: str, key: str, value: Any) -> None:
-        """See `Cache`."""
         self.notes[kind, key] = value
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from typing_extensions import override
+
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.core.errors import UnreadableError, UsageError
 
@@ -46,20 +48,21 @@ class ByAddress(Checkpoint):
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "readings": dict(self.readings), "module_kinds": dict(self.module_kinds)}
 
+    @override
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """See `Checkpoint`."""
         return self._opened(name).read_rows(name, start, stop)
 
+    @override
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """See `Checkpoint`."""
         return self._opened(name).factors(name)
 
+    @override
     def identity(self, name: str) -> str | None:
-        """See `Checkpoint`: as the process had it that sent the address."""
+        """As the process had it that sent the address."""
         return self._identities[name]
 
+    @override
     def part(self, names: Iterable[str]) -> ByAddress:
-        """See `Checkpoint`."""
         return ByAddress(self, names, self._address)
 
     def _opened(self, name: str) -> Checkpoint:

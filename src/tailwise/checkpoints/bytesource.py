@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from tailwise.core.errors import UnreadableError
 from tailwise.core.storage import json_of, mended, open_descriptor
 
@@ -76,8 +78,8 @@ class LocalFile(ByteSource):
             map(str, (os.path.realpath(self.path), *self._stamp, status.st_ctime_ns, status.st_ino))
         )
 
+    @override
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """See `ByteSource`."""
         if self._fd < 0:
             raise UnreadableError("is closed", where=self.name, fix="open the checkpoint again")
         done = 0
@@ -101,8 +103,8 @@ class LocalFile(ByteSource):
         """The file itself."""
         return self.path
 
+    @override
     def close(self) -> None:
-        """See `ByteSource`."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -239,37 +241,37 @@ class LocalFolder(Folder):
         self._names = frozenset(name for name, is_dir in found.items() if not is_dir)
         self._subfolders = frozenset(found) - self._names
 
+    @override
     def names(self) -> frozenset[str]:
-        """See `Folder`."""
         return self._names
 
+    @override
     def subfolders(self) -> frozenset[str]:
-        """See `Folder`."""
         return self._subfolders
 
+    @override
     def inner(self, name: str) -> LocalFolder:
-        """See `Folder`."""
         return LocalFolder(self.path / name, uri=f"{self.uri.rstrip('/')}/{name}", revision=self.revision)
 
     @property
+    @override
     def name(self) -> str:
-        """See `Folder`."""
         return self.path.absolute().name
 
+    @override
     def beside(self) -> frozenset[str]:
-        """See `Folder`."""
         try:
             with os.scandir(self.path.absolute().parent) as entries:
                 return frozenset(entry.name for entry in entries if entry.is_dir())
         except OSError:
             return frozenset()
 
+    @override
     def source(self, name: str) -> ByteSource:
-        """See `Folder`."""
         return LocalFile(self.path / name)
 
+    @override
     def stamps(self) -> dict[str, tuple[int, float | None]]:
-        """See `Folder`."""
         found: dict[str, tuple[int, float | None]] = {}
         for name in self._names:
             try:
@@ -300,14 +302,14 @@ class UnlistedFolder(Folder):
     def __init__(self, uri: str, file: str, opener: Callable[[str], ByteSource]) -> None:
         self.uri, self._file, self._opener = uri, file, opener
 
+    @override
     def names(self) -> frozenset[str]:
-        """See `Folder`."""
         return frozenset({self._file})
 
+    @override
     def subfolders(self) -> frozenset[str]:
-        """See `Folder`."""
         return frozenset()
 
+    @override
     def source(self, name: str) -> ByteSource:
-        """See `Folder`."""
         return self._opener(name)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from tailwise.checkpoints.checkpoint import DTYPE_BITS, Checkpoint, TensorSpec
 from tailwise.checkpoints.dtypes import code_of, torch_dtype
 from tailwise.checkpoints.readings.partition import ClaimedCheckpoint, claimed
@@ -44,17 +46,17 @@ class Dequantized(Checkpoint):
         """Of codes and scales, or eight bits that stand for themselves."""
         return spec.name in self._inner.readings or spec.dtype in _EIGHT_BITS
 
+    @override
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """See `Checkpoint`."""
         found = self._inner.read_rows(name, start, stop)
         return found.to(torch_dtype(self._code, where=name)) if self._is_code(self._inner.tensors[name]) else found
 
+    @override
     def identity(self, name: str) -> str | None:
-        """See `Checkpoint`."""
         return self._inner.identity(name)
 
+    @override
     def part(self, names: Iterable[str]) -> Dequantized:
-        """See `Checkpoint`."""
         return Dequantized(self._inner.part(names))
 
     def layout(self, stored: OutputLayout) -> OutputLayout:

@@ -17,10 +17,9 @@ from tailwise.cli.plan_made import Option, command
 from tailwise.cli.progress import shown
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from tailwise.compression.recovery.recovered import Recovered
     from tailwise.compression.treating.applied import Applied
+    from tailwise.report.grid import Grid
 
 _CAL, _RUN, _OUT, _SMALL = "Calibration", "How to run", "Output", "Smaller models"
 #: Options that `ApplyOptions` has by the same name.
@@ -161,21 +160,17 @@ def _reached(found: Applied) -> str:
     return f"{found.reached:.4%} of the planned parameters are {went}, asked for: {found.asked:.4%}"
 
 
-def _table(found: Applied, most: int = 12) -> Table:
+def _table(found: Applied, most: int = 12) -> Grid:
     """The tensors that are farthest from what was asked."""
-    from rich.table import Table
-
     from tailwise.compression.applying.card import how_in_words
+    from tailwise.report.grid import Grid
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in ("tensor", "asked", "reached", "how"):
-        table.add_column(title, justify="right" if title in ("asked", "reached") else "left", overflow="fold")
     ranked = sorted(found.tensors, key=lambda item: -abs(item.reached - item.asked))
-    for item in ranked[:most]:
-        table.add_row(item.tensor, f"{item.asked:.4f}", f"{item.reached:.4f}", how_in_words(item))
+    lines = [(item.tensor, f"{item.asked:.4f}", f"{item.reached:.4f}", how_in_words(item)) for item in ranked[:most]]
     if len(ranked) > most:
-        table.add_row(f"… and {len(ranked) - most} that are nearer to it", "", "", "")
-    return table
+        lines.append((f"… and {len(ranked) - most} that are nearer to it", "", "", ""))
+    heads = ("tensor", "asked", "reached", "how")
+    return Grid(heads, lines, words=(0, 3), wrapping=range(len(heads)), overflow="fold")
 
 
 _HOW, _RECOVERY, _OUT_RECOVERED = "Training", "How to run", "Output"
@@ -279,21 +274,17 @@ def _deliver_recovered(found: Recovered, as_json: bool) -> None:
     screen.print(f"written to {found.output}", markup=False, soft_wrap=True)
 
 
-def _recovered_table(found: Recovered) -> Table:
-    from rich.table import Table
-
+def _recovered_table(found: Recovered) -> Grid:
     from tailwise.compression.recovery.recovered import perplexity_words
+    from tailwise.report.grid import Grid
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     quality = "accuracy ± standard error" if found.after.tasks else "perplexity, 95 %"
-    for title in ("", quality, "zeros in the blocks"):
-        table.add_column(title, justify="right" if title else "left")
-    table.add_row("before", perplexity_words(found.before), f"{found.sparsity[0]:.2%}")
+    lines = [("before", perplexity_words(found.before), f"{found.sparsity[0]:.2%}")]
     if found.unmerged is not None:
-        table.add_row("adapter, not merged", perplexity_words(found.unmerged), "")
+        lines.append(("adapter, not merged", perplexity_words(found.unmerged), ""))
     zeros = f"{found.sparsity[1]:.2%}" if found.method != "lora" else "of the model beside it, as before"
-    table.add_row("after", perplexity_words(found.after), zeros)
-    return table
+    lines.append(("after", perplexity_words(found.after), zeros))
+    return Grid(("", quality, "zeros in the blocks"), lines, wrapping=range(3))
 
 
 def _lines(found: Recovered) -> Iterator[str]:

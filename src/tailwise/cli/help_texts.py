@@ -85,6 +85,30 @@ def _with_text() -> str:
     return _listed(name for name, item in OPERATORS.items() if item.with_text)
 
 
+def _formats() -> str:
+    from tailwise.number_formats.formats import FORMATS
+
+    return _listed(FORMATS)
+
+
+def _exporters() -> str:
+    from tailwise.compression.export.exporter import EXPORTERS
+
+    return _listed(EXPORTERS)
+
+
+def _export_suffixes() -> str:
+    """`x.yaml for …, x.txt for …, x.json otherwise`."""
+    from tailwise.compression.export.exporter import EXPORTERS
+
+    tools: dict[str, list[str]] = {}
+    for name, item in EXPORTERS.items():
+        tools.setdefault(item.suffixes[0], []).append(name)
+    usual = max(tools, key=lambda suffix: len(tools[suffix]))
+    others = [f"x{suffix} for {' and '.join(names)}" for suffix, names in tools.items() if suffix != usual]
+    return _listed([*others, f"x{usual} otherwise"])
+
+
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(names)
 
@@ -106,4 +130,7 @@ _LISTS: Mapping[str, Callable[[], str]] = {
     "allocators_with_reverse": lambda: _allocators("reverse"),
     "assigners": _assigners,
     "assigners_with_tau": lambda: _assigners("tau"),
+    "formats": _formats,
+    "exporters": _exporters,
+    "export_suffixes": _export_suffixes,
 }

@@ -26,7 +26,6 @@ from tailwise.cli.plan_shared import (
     Window,
     audit_of,
     deliver,
-    drawn,
     number,
     saying,
     show_plan,
@@ -122,22 +121,19 @@ def _tau(**given: Any) -> None:
 
 
 def _show_curve(found: TauCurve, as_json: bool) -> None:
-    from rich.table import Table
-
+    from tailwise.report.grid import Grid
     from tailwise.report.terminal import console
 
     if as_json:
         write_json(found.to_json())
         return
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for index, head in enumerate(("τ", "perplexity", "against uniform", "95 %")):
-        table.add_column(head, justify="right" if index else "left")
+    lines = []
     for point in found.points:
         interval = "–" if point.low is None else f"{point.low:+.4f} to {point.high:+.4f}"
         mark = " ←" if point is found.best else ""
-        table.add_row(f"{point.tau:g}{mark}", f"{point.perplexity:.4g}", f"{point.change:+.4f}", interval)
+        lines.append((f"{point.tau:g}{mark}", f"{point.perplexity:.4g}", f"{point.change:+.4f}", interval))
     screen = console()
-    screen.print(table)
+    screen.print(Grid(("τ", "perplexity", "against uniform", "95 %"), lines, wrapping=range(4)))
     for note in found.notes:
         screen.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
 
@@ -290,7 +286,7 @@ def diff(
 ) -> None:
     """Say what plan B does differently from plan A."""
     from tailwise.compression.plans.plan import Plan
-    from tailwise.compression.plans.plan_table import diff_grid
+    from tailwise.report.plan_view import diff_grid
     from tailwise.report.terminal import console
 
     first, second = Plan.load(before), Plan.load(after)
@@ -300,7 +296,7 @@ def diff(
         return
     screen = console()
     if found.head or not found.same:
-        screen.print(drawn(diff_grid(found, rows)))
+        screen.print(diff_grid(found, rows))
     else:
         screen.print("the two do the same")
     tensors = len({change.tensor for change in found.changed})
@@ -360,15 +356,14 @@ def combine(
     deliver(combined(Plan.load(prune_plan), Plan.load(quantize_plan)), target, as_json, rows)
 
 
-@app.command()
+@app.command(cls=Told)
 def export(
     plan: Annotated[str, typer.Argument(metavar="PLAN", help="x.json or x.yaml.")],
     to: Annotated[
         str,
         typer.Option(
             metavar="TOOL",
-            help="llmcompressor, compressed-tensors, gptqmodel, autoround, torchao, llamacpp, alphaquant, "
-            "alphapruning, evopress.",
+            help="{exporters}.",
         ),
     ],
     output: Annotated[
@@ -377,7 +372,7 @@ def export(
             "-o",
             "--output",
             metavar="FILE",
-            help="x.yaml for llmcompressor, x.txt for llamacpp and evopress, x.npy for alphapruning, x.json otherwise.",
+            help="{export_suffixes}.",
             rich_help_panel=OUT,
         ),
     ],

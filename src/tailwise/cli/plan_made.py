@@ -168,8 +168,7 @@ OF_QUANTIZE = (
     Option("rise", str | None, None, "The fewest bits with which perplexity rises by no more, e.g. 2%.",
            ("--perplexity-rise",), metavar="X%"),
     Option("formats", str, "mxfp4,mxfp8,bf16",
-           "To choose from: int2, int3, int4, int8 (-asym, -g<N>, -channel), fp8_e4m3, mxfp4, mxfp6, mxfp8, "
-           "nvfp4, nf4, q4_0, q4_1, q5_0, q5_1, q8_0, bf16.", panel=SPEND, metavar="A,B"),
+           "To choose from: {formats}; integers also with -asym, -g<N>, -channel.", panel=SPEND, metavar="A,B"),
     Option("allocator", str, "auto",
            "auto (tries the others on --calibration), {assigners}; distortion with --study.", panel=SPEND),
     Option("operator", str, "rtn", "{quantizers}; {looking_quantizers} with calibration text.", panel=SPEND),

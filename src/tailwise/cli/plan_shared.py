@@ -17,11 +17,8 @@ from tailwise.cli.progress import shown
 from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from tailwise.audits.audit import Audit
     from tailwise.compression.plans.plan import Plan
-    from tailwise.compression.plans.plan_table import PlanGrid
     from tailwise.compression.trying.stage import StageOptions
 
 WHICH, TRY, OUT = "Which tensors", "What to try it on", "Output"
@@ -155,13 +152,13 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
     if as_json:
         write_json(plan.to_json())
         return
-    from tailwise.compression.plans.plan_table import entries_grid, plan_grid
+    from tailwise.report.plan_view import entries_grid, plan_grid
     from tailwise.report.terminal import console
 
     screen = console()
     title = " · ".join(part for part in (plan.model, plan.operator, plan.allocator) if part)
     screen.print(title, style="bold", soft_wrap=True, markup=False)
-    screen.print(drawn(entries_grid(plan, rows) if entries else plan_grid(plan, rows)), "", sep="\n")
+    screen.print(entries_grid(plan, rows) if entries else plan_grid(plan, rows), "", sep="\n")
     for part in plan.parts:
         asked, reached = part.budget.get("asked"), part.budget.get("reached")
         unit = f" {part.budget['unit']}" if "unit" in part.budget else ""
@@ -169,20 +166,6 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
             screen.print(f"budget: asked {asked:g}, reached {reached:.6f}{unit} of {part.n_params:,} parameters")
     for note in plan.notes:
         screen.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
-
-
-def drawn(grid: PlanGrid) -> RenderableType:
-    """A table of words and numbers."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for index, head in enumerate(grid.heads):
-        table.add_column(head, justify="right" if index and not grid.words else "left", no_wrap=not grid.words)
-    for line in grid.lines:
-        table.add_row(*(Text(cell) for cell in line))
-    return Group(table, Text(f"… and {grid.left} more; --rows 0 shows all", style="dim")) if grid.left else table
 
 
 def number(text: str, where: str) -> float:

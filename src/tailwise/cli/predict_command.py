@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +13,10 @@ from tailwise.cli.plan_shared import TRY, Layers, Roles, Samples, Seed, Window, 
 from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tailwise.compression.trying.predictors import Foresight
+    from tailwise.report.grid import Cell
 
 _HOW, _OUT = "What each matrix is made to bear", "Output"
 
@@ -35,7 +36,7 @@ def predict(
     ] = None,
     operator: Annotated[
         str | None,
-        typer.Option(help="magnitude, wanda, sparsegpt; with --formats rtn, gptq.", rich_help_panel=_HOW),
+        typer.Option(help="{shape_keeping_pruners}; with --formats {quantizers}.", rich_help_panel=_HOW),
     ] = None,
     estimator: Annotated[
         str | None, typer.Option(help="Of α; AlphaPruning's for this kind of model.", rich_help_panel=_HOW)
@@ -121,10 +122,10 @@ def _of_study(path: str, outputs: list[str], as_json: bool) -> None:
 
 
 def _deliver(found: Foresight, outputs: list[str], as_json: bool) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     from tailwise.core.atomic import write_whole
+    from tailwise.report.grid import Grid
     from tailwise.report.terminal import console
 
     document = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -134,14 +135,12 @@ def _deliver(found: Foresight, outputs: list[str], as_json: bool) -> None:
     else:
         screen.print(Text(f"{found.model} · {found.operator}: rank correlation with the loss", style="bold"))
         for label in found.losses:
-            table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-            for index, head in enumerate((label, "within roles", "pooled", "tensors")):
-                table.add_column(head, justify="right" if index else "left", no_wrap=True)
+            lines: list[Sequence[Cell]] = []
             for name in dict.fromkeys(item.predictor for item in found.correlations):
                 within, pooled = (found.of(name, label, scope) for scope in ("within roles", "pooled"))
                 cells = (Text(_interval(item), style="bold" if item.seen else "") for item in (within, pooled))
-                table.add_row(name, *cells, str(within.n))
-            screen.print("", table, sep="\n")
+                lines.append((name, *cells, str(within.n)))
+            screen.print("", Grid((label, "within roles", "pooled", "tensors"), lines), sep="\n")
         screen.print("", Text("ρ > 0: where the number is high, the loss is larger. Bold: it is clear of 0; of 20 "
                               "one does by chance.", style="dim"), sep="\n")  # fmt: skip
         for line in (*found.answers, *(f"note: {note}" for note in found.notes)):
@@ -159,9 +158,9 @@ def _interval(item: object) -> str:
 
 
 def _csv(found: Foresight) -> str:
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(["predictor", "measured", "scope", "spearman", "low", "high", "p", "tensors"])
-    for item in found.correlations:
-        writer.writerow([item.predictor, item.measured, item.scope, item.rho, item.low, item.high, item.p, item.n])
-    return sink.getvalue()
+    from tailwise.report.grid import to_csv
+
+    heads = ("predictor", "measured", "scope", "spearman", "low", "high", "p", "tensors")
+    lines = ((item.predictor, item.measured, item.scope, item.rho, item.low, item.high, item.p, item.n)
+             for item in found.correlations)  # fmt: skip
+    return to_csv(heads, lines)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows has none: processes there may compute the same thing twice, which harms nothing
-    fcntl = None  # type: ignore[assignment]
+from filelock import BaseFileLock, FileLock
+
+#: What a file system says that takes no locks.
+_TAKES_NONE = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 _GUARD = threading.Lock()
 _LOCKS: dict[str, tuple[threading.Lock, int]] = {}
@@ -24,7 +24,7 @@ def held(key: str, folder: Path | None) -> Iterator[None]:
     The system lets go of what a killed process held. A folder that takes no locks holds nobody back.
     """
     with _among_threads(f"{folder} {key}"):
-        if folder is None or fcntl is None:
+        if folder is None:
             yield
             return
         with _among_processes(folder / "locks" / key):
@@ -50,22 +50,36 @@ def _among_threads(key: str) -> Iterator[None]:
 
 @contextmanager
 def _among_processes(path: Path) -> Iterator[None]:
-    file = None
-    try:
+    lock = FileLock(path, fallback_to_soft=False)
+    with suppress(OSError):  # on a full or read-only disk the work is done all the same
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("wb")
-        # Not record locks: those look for deadlocks by process, and find some where threads have none.
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:
-        pass  # on a full or read-only disk the work is done all the same
+        take(lock)
     try:
         yield
     finally:
-        if file is not None:
-            # One who waits on a file that is gone finds the result when it looks again.
-            with contextlib.suppress(OSError):
-                path.unlink()
-            with contextlib.suppress(OSError):
-                # A process that was forked meanwhile has the file open, too, and would go on holding the lock.
-                fcntl.flock(file, fcntl.LOCK_UN)
-            file.close()
+        let_go(lock)
+
+
+def take(lock: BaseFileLock) -> None:
+    """Acquire a lock. Where the file system takes none, it stays unlocked and leaves no file.
+
+    Raises `filelock.Timeout` where another has it and the lock does not wait, `OSError` where its file cannot be made.
+    """
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in _TAKES_NONE:
+            raise
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def let_go(lock: BaseFileLock) -> None:
+    """Release a lock, if it is held, and remove its file, which the library leaves on POSIX systems.
+
+    Who waits for it then opens the next file: the library looks whether the one that it locked is still there.
+    """
+    if lock.is_locked:
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()  # while it is held, so that it cannot be another's
+        with suppress(OSError):
+            lock.release()

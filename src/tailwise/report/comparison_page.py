@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from tailwise.core.harmless import cells
@@ -16,6 +12,8 @@ from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta
 from tailwise.judging.compare.correlation import Correlation
 from tailwise.judging.compare.ranking import Ranking
 from tailwise.judging.compare.summary import SUMMARIES
+from tailwise.report.grid import Grid
+from tailwise.report.grid import to_csv as csv_text
 
 #: Metric, title and digits of the change, after alpha.
 _CHANGES = (
@@ -53,16 +51,6 @@ _UNRANKED = ("mean_log_alpha_norm", "mean_log_spectral_norm", "mean_alpha_all", 
 _RANKED = tuple(name for name in SUMMARIES if name not in _UNRANKED)
 
 
-@dataclass(frozen=True)
-class ComparisonGrid:
-    """A table before it is drawn: the first column is text, the others numbers."""
-
-    title: str
-    heads: tuple[str, ...]
-    lines: tuple[tuple[str, ...], ...]
-    below: str = ""
-
-
 def terminal(comparison: Comparison, rows: int = 100) -> RenderableType:
     """Summary, roles and layers; layers that changed most surely come first."""
     parts: list[RenderableType] = [Text(f"{comparison.before} → {comparison.after}", style="bold")]
@@ -87,9 +75,9 @@ def to_markdown(comparisons: Sequence[Comparison]) -> str:
     return "\n".join(markdown(comparison) for comparison in comparisons)
 
 
-def grids(comparison: Comparison, rows: int) -> Iterator[ComparisonGrid]:
+def grids(comparison: Comparison, rows: int) -> Iterator[Grid]:
     """Every table of a comparison; the longest has at most `rows` lines, 0 for all."""
-    yield ComparisonGrid("model", ("", "before", "after", "change"), tuple(
+    yield _grid("model", ("", "before", "after", "change"), tuple(
         (_TITLES[name], _number(delta.before, 3), _number(delta.after, 3), _signed(delta.change, 3))
         for name, delta in comparison.summary.items()
     ))  # fmt: skip
@@ -101,7 +89,7 @@ def grids(comparison: Comparison, rows: int) -> Iterator[ComparisonGrid]:
         yield _weights(comparison, rows)
 
 
-def _roles(comparison: Comparison) -> ComparisonGrid:
+def _roles(comparison: Comparison) -> Grid:
     counted = {role: [layer for layer in comparison.layers if layer.role == role] for role in
                dict.fromkeys(change.role for change in comparison.roles)}  # fmt: skip
     changes = {(change.role, change.metric): change for change in comparison.roles}
@@ -117,14 +105,14 @@ def _roles(comparison: Comparison) -> ComparisonGrid:
         lines.append((role, *cells))
     heads = ("role", "matrices", "α changed", *(f"median {title}" for _, title in shown))
     below = f"* the layers of the role moved together (signed-rank test, false discovery rate {comparison.level:g})"
-    return ComparisonGrid("by role", heads, tuple(lines), below)
+    return _grid("by role", heads, tuple(lines), below)
 
 
 def _deltas(layers: Sequence[LayerDelta], metric: str) -> list[Delta]:
     return [layer.deltas[metric] for layer in layers if metric in layer.deltas]
 
 
-def _layers(comparison: Comparison, rows: int) -> ComparisonGrid:
+def _layers(comparison: Comparison, rows: int) -> Grid:
     changed = [layer for layer in comparison.layers if not layer.identical]
     metrics = [item for item in _CHANGES if any(d.change is not None for d in _deltas(changed, item[0]))]
     ordered = sorted(changed, key=_sureness)
@@ -135,7 +123,7 @@ def _layers(comparison: Comparison, rows: int) -> ComparisonGrid:
     left, same = len(changed) - len(cut), len(comparison.layers) - len(changed)
     below += f"; {left} more layers, --rows 0 shows all" if left else ""
     below += f"; {same} layers are identical" if same else ""
-    return ComparisonGrid("by layer, the surest change of α first", heads, lines, below)
+    return _grid("by layer, the surest change of α first", heads, lines, below)
 
 
 def _sureness(layer: LayerDelta) -> float:
@@ -150,7 +138,7 @@ def _layer_line(layer: LayerDelta, metrics: Sequence[tuple[str, str, int]]) -> t
     return (layer.name, *cells)
 
 
-def _weights(comparison: Comparison, rows: int) -> ComparisonGrid:
+def _weights(comparison: Comparison, rows: int) -> Grid:
     read = [layer for layer in comparison.layers if layer.weights and not layer.identical]
     ordered = sorted(read, key=lambda layer: -layer.weights.get("relative_change", 0.0))
     shown = [item for item in _WEIGHTS if any(item[0] in layer.weights for layer in read)]
@@ -160,7 +148,7 @@ def _weights(comparison: Comparison, rows: int) -> ComparisonGrid:
     )
     k = max((layer.weights.get("directions", 0.0) for layer in read), default=0.0)
     below = f"overlap of the {k:.0f} leading singular directions; two random subspaces of n dimensions have {k:.0f}/n"
-    return ComparisonGrid("W − W₀, the largest first", ("layer", *(title for _, title, _ in shown)), lines, below)
+    return _grid("W − W₀, the largest first", ("layer", *(title for _, title, _ in shown)), lines, below)
 
 
 def structure(comparison: Comparison) -> list[str]:
@@ -180,19 +168,18 @@ def structure(comparison: Comparison) -> list[str]:
 
 def to_csv(comparisons: Sequence[Comparison]) -> str:
     """One line per layer and metric, full precision; numbers of W − W₀ have no `before`."""
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
     head = ("before", "after", "layer", "layer_before", "role", "block", "metric", "value_before", "value_after",
             "change", "z", "significant")  # fmt: skip
-    writer.writerow(head)
-    for comparison in comparisons:
-        for layer in comparison.layers:
-            facts = (comparison.before, comparison.after, layer.name, layer.name_before, layer.role, layer.block)
-            for name, d in layer.deltas.items():
-                writer.writerow([*cells(facts), name, d.before, d.after, d.change, d.z, d.significant])
-            for name, value in layer.weights.items():
-                writer.writerow([*cells(facts), name, None, value, None, None, None])
-    return sink.getvalue()
+    return csv_text(head, (line for comparison in comparisons for line in _csv_lines(comparison)))
+
+
+def _csv_lines(comparison: Comparison) -> Iterator[Sequence[object]]:
+    for layer in comparison.layers:
+        facts = (comparison.before, comparison.after, layer.name, layer.name_before, layer.role, layer.block)
+        for name, d in layer.deltas.items():
+            yield *cells(facts), name, d.before, d.after, d.change, d.z, d.significant
+        for name, value in layer.weights.items():
+            yield *cells(facts), name, None, value, None, None, None
 
 
 def ranking_terminal(ranking: Ranking) -> RenderableType:
@@ -213,17 +200,14 @@ def ranking_markdown(ranking: Ranking) -> str:
 
 def ranking_csv(ranking: Ranking) -> str:
     """One line per model."""
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(["position", "name", "model", *SUMMARIES, "score"])
-    for index, model in enumerate(ranking.models, 1):
-        writer.writerow(
-            [index, *cells((model.name, model.model)), *(model.values[name] for name in SUMMARIES), model.score]
-        )
-    return sink.getvalue()
+    return csv_text(
+        ("position", "name", "model", *SUMMARIES, "score"),
+        ((index, *cells((model.name, model.model)), *(model.values[name] for name in SUMMARIES), model.score)
+         for index, model in enumerate(ranking.models, 1)),
+    )  # fmt: skip
 
 
-def ranking_grids(ranking: Ranking) -> Iterator[ComparisonGrid]:
+def ranking_grids(ranking: Ranking) -> Iterator[Grid]:
     """The models, and the correlations where there are scores."""
     shown = [name for name in _RANKED if any(model.values[name] is not None for model in ranking.models)]
     shown.sort(key=lambda name: name != ranking.by)
@@ -234,10 +218,10 @@ def ranking_grids(ranking: Ranking) -> Iterator[ComparisonGrid]:
          *((_number(model.score, 4),) if scored else ()))
         for model in ranking.models
     )  # fmt: skip
-    yield ComparisonGrid(f"by {_TITLES[ranking.by]}", heads, lines)
+    yield _grid(f"by {_TITLES[ranking.by]}", heads, lines)
     if ranking.correlations:
         heads = ("against the scores", "Kendall τ", "95 %", "p", "Spearman ρ", "95 %", "p", "models")
-        yield ComparisonGrid("scores", heads, tuple(_correlation_lines(ranking.correlations)))
+        yield _grid("scores", heads, tuple(_correlation_lines(ranking.correlations)))
 
 
 def _correlation_lines(found: Sequence[Correlation]) -> Iterator[tuple[str, ...]]:
@@ -253,20 +237,12 @@ def _correlation_lines(found: Sequence[Correlation]) -> Iterator[tuple[str, ...]
 class _Drawn:
     """A grid in as many columns as fit beside names of some length; the last ones go first, and are counted."""
 
-    def __init__(self, grid: ComparisonGrid) -> None:
+    def __init__(self, grid: Grid) -> None:
         self._grid = grid
 
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
         grid, kept = self._grid, self._fitting(options.max_width)
-        table = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        for index in kept:
-            # Where there is no room, names are broken into lines: a number that is cut is another number.
-            table.add_column(
-                grid.heads[index], justify="right" if index else "left", no_wrap=index > 0, overflow="fold"
-            )
-        for line in grid.lines:
-            table.add_row(*(Text(line[index]) for index in kept))
-        yield table
+        yield grid.only(kept)
         if rest := len(grid.heads) - len(kept):
             columns = "column needs" if rest == 1 else "columns need"
             yield Text(f"{rest} more {columns} a wider terminal, or -o x.csv", style="dim")
@@ -291,11 +267,13 @@ class _Drawn:
         return sorted(kept)
 
 
-def _as_markdown(grid: ComparisonGrid) -> str:
-    rule = "|".join(["---", *["---:"] * (len(grid.heads) - 1)])
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (grid.heads, *grid.lines)]
-    table = "\n".join([lines[0], f"|{rule}|", *lines[1:]])
-    return f"## {grid.title.capitalize()}\n\n{table}" + (f"\n\n{grid.below}" if grid.below else "")
+def _grid(title: str, heads: tuple[str, ...], lines: Sequence[Sequence[str]], below: str = "") -> Grid:
+    # Where there is no room, names are broken into lines: a number that is cut is another number.
+    return Grid(heads, lines, title, below, wrapping=(0,), overflow="fold")
+
+
+def _as_markdown(grid: Grid) -> str:
+    return f"## {grid.title.capitalize()}\n\n{grid.to_markdown()}" + (f"\n\n{grid.below}" if grid.below else "")
 
 
 def _number(value: float | None, digits: int) -> str:

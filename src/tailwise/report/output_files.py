@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -17,6 +16,7 @@ from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
 from tailwise.core.harmless import cells, visible
 from tailwise.core.storage import filesystem, is_url
+from tailwise.report.grid import to_csv as csv_text
 
 
 def to_json(audit: Audit) -> str:
@@ -37,20 +37,7 @@ def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_csv(table: Table) -> str:
     """Comma-separated, full precision, empty where there is no value."""
-    sink = _Lines()
-    writer = csv.writer(sink, lineterminator="\r\n")
-    writer.writerow(table.column_names)
-    for row in table.to_dicts():
-        writer.writerow(cells(_flat(value) for value in row.values()))
-    return "".join(sink)
-
-
-class _Lines(list[str]):
-    """Lines that end in a line feed. The writer quotes only what ends its own, and names may hold either sign."""
-
-    def write(self, line: str) -> None:
-        """Take one."""
-        self.append(line.removesuffix("\r\n") + "\n")
+    return csv_text(table.column_names, (cells(map(_flat, row.values())) for row in table.to_dicts()))
 
 
 def _flat(value: Any) -> Any:
@@ -61,17 +48,11 @@ def _flat(value: Any) -> Any:
 
 def to_markdown(audit: Audit) -> str:
     """A table for an issue or a wiki, with the columns that matter, and what was not measured below it."""
-    from tailwise.report.columns import BRIEF, cell
+    from tailwise.report.columns import BRIEF, columns_grid
 
     rows = audit.table().to_dicts()
     shown = [column for column in BRIEF if not rows or column.key in rows[0] or column.combined]
-    lines = [
-        f"# Audit of {audit.model}",
-        "",
-        "| " + " | ".join(column.title for column in shown) + " |",
-        "|" + "|".join("---:" if column.numeric else "---" for column in shown) + "|",
-        *("| " + " | ".join(cell(column, row).replace("|", "\\|") for column in shown) + " |" for row in rows),
-    ]
+    lines = [f"# Audit of {audit.model}", "", columns_grid(shown, rows).to_markdown()]
     if audit.unmeasured:
         lines += ["", "Not measured:", ""]
         lines += [f"- `{row.name}` ({row.status}): {row.reason}" for row in audit.unmeasured]

@@ -19,7 +19,8 @@ from tailwise.audits.audit import Audit
 from tailwise.audits.rows import Layer, LayerRow
 from tailwise.audits.trusted import left_out_words, usable, usable_values
 from tailwise.core.harmless import visible
-from tailwise.report.columns import BRIEF, Column, cell
+from tailwise.report.columns import BRIEF, cell, columns_grid
+from tailwise.report.grid import Cell, Grid, cut_words
 from tailwise.spectrum.metrics.metric import METRICS
 
 #: Tables longer than this are cut, and say so.
@@ -33,36 +34,22 @@ def layers(audit: Audit, limit: int = DEFAULT_ROWS) -> RenderableType:
     shown = [column for column in BRIEF if column.combined or column.key in present]
     if not any(cell(BRIEF[-1], row) for row in rows):
         shown = [column for column in shown if column.key != "note"]
-    table = _grid(shown)
     cut = rows if limit == 0 else rows[:limit]
-    for row in cut:
-        table.add_row(*(Text(cell(column, row)) for column in shown))
-    left = len(rows) - len(cut)
-    return Group(table, Text(f"… and {left} more; --rows 0 shows all", style="dim")) if left else table
-
-
-def _grid(columns: Sequence[Column]) -> RichTable:
-    table = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column.title, justify="right" if column.numeric else "left", no_wrap=True)
-    return table
+    return columns_grid(shown, cut, cut_words(len(rows) - len(cut)))
 
 
 def by_role(audit: Audit) -> RenderableType:
     """Median (and range) of the leading metrics for each role; α is never pooled across roles."""
-    table = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("role")
-    for title in ("matrices", "α trusted", "α median (range)", "α Hill median (range)", "stable rank", "entropy"):
-        table.add_column(title, justify="right", no_wrap=True)
     measured = [layer.row for layer in audit]
-    along = {row.block for row in measured if row.block is not None}
+    along = sorted({row.block for row in measured if row.block is not None})
     fits = any("alpha" in row.metrics for row in measured)
     banded = audit.provenance.recipe.get("estimator") == "ks"
-    if len(along) > 1:
-        table.add_column(f"α, block {min(along)} → {max(along)}", no_wrap=True)
+    heads = ["role", "matrices", "α trusted", "α median (range)", "α Hill median (range)", "stable rank", "entropy"]
+    heads += [f"α, block {along[0]} → {along[-1]}"] if len(along) > 1 else []
+    lines: list[Sequence[Cell]] = []
     for role in dict.fromkeys(row.role for row in measured):
         rows = [row for row in measured if row.role == role]
-        table.add_row(
+        lines.append((
             role,
             str(len(rows)),
             str(len(usable_values(audit, "alpha", rows))) if fits else "–",
@@ -70,9 +57,9 @@ def by_role(audit: Audit) -> RenderableType:
             _spread(usable_values(audit, "alpha_hill", rows)),
             _middle(usable_values(audit, "stable_rank", rows), 1),
             _middle(usable_values(audit, "singular_entropy", rows), 3),
-            *([strip(rows, sorted(along), banded=banded)] if len(along) > 1 else []),
-        )
-    return table
+            *([strip(rows, along, banded=banded)] if len(along) > 1 else []),
+        ))  # fmt: skip
+    return Grid(tuple(heads), lines, words=(0, 7), wrapping=(0,))
 
 
 #: α from which a column of the strip is one step higher; 2, 4 and 6 are the HT-SR bands.

@@ -167,6 +167,8 @@ ESTIMATORS: Mapping[str, Callable[[Vector, TailOptions], TailFit]] = {
     "ks_clip": _ks_clip,
     "ks_truncated": _ks_truncated,
 }
+#: What the option `estimator` takes.
+ESTIMATOR_NAMES = (*ESTIMATORS, "farms")
 
 
 def above_threshold(eigenvalues: Vector) -> Vector:

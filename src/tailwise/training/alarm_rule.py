@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import get_args
 
 from tailwise.core.registry import Registry
 from tailwise.history.point import Severity
@@ -83,6 +84,8 @@ def alarm_rule(  # noqa: PLR0913 - a rule has as many parts
     """
     if not re.fullmatch(r"[A-Z]{2,}\d{3}", code):
         raise TypeError(f"{code!r} is not a code such as TW701")
+    if severity not in get_args(Severity):
+        raise TypeError(f"the severity of {code} is {severity!r}; it is one of {', '.join(get_args(Severity))}")
 
     def register(function: Callable[[AlarmWatch], Signs]) -> Callable[[AlarmWatch], Signs]:
         ALARM_RULES.add(code, AlarmRule(

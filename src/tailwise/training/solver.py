@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from typing_extensions import override
+
 from tailwise.audits.cache import Baselines, Cache
 from tailwise.audits.rows import LayerRow
 from tailwise.audits.work import Worker, failure
@@ -53,15 +55,15 @@ class Recent(Cache):
         self._now: dict[str, Spectrum] = {}
         self._before: dict[str, Spectrum] = {}
 
+    @override
     def spectrum(self, key: str) -> Spectrum | None:
-        """See `Cache`."""
         found = self._now.get(key) or self._before.get(key)
         if found is not None:
             self._now[key] = found
         return found
 
+    @override
     def keep_spectrum(self, key: str, spectrum: Spectrum) -> None:
-        """See `Cache`."""
         self._now[key] = spectrum
 
     def turn(self) -> None:

@@ -18,6 +18,8 @@ from tailwise.app.assistant.functions.function import Function, Place
 from tailwise.app.assistant.functions.plans import check_kind, plan_fact
 from tailwise.app.workspace.entry import identity
 from tailwise.audits.audit import Audit
+from tailwise.compression.choosing.amounts import ALLOCATORS
+from tailwise.compression.choosing.bit_formats import ASSIGNERS
 from tailwise.compression.plans.plan import Plan
 from tailwise.core.errors import UsageError
 
@@ -73,6 +75,7 @@ def writing_functions(verbs: Verbs) -> dict[str, Function]:
         return {"plan": _identity(place, target), "kept": True, **plan_fact(found)}
 
     name = {"type": "string", "description": "of the file that is written, without a folder; an existing one is kept"}
+    allocators = ", ".join(dict.fromkeys([*ALLOCATORS, *ASSIGNERS]))
     return {
         "run_audit": _function(
             "run_audit", "Measure every weight matrix of a model below the roots, and keep the audit as a file.",
@@ -84,7 +87,7 @@ def writing_functions(verbs: Verbs) -> dict[str, Function]:
             {"kind": {"type": "string", "description": "prune or quantize"},
              "amount": {"type": "number", "description": "prune: fraction that goes; quantize: mean bits per weight"},
              "name": name, "audit": {"type": "string", "description": AUDIT},
-             "allocator": {"type": "string", "description": "auto, uniform, depth, alpha …"},
+             "allocator": {"type": "string", "description": f"auto, {allocators}"},
              "calibration": {"type": "string", "description": "path of a text or folder below a root"}},
             ("kind", "amount", "name"), make_plan),
     }  # fmt: skip

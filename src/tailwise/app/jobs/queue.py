@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import secrets
 import threading
 import time
@@ -16,6 +15,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from filelock import BaseFileLock, FileLock
 
 from tailwise.app.jobs.job import Job
 from tailwise.app.jobs.outputs import free_name, place
@@ -240,23 +241,23 @@ class FolderClaim:
         """Take `jobs`, or `jobs-2` and so on where servers that run have those."""
         self.folder, self._release = folder / "jobs", None
         for candidate in _folders(folder):
-            handle = _locked(candidate)
-            if handle is not None:
-                self.folder, self._release = candidate, weakref.finalize(self, os.close, handle)
+            lock = _locked(candidate)
+            if lock is not None:
+                self.folder, self._release = candidate, weakref.finalize(self, lock.release)
                 self._adopt(folder)
                 return
 
     def _adopt(self, folder: Path) -> None:
         """Take what servers left that are gone."""
         for other in _folders(folder):
-            handle = _locked(other) if other != self.folder and other.is_dir() else None
-            if handle is None:
+            lock = _locked(other) if other != self.folder and other.is_dir() else None
+            if lock is None:
                 continue
             with contextlib.suppress(OSError):
                 for pattern in ("*.audit", "*.json"):  # in this order: a job without its file is one that wrote none
                     for path in other.glob(pattern):
                         path.replace(self.folder / path.name)
-            os.close(handle)
+            lock.release()
 
     def release(self) -> None:
         """Leave it to the next server."""
@@ -268,20 +269,12 @@ def _folders(folder: Path) -> list[Path]:
     return [folder / ("jobs" if number == 1 else f"jobs-{number}") for number in range(1, _SERVERS)]
 
 
-def _locked(folder: Path) -> int | None:
+def _locked(folder: Path) -> BaseFileLock | None:
+    # Its descriptor is not inherited by what this process starts: an orphan must not hold it.
+    lock = FileLock(folder / ".lock", mode=0o600, blocking=False, thread_local=False, fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Not inherited by what this process starts: an orphan must not hold it.
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError:  # a disk that is full or may not be written: the queue is not kept at all
+        lock.acquire()
+    except OSError:  # another server has it, or the disk is full or may not be written: the queue is not kept at all
         return None
-    try:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # elsewhere than on POSIX systems, servers are not told apart
-        return handle
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
+    return lock

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -12,8 +12,14 @@ from tailwise.app.jobs.job import Job
 from tailwise.app.jobs.outputs import words_of
 from tailwise.app.page_context import PageContext
 from tailwise.core.errors import UsageError
+from tailwise.spectrum.power_law import ESTIMATOR_NAMES
 
 _HUB = re.compile(r"(hf://)?[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,120})?")
+
+if TYPE_CHECKING:
+    EstimatorName = str
+else:
+    EstimatorName = Literal[*ESTIMATOR_NAMES]
 
 
 class Wish(BaseModel):
@@ -21,7 +27,7 @@ class Wish(BaseModel):
 
     model: str = Field(max_length=1000, min_length=1)  # a path below a root, or a Hugging Face id
     base: str = Field("", max_length=1000)  # for an adapter: the model that it adapts
-    estimator: Literal["ks", "ks_clip", "ks_truncated", "peak", "mid", "top", "top_outside", "farms"] = "ks"
+    estimator: EstimatorName = "ks"
     randomize: bool = False
     bootstrap: int = Field(0, ge=0, le=1000)
 

@@ -18,6 +18,8 @@ from tailwise.app.page_context import PageContext, context_of
 from tailwise.app.uploads import keep
 from tailwise.app.workspace import links
 from tailwise.core.errors import UsageError
+from tailwise.core.recipe import Recipe
+from tailwise.spectrum.power_law import ESTIMATOR_NAMES
 
 router = APIRouter(include_in_schema=False)
 Given = Annotated[PageContext, Depends(context_of)]
@@ -27,7 +29,8 @@ _LOOK = 0.3
 def _values(desk: PageContext, **more: Any) -> dict[str, Any]:
     known = {str(entry.path): entry.id for entry in desk.workspace.entries("audit")}
     return {"area": "Audits", "jobs": desk.queue.jobs(), "known": known, "settings": desk.settings,
-            "roots": desk.workspace.roots, "message": "", "given": None, **more}  # fmt: skip
+            "roots": desk.workspace.roots, "message": "", "given": None, "estimators": ESTIMATOR_NAMES,
+            "usual_estimator": Recipe().estimator, **more}  # fmt: skip
 
 
 @router.get("/jobs")

@@ -20,7 +20,6 @@ from tailwise.core.errors import TailwiseError
 router = APIRouter(include_in_schema=False)
 Given = Annotated[PageContext, Depends(context_of)]
 _SIZE = 100
-_SUFFIX = {"llmcompressor": ".yaml", "llamacpp": ".txt", "evopress": ".txt", "alphapruning": ".npy"}
 
 
 @router.get("/plans")
@@ -82,10 +81,10 @@ def _audits_of(desk: PageContext, plan: Plan) -> list[WorkspaceEntry]:
 def exported(desk: Given, name: str, tool: str) -> Response:
     """The plan as another tool reads it, as a file."""
     found = desk.workspace.plan(name)
-    _ = EXPORTERS[tool]
+    suffix = EXPORTERS[tool].suffixes[0]
     try:
         with tempfile.TemporaryDirectory(prefix="tailwise-export-") as folder:
-            target = Path(folder) / f"plan{_SUFFIX.get(tool, '.json')}"
+            target = Path(folder) / f"plan{suffix}"
             written = next(iter(export(found, tool, str(target))))
             data, suffix = Path(written).read_bytes(), Path(written).suffix
     except OSError as error:

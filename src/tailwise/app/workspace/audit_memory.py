@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import TypeVar
+from threading import Condition
+from typing import Any, TypeVar
+
+from cachetools import LRUCache, cached
 
 Value = TypeVar("Value")
 
@@ -18,39 +19,30 @@ class AuditMemory:
     """Values by key, the ones that were not asked for longest dropped first. May be used by several threads."""
 
     def __init__(self, *, most: int = _MOST, nbytes: int = _BYTES) -> None:
-        self._most, self._bytes = most, nbytes
-        self._values: OrderedDict[Hashable, tuple[object, int]] = OrderedDict()
-        self._weight = 0
-        self._making: dict[Hashable, threading.Lock] = {}
-        self._lock = threading.Lock()
+        # With a condition, who asks for what is being made waits for that alone, not for a large audit of another.
+        by_key = cached(_Bounded(most, nbytes), key=lambda key, *_: key, condition=Condition())
+        self._made: Callable[..., tuple[Any, int]] = by_key(_made)
 
     def get(self, key: Hashable, make: Callable[[], Value], nbytes: int = _SMALL) -> Value:
         """The value of a key, made at most once at a time: six charts of a page read their audit once."""
-        with self._lock:
-            if key in self._values:
-                return self._found(key)
-            making = self._making.setdefault(key, threading.Lock())
-        with making:  # not the other lock: a large audit must not stop who reads another
-            with self._lock:
-                if key in self._values:
-                    return self._found(key)
-            try:
-                value = make()
-                self._put(key, value, len(value) if isinstance(value, bytes) else nbytes)
-            finally:
-                with self._lock:
-                    self._making.pop(key, None)
+        value: Value = self._made(key, make, nbytes)[0]
         return value
 
-    def _found(self, key: Hashable) -> Value:  # type: ignore[type-var]
-        self._values.move_to_end(key)
-        return self._values[key][0]  # type: ignore[return-value]
 
-    def _put(self, key: Hashable, value: object, nbytes: int) -> None:
-        with self._lock:
-            self._weight += nbytes - self._values.pop(key, (None, 0))[1]
-            self._values[key] = (value, nbytes)
-            # The newest stays even where it is larger than all that may be kept: it is in use.
-            while len(self._values) > 1 and (len(self._values) > self._most or self._weight > self._bytes):
-                _, (_, dropped) = self._values.popitem(last=False)
-                self._weight -= dropped
+class _Bounded(LRUCache[Hashable, tuple[Any, int]]):
+    """Values with their bytes, bounded in number, too."""
+
+    def __init__(self, most: int, nbytes: int) -> None:
+        # The newest stays even where it is larger than all that may be kept: it is in use.
+        super().__init__(nbytes, getsizeof=lambda made: min(made[1], nbytes))
+        self._most = most
+
+    def __setitem__(self, key: Hashable, made: tuple[Any, int]) -> None:
+        while len(self) >= self._most:
+            self.popitem()
+        super().__setitem__(key, made)
+
+
+def _made(_: Hashable, make: Callable[[], Value], nbytes: int) -> tuple[Value, int]:
+    value = make()
+    return value, len(value) if isinstance(value, bytes) else nbytes

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import TensorSpec
@@ -102,18 +104,19 @@ class ArrayStore(TensorStore):
     def _array(self, stored: Stored, start: int, stop: int) -> NDArray[Any]:
         """Rows of the array as it is stored; all of one without axes."""
 
+    @override
     def identity(self, name: str) -> str | None:
-        """See `Checkpoint`: the file and the array's name in it, and how it is turned."""
+        """The file and the array's name in it, and how it is turned."""
         self._spec(name)
         content, stored = self._file.identity(), self._arrays[name]
         index = f"{stored.index}" if stored.index else ""
         return None if content is None else f"{content}:{stored.key}:{stored.shown.axes}{stored.shown.blocks}{index}"
 
+    @override
     def part(self, names: Iterable[str]) -> ByAddress:
-        """See `Checkpoint`."""
         return ByAddress(self, names, CheckpointAddress(from_anywhere(self.uri), part=self.chosen or None))
 
+    @override
     def close(self) -> None:
-        """See `Checkpoint`."""
         super().close()
         self._file.close()

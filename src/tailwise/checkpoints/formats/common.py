@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from typing_extensions import override
+
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.core.errors import UnreadableError, UsageError
@@ -49,8 +51,8 @@ class TensorStore(Checkpoint):
         self.config, self.metadata = dict(config or {}), dict(metadata or {})
         self._closed = False
 
+    @override
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """See `Checkpoint`."""
         spec = self._spec(name)
         rows = spec.shape[0] if spec.shape else 1
         if not 0 <= start <= stop <= rows or not (spec.shape or start < stop):
@@ -63,13 +65,13 @@ class TensorStore(Checkpoint):
             raise UnreadableError("the checkpoint is closed", where=self.uri, fix="open it again")
         return self._rows(spec, start, stop)
 
+    @override
     def read(self, name: str) -> torch.Tensor:
-        """See `Checkpoint`."""
         shape = self._spec(name).shape
         return self.read_rows(name, 0, shape[0] if shape else 1)
 
+    @override
     def close(self) -> None:
-        """See `Checkpoint`."""
         self._closed = True
 
     @abstractmethod
@@ -90,14 +92,15 @@ class RangedStore(TensorStore):
     _files: tuple[ByteSource, ...]
     _places: dict[str, tuple[ByteSource, Any]]  # tensor → its file, and what the format knows of its place there
 
+    @override
     def identity(self, name: str) -> str | None:
-        """See `Checkpoint`."""
         spec = self._spec(name)
         content = self._places[name][0].identity()
         return None if content is None else f"{content}:{self._offset(name)}:{spec.nbytes}"
 
+    @override
     def part(self, names: Iterable[str]) -> Self:
-        """See `Checkpoint`. The files are those of the whole; close that one."""
+        """The files are those of the whole; close that one."""
         kept = {name: self._spec(name) for name in names}
         found = copy.copy(self)
         found.tensors = kept
@@ -105,16 +108,16 @@ class RangedStore(TensorStore):
         found._files = tuple({id(file): file for file in (found._places[name][0] for name in kept)}.values())
         return found
 
+    @override
     def fetch(self) -> None:
-        """See `Checkpoint`."""
         for file in self._files:
             here = [name for name, (other, _) in self._places.items() if other is file]
             spans: list[Span] = [(self._offset(name), self.tensors[name].nbytes) for name in here]
             held = HeldFile(file, spans)
             self._places |= {name: (held, self._places[name][1]) for name in here}
 
+    @override
     def close(self) -> None:
-        """See `Checkpoint`."""
         super().close()
         for file in self._files:
             file.close()
@@ -153,24 +156,24 @@ class HeldFile(ByteSource):
         self.name, self.size, self.local = file.name, file.size, file.local
         self._held = [(start, _read(file, start, nbytes)) for start, nbytes in coalesced(spans)]
 
+    @override
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """See `ByteSource`."""
         for start, data in self._held:
             if start <= offset and offset + len(buffer) <= start + len(data):
                 buffer[:] = memoryview(data)[offset - start : offset - start + len(buffer)]
                 return
         self._file.read_into(buffer, offset)
 
+    @override
     def identity(self) -> str | None:
-        """See `ByteSource`."""
         return self._file.identity()
 
+    @override
     def local_path(self) -> Path:
-        """See `ByteSource`."""
         return self._file.local_path()
 
+    @override
     def close(self) -> None:
-        """See `ByteSource`."""
         self._held = []
         self._file.close()
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource, Folder
 from tailwise.checkpoints.checkpoint import DTYPE_BITS, TensorSpec
@@ -132,20 +134,21 @@ class DistributedCheckpoint(TensorStore):
             self._files[name] = self._folder.source(name)
         return self._files[name]
 
+    @override
     def identity(self, name: str) -> str | None:
-        """See `Checkpoint`: the metadata, which is written last, the files of the chunks, and the tensor's key."""
+        """The metadata, which is written last, the files of the chunks, and the tensor's key."""
         self._spec(name)
         entry = self._entries[name]
         found = [self._stamp, *(self._file(file).identity() for file in sorted({c.file for c in entry.chunks}))]
         known = [item for item in found if item is not None]
         return None if len(known) < len(found) else "+".join([*known, f"{entry.key}[{entry.layer}]"])
 
+    @override
     def part(self, names: Iterable[str]) -> ByAddress:
-        """See `Checkpoint`."""
         return ByAddress(self, names, CheckpointAddress(from_anywhere(self.uri), part=self.chosen or None))
 
+    @override
     def close(self) -> None:
-        """See `Checkpoint`."""
         super().close()
         for file in self._files.values():
             file.close()

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import code_of, torch_dtype
 from tailwise.checkpoints.formats.common import TensorStore
@@ -79,8 +81,8 @@ class MemoryCheckpoint(TensorStore):
             )
         return as_tensor(array[start:stop] if spec.shape else array, spec.dtype)
 
+    @override
     def close(self) -> None:
-        """See `Checkpoint`."""
         super().close()
         self._arrays.clear()
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource, Folder
 from tailwise.checkpoints.checkpoint import TensorSpec
@@ -232,20 +234,21 @@ class OnnxCheckpoint(TensorStore):
         place = self._place(constant, _CODES.get(constant.proto.data_type, "?"), shape, where)
         return self._stored(place, 0, shape[0] if shape else 1)
 
+    @override
     def identity(self, name: str) -> str | None:
-        """See `Checkpoint`: the file, its external data, and the constant's name."""
+        """The file, its external data, and the constant's name."""
         self._spec(name)
         place = self._places[name]
         found = [self._file.identity(), *([place.file.identity()] if place.file is not None else [])]
         known = [item for item in found if item is not None]
         return None if len(known) < len(found) else "+".join([*known, place.constant.name, str(place.direction)])
 
+    @override
     def part(self, names: Iterable[str]) -> ByAddress:
-        """See `Checkpoint`."""
         return ByAddress(self, names, CheckpointAddress(from_anywhere(self.uri), part=self.chosen or None))
 
+    @override
     def close(self) -> None:
-        """See `Checkpoint`."""
         super().close()
         self._places.clear()
         self._file.close()

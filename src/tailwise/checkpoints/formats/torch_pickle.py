@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.checkpoint import TensorSpec
@@ -146,18 +148,19 @@ class TorchCheckpoint(TensorStore):
         if _stamp(path) != self._stamps[path]:
             raise UnreadableError("has changed since it was opened", where=file.name, fix="open it again")
 
+    @override
     def identity(self, name: str) -> str | None:
-        """See `Checkpoint`. The keys that lead to it stand for the place in the file."""
+        """The keys that lead to it stand for the place in the file."""
         self._spec(name)
         content = self._places[name][0].identity()
         return None if content is None else f"{content}:{self._keys[name]}"
 
+    @override
     def part(self, names: Iterable[str]) -> ByAddress:
-        """See `Checkpoint`."""
         return ByAddress(self, names, CheckpointAddress(from_anywhere(self.uri), part=self.chosen or None))
 
+    @override
     def close(self) -> None:
-        """See `Checkpoint`."""
         super().close()
         self._arrays.clear()
         for file in self._files:

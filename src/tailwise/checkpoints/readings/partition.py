@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.readings import blockwise, compressed, computed, factors, mlx, plain
 from tailwise.checkpoints.readings import gptq_awq as words
@@ -220,15 +222,15 @@ class ClaimedCheckpoint(Checkpoint):
             if stored not in inside:
                 yield stored, spec
 
+    @override
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """See `Checkpoint`."""
         codec = self._codecs.get(name)
         if codec is None:
             return self._inner.read_rows(name, start, stop)
         return codec.rows(self._inner, start, stop)
 
+    @override
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """See `Checkpoint`."""
         codec = self._codecs.get(name)
         if codec is None:
             return self._inner.factors(name)
@@ -236,8 +238,9 @@ class ClaimedCheckpoint(Checkpoint):
         found = codec.factors(self._inner) if hasattr(codec, "factors") else None
         return found
 
+    @override
     def identity(self, name: str) -> str | None:
-        """See `Checkpoint`: the identities of all members."""
+        """The identities of all members."""
         found = [self._inner.identity(member) for member in self.members.get(name, (name,))]
         if None in found:
             return None
@@ -248,16 +251,16 @@ class ClaimedCheckpoint(Checkpoint):
         """The identity of the first stored tensor of a weight alone, which is cheaper."""
         return self._inner.identity(self.members[name][0] if name in self.members else name)
 
+    @override
     def part(self, names: Iterable[str]) -> ClaimedCheckpoint:
-        """See `Checkpoint`."""
         wanted = list(names)
         stored = {member: None for name in wanted for member in self.members.get(name, (name,))}
         scope = {name: self.stored[name] for name in stored}
         claims = Claims({name: self._claims.weights[name] for name in wanted if name in self._claims.weights})
         return ClaimedCheckpoint(self._inner.part(stored), scope, claims)
 
+    @override
     def close(self) -> None:
-        """See `Checkpoint`."""
         self._inner.close()
 
 

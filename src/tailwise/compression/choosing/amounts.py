@@ -74,10 +74,7 @@ class Allocator(Chooser[Allocate]):
 
 
 _MODULES = ("uniform", "by_depth", "by_alpha", "alpha_role", "by_entropy", "calibrated", "measured", "blend")
-_NAMES = ("uniform", "depth", "alpha", "alpha-role", "entropy", "owl", "dlp", "sensitivity", "blend")
-ALLOCATORS: Registry[Allocator] = Registry(
-    "allocator", "tailwise.allocators", loader(_MODULES, _NAMES, lambda: ALLOCATORS)
-)
+ALLOCATORS: Registry[Allocator] = Registry("allocator", "tailwise.allocators", loader(_MODULES, lambda: ALLOCATORS))
 
 
 def allocator(

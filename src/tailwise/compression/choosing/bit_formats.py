@@ -184,9 +184,8 @@ class Assigner(Chooser[Assign]):
 
 
 _MODULES = ("uniform", "by_depth", "by_alpha", "alphaq", "measured")
-_NAMES = ("uniform", "depth", "alpha", "alphaq", "distortion", "outputs", "sensitivity")
 ASSIGNERS: Registry[Assigner] = Registry(
-    "allocator of formats", "tailwise.assigners", loader(_MODULES, _NAMES, lambda: ASSIGNERS)
+    "allocator of formats", "tailwise.assigners", loader(_MODULES, lambda: ASSIGNERS)
 )
 
 

@@ -75,6 +75,15 @@ def distortion(choices: Choices, settings: FormatSettings) -> Assignment:
     return _cheapest(choices, settings.errors, ("error", "a precision study: give --study, from `tailwise precision`"))
 
 
+@assigner("outputs", source="this project; an exact multiple-choice knapsack over measured errors", takes=("losses",))
+def outputs(choices: Choices, settings: FormatSettings) -> Assignment:
+    """The least summed error of the layers' outputs, ‖(Ŵ − W)·X‖²_F, from one pass over calibration text.
+
+    All outputs count alike, wherever they go.
+    """
+    return _cheapest(choices, settings.losses, ("error of outputs", "calibration text: give --calibration TEXT"))
+
+
 @assigner(
     "sensitivity", source="this project; an exact multiple-choice knapsack over measured losses", takes=("losses",)
 )
@@ -84,15 +93,6 @@ def sensitivity_of_formats(choices: Choices, settings: FormatSettings) -> Assign
     That losses add up is an assumption.
     """
     return _cheapest(choices, settings.losses, ("loss", "measured losses of each tensor in each format"))
-
-
-@assigner("outputs", source="this project; an exact multiple-choice knapsack over measured errors", takes=("losses",))
-def outputs(choices: Choices, settings: FormatSettings) -> Assignment:
-    """The least summed error of the layers' outputs, ‖(Ŵ − W)·X‖²_F, from one pass over calibration text.
-
-    All outputs count alike, wherever they go.
-    """
-    return _cheapest(choices, settings.losses, ("error of outputs", "calibration text: give --calibration TEXT"))
 
 
 def _cheapest(choices: Choices, table: Table | None, words: tuple[str, str]) -> Assignment:

@@ -75,8 +75,10 @@ _BUILT_IN = (
 
 
 def _load_built_ins() -> None:
-    for module in _BUILT_IN:
-        import_module(f"tailwise.compression.export.{module}")
+    places = {f"tailwise.compression.export.{module}": place for place, module in enumerate(_BUILT_IN)}
+    for module in places:  # which import each other
+        import_module(module)
+    EXPORTERS.sort(lambda item: places.get(item.write.__module__, len(places)))
 
 
 EXPORTERS: Registry[Exporter] = Registry("export format", "tailwise.exporters", _load_built_ins)

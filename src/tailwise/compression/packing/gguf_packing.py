@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.writer import copy_settings
@@ -33,22 +34,22 @@ class Gguf(Packing):
         f'`AutoModelForCausalLM.from_pretrained(folder, gguf_file="{FILE}")`.'
     )
 
+    @override
     def instead(self) -> str:
-        """See `Packing`."""
         return ", ".join(sorted(TYPES))
 
-    def refuses(self, chosen: NumberFormat, spec: TensorSpec) -> str | None:  # noqa: ARG002
-        """See `Packing`."""
+    @override
+    def refuses(self, chosen: NumberFormat, spec: TensorSpec) -> str | None:
         if chosen.name not in TYPES:
             return f"has no type for {chosen.name} that the gguf package encodes"
         return None
 
+    @override
     def reasons(self, checkpoint: Checkpoint) -> Iterator[str]:
-        """See `Packing`."""
         yield from model.reasons(checkpoint)
 
-    def notes(self, plan: Plan, checkpoint: Checkpoint) -> Iterator[str]:  # noqa: ARG002
-        """See `Packing`."""
+    @override
+    def notes(self, plan: Plan, checkpoint: Checkpoint) -> Iterator[str]:
         config = checkpoint.config
         if model.rope_factors(config) is not None:
             yield "transformers does not read the factors of Llama 3.1's positions from a GGUF file; llama.cpp does"
@@ -62,22 +63,23 @@ class Gguf(Packing):
         if config.get("sliding_window") and config.get("use_sliding_window", True):
             yield f"the window of {config['sliding_window']} tokens is not in the file: attention will see all"
 
-    def overhead(self, chosen: NumberFormat, spec: TensorSpec) -> int:  # noqa: ARG002
-        """See `Packing`: blocks hold nothing else."""
+    @override
+    def overhead(self, chosen: NumberFormat, spec: TensorSpec) -> int:
+        """Blocks hold nothing else."""
         return 0
 
+    @override
     def stored_as(self, tensor: str, checkpoint: Checkpoint) -> str:
-        """See `Packing`."""
         found = model.gguf_name(tensor, checkpoint.config)
         assert found is not None  # noqa: S101 - `reasons` has looked
         return found
 
+    @override
     def restored(self, values: torch.Tensor, tensor: str, checkpoint: Checkpoint) -> torch.Tensor:
-        """See `Packing`."""
         return model.turned_back(values, model.heads_of(tensor, checkpoint.config))
 
+    @override
     def write(self, work: PackingWork, folder: Path) -> tuple[str, ...]:
-        """See `Packing`."""
         import gguf
 
         config = work.checkpoint.config

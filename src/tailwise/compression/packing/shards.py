@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import code_of
@@ -39,8 +40,8 @@ class ShardPacking(Packing):
         """What the header of every file gets."""
         return {}
 
+    @override
     def write(self, work: PackingWork, folder: Path) -> tuple[str, ...]:
-        """See `Packing`."""
         write = _Writing(self, work)
         shards, metadata = [], self.metadata(work)
         for shard in work.layout.shards:

@@ -9,6 +9,7 @@ from math import ceil
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
@@ -37,12 +38,12 @@ class TorchAo(ShardPacking):
         "layers then hold torchao's tensors with the scales of the plan."
     )
 
+    @override
     def instead(self) -> str:
-        """See `Packing`."""
         return "int2 … int8 (-asym, -g<N>), fp8_e4m3, fp8_e5m2, nvfp4, bf16, fp16, fp32"
 
+    @override
     def refuses(self, chosen: NumberFormat, spec: TensorSpec) -> str | None:
-        """See `Packing`."""
         role = classify(spec.name, 2, {}).role
         if role.startswith("expert_"):
             return "is an expert, which transformers merges with others while loading, and cannot in torchao's classes"
@@ -56,25 +57,26 @@ class TorchAo(ShardPacking):
             return f"has no weights in {chosen.name} without activations in it"
         return f"has no tensor class for {chosen.name}"
 
+    @override
     def reasons(self, checkpoint: Checkpoint) -> Iterator[str]:
-        """See `Packing`."""
         if not checkpoint.config:
             yield "there is no config.json, which says that the weights are torchao's"
 
-    def notes(self, plan: Plan, checkpoint: Checkpoint) -> Iterator[str]:  # noqa: ARG002
-        """See `Packing`."""
+    @override
+    def notes(self, plan: Plan, checkpoint: Checkpoint) -> Iterator[str]:
         chosen = [decision.number_format for decision in plan]
         if any(_kind(item) == "IntxUnpackedToInt8Tensor" and item.element_bits < 8 for item in chosen):
             yield "torchao's class for integers of fewer than 8 bits that runs anywhere holds each in a whole byte"
 
+    @override
     def members(self, spec: TensorSpec, chosen: NumberFormat, parts: Parts) -> Members:
-        """See `ShardPacking`."""
         assert isinstance(chosen, ScaledFormat)  # noqa: S101 - `refuses` has let no other through
         found, _ = _flattened(spec, chosen, parts)
         return found
 
+    @override
     def metadata(self, work: PackingWork) -> Mapping[str, str]:
-        """See `ShardPacking`: the class of every tensor, in every file, since only their union is read."""
+        """The class of every tensor, in every file, since only their union is read."""
         decisions = {decision.tensor: decision.number_format for decision in work.plan}
         names = [spec.name for shard in work.layout.shards for spec in shard.specs]
         found = dict.fromkeys(names, json.dumps({"_type": "Tensor"}))
@@ -84,8 +86,9 @@ class TorchAo(ShardPacking):
                 found[name] = _flattened(spec, chosen, empty_parts(chosen, spec))[1]
         return {**found, "tensor_names": json.dumps(names)}
 
+    @override
     def overhead(self, chosen: NumberFormat, spec: TensorSpec) -> int:
-        """See `Packing`: whole bytes, zero points of zero, and scales as wide as the model computes."""
+        """Whole bytes, zero points of zero, and scales as wide as the model computes."""
         if not isinstance(chosen, ScaledFormat) or _kind(chosen) != "IntxUnpackedToInt8Tensor":
             return 0
         out, inputs = spec.shape
@@ -95,8 +98,9 @@ class TorchAo(ShardPacking):
         wider = 16 if spec.dtype == "F32" else 0
         return round((spec.numel * (8 - bits) + scales * (zero + wider)) / 8)
 
+    @override
     def settings(self, work: PackingWork) -> dict[str, Any]:
-        """See `ShardPacking`. transformers asks for a recipe, and takes the classes from the files."""
+        """Transformers asks for a recipe, and takes the classes from the files."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from torchao.core.config import config_to_dict

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from typing_extensions import override
+
 from tailwise.compression.operators.operator import Operator, OperatorResult, Target
 from tailwise.compression.plans.patterns import BLOCK, EXPERTS, UNSTRUCTURED
 from tailwise.compression.plans.site import Site
@@ -35,13 +37,13 @@ class Cast(Treatment):
     unit: ClassVar[Unit] = "bits"
 
     @property
+    @override
     def format(self) -> str | None:
-        """See `Treatment`."""
         return self.to
 
     @property
+    @override
     def cast(self) -> Cast | None:
-        """See `Treatment`."""
         return self
 
     @property
@@ -58,8 +60,8 @@ class Cast(Treatment):
         """Stored bits."""
         return site.n_params * self.bits(site.shape)
 
-    def check(self, site: Site, operator: Operator) -> Iterator[str]:  # noqa: ARG002 - any site, any operator
-        """See `Treatment`."""
+    @override
+    def check(self, site: Site, operator: Operator) -> Iterator[str]:
         if not isinstance(self.to, str) or not self.to:
             yield "has no format"
             return
@@ -68,8 +70,8 @@ class Cast(Treatment):
         except UsageError as error:
             yield f"{error.what}; {error.fix}"
 
+    @override
     def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
-        """See `Treatment`."""
         return operator_for(how, seen)(W, Target(self.number_format, how.act_order, how.keep_zeros), seen)
 
     def reached(self, site: Site, found: Matrices) -> float:
@@ -92,8 +94,8 @@ class Cast(Treatment):
         matrices = after.reshape(len(grids), -1, after.shape[2])  # the groups of a convolution have scales of their own
         return all(grid.round(W).to(W.dtype).equal(W) for grid, W in zip(grids, matrices, strict=True))
 
+    @override
     def words(self) -> str:
-        """See `Treatment`."""
         return self.to
 
 
@@ -106,38 +108,38 @@ class Then(Treatment):
     unit: ClassVar[Unit] = "bits"
 
     @property
+    @override
     def sparsity(self) -> float | None:
-        """See `Treatment`."""
         return self.first.sparsity
 
     @property
+    @override
     def pattern(self) -> str:
-        """See `Treatment`."""
         return self.first.pattern
 
     @property
+    @override
     def rank(self) -> int | None:
-        """See `Treatment`."""
         return self.first.rank
 
     @property
+    @override
     def format(self) -> str | None:
-        """See `Treatment`."""
         return self.second.format
 
     @property
+    @override
     def parts(self) -> tuple[Treatment, ...]:
-        """See `Treatment`."""
         return (*self.first.parts, *self.second.parts)
 
     @property
+    @override
     def cast(self) -> Cast | None:
-        """See `Treatment`."""
         return self.second.cast
 
     @property
+    @override
     def idle(self) -> bool:
-        """See `Treatment`."""
         return self.first.idle and self.second.idle
 
     def price(self, site: Site) -> float:
@@ -148,8 +150,8 @@ class Then(Treatment):
         """A plan that does both is checked part by part; in any other, one of the two does not belong."""
         yield from self.first.check(site, operator)
 
+    @override
     def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
-        """See `Treatment`."""
         if how.then is None:
             raise UsageError("two treatments take two operators")
         between = self.first.do(W, how, seen)
@@ -161,8 +163,8 @@ class Then(Treatment):
         self.first.reached(site, found)
         return self.second.reached(site, found)
 
+    @override
     def words(self) -> str:
-        """See `Treatment`."""
         return f"{self.first.words()}, {self.second.words()}"
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from tailwise.compression.operators.operator import Amount, Operator, OperatorResult
 from tailwise.compression.plans.budget import MOST
@@ -40,16 +41,16 @@ class _Taking(Treatment):
     unit: ClassVar[Unit] = "parameters"
 
     @property
+    @override
     def sparsity(self) -> float | None:
-        """See `Treatment`."""
         return self.share
 
     def price(self, site: Site) -> float:
         """Parameters that stay."""
         return site.n_params * (1.0 - self.taken(site))
 
+    @override
     def check(self, site: Site, operator: Operator) -> Iterator[str]:
-        """See `Treatment`."""
         amount = self.share
         if not is_number(amount) or amount is None:
             yield f"sparsity is {amount!r}; it is a fraction from 0 to {MOST}"
@@ -110,22 +111,22 @@ class Sparsify(_Taking):
     nm: str = UNSTRUCTURED  # or N:M
 
     @property
+    @override
     def pattern(self) -> str:
-        """See `Treatment`."""
         return self.nm
 
     @property
+    @override
     def idle(self) -> bool:
-        """See `Treatment`."""
         return not self.share and parse_pattern(self.nm).group is None
 
     @property
+    @override
     def masks(self) -> bool:
-        """See `Treatment`."""
         return not self.idle
 
-    def unfit(self, inputs: int, n_params: int) -> Iterator[str]:  # noqa: ARG002 - see Treatment
-        """See `Treatment`."""
+    @override
+    def unfit(self, inputs: int, n_params: int) -> Iterator[str]:
         group = parse_pattern(self.nm).group
         if group is not None and inputs % group:
             yield f"{inputs} inputs, which {self.nm} does not divide"
@@ -136,12 +137,12 @@ class Sparsify(_Taking):
         fixed = None if pattern.kept is None or pattern.group is None else (pattern.kept, pattern.group)
         return Amount(self.share or 0.0, fixed)
 
+    @override
     def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
-        """See `Treatment`."""
         return operator_for(how, seen)(W, self.asks(), seen)
 
+    @override
     def words(self) -> str:
-        """See `Treatment`."""
         return self.nm
 
 
@@ -152,8 +153,8 @@ class LowRank(_Taking):
     of: int | None = None
 
     @property
+    @override
     def rank(self) -> int | None:
-        """See `Treatment`."""
         return self.of
 
     def taken(self, site: Site) -> float:
@@ -162,14 +163,14 @@ class LowRank(_Taking):
             return self.share or 0.0
         return saved_by_rank(self.of, *site.shape[-2:])
 
+    @override
     def unfit(self, inputs: int, n_params: int) -> Iterator[str]:
-        """See `Treatment`."""
         most = min(inputs, n_params // max(inputs, 1))
         if (self.of or 0) > most:
             yield f"a rank of {most} at most, not {self.of}"
 
+    @override
     def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
-        """See `Treatment`."""
         return operator_for(how, seen)(W, Amount(self.share or 0.0, rank=self.of), seen)
 
     def reached(self, site: Site, found: Matrices) -> float:
@@ -183,8 +184,8 @@ class LowRank(_Taking):
             raise UnreadableError(f"has {beyond:.1%} of its norm beyond rank {rank}", where=site.tensor, fix=REPORT)
         return saved_by_rank(rank, *found.after.shape[1:])
 
+    @override
     def words(self) -> str:
-        """See `Treatment`."""
         return f"rank {self.of}"
 
 
@@ -193,16 +194,16 @@ class Structured(_Taking):
     """Heads or neurons go, through all the tensors of the block that hold them."""
 
     @property
+    @override
     def idle(self) -> bool:
-        """See `Treatment`."""
         return not self.share
 
     def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
         """No matrix can be worked on alone: `shrinking` does it."""
         return how.operator(W, Amount(self.share or 0.0), seen)
 
+    @override
     def words(self) -> str:
-        """See `Treatment`."""
         return UNSTRUCTURED
 
 
@@ -213,17 +214,17 @@ class Drop(_Taking):
     share: float | None = 1.0
 
     @property
+    @override
     def pattern(self) -> str:
-        """See `Treatment`."""
         return BLOCK
 
     @property
+    @override
     def whole(self) -> bool:
-        """See `Treatment`."""
         return True
 
+    @override
     def check(self, site: Site, operator: Operator) -> Iterator[str]:
-        """See `Treatment`."""
         if not is_number(self.share) or self.share is None:
             yield f"sparsity is {self.share!r}; it is a fraction from 0 to {MOST}"
             return
@@ -238,8 +239,8 @@ class Drop(_Taking):
         """No matrix can be worked on alone: `shrinking` does it."""
         return how.operator(W, Amount(), seen)
 
+    @override
     def words(self) -> str:
-        """See `Treatment`."""
         return BLOCK
 
 
@@ -251,22 +252,22 @@ class DropExperts(_Taking):
     of: tuple[int, ...] = ()  # numbers, along the first axis of a stack; a tensor of one expert needs none
 
     @property
+    @override
     def pattern(self) -> str:
-        """See `Treatment`."""
         return EXPERTS
 
     @property
+    @override
     def experts(self) -> tuple[int, ...]:
-        """See `Treatment`."""
         return self.of
 
     @property
+    @override
     def whole(self) -> bool:
-        """See `Treatment`."""
         return True
 
+    @override
     def check(self, site: Site, operator: Operator) -> Iterator[str]:
-        """See `Treatment`."""
         if not is_number(self.share) or self.share is None:
             yield f"sparsity is {self.share!r}; it is the fraction of its experts that goes"
             return
@@ -285,8 +286,8 @@ class DropExperts(_Taking):
         """No matrix can be worked on alone: `shrinking` does it."""
         return how.operator(W, Amount(), seen)
 
+    @override
     def words(self) -> str:
-        """See `Treatment`."""
         return f"{EXPERTS} {', '.join(map(str, self.of))}" if self.of else EXPERTS
 
 

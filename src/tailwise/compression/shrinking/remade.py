@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.dtypes import code_of
 from tailwise.checkpoints.writer import OutputLayout, Shard
@@ -51,8 +53,8 @@ class Remade(Checkpoint):
         whole = {name for name, entry in self._entries.items() if entry.source in source.read_whole}
         self.read_whole = frozenset(made | whole)
 
+    @override
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """See `Checkpoint`."""
         entry = self._entries[name]
         if entry.make is None:
             return self._source.read_rows(entry.source, start, stop)

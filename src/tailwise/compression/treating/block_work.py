@@ -55,10 +55,10 @@ class Nowhere:
     finished: set[str] = field(default_factory=set)
 
     def keep(self, block: str, index: int, tensors: Mapping[str, torch.Tensor], notes: list[str]) -> None:
-        """See `Shelf`."""
+        """Keep nothing."""
 
     def read(self, name: str) -> torch.Tensor | None:  # noqa: ARG002 - see Shelf
-        """See `Shelf`."""
+        """Nothing was kept."""
         return None
 
 

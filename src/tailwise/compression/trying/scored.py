@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tailwise.compression.choosing.chooser import MEASURED
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.sensitivity import Variant, variant_losses
@@ -28,8 +29,6 @@ SWEEP = 0.5
 _PART = 0.6
 #: Plans that are scored anew on text that the search has not seen, at most.
 _FINALISTS = 4
-#: What settings hold that is no setting: measurements, by tensor or block.
-_MEASURED = ("statistics", "losses", "errors")
 
 
 @dataclass
@@ -97,7 +96,7 @@ class LastJudgement:
 
     def tried(self, name: str, settings: Mapping[str, Any], plan: Plan) -> Scored:
         """Score a plan on the windows of the search."""
-        shown = {key: value for key, value in settings.items() if key not in _MEASURED}
+        shown = {key: value for key, value in settings.items() if key not in MEASURED}
         scored = Scored(name, shown, plan, self.score(plan))
         self.tell(f"{name}: perplexity {perplexity(scored.loss):.4g}")
         return scored
@@ -111,7 +110,7 @@ class LastJudgement:
         self.stage.trial.runs += len(ways)
         found = []
         for (name, settings, plan), own in zip(ways, losses, strict=True):
-            shown = {key: value for key, value in settings.items() if key not in _MEASURED}
+            shown = {key: value for key, value in settings.items() if key not in MEASURED}
             found.append(Scored(name, shown, plan, own))
             self.tell(f"{name}: perplexity {perplexity(found[-1].loss):.4g}")
         return found

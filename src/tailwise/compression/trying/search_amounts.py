@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from typing_extensions import override
+
 from tailwise.audits.audit import Audit
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
@@ -103,8 +105,9 @@ class AmountSearch(Search):
         operator = OPERATORS[self.request.operator]
         return self.request.pattern == UNSTRUCTURED and operator.work is not None and not operator.ranks
 
+    @override
     def candidates(self) -> list[Scored]:
-        """See `Search`. Uniform and depth are tried whatever the time.
+        """Uniform and depth are tried whatever the time.
 
         A family goes from weak to strong settings, and ends where one loses `_HOPELESS` nats more than uniform.
         """
@@ -135,8 +138,8 @@ class AmountSearch(Search):
     def _scored(self, name: str, settings: Mapping[str, Any]) -> Scored:
         return self.court.tried(name, settings, self.asked.by(name, settings))
 
+    @override
     def from_sensitivity(self, uniform: Scored) -> list[Scored]:
-        """See `Search`."""
         if not self.can_refine:
             return []
         around = uniform.plan
@@ -154,8 +157,8 @@ class AmountSearch(Search):
     def _swept(self, done: int, total: int) -> None:
         self.court.tell(f"measuring tensor by tensor, {done} of {total}")
 
+    @override
     def refine(self, best: Scored) -> Scored:
-        """See `Search`."""
         if not self.can_refine:
             return best
 
@@ -191,16 +194,16 @@ class AmountSearch(Search):
     def _beta(self, share: float) -> float:
         return float(self.asked.by("depth", {}).settings["beta"]) * 2 * share
 
+    @override
     def told(self, kept: Scored) -> Plan:
-        """See `Search`."""
         plan = kept.plan
         if kept.name == "search":
             plan = plan.replace(decisions=tuple(_explained(item, plan.sparsity) for item in plan))
         budget = dict(plan.budget) | {"reached": round(plan.sparsity, 9)} if self.can_refine else plan.budget
         return plan.replace(budget=budget, settings={**kept.settings, "pattern": self.request.pattern})
 
+    @override
     def notes(self, kept: Scored) -> tuple[str, list[str]]:
-        """See `Search`."""
         left = [note for note in kept.plan.notes if note.startswith(("left", "asked"))]
         return depth_correlation(kept.plan).words, left
 

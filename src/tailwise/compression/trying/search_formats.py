@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from tailwise.audits.audit import Audit
 from tailwise.compression.choosing.bit_formats import Choices, Levels
@@ -120,8 +121,8 @@ class FormatSearch(Search):
         """What there is to choose from."""
         return self.asked.choices
 
+    @override
     def candidates(self) -> list[Scored]:
-        """See `Search`."""
         found = [self.court.opened("uniform", self.uniform)]
         if len(self.choices.formats) == 1 or self.clock.share > 0.5:
             return found
@@ -149,8 +150,8 @@ class FormatSearch(Search):
                 return None
             raise
 
+    @override
     def from_sensitivity(self, uniform: Scored) -> list[Scored]:
-        """See `Search`."""
         variants = variants_of(self.choices, uniform.plan)
         windows = self.court.for_sweep(len(variants))
         if not variants or windows is None:
@@ -163,8 +164,8 @@ class FormatSearch(Search):
         found = self.court.tried("sensitivity", {}, plan)
         return [replace(found, tried=len(variants))]
 
+    @override
     def refine(self, best: Scored) -> Scored:
-        """See `Search`."""
         if self._believed is None or len(self.choices.groups) < 2:
             return best
 
@@ -193,8 +194,8 @@ class FormatSearch(Search):
             tried=found.tried,
         )
 
+    @override
     def told(self, kept: Scored) -> Plan:
-        """See `Search`."""
         plan = kept.plan
         if kept.name == "search":
             plan = plan.replace(decisions=tuple(_explained(item) for item in plan))
@@ -202,8 +203,8 @@ class FormatSearch(Search):
         budget = {**plan.budget, **reached_in(plan, self.asked)}
         return plan.replace(budget=budget, settings={**own, **plan.settings})
 
+    @override
     def notes(self, kept: Scored) -> tuple[str, tuple[str, ...]]:
-        """See `Search`."""
         return depth_words(kept.plan), self.asked.notes
 
 

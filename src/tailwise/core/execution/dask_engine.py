@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
+from typing_extensions import override
+
 from tailwise.core.errors import UnreachableError, UsageError
 from tailwise.core.execution.engine import Engine, Fault
 
@@ -40,13 +42,13 @@ class DaskEngine(Engine):
             )
         self._pool = self._client.get_executor(pure=False)
 
+    @override
     def submit(self, function: Callable[[Any], Any], argument: Any) -> Future[Any]:
-        """See `Engine`."""
         future: Future[Any] = self._pool.submit(function, argument)
         return future
 
+    @override
     def slots(self) -> int:
-        """See `Engine`."""
         if self._client.status != "running":
             return 0
         try:
@@ -55,8 +57,8 @@ class DaskEngine(Engine):
             return 0
         return min(found, self._workers) if self._workers else found
 
+    @override
     def fault(self, error: BaseException) -> Fault:
-        """See `Engine`."""
         distributed = _distributed()
         if isinstance(error, distributed.KilledWorker):
             return "worker"
@@ -65,8 +67,9 @@ class DaskEngine(Engine):
             return "connection"
         return "task"
 
+    @override
     def recover(self, seconds: float) -> bool:
-        """See `Engine`. The client's own attempts come first; then a new one is made."""
+        """The client's own attempts come first; then a new one is made."""
         end = time.monotonic() + seconds
         while self._client.status == "connecting" and time.monotonic() < end:
             time.sleep(_AGAIN / 10)
@@ -81,8 +84,9 @@ class DaskEngine(Engine):
             time.sleep(_AGAIN)
         return False
 
+    @override
     def close(self) -> None:
-        """See `Engine`. A cluster that was there already stays."""
+        """A cluster that was there already stays."""
         self._client.close()
         if self._cluster is not None:
             self._cluster.close()

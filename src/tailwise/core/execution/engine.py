@@ -9,6 +9,8 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from typing_extensions import override
+
 #: What an error of a task means: of the task itself, of the worker that had it, or of the connection to all of them.
 Fault = Literal["task", "worker", "connection"]
 
@@ -47,15 +49,16 @@ class Given(Engine):
     workers: int | None = None
     name: str = "executor"
 
+    @override
     def submit(self, function: Callable[[Any], Any], argument: Any) -> Future[Any]:
-        """See `Engine`."""
         return self.pool.submit(function, argument)
 
+    @override
     def slots(self) -> int:
-        """See `Engine`. As told; else as the pool says; else one for each core here."""
+        """As told; else as the pool says; else one for each core here."""
         known = self.workers or getattr(self.pool, "_max_workers", None)
         return int(known) if known else os.cpu_count() or 1
 
+    @override
     def fault(self, error: BaseException) -> Fault:
-        """See `Engine`."""
         return "connection" if isinstance(error, BrokenExecutor | CancelledError) else "task"

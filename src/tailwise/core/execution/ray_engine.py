@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from typing_extensions import override
+
 from tailwise.core.errors import UnreachableError, UsageError
 from tailwise.core.execution.engine import Engine, Fault
 
@@ -29,21 +31,21 @@ class RayEngine(Engine):
         options = {"num_cpus": 1, "num_gpus": num_gpus, "max_retries": 0}
         self._task = ray.remote(**options)(_call)
 
+    @override
     def submit(self, function: Callable[[Any], Any], argument: Any) -> Future[Any]:
-        """See `Engine`."""
         future: Future[Any] = self._task.remote(function, argument).future()
         return future
 
+    @override
     def slots(self) -> int:
-        """See `Engine`."""
         there = _ray().cluster_resources()
         found = int(there.get("CPU", 0))
         if self._gpus > 0:
             found = min(found, int(there.get("GPU", 0) / self._gpus + 1e-6))
         return min(found, self._workers) if self._workers else found
 
+    @override
     def fault(self, error: BaseException) -> Fault:
-        """See `Engine`."""
         known = _ray().exceptions
         worker = (
             known.WorkerCrashedError, known.NodeDiedError, known.OutOfMemoryError, known.LocalRayletDiedError,
@@ -51,8 +53,9 @@ class RayEngine(Engine):
         )  # fmt: skip
         return "worker" if isinstance(error, worker) else "task"
 
+    @override
     def close(self) -> None:
-        """See `Engine`. A Ray that was started before stays."""
+        """A Ray that was started before stays."""
         if self._owns:
             _ray().shutdown()
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import get_args
 
 from tailwise.core.registry import Registry
 from tailwise.judging.diagnosis.case import Case
@@ -98,6 +99,8 @@ def rule(  # noqa: PLR0913 - a rule has as many parts
     """
     if not re.fullmatch(r"[A-Z]{2,}\d{3}", code):
         raise TypeError(f"{code!r} is not a code such as TW101")
+    if severity not in get_args(Severity):
+        raise TypeError(f"the severity of {code} is {severity!r}; it is one of {', '.join(get_args(Severity))}")
 
     def register(function: Callable[[Case], Verdict]) -> Callable[[Case], Verdict]:
         RULES.add(code, Rule(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence, Sized
 
 from rich.console import Group, RenderableType
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from tailwise.audits.precision.study import PrecisionStudy
 from tailwise.audits.precision.verdict import Bound
 from tailwise.report.columns import printable
+from tailwise.report.grid import Cell, Grid
 from tailwise.report.precision import precision_words as words
 from tailwise.report.precision.precision_summary import by_format, percent, shown
 from tailwise.report.precision.precision_view import StudyView
@@ -28,26 +28,20 @@ def terminal(study: PrecisionStudy, bounds: Sequence[Bound] = ()) -> RenderableT
     )
 
 
-def _grid(heads: Sequence[str]) -> RichTable:
-    table = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for index, head in enumerate(heads):
-        table.add_column(head, justify="right" if index else "left", no_wrap=True)
-    return table
-
-
 def formats(study: PrecisionStudy) -> RenderableType:
     """A line a format: medians over the layers."""
-    table = _grid(("format", "bits", "Δα", "± α's own", "moved", "rel. error", "SQNR dB", "W1 ln λ", "Δ stable rank",
-                   "overlap", "over", "under"))  # fmt: skip
-    for item in by_format(study):
-        table.add_row(
-            Text(item.format), shown(item.bits), shown(item.shift, 2, sign=True), shown(item.noise, 2),
+    heads = ("format", "bits", "Δα", "± α's own", "moved", "rel. error", "SQNR dB", "W1 ln λ", "Δ stable rank",
+             "overlap", "over", "under")  # fmt: skip
+    lines = [
+        (
+            item.format, shown(item.bits), shown(item.shift, 2, sign=True), shown(item.noise, 2),
             f"{item.moved}/{item.layers}", shown(item.relative_error, 2), shown(item.sqnr_db),
             shown(item.spectral_distance, 2), percent(item.stable_rank_change), shown(item.overlap, 3),
             f"{item.overflow:,}", f"{item.underflow:,}",
-        )  # fmt: skip
-    note = "Medians over the layers. moved: layers whose α left ± 2 of its standard errors."
-    return Group(table, Text(note, style="dim"))
+        )
+        for item in by_format(study)
+    ]  # fmt: skip
+    return Grid(heads, lines, below="Medians over the layers. moved: layers whose α left ± 2 of its standard errors.")
 
 
 def by_role(study: PrecisionStudy, bounds: Sequence[Bound] = ()) -> RenderableType:
@@ -57,10 +51,11 @@ def by_role(study: PrecisionStudy, bounds: Sequence[Bound] = ()) -> RenderableTy
     found = [item.format for item in view.verdicts]
     used: list[str | None] = [name for name in reversed(view.formats) if name in found]
     used += [None] if None in found else []
-    table = _grid(("role", "layers", *(name or "none" for name in used)))
+    lines = []
     for role in view.roles:
         of_role = [item.format for item in view.verdicts if item.category == role]
-        table.add_row(role, str(len(of_role)), *(str(of_role.count(name) or "–") for name in used))
+        lines.append((role, str(len(of_role)), *(str(of_role.count(name) or "–") for name in used)))
+    table = Grid(("role", "layers", *(name or "none" for name in used)), lines)
     return Group(Text(f"Lowest format with {words.bound_of(bounds)}", style="bold"), table, *said)
 
 
@@ -71,16 +66,17 @@ def prediction(study: PrecisionStudy, measure: str = "relative_error") -> Render
     head = Text(f"Does α predict it? Rank correlation with the {words.title_of(measure)}", style="bold")
     if not found:
         return Group(head, Text("No format studied changes the weights of layers inside blocks: nothing to predict."))
-    table = _grid(("format", "α, within roles", "depth, within roles", "α, pooled", "depth, pooled", "layers"))
+    heads = ("format", "α, within roles", "depth, within roles", "α, pooled", "depth, pooled", "layers")
+    lines: list[Sequence[Cell]] = []
     kinds = [(predictor, scope) for scope in ("within roles", "pooled") for predictor in ("alpha", "depth")]
     for name in view.formats:
         line = [words.of(found, predictor, measure, name, scope) for predictor, scope in kinds]
         if line[2] is not None:
             cells = (Text(words.interval(item), style="bold" if item and item.seen else "") for item in line)
-            table.add_row(Text(name), *cells, str(line[2].n))
+            lines.append((name, *cells, str(line[2].n)))
     said = [Text(line) for line in words.on_prediction_in_short(view)]
     note = "95 % intervals; bold: excludes 0. ρ > 0: layers with a higher α (or further from the data) suffer more."
-    return Group(head, table, Text(note, style="dim"), *said)
+    return Group(head, Grid(heads, lines, below=note), *said)
 
 
 def notes(study: PrecisionStudy) -> RenderableType:

@@ -145,7 +145,7 @@ def _argument(function: str, name: str, kind: str, value: Any) -> Any:
     if kind in ("integer", "number") and not isinstance(value, bool):
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise wrong from None
         if math.isfinite(number) and (kind == "number" or number.is_integer()):
             return int(number) if kind == "integer" else number

@@ -8,6 +8,8 @@ from tailwise.app.assistant.answer import Fact
 from tailwise.app.assistant.functions.audits import AUDIT
 from tailwise.app.assistant.functions.function import Place, function
 from tailwise.app.workspace import links
+from tailwise.compression.choosing.amounts import ALLOCATORS
+from tailwise.compression.choosing.bit_formats import ASSIGNERS
 from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
@@ -17,9 +19,14 @@ _MOST = 8
 _LOOKED = 60  # plans that are read to see whose they are
 #: That bits are chosen from.
 FORMATS = ("int2-g64", "int3-g64", "int4-g64", "int8")
-_FROM_AUDIT = (
-    "an allocator that reads the audit alone: uniform, depth, alpha, alpha-role, entropy; bits: uniform, alpha"
-)
+
+
+def _from_audit() -> str:
+    amounts, bits = (
+        ", ".join(name for name, item in registry.items() if item.reads_audit_alone)
+        for registry in (ALLOCATORS, ASSIGNERS)
+    )
+    return f"an allocator that reads the audit alone: {amounts}; bits: {bits}"
 
 
 @function(plan="identity of a plan, from `list`; the one on screen where it is left out")
@@ -41,7 +48,7 @@ def plan(place: Place, plan: str = "") -> Fact:
     audit=AUDIT,
     kind="prune or quantize",
     amount="prune: the fraction that goes, 0 to 0.99; quantize: mean bits per weight",
-    allocator=_FROM_AUDIT,
+    allocator=_from_audit(),
 )
 def draft_plan(place: Place, kind: str, amount: float, audit: str = "", allocator: str = "uniform") -> Fact:
     """Make a plan from an audit alone, to look at; it is not kept and was not tried on text."""

@@ -1,35 +1,25 @@
-"""A plan as lines of text: blocks down, roles across. Drawing is left to others."""
+"""A plan as tables: blocks down, roles across; its entries; what differs between two."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.diff import PlanDiff
 from tailwise.compression.plans.patterns import BLOCK, EXPERTS
 from tailwise.compression.plans.plan import Plan
+from tailwise.report.grid import Grid, cut_words
 
 
-@dataclass(frozen=True)
-class PlanGrid:
-    """A table before it is drawn; `left` lines were cut."""
-
-    heads: tuple[str, ...]
-    lines: tuple[tuple[str, ...], ...]
-    left: int = 0
-    words: bool = False  # columns hold text rather than numbers
-
-
-def entries_grid(plan: Plan, rows: int = 100) -> PlanGrid:
+def entries_grid(plan: Plan, rows: int = 100) -> Grid:
     """One line per tensor, with its reason."""
     shown = plan.decisions[:rows] if rows else plan.decisions
     lines = tuple((decision.tensor, _cell([decision]), decision.reason) for decision in shown)
-    return PlanGrid(("tensor", "amount", "reason"), lines, len(plan) - len(shown), words=True)
+    return _of_words(("tensor", "amount", "reason"), lines, len(plan) - len(shown))
 
 
-def plan_grid(plan: Plan, rows: int = 100) -> PlanGrid:
+def plan_grid(plan: Plan, rows: int = 100) -> Grid:
     """One line per block, a column per role, the parameter-weighted amount in each, and a total; 0 rows: all."""
     roles = list(dict.fromkeys(decision.role for decision in plan))
     blocks = sorted({decision.block for decision in plan if decision.block is not None})
@@ -37,7 +27,7 @@ def plan_grid(plan: Plan, rows: int = 100) -> PlanGrid:
     shown = keys[:rows] if rows else keys
     lines = [_line("–" if key is None else str(key), [d for d in plan if d.block == key], roles) for key in shown]
     lines.append(_line("all", list(plan), roles))
-    return PlanGrid(("block", *roles, "all", "parameters"), tuple(lines), len(keys) - len(shown))
+    return Grid(("block", *roles, "all", "parameters"), lines, below=cut_words(len(keys) - len(shown)))
 
 
 def _line(title: str, decisions: Sequence[Decision], roles: Sequence[str]) -> tuple[str, ...]:
@@ -62,14 +52,19 @@ def _cell(decisions: Sequence[Decision]) -> str:
     return f"{mean:.3f} {next(iter(patterns))}" if mixed else f"{mean:.3f}"
 
 
-def diff_grid(found: PlanDiff, rows: int = 100) -> PlanGrid:
+def diff_grid(found: PlanDiff, rows: int = 100) -> Grid:
     """One line per changed field, then the tensors that only one plan has."""
     lines = [(item.field, "", _text(item.before), _text(item.after)) for item in found.head]
     lines += [(item.tensor, item.field, _text(item.before), _text(item.after)) for item in found.changed]
     lines += [(tensor, "entry", "yes", "no") for tensor in found.removed]
     lines += [(tensor, "entry", "no", "yes") for tensor in found.added]
     shown = lines[:rows] if rows else lines
-    return PlanGrid(("tensor", "field", "before", "after"), tuple(shown), len(lines) - len(shown), words=True)
+    return _of_words(("tensor", "field", "before", "after"), shown, len(lines) - len(shown))
+
+
+def _of_words(heads: tuple[str, ...], lines: Sequence[Sequence[str]], left: int) -> Grid:
+    every = range(len(heads))
+    return Grid(heads, lines, below=cut_words(left), words=every, wrapping=every)
 
 
 def _text(value: object) -> str:
