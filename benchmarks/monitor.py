@@ -3,9 +3,11 @@
     python benchmarks/monitor.py --steps 1000 --output benchmarks/results/monitor.json
 
 A Llama of 8 million parameters (that of examples/train_pycode.py) is trained on random tokens, in blocks of steps that
-take turns: without a monitor, with one at its defaults, and with one that measures twenty times as often. Wall time is
-that of a step; processor time is that of the thread that trains, which a busy machine changes little. Intervals are
-of the ratio of means, by bootstrap over pairs of blocks that ran next to each other.
+take turns: without a monitor, with one at its defaults, with one that measures twenty times as often, and with one that
+looks at gradients too. Every step's loss is told. Wall time is that of a step; processor time is that of the thread
+that trains, which a busy machine changes little. Intervals are of the ratio of means, by bootstrap over pairs of blocks
+that ran next to each other. `--loss` times a loss alone: microseconds a step of the thread that trains, and of the one
+that looks at losses.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tailwise as tw
 
-ARMS = {"without": None, "defaults": {}, "dense": {"every": 50, "full_every": 200}}
+ARMS = {"without": None, "defaults": {}, "dense": {"every": 50, "full_every": 200},
+        "gradients": {"every": 50, "full_every": 200, "gradients": True}}  # fmt: skip
 
 
 class Arm:
@@ -116,6 +119,22 @@ def shown(found):
         print("| " + " | ".join(cells) + " |")
 
 
+def loss_cost(steps=20_000):
+    """Microseconds a step of telling a loss, and of looking at it on the other thread."""
+    monitor = tw.Monitor(torch.nn.Linear(32, 32), full="off")
+    loss, losses = torch.tensor(2.0, requires_grad=True), np.random.default_rng(0).normal(2.0, 0.1, steps).tolist()
+    found = {}
+    for name, given in (("no loss", {}), ("a number", {"loss": 2.0}), ("a tensor", {"loss": loss})):
+        began = time.thread_time()
+        for _ in range(steps):
+            monitor.step(**given)
+        found[name] = 1e6 * (time.thread_time() - began) / steps
+    monitor.close()
+    alarms, began = tw.Alarms(), time.thread_time()
+    alarms.see_losses("r", range(steps), losses)
+    return found | {"looked at": 1e6 * (time.thread_time() - began) / steps}
+
+
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--steps", type=int, default=1000, help="of each training")
@@ -124,8 +143,12 @@ def main():
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--loss", action="store_true", help="only what a loss a step costs")
     wanted = parser.parse_args()
     torch.set_num_threads(wanted.threads)
+    if wanted.loss:
+        print({name: round(cost, 2) for name, cost in loss_cost().items()})
+        return
     with tempfile.TemporaryDirectory() as folder:
         arms = {name: Arm(name, s, Path(folder), wanted.batch, wanted.length) for name, s in ARMS.items()}
         for arm in arms.values():

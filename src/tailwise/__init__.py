@@ -35,11 +35,13 @@ if TYPE_CHECKING:
     from tailwise.spectrum.power_law import TailFit, fit_tail
     from tailwise.spectrum.spectrum import Spectrum
     from tailwise.training import remedies as remedies
+    from tailwise.training.alarms import Alarms
     from tailwise.training.monitor import Monitor
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Alarms": "tailwise.training.alarms",
     "Audit": "tailwise.audits.audit",
     "Checkpoint": "tailwise.checkpoints.checkpoint",
     "Layer": "tailwise.audits.rows",
@@ -77,7 +79,8 @@ _HOMES = {
 _ROOMS = {"errors": "tailwise.core.errors", "remedies": "tailwise.training.remedies"}
 
 __all__ = [
-    "METRICS", "Audit", "Checkpoint", "Layer", "LayerRow", "Monitor", "Prepared", "Recipe", "RunOptions", "Spectrum",
+    "METRICS", "Alarms", "Audit", "Checkpoint", "Layer", "LayerRow", "Monitor", "Prepared", "Recipe", "RunOptions",
+    "Spectrum",
     "TailFit", "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "apply", "audit",
     "check", "compare", "diagnose", "esd", "evaluate", "fit_tail", "load_pruned", "metric", "open_checkpoint",
     "plot", "prepare", "rank", "singular_entropy", "stable_rank",

@@ -13,7 +13,9 @@ from made_points import DOWN, UP, Q, alarm, audit, point
 from tailwise.core.errors import UsageError
 from tailwise.history import read
 from tailwise.history.connect import reading
+from tailwise.history.point import Point, Resumed
 from tailwise.history.prune import Retention
+from tailwise.history.queued import QueuedHistory
 from tailwise.history.store import History
 
 
@@ -312,3 +314,85 @@ def test_a_layer_of_the_last_place_and_a_role_with_gaps(store):
     assert store.series("a", ["alpha"], roles=["mlp_up"])["alpha"].to_pylist() == [0.0, 1.0, 2.0, 3.0]
     assert store.series("a", ["alpha"], layers=["model.layers.3.self_attn.q_proj"])["alpha"].to_pylist() == [3.0]
     assert Q in store.series("a", ["alpha"])["layer"].to_pylist()
+
+
+def test_a_run_that_goes_on_from_an_earlier_step_leaves_a_branch(store):
+    store.add_all([point(step) for step in range(0, 60, 10)] + [point(step, tempo="full") for step in (0, 50)])
+    store.add_alarm(alarm(50))
+    store.add_alarm(alarm(10, rule="TW402"))
+    store.add_alarm(alarm(40, rule="TW402"))
+    store.add_audit(audit(), "a", 50)
+    left = store.resume(Resumed("a", 30, 0.0))
+    assert left == "a, left at step 50"
+    assert [one.step for one in store.points("a")] == [0, 0, 10, 20, 30]
+    assert [(one.step, one.tempo) for one in store.points(left)] == [(40, "cheap"), (50, "cheap"), (50, "full")]
+    assert next(store.points(left)).layers == point(40).layers
+    assert [one.rule for one in store.alarms("a")] == ["TW402"]
+    assert store.kept_alarms("a")[0].last_step == 30
+    assert [(one.rule, one.run) for one in store.alarms(left)] == [("TW401", left)]
+    assert [one.step for one in store.audits("a")] == [50]  # its checkpoint is still there
+    store.add_all([point(step, scalars={"loss": 9.0}) for step in (40, 50)])
+    assert store.scalars("a")["step"].to_pylist() == [0, 0, 10, 20, 30, 40, 50, 50]
+    assert store.resume(Resumed("a", 30, 0.0)) == "a, left at step 50 (2)"
+    assert store.resume(Resumed("a", 30, 0.0)) is None
+    assert store.resume(Resumed("unknown", 30, 0.0)) is None
+
+
+def test_points_that_were_written_while_the_clock_was_wrong_are_as_old_as_those_before_them(store, monkeypatch):
+    now = 1.7e9
+    monkeypatch.setattr("tailwise.history.prune.time.time", lambda: now)
+    times = [now - 400 * 86400, now - 3600, now - 1800, now - 900 * 86400, now - 900 * 86400 + 60]
+    store.add_all([replace(point(10 * i), time=time) for i, time in enumerate(times)])
+    assert store.prune(Retention(older_than=30.0)) == 0  # the first always stays
+    store.add_all([replace(point(1, run="b"), time=now - 400 * 86400), replace(point(2, run="b"), time=now)])
+    assert store.prune(Retention(older_than=30.0), "b") == 0
+
+
+def test_what_is_old_goes_whatever_one_point_of_the_future_says(store, monkeypatch):
+    now = 1.7e9
+    monkeypatch.setattr("tailwise.history.prune.time.time", lambda: now)
+    times = [now + 1e8, now - 400 * 86400, now - 399 * 86400, now - 398 * 86400]
+    store.add_all([replace(point(10 * i), time=time) for i, time in enumerate(times)])
+    assert store.prune(Retention(older_than=30.0)) == 3
+
+
+@pytest.mark.parametrize("url", ["sqlite:///{}", "sqlite+pysqlite:///{}"])
+def test_an_address_of_sqlite_is_its_path(tmp_path, url):
+    path = tmp_path / "x.db"
+    with History(url.format(path)) as history:
+        assert history.where == str(path)
+        history.add_point(point(1))
+    with QueuedHistory(url.format(path)) as writer:
+        writer.write(point(2))
+    with History(path) as history:
+        assert [one.step for one in history.points("a")] == [1, 2]
+
+
+def test_a_relative_address_of_sqlite_is_a_relative_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with History("sqlite:///x.db") as history:
+        history.add_point(point(1))
+    assert (tmp_path / "x.db").is_file()
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite://host/x.db"])
+def test_an_address_of_sqlite_without_a_file_is_refused(url):
+    with pytest.raises(UsageError, match="names no file"):
+        History(url)
+
+
+def test_the_latest_point_is_one_of_layers(store):
+    notes = [Point("a", step, "cheap", 5.0, {}, {"eval_loss": 1.0}) for step in range(20, 80)]
+    store.add_all([point(10), *notes])
+    assert store.latest("a") == point(10)
+    store.add_all([Point("b", 20, "cheap", 5.0, {}, {"eval_loss": 1.0})])
+    assert store.latest("b").step == 20
+    assert store.latest("a", tempo="full") is None
+
+
+def test_notes_between_measurements_displace_none_of_them(store):
+    store.add_all([point(step) for step in range(0, 100, 20)])
+    store.add_all([Point("a", step, "cheap", 5.0, {}, {"loss": 1.0}) for step in range(1, 100) if step % 20])
+    store.prune(Retention(keep_last=3))
+    assert [one.step for one in store.points("a") if one.layers] == [0, 40, 60, 80]
+    assert [one.step for one in store.points("a") if not one.layers] == [97, 98, 99]

@@ -43,7 +43,7 @@ def test_output_projections_are_scaled_by_one_over_root_2l_and_nothing_else():
 def test_biases_of_the_branch_are_scaled_too():
     model = GPT2Model(GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=2, n_positions=16))
     nn.init.ones_(model.h[0].attn.c_proj.bias)
-    found = tw.remedies.scale_residual_branches(model)
+    found = tw.remedies.scale_residual_branches(model, factor=0.5)
     assert set(found) == {f"h.{i}.{part}.c_proj" for i in (0, 1) for part in ("attn", "mlp")}
     torch.testing.assert_close(model.h[0].attn.c_proj.bias.detach(), torch.full((32,), 0.5))
 
@@ -105,3 +105,45 @@ def test_blocks_without_norms_are_said_to_have_none_and_hooks_are_removed():
     model = Net()
     assert tw.remedies.check_pre_norm(model, torch.randn(2, 8)) == {"layers.0": "none", "layers.1": "none"}
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def gpt2(layers=2):
+    return GPT2Model(GPT2Config(vocab_size=40, n_embd=64, n_layer=layers, n_head=2, n_positions=16))
+
+
+@pytest.mark.parametrize("make", [lambda: gpt2(2), lambda: gpt2(5), lambda: scaled(llama())])
+def test_a_model_that_is_scaled_already_is_not_scaled_again(make):
+    model = make()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(UsageError, match="scaled already"):
+        tw.remedies.scale_residual_branches(model)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name])
+
+
+def scaled(model):
+    tw.remedies.scale_residual_branches(model)
+    return model
+
+
+class Encoder(nn.Module):
+    """With torch's own deviations, which follow the number of inputs."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for _ in range(layers):
+            block = nn.Module()
+            block.q_proj, block.k_proj, block.v_proj, block.o_proj = (nn.Linear(64, 64) for _ in range(4))
+            block.up_proj, block.down_proj = nn.Linear(64, 256), nn.Linear(256, 64)
+            self.layers.append(block)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 6])
+def test_deviations_that_follow_the_inputs_are_no_scaling(layers):
+    model = Encoder(layers)
+    found = tw.remedies.scale_residual_branches(model)
+    assert len(found) == 2 * layers
+    assert set(found.values()) == {1 / math.sqrt(2 * layers)}
+    with pytest.raises(UsageError, match="scaled already"):
+        tw.remedies.scale_residual_branches(model)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tailwise.cli.history_commands import _verdict
 from tailwise.core.errors import UsageError
 from tailwise.history.runs.bisect import Onset, bisect
 from tailwise.history.runs.found import find
@@ -37,6 +38,18 @@ def test_the_first_wrong_checkpoint_is_found_by_about_log_n_looks(count, data):
     looks.clear()
     assert bisect(range(count), probe).onset == expected
     assert len(looks) <= 4 + 3 * ceil(log2(count))
+
+
+def test_a_clean_last_step_after_wrong_ones_is_told_as_that():
+    found = bisect(range(0, 320, 10), probe_of([0] * 24 + [1] * 6 + [0] * 2))
+    assert found.onset.bad is None
+    assert found.spoke
+    assert set(found.spoke) <= set(range(240, 300, 10))
+    assert f"spoke at step {', '.join(map(str, found.spoke))}, and is silent again at the last step, 310" in _verdict(
+        found, "TW203"
+    )
+    clean = bisect(range(0, 320, 10), probe_of([0] * 32))
+    assert "wherever else it was asked" in _verdict(clean, "TW203")
 
 
 def test_what_does_not_stay_wrong_is_said():

@@ -20,6 +20,10 @@ from tailwise.history.runs.sink import run_name
         ("ckpt_12.pt", 12), ("model.step-7.safetensors", 7), ("Step-5", 5), ("llama-checkpoint-20", 20),
         ("tmp-checkpoint-500", None), (".step-100", None), ("step-100.tmp", None),
         ("step-100.safetensors.incomplete", None),
+        ("ckpt-10k", 10_000), ("step-1e3", 1000), ("ckpt_10_000", 10_000), ("step-1.5M", 1_500_000),
+        ("step_1,000", 1000),
+        ("step-1.5k.ckpt", 1500), ("checkpoint-3b", 3_000_000_000), ("step-1e4.safetensors", 10_000), ("step-5.0", 5),
+        ("step-10k-tokens3B", 10_000), ("step-0.0001k", None), ("step-1e300", None), ("epoch=1-step=100-v1.ckpt", 100),
         ("final", None), ("main", None), ("llama-7b", None), ("footstep-2", None), ("step-", None), ("", None),
     ],
 )  # fmt: skip
@@ -59,6 +63,32 @@ def test_two_names_of_one_step(make_run):
     shutil.copytree(folder / "step-5", folder / "checkpoint-5")
     with pytest.raises(UsageError, match="are both step 5"):
         find(folder)
+
+
+@pytest.mark.parametrize("other", ["checkpoint-5-old", "checkpoint-5-v1", "step-5", "checkpoint-5.bak"])
+def test_a_second_name_of_a_step_is_noted_where_notes_are_taken(make_run, other):
+    folder = make_run((5, 10), name="checkpoint-{}")
+    shutil.copytree(folder / "checkpoint-5", folder / other)
+    odd = []
+    found = find(folder, odd=odd)
+    assert [one.step for one in found] == [5, 10]
+    (said,) = odd
+    assert "is left out: it is step 5 too" in said
+    assert other == "step-5" or said.startswith(other)
+
+
+def test_epochs_and_steps_are_no_one_row(make_run):
+    folder = make_run((100, 200))
+    shutil.copytree(folder / "step-100", folder / "epoch-1")
+    with pytest.raises(UsageError, match=r"epoch-1 counts epochs and step-\d00 counts steps"):
+        find(folder)
+    odd = []
+    assert [one.step for one in find(folder, odd=odd)] == [100, 200]
+    assert odd[0].startswith("epoch-1 is left out")
+
+
+def test_epochs_alone_are_a_row(make_run):
+    assert [one.step for one in find(make_run((1, 2), name="epoch-{}"))] == [1, 2]
 
 
 def test_a_place_without_checkpoints_and_one_that_is_none(tmp_path):

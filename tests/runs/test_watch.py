@@ -45,6 +45,22 @@ def test_each_checkpoint_is_audited_once(make_run, store):
     assert [item.step for item in store.audits("run")] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("odd", ["checkpoint-1-old", "epoch-3", "checkpoint-2-v1"])
+def test_an_odd_name_is_a_note_and_the_watch_goes_on(make_run, store, odd):
+    folder = make_run((1, 2), name="checkpoint-{}")
+    shutil.copytree(folder / "checkpoint-1", folder / odd)
+    watched = watch(folder, store)
+    assert steps(watched.round()) == [1, 2]
+    assert [text.partition(" ")[0] for text in watched.odd] == [odd]
+    shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-7")
+    said = []
+    stop = stop_after(3)
+    with pytest.raises(InterruptedError):
+        list(follow(watched, 0.0, sleep=lambda seconds: stop(), trouble=said.append))
+    assert [item.step for item in store.audits("run")] == [1, 2, 7]
+    assert len(said) == 1  # once, however often it is looked
+
+
 def test_a_file_that_is_cut_short_waits_until_it_is_whole(make_run, store):
     folder = make_run((1,))
     file = folder / "step-1" / "model.safetensors"

@@ -46,6 +46,11 @@ def weights_of(model):
     return {name: (p.full_tensor() if hasattr(p, "full_tensor") else p).clone() for name, p in named.items()}
 
 
+def gradients_of(model):
+    named = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.ndim == 2}
+    return {name: (p.full_tensor() if hasattr(p, "full_tensor") else p).clone() for name, p in named.items()}
+
+
 def refused(model, path) -> None:
     try:
         Monitor(model)
@@ -66,7 +71,10 @@ def run(kind, folder) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     # By default a run is named after the second in which a rank began: it need not be the same on all of them.
     name = f"{kind}-{rank}"
-    monitor = Monitor(model, every=2, full_every=4, history=folder / "points.jsonl", run=name, max_overhead=1.0)
+    settings = {"gradients": True, "optimizer": optimizer} if kind in ("ddp", "fsdp") else {}
+    monitor = Monitor(
+        model, every=2, full_every=4, history=folder / "points.jsonl", run=name, max_overhead=1.0, **settings
+    )
 
     def broken(*given):
         raise ValueError("broken on one rank")
@@ -80,6 +88,8 @@ def run(kind, folder) -> None:
     for step in range(1, 9):
         before = weights_of(model) if step == 8 else before
         model(torch.randn(4, model[0].in_features if kind != "ddp" else 32)).square().mean().backward()
+        if step == 8:
+            before |= {f"grad {name}": value for name, value in gradients_of(model).items()}
         optimizer.step()
         optimizer.zero_grad()
         if step == 4 and monitor._ranks.measures:
@@ -87,7 +97,7 @@ def run(kind, folder) -> None:
             with monitor._solver._wake:
                 monitor._solver._wake.wait_for(lambda: monitor._solver._job is None, 600)
         dist.barrier()
-        monitor.step(loss=1.0)
+        monitor.step(loss=float(step))
     after = weights_of(model)
     monitor.close()
     report = monitor.report()

@@ -40,9 +40,11 @@ def classes(count, seed, noise):
 
 
 def test_a_run_that_diverges_to_nan_is_not_finite():
-    """TW701 names the layers, at the first point after it and once."""
+    """TW701 tells of the loss at its step, and names the layers at the first point after it and once."""
     batch = classes(64, 1, 0.5)
     found = [alarm for alarm in trained(network(16, 32, 8), 100, 1e20, batch) if alarm.rule == "TW701"]
+    assert (found[0].step, found[0].layers) == (2, ())
+    found = [alarm for alarm in found if alarm.layers]
     assert found[0].step == 10
     assert {layer for alarm in found for layer in alarm.layers} == {"0", "2"}
     assert found[0].severity == "error"

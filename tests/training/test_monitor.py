@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tailwise as tw
+from tailwise.history.jsonl import one_line, read_jsonl
 from tailwise.history.point import Alarm, Point
 from tailwise.history.store import History
 from tailwise.training.alarms import Alarms
@@ -60,16 +61,130 @@ def test_the_loss_of_the_step_is_in_the_point_and_is_not_waited_for(model, kept,
     assert "monitor_overhead" in kept.points[-1].scalars
 
 
-def test_what_is_noted_goes_into_the_next_point_and_into_no_other(model, kept):
+def test_what_is_noted_stands_at_the_step_where_it_was(model, kept):
     with tw.Monitor(model, every=10, full="off", at_start=False, sinks=[kept], max_overhead=1.0) as monitor:
-        for step in range(1, 31):
-            if step == 3:
-                monitor.note(eval_loss=torch.tensor(4.0, requires_grad=True), accuracy=0.5)
+        for step in range(1, 35):
             monitor.step(loss=1.0)
-    assert [set(point.scalars) - {"loss", "monitor_overhead", "alarm_rules"} for point in kept.points] == [
-        {"eval_loss", "accuracy"}, set(), set(),
+            if step in (3, 20, 34):  # between points, at one, and after the last
+                monitor.note(eval_loss=torch.tensor(4.0, requires_grad=True), accuracy=0.5)
+    noted = [point for point in kept.points if "eval_loss" in point.scalars]
+    assert [(point.step, point.tempo, dict(point.layers)) for point in noted] == [
+        (3, "cheap", {}), (20, "cheap", {}), (34, "cheap", {}),
     ]  # fmt: skip
-    assert kept.points[0].scalars["eval_loss"] == 4.0
+    assert [point.step for point in kept.points if point.layers] == [10, 20, 30]
+    assert noted[0].scalars["eval_loss"] == 4.0
+    assert noted[0].scalars["accuracy"] == 0.5
+
+
+def test_an_evaluation_at_a_step_with_a_point_is_in_that_point_of_the_history(model, tmp_path):
+    with tw.Monitor(model, every=10, full="off", history=tmp_path / "h.db", run="a", max_overhead=1.0) as monitor:
+        for _ in range(10):
+            monitor.step(loss=2.0)
+        monitor.note(eval_loss=3.0)
+    with History(tmp_path / "h.db") as history:
+        (last,) = history.points("a", steps=(10, 10))
+        assert (last.scalars["loss"], last.scalars["eval_loss"]) == (2.0, 3.0)
+        assert last.layers
+        assert history.latest("a", tempo="cheap") == last
+
+
+@pytest.mark.parametrize("device_like", [False, True])
+def test_the_loss_of_every_step_is_looked_at(model, kept, device_like):
+    values = [1.0, 4.0, 2.5, float("inf"), 0.5]
+    with tw.Monitor(model, every=5, full="off", at_start=False, sinks=[kept], max_overhead=1.0) as monitor:
+        for value in values:
+            monitor.step(loss=torch.tensor([value], requires_grad=True) if device_like else value)
+    scalars = kept.points[-1].scalars
+    assert scalars["loss"] == 0.5
+    assert [scalars[name] for name in ("loss_min", "loss_mean", "loss_max", "loss_not_finite")] == [0.5, 2.0, 4.0, 1.0]
+    (alarm,) = [alarm for alarm in monitor.alarms if alarm.rule == "TW701"]
+    assert (alarm.step, alarm.since, alarm.severity) == (4, 4, "error")
+
+
+def test_losses_that_no_point_comes_for_are_looked_at_all_the_same(model):
+    """At the defaults of the README, thirty losses that are NaN raise an alarm of the step of the first."""
+    with tw.Monitor(model) as monitor:
+        for step in range(60):
+            monitor.step(loss=float("nan") if step >= 30 else 1.0)
+    assert [(alarm.rule, alarm.step) for alarm in monitor.alarms] == [("TW701", 31)]
+
+
+def test_a_loss_that_leaves_for_the_billions_is_an_alarm_at_the_defaults(model):
+    with tw.Monitor(model) as monitor:
+        for step in range(300):
+            monitor.step(loss=torch.tensor(2.0 + 0.01 * (step % 7) if step < 200 else 2.0 * 2.0 ** ((step - 200) / 2)))
+    (alarm,) = monitor.alarms
+    assert alarm.rule == "TW702"
+    assert 200 <= alarm.step <= 215
+
+
+def test_two_runs_of_one_second_have_names_of_their_own(model):
+    names = set()
+    for _ in range(5):
+        with tw.Monitor(model, full="off") as monitor:
+            names.add(monitor.run)
+    assert len(names) == 5
+
+
+def test_steps_that_count_two_at_a_time_have_an_update_ratio(model, kept, train):
+    with tw.Monitor(model, every=10, full="off", sinks=[kept], max_overhead=1.0) as monitor:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for step in range(2, 41, 2):
+            model(torch.randn(4, 48)).square().mean().backward()
+            optimizer.step()
+            monitor.step(step=step)
+    assert [point.step for point in kept.points] == [0, 10, 20, 30, 40]
+    assert all("update_ratio" in values for point in kept.points[1:] for values in point.layers.values())
+
+
+@pytest.mark.parametrize("again", ["another process", "the same loop"])
+@pytest.mark.parametrize("name", ["h.db", "h.jsonl"])
+def test_a_run_that_goes_on_from_an_earlier_step_is_one_line(model, tmp_path, again, name):
+    path, settings = tmp_path / name, {"every": 10, "full": "off", "max_overhead": 1.0, "run": "a"}
+    monitor = tw.Monitor(model, history=path, **settings)
+    for step in range(1, 61):
+        monitor.step(step=step, loss=1.0)
+    if again == "another process":
+        monitor.close()
+        monitor = tw.Monitor(model, history=path, first_step=30, **settings)
+    for step in range(31, 51):
+        monitor.step(step=step, loss=2.0)
+    monitor.close()
+    if name == "h.jsonl":
+        points = [item for item in one_line(read_jsonl(path)) if isinstance(item, Point)]
+        found = {point.step: point.scalars.get("loss") for point in points}
+    else:
+        with History(path) as history:
+            found = {point.step: point.scalars.get("loss") for point in history.points("a")}
+            assert [run.name for run in history.runs()] == ["a", "a, left at step 60"]
+            assert [point.step for point in history.points("a, left at step 60")] == [40, 50, 60]
+            assert set(history.series("a", ["spectral_norm"])["step"].to_pylist()) == {0, 10, 20, 30, 40, 50}
+    assert found == {0: None, 10: 1.0, 20: 1.0, 30: 1.0, 40: 2.0, 50: 2.0}
+
+
+def test_a_run_whose_time_allows_no_point_says_so_and_which_option_changes_it(model, kept, clock, caplog):
+    caplog.set_level(logging.WARNING, "tailwise.monitor")
+    with tw.Monitor(model, every=5, full="off", at_start=False, sinks=[kept], clock=clock) as monitor:
+        monitor._meter.spent = 1.0  # as if the first look had cost a second
+        for _ in range(20):
+            monitor.step(loss=1.0)
+    assert kept.points == []
+    for said in (str(monitor.report()), caplog.text):
+        assert "4 measurements were due in 20 steps and none was taken" in said
+        assert "max_overhead=1" in said
+
+
+def test_the_optimizer_is_in_the_history(model, tmp_path):
+    optimizers = [torch.optim.Muon([model[0].weight], lr=0.01), torch.optim.AdamW([model[2].weight], lr=0.5)]
+    with tw.Monitor(model, full="off", history=tmp_path / "h.db", run="a", optimizer=optimizers):
+        pass
+    with History(tmp_path / "h.db") as history:
+        assert history.optimizer("a") == "Muon, AdamW"
+        assert history.latest("a").scalars["lr"] == 0.01
+    with tw.Monitor(model, full="off", history=tmp_path / "h.db", run="b"):
+        pass
+    with History(tmp_path / "h.db") as history:
+        assert history.optimizer("b") == ""
 
 
 @pytest.mark.parametrize("wrong", [None, "high", torch.ones(2), [1.0]])
@@ -171,6 +286,7 @@ def test_what_takes_no_points_is_a_usage_error(model):
         ({"rules": [3]}, "3 is no rule"),
         ({"sinks": 3}, "sinks is no list"),
         ({"on_alarm": 3}, "on_alarm is 3"),
+        ({"optimizer": 3}, "int is no optimizer"),
         ({"full": "lanczos", "metrics": ["alpha"]}, "leave metrics out"),
         ({"metrics": ["alhpa"]}, "no metric named 'alhpa'"),
         ({"layers": "nowhere"}, "no matrix to watch"),

@@ -61,6 +61,11 @@ def test_rank_0_emits_points_of_the_whole_model(kind, trained):
         W, old = weights["after"][f"{name}.weight"], weights["before"][f"{name}.weight"]
         assert last["layers"][name]["frobenius_norm"] == pytest.approx(float(W.norm()), rel=1e-5)
         assert last["layers"][name]["update_ratio"] == pytest.approx(float((W - old).norm() / W.norm()), rel=1e-4)
+        gradient = weights["before"][f"grad {name}.weight"]
+        assert last["layers"][name]["grad_norm"] == pytest.approx(float(gradient.norm()), rel=1e-4)
+    scalars = [last["scalars"][f"loss{end}"] for end in ("", "_min", "_mean", "_max")]
+    assert scalars == [8.0, 7.0, 7.5, 8.0]
+    assert "optimizer: SGD" in points[0]["notes"]
     full = [point for point in points if point["tempo"] == "full"][-1]
     if full["step"] == 8:
         audit = tw.audit({name: W.numpy() for name, W in weights["after"].items()}, use_cache=False)

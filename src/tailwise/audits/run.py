@@ -166,7 +166,7 @@ def run(checkpoint: Checkpoint, prepared: Prepared, progress: Progress | None = 
             results[row.name] = (row, layer)
             tally.add(by_name[row.name], row)
     rows = [results[source.name][0] for source in prepared.sources]
-    rows += [_unmeasured_row(item) for item in prepared.unmeasured]
+    rows += [unmeasured_row(item) for item in prepared.unmeasured]
     found = {row.name: layer for row, layer in results.values() if layer is not None}
     measured = {row.name: found[row.name] for row in rows if row.name in found}
     provenance = _provenance(checkpoint, prepared, rows, started.isoformat(timespec="seconds"), workers)
@@ -215,7 +215,8 @@ class _Tally:
             self._progress(self._step)
 
 
-def _unmeasured_row(item: Unmeasured) -> LayerRow:
+def unmeasured_row(item: Unmeasured) -> LayerRow:
+    """What is known of a tensor that is not measured."""
     rows = item.shape[0] if item.shape else 1
     cols = 1
     for extent in item.shape[1:]:

@@ -64,6 +64,11 @@ def history(
 
     bounds, written = steps_of(steps), None
     screen = console(stderr=as_json)
+    if store:
+        from tailwise.history.waiting import take_in
+
+        if said := str(take_in(store)):
+            typer.echo(f"tailwise: {said}", err=True)
     with open_store(store) as opened:
         if metric is not None and run is not None:
             table = opened.series(run, comma_list(metric), layers, comma_list(roles), bounds)
@@ -94,11 +99,12 @@ def history(
 def _whole_run(opened: History, run: str, bounds: Steps | None, rows: int) -> tuple[Any, Any]:
     from tailwise.report import history as report
 
-    summary = next((one for one in opened.runs() if one.name == run), None)
+    summary, optimizer = next((one for one in opened.runs() if one.name == run), None), opened.optimizer(run)
     points, audits, alarms = opened.scalars(run, bounds), opened.audits(run), opened.kept_alarms(run)
     latest = opened.latest(run)
     document = {
         "run": None if summary is None else summary.to_json(),
+        "optimizer": optimizer,
         "points": report.plain(points),
         "audits": [report.audit_line(one) for one in audits],
         "alarms": [report.alarm_line(one) for one in alarms],
@@ -106,7 +112,7 @@ def _whole_run(opened: History, run: str, bounds: Steps | None, rows: int) -> tu
         "latest": None if latest is None else latest.to_json(),
     }
     shown = report.run_view(
-        report.RunView(run, points, audits, alarms, opened.metrics(run), opened.no_alarm(run)), rows
+        report.RunView(run, points, audits, alarms, opened.metrics(run), opened.no_alarm(run), optimizer), rows
     )
     return document, shown
 
@@ -162,6 +168,8 @@ def watch(
             raise typer.Exit(130) from None
         if idle and not watched.waiting:
             typer.echo(f"tailwise: nothing new in {where}", err=True)
+        for text in watched.odd:
+            _say_trouble(text)
         for name, why in watched.waiting.items():
             screen.print(f"{name}  left for later: {why}", style="yellow", markup=False, highlight=False)
     if not good:
@@ -250,7 +258,7 @@ def _say(screen: Console, result: Bisection, what: str, rows: int) -> None:
         screen.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     line(_verdict(result, what), "bold")
-    if result.turns:
+    if result.turns and result.onset.bad is not None:
         listed = ", ".join(map(str, result.turns))
         line(f"Not monotone: the rule is silent again at step {listed}. This is one beginning of several.", "yellow")
     shown = [layer for layer in result.layers if layer][: rows or None]
@@ -263,8 +271,11 @@ def _say(screen: Console, result: Bisection, what: str, rows: int) -> None:
 
 
 def _verdict(result: Bisection, what: str) -> str:
+    if result.onset.bad is None and result.spoke:
+        listed = ", ".join(map(str, result.spoke))
+        return f"{what} spoke at step {listed}, and is silent again at the last step, {result.steps[-1]}"
     if result.onset.bad is None:
-        return f"{what} is silent at the last step, {result.steps[-1]}"
+        return f"{what} is silent at the last step, {result.steps[-1]}, and wherever else it was asked"
     return f"{what} {_between(result, result.onset)}"
 
 
@@ -327,10 +338,10 @@ def import_(
     store: Store = None,
 ) -> None:
     """Add the points and alarms of JSONL files. What the store has already is not added again."""
-    from tailwise.history.jsonl import read_jsonl
+    from tailwise.history.jsonl import one_line, read_jsonl
     from tailwise.history.point import Alarm, Point
 
-    items = [item for path in files for item in read_jsonl(path)]
+    items = [item for path in files for item in one_line(read_jsonl(path))]
     points = [item for item in items if isinstance(item, Point)]
     alarms = [item for item in items if isinstance(item, Alarm)]
     with open_store(store, create=True) as history:

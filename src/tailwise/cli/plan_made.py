@@ -28,7 +28,6 @@ from tailwise.cli.plan_shared import (
     Seed,
     TimeBudget,
     Window,
-    audit_of,
     deliver,
     number,
     saying,
@@ -36,6 +35,7 @@ from tailwise.cli.plan_shared import (
     text_of,
     windows_of,
 )
+from tailwise.cli.plan_watched import KEPT_ESTIMATOR, Source, planned_from
 from tailwise.core.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def command(run: Callable[..., None], rows: Sequence[Option], name: str, text: s
     return called
 
 
-SPREAD, SPEND = "How to spread it", "How to spend the bits"
+SPREAD, SPEND, WATCHED = "How to spread it", "How to spend the bits", "From a run that was watched"
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?b?|b)?\s*", re.IGNORECASE)
 
 
@@ -121,6 +121,15 @@ _OF_BOTH = (
     Option("roles", Roles, None),
     Option("layers", Layers, None),
     Option("also", Also, None),
+    Option(
+        "history",
+        str | None,
+        None,
+        "Plan from what a monitor measured: a store, as of --store. Only the model's headers are read.",
+        panel=WATCHED,
+        metavar="WHERE",
+    ),
+    Option("run", str | None, None, "Of the store: the run, where it has several.", panel=WATCHED, metavar="NAME"),
     Option("device", Device, "cpu"),
     Option("workers", Workers, None),
     Option("executor", Engine, "local"),
@@ -185,30 +194,46 @@ OF_QUANTIZE = (
 def _prune(**given: Any) -> None:
     from tailwise.compression.choosing.amounts import ALLOCATORS
 
-    _made(given, list(ALLOCATORS), _to_prune)
+    _made(given, dict(ALLOCATORS.items()), _to_prune)
 
 
 def _quantize(**given: Any) -> None:
     from tailwise.compression.choosing.bit_formats import ASSIGNERS
 
-    _made(given, list(ASSIGNERS), _to_quantize)
+    _made(given, dict(ASSIGNERS.items()), _to_quantize)
 
 
-def _made(given: Mapping[str, Any], known: list[str], asked: Any) -> None:
+def _made(given: Mapping[str, Any], methods: Mapping[str, Any], asked: Any) -> None:
     """Make a plan and deliver it. Everything that can be wrong with the options is told before a model is read."""
     from tailwise.compression.trying.clock import Clock
     from tailwise.compression.trying.planned import AUTO, planned, seconds_of
 
     seconds, allocator = seconds_of(given["budget"]), given["allocator"]
-    if allocator != AUTO and allocator not in known:
-        raise unknown_name("allocator", allocator, [AUTO, *known])
+    if allocator != AUTO and allocator not in methods:
+        raise unknown_name("allocator", allocator, [AUTO, *methods])
+    given = {**given, "estimator": _estimator(given, methods)}
     request: Request | QuantizeRequest = asked(given, "uniform" if allocator == AUTO else allocator)
     target = None if given["dry_run"] else target_of(given["output"], given["as_json"])
     text = text_of(given["calibration"], windows_of(given), given["device"], given["executor"])
-    audit = audit_of(given["model"], given["device"], given["workers"])
+    source = Source(given["model"], given["device"], given["workers"], given["history"], given["run"])
+    audit, finish = planned_from(source)
     with solver_to_stderr(), saying() as say:
         plan = planned(audit, request, allocator=allocator, text=text, clock=Clock(seconds), say=say)
-    deliver(plan, target, given["as_json"], given["rows"])
+    deliver(finish(plan), target, given["as_json"], given["rows"])
+
+
+def _estimator(given: Mapping[str, Any], methods: Mapping[str, Any]) -> str | None:
+    """Of a run that was watched, α is as its monitor fitted it: there are no spectra to fit anew."""
+    estimator: str | None = given["estimator"]
+    if given["history"] is None:
+        if given["run"] is not None:
+            raise UsageError("--run says which run of a store", fix="give the store with --history")
+        return estimator
+    if estimator not in (None, KEPT_ESTIMATOR):
+        fix = "leave --estimator out, or plan from an audit"
+        raise UsageError(f"{estimator} needs spectra, and a history has none", fix=fix)
+    method = methods.get(given["allocator"])  # auto tries all
+    return KEPT_ESTIMATOR if method is not None and method.needs_alpha else estimator
 
 
 def _told(given: Mapping[str, Any], rows: tuple[Option, ...]) -> dict[str, Any]:

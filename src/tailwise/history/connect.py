@@ -45,6 +45,22 @@ def is_url(where: str) -> bool:
     return "://" in where
 
 
+def plain(where: str | os.PathLike[str]) -> str:
+    """The path that an address of SQLite means, such as `sqlite:///runs.db`; anything else as it is.
+
+    Raises `UsageError` for one without a file.
+    """
+    text_ = os.fspath(where)
+    scheme, colon, rest = text_.partition("://")
+    if not colon or scheme.lower().partition("+")[0] not in ("sqlite", "sqlite3"):
+        return text_
+    host, slash, path = rest.partition("/")
+    path = path.partition("?")[0] if not host else ""
+    if not slash or path in ("", ":memory:"):
+        raise UsageError("names no file", where=text_, fix="give a path, such as history.db or sqlite:///history.db")
+    return path
+
+
 def shown(where: str | os.PathLike[str]) -> str:
     """`where` without a password."""
     text_ = os.fspath(where)
@@ -58,7 +74,7 @@ def shown(where: str | os.PathLike[str]) -> str:
 
 def connect(where: str | os.PathLike[str], *, create: bool, patience: float) -> Engine:
     """An engine for the store at `where`. Raises `UsageError` for an address that can be none."""
-    address = os.fspath(where)
+    address = plain(where)
     if is_url(address):
         return _postgres(address, patience)
     return _sqlite(Path(address).expanduser(), create, patience)

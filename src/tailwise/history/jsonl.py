@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from io import FileIO
@@ -16,16 +16,18 @@ from typing import Any, get_args
 
 from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
 from tailwise.core.storage import json_of, open_regular
-from tailwise.history.point import Alarm, Point, Severity, Tempo
+from tailwise.history.point import Alarm, Point, Resumed, Severity, Tempo
 
 _log = logging.getLogger(__name__)
 
-Item = Point | Alarm
+Item = Point | Alarm | Resumed
 _LAST_STEP = (1 << 63) - 1  # that a database holds
 
 
 def to_line(item: Item) -> str:
     """One line, without its end. Infinities are the words "inf" and "-inf", which JSON has no numbers for."""
+    if isinstance(item, Resumed):
+        return _line({"kind": "resumed", **item.to_json()})
     return point_line(item) if isinstance(item, Point) else alarm_line(item)
 
 
@@ -51,6 +53,8 @@ def from_line(line: str) -> Item:
     try:
         body = json_of(line)
         kind = body.pop("kind", "point")
+        if kind == "resumed":
+            return _resumed(body)
         return _alarm(body) if kind == "alarm" else _point(body)
     except (AttributeError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise ValueError(f"neither a point nor an alarm ({type(error).__name__}: {error})") from error
@@ -77,6 +81,12 @@ def _alarm(body: dict[str, Any]) -> Alarm:
     if alarm.severity not in get_args(Severity):
         raise TypeError(f"its severity is {str(alarm.severity)[:100]!r}")
     return replace(alarm, time=float(alarm.time))
+
+
+def _resumed(body: dict[str, Any]) -> Resumed:
+    if not isinstance(body["run"], str) or abs(int(body["step"])) > _LAST_STEP:
+        raise TypeError("its run is no text, or its step none")
+    return Resumed(body["run"], int(body["step"]), float(body["time"]))
 
 
 def _texts(values: Any) -> tuple[str, ...]:
@@ -120,6 +130,8 @@ class JsonlHistory:
         data = (to_line(item) + "\n").encode()
         try:
             with self._lock:
+                if isinstance(item, Resumed) and os.fstat(self._file.fileno()).st_size == 0:
+                    return  # there is nothing that could be left
                 _append(self._file, data)
         except (OSError, ValueError) as error:
             what = getattr(error, "strerror", None) or str(error)
@@ -172,8 +184,32 @@ def _mend_last_line(path: Path) -> None:
             file.write(b"\n")
 
 
+def one_line(items: Iterable[Item]) -> list[Point | Alarm]:
+    """Points and alarms without those of branches that ended: each run as it stands, one point a step and tempo."""
+    found: dict[tuple[Any, ...], Point | Alarm] = {}
+    for item in items:
+        if isinstance(item, Resumed):
+            found = {key: one for key, one in found.items() if one.run != item.run or one.step <= item.step}
+        elif isinstance(item, Alarm):
+            found[len(found), item.key] = item
+        else:
+            key = item.run, item.step, item.tempo
+            there = found.get(key)
+            found[key] = united(there, item) if isinstance(there, Point) else item
+    return list(found.values())
+
+
+def united(known: Point, added: Point) -> Point:
+    """Two points of one step: layers and scalars of both, of what both have the later; notes one after the other."""
+    layers = {name: dict(values) for name, values in known.layers.items()}
+    for name, values in added.layers.items():
+        layers.setdefault(name, {}).update(values)
+    scalars, notes = {**known.scalars, **added.scalars}, tuple(dict.fromkeys((*known.notes, *added.notes)))
+    return replace(added, layers=layers, scalars=scalars, notes=notes)
+
+
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[Item]:
-    """The points and alarms of a file, in order. A last line that is torn is left out.
+    """The points and alarms of a file, in order, and where a run went back. A last line that is torn is left out.
 
     Raises `UnreadableError` where there is no file, or a line before the last complete one is damaged.
     """

@@ -72,8 +72,23 @@ class Alarm:
         }
 
 
+@dataclass(frozen=True)
+class Resumed:
+    """A run went back: it goes on from `step`, and what was written of later steps belongs to a branch that ended."""
+
+    run: str
+    step: int  # the last that is kept
+    time: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"run": self.run, "step": self.step, "time": self.time}
+
+
 #: Scalar of a monitor's points: how many alarm rules look at the run.
 RULES = "alarm_rules"
+#: How a monitor's note begins that says which optimizers train the model.
+OPTIMIZER = "optimizer: "
 
 
 def no_alarm(point: Point | None) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tailwise.core.errors import UsageError
-from tailwise.history.read import known_run
+from tailwise.history.read import has_layers, known_run
 from tailwise.history.schema import ALARMS, AUDITS, LAYOUTS, POINTS, RUNS, VECTORS
-from tailwise.history.sql import Connection, Engine, delete, select
+from tailwise.history.sql import Connection, Engine, case, delete, select
 
 _CHUNK = 500  # ids in one statement
 
@@ -22,7 +23,7 @@ class Retention:
     """
 
     keep_every: int | None = None  # steps that this divides
-    keep_last: int | None = None  # the newest points of each tempo
+    keep_last: int | None = None  # the newest points of each tempo, and of those that note numbers alone
     older_than: float | None = None  # days; younger points are kept
 
     def __post_init__(self) -> None:
@@ -46,8 +47,10 @@ def prune(connection: Connection, run: str | None, retention: Retention, *, dry:
 
 
 def _going(connection: Connection, run: int, retention: Retention) -> list[int]:
-    query = select(POINTS.c.id, POINTS.c.step, POINTS.c.tempo, POINTS.c.time).where(POINTS.c.run_id == run)
+    kind = case((has_layers(), POINTS.c.tempo), else_="noted")  # numbers of the whole model displace no measurement
+    query = select(POINTS.c.id, POINTS.c.step, kind.label("tempo"), POINTS.c.time).where(POINTS.c.run_id == run)
     heads = connection.execute(query.order_by(POINTS.c.step.desc())).all()
+    written = _written(connection) if retention.older_than is not None else {}
     kept_steps = _steps_of_alarms(connection, run) | {head.step for head in heads[-1:]}
     before = time.time() - 86400 * (retention.older_than or 0.0)
     seen: dict[str, int] = {}
@@ -56,10 +59,23 @@ def _going(connection: Connection, run: int, retention: Retention) -> list[int]:
         seen[head.tempo] = seen.get(head.tempo, 0) + 1
         every = retention.keep_every is not None and head.step % retention.keep_every == 0
         last = seen[head.tempo] <= (retention.keep_last or 0)
-        young = retention.older_than is not None and head.time > before
+        young = retention.older_than is not None and written[head.id] > before
         if not (every or last or young or head.step in kept_steps):
             going.append(head.id)
     return going
+
+
+def _written(connection: Connection) -> dict[int, float]:
+    """When each point was written, as far as that is known: not before those that were there already.
+
+    A clock may go back for a while, and then points of the last minutes say that they are years old.
+    """
+    latest, now, found = -math.inf, time.time(), {}
+    for row in connection.execute(select(POINTS.c.id, POINTS.c.time).order_by(POINTS.c.id)):
+        if row.time <= now:  # one of the future says nothing of those after it
+            latest = max(latest, row.time)
+        found[row.id] = max(latest, row.time)
+    return found
 
 
 def _steps_of_alarms(connection: Connection, run: int) -> set[int]:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tailwise.core.errors import UnreachableError
-from tailwise.history.connect import is_url
+from tailwise.history.connect import is_url, plain
 from tailwise.history.jsonl import Item
-from tailwise.history.point import Point
+from tailwise.history.point import Point, Resumed
 from tailwise.history.spool import REJECTED, Line, Spool, folder_for
 from tailwise.history.store import History
 
@@ -51,7 +51,7 @@ class QueuedHistory:
         Raises `UsageError` and `UnreadableError` as `History` does, and `UnreachableError` where points could not even
         wait. A database that is away raises nothing.
         """
-        address = os.fspath(where)
+        address = plain(where)
         address = address if is_url(address) else str(Path(address).expanduser())
         self._where, self._patience, self._retry, self._clock = address, patience, retry, clock
         self._folder = Path(spool) if spool is not None else folder_for(address, is_url(address))
@@ -139,19 +139,11 @@ class QueuedHistory:
     def _take_over_all(self) -> None:
         history = self._connect()
         while self._left:
-            self._take_over(history, self._left[0])
+            take_over(history, self._left[0])
             self._left.pop(0)
         if self._own is not None and self._own.lines:
-            self._take_over(history, self._own)
+            take_over(history, self._own)
             self._own = None
-
-    def _take_over(self, history: History, spool: Spool) -> None:
-        done = history.taken_over(spool.key)
-        while batch := list(spool.after(done, _BATCH)):
-            _take_batch(history, spool, batch)
-            done = batch[-1][0]
-        spool.remove()
-        history.forget_spool(spool.key)
 
     def close(self) -> None:
         """Try once more to write what waits, and let go. What still waits is found by the next writer."""
@@ -175,9 +167,21 @@ class QueuedHistory:
         self.close()
 
 
+def take_over(history: History, spool: Spool) -> None:
+    """Bring what a spool has into its store, each line once, and remove it."""
+    done = history.taken_over(spool.key)
+    while batch := list(spool.after(done, _BATCH)):
+        _take_batch(history, spool, batch)
+        done = batch[-1][0]
+    spool.remove()
+    history.forget_spool(spool.key)
+
+
 def _add(history: History, item: Item) -> None:
     if isinstance(item, Point):
         history.add_point(item)
+    elif isinstance(item, Resumed):
+        history.resume(item)
     else:
         history.add_alarm(item)
 

@@ -13,10 +13,10 @@ from tailwise.audits.rows import LayerRow, Provenance
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.storage import json_of
 from tailwise.history.jsonl import from_line, numbers_from
-from tailwise.history.point import Alarm, Point, Tempo
+from tailwise.history.point import OPTIMIZER, Alarm, Point, Tempo
 from tailwise.history.schema import ALARMS, AUDITS, LAYOUTS, METRICS, POINTS, RUNS, SPOOLS, VECTORS
 from tailwise.history.sql import ColumnElement, Connection, Row, func, select
-from tailwise.history.vectors import VectorLayout, unpacked
+from tailwise.history.vectors import NO_LAYERS, VectorLayout, unpacked
 
 #: First and last step, both included; None for no bound.
 Steps = tuple[int | None, int | None]
@@ -106,6 +106,22 @@ def in_steps(steps: Steps | None) -> list[ColumnElement[bool]]:
     if last is not None:
         found.append(POINTS.c.step <= last)
     return found
+
+
+def has_layers() -> ColumnElement[bool]:
+    """A condition on points: that something was measured, and not only a number of the whole model noted."""
+    return POINTS.c.layout_id.in_(select(LAYOUTS.c.id).where(LAYOUTS.c.layers != NO_LAYERS))
+
+
+def latest(connection: Connection, run: str, tempo: Tempo | None) -> Point | None:
+    """The point of the highest step; one without layers only where there is no other."""
+    wanted = [POINTS.c.tempo == tempo] if tempo else [POINTS.c.tempo != "audit"]
+    mine = select(POINTS).where(POINTS.c.run_id == known_run(connection, run), *wanted)
+    order = POINTS.c.step.desc(), POINTS.c.tempo.desc()
+    for query in (mine.where(has_layers()), mine):
+        if heads := connection.execute(query.order_by(*order).limit(1)).all():
+            return point_of(connection, run, heads[0])
+    return None
 
 
 def points(
@@ -232,6 +248,14 @@ def metrics(connection: Connection, run: str) -> list[str]:
     return list(
         connection.execute(select(METRICS.c.name).where(METRICS.c.id.in_(used)).order_by(METRICS.c.id)).scalars()
     )
+
+
+def optimizer(connection: Connection, run: str) -> str:
+    """What the latest note of a run says of its optimizers."""
+    mine = (POINTS.c.run_id == known_run(connection, run)) & POINTS.c.notes.like(f"%{OPTIMIZER}%")
+    text = connection.execute(select(POINTS.c.notes).where(mine).order_by(POINTS.c.step.desc())).scalar()
+    found = [note for note in json_of(text or "[]") if note.startswith(OPTIMIZER)]
+    return str(found[-1]).removeprefix(OPTIMIZER) if found else ""
 
 
 def spool_lines(connection: Connection, spool: str) -> int:

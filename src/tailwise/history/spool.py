@@ -17,7 +17,8 @@ from tailwise.core.recipe import digest_of
 from tailwise.core.storage import json_of
 from tailwise.history.jsonl import Item, JsonlHistory, from_line
 
-_SUFFIX = ".spool.jsonl"
+#: How the names of waiting files end.
+SUFFIX = ".spool.jsonl"
 #: Windows keeps everyone from a file that is locked, also who locked it: there a file beside the spool is locked.
 #: Elsewhere it is the spool itself, since a process of 0.1 that has one, or looks for one, knows no other lock.
 _LOCK_BESIDE = os.name == "nt"
@@ -39,7 +40,7 @@ class Spool:
 
     def __init__(self, path: Path, lock: IO[bytes]) -> None:
         self.path, self._lock = path, lock
-        self.key = path.name.removesuffix(_SUFFIX)
+        self.key = path.name.removesuffix(SUFFIX)
         self._writer: JsonlHistory | None = None
         self.lines = sum(1 for _ in self._whole_lines())
 
@@ -48,7 +49,7 @@ class Spool:
         """A new one. Raises `UnreachableError` where none can be written."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{secrets.token_hex(8)}{_SUFFIX}"
+            path = folder / f"{secrets.token_hex(8)}{SUFFIX}"
             lock = _opened(path)
         except OSError as error:
             raise UnreachableError(
@@ -63,7 +64,7 @@ class Spool:
     def left_behind(cls, folder: Path) -> list[Spool]:
         """Spools whose processes have died, oldest first; they are this process's from now on."""
         found = []
-        for path in sorted(folder.glob(f"*{_SUFFIX}"), key=_age):
+        for path in sorted(folder.glob(f"*{SUFFIX}"), key=_age):
             with suppress(OSError):
                 lock = _opened(path)
                 if _locks(lock) and path.exists():

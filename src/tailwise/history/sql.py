@@ -25,6 +25,7 @@ try:
         Text,
         TypeDecorator,
         UniqueConstraint,
+        case,
         create_engine,
         delete,
         event,
@@ -43,6 +44,6 @@ except ModuleNotFoundError as error:
 __all__ = [
     "DDL", "URL", "ArgumentError", "BigInteger", "Column", "ColumnElement", "Connection", "DBAPIError", "Engine",
     "Float", "ForeignKey", "Index", "Integer", "InterfaceError", "LargeBinary", "MetaData", "NoSuchModuleError",
-    "OperationalError", "Row", "String", "Table", "Text", "TypeDecorator", "UniqueConstraint", "create_engine",
+    "OperationalError", "Row", "String", "Table", "Text", "TypeDecorator", "UniqueConstraint", "case", "create_engine",
     "delete", "event", "func", "inspect", "make_url", "select", "text", "update",
 ]  # fmt: skip

@@ -14,9 +14,10 @@ from tailwise.audits.audit import Audit
 from tailwise.audits.rows import LayerRow
 from tailwise.history import prune as pruning
 from tailwise.history import read, write
-from tailwise.history.connect import bring_up_to_date, connect, is_url, reading, shown, store_errors, writing
+from tailwise.history.branch import put_resumed
+from tailwise.history.connect import bring_up_to_date, connect, is_url, plain, reading, shown, store_errors, writing
 from tailwise.history.export import export_parquet
-from tailwise.history.point import Alarm, Point, Tempo, no_alarm
+from tailwise.history.point import Alarm, Point, Resumed, Tempo, no_alarm
 from tailwise.history.prune import Retention
 from tailwise.history.read import KeptAlarm, KeptAudit, RunSummary, Steps
 from tailwise.history.series import Layers, scalars, series
@@ -49,8 +50,9 @@ class History:
         Raises `UsageError` for an address that can be none, `UnreachableError` where the store cannot be reached just
         now, and `UnreadableError` where it is damaged, newer than this code, or not there.
         """
+        where = plain(where)
         self.where = shown(where)
-        if not is_url(os.fspath(where)):
+        if not is_url(where):
             self.where = str(Path(where).expanduser())
         self._disputed: set[str] = set()
         self._engine = connect(where, create=create, patience=patience)
@@ -104,12 +106,22 @@ class History:
         with writing(self._engine, self.where) as connection:
             return write.put_alarm(connection, alarm)
 
-    def take_over(self, spool: str, lines: int, items: Sequence[Point | Alarm]) -> None:
+    def resume(self, resumed: Resumed) -> str | None:
+        """Say that a run goes on from an earlier step, so that its series stay one line.
+
+        Points and alarms of later steps become a run of their own, whose name is returned; None where there are none.
+        """
+        with writing(self._engine, self.where) as connection:
+            return put_resumed(connection, resumed)
+
+    def take_over(self, spool: str, lines: int, items: Sequence[Point | Alarm | Resumed]) -> None:
         """Add what waited in a spool, and note in the same transaction that it has come to `lines`."""
         with writing(self._engine, self.where) as connection:
             for item in items:
                 if isinstance(item, Point):
                     write.put_point(connection, item)
+                elif isinstance(item, Resumed):
+                    put_resumed(connection, item)
                 else:
                     write.put_alarm(connection, item)
             write.note_spool(connection, spool, lines)
@@ -143,8 +155,12 @@ class History:
             yield from read.points(connection, run, tempo, steps, newest)
 
     def latest(self, run: str, *, tempo: Tempo | None = None) -> Point | None:
-        """The point of the highest step, or None where there is none; of two tempos, the full one."""
-        return next(iter(list(self.points(run, tempo=tempo, newest=1))), None)
+        """The point of the highest step, or None where there is none; of two tempos, the full one.
+
+        Points without layers, as evaluations between two measurements leave them, count only where there are no others.
+        """
+        with reading(self._engine, self.where) as connection:
+            return read.latest(connection, run, tempo)
 
     def metrics(self, run: str) -> list[str]:
         """Names of the metrics that a run has, of points or audits."""
@@ -196,6 +212,11 @@ class History:
         """The same, with how often and until when each was noticed."""
         with reading(self._engine, self.where) as connection:
             return read.alarms(connection, run)
+
+    def optimizer(self, run: str) -> str:
+        """Names of the optimizers that train a run, such as `Muon, AdamW`; "" where its monitor was not told."""
+        with reading(self._engine, self.where) as connection:
+            return read.optimizer(connection, run)
 
     def no_alarm(self, run: str | None = None) -> str:
         """What it means that a run (or all of them) has no alarm: whether rules looked at it."""

@@ -19,6 +19,9 @@ from tailwise.core.storage import json_of
 ABSENT = np.uint64(0x7FF8_7A11_0000_0001).astype("<u8")
 _FLOATS, _BITS = np.dtype("<f8"), np.dtype("<u8")
 
+#: `Layout.to_json` of a point that has no layers.
+NO_LAYERS = "[]"
+
 Values = Mapping[str, Mapping[str, float]]  # layer → metric → value
 
 

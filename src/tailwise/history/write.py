@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ from tailwise.audits.table import FACTS, ORIGIN
 from tailwise.core.errors import unknown_name
 from tailwise.core.recipe import digest_of
 from tailwise.core.storage import json_of
-from tailwise.history.jsonl import alarm_line, numbers_to
+from tailwise.history.jsonl import alarm_line, numbers_to, united
 from tailwise.history.point import Alarm, Point
 from tailwise.history.read import point_of
 from tailwise.history.schema import ALARMS, AUDITS, LAYOUTS, METRICS, POINTS, RUNS, SPOOLS, VECTORS
@@ -63,24 +63,16 @@ def put_point(connection: Connection, point: Point) -> Added:
 
 
 def _united(known: Point, added: Point) -> tuple[Point, Added]:
-    layers = {name: dict(values) for name, values in known.layers.items()}
-    for name, values in added.layers.items():
-        layers.setdefault(name, {}).update(values)
-    united = replace(
-        added,
-        layers=layers,
-        scalars={**known.scalars, **added.scalars},
-        notes=tuple(dict.fromkeys((*known.notes, *added.notes))),
-    )
+    both = united(known, added)
     # As text: NaN is then equal to itself.
-    if _text_of(united) == _text_of(known):
-        return united, "same"
+    if _text_of(both) == _text_of(known):
+        return both, "same"
     kept = all(
-        repr(layers[name][metric]) == repr(value)
+        repr(both.layers[name][metric]) == repr(value)
         for name, values in known.layers.items()
         for metric, value in values.items()
-    ) and all(repr(united.scalars[name]) == repr(value) for name, value in known.scalars.items())
-    return united, "merged" if kept else "changed"
+    ) and all(repr(both.scalars[name]) == repr(value) for name, value in known.scalars.items())
+    return both, "merged" if kept else "changed"
 
 
 def _text_of(point: Point) -> str:
@@ -153,10 +145,11 @@ def run_id(connection: Connection, name: str) -> int:
     if found is not None:
         return int(found)
     made = connection.execute(RUNS.insert().values(name=name, created=time.time()))
-    return _key_of(made)
+    return key_of(made)
 
 
-def _key_of(result: Any) -> int:
+def key_of(result: Any) -> int:
+    """The number of a row that was inserted."""
     return int(result.inserted_primary_key[0])
 
 
@@ -166,7 +159,7 @@ def _insert(connection: Connection, run: int, head: _Head, layout: VectorLayout,
         layout_id=_layout_id(connection, run, layout), scalars=json.dumps(numbers_to(head.scalars)),
         notes=json.dumps(list(head.notes), ensure_ascii=False),
     ))  # fmt: skip
-    point = _key_of(made)
+    point = key_of(made)
     vectors = packed([item.name for item in layout.places], values)
     ids = _metric_ids(connection, vectors)
     lines = [{"point_id": point, "metric_id": ids[metric], "data": data} for metric, data in vectors.items()]
@@ -181,14 +174,14 @@ def _layout_id(connection: Connection, run: int, layout: VectorLayout) -> int:
     found = connection.execute(mine).scalar()
     if found is not None:
         return int(found)
-    return _key_of(connection.execute(LAYOUTS.insert().values(run_id=run, digest=digest, layers=layout.to_json())))
+    return key_of(connection.execute(LAYOUTS.insert().values(run_id=run, digest=digest, layers=layout.to_json())))
 
 
 def _metric_ids(connection: Connection, names: Mapping[str, Any]) -> dict[str, int]:
     known = {row.name: int(row.id) for row in connection.execute(select(METRICS))}
     for name in names:
         if name not in known:
-            known[name] = _key_of(connection.execute(METRICS.insert().values(name=name)))
+            known[name] = key_of(connection.execute(METRICS.insert().values(name=name)))
     return known
 
 

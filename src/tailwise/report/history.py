@@ -39,6 +39,7 @@ class RunView:
     alarms: Sequence[KeptAlarm]
     metrics: Sequence[str]
     no_alarm: str  # what it means that there is none
+    optimizer: str = ""  # that trains it, where that is known
 
 
 def runs_view(runs: Sequence[RunSummary]) -> RenderableType:
@@ -55,7 +56,8 @@ def runs_view(runs: Sequence[RunSummary]) -> RenderableType:
 
 def run_view(run: RunView, rows: int) -> RenderableType:
     """A run: points with their scalars, audits, alarms, and what can be asked of it."""
-    parts: list[RenderableType] = [Text(run.name, style="bold"), "", table_view(_for_people(run.points), rows)]
+    head = run.name + (f", trained by {run.optimizer}" if run.optimizer else "")
+    parts: list[RenderableType] = [Text(head, style="bold"), "", table_view(_for_people(run.points), rows)]
     if run.audits:
         files = sum(one.path is not None for one in run.audits)
         parts.append(Text(f"{len(run.audits)} audits, of which {files} have a file with their spectra"))

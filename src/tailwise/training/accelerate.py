@@ -14,6 +14,7 @@ class AcceleratedMonitor(Monitor):
 
     def __init__(self, accelerator: Accelerator, model: Any, **settings: Any) -> None:
         self._accelerator = accelerator
+        settings = {"optimizer": list(accelerator._optimizers) or None, **settings}
         super().__init__(accelerator.unwrap_model(model, keep_torch_compile=False), **settings)
 
     def step(self, *, step: int | None = None, loss: Any = None, **scalars: Any) -> None:

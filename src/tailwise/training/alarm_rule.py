@@ -50,6 +50,7 @@ class AlarmRule:
     functions: tuple[str, ...]  # names in `tailwise.remedies`
     references: tuple[str, ...]
     judge: Callable[[AlarmWatch], Signs]
+    each_loss: Callable[[AlarmWatch], Signs] | None = None  # asked of every step's loss
 
 
 def _load_built_ins() -> None:
@@ -73,11 +74,13 @@ def alarm_rule(  # noqa: PLR0913 - a rule has as many parts
     remedies: Sequence[str],
     functions: Sequence[str] = (),
     references: Sequence[str],
+    each_loss: Callable[[AlarmWatch], Signs] | None = None,
 ) -> Callable[[Callable[[AlarmWatch], Signs]], Callable[[AlarmWatch], Signs]]:
     """Register the decorated function as the alarm rule `code`; its docstring is the sign that it looks for.
 
     It is asked at the points that have all of `needs` in some layer and all of `scalars`, and returns the layers that
-    show the sign there. What is kept of a run is what some rule needs.
+    show the sign there. What is kept of a run is what some rule needs. `each_loss` is asked after every loss that a
+    monitor was told of, whether or not there is a point; it looks at `AlarmWatch.losses`.
     """
     if not re.fullmatch(r"[A-Z]{2,}\d{3}", code):
         raise TypeError(f"{code!r} is not a code such as TW701")
@@ -90,6 +93,7 @@ def alarm_rule(  # noqa: PLR0913 - a rule has as many parts
             summary=" ".join((inspect.getdoc(function) or "").split()), severity=severity, strength=strength,
             needs=tuple(needs), scalars=tuple(scalars), causes=tuple(causes), remedies=tuple(remedies),
             functions=tuple(functions), references=tuple(references), judge=function,
+            each_loss=each_loss,
         ))  # fmt: skip
         return function
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from statistics import median
 
 from tailwise.training.alarm_rule import Sign, Signs, alarm_rule
-from tailwise.training.alarm_watch import SPAN, AlarmWatch, change
+from tailwise.training.alarm_watch import SPAN, AlarmWatch, Track, change, outside
 
 _FLOOR = 0.05  # of ln σ: changes that any layer is allowed
 _ROW = 2  # points in a row, since a single step may be odd
+_USUAL = 10  # steps between the points that the bounds are from
+PAST = 10  # points that a jump of the updates is held against
 
 
 @alarm_rule(
@@ -28,19 +31,59 @@ _ROW = 2  # points in a row, since a single step may be odd
     ),
 )  # fmt: skip
 def blow_up(watch: AlarmWatch) -> Signs:
-    """The spectral norm grows within three points far more than it used to, or many times over with all of W."""
+    """The norm grows within three points far more than it used to, or many times over with all of W.
+
+    Of matrices the spectral norm, of embeddings and heads ‖W‖_F: one direction of theirs, which all tokens share, grows
+    while all is well. More steps between points are more time to grow, and so is the youth of what began at zero.
+    """
     found = {}
-    for layer, (spectral, frobenius) in watch.now("spectral_norm", "frobenius", inside=True).items():
-        before = spectral.ago(SPAN)
-        if not 0 < before < spectral.last:
+    for layer, (spectral, frobenius) in watch.now("spectral_norm", "frobenius").items():
+        name, track = ("frobenius norm", frobenius) if outside(layer) else ("spectral norm", spectral)
+        before = track.ago(SPAN)
+        if not 0 < before < track.last:
             continue
-        times, whole = spectral.last / before, frobenius.last / max(frobenius.ago(SPAN), 1e-30)
-        seen = change(spectral, _FLOOR, int(watch.limit("fewest_changes")), _log)
-        faster = seen is not None and seen.z >= watch.limit("change_z") and seen.size >= math.log(watch.limit("growth"))
-        if faster or (times >= watch.limit("blow_up") and whole >= watch.limit("blow_up_frobenius")):
-            evidence = {"spectral_norm": spectral.last, "before": before, "times": times}
-            found[layer] = Sign(f"spectral norm from {before:.3g} to {spectral.last:.3g}", times, evidence,
-                                "spectral_norm", "turn")  # fmt: skip
+        times, whole = track.last / before, frobenius.last / max(frobenius.ago(SPAN), 1e-30)
+        slack = _slack(watch, layer, track.steps_since(SPAN))
+        seen = change(track, _FLOOR, int(watch.limit("fewest_changes")), _log)
+        size = watch.limit("growth" if watch.age(layer) is None else "young_growth") * slack
+        faster = seen is not None and seen.z >= watch.limit("change_z") and times >= size
+        many = times >= watch.limit("blow_up") * slack and whole >= watch.limit("blow_up_frobenius") * slack
+        if faster or many:
+            evidence = {name.replace(" ", "_"): track.last, "before": before, "times": times}
+            found[layer] = Sign(f"{name} from {before:.3g} to {track.last:.3g}", times, evidence,
+                                "frobenius" if track is frobenius else "spectral_norm", "turn")  # fmt: skip
+    return found
+
+
+def _slack(watch: AlarmWatch, layer: str, steps: int) -> float:
+    """By how much more a layer may grow than within three points ten steps apart, from which the bounds are."""
+    age = watch.age(layer)
+    if age is not None:  # at a rate that rises with the steps, as in a warm-up, it grows as the square of its age
+        return max(age / max(age - steps, 1), 1.0) ** 2
+    return math.sqrt(max(1.0, steps / (SPAN * _USUAL)))
+
+
+@alarm_rule(
+    "TW713",
+    title="weights lost",
+    severity="error",
+    strength="theory",
+    needs=("frobenius",),
+    causes=("the layer was set to zero or drawn anew", "a checkpoint that lacks it was loaded",
+            "weight decay that is far too strong"),
+    remedies=("compare with the last checkpoint, and load the layer from there", "lower weight decay on this layer"),
+    functions=("reinitialize_dead_layers",),
+    references=("Lu et al. 2020, Dying ReLU and Initialization, arXiv:1903.06733",),
+)  # fmt: skip
+def lost(watch: AlarmWatch) -> Signs:
+    """‖W‖_F falls within three points to a small part of what it was; weights that are trained fall slowly."""
+    found = {}
+    for layer, (track,) in watch.now("frobenius").items():
+        before = max(track.ago(points) for points in range(SPAN + 1))
+        if before > 0 and track.last <= watch.limit("lost_share") * before:
+            says = f"‖W‖_F from {before:.3g} to {track.last:.3g}"
+            found[layer] = Sign(says, before / max(track.last, 1e-30), {"frobenius": track.last, "before": before},
+                                "frobenius", "jump")  # fmt: skip
     return found
 
 
@@ -56,12 +99,29 @@ def blow_up(watch: AlarmWatch) -> Signs:
     references=("You et al. 2017, Large Batch Training of Convolutional Networks (LARS), arXiv:1708.03888",),
 )
 def large_updates(watch: AlarmWatch) -> Signs:
-    """One step moves a matrix by a large share of its norm, at two points in a row."""
-    bound, found = watch.limit("large_update"), {}
+    """One step moves a matrix by a large share of its norm, or by far more than it used to, at two points in a row.
+
+    What began at zero moves by a few parts in its age while all is well. The second is a warning.
+    """
+    found = {}
     for layer, (track,) in watch.now("update_ratio").items():
-        if len(track) >= _ROW and min(track.last, track.ago(1)) >= bound:
-            says = f"‖ΔW‖/‖W‖ of {track.last:.3g} ≥ {bound:g} a step"
-            found[layer] = Sign(says, track.last, {"update_ratio": track.last, "bound": bound}, "update_ratio")
+        if len(track) < _ROW:
+            continue
+        age, now = watch.age(layer), min(track.last, track.ago(1))
+        large = watch.limit("large_update")
+        bound = large if age is None else max(watch.limit("young_update") / age, watch.limit("young_floor"))
+        evidence = {"update_ratio": track.last, "bound": bound}
+        if now >= bound:
+            says = f"‖ΔW‖/‖W‖ of {track.last:.3g} ≥ {bound:.3g} a step"
+            found[layer] = Sign(
+                says, track.last, evidence, "update_ratio", severity=None if now >= large else "warning"
+            )
+            continue
+        past = list(track.values)[-_ROW - PAST : -_ROW]
+        if len(past) >= watch.limit("fewest_changes") and now >= watch.limit("update_jump") * max(past) > 0:
+            says = f"‖ΔW‖/‖W‖ of {track.last:.3g} a step, {now / max(past):.0f} times what it was at most"
+            evidence = {"update_ratio": track.last, "before": max(past)}
+            found[layer] = Sign(says, now, evidence, "update_ratio", severity="warning")
     return found
 
 
@@ -82,12 +142,27 @@ def large_updates(watch: AlarmWatch) -> Signs:
     references=("Lu et al. 2020, Dying ReLU and Initialization, arXiv:1903.06733",),
 )  # fmt: skip
 def stopped(watch: AlarmWatch) -> Signs:
-    """A layer that used to move does not any more, at two points in a row, while the median layer does."""
-    tracks = {layer: track for layer, (track,) in watch.now("update_ratio").items() if len(track) > _ROW}
-    if len(tracks) < watch.limit("fewest_layers"):
+    """A layer that used to move does not any more, at two points in a row, while the median of its like does.
+
+    The factors of adapters are held against one another: the first moves far less than the second.
+    """
+    every = {layer: track for layer, (track,) in watch.now("update_ratio").items() if len(track) > _ROW}
+    kinds: dict[str, dict[str, Track]] = {}
+    for layer, track in every.items():
+        kinds.setdefault(_kind(watch, layer), {})[layer] = track
+    return {layer: sign for tracks in kinds.values() for layer, sign in _still(watch, tracks, every).items()}
+
+
+def _kind(watch: AlarmWatch, layer: str) -> str:
+    return "A" if ".lora_A" in layer else "B" if ".lora_B" in layer else "change" if watch.adapts(layer) else ""
+
+
+def _still(watch: AlarmWatch, tracks: Mapping[str, Track], every: Mapping[str, Track]) -> Signs:
+    peers = tracks if len(tracks) >= watch.limit("fewest_layers") else every
+    if len(peers) < watch.limit("fewest_layers"):
         return {}
-    typical = [median(track.ago(points) for track in tracks.values()) for points in range(_ROW)]
-    ever = median(max(track.values) for track in tracks.values())
+    typical = [median(track.ago(points) for track in peers.values()) for points in range(_ROW)]
+    ever = median(max(track.values) for track in peers.values())
     found = {}
     for layer, track in tracks.items():
         still = all(track.ago(i) < watch.limit("still_share") * typical[i] for i in range(_ROW))

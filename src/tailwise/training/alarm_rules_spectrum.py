@@ -41,6 +41,8 @@ def rank_falling(watch: AlarmWatch) -> Signs:
         )
         bound = watch.limit("collapse_stable_rank")
         collapsed = track.last <= bound and max(track.values) >= watch.limit("rank_fall") * bound
+        if watch.adapts(layer):
+            continue
         if fell or collapsed:
             before = track.ago(SPAN) if fell else max(track.values)
             evidence = {"stable_rank": track.last, "before": before}
@@ -72,7 +74,12 @@ def entropy_rising(watch: AlarmWatch) -> Signs:
     found = {}
     for layer, (track,) in watch.now("singular_entropy", inside=True).items():
         seen = change(track, _ENTROPY_FLOOR, _FEWEST)
-        if seen is None or seen.z < watch.limit("change_z") or seen.size < watch.limit("entropy_rise"):
+        if (
+            watch.adapts(layer)
+            or seen is None
+            or seen.z < watch.limit("change_z")
+            or seen.size < watch.limit("entropy_rise")
+        ):
             continue
         evidence = {"singular_entropy": track.last, "before": track.ago(SPAN), "z": seen.z}
         found[layer] = Sign(f"from {track.ago(SPAN):.3f} to {track.last:.3f} nats", seen.size, evidence,
@@ -92,8 +99,12 @@ def entropy_rising(watch: AlarmWatch) -> Signs:
     references=(_TEMPBALANCE, _CURSE),
 )
 def stalled(watch: AlarmWatch) -> Signs:
-    """alpha_hill of a layer stands still over four points while that of the median layer moves."""
-    tracks = {layer: track for layer, (track,) in watch.now("alpha_hill", inside=True).items() if len(track) > SPAN}
+    """alpha_hill of a layer stands still over four points while that of the median layer moves, and so do its weights.
+
+    Layers that never moved are frozen on purpose, and those that a step moves as far as others have not stalled.
+    """
+    tracks = {layer: track for layer, (track,) in watch.now("alpha_hill", inside=True).items()
+              if len(track) > SPAN and max(track.values) > min(track.values)}  # fmt: skip
     if len(tracks) < watch.limit("fewest_layers"):
         return {}
     ranges = {layer: _range(track) for layer, track in tracks.items()}
@@ -102,7 +113,7 @@ def stalled(watch: AlarmWatch) -> Signs:
         return {}
     found = {}
     for layer, moved in ranges.items():
-        if moved <= watch.limit("stall_share") * typical:
+        if moved <= watch.limit("stall_share") * typical and not watch.moves(layer):
             says = f"alpha_hill {tracks[layer].last:.2f} moved by {moved:.3g}, the median by {typical:.3g},"
             evidence = {"alpha_hill": tracks[layer].last, "moved": moved, "median": typical}
             found[layer] = Sign(says, -moved, evidence, "alpha_hill", "turn")
@@ -127,20 +138,31 @@ def _range(track: Track) -> float:
     references=("Martin, Peng & Mahoney 2021, Nature Communications 12:4122", _TEMPBALANCE),
 )  # fmt: skip
 def out_of_band(watch: AlarmWatch) -> Signs:
-    """alpha (of the `ks` estimator, in a good fit) is significantly below 2 or above 6, and was not before."""
-    low, high, bound = watch.limit("band_low"), watch.limit("band_high"), watch.limit("band_z")
+    """alpha (of the `ks` estimator, in a good fit) is significantly below 2 or above 6, and was not before.
+
+    At two points in a row. Parts of adapters have few directions and no band; under Muon, which suppresses heavy tails,
+    the band ends at 8.
+    """
+    muon = "muon" in watch.optimizer.lower()
+    low, bound = watch.limit("band_low"), watch.limit("band_z")
+    high = watch.limit("band_high_muon" if muon else "band_high")
     found = {}
     for layer, (alpha, distance, tail) in watch.now("alpha", "ks_distance", "num_pl_spikes", inside=True).items():
+        if watch.adapts(layer):
+            continue
         poor = distance.last > watch.limit("fit_max_distance") * largest_distance(tail.last)
         if poor or tail.last < watch.limit("fit_min_tail") or alpha.last <= 1.0:
             continue
         error = (alpha.last - 1.0) / math.sqrt(tail.last)
         below, above = (low - alpha.last) / error, (alpha.last - high) / error
-        drifted = (below >= bound and max(alpha.values) >= low) or (above >= bound and min(alpha.values) <= high)
+        again = alpha.ago(1)
+        drifted = (below >= bound and again < low and max(alpha.values) >= low) or (
+            above >= bound and again > high and min(alpha.values) <= high
+        )
         if drifted:
             evidence = {"alpha": alpha.last, "alpha_sigma": error, "z": max(below, above)}
             side = f"below {low:g}" if below > above else f"above {high:g}"
-            says = f"alpha {alpha.last:.2f} ± {error:.2f}, {side},"
+            says = f"alpha {alpha.last:.2f} ± {error:.2f}, {side}{' (Muon)' if muon else ''},"
             found[layer] = Sign(says, max(below, above), evidence, "alpha", "turn")
     return found
 

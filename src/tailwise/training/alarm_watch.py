@@ -7,15 +7,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from statistics import median
 
 from tailwise.checkpoints.roles import classify
-from tailwise.history.point import Point, Tempo
+from tailwise.history.point import OPTIMIZER, Point, Tempo
 from tailwise.judging.diagnosis.medians import robust_scale
+from tailwise.training.alarm_losses import LossTrack
 
 #: Points that are kept of each metric of each layer.
 HISTORY = 40
 #: Points between which a change is measured, so that one odd value is not a change of pace.
 SPAN = 3
+_MOVES = 0.1
 _LARGEST = 600.0  # of a logarithm, before its power leaves float64
 
 
@@ -66,6 +69,10 @@ class Track:
     def __len__(self) -> int:
         return len(self.values)
 
+    def steps_since(self, points: int) -> int:
+        """Steps between the value so many points before the last, or the oldest there is, and the last."""
+        return self.steps[-1] - self.steps[max(len(self.steps) - 1 - points, 0)]
+
     @property
     def last(self) -> float:
         """The newest value."""
@@ -98,7 +105,8 @@ def change(track: Track, floor: float, fewest: int, scale: Callable[[float], flo
 
 
 @lru_cache(maxsize=1 << 16)
-def _outside(layer: str) -> bool:
+def outside(layer: str) -> bool:
+    """Whether a layer is an embedding or a head by its name."""
     return classify(layer, 2, {}).role in _OUTSIDE
 
 
@@ -115,7 +123,10 @@ class AlarmWatch:
     limits: Mapping[str, float]
     point: Point | None = None
     first_loss: float | None = None
+    optimizer: str = ""  # names of those that train the run, where a point's note says so
+    losses: LossTrack = field(default_factory=LossTrack)  # of every step, where they are told
     _tracks: dict[tuple[Tempo, str, str], Track] = field(default_factory=dict)
+    _born: dict[str, int | None] = field(default_factory=dict)  # layer → step at which it was all zeros
     _latest: dict[Tempo, int] = field(default_factory=dict)
 
     def take(self, point: Point) -> None:
@@ -125,13 +136,18 @@ class AlarmWatch:
         is forgotten.
         """
         self.point = point
-        if point.step <= self._latest.get(point.tempo, -1):
+        for note in point.notes:
+            if note.startswith(OPTIMIZER):
+                self.optimizer = note.removeprefix(OPTIMIZER)
+        # A point without layers is a note of a step, which may come after the measurement of the same one.
+        if point.step <= self._latest.get(point.tempo, -1) - (not point.layers):
             for track in self._tracks.values():
                 track.rewind(point.step)
             # Once for both tempos: a full point of this step comes after cheap ones of later steps, which stay.
             self._latest = {tempo: min(latest, point.step - 1) for tempo, latest in self._latest.items()}
         self._latest[point.tempo] = point.step
         for layer, values in point.layers.items():
+            self._see(layer, values, point.step)
             self._add(layer, point.step, ((key, values[key]) for key in self.metrics & values.keys()))
         loss = point.scalars.get("loss", math.nan)
         if self.first_loss is None and math.isfinite(loss):
@@ -142,7 +158,44 @@ class AlarmWatch:
         assert self.point is not None  # noqa: S101 - called from `take`
         for key, value in values:
             if math.isfinite(value):
-                self._tracks.setdefault((self.point.tempo, layer, key), Track()).add(step, value)
+                track = self._tracks.setdefault((self.point.tempo, layer, key), Track())
+                track.rewind(step)  # the later value of a step counts
+                track.add(step, value)
+
+    def _see(self, layer: str, values: Mapping[str, float], step: int) -> None:
+        if layer in self._born and self._born[layer] is None:
+            return
+        if values.get("frobenius") == 0.0:
+            self._born[layer] = step
+        elif layer not in self._born:
+            # Of an adapter that is not seen from its beginning, the second factor and what both make are as if new.
+            self._born[layer] = step - 1 if ".lora_B" in layer or self._is_change(layer) else None
+
+    def _is_change(self, layer: str) -> bool:
+        """Whether a matrix is what an adapter adds to a weight: adapters have it beside their factors."""
+        assert self.point is not None  # noqa: S101 - called from `take`
+        if layer.startswith("base_model.") or ".lora_" in layer:
+            return False
+        return any(other.startswith(f"base_model.model.{layer}.lora_") for other in self.point.layers)
+
+    def age(self, layer: str) -> int | None:
+        """Steps since a layer was all zeros; None of one that began with weights.
+
+        What begins at zero (the second factor of LoRA, the output of a branch that starts as nothing) grows many times
+        over while all is well: at a steady rate its norm is as its age, and a step moves it by one part in its age.
+        """
+        assert self.point is not None  # noqa: S101 - rules are asked after `take`
+        born = self._born.get(layer)
+        return None if born is None else max(self.point.step - born, 1)
+
+    def adapts(self, layer: str) -> bool:
+        """Whether a layer is a part of an adapter, whose spectrum is of few directions and no sign of anything."""
+        return ".lora_" in layer or self._born.get(layer) is not None
+
+    def moves(self, layer: str) -> bool:
+        """Whether a step moves a layer by a tenth of what the median layer moves by, as far as that was measured."""
+        ratios = {name: track.last for (_, name, metric), track in self._tracks.items() if metric == "update_ratio"}
+        return layer in ratios and ratios[layer] >= _MOVES * median(ratios.values())
 
     def limit(self, name: str) -> float:
         """A threshold."""
@@ -157,7 +210,7 @@ class AlarmWatch:
         assert self.point is not None  # noqa: S101 - rules are asked after `take`
         found = {}
         for layer, values in self.point.layers.items():
-            if inside and _outside(layer):
+            if inside and outside(layer):
                 continue
             if all(math.isfinite(values.get(key, math.nan)) for key in metrics):
                 found[layer] = tuple(self._tracks[self.point.tempo, layer, key] for key in metrics)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Literal, get_args
 
 from tailwise.core.errors import unknown_name
 from tailwise.history.point import Alarm, Point, Severity, Tempo
@@ -18,6 +19,8 @@ from tailwise.training.alarm_watch import AlarmWatch, with_norms
 Sink = Callable[[Alarm], object]
 _LOG = logging.getLogger("tailwise.alarms")
 _NAMED = 3
+#: By what a sign is shown: points of a tempo, or the losses between them.
+Shown = Tempo | Literal["loss"]
 
 
 @dataclass
@@ -26,9 +29,9 @@ class _State:
 
     watch: AlarmWatch
     # (code, layer) in alarm → the tempo of the points that show it, and how many have not since the last that did
-    active: dict[tuple[str, str], tuple[Tempo, int]] = field(default_factory=dict)
+    active: dict[tuple[str, str], tuple[Shown, int]] = field(default_factory=dict)
 
-    def fresh(self, code: str, signs: Signs, tempo: Tempo, clear_after: int) -> dict[str, Sign]:
+    def fresh(self, code: str, signs: Signs, tempo: Shown, clear_after: int) -> dict[str, Sign]:
         """The signs that are not in alarm yet; those that have gone for long enough are cleared."""
         found = {layer: sign for layer, sign in signs.items() if (code, layer) not in self.active}
         for key in [key for key, (shown, _) in self.active.items() if key[0] == code and shown == tempo]:
@@ -76,7 +79,19 @@ class Alarms:
 
     def see(self, point: Point) -> list[Alarm]:
         """Take the next point, tell the sinks, and return the alarms that it raises, worst first."""
-        found = self._judge(point)
+        return self._told(self._judge(point))
+
+    __call__ = see
+
+    def see_losses(self, run: str, steps: Sequence[int], losses: Sequence[float]) -> list[Alarm]:
+        """Take the losses of steps, one each and in order, and return the alarms that they raise.
+
+        Each alarm has the step at which it happened. A monitor gives every loss that it is told of.
+        """
+        return self._told([alarm for step, loss in zip(steps, losses, strict=True)
+                           for alarm in self._judge_loss(run, step, loss)])  # fmt: skip
+
+    def _told(self, found: list[Alarm]) -> list[Alarm]:
         for alarm in found:
             self.should_stop |= alarm.rule in self._stop_on or alarm.severity in self._stop_on
             for sink in self._sinks:
@@ -85,8 +100,6 @@ class Alarms:
                 except Exception:
                     _LOG.exception("a sink of alarms failed; training goes on")
         return found
-
-    __call__ = see
 
     def replay(self, points: Iterable[Point]) -> list[Alarm]:
         """The alarms of a stored history, in one call. No sink is told and nothing stops.
@@ -99,13 +112,31 @@ class Alarms:
         """(code, layer) of what is in alarm in a run now; the layer is "" for the whole model."""
         return sorted(self._runs[run].active) if run in self._runs else []
 
-    def _judge(self, point: Point) -> list[Alarm]:
-        state = self._runs.get(point.run)
-        if state is None:
+    def _state(self, run: str) -> _State:
+        if run not in self._runs:
             metrics = frozenset(name for rule in self.rules for name in rule.needs)
             scalars = frozenset({"loss", *(name for rule in self.rules for name in rule.scalars)})
-            state = self._runs[point.run] = _State(AlarmWatch(metrics, scalars, self.limits))
-        point = with_norms(point)
+            self._runs[run] = _State(AlarmWatch(metrics, scalars, self.limits))
+        return self._runs[run]
+
+    def _judge_loss(self, run: str, step: int, loss: float) -> list[Alarm]:
+        state, found = self._state(run), []
+        state.watch.losses.add(step, loss)
+        for rule in self.rules:
+            if rule.each_loss is not None:
+                signs = rule.each_loss(state.watch)
+                fresh = state.fresh(rule.code, signs, "loss", int(self.limits["clear_after_losses"]))
+                if fresh:
+                    sign = fresh[""]
+                    since = int(sign.evidence.get("since", step))
+                    evidence = {name: value for name, value in sign.evidence.items() if name != "since"}
+                    title = f"{rule.title}: {sign.says}"
+                    found.append(Alarm(run, step, time.time(), rule.code, sign.severity or rule.severity, title, (),
+                                       evidence, since, rule.functions))  # fmt: skip
+        return found
+
+    def _judge(self, point: Point) -> list[Alarm]:
+        state, point = self._state(point.run), with_norms(point)
         state.watch.take(point)
         found = []
         for rule in self.rules:

@@ -6,11 +6,12 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tailwise.history.point import Alarm, Point, Tempo
+from tailwise.history.point import Alarm, Point, Resumed, Tempo
 from tailwise.training.faults import Faults
+from tailwise.training.losses import LossJob, Summary
 from tailwise.training.processes import Ranks
 from tailwise.training.solver import RankMeasurements, from_json, to_json
 
@@ -33,6 +34,21 @@ class CheapJob:
     pending: Pending
     scalars: dict[str, Any]  # numbers, or tensors on their way to the CPU
     notes: tuple[str, ...]
+    losses: LossJob | None = None  # of the steps since the last look
+    gradients: dict[str, Any] = field(default_factory=dict)  # matrix → norm
+
+
+@dataclass
+class NoteJob:
+    """Numbers of the whole model at a step, which need no measurement."""
+
+    step: int
+    time: float
+    scalars: dict[str, Any]
+    events: list[Any]
+
+
+Job = CheapJob | NoteJob | LossJob | RankMeasurements | Resumed
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,9 @@ class Emitter:
 
     def __init__(self, outlet: Outlet, ranks: Ranks, faults: Faults) -> None:
         self._outlet, self._ranks, self._faults = outlet, ranks, faults
-        self._queue: queue.Queue[CheapJob | RankMeasurements | None] = queue.Queue(WAITING)
+        self._queue: queue.Queue[Job | None] = queue.Queue(WAITING)
+        self._losses = Summary()
+        self._resumed: Resumed | None = None
         self._known: dict[Tempo, Mapping[str, dict[str, float]]] = {"cheap": {}, "full": {}}
         self._full_notes: list[str] = []
         self._own: list[RankMeasurements] = []  # of this rank, waiting for those of the others
@@ -62,7 +80,7 @@ class Emitter:
         self._thread = threading.Thread(target=self._run, name="tailwise-emitter", daemon=True)
         self._thread.start()
 
-    def put(self, job: CheapJob | RankMeasurements) -> None:
+    def put(self, job: Job) -> None:
         """Hand over a measurement; never waits."""
         try:
             self._queue.put_nowait(job)
@@ -85,13 +103,24 @@ class Emitter:
         waiting = threading.Event()
         for _ in range(int(self._deadline / _POLL)):
             if not self._own:
-                return
+                break
             waiting.wait(_POLL)  # for the other ranks
             self._attempt("a point", self._merge)
+        for index, sink in enumerate(self._outlet.sinks):
+            if callable(flush := getattr(sink, "flush", None)):  # of rows that wait
+                self._attempt(f"sink {index} ({type(sink).__name__})", flush)
 
-    def _handle(self, job: CheapJob | RankMeasurements) -> None:
+    def _handle(self, job: Job) -> None:
         if isinstance(job, CheapJob):
             self._cheap(job)
+        elif isinstance(job, LossJob):
+            self._look_at(job)
+        elif isinstance(job, NoteJob):
+            self._note(job)
+        elif isinstance(job, Resumed):
+            self._resumed = job
+            for history in self._outlet.histories:
+                history.write(job)
         elif self._ranks.sharded and self._ranks.rank != 0:
             self.background += job.seconds
             self._ranks.send(to_json(job))
@@ -102,20 +131,39 @@ class Emitter:
         self._attempt("the results of the other ranks", self._merge)
 
     def _cheap(self, job: CheapJob) -> None:
+        if job.losses is not None:
+            self._look_at(job.losses)
         layers = job.pending.result()
         known = self._known["cheap"]
         same = [name for name in job.pending.unchanged if name in known]
         layers |= {name: {**known[name], "update_ratio": 0.0} for name in same}
+        for name in job.gradients.keys() & layers.keys():
+            layers[name]["grad_norm"] = float(job.gradients[name])
         self._known["cheap"] = layers
         if self._ranks.rank != 0:
             return
-        numbers = {name: _number(value) for name, value in job.scalars.items()}
-        scalars = {name: number for name, number in numbers.items() if number is not None}
+        scalars, words = _numbers(job.scalars)
+        scalars |= self._losses.take()
         bad = [name for name, values in layers.items() if not all(map(math.isfinite, values.values()))]
         zero = [name for name, values in layers.items() if values.get("frobenius_norm") == 0.0]
         notes = [*job.notes, *_listed("not finite", bad), *_listed("zeros", zero), *_listed("unchanged, reused", same)]
-        notes += _listed("no single number", [name for name in numbers if name not in scalars])
+        notes += _listed("no single number", words)
         self._emit(Point(self._outlet.run, job.step, "cheap", job.time, layers, scalars, tuple(notes)))
+
+    def _note(self, job: NoteJob) -> None:
+        for event in job.events:
+            event.synchronize()
+        scalars, words = _numbers(job.scalars)
+        notes = tuple(_listed("no single number", words))
+        self._emit(Point(self._outlet.run, job.step, "cheap", job.time, {}, scalars, notes))
+
+    def _look_at(self, job: LossJob) -> None:
+        values = job.result()
+        self._losses.add(values)
+        for index, rule in enumerate(self._outlet.rules):
+            see = getattr(rule, "see_losses", None)
+            if see is not None:
+                self._attempt(f"rule {index}", lambda see=see: self._raise(see(self._outlet.run, job.steps, values)))
 
     def _merge(self) -> None:
         """Emit full measurements of which every rank's part is there."""
@@ -132,6 +180,8 @@ class Emitter:
 
     def _full(self, parts: list[RankMeasurements]) -> None:
         first, known = parts[0], self._known["full"]
+        if (back := self._resumed) is not None and first.step > back.step and first.time < back.time:
+            return  # of a branch that ended while it was being measured
         layers = {name: values for part in parts for name, values in part.layers.items()}
         troubles = {name: why for part in parts for name, why in part.troubles.items()}
         same = [name for name in first.unchanged if name in known]
@@ -154,7 +204,10 @@ class Emitter:
             self._attempt(f"rule {index}", self._judge, rule, point)
 
     def _judge(self, rule: Rule, point: Point) -> None:
-        for alarm in rule(point):
+        self._raise(rule(point))
+
+    def _raise(self, alarms: Sequence[Alarm]) -> None:
+        for alarm in alarms:
             self.alarms.append(alarm)
             for history in self._outlet.histories:
                 self._attempt("the history", history.write, alarm)
@@ -166,6 +219,12 @@ class Emitter:
             function(*arguments)
         except Exception as error:
             self._faults.note(what, error)
+
+
+def _numbers(given: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
+    """What is a number, and the names of what is not."""
+    numbers = {name: _number(value) for name, value in given.items()}
+    return {name: n for name, n in numbers.items() if n is not None}, [name for name, n in numbers.items() if n is None]
 
 
 def _number(value: Any) -> float | None:

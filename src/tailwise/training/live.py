@@ -68,6 +68,12 @@ class LiveModel:
         """A number that stands for what the groups are."""
         return zlib.crc32(repr([(group.tensors, group.nbytes) for group in self.groups]).encode())
 
+    @property
+    def trained(self) -> float:
+        """Share of the parameters' entries that are trained: 1 of a whole model, next to nothing with an adapter."""
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.module.parameters()]
+        return float(sum(size for size, on in sizes if on) / max(sum(size for size, _ in sizes), 1))
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers by the names of the model without wrappers; nothing is copied."""
         import torch

@@ -25,11 +25,23 @@ class MonitorReport:
     errors: tuple[str, ...] = ()  # one of each kind, with how often
     alarms: int = 0
     rules: int = 0  # alarm rules that looked
+    after_start: int = 0  # measurements taken after the first step
 
     @property
     def overhead(self) -> float:
         """Share of the training thread's time that watching took."""
         return self.spent / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def nothing_taken(self) -> str:
+        """What to say of a run of which nothing was measured, since that would have cost too much; "" otherwise."""
+        count = sum(self.skipped.values())
+        if self.after_start or not count:
+            return ""
+        return (
+            f"{count} measurements were due in {self.steps} steps and none was taken, since each would have cost more "
+            "than max_overhead of so short a time; max_overhead=1 takes them all"
+        )
 
     def __str__(self) -> str:
         lines = [
@@ -40,6 +52,7 @@ class MonitorReport:
             f"{self.background:.2f} s of processor time in the background",
         ]
         lines += [f"skipped {count}×: {reason}" for reason, count in self.skipped.items()]
+        lines += [self.nothing_taken] if self.nothing_taken else []
         return "\n".join([*lines, *self.errors])
 
 
@@ -51,12 +64,14 @@ class Meter:
         self.steps, self.spent, self.setup = 0, 0.0, 0.0
         self.taken: dict[Kind, int] = {"cheap": 0, "full": 0}
         self.skipped: dict[str, int] = {}
+        self.after_start = 0
         self._last: dict[Kind, float] = {}
-        self._started = clock()
+        self._started, self._running = clock(), False
 
     def start(self) -> None:
         """From here on time counts; what came before was the setup."""
         self.setup, self._started, self.spent = self.clock() - self._started, self.clock(), 0.0
+        self._running = True
 
     @property
     def seconds(self) -> float:
@@ -72,6 +87,7 @@ class Meter:
     def took(self, kind: Kind, seconds: float) -> None:
         """A measurement, its cost as the forecast of the next."""
         self.taken[kind] += 1
+        self.after_start += self._running
         self._last[kind] = seconds
 
     def allows(self, kind: Kind) -> bool:

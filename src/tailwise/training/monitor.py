@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import secrets
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,23 +15,29 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from tailwise.audits.prepare import Selection, check_estimators
 from tailwise.core.errors import UsageError
 from tailwise.core.recipe import Recipe
-from tailwise.history.point import RULES, Alarm
+from tailwise.history.point import OPTIMIZER, RULES, Alarm, Resumed
 from tailwise.history.writer import open_writer
 from tailwise.spectrum.metrics.facts import completed
 from tailwise.training.alarms import Alarms
-from tailwise.training.emitter import CheapJob, Emitter, Outlet
+from tailwise.training.emitter import CheapJob, Emitter, NoteJob, Outlet
 from tailwise.training.faults import Faults, logger
 from tailwise.training.live import LiveModel, Tensors
+from tailwise.training.losses import Losses, one_loss
 from tailwise.training.meter import Kind, Meter, MonitorReport
-from tailwise.training.options import MonitorSettings, options_of
+from tailwise.training.options import MonitorSettings, optimizer_names, options_of, rate_of
 from tailwise.training.processes import Ranks
 from tailwise.training.sinks import PointSink
 
 if TYPE_CHECKING:
     import torch
 
+    from tailwise.training.gradients import Gradients
+
 _BUSY = "a full measurement was due while the one before was still running"
 _BUDGET = "a {kind} measurement would have cost more than max_overhead"
+#: Monitors that nobody has closed: they are when the interpreter ends, so that what they have measured is written.
+_OPEN: weakref.WeakSet[Monitor] = weakref.WeakSet()
+_LAST = 10.0  # seconds that each may take then
 
 
 class Monitor:
@@ -72,19 +81,24 @@ class Monitor:
         recipe = completed(Recipe(metrics=tuple(options.metrics), estimator=options.estimator))
         check_estimators(recipe)
         self.every, self.full_every = every, options.full_every or 10 * every
-        self.run = options.run or datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
+        # Two runs may begin in one second.
+        self.run = options.run or f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{secrets.token_hex(2)}"
         self.step_count = self._looked_at = options.first_step
+        self._stride, self._loss_book = 1, Losses(every)
         self._faults, self._meter = Faults(), Meter(options.clock, options.max_overhead)
         self._live = LiveModel(model, recipe, Selection(options.layers, options.role_names))
         self._ranks = Ranks(self._live.tensors())
-        self._notes: list[str] = []
-        self._noted: dict[str, Any] = {}  # scalars that wait for a point
+        names = optimizer_names(options.optimizer)
+        self._notes: list[str] = [f"{OPTIMIZER}{names}"] if names else []
         self._off = self._closed = False
         self._prepared, self._preparing = False, 0.0  # whether weights were kept for the next one, and the time it took
         self._build(recipe, history, on_alarm)
         if self._ranks.measures:
+            if options.run:
+                self._emitter.put(Resumed(self.run, options.first_step, time.time()))
             self._guarded(self._begin)
         self._meter.start()
+        _OPEN.add(self)
 
     def _build(self, recipe: Recipe, history: Any, on_alarm: Callable[[Alarm], object] | None) -> None:
         from tailwise.training.cheap import Cheap
@@ -109,15 +123,20 @@ class Monitor:
         outlet = Outlet(self.run, sinks, self._opened, rules, on_alarm)
         self._emitter = Emitter(outlet, ranks, self._faults)
         self._cheap = Cheap(self._live, ranks, self._faults)
+        if options.gradients:
+            from tailwise.training.gradients import Gradients
+
+            self._gradients = Gradients(self._live, ranks, self._faults)
         self._camera = Camera(self._live, ranks, self._faults, options.snapshot_bytes)
         self._solver = None if options.full == "off" else Solver(self._live, recipe, options.full, self._emitter.put)
 
     def step(self, *, step: int | None = None, loss: Any = None, **scalars: Any) -> None:
         """Say that the optimizer made a step; returns at once unless a measurement is due.
 
-        `step` is the number of the step where the training counts them itself. `loss` and other `scalars` (numbers or
-        tensors of one entry) go into the point if one is due at this step; a tensor is not waited for. What is not
-        there at every step goes into `note`.
+        `step` is the number of the step where the training counts them itself. The `loss` of every step is looked at,
+        within `every` steps (of several devices' losses, their mean); `loss` and other `scalars` (numbers or tensors of
+        one entry) go into the point if one is due at this step. A tensor is not waited for. What is not there at every
+        step goes into `note`.
         """
         before = self.step_count
         try:
@@ -129,20 +148,54 @@ class Monitor:
         if self._off or self._closed or not self._ranks.measures:
             return
         now, every = self.step_count, self.every
+        if now <= before:
+            self._went_back(now)
+        else:
+            self._stride = now - before
+        if loss is not None:
+            loss = one_loss(loss)
+            self._take_loss(now, loss)
         if now // every > before // every:
             # Whether a multiple was passed since the last time, which need not be a multiple of `every`.
             since, self._looked_at = min(self._looked_at, before), now
             full = now // self.full_every > since // self.full_every
             self._guarded(self._due, scalars if loss is None else {"loss": loss, **scalars}, full)
-        elif (now + 1) // every > now // every:
+        elif (now + self._stride) // every > now // every:
+            # One step ahead, of whatever length steps have: two optimizers may count two.
             self._guarded(self._prepare)
 
     def note(self, **scalars: Any) -> None:
-        """Numbers for the next point, at whatever step it is due: `eval_loss`, say, of an evaluation just done."""
-        if self._ranks.measures and not self._closed:
-            self._noted |= {
-                name: value.detach() if hasattr(value, "detach") else value for name, value in scalars.items()
-            }
+        """Numbers of this step that no measurement gives: the `eval_loss` of an evaluation just done, say.
+
+        They stand in the history at the step that was made last, whether or not a point is due there.
+        """
+        if not self._ranks.measures or self._closed or not scalars or self._ranks.rank != 0:
+            return
+        events: list[Any] = []
+        try:
+            taken = {name: _taken(value, events) for name, value in scalars.items()}
+        except Exception as error:
+            self._faults.note("a note", error)
+            return
+        self._emitter.put(NoteJob(self.step_count, time.time(), {**taken, RULES: self._looking}, events))
+
+    def _take_loss(self, step: int, loss: Any) -> None:
+        """Every loss, where it is; now and then they are handed on, whether or not a point is due."""
+        if self._ranks.rank != 0:
+            return
+        try:
+            job = self._loss_book.add(step, loss)
+        except Exception as error:
+            self._faults.note("the loss of a step", error)
+            return
+        if job is not None:
+            self._emitter.put(job)
+
+    def _went_back(self, now: int) -> None:
+        """The loop counts from an earlier step: it loaded a checkpoint."""
+        self._looked_at = min(self._looked_at, now - 1)
+        if self._ranks.rank == 0:
+            self._emitter.put(Resumed(self.run, now - 1, time.time()))
 
     @property
     def alarms(self) -> Sequence[Alarm]:
@@ -168,6 +221,7 @@ class Monitor:
             errors=self._faults.texts,
             alarms=len(self.alarms),
             rules=self._looking,
+            after_start=meter.after_start,
         )
 
     def close(self, timeout: float = 60.0) -> None:
@@ -179,7 +233,12 @@ class Monitor:
         if self._closed:
             return
         self._closed = True
+        _OPEN.discard(self)
+        if self._gradients is not None:
+            self._gradients.disarm()
         if self._ranks.measures:
+            if (left := self._loss_book.take()) is not None:
+                self._emitter.put(left)
             if self._solver is not None:
                 self._solver.close(timeout)
             self._emitter.close(timeout)
@@ -188,6 +247,8 @@ class Monitor:
                 sink.close()
             except Exception as error:
                 self._faults.note("closing a sink", error)
+        if self._ranks.rank == 0 and (said := self.report().nothing_taken):
+            logger.warning("the run %s: %s", self.run, said)
 
     def __enter__(self) -> Self:
         return self
@@ -214,6 +275,7 @@ class Monitor:
             self._meter.spent += self._meter.clock() - began
 
     _broken = False
+    _gradients: Gradients | None = None
 
     def _vote(self, *votes: bool) -> tuple[bool, ...]:
         """What all ranks agree on. Where one is broken, nothing; sharded ones then stop watching for good."""
@@ -238,6 +300,8 @@ class Monitor:
         if self._prepared:
             began = self._meter.clock()
             self._cheap.remember(tensors)
+            if self._gradients is not None:
+                self._gradients.arm(self._guarded)
             self._preparing = self._meter.clock() - began
 
     def _due(self, scalars: dict[str, Any], full: bool) -> None:
@@ -255,11 +319,14 @@ class Monitor:
             self._take_full(tensors)
         began, now = self._meter.clock(), time.time()
         pending = self._cheap.measure(tensors)
-        given, self._noted = {**self._noted, **scalars}, {}
-        values = {name: _taken(value, pending.events) for name, value in given.items()}
+        values = {name: _taken(value, pending.events) for name, value in scalars.items()}
+        if "lr" not in values and (rate := rate_of(self._options.optimizer)) is not None:
+            values["lr"] = rate
         notes, self._notes = tuple(self._notes), []
-        values |= {"monitor_overhead": self._meter.overhead, RULES: self._looking}
-        self._emitter.put(CheapJob(self.step_count, now, pending, values, notes))
+        values |= {"monitor_overhead": self._meter.overhead, RULES: self._looking, "trained_share": self._live.trained}
+        losses = self._loss_book.take() if self._ranks.rank == 0 else None
+        norms = {} if self._gradients is None else self._gradients.take(pending.events)
+        self._emitter.put(CheapJob(self.step_count, now, pending, values, notes, losses, norms))
         self._meter.took("cheap", self._preparing + self._meter.clock() - began)
 
     def _take_full(self, tensors: Tensors) -> None:
@@ -293,6 +360,12 @@ class Monitor:
             self._cheap.forget()
             self._camera.forget()
         return tensors
+
+
+@atexit.register
+def _close_all() -> None:
+    for monitor in list(_OPEN):
+        monitor.close(_LAST)
 
 
 def _taken(value: Any, events: list[Any]) -> Any:

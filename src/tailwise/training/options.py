@@ -39,6 +39,8 @@ class MonitorSettings(TypedDict, total=False):
     estimator: str
     at_start: bool
     first_step: int
+    optimizer: Any
+    gradients: bool
     snapshot_bytes: int
     clock: Callable[[], float]
 
@@ -61,6 +63,8 @@ class Options:
     estimator: str = "ks"  # of alpha
     at_start: bool = True  # measure before the first step as well
     first_step: int = 0  # of a run that goes on
+    optimizer: Any = None  # that trains the model: one of torch.optim, several in a list, or a name
+    gradients: bool = False  # the norm of each matrix's gradient too, by hooks that are set for one step before a point
     snapshot_bytes: int = 8 << 30  # weights copied at once; a larger model is taken in turns
     clock: Callable[[], float] = time.perf_counter
 
@@ -70,6 +74,7 @@ class Options:
                 raise UsageError(f"{name} is no list", fix=f"write {name}=[…]")
         if (wrong := next((rule for rule in self.rules or () if not callable(rule)), None)) is not None:
             raise UsageError(f"{wrong!r} is no rule", fix="give functions from a point to alarms, such as Alarms()")
+        optimizer_names(self.optimizer)
         if not 0.0 < self.max_overhead <= 1.0:
             raise UsageError(f"max_overhead is {self.max_overhead}", fix="give a share in (0, 1], e.g. 0.02")
         if self.full not in ("audit", "lanczos", "off"):
@@ -83,6 +88,36 @@ class Options:
     def role_names(self) -> tuple[str, ...]:
         """`roles` as a tuple."""
         return (self.roles,) if isinstance(self.roles, str) else tuple(self.roles)
+
+
+def optimizer_names(given: Any) -> str:
+    """Names of the classes of optimizers, such as `Muon, AdamW`; "" where none is known.
+
+    Raises `UsageError` for what is no optimizer.
+    """
+    several = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+    names = []
+    for given_one in several:
+        one = given_one
+        while not isinstance(one, str) and hasattr(one, "optimizer"):  # what Accelerate and Lightning make of it
+            one = one.optimizer
+        if not isinstance(one, str) and not hasattr(one, "param_groups"):
+            raise UsageError(
+                f"{type(one).__name__} is no optimizer", fix="give an optimizer, a list of them, or a name"
+            )
+        names.append(one if isinstance(one, str) else type(one).__name__)
+    return ", ".join(dict.fromkeys(names))
+
+
+def rate_of(given: Any) -> float | None:
+    """The learning rate of the first group of the first optimizer that has one; no tensor is waited for."""
+    for one in given if isinstance(given, list | tuple) else (given,):
+        groups = getattr(one, "param_groups", None) or ()
+        for group in groups:
+            rate = group.get("lr")
+            if isinstance(rate, int | float):
+                return float(rate)
+    return None
 
 
 def options_of(settings: MonitorSettings) -> Options:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,15 +31,41 @@ def flat(point: Point, per_layer: Sequence[str] = PER_LAYER) -> dict[str, float]
 
 
 class Wandb:
-    """Weights & Biases. `run` is what `wandb.init` gave; its steps stay its own, ours are `tailwise/step`."""
+    """Weights & Biases. `run` is what `wandb.init` gave; ours are the series over `tailwise/step`.
 
-    def __init__(self, run: Any, per_layer: Sequence[str] = PER_LAYER) -> None:
-        self._run, self._per_layer = run, per_layer
+    A run of W&B has one counter of rows, and drops what is logged for a row below it. So our numbers ride on the rows
+    of the training's own log: each goes into the row that is open, and no row is ended by them. Where the training logs
+    more rarely than points come, they wait, and are written at the end. `commit=True` ends a row for each point at
+    once: for trainings that log nothing of their own.
+    """
+
+    def __init__(self, run: Any, per_layer: Sequence[str] = PER_LAYER, *, commit: bool = False) -> None:
+        self._run, self._per_layer, self._commit = run, per_layer, commit
+        self._waiting: deque[dict[str, float]] = deque()
+        self._row: int | None = None  # of the run, that has a point of ours
         run.define_metric("tailwise/*", step_metric="tailwise/step")
 
     def write(self, point: Point) -> None:
-        """One row."""
-        self._run.log({**flat(point, self._per_layer), "tailwise/step": point.step})
+        """One row, or a part of one."""
+        found = {**flat(point, self._per_layer), "tailwise/step": float(point.step)}
+        last = self._waiting[-1] if self._waiting else {}
+        if last.get("tailwise/step") == point.step:
+            last.update(found)  # norms and spectra of one step
+        else:
+            self._waiting.append(found)
+        if self._commit:
+            self.flush()
+        elif self._row is None or self._run.step > self._row + 1:
+            # The training logs on another thread, and a row may end before its number does: two on, it has ended.
+            self._run.log(self._waiting.popleft(), commit=False)
+            self._row = self._run.step
+
+    def flush(self) -> None:
+        """Write what waits, a row each."""
+        if self._row is not None and self._run.step <= self._row + 1:
+            self._run.log({}, commit=True)  # ends the row that has one of ours
+        while self._waiting:
+            self._run.log(self._waiting.popleft())
 
 
 class TensorBoard:
@@ -73,11 +100,17 @@ class Mlflow:
 
 
 class Trackio:
-    """`run` is what `trackio.init` gave: `trackio.log` finds no run on the monitor's thread."""
+    """`run` is what `trackio.init` gave: `trackio.log` finds no run on the monitor's thread.
+
+    Rows stand at the step of their point, and the count of rows that are logged without a step stays the training's.
+    """
 
     def __init__(self, run: Any, per_layer: Sequence[str] = PER_LAYER) -> None:
         self._run, self._per_layer = run, per_layer
 
     def write(self, point: Point) -> None:
         """One row."""
+        before = getattr(self._run, "_next_step", None)
         self._run.log(flat(point, self._per_layer), step=point.step)
+        if before is not None and self._run._next_step == point.step + 1:
+            self._run._next_step = before

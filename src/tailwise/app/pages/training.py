@@ -52,7 +52,8 @@ def run(
     audits = [(one, known.get(str(Path(one.path).resolve())) if one.path else None) for one in history.audits(name)]
     sources = {one: f"/api/training/chart?{urlencode({'name': name, 'metric': one})}" for one in chosen}
     values = {
-        "area": "Training", "run": summary, "metrics": metrics, "chosen": chosen, "sources": sources,
+        "area": "Training", "run": summary, "optimizer": history.optimizer(name), "metrics": metrics, "chosen": chosen,
+        "sources": sources,
         "scalars": f"/api/training/scalars?{urlencode({'name': name})}", "alarms": history.kept_alarms(name)[::-1],
         "no_alarm": history.no_alarm(name), "audits": audits, "events": f"/training/events?{urlencode({'name': name})}",
     }  # fmt: skip

@@ -45,6 +45,11 @@ class Bisection:
         first = min(wrong, default=len(self.steps))
         return tuple(self.steps[index] for index in sorted(self.probed) if index > first and not self.probed[index])
 
+    @property
+    def spoke(self) -> tuple[int, ...]:
+        """Steps at which the rule spoke."""
+        return tuple(self.steps[index] for index in sorted(self.probed) if self.probed[index])
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         good, bad = (None if index is None else self.steps[index] for index in (self.onset.good, self.onset.bad))
@@ -55,6 +60,7 @@ class Bisection:
             "first_bad": bad,
             "monotone": not self.turns,
             "clean_again": list(self.turns),
+            "spoke": list(self.spoke),
             "layers": {layer: self._steps(self.of_layer(layer)) for layer in self.layers},
         }
 

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from decimal import Decimal
 from pathlib import Path
 
 from tailwise.checkpoints.bytesource import Folder
@@ -16,12 +16,18 @@ from tailwise.core.errors import UnreadableError, UsageError
 
 #: Words before a step, those that mean it most surely first: "epoch=3-step=900" is step 900.
 _WORDS = ("global[-_]?step|step", "checkpoint|ckpt|chkpt", "iteration|iter|it", "epoch|ep")
-_PATTERNS = tuple(re.compile(rf"(?:^|[-_.=@/])(?:{words})[-_=.]?(\d+)(?!\d)", re.IGNORECASE) for words in _WORDS)
+#: 900, 1_000, 1,000, 1e3, 10k, 1.5M. Digits that only a dot parts from others are no fraction: `step-5.0` is 5.
+_NUMBER = r"(?P<digits>\d{1,3}(?:[_,]\d{3})+(?!\d)|\d+)(?P<rest>(?:\.\d+)?(?:e\+?\d+|[kmb])(?![a-z0-9]))?(?!\d)"
+_PATTERNS = tuple(re.compile(rf"(?:^|[-_.=@/])(?:{words})[-_=.]?{_NUMBER}", re.IGNORECASE) for words in _WORDS)
+_TIMES = {"k": 3, "m": 6, "b": 9}
+#: Words of `_WORDS` that count epochs, which are no steps.
+_EPOCHS = 3
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".gguf")
 _SHARD = re.compile(r"-\d{3,}-of-\d{3,}\.")
 #: What trainers call a checkpoint that is not done.
 _ASIDE = re.compile(r"^(?:tmp|\.)|\.(?:tmp|temp|part|partial|incomplete)$", re.IGNORECASE)
 _DEPTH = 3
+_MOST_ZEROS = 15
 _EXAMPLES = "step-100, step_100, checkpoint-100, global_step100, iter_100 or epoch-1"
 
 
@@ -39,10 +45,29 @@ def step_of(name: str) -> int | None:
     if _ASIDE.search(name):
         return None
     found = next((match for pattern in _PATTERNS if (match := pattern.search(name))), None)
-    return None if found is None else int(found[1])
+    return None if found is None else _number(found["digits"], (found["rest"] or "").lower())
 
 
-def find(where: str | os.PathLike[str], revisions: Sequence[str] = ()) -> list[FoundCheckpoint]:
+def _number(digits: str, rest: str) -> int | None:
+    whole = re.sub("[_,]", "", digits)
+    if not rest:
+        return int(whole)
+    power = int(rest.partition("e")[2]) if "e" in rest else _TIMES[rest[-1]]
+    if power > _MOST_ZEROS:
+        return None
+    fraction = re.split("[ekmb]", rest)[0]
+    value = Decimal(f"{whole}{fraction}").scaleb(power)
+    return int(value) if value == int(value) else None
+
+
+def counts_epochs(name: str) -> bool:
+    """Whether the number in a name is one of epochs, and not of steps."""
+    return next((at for at, pattern in enumerate(_PATTERNS) if pattern.search(name)), 0) == _EPOCHS
+
+
+def find(
+    where: str | os.PathLike[str], revisions: Sequence[str] = (), odd: list[str] | None = None
+) -> list[FoundCheckpoint]:
     """The checkpoints at `where` in order of step.
 
     Parameters
@@ -52,16 +77,19 @@ def find(where: str | os.PathLike[str], revisions: Sequence[str] = ()) -> list[F
         or a model on the Hub, whose branches and tags named after a step are its checkpoints.
     revisions
         Of a model on the Hub: only these.
+    odd
+        Takes a line for each checkpoint that is left out: a second one of a step, or one that counts epochs among
+        others that count steps. Without it, these are an error.
 
     Raises `UsageError` where several folders hold checkpoints of their own, and where `revisions` make no sense.
     """
     text = os.fspath(where)
     address = hub_address(text)
     if address is not None:
-        return _ordered(_on_hub(address, revisions))
+        return _ordered(_on_hub(address, revisions), odd)
     if revisions:
         raise UsageError("only models on the Hugging Face Hub have revisions", where=text, fix="leave --revisions out")
-    return _ordered(_in_folder(open_folder(text), _local(text), _DEPTH))
+    return _ordered(_in_folder(open_folder(text), _local(text), _DEPTH), odd)
 
 
 def _local(where: str) -> str:
@@ -111,13 +139,25 @@ def _in_folder(folder: Folder, uri: str, depth: int) -> list[FoundCheckpoint]:
     return next(iter(runs.values()), [])
 
 
-def _ordered(found: Iterable[FoundCheckpoint]) -> list[FoundCheckpoint]:
-    ordered = sorted(found)
-    for one, other in pairwise(ordered):
-        if one.step == other.step:
-            raise UsageError(
-                f"{one.name} and {other.name} are both step {one.step}",
-                where=one.uri,
-                fix="keep one, or move the other",
-            )
+def _ordered(found: Iterable[FoundCheckpoint], odd: list[str] | None) -> list[FoundCheckpoint]:
+    """In order of step, each step once. Of several of one step, the one with the plainest name is the checkpoint."""
+    listed = list(found)
+    epochs = [one for one in listed if counts_epochs(one.name)]
+    if epochs and len(epochs) < len(listed):
+        other = next(one for one in listed if one not in epochs)
+        if odd is None:
+            fix = "move those of one kind elsewhere, or name all of them after steps"
+            raise UsageError(f"{epochs[0].name} counts epochs and {other.name} counts steps", where=other.uri, fix=fix)
+        odd += [f"{one.name} is left out: it counts epochs, and {other.name} counts steps" for one in epochs]
+        listed = [one for one in listed if one not in epochs]
+    ordered: list[FoundCheckpoint] = []
+    for one in sorted(listed, key=lambda one: (one.step, len(one.name), one.name)):
+        if not ordered or ordered[-1].step != one.step:
+            ordered.append(one)
+            continue
+        first = ordered[-1]
+        if odd is None:
+            said = f"{first.name} and {one.name} are both step {one.step}"
+            raise UsageError(said, where=first.uri, fix="keep one, or move the other")
+        odd.append(f"{one.name} is left out: it is step {one.step} too, as {first.name}")
     return ordered

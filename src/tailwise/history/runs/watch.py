@@ -26,12 +26,14 @@ class RunWatch:
     settle: float = 10.0  # seconds without a change after which a checkpoint is taken to be whole
     clock: Callable[[], float] = time.time
     waiting: dict[str, str] = field(default_factory=dict)  # name → what it lacks
+    odd: list[str] = field(default_factory=list)  # of the last look: checkpoints that are left out, and why
     _seen: dict[str, Signature] = field(default_factory=dict)
     _failed: dict[str, Signature] = field(default_factory=dict)  # not tried again until it changes
 
     def round(self) -> Iterator[CheckpointOutcome]:
         """CheckpointState once, and audit what is new and whole. Afterwards, `waiting` says what is not, and why."""
-        there = find(self.where, self.revisions)
+        self.odd = []
+        there = find(self.where, self.revisions, self.odd)
         done = self.sink.known(there)
         seen, self.waiting = self._seen, {}
         self._seen = {}
@@ -72,6 +74,7 @@ def follow(
         try:
             yield from watch.round()
             now = {f"{name} waits: {why}" for name, why in watch.waiting.items() if not why.startswith(_CHANGED)}
+            now |= set(watch.odd)
         except UnreadableError as error:
             now = {str(error)}
         for text in sorted(now - said):

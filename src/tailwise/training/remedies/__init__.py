@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from tailwise.training.remedies.layer_rates import (
         Balance,
         BalanceOptions,
+        fixed_learning_rates,
         layerwise_learning_rates,
         layerwise_weight_decay,
         linear_factors,
+        llr,
     )
-    from tailwise.training.remedies.live_matrices import linear_matrices
+    from tailwise.training.remedies.live_matrices import linear_matrices, weight_matrices
     from tailwise.training.remedies.placement import check_pre_norm, scale_residual_branches
     from tailwise.training.remedies.reinitialize import reinitialize_dead_layers
     from tailwise.training.remedies.spectral import SpectralPenalty, spectral_penalty
@@ -32,21 +34,25 @@ _HOMES = {
     "CurriculumSampler": "curriculum",
     "SpectralPenalty": "spectral",
     "check_pre_norm": "placement",
+    "fixed_learning_rates": "layer_rates",
     "layerwise_learning_rates": "layer_rates",
     "layerwise_weight_decay": "layer_rates",
     "linear_factors": "layer_rates",
+    "llr": "layer_rates",
     "loss_difficulty": "difficulty",
     "linear_matrices": "live_matrices",
     "reinitialize_dead_layers": "reinitialize",
     "scale_residual_branches": "placement",
     "spectral_penalty": "spectral",
     "token_rarity": "difficulty",
+    "weight_matrices": "live_matrices",
 }
 
 __all__ = [
     "AdaptiveClip", "Balance", "BalanceOptions", "CurriculumSampler", "SpectralPenalty", "check_pre_norm",
-    "layerwise_learning_rates", "layerwise_weight_decay", "linear_factors", "linear_matrices", "loss_difficulty",
-    "reinitialize_dead_layers", "scale_residual_branches", "spectral_penalty", "token_rarity",
+    "fixed_learning_rates", "layerwise_learning_rates", "layerwise_weight_decay", "linear_factors", "linear_matrices",
+    "llr", "loss_difficulty", "reinitialize_dead_layers", "scale_residual_branches", "spectral_penalty",
+    "token_rarity", "weight_matrices",
 ]  # fmt: skip
 
 

@@ -6,15 +6,19 @@ stay as they were, and any scheduler, or a loop that sets `group["lr"]`, sees th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import logging
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from torch.optim import LBFGS, Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tailwise.core.errors import UsageError
 
 Group = dict[str, Any]
+_LOG = logging.getLogger("tailwise.remedies")
 
 
 class GroupScaler:
@@ -77,3 +81,38 @@ def scaler_of(optimizer: Optimizer) -> GroupScaler:
         optimizer.register_step_pre_hook(scaler.split)
         optimizer.register_step_post_hook(scaler.join)
     return _SCALERS[optimizer]
+
+
+class Follower(Protocol):
+    """What goes with the weights when another optimizer steps them."""
+
+    def follows(self, optimizer: Optimizer) -> bool:
+        """Whether to attach to an optimizer that steps some of the weights."""
+        ...
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Go on with this optimizer."""
+        ...
+
+
+def follow(follower: Follower, weights: Iterable[Any]) -> Callable[[], None]:
+    """Watch which optimizers step these weights, and have `follower` go over to one that was made anew.
+
+    Schedulers' recipes, and resumed runs, build the optimizer again, and a remedy that hangs on the old one would do
+    nothing and say nothing. Returns what ends it; it ends by itself with the follower.
+    """
+    ids, held = {id(weight) for weight in weights}, weakref.ref(follower)
+
+    def before(optimizer: Optimizer, *_: Any) -> None:
+        one = held()
+        if one is None:
+            return
+        mine = any(id(weight) in ids for group in optimizer.param_groups for weight in group["params"])
+        if mine and not isinstance(optimizer, LBFGS) and one.follows(optimizer):
+            _LOG.warning("the weights are stepped by another %s than before: the remedy goes on with that one",
+                         type(optimizer).__name__)  # fmt: skip
+            one.attach(optimizer)
+
+    handle = register_optimizer_step_pre_hook(before)
+    weakref.finalize(follower, handle.remove)
+    return handle.remove

@@ -13,9 +13,11 @@ from torch.optim import Optimizer
 
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.spectrum.power_law import ESTIMATORS
-from tailwise.training.remedies.groups import scaler_of
-from tailwise.training.remedies.live_matrices import exponent, linear_matrices, role_of
+from tailwise.training.remedies.groups import GroupScaler, follow, scaler_of
+from tailwise.training.remedies.live_matrices import exponent, role_of, weight_matrices
 from tailwise.training.remedies.process_ranks import of_first_rank
+
+_NEVER = 1 << 62  # steps between updates of factors that stay
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,15 @@ class BalanceOptions:
     within: Literal["model", "role"] = "model"  # what is compared; "role" keeps shapes and roles apart
     keep_mean: bool = False  # divide by the mean factor over the entries; the papers do not
     min_evals: int = 16  # smaller matrices keep their setting
+    over: int = 0  # steps over which factors move to new ones, in a straight line; 0: at once
 
     def __post_init__(self) -> None:
         if self.estimator not in ESTIMATORS:
             raise unknown_name("estimator", self.estimator, ESTIMATORS)
         if not 0.0 <= self.smoothing < 1.0:
             raise UsageError(f"smoothing is {self.smoothing}", fix="give a number from 0 to below 1")
+        if self.over < 0:
+            raise UsageError(f"over is {self.over}", fix="give a number of steps, or 0")
 
 
 def linear_factors(alphas: Mapping[str, float], low: float, high: float) -> dict[str, float]:
@@ -69,13 +74,34 @@ class Balance:
         self.factors: dict[str, float] = {}
         self.steps = 0
         self._bounds, self._model = bounds, model
-        self._matrices = linear_matrices(model, options.min_evals)
+        self._matrices = weight_matrices(model, options.min_evals)
         _check_held(self._matrices, optimizer, options.min_evals)
-        self._scaler = scaler_of(optimizer)
-        if setting in self._scaler.before:
-            raise UsageError(f"the {setting} of this optimizer is balanced already", fix="call remove() on the first")
-        self._scaler.before[setting] = self._before_step
+        self._from: dict[str, float] = {}  # factors that are being left
+        self._left = 0  # steps until the new ones are reached
+        self._scaler: GroupScaler | None = None
+        self.attach(optimizer)
+        self._following = follow(self, self._matrices.values())
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Balance this optimizer from here on, in the place of the one before.
+
+        An optimizer that was made anew for the same weights is noticed when it steps, and attached; a warning says so.
+        """
+        scaler = scaler_of(optimizer)
+        if scaler is self._scaler:
+            return
+        if self.setting in scaler.before:
+            raise UsageError(f"the {self.setting} of this optimizer is balanced already",
+                             fix="call remove() on the first")  # fmt: skip
+        self._detach()
+        self._scaler = scaler
+        scaler.before[self.setting] = self._before_step
         self._apply()
+
+    def follows(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer that steps some of the matrices is another one than is balanced, and has the setting."""
+        known = scaler_of(optimizer) is self._scaler
+        return not known and any(self.setting in group for group in optimizer.param_groups)
 
     def update(self) -> dict[str, float]:
         """Measure the exponents and renew the factors, which are returned. Called every `every` steps by itself."""
@@ -84,19 +110,20 @@ class Balance:
         self.alphas = {name: before[name] for name in trained if name in before}
         for name, alpha in self._measured(trained).items():
             self.alphas[name] = past * before.get(name, alpha) + (1 - past) * alpha
+        self._from, self._left = self._now(), self.options.over
         self.factors = self._kept_mean(self._mapped())
         self._apply()
         return dict(self.factors)
 
     def remove(self) -> None:
         """Leave the optimizer as it was."""
-        self._scaler.before.pop(self.setting, None)
-        self._scaler.factors.pop(self.setting, None)
+        self._following()
+        self._detach()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint of the training needs beside the optimizer's own state."""
         return {"setting": self.setting, "steps": self.steps, "alphas": dict(self.alphas),
-                "factors": dict(self.factors)}  # fmt: skip
+                "factors": dict(self.factors), "from": dict(self._from), "left": self._left}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state. Raises `UsageError` where it is of other matrices or another setting."""
@@ -105,7 +132,19 @@ class Balance:
             what = f"it has {sorted(unknown)[0]}" if unknown else f"it is of {state['setting']}"
             raise UsageError(f"the state is not of this balance: {what}", fix="load the state of the same model")
         self.steps, self.alphas, self.factors = state["steps"], dict(state["alphas"]), dict(state["factors"])
+        self._from, self._left = dict(state.get("from", {})), min(state.get("left", 0), self.options.over)
         self._apply()
+
+    def _detach(self) -> None:
+        if self._scaler is not None:
+            self._scaler.before.pop(self.setting, None)
+            self._scaler.factors.pop(self.setting, None)
+            self._scaler = None
+
+    def _now(self) -> dict[str, float]:
+        """The factors in force, on their way from the last ones to the new."""
+        done = 1 - self._left / self.options.over if self.options.over else 1.0
+        return {name: self._from.get(name, 1.0) * (1 - done) + by * done for name, by in self.factors.items()}
 
     def _measured(self, trained: Mapping[str, nn.Parameter]) -> dict[str, float]:
         """Exponents, on all ranks those of the first: replicas with other rates would drift apart."""
@@ -120,6 +159,9 @@ class Balance:
         # Not before the first step: at random weights an exponent tells the shape alone.
         if self.steps and self.steps % self.every == 0:
             self.update()
+        elif self._left:
+            self._left -= 1
+            self._apply()
         self.steps += 1
 
     def _mapped(self) -> dict[str, float]:
@@ -139,13 +181,15 @@ class Balance:
         return {name: by / mean for name, by in factors.items()}
 
     def _apply(self) -> None:
-        self._scaler.factors[self.setting] = {id(self._matrices[name]): by for name, by in self.factors.items()}
+        if self._scaler is not None:
+            self._scaler.factors[self.setting] = {id(self._matrices[name]): by for name, by in self._now().items()}
 
 
 def _check_held(matrices: Mapping[str, nn.Parameter], optimizer: Optimizer, min_evals: int) -> None:
     """Raise `UsageError` where nothing would be balanced."""
     if not matrices:
-        raise UsageError(f"the model has no linear layer with {min_evals} eigenvalues or more", fix="lower min_evals")
+        raise UsageError(f"the model has no linear layer with {min_evals} eigenvalues or more, nor another matrix",
+                         fix="lower min_evals")  # fmt: skip
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not any(id(weight) in held for weight in matrices.values()):
         fix = "give the model that it was made for; where the model was sharded or copied since, make it anew"
@@ -159,7 +203,7 @@ def layerwise_learning_rates(
     """TempBalance: matrices with a high α (less trained) learn faster, those with a low α slower.
 
     The rate that the group has, by whatever scheduler, is multiplied by `low` (smallest α) to `high` (largest), in a
-    straight line between. Embeddings, heads, norms, convolutions, biases and what is frozen keep it. The factors are
+    straight line between. Embeddings, heads, norms, biases and what is frozen keep it. The factors are
     first set after `every` steps, and renewed every so many; `smoothing` steadies them. The optimizer's groups stay as
     they are. On several ranks every one balances, with the exponents of the first; sharded matrices are gathered.
 
@@ -167,6 +211,46 @@ def layerwise_learning_rates(
     Layer-wise Weight Analysis, and Neural Network Training, arXiv:2312.00359.
     """
     return Balance(model, optimizer, "lr", (low, high), every, options or BalanceOptions())
+
+
+def llr(
+    model: nn.Module, optimizer: Optimizer, *, low: float = 1.0, high: float = 5.0, every: int = 100,
+    options: BalanceOptions | None = None,
+) -> Balance:  # fmt: skip
+    """LLR: the heavier a matrix's tail, the smaller its rate: 1 to 5 times that of its group, for AdamW and Muon.
+
+    The map is that of `layerwise_learning_rates`, upwards from the rate that was tuned for the model as a whole instead
+    of around it, and new factors are reached in a straight line over 50 steps. The bounds, the period and the 50 steps
+    are those that the paper's code gives for a Llama of a billion parameters. Muon steps matrices alone: give the
+    optimizer that has them, and what the other has keeps its rate.
+
+    Source: He et al. 2026, One LR Doesn't Fit All: Heavy-Tail Guided Layerwise Learning Rates for LLMs,
+    arXiv:2605.22297.
+    """
+    chosen = options or BalanceOptions(smoothing=0.0, over=50)
+    return Balance(model, optimizer, "lr", (low, high), every, chosen)
+
+
+def fixed_learning_rates(
+    model: nn.Module, optimizer: Optimizer, *, attention: float = 0.6, mlp: float = 1.4
+) -> Balance:  # fmt: skip
+    """A fixed factor of the rate for the matrices of attention, and one for those of MLPs and experts; no spectrum.
+
+    A control for remedies that follow α: where two fixed rates gain as much, α is not what helped. The defaults are
+    what TempBalance came to on small Llamas; on one they gained three times as much as it did, on a smaller one they
+    lost (see the documentation's evidence from training). `state_dict` and `remove` are those of `Balance`.
+    """
+    if attention <= 0 or mlp <= 0:
+        raise UsageError(f"attention {attention}, mlp {mlp}", fix="give positive factors")
+    balance = Balance(model, optimizer, "lr", (1.0, 1.0), _NEVER, BalanceOptions(min_evals=1))
+    kinds = {name: _kind_of(role_of(name, model)) for name in weight_matrices(model, 1)}
+    balance.factors = {name: attention if kind == "attn" else mlp for name, kind in kinds.items() if kind}
+    balance._apply()
+    return balance
+
+
+def _kind_of(role: str) -> str:
+    return "attn" if role.startswith("attn") else "mlp" if role.startswith(("mlp", "expert", "shared")) else ""
 
 
 def layerwise_weight_decay(

@@ -42,6 +42,39 @@ def linear_modules(model: nn.Module, min_evals: int = 16) -> dict[str, Any]:
     return dict(found.values())
 
 
+def weight_matrices(model: nn.Module, min_evals: int = 16) -> dict[str, nn.Parameter]:
+    """The weights of linear layers, convolutions, attention and recurrent layers, in the model's order, each once.
+
+    Beside those of `linear_matrices`: kernels of convolutions (`conv`), the projections of `nn.MultiheadAttention`
+    (`attn.in_proj_weight`), and the weights of `nn.LSTM`, `nn.GRU` and `nn.RNN` (`lstm.weight_ih_l0`). Projections and
+    gates that are one parameter are one matrix; a kernel is the matrix of `as_matrix`.
+    """
+    linear = {id(module.weight): name for name, module in linear_modules(model, min_evals).items()}
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for path, module in unwrap(model).named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            full = plain_name(f"{path}.{name}" if path else name)
+            if id(parameter) in linear:
+                found.setdefault(id(parameter), (linear[id(parameter)], parameter))
+            elif _is_other(module, name) and min(as_matrix(parameter).shape) >= min_evals:
+                found.setdefault(id(parameter), (full.removesuffix(".weight"), parameter))
+    return dict(found.values())
+
+
+def as_matrix(weight: torch.Tensor) -> torch.Tensor:
+    """A weight as a matrix: out × (in · kernel) of a convolution, and a matrix itself as it is."""
+    return weight if weight.ndim == 2 else weight.flatten(1)
+
+
+def _is_other(module: nn.Module, name: str) -> bool:
+    """Whether a parameter is a matrix of a layer that is no linear one."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return name == "weight"
+    if isinstance(module, nn.MultiheadAttention):
+        return name.endswith("proj_weight")
+    return isinstance(module, nn.RNNBase) and name.startswith("weight_")
+
+
 def role_of(name: str, model: nn.Module) -> str:
     """The role that an audit gives a matrix."""
     return classify(name, 2, _config(model)).role
@@ -53,7 +86,7 @@ def exponent(weight: torch.Tensor, estimator: str, k_frac: float = 0.1) -> float
     A sharded matrix is gathered, for which all its ranks must call this.
     """
     try:
-        spectrum = solve(whole(weight.detach()), device=str(weight.device))
+        spectrum = solve(as_matrix(whole(weight.detach())), device=str(weight.device))
     except (NotFiniteError, OutOfRangeError):
         return None
     fit = fit_tail(spectrum.eigenvalues, estimator, TailOptions(k_frac=k_frac, floor=spectrum.error_bound))

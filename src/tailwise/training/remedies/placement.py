@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from statistics import median
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from tailwise.checkpoints.blocks import number_blocks
+from tailwise.checkpoints.wrapped import whole
 from tailwise.core.errors import UsageError
 from tailwise.training.remedies.live_matrices import linear_modules, role_of
 
 #: Roles whose output is added to the residual stream.
 BRANCHES = frozenset({"attn_o", "mlp_down", "expert_down", "shared_down", "ssm_out", "rwkv_o", "rwkv_ffn_v"})
 
+_NEAR = 0.1  # what deviations of random matrices differ by, and more
 Placement = Literal["pre", "post", "both", "none"]
 
 
@@ -24,7 +27,8 @@ def scale_residual_branches(model: nn.Module, factor: float | None = None) -> di
     """Multiply the output projection of every residual branch by 1/√(2L), L blocks, in place; before training.
 
     So the residual stream keeps its variance however deep the model is: each block adds two branches. Returns the
-    factor by matrix. A model that is initialised so already (GPT-2 in transformers is) must not be scaled again.
+    factor by matrix. A model that is initialised so already (GPT-2 in transformers is) raises `UsageError`, unless
+    `factor` says by how much to scale it.
 
     Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners, §2.3; Shoeybi et al. 2019,
     Megatron-LM, arXiv:1909.08053.
@@ -34,12 +38,43 @@ def scale_residual_branches(model: nn.Module, factor: float | None = None) -> di
     if not blocks:
         raise UsageError("no output projection inside a numbered block was found", fix="scale the weights by hand")
     by = factor if factor is not None else 1 / math.sqrt(2 * len(blocks))
+    if factor is None and _scaled_already(model, found, by):
+        raise UsageError(
+            f"the residual branches start {by:.2g} times as large as other matrices: they are scaled already",
+            fix="leave them; or give factor=, to scale them all the same",
+        )
     for module in found.values():
         module.weight.mul_(by)
         bias = getattr(module, "bias", None)
         if isinstance(bias, nn.Parameter):
             bias.mul_(by)
     return dict.fromkeys(found, by)
+
+
+def _scaled_already(model: nn.Module, branches: Mapping[str, Any], by: float) -> bool:
+    """Whether output projections are smaller than the other matrices by just this factor.
+
+    Of the entries, as where all begin with one deviation; or of the entries times the root of the inputs.
+    """
+    others = {name: one for name, one in linear_modules(model, 1).items() if name not in branches}
+    inside = {name: others[name] for name in number_blocks(others)}
+    if not inside:
+        return False
+    ratios: list[list[float]] = []
+    for size in (_deviation, lambda module: _deviation(module) * math.sqrt(_inputs(module))):
+        usual = median(size(module) for module in inside.values())
+        ratios.append([size(module) / max(usual, 1e-30) for module in branches.values()])
+    near = [[abs(ratio / aim - 1) < _NEAR for ratio in found] for found in ratios for aim in (by, 1.0)]
+    scaled, plain = (near[0], near[2]), (near[1], near[3])
+    return any(map(all, scaled)) and not any(map(all, plain))
+
+
+def _deviation(module: Any) -> float:
+    return float(whole(module.weight.detach()).float().std())
+
+
+def _inputs(module: Any) -> int:
+    return int(module.weight.shape[1 if isinstance(module, nn.Linear) else 0])
 
 
 def check_pre_norm(model: nn.Module, *inputs: Any, **named: Any) -> dict[str, Placement]:

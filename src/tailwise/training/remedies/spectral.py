@@ -10,7 +10,7 @@ from torch import nn
 
 from tailwise.checkpoints.wrapped import whole
 from tailwise.core.errors import UsageError
-from tailwise.training.remedies.live_matrices import linear_matrices
+from tailwise.training.remedies.live_matrices import as_matrix, weight_matrices
 
 _COLD = 12  # iterations the first time, when the directions are random
 
@@ -36,7 +36,7 @@ class SpectralPenalty:
         """The largest singular value of each matrix, as far as the last calls have found it."""
         with torch.no_grad():
             return {
-                name: float(torch.linalg.matrix_norm(whole(self._weights[name]).float() @ right, 2))
+                name: float(torch.linalg.matrix_norm(as_matrix(whole(self._weights[name])).float() @ right, 2))
                 for name, right in self._right.items()
             }
 
@@ -52,7 +52,7 @@ class SpectralPenalty:
         """Σ σᵢ² = ‖W·V‖² for V the leading right singular vectors, which are held fixed: its gradient is 2·W·V·Vᵀ."""
         # Not under autocast: bf16 products would leave the directions unconverged.
         with torch.autocast(weight.device.type, enabled=False):
-            gathered = whole(weight).float()
+            gathered = as_matrix(whole(weight)).float()
             right = self._directions(name, gathered.detach())
             return (gathered @ right).square().sum()
 
@@ -75,7 +75,7 @@ class SpectralPenalty:
 def spectral_penalty(
     model: nn.Module, *, k: int = 1, iterations: int = 1, layers: Mapping[str, torch.Tensor] | None = None
 ) -> SpectralPenalty:
-    """A penalty on the `k` largest singular values of the model's linear layers (or of `layers`, by name).
+    """A penalty on the `k` largest singular values of the model's matrices (or of `layers`, by name).
 
     >>> penalty = tw.remedies.spectral_penalty(model)
     >>> loss = loss + 1e-3 * penalty()
@@ -87,4 +87,4 @@ def spectral_penalty(
     Source: Yoshida & Miyato 2017, Spectral Norm Regularization for Improving the Generalizability of Deep Learning,
     arXiv:1705.10941, eq. 3 and algorithm 1.
     """
-    return SpectralPenalty(layers if layers is not None else linear_matrices(model), k, iterations)
+    return SpectralPenalty(layers if layers is not None else weight_matrices(model), k, iterations)
