@@ -42,6 +42,11 @@ def diagnose(
         bool,
         typer.Option("--history", help="The audits are one run, oldest first: judge the last.", rich_help_panel=_RULES),
     ] = False,
+    base: Annotated[
+        Path | None,
+        typer.Option(metavar="AUDIT", help="Of the base or the first checkpoint: was a matrix moved at all?",
+                     rich_help_panel=_RULES),
+    ] = None,
     fail_on: Annotated[
         FailOn | None, typer.Option(help="End with 1 where something this bad is found.", rich_help_panel=_OUT)
     ] = None,
@@ -53,7 +58,7 @@ def diagnose(
     rows: Annotated[
         int, typer.Option(min=0, help="Lines of evidence for a finding; 0 for all.", rich_help_panel=_OUT)
     ] = 8,
-) -> None:
+) -> None:  # fmt: skip
     """Say what is wrong with a model, why, and what to do, with the numbers.
 
     The rules, their thresholds and how well founded each is are in the documentation under Rules.
@@ -65,7 +70,7 @@ def diagnose(
         findings.check_target(path)
     # What follows a colon is a regular expression, which may have commas of its own.
     muted = [code for item in mute or () for code in ([item] if ":" in item else comma_list(item))]
-    found = _diagnosed(audits, thresholds, muted, history)
+    found = _diagnosed(audits, thresholds, muted, base, history=history)
     console = terminal.console(stderr=as_json)
     if as_json:
         sys.stdout.write(findings.to_json(found) + "\n")
@@ -79,11 +84,14 @@ def diagnose(
         raise typer.Exit(1)
 
 
-def _diagnosed(paths: list[str], thresholds: Path | None, mute: list[str], history: bool) -> list[Diagnosis]:
+def _diagnosed(
+    paths: list[str], thresholds: Path | None, mute: list[str], base: Path | None, *, history: bool
+) -> list[Diagnosis]:
     from tailwise.audits.audit import Audit
     from tailwise.diagnosis.run import diagnose as verb
 
     audits = [Audit.load(path) for path in paths]
+    before = None if base is None else Audit.load(base)
     if history:
-        return [verb(audits[-1], thresholds=thresholds, mute=mute, history=audits[:-1])]
-    return [verb(audit, thresholds=thresholds, mute=mute) for audit in audits]
+        return [verb(audits[-1], thresholds=thresholds, mute=mute, history=audits[:-1], base=before)]
+    return [verb(audit, thresholds=thresholds, mute=mute, base=before) for audit in audits]

@@ -24,16 +24,19 @@ class Case:
     history: tuple[Mapping[str, LayerRow], ...] = field(default=())  # earlier audits of the same run, oldest first
     draws: int = 24  # noise matrices behind each baseline
     tied: bool = False  # the embedding is the head too
+    base: Mapping[str, LayerRow] | None = None  # the model as it was before: its base, or its first checkpoint
 
     @staticmethod
-    def of(audit: Audit, limits: Mapping[str, float], history: Sequence[Audit] = ()) -> Case:
+    def of(audit: Audit, limits: Mapping[str, float], history: Sequence[Audit] = (), base: Audit | None = None) -> Case:
         """The whole audit."""
         spectra = {layer.row.name: layer.spectrum for layer in audit}
         past = tuple({layer.row.name: layer.row for layer in earlier} for earlier in history)
         draws = int(audit.provenance.recipe.get("baseline_replicas", 24))
         shared = any(row.status == "SHARED" and row.role == "lm_head" for row in audit.rows)
         tied = shared or bool(audit.provenance.config.get("tie_word_embeddings"))
-        return Case(tuple(audit.rows), spectra, limits, past, draws, tied)
+        before = base if base is not None else history[0] if history else None
+        earlier = None if before is None else {row.name: row for row in before.rows}
+        return Case(tuple(audit.rows), spectra, limits, past, draws, tied, earlier)
 
     def without(self, pattern: re.Pattern[str]) -> Case:
         """The case without the layers whose name matches."""
@@ -59,6 +62,11 @@ class Case:
             and not any(name in row.degenerate for name in metrics)
             and all(has(row, name) for name in metrics)
         ]
+
+    def moved(self, row: LayerRow) -> bool | None:
+        """Whether the matrix differs from what it was in the base or in the first audit; None where nobody knows."""
+        before = (self.base or {}).get(row.name)
+        return None if before is None or not (before.digest and row.digest) else before.digest != row.digest
 
     def chains(self, rows: Sequence[LayerRow]) -> list[list[LayerRow]]:
         """Matrices of one role and shape along depth, with at least `min_blocks` blocks.

@@ -28,7 +28,7 @@ class Finding:
     """One pattern found in a model."""
 
     code: str  # TW101, …
-    title: str
+    title: str  # what is so of how many: "2 of 211 matrices look like noise"
     severity: Severity
     message: str  # one sentence about this model
     layers: tuple[str, ...]  # names, worst first; empty where the finding is of the whole model
@@ -38,6 +38,12 @@ class Finding:
     references: tuple[str, ...]
     strength: Strength
     functions: tuple[str, ...] = ()  # names in `tailwise.remedies`
+    pattern: str = ""  # the name of the pattern, the same for every model: "spectrum of noise"
+
+    @property
+    def noted(self) -> bool:
+        """Whether it is an observation that alone asks for nothing."""
+        return self.severity == "info"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -8,11 +8,11 @@ from statistics import median
 
 from tailwise.audits.audit import LayerRow
 from tailwise.diagnosis.case import Case, has, noise_stable_rank, share_of_noise_rank, value
-from tailwise.diagnosis.finding import Evidence
-from tailwise.diagnosis.noise import METRICS, learned, noise_like
+from tailwise.diagnosis.finding import Evidence, Severity
+from tailwise.diagnosis.noise import METRICS, alone_in_noise, bulk_of_noise, bulk_z, learned, noise_like
 from tailwise.diagnosis.rule import Cannot, Found, Partly, Verdict, rule
 from tailwise.diagnosis.statistics import adjusted, rising, robust_scale
-from tailwise.diagnosis.words import alpha_in_words, count, entropy_in_words, named, verb
+from tailwise.diagnosis.words import alpha_in_words, count, entropy_in_words, named, rounding_in_words, verb
 
 _ENTROPY = ("singular_entropy", "singular_entropy_baseline")
 _COLLAPSE = ("log_spectral_norm", "stable_rank")
@@ -24,12 +24,15 @@ _FLOOR = 0.05
 _LOW_BY_DESIGN = ("pos_embed", "ssm_state", "rwkv_mix", "router")
 #: Roles in which one strong direction of all rows does no harm.
 _MEAN_DIRECTION = ("embed", "pos_embed", "lm_head", "classifier")
+#: Inputs that are never negative leave convolutions one mean direction, down to a stable rank of 1.1 in healthy models.
+_OF_POSITIVE_INPUTS = (*_MEAN_DIRECTION, "conv")
 _BOTTLENECK = "softmax bottleneck: the output layer is wider than the hidden state can express"
 
 
 @rule(
     "TW301",
     title="rank collapse",
+    says=("collapsed towards rank one", "collapsed towards rank one"),
     severity="error",
     strength="published",
     needs=_COLLAPSE,
@@ -63,8 +66,9 @@ def rank_collapse(case: Case) -> Verdict:
         Evidence(row.name, "stable_rank", value(row, "stable_rank"), case.limit("collapse_stable_rank"), why)
         for row, why in hit
     )
-    rows = [row for row, _ in hit]
-    return Found(f"{count(len(rows), 'matrix')} collapsed towards rank one: {named(rows)}.", evidence)
+    hit_rows = [row for row, _ in hit]
+    message = f"{count(len(hit_rows), 'matrix')} collapsed towards rank one: {named(hit_rows)}."
+    return Found(message, evidence, tested=len(rows))
 
 
 def _adapter_without_tail(row: LayerRow) -> bool:
@@ -96,12 +100,12 @@ def _collapsed(case: Case, group: list[LayerRow]) -> list[tuple[LayerRow, str]]:
 def _collapsed_alone(case: Case, row: LayerRow) -> list[tuple[LayerRow, str]]:
     """A matrix without peers is held against noise alone.
 
-    Healthy heads and embeddings have one mean direction that no softmax sees, down to a stable rank of 1.04; of them,
-    the other directions must be weak too.
+    Healthy heads and embeddings have one mean direction that no softmax sees, down to a stable rank of 1.04, and so
+    have convolutions; of them, the other directions must be weak too.
     """
     if row.kind == "lora":
         return []
-    if row.role in _MEAN_DIRECTION:
+    if row.role in _OF_POSITIVE_INPUTS:
         known = has(row, "singular_entropy_baseline") and has(row, "singular_entropy")
         weak = known and share_of_noise_rank(row) <= case.limit("saturation_alone")
         bound = case.limit("collapse_single") if weak else 0.0
@@ -130,6 +134,7 @@ def _tail(row: LayerRow) -> str:
 @rule(
     "TW302",
     title="spectral saturation",
+    says=("has a high entropy and a low stable rank", "have a high entropy and a low stable rank"),
     severity="warning",
     strength="published",
     needs=_SATURATION,
@@ -147,7 +152,8 @@ def _tail(row: LayerRow) -> str:
     ),
 )
 def spectral_saturation(case: Case) -> Verdict:
-    """Singular entropy is high while the stable rank is low: over time where earlier audits are given, else against
+    """Singular entropy is high while the stable rank is low (noted from 60 % of noise's effective rank, a warning from
+    a quarter): over time where earlier audits are given, else against
     the matrices of the same role, or, for a head, an embedding and whatever has no peers, against noise of its shape.
     """
     rows = case.judged(*_SATURATION)
@@ -169,7 +175,11 @@ def spectral_saturation(case: Case) -> Verdict:
     single = [row for row in alone if not _is_low_by_design(row) and _saturated_alone(case, row)]
     how = "far from the other matrices of its role, or from noise where it has none"
     bounds = {row.name: case.limit("saturation_alone") for row in single}
-    found = _saturation(case, [*hit, *single], how, bounds=bounds)
+    far = [row for row in hit if share_of_noise_rank(row) <= case.limit("saturation_clear")]
+    found = (
+        *_saturation(case, [*far, *single], how, bounds=bounds),
+        *_saturation(case, [row for row in hit if row not in far], how, severity="info"),
+    )
     return Partly(found, {**left, "low in rank by design, and without peers to compare with": odd})
 
 
@@ -197,7 +207,7 @@ def _saturated_among(case: Case, group: list[LayerRow]) -> list[LayerRow]:
     ]
 
 
-def _saturated_over_time(case: Case, rows: list[LayerRow]) -> tuple[Found | None, tuple[str, ...]]:
+def _saturated_over_time(case: Case, rows: list[LayerRow]) -> tuple[tuple[Found, ...], tuple[str, ...]]:
     """What saturated, and the layers that an earlier audit lacks."""
     pasts = {row.name: [old[row.name] for old in case.history if row.name in old] for row in rows}
     known = [
@@ -237,10 +247,11 @@ def _saturation(
     *,
     starts: Mapping[str, float] | None = None,
     bounds: Mapping[str, float] | None = None,
-) -> Found | None:
+    severity: Severity | None = None,
+) -> tuple[Found, ...]:
     """The finding; `starts` are earlier stable ranks, `bounds` those of layers that are held to another."""
     if not hit:
-        return None
+        return ()
     hit = sorted(hit, key=share_of_noise_rank)
     evidence = []
     for row in hit:
@@ -251,12 +262,13 @@ def _saturation(
         evidence.append(Evidence(row.name, "singular_entropy", value(row, "singular_entropy"), bound, says))
     bottleneck = (_BOTTLENECK,) if any(case.feeds_softmax(row) for row in hit) else ()
     message = f"{named(hit)}: singular entropy is high and the stable rank low, {how}."
-    return Found(message, tuple(evidence), causes=bottleneck)
+    return (Found(message, tuple(evidence), severity, bottleneck, len(case.judged(*_SATURATION))),)
 
 
 @rule(
     "TW303",
     title="isotropy",
+    says=("is as isotropic as noise", "are as isotropic as noise"),
     severity="warning",
     strength="theory",
     needs=(*_ENTROPY, *METRICS),
@@ -273,7 +285,11 @@ def _saturation(
     references=("the HT-SR singular-entropy manual", "Marchenko & Pastur 1967"),
 )
 def isotropy(case: Case) -> Verdict:
-    """Singular entropy is that of a random matrix of this shape, although the matrix is not noise altogether."""
+    """Singular entropy is that of a random matrix of this shape, and so is the bulk of the spectrum, although the
+    matrix is not noise altogether.
+
+    As even as noise with a bulk that noise does not have is only noted: healthy models have such matrices.
+    """
     tested = case.judged(*_ENTROPY, *METRICS)
     if not tested:
         return Cannot("no matrix has enough eigenvalues and a baseline")
@@ -282,15 +298,26 @@ def isotropy(case: Case) -> Verdict:
     hit = sorted((row for row in rows if share_of_noise_rank(row) >= bound), key=share_of_noise_rank, reverse=True)
     if not hit:
         return None
+    left = [row for row in hit if bulk_of_noise(case, row) and alone_in_noise(case, row, tested)]
+    noted = [row for row in hit if row not in left]
+    return tuple(_isotropic(case, rows, tested, severity) for rows, severity in ((left, None), (noted, "info")) if rows)  # type: ignore[return-value]
+
+
+def _isotropic(case: Case, rows: list[LayerRow], tested: list[LayerRow], severity: Severity | None) -> Found:
+    bound = case.limit("isotropy_share")
     evidence = tuple(
         Evidence(row.name, "singular_entropy", value(row, "singular_entropy"), bound,
-                 f"{entropy_in_words(row, share_of_noise_rank(row))} ≥ {bound:.0%}; {alpha_in_words(row)}")
-        for row in hit
+                 f"{entropy_in_words(row, share_of_noise_rank(row))} ≥ {bound:.0%}; bulk z {bulk_z(row):.1f}; "
+                 f"{alpha_in_words(row)}{rounding_in_words(row)}")
+        for row in rows
     )  # fmt: skip
     alike = sum(noise_like(case, row) for row in tested)
     beside = f" ({alike} more {verb(alike, 'is', 'are')} noise altogether: TW201)" if alike else ""
+    own = " Their bulk is not that of noise." if severity else ""
     return Found(
-        f"{len(hit)} of {count(len(tested), 'matrix')} {verb(len(hit), 'is', 'are')} as isotropic as noise: "
-        f"{named(hit)}{beside}.",
+        f"{len(rows)} of {count(len(tested), 'matrix')} {verb(len(rows), 'is', 'are')} as isotropic as noise: "
+        f"{named(rows)}{beside}.{own}",
         evidence,
+        severity,
+        tested=len(tested),
     )

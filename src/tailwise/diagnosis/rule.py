@@ -23,6 +23,10 @@ class Found:
     evidence: tuple[Evidence, ...]  # worst first; its layers are the finding's
     severity: Severity | None = None
     causes: tuple[str, ...] = ()  # more than the rule's own, where this case shows them; they come first
+    tested: int | None = None  # matrices that were judged, where those are not all that were measured
+    title: str = ""  # in place of "N of M matrices …"
+    remedies: tuple[str, ...] | None = None  # in place of the rule's, where more or less is known
+    functions: tuple[str, ...] | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -41,11 +45,12 @@ class Cannot:
 class Partly:
     """What was found, and the layers that could not be judged: reason → names."""
 
-    found: Found | None
+    found: Found | tuple[Found, ...] | None
     left_out: Mapping[str, tuple[str, ...]]
 
 
-Verdict = Found | Partly | Cannot | None
+#: Several findings of one rule are of several severities: what needs a look, and what is only noted.
+Verdict = Found | tuple[Found, ...] | Partly | Cannot | None
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Rule:
     references: tuple[str, ...]
     judge: Callable[[Case], Verdict]
     functions: tuple[str, ...] = ()  # names in `tailwise.remedies` that do what a remedy says
+    says: tuple[str, str] | None = None  # what one matrix does, and what several do: "looks …", "look like noise"
 
 
 def _load_built_ins() -> None:
@@ -89,10 +95,12 @@ def rule(  # noqa: PLR0913 - a rule has as many parts
     remedies: Sequence[str],
     functions: Sequence[str] = (),
     references: Sequence[str],
+    says: tuple[str, str] | None = None,
 ) -> Callable[[Callable[[Case], Verdict]], Callable[[Case], Verdict]]:
     """Register the decorated function as the rule `code` (two capital letters or more, then three digits).
 
-    The function takes a `Case` and returns `Found`, `Partly`, `Cannot`, or None for nothing found; its docstring is the
+    `says` completes "1 of 211 matrices" and "2 of 211 matrices" to the title of a finding; without it, the title is
+    the rule's. The function takes a `Case` and returns `Found` (or several), `Partly`, `Cannot`, or None for nothing found; its docstring is the
     sign that it looks for. A metric of `needs` that the audit lacks, or another estimator of `alpha` than `estimator`,
     is answered "could not look" before the function is called.
     """
@@ -105,6 +113,7 @@ def rule(  # noqa: PLR0913 - a rule has as many parts
             summary=" ".join((inspect.getdoc(function) or "").split()), severity=severity, strength=strength,
             needs=tuple(dict.fromkeys(needs)), estimator=estimator, causes=tuple(causes), remedies=tuple(remedies),
             references=tuple(references), judge=function, functions=tuple(functions),
+            says=says,
         ))  # fmt: skip
         return function
 

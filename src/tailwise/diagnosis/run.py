@@ -11,6 +11,7 @@ from tailwise.diagnosis.case import Case
 from tailwise.diagnosis.finding import SEVERITIES, Diagnosis, Finding, NotEvaluated, NotLooked
 from tailwise.diagnosis.rule import RULES, Cannot, Found, Partly, Rule, Verdict
 from tailwise.diagnosis.thresholds import Overrides, resolved
+from tailwise.diagnosis.words import count, verb
 from tailwise.errors import UsageError, unknown_name
 from tailwise.metrics.metric import METRICS
 
@@ -25,6 +26,7 @@ def diagnose(
     thresholds: Overrides = None,
     mute: Sequence[str] = (),
     history: Sequence[Audit] = (),
+    base: Audit | None = None,
 ) -> Diagnosis:
     """Judge an audit by every rule.
 
@@ -36,12 +38,15 @@ def diagnose(
         Codes (`TW101`), families (`TW2xx`), or a code for some layers (`TW101:regex`).
     history
         Earlier audits of the same run, oldest first, for the rules that look at change over time.
+    base
+        An audit of the model that this one was trained from, or of its first checkpoint: it tells whether a matrix was
+        moved at all. Without it, the oldest of `history`.
 
     Raises `UsageError` for an unknown code or threshold. A rule that lacks what it needs raises nothing: it is listed
     under `not_looked` with the reason.
     """
     limits, muting = resolved(thresholds), Muting.parse(mute)
-    case = Case.of(audit, limits, history)
+    case = Case.of(audit, limits, history, base)
     findings: list[Finding] = []
     not_looked: list[NotLooked] = []
     looked: list[str] = []
@@ -58,8 +63,8 @@ def diagnose(
         if isinstance(verdict, Partly):
             left += [NotEvaluated(code, rule.title, why, names) for why, names in verdict.left_out.items() if names]
             verdict = verdict.found
-        if verdict is not None:
-            findings.append(_finding(rule, verdict))
+        found = verdict if isinstance(verdict, tuple) else (verdict,)
+        findings += [_finding(rule, one, len(seen.measured)) for one in found if one is not None]
     findings.sort(key=lambda item: (-SEVERITIES.index(item.severity), item.code))
     return Diagnosis(audit.model, tuple(findings), tuple(not_looked), tuple(looked), muting.said, limits, tuple(left))
 
@@ -142,17 +147,27 @@ def _missing(names: list[str], case: Case) -> str:
     return f"the audit lacks {', '.join(absent)}; audit with {how}"
 
 
-def _finding(rule: Rule, found: Found) -> Finding:
+def _finding(rule: Rule, found: Found, measured: int) -> Finding:
     return Finding(
         code=rule.code,
-        title=rule.title,
+        title=found.title or _headline(rule, found, measured),
         severity=found.severity or rule.severity,
         message=found.message,
         layers=found.layers,
         evidence=found.evidence,
         causes=(*found.causes, *rule.causes),
-        remedies=rule.remedies,
+        remedies=rule.remedies if found.remedies is None else found.remedies,
         references=rule.references,
         strength=rule.strength,
-        functions=rule.functions,
+        functions=rule.functions if found.functions is None else found.functions,
+        pattern=rule.title,
     )
+
+
+def _headline(rule: Rule, found: Found, measured: int) -> str:
+    """`2 of 211 matrices look like noise`."""
+    hit = len(found.layers)
+    if rule.says is None or not hit:
+        return rule.title
+    of = max(measured if found.tested is None else found.tested, hit)
+    return f"{hit} of {count(of, 'matrix')} {verb(hit, *rule.says)}"

@@ -21,6 +21,7 @@ _ERG = ("detX_delta", "detX_num", "alpha", "ks_distance", "num_pl_spikes")
 @rule(
     "TW401",
     title="scale jump",
+    says=("breaks in scale with the blocks beside it", "break in scale with the blocks beside them"),
     severity="warning",
     strength="heuristic",
     needs=("log_spectral_norm",),
@@ -38,7 +39,8 @@ _ERG = ("detX_delta", "detX_num", "alpha", "ks_distance", "num_pl_spikes")
     references=("the HT-SR scale manual", "Yang et al. 2022, Tensor Programs V (μP), arXiv:2203.03466"),
 )
 def scale_jump(case: Case) -> Verdict:
-    """log₁₀ λ_max jumps from one block to the next of the same role and shape, against the steps of that chain."""
+    """log₁₀ λ_max jumps from one block to the next of the same role and shape, against the steps of that chain. The
+    first and the last block are held to a larger step."""
     chains = case.chains(case.judged("log_spectral_norm"))
     if not chains:
         return Cannot(f"no role has {case.limit('min_blocks'):.0f} blocks of one shape with enough eigenvalues")
@@ -59,6 +61,7 @@ def scale_jump(case: Case) -> Verdict:
         f"The scale of {named([row for row, *_ in hit])} breaks with the blocks beside: λ_max changes up to "
         f"{largest:.3g}-fold from one block to the next.",
         evidence,
+        tested=sum(map(len, chains)),
     )
 
 
@@ -72,6 +75,8 @@ def _jumps(case: Case, chain: list[LayerRow]) -> list[tuple[LayerRow, float, str
         score = abs(step - centre) / scatter
         if abs(step) >= case.limit("scale_jump") and score >= case.limit("scale_jump_z"):
             odd = index if abs(norms[index] - middle) > abs(norms[index + 1] - middle) else index + 1
+            if odd in (0, len(norms) - 1) and abs(step) < case.limit("scale_jump_end"):
+                continue
             other = index + 1 if odd == index else index
             says = (
                 f"log10 λ_max {norms[odd]:.2f}, {norms[other]:.2f} in block {chain[other].block} beside it: a step of "
@@ -84,6 +89,7 @@ def _jumps(case: Case, chain: list[LayerRow]) -> list[tuple[LayerRow, float, str
 @rule(
     "TW402",
     title="criticality",
+    says=("is off its volume-preserving tail", "are off their volume-preserving tail"),
     severity="info",
     strength="theory",
     needs=_ERG,
@@ -115,4 +121,5 @@ def criticality(case: Case) -> Verdict:
         f"In {len(hit)} of {count(len(fitted), 'well-fitted matrix')} the fitted tail and the volume-preserving tail "
         f"differ by more than {bound:.0%} of the spectrum: {named(hit)}.",
         evidence,
+        tested=len(fitted),
     )

@@ -20,6 +20,8 @@ _STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
 #: Lines of evidence for one finding, unless more are asked for.
 DEFAULT_EVIDENCE = 8
 SUFFIXES = (".json", ".md")
+#: What advice stands under where a finding is only noted.
+OTHER_SIGNS = "Only noted: nothing needs doing for it alone. If you see other signs"
 
 
 def terminal(found: Diagnosis, limit: int = DEFAULT_EVIDENCE) -> RenderableType:
@@ -68,7 +70,8 @@ def _one(finding: Finding, limit: int) -> RenderableType:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     in_code = tuple(f"tailwise.remedies.{name}" for name in finding.functions)
-    for title, lines in (("causes", finding.causes), ("remedies", finding.remedies), ("in code", in_code)):
+    advice = (("causes", finding.causes), ("remedies", finding.remedies), ("in code", in_code))
+    for title, lines in () if finding.noted else advice:
         for index, line in enumerate(lines):
             table.add_row(title if index == 0 else "", Text(f"· {line}"))
     for index, item in enumerate(_cut(finding.evidence, limit)):
@@ -104,10 +107,11 @@ def _markdown(found: Diagnosis) -> list[str]:
     for finding in found.findings:
         lines += [f"## {finding.severity.upper()} {finding.code} {finding.title}", "", finding.message, ""]
         in_code = tuple(f"`tailwise.remedies.{name}`" for name in finding.functions)
-        for title, items in (("Causes", finding.causes), ("Remedies", finding.remedies), ("In code", in_code)):
-            if not items:
-                continue
-            lines += [f"{title}:", "", *(f"- {item}" for item in items), ""]
+        if finding.noted:
+            lines += [f"{OTHER_SIGNS}: {'; '.join(finding.remedies)}.", ""]
+        else:
+            for title, items in (("Causes", finding.causes), ("Remedies", finding.remedies), ("In code", in_code)):
+                lines += [f"{title}:", "", *(f"- {item}" for item in items), ""] if items else []
         lines += [f"Evidence (strength of the rule: {finding.strength}):", ""]
         lines += [f"- {f'`{item.layer}`: ' if item.layer else ''}{item.says}" for item in finding.evidence]
         lines += ["", f"See: {'; '.join(finding.references)}", ""]

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
 from tailwise.audits.audit import Audit
+from tailwise.audits.trusted import mean_alpha_words
 from tailwise.diagnosis.finding import Diagnosis, Finding
 from tailwise.metrics.metric import METRICS
 from tailwise.recipe import Recipe
 from tailwise.report.charts.chart import Chart, Guidance
-from tailwise.report.findings import not_evaluated
+from tailwise.report.findings import OTHER_SIGNS, not_evaluated
 
 #: Layers named in a finding before the rest is folded away.
 _NAMED = 8
@@ -44,14 +45,14 @@ def header(title: str, audits: Sequence[Audit], names: Sequence[str]) -> str:
 
 
 def _facts(audit: Audit) -> dict[str, str]:
-    facts, mean = audit.provenance, audit.summary().get("alpha")
+    facts = audit.provenance
     return {
         "model": audit.model,
         "format": facts.format,
         "matrices measured": str(len(audit)),
         "not measured": str(len(audit.unmeasured)),
         "parameters measured": f"{sum(layer.row.n_params for layer in audit):,}",
-        "mean α (all roles)": "–" if mean is None else f"{mean:.2f}",
+        "mean α (all roles)": mean_alpha_words(audit),
         "recipe": _recipe(facts.recipe),
         "measured on": facts.started[:16].replace("T", " ") + " UTC",
         "took": f"{facts.seconds:.1f} s, {facts.device}, {facts.workers} workers",
@@ -105,14 +106,21 @@ def _finding(item: Finding, link: Link) -> str:
     return (
         f'<div class="finding {escape(item.severity)}"><h3><span class="tag">{escape(item.code)} · '
         f"{_LEVEL[item.severity]}</span>{escape(item.title)}</h3><p>{message}</p>{_named(item, link)}{_evidence(item)}"
-        + _section("What to do", item.remedies)
-        + _section("In code", tuple(f"tailwise.remedies.{name}" for name in item.functions))
+        + _advice(item)
         + fold(
             "Possible causes, and where the rule comes from",
             _section("Causes", item.causes) + _section("Sources", item.references) + origin,
         )
         + "</div>"
     )
+
+
+def _advice(item: Finding) -> str:
+    """What to do; of what is only noted, folded away."""
+    body = _section("What to do", item.remedies) + _section(
+        "In code", tuple(f"tailwise.remedies.{name}" for name in item.functions)
+    )
+    return fold(OTHER_SIGNS, body) if item.noted else body
 
 
 def _named(item: Finding, link: Link) -> str:

@@ -11,6 +11,7 @@ from tailwise.app.desk import Desk, desk_of
 from tailwise.app.figures import FAMILIES, HEATS, Place, chart_named, families, needs, view_of
 from tailwise.app.lists import Listing, listed
 from tailwise.app.tables import Columns, chosen_columns, exported
+from tailwise.audits.trusted import mean_alpha_words
 from tailwise.diagnosis.finding import Diagnosis
 from tailwise.errors import UsageError
 from tailwise.metrics.metric import METRICS
@@ -54,7 +55,7 @@ def model(request: Request, desk: Given, audit: str, family: str = "alpha") -> H
         "area": "Models", "entry": entry, "audit": found, "diagnosis": diagnosis, "tags": desk.tags.of(entry),
         "overview": desk.overviews.of(entry), "families": {name: FAMILIES.get(name, name) for name in known},
         "family": family, "places": _places(desk, audit, family) if len(found) else [],
-        "numbers": found.summary(), "others": [one for one in desk.workspace.entries("audit") if one.id != audit],
+        "numbers": found.summary(), "mean_alpha": mean_alpha_words(found), "others": [one for one in desk.workspace.entries("audit") if one.id != audit],
     }  # fmt: skip
     return desk.pages.page(request, "model.html", values)
 

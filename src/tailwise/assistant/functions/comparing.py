@@ -23,7 +23,9 @@ def compare(place: Place, before: str = "", after: str = "") -> Fact:
     base = base_of(place, name, before)
     found = place.workspace.comparison(base, name)
     ours, theirs = place.workspace.diagnosis(name), place.workspace.diagnosis(base)
-    old, new = ({(item.code, item.title) for item in one.findings} for one in (theirs, ours))
+    old, new = (
+        {(item.code, item.pattern or item.title) for item in one.findings if not item.noted} for one in (theirs, ours)
+    )
     moved = sorted((item for item in found.roles if item.significant), key=lambda item: item.p or 0.0)
     return {
         "before": base,

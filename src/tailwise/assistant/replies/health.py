@@ -108,8 +108,11 @@ def _finding(audit: str, item: Fact) -> str:
     for piece in item["evidence"][:_MOST]:
         where = f"{link(piece['layer'], links.layer(audit, piece['layer']))}: " if piece["layer"] else ""
         lines.append(f"    - {where}{prose(piece['says'])}")
-    lines.append(f"    - Possible causes: {prose('; '.join(item['causes']))}.")
-    lines.append(f"    - What can be done: {prose('; '.join(item['remedies']))}.")
+    if item["severity"] == "info":
+        lines.append("    - It is only noted: nothing must be done for it alone.")
+    else:
+        lines.append(f"    - Possible causes: {prose('; '.join(item['causes']))}.")
+        lines.append(f"    - What can be done: {prose('; '.join(item['remedies']))}.")
     return "\n".join(lines)
 
 
