@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_audits import M, NOISE, audit_of, changed, name
+from made_audits import NOISE, M, audit_of, changed, name
 from rich.console import Console
 
 import tailwise as tw

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -47,6 +47,11 @@ def diagnose(
         typer.Option(metavar="AUDIT", help="Of the base or the first checkpoint: was a matrix moved at all?",
                      rich_help_panel=_RULES),
     ] = None,
+    atlas: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.atlas", help="Healthy models to compare with; see `tailwise atlas`.",
+                     rich_help_panel=_RULES),
+    ] = None,
     fail_on: Annotated[
         FailOn | None, typer.Option(help="End with 1 where something this bad is found.", rich_help_panel=_OUT)
     ] = None,
@@ -64,19 +69,21 @@ def diagnose(
     The rules, their thresholds and how well founded each is are in the documentation under Rules.
     """
     from tailwise.diagnosis.finding import SEVERITIES
-    from tailwise.report import findings, terminal
+    from tailwise.report import findings, health, terminal
 
     for path in output or ():
         findings.check_target(path)
     # What follows a colon is a regular expression, which may have commas of its own.
     muted = [code for item in mute or () for code in ([item] if ":" in item else comma_list(item))]
-    found = _diagnosed(audits, thresholds, muted, base, history=history)
+    found = _diagnosed(audits, {"thresholds": thresholds, "mute": muted, "atlas": atlas}, base, history=history)
     console = terminal.console(stderr=as_json)
     if as_json:
         sys.stdout.write(findings.to_json(found) + "\n")
     else:
-        for one in found:
+        for one, path in zip(found, audits[-len(found) :], strict=True):
             console.print(findings.terminal(one, rows))
+            if one.health is not None:
+                console.print("", health.terminal(one.health, path), sep="\n")
     for path in output or ():
         console.print(f"written to {findings.write(found, path)}", soft_wrap=True, markup=False)
     worst = [SEVERITIES.index(one.worst) for one in found if one.worst]
@@ -84,14 +91,12 @@ def diagnose(
         raise typer.Exit(1)
 
 
-def _diagnosed(
-    paths: list[str], thresholds: Path | None, mute: list[str], base: Path | None, *, history: bool
-) -> list[Diagnosis]:
+def _diagnosed(paths: list[str], how: dict[str, Any], base: Path | None, *, history: bool) -> list[Diagnosis]:
     from tailwise.audits.audit import Audit
     from tailwise.diagnosis.run import diagnose as verb
 
     audits = [Audit.load(path) for path in paths]
     before = None if base is None else Audit.load(base)
     if history:
-        return [verb(audits[-1], thresholds=thresholds, mute=mute, history=audits[:-1], base=before)]
-    return [verb(audit, thresholds=thresholds, mute=mute, base=before) for audit in audits]
+        return [verb(audits[-1], history=audits[:-1], base=before, **how)]
+    return [verb(audit, base=before, **how) for audit in audits]

@@ -10,6 +10,7 @@ import typer
 
 from tailwise.cli.apply import apply
 from tailwise.cli.ask import ask
+from tailwise.cli.atlas import app as atlas
 from tailwise.cli.audit import audit
 from tailwise.cli.bisect import bisect
 from tailwise.cli.check import check
@@ -72,6 +73,7 @@ app.command()(ask)
 app.command()(mcp)
 app.command()(metrics)
 app.command()(doctor)
+app.add_typer(atlas, name="atlas")
 
 
 def _version(wanted: bool) -> None:

@@ -20,7 +20,8 @@ def show(
 ) -> None:
     """Print a saved audit, or convert it."""
     from tailwise.audits.audit import Audit
-    from tailwise.report import files, terminal
+    from tailwise.diagnosis.run import diagnose
+    from tailwise.report import files, health, terminal
 
     for path in output or ():
         files.check_target(path)
@@ -36,4 +37,8 @@ def show(
         for row in found.unmeasured:
             console.print(f"{row.name}: {row.status}: {row.reason}", soft_wrap=True, markup=False)
     elif not output:
-        console.print(terminal.layers(found, rows), "", terminal.by_role(found), "", terminal.closing(found), sep="\n")
+        diagnosis = diagnose(found)
+        if diagnosis.health is not None:
+            console.print(health.terminal(diagnosis.health, audit), "", sep="\n")
+        parts = (terminal.layers(found, rows, diagnosis), terminal.by_role(found), terminal.closing(found))
+        console.print(*(part for one in parts for part in (one, "")), sep="\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -69,6 +70,48 @@ class NotEvaluated:
     layers: tuple[str, ...]
 
 
+Word = Literal["healthy", "needs a look", "unhealthy", "no verdict"]
+
+
+@dataclass(frozen=True)
+class WorstLayer:
+    """A layer, and the reason that it is named for."""
+
+    layer: str
+    code: str
+    severity: str
+    reason: str
+    more: int = 0  # other findings on it
+
+
+@dataclass(frozen=True)
+class Health:
+    """The verdict on a model."""
+
+    word: Word
+    why: str  # one sentence
+    worst: tuple[WorstLayer, ...]  # five at most, worst first
+    next: str  # a command; AUDIT stands for the audit's file
+
+    def next_for(self, path: str) -> str:
+        """The next command, of an audit at `path`."""
+        return self.next.replace("AUDIT", path if re.fullmatch(r"[\w./:@+-]+", path) else f"'{path}'")
+
+    @property
+    def line(self) -> str:
+        """`needs a look: 2 of 211 matrices look like noise.`"""
+        return f"{self.word}: {self.why}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {**asdict(self), "worst": [asdict(item) for item in self.worst]}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Health:
+        """What `to_json` gave."""
+        return Health(data["word"], data["why"], tuple(WorstLayer(**item) for item in data["worst"]), data["next"])
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """Everything the rules said of one audit, worst first."""
@@ -80,6 +123,8 @@ class Diagnosis:
     muted: tuple[str, ...] = ()
     thresholds: dict[str, float] = field(default_factory=dict)
     not_evaluated: tuple[NotEvaluated, ...] = ()
+    health: Health | None = None  # the verdict in one line
+    atlas: int = 0  # healthy models that were compared with
 
     def of(self, layer: str) -> tuple[Finding, ...]:
         """The findings that name a layer."""
@@ -103,7 +148,11 @@ class Diagnosis:
         looked, muted = tuple(data["looked"]), tuple(data["muted"])
         parts = data.get("not_evaluated", ())
         left = tuple(NotEvaluated(**{**item, "layers": tuple(item["layers"])}) for item in parts)
-        return Diagnosis(data["model"], findings, not_looked, looked, muted, dict(data["thresholds"]), left)
+        limits, health = dict(data["thresholds"]), data.get("health")
+        verdict = Health.from_json(health) if health else None
+        return Diagnosis(
+            data["model"], findings, not_looked, looked, muted, limits, left, verdict, data.get("atlas", 0)
+        )
 
 
 def _finding(data: Mapping[str, Any]) -> Finding:

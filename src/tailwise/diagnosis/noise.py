@@ -93,9 +93,25 @@ def alone_in_noise(case: Case, row: LayerRow, tested: list[LayerRow]) -> bool:
         return len(alike) >= case.limit("min_peers") - 1 and all(_far_from_noise(case, one) for one in alike)
     if row.role in _ALWAYS_TRAINED:
         return True
-    if row.block is None or row.role in _OFTEN_UNUSED:
+    if _common_in_health(case, row):
+        return False
+    # Outside the blocks, a single dense layer may be one that nothing uses; of several in a role, one is odd.
+    known = row.block is not None or (row.role != "other" and len(peers) >= case.limit("min_peers") - 1)
+    if not known or row.role in _OFTEN_UNUSED:
         return False
     return 2 * sum(noise_like(case, one) for one in peers) <= len(peers)
+
+
+def _common_in_health(case: Case, row: LayerRow) -> bool:
+    """Whether healthy models have such noise in this role: a fifth of five or more."""
+    found = None if case.atlas is None else case.atlas.models_with(row, "noise")
+    return found is not None and found[0] >= case.limit("noise_in_atlas") * found[1]
+
+
+def noise_in_health(case: Case, row: LayerRow) -> str:
+    """`; 0 of 6 healthy models have noise in attn_v`; "" where too few are known."""
+    found = None if case.atlas is None else case.atlas.models_with(row, "noise")
+    return "" if found is None else f"; {found[0]} of {found[1]} healthy models have noise in {row.role} of this size"
 
 
 def _far_from_noise(case: Case, row: LayerRow) -> bool:

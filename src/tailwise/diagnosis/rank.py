@@ -108,11 +108,24 @@ def _collapsed_alone(case: Case, row: LayerRow) -> list[tuple[LayerRow, str]]:
     if row.role in _OF_POSITIVE_INPUTS:
         known = has(row, "singular_entropy_baseline") and has(row, "singular_entropy")
         weak = known and share_of_noise_rank(row) <= case.limit("saturation_alone")
-        bound = case.limit("collapse_single") if weak else 0.0
+        bound = case.limit("collapse_single") if weak else case.limit("collapse_conv") if row.role == "conv" else 0.0
     else:
         heavy = _exponent(row) <= case.limit("collapse_alpha_hill")
         bound = case.limit("collapse_stable_rank" if heavy else "collapse_single")
-    return [(row, f"{_narrowness(row)}{_tail(row)}")] if value(row, "stable_rank") <= bound else []
+    if value(row, "stable_rank") > bound or _ordinary(case, row, "stable_rank"):
+        return []
+    return [(row, f"{_narrowness(row)}{_tail(row)}{_in_health(case, row, 'stable_rank')}")]
+
+
+def _ordinary(case: Case, row: LayerRow, metric: str) -> bool:
+    """Whether more than one in twenty healthy matrices of the kind are as low."""
+    standing = case.standing(row, metric)
+    return standing is not None and standing.below > case.limit("atlas_share")
+
+
+def _in_health(case: Case, row: LayerRow, metric: str) -> str:
+    standing = case.standing(row, metric)
+    return "" if standing is None else f"; {standing}"
 
 
 def _exponent(row: LayerRow) -> float:
@@ -191,6 +204,7 @@ def _saturated_alone(case: Case, row: LayerRow) -> bool:
     return (
         share_of_noise_rank(row) <= case.limit("saturation_alone")
         and value(row, "stable_rank") <= case.limit("saturation_noise_share") * noise_stable_rank(row)
+        and not _ordinary(case, row, "effective_rank")
     )  # fmt: skip
 
 
@@ -259,6 +273,7 @@ def _saturation(
         bound = (bounds or {}).get(row.name, case.limit("saturation_share"))
         says = f"{entropy_in_words(row, share_of_noise_rank(row))} ≤ {bound:.0%}; stable rank "
         says += f"{value(row, 'stable_rank'):.1f}{before} (noise {noise_stable_rank(row):.1f})"
+        says += _in_health(case, row, "effective_rank")
         evidence.append(Evidence(row.name, "singular_entropy", value(row, "singular_entropy"), bound, says))
     bottleneck = (_BOTTLENECK,) if any(case.feeds_softmax(row) for row in hit) else ()
     message = f"{named(hit)}: singular entropy is high and the stable rank low, {how}."

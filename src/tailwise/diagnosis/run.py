@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tailwise.audits.audit import Audit
+from tailwise.diagnosis.atlas import Atlas, default, load
 from tailwise.diagnosis.case import Case
 from tailwise.diagnosis.finding import SEVERITIES, Diagnosis, Finding, NotEvaluated, NotLooked
 from tailwise.diagnosis.rule import RULES, Cannot, Found, Partly, Rule, Verdict
 from tailwise.diagnosis.thresholds import Overrides, resolved
+from tailwise.diagnosis.verdict import health_of
 from tailwise.diagnosis.words import count, verb
 from tailwise.errors import UsageError, unknown_name
 from tailwise.metrics.metric import METRICS
@@ -27,6 +30,7 @@ def diagnose(
     mute: Sequence[str] = (),
     history: Sequence[Audit] = (),
     base: Audit | None = None,
+    atlas: Atlas | str | Path | None = None,
 ) -> Diagnosis:
     """Judge an audit by every rule.
 
@@ -41,12 +45,16 @@ def diagnose(
     base
         An audit of the model that this one was trained from, or of its first checkpoint: it tells whether a matrix was
         moved at all. Without it, the oldest of `history`.
+    atlas
+        Healthy models to compare with, as `tailwise atlas build` makes them, or the path of one; by default the small
+        one that comes with the package, or that `TAILWISE_ATLAS` names. This model is left out of it, by content.
 
     Raises `UsageError` for an unknown code or threshold. A rule that lacks what it needs raises nothing: it is listed
     under `not_looked` with the reason.
     """
     limits, muting = resolved(thresholds), Muting.parse(mute)
-    case = Case.of(audit, limits, history, base)
+    others = atlas_of(atlas).without(audit)
+    case = Case.of(audit, limits, history, base, others)
     findings: list[Finding] = []
     not_looked: list[NotLooked] = []
     looked: list[str] = []
@@ -66,7 +74,18 @@ def diagnose(
         found = verdict if isinstance(verdict, tuple) else (verdict,)
         findings += [_finding(rule, one, len(seen.measured)) for one in found if one is not None]
     findings.sort(key=lambda item: (-SEVERITIES.index(item.severity), item.code))
-    return Diagnosis(audit.model, tuple(findings), tuple(not_looked), tuple(looked), muting.said, limits, tuple(left))
+    made = Diagnosis(
+        audit.model, tuple(findings), tuple(not_looked), tuple(looked), muting.said, limits, tuple(left),
+        atlas=len(others),
+    )  # fmt: skip
+    return replace(made, health=health_of(audit, made))
+
+
+def atlas_of(given: Atlas | str | Path | None) -> Atlas:
+    """The atlas that is meant. Raises `UnreadableError` for a file that is none."""
+    if given is None:
+        return default()
+    return given if isinstance(given, Atlas) else load(given)
 
 
 def _judged(rule: Rule, case: Case) -> Verdict:

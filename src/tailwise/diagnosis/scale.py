@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from statistics import median
 
 from tailwise.audits.audit import LayerRow
+from tailwise.diagnosis.atlas import family_of
 from tailwise.diagnosis.case import Case, value
 from tailwise.diagnosis.finding import Evidence
 from tailwise.diagnosis.rule import Cannot, Found, Verdict, rule
@@ -15,6 +17,8 @@ from tailwise.diagnosis.words import alpha_in_words, count, evals, named
 
 #: Steps of log10 λ_max that every chain is allowed, however smooth it is.
 _FLOOR = 0.05
+#: Scatter of log10 λ_max among matrices of a role that never counts.
+_PEERS_FLOOR = 0.15
 _ERG = ("detX_delta", "detX_num", "alpha", "ks_distance", "num_pl_spikes")
 
 
@@ -40,11 +44,15 @@ _ERG = ("detX_delta", "detX_num", "alpha", "ks_distance", "num_pl_spikes")
 )
 def scale_jump(case: Case) -> Verdict:
     """log₁₀ λ_max jumps from one block to the next of the same role and shape, against the steps of that chain. The
-    first and the last block are held to a larger step."""
-    chains = case.chains(case.judged("log_spectral_norm"))
-    if not chains:
+    first and the last block are held to a larger step, as is what is far above all matrices of its role and shape."""
+    rows = case.judged("log_spectral_norm")
+    chains, groups = case.chains(rows), case.peers(rows)
+    if not chains and not groups and len(rows) <= case.limit("min_peers"):
         return Cannot(f"no role has {case.limit('min_blocks'):.0f} blocks of one shape with enough eigenvalues")
-    jumps: dict[str, tuple[LayerRow, float, str]] = {}
+    found = [item for group in groups for item in _above_peers(case, group)]
+    grouped = {row.name for group in (*chains, *groups) for row in group}
+    found += _above_family(case, rows, grouped)
+    jumps = {row.name: (row, above, says) for row, above, says in found}
     for chain in chains:
         for row, step, says in _jumps(case, chain):
             if row.name not in jumps or abs(step) > abs(jumps[row.name][1]):
@@ -58,11 +66,56 @@ def scale_jump(case: Case) -> Verdict:
     )
     largest = 10 ** abs(hit[0][1])
     return Found(
-        f"The scale of {named([row for row, *_ in hit])} breaks with the blocks beside: λ_max changes up to "
-        f"{largest:.3g}-fold from one block to the next.",
+        f"The scale of {named([row for row, *_ in hit])} breaks with the blocks beside, or with its role: λ_max changes "
+        f"up to {largest:.3g}-fold.",
         evidence,
-        tested=sum(map(len, chains)),
+        tested=len(rows),
     )
+
+
+def _above_peers(case: Case, group: list[LayerRow]) -> list[tuple[LayerRow, float, str]]:
+    """Matrices far above the others of their role and shape; far below lies what decayed because nothing uses it."""
+    found = []
+    for row in group:
+        others = [value(one, "log_spectral_norm") for one in group if one is not row]
+        middle, scatter = robust_scale(others, _PEERS_FLOOR)
+        above = value(row, "log_spectral_norm") - middle
+        if above >= max(case.limit("scale_jump"), case.limit("scale_jump_end")) and above / scatter >= case.limit(
+            "scale_jump_z"
+        ):
+            says = (
+                f"log10 λ_max {above + middle:.2f}, {middle:.2f} at the median of the other {len(others)} of its role"
+            )
+            found.append((row, above, f"{says} and shape: {above / scatter:.0f} robust sd"))
+    return found
+
+
+def _above_family(case: Case, rows: list[LayerRow], grouped: set[str]) -> list[tuple[LayerRow, float, str]]:
+    """Matrices without peers of their shape, held against their kind by the scale of the entries alone.
+
+    Recurrent gates differ in scale by design.
+    """
+    found = []
+    for row in rows:
+        family = family_of(row.role)
+        others = [_entry_scale(one) for one in rows if one is not row and family_of(one.role) == family]
+        if row.name in grouped or family in ("recurrent", "other") or len(others) < case.limit("min_peers"):
+            continue
+        middle, scatter = robust_scale(others, _PEERS_FLOOR)
+        above = _entry_scale(row) - middle
+        if above >= max(case.limit("scale_jump"), case.limit("scale_jump_end")) and above / scatter >= case.limit(
+            "scale_jump_z"
+        ):
+            says = (
+                f"λ_max over that of noise of unit variance: 10^{above + middle:.2f}, 10^{middle:.2f} at the median of "
+            )
+            found.append((row, above, f"{says}the other {len(others)} of its kind: {above / scatter:.0f} robust sd"))
+    return found
+
+
+def _entry_scale(row: LayerRow) -> float:
+    """log10 λ_max relative to that of noise of unit variance and this shape."""
+    return value(row, "log_spectral_norm") - 2 * math.log10(math.sqrt(row.rows) + math.sqrt(row.cols))
 
 
 def _jumps(case: Case, chain: list[LayerRow]) -> list[tuple[LayerRow, float, str]]:

@@ -7,7 +7,7 @@ from statistics import median
 from tailwise.audits.audit import LayerRow
 from tailwise.diagnosis.case import Case, has, ratio_to_noise, value
 from tailwise.diagnosis.finding import Evidence, Severity
-from tailwise.diagnosis.noise import METRICS, alone_in_noise, bound_on_z, bulk_z, learned, noise_like
+from tailwise.diagnosis.noise import METRICS, alone_in_noise, bound_on_z, bulk_z, learned, noise_in_health, noise_like
 from tailwise.diagnosis.rule import Cannot, Found, Verdict, rule
 from tailwise.diagnosis.statistics import adjusted, p_above
 from tailwise.diagnosis.words import alpha_in_words, count, evals, fit_in_words, named, rounding_in_words, verb
@@ -67,7 +67,13 @@ def spectrum_of_noise(case: Case) -> Verdict:
     if len(noise) >= case.limit("most_layers") * len(tested):
         evidence = tuple(_noise_evidence(case, row) for row in noise)
         message = f"{len(noise)} of the {count(len(tested), 'matrix')} tested are noise: this is how a model looks "
-        return Found(message + "that was not trained.", evidence, "error", tested=len(tested))
+        return Found(
+            message + "that was not trained.",
+            evidence,
+            "error",
+            tested=len(tested),
+            title=f"{len(noise)} of {count(len(tested), 'matrix')} look like noise, as before training",
+        )
     unmoved = [row for row in noise if case.moved(row) is False]
     rest = [row for row in noise if case.moved(row) is not False]
     odd = [row for row in rest if alone_in_noise(case, row, tested)]
@@ -106,7 +112,7 @@ def _noise_evidence(case: Case, row: LayerRow) -> Evidence:
     entropy, spikes, bound = value(row, "singular_entropy_z"), int(value(row, "num_spikes")), bound_on_z(case, row)
     says = f"{alpha_in_words(row)}, singular_entropy z {entropy:.1f}, both within ±{bound:.1f}; "
     says += f"bulk z {bulk_z(row):.1f} ≤ {case.limit('noise_mp_z'):g}; "
-    says += f"{count(spikes, 'eigenvalue')} above the edge of noise{rounding_in_words(row)}"
+    says += f"{count(spikes, 'eigenvalue')} above the edge of noise{noise_in_health(case, row)}{rounding_in_words(row)}"
     return Evidence(row.name, "alpha_hill_z", value(row, "alpha_hill_z"), bound, says)
 
 

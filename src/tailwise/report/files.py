@@ -13,14 +13,18 @@ from typing import Any
 from tailwise.atomic import write_whole
 from tailwise.audits.audit import MEASURED, Audit
 from tailwise.audits.table import Table
+from tailwise.diagnosis.run import diagnose
 from tailwise.errors import UsageError
 from tailwise.harmless import cells, visible
+from tailwise.report import health
 from tailwise.storage import filesystem, is_url
 
 
 def to_json(audit: Audit) -> str:
     """The whole table, measured or not, with provenance and summary. No NaN: null where there is no value."""
+    found = diagnose(audit)
     document = {
+        "health": None if found.health is None else found.health.to_json(),
         "provenance": audit.provenance.to_json(),
         "summary": audit.summary(),
         "layers": [_without_nulls(row) for row in audit.table(unmeasured=True).to_dicts()],
@@ -67,6 +71,7 @@ def to_markdown(audit: Audit) -> str:
     lines = [
         f"# Audit of {audit.model}",
         "",
+        *([] if (found := diagnose(audit).health) is None else health.markdown(found, "AUDIT")),
         "| " + " | ".join(column.title for column in shown) + " |",
         "|" + "|".join("---:" if column.numeric else "---" for column in shown) + "|",
         *("| " + " | ".join(cell(column, row).replace("|", "\\|") for column in shown) + " |" for row in rows),

@@ -15,6 +15,7 @@ from rich.text import Text
 from tailwise.atomic import write_whole
 from tailwise.diagnosis.finding import SEVERITIES, Diagnosis, Evidence, Finding
 from tailwise.errors import UsageError
+from tailwise.report import health
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
 #: Lines of evidence for one finding, unless more are asked for.
@@ -103,7 +104,8 @@ def to_markdown(found: Sequence[Diagnosis]) -> str:
 
 
 def _markdown(found: Diagnosis) -> list[str]:
-    lines = [f"# Diagnosis of {found.model}", "", summary(found), ""]
+    lines = [f"# Diagnosis of {found.model}", "", *(health.markdown(found.health, "AUDIT") if found.health else [])]
+    lines += [summary(found), ""]
     for finding in found.findings:
         lines += [f"## {finding.severity.upper()} {finding.code} {finding.title}", "", finding.message, ""]
         in_code = tuple(f"`tailwise.remedies.{name}`" for name in finding.functions)

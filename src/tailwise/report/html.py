@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.atomic import write_whole
-from tailwise.audits.audit import Audit
+from tailwise.audits.audit import Audit, LayerRow
 from tailwise.diagnosis.finding import Diagnosis
 from tailwise.diagnosis.run import diagnose
 from tailwise.errors import UsageError
+from tailwise.report import health
 from tailwise.report import page_parts as parts
 from tailwise.report.charts.chart import Chart, charts_of, remedy, require_altair
 from tailwise.report.charts.view import View, short_names
+from tailwise.report.layer_map import layer_map
 from tailwise.report.page_data import MOST_PAGES, all_layers, in_columns, layer_pages, script
 from tailwise.report.render import spec_of
 from tailwise.report.shell import Section, layer_table, whole_page
@@ -57,8 +59,19 @@ def report(audits: Sequence[Audit], *, base: Audit | None = None) -> str:
     view = View(tuple(audits), palette=TOKENS, base=base)
     page = _Page(view, [diagnose(audit) for audit in audits])
     title = " · ".join(view.names) + (f" against {short_names([base])[0]}" if base else "")
-    sections = [page.findings(), *page.families(), page.one_layer(), page.table(), page.left_out(), page.definitions()]
-    top, version = parts.header(title, audits, view.names), audits[0].provenance.versions.get("tailwise", "")
+    sections = [
+        page.map(),
+        page.findings(),
+        *page.families(),
+        page.one_layer(),
+        page.table(),
+        page.left_out(),
+        page.definitions(),
+    ]
+    top, version = (
+        parts.header(title, audits, view.names, page.health()),
+        audits[0].provenance.versions.get("tailwise", ""),
+    )
     return whole_page(title, top, sections, data=page.data(), version=version)
 
 
@@ -71,6 +84,27 @@ class _Page:
         self._pages = layer_pages(view.audits, diagnoses)
         self._index = {(self._layers[i]["model"], self._layers[i]["name"]): i for i in self._pages}
         self._specs: dict[str, Any] = {}
+
+    def health(self) -> str:
+        """The verdict on every audit, with its worst layers."""
+        several, texts = len(self._diagnoses) > 1, []
+        for name, diagnosis in zip(self._view.names, self._diagnoses, strict=True):
+            if diagnosis.health is not None:
+                head = f"<h3>{escape(name)}</h3>" if several else ""
+                texts.append(head + health.html(diagnosis.health, "AUDIT", lambda layer, m=name: self._link(m, layer)))  # type: ignore[misc]
+        return "".join(texts)
+
+    def map(self) -> Section:
+        """The map of layers of one audit."""
+        if len(self._view.audits) > 1:
+            return "map", "Map of layers", ""
+        name, audit = self._view.names[0], self._view.audits[0]
+
+        def to(rows: Sequence[LayerRow]) -> str:
+            index = next((i for row in rows if (i := self._index.get((name, row.name))) is not None), None)
+            return 'href="#table"' if index is None else f'href="#layer" data-layer="{index}"'
+
+        return "map", "Map of layers", layer_map(audit, self._diagnoses[0], to)
 
     def findings(self) -> Section:
         """Of every audit."""

@@ -25,8 +25,8 @@ _LEVEL = {"error": "error", "warning": "warning", "info": "note"}
 Link = Callable[[str], str]
 
 
-def header(title: str, audits: Sequence[Audit], names: Sequence[str]) -> str:
-    """Model, counts and recipe."""
+def header(title: str, audits: Sequence[Audit], names: Sequence[str], verdict: str) -> str:
+    """The verdict, then model, counts and recipe."""
     lead = '<p class="lead">A report on the spectra of the weight matrices, by tailwise.</p>'
     facts = [_facts(audit) for audit in audits]
     if len(audits) == 1:
@@ -40,7 +40,8 @@ def header(title: str, audits: Sequence[Audit], names: Sequence[str]) -> str:
         shown = _table(head, body)
     notes = "".join(f'<p class="quiet">{escape(note)}</p>' for audit in audits for note in audit.provenance.notes)
     origins = "".join(f"<h4>{escape(name)}</h4>{_origin(audit)}" for name, audit in zip(names, audits, strict=True))
-    text = f"<h1>{escape(title)}</h1>{lead}{shown}{notes}{fold('Provenance', origins)}"
+    about = fold("About this audit", shown + fold("Provenance", origins)) if len(audits) == 1 else shown + origins
+    text = f"<h1>{escape(title)}</h1>{verdict or lead}{about}{notes}"
     return f'<header class="top" id="top">{text}</header>'
 
 
@@ -82,9 +83,11 @@ def _recipe(recipe: Mapping[str, object]) -> str:
 
 def findings(diagnosis: Diagnosis, link: Link) -> str:
     """What the rules found, worst first, and what they could not look at."""
-    if diagnosis.findings:
-        body = "".join(_finding(item, link) for item in diagnosis.findings)
-    else:
+    noted = [_finding(item, link) for item in diagnosis.findings if item.noted]
+    body = "".join(_finding(item, link) for item in diagnosis.findings if not item.noted)
+    if noted:
+        body += fold(f"{len(noted)} observations that are only noted", "".join(noted))
+    if not diagnosis.findings:
         none = f"None of the {len(diagnosis.looked)} rules that could look found anything."
         body = f'<div class="finding good"><p>{none}</p></div>'
     return body + _not_looked(diagnosis)
@@ -140,8 +143,8 @@ def _evidence(item: Finding) -> str:
     ]
     if not lines:
         return ""
-    more = fold(f"{len(lines) - 4} more", listed(lines[4:_FOLDED])) if len(lines) > 4 else ""
-    return f"<h4>Evidence</h4>{listed(lines[:4])}{more}"
+    more = f" … and {len(lines) - _FOLDED} more" if len(lines) > _FOLDED else ""
+    return fold(f"Evidence: {len(lines)} number{'' if len(lines) == 1 else 's'}", listed(lines[:_FOLDED]) + more)
 
 
 def _section(title: str, lines: Sequence[str]) -> str:

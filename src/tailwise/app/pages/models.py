@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from html import escape
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -10,14 +12,19 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from tailwise.app.desk import Desk, desk_of
 from tailwise.app.figures import FAMILIES, HEATS, Place, chart_named, families, needs, view_of
 from tailwise.app.lists import Listing, listed
+from tailwise.app.overviews import alike
 from tailwise.app.tables import Columns, chosen_columns, exported
+from tailwise.audits.audit import LayerRow
 from tailwise.audits.trusted import mean_alpha_words
 from tailwise.diagnosis.finding import Diagnosis
+from tailwise.diagnosis.verdict import standings
 from tailwise.errors import UsageError
 from tailwise.metrics.metric import METRICS
 from tailwise.report.charts.chart import charts_of
+from tailwise.report.layer_map import layer_map
 from tailwise.workspace import layers as table
 from tailwise.workspace import links
+from tailwise.workspace.entry import Entry
 
 router = APIRouter(include_in_schema=False)
 Given = Annotated[Desk, Depends(desk_of)]
@@ -52,12 +59,40 @@ def model(request: Request, desk: Given, audit: str, family: str = "alpha") -> H
     entry, found = desk.workspace.entry(audit, "audit"), desk.workspace.audit(audit)
     diagnosis = desk.workspace.diagnosis(audit)
     values = {
+        "map": desk.workspace.keep(audit, "map", lambda: layer_map(found, diagnosis, _to(audit))),
         "area": "Models", "entry": entry, "audit": found, "diagnosis": diagnosis, "tags": desk.tags.of(entry),
         "overview": desk.overviews.of(entry), "families": {name: FAMILIES.get(name, name) for name in known},
         "family": family, "places": _places(desk, audit, family) if len(found) else [],
-        "numbers": found.summary(), "mean_alpha": mean_alpha_words(found), "others": [one for one in desk.workspace.entries("audit") if one.id != audit],
+        "numbers": found.summary(), "mean_alpha": mean_alpha_words(found), "others": bases_of(desk, audit),
     }  # fmt: skip
     return desk.pages.page(request, "model.html", values)
+
+
+def _to(audit: str) -> Callable[[Sequence[LayerRow]], str]:
+    """Links of the map: to a layer, or to the table of those that share a cell."""
+
+    def attributes(rows: Sequence[LayerRow]) -> str:
+        first = rows[0]
+        alike = f"role={first.role}" + ("" if first.block is None else f" block={first.block}")
+        href = links.layer(audit, first.name) if len(rows) == 1 else links.layers(audit, q=alike)
+        return f'href="{escape(href, quote=True)}"'
+
+    return attributes
+
+
+def bases_of(desk: Desk, audit: str) -> list[tuple[Entry, str]]:
+    """The other audits, the one that fits best first, with how much of it fits where that is known."""
+    own = desk.overviews.of(desk.workspace.entry(audit))
+    fits: list[tuple[float, Entry, str]] = []
+    for entry in desk.workspace.entries("audit"):
+        other = desk.overviews.ready(entry) if entry.id != audit else None
+        if entry.id == audit or (other is not None and other.trouble):
+            continue
+        share = None if other is None else alike(own, other)
+        says = "" if share is None else f"{share:.0%} of the matrices match" if share else "nothing matches"
+        fits.append((share or 0.0, entry, says))
+    fits.sort(key=lambda item: -item[0])
+    return [(entry, says) for _, entry, says in fits]
 
 
 def _places(desk: Desk, audit: str, family: str) -> list[Place]:
@@ -137,6 +172,7 @@ def layer(request: Request, desk: Given, audit: str, name: str) -> HTMLResponse:
         "area": "Models", "entry": desk.workspace.entry(audit), "audit": found, "row": row,
         "places": [Place(one, source.replace("{}", one.name), one.title) for one in charts],
         "findings": diagnosis.of(row.name), "metrics": METRICS, "shown": shown,
+        "standings": standings(found, row.name) if row.measured else (),
         "before": names[at - 1] if at else None, "after": names[at + 1] if at + 1 < len(names) else None,
     }  # fmt: skip
     return desk.pages.page(request, "layer.html", values)
