@@ -15,7 +15,7 @@ from tailwise.workspace.workspace import Workspace
 
 ARGUMENTS = {
     "layer": {"layer": "block 3 mlp up"}, "explain": {"topic": "TW101"}, "draft_plan": {"kind": "prune", "amount": 0.5},
-    "query": {"where": "alpha > 1 and role = mlp_up", "sort": "alpha"},
+    "query": {"where": "alpha > 1 and role = mlp_up", "sort": "alpha"}, "aggregate": {"metric": "alpha"},
 }  # fmt: skip
 
 

@@ -54,8 +54,8 @@ def test_findings_ring_their_cells_and_names_stay_data(audit):
     text = layer_map(audit, found, to, Atlas())
     ringed = {unescape(one) for one in re.findall(r'class="cell [^"]*hit-\w+" href="#([^"]+)"', text)}
     assert ringed == named
-    hostile = tw.audit({'layers.0.<img src=x>".weight': np.eye(60) + np.random.default_rng(0).standard_normal((60, 60))},
-                       use_cache=False)  # fmt: skip
+    noise = np.random.default_rng(0).standard_normal((60, 60))
+    hostile = tw.audit({'layers.0.<img src=x>".weight': noise}, use_cache=False)
     assert "<img" not in layer_map(hostile, tw.diagnose(hostile), lambda rows: 'href="#"', Atlas())
 
 

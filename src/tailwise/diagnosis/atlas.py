@@ -65,7 +65,8 @@ class Standing:
 
     def __str__(self) -> str:
         side = f"above {self.below:.0%}" if self.below > 0.5 else f"below {1 - self.below:.0%}"
-        return f"{_TITLES.get(self.metric, self.metric)} {side} of {self.matrices:,} healthy {self.among} ({self.models} models)"
+        title = _TITLES.get(self.metric, self.metric)
+        return f"{title} {side} of {self.matrices:,} healthy {self.among} ({self.models} models)"
 
 
 _TITLES = {"effective_rank": "effective rank", "stable_rank": "stable rank", "alpha_hill": "alpha_hill"}

@@ -18,7 +18,8 @@ from tailwise.spectrum.spectrum import pool
 METRICS = ("alpha_hill", "alpha_hill_z", "singular_entropy_z", "num_spikes", "mp_distance")
 #: Matrices of noise behind the null of the bulk's distance.
 _DRAWS = 40
-#: Above this short side the null is drawn here and scaled: eigenvalues of noise are rigid, so the distance falls as 1/m.
+#: Above this short side the null is drawn here and scaled: eigenvalues of noise are rigid, so the distance falls as
+#: 1/m.
 _DRAWN = 512
 _MOST_SLICES = 16
 

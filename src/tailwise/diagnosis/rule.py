@@ -100,9 +100,9 @@ def rule(  # noqa: PLR0913 - a rule has as many parts
     """Register the decorated function as the rule `code` (two capital letters or more, then three digits).
 
     `says` completes "1 of 211 matrices" and "2 of 211 matrices" to the title of a finding; without it, the title is
-    the rule's. The function takes a `Case` and returns `Found` (or several), `Partly`, `Cannot`, or None for nothing found; its docstring is the
-    sign that it looks for. A metric of `needs` that the audit lacks, or another estimator of `alpha` than `estimator`,
-    is answered "could not look" before the function is called.
+    the rule's. The function takes a `Case` and returns `Found` (or several), `Partly`, `Cannot`, or None for nothing
+    found; its docstring is the sign that it looks for. A metric of `needs` that the audit lacks, or another estimator
+    of `alpha` than `estimator`, is answered "could not look" before the function is called.
     """
     if not re.fullmatch(r"[A-Z]{2,}\d{3}", code):
         raise TypeError(f"{code!r} is not a code such as TW101")

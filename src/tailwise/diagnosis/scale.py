@@ -66,8 +66,8 @@ def scale_jump(case: Case) -> Verdict:
     )
     largest = 10 ** abs(hit[0][1])
     return Found(
-        f"The scale of {named([row for row, *_ in hit])} breaks with the blocks beside, or with its role: λ_max changes "
-        f"up to {largest:.3g}-fold.",
+        f"The scale of {named([row for row, *_ in hit])} breaks with the blocks beside, or with its role: λ_max "
+        f"changes up to {largest:.3g}-fold.",
         evidence,
         tested=len(rows),
     )

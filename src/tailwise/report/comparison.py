@@ -12,6 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from tailwise.compare.comparison import Comparison, Delta, LayerDelta
+from tailwise.compare.conclusion import conclusion
 from tailwise.compare.correlation import Correlation
 from tailwise.compare.ranking import Ranking
 from tailwise.compare.summary import SUMMARIES
@@ -66,6 +67,7 @@ class Grid:
 def terminal(comparison: Comparison, rows: int = 100) -> RenderableType:
     """Summary, roles and layers; layers that changed most surely come first."""
     parts: list[RenderableType] = [Text(f"{comparison.before} → {comparison.after}", style="bold")]
+    parts.append(Text(conclusion(comparison), style="bold"))
     for grid in grids(comparison, rows):
         parts += ["", _Drawn(grid)]
     for line in structure(comparison):
@@ -76,7 +78,7 @@ def terminal(comparison: Comparison, rows: int = 100) -> RenderableType:
 
 def markdown(comparison: Comparison, rows: int = 0) -> str:
     """The same as Markdown."""
-    parts = [f"# {comparison.after} against {comparison.before}"]
+    parts = [f"# {comparison.after} against {comparison.before}", conclusion(comparison)]
     parts += [_as_markdown(grid) for grid in grids(comparison, rows)]
     said = [*structure(comparison), *comparison.notes]
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in said)]).rstrip() + "\n"

@@ -9,6 +9,7 @@ from typing import Any
 
 from tailwise.atomic import write_whole
 from tailwise.audits.audit import Audit, LayerRow
+from tailwise.compare.conclusion import conclusion
 from tailwise.diagnosis.finding import Diagnosis
 from tailwise.diagnosis.run import diagnose
 from tailwise.errors import UsageError
@@ -149,7 +150,8 @@ class _Page:
                 continue
             found = [(chart, view, f"{chart.name}-{index}") for chart in charts_of("base")]
             notes = "".join(f'<p class="quiet">{escape(note)}</p>' for note in view.comparison.notes)
-            texts.append(name + notes + self._figures(found))
+            said = f'<p class="health info">{escape(conclusion(view.comparison))}</p>'
+            texts.append(name + said + notes + self._figures(found))
         return "".join(texts)
 
     def _figures(self, found: Sequence[tuple[Chart, View, str]]) -> str:

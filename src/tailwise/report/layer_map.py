@@ -91,8 +91,9 @@ def layer_map(audit: Audit, found: Diagnosis, to: To, atlas: Atlas | None = None
         for index, way in enumerate(ways)
     )
     maps = "".join(
-        f'<div class="map map-{way.key}">{_grid(way, rows, (blocks, roles), named, to)}{_outside(way, outside, named, to)}'
-        f'<p class="quiet">{escape(way.caption)} A ring: a finding names it.</p>{_legend(way)}</div>'
+        f'<div class="map map-{way.key}">{_grid(way, rows, (blocks, roles), named, to)}'
+        f'{_outside(way, outside, named, to)}<p class="quiet">{escape(way.caption)} A ring: a finding names it.</p>'
+        f"{_legend(way)}</div>"
         for way in ways
     )
     return f'<div class="maps">{choice}{maps}</div>'
@@ -117,8 +118,8 @@ def _grid(
         for role in roles
     )
     label = escape(f"Map of layers: {len(roles)} roles in {len(blocks)} blocks", quote=True)
-    return f'<div class="scroll"><table class="cells" aria-label="{label}"><thead><tr><th>block</th>{head}</tr></thead>' \
-           f"<tbody>{body}</tbody></table></div>"  # fmt: skip
+    head = f"<thead><tr><th>block</th>{head}</tr></thead>"
+    return f'<div class="scroll"><table class="cells" aria-label="{label}">{head}<tbody>{body}</tbody></table></div>'
 
 
 def _outside(way: Paint, rows: Sequence[LayerRow], named: Mapping[str, str], to: To) -> str:

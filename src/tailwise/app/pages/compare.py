@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from tailwise.app.desk import Desk, desk_of
 from tailwise.app.figures import Place
 from tailwise.compare.comparison import Comparison
+from tailwise.compare.conclusion import conclusion
 from tailwise.compare.summary import SUMMARIES, model_numbers
 from tailwise.errors import UsageError
 from tailwise.report.charts.chart import charts_of
@@ -62,6 +63,7 @@ def base(request: Request, desk: Given, asked: Annotated[Pair, Query()]) -> HTML
     values = {
         "area": "Compare", "model": model, "base": base, "names": short_names(audits), "found": found,
         "places": [] if found.identical or not found.layers else places, "metric": metric, "only": only,
+        "conclusion": conclusion(found), "fits": len(found.layers),
         "adapter": any("peft" in audit.provenance.format for audit in audits),
         **_lines(found, metric, only, asked.page),
     }  # fmt: skip

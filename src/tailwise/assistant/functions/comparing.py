@@ -6,6 +6,7 @@ from tailwise.assistant.answer import Fact
 from tailwise.assistant.functions.audits import AUDIT
 from tailwise.assistant.functions.function import Place, function
 from tailwise.compare.comparison import Comparison, Delta
+from tailwise.compare.conclusion import conclusion
 from tailwise.compare.run import TESTED
 from tailwise.errors import UsageError
 from tailwise.workspace import links
@@ -33,6 +34,7 @@ def compare(place: Place, before: str = "", after: str = "") -> Fact:
         "before_title": place.workspace.entry(base, "audit").title,
         "after_title": place.workspace.entry(name, "audit").title,
         "identical": found.identical,
+        "conclusion": conclusion(found),
         "layers_in_both": len(found.layers),
         "layers_identical": sum(layer.identical for layer in found.layers),
         "false_discovery_rate": found.level,
