@@ -21,6 +21,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -198,12 +199,12 @@ def matrices(place: Path, names: set[str]) -> Iterator[tuple[str, np.ndarray]]:
                 yield source.name, gather(matrix).to(torch.float64).numpy()
 
 
-def planted(audit: Audit, layer: Layer, weights: np.ndarray, folder: Path, key: str) -> Audit:
+def planted(audit: Audit, layer: Layer, make: Callable[[], np.ndarray], folder: Path, key: str) -> Audit:
     """The audit with one matrix measured anew; everything else is as it was."""
     kept = folder / "faults" / f"{key}.audit"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        tensor = torch.from_numpy(weights).to(torch.float32)
+        tensor = torch.from_numpy(make()).to(torch.float32)
         tw.audit({"w.weight": tensor}, cache_dir=folder / "cache", workers=1).save(kept)
     made = Audit.load(kept)
     (new,) = (row for row in made.rows if row.kind)
@@ -237,44 +238,61 @@ def others(subject: Subject) -> Atlas:
     return default().but(one.name for one in SUBJECTS if one.family == subject.family)
 
 
+@dataclass(frozen=True)
+class Bench:
+    """One model while faults are planted in it."""
+
+    folder: Path
+    subject: Subject
+    place: Path
+    audit: Audit
+    atlas: Atlas
+    before: Mapping[str, set[str]]  # what is said of the healthy model
+
+    @cached_property
+    def weights(self) -> dict[str, np.ndarray]:
+        """Of the chosen layers and of those that are copied: read only where a fault is not audited yet."""
+        layers = chosen(self.audit)
+        return dict(matrices(self.place, {name for one in layers for name in (one.row.name, _twin(self.audit, one))}))
+
+    def cell(
+        self, layer: Layer, fault: str, make: Callable[[], np.ndarray], twin: Layer | None = None
+    ) -> dict[str, Any]:
+        """Whether a fault in a layer is found."""
+        key = hashlib.sha256(f"{self.subject.name}|{fault}|{layer.row.name}".encode()).hexdigest()[:20]
+        changed = planted(self.audit, layer, make, self.folder, key)
+        if twin is not None:  # a copy has the bytes of what it was copied from
+            changed = _with_digest(changed, layer.row.name, twin.row.digest)
+        after = said(tw.diagnose(changed, atlas=self.atlas))
+        new = sorted(code for code, names in after.items() if layer.row.name in names - self.before.get(code, set()))
+        return {"model": self.subject.name, "family": self.subject.family, "tuning": self.subject.tuning,
+                "fault": fault, "layer": layer.row.name, "role": layer.row.role, "found": bool(new),
+                "codes": new}  # fmt: skip
+
+
 def judge(folder: Path, subject: Subject, place: Path) -> Iterator[dict[str, Any]]:
     """The cells of one model: the healthy one, then every fault in every chosen layer."""
-    audit = healthy(folder, subject, place)
-    atlas = others(subject)
+    audit, atlas = healthy(folder, subject, place), others(subject)
     before = said(tw.diagnose(audit, atlas=atlas))
-    cell = {"model": subject.name, "family": subject.family, "tuning": subject.tuning}
     judged = sum(min(one.row.rows, one.row.cols) * one.row.slices >= LEAST for one in audit)
-    yield {**cell, "fault": "", "matrices": len(audit), "judged": judged,
+    yield {"model": subject.name, "family": subject.family, "tuning": subject.tuning, "fault": "",
+           "matrices": len(audit), "judged": judged,
            "codes": {code: sorted(layers)[:5] for code, layers in before.items()}}  # fmt: skip
-    layers = chosen(audit)
-    twins = {layer.row.name: _twin(audit, layer) for layer in layers}
-    names = {layer.row.name for layer in layers} | {twin for twin in twins.values() if twin}
-    weights = dict(matrices(place, names))
-    for layer in layers:
-        name = layer.row.name
+    bench = Bench(folder, subject, place, audit, atlas, before)
+    for layer in chosen(audit):
+        name, twin = layer.row.name, _twin(audit, layer)
         for number, (fault, make) in enumerate(FAULTS.items()):
             rng = np.random.default_rng([number, *name.encode()])
-            yield _cell(folder, cell, audit, layer, fault, make(weights[name], rng), before, atlas)
-        if twins[name]:
-            yield _cell(folder, cell, audit, layer, COPY, weights[twins[name]], before, atlas, twin=audit[twins[name]])
+            yield bench.cell(layer, fault, lambda make=make, name=name, rng=rng: make(bench.weights[name], rng))  # type: ignore[misc]
+        if twin:
+            yield bench.cell(layer, COPY, lambda twin=twin: bench.weights[twin], audit[twin])  # type: ignore[misc]
 
 
-def _cell(
-    folder: Path, cell: dict[str, Any], audit: Audit, layer: Layer, fault: str, weights: np.ndarray,
-    before: Mapping[str, set[str]], atlas: Atlas, twin: Layer | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    key = hashlib.sha256(f"{cell['model']}|{fault}|{layer.row.name}".encode()).hexdigest()[:20]
-    changed = planted(audit, layer, weights, folder, key)
-    if twin is not None:  # a copy has the bytes of what it was copied from
-        rows = [replace(one, digest=twin.row.digest) if one.name == layer.row.name else one for one in changed.rows]
-        whole = {one.row.name: one for one in changed}
-        whole[layer.row.name] = replace(
-            whole[layer.row.name], row=next(row for row in rows if row.name == layer.row.name)
-        )
-        changed = Audit(rows, whole, changed.provenance)
-    after = said(tw.diagnose(changed, atlas=atlas))
-    new = sorted(code for code, layers in after.items() if layer.row.name in layers - before.get(code, set()))
-    return {**cell, "fault": fault, "layer": layer.row.name, "role": layer.row.role, "found": bool(new), "codes": new}
+def _with_digest(audit: Audit, name: str, digest: str) -> Audit:
+    rows = [replace(row, digest=digest) if row.name == name else row for row in audit.rows]
+    layers = {one.row.name: one for one in audit}
+    layers[name] = replace(layers[name], row=next(row for row in rows if row.name == name))
+    return Audit(rows, layers, audit.provenance)
 
 
 def _twin(audit: Audit, layer: Layer) -> str:

@@ -21,7 +21,7 @@ from tailwise.storage import json_of
 from tailwise.workspace.entry import Entry
 from tailwise.workspace.workspace import Workspace
 
-_FORMAT = 2
+_FORMAT = 3
 _SKETCH = 64  # hashes that two audits are compared by
 _log = logging.getLogger(__name__)
 

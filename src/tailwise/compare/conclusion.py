@@ -14,8 +14,8 @@ _TESTED = ("alpha", "alpha_hill")
 def conclusion(found: Comparison) -> str:
     """`11 of 58 matrices moved beyond their error: 7 better, 1 worse, 3 no verdict.`
 
-    Better is nearer to 2 ≤ α ≤ 4, as HT-SR reads a trusted fit, and worse is farther from it: a reading of spectra, not a
-    measure of quality. A matrix that stays within, or whose fits are not trusted, has no verdict.
+    Better is nearer to 2 ≤ α ≤ 4, as HT-SR reads a trusted fit, and worse is farther from it: a reading of spectra, not
+    a measure of quality. A matrix that stays within, or whose fits are not trusted, has no verdict.
     """
     if found.identical:
         return f"Nothing changed: all {_matrices(len(found.layers))} are identical, to the byte."

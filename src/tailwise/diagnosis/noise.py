@@ -85,11 +85,12 @@ def alone_in_noise(case: Case, row: LayerRow, tested: list[LayerRow]) -> bool:
     """Whether noise is odd for this matrix: a block's, with peers that are not, or one that every model trains.
 
     A dense layer outside the blocks may be unused (a pooler), and a role of which most are noise is one that this model
-    leaves so (recurrent weights). Small matrices of healthy models overlap with noise: of them only one counts that is
-    alone with it in its role and shape, with every other far from noise.
+    leaves so (recurrent weights). Small dense matrices of healthy models overlap with noise (convolutions do not): of
+    them only one counts that is alone with it in its role and shape, with every other far from noise.
     """
     peers = [one for one in tested if one.role == row.role and one is not row]
-    if min(row.rows, row.cols) * row.slices < case.limit("noise_min_evals"):
+    small = min(row.rows, row.cols) * row.slices < case.limit("noise_min_evals")
+    if small and row.role != "conv":
         alike = [one for one in peers if (one.rows, one.cols) == (row.rows, row.cols)]
         return len(alike) >= case.limit("min_peers") - 1 and all(_far_from_noise(case, one) for one in alike)
     if row.role in _ALWAYS_TRAINED:

@@ -61,7 +61,8 @@ def base(request: Request, desk: Given, asked: Annotated[Pair, Query()]) -> HTML
     places = [Place(one, f"/api/base/charts/{one.name}?{query}", one.title) for one in charts_of("base")]
     audits = [desk.workspace.audit(base), desk.workspace.audit(model)]
     values = {
-        "area": "Compare", "model": model, "base": base, "names": short_names(audits), "found": found,
+        "area": "Compare", "model": model, "base": base, "found": found,
+        "names": [desk.workspace.entry(one, "audit").title for one in (base, model)],
         "places": [] if found.identical or not found.layers else places, "metric": metric, "only": only,
         "conclusion": conclusion(found), "fits": len(found.layers),
         "adapter": any("peft" in audit.provenance.format for audit in audits),

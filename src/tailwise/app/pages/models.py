@@ -37,8 +37,10 @@ def home() -> RedirectResponse:
 
 
 @router.get("/models")
-def models(request: Request, desk: Given, listing: Annotated[Listing, Query()]) -> HTMLResponse:
-    """All audits: searched, filtered by tag, sorted."""
+def models(request: Request, desk: Given, listing: Annotated[Listing, Query()]) -> Response:
+    """All audits: searched, filtered by tag, sorted; and what else lies there. Nothing where nothing is new."""
+    if listing.state and listing.state == desk.workspace.state:
+        return Response(status_code=204)
     return desk.pages.page(request, "models.html", {"area": "Models", **listed(desk, listing)})
 
 
