@@ -19,6 +19,7 @@ from tailwise.compare.run import compare as compared
 from tailwise.compare.summary import model_numbers
 from tailwise.compression.plans.files import to_document
 from tailwise.report.charts.plan import plan_chart
+from tailwise.report.charts.timeline import Look
 from tailwise.report.history import alarm_line, audit_line, plain
 from tailwise.report.theme import TOKENS
 from tailwise.workspace import layers as table
@@ -145,9 +146,14 @@ def training_chart(desk: Given, name: Id, metric: Annotated[str, Query(max_lengt
 
 
 @router.get("/training/scalars", tags=["charts"])
-def training_scalars(desk: Given, name: Id) -> Response:
-    """Loss and learning rate over time, with the alarms."""
-    return _json(scalars_spec(desk.workspace.history, summary_of(desk, name).name))
+def training_scalars(
+    desk: Given, name: Id, log: bool = False, smooth: Annotated[float, Query(ge=0, lt=1)] = 0.0,
+    beside: Annotated[list[str] | None, Query(max_length=3)] = None,
+) -> Response:  # fmt: skip
+    """Loss and learning rate over time, with the alarms; smoothed, on a logarithmic axis, with three other runs."""
+    others = [summary_of(desk, one).name for one in beside or ()]
+    look = Look(log, smooth)
+    return _json(scalars_spec(desk.workspace.history, summary_of(desk, name).name, look, others))
 
 
 @router.get("/plans", tags=["plans"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tailwise.app.figures import encoded
 from tailwise.history.store import History
-from tailwise.report.charts.timeline import Marks, scalars_chart, series_chart
+from tailwise.report.charts.timeline import Look, Marks, scalars_chart, series_chart
 from tailwise.report.theme import TOKENS
 
 
@@ -18,7 +20,8 @@ def series_spec(history: History, run: str, metric: str) -> bytes:
     return encoded(lambda: series_chart(lines, metric, marks, TOKENS))
 
 
-def scalars_spec(history: History, run: str) -> bytes:
-    """Scalars of the whole model over time."""
+def scalars_spec(history: History, run: str, look: Look, beside: Sequence[str] = ()) -> bytes:
+    """Scalars of the whole model over time, other runs beside."""
     lines, marks = history.scalars(run), _marks(history, run)
-    return encoded(lambda: scalars_chart(lines, marks, TOKENS))
+    others = {name: history.scalars(name) for name in beside if name != run}
+    return encoded(lambda: scalars_chart(lines, marks, TOKENS, look, others))

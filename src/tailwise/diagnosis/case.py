@@ -30,6 +30,7 @@ class Case:
     tied: bool = False  # the embedding is the head too
     base: Mapping[str, LayerRow] | None = None  # the model as it was before: its base, or its first checkpoint
     atlas: Atlas | None = None  # healthy models, this one not among them
+    known: dict[object, object] = field(default_factory=dict, compare=False, repr=False)  # what several rules ask for
 
     @staticmethod
     def of(
@@ -52,7 +53,7 @@ class Case:
     def without(self, pattern: re.Pattern[str]) -> Case:
         """The case without the layers whose name matches."""
         kept = tuple(row for row in self.rows if not pattern.search(row.name))
-        return replace(self, rows=kept)
+        return replace(self, rows=kept, known={})
 
     def limit(self, name: str) -> float:
         """A threshold."""

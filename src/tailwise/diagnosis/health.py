@@ -66,13 +66,14 @@ def dead_directions(case: Case) -> Verdict:
     )
     few = [row for row in hit if dead[row.name] <= max(1.0, case.limit("dead_share") * evals(row))]
     few = [row for row in few if dead[row.name] < evals(row)]
+    rare = {row.name for row in few}
     found = tuple(
         Found(
             f"{named(rows)} {verb(len(rows), 'has', 'have')} rows or columns that are zero throughout.",
-            tuple(item for item in evidence if item.layer in {row.name for row in rows}),
+            tuple(item for item in evidence if (item.layer in rare) == (severity == "info")),
             severity,
         )
-        for rows, severity in (([row for row in hit if row not in few], None), (few, "info"))
+        for rows, severity in (([row for row in hit if row.name not in rare], None), (few, "info"))
         if rows
     )
     return Partly(found, left)  # type: ignore[arg-type]
@@ -125,9 +126,10 @@ def rank_loss(case: Case) -> Verdict:
     evidence = tuple(Evidence(row.name, "rank_loss", lost[row.name], 0, _lost_in_words(case, row, lost[row.name]))
                      for row in hit)  # fmt: skip
     noted = [row for row in hit if _lost_by_design(case, row, lost[row.name])]
+    by_design = {row.name for row in noted}
     return tuple(
         _lacking(rows, lost, evidence, len(case.measured), severity)
-        for rows, severity in (([row for row in hit if row not in noted], None), (noted, "info")) if rows
+        for rows, severity in (([row for row in hit if row.name not in by_design], None), (noted, "info")) if rows
     )  # type: ignore[return-value] # fmt: skip
 
 

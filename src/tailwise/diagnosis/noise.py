@@ -68,6 +68,13 @@ def bulk_of_noise(case: Case, row: LayerRow) -> bool:
 
 def noise_like(case: Case, row: LayerRow) -> bool:
     """Tail, evenness, spikes and bulk are all those of noise."""
+    found = case.known.get(("noise", row.name))
+    if found is None:
+        found = case.known["noise", row.name] = _noise_like(case, row)
+    return bool(found)
+
+
+def _noise_like(case: Case, row: LayerRow) -> bool:
     return (
         abs(value(row, "alpha_hill_z")) <= bound_on_z(case, row)
         and abs(value(row, "singular_entropy_z")) <= bound_on_z(case, row)
@@ -88,20 +95,49 @@ def alone_in_noise(case: Case, row: LayerRow, tested: list[LayerRow]) -> bool:
     leaves so (recurrent weights). Small dense matrices of healthy models overlap with noise (convolutions do not): of
     them only one counts that is alone with it in its role and shape, with every other far from noise.
     """
-    peers = [one for one in tested if one.role == row.role and one is not row]
     small = min(row.rows, row.cols) * row.slices < case.limit("noise_min_evals")
     if small and row.role != "conv":
-        alike = [one for one in peers if (one.rows, one.cols) == (row.rows, row.cols)]
-        return len(alike) >= case.limit("min_peers") - 1 and all(_far_from_noise(case, one) for one in alike)
+        alike = _grouped(case, tested, "shape")[row.role, row.rows, row.cols]
+        near = _near(case, (row.role, row.rows, row.cols), alike)
+        return len(alike) >= case.limit("min_peers") and near <= (not _far_from_noise(case, row))
     if row.role in _ALWAYS_TRAINED:
         return True
     if _common_in_health(case, row):
         return False
+    peers = _grouped(case, tested, "role")[(row.role,)]
     # Outside the blocks, a single dense layer may be one that nothing uses; of several in a role, one is odd.
-    known = row.block is not None or (row.role != "other" and len(peers) >= case.limit("min_peers") - 1)
+    known = row.block is not None or (row.role != "other" and len(peers) >= case.limit("min_peers"))
     if not known or row.role in _OFTEN_UNUSED:
         return False
-    return 2 * sum(noise_like(case, one) for one in peers) <= len(peers)
+    noisy = _noisy(case, row.role, peers) - noise_like(case, row)
+    return 2 * noisy <= len(peers) - 1
+
+
+def _noisy(case: Case, role: str, peers: list[LayerRow]) -> int:
+    key = ("noisy", role, len(peers))
+    if key not in case.known:
+        case.known[key] = sum(noise_like(case, one) for one in peers)
+    return case.known[key]  # type: ignore[return-value]
+
+
+def _near(case: Case, shape: tuple[object, ...], alike: list[LayerRow]) -> int:
+    """How many of a role and shape are not far from noise."""
+    key = ("near", shape, len(alike))
+    if key not in case.known:
+        case.known[key] = sum(not _far_from_noise(case, one) for one in alike)
+    return case.known[key]  # type: ignore[return-value]
+
+
+def _grouped(case: Case, tested: list[LayerRow], by: str) -> dict[tuple[object, ...], list[LayerRow]]:
+    """The tested matrices of a role, or of a role and shape; grouped once for all of them."""
+    key = ("grouped", by, len(tested))
+    if key not in case.known:
+        groups: dict[tuple[object, ...], list[LayerRow]] = {}
+        for row in tested:
+            name = (row.role,) if by == "role" else (row.role, row.rows, row.cols)
+            groups.setdefault(name, []).append(row)
+        case.known[key] = groups
+    return case.known[key]  # type: ignore[return-value]
 
 
 def _common_in_health(case: Case, row: LayerRow) -> bool:

@@ -191,7 +191,7 @@ def spectral_saturation(case: Case) -> Verdict:
     far = [row for row in hit if share_of_noise_rank(row) <= case.limit("saturation_clear")]
     found = (
         *_saturation(case, [*far, *single], how, bounds=bounds),
-        *_saturation(case, [row for row in hit if row not in far], how, severity="info"),
+        *_saturation(case, [row for row in hit if row.name not in {one.name for one in far}], how, severity="info"),
     )
     return Partly(found, {**left, "low in rank by design, and without peers to compare with": odd})
 
@@ -314,7 +314,8 @@ def isotropy(case: Case) -> Verdict:
     if not hit:
         return None
     left = [row for row in hit if bulk_of_noise(case, row) and alone_in_noise(case, row, tested)]
-    noted = [row for row in hit if row not in left]
+    names = {row.name for row in left}
+    noted = [row for row in hit if row.name not in names]
     return tuple(_isotropic(case, rows, tested, severity) for rows, severity in ((left, None), (noted, "info")) if rows)  # type: ignore[return-value]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import pairwise, repeat
 from statistics import median
 
 from tailwise.audits.audit import LayerRow
@@ -19,6 +19,7 @@ from tailwise.diagnosis.words import alpha_in_words, count, evals, named
 _FLOOR = 0.05
 #: Scatter of log10 λ_max among matrices of a role that never counts.
 _PEERS_FLOOR = 0.15
+_MANY = 64  # matrices of a group whose middle no single one moves
 _ERG = ("detX_delta", "detX_num", "alpha", "ks_distance", "num_pl_spikes")
 
 
@@ -76,16 +77,13 @@ def scale_jump(case: Case) -> Verdict:
 def _above_peers(case: Case, group: list[LayerRow]) -> list[tuple[LayerRow, float, str]]:
     """Matrices far above the others of their role and shape; far below lies what decayed because nothing uses it."""
     found = []
-    for row in group:
-        others = [value(one, "log_spectral_norm") for one in group if one is not row]
-        middle, scatter = robust_scale(others, _PEERS_FLOOR)
+    norms = [value(row, "log_spectral_norm") for row in group]
+    for row, (middle, scatter) in zip(group, _beside(norms), strict=True):
         above = value(row, "log_spectral_norm") - middle
         if above >= max(case.limit("scale_jump"), case.limit("scale_jump_end")) and above / scatter >= case.limit(
             "scale_jump_z"
         ):
-            says = (
-                f"log10 λ_max {above + middle:.2f}, {middle:.2f} at the median of the other {len(others)} of its role"
-            )
+            says = f"log10 λ_max {above + middle:.2f}, {middle:.2f} at the median of the other {len(group) - 1} of its role"
             found.append((row, above, f"{says} and shape: {above / scatter:.0f} robust sd"))
     return found
 
@@ -96,21 +94,32 @@ def _above_family(case: Case, rows: list[LayerRow], grouped: set[str]) -> list[t
     Recurrent gates differ in scale by design.
     """
     found = []
+    families: dict[str, list[LayerRow]] = {}
     for row in rows:
-        family = family_of(row.role)
-        others = [_entry_scale(one) for one in rows if one is not row and family_of(one.role) == family]
-        if row.name in grouped or family in ("recurrent", "other") or len(others) < case.limit("min_peers"):
-            continue
-        middle, scatter = robust_scale(others, _PEERS_FLOOR)
+        families.setdefault(family_of(row.role), []).append(row)
+    wanted = {name: group for name, group in families.items()
+              if name not in ("recurrent", "other") and len(group) > case.limit("min_peers")}  # fmt: skip
+    for row, others, (middle, scatter) in (
+        item for group in wanted.values()
+        for item in zip(group, repeat(len(group) - 1), _beside([_entry_scale(one) for one in group]), strict=False)
+    ):  # fmt: skip
         above = _entry_scale(row) - middle
+        if row.name in grouped:
+            continue
         if above >= max(case.limit("scale_jump"), case.limit("scale_jump_end")) and above / scatter >= case.limit(
             "scale_jump_z"
         ):
-            says = (
-                f"λ_max over that of noise of unit variance: 10^{above + middle:.2f}, 10^{middle:.2f} at the median of "
-            )
-            found.append((row, above, f"{says}the other {len(others)} of its kind: {above / scatter:.0f} robust sd"))
+            norm, typical = f"10^{above + middle:.2f}", f"10^{middle:.2f}"
+            says = f"λ_max over that of noise of unit variance: {norm}, {typical} at the median of the other {others}"
+            found.append((row, above, f"{says} of its kind: {above / scatter:.0f} robust sd"))
     return found
+
+
+def _beside(values: list[float]) -> list[tuple[float, float]]:
+    """For each value the middle and the scatter of the others; of many, of all, which one value does not move."""
+    if len(values) > _MANY:
+        return [robust_scale(values, _PEERS_FLOOR)] * len(values)
+    return [robust_scale([*values[:index], *values[index + 1 :]], _PEERS_FLOOR) for index in range(len(values))]
 
 
 def _entry_scale(row: LayerRow) -> float:

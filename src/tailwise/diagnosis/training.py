@@ -77,7 +77,8 @@ def spectrum_of_noise(case: Case) -> Verdict:
     unmoved = [row for row in noise if case.moved(row) is False]
     rest = [row for row in noise if case.moved(row) is not False]
     odd = [row for row in rest if alone_in_noise(case, row, tested)]
-    plain = [row for row in rest if row not in odd]
+    names = {row.name for row in odd}
+    plain = [row for row in rest if row.name not in names]
     return (
         *_noise(case, tested, unmoved, says="was never moved by training"),
         *_noise(case, tested, odd, says=""),

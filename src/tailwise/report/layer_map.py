@@ -18,6 +18,7 @@ from tailwise.diagnosis.finding import Diagnosis
 To = Callable[[Sequence[LayerRow]], str]
 
 _BANDS = (2.0, 4.0, 6.0)  # of alpha: the HT-SR bands
+_MANY = 3000  # matrices, from which on a map has two ways to colour
 _FEW = 3  # matrices of one cell that are named
 
 
@@ -81,6 +82,8 @@ def layer_map(audit: Audit, found: Diagnosis, to: To, atlas: Atlas | None = None
     ways = paints(audit, atlas)
     if not rows or not ways:
         return ""
+    if len(rows) > _MANY:
+        ways = [ways[0], *ways[1:][-1:]]  # a page of many thousand cells is slow to load
     named = {name: item.severity for item in reversed(found.findings) if not item.noted for name in item.layers}
     blocks = sorted({row.block for row in rows if row.block is not None})
     roles = list(dict.fromkeys(row.role for row in rows if row.block is not None))

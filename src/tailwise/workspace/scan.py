@@ -153,4 +153,4 @@ def is_history(path: Path) -> bool:
             found = {name for (name,) in store.execute("select name from sqlite_master where type = 'table'")}
     except sqlite3.Error:
         return False
-    return {"runs", "points", "alarms"} <= found
+    return {"tailwise_runs", "tailwise_points"} <= found
