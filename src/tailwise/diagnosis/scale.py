@@ -83,8 +83,8 @@ def _above_peers(case: Case, group: list[LayerRow]) -> list[tuple[LayerRow, floa
         if above >= max(case.limit("scale_jump"), case.limit("scale_jump_end")) and above / scatter >= case.limit(
             "scale_jump_z"
         ):
-            says = f"log10 λ_max {above + middle:.2f}, {middle:.2f} at the median of the other {len(group) - 1} of its role"
-            found.append((row, above, f"{says} and shape: {above / scatter:.0f} robust sd"))
+            says = f"log10 λ_max {above + middle:.2f}, {middle:.2f} at the median of the other {len(group) - 1} of its"
+            found.append((row, above, f"{says} role and shape: {above / scatter:.0f} robust sd"))
     return found
 
 

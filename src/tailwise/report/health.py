@@ -41,7 +41,7 @@ def markdown(health: Health, path: str) -> list[str]:
 
 def html(health: Health, path: str, link: Callable[[str], str]) -> str:
     """The line, the worst layers and the next command, for a page; `link` makes HTML of a layer's name."""
-    worst = "".join(f"<li>{link(item.layer)}: {escape(item.reason)}</li>" for item in health.worst)
+    worst = "".join(f"<li>{link(item.layer).rstrip()}: {escape(item.reason)}</li>" for item in health.worst)
     return (
         f'<p class="health {LEVELS[health.word]}"><b>{escape(health.word.capitalize())}</b> {escape(health.why)}</p>'
         + (f'<ol class="worst">{worst}</ol>' if worst else "")

@@ -119,7 +119,7 @@ class _Page:
     def _link(self, model: str, layer: str) -> str:
         shown = f'<span class="name">{escape(layer)}</span> '
         index = self._index.get((model, layer))
-        return shown if index is None else f'<a href="#layer" data-layer="{index}">{shown}</a>'
+        return shown if index is None else f'<a href="#layer" data-layer="{index}">{shown.rstrip()}</a> '
 
     def families(self) -> list[Section]:
         """Charts of one audit, or of several, and those against the base, by family."""
