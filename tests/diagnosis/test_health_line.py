@@ -36,6 +36,7 @@ def test_a_warning_needs_a_look_and_names_the_layer(rows):
     assert found.word == "needs a look"
     assert found.why == "1 of 24 matrices looks like noise."
     assert [item.layer for item in found.worst] == [odd]
+    assert "healthy" in found.worst[0].stands
     assert found.worst[0].reason.startswith("spectrum of noise: alpha_hill 9.50 ± 2.40 (noise of this shape")
     assert found.next_for("x.audit") == "tailwise diagnose x.audit --base BASE.audit"
     assert found.next_for("two words.audit") == "tailwise diagnose 'two words.audit' --base BASE.audit"

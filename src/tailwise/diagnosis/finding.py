@@ -82,6 +82,7 @@ class WorstLayer:
     severity: str
     reason: str
     more: int = 0  # other findings on it
+    stands: str = ""  # where it stands among healthy models
 
 
 @dataclass(frozen=True)

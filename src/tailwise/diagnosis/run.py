@@ -78,7 +78,7 @@ def diagnose(
         audit.model, tuple(findings), tuple(not_looked), tuple(looked), muting.said, limits, tuple(left),
         atlas=len(others),
     )  # fmt: skip
-    return replace(made, health=health_of(audit, made))
+    return replace(made, health=health_of(audit, made, others))
 
 
 def atlas_of(given: Atlas | str | Path | None) -> Atlas:

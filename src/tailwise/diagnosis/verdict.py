@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tailwise.audits.audit import Audit
 from tailwise.diagnosis.atlas import TOLD, Atlas, Standing, default, depths
@@ -18,10 +19,10 @@ _WHOLE = 0.5
 _JUDGED = 0.5
 
 
-def health_of(audit: Audit, found: Diagnosis) -> Health:
-    """The verdict on an audited model."""
+def health_of(audit: Audit, found: Diagnosis, others: Atlas | None = None) -> Health:
+    """The verdict on an audited model. `others`: healthy models, this one not among them."""
     judged, whole = _judged(audit, found)
-    worst = worst_layers(found)
+    worst = tuple(_placed(audit, item, others) for item in worst_layers(found))
     bad = [item for item in found.findings if not item.noted]
     named = {name for item in bad for name in item.layers}
     if not len(audit):
@@ -70,6 +71,16 @@ def worst_layers(found: Diagnosis, most: int = MOST) -> tuple[WorstLayer, ...]:
         return (*counts, place[name])
 
     return tuple(_worst(name, named[name]) for name in sorted(named, key=order)[:most])
+
+
+def _placed(audit: Audit, item: WorstLayer, others: Atlas | None) -> WorstLayer:
+    """The layer with its place among healthy models: by the metric in which it is farthest from their middle."""
+    if others is None or item.layer not in audit:
+        return item
+    row = audit[item.layer].row
+    told = [found for metric in TOLD if (found := others.standing(row, metric)) is not None]
+    farthest = max(told, key=lambda found: abs(found.below - 0.5), default=None)
+    return item if farthest is None else replace(item, stands=str(farthest))
 
 
 def _worst(name: str, findings: Sequence[Finding]) -> WorstLayer:
