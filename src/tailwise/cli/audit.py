@@ -243,8 +243,8 @@ def _deliver(found: Audit, outputs: list[str], as_json: bool, rows: int) -> None
     console.print(terminal.closing(found))
     if not as_json and len(found) > _SCREEN and diagnosis.health is not None:
         console.print(health.line(diagnosis.health))
-    for path in written:
-        console.print(f"written to {path}", soft_wrap=True, markup=False)
+    for place in written:
+        console.print(f"written to {place}", soft_wrap=True, markup=False)
 
 
 #: Rows from which on the first line has left the screen.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -201,7 +202,7 @@ def _said(cell: Cell) -> str:
 
 def _share_below(quantiles: Sequence[float], number: float) -> float:
     """The share of a distribution below a number, from its evenly spaced quantiles (all values where they are few)."""
-    low, high = np.searchsorted(quantiles, number, "left"), np.searchsorted(quantiles, number, "right")
+    low, high = bisect_left(quantiles, number), bisect_right(quantiles, number)
     if low != high or len(quantiles) == 1 or low in (0, len(quantiles)):
         return float((low + high) / 2 / len(quantiles))
     left, right = quantiles[low - 1], quantiles[low]
@@ -261,7 +262,7 @@ def _member(item: Mapping[str, Any]) -> Member:
     cells = {
         tuple(map(str, cell["of"])): (
             int(cell["matrices"]),
-            {str(name): tuple(map(float, values)) for name, values in cell["values"].items() if values},
+            {str(name): tuple(sorted(map(float, values))) for name, values in cell["values"].items() if values},
         )
         for cell in item["cells"]
     }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from tailwise.audits.audit import LayerRow
 from tailwise.diagnosis.case import Case, has, value
 from tailwise.diagnosis.finding import Evidence, Severity
-from tailwise.diagnosis.rule import Cannot, Found, Partly, Verdict, rule
+from tailwise.diagnosis.rule import Cannot, Found, Partly, Verdict, by_severity, rule
 from tailwise.diagnosis.words import count, evals, named, quantized, verb
 from tailwise.metrics.ranks import matrix_rank
 
@@ -73,10 +73,9 @@ def dead_directions(case: Case) -> Verdict:
             tuple(item for item in evidence if (item.layer in rare) == (severity == "info")),
             severity,
         )
-        for rows, severity in (([row for row in hit if row.name not in rare], None), (few, "info"))
-        if rows
+        for rows, severity in by_severity([row for row in hit if row.name not in rare], few)
     )
-    return Partly(found, left)  # type: ignore[arg-type]
+    return Partly(found, left)
 
 
 def _dead(case: Case, row: LayerRow) -> int:
@@ -129,8 +128,8 @@ def rank_loss(case: Case) -> Verdict:
     by_design = {row.name for row in noted}
     return tuple(
         _lacking(rows, lost, evidence, len(case.measured), severity)
-        for rows, severity in (([row for row in hit if row.name not in by_design], None), (noted, "info")) if rows
-    )  # type: ignore[return-value] # fmt: skip
+        for rows, severity in by_severity([row for row in hit if row.name not in by_design], noted)
+    )
 
 
 def _lost_by_design(case: Case, row: LayerRow, lost: int) -> bool:

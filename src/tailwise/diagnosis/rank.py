@@ -10,7 +10,7 @@ from tailwise.audits.audit import LayerRow
 from tailwise.diagnosis.case import Case, has, noise_stable_rank, share_of_noise_rank, value
 from tailwise.diagnosis.finding import Evidence, Severity
 from tailwise.diagnosis.noise import METRICS, alone_in_noise, bulk_of_noise, bulk_z, learned, noise_like
-from tailwise.diagnosis.rule import Cannot, Found, Partly, Verdict, rule
+from tailwise.diagnosis.rule import Cannot, Found, Partly, Verdict, by_severity, rule
 from tailwise.diagnosis.statistics import adjusted, rising, robust_scale
 from tailwise.diagnosis.words import alpha_in_words, count, entropy_in_words, named, rounding_in_words, verb
 
@@ -316,7 +316,7 @@ def isotropy(case: Case) -> Verdict:
     left = [row for row in hit if bulk_of_noise(case, row) and alone_in_noise(case, row, tested)]
     names = {row.name for row in left}
     noted = [row for row in hit if row.name not in names]
-    return tuple(_isotropic(case, rows, tested, severity) for rows, severity in ((left, None), (noted, "info")) if rows)  # type: ignore[return-value]
+    return tuple(_isotropic(case, group, tested, severity) for group, severity in by_severity(left, noted))
 
 
 def _isotropic(case: Case, rows: list[LayerRow], tested: list[LayerRow], severity: Severity | None) -> Found:

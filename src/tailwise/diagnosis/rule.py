@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+from tailwise.audits.audit import LayerRow
 from tailwise.diagnosis.case import Case
 from tailwise.diagnosis.finding import Evidence, Severity, Strength
 from tailwise.registry import Registry
@@ -51,6 +52,12 @@ class Partly:
 
 #: Several findings of one rule are of several severities: what needs a look, and what is only noted.
 Verdict = Found | tuple[Found, ...] | Partly | Cannot | None
+
+
+def by_severity(rows: list[LayerRow], noted: list[LayerRow]) -> tuple[tuple[list[LayerRow], Severity | None], ...]:
+    """What has the rule's own severity, and what is only noted, each where there is some."""
+    both: tuple[tuple[list[LayerRow], Severity | None], ...] = ((rows, None), (noted, "info"))
+    return tuple(part for part in both if part[0])
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,13 @@ def _of_alpha(audit: Audit) -> Paint:
         else:
             band = f"a{sum(alpha >= bound for bound in _BANDS)}" if kind == "ks" else "a1"
             colors[row.name] = (band, f"α {alpha:.2f}")
-    legend = (("a0", "α below 2"), ("a1", "2 to 4"), ("a2", "4 to 6"), ("a3", "above 6"), ("a-", "no trusted fit"))
+    legend: tuple[tuple[str, str], ...] = (
+        ("a0", "α below 2"),
+        ("a1", "2 to 4"),
+        ("a2", "4 to 6"),
+        ("a3", "above 6"),
+        ("a-", "no trusted fit"),
+    )
     if kind != "ks":
         legend = (("a1", "a trusted fit"), ("a-", "no trusted fit"))
     caption = "Colour: α of trusted fits, in the bands of HT-SR. Roles differ; compare along a row."
