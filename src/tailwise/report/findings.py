@@ -20,6 +20,8 @@ from tailwise.report import health
 _STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
 #: Lines of evidence for one finding, unless more are asked for.
 DEFAULT_EVIDENCE = 8
+#: The same for what is only noted.
+NOTED_EVIDENCE = 2
 SUFFIXES = (".json", ".md")
 #: What advice stands under where a finding is only noted.
 OTHER_SIGNS = "Only noted: nothing needs doing for it alone. If you see other signs"
@@ -75,6 +77,8 @@ def _one(finding: Finding, limit: int) -> RenderableType:
     for title, lines in () if finding.noted else advice:
         for index, line in enumerate(lines):
             table.add_row(title if index == 0 else "", Text(f"· {line}"))
+    if finding.noted and limit:
+        limit = min(limit, NOTED_EVIDENCE)
     for index, item in enumerate(_cut(finding.evidence, limit)):
         table.add_row("evidence" if index == 0 else "", _evidence(item))
     left = len(finding.evidence) - len(_cut(finding.evidence, limit))

@@ -58,7 +58,7 @@ def report(audits: Sequence[Audit], *, base: Audit | None = None) -> str:
     """The report as HTML text: findings first, then charts by family, one layer, the table, what was left out."""
     require_altair()
     view = View(tuple(audits), palette=TOKENS, base=base)
-    page = _Page(view, [diagnose(audit) for audit in audits])
+    page = _Page(view, [diagnose(audit, base=base) for audit in audits])
     title = " · ".join(view.names) + (f" against {short_names([base])[0]}" if base else "")
     sections = [
         page.map(),
