@@ -61,7 +61,7 @@ def diagnose(
     ] = None,
     as_json: Json = False,
     rows: Annotated[
-        int, typer.Option(min=0, help="Lines of evidence for a finding (2 of what is noted); 0 for all.", rich_help_panel=_OUT)
+        int, typer.Option(min=0, help="Lines of evidence a finding (2 of a note); 0 for all.", rich_help_panel=_OUT)
     ] = 8,
 ) -> None:  # fmt: skip
     """Say what is wrong with a model, why, and what to do, with the numbers.
