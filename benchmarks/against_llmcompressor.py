@@ -27,16 +27,16 @@ from safetensors.torch import load_file, save_file
 from tailwise.audits.run import audit
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply import apply
-from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
-from tailwise.compression.operators.operator import Activations
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.walking.calibrate import sample_windows
-from tailwise.compression.walking.hosts import load_host
-from tailwise.compression.walking.statistics import of_group
-from tailwise.compression.walking.walk import Block, walk_blocks
+from tailwise.models.activations import Activations
+from tailwise.models.walking.calibrate import sample_windows
+from tailwise.models.walking.hosts import load_host
+from tailwise.models.walking.statistics import of_group
+from tailwise.models.walking.walk import Block, walk_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -161,8 +161,8 @@ def _widened(source: Path, folder: Path) -> Path:
 
 
 def _windows(options: argparse.Namespace, path: Path) -> torch.Tensor:
-    from tailwise.evaluation.models import load_tokenizer
-    from tailwise.evaluation.tokens import tokens_of
+    from tailwise.models.evaluation.loading import load_tokenizer
+    from tailwise.models.evaluation.tokens import tokens_of
 
     tokens = tokens_of(str(options.text), load_tokenizer(options.model))
     found = sample_windows(tokens.ids, options.samples, options.window)

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -79,18 +79,18 @@ class Server:
         )
         assert self.process.stderr is not None
         self.address = next(m[0] for line in self.process.stderr if (m := re.search(r"http://[\d.:]+", line)))
-        with httpx.Client(base_url=self.address) as client:
+        with httpx2.Client(base_url=self.address) as client:
             while True:
-                with contextlib.suppress(httpx.TransportError):
+                with contextlib.suppress(httpx2.TransportError):
                     client.get("/api/health")
                     break
                 time.sleep(0.02)
             self.started = time.perf_counter() - began
             self.proof = re.search(r'name="csrf" content="([^"]+)', client.get("/models").text)[1]
 
-    def client(self) -> httpx.Client:
+    def client(self) -> httpx2.Client:
         """For reading and writing."""
-        return httpx.Client(base_url=self.address, headers={"X-CSRF-Token": self.proof}, timeout=60)
+        return httpx2.Client(base_url=self.address, headers={"X-CSRF-Token": self.proof}, timeout=60)
 
     def end(self, how: int = signal.SIGINT) -> None:
         """Stop it."""
@@ -176,7 +176,7 @@ class Reading:
     times: list[float] = field(default_factory=list)  # milliseconds
     wrong: list[str] = field(default_factory=list)
 
-    async def one(self, client: httpx.AsyncClient, number: int, targets: list[str], pause: float) -> None:
+    async def one(self, client: httpx2.AsyncClient, number: int, targets: list[str], pause: float) -> None:
         """One reader: they are not in step, and look at a page for a moment."""
         await asyncio.sleep(pause * number / READERS)
         for turn in range(ROUNDS):
@@ -186,15 +186,15 @@ class Reading:
                 answer = await client.get(target)
                 if answer.status_code != 200:
                     self.wrong.append(f"{answer.status_code} {target}")
-            except httpx.HTTPError as error:
+            except httpx2.HTTPError as error:
                 self.wrong.append(f"{type(error).__name__} {target}")
             self.times.append(1000 * (time.perf_counter() - began))
             await asyncio.sleep(pause)
 
     async def all_of_them(self, address: str, targets: list[str], pause: float) -> None:
         """Fifty at once, each with a connection of its own."""
-        limits = httpx.Limits(max_connections=READERS, max_keepalive_connections=READERS)
-        async with httpx.AsyncClient(base_url=address, timeout=60, limits=limits) as client:
+        limits = httpx2.Limits(max_connections=READERS, max_keepalive_connections=READERS)
+        async with httpx2.AsyncClient(base_url=address, timeout=60, limits=limits) as client:
             await asyncio.gather(*(self.one(client, number, targets, pause) for number in range(READERS)))
 
 
@@ -230,7 +230,7 @@ def _loaded(server: Server, targets: list[str], pause: float, *, busy: bool) -> 
     )
 
 
-def waited(client: httpx.Client, test: Any) -> dict[str, Any]:
+def waited(client: httpx2.Client, test: Any) -> dict[str, Any]:
     """The newest job, as soon as it passes the test."""
     ends = time.monotonic() + 300
     while time.monotonic() < ends:

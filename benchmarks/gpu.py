@@ -33,8 +33,8 @@ import tailwise as tw
 from speed import machine  # the module beside this file
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, group, load
-from tailwise.spectrum.solvers.blocks import gather
-from tailwise.spectrum.solvers.streams import finish
+from tailwise.spectrum.solvers.gpu_streams import finish
+from tailwise.spectrum.solvers.gram import gather
 from tailwise.spectrum.solvers.symmetric import measured
 
 SMALL = {

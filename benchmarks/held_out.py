@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from tailwise.audits.audit import Audit
+from tailwise.audits.precision.prediction import stratified_spearman
 from tailwise.compression.plans.decision import Decision
-from tailwise.evaluation.intervals import mean_interval
-from tailwise.evaluation.losses import window_losses
-from tailwise.evaluation.models import load_model, load_tokenizer
-from tailwise.evaluation.sources import Documents
-from tailwise.evaluation.tokens import tokens_of, windows_of
-from tailwise.precision.prediction import stratified_spearman
+from tailwise.models.evaluation.intervals import mean_interval
+from tailwise.models.evaluation.loading import load_model, load_tokenizer
+from tailwise.models.evaluation.losses import window_losses
+from tailwise.models.evaluation.sources import Documents
+from tailwise.models.evaluation.tokens import tokens_of, windows_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import Layer, LayerRow, Provenance
 from tailwise.history.point import Alarm
 from tailwise.history.prune import Retention
 from tailwise.history.store import History

@@ -6,7 +6,7 @@
     python benchmarks/precision.py --predict A B   rank correlation of alpha with each distortion in these models
 
 Cost: both sides run in this process on one thread, told apart by CPU seconds. "Solve" is all eigenvalues of each
-matrix, already in memory, in float64. "Study" is the whole of `tailwise.precision`: reading, encoding, solving,
+matrix, already in memory, in float64. "Study" is the whole of `tailwise.audits.precision`: reading, encoding, solving,
 fitting, errors and leading directions in every format, with the spectra of the weights as loaded in the cache, as
 an audit leaves them. Every format here changes the weights (stored in float32), so none is spared its solve.
 """
@@ -23,11 +23,11 @@ from safetensors.torch import save_file
 
 import models  # the module beside this file
 import tailwise as tw
+from tailwise.audits.precision.prediction import Prediction, predictions
+from tailwise.audits.precision.studying import study
 from tailwise.audits.run import audit
 from tailwise.number_formats.formats import FORMATS, parse_format
 from tailwise.number_formats.number_format import Reach
-from tailwise.precision.prediction import Prediction, predictions
-from tailwise.precision.run import study
 from tailwise.spectrum.solve import solve
 
 LOSSY = tuple(name for name in FORMATS if name not in ("fp64", "fp32"))

@@ -36,16 +36,16 @@ from held_out import (
 from tailwise.audits.audit import Audit
 from tailwise.audits.run import audit
 from tailwise.compression.applying.apply import apply
-from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.choosing.amounts import ALLOCATORS
 from tailwise.compression.making.request import Request
 from tailwise.compression.trying.clock import Clock
-from tailwise.compression.trying.run import planned
+from tailwise.compression.trying.planned import planned
 from tailwise.compression.trying.sensitivity import measured_losses
 from tailwise.compression.trying.stage import StageOptions, stage_of
-from tailwise.evaluation.losses import window_losses
-from tailwise.evaluation.models import load_model, load_tokenizer
-from tailwise.evaluation.tokens import tokens_of, windows_of
+from tailwise.models.evaluation.loading import load_model, load_tokenizer
+from tailwise.models.evaluation.losses import window_losses
+from tailwise.models.evaluation.tokens import tokens_of, windows_of
 
 OPERATORS = ("magnitude", "wanda", "sparsegpt")
 SPARSITIES = (0.5, 0.6, 0.7, 0.8)

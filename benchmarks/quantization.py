@@ -38,19 +38,19 @@ from held_out import (
 from tailwise.audits.audit import Audit
 from tailwise.audits.run import audit
 from tailwise.compression.applying.apply import apply
-from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.choosing.knapsack import Knapsack, solve
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.trying.clock import Clock
-from tailwise.compression.trying.errors import error_tables
-from tailwise.compression.trying.run import planned
+from tailwise.compression.trying.layer_errors import error_tables
+from tailwise.compression.trying.planned import planned
 from tailwise.compression.trying.sensitivity import Variant, variant_losses
 from tailwise.compression.trying.stage import StageOptions, stage_of
-from tailwise.evaluation.losses import window_losses
-from tailwise.evaluation.models import load_model, load_tokenizer
-from tailwise.evaluation.tokens import tokens_of, windows_of
+from tailwise.models.evaluation.loading import load_model, load_tokenizer
+from tailwise.models.evaluation.losses import window_losses
+from tailwise.models.evaluation.tokens import tokens_of, windows_of
 
 OPERATORS = ("rtn", "gptq")
 BITS = (2.5, 3.0, 3.5, 4.5)

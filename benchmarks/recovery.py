@@ -28,13 +28,13 @@ from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
 from tailwise.compression.recovery.masked import masks_in
 from tailwise.compression.recovery.recover import RecoverOptions, recover
-from tailwise.compression.walking.hosts import places_in
-from tailwise.evaluation.intervals import mean_interval
-from tailwise.evaluation.losses import window_losses
-from tailwise.evaluation.models import load_model, load_tokenizer
-from tailwise.evaluation.quiet import quiet
-from tailwise.evaluation.sources import Documents
-from tailwise.evaluation.tokens import tokens_of, windows_of
+from tailwise.models.evaluation.intervals import mean_interval
+from tailwise.models.evaluation.loading import load_model, load_tokenizer
+from tailwise.models.evaluation.losses import window_losses
+from tailwise.models.evaluation.quiet import quiet
+from tailwise.models.evaluation.sources import Documents
+from tailwise.models.evaluation.tokens import tokens_of, windows_of
+from tailwise.models.walking.hosts import places_in
 
 #: label → options.
 WAYS: dict[str, dict[str, Any]] = {

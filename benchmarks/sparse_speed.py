@@ -37,7 +37,7 @@ import torch
 from torch.nn.functional import linear, silu
 
 from tailwise.compression.operators.operator import Amount
-from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.operators.registered import OPERATORS
 
 ROWS, WIDTH, HEAD, WARM_UP = 64, 1024, 64, 5
 SPARSITIES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)

@@ -25,7 +25,7 @@ from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.shrinking.blocks_dropped import named_blocks, without_blocks
-from tailwise.compression.walking.load_pruned import load_pruned
+from tailwise.models.walking.load_pruned import load_pruned
 
 SIZES = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12,
          "num_key_value_heads": 12, "head_dim": 64, "vocab_size": 8192}  # fmt: skip

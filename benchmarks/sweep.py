@@ -28,7 +28,7 @@ from speed import machine  # the module beside this file
 from tailwise.audits.cache import Cache
 from tailwise.audits.prepare import Selection, prepare
 from tailwise.checkpoints.checkpoint import DTYPE_BITS, Checkpoint, TensorSpec
-from tailwise.sweep.forecast import Cost, Look, cost_of, forecast
+from tailwise.history.sweep.forecast import Cost, ModelSample, cost_of, forecast
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "sweeping.md"
 Shapes = Mapping[str, tuple[int, int]]
@@ -143,7 +143,7 @@ def plan_rows(rates: Path) -> list[str]:
     lines = ["| models | each: matrices | operations | one core | read | all: core hours | read | kept | dollars |"]
     lines += ["|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
     options = tw.RunOptions(workers=CORES, cache_dir=rates)
-    look = Look(tw.Recipe(), options, Selection(), Cache.of(options))
+    look = ModelSample(tw.Recipe(), options, Selection(), Cache.of(options))
     total = Cost()
     for group in PLAN:
         one, _ = cost_of(Headers(group.shapes), prepare(Headers(group.shapes), tw.Recipe(), options), look)

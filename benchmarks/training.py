@@ -18,8 +18,8 @@ from typing import Any
 
 from scipy import stats
 
-from tailwise import remedies
 from tailwise.history.point import Alarm
+from tailwise.training import remedies
 from tailwise.training.alarms import Alarms
 from training_runs import CONDITIONS, ROOT, STEPS, Arm, Condition, kept, path_of
 

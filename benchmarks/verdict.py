@@ -28,22 +28,22 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
+from tailwise.spectrum.solvers.blocks import gather
 
 import tailwise as tw
 from tailwise.audits.audit import Audit, Layer
 from tailwise.audits.prepare import Selection, prepare
 from tailwise.checkpoints.matrices import load
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.diagnosis.atlas import Atlas, default
-from tailwise.diagnosis.atlas_build import build, save
-from tailwise.diagnosis.finding import Diagnosis
-from tailwise.recipe import Recipe, RunOptions
-from tailwise.spectrum.solvers.blocks import gather
+from tailwise.core.recipe import Recipe, RunOptions
+from tailwise.judging.diagnosis.atlas import Atlas, default
+from tailwise.judging.diagnosis.atlas_build import build, save
+from tailwise.judging.diagnosis.finding import Diagnosis
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "verdict.jsonl", ROOT / "docs" / "sick-models.md"
 DATA = ROOT.parent / "shared" / "data"
-SHIPPED = ROOT / "src" / "tailwise" / "diagnosis" / "healthy.atlas"
+SHIPPED = ROOT / "src" / "tailwise" / "judging" / "diagnosis" / "healthy.atlas"
 LAYERS = 10  # in which each kind of fault is planted, one at a time
 LEAST = 50  # eigenvalues of a matrix that rules judge
 
@@ -228,7 +228,7 @@ def said(found_: Diagnosis) -> dict[str, set[str]]:
 
 def rules_digest() -> str:
     """Changes where the rules do."""
-    parts = [path.read_bytes() for path in sorted((ROOT / "src" / "tailwise" / "diagnosis").rglob("*.*"))
+    parts = [path.read_bytes() for path in sorted((ROOT / "src" / "tailwise" / "judging" / "diagnosis").rglob("*.*"))
              if path.suffix in (".py", ".atlas")]  # fmt: skip
     return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 

@@ -23,11 +23,11 @@ import transformers
 
 from tailwise.audits.run import audit
 from tailwise.compression.applying.apply import apply
-from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
-from tailwise.evaluation.classifiers import ClassifierScores, classifier_scores
-from tailwise.evaluation.quiet import quiet
+from tailwise.models.evaluation.classifiers import ClassifierScores, classifier_scores
+from tailwise.models.evaluation.quiet import quiet
 
 SIZE = 16  # pixels a side: the digits' 8, doubled
 OPERATORS = ("magnitude", "wanda", "sparsegpt")

@@ -13,7 +13,7 @@ import vl_convert
 
 import tailwise as tw
 from tailwise.report.charts.chart import CHARTS
-from tailwise.report.charts.view import View
+from tailwise.report.charts.view import ChartView
 from tailwise.report.render import spec_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +35,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, chart in CHARTS.items():
         audits = (audit, base) if chart.scope == "several" else (audit,)
-        spec = spec_of(chart, View(audits, base=base, layer_name=LAYER if chart.scope == "layer" else None))
+        spec = spec_of(chart, ChartView(audits, base=base, layer_name=LAYER if chart.scope == "layer" else None))
         (FOLDER / f"{name}.svg").write_text(vl_convert.vegalite_to_svg(spec), encoding="utf-8")
         print(f"written: docs/images/charts/{name}.svg")
 

@@ -24,18 +24,19 @@ from typer.models import ArgumentInfo
 import tailwise
 from tailwise.audits.weightwatcher import COLUMNS, DIFFERENT
 from tailwise.checkpoints.roles import ROLES
+from tailwise.cli.help_texts import filled
 from tailwise.cli.main import app
 from tailwise.compression.choosing.amounts import ALLOCATORS
-from tailwise.compression.operators.table import operators_that
-from tailwise.diagnosis.rule import RULES, Rule
-from tailwise.diagnosis.thresholds import TABLE, of_rule
-from tailwise.metrics.measure import selected
-from tailwise.metrics.metric import METRICS, Metric
+from tailwise.compression.operators.registered import operators_that
+from tailwise.core.recipe import Recipe
+from tailwise.judging.diagnosis.rule import RULES, Rule
+from tailwise.judging.diagnosis.thresholds import TABLE, of_rule
 from tailwise.number_formats.formats import FORMATS, parse_format
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat
-from tailwise.recipe import Recipe
 from tailwise.report.charts.chart import CHARTS, Chart, remedy
+from tailwise.spectrum.metrics.facts import selected
+from tailwise.spectrum.metrics.metric import METRICS, Metric
 from tailwise.training import alarm_limits
 from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule
 
@@ -90,13 +91,15 @@ def _parameters(command: Callable[..., Any]) -> tuple[dict[str, str], dict[str, 
         if isinstance(info, ArgumentInfo):
             required = parameter.default is inspect.Parameter.empty
             more = "" if "list" not in str(kind) else "..."
-            arguments[name.upper() if required else f"[{name.upper()}]{more}"] = info.help or ""
+            arguments[name.upper() if required else f"[{name.upper()}]{more}"] = filled(info.help or "")
             continue
         flags = [info.default, *(info.param_decls or ())]  # typer keeps the first declaration apart
         spelled = [flag for flag in flags if isinstance(flag, str) and flag.startswith("-")]
         spelled = spelled or ["--" + name.replace("_", "-")]
         shown = ", ".join(f"`{flag}`" for flag in spelled) + _value(kind, info.metavar)
-        options.setdefault(info.rich_help_panel or "Other", []).append([shown, info.help or "", _default(parameter)])
+        options.setdefault(info.rich_help_panel or "Other", []).append(
+            [shown, filled(info.help or ""), _default(parameter)]
+        )
     return arguments, options
 
 
@@ -410,8 +413,10 @@ def families() -> str:
             "Tiny models of transformers, each planned, applied, and loaded again by plain transformers (by "
             "`tailwise.load_pruned` where a config cannot say the sizes). A ✓ says that what was loaded is what a "
             "reference of a few lines makes of the model: masks and rounded values bit for bit; of GPTQ the codes, all "
-            "but 1 in 10,000, and the error of the outputs; factors against the best approximation of their rank; "
-            "heads, neurons and blocks that went against the whole model without them; and that what was reached is "
+            "but 1 in 10,000, and the error of the outputs; factors (of stacked experts their products) against the "
+            "best approximation of their rank; "
+            "heads, neurons and blocks that went against the whole model without them; experts that went against the "
+            "whole model whose routers may not choose them (–: it has none); and that what was reached is "
             "what the written files hold. The tests run each family with two operators; "
             "`PYTHONPATH=src:tests python tests/families/table.py` runs the whole product and keeps this table.",
             table(),

@@ -10,13 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 import tailwise as tw
+from tailwise.audits.precision.study_files import to_csv as precision_csv
 from tailwise.cli.main import app
-from tailwise.harmless import cell, pattern_from_file, visible
-from tailwise.optional import missing
-from tailwise.precision.tables import to_csv as precision_csv
-from tailwise.report.comparison import ranking_csv
-from tailwise.report.comparison import to_csv as comparison_csv
-from tailwise.report.files import to_csv, to_markdown
+from tailwise.core.harmless import cell, pattern_from_file, visible
+from tailwise.core.optional import missing
+from tailwise.report.comparison_page import ranking_csv
+from tailwise.report.comparison_page import to_csv as comparison_csv
+from tailwise.report.output_files import to_csv, to_markdown
 
 TURNED = "layers.0.\u202etxt.exe"
 MOVED = "layers.1.\x1b[2J\x1b[31mred"

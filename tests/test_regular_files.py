@@ -5,8 +5,8 @@ import tracemalloc
 
 import pytest
 
-from tailwise.errors import UnreadableError
-from tailwise.storage import is_text, mended, read_bytes, read_text
+from tailwise.core.errors import UnreadableError
+from tailwise.core.storage import is_text, mended, read_bytes, read_text
 
 
 @pytest.mark.parametrize("length", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3_000_000])

@@ -1,5 +1,7 @@
 """What is released: a wheel and a source archive, built here and looked into; imports where there is no fcntl."""
 
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -74,3 +76,52 @@ print(failed)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout.strip().splitlines()[-1] == "[]", done.stdout
+
+
+#: Modules of Python's own that 3.12, 3.13 and 3.14 no longer have.
+GONE = (
+    "aifc", "asynchat", "asyncore", "audioop", "cgi", "cgitb", "chunk", "crypt", "distutils", "imghdr", "imp",
+    "mailcap", "msilib", "nis", "nntplib", "ossaudiodev", "pipes", "smtpd", "sndhdr", "spwd",
+    "sunau", "telnetlib", "uu", "xdrlib",
+)  # fmt: skip
+
+
+def test_nothing_is_imported_that_newer_pythons_do_not_have():
+    import ast
+
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not [name for name in names if name.partition(".")[0] in GONE], path
+
+
+def other_pythons():
+    """Of versions that are promised: on the path, or of pyenv's."""
+    found = {}
+    for version in ("3.12", "3.13", "3.14"):
+        own = sorted(Path("~/.pyenv/versions").expanduser().glob(f"{version}.*/bin/python"))
+        found[version] = str(own[-1]) if own else shutil.which(f"python{version}")  # pyenv's shims may lead nowhere
+    return found
+
+
+@pytest.mark.parametrize(("version", "python"), other_pythons().items())
+def test_the_source_is_that_of_other_pythons(version, python, tmp_path):
+    if python is None:
+        pytest.skip(f"there is no Python {version} here")
+    code = (
+        "import pathlib, sys, warnings\n"
+        "warnings.simplefilter('error')\n"
+        "files = sorted(pathlib.Path(sys.argv[1]).rglob('*.py'))\n"
+        "[compile(path.read_text(encoding='utf-8'), str(path), 'exec') for path in files]\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "import tailwise, tailwise.core.errors, tailwise.core.registry, tailwise.core.storage\n"
+        "import tailwise.core.harmless, tailwise.core.recipe\n"
+        "assert tailwise.core.harmless.pattern_from_file('a+b').match('aab')\n"
+        "print(len(files), sys.version_info[:2])"
+    )
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    command = [python, "-P", "-B", "-c", code, str(ROOT / "src")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert version.replace(".", ", ") in done.stdout

@@ -14,25 +14,27 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tailwise import remedies as remedies
-    from tailwise.audits.audit import Audit, Layer, LayerRow
+    from tailwise.audits.audit import Audit
     from tailwise.audits.prepare import Prepared, prepare
+    from tailwise.audits.rows import Layer, LayerRow
     from tailwise.audits.run import audit
     from tailwise.audits.single import alpha_hill, esd, singular_entropy, stable_rank
     from tailwise.checkpoints.checkpoint import Checkpoint
     from tailwise.checkpoints.open import open_checkpoint
-    from tailwise.compare.ranking import rank
-    from tailwise.compare.run import compare
     from tailwise.compression.applying.apply import apply
-    from tailwise.compression.walking.load_pruned import load_pruned
-    from tailwise.diagnosis.run import diagnose
-    from tailwise.errors import TailwiseError, UnreadableError, UsageError
-    from tailwise.evaluation.run import evaluate
-    from tailwise.gates.run import check
-    from tailwise.metrics.metric import METRICS, metric
-    from tailwise.recipe import Recipe, RunOptions
+    from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
+    from tailwise.core.recipe import Recipe, RunOptions
+    from tailwise.judging.compare.compare_audits import compare
+    from tailwise.judging.compare.ranking import rank
+    from tailwise.judging.diagnosis.diagnose import diagnose
+    from tailwise.judging.gates.checking import check
+    from tailwise.models.evaluation.evaluate import evaluate
+    from tailwise.models.walking.load_pruned import load_pruned
+    from tailwise.report.render import plot
+    from tailwise.spectrum.metrics.metric import METRICS, metric
     from tailwise.spectrum.power_law import TailFit, fit_tail
     from tailwise.spectrum.spectrum import Spectrum
+    from tailwise.training import remedies as remedies
     from tailwise.training.monitor import Monitor
 
 __version__ = "0.1.0"
@@ -40,49 +42,50 @@ __version__ = "0.1.0"
 _HOMES = {
     "Audit": "tailwise.audits.audit",
     "Checkpoint": "tailwise.checkpoints.checkpoint",
-    "Layer": "tailwise.audits.audit",
-    "LayerRow": "tailwise.audits.audit",
-    "METRICS": "tailwise.metrics.metric",
+    "Layer": "tailwise.audits.rows",
+    "LayerRow": "tailwise.audits.rows",
+    "METRICS": "tailwise.spectrum.metrics.metric",
     "Monitor": "tailwise.training.monitor",
     "Prepared": "tailwise.audits.prepare",
-    "Recipe": "tailwise.recipe",
-    "RunOptions": "tailwise.recipe",
+    "Recipe": "tailwise.core.recipe",
+    "RunOptions": "tailwise.core.recipe",
     "Spectrum": "tailwise.spectrum.spectrum",
     "TailFit": "tailwise.spectrum.power_law",
-    "TailwiseError": "tailwise.errors",
-    "UnreadableError": "tailwise.errors",
-    "UsageError": "tailwise.errors",
+    "TailwiseError": "tailwise.core.errors",
+    "UnreadableError": "tailwise.core.errors",
+    "UsageError": "tailwise.core.errors",
     "alpha_hill": "tailwise.audits.single",
     "apply": "tailwise.compression.applying.apply",
     "esd": "tailwise.audits.single",
     "audit": "tailwise.audits.run",
-    "check": "tailwise.gates.run",
-    "compare": "tailwise.compare.run",
-    "diagnose": "tailwise.diagnosis.run",
-    "evaluate": "tailwise.evaluation.run",
+    "check": "tailwise.judging.gates.checking",
+    "compare": "tailwise.judging.compare.compare_audits",
+    "diagnose": "tailwise.judging.diagnosis.diagnose",
+    "evaluate": "tailwise.models.evaluation.evaluate",
     "fit_tail": "tailwise.spectrum.power_law",
-    "load_pruned": "tailwise.compression.walking.load_pruned",
-    "metric": "tailwise.metrics.metric",
+    "load_pruned": "tailwise.models.walking.load_pruned",
+    "metric": "tailwise.spectrum.metrics.metric",
     "open_checkpoint": "tailwise.checkpoints.open",
+    "plot": "tailwise.report.render",
     "prepare": "tailwise.audits.prepare",
-    "rank": "tailwise.compare.ranking",
+    "rank": "tailwise.judging.compare.ranking",
     "singular_entropy": "tailwise.audits.single",
     "stable_rank": "tailwise.audits.single",
 }
 
 #: Rooms whose names are used through them: `tw.remedies.AdaptiveClip`.
-_ROOMS = ("remedies",)
+_ROOMS = {"errors": "tailwise.core.errors", "remedies": "tailwise.training.remedies"}
 
 __all__ = [
     "METRICS", "Audit", "Checkpoint", "Layer", "LayerRow", "Monitor", "Prepared", "Recipe", "RunOptions", "Spectrum",
     "TailFit", "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "apply", "audit",
     "check", "compare", "diagnose", "esd", "evaluate", "fit_tail", "load_pruned", "metric", "open_checkpoint",
-    "prepare", "rank", "singular_entropy", "stable_rank",
+    "plot", "prepare", "rank", "singular_entropy", "stable_rank",
 ]  # fmt: skip
 
 
 class _Public(ModuleType):
-    """Importing the room `tailwise.compare` sets an attribute here, which must not hide the verb `compare`."""
+    """Importing the room `tailwise.judging.compare` sets an attribute here, which must not hide the verb `compare`."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):
@@ -94,7 +97,7 @@ sys.modules[__name__].__class__ = _Public
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
-        return import_module(f"tailwise.{name}")
+        return import_module(_ROOMS[name])
     if name not in _HOMES:
         raise AttributeError(f"module 'tailwise' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

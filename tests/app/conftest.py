@@ -16,8 +16,8 @@ pytest.importorskip("altair")
 from fastapi.testclient import TestClient
 
 from tailwise.app.server import create_app
-from tailwise.app.settings import Settings
-from tailwise.workspace.workspace import Workspace
+from tailwise.app.settings import AppSettings
+from tailwise.app.workspace.workspace import Workspace
 
 EVIL = "layers.0.<script>alert(1)</script>'\"&{{7*7}}.mlp.up_proj"
 
@@ -133,7 +133,7 @@ def folder(tmp_path, audits, plan_text):
 @pytest.fixture
 def settings(tmp_path):
     """Of a server on this machine."""
-    return Settings(state=tmp_path / "state")
+    return AppSettings(state=tmp_path / "state")
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from tailwise.app.markdown import drawn
+from tailwise.app.pages.assistant import drawn
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from tailwise.app.workspace import links
 from tailwise.history.store import History
-from tailwise.workspace import links
 
 playwright = pytest.importorskip("playwright.sync_api")
 uvicorn = pytest.importorskip("uvicorn")

@@ -7,8 +7,8 @@ from starlette.websockets import WebSocketDisconnect
 import tailwise as tw
 from tailwise.app.guard import HEADERS, Rate, session_of
 from tailwise.app.server import create_app
-from tailwise.app.settings import Settings, is_loopback
-from tailwise.workspace.workspace import Workspace
+from tailwise.app.settings import AppSettings, is_loopback
+from tailwise.app.workspace.workspace import Workspace
 
 TOKEN = "a-token-of-sixteen-signs"
 
@@ -81,7 +81,7 @@ def test_every_answer_carries_the_policy(client, ids):
 
 @pytest.fixture
 def guarded(folder, tmp_path):
-    settings = Settings(host="0.0.0.0", token=TOKEN, names=("tailwise.example",), state=tmp_path / "guarded")
+    settings = AppSettings(host="0.0.0.0", token=TOKEN, names=("tailwise.example",), state=tmp_path / "guarded")
     with TestClient(create_app(Workspace([folder]), settings), base_url="http://tailwise.example") as opened:
         yield opened
 
@@ -158,9 +158,9 @@ def test_guessing_is_slowed(guarded):
 
 def test_a_wide_address_needs_a_token():
     with pytest.raises(tw.UsageError, match="token"):
-        Settings(host="0.0.0.0")
+        AppSettings(host="0.0.0.0")
     with pytest.raises(tw.UsageError, match="short"):
-        Settings(token="short")
+        AppSettings(token="short")
 
 
 @pytest.mark.parametrize(
@@ -180,12 +180,12 @@ def test_a_rate_forgets_after_a_minute():
 
 
 def test_secrets_are_in_no_text(folder, tmp_path):
-    settings = Settings(token=TOKEN, state=tmp_path / "s")
+    settings = AppSettings(token=TOKEN, state=tmp_path / "s")
     assert TOKEN not in repr(settings)
 
 
 def test_a_read_only_server_writes_nothing(folder, tmp_path):
-    settings = Settings(read_only=True, state=tmp_path / "ro")
+    settings = AppSettings(read_only=True, state=tmp_path / "ro")
     with TestClient(create_app(Workspace([folder]), settings), base_url="http://127.0.0.1") as opened:
         page = opened.get("/models").text
         opened.headers["X-CSRF-Token"] = page.split('name="csrf" content="')[1].split('"')[0]

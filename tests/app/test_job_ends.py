@@ -11,7 +11,7 @@ import pytest
 
 from tailwise.app.jobs.job import Job
 from tailwise.app.jobs.outputs import free_name, place, words_of
-from tailwise.app.jobs.process import Running
+from tailwise.app.jobs.process import JobProcess
 from tailwise.app.jobs.queue import Queue
 
 
@@ -218,7 +218,7 @@ def test_a_job_that_does_not_hear_is_ended(monkeypatch):
 
     monkeypatch.setattr(process, "_PATIENCE", 0.01)
     monkeypatch.setattr(process, "arguments", lambda job, workers: [sys.executable, "-c", DEAF])
-    running = Running(Job("x", "m", "o.audit"), None)
+    running = JobProcess(Job("x", "m", "o.audit"), None)
     running.stop()
     status, _ = running.follow(lambda step: None)
     assert status in (-9, -15)

@@ -12,8 +12,8 @@ import pytest
 
 from tailwise.app import lists
 from tailwise.app.rendering import moment
-from tailwise.workspace import layers as table
-from tailwise.workspace import links
+from tailwise.app.workspace import layers as table
+from tailwise.app.workspace import links
 
 NAMES = [
     "模型",
@@ -154,16 +154,16 @@ def test_a_store_on_a_server_that_goes_away_amid_is_told_and_found_again(folder,
     from fastapi.testclient import TestClient
 
     from tailwise.app.server import create_app
-    from tailwise.app.settings import Settings
+    from tailwise.app.settings import AppSettings
+    from tailwise.app.workspace.workspace import Workspace
     from tailwise.history.point import Point
     from tailwise.history.store import History
-    from tailwise.workspace.workspace import Workspace
 
     url = postgres.new_store()
     with History(url, create=True) as history:
         history.add_all([Point(run="one", step=0, tempo="full", time=1.7e9, scalars={"loss": 1.0}, layers={})])
     workspace = Workspace([folder], store=url)
-    app = create_app(workspace, Settings(state=tmp_path / "state2"))
+    app = create_app(workspace, AppSettings(state=tmp_path / "state2"))
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         assert "one" in client.get("/training").text
         postgres.stop()

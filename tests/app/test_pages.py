@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from tailwise.app.workspace import links
 from tailwise.history.point import Point
 from tailwise.history.store import History
-from tailwise.workspace import links
 
 
 def addresses(ids, evil):
@@ -161,7 +161,7 @@ def test_the_help_says_what_the_charts_say(client, ids):
 
 
 def test_everything_that_the_assistant_explains_has_a_page(client):
-    from tailwise.assistant.functions.explaining import topics
+    from tailwise.app.assistant.functions.explaining import topics
 
     for name in topics():
         assert client.get(links.explain(name)).status_code == 200, name

@@ -5,10 +5,10 @@ import threading
 
 import pytest
 
-from tailwise.app import events
+from tailwise.app import event_stream as events
+from tailwise.app.assistant.endpoint import Endpoint
+from tailwise.app.assistant.events import TextDelta
 from tailwise.app.pages import assistant
-from tailwise.assistant.events import TextDelta
-from tailwise.assistant.settings import Endpoint
 
 QUESTION = {"messages": [{"role": "user", "content": "hello"}]}
 

@@ -137,7 +137,7 @@ def test_what_a_killed_server_left_of_an_upload_goes(client, folder, settings):
 
 def test_what_was_not_looked_at_is_not_shown(app, client, folder, monkeypatch):
     from tailwise.app import uploads
-    from tailwise.workspace.workspace import Workspace
+    from tailwise.app.workspace.workspace import Workspace
 
     seen = []
 

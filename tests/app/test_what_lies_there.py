@@ -11,10 +11,10 @@ import pytest
 import tailwise as tw
 from tailwise.app.addresses import split
 from tailwise.app.others import others
+from tailwise.app.workspace.workspace import Workspace
+from tailwise.audits.precision.studying import study
 from tailwise.history.point import Point
 from tailwise.history.store import History
-from tailwise.precision.run import study
-from tailwise.workspace.workspace import Workspace
 
 
 @pytest.fixture

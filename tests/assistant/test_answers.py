@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tailwise.assistant.advice import PRUNED, QUANTIZED
-from tailwise.assistant.answers import answer
-from tailwise.assistant.markdown import plain
-from tailwise.assistant.replies.concepts import EXAMPLES
-from tailwise.assistant.screen import Screen
-from tailwise.workspace import links
-from tailwise.workspace.workspace import Workspace
+from tailwise.app.assistant.advice import PRUNED, QUANTIZED
+from tailwise.app.assistant.answers import answer
+from tailwise.app.assistant.markdown import plain
+from tailwise.app.assistant.replies.concepts import EXAMPLES
+from tailwise.app.assistant.screen import ShownPage
+from tailwise.app.workspace import links
+from tailwise.app.workspace.workspace import Workspace
 
 #: Question → what a right answer holds.
 UNDERSTOOD = {
@@ -111,12 +111,12 @@ def test_what_is_on_screen_is_meant(made):
     assert "most layers between 2 and 4" in chart.text
     base = answer("what changed?", made.workspace, made.screen("tuned", base=made.ids["model"]))
     assert base.facts[0]["before"] == made.ids["model"]
-    several = Screen(audits=(made.ids["model"], made.ids["tuned"]))
+    several = ShownPage(audits=(made.ids["model"], made.ids["tuned"]))
     assert answer("compare these", made.workspace, several).facts
 
 
 def test_without_a_choice_it_asks_which(made):
-    text = answer("which layers are worst?", made.workspace, Screen()).text
+    text = answer("which layers are worst?", made.workspace, ShownPage()).text
     assert "Which audit" in text
     assert all(made.ids[title] in text for title in ("model", "tuned"))
 
@@ -124,9 +124,9 @@ def test_without_a_choice_it_asks_which(made):
 def test_an_empty_workspace_says_what_to_do(tmp_path):
     workspace = Workspace([tmp_path])
     for question in [*UNDERSTOOD, *EXAMPLES]:
-        assert answer(question, workspace, Screen()).text
-    assert "tailwise audit" in answer("is this model healthy?", workspace, Screen()).text
-    assert "Exponent" in answer("what is alpha?", workspace, Screen()).text
+        assert answer(question, workspace, ShownPage()).text
+    assert "tailwise audit" in answer("is this model healthy?", workspace, ShownPage()).text
+    assert "Exponent" in answer("what is alpha?", workspace, ShownPage()).text
 
 
 def test_a_long_question_is_cut(made):

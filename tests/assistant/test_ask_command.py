@@ -7,7 +7,7 @@ import sys
 import pytest
 from endpoint import endpoint, text, tool
 
-from tailwise.assistant.settings import FILE, KEY, MODEL, URL
+from tailwise.app.assistant.endpoint import FILE, KEY, MODEL, URL
 from tailwise.cli.main import run
 
 
@@ -124,12 +124,12 @@ def test_a_server_that_cannot_be_is_refused(call, monkeypatch, words, says):
 def test_answers_need_no_torch(made):
     program = f"""
 import sys
-from tailwise.assistant.answers import EXAMPLES, answer
-from tailwise.assistant.functions.function import FUNCTIONS, Place, call
-from tailwise.assistant.prompt import system_prompt
-from tailwise.assistant.screen import Screen
-from tailwise.workspace.workspace import Workspace
-workspace, screen = Workspace([{str(made.workspace.roots[0])!r}]), Screen(audit={made.ids["model"]!r})
+from tailwise.app.assistant.answers import EXAMPLES, answer
+from tailwise.app.assistant.functions.function import FUNCTIONS, Place, call
+from tailwise.app.assistant.prompt import system_prompt
+from tailwise.app.assistant.screen import ShownPage
+from tailwise.app.workspace.workspace import Workspace
+workspace, screen = Workspace([{str(made.workspace.roots[0])!r}]), ShownPage(audit={made.ids["model"]!r})
 for example in EXAMPLES:
     answer(example, workspace, screen)
 for name in FUNCTIONS:

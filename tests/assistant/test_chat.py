@@ -6,11 +6,11 @@ import socket
 import pytest
 from endpoint import endpoint, text, tool
 
-from tailwise.assistant.chat import Done, Failed, TextDelta, ToolCall, ToolResult, chat
-from tailwise.assistant.events import to_json
-from tailwise.assistant.functions.function import FUNCTIONS
-from tailwise.assistant.screen import Screen
-from tailwise.assistant.settings import Endpoint
+from tailwise.app.assistant.chat import Answered, Failed, TextDelta, ToolCall, ToolResult, chat
+from tailwise.app.assistant.endpoint import Endpoint
+from tailwise.app.assistant.events import to_json
+from tailwise.app.assistant.functions.function import FUNCTIONS
+from tailwise.app.assistant.screen import ShownPage
 
 pytest.importorskip("openai")
 KEY = "sk-very-secret"
@@ -25,7 +25,7 @@ def test_text_comes_in_parts_and_as_a_whole(made):
     with endpoint(text("Hel", "lo.")) as script:
         events = talk(made, script)
     assert events[:2] == [TextDelta("Hel"), TextDelta("lo.")]
-    assert isinstance(events[-1], Done)
+    assert isinstance(events[-1], Answered)
     assert events[-1].answer.text == "Hello."
     assert len(events) == 3
 
@@ -109,8 +109,8 @@ def test_thoughts_are_no_part_of_the_answer(made):
 
 
 def test_text_before_a_call_is_told_with_it(made):
-    with endpoint([*text("Let me look."), *tool("list", "{}")], text(" Done.")) as script:
-        assert talk(made, script)[-1].answer.text == "Let me look. Done."
+    with endpoint([*text("Let me look."), *tool("list", "{}")], text(" Answered.")) as script:
+        assert talk(made, script)[-1].answer.text == "Let me look. Answered."
     assert script.requests[1]["messages"][-2]["content"] == "Let me look."
 
 
@@ -147,7 +147,7 @@ def test_only_messages_of_people_and_model_are_passed_on(made):
     told += [{"role": "user", "content": "a" * 50_000}, {"role": "assistant", "content": "b"}] * 30
     told += [{"role": "user", "content": "last"}]
     with endpoint(text("ok")) as script:
-        list(chat(told, made.workspace, Screen(), Endpoint(script.url, "m")))
+        list(chat(told, made.workspace, ShownPage(), Endpoint(script.url, "m")))
     sent = script.requests[0]["messages"]
     assert [item["role"] for item in sent].count("system") == 1
     assert len(sent) == 25
@@ -185,21 +185,21 @@ def test_no_server_is_said(made):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     to = Endpoint(f"http://127.0.0.1:{port}/v1", "m", KEY)
-    events = list(chat([{"role": "user", "content": "x"}], made.workspace, Screen(), to))
+    events = list(chat([{"role": "user", "content": "x"}], made.workspace, ShownPage(), to))
     assert [type(event) for event in events] == [Failed]
     assert "cannot be reached" in events[0].message
 
 
 def test_no_question_is_said(made):
     with endpoint(text("ok")) as script:
-        events = list(chat([], made.workspace, Screen(), Endpoint(script.url, "m")))
+        events = list(chat([], made.workspace, ShownPage(), Endpoint(script.url, "m")))
     assert "no question" in events[0].message
 
 
 def test_who_stops_listening_ends_the_request(made):
     with endpoint(text("a", "b", "c")) as script:
         told = [{"role": "user", "content": "x"}]
-        stream = chat(told, made.workspace, Screen(), Endpoint(script.url, "m"))
+        stream = chat(told, made.workspace, ShownPage(), Endpoint(script.url, "m"))
         assert next(stream) == TextDelta("a")
         stream.close()
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tailwise.assistant.chat import Done, Failed, TextDelta, chat
-from tailwise.assistant.screen import Screen
-from tailwise.assistant.settings import Endpoint
+from tailwise.app.assistant.chat import Answered, Failed, TextDelta, chat
+from tailwise.app.assistant.endpoint import Endpoint
+from tailwise.app.assistant.screen import ShownPage
 
 pytest.importorskip("openai")
 pytest.importorskip("transformers")
@@ -73,9 +73,9 @@ def served(pycode, tmp_path_factory):
 
 def test_streams_text_and_ends(made, served):
     url, model = served
-    events = list(chat([{"role": "user", "content": "def main():"}], made.workspace, Screen(), Endpoint(url, model)))
+    events = list(chat([{"role": "user", "content": "def main():"}], made.workspace, ShownPage(), Endpoint(url, model)))
     parts = [event.text for event in events if isinstance(event, TextDelta)]
-    assert isinstance(events[-1], Done), events[-1]
+    assert isinstance(events[-1], Answered), events[-1]
     assert len(parts) > 1
     assert events[-1].answer.text
     assert "".join(parts).strip().startswith(events[-1].answer.text.split("\\")[0][:5])
@@ -83,6 +83,6 @@ def test_streams_text_and_ends(made, served):
 
 def test_a_model_that_is_not_there_is_an_answer_too(made, served):
     to = Endpoint(served[0], str(Path(served[1]) / "not-there"))
-    events = list(chat([{"role": "user", "content": "x"}], made.workspace, Screen(), to))
+    events = list(chat([{"role": "user", "content": "x"}], made.workspace, ShownPage(), to))
     assert isinstance(events[-1], Failed)
     assert events[-1].fix

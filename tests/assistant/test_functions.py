@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 import tailwise as tw
-from tailwise.assistant.charts import OF_METRIC
-from tailwise.assistant.functions.function import FUNCTIONS, Place, call, tidy, within
-from tailwise.assistant.screen import Screen
-from tailwise.metrics.metric import METRICS
+from tailwise.app.assistant.charts import OF_METRIC
+from tailwise.app.assistant.functions.function import FUNCTIONS, Place, call, tidy, within
+from tailwise.app.assistant.screen import ShownPage
+from tailwise.app.workspace.workspace import Workspace
+from tailwise.compression.choosing.amounts import ALLOCATORS
+from tailwise.compression.choosing.bit_formats import ASSIGNERS
 from tailwise.report.charts.chart import CHARTS
-from tailwise.workspace.workspace import Workspace
+from tailwise.spectrum.metrics.metric import METRICS
 
 ARGUMENTS = {
     "layer": {"layer": "block 3 mlp up"}, "explain": {"topic": "TW101"}, "draft_plan": {"kind": "prune", "amount": 0.5},
@@ -54,6 +56,8 @@ def test_its_schema_describes_every_argument(name):
     ("query", {"where": "alhpa > 3"}, "no column"),
     ("query", {"where": "alpha > high"}, "is no number"),
     ("query", {"limit": "many"}, "is a integer"),
+    ("query", {"limit": 10**400}, "is a integer"),
+    ("draft_plan", {"kind": "prune", "amount": 10**400}, "is a number"),
     ("draft_plan", {"kind": "erase", "amount": 0.5}, "no kind of plan"),
     ("draft_plan", {"kind": "prune", "amount": 7}, "7"),
     ("training", {"run": "other"}, "no run"),
@@ -116,7 +120,7 @@ def test_nothing_is_written(made, place):
 
 
 def test_compare_names_what_changed(made):
-    fact = call("compare", {"before": "model", "after": "tuned"}, Place(made.workspace, Screen()))
+    fact = call("compare", {"before": "model", "after": "tuned"}, Place(made.workspace, ShownPage()))
     assert fact["layers_identical"] == 12
     assert fact["layers_in_both"] == 18
 
@@ -130,3 +134,12 @@ def test_only_plans_of_these_weights_count(made):
     ours = call("plans_for", {}, Place(made.workspace, made.screen()))
     assert [item["title"] for item in ours["plans"]] == ["half"]
     assert call("plans_for", {}, Place(made.workspace, made.screen("tuned")))["plans"] == []
+
+
+@pytest.mark.parametrize(("kind", "amount", "registry"), [("prune", 0.5, ALLOCATORS), ("quantize", 4.5, ASSIGNERS)])
+def test_every_allocator_that_is_said_to_read_the_audit_alone_does(place, kind, amount, registry):
+    said = FUNCTIONS["draft_plan"].schema()["function"]["parameters"]["properties"]["allocator"]["description"]
+    for name, item in registry.items():
+        if item.reads_audit_alone:
+            assert name in said
+            assert "error" not in call("draft_plan", {"kind": kind, "amount": amount, "allocator": name}, place)

@@ -2,11 +2,11 @@
 
 import pytest
 
-from tailwise.assistant.answers import answer
-from tailwise.assistant.functions.function import FUNCTIONS, Place, call
-from tailwise.assistant.markdown import links_in
-from tailwise.assistant.replies.concepts import EXAMPLES
-from tailwise.workspace.workspace import Workspace
+from tailwise.app.assistant.answers import answer
+from tailwise.app.assistant.functions.function import FUNCTIONS, Place, call
+from tailwise.app.assistant.markdown import links_in
+from tailwise.app.assistant.replies.concepts import EXAMPLES
+from tailwise.app.workspace.workspace import Workspace
 
 pytest.importorskip("fastapi")
 
@@ -16,10 +16,10 @@ def client(made, tmp_path):
     from starlette.testclient import TestClient
 
     from tailwise.app.server import create_app
-    from tailwise.app.settings import Settings
+    from tailwise.app.settings import AppSettings
 
     workspace = Workspace(made.workspace.roots, store=made.workspace.store)  # the app closes its own
-    app = create_app(workspace, Settings(state=tmp_path, read_only=True))
+    app = create_app(workspace, AppSettings(state=tmp_path, read_only=True))
     with TestClient(app, base_url="http://127.0.0.1:8440") as found:
         yield found
 

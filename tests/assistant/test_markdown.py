@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailwise.assistant.markdown import clean, escape, link, own_links, plain
+from tailwise.app.assistant.markdown import clean, escape, link, own_links, plain
 
 HOSTILE = "<script>alert(1)</script>](javascript:x) `code` **b** _i_ # h | ~~s~~ \\ &amp; $m$"
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tailwise.assistant.functions.function import FUNCTIONS
-from tailwise.assistant.mcp_http import Address, app_of, serve_http
-from tailwise.assistant.mcp_server import server_of
-from tailwise.errors import UsageError
-from tailwise.workspace.workspace import Workspace
+from tailwise.app.assistant.functions.function import FUNCTIONS
+from tailwise.app.assistant.mcp_http import ListenAddress, app_of, serve_http
+from tailwise.app.assistant.mcp_server import server_of
+from tailwise.app.workspace.workspace import Workspace
+from tailwise.core.errors import UsageError
 
 pytest.importorskip("mcp")
 TOKEN = "a-token-that-is-long-enough"
@@ -121,7 +121,7 @@ def other_hosts_and_origins_are_refused(url):
 def test_a_token_is_asked_for_where_there_is_one(made):
     from starlette.testclient import TestClient
 
-    app = app_of(server_of(made.workspace), Address("10.0.0.1", 8008, (), TOKEN), 8008)
+    app = app_of(server_of(made.workspace), ListenAddress("10.0.0.1", 8008, (), TOKEN), 8008)
     with TestClient(app, base_url="http://10.0.0.1:8008") as client:
 
         def answered(**headers):
@@ -143,21 +143,21 @@ def test_a_token_is_asked_for_where_there_is_one(made):
 ])  # fmt: skip
 def test_what_would_be_open_to_others_is_refused(address, says):
     with pytest.raises(UsageError, match=says):
-        Address(**address)
+        ListenAddress(**address)
 
 
 def test_names_that_are_let_through():
-    assert Address("10.0.0.1", 1, ("audits.example",), TOKEN).hosts(8008) == [
+    assert ListenAddress("10.0.0.1", 1, ("audits.example",), TOKEN).hosts(8008) == [
         "10.0.0.1:8008", "audits.example:8008", "audits.example",
     ]  # fmt: skip
-    assert "[::1]:8008" in Address().hosts(8008)
-    assert Address("::1").loopback
-    assert TOKEN not in repr(Address(token=TOKEN))
+    assert "[::1]:8008" in ListenAddress().hosts(8008)
+    assert ListenAddress("::1").loopback
+    assert TOKEN not in repr(ListenAddress(token=TOKEN))
 
 
 def test_a_taken_port_is_said(made):
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="cannot listen"):
-        serve_http(server_of(made.workspace), Address(port=taken.getsockname()[1]), print)
+        serve_http(server_of(made.workspace), ListenAddress(port=taken.getsockname()[1]), print)
 
 
 @pytest.fixture

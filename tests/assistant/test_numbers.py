@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailwise.assistant.numbers import unverified
+from tailwise.app.assistant.numbers import unverified
 
 FACT = {
     "alpha": 2.3147, "share": 0.0862, "parameters": 7995392, "change": -0.51, "p": 1.2e-5, "median": 12.34, "block": 3,

@@ -2,12 +2,12 @@
 
 import os
 
-from tailwise.assistant.prompt import prompt_facts, system_prompt
-from tailwise.assistant.readings import READINGS
-from tailwise.assistant.screen import Screen
-from tailwise.diagnosis.rule import RULES
-from tailwise.metrics.metric import METRICS
+from tailwise.app.assistant.prompt import prompt_facts, system_prompt
+from tailwise.app.assistant.readings import READINGS
+from tailwise.app.assistant.screen import ShownPage
+from tailwise.judging.diagnosis.rule import RULES
 from tailwise.report.charts.chart import charts_of
+from tailwise.spectrum.metrics.metric import METRICS
 
 
 def test_has_the_guidance_the_metrics_and_the_data(made):
@@ -23,28 +23,28 @@ def test_has_the_guidance_the_metrics_and_the_data(made):
 
 def test_changes_with_what_is_on_screen(made):
     shown = {system_prompt(made.workspace, screen) for screen in (
-        Screen(), made.screen(), made.screen("tuned"), made.screen("tuned", base=made.ids["model"]),
-        made.screen(layer="model.layers.1.mlp.up_proj"), Screen(run="my-run"), Screen(plan=made.ids["half"]),
+        ShownPage(), made.screen(), made.screen("tuned"), made.screen("tuned", base=made.ids["model"]),
+        made.screen(layer="model.layers.1.mlp.up_proj"), ShownPage(run="my-run"), ShownPage(plan=made.ids["half"]),
         made.screen(chart="alpha_hist"),
     )}  # fmt: skip
     assert len(shown) == 8
 
 
 def test_changes_with_the_file(made, tmp_path):
-    from tailwise.workspace.workspace import Workspace
+    from tailwise.app.workspace.workspace import Workspace
 
     path = tmp_path / "x.audit"
     made.workspace.audit(made.ids["model"]).save(path)
     os.utime(path, (1, 1))
     workspace = Workspace([tmp_path])
-    screen = Screen(audit=workspace.entries()[0].id)
+    screen = ShownPage(audit=workspace.entries()[0].id)
     before = system_prompt(workspace, screen)
     made.workspace.audit(made.ids["tuned"]).save(path)
     assert system_prompt(Workspace([tmp_path]), screen) != before
 
 
 def test_what_cannot_be_read_is_said_in_it(made):
-    assert "there is no audit named 'gone'" in system_prompt(made.workspace, Screen(audit="gone"))
+    assert "there is no audit named 'gone'" in system_prompt(made.workspace, ShownPage(audit="gone"))
 
 
 def test_names_cannot_close_the_data(made):

@@ -5,8 +5,8 @@ import stat
 
 import pytest
 
-from tailwise.assistant.settings import FILE, KEY, MODEL, URL, Endpoint, forget, load
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.app.assistant.endpoint import FILE, KEY, MODEL, URL, Endpoint, forget, load
+from tailwise.core.errors import UnreadableError, UsageError
 
 LOCAL = "http://127.0.0.1:8000/v1"
 

@@ -8,7 +8,7 @@ from statistics import fmean, median
 
 import pytest
 
-from tailwise.assistant.answers import answer
+from tailwise.app.assistant.answers import answer
 from tailwise.audits.trusted import usable, value_of
 
 _ROLES = ("mlp_up", "mlp_down", "attn_q")

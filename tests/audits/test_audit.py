@@ -15,8 +15,8 @@ from tailwise.audits.run import run
 from tailwise.audits.trusted import doubt
 from tailwise.audits.weightwatcher import COLUMNS, DIFFERENT
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UsageError
-from tailwise.metrics.metric import METRICS
+from tailwise.core.errors import UsageError
+from tailwise.spectrum.metrics.metric import METRICS
 
 RNG = np.random.default_rng(4)
 MODEL = {

@@ -11,8 +11,8 @@ import pytest
 
 import tailwise as tw
 from tailwise.audits.cache import Cache
-from tailwise.audits.health import check, clear
-from tailwise.errors import UnreachableError
+from tailwise.audits.installation import check, clear
+from tailwise.core.errors import UnreachableError
 from tailwise.spectrum.spectrum import Spectrum
 
 RNG = np.random.default_rng(3)

@@ -272,7 +272,7 @@ def test_a_new_engine_leaves_the_entries_of_the_old_one_alone(monkeypatch):
 
 
 def test_on_a_gpu_matrices_are_reduced_together_and_what_was_measured_is_kept(tmp_path, monkeypatch):
-    from tailwise.audits.baselines import Baselines
+    from tailwise.audits.cache import Baselines
     from tailwise.audits.work import Worker
     from tailwise.spectrum.solvers import symmetric
 
@@ -292,7 +292,7 @@ def test_a_far_worker_without_the_folder_measures_solvers_once_for_all_its_matri
     from safetensors.numpy import save_file as save
 
     from inline import Inline
-    from tailwise.audits import far
+    from tailwise.audits import on_engine as far
     from tailwise.audits.work import Worker
     from tailwise.spectrum.solvers import symmetric
 

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 import tailwise as tw
-from tailwise.errors import UsageError
-from tailwise.metrics.facts import Spectra
-from tailwise.metrics.measure import measure
-from tailwise.recipe import Recipe
+from tailwise.core.errors import UsageError
+from tailwise.core.recipe import Recipe
+from tailwise.spectrum.metrics.facts import Spectra, measure
 from tailwise.spectrum.power_law import ESTIMATORS, fit_tail
 from tailwise.spectrum.solve import NotFiniteError, solve
 from tailwise.spectrum.spectrum import Spectrum

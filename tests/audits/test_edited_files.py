@@ -15,6 +15,7 @@ import pytest
 
 import tailwise as tw
 from tailwise.audits.codec import MEMBERS
+from tailwise.audits.trusted import doubt, usable
 
 
 @pytest.fixture(scope="module")
@@ -234,3 +235,9 @@ def test_what_is_no_file_is_told_at_once(tmp_path, kind):
     code = f"import tailwise as tw\ntry: tw.Audit.load({str(path)!r})\nexcept tw.UnreadableError as e: print(e.what)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert "a file was expected" in done.stdout
+
+
+def test_an_exponent_whose_square_is_no_float_is_doubted_and_raises_nothing(audit):
+    row = replace(audit.rows[0], metrics={"alpha": 1e200, "alpha_sigma": 1e-200, "ks_distance": 0.01})
+    assert doubt(row) != ""
+    assert usable(row, "alpha") is None

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import tailwise as tw
-from tailwise.audits import health
+from tailwise.audits import installation as health
 from tailwise.audits.cache import default_folder
-from tailwise.audits.forecast import forecast
+from tailwise.audits.cost import forecast
 from tailwise.audits.run import prepare
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 
@@ -52,7 +52,7 @@ def test_a_forecast_reads_no_weight_and_knows_what_is_kept():
 def test_a_forecast_for_a_device_that_is_not_here_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     checkpoint = Watched()
-    options = tw.recipe.RunOptions(device="cuda", executor="ray")
+    options = tw.RunOptions(device="cuda", executor="ray")
     with pytest.raises(tw.UsageError, match="no CUDA device"):
         forecast(checkpoint, prepare(checkpoint, options=options))
 

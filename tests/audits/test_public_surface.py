@@ -14,7 +14,7 @@ NAMES = [
     "METRICS", "Audit", "Checkpoint", "Layer", "LayerRow", "Monitor", "Prepared", "Recipe", "RunOptions", "Spectrum",
     "TailFit", "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "apply", "audit",
     "check", "compare", "diagnose", "esd", "evaluate", "fit_tail", "load_pruned", "metric", "open_checkpoint",
-    "prepare", "rank", "singular_entropy", "stable_rank",
+    "plot", "prepare", "rank", "singular_entropy", "stable_rank",
 ]  # fmt: skip
 
 
@@ -59,8 +59,8 @@ def test_reading_a_saved_audit_imports_no_torch(tmp_path):
 def test_the_numerics_and_metrics_of_a_spectrum_import_no_torch():
     loaded = modules_after(
         "import numpy as np, tailwise as tw\n"
-        "from tailwise.metrics.measure import measure\n"
-        "from tailwise.metrics.facts import Spectra\n"
+        "from tailwise.spectrum.metrics.facts import measure\n"
+        "from tailwise.spectrum.metrics.facts import Spectra\n"
         "measure(Spectra(tw.Spectrum(np.arange(1.0, 61), 60, 60)), tw.Recipe())"
     )
     assert "torch" not in loaded

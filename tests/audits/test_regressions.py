@@ -77,7 +77,7 @@ def test_windows_are_not_counted_against_the_whole_matrix():
 def test_a_config_with_infinity_makes_json_all_the_same(tmp_path):
     save_file({"w.weight": weights(1)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"time_step_limit": [0.0, Infinity], "eps": NaN}')
-    from tailwise.report.files import to_json
+    from tailwise.report.output_files import to_json
 
     assert '"inf"' in to_json(tw.audit(tmp_path, use_cache=False))
 

@@ -8,8 +8,8 @@ from statistics import median
 import pytest
 
 import tailwise as tw
-from tailwise.gates.init import initial_expectations
-from tailwise.gates.parse import parse_expectations
+from tailwise.judging.gates.init import initial_expectations
+from tailwise.judging.gates.parse import parse_expectations
 
 
 def outcome(audit, text, **settings):

@@ -149,11 +149,11 @@ def test_markdown_card_and_badge(written):
 
 
 def test_control_characters_and_bars_do_no_harm():
-    from tailwise.gates.expectation import CheckResult, Expectation, Outcome, Violation
-    from tailwise.gates.junit import to_junit
-    from tailwise.gates.text import to_markdown
+    from tailwise.judging.gates.expectation import CheckResult, Expectation, ExpectationOutcome, Violation
+    from tailwise.judging.gates.expectation_text import to_markdown
+    from tailwise.judging.gates.junit import to_junit
 
-    bad = Outcome(
+    bad = ExpectationOutcome(
         "E1", Expectation("metric", "alpha", name="a|b <c>\x00"), "failed", "x", 1, (Violation("l", "\x1b|y"),)
     )
     result = CheckResult("m\x07", "e.toml", (bad,))

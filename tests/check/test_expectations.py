@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import tailwise as tw
-from tailwise.gates.expectation import Bounds
-from tailwise.gates.parse import parse_expectations, read_expectations
+from tailwise.judging.gates.expectation import Bounds
+from tailwise.judging.gates.parse import parse_expectations, read_expectations
 
 
 def one(text: str):

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 
 import tailwise as tw
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UnreadableError, UnsafeError
+from tailwise.core.errors import UnreadableError, UnsafeError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns that there is one process
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 gguf = pytest.importorskip("gguf")
 Kind = gguf.GGMLQuantizationType

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 
 class Tied(torch.nn.Module):

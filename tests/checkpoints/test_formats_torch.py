@@ -12,7 +12,7 @@ import torch
 import tailwise as tw
 from tailwise.checkpoints.formats.saved import find_tensors
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UnreadableError, UnsafeError
+from tailwise.core.errors import UnreadableError, UnsafeError
 
 
 class Evil:

@@ -12,7 +12,7 @@ import torch
 
 import tailwise as tw
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 

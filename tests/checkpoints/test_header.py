@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save, save_file
 from tailwise.checkpoints.bytesource import LocalFile
 from tailwise.checkpoints.checkpoint import DTYPE_BITS
 from tailwise.checkpoints.dtypes import torch_dtypes
-from tailwise.checkpoints.header import parse_header
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UnreadableError
+from tailwise.checkpoints.sniff import parse_header
+from tailwise.core.errors import UnreadableError
 
 
 def write(path, header, data=b"", *, length=None):

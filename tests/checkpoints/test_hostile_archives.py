@@ -8,7 +8,7 @@ import pytest
 
 from tailwise.checkpoints.formats import unfolding
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from tailwise.checkpoints import bytesource
 from tailwise.checkpoints.bytesource import LocalFile
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.writer import layout_of, write_checkpoint
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 SECRET = "root:x:0:0"
 
@@ -117,7 +117,7 @@ def test_what_is_no_file_is_told_at_once(model, name, kind):
     else:
         (model / name).symlink_to("/dev/zero")
     code = (
-        "from tailwise.checkpoints.open import open_checkpoint\nfrom tailwise.errors import TailwiseError\n"
+        "from tailwise.checkpoints.open import open_checkpoint\nfrom tailwise.core.errors import TailwiseError\n"
         f"try: open_checkpoint({str(model)!r})\nexcept TailwiseError as e: print(e.exit_code, e.what)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)

@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from tailwise.checkpoints.hub import HubAddress, parse_hub
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 W = torch.randn(500, 64)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.history.runs.found import find
 from tailwise.history.store import History
-from tailwise.runs.found import find
 
 MODEL = {"model.safetensors": save({"model.layers.0.mlp.up_proj.weight": torch.randn(64, 64)})}
 BRANCHES = ("main", "step1000", "step200", "stage2-step5000-tokens10B")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
-from tailwise.checkpoints.matrices import View, group, load
+from tailwise.checkpoints.matrices import TensorView, group, load
 from tailwise.checkpoints.views import ViewMatrix
 
 
@@ -32,7 +32,7 @@ def grouped(checkpoint, conv="flatten", min_evals=8):
 
 
 def matrix(view, tensor):
-    """What `View` documents, written with plain indexing."""
+    """What `TensorView` documents, written with plain indexing."""
     whole = (tensor if view.permute is None else tensor.permute(view.permute)).reshape(view.shape)
     start, stop, step = view.cols
     return torch.cat([whole[a:b] for a, b in view.rows])[:, start:stop:step]
@@ -49,12 +49,12 @@ def test_importing_the_package_does_not_import_torch():
 @pytest.mark.parametrize(
     "view",
     [
-        View("x", (24, 10), ((0, 24),), (0, 10, 1)),
-        View("x", (24, 10), ((3, 9), (15, 16), (20, 24)), (0, 10, 1)),
-        View("x", (24, 10), ((3, 9), (15, 24)), (1, 10, 3)),
-        View("x", (6, 40), ((2, 5),), (0, 40, 1)),
-        View("x", (10, 24), ((2, 5), (7, 9)), (4, 20, 2), (2, 0, 1)),
-        View("x", (24, 10), ((2, 13),), (0, 10, 2), (1, 0, 2)),
+        TensorView("x", (24, 10), ((0, 24),), (0, 10, 1)),
+        TensorView("x", (24, 10), ((3, 9), (15, 16), (20, 24)), (0, 10, 1)),
+        TensorView("x", (24, 10), ((3, 9), (15, 24)), (1, 10, 3)),
+        TensorView("x", (6, 40), ((2, 5),), (0, 40, 1)),
+        TensorView("x", (10, 24), ((2, 5), (7, 9)), (4, 20, 2), (2, 0, 1)),
+        TensorView("x", (24, 10), ((2, 13),), (0, 10, 2), (1, 0, 2)),
     ],
 )
 def test_row_blocks_are_the_rows_in_order_and_of_bounded_size(view, max_bytes):
@@ -66,7 +66,7 @@ def test_row_blocks_are_the_rows_in_order_and_of_bounded_size(view, max_bytes):
 
 def test_rows_of_a_matrix_are_read_without_the_others():
     checkpoint = Recording({"x": torch.randn(100, 20)})
-    view = View("x", (100, 20), ((10, 30), (50, 60)), (0, 20, 1))
+    view = TensorView("x", (100, 20), ((10, 30), (50, 60)), (0, 20, 1))
     list(ViewMatrix(view, checkpoint).row_blocks(8 * 20 * 4))
     read = {row for _, start, stop in checkpoint.reads for row in range(start, stop)}
     assert read == {*range(10, 30), *range(50, 60)}
@@ -89,7 +89,7 @@ def test_one_expert_is_read_once_and_without_the_others():
 def test_half_precision_and_fp8_rows_keep_their_dtype():
     for dtype in (torch.bfloat16, torch.float16, torch.float8_e4m3fn):
         tensor = torch.randn(12, 9).to(dtype)
-        view = View("x", (12, 9), ((0, 2), (5, 12)), (0, 9, 2))
+        view = TensorView("x", (12, 9), ((0, 2), (5, 12)), (0, 9, 2))
         (block,) = ViewMatrix(view, MemoryCheckpoint("m", {"x": tensor})).row_blocks(1 << 20)
         assert block.dtype == dtype
         assert torch.equal(block.float(), matrix(view, tensor.float()))

@@ -13,7 +13,7 @@ from safetensors.torch import save, save_file
 
 import tailwise as tw
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 W = torch.arange(6.0).reshape(3, 2)
 
@@ -446,3 +446,39 @@ def test_layers_of_sentence_transformers_in_folders_of_their_own_are_named_in_a_
     for text in ("{", "[1]", '{"path": "2_Dense"}'):
         (tmp_path / "modules.json").write_text(text)
         assert open_checkpoint(tmp_path).notes == ()
+
+
+def overlaid(folder, homes):
+    """Two shards and an overlay that both tensors of the first are in, too; `homes`: what the index says."""
+    weight = torch.arange(256.0).reshape(16, 16)
+    for number, name in enumerate(("model-00001-of-00002", "model-00002-of-00002", "model-overlay")):
+        tensors = {"a.weight": weight * (number + 1)} if number != 1 else {"b.weight": weight.clone()}
+        save_file(tensors, folder / f"{name}.safetensors")
+    weight_map = {name: f"{home}.safetensors" for name, home in homes.items()}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+@pytest.mark.parametrize(("home", "times"), [("model-overlay", 3.0), ("model-00001-of-00002", 1.0)])
+def test_the_index_says_which_of_two_copies_is_the_model_s(tmp_path, home, times):
+    homes = {"a.weight": home, "b.weight": "model-00002-of-00002", "c.weight": "model-overlay",
+             "d.weight": "model-00001-of-00002"}  # fmt: skip
+    opened = open_checkpoint(overlaid(tmp_path, homes))
+    assert opened.read("a.weight")[0, 1] == times
+    assert any("other copies of 1 tensors (a.weight)" in note for note in opened.notes)
+
+
+def test_two_copies_of_which_the_index_says_nothing_are_told(tmp_path):
+    homes = {"b.weight": "model-00002-of-00002", "c.weight": "model-overlay", "d.weight": "model-00001-of-00002"}
+    with pytest.raises(UnreadableError, match=r"a\.weight is in two files"):
+        open_checkpoint(overlaid(tmp_path, homes))
+    with pytest.raises(UnreadableError, match=r"a\.weight is in two files"):
+        open_checkpoint(overlaid(tmp_path, {**homes, "a.weight": "model-00002-of-00002"}))
+
+
+@pytest.mark.parametrize("text", ['{"time_step_limit": [0.0, Infinity], "x": NaN, "y": 1e999}', "\ufeff{}"])
+def test_settings_that_are_hardly_json_are_read_and_the_audit_can_be_loaded(tmp_path, text):
+    save_file({"a.weight": torch.rand(16, 16, generator=torch.manual_seed(0))}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(text)
+    saved = tw.audit(tmp_path, use_cache=False).save(tmp_path / "m.audit")
+    assert len(tw.Audit.load(saved)) == 1

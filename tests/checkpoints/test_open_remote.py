@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 W = torch.randn(500, 64)
 DATA = save({"w": W, "v": W[:3].clone()})

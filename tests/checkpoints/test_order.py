@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import tailwise as tw
 from tailwise.audits.audit import Audit
 from tailwise.checkpoints.blocks import number_blocks
-from tailwise.checkpoints.order import in_order, natural
+from tailwise.checkpoints.orientation import in_order, natural
 from tailwise.checkpoints.roles import NO_BLOCK, classify
 
 

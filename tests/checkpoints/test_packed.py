@@ -12,9 +12,9 @@ import tailwise as tw
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.matrices import group, load
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.readings.claimed import claimed
-from tailwise.checkpoints.readings.words import unpack_words
-from tailwise.errors import UnreadableError
+from tailwise.checkpoints.readings.gptq_awq import unpack_words
+from tailwise.checkpoints.readings.partition import claimed
+from tailwise.core.errors import UnreadableError
 
 OUT, IN, SIZE = 48, 64, 16  # SIZE: group size along the input
 

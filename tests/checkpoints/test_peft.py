@@ -13,7 +13,7 @@ from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.formats.peft import PeftCheckpoint
 from tailwise.checkpoints.matrices import group, load
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 peft = pytest.importorskip("peft")
 pytestmark = [

@@ -10,9 +10,10 @@ from collections import OrderedDict
 import pytest
 import torch
 
+import tailwise as tw
 from tailwise.checkpoints.formats import pickle_bounds
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UnreadableError, UnsafeError
+from tailwise.core.errors import UnreadableError, UnsafeError
 
 HEAD, STOP = b"\x80\x02", b"."
 
@@ -199,3 +200,14 @@ def test_a_length_that_is_only_claimed_takes_no_memory(tmp_path, claim, form):
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_entries_that_are_repeated_without_end_are_one_row(tmp_path):
+    tensors = {"many.weight": torch.ones(1, 16).expand(1 << 24, 16), "few.weight": torch.ones(1, 16).expand(32, 16)}
+    path = tmp_path / "m.pt"
+    torch.save(tensors, path)
+    assert path.stat().st_size < 10_000
+    rows = {row.name: row for row in tw.audit(path, use_cache=False).rows}
+    assert rows["many.weight"].status == "UNSUPPORTED"
+    assert "contiguous()" in rows["many.weight"].reason
+    assert rows["few"].measured

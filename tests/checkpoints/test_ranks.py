@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import tailwise as tw
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 DIM, HEADS, KV, INNER, VOCAB = 32, 4, 2, 48, 40
 GENERATOR = torch.Generator().manual_seed(0)

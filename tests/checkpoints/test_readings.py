@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.matrices import group, load
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.readings.table import READINGS, claims_on
+from tailwise.checkpoints.readings.partition import READINGS, claims_on
 
 OUT, IN = 48, 64
 

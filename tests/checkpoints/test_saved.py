@@ -18,7 +18,7 @@ from tailwise.audits.audit import Audit
 from tailwise.checkpoints.averages import averaged_prefixes
 from tailwise.checkpoints.formats.saved import find_tensors
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UnreadableError, UnsafeError, UsageError
+from tailwise.core.errors import UnreadableError, UnsafeError, UsageError
 
 W = torch.randn(16, 12, generator=torch.Generator().manual_seed(0))
 E = W + 1

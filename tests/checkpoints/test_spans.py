@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from tailwise.checkpoints.bytesource import ByteSource
+from tailwise.checkpoints.formats.common import PART, HeldFile, coalesced
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.spans import PART, HeldFile, coalesced
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 
 class Counted(ByteSource):

@@ -14,7 +14,7 @@ from tailwise.checkpoints import draft as drafts
 from tailwise.checkpoints.draft import Draft, check_output, check_space
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.writer import layout_of, write_checkpoint
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 
 @pytest.fixture

@@ -215,7 +215,7 @@ def test_watching_ends_with_ctrl_c(call, run, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("time.sleep", interrupted)
-    monkeypatch.setattr("tailwise.runs.watch.follow.__defaults__", (interrupted, print))
+    monkeypatch.setattr("tailwise.history.runs.watch.follow.__defaults__", (interrupted, print))
     code, out, _ = call("watch", run, "--store", tmp_path / "w.db", "--settle", 0)
     assert code == 130
     assert "step 500" in out

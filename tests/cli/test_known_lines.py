@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from tailwise.cli.known_lines import hide_known_lines
+from tailwise.cli.main import hide_known_lines
 
 
 def test_known_lines_are_hidden_and_all_others_pass(caplog, monkeypatch):

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from tailwise.audits.precision.study import PrecisionStudy
 from tailwise.cli.main import app
 from tailwise.number_formats.scaled import ScaledFormat
-from tailwise.precision.study import PrecisionStudy
 
 SPOILED = 88  # columns of the layer that fails
 

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.live import Live
 from safetensors.torch import save_file
 
-from tailwise.cli.sweep_screen import Screen
-from tailwise.sweep.catalogue import Catalogue, Claim
-from tailwise.sweep.run import Sweep, sweep
-from tailwise.sweep.status import status_of
-from tailwise.sweep.work import Outcome
+from tailwise.cli.sweep_screen import SweepScreen
+from tailwise.history.sweep.catalogue import Catalogue, ClaimedModel
+from tailwise.history.sweep.one_model import ModelOutcome
+from tailwise.history.sweep.status import status_of
+from tailwise.history.sweep.sweeping import Sweep, sweep
 
 
 @pytest.fixture
@@ -120,11 +120,11 @@ def test_the_dashboard_shows_what_is_under_way(models, tmp_path, monkeypatch):
         file = io.StringIO()
         console = Console(file=file, force_terminal=True, width=100, color_system=None)
         with Live(console=console, auto_refresh=False) as live:
-            shown = Screen(console, lambda: status_of(catalogue, "s"), live)
-            step = shown.begun(Claim(1, "s", "model-1", "host:1:abc", 1))
+            shown = SweepScreen(console, lambda: status_of(catalogue, "s"), live)
+            step = shown.begun(ClaimedModel(1, "s", "model-1", "host:1:abc", 1))
             step(type("Step", (), {"done": 1, "total": 2}))
             live.refresh()
-            shown.ended(Outcome("model-1", "failed", "torn", "download it again"))
+            shown.ended(ModelOutcome("model-1", "failed", "torn", "download it again"))
     text = file.getvalue()
     assert "1 of 3" in text
     assert "model-1  (host:1)" in text
@@ -135,7 +135,7 @@ def test_the_dashboard_shows_what_is_under_way(models, tmp_path, monkeypatch):
 def _question(catalogue: Catalogue) -> str:
     from sqlalchemy import select
 
-    from tailwise.sweep.tables import SWEEPS
+    from tailwise.history.sweep.sql_tables import SWEEPS
 
     with catalogue._engine.connect() as connection:
         return connection.execute(select(SWEEPS.c.question)).scalar_one()

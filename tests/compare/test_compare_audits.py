@@ -10,7 +10,7 @@ import torch
 from scipy.stats import wilcoxon
 
 import tailwise as tw
-from tailwise.compare.significance import discoveries, z_scores
+from tailwise.judging.compare.significance import discoveries, z_scores
 from tailwise.spectrum.power_law import fit_tail
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import tailwise as tw
-from tailwise.compare.comparison import Comparison, Delta, LayerDelta
-from tailwise.compare.conclusion import conclusion, direction
-from tailwise.report import comparison as report
+from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta
+from tailwise.judging.compare.conclusion import conclusion, direction
+from tailwise.report import comparison_page as report
 
 
 def layer(name: str, before: float, after: float, *, sure: bool | None = True, trusted: bool = True) -> LayerDelta:

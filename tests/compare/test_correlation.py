@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tailwise.compare.correlation import correlation, interval
+from tailwise.judging.compare.correlation import correlation, interval
 
 STATISTICS = {
     "kendall": lambda x, y: stats.kendalltau(x, y).statistic,

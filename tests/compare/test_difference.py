@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import tailwise as tw
-from tailwise.audits.difference import DifferenceOptions, difference
+from tailwise.judging.compare.difference import DifferenceOptions, difference
 
 ONE = DifferenceOptions(directions=5, workers=1)
 

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 import tailwise as tw
 from tailwise.cli.main import app
-from tailwise.compare.correlation import correlation
-from tailwise.compare.ranking import short_names
-from tailwise.compare.scores import read_scores
-from tailwise.compare.summary import model_numbers
-from tailwise.report.comparison import ranking_terminal
+from tailwise.judging.compare.correlation import correlation
+from tailwise.judging.compare.model_scores import read_scores
+from tailwise.judging.compare.ranking import short_names
+from tailwise.judging.compare.summary import model_numbers
+from tailwise.report.comparison_page import ranking_terminal
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tailwise.compare.stability import stability
+from tailwise.judging.compare.stability import stability
 
 
 def layers(mean, seed, roles=("q", "up"), count=20, spread=0.3):

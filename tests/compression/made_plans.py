@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import Layer, LayerRow, Provenance
 from tailwise.spectrum.spectrum import Spectrum
 
 ROLES = {"attn_q": (64, 64), "attn_v": (32, 64), "mlp_up": (128, 64), "mlp_down": (64, 128)}

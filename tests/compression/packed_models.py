@@ -10,11 +10,11 @@ import torch
 from tiny_models import KINDS, inputs_for, quantize
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.readings.claimed import claimed
-from tailwise.compression.applying.options import ApplyOptions
+from tailwise.checkpoints.readings.partition import claimed
+from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest
-from tailwise.compression.plans.candidates import Choice
+from tailwise.compression.plans.candidates import TensorChoice
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.treating.applied import Applied
 
@@ -42,7 +42,7 @@ def plan_for(folder: Path, *formats: str, also: tuple[str, ...] = (), operator: 
     from tailwise.audits.run import audit
 
     found = audit(folder)
-    asked = {"bits": None, "allocator": "uniform", "operator": operator, "choice": Choice(also=also)}
+    asked = {"bits": None, "allocator": "uniform", "operator": operator, "choice": TensorChoice(also=also)}
     plan = plan_quantize(found, QuantizeRequest(formats=formats[:1], **asked))
     if len(formats) == 1:
         return plan

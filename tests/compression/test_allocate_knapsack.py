@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tailwise.compression.choosing.knapsack import Knapsack, solve
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 
 def made(items: int, levels: int, seed: int, noise: float = 0.05):

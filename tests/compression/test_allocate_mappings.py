@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tailwise.compression.choosing.amounts import ALLOCATORS, Settings, ordinal
-from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.choosing.amounts import ALLOCATORS, AllocatorSettings, ordinal
+from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.budget import Budget
 from tailwise.compression.plans.candidates import Candidate
-from tailwise.compression.plans.rounding import rounded
+from tailwise.compression.plans.whole_units import rounded
 
 
 def blocks(count: int, sizes=None) -> list[Candidate]:
@@ -19,7 +19,7 @@ def blocks(count: int, sizes=None) -> list[Candidate]:
 
 
 def amounts(name: str, candidates, sparsity: float, **settings) -> np.ndarray:
-    return ALLOCATORS[name](candidates, Budget(sparsity), Settings(**settings)).amounts
+    return ALLOCATORS[name](candidates, Budget(sparsity), AllocatorSettings(**settings)).amounts
 
 
 def test_depth_is_the_published_schedule():

@@ -18,13 +18,13 @@ from tailwise.audits.run import audit
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying import apply as apply_module
 from tailwise.compression.applying.apply import apply
-from tailwise.compression.applying.options import ApplyOptions
-from tailwise.compression.applying.run import MASKS
+from tailwise.compression.applying.apply_options import ApplyOptions
+from tailwise.compression.applying.carry_out import MASKS
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.treating import block_work
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 pytest.importorskip("transformers")
 
@@ -333,9 +333,9 @@ def test_a_tensor_that_calibration_does_not_reach_is_an_error_before_any_work(tm
 
 
 def _also_the_head():
-    from tailwise.compression.plans.candidates import Choice
+    from tailwise.compression.plans.candidates import TensorChoice
 
-    return Choice(also=("lm_head",))
+    return TensorChoice(also=("lm_head",))
 
 
 @pytest.mark.parametrize("operator", CALIBRATED)
@@ -358,7 +358,7 @@ def test_calibration_that_cannot_be_is_one_error(llama, plans, tmp_path, given, 
 
 
 def test_stacked_experts_of_a_class_that_is_not_known_are_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("tailwise.compression.walking.experts._kind_of", lambda module: None)
+    monkeypatch.setattr("tailwise.models.walking.experts._kind_of", lambda module: None)
     folder = saved("mixtral", tmp_path / "model")
     with pytest.raises(UsageError, match="holds the experts of a block in one tensor"):
         apply(plan_for(folder, operator="wanda"), folder, tmp_path / "out", options=OPTIONS)
@@ -422,7 +422,7 @@ def test_a_device_that_is_not_there_is_one_error(llama, plans, tmp_path):
 
 
 def command():
-    from tailwise.cli.apply import apply as run
+    from tailwise.cli.apply_commands import apply as run
 
     app = typer.Typer()
     app.command()(run)

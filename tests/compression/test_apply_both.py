@@ -12,13 +12,13 @@ from tiny_models import inputs_for, plan_for, saved
 from tailwise.audits.run import audit
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply import apply
-from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.combined import combined
 from tailwise.compression.plans.plan import Plan
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 pytest.importorskip("transformers")
 

@@ -11,12 +11,12 @@ from tiny_models import inputs_for, quantize, saved
 
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying import written
-from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.treating import journal
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.number_formats.formats import parse_format
 
 pytest.importorskip("transformers")
@@ -239,9 +239,9 @@ def test_other_weights_are_refused_unless_forced(llama, plans, tmp_path):
 def test_what_gptq_needs_and_does_not_reach_is_said(llama, plans, tmp_path):
     with pytest.raises(UsageError, match="no calibration text"):
         quantize(plans["gptq"], llama, tmp_path / "out", FREE)
-    from tailwise.compression.plans.candidates import Choice
+    from tailwise.compression.plans.candidates import TensorChoice
 
-    head = plan_for(llama, formats=("int8",), bits=None, allocator="uniform", choice=Choice(also=("lm_head",)))
+    head = plan_for(llama, formats=("int8",), bits=None, allocator="uniform", choice=TensorChoice(also=("lm_head",)))
     with pytest.raises(UsageError, match=r"does not reach lm_head\.weight"):
         quantize(head.replace(operator="gptq"), llama, tmp_path / "out", OPTIONS)
 

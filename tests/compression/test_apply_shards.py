@@ -12,12 +12,12 @@ from tiny_models import inputs_for, plan_for, saved
 
 from inline import Inline
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.applying import shards
+from tailwise.compression.applying import by_shard as shards
 from tailwise.compression.applying.apply import apply
-from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 pytest.importorskip("transformers")
 
@@ -100,7 +100,7 @@ def test_workers_that_write_where_this_process_does_not_look_are_told_of(llama, 
 
 
 def _write_elsewhere(errand):
-    return (shards.Written(errand.shard.name, 100),)
+    return (shards.WrittenShard(errand.shard.name, 100),)
 
 
 def test_pickled_models_become_safetensors_elsewhere_as_well(llama, plans, tmp_path):

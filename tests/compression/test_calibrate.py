@@ -9,12 +9,12 @@ from torch import nn
 
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.operators.operator import Amount
-from tailwise.compression.operators.table import OPERATORS
-from tailwise.compression.walking.calibrate import block_scores, dlp_scores, outlier_ratios, sample_windows
-from tailwise.compression.walking.hosts import Streamed, load_host
-from tailwise.compression.walking.statistics import Collector, inputs_of, matrices_of, stored_from
-from tailwise.compression.walking.walk import InPlace, blocks_of, walk_blocks
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.compression.operators.registered import OPERATORS
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.models.walking.calibrate import block_scores, dlp_scores, outlier_ratios, sample_windows
+from tailwise.models.walking.hosts import Streamed, load_host
+from tailwise.models.walking.statistics import Collector, inputs_of, matrices_of, stored_from
+from tailwise.models.walking.walk import InPlace, blocks_of, walk_blocks
 
 pytest.importorskip("transformers")
 
@@ -339,7 +339,7 @@ def test_only_the_block_at_work_has_weights(tmp_path):
 
 
 def test_stored_names_that_no_table_knows_are_matched_by_content(tmp_path, monkeypatch):
-    monkeypatch.setattr("tailwise.compression.walking.hosts.own_names", lambda model, stored: {})
+    monkeypatch.setattr("tailwise.models.walking.hosts.own_names", lambda model, stored: {})
     folder = saved("vit", tmp_path)
     with open_checkpoint(folder) as checkpoint:
         host = load_host(checkpoint, folder)

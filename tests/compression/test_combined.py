@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tailwise.compression.operators.operator import Activations, Target
-from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.operators.operator import Target
+from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.combined import combined
 from tailwise.compression.plans.decision import entry
 from tailwise.compression.plans.plan import Plan
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
+from tailwise.models.activations import Activations
 from tailwise.number_formats.formats import parse_format
 
 NAME = "model.layers.{}.mlp.up_proj.weight"

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from tailwise.cli.plan import app
+from tailwise.cli.plan_commands import app
 from tailwise.compression.export.exporter import EXPORTERS, export
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 
 def modifiers(path):

@@ -12,7 +12,7 @@ from exported_models import llama_plan
 from tailwise.compression.export.exporter import export
 from tailwise.compression.export.gguf_types import _TYPES, gguf_type
 from tailwise.compression.plans.decision import entry
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.number_formats.formats import FORMATS, parse_format
 
 gguf = pytest.importorskip("gguf")
@@ -77,6 +77,15 @@ def test_a_file_has_no_blanks_inside_a_line_and_no_capitals(tmp_path):
     ("model.language_model.layers.3.mlp.up_proj.weight", "mlp_up", "blk.3.ffn_up.weight"),
     ("language_model.model.layers.3.self_attn.q_proj.weight", "attn_q", "blk.3.attn_q.weight"),
     ("blk.4.ffn_down.weight", "mlp_down", "blk.4.ffn_down.weight"),
+    ("model.text_model.layers.3.self_attn.o_proj.weight", "attn_o", "blk.3.attn_output.weight"),
+    ("thinker.model.layers.3.mlp.up_proj.weight", "mlp_up", "blk.3.ffn_up.weight"),
+    ("model.layers.3.mlp.experts.gate_up_proj", "expert_gate_up", "blk.3.ffn_gate_exps.weight"),
+    ("model.layers.3.self_attn.kv_a_proj_with_mqa.weight", "attn_kv_a", "blk.3.attn_kv_a_mqa.weight"),
+    ("model.layers.3.self_attn.q_a_proj.weight", "attn_q_a", "blk.3.attn_q_a.weight"),
+    ("model.layers.3.self_attn.q_b_proj.weight", "attn_q_b", "blk.3.attn_q_b.weight"),
+    ("model.layers.3.mlp.shared_experts.up_proj.weight", "shared_up", "blk.3.ffn_up_shexp.weight"),
+    ("model.layers.3.mlp.shared_expert.down_proj.weight", "shared_down", "blk.3.ffn_down_shexp.weight"),
+    ("model.layers.3.linear_attn.out_proj.weight", "attn_o", "blk.3.ssm_out.weight"),
 ])  # fmt: skip
 def test_names_of_other_families(tmp_path, tensor, role, name):
     assert names_of(tmp_path, one(tensor, role, (64, 64)))[0] == name
@@ -84,6 +93,10 @@ def test_names_of_other_families(tmp_path, tensor, role, name):
 
 @pytest.mark.parametrize(("tensor", "role", "names"), [
     ("model.layers.3.self_attn.kv_b_proj.weight", "attn_kv_b", ["ATTN_K_B", "ATTN_V_B"]),
+    ("model.layers.3.linear_attn.in_proj_qkvz.weight", "attn_qkv", ["ATTN_QKV", "ATTN_GATE"]),
+    ("model.language_model.layers.3.mlp.experts.gate_up_proj", "expert_gate_up", ["FFN_GATE_EXP", "FFN_UP_EXP"]),
+    ("language_model.model.layers.3.feed_forward.experts.gate_up_proj", "expert_gate_up",
+     ["FFN_GATE_EXP", "FFN_UP_EXP"]),
     ("model.layers.3.mlp.experts.gate_up_proj", "expert_gate_up", ["FFN_GATE_EXP", "FFN_UP_EXP"]),
     ("model.layers.3.feed_forward.experts.gate_up_proj", "expert_gate_up", ["FFN_GATE_EXP", "FFN_UP_EXP"]),
     ("model.layers.3.block_sparse_moe.input_linear.weight", "expert_gate_up", ["FFN_GATE_EXP", "FFN_UP_EXP"]),
@@ -93,6 +106,54 @@ def test_names_of_other_families(tmp_path, tensor, role, name):
 def test_what_the_converter_cuts_apart_is_named_by_its_parts(tmp_path, tensor, role, names):
     own = [gguf.TENSOR_NAMES[gguf.MODEL_TENSOR[name]].format(bid=3) + ".weight" for name in names]
     assert names_of(tmp_path, one(tensor, role, (64, 64)))[:-1] == own
+
+
+#: What the converter of llama.cpp writes for one block of a family: stored names of transformers → names in the file.
+#: Written out by hand from what its classes say of each tensor (cut, renamed, stacked), not made from a table.
+WRITTEN = {
+    "DeepSeek-V3": {
+        "self_attn.q_a_proj.weight": ["attn_q_a"], "self_attn.q_b_proj.weight": ["attn_q_b"],
+        "self_attn.kv_a_proj_with_mqa.weight": ["attn_kv_a_mqa"],
+        "self_attn.kv_b_proj.weight": ["attn_k_b", "attn_v_b"], "self_attn.o_proj.weight": ["attn_output"],
+        "mlp.experts.0.gate_proj.weight": ["ffn_gate_exps"], "mlp.experts.0.up_proj.weight": ["ffn_up_exps"],
+        "mlp.experts.0.down_proj.weight": ["ffn_down_exps"],
+        "mlp.shared_experts.gate_proj.weight": ["ffn_gate_shexp"],
+        "mlp.shared_experts.up_proj.weight": ["ffn_up_shexp"],
+        "mlp.shared_experts.down_proj.weight": ["ffn_down_shexp"],
+    },
+    "gpt-oss": {
+        "self_attn.q_proj.weight": ["attn_q"], "self_attn.k_proj.weight": ["attn_k"],
+        "self_attn.v_proj.weight": ["attn_v"], "self_attn.o_proj.weight": ["attn_output"],
+        "mlp.experts.gate_up_proj": ["ffn_gate_exps", "ffn_up_exps"], "mlp.experts.down_proj": ["ffn_down_exps"],
+    },
+    "Qwen3-Next": {
+        "linear_attn.in_proj_qkvz.weight": ["attn_qkv", "attn_gate"], "linear_attn.out_proj.weight": ["ssm_out"],
+        "mlp.experts.0.gate_proj.weight": ["ffn_gate_exps"], "mlp.experts.0.up_proj.weight": ["ffn_up_exps"],
+        "mlp.experts.0.down_proj.weight": ["ffn_down_exps"],
+        "mlp.shared_expert.gate_proj.weight": ["ffn_gate_shexp"],
+        "mlp.shared_expert.up_proj.weight": ["ffn_up_shexp"],
+        "mlp.shared_expert.down_proj.weight": ["ffn_down_shexp"],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", list(WRITTEN))
+@pytest.mark.parametrize(
+    "before", ["model.layers.5.", "model.language_model.layers.5.", "language_model.model.layers.5."]
+)
+def test_a_whole_block_has_the_names_that_the_converter_writes(tmp_path, family, before):
+    table = WRITTEN[family]
+    entries = [one(before + name, "other", (64, 64), 5) for name in table]
+    expected = [f"blk.5.{name}.weight" for names in table.values() for name in names]
+    assert names_of(tmp_path, *entries)[:-1] == expected
+
+
+def test_keys_that_are_stored_turned_are_said(tmp_path):
+    plan = llama_plan("int8-g32").replace(
+        decisions=(one("model.layers.3.self_attn.kv_b_proj.weight", "attn_kv_b", (64, 64)),)
+    )
+    _, notes = export(plan, "llamacpp", tmp_path / "t.txt")
+    assert json.loads(notes.read_text())["transposed"]["tensors"] == ["blk.3.attn_k_b.weight"]
 
 
 def test_towers_beside_the_text_are_refused(tmp_path):

@@ -10,7 +10,7 @@ import yaml
 from exported_models import llama, llama_plan, without_blocks
 
 from tailwise.compression.export.exporter import EXPORTERS, export
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.number_formats.formats import FORMATS, parse_format
 
 INTEGERS = {

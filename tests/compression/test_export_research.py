@@ -10,13 +10,13 @@ from exported_models import llama_plan
 from made_plans import audit_of, row, rows_of
 from typer.testing import CliRunner
 
-from tailwise.cli.plan import app
+from tailwise.cli.plan_commands import app
 from tailwise.compression.export.exporter import export
 from tailwise.compression.making.import_alphaquant import alphaquant_plan
 from tailwise.compression.making.make import plan_prune, plan_quantize
 from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.plans.plan import Plan
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 # AlphaQuant, as its code resolves a configuration
 

@@ -15,11 +15,11 @@ from tailwise.audits.run import audit
 from tailwise.compression.applying.apply import ApplyOptions, apply
 from tailwise.compression.making.make import plan_prune, plan_quantize
 from tailwise.compression.making.request import QuantizeRequest, Request
-from tailwise.compression.trying.run import planned
+from tailwise.compression.trying.planned import planned
 from tailwise.compression.trying.stage import StageOptions
-from tailwise.errors import UsageError
-from tailwise.evaluation.losses import window_losses
-from tailwise.evaluation.run import EvaluateOptions, evaluate
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.evaluate import EvaluateOptions, evaluate
+from tailwise.models.evaluation.losses import window_losses
 
 pytest.importorskip("gguf")
 OPTIONS = ApplyOptions(calibration=WINDOWS)
@@ -94,7 +94,7 @@ def coded(request, tmp_path):
 
 def test_the_remedy_that_is_printed_for_quantized_weights_works(coded, tmp_path):
     found = audit(coded)
-    with pytest.raises(UsageError, match=r"write this one as real numbers first .*--formats bf16 --dequantize"):
+    with pytest.raises(UsageError, match=r"write this one as real numbers first .*--formats fp32 --dequantize"):
         apply(plan_prune(found, Request(0.5, "uniform", "magnitude")), coded, tmp_path / "no")
     plan = plan_quantize(found, QuantizeRequest(formats=("bf16",), dequantize=True))
     apply(plan, coded, tmp_path / "numbers")

@@ -13,11 +13,12 @@ from tiny_models import built, inputs_for, plan_for, saved
 import tailwise as tw
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply import apply
-from tailwise.compression.applying.options import ApplyOptions
-from tailwise.compression.walking.load_pruned import PRUNED_FILE, load_pruned
-from tailwise.errors import UnreadableError, UsageError
-from tailwise.evaluation.models import load_model
-from tailwise.evaluation.run import EvaluateOptions, evaluate
+from tailwise.compression.applying.apply_options import ApplyOptions
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.models.evaluation.evaluate import EvaluateOptions, evaluate
+from tailwise.models.evaluation.loading import load_model
+from tailwise.models.walking.load_pruned import load_pruned
+from tailwise.models.walking.shapes import PRUNED_FILE
 
 pytest.importorskip("transformers")
 pytest.importorskip("torch_pruning")

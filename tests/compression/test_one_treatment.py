@@ -10,19 +10,19 @@ from tailwise.audits.run import audit
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply import apply
-from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_prune, plan_quantize
 from tailwise.compression.making.request import QuantizeRequest, Request
-from tailwise.compression.operators.operator import Activations
-from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.casting import Cast, Then, noted
 from tailwise.compression.plans.combined import combined
 from tailwise.compression.plans.site import Site
 from tailwise.compression.plans.taking import Drop, LowRank, Sparsify, Structured
-from tailwise.compression.plans.treatment import How
+from tailwise.compression.plans.treatment import TreatmentSettings
 from tailwise.compression.trying.material import Pictures, Text
 from tailwise.compression.trying.trial import trial_of
-from tailwise.compression.walking.hosts import architecture_of, places_in
+from tailwise.models.activations import Activations
+from tailwise.models.walking.hosts import architecture_of, places_in
 
 transformers = pytest.importorskip("transformers")
 
@@ -80,13 +80,13 @@ def test_the_second_of_two_keeps_the_zeros_of_the_first(first, second):
     generator = torch.Generator().manual_seed(0)
     W, X = (torch.randn(shape, generator=generator) for shape in ((32, 64), (256, 64)))
     seen = Activations(norms=X.norm(dim=0), hessian=X.T @ X)
-    how = How(OPERATORS[first], then=How(OPERATORS[second]))
+    how = TreatmentSettings(OPERATORS[first], then=TreatmentSettings(OPERATORS[second]))
     then = Then(Sparsify(0.5, "2:4"), Cast("int4-g32"))
-    pruned = Sparsify(0.5, "2:4").do(W, How(OPERATORS[first]), seen)
+    pruned = Sparsify(0.5, "2:4").do(W, TreatmentSettings(OPERATORS[first]), seen)
     both = then.do(W, how, seen)
     assert (both.weight[pruned.weight == 0] == 0).all()
     assert torch.equal(both.grid.round(both.weight), both.weight)
-    again = Cast("int4-g32").do(pruned.weight, How(OPERATORS[second], keep_zeros=True), seen)
+    again = Cast("int4-g32").do(pruned.weight, TreatmentSettings(OPERATORS[second], keep_zeros=True), seen)
     assert torch.equal(both.weight, again.weight)
 
 

@@ -11,12 +11,12 @@ import torch
 from packed_models import WINDOWS, both, logits, mixtral, plan_for, saved, values
 from tiny_models import quantize
 
-from tailwise.compression.applying.options import ApplyOptions
-from tailwise.compression.packing import read_back
+from tailwise.compression.applying.apply_options import ApplyOptions
+from tailwise.compression.packing import output as read_back
 from tailwise.compression.packing.bit_streams import pack_bits, pack_words
 from tailwise.compression.packing.compressed_tensors import CompressedTensors
 from tailwise.compression.plans.plan import Plan
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 pytest.importorskip("transformers")
 pytest.importorskip("compressed_tensors")

@@ -12,9 +12,9 @@ from packed_models import WINDOWS, both, logits, plan_for, saved
 from tiny_models import quantize
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.packing import gguf_model
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 pytest.importorskip("transformers")
 gguf = pytest.importorskip("gguf")
@@ -192,7 +192,7 @@ def test_a_window_of_attention_is_noted(tmp_path):
 
 
 def test_a_packed_folder_is_evaluated(pycode, tmp_path):
-    from tailwise.evaluation.models import load_model
+    from tailwise.models.evaluation.loading import load_model
 
     quantize(plan_for(pycode, "q8_0"), pycode, tmp_path / "out", ApplyOptions(packed=LAYOUT))
     loaded = load_model(tmp_path / "out")

@@ -9,8 +9,8 @@ import torch
 from packed_models import WINDOWS, both, logits, mixtral, plan_for, saved, values
 from tiny_models import quantize
 
-from tailwise.compression.applying.options import ApplyOptions
-from tailwise.errors import UsageError
+from tailwise.compression.applying.apply_options import ApplyOptions
+from tailwise.core.errors import UsageError
 
 pytest.importorskip("transformers")
 pytest.importorskip("torchao")
@@ -112,7 +112,7 @@ def test_classes_that_are_not_known_are_told_and_not_measured(tmp_path):
     from safetensors.torch import save_file
 
     from tailwise.checkpoints.open import open_checkpoint
-    from tailwise.checkpoints.readings.claimed import claimed
+    from tailwise.checkpoints.readings.partition import claimed
 
     codes = torch.zeros(4, 8, dtype=torch.int8)
     save_file({"m._weight_qdata": codes, "m._weight_scale_and_zero": torch.ones(4, 1)}, tmp_path / "model.safetensors")

@@ -8,7 +8,7 @@ from made_plans import audit_of, model, rows_of
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
 from tailwise.compression.plans.candidates import sizes_in
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 FIRST = "layers.0.attn_q.weight"
 

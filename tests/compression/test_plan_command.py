@@ -8,9 +8,9 @@ import pytest
 from made_plans import audit_of, rows_of
 from typer.testing import CliRunner
 
-from tailwise.cli.plan import app
+from tailwise.cli.plan_commands import app
 from tailwise.compression.plans.plan import Plan
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 
 @pytest.fixture

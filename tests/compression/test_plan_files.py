@@ -10,7 +10,7 @@ import pytest
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
 from tailwise.compression.plans.plan import Plan
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 yaml = pytest.importorskip("yaml")
 FIRST = "layers.0.attn_q.weight"

@@ -14,11 +14,11 @@ from made_plans import audit_of, degenerate, model, row, rows_of
 import tailwise as tw
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
-from tailwise.compression.plans.candidates import Choice, estimator_for
-from tailwise.compression.plans.correlation import block_means, depth_correlation
-from tailwise.errors import UsageError
-from tailwise.metrics.facts import fit
-from tailwise.recipe import Recipe
+from tailwise.compression.plans.candidates import TensorChoice, estimator_for
+from tailwise.compression.plans.rank_correlation import block_means, depth_correlation
+from tailwise.core.errors import UsageError
+from tailwise.core.recipe import Recipe
+from tailwise.spectrum.metrics.facts import fit
 
 ALLOCATORS = ["uniform", "depth", "alpha", "alpha-role", "entropy"]
 
@@ -35,7 +35,7 @@ def test_the_entries_hold_the_budget_to_a_millionth(audit, allocator, sparsity):
 
 def test_embeddings_and_head_stay_out_unless_named(audit):
     assert {d.role for d in plan_prune(audit, Request(0.5))} == {"attn_q", "attn_v", "mlp_up", "mlp_down"}
-    named = plan_prune(audit, Request(0.5, choice=Choice(also=("embed", "lm_head"))))
+    named = plan_prune(audit, Request(0.5, choice=TensorChoice(also=("embed", "lm_head"))))
     assert {"embed.weight", "lm_head.weight"} <= {d.tensor for d in named}
 
 
@@ -51,7 +51,7 @@ def test_norms_and_routers_and_adapters_stay_out():
 
 
 def test_roles_and_layers_narrow_the_choice(audit):
-    plan = plan_prune(audit, Request(0.5, choice=Choice(roles=("attn_q",), layers=r"layers\.[12]\.")))
+    plan = plan_prune(audit, Request(0.5, choice=TensorChoice(roles=("attn_q",), layers=r"layers\.[12]\.")))
     assert [d.tensor for d in plan] == ["layers.1.attn_q.weight", "layers.2.attn_q.weight"]
     assert plan.settings["roles"] == ["attn_q"]
 
@@ -59,9 +59,9 @@ def test_roles_and_layers_narrow_the_choice(audit):
 @pytest.mark.parametrize(
     ("choice", "said"),
     [
-        (Choice(roles=("attn_x",)), "did you mean attn_v or attn_q"),
-        (Choice(layers="nothing"), "no tensor is left"),
-        (Choice(layers="("), "no regular expression"),
+        (TensorChoice(roles=("attn_x",)), "did you mean attn_v or attn_q"),
+        (TensorChoice(layers="nothing"), "no tensor is left"),
+        (TensorChoice(layers="("), "no regular expression"),
     ],
 )
 def test_a_choice_that_cannot_be_is_refused(audit, choice, said):
@@ -106,8 +106,13 @@ def test_a_plan_says_how_many_exponents_it_has_not_and_how_many_are_not_trusted(
     audit = tw.audit({f"model.layers.{name}.weight": W for name, W in weights.items()}, use_cache=False)
     notes = " ".join(plan_prune(audit, Request(0.5, "alpha", estimator=estimator)).notes)
     assert "α of 1 of 3 matrices is left out (a tail without spread): a neutral amount" in notes
-    assert "α of 1 of 2 matrices is of a fit that is not trusted" in notes
-    assert not any("trusted" in note for note in plan_prune(audit, Request(0.5, "depth")).notes)
+    expected = {
+        "ks": "α of 2 of 2 matrices (100%) is of their own fit, of which 1 not trusted and taken all the same",
+        "peak": "α of 1 of 2 matrices (50%) is of their own fit; of 1 (50%) it is the median of their role",
+    }
+    assert expected[estimator] in notes
+    assert "by role rather than" not in notes
+    assert not any("their own fit" in note for note in plan_prune(audit, Request(0.5, "depth")).notes)
 
 
 def test_a_degenerate_tail_gets_the_neutral_share_and_no_say():
@@ -300,20 +305,41 @@ def test_a_fit_that_says_nothing_counts_as_the_median_of_its_role():
     rows[place] = replace(rows[place], metrics=wild)
     plan = plan_prune(audit_of(rows), Request(0.7, "alpha"))
     assert plan[f"{rows[place].name}.weight"].metrics["alpha"] == pytest.approx(float(np.median(others)), rel=1e-5)
-    assert any(
-        f"α of 1 of 20 matrices is of a fit that is not trusted, and counts as its role's median: {rows[place].name}"
-        == note
-        for note in plan.notes
+    assert (
+        "α of 19 of 20 matrices (95%) is of their own fit; of 1 (5%) it is the median of their role, as their tails "
+        f"say nothing ({rows[place].name})" in plan.notes
     )
+
+
+def test_a_plan_that_is_mostly_of_medians_says_that_it_is_by_role():
+    rows = [replace(item, metrics={**item.metrics, "alpha_sigma": 0.2, "ks_distance": 0.01}) for item in rows_of(5)]
+    wild = {"alpha": 18.0, "alpha_sigma": 5.7}
+    rows = [replace(item, metrics={**item.metrics, **wild}) if item.block in (1, 2, 3) else item for item in rows]
+    of_alpha = [note for note in plan_prune(audit_of(rows), Request(0.7, "alpha")).notes if "own fit" in note]
+    assert len(of_alpha) == 1
+    assert of_alpha[0].startswith(
+        "α of 8 of 20 matrices (40%) is of their own fit; of 12 (60%) it is the median of their role, as their tails "
+        "say nothing: this plan is by role rather than by layer ("
+    )
+
+
+def test_doubtful_fits_without_a_trusted_one_of_their_role_are_said_in_the_same_note():
+    rows = [replace(item, metrics={**item.metrics, "alpha_sigma": 5.7, "ks_distance": 0.3}) for item in rows_of(5)]
+    of_alpha = [note for note in plan_prune(audit_of(rows), Request(0.7, "alpha")).notes if "own fit" in note]
+    assert of_alpha == [
+        "α of 20 of 20 matrices (100%) is of their own fit, of which 20 not trusted and taken all the same, as "
+        "published methods do"
+    ]
 
 
 def test_a_head_that_is_tied_is_told_by_its_other_name():
     rows = [item for item in rows_of() if item.role != "lm_head"]
     with pytest.raises(UsageError, match="its head is its embeddings"):
-        plan_prune(audit_of(rows), Request(0.5, choice=Choice(also=("lm_head",))))
+        plan_prune(audit_of(rows), Request(0.5, choice=TensorChoice(also=("lm_head",))))
 
 
 def test_planning_imports_no_torch():
     code = "import sys; import tailwise.compression.making.make; from tailwise.compression.choosing.amounts import " \
-           "ALLOCATORS; list(ALLOCATORS); import tailwise.cli.plan; sys.exit('torch' in sys.modules)"  # fmt: skip
+           "ALLOCATORS; list(ALLOCATORS); import tailwise.cli.plan_commands; " \
+           "sys.exit('torch' in sys.modules)"  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from tailwise.compression.operators.operator import Activations, Amount
-from tailwise.compression.operators.table import OPERATORS
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.compression.operators.operator import Amount
+from tailwise.compression.operators.registered import OPERATORS
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.models.activations import Activations
 
 HALF, TWO_OF_FOUR = Amount(0.5), Amount(0.5, (2, 4))
 

@@ -11,10 +11,10 @@ from packed_models import both, logits, plan_for, saved, values
 from tiny_models import quantize
 
 from tailwise.audits.run import audit
-from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.number_formats.formats import parse_format
 
 pytest.importorskip("transformers")

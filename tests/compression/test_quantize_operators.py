@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tailwise.compression.operators.operator import Activations, Target
-from tailwise.compression.operators.table import OPERATORS
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.compression.operators.operator import Target
+from tailwise.compression.operators.registered import OPERATORS
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.models.activations import Activations
 from tailwise.number_formats.formats import parse_format
 
 FORMATS = ("int2", "int3-g32", "int4-asym-g64", "int8", "int8-tensor", "int4-g256", "mxfp4", "mxfp8", "nvfp4", "nf4",

@@ -15,19 +15,19 @@ import typer
 from made_plans import audit_of, row, rows_of
 from typer.testing import CliRunner
 
+from tailwise.audits.precision.study import LayerStudy, PrecisionStudy, Reading
 from tailwise.cli.plan_made import bytes_of, quantize
 from tailwise.compression.choosing.alphaq import sensitivities
-from tailwise.compression.choosing.formats import ASSIGNERS, Choices, FormatSettings, Group
+from tailwise.compression.choosing.bit_formats import ASSIGNERS, Choices, FormatGroup, FormatSettings
 from tailwise.compression.making.bit_budget import header_bytes
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.bits import bits_of, mean_bits, shape_of
-from tailwise.compression.plans.candidates import Candidate, Choice
+from tailwise.compression.plans.candidates import Candidate, TensorChoice
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.table import diff_grid, plan_grid
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.number_formats.formats import parse_format
-from tailwise.precision.study import LayerStudy, PrecisionStudy, Reading
+from tailwise.report.plan_view import diff_grid, plan_grid
 
 ALLOCATORS = ["uniform", "depth", "alpha", "alphaq"]
 MX = ("mxfp4", "mxfp8", "bf16")
@@ -94,7 +94,7 @@ def test_one_format_alone_needs_no_budget(audit):
 
 
 def test_a_budget_that_tensors_and_formats_cannot_come_near_to_is_told(audit):
-    plan = plan_quantize(audit, QuantizeRequest(4.3, choice=Choice(layers=r"layers\.0\.")))
+    plan = plan_quantize(audit, QuantizeRequest(4.3, choice=TensorChoice(layers=r"layers\.0\.")))
     assert any("asked for 4.3 bits, reached 4.25" in note for note in plan.notes)
 
 
@@ -110,7 +110,7 @@ def test_bytes_are_of_the_whole_model(audit):
 
 def test_the_head_and_embeddings_stay_unless_named(audit):
     assert {d.role for d in plan_quantize(audit, QuantizeRequest(5.0))} == {"attn_q", "attn_v", "mlp_up", "mlp_down"}
-    named = plan_quantize(audit, QuantizeRequest(5.0, choice=Choice(also=("lm_head",))))
+    named = plan_quantize(audit, QuantizeRequest(5.0, choice=TensorChoice(also=("lm_head",))))
     assert "lm_head.weight" in named
 
 
@@ -179,7 +179,7 @@ def test_fused_parts_are_one_matrix_and_conv1d_has_its_inputs_on_the_rows():
 
 def choices(alphas, variances, sizes, formats, mean) -> Choices:
     groups = tuple(
-        Group(f"t{index}", (Candidate(f"t{index}", f"t{index}", "mlp_up", index, size,
+        FormatGroup(f"t{index}", (Candidate(f"t{index}", f"t{index}", "mlp_up", index, size,
                                       {"alpha": alpha, "variance": variance}),))
         for index, (alpha, variance, size) in enumerate(zip(alphas, variances, sizes, strict=True))
     )  # fmt: skip
@@ -234,8 +234,8 @@ def test_with_tau_bits_are_shares_of_the_budget_that_fall_as_alpha_rises():
     ]
     levels = np.arange(1.0, 9.0)
     bits = np.array(sizes, dtype=float)[:, None] * levels[None, :]
-    given = Choices(tuple(Group(item.tensor, (item,)) for item in items), tuple(f"int{k:.0f}" for k in levels), levels,
-                    bits, 4.0 * sum(sizes))  # fmt: skip
+    groups = tuple(FormatGroup(item.tensor, (item,)) for item in items)
+    given = Choices(groups, tuple(f"int{k:.0f}" for k in levels), levels, bits, 4.0 * sum(sizes))
     share = 1 + 0.5 * (1 - 2 * (np.array(alphas) - 2.0) / 4.0)
     wanted = 4.0 * sum(sizes) * share / (np.array(sizes) * share).sum()
     found = ASSIGNERS["alpha"](given, FormatSettings(tau=0.5))

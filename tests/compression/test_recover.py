@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.recovery.recover import RecoverOptions, recover
-from tailwise.compression.recovery.text import split_text
-from tailwise.compression.recovery.training import Course, Trainer
-from tailwise.errors import UsageError
-from tailwise.evaluation.quiet import quiet
-from tailwise.evaluation.sources import Documents
+from tailwise.compression.recovery.text_data import split_text
+from tailwise.compression.recovery.train_loop import Course, Trainer
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.quiet import quiet
+from tailwise.models.evaluation.sources import Documents
 
 pytest.importorskip("transformers")
 
@@ -102,8 +102,8 @@ def test_it_predicts_text_that_it_was_not_trained_on_better(way, request):
 
 
 def test_what_was_written_is_what_was_scored(masked):
-    from tailwise.evaluation.losses import window_losses
-    from tailwise.evaluation.models import load_model
+    from tailwise.models.evaluation.loading import load_model
+    from tailwise.models.evaluation.losses import window_losses
 
     split = split_text(ids(), None, WINDOW)
     again = window_losses(load_model(str(masked.output)).module, split.held_out)
@@ -177,14 +177,14 @@ def test_other_architectures_and_tied_embeddings_keep_their_zeros(tmp_path, kind
 def test_the_best_state_is_kept_where_the_loss_goes_up_again(pruned):
     trainer = trainer_of(pruned)
     found = trainer.run(Course(30, 0.3, 4, WINDOW))
-    from tailwise.evaluation.losses import window_losses
+    from tailwise.models.evaluation.losses import window_losses
 
     assert found.best_loss == min(loss for _, loss in found.curve if math.isfinite(loss)) < found.start_loss
     assert float(window_losses(trainer.model, trainer.guard).mean()) == pytest.approx(found.best_loss, abs=1e-6)
 
 
 def trainer_of(folder):
-    from tailwise.evaluation.models import load_model
+    from tailwise.models.evaluation.loading import load_model
 
     model = load_model(str(folder), dtype="float32").module
     split = split_text(ids(), None, WINDOW)
@@ -318,7 +318,7 @@ def test_a_kill_leaves_nothing_behind(pruned, tmp_path, monkeypatch):
 
 
 def test_the_command_prints_quality_before_and_after(pruned, tmp_path):
-    from tailwise.cli.recover import recover as command
+    from tailwise.cli.apply_commands import recover as command
 
     app = typer.Typer()
     app.command()(command)

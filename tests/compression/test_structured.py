@@ -11,17 +11,18 @@ from made_plans import audit_of, row
 from safetensors.torch import save_file
 from tiny_models import built, inputs_for, plan_for, saved
 
-from tailwise.checkpoints.dims import Dims
+from tailwise.checkpoints.checkpoint import Dims
 from tailwise.compression.applying.apply import apply
-from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.table import plan_grid
 from tailwise.compression.shrinking.blocks_dropped import block_influence, least_influence, named_blocks, without_blocks
 from tailwise.compression.shrinking.structured_groups import _counted
-from tailwise.compression.walking.load_pruned import PRUNED_FILE, load_pruned
-from tailwise.errors import TailwiseError, UsageError
+from tailwise.core.errors import TailwiseError, UsageError
+from tailwise.models.walking.load_pruned import load_pruned
+from tailwise.models.walking.shapes import PRUNED_FILE
+from tailwise.report.plan_view import plan_grid
 
 pytest.importorskip("transformers")
 pytest.importorskip("torch_pruning")
@@ -190,7 +191,7 @@ def test_what_calibration_says_keeps_the_outputs_nearer_than_chance(llama, plan,
 
 
 def test_a_killed_run_goes_on_at_the_block(llama, plan, tmp_path, monkeypatch):
-    from tailwise.compression.shrinking import structured_calibrated
+    from tailwise.compression.shrinking import smaller as structured_calibrated
 
     apply(plan, llama, tmp_path / "expected", options=CALIBRATED)
     real = structured_calibrated._Choosing.visit
@@ -245,7 +246,7 @@ def test_blocks_and_widths_go_together(llama, plan, tmp_path):
 
 def test_a_block_that_passes_its_input_on_has_no_influence_and_goes_first(tmp_path):
     from tailwise.checkpoints.open import open_checkpoint
-    from tailwise.compression.walking.hosts import load_host
+    from tailwise.models.walking.hosts import load_host
 
     model = built("llama")
     with torch.no_grad():

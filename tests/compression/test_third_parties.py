@@ -10,15 +10,15 @@ from typer.testing import CliRunner
 from tailwise.audits.run import audit
 from tailwise.cli.main import app
 from tailwise.compression.applying.apply import apply
-from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.choosing.amounts import ALLOCATORS, Allocation, allocator, sizes_of
-from tailwise.compression.choosing.formats import ASSIGNERS, Assignment, assigner
+from tailwise.compression.choosing.bit_formats import ASSIGNERS, Assignment, assigner
 from tailwise.compression.making.make import plan_prune, plan_quantize
 from tailwise.compression.making.request import QuantizeRequest, Request
-from tailwise.compression.operators.operator import Done
-from tailwise.compression.operators.table import OPERATORS, operator_of, pruner, quantizer
+from tailwise.compression.operators.operator import OperatorResult
+from tailwise.compression.operators.registered import OPERATORS, operator_of, pruner, quantizer
 from tailwise.compression.plans.plan import Plan
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 pytest.importorskip("transformers")
 
@@ -46,13 +46,13 @@ def _mine():
         kept = W.clone().bool()
         kept[:] = True
         kept[:, : round(amount.sparsity * W.shape[1])] = False
-        return Done(W.float() * kept, kept)
+        return OperatorResult(W.float() * kept, kept)
 
     @quantizer("mine-too", needs="none", source="this test")
     def half_range(W, target, inputs):
         """Scales of half the matrix, so that large entries are cut."""
         grid = target.format.grid(W / 2)
-        return Done(grid.round(W), grid=grid)
+        return OperatorResult(grid.round(W), grid=grid)
 
     @allocator("mine", source="this test")
     def even(candidates, budget, settings):

@@ -9,12 +9,12 @@ from tiny_models import inputs_for, saved
 
 from tailwise.audits.run import audit
 from tailwise.compression.applying.apply import apply
-from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
-from tailwise.errors import UsageError
-from tailwise.evaluation.classifiers import classifier_scores
-from tailwise.evaluation.quiet import quiet
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.classifiers import classifier_scores
+from tailwise.models.evaluation.quiet import quiet
 
 pytest.importorskip("transformers")
 
@@ -85,10 +85,10 @@ def test_every_convolution_and_linear_layer_of_the_stages_of_a_convnext_is_prune
 
 
 def test_patches_are_pruned_where_they_are_named(audits, tmp_path):
-    from tailwise.compression.plans.candidates import Choice
+    from tailwise.compression.plans.candidates import TensorChoice
 
     folder, found = audits["vit"]
-    plan = plan_prune(found, Request(0.5, choice=Choice(also=("patch_embed",))))
+    plan = plan_prune(found, Request(0.5, choice=TensorChoice(also=("patch_embed",))))
     apply(plan, folder, tmp_path / "out")
     name = next(decision.tensor for decision in plan if decision.role == "patch_embed")
     assert float((tensors_of(tmp_path / "out")[name] == 0).float().mean()) == pytest.approx(0.5, abs=0.02)
@@ -104,7 +104,7 @@ def test_text_calibrates_no_image_classifier(audits, tmp_path):
 
 
 def test_no_plan_of_an_image_classifier_is_tried_on_text(audits, tmp_path):
-    from tailwise.compression.trying.run import planned
+    from tailwise.compression.trying.planned import planned
     from tailwise.compression.trying.stage import StageOptions
 
     text = tmp_path / "text.txt"

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tailwise.compression.choosing.amounts import ALLOCATORS, Settings
+from tailwise.compression.choosing.amounts import ALLOCATORS, AllocatorSettings
 from tailwise.compression.plans.budget import MOST, Budget
 from tailwise.compression.plans.candidates import Candidate
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 ROLES = {"attn_q": 65_536, "attn_v": 32_768, "mlp_up": 180_224, "mlp_down": 180_224}
 METRICS = ("alpha", "alpha_hill", "alpha_hill_z", "singular_entropy_normalized")
@@ -45,7 +45,7 @@ def spend(found, sizes) -> float:
 
 
 OUTSIDE = replace(tensors()[0], tensor="lm_head.weight", role="lm_head", block=None)
-SETTINGS = Settings(
+SETTINGS = AllocatorSettings(
     statistics={block: (3.0 * block) % 7 for block in range(BLOCKS)},
     losses=losses([OUTSIDE, *tensors()]),
     weights={"alpha": 1.0, "entropy": -0.5, "owl": 0.25},
@@ -129,7 +129,7 @@ def test_a_budget_out_of_reach_says_what_can_be_reached(sparsity):
 
 def test_shares_of_zero_can_put_a_budget_out_of_reach_and_the_range_is_said():
     with pytest.raises(UsageError, match=r"reachable: 0 to 0\.\d+"):
-        ALLOCATORS["alpha"](tensors(), Budget(0.98), Settings(tau=1.0, mapping="block"))
+        ALLOCATORS["alpha"](tensors(), Budget(0.98), AllocatorSettings(tau=1.0, mapping="block"))
 
 
 @pytest.mark.parametrize("name", ["alpha", "alpha-role", "entropy"])
@@ -145,21 +145,21 @@ def test_low_rank_turns_the_sign(name):
 @pytest.mark.parametrize("name", ["owl", "dlp"])
 def test_without_statistics_of_the_blocks_it_says_what_it_takes(name):
     with pytest.raises(UsageError, match="calibration text"):
-        ALLOCATORS[name](tensors(), Budget(0.7), Settings())
+        ALLOCATORS[name](tensors(), Budget(0.7), AllocatorSettings())
 
 
 @pytest.mark.parametrize("name", ["owl", "dlp"])
 def test_a_block_without_a_finite_statistic_is_refused(name):
     for wrong in ({0: 1.0}, dict.fromkeys(range(BLOCKS), float("nan"))):
         with pytest.raises(UsageError, match=r"no finite .* for block"):
-            ALLOCATORS[name](tensors(), Budget(0.7), Settings(statistics=wrong))
+            ALLOCATORS[name](tensors(), Budget(0.7), AllocatorSettings(statistics=wrong))
 
 
 @pytest.mark.parametrize("name", ["alpha", "alpha-role", "entropy"])
 def test_an_audit_without_the_metric_is_refused(name):
     bare = [replace(item, metrics={}) for item in tensors()]
     with pytest.raises(UsageError, match="the audit has no"):
-        ALLOCATORS[name](bare, Budget(0.7), Settings())
+        ALLOCATORS[name](bare, Budget(0.7), AllocatorSettings())
 
 
 def test_without_losses_or_with_one_that_is_missing_or_no_number_sensitivity_says_so():
@@ -169,7 +169,7 @@ def test_without_losses_or_with_one_that_is_missing_or_no_number_sensitivity_say
         ({(tensors()[0].tensor, 0.5): float("nan")}, "measure it again"),
     ):
         with pytest.raises(UsageError, match=said):
-            ALLOCATORS["sensitivity"](tensors(), Budget(0.7), Settings(losses=given))
+            ALLOCATORS["sensitivity"](tensors(), Budget(0.7), AllocatorSettings(losses=given))
 
 
 def test_sensitivity_spares_what_is_dear():
@@ -179,5 +179,5 @@ def test_sensitivity_spares_what_is_dear():
         (tensor, level): loss * (50.0 if tensor == dear else 1.0)
         for (tensor, level), loss in losses(candidates).items()
     }
-    found = ALLOCATORS["sensitivity"](candidates, Budget(0.6), Settings(losses=table))
+    found = ALLOCATORS["sensitivity"](candidates, Budget(0.6), AllocatorSettings(losses=table))
     assert found.amounts.argmin() == 3

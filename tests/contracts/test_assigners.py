@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tailwise.compression.choosing.formats import ASSIGNERS, Choices, FormatSettings, Group
+from tailwise.compression.choosing.bit_formats import ASSIGNERS, Choices, FormatGroup, FormatSettings
 from tailwise.compression.making.request import parsed_formats
 from tailwise.compression.plans.bits import bits_per_weight
 from tailwise.compression.plans.candidates import Candidate
 from tailwise.compression.plans.fusing import fused
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 ROLES = {"attn_q": (64, 256), "attn_k": (32, 256), "mlp_up": (704, 256), "mlp_down": (256, 704)}
 FORMATS = parsed_formats(("int2-g64", "int4-g64", "mxfp8", "bf16"))
@@ -47,7 +47,7 @@ SETTINGS = FormatSettings(errors=table([OUTSIDE, *tensors()]), losses=table([OUT
 
 
 def choices(candidates: list[Candidate], mean: float | None) -> Choices:
-    groups = tuple(Group(name, members) for name, members in fused(candidates).items())
+    groups = tuple(FormatGroup(name, members) for name, members in fused(candidates).items())
     bits = np.array([
         [sum(item.n_params * bits_per_weight(chosen, item.shape) for item in group.members) for chosen in FORMATS]
         for group in groups

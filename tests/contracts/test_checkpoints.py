@@ -19,7 +19,7 @@ from safetensors.torch import save, save_file
 
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import TailwiseError, UnreadableError, UsageError
+from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
 
 GENERATOR = torch.Generator().manual_seed(0)
 TENSORS = {

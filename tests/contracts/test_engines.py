@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 import tailwise as tw
 from clusters import QUIET, Cluster
 from inline import Inline
-from tailwise.audits import far
+from tailwise.audits import on_engine as far
 from tailwise.checkpoints.open import open_checkpoint
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in QUIET]
@@ -196,7 +196,7 @@ def test_an_errand_runs_one_blas_thread_and_gives_the_setting_back(monkeypatch):
     monkeypatch.setattr(far, "_opened", lambda *_: nullcontext())
     monkeypatch.setattr(far, "_measured", lambda *_: seen.append(torch.get_num_threads()))
     try:
-        far.run(far.Errand(((None, None),), tw.Recipe(), "cpu", None, {}))
+        far.run(far.MatrixTask(((None, None),), tw.Recipe(), "cpu", None, {}))
         assert seen == [1]
         assert torch.get_num_threads() == 2
     finally:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tailwise as tw
-from tailwise.execution.executor import default_workers, map_unordered
+from tailwise.core.execution.executor import default_workers, map_unordered
 
 RNG = np.random.default_rng(3)
 MODEL = {f"layers.{i}.mlp.up_proj.weight": RNG.standard_t(3, (40 + 9 * i, 90 - 5 * i)) for i in range(8)}

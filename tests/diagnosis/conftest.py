@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from made_audits import healthy_rows
 
-from tailwise.audits.audit import LayerRow
+from tailwise.audits.rows import LayerRow
 
 
 @pytest.fixture

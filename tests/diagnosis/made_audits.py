@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import Layer, LayerRow, Provenance
 from tailwise.spectrum.spectrum import Spectrum
 
 M, N, BLOCKS = 128, 256, 6

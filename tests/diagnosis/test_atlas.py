@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 import tailwise as tw
 from tailwise.audits.audit import Audit
 from tailwise.cli.main import app
-from tailwise.diagnosis import atlas as atlases
-from tailwise.diagnosis.atlas import LEAST_MODELS, Atlas, load
-from tailwise.diagnosis.atlas_build import build, save
-from tailwise.diagnosis.verdict import standings
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.judging.diagnosis import atlas as atlases
+from tailwise.judging.diagnosis.atlas import LEAST_MODELS, Atlas, load
+from tailwise.judging.diagnosis.atlas_build import build, save
+from tailwise.judging.diagnosis.verdict import standings
 
 LAYER = name("mlp_up", 2)
 

@@ -12,7 +12,7 @@ from made_audits import NOISE, audit_of, changed, healthy_rows, name
 from typer.testing import CliRunner
 
 from tailwise.cli.main import app
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 
 @pytest.fixture

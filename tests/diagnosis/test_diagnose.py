@@ -11,11 +11,11 @@ from made_audits import NOISE, audit_of, changed, healthy_rows, name
 
 import tailwise as tw
 from tailwise.audits.audit import Audit
-from tailwise.diagnosis.case import Case
-from tailwise.diagnosis.finding import SEVERITIES, Diagnosis
-from tailwise.diagnosis.rule import RULES, Cannot, Found, rule
-from tailwise.diagnosis.thresholds import DEFAULTS, of_rule, resolved
-from tailwise.metrics.metric import METRICS
+from tailwise.judging.diagnosis.case import Case
+from tailwise.judging.diagnosis.finding import SEVERITIES, Diagnosis
+from tailwise.judging.diagnosis.rule import RULES, Cannot, RuleHit, rule
+from tailwise.judging.diagnosis.thresholds import DEFAULTS, of_rule, resolved
+from tailwise.spectrum.metrics.metric import METRICS
 
 SICK = (name("attn_q", 2), name("mlp_up", 3))
 
@@ -197,7 +197,7 @@ def test_a_third_party_adds_a_rule(rows):
     )
     def too_tidy(case):
         """Fires always."""
-        return Found(f"{len(case.measured)} matrices", ())
+        return RuleHit(f"{len(case.measured)} matrices", ())
 
     try:
         found = tw.diagnose(audit_of(rows))

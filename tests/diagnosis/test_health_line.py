@@ -8,7 +8,7 @@ import pytest
 from made_audits import NOISE, audit_of, changed, name
 
 import tailwise as tw
-from tailwise.diagnosis.finding import Health
+from tailwise.judging.diagnosis.finding import Health
 
 
 def health(rows, **options) -> Health:
@@ -84,6 +84,6 @@ def test_the_worst_are_errors_first_and_five_at_most(rows):
 def test_an_older_diagnosis_has_none_and_is_read(rows, flag):
     data = tw.diagnose(audit_of(rows)).to_json()
     del data[flag]
-    from tailwise.diagnosis.finding import Diagnosis
+    from tailwise.judging.diagnosis.finding import Diagnosis
 
     assert Diagnosis.from_json(data).findings == ()

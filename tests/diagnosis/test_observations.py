@@ -12,9 +12,9 @@ from rich.console import Console
 
 import tailwise as tw
 from tailwise.audits.audit import LayerRow
-from tailwise.diagnosis.finding import Finding
-from tailwise.diagnosis.noise import bulk_z
-from tailwise.report import findings as reported
+from tailwise.judging.diagnosis.finding import Finding
+from tailwise.judging.diagnosis.noise import bulk_z
+from tailwise.report import findings_view as reported
 from tailwise.spectrum.baseline import gaussian_spectrum
 from tailwise.spectrum.marchenko_pastur import fit_bulk
 

@@ -10,15 +10,14 @@ import torch
 from made_audits import BLOCKS, HEALTHY, NOISE, ROLES, M, audit_of, changed, healthy_rows, name
 
 import tailwise as tw
-from tailwise.audits.audit import LayerRow
+from tailwise.audits.rows import LayerRow
 from tailwise.audits.single import esd
-from tailwise.diagnosis.finding import Diagnosis, Finding
-from tailwise.diagnosis.rule import RULES
-from tailwise.diagnosis.run import diagnose
-from tailwise.metrics.facts import Spectra
-from tailwise.metrics.measure import measure
-from tailwise.recipe import Recipe
+from tailwise.core.recipe import Recipe
+from tailwise.judging.diagnosis.diagnose import diagnose
+from tailwise.judging.diagnosis.finding import Diagnosis, Finding
+from tailwise.judging.diagnosis.rule import RULES
 from tailwise.spectrum.baseline import gaussian_spectrum
+from tailwise.spectrum.metrics.facts import Spectra, measure
 from tailwise.spectrum.spectrum import Spectrum
 
 

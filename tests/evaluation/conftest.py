@@ -26,7 +26,7 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory, llama, tokenizer):
     """The random Llama and its tokenizer on disk."""
-    from tailwise.evaluation.quiet import quiet
+    from tailwise.models.evaluation.quiet import quiet
 
     place = tmp_path_factory.mktemp("llama")
     with quiet():

@@ -9,7 +9,7 @@ VOCABULARY = 260
 
 
 def make_llama(seed: int = 0, **changes):
-    from tailwise.evaluation.quiet import quiet
+    from tailwise.models.evaluation.quiet import quiet
 
     with quiet():
         transformers = pytest.importorskip("transformers")
@@ -23,7 +23,7 @@ def make_llama(seed: int = 0, **changes):
 
 def make_tokenizer(*, bos: bool = True):
     """Token ids are bytes; 256 begins and 257 ends a text, and none is added unasked."""
-    from tailwise.evaluation.quiet import quiet
+    from tailwise.models.evaluation.quiet import quiet
 
     with quiet():
         transformers = pytest.importorskip("transformers")

@@ -13,13 +13,13 @@ import pytest
 import torch
 from made_models import make_llama, make_tokenizer
 
-from tailwise.errors import UnreadableError, UsageError
-from tailwise.evaluation.classifiers import classifier_scores
-from tailwise.evaluation.facts import facts_of
-from tailwise.evaluation.quiet import quiet
-from tailwise.evaluation.run import EvaluateOptions, evaluate
-from tailwise.evaluation.sources import Documents
-from tailwise.evaluation.tokens import tokens_of, windows_of
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.models.evaluation.classifiers import classifier_scores
+from tailwise.models.evaluation.evaluate import EvaluateOptions, evaluate
+from tailwise.models.evaluation.model_size import facts_of
+from tailwise.models.evaluation.quiet import quiet
+from tailwise.models.evaluation.sources import Documents
+from tailwise.models.evaluation.tokens import tokens_of, windows_of
 
 SMALL = EvaluateOptions(window=32)
 

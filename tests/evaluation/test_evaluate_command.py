@@ -7,17 +7,17 @@ import json
 import pytest
 import typer
 
-from tailwise.errors import TailwiseError, UnreadableError, UsageError
-from tailwise.evaluation.quiet import quiet
-from tailwise.evaluation.run import EvaluateOptions, evaluate
-from tailwise.evaluation.scores import TaskScore
-from tailwise.evaluation.tasks import SUITES, expanded, mean_of
+from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
+from tailwise.models.evaluation.evaluate import EvaluateOptions, evaluate
+from tailwise.models.evaluation.quiet import quiet
+from tailwise.models.evaluation.scores import TaskScore
+from tailwise.models.evaluation.tasks import SUITES, expanded, mean_of
 
 
 @pytest.fixture
 def command(capsys, tmp_path, monkeypatch):
     """Run the command: (exit code, stdout, stderr)."""
-    from tailwise.cli.evaluate import evaluate as evaluate_command
+    from tailwise.cli.evaluate_command import evaluate as evaluate_command
 
     monkeypatch.chdir(tmp_path)
     app = typer.Typer(pretty_exceptions_enable=False)
@@ -157,7 +157,7 @@ def test_a_checkpoint_that_cannot_be_counted_costs_no_score(folder, story, monke
     def fail(_):
         raise UnreadableError("went away", where=folder)
 
-    monkeypatch.setattr("tailwise.evaluation.run.facts_of", fail)
+    monkeypatch.setattr("tailwise.models.evaluation.evaluate.facts_of", fail)
     found = evaluate(folder, text=story, options=EvaluateOptions(window=32))
     assert found.perplexity is not None
     assert "not counted (went away)" in found.notes[0]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tailwise.evaluation import intervals
-from tailwise.evaluation.intervals import independent, mean_interval, sign_flip_p, wilson
+from tailwise.models.evaluation import intervals
+from tailwise.models.evaluation.intervals import independent, mean_interval, sign_flip_p, wilson
 
 
 @pytest.fixture

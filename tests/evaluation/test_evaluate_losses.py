@@ -7,10 +7,10 @@ import pytest
 import torch
 from made_models import VOCABULARY, make_llama
 
-from tailwise.errors import UsageError
-from tailwise.evaluation import losses as module
-from tailwise.evaluation.losses import check_causal, window_losses
-from tailwise.evaluation.quiet import quiet
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation import losses as module
+from tailwise.models.evaluation.losses import check_causal, window_losses
+from tailwise.models.evaluation.quiet import quiet
 
 
 @pytest.fixture(scope="module")

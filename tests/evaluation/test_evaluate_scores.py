@@ -11,9 +11,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tailwise.errors import UnreadableError, UsageError
-from tailwise.evaluation.compare import compare_scores
-from tailwise.evaluation.scores import Facts, ScoreComparison, Scores, Speed, TaskScore
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.models.evaluation.score_pairs import compare_scores
+from tailwise.models.evaluation.scores import ModelSize, ScoreComparison, Scores, Speed, TaskScore
 
 
 def made(name: str, losses, **more) -> Scores:
@@ -42,7 +42,7 @@ def test_scores_come_back_from_json_as_they_were(tmp_path):
         losses=(2.5, None, 2.6),
         tokens_per_window=511,
         digest="d",
-        facts=Facts(100, 60, 80, 40, 200),
+        facts=ModelSize(100, 60, 80, 40, 200),
         speed=Speed(100.0, None, 512, 32, 5, 1, "cpu", "float32"),
         tasks=(TaskScore("t", "acc", 0.5, 0.1, 4, True, (1.0, 0.0, 1.0, 0.0)),),
         settings={"window": 512},
@@ -58,7 +58,7 @@ def test_a_comparison_comes_back_from_json_as_it_was(tmp_path, base):
 
 
 def test_sparsity_is_in_the_json():
-    data = Scores("m", facts=Facts(100, 60, 80, 20, 200)).to_json()
+    data = Scores("m", facts=ModelSize(100, 60, 80, 20, 200)).to_json()
     assert data["facts"]["sparsity"] == pytest.approx(0.4)
     assert data["facts"]["block_sparsity"] == pytest.approx(0.75)
 
@@ -79,7 +79,8 @@ def test_scores_that_are_not_there_are_unreadable(tmp_path):
 
 def test_scores_are_read_and_compared_without_torch():
     code = (
-        "import sys, tailwise.evaluation.scores, tailwise.evaluation.compare, tailwise.cli.evaluate;"
+        "import sys, tailwise.models.evaluation.scores, tailwise.models.evaluation.score_pairs;"
+        "import tailwise.cli.evaluate_command;"
         "assert not {'torch', 'transformers', 'lm_eval', 'datasets'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -116,7 +117,7 @@ def test_a_model_whose_loss_is_not_finite_is_worse(base):
 def test_five_windows_show_nothing(base):
     few = made("base", base.losses[:5])
     found = compare_scores(shifted(few, 1.0), few)
-    assert found.perplexity.verdict == "no difference seen"
+    assert found.perplexity.verdict == "too few windows"
     assert "only 5 windows" in found.notes[0]
 
 
@@ -127,7 +128,7 @@ def test_scores_of_other_windows_are_not_paired(base):
 
 def test_scores_with_nothing_in_common_are_not_compared(base):
     with pytest.raises(UsageError, match="no scores of the same kind"):
-        compare_scores(base, Scores("other", facts=Facts(1, 1, 0, 0, 4)))
+        compare_scores(base, Scores("other", facts=ModelSize(1, 1, 0, 0, 4)))
 
 
 def task(values=(), value=0.5, stderr=None, better=True):

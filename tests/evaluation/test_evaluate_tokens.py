@@ -10,11 +10,11 @@ import torch
 from made_models import make_tokenizer
 from safetensors.numpy import save_file
 
-from tailwise.compression.walking.calibrate import sample_windows
-from tailwise.errors import UnreadableError, UsageError
-from tailwise.evaluation.quiet import quiet
-from tailwise.evaluation.sources import Documents, documents_of
-from tailwise.evaluation.tokens import check_vocabulary, tokens_of, windows_of
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.models.evaluation.quiet import quiet
+from tailwise.models.evaluation.sources import Documents, documents_of
+from tailwise.models.evaluation.tokens import check_vocabulary, tokens_of, windows_of
+from tailwise.models.walking.calibrate import sample_windows
 
 
 def test_lines_with_the_separator_alone_divide_a_file(tmp_path):
@@ -207,7 +207,7 @@ def test_a_table_in_a_file_is_a_data_set(tmp_path):
 
 
 def test_wikitext_is_one_document_joined_as_in_gptq(table, monkeypatch):
-    from tailwise.evaluation import sources
+    from tailwise.models.evaluation import sources
 
     monkeypatch.setattr(sources, "KNOWN", {"known": (str(table), None, "test", "text", "\n\n")})
     assert documents_of("known").texts == ("one\n\n\n\ntwo",)

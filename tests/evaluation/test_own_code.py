@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import tailwise
-from tailwise.errors import UnreadableError, UnsafeError
+from tailwise.core.errors import UnreadableError, UnsafeError
 
 transformers = pytest.importorskip("transformers")
 
@@ -110,7 +110,7 @@ def test_no_command_runs_what_came_with_the_model_or_asks_whether_to(trapped, pl
 
 
 def test_a_model_of_transformers_with_code_beside_it_is_read_as_its_own_and_says_so(trapped, folder, tmp_path):
-    from tailwise.evaluation.models import load_model
+    from tailwise.models.evaluation.loading import load_model
 
     marker, by_config, _ = trapped
     place = tmp_path / "llama"
@@ -134,12 +134,12 @@ def test_a_class_that_is_no_model_is_refused(folder, tmp_path):
     place = tmp_path / "odd"
     shutil.copytree(folder, place)
     changed(place / "config.json", architectures=["pipeline"])
-    with pytest.raises((UnreadableError, tailwise.errors.UsageError), match="pipeline"):
+    with pytest.raises((UnreadableError, tailwise.core.errors.UsageError), match="pipeline"):
         tailwise.load_pruned(place)
 
 
 def test_a_loading_script_of_a_data_set_is_not_run(tmp_path):
-    from tailwise.evaluation.sources import documents_of
+    from tailwise.models.evaluation.sources import documents_of
 
     script = tmp_path / "script"
     script.mkdir()

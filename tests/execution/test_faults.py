@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import tailwise as tw
 from clusters import QUIET, Cluster
 from stores import Apart, serving
-from tailwise.execution.spread import Patience, Work, spread
+from tailwise.core.execution.spread import Patience, SpreadWork, spread
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in QUIET]
 COUNT = 24
@@ -106,14 +106,14 @@ def test_when_all_workers_are_gone_the_rest_is_marked_and_the_next_audit_goes_on
 
 def test_a_scheduler_that_is_not_there_is_said_before_any_work(model, monkeypatch):
     pytest.importorskip("distributed", reason="needs tailwise[dask]")
-    monkeypatch.setattr("tailwise.execution.dask_engine._CONNECT", 0.2)
+    monkeypatch.setattr("tailwise.core.execution.dask_engine._CONNECT", 0.2)
     with pytest.raises(tw.UnreadableError, match="scheduler cannot be reached"):
         tw.audit(model, executor="dask://127.0.0.1:1")
 
 
 def test_on_ray_an_item_that_kills_its_workers_is_given_up_alone():
     ray = pytest.importorskip("ray", reason="needs tailwise[ray]")
-    from tailwise.execution.ray_engine import RayEngine
+    from tailwise.core.execution.ray_engine import RayEngine
 
     def deadly(items):
         if 3 in items:
@@ -122,7 +122,7 @@ def test_on_ray_an_item_that_kills_its_workers_is_given_up_alone():
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        work = Work(deadly, list, lambda item, why: (item, why), most=4)
+        work = SpreadWork(deadly, list, lambda item, why: (item, why), most=4)
         found = list(spread(RayEngine("", None, 0.0), work, range(16), Patience()))
     finally:
         ray.shutdown()
@@ -186,7 +186,7 @@ def test_connections_that_the_store_drops_are_tried_again(one_file, expected_the
 def test_a_network_cut_to_the_store_marks_the_rest_and_the_next_audit_goes_on(
     one_file, expected_there, cluster, monkeypatch
 ):
-    monkeypatch.setattr("tailwise.storage.HTTP_SECONDS", 0.5)
+    monkeypatch.setattr("tailwise.core.storage.HTTP_SECONDS", 0.5)
     store = Apart(one_file)
     try:
         where, model = f"dask://{cluster.address}", f"{store.address}/model.safetensors"
@@ -206,7 +206,7 @@ def test_a_network_cut_to_the_store_marks_the_rest_and_the_next_audit_goes_on(
 
 @pytest.mark.skipif(not Apart.possible(), reason="network namespaces take root and iproute2")
 def test_a_network_that_comes_back_in_time_leaves_no_trace(one_file, expected_there, cluster, monkeypatch):
-    monkeypatch.setattr("tailwise.storage.HTTP_SECONDS", 0.5)
+    monkeypatch.setattr("tailwise.core.storage.HTTP_SECONDS", 0.5)
     store = Apart(one_file)
     plug = Timer(1.0, store.plug)
 

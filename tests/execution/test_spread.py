@@ -8,9 +8,9 @@ from concurrent.futures import CancelledError, Future
 import pytest
 import torch
 
-from tailwise.execution.engine import Engine
-from tailwise.execution.one_thread import one_thread
-from tailwise.execution.spread import ATTEMPTS, Patience, Work, spread
+from tailwise.core.execution.engine import Engine
+from tailwise.core.execution.executor import one_thread
+from tailwise.core.execution.spread import ATTEMPTS, Patience, SpreadWork, spread
 
 SOON = Patience(silence=0.05, copy=0.01, retry=0.001)
 
@@ -60,7 +60,7 @@ def squares(**changes):
         "pack": list,
         "give_up": lambda item, why: (item, why),
     }
-    return Work(**{**known, **changes})
+    return SpreadWork(**{**known, **changes})
 
 
 def results(engine, count=10, **changes):
@@ -159,7 +159,7 @@ def test_a_worker_with_another_version_does_nothing_and_says_so(monkeypatch):
     class Old(Scripted):
         def submit(self, function, argument):
             with monkeypatch.context() as patch:
-                patch.setattr("tailwise.execution.spread.__version__", "0.0.9")
+                patch.setattr("tailwise.core.execution.spread.__version__", "0.0.9")
                 return super().submit(function, argument)
 
     found = results(Old(fine), 2)

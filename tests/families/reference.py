@@ -6,6 +6,7 @@ Works on a model of transformers as it is: hooks say what a layer sees, stacks o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,3 +176,53 @@ def gptq(W: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
 OPERATORS: Mapping[str, Callable[..., torch.Tensor]] = {
     "magnitude": magnitude, "wanda": wanda, "sparsegpt": sparsegpt, "rtn": rtn, "gptq": gptq,
 }  # fmt: skip
+
+
+_STACKS = ("experts.gate_up_proj", "experts.up_proj", "experts.down_proj")
+#: Fields of configs that count the routed experts of a block.
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def gone_from(model: nn.Module, after: nn.Module) -> dict[str, list[int]]:
+    """Router → numbers of the experts that a smaller model has no more, by the values of the stacks that are left."""
+    found, left = {}, dict(after.named_parameters())
+    for name, value in model.named_parameters():
+        if name.endswith("experts.down_proj"):
+            kept = [int((value - W).flatten(1).abs().sum(dim=1).nan_to_num(torch.inf).argmin()) for W in left[name]]
+            mixture = model.get_submodule(name.removesuffix(".experts.down_proj"))
+            router = next(key for key in ("gate", "router") if hasattr(mixture, key))
+            found[name.replace("experts.down_proj", router)] = [n for n in range(len(value)) if n not in kept]
+    return found
+
+
+def rows_gone(model: nn.Module, after: nn.Module) -> Iterator[torch.Tensor]:
+    """What the plan does not name and goes with the experts: rows of routers, biases."""
+    left = after.state_dict()
+    for name, value in model.state_dict().items():
+        if value.shape != left[name].shape and not name.endswith(_STACKS):
+            axis = next(axis for axis, size in enumerate(value.shape) if size != left[name].shape[axis])
+            yield value.narrow(axis, 0, value.shape[axis] - left[name].shape[axis])
+
+
+@contextmanager
+def without_rows(model: nn.Module, gone: Mapping[str, list[int]]) -> Iterator[None]:
+    """Routers score the experts `gone` so low that none is chosen."""
+    plain, stack = nn.functional.linear, list[int]()
+
+    def linear(*given: Any, **named: Any) -> torch.Tensor:
+        scores = plain(*given, **named)
+        if stack:
+            scores[..., stack] = -1e9
+        return scores
+
+    for name, numbers in gone.items():
+        router = model.get_submodule(name)
+        for bias in (value for key, value in router.state_dict().items() if key.endswith("e_score_correction_bias")):
+            bias[..., numbers] = -1e9
+        router.register_forward_pre_hook(lambda *_, numbers=numbers: stack.extend(numbers))
+        router.register_forward_hook(lambda *_: stack.clear())
+    nn.functional.linear = linear
+    try:
+        yield
+    finally:
+        nn.functional.linear = plain

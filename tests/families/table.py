@@ -18,6 +18,8 @@ from families.kinds import FAMILIES
 
 KEPT = Path(__file__).with_name("outcomes.json")
 HOLDS = "holds"
+#: Families without experts: nothing is refused, and nothing can be shown.
+NONE = "cannot go: it has none"
 
 
 def outcomes() -> dict[str, dict[str, str]]:
@@ -27,9 +29,12 @@ def outcomes() -> dict[str, dict[str, str]]:
 
 
 def chosen() -> list[tuple[str, tuple[str, ...]]]:
-    """Each family with two operators, so that each operator meets every fourth family."""
-    count = len(ALL)
-    return [(name, (ALL[place % count], ALL[(place + count // 2) % count])) for place, name in enumerate(FAMILIES)]
+    """Each family with two operators, so that each operator meets every fourth family; of mixtures experts too."""
+    every = [operator for operator in ALL if operator != "experts"]
+    count, kept = len(every), outcomes()
+    found = {name: (every[place % count], every[(place + count // 2) % count]) for place, name in enumerate(FAMILIES)}
+    more = {name: ("experts",) for name in FAMILIES if not kept[name]["experts"].endswith(NONE)}
+    return [(name, (*operators, *more.get(name, ()))) for name, operators in found.items()]
 
 
 def of_family(name: str, operators: tuple[str, ...], folder: Path) -> dict[str, str]:
@@ -43,9 +48,13 @@ def table() -> str:
     kept = outcomes()
     lines = [f"| family | {' | '.join(ALL)} |", "| --- |" + " --- |" * len(ALL)]
     for name in FAMILIES:
-        cells = ["✓" if kept[name][operator] == HOLDS else "refused" for operator in ALL]
+        cells = [_cell(kept[name][operator]) for operator in ALL]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(what: str) -> str:
+    return "✓" if what == HOLDS else "–" if what.endswith(NONE) else "refused"
 
 
 def reasons() -> str:
@@ -53,7 +62,7 @@ def reasons() -> str:
     by_words: dict[tuple[str, str], list[str]] = {}
     for name, found in outcomes().items():
         for operator, what in found.items():
-            if what != HOLDS:
+            if what != HOLDS and not what.endswith(NONE):
                 by_words.setdefault((operator, what.removeprefix("refused: ")), []).append(name)
     return "\n".join(
         f"- {operator}, {', '.join(names)}: {what}" for (operator, what), names in sorted(by_words.items())

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from families.kinds import FAMILIES, Family, built, saved
-from tailwise.compression.shrinking.depth import depth_fields
-from tailwise.compression.walking.walk import blocks_of
-from tailwise.errors import UsageError
+from tailwise.compression.shrinking.config_depth import depth_fields
+from tailwise.core.errors import UsageError
+from tailwise.models.walking.walk import blocks_of
 
 FOUR = {"num_hidden_layers": 4}
 

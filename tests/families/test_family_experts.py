@@ -12,13 +12,14 @@ from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply import ApplyOptions, apply
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
-from tailwise.compression.trying.run import planned
+from tailwise.compression.trying.planned import planned
 from tailwise.compression.trying.stage import StageOptions
 from tailwise.compression.trying.trial import trial_of
-from tailwise.compression.walking.calibrate import block_scores
-from tailwise.compression.walking.experts import ExpertStack, separate_experts
-from tailwise.compression.walking.hosts import Streamed, load_host, places_in
-from tailwise.evaluation.losses import window_losses
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.losses import window_losses
+from tailwise.models.walking.calibrate import block_scores
+from tailwise.models.walking.experts import ExpertStack, separate_experts
+from tailwise.models.walking.hosts import Streamed, load_host, places_in
 
 LISTED, STACKED = "mixtral", "gpt_oss"
 
@@ -96,8 +97,50 @@ def test_an_expert_that_saw_few_tokens_or_none_is_said(models, name, tmp_path):
 def test_low_rank_takes_experts_that_are_stored_one_by_one(models):
     plan = plan_prune(models[LISTED].audited, Request(0.5, "uniform", "low_rank"))
     assert {item.role for item in plan} >= {"expert_gate", "expert_up", "expert_down"}
-    stacked = plan_prune(models[STACKED].audited, Request(0.5, "uniform", "low_rank"))
-    assert any("left as they are, 4 tensors: low rank takes tensors that hold one matrix" in n for n in stacked.notes)
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_low_rank_takes_each_matrix_of_a_stack_by_itself(models, text, tmp_path):
+    found = models[STACKED]
+    plan = plan_prune(found.audited, Request(0.5, "uniform", "low_rank"))
+    stacks = [item for item in plan if item.role.startswith("expert_")]
+    assert {item.shape for item in stacks} == {(3, 96, 32), (3, 32, 48)}
+    given = {"calibration": WINDOWS} if text else {}
+    done = apply(plan, found.folder, tmp_path / "out", options=ApplyOptions(**given))
+    before, after = dict(found.model.named_parameters()), dict(loaded(found.model, tmp_path / "out").named_parameters())
+    for item in stacks:
+        for W, V in zip(before[item.tensor].double(), after[item.tensor].double(), strict=True):
+            s = torch.linalg.svdvals(V)
+            assert s[item.rank - 1] > 1e-3 * s[0] > 10 * s[item.rank]
+            U, sigma, Vh = torch.linalg.svd(W, full_matrices=False)
+            best = (U[:, : item.rank] * sigma[: item.rank]) @ Vh[: item.rank]
+            assert torch.allclose(V, best, atol=1e-5) is not text  # with text, the best as its inputs see it
+    saved = sum(
+        item.n_params * (1 - item.rank * sum(item.shape[1:]) / (item.shape[1] * item.shape[2])) for item in stacks
+    )
+    reached = {item.tensor: item for item in done.tensors}
+    assert abs(sum(reached[item.tensor].removed for item in stacks) - saved) < 1e-6 * saved
+    assert abs(done.reached - 0.5) < 0.05
+
+
+def test_a_stack_is_not_stored_as_factors_and_told_before_any_work(models, tmp_path):
+    found = models[STACKED]
+    plan = plan_prune(found.audited, Request(0.5, "uniform", "low_rank"))
+    with pytest.raises(UsageError, match="is a stack of experts, which transformers multiplies with as one tensor"):
+        apply(plan, found.folder, tmp_path / "out", options=ApplyOptions(factored=True, calibration=WINDOWS))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_rank_that_no_matrix_of_a_stack_has_is_told(models, tmp_path):
+    found = models[STACKED]
+    plan = plan_prune(found.audited, Request(0.5, "uniform", "low_rank"))
+    (tensor, *_) = (item.tensor for item in plan if item.role == "expert_down")
+    for shape in ((3, 32, 48), ()):
+        wrong = plan.replace(
+            decisions=tuple(item.but(rank=33, shape=shape) if item.tensor == tensor else item for item in plan)
+        )
+        with pytest.raises(UsageError, match=r"rank is 33; it is a whole number from 1 to 32|a rank of 32 at most"):
+            apply(wrong, found.folder, tmp_path / "out")
 
 
 def test_structured_leaves_experts_alone_and_says_so(models):

@@ -28,11 +28,11 @@ from tailwise.audits.codec import MEMBERS
 from tailwise.checkpoints.matrices import group, load
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.plans.plan import Plan
-from tailwise.diagnosis.run import diagnose
-from tailwise.errors import TailwiseError
-from tailwise.gates.parse import read_expectations
-from tailwise.gates.run import check
-from tailwise.report.files import to_csv, to_json
+from tailwise.core.errors import TailwiseError
+from tailwise.judging.diagnosis.diagnose import diagnose
+from tailwise.judging.gates.checking import check
+from tailwise.judging.gates.parse import read_expectations
+from tailwise.report.output_files import to_csv, to_json
 from tailwise.report.terminal import by_role, console, layers
 
 #: Seconds of computing that no small input may take.

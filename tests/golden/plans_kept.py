@@ -91,7 +91,7 @@ def planned_anew(audit: Any) -> Iterator[tuple[str, Any]]:
     """Every plan that is asked for by a request, by today's code."""
     from dataclasses import replace
 
-    from tailwise.compression.trying.run import planned
+    from tailwise.compression.trying.planned import planned
     from tailwise.compression.trying.stage import StageOptions
 
     text = StageOptions(tokens(), samples=8, window=WINDOW, search_windows=4, guard_windows=8)
@@ -133,7 +133,7 @@ EXACT = frozenset(name for name, (plan, calibrated, _) in APPLIED.items()
 
 
 def options_of(name: str) -> Any:
-    from tailwise.compression.applying.options import ApplyOptions
+    from tailwise.compression.applying.apply_options import ApplyOptions
 
     _, calibrated, more = APPLIED[name]
     return ApplyOptions(calibration=windows() if calibrated else None, batch=4, **more)

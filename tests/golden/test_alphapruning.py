@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tailwise.compression.choosing.amounts import ALLOCATORS, Settings
+from tailwise.compression.choosing.amounts import ALLOCATORS, AllocatorSettings
 from tailwise.compression.choosing.shares import shares
 from tailwise.compression.plans.budget import Budget
 from tailwise.compression.plans.candidates import Candidate
@@ -25,7 +25,7 @@ def model(alphas: np.ndarray, shapes: dict[str, int]) -> list[Candidate]:
 
 
 def amounts(candidates, sparsity: float, *, clamp: bool = True, **settings) -> np.ndarray:
-    return ALLOCATORS["alpha"](candidates, Budget(sparsity, clamp), Settings("wanda", **settings)).amounts
+    return ALLOCATORS["alpha"](candidates, Budget(sparsity, clamp), AllocatorSettings("wanda", **settings)).amounts
 
 
 def as_published(values: np.ndarray, sizes: np.ndarray, sparsity: float, tau: float) -> np.ndarray:
@@ -95,5 +95,5 @@ def test_high_alpha_is_pruned_more_and_factored_less():
     candidates = model(np.repeat(np.array([[2.0], [4.0]]), 7, axis=1), LLAMA)
     pruned = amounts(candidates, 0.6)
     assert pruned[-1] > pruned[0]
-    factored = ALLOCATORS["alpha"](candidates, Budget(0.6), Settings("low_rank")).amounts
+    factored = ALLOCATORS["alpha"](candidates, Budget(0.6), AllocatorSettings("low_rank")).amounts
     assert factored[-1] < factored[0]

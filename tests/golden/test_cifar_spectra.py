@@ -15,7 +15,7 @@ import pytest
 from scipy.stats import kendalltau
 
 import tailwise as tw
-from tailwise.compare.ranking import rank
+from tailwise.judging.compare.ranking import rank
 from tailwise.spectrum.power_law import fit_tail
 
 SPECTRA = Path(__file__).resolve().parents[1] / "data" / "cifar_spectra.npz"

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 import tailwise as tw
-from tailwise.metrics.facts import Spectra
-from tailwise.metrics.measure import measure
-from tailwise.recipe import Recipe
-from tailwise.spectrum.rivals import rivals
+from tailwise.core.recipe import Recipe
+from tailwise.spectrum.metrics.facts import Spectra, measure
+from tailwise.spectrum.other_laws import rivals
 from tailwise.spectrum.spectrum import Spectrum
 
 

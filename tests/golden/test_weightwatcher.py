@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import load_file
 
 import tailwise as tw
-from tailwise.metrics.erg import detX_num, detX_val
-from tailwise.metrics.facts import Facts, Spectra
-from tailwise.recipe import Recipe
+from tailwise.core.recipe import Recipe
 from tailwise.spectrum.baseline import gaussian_spectrum
 from tailwise.spectrum.marchenko_pastur import fit_bulk
+from tailwise.spectrum.metrics.bulk import detX_num, detX_val
+from tailwise.spectrum.metrics.facts import Facts, Spectra
 from tailwise.spectrum.power_law import TailOptions, fit_tail
 from tailwise.spectrum.spectrum import Spectrum
 
@@ -194,7 +194,7 @@ def test_rand_distance_is_weightwatchers_jensen_shannon_distance(peer):
     rng = np.random.default_rng(0)
     one = Spectrum(np.sort(rng.pareto(1.2, 120)), 120, 200)
     other = Spectrum(np.sort(rng.random(120)), 120, 200)
-    from tailwise.metrics.randomized import rand_distance
+    from tailwise.spectrum.metrics.randomized import rand_distance
 
     theirs = peer.rmt.jensen_shannon_distance(
         one.eigenvalues / one.eigenvalues.sum(), other.eigenvalues / other.eigenvalues.sum()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import Layer, LayerRow, Provenance
 from tailwise.history.point import Alarm, Point
 from tailwise.spectrum.spectrum import Spectrum
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from made_points import UP, alarm, point
 
-from tailwise.errors import UnreachableError, UnreadableError, UsageError
+from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
 from tailwise.history.jsonl import JsonlHistory, from_line, read_jsonl, to_line
 
 FULL = Path("/dev/full")  # a device that answers every write with "no space left"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from made_points import UP, alarm, point
 
-from tailwise.errors import UnreachableError, UnreadableError, UsageError
+from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
 from tailwise.history.connect import connect, writing
 from tailwise.history.schema import META, METADATA, SCHEMA
 from tailwise.history.sql import inspect, text, update

@@ -7,7 +7,7 @@ import logging
 import pytest
 from made_points import UP, alarm, point
 
-from tailwise.errors import UnreachableError, UnreadableError
+from tailwise.core.errors import UnreachableError, UnreadableError
 from tailwise.history import queued
 from tailwise.history.jsonl import JsonlHistory, to_line
 from tailwise.history.queued import QueuedHistory

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_points import DOWN, UP, Q, alarm, audit, point
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.history import read
 from tailwise.history.connect import reading
 from tailwise.history.prune import Retention

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 import tailwise as tw
-from tailwise.metrics.facts import Spectra
-from tailwise.metrics.measure import measure
-from tailwise.recipe import Recipe
+from tailwise.core.recipe import Recipe
+from tailwise.spectrum.metrics.facts import Spectra, measure
 from tailwise.spectrum.solve import solve
-from tailwise.spectrum.solvers.blocks import DenseMatrix
+from tailwise.spectrum.solvers.gram import DenseMatrix
 from tailwise.spectrum.spectrum import Spectrum
 
 RECIPE = Recipe(baseline_replicas=2)

@@ -10,9 +10,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tailwise.metrics.facts import Spectra
-from tailwise.metrics.measure import measure
-from tailwise.recipe import Recipe
+from tailwise.core.recipe import Recipe
+from tailwise.spectrum.metrics.facts import Spectra, measure
 from tailwise.spectrum.power_law import ESTIMATORS, EVALS_THRESHOLD, fit_tail
 from tailwise.spectrum.solve import solve
 from tailwise.spectrum.spectrum import Spectrum, pool

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.metrics.erg import detX_delta, detX_num, detX_val
-from tailwise.metrics.facts import Facts, Spectra
-from tailwise.metrics.measure import measure
-from tailwise.metrics.randomized import one_minus_rd, rand_distance, ww_maxdist, ww_softrank
-from tailwise.recipe import Recipe
+from tailwise.core.recipe import Recipe
+from tailwise.spectrum.metrics.bulk import detX_delta, detX_num, detX_val
+from tailwise.spectrum.metrics.facts import Facts, Spectra, measure
+from tailwise.spectrum.metrics.randomized import one_minus_rd, rand_distance, ww_maxdist, ww_softrank
 from tailwise.spectrum.power_law import fit_tail
 from tailwise.spectrum.spectrum import Spectrum
 

@@ -9,15 +9,14 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from tailwise.metrics.facts import Spectra, gaussian_baseline
-from tailwise.metrics.measure import measure
-from tailwise.recipe import Recipe
+from tailwise.core.recipe import Recipe
 from tailwise.spectrum.baseline import gaussian_spectra, gaussian_spectrum
 from tailwise.spectrum.marchenko_pastur import cdf, edges, fit_bulk, quantile, tracy_widom_margin
+from tailwise.spectrum.metrics.facts import Spectra, gaussian_baseline, measure
 from tailwise.spectrum.power_law import TailOptions, fit_tail
-from tailwise.spectrum.rounding import edge, unit_of
 from tailwise.spectrum.solve import solve
 from tailwise.spectrum.spectrum import Spectrum
+from tailwise.spectrum.trust import edge, unit_of
 
 SHAPES = [(300, 300), (400, 200), (200, 400), (2000, 80)]
 

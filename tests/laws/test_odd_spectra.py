@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import tailwise as tw
+from tailwise.audits.precision.studying import study
 from tailwise.audits.trusted import doubt, left_out, usable
-from tailwise.compare.ranking import rank
-from tailwise.gates.parse import parse_expectations
-from tailwise.gates.run import check
-from tailwise.precision.run import study
+from tailwise.judging.compare.ranking import rank
+from tailwise.judging.gates.checking import check
+from tailwise.judging.gates.parse import parse_expectations
 from tailwise.spectrum.trust import N_MIN, largest_distance
 
 N, M = 160, 96

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.metrics.facts import Facts, Spectra
-from tailwise.recipe import Recipe
+from tailwise.core.recipe import Recipe
 from tailwise.spectrum.baseline import gaussian_spectrum
 from tailwise.spectrum.ks_scan import ks_at, lower_bounds, scan
+from tailwise.spectrum.metrics.facts import Facts, Spectra
+from tailwise.spectrum.other_laws import fit_truncated
 from tailwise.spectrum.power_law import ESTIMATORS, TailOptions, fit_tail
 from tailwise.spectrum.spectrum import Spectrum
-from tailwise.spectrum.truncated_power_law import fit_truncated
 
 LAW = settings(deadline=None, derandomize=True, max_examples=150)
 

@@ -9,12 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tailwise.errors import UsageError
-from tailwise.metrics.facts import Facts, Spectra
-from tailwise.metrics.measure import completed, measure, selected
-from tailwise.metrics.metric import FACTS, METRICS, metric
-from tailwise.recipe import Recipe
-from tailwise.registry import Registry
+from tailwise.core.errors import UsageError
+from tailwise.core.recipe import Recipe
+from tailwise.core.registry import Registry
+from tailwise.spectrum.metrics.facts import Facts, Spectra, completed, measure, selected
+from tailwise.spectrum.metrics.metric import FACTS, METRICS, metric
 from tailwise.spectrum.spectrum import Spectrum
 
 
@@ -26,7 +25,7 @@ def fruits(monkeypatch, *points):
         asked.append(group)
         return [SimpleNamespace(name=name, load=load) for name, load in points]
 
-    monkeypatch.setattr("tailwise.registry.entry_points", entry_points)
+    monkeypatch.setattr("tailwise.core.registry.entry_points", entry_points)
     loads = []
 
     def built_ins():
@@ -131,10 +130,10 @@ def test_a_metric_defined_before_the_first_audit_is_measured_after_the_built_ins
 
 
 def test_families_come_in_one_order_whichever_was_imported_first():
-    code = "{}\nfrom tailwise.metrics.metric import METRICS\nprint(*METRICS)"
+    code = "{}\nfrom tailwise.spectrum.metrics.metric import METRICS\nprint(*METRICS)"
     orders = {
         subprocess.run([sys.executable, "-c", code.format(first)], capture_output=True, text=True, check=True).stdout
-        for first in ("", "import tailwise.metrics.erg", "import tailwise.metrics.entropy")
+        for first in ("", "import tailwise.spectrum.metrics.bulk", "import tailwise.spectrum.metrics.ranks")
     }
     assert len(orders) == 1
 

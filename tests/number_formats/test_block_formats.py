@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.number_formats.formats import parse_format
 
 NAMES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.number_formats.elements import Float8, MiniFloat
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import Reach

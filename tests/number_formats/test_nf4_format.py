@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tailwise.number_formats.elements import Table
+from tailwise.number_formats.elements import ValueTable
 from tailwise.number_formats.formats import NF4, parse_format
 from tailwise.number_formats.scaled import ScaledFormat
 from tailwise.number_formats.scales import LargestFloat32
@@ -33,15 +33,15 @@ THRESHOLDS = (
 def test_codes_change_where_bitsandbytes_has_its_thresholds():
     at = torch.tensor(THRESHOLDS, dtype=torch.float32)
     codes = torch.arange(15, dtype=torch.uint8)
-    assert torch.equal(Table(NF4).codes(at - 1e-6), codes)
-    assert torch.equal(Table(NF4).codes(at + 1e-6), codes + 1)
+    assert torch.equal(ValueTable(NF4).codes(at - 1e-6), codes)
+    assert torch.equal(ValueTable(NF4).codes(at + 1e-6), codes + 1)
 
 
 def test_every_number_goes_to_the_nearest_of_the_table():
     numbers = torch.linspace(-1, 1, 20_001)
     nearest = (numbers[:, None].double() - torch.tensor(NF4, dtype=torch.float64)).abs().argmin(1)
-    assert torch.equal(Table(NF4).codes(numbers).long(), nearest)
-    assert torch.equal(Table(NF4).round_(numbers.clone()), torch.tensor(NF4)[nearest])
+    assert torch.equal(ValueTable(NF4).codes(numbers).long(), nearest)
+    assert torch.equal(ValueTable(NF4).round_(numbers.clone()), torch.tensor(NF4)[nearest])
 
 
 @pytest.mark.parametrize("kind", ["normal", "heavy", "scales"])
@@ -51,7 +51,7 @@ def test_codes_are_torchaos_with_its_rounded_table(kind, make):
 
     matrix = make(kind)
     theirs = to_nf4(matrix, 64, 4)
-    rounded = ScaledFormat("nf4", "torchao", Table(tuple(theirs.nf4.tolist())), LargestFloat32(1.0), 64)
+    rounded = ScaledFormat("nf4", "torchao", ValueTable(tuple(theirs.nf4.tolist())), LargestFloat32(1.0), 64)
     codes = rounded.quantize(matrix).codes
     assert torch.equal((codes[:, ::2] << 4 | codes[:, 1::2]).flatten(), theirs.quantized_data.flatten())
 

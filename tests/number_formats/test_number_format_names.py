@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.number_formats.formats import FORMATS, parse_format
 
 ALL = [

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tailwise.precision.measures import shift_error, spectral_distance, stable_rank_change
+from tailwise.audits.precision.study_work import shift_error, spectral_distance, stable_rank_change
 from tailwise.spectrum.power_law import fit_tail
 from tailwise.spectrum.spectrum import Spectrum
 
@@ -79,7 +79,7 @@ def test_the_paired_error_is_the_scatter_of_the_shift_over_samples() -> None:
 
 
 def test_resampled_ranks_are_the_largest_of_draws_with_replacement() -> None:
-    from tailwise.precision.measures import _largest_of_resamples
+    from tailwise.audits.precision.study_work import _largest_of_resamples
 
     rng = np.random.default_rng(8)
     drawn = np.sort(rng.integers(0, 50, (4000, 50)), axis=1)[:, -5:]

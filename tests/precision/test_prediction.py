@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from tailwise.precision.prediction import predictions, stratified_spearman
-from tailwise.precision.study import LayerStudy, PrecisionStudy, Reading
+from tailwise.audits.precision.prediction import predictions, stratified_spearman
+from tailwise.audits.precision.study import LayerStudy, PrecisionStudy, Reading
 
 
 def test_one_stratum_is_spearmans_rho() -> None:

@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 import tailwise as tw
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.audits.precision import loaded
+from tailwise.audits.precision import study_files as tables
+from tailwise.audits.precision.encoded import EncodedMatrix
+from tailwise.audits.precision.study import PrecisionStudy
+from tailwise.audits.precision.studying import StudyOptions, study
+from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.number_formats.formats import parse_format
-from tailwise.precision import loaded, tables
-from tailwise.precision.encoded import EncodedMatrix
-from tailwise.precision.run import StudyOptions, study
-from tailwise.precision.study import PrecisionStudy
 
 
 def _weights(seed: int = 0, rows: int = 96, cols: int = 64) -> torch.Tensor:

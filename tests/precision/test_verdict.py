@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from tailwise.errors import UsageError
-from tailwise.precision.study import LayerStudy, PrecisionStudy, Reading
-from tailwise.precision.verdict import Bound, sensitivities, variations, verdicts
+from tailwise.audits.precision.study import LayerStudy, PrecisionStudy, Reading
+from tailwise.audits.precision.verdict import Bound, sensitivities, variations, verdicts
+from tailwise.core.errors import UsageError
 
 
 def _study(*errors: dict[str, float]) -> PrecisionStudy:

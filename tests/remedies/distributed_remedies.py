@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 import tailwise as tw
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 LINEAR = ("0", "2", "4")
 

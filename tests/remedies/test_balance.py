@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import tailwise as tw
-from tailwise.errors import UsageError
-from tailwise.remedies.groups import scaler_of
+from tailwise.core.errors import UsageError
+from tailwise.training.remedies.groups import scaler_of
 
 EXACT = tw.remedies.BalanceOptions(smoothing=0.0)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tailwise as tw
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 
 class Two(nn.Module):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import tailwise as tw
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 SCORES = [float((i * 37) % 100) for i in range(100)]
 

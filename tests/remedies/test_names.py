@@ -8,8 +8,8 @@ import sys
 import pytest
 
 import tailwise as tw
-from tailwise.diagnosis.finding import Diagnosis, Finding
-from tailwise.diagnosis.rule import RULES
+from tailwise.judging.diagnosis.finding import Diagnosis, Finding
+from tailwise.judging.diagnosis.rule import RULES
 from tailwise.training.alarm_rule import ALARM_RULES
 
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 import tailwise as tw
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
 IDS = torch.arange(6)[None]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import tailwise as tw
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 
 def decaying(rows, cols, seed=0):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import tailwise as tw
-from tailwise.audits.audit import Audit, Layer
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import Layer
 from tailwise.spectrum.spectrum import Spectrum
 
 ROLES = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")

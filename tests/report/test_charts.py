@@ -11,19 +11,19 @@ import vl_convert
 
 import tailwise as tw
 from tailwise.audits.audit import Audit
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.report.charts.chart import CHARTS
 from tailwise.report.charts.data import bins_of, places, stacked, whole_bins
-from tailwise.report.charts.view import View, short_names
+from tailwise.report.charts.view import ChartView, short_names
 from tailwise.report.render import plot, spec_of, write_figure
 from tailwise.report.theme import DARK, LIGHT, TOKENS, group_of, role_color
 
 NAMES = [name for name, _ in CHARTS.items()]
 
 
-def view_of(name: str, audit: Audit, base: Audit, **options) -> View:
+def view_of(name: str, audit: Audit, base: Audit, **options) -> ChartView:
     audits = (audit, base) if CHARTS[name].scope == "several" else (audit,)
-    return View(audits, base=base, **options)
+    return ChartView(audits, base=base, **options)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -108,7 +108,7 @@ def test_a_degenerate_exponent_is_in_no_chart(audit):
     layers = {layer.row.name: layer for layer in audit}
     name = next(iter(layers))
     layers[name] = replace(layers[name], row=replace(layers[name].row, status="DEGENERATE"))
-    record = next(r for r in View((Audit([x.row for x in layers.values()], layers, audit.provenance),)).records
+    record = next(r for r in ChartView((Audit([x.row for x in layers.values()], layers, audit.provenance),)).records
                   if r["name"] == name)  # fmt: skip
     assert record["alpha"] is None
     assert record["stable_rank"] is not None
@@ -125,11 +125,11 @@ def test_a_model_without_blocks_is_numbered_in_the_order_of_its_layers(audit):
     flat = Audit([layer.row for layer in layers.values()], layers, audit.provenance)
     assert places(flat) == list(range(len(flat)))
     for name in ("correlation_flow", "heatmap", "models_alpha_by_layer"):
-        vl_convert.vegalite_to_svg(spec_of(CHARTS[name], View((flat,))))
+        vl_convert.vegalite_to_svg(spec_of(CHARTS[name], ChartView((flat,))))
 
 
 def test_histograms_count_every_layer_once(audit):
-    view = View((audit,))
+    view = ChartView((audit,))
     for bins in (bins_of(view.values("alpha"), low=1.0, cap=3.0), bins_of(view.values("alpha"))):
         bars = stacked(view.records, "alpha", bins, view.roles)
         assert sum(bar["layers"] for bar in bars) == len(view.values("alpha"))
@@ -143,12 +143,12 @@ def test_one_value_everywhere_still_draws(audit):
     }
     same = Audit([layer.row for layer in layers.values()], layers, audit.provenance)
     for name in ("alpha_hist", "alpha_vs_D", "correlation_flow", "heatmap", "D_hist", "models_alpha"):
-        vl_convert.vegalite_to_svg(spec_of(CHARTS[name], View((same,))))
+        vl_convert.vegalite_to_svg(spec_of(CHARTS[name], ChartView((same,))))
 
 
 def test_an_audit_without_layers_is_a_usage_error(audit):
     with pytest.raises(UsageError, match="nothing to draw"):
-        View((Audit([], {}, audit.provenance),))
+        ChartView((Audit([], {}, audit.provenance),))
 
 
 def test_a_role_has_one_colour_whatever_the_model():
@@ -192,14 +192,14 @@ def without(audit: Audit, *hidden: str) -> Audit:
 @pytest.mark.parametrize("name", [name for name, item in CHARTS.items() if item.scope in ("audit", "several")])
 def test_an_audit_without_a_number_that_another_has_stops_no_chart(name, audit, base):
     bare = without(base, *(need for need in CHARTS[name].needs if need != "ks_distance"), "num_traps")
-    assert spec_of(CHARTS[name], View((bare, audit), base=bare))["$schema"]
+    assert spec_of(CHARTS[name], ChartView((bare, audit), base=bare))["$schema"]
 
 
 def test_a_chart_tells_a_number_without_a_value_from_one_that_was_not_asked_for(audit, base):
     flat = tw.audit({"layers.0.mlp.up_proj.weight": np.eye(80, 64)}, use_cache=False, baseline_replicas=2)
     with pytest.raises(UsageError, match="no layer has a value of alpha") as raised:
-        spec_of(CHARTS["alpha_hist"], View((flat,)))
+        spec_of(CHARTS["alpha_hist"], ChartView((flat,)))
     assert "--metrics" not in str(raised.value)
     with pytest.raises(UsageError, match="needs num_traps, which this audit does not have") as raised:
-        spec_of(CHARTS["traps_hist"], View((flat,)))
+        spec_of(CHARTS["traps_hist"], ChartView((flat,)))
     assert "--randomize" in str(raised.value)

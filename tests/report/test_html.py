@@ -10,7 +10,7 @@ import re
 
 import pytest
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.report.html import report, write_report
 from tailwise.report.page_data import MOST_PAGES
 from tailwise.report.shell import bundle
@@ -53,7 +53,7 @@ def test_findings_come_first_and_every_layer_is_there(page, audit):
     assert page.index('id="findings"') < page.index('id="alpha"') < page.index('id="table"')
     assert set(names_in(page)) == {row.name for row in audit.rows}
     assert "model.norm.weight" in page
-    from tailwise.diagnosis.run import diagnose
+    from tailwise.judging.diagnosis.diagnose import diagnose
 
     for finding in diagnose(audit).findings:
         assert finding.code in page
@@ -124,6 +124,6 @@ def test_the_verdict_and_the_map_come_before_everything(page, audit):
     """What a newcomer sees first: one line, then a picture."""
     order = [page.index(part) for part in ('class="health', 'id="map"', 'id="findings"', 'id="alpha"')]
     assert order == sorted(order)
-    from tailwise.diagnosis.run import diagnose
+    from tailwise.judging.diagnosis.diagnose import diagnose
 
     assert diagnose(audit).health.why[:20] in page

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tailwise as tw
-from tailwise.diagnosis.atlas import Atlas
+from tailwise.judging.diagnosis.atlas import Atlas
 from tailwise.report.layer_map import layer_map, paints
 
 

@@ -17,24 +17,24 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tailwise.errors import UsageError
-from tailwise.precision.prediction import Prediction
-from tailwise.precision.study import MEASURES, LayerStudy, PrecisionStudy, Reading
-from tailwise.precision.verdict import Bound
+from tailwise.audits.precision.prediction import Prediction
+from tailwise.audits.precision.study import MEASURES, LayerStudy, PrecisionStudy, Reading
+from tailwise.audits.precision.verdict import Bound
+from tailwise.core.errors import UsageError
 from tailwise.report.theme import DARK, LIGHT
 
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
 
-from tailwise.report.precision import words
+from tailwise.report.precision import precision_words as words
 from tailwise.report.precision.figures import FIGURES, plot_study
 from tailwise.report.precision.page import report, write_report
-from tailwise.report.precision.parts import nudged
 from tailwise.report.precision.pictures import Bars, ladder, middle_cut
 from tailwise.report.precision.plots import batches, safe_name, write_plots
-from tailwise.report.precision.summary import by_format, shown
-from tailwise.report.precision.terminal import terminal
-from tailwise.report.precision.view import StudyView
+from tailwise.report.precision.precision_summary import by_format, shown
+from tailwise.report.precision.precision_terminal import terminal
+from tailwise.report.precision.precision_view import StudyView
+from tailwise.report.precision.sections import nudged
 from tailwise.report.shell import bundle
 from tailwise.report.terminal import console
 
@@ -404,7 +404,6 @@ def test_the_terminal_stands_a_study_without_layers(small):
 
 
 def test_a_study_is_shown_without_torch():
-    code = (
-        "import sys, tailwise.report.precision.page, tailwise.report.precision.terminal; print('torch' in sys.modules)"
-    )
+    code = "import sys, tailwise.report.precision.page, tailwise.report.precision.precision_terminal; " \
+           "print('torch' in sys.modules)"  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailwise.errors import UsageError
-from tailwise.runs.bisect import Onset, bisect
-from tailwise.runs.found import find
-from tailwise.runs.judge import Judge
+from tailwise.core.errors import UsageError
+from tailwise.history.runs.bisect import Onset, bisect
+from tailwise.history.runs.found import find
+from tailwise.history.runs.judge import Judge
 
 WRONG, FINE = frozenset({"layer"}), frozenset()
 

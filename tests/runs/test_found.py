@@ -7,9 +7,9 @@ import shutil
 import fsspec
 import pytest
 
-from tailwise.errors import UnreadableError, UsageError
-from tailwise.runs.found import find, step_of
-from tailwise.runs.sink import run_name
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.history.runs.found import find, step_of
+from tailwise.history.runs.sink import run_name
 
 
 @pytest.mark.parametrize(

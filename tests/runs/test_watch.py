@@ -13,12 +13,12 @@ from runs_helpers import UP, Q, stop_after
 from safetensors.torch import save_file
 
 from tailwise.audits.audit import Audit
-from tailwise.errors import UnreachableError, UsageError
+from tailwise.core.errors import UnreachableError, UsageError
 from tailwise.history.as_audit import audit_at
+from tailwise.history.runs.found import find
+from tailwise.history.runs.sink import Sink, audit_all
+from tailwise.history.runs.watch import RunWatch, follow, once
 from tailwise.history.store import History
-from tailwise.runs.found import find
-from tailwise.runs.sink import Sink, audit_all
-from tailwise.runs.watch import Watch, follow, once
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def store(tmp_path):
         yield history
 
 
-def watch(folder, store, **options) -> Watch:
-    return Watch(str(folder), Sink("run", store, None), clock=lambda: 1e12, **options)
+def watch(folder, store, **options) -> RunWatch:
+    return RunWatch(str(folder), Sink("run", store, None), clock=lambda: 1e12, **options)
 
 
 def steps(outcomes) -> list[int]:
@@ -98,7 +98,7 @@ def test_what_changed_just_now_waits_a_round(make_run, store):
     folder = make_run((1,))
     os.utime(folder / "step-1" / "model.safetensors", (1000.0, 1000.0))
     os.utime(folder / "step-1" / "config.json", (1000.0, 1000.0))
-    watched = Watch(str(folder), Sink("run", store, None), settle=10.0, clock=lambda: 1004.0)
+    watched = RunWatch(str(folder), Sink("run", store, None), settle=10.0, clock=lambda: 1004.0)
     assert steps(watched.round()) == []
     assert watched.waiting == {"step-1": "it changed 4 s ago"}
     os.utime(folder / "step-1" / "model.safetensors", (1003.0, 1003.0))
@@ -108,7 +108,7 @@ def test_what_changed_just_now_waits_a_round(make_run, store):
 
 def test_once_waits_for_what_changed_just_now(make_run, store):
     waited = []
-    watched = Watch(str(make_run((1,))), Sink("run", store, None), settle=5.0, clock=lambda: 0.0)
+    watched = RunWatch(str(make_run((1,))), Sink("run", store, None), settle=5.0, clock=lambda: 0.0)
     assert steps(once(watched, waited.append)) == [1]
     assert waited == [5.0]
 
@@ -143,7 +143,7 @@ def test_following_says_once_what_a_checkpoint_lacks(make_run, store):
 
 
 def test_a_checkpoint_that_cannot_be_measured_is_tried_again_only_when_it_changes(make_run, store, monkeypatch):
-    from tailwise.runs import sink
+    from tailwise.history.runs import sink
 
     folder, calls = make_run((1,)), []
 
@@ -237,7 +237,7 @@ def test_another_run_of_the_same_name_is_refused_and_not_taken_for_known(tmp_pat
     with pytest.raises(UsageError, match="--run"):
         list(audit_all(find(two), sink()))
     with pytest.raises(UsageError, match="--run"):
-        list(once(Watch(str(two), sink(), settle=0.0), lambda _: None))
+        list(once(RunWatch(str(two), sink(), settle=0.0), lambda _: None))
 
 
 def test_files_of_another_run_are_not_written_over(tmp_path, store):

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import UsageError
-from tailwise.metrics.entropy import singular_entropy
-from tailwise.metrics.ranks import effective_rank, stable_rank
+from tailwise.core.errors import UsageError
 from tailwise.spectrum.lanczos import LanczosOptions, estimate
+from tailwise.spectrum.metrics.ranks import effective_rank, singular_entropy, stable_rank
 from tailwise.spectrum.power_law import fit_tail
 from tailwise.spectrum.solve import solve
-from tailwise.spectrum.solvers.bidiagonal import Operator
+from tailwise.spectrum.solvers.bidiagonal import MatrixProducts
 
 TRIALS = 200
 
@@ -100,7 +99,7 @@ def test_the_squared_norm_of_a_given_matrix_is_exact(matrix_with):
 
 def test_products_alone_are_enough(matrix_with):
     matrix = heavy_tailed(matrix_with)
-    operator = Operator(*matrix.shape, matrix.__matmul__, matrix.T.__matmul__)
+    operator = MatrixProducts(*matrix.shape, matrix.__matmul__, matrix.T.__matmul__)
     given, products = estimate(matrix), estimate(operator)
     assert products.singular_entropy() == given.singular_entropy()
     assert products.squared.low <= given.squared.value <= products.squared.high

@@ -15,10 +15,9 @@ import torch
 
 from tailwise.spectrum.solve import solve
 from tailwise.spectrum.solvers import on_cpu, symmetric, tridiagonal, two_stage
-from tailwise.spectrum.solvers.blocks import DenseMatrix
-from tailwise.spectrum.solvers.gram import gram
-from tailwise.spectrum.solvers.streams import finish, finish_stream
-from tailwise.spectrum.solvers.symmetric import MANY, SOLVERS, Choice, candidates, measured, size_class
+from tailwise.spectrum.solvers.gpu_streams import finish, finish_stream
+from tailwise.spectrum.solvers.gram import DenseMatrix, gram
+from tailwise.spectrum.solvers.symmetric import MANY, SOLVERS, SolverChoice, candidates, measured, size_class
 from tailwise.spectrum.solvers.together import Together
 
 CPU = torch.device("cpu")
@@ -134,11 +133,11 @@ def test_measuring_names_every_candidate_and_a_choice_is_the_fastest(monkeypatch
     assert all(0 < value < math.inf for value in seconds.values())
     kept = {}
     monkeypatch.setattr(symmetric, "measured", lambda *_: {"torch": 2.0, "two-stage": 1.0, "cupy": math.inf})
-    choice = Choice(kept.get, kept.__setitem__)
+    choice = SolverChoice(kept.get, kept.__setitem__)
     assert choice(triangles(60)) == "two-stage"
     assert kept == {f"cpu torch.float64 64 {MANY}": {"torch": 2.0, "two-stage": 1.0}}
     monkeypatch.setattr(symmetric, "measured", lambda *_: pytest.fail("it was measured already"))
-    assert choice(triangles(70)) == Choice(kept.get, kept.__setitem__)(triangles(66)) == "two-stage"
+    assert choice(triangles(70)) == SolverChoice(kept.get, kept.__setitem__)(triangles(66)) == "two-stage"
 
 
 def test_a_solver_that_fails_or_is_wrong_is_never_chosen(monkeypatch, caplog):
@@ -164,13 +163,13 @@ def test_a_solver_that_fails_or_is_wrong_is_never_chosen(monkeypatch, caplog):
 )
 def test_a_note_of_solvers_that_cannot_run_here_is_measured_again(noted, monkeypatch):
     monkeypatch.setattr(symmetric, "measured", lambda *_: {"torch": 2.0, "two-stage": 1.0})
-    assert Choice(lambda _: noted)(triangles(20)) == "two-stage"
+    assert SolverChoice(lambda _: noted)(triangles(20)) == "two-stage"
 
 
 def test_of_a_note_the_fastest_solver_that_can_run_here_is_taken(monkeypatch):
     monkeypatch.setattr(symmetric, "measured", lambda *_: pytest.fail("it was measured already"))
     noted = {"torch": 2.0, "cupy": 0.1, "two-stage": 1.0}
-    assert Choice(lambda _: noted)(triangles(20)) == "two-stage"
+    assert SolverChoice(lambda _: noted)(triangles(20)) == "two-stage"
 
 
 @pytest.mark.parametrize(("m", "named"), [(1, 64), (90, 64), (91, 128), (768, 1024), (3000, 4096), (14336, 4096)])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tailwise as tw
-from tailwise.spectrum.rounding import UNITS, edge, unit_of
+from tailwise.spectrum.trust import UNITS, edge, unit_of
 
 TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

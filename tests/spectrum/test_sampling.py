@@ -8,7 +8,7 @@ import torch
 
 from tailwise.spectrum.sampling import permuted_spectrum, window_spectrum
 from tailwise.spectrum.solve import solve
-from tailwise.spectrum.solvers.blocks import DenseMatrix, RowBlocks
+from tailwise.spectrum.solvers.gram import DenseMatrix, RowBlocks
 
 RNG = np.random.default_rng(6)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import tailwise as tw
-from tailwise.errors import TailwiseError, UnreadableError, UsageError
-from tailwise.recipe import Recipe, digest_of
+from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
+from tailwise.core.recipe import Recipe, digest_of
 from tailwise.spectrum.power_law import ESTIMATORS, fit_tail
 from tailwise.spectrum.spectrum import Spectrum, pool
 

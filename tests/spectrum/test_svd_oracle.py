@@ -9,11 +9,10 @@ import pytest
 import torch
 
 import tailwise as tw
-from tailwise.metrics.entropy import singular_entropy
-from tailwise.metrics.ranks import matrix_rank
+from tailwise.spectrum.metrics.ranks import matrix_rank, singular_entropy
 from tailwise.spectrum.power_law import ESTIMATORS, fit_tail
 from tailwise.spectrum.solve import solve
-from tailwise.spectrum.solvers.blocks import DenseMatrix
+from tailwise.spectrum.solvers.gram import DenseMatrix
 from tailwise.spectrum.spectrum import Spectrum
 
 SHAPES = [

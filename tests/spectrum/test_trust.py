@@ -11,10 +11,10 @@ import torch
 
 import tailwise as tw
 from tailwise.audits.trusted import doubt, left_out, usable
-from tailwise.compare.ranking import rank
-from tailwise.compare.summary import model_numbers
-from tailwise.gates.parse import parse_expectations
-from tailwise.gates.run import check
+from tailwise.judging.compare.ranking import rank
+from tailwise.judging.compare.summary import model_numbers
+from tailwise.judging.gates.checking import check
+from tailwise.judging.gates.parse import parse_expectations
 from tailwise.spectrum import trust
 from tailwise.spectrum.power_law import fit_tail
 from tailwise.spectrum.trust import N_MIN, doubt_of_tail, is_noise, largest_distance

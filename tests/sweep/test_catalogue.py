@@ -6,14 +6,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.history.store import History
-from tailwise.sweep.catalogue import MAX_ATTEMPTS, SUMMED, Catalogue
-from tailwise.sweep.lease import Lease
+from tailwise.history.sweep.catalogue import MAX_ATTEMPTS, SUMMED, Catalogue
+from tailwise.history.sweep.lease import Lease
 
 FACTS = {**dict.fromkeys(SUMMED, 2), "values": {}}
 GONE = 0.0  # seconds of a lease that has run out when it begins
@@ -139,7 +140,7 @@ def test_many_workers_claim_every_model_once(where):
 
 CLAIM = """
 import sys
-from tailwise.sweep.catalogue import Catalogue
+from tailwise.history.sweep.catalogue import Catalogue
 catalogue = Catalogue({where!r})
 print(catalogue.claim("s", "victim", 0.0).model, flush=True)
 sys.stdin.readline()
@@ -169,3 +170,16 @@ def test_a_lease_is_extended_while_the_work_goes_on(catalogue):
     with Lease(catalogue, claim, 0.03) as lease:
         assert extended.wait(20)
     assert not lease.lost
+
+
+def test_a_clock_that_is_set_back_leaves_no_model_claimed_for_years(tmp_path, monkeypatch):
+    with Catalogue(tmp_path / "c.db") as catalogue:
+        catalogue.enroll("s", "out", {"estimator": "ks"}, ["a", "b"])
+        now = time.time()
+        monkeypatch.setattr("tailwise.history.sweep.catalogue.time.time", lambda: now + 365 * 86_400)
+        assert catalogue.claim("s", "wrong", LONG).model == "a"
+        lost = catalogue.claim("s", "wrong", LONG)
+        assert catalogue.fail(lost, "away", "wait", again_in=60.0) == "waiting"
+        monkeypatch.setattr("tailwise.history.sweep.catalogue.time.time", lambda: now)
+        assert [catalogue.claim("s", "right", LONG).model for _ in range(2)] == ["a", "b"]
+        assert catalogue.claim("s", "right", LONG) is None  # and what is claimed now is held

@@ -8,9 +8,9 @@ import tailwise as tw
 from tailwise.audits import cost
 from tailwise.audits.cache import Cache
 from tailwise.audits.prepare import Selection, prepare
-from tailwise.sweep import forecast as module
-from tailwise.sweep.facts import flops
-from tailwise.sweep.forecast import forecast
+from tailwise.history.sweep import forecast as module
+from tailwise.history.sweep.forecast import forecast
+from tailwise.history.sweep.one_model import flops
 
 RATES = cost.Rates([64, 128], [1e9, 2e9], [5e8, 1e9], [1e-3, 2e-3], [0.1, 0.2], 1e9, 0.01)
 

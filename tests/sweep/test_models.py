@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tailwise.errors import UnreachableError, UnreadableError, UsageError
-from tailwise.sweep.models import default_name, parse_query, read_models
-from tailwise.sweep.results import stem
+from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
+from tailwise.history.sweep.model_list import default_name, parse_query, read_models
+from tailwise.history.sweep.results import stem
 
 
 def test_a_list_has_a_model_on_each_line_and_comments(tmp_path, caplog):

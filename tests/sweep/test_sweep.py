@@ -18,14 +18,14 @@ import tailwise as tw
 from inline import Inline
 from loopback_hub import COMMIT
 from tailwise.audits import work as audit_work
-from tailwise.errors import UnreachableError, UsageError
-from tailwise.sweep import work
-from tailwise.sweep.catalogue import Catalogue
-from tailwise.sweep.models import read_models
-from tailwise.sweep.results import read_numbers, stem
-from tailwise.sweep.run import Sweep, Watch, sweep
-from tailwise.sweep.status import status_of
-from tailwise.sweep.tables import MODELS
+from tailwise.core.errors import UnreachableError, UsageError
+from tailwise.history.sweep import one_model as work
+from tailwise.history.sweep.catalogue import Catalogue
+from tailwise.history.sweep.model_list import read_models
+from tailwise.history.sweep.results import read_numbers, stem
+from tailwise.history.sweep.sql_tables import MODELS
+from tailwise.history.sweep.status import status_of
+from tailwise.history.sweep.sweeping import Sweep, SweepListener, sweep
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ def test_a_matrix_that_models_share_is_solved_once_and_counted(models, tmp_path)
 
 def test_the_same_sweep_again_does_nothing_twice_and_takes_what_is_new(models, tmp_path):
     seen = []
-    sweep(models[:2], to(tmp_path), watch=Watch(ended=seen.append))
-    sweep(models, to(tmp_path), watch=Watch(ended=seen.append))
+    sweep(models[:2], to(tmp_path), watch=SweepListener(ended=seen.append))
+    sweep(models, to(tmp_path), watch=SweepListener(ended=seen.append))
     assert [outcome.model for outcome in seen] == models
 
 
@@ -116,7 +116,7 @@ def test_a_store_that_does_not_answer_at_first_is_asked_again(models, tmp_path, 
 
     monkeypatch.setattr(work, "audit", shy)
     monkeypatch.setattr(work, "AGAIN_IN", 0.0)
-    assert sweep(models, to(tmp_path), watch=Watch(ended=seen.append))["done"] == 3
+    assert sweep(models, to(tmp_path), watch=SweepListener(ended=seen.append))["done"] == 3
     assert [outcome.became for outcome in seen] == ["waiting", "done", "done", "done"]
 
 
@@ -239,7 +239,7 @@ def test_parts_have_the_same_columns_where_nothing_was_measured(models, tmp_path
 
 WORKER = """
 import sys
-from tailwise.sweep.run import Sweep, Watch, sweep
+from tailwise.history.sweep.sweeping import Sweep, SweepListener, sweep
 models, catalogue, folder = sys.argv[1].split(","), sys.argv[2], sys.argv[3]
 def begun(claim):
     print("began", claim.model, flush=True)
@@ -247,7 +247,7 @@ def begun(claim):
         sys.stdin.readline()
 def ended(outcome):
     print("ended", outcome.model, outcome.became, flush=True)
-sweep(models, Sweep("s", folder, catalogue, lease=float(sys.argv[5])), watch=Watch(begun, ended))
+sweep(models, Sweep("s", folder, catalogue, lease=float(sys.argv[5])), watch=SweepListener(begun, ended))
 """
 
 
@@ -274,7 +274,7 @@ def test_a_killed_workers_model_is_finished_by_another(models, tmp_path, postgre
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
     seen: list = []
-    counts = sweep(models, Sweep("s", str(tmp_path / "out"), where), watch=Watch(ended=seen.append))
+    counts = sweep(models, Sweep("s", str(tmp_path / "out"), where), watch=SweepListener(ended=seen.append))
     assert counts == {"waiting": 0, "claimed": 0, "done": 3, "failed": 0}
     assert sorted(outcome.model for outcome in seen) == sorted(models)
 
@@ -290,7 +290,7 @@ def test_a_worker_that_lost_its_lease_says_so_and_counts_nothing(models, tmp_pat
         return audit(model, **settings)
 
     monkeypatch.setattr(work, "audit", slow)
-    assert sweep(models[:1], to(tmp_path), watch=Watch(ended=seen.append))["done"] == 1
+    assert sweep(models[:1], to(tmp_path), watch=SweepListener(ended=seen.append))["done"] == 1
     assert [outcome.became for outcome in seen] == ["lost", "done"]
 
 
@@ -305,8 +305,8 @@ def test_what_could_not_be_measured_is_counted_and_shown(make, tmp_path):
     with Catalogue(tmp_path / "out" / "catalogue.db") as catalogue:
         (trouble,) = status_of(catalogue, "s").troubles
     assert "1 matrix has NaN or infinite entries, the first: layers.0.mlp.up_proj" in trouble.reason
-    from tailwise.compare.ranking import rank_numbers
-    from tailwise.sweep.results import read_numbers
+    from tailwise.history.sweep.results import read_numbers
+    from tailwise.judging.compare.ranking import rank_numbers
 
     ranking = rank_numbers(read_numbers(str(tmp_path / "out")), by="log_norm")
     assert {model.name: model.values["unmeasured"] for model in ranking.models} == {"sound": 0.0, "sick": 1.0}
@@ -327,8 +327,8 @@ def test_a_model_without_a_matrix_has_failed(tmp_path):
 
 
 def test_remedies_stand_in_one_line():
-    from tailwise.errors import UsageError
-    from tailwise.sweep.work import explained
+    from tailwise.core.errors import UsageError
+    from tailwise.history.sweep.one_model import explained
 
     what, fix = explained(UsageError("two\n  lines", fix="do this\n  or that"))
     assert (what, fix) == ("two lines", "do this or that")

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.training.monitor import Monitor
 
 

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from alarm_points import LAYERS, healthy_run, point
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.history.point import Alarm
 from tailwise.training.alarm_sinks import Log, Webhook, for_slack, in_words
 from tailwise.training.alarms import Alarms

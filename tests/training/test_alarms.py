@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 from alarm_points import LAYERS, healthy, healthy_run, loss, point
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.history.point import Point
 from tailwise.training import alarm_limits
 from tailwise.training.alarm_rule import ALARM_RULES, alarm_rule
-from tailwise.training.alarm_watch import HISTORY, Watch
+from tailwise.training.alarm_watch import HISTORY, AlarmWatch
 from tailwise.training.alarms import Alarms
 
 ONE = LAYERS[2]
@@ -102,7 +102,7 @@ def test_held_out_losses_need_not_come_with_a_training_loss():
 
 
 def test_a_run_that_went_back_keeps_cheap_points_that_come_before_the_full_one_of_an_earlier_step():
-    watch = Watch(frozenset({"spectral_norm"}), frozenset(), {})
+    watch = AlarmWatch(frozenset({"spectral_norm"}), frozenset(), {})
     cheap = [replace(point(step), tempo="cheap") for step in range(0, 100, 10)]
     for taken in (point(0), *cheap[:5], point(40), *cheap[5:], point(80)):
         watch.take(taken)

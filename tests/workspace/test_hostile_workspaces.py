@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 import tailwise as tw
-import tailwise.errors
-from tailwise.workspace import scan as scanning
-from tailwise.workspace.workspace import Workspace
+import tailwise.core.errors
+from tailwise.app.workspace import scan as scanning
+from tailwise.app.workspace.workspace import Workspace
+from tailwise.audits.codec import MEMBERS
 
 
 def titles(workspace):
@@ -39,6 +40,9 @@ def test_links_that_lead_out_are_not_shown(folder, tmp_path_factory, audit):
     (folder / "folder").symlink_to(elsewhere / "secrets")
     (folder / "circle.audit").symlink_to("circle.audit")
     (folder / "within.audit").symlink_to(folder / "one.audit")
+    (folder / "of links").mkdir()
+    for name in MEMBERS:
+        (folder / "of links" / name).symlink_to(elsewhere / "secrets" / name)
     assert titles(Workspace([folder])) == ["one", "runs/two", "within"]
     assert "file" in titles(Workspace([folder, elsewhere]))
 

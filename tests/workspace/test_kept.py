@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tailwise.workspace.kept import Kept
+from tailwise.app.workspace.audit_memory import AuditMemory
 
 
 def test_the_one_not_asked_for_longest_goes_first():
-    kept = Kept(most=2)
+    kept = AuditMemory(most=2)
     for key in "ab":
         kept.get(key, lambda key=key: key)
     kept.get("a", lambda: "again")
@@ -19,7 +19,7 @@ def test_the_one_not_asked_for_longest_goes_first():
 
 
 def test_bytes_are_bounded_and_the_newest_stays():
-    kept = Kept(nbytes=100)
+    kept = AuditMemory(nbytes=100)
     kept.get("a", lambda: "a", 60)
     kept.get("b", lambda: "b", 60)
     assert kept.get("a", lambda: "made anew", 60) == "made anew"
@@ -30,7 +30,7 @@ def test_bytes_are_bounded_and_the_newest_stays():
 
 
 def test_many_at_once_make_it_once():
-    kept, made, together = Kept(), [], threading.Barrier(8)
+    kept, made, together = AuditMemory(), [], threading.Barrier(8)
 
     def ask(_):
         together.wait(30)
@@ -42,12 +42,12 @@ def test_many_at_once_make_it_once():
 
 
 def test_a_failure_is_not_kept():
-    kept = Kept()
+    kept = AuditMemory()
     with pytest.raises(ZeroDivisionError):
         kept.get("key", lambda: 1 // 0)
     assert kept.get("key", lambda: 2) == 2
 
 
 def test_one_thing_may_be_made_of_another():
-    kept = Kept()
+    kept = AuditMemory()
     assert kept.get("outer", lambda: kept.get("inner", lambda: 1) + 1) == 2

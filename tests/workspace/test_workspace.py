@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import tailwise as tw
-from tailwise.workspace import links
-from tailwise.workspace.workspace import Workspace
+from tailwise.app.workspace import links
+from tailwise.app.workspace.workspace import Workspace
 
 
 def test_finds_files_and_folders_and_nothing_else(folder):

@@ -11,7 +11,7 @@ import torch
 
 from tailwise.checkpoints.matrices import group, load
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import TailwiseError
+from tailwise.core.errors import TailwiseError
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from tailwise.app.settings import Settings
-from tailwise.errors import UsageError
+from tailwise.app.settings import AppSettings
+from tailwise.core.errors import UsageError
 
 _STORES = (".db", ".sqlite", ".sqlite3")
 
@@ -31,7 +31,7 @@ def split(given: Sequence[str], store: str | None) -> tuple[list[str], str | Non
 
 def _history_in(roots: Sequence[str]) -> str | None:
     """The history that lies in the folders, where there is one and no other."""
-    from tailwise.workspace.scan import is_history
+    from tailwise.app.workspace.scan import is_history
 
     found = [path for root in roots if Path(root).is_dir() for suffix in _STORES
              for path in sorted(Path(root).glob(f"*{suffix}"))[:_MOST]
@@ -56,7 +56,7 @@ def free_port(host: str, port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def place_of(settings: Settings) -> str:
+def place_of(settings: AppSettings) -> str:
     """The address to open."""
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - looked for, not bound
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/"

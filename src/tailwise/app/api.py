@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel
 
-from tailwise.app import figures
-from tailwise.app.desk import Desk, desk_of
-from tailwise.app.help import topic, topics
+from tailwise.app import chart_json as figures
+from tailwise.app.chart_json import encoded
+from tailwise.app.help_texts import topic, topics
 from tailwise.app.jobs.start import Wish, start
+from tailwise.app.layer_tables import Columns, chosen_columns
+from tailwise.app.page_context import PageContext, context_of
 from tailwise.app.pages.models import layer_rows
 from tailwise.app.pages.training import summary_of
-from tailwise.app.tables import Columns, chosen_columns
-from tailwise.app.timeline import scalars_spec, series_spec
-from tailwise.compare.run import compare as compared
-from tailwise.compare.summary import model_numbers
+from tailwise.app.workspace import layers as table
 from tailwise.compression.plans.files import to_document
-from tailwise.report.charts.plan import plan_chart
-from tailwise.report.charts.timeline import Look
+from tailwise.history.store import History
+from tailwise.judging.compare.compare_audits import compare as compared
+from tailwise.judging.compare.summary import model_numbers
+from tailwise.report.charts.plan_chart import plan_chart
+from tailwise.report.charts.timeline import Look, Marks, scalars_chart, series_chart
 from tailwise.report.history import alarm_line, audit_line, plain
 from tailwise.report.theme import TOKENS
-from tailwise.workspace import layers as table
 
 
 class Problem(BaseModel):
@@ -40,7 +42,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: {"model": Problem, "description": "Nothing has that name"},
 }
 router = APIRouter(prefix="/api", responses=_PROBLEMS)
-Given = Annotated[Desk, Depends(desk_of)]
+Given = Annotated[PageContext, Depends(context_of)]
 Id = Annotated[str, Query(max_length=200)]
 _JSON = "application/json"
 
@@ -217,3 +219,20 @@ class Health(BaseModel):
 def health() -> Health:
     """Whether the server answers."""
     return Health()
+
+
+def _marks(history: History, run: str) -> Marks:
+    return [(kept.alarm.step, kept.alarm.rule, kept.alarm.severity) for kept in history.kept_alarms(run)]
+
+
+def series_spec(history: History, run: str, metric: str) -> bytes:
+    """A metric over time, by role."""
+    lines, marks = history.series(run, [metric]), _marks(history, run)
+    return encoded(lambda: series_chart(lines, metric, marks, TOKENS))
+
+
+def scalars_spec(history: History, run: str, look: Look, beside: Sequence[str] = ()) -> bytes:
+    """Scalars of the whole model over time, other runs beside."""
+    lines, marks = history.scalars(run), _marks(history, run)
+    others = {name: history.scalars(name) for name in beside if name != run}
+    return encoded(lambda: scalars_chart(lines, marks, TOKENS, look, others))

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from tailwise.app.settings import Settings
+from tailwise.app.settings import AppSettings
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -24,7 +24,7 @@ _BODY_SECONDS, _SLOWEST = 60.0, 50_000  # for a body: so many seconds, and those
 _SAID = "the request is larger than what is taken here"
 
 
-def largest(path: str, settings: Settings) -> int:
+def largest(path: str, settings: AppSettings) -> int:
     """Bytes that a request there may have."""
     return settings.largest_upload + _FRAME if path == "/uploads" and not settings.read_only else _MOST
 

@@ -18,8 +18,8 @@ from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
 from tailwise.app.bodies import bounded, largest, too_large, without_body
-from tailwise.app.settings import Settings, is_loopback
-from tailwise.storage import json_of
+from tailwise.app.settings import AppSettings, is_loopback
+from tailwise.core.storage import json_of
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -47,7 +47,9 @@ HEADERS = {
 class Guard:
     """ASGI middleware around the whole app."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], settings: Settings, proof: str) -> None:
+    def __init__(
+        self, app: Callable[[Scope, Receive, Send], Awaitable[None]], settings: AppSettings, proof: str
+    ) -> None:
         self._app, self._settings, self._proof = app, settings, proof
         self._anywhere = settings.host in _WILDCARDS
         self._names = {name.lower() for name in (*settings.names, settings.host)} - set(_WILDCARDS)
@@ -100,6 +102,8 @@ class Guard:
             return JSONResponse({"error": f"the header {PROOF} is missing or old; load the page again"}, 403)
         return None
 
+    # Starlette's TrustedHostMiddleware knows names alone, no numbers of this machine (127.0.0.0/8, ::1), looks at the
+    # first of several hosts, and answers 400.
     def _knows(self, host: str) -> bool:
         if _HOST.fullmatch(host) is None:
             return False
@@ -153,7 +157,7 @@ def _login(scope: Scope) -> str:
     return "/login" if wanted == "/" else f"/login?next={quote(wanted, safe='')}"
 
 
-def cookie_of(settings: Settings) -> str:
+def cookie_of(settings: AppSettings) -> str:
     """The name of the cookie: browsers do not tell the ports of a machine apart, and each server has its own token."""
     return f"tailwise-{settings.port}"
 

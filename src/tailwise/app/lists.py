@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from tailwise.app.desk import Desk
 from tailwise.app.others import others
 from tailwise.app.overviews import Overview
-from tailwise.diagnosis.finding import SEVERITIES
-from tailwise.workspace.entry import Entry
+from tailwise.app.page_context import PageContext
+from tailwise.app.workspace.entry import WorkspaceEntry
+from tailwise.judging.diagnosis.finding import SEVERITIES
 
 _SIZE = 100
 _BUDGET = 0.25  # seconds of reading audits before the list is shown; the rest of the lines come by themselves
@@ -31,7 +31,7 @@ class Listing(BaseModel):
     state: str = Field("", max_length=40)  # of the list that asks whether anything is new
 
 
-def listed(desk: Desk, asked: Listing) -> dict[str, Any]:
+def listed(desk: PageContext, asked: Listing) -> dict[str, Any]:
     """Lines of one page, each with its overview or the promise of one."""
     tags = desk.tags.all()
     every = desk.workspace.entries("audit")
@@ -54,7 +54,7 @@ def listed(desk: Desk, asked: Listing) -> dict[str, Any]:
             "others": [] if asked.tag or asked.verdict else others(desk.workspace, asked.q)}  # fmt: skip
 
 
-def _fits(desk: Desk, entry: Entry, asked: Listing, tags: dict[str, tuple[str, ...]]) -> bool:
+def _fits(desk: PageContext, entry: WorkspaceEntry, asked: Listing, tags: dict[str, tuple[str, ...]]) -> bool:
     own = tags.get(str(entry.path), ())
     if asked.tag and asked.tag not in own:
         return False
@@ -63,15 +63,17 @@ def _fits(desk: Desk, entry: Entry, asked: Listing, tags: dict[str, tuple[str, .
     return all(word in text for word in asked.q.lower().split())
 
 
-def _overview(desk: Desk, entry: Entry, ends: float) -> Overview | None:
+def _overview(desk: PageContext, entry: WorkspaceEntry, ends: float) -> Overview | None:
     found = desk.overviews.ready(entry)
     if found is None and time.monotonic() < ends:
         return desk.overviews.of(entry)
     return found
 
 
-def _sorted(lines: Sequence[tuple[Entry, Overview | None]], asked: Listing) -> list[tuple[Entry, Overview | None]]:
-    def value(line: tuple[Entry, Overview | None]) -> Any:
+def _sorted(
+    lines: Sequence[tuple[WorkspaceEntry, Overview | None]], asked: Listing
+) -> list[tuple[WorkspaceEntry, Overview | None]]:
+    def value(line: tuple[WorkspaceEntry, Overview | None]) -> Any:
         entry, one = line
         if asked.sort in ("changed", "title"):
             return getattr(entry, asked.sort)

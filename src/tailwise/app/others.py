@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tailwise.errors import TailwiseError
-from tailwise.storage import json_of, read_text
-from tailwise.workspace.entry import Entry, Kind
-from tailwise.workspace.workspace import Workspace
+from tailwise.app.workspace.entry import Kind, WorkspaceEntry
+from tailwise.app.workspace.workspace import Workspace
+from tailwise.core.errors import TailwiseError
+from tailwise.core.storage import json_of, read_text
 
 _log = logging.getLogger(__name__)
 _MOST = 200
@@ -40,9 +40,9 @@ def others(workspace: Workspace, words: str = "") -> list[Other]:
     return [_row(workspace, entry) for entry in found[:_MOST]]
 
 
-def _row(workspace: Workspace, entry: Entry) -> Other:
+def _row(workspace: Workspace, entry: WorkspaceEntry) -> Other:
     if entry.kind == "plan":
-        from tailwise.workspace import links
+        from tailwise.app.workspace import links
 
         return Other(entry.id, entry.title, "plan", entry.changed, "", "", links.plan(entry.id))
     says, command = _SAYS[entry.kind]
@@ -67,8 +67,8 @@ def _of_comparison(path: Path) -> str:
 
 
 def _of_study(path: Path) -> str:
-    from tailwise.precision.study import PrecisionStudy
-    from tailwise.precision.verdict import verdicts
+    from tailwise.audits.precision.study import PrecisionStudy
+    from tailwise.audits.precision.verdict import verdicts
 
     study = PrecisionStudy.load(path)
     lowest = Counter(one.format for one in verdicts(study) if one.format)

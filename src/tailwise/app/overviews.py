@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from tailwise import __version__
-from tailwise.atomic import write_whole
+from tailwise.app.workspace.entry import WorkspaceEntry
+from tailwise.app.workspace.workspace import Workspace
 from tailwise.audits.audit import Audit
-from tailwise.compare.summary import model_numbers
-from tailwise.errors import TailwiseError
-from tailwise.storage import json_of
-from tailwise.workspace.entry import Entry
-from tailwise.workspace.workspace import Workspace
+from tailwise.core.atomic import write_whole
+from tailwise.core.errors import TailwiseError
+from tailwise.core.storage import json_of
+from tailwise.judging.compare.summary import model_numbers
 
 _FORMAT = 3
 _SKETCH = 64  # hashes that two audits are compared by
@@ -74,7 +74,7 @@ class Overviews:
         self._known: dict[str, Overview] = {}
         self._lock = threading.Lock()
 
-    def ready(self, entry: Entry) -> Overview | None:
+    def ready(self, entry: WorkspaceEntry) -> Overview | None:
         """The overview, if it needs no reading of the audit."""
         key = _key(entry)
         with self._lock:
@@ -87,7 +87,7 @@ class Overviews:
             return None
         return self._remember(key, found)
 
-    def of(self, entry: Entry) -> Overview:
+    def of(self, entry: WorkspaceEntry) -> Overview:
         """The overview; an audit that cannot be read has one that says why."""
         found = self.ready(entry)
         if found is not None:
@@ -108,7 +108,7 @@ class Overviews:
             self._known[key] = found
         return found
 
-    def _make(self, entry: Entry) -> Overview:
+    def _make(self, entry: WorkspaceEntry) -> Overview:
         audit, diagnosis = self._workspace.audit(entry.id), self._workspace.diagnosis(entry.id)
         numbers = model_numbers(audit)
         counts = Counter(finding.severity for finding in diagnosis.findings)
@@ -148,7 +148,7 @@ def alike(one: Overview, other: Overview) -> float | None:
     return len(set(both) & set(one.sketch) & set(other.sketch)) / len(both)
 
 
-def _key(entry: Entry) -> str:
+def _key(entry: WorkspaceEntry) -> str:
     # The version: other rules may find other things.
     text = f"{_FORMAT} {__version__} {entry.path} {entry.changed} {entry.nbytes}"
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:24]

@@ -8,7 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from tailwise.errors import TailwiseError
+from tailwise.core.errors import TailwiseError
 
 
 def main() -> int:
@@ -32,10 +32,10 @@ def main() -> int:
 
 def _use(path: Path, most: int) -> None:
     """All that the pages do with an audit, so that none of them is the first to stumble."""
+    from tailwise.app.workspace.layers import records
     from tailwise.audits.audit import Audit
-    from tailwise.diagnosis.run import diagnose
-    from tailwise.report.files import to_json
-    from tailwise.workspace.layers import records
+    from tailwise.judging.diagnosis.diagnose import diagnose
+    from tailwise.report.output_files import to_json
 
     _look_at_members(path, most)
     audit = Audit.load(path)

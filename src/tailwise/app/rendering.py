@@ -15,9 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from tailwise.app.guard import ADMITTED
-from tailwise.harmless import visible
+from tailwise.app.workspace import links
+from tailwise.core.harmless import visible
 from tailwise.report.health import LEVELS as HEALTH_LEVELS
-from tailwise.workspace import links
 
 #: Area → address, in the order of the head of every page.
 AREAS = {

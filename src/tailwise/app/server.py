@@ -19,18 +19,18 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
 from tailwise.app import api
-from tailwise.app.desk import Desk
 from tailwise.app.guard import Guard, Rate, new_proof
 from tailwise.app.jobs.queue import Queue
 from tailwise.app.overviews import Overviews
+from tailwise.app.page_context import PageContext
 from tailwise.app.pages import assistant, compare, help, jobs, login, models, plans, training  # noqa: A004 - a module
 from tailwise.app.rendering import Pages, static
-from tailwise.app.settings import Settings
+from tailwise.app.settings import AppSettings
 from tailwise.app.tags import Tags
-from tailwise.errors import TailwiseError, UnknownNameError, UnreachableError, UsageError
+from tailwise.app.workspace.workspace import Workspace
+from tailwise.core.errors import TailwiseError, UnknownNameError, UnreachableError, UsageError
 from tailwise.report.charts.chart import require_altair
 from tailwise.report.shell import asset, bundle
-from tailwise.workspace.workspace import Workspace
 
 #: Pages made at once. Python runs one thread at a time, so more of them only wait for each other, and out of turn.
 _THREADS = 8
@@ -39,7 +39,7 @@ _QUESTIONS = 60
 _TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
 
 
-def create_app(workspace: Workspace, settings: Settings) -> FastAPI:
+def create_app(workspace: Workspace, settings: AppSettings) -> FastAPI:
     """The whole app. The queue of audits works as long as it is served."""
     require_altair()
     from tailwise import __version__
@@ -49,7 +49,7 @@ def create_app(workspace: Workspace, settings: Settings) -> FastAPI:
     queue = Queue(
         settings.state, longest=settings.longest_queue, workers=settings.workers, idle=settings.read_only
     )  # fmt: skip
-    desk = Desk(
+    desk = PageContext(
         workspace, settings, pages, Overviews(workspace, settings.state), Tags(settings.state), queue, Rate(_LOGINS),
         Rate(settings.starts_per_minute), Rate(_QUESTIONS),
     )  # fmt: skip
@@ -79,7 +79,7 @@ def create_app(workspace: Workspace, settings: Settings) -> FastAPI:
     return app
 
 
-def serve(workspace: Workspace, settings: Settings) -> None:
+def serve(workspace: Workspace, settings: AppSettings) -> None:
     """Serve until interrupted."""
     import uvicorn
 
@@ -103,7 +103,8 @@ def serve(workspace: Workspace, settings: Settings) -> None:
         server.run()
 
 
-# Files that pages load
+# Files that pages load. Not Starlette's StaticFiles: the largest of them, Vega, is put together in memory, and would be
+# compressed again for every request (32 ms).
 
 
 @lru_cache(maxsize=32)
@@ -148,7 +149,7 @@ def _problem(request: Request, status: int, what: str, where: object = None, fix
     if request.url.path.startswith("/api/"):
         shown = None if where is None else str(where)
         return JSONResponse({"error": what, "where": shown, "fix": fix}, status)
-    desk: Desk = request.app.state.desk
+    desk: PageContext = request.app.state.desk
     values = {"status": status, "what": what, "where": where, "fix": fix}
     if request.headers.get("hx-request") != "true":
         return desk.pages.page(request, "problem.html", values, status)

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 
 def default_state() -> Path:
@@ -30,7 +30,7 @@ def is_loopback(host: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Settings:
+class AppSettings:
     """Address, secrets and limits of one server.
 
     Raises `UsageError` for an address beyond this machine without a token.

@@ -7,10 +7,10 @@ import re
 import threading
 from pathlib import Path
 
-from tailwise.atomic import write_whole
-from tailwise.errors import UsageError
-from tailwise.storage import json_of
-from tailwise.workspace.entry import Entry
+from tailwise.app.workspace.entry import WorkspaceEntry
+from tailwise.core.atomic import write_whole
+from tailwise.core.errors import UsageError
+from tailwise.core.storage import json_of
 
 _TAG = re.compile(r"[\w.:+-]{1,40}")
 _MOST = 20
@@ -22,7 +22,7 @@ class Tags:
     def __init__(self, folder: Path) -> None:
         self._path, self._lock = folder / "tags.json", threading.Lock()
 
-    def of(self, entry: Entry) -> tuple[str, ...]:
+    def of(self, entry: WorkspaceEntry) -> tuple[str, ...]:
         """The tags of one entry."""
         return self.all().get(str(entry.path), ())
 
@@ -34,7 +34,7 @@ class Tags:
         except (OSError, ValueError, AttributeError, TypeError):
             return {}
 
-    def put(self, entry: Entry, text: str) -> tuple[str, ...]:
+    def put(self, entry: WorkspaceEntry, text: str) -> tuple[str, ...]:
         """Replace the tags of an entry by the words of a text. `UsageError` for what is no tag."""
         tags = tuple(dict.fromkeys(re.split(r"[\s,]+", text.strip()))) if text.strip() else ()
         for tag in tags:

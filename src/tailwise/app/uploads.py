@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from tailwise.app.desk import Desk
 from tailwise.app.jobs.outputs import place, words_of
 from tailwise.app.jobs.process import environment
-from tailwise.atomic import could_not_write
-from tailwise.errors import UsageError
-from tailwise.storage import json_of
-from tailwise.workspace.entry import Entry
+from tailwise.app.page_context import PageContext
+from tailwise.app.workspace.entry import WorkspaceEntry
+from tailwise.core.atomic import could_not_write
+from tailwise.core.errors import UsageError
+from tailwise.core.storage import json_of
 
 _SECONDS = 60
 _MEMORY = 4 << 30
@@ -26,7 +26,7 @@ _STALE = 3600.0  # seconds after which an upload is one that nobody waits for
 _READING = threading.Lock()  # one at a time: each may take as much memory as it is let
 
 
-def keep(desk: Desk, file: BinaryIO, name: str) -> Entry:
+def keep(desk: PageContext, file: BinaryIO, name: str) -> WorkspaceEntry:
     """Keep an uploaded audit; its entry in the workspace. `UsageError` where it is none, or too large."""
     desk.check_writable()
     if not desk.starts.allows():

@@ -1,105 +1,18 @@
-"""The audit as a noun: rows of numbers, their spectra, and where they came from. Imports no torch."""
+"""The audit as a noun: every matrix of one checkpoint, in order. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tailwise.audits.rows import Layer, LayerRow, Provenance
 from tailwise.audits.weightwatcher import weightwatcher_columns
-from tailwise.checkpoints.order import KEEPS_ORDER, in_order
-from tailwise.errors import UsageError, unknown_name
-from tailwise.spectrum.spectrum import Spectrum
+from tailwise.checkpoints.orientation import KEEPS_ORDER, in_order
+from tailwise.core.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from tailwise.audits.table import Table
-
-#: Statuses of rows that carry numbers, and what each says.
-MEASURED = {
-    "OK": "measured",
-    "FEW_EIGENVALUES": "measured; too few eigenvalues for a verdict on the tail",
-    "DEGENERATE": "measured; the tail has no spread, so it has no exponent",
-}
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """One matrix (or one tensor that is not measured) and everything known of it."""
-
-    name: str
-    role: str
-    block: int | None
-    kind: str
-    rows: int  # of one slice, as stored
-    cols: int
-    slices: int
-    dtype: str
-    status: str  # a key of MEASURED, or NOT_FINITE, NOT_A_MATRIX, TOO_SMALL, SHARED, UNSUPPORTED, UNREADABLE, FAILED
-    reason: str = ""  # what the status means here, and what to do
-    tensors: tuple[str, ...] = ()
-    reading: str = ""  # how the tensors were taken: plain, kernel, fused, stack, a packing, …
-    input_axis: int | None = None  # 1 where the columns are the inputs (out × in), 0 where the rows are
-    nbytes: int = 0  # on disk
-    solver: str = ""
-    error_bound: float = 0.0
-    digest: str = ""  # of the matrix's content
-    reused: bool = False  # the spectrum came from the cache
-    seconds: float = 0.0
-    degenerate: tuple[str, ...] = ()  # exponents whose tail has no spread: they stay out of means, plans and charts
-    metrics: Mapping[str, float | None] = field(default_factory=dict)
-
-    @property
-    def measured(self) -> bool:
-        """Whether the row carries numbers."""
-        return self.status in MEASURED
-
-    @property
-    def n_params(self) -> int:
-        """Entries of the matrix."""
-        return self.rows * self.cols * self.slices
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where an audit came from, and what it took."""
-
-    model: str
-    format: str
-    revision: str | None
-    fingerprint: str  # of the content of every measured matrix
-    recipe: Mapping[str, Any]
-    config: Mapping[str, Any]  # what the model says of itself
-    versions: Mapping[str, str]
-    device: str
-    workers: int
-    started: str  # ISO 8601, UTC
-    seconds: float
-    reused: int  # spectra taken from the cache
-    bytes_read: int
-    selection: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One measured matrix: its row and its spectra."""
-
-    row: LayerRow
-    spectrum: Spectrum
-    permuted: tuple[Spectrum, ...] = ()
-    windows: Spectrum | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        row: LayerRow | None = self.__dict__.get("row")  # not there yet while a copy is being made
-        if row is not None and name in row.metrics:
-            return row.metrics[name]
-        raise AttributeError(name)
 
 
 class Audit:
@@ -184,15 +97,17 @@ class Audit:
 
         `options`: `base` (an audit to compare with), `layer`, `metric`, `theme`. Needs `tailwise[report]`.
         """
-        # By name and late: the noun stands below the reports and must not import them.
-        return import_module("tailwise.report.render").plot(chart, [self], **options)
+        # Through the public name: the noun stands below the reports and does not know them.
+        import tailwise
+
+        return tailwise.plot(chart, [self], **options)
 
     @staticmethod
     def load(path: str | Path) -> Audit:
         """Read what `save` wrote. Raises `UnreadableError`."""
         from tailwise.audits.codec import load
 
-        return load(path)
+        return Audit(*load(path))
 
     def __repr__(self) -> str:
         from tailwise.audits.trusted import left_out

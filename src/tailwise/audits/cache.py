@@ -7,24 +7,29 @@ renamed), so audits that run at once share the cache, and a damaged or vanished 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import tempfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
+from typing_extensions import override
 
-from tailwise.audits.locks import held
-from tailwise.errors import TailwiseError, UnreadableError
-from tailwise.recipe import RunOptions, digest_of
+from tailwise.core.errors import TailwiseError, UnreadableError
+from tailwise.core.locks import held
+from tailwise.core.recipe import Recipe, RunOptions, digest_of
+from tailwise.core.storage import get, is_url, joined, json_of, put
+from tailwise.spectrum.metrics.facts import gaussian_baseline, window_shape
+from tailwise.spectrum.power_law import ESTIMATORS
 from tailwise.spectrum.spectrum import Spectrum
-from tailwise.storage import get, is_url, joined, json_of, put
 
 #: Raised when a solver changes its numbers, or what a spectrum says beside them: older entries are then left alone.
 ENGINE = 2
@@ -165,21 +170,80 @@ class Carried(Cache):
         """Nobody is held back: a lock far from the others would only leave files behind."""
         return nullcontext()
 
+    @override
     def spectrum(self, key: str) -> Spectrum | None:
-        """See `Cache`."""
         return self.spectra.get(key) or super().spectrum(key)
 
+    @override
     def keep_spectrum(self, key: str, spectrum: Spectrum) -> None:
-        """See `Cache`."""
         self.spectra[key] = spectrum
 
+    @override
     def note(self, kind: str, key: str) -> Any:
-        """See `Cache`."""
         for known in (self.notes, self._known):
             if (kind, key) in known:
                 return known[kind, key]
         return super().note(kind, key)
 
+    @override
     def keep_note(self, kind: str, key: str, value: Any) -> None:
-        """See `Cache`."""
         self.notes[kind, key] = value
+
+
+class Baselines:
+    """Noise of each shape, computed once per shape and kept in the cache."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._known: dict[str, Mapping[str, tuple[float, float]]] = {}
+        self._locks: dict[str, threading.Lock] = {}
+        self._guard = threading.Lock()
+
+    def __call__(self, rows: int, cols: int, slices: int, recipe: Recipe) -> Mapping[str, tuple[float, float]]:
+        """As `gaussian_baseline`."""
+        key = baseline_key(rows, cols, slices, recipe)
+        with self._guard:
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            if key not in self._known:
+                self._known[key] = self._find(key, rows, cols, slices, recipe)
+            return self._known[key]
+
+    def _find(self, key: str, rows: int, cols: int, slices: int, recipe: Recipe) -> Mapping[str, tuple[float, float]]:
+        stored = self._cache.note("baselines", key)
+        if _is_baseline(stored):
+            return {name: (mean, sd) for name, (mean, sd) in stored.items()}
+        computed = gaussian_baseline(rows, cols, slices, recipe)
+        self._cache.keep_note("baselines", key, dict(computed))
+        return computed
+
+
+def baseline_key(rows: int, cols: int, slices: int, recipe: Recipe) -> str:
+    """Where the noise of a shape is kept, as a note of the kind `baselines`."""
+    shape = [max(rows, cols), min(rows, cols), slices, window_shape(recipe, rows, cols)]
+    # By code too: a registered estimator may be another the next time its name is used.
+    fits = [
+        [recipe.estimator, _code_of(recipe.estimator)], [recipe.hill_estimator, _code_of(recipe.hill_estimator)],
+        recipe.k_frac, recipe.max_fingers,
+    ]  # fmt: skip
+    return key_of("baseline", shape, fits, recipe.baseline_replicas, recipe.farms_windows, recipe.seed)
+
+
+def _code_of(estimator: str) -> str:
+    """A digest of the function of an estimator, as Python compiled it; "" where it has none."""
+    code = getattr(ESTIMATORS.get(estimator.removeprefix("farms:")), "__code__", None)
+    if code is None:
+        return ""
+    constants = [value for value in code.co_consts if isinstance(value, int | float | str)]
+    return hashlib.sha256(code.co_code + repr((code.co_names, constants)).encode()).hexdigest()[:16]
+
+
+def _is_baseline(stored: object) -> TypeGuard[dict[str, list[float]]]:
+    return (
+        isinstance(stored, dict)
+        and set(stored) == {"alpha", "alpha_hill", "singular_entropy"}
+        and all(
+            isinstance(pair, list) and len(pair) == 2 and all(isinstance(number, float) for number in pair)
+            for pair in stored.values()
+        )
+    )

@@ -13,11 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from tailwise.audits.audit import MEASURED, LayerRow, Provenance
+from tailwise.audits.rows import MEASURED, LayerRow, Provenance
 from tailwise.audits.table import FACTS, ORIGIN
-from tailwise.recipe import Recipe
+from tailwise.core.recipe import Recipe
 
 #: Columns of `spectra.parquet`.
 SPECTRA = {
@@ -44,9 +43,6 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
 _OPTIONAL = frozenset({"block", "input_axis", "zero_vectors"})
 _LATER = frozenset({"zero_vectors"})
 _MOST_ENTRIES = 1 << 62
-#: Values that a table may have whatever the size of its file, and for each of its bytes: tables of equal values are
-#: small on disk, and there is no end to how small.
-_VALUES, _VALUES_A_BYTE = 1 << 26, 16
 
 
 def check_provenance(provenance: Mapping[str, Any]) -> None:
@@ -97,20 +93,6 @@ def check_recipe(recipe: Mapping[str, Any]) -> None:
             raise TypeError(f"{name} of the recipe is {type(value).__name__}, not {type(default).__name__}")
     plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     Recipe(**plain)
-
-
-def read_table(file: pq.ParquetFile, nbytes: int) -> pa.Table:
-    """The table of a Parquet file of `nbytes`, unless it would unfold to far more than a file of that size holds."""
-    facts = file.metadata
-    groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
-    columns = [group.column(place) for group in groups for place in range(group.num_columns)]
-    values = max(facts.num_rows * max(facts.num_columns, 1), sum(column.num_values for column in columns))
-    unfolded = sum(column.total_uncompressed_size for column in columns)
-    most = _VALUES + _VALUES_A_BYTE * nbytes
-    if values > most or unfolded > 8 * most:
-        raise ValueError(f"a table of {nbytes} bytes claims {values} values")
-    # Without threads: the tables are small, and a process that ends while Arrow starts its pool is aborted.
-    return file.read(use_threads=False)
 
 
 def check_rows(table: pa.Table) -> None:

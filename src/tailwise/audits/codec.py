@@ -13,20 +13,23 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailwise.atomic import could_not_write, write_whole
-from tailwise.audits.audit import MEASURED, Audit, Layer, LayerRow, Provenance
-from tailwise.audits.checked import SPECTRA, check_provenance, check_rows, check_spectra, read_table
+from tailwise.audits.checked import SPECTRA, check_provenance, check_rows, check_spectra
+from tailwise.audits.parquet import from_parquet
+from tailwise.audits.rows import MEASURED, Layer, LayerRow, Provenance
 from tailwise.audits.table import FACTS, ORIGIN
-from tailwise.errors import TailwiseError, UnreadableError, UsageError
-from tailwise.room import ensure_room
+from tailwise.core.atomic import could_not_write, write_whole
+from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
+from tailwise.core.storage import ensure_room, exists, get, is_url, joined, json_of, open_regular, put, read_bytes
 from tailwise.spectrum.spectrum import Spectrum
-from tailwise.storage import exists, get, is_url, joined, json_of, open_regular, put, read_bytes
+
+if TYPE_CHECKING:
+    from tailwise.audits.audit import Audit
 
 FORMAT = 1
 #: What damaged bytes make the readers raise (zipfile: NotImplementedError for an unknown compression).
@@ -36,6 +39,8 @@ _DAMAGE = (
 )  # fmt: skip
 #: A part may be compressed by who packs the file again; it holds compressed tables, and cannot shrink by much.
 _UNFOLDS, _SMALL_PART = 16, 1 << 22
+#: Suffixes of other files, which would hold an audit that nothing opens.
+_TABLES = frozenset({".csv", ".json", ".md", ".parquet", ".html", ".txt", ".xlsx", ".tsv"})
 MEMBERS = ("layers.parquet", "spectra.parquet", "provenance.json")
 
 
@@ -46,6 +51,12 @@ def save(audit: Audit, path: str | Path, *, exclusive: bool = False) -> Path | s
     folder that is not an audit is not overwritten (`UsageError`).
     """
     as_folder = str(path).endswith(("/", os.sep))
+    if not as_folder and Path(str(path)).suffix.lower() in _TABLES:
+        raise UsageError(
+            f"an audit is no {Path(str(path)).suffix} file",
+            where=path,
+            fix="save it as x.audit; for a table take audit.table().to_pandas(), or `tailwise audit MODEL -o x.csv`",
+        )
     if is_url(path):
         return _save_at_url(audit, str(path), as_folder, exclusive)
     target = Path(path)
@@ -77,8 +88,16 @@ def _not_an_audit(target: Path | str) -> UsageError:
     return UsageError("exists and is not an audit", where=target, fix="choose another name, or remove it first")
 
 
-def load(path: str | Path) -> Audit:
-    """Read an audit, from a path or a URL.
+class AuditParts(NamedTuple):
+    """What an `Audit` is made from."""
+
+    rows: list[LayerRow]
+    layers: dict[str, Layer]
+    provenance: Provenance
+
+
+def load(path: str | Path) -> AuditParts:
+    """Read what an audit is made of, from a path or a URL; `Audit.load` makes it one.
 
     Raises `UnreadableError` where there is none, or it is damaged, or it is newer than this.
     """
@@ -204,7 +223,7 @@ def _entries(layer: Layer) -> list[tuple[str, str, Spectrum]]:
     return [(name, "weights", layer.spectrum), *((name, "permuted", s) for s in layer.permuted), *windows]
 
 
-def _decode(parts: Mapping[str, bytes]) -> Audit:
+def _decode(parts: Mapping[str, bytes]) -> AuditParts:
     provenance = json_of(parts["provenance.json"])
     if provenance.pop("audit_format") != FORMAT:
         raise ValueError("it was written by another version of tailwise; upgrade, or audit the model again")
@@ -221,12 +240,7 @@ def _decode(parts: Mapping[str, bytes]) -> Audit:
         name, kind, spectrum = line
         spectra.setdefault(name, {}).setdefault(kind, []).append(spectrum)
     layers = {row.name: _layer(row, spectra[row.name]) for row in rows if row.measured}
-    return Audit(rows, layers, Provenance(**facts))
-
-
-def from_parquet(data: bytes) -> pa.Table:
-    """What `to_parquet` wrote."""
-    return read_table(pq.ParquetFile(io.BytesIO(data), pre_buffer=False), len(data))
+    return AuditParts(rows, layers, Provenance(**facts))
 
 
 def _spectra_lines(data: bytes) -> list[tuple[str, str, Spectrum]]:

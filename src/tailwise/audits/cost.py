@@ -19,15 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tailwise.audits.cache import Cache, key_of
-from tailwise.metrics.facts import Facts, Spectra, gaussian_baseline
-from tailwise.metrics.measure import metrics_of
-from tailwise.recipe import Recipe
+from tailwise.audits.cache import Baselines, Cache, key_of
+from tailwise.audits.work import Worker
+from tailwise.core.execution.executor import checked_device, default_workers
+from tailwise.core.recipe import Recipe
+from tailwise.spectrum.metrics.facts import Facts, Spectra, gaussian_baseline, metrics_of
 from tailwise.spectrum.spectrum import Spectrum
 
 if TYPE_CHECKING:
     import torch
 
+    from tailwise.audits.prepare import Prepared
+    from tailwise.checkpoints.checkpoint import Checkpoint
     from tailwise.checkpoints.matrices import MatrixSource
 
 #: Short sides that are measured; those above the largest matrix asked about are left out.
@@ -134,7 +137,7 @@ def _each(bare: Rates, recipe: Recipe) -> list[float]:
     import torch
     from safetensors.torch import save_file
 
-    from tailwise.audits.baselines import Baselines
+    from tailwise.audits.cache import Baselines
     from tailwise.audits.prepare import prepare
     from tailwise.audits.work import Worker
     from tailwise.checkpoints.open import open_checkpoint
@@ -160,8 +163,7 @@ def _point(m: int, recipe: Recipe, device: str) -> list[float]:
     """Rates of product and reduction, and seconds of metrics and baseline, at one size."""
     import torch
 
-    from tailwise.spectrum.solvers.blocks import DenseMatrix
-    from tailwise.spectrum.solvers.gram import eigenvalues_of, gram
+    from tailwise.spectrum.solvers.gram import DenseMatrix, eigenvalues_of, gram
 
     n, where = _ASPECT * m, torch.device(device)
     matrix = DenseMatrix(torch.randn(n, m, generator=torch.Generator().manual_seed(m)))
@@ -203,3 +205,28 @@ def _wait(device: str) -> None:
         import torch
 
         torch.cuda.synchronize()
+
+
+def forecast(checkpoint: Checkpoint, prepared: Prepared) -> dict[str, Any]:
+    """Matrices, bytes, memory (bytes), seconds on this machine, and how many spectra are known already."""
+    options = prepared.options
+    cache = Cache.of(options)
+    worker = Worker(checkpoint, prepared.recipe, options.device, cache, Baselines(cache))
+    new = [source for source in prepared.sources if not worker.is_known(source)]
+    workers = options.workers or default_workers(options.device)
+    checked_device(options.device)  # rates are measured here, whatever the executor
+    speed = rates(max((source.m for source in new), default=1), prepared.recipe, options.device, cache)
+    each = [speed.seconds(source, 1 + prepared.recipe.randomize) for source in new]
+    shapes = {shape_of(source): source for source in new}
+    noise = sum(speed.seconds_of_shape(source) for source in shapes.values())
+    return {
+        "model": checkpoint.uri,
+        "matrices": len(prepared.sources),
+        "unmeasured": len(prepared.unmeasured),
+        "bytes": prepared.nbytes,
+        "memory": prepared.memory(workers),
+        "workers": workers,
+        "cached": len(prepared.sources) - len(new),
+        # Taken largest first, matrices fill the workers evenly, unless one alone takes longer than the rest.
+        "seconds": max([sum(each) / workers, *each]) + noise / workers,
+    }

@@ -9,10 +9,10 @@ from tailwise.audits.work import HOLD_BYTES
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured, group
 from tailwise.checkpoints.roles import ROLES
-from tailwise.errors import UsageError, unknown_name
-from tailwise.metrics.measure import completed, selected
-from tailwise.recipe import Recipe, RunOptions
-from tailwise.spectrum.power_law import ESTIMATORS
+from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.recipe import Recipe, RunOptions
+from tailwise.spectrum.metrics.facts import completed, selected
+from tailwise.spectrum.power_law import ESTIMATOR_NAMES, ESTIMATORS
 
 #: Working memory beside the matrices: converted blocks of the contraction.
 BLOCKS_IN_FLIGHT = 64 << 20
@@ -87,7 +87,7 @@ def check_estimators(recipe: Recipe) -> None:
     """Raise `UsageError` with near names for an estimator that does not exist."""
     for estimator in (recipe.estimator.removeprefix("farms:"), recipe.hill_estimator):
         if estimator not in ESTIMATORS:
-            raise unknown_name("estimator", estimator, [*ESTIMATORS, "farms"])
+            raise unknown_name("estimator", estimator, ESTIMATOR_NAMES)
 
 
 def prepare(

@@ -15,21 +15,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
-from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
-from tailwise.audits.baselines import Baselines
-from tailwise.audits.cache import Cache
-from tailwise.audits.far import measured_far
+from tailwise.audits.audit import Audit
+from tailwise.audits.cache import Baselines, Cache
+from tailwise.audits.on_engine import measured_far
 from tailwise.audits.prepare import Prepared, Selection, prepare
+from tailwise.audits.rows import Layer, LayerRow, Provenance, raised_by
 from tailwise.audits.work import Worker
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.errors import unknown_name
-from tailwise.execution.device import checked_device
-from tailwise.execution.engine import check_executor, engine_of, is_near
-from tailwise.execution.executor import default_workers, map_unordered
-from tailwise.recipe import ConvMode, Precision, Recipe, RunOptions
-from tailwise.room import ensure_room
+from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.execution.engines import check_executor, engine_of, is_near
+from tailwise.core.execution.executor import checked_device, default_workers, map_unordered
+from tailwise.core.recipe import ConvMode, Precision, Recipe, RunOptions
+from tailwise.core.storage import ensure_room
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +39,7 @@ Progress = Callable[["Step"], None]
 _Measured = tuple[LayerRow, Layer | None]
 
 
-class Settings(TypedDict, total=False):
+class RecipeSettings(TypedDict, total=False):
     """Fields of `Recipe` and `RunOptions`, and which matrices to take."""
 
     estimator: str
@@ -67,7 +66,7 @@ class Settings(TypedDict, total=False):
     patience: float
 
 
-class AuditSettings(Settings, total=False):
+class AuditSettings(RecipeSettings, total=False):
     """What `audit` takes beside the model and the choice of layers."""
 
     part: str | None
@@ -134,10 +133,14 @@ def audit(
 
 
 def _names(given: str | Iterable[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+    if isinstance(given, str):
+        return (given,)
+    if not isinstance(given, Iterable):
+        raise UsageError(f"{given!r} is no list of names", fix="give one name, or a list of names")
+    return tuple(given)
 
 
-def split_settings(settings: Settings) -> tuple[Recipe, RunOptions]:
+def split_settings(settings: RecipeSettings) -> tuple[Recipe, RunOptions]:
     """What changes the numbers, and what changes only the speed. Raises `UsageError` for an unknown name."""
     recipe_names = {item.name for item in fields(Recipe)}
     option_names = {item.name for item in fields(RunOptions)}
@@ -167,7 +170,7 @@ def run(checkpoint: Checkpoint, prepared: Prepared, progress: Progress | None = 
     found = {row.name: layer for row, layer in results.values() if layer is not None}
     measured = {row.name: found[row.name] for row in rows if row.name in found}
     provenance = _provenance(checkpoint, prepared, rows, started.isoformat(timespec="seconds"), workers)
-    notes = (*checkpoint.notes, *([cache.trouble] if cache.trouble else []))
+    notes = (*checkpoint.notes, *([cache.trouble] if cache.trouble else []), *_raised(rows))
     return Audit(rows, measured, replace(provenance, seconds=time.perf_counter() - clock, notes=notes))
 
 
@@ -230,6 +233,17 @@ def _unmeasured_row(item: Unmeasured) -> LayerRow:
         reason=item.reason,
         tensors=item.tensors or (item.name,),
     )
+
+
+def _raised(rows: list[LayerRow]) -> list[str]:
+    """A note for each metric that raised exceptions, with the first of them."""
+    notes = []
+    for name in dict.fromkeys(name for row in rows for name, value in row.metrics.items() if value is None):
+        found = [row for row in rows if raised_by(name) in row.reason]
+        if found:
+            what = found[0].reason.partition(raised_by(name))[2].partition("; ")[0]
+            notes.append(f"the metric {name} has no value for {len(found)} of {len(rows)} matrices: it raised {what}")
+    return notes
 
 
 def _provenance(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tailwise.errors import UsageError
-from tailwise.execution.device import checked_device
-from tailwise.metrics import entropy, ranks
-from tailwise.recipe import Precision
+from tailwise.core.errors import UsageError
+from tailwise.core.execution.executor import checked_device
+from tailwise.core.recipe import Precision
+from tailwise.spectrum.metrics import ranks
+from tailwise.spectrum.metrics import ranks as entropy
 from tailwise.spectrum.power_law import TailOptions, fit_tail
 from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
 from tailwise.spectrum.spectrum import Spectrum

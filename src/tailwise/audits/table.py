@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
 
-    from tailwise.audits.audit import Audit, LayerRow
+    from tailwise.audits.audit import Audit
+    from tailwise.audits.rows import LayerRow
 
 #: Columns of `Audit.table()` before the metrics, in order.
 FACTS = {
@@ -73,7 +74,7 @@ class Table:
     def __getitem__(self, column: str) -> list[Any]:
         """One column as a list."""
         if column not in self.arrow.column_names:
-            from tailwise.errors import unknown_name
+            from tailwise.core.errors import unknown_name
 
             raise unknown_name("column", column, self.arrow.column_names)
         return list(self.arrow.column(column).to_pylist())

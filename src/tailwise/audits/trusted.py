@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.rows import LayerRow
 from tailwise.spectrum.trust import SEARCHED, doubt_of_tail, is_noise
+
+if TYPE_CHECKING:
+    from tailwise.audits.audit import Audit
 
 #: Metrics that are the exponent of the fitted tail, or made of it.
 OF_FIT = frozenset({"alpha", "alpha_weighted", "log_alpha_norm"})
@@ -51,7 +55,8 @@ def doubt_of_fit(row: LayerRow, estimator: str = "ks", least: int | None = None)
         return "it has too few eigenvalues"
     alpha, sigma = row.metrics["alpha"], row.metrics.get("alpha_sigma")
     if alpha is not None and sigma:
-        k = ((alpha - 1.0) / sigma) ** 2
+        ratio = (alpha - 1.0) / sigma
+        k = ratio * ratio  # not a power, which raises where a file's numbers leave the range of floats
         searched = estimator.removeprefix("farms:") in SEARCHED
         if said := doubt_of_tail(k, row.metrics.get("ks_distance"), searched=searched):
             return said

@@ -5,33 +5,33 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, TypeGuard
+from itertools import starmap
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from tailwise.audits.audit import Layer, LayerRow
-from tailwise.audits.baselines import Baselines
-from tailwise.audits.cache import Cache, key_of
-from tailwise.audits.content import HashedMatrix
+from tailwise.audits.cache import Baselines, Cache, key_of
+from tailwise.audits.rows import Layer, LayerRow, raised_by
 from tailwise.checkpoints.matrices import MatrixSource, load
-from tailwise.errors import TailwiseError, lacks_memory
-from tailwise.execution.streams import own_stream
-from tailwise.metrics.facts import Facts, Spectra
-from tailwise.metrics.measure import metrics_of
-from tailwise.recipe import Recipe
-from tailwise.room import ensure_room
-from tailwise.spectrum.rounding import unit_of
+from tailwise.core.errors import TailwiseError, lacks_memory
+from tailwise.core.execution.executor import own_stream
+from tailwise.core.recipe import Recipe
+from tailwise.core.storage import ensure_room
+from tailwise.spectrum.metrics.facts import Facts, Spectra, metrics_of
 from tailwise.spectrum.sampling import permuted_spectrum, window_spectrum
 from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
-from tailwise.spectrum.solvers.blocks import BLOCK_BYTES
-from tailwise.spectrum.solvers.gram import Reduce
-from tailwise.spectrum.solvers.symmetric import Choice
+from tailwise.spectrum.solvers.gram import BLOCK_BYTES, Reduce
+from tailwise.spectrum.solvers.symmetric import SolverChoice
 from tailwise.spectrum.solvers.together import Together
 from tailwise.spectrum.spectrum import Spectrum, pool
+from tailwise.spectrum.trust import unit_of
 
 if TYPE_CHECKING:
+    import torch
+
     from tailwise.checkpoints.checkpoint import Checkpoint
+    from tailwise.checkpoints.matrices import WeightMatrix
 
 #: Matrices up to this size are held between hashing and solving; larger local ones are read twice instead.
 HOLD_BYTES = 256 << 20
@@ -76,7 +76,7 @@ class Worker:
         done = replace(
             row,
             status=tail.status,
-            reason="; ".join(filter(None, (source.note, tail.remedy))),
+            reason="; ".join(filter(None, (source.note, tail.remedy, *starmap(raised_by, facts.raised.items())))),
             solver=spectrum.solver,
             error_bound=spectrum.error_bound,
             digest=digest,
@@ -170,7 +170,7 @@ class Worker:
             return None
         cache = self.cache
         return Together(
-            Choice(
+            SolverChoice(
                 known=lambda size: cache.note("solvers", key_of("solver", size)),
                 keep=lambda size, seconds: cache.keep_note("solvers", key_of("solver", size), seconds),
             )
@@ -250,3 +250,72 @@ def row_of(source: MatrixSource) -> LayerRow:
         input_axis=source.input_axis,
         nbytes=source.nbytes,
     )
+
+
+class HashedMatrix:
+    """A matrix whose blocks are hashed as they pass, and held so that the solver need not read again.
+
+    Each held block is let go as the solver takes it, unless `keep`: permutations and windows read W once more.
+    """
+
+    def __init__(self, matrix: WeightMatrix, *, hold: bool, keep: bool = False, block_bytes: int = BLOCK_BYTES) -> None:
+        self.rows, self.cols = matrix.rows, matrix.cols
+        self._keep, self._block_bytes = keep, block_bytes
+        self.factors: Any = getattr(matrix, "factors", None)
+        self._matrix, self._hold = matrix, hold
+        self._held: list[torch.Tensor] | None = None
+        self._digest: str | None = None
+
+    def row_blocks(self, max_bytes: int) -> Iterator[torch.Tensor]:
+        """The rows in blocks of the stored dtype; held ones first."""
+        if self._held is None:
+            yield from self._matrix.row_blocks(max_bytes)
+            return
+        if self._keep:
+            yield from self._held
+            return
+        held, self._held = self._held, None
+        held.reverse()
+        while held:
+            yield held.pop()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the stored values, their type and shape."""
+        if self._digest is None:
+            self._digest = self._read()
+        return self._digest
+
+    def _read(self) -> str:
+        if self.factors is not None:
+            return _digest_of_factors(self.factors)
+        state = hashlib.sha256(f"{self.rows}×{self.cols}".encode())
+        held: list[torch.Tensor] = []
+        for index, block in enumerate(self._matrix.row_blocks(self._block_bytes)):
+            if index == 0:
+                state.update(str(block.dtype).encode())
+            state.update(_bytes_of(block))
+            if self._hold:
+                # A few columns of a wide block would keep all of it alive.
+                held.append(block.clone() if _is_part(block) else block)
+        self._held = held if held else None
+        return state.hexdigest()
+
+
+def _is_part(block: torch.Tensor) -> bool:
+    return bool(block.untyped_storage().nbytes() > 2 * block.numel() * block.element_size())
+
+
+def _digest_of_factors(factors: tuple[torch.Tensor, torch.Tensor]) -> str:
+    state = hashlib.sha256(b"factors")
+    for factor in factors:
+        state.update(f"{tuple(factor.shape)} {factor.dtype}".encode())
+        state.update(_bytes_of(factor))
+    return state.hexdigest()
+
+
+def _bytes_of(block: torch.Tensor) -> memoryview:
+    import torch
+
+    flat = block.detach().to("cpu").contiguous().flatten()
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy's stubs lack Buffer

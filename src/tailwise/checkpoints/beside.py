@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tailwise.checkpoints.dims import tower_of
+from tailwise.checkpoints.checkpoint import tower_of
 
 #: What towers are called where they are asked for.
 TOWERS = ("vision", "audio")

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from tailwise.checkpoints.order import natural
+from tailwise.checkpoints.orientation import natural
 
 #: Names of containers whose children are blocks even if there is only one of them.
 _KNOWN = re.compile(

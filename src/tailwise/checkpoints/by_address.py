@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from typing_extensions import override
+
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +22,7 @@ _OPEN = 4
 
 
 @dataclass(frozen=True)
-class Address:
+class CheckpointAddress:
     """What `open_checkpoint` takes."""
 
     uri: str
@@ -32,9 +34,10 @@ class Address:
 class ByAddress(Checkpoint):
     """Tensors of formats that are no plain byte ranges: pickles, adapters. Opened at the first read."""
 
-    def __init__(self, whole: Checkpoint, names: Iterable[str], address: Address) -> None:
+    def __init__(self, whole: Checkpoint, names: Iterable[str], address: CheckpointAddress) -> None:
         self.uri, self.format, self.config, self.revision = whole.uri, whole.format, whole.config, whole.revision
         self.metadata, self.local, self.resident = whole.metadata, whole.local, whole.resident
+        self.reopen = whole.reopen
         self.tensors: Mapping[str, TensorSpec] = {name: whole.tensors[name] for name in names}
         self.readings = MappingProxyType({n: whole.readings[n] for n in self.tensors if n in whole.readings})
         self.read_whole = whole.read_whole & self.tensors.keys()
@@ -45,38 +48,39 @@ class ByAddress(Checkpoint):
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "readings": dict(self.readings), "module_kinds": dict(self.module_kinds)}
 
+    @override
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """See `Checkpoint`."""
         return self._opened(name).read_rows(name, start, stop)
 
+    @override
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """See `Checkpoint`."""
         return self._opened(name).factors(name)
 
+    @override
     def identity(self, name: str) -> str | None:
-        """See `Checkpoint`: as the process had it that sent the address."""
+        """As the process had it that sent the address."""
         return self._identities[name]
 
+    @override
     def part(self, names: Iterable[str]) -> ByAddress:
-        """See `Checkpoint`."""
         return ByAddress(self, names, self._address)
 
     def _opened(self, name: str) -> Checkpoint:
-        found = _open(self._address)
+        if self.reopen is None:
+            raise UsageError("was not opened from an address", where=self.uri, fix="open it by `open_checkpoint`")
+        found = _open(self.reopen, self._address)
         if found.identity(name) == self._identities[name]:
             return found
         _open.cache_clear()
-        found = _open(self._address)
+        found = _open(self.reopen, self._address)
         if found.identity(name) != self._identities[name]:
             raise UnreadableError("has changed since it was opened", where=self.uri, fix="open it again")
         return found
 
 
 @lru_cache(maxsize=_OPEN)
-def _open(address: Address) -> Checkpoint:
-    from tailwise.checkpoints.open import open_checkpoint
-
-    return open_checkpoint(address.uri, base=address.base, adapter_mode=address.adapter_mode, part=address.part)
+def _open(reopen: Callable[..., Checkpoint], address: CheckpointAddress) -> Checkpoint:
+    return reopen(address.uri, base=address.base, adapter_mode=address.adapter_mode, part=address.part)
 
 
 def from_anywhere(uri: str) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from tailwise.errors import UnreadableError
-from tailwise.storage import open_descriptor
+from typing_extensions import override
+
+from tailwise.core.errors import UnreadableError
+from tailwise.core.storage import json_of, mended, open_descriptor
 
 #: A single `preadv` moves at most 2 GiB on Linux, so the loop asks for no more.
 _MAX_READ = 1 << 30
@@ -73,8 +78,8 @@ class LocalFile(ByteSource):
             map(str, (os.path.realpath(self.path), *self._stamp, status.st_ctime_ns, status.st_ino))
         )
 
+    @override
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """See `ByteSource`."""
         if self._fd < 0:
             raise UnreadableError("is closed", where=self.name, fix="open the checkpoint again")
         done = 0
@@ -98,8 +103,8 @@ class LocalFile(ByteSource):
         """The file itself."""
         return self.path
 
+    @override
     def close(self) -> None:
-        """See `ByteSource`."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -160,3 +165,151 @@ def os_error(error: Exception, name: str) -> UnreadableError:
     if isinstance(error, OSError) and error.strerror:
         return UnreadableError(error.strerror.lower(), where=name, fix="check the path and the disk")
     return UnreadableError(str(error) or type(error).__name__, where=name, fix="check the path")
+
+
+_MAX_JSON = 1 << 28
+
+
+class Folder(ABC):
+    """A folder whose files are opened by name. Errors are `UnreadableError`."""
+
+    uri: str  # for messages and for the checkpoint
+    revision: str | None = None
+    listed: bool = True  # whether `names` knows every file
+
+    @abstractmethod
+    def names(self) -> frozenset[str]:
+        """Names of the files directly in the folder."""
+
+    @abstractmethod
+    def subfolders(self) -> frozenset[str]:
+        """Names of the folders directly in the folder."""
+
+    @abstractmethod
+    def source(self, name: str) -> ByteSource:
+        """The file `name`, opened for reading by ranges."""
+
+    def inner(self, name: str) -> Folder | None:  # noqa: ARG002 - a hook
+        """The folder `name` in it, where it can be opened at once."""
+        return None
+
+    @property
+    def name(self) -> str:
+        """The last part of its address."""
+        return self.uri.rstrip("/").rpartition("/")[2]
+
+    def beside(self) -> frozenset[str]:
+        """Names of the folders beside it, where they are cheap to know."""
+        return frozenset()
+
+    def stamps(self) -> dict[str, tuple[int, float | None]]:
+        """Size in bytes, and time of the last change where it is known, of every file directly in the folder."""
+        return {}
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The JSON object in the file `name`."""
+        source = self.source(name)
+        try:
+            if source.size > _MAX_JSON:
+                raise UnreadableError(f"is {source.size} bytes, too large for a settings file", where=source.name)
+            value = json_of(source.read(0, source.size))
+        except (ValueError, RecursionError) as error:
+            raise UnreadableError(
+                f"is not valid JSON: {str(error)[:200]}",
+                where=source.name,
+                fix="download it again, or correct it",
+            ) from error
+        finally:
+            source.close()
+        if not isinstance(value, dict):
+            raise UnreadableError(f"holds a JSON {type(value).__name__}, and an object was expected", where=source.name)
+        found: dict[str, Any] = mended(value)
+        return found
+
+
+class LocalFolder(Folder):
+    """A folder on a local disk, or a snapshot of a Hub model in the local cache."""
+
+    def __init__(self, path: str | os.PathLike[str], *, uri: str | None = None, revision: str | None = None) -> None:
+        self.path = Path(path)
+        self.uri, self.revision = uri or str(self.path), revision
+        try:
+            with os.scandir(self.path) as entries:
+                found = {entry.name: kind for entry in entries if (kind := _is_folder(entry)) is not None}
+        except OSError as error:
+            raise os_error(error, str(self.path)) from error
+        self._names = frozenset(name for name, is_dir in found.items() if not is_dir)
+        self._subfolders = frozenset(found) - self._names
+
+    @override
+    def names(self) -> frozenset[str]:
+        return self._names
+
+    @override
+    def subfolders(self) -> frozenset[str]:
+        return self._subfolders
+
+    @override
+    def inner(self, name: str) -> LocalFolder:
+        return LocalFolder(self.path / name, uri=f"{self.uri.rstrip('/')}/{name}", revision=self.revision)
+
+    @property
+    @override
+    def name(self) -> str:
+        return self.path.absolute().name
+
+    @override
+    def beside(self) -> frozenset[str]:
+        try:
+            with os.scandir(self.path.absolute().parent) as entries:
+                return frozenset(entry.name for entry in entries if entry.is_dir())
+        except OSError:
+            return frozenset()
+
+    @override
+    def source(self, name: str) -> ByteSource:
+        return LocalFile(self.path / name)
+
+    @override
+    def stamps(self) -> dict[str, tuple[int, float | None]]:
+        found: dict[str, tuple[int, float | None]] = {}
+        for name in self._names:
+            try:
+                status = (self.path / name).stat()
+            except FileNotFoundError:
+                continue  # it went since the folder was listed, or is a link to what went
+            except OSError as error:
+                raise os_error(error, str(self.path / name)) from error
+            found[name] = status.st_size, status.st_mtime
+        return found
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool | None:
+    """Whether it is a folder; None for a link in a circle, which is neither folder nor file."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise
+
+
+class UnlistedFolder(Folder):
+    """A folder that cannot be listed (a web server's), of which one file is known."""
+
+    listed = False
+
+    def __init__(self, uri: str, file: str, opener: Callable[[str], ByteSource]) -> None:
+        self.uri, self._file, self._opener = uri, file, opener
+
+    @override
+    def names(self) -> frozenset[str]:
+        return frozenset({self._file})
+
+    @override
+    def subfolders(self) -> frozenset[str]:
+        return frozenset()
+
+    @override
+    def source(self, name: str) -> ByteSource:
+        return self._opener(name)

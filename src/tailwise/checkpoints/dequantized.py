@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from tailwise.checkpoints.checkpoint import DTYPE_BITS, Checkpoint, TensorSpec
 from tailwise.checkpoints.dtypes import code_of, torch_dtype
-from tailwise.checkpoints.readings.claimed import ClaimedCheckpoint, claimed
-from tailwise.checkpoints.writer import Layout
-from tailwise.errors import UsageError
+from tailwise.checkpoints.readings.partition import ClaimedCheckpoint, claimed
+from tailwise.checkpoints.writer import OutputLayout
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -44,20 +46,20 @@ class Dequantized(Checkpoint):
         """Of codes and scales, or eight bits that stand for themselves."""
         return spec.name in self._inner.readings or spec.dtype in _EIGHT_BITS
 
+    @override
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """See `Checkpoint`."""
         found = self._inner.read_rows(name, start, stop)
         return found.to(torch_dtype(self._code, where=name)) if self._is_code(self._inner.tensors[name]) else found
 
+    @override
     def identity(self, name: str) -> str | None:
-        """See `Checkpoint`."""
         return self._inner.identity(name)
 
+    @override
     def part(self, names: Iterable[str]) -> Dequantized:
-        """See `Checkpoint`."""
         return Dequantized(self._inner.part(names))
 
-    def layout(self, stored: Layout) -> Layout:
+    def layout(self, stored: OutputLayout) -> OutputLayout:
         """The files of the source, with one tensor where several made one."""
         heads = {members[0]: name for name, members in self._inner.members.items()}
         inside = {member for members in self._inner.members.values() for member in members}

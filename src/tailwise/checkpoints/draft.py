@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Self
 
-from tailwise.errors import UnreadableError, UsageError
+from filelock import FileLock, Timeout
 
-try:
-    import fcntl
-except ImportError:  # Windows: two runs at once are then not told apart
-    fcntl = None  # type: ignore[assignment]
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.locks import let_go, take
 
 #: What shows that a folder holds a model, so that `force` may replace it.
 _MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.gguf")
@@ -59,7 +56,8 @@ class Draft:
         self.kept = self.folder / "kept"
         self._old = self.target.with_name(f".{self.target.name}.tailwise-old")
         self._key, self._resume, self._force = key, resume, force
-        self._lock: IO[Any] | None = None
+        place = self.folder.with_suffix(".tailwise-lock")
+        self._lock = FileLock(place, blocking=False, thread_local=False, fallback_to_soft=False)
         self._committed = False
 
     def __enter__(self) -> Self:
@@ -72,10 +70,10 @@ class Draft:
             self.kept.mkdir(parents=True, exist_ok=True)
             (self.kept / "key").write_text(self._key)
         except UsageError:
-            self._drop_lock()
+            let_go(self._lock)
             raise
         except OSError as error:
-            self._drop_lock()
+            let_go(self._lock)
             raise could_not_write(error, self.target) from error
         return self
 
@@ -86,7 +84,7 @@ class Draft:
             if not self._committed:
                 self._remove_all_but_kept()
         finally:
-            self._drop_lock()
+            let_go(self._lock)
         if isinstance(error, OSError) and error.errno is not None:
             raise could_not_write(error, self.target) from error
 
@@ -134,26 +132,10 @@ class Draft:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _take_lock(self) -> None:
-        if fcntl is None:
-            return
-        place = self.folder.with_suffix(".tailwise-lock")
-        self._lock = place.open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A run that ended in between has removed the file that was opened, and a third may have made it anew.
-            if not os.path.samestat(os.fstat(self._lock.fileno()), place.stat()):
-                raise BlockingIOError
-        except OSError as error:
-            self._lock.close()
-            self._lock = None
+            take(self._lock)
+        except Timeout as error:
             raise UsageError("another run is writing it", where=self.target, fix="wait, or choose another") from error
-
-    def _drop_lock(self) -> None:
-        if self._lock is not None:
-            with suppress(OSError):
-                Path(self._lock.name).unlink()
-            self._lock.close()
-            self._lock = None
 
 
 def check_space(target: Path, nbytes: int) -> None:

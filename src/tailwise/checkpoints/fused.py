@@ -6,12 +6,12 @@ Ranges are over the output features: rows of a Linear (out × in), columns of a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from tailwise.checkpoints.dims import Dims
+from tailwise.checkpoints.checkpoint import Dims
 from tailwise.checkpoints.orientation import stack_has_inputs_first
-from tailwise.checkpoints.views import RowRange, View, whole
+from tailwise.checkpoints.views import RowRange, TensorView, whole
 
 Ranges = Mapping[str, tuple[RowRange, ...]]  # part → ranges of output features
 
@@ -28,13 +28,13 @@ class Part:
     suffix: str
     role: str
     kind: str
-    views: tuple[View, ...]
+    views: tuple[TensorView, ...]
     note: str = ""
     reading: str = "plain"  # plain, fused, stack, kernel, transposed_kernel
     input_axis: int = 1  # of the matrix as it is read: 1 where columns are inputs, 0 where rows are
 
 
-def split_qkv(view: View, dims: Dims, *, in_out: bool) -> list[Part]:
+def split_qkv(view: TensorView, dims: Dims, *, in_out: bool) -> list[Part]:
     """Query, key and value of a fused projection, or the whole with a note."""
     out = view.n_cols if in_out else view.n_rows
     ranges = qkv_ranges(view.tensor, out, dims, square=out == 3 * (view.n_rows if in_out else view.n_cols))
@@ -87,7 +87,7 @@ def _grouped(queries: int, groups: int, dim: int) -> Ranges:
     }
 
 
-def split_gate_up(view: View, role: str, dims: Dims, *, in_out: bool = False) -> list[Part]:
+def split_gate_up(view: TensorView, role: str, dims: Dims, *, in_out: bool = False) -> list[Part]:
     """Gate (first half: the one that passes the activation) and up of a fused projection, or the whole."""
     out = view.n_cols if in_out else view.n_rows
     family = role.removesuffix("gate_up")
@@ -97,7 +97,7 @@ def split_gate_up(view: View, role: str, dims: Dims, *, in_out: bool = False) ->
     return halves(view, family, in_out=in_out)
 
 
-def halves(view: View, family: str, *, in_out: bool = False, gate_first: bool = True) -> list[Part]:
+def halves(view: TensorView, family: str, *, in_out: bool = False, gate_first: bool = True) -> list[Part]:
     """The two factors of a gated projection, the one that passes the activation as the gate."""
     out = view.n_cols if in_out else view.n_rows
     half = out // 2
@@ -116,7 +116,7 @@ def halves(view: View, family: str, *, in_out: bool = False, gate_first: bool = 
     ]
 
 
-def split_gated_query(view: View, dims: Dims) -> list[Part]:
+def split_gated_query(view: TensorView, dims: Dims) -> list[Part]:
     """Query and output gate of a projection that alternates them by head (Qwen3-Next): view(heads, 2, head_dim)."""
     d, heads = dims.head_dim or 0, dims.heads or 0
     ranges = {
@@ -130,7 +130,7 @@ def split_gated_query(view: View, dims: Dims) -> list[Part]:
     ]
 
 
-def split_gates(view: View, role: str, hidden: int) -> list[Part]:
+def split_gates(view: TensorView, role: str, hidden: int) -> list[Part]:
     """The gates of a recurrent layer: i, f, g, o of an LSTM, r, z, n of a GRU (torch's order)."""
     gates = {4: "ifgo", 3: "rzn"}.get(view.n_rows // hidden if view.n_rows % hidden == 0 else 0, "")
     if not gates:
@@ -143,28 +143,24 @@ def split_gates(view: View, role: str, hidden: int) -> list[Part]:
 
 def split_stack(
     tensor: str, shape: tuple[int, int, int], role: str, dims: Dims, *, kind: str = "dense", note: str = ""
-) -> list[Part]:
+) -> Iterator[Part]:
     """Every matrix of a stack (E, A, B), gate and up of experts apart where the config tells how they lie."""
     E, A, B = shape
     in_out = stack_has_inputs_first(role, (A, B), dims)
-    parts = []
     for e in range(E):
-        view = View(tensor, (E * A, B), ((e * A, (e + 1) * A),), (0, B, 1))
+        view = TensorView(tensor, (E * A, B), ((e * A, (e + 1) * A),), (0, B, 1))
         for part in _of_stack(view, role, dims, in_out):
-            parts.append(
-                replace(
-                    part,
-                    suffix=f"[{e}]{part.suffix}",
-                    kind=kind,
-                    note=part.note or note,
-                    reading="stack",
-                    input_axis=int(not in_out),
-                )
+            yield replace(
+                part,
+                suffix=f"[{e}]{part.suffix}",
+                kind=kind,
+                note=part.note or note,
+                reading="stack",
+                input_axis=int(not in_out),
             )
-    return parts
 
 
-def _of_stack(view: View, role: str, dims: Dims, in_out: bool | None) -> list[Part]:
+def _of_stack(view: TensorView, role: str, dims: Dims, in_out: bool | None) -> list[Part]:
     if not role.endswith("gate_up"):
         return [Part("", role, "", (view,))]
     known = in_out is not None and dims.hidden == (view.n_rows if in_out else view.n_cols)
@@ -177,16 +173,15 @@ def _of_stack(view: View, role: str, dims: Dims, in_out: bool | None) -> list[Pa
     return split_gate_up(view, role, dims, in_out=in_out)
 
 
-def split_stacked_rows(view: View, role: str, experts: int) -> list[Part]:
+def split_stacked_rows(view: TensorView, role: str, experts: int) -> Iterator[Part]:
     """Experts stacked along the rows of a matrix (DBRX: (E·inner) × hidden)."""
     height = view.n_rows // experts
-    return [
-        Part(f"[{e}]", role, "expert", (replace(view, rows=((e * height, (e + 1) * height),)),), reading="stack")
-        for e in range(experts)
-    ]
+    for e in range(experts):
+        rows = ((e * height, (e + 1) * height),)
+        yield Part(f"[{e}]", role, "expert", (replace(view, rows=rows),), reading="stack")
 
 
-def select(view: View, ranges: tuple[RowRange, ...], *, in_out: bool) -> View:
+def select(view: TensorView, ranges: tuple[RowRange, ...], *, in_out: bool) -> TensorView:
     """The output features `ranges` of an undivided view, or of one expert's rows."""
     if in_out:
         ((start, stop),) = ranges
@@ -195,7 +190,7 @@ def select(view: View, ranges: tuple[RowRange, ...], *, in_out: bool) -> View:
     return replace(view, rows=tuple((first + a, first + b) for a, b in ranges))
 
 
-def squeezed(tensor: str, shape: tuple[int, ...]) -> View:
+def squeezed(tensor: str, shape: tuple[int, ...]) -> TensorView:
     """A tensor whose leading axes are 1 as a matrix of the others (ViT positions: 1 × 197 × 768)."""
     axes = shape
     while len(axes) > 2 and axes[0] == 1:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tailwise.checkpoints.bytesource import ByteSource
-from tailwise.checkpoints.folder import Folder
-from tailwise.errors import UnreachableError, UnreadableError, UsageError
+from typing_extensions import override
+
+from tailwise.checkpoints.bytesource import ByteSource, Folder
+from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 5
@@ -109,19 +110,19 @@ class HubFolder(Folder):
         self._prefix = f"{parent}/" if parent else ""
         return file or None
 
+    @override
     def names(self) -> frozenset[str]:
-        """See `Folder`."""
         return frozenset(name for name in self._within() if "/" not in name)
 
+    @override
     def subfolders(self) -> frozenset[str]:
-        """See `Folder`."""
         return frozenset(name.partition("/")[0] for name in self._within() if "/" in name)
 
     def _within(self) -> Iterator[str]:
         return (n.removeprefix(self._prefix) for n in self._files if n.startswith(self._prefix))
 
+    @override
     def source(self, name: str) -> ByteSource:
-        """See `Folder`."""
         full = self._prefix + name
         if full not in self._files:
             raise UnreadableError("there is no such file in the repository", where=f"{self.uri}/{name}")
@@ -149,8 +150,8 @@ class HubFile(ByteSource):
         self._closed = False
         self._copy: Path | None = None
 
+    @override
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """See `ByteSource`."""
         if self._closed:
             raise UnreadableError("is closed", where=self.name, fix="open the checkpoint again")
         done = 0
@@ -214,8 +215,8 @@ class HubFile(ByteSource):
         # Where the local cache of the Hub has it is another place on another machine.
         return {**self.__dict__, "_copy": None}
 
+    @override
     def close(self) -> None:
-        """See `ByteSource`."""
         self._closed = True
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePosixPath
 
-from tailwise.checkpoints.folder import Folder, LocalFolder
-from tailwise.errors import UnreadableError
+from tailwise.checkpoints.bytesource import Folder, LocalFolder
+from tailwise.core.errors import UnreadableError
 
 
 def inside(folder: Folder, location: str, *, where: str, what: str) -> str:

@@ -10,7 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from tailwise.checkpoints.fused import Part
-from tailwise.checkpoints.views import View, whole
+from tailwise.checkpoints.views import TensorView, whole
 
 if TYPE_CHECKING:
     from tailwise.checkpoints.checkpoint import TensorSpec
@@ -93,7 +93,7 @@ def split_conv(spec: TensorSpec, role: str, mode: str, kernel: Kernel) -> list[P
     count = prod(spec.shape[2:])
     # Row-major, a kernel position is the fastest axis: column c·count + p is input c at position p.
     views = [
-        View(spec.name, flat.shape, flat.rows, (p, flat.shape[1], count), flat.permute, flat.unfold)
+        TensorView(spec.name, flat.shape, flat.rows, (p, flat.shape[1], count), flat.permute, flat.unfold)
         for p in range(count)
     ]
     if mode == "pooled":
@@ -104,7 +104,7 @@ def split_conv(spec: TensorSpec, role: str, mode: str, kernel: Kernel) -> list[P
     ]
 
 
-def _flat(spec: TensorSpec, kernel: Kernel) -> View:
+def _flat(spec: TensorSpec, kernel: Kernel) -> TensorView:
     if not kernel.transposed:
         return whole(spec.name, spec.shape)
     if kernel.groups == 1:
@@ -114,7 +114,7 @@ def _flat(spec: TensorSpec, kernel: Kernel) -> View:
     inputs, size = first // g, prod(rest)
     rows, cols = g * second, inputs * size
     # (g, in/g, out/g, k…) → (g, out/g, in/g, k…), read as out × in/g·k.
-    return View(
+    return TensorView(
         spec.name,
         (rows, cols),
         ((0, rows),),

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
-from tailwise.checkpoints.folder import Folder
+from tailwise.checkpoints.bytesource import Folder
 from tailwise.checkpoints.foreign import folder_of
 from tailwise.checkpoints.formats.distributed import METADATA
 from tailwise.checkpoints.formats.torch_pickle import is_side_file
-from tailwise.checkpoints.ranks import (
+from tailwise.checkpoints.rank_files import (
     check_rank_folder,
     files_of_ranks,
     rank_files,
     refuse_rank_folders,
     refuse_universal,
 )
-from tailwise.errors import UnreadableError, UsageError
-from tailwise.storage import json_of
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.storage import json_of
 
 #: Names that libraries give a model's weights, first choice first.
 _STEMS = {
@@ -58,7 +58,7 @@ class Weights:
 
     format: str
     files: tuple[str, ...]
-    tensors: frozenset[str] = frozenset()  # that an index promises
+    tensors: Mapping[str, str] = field(default_factory=dict)  # that an index promises, with the file of each
     beside: tuple[str, ...] = ()  # files of the same format that are not of it
     folder: str = ""  # within the one that was given, where they lie in one
     ranks: bool = False  # whether each file is one rank's part of all matrices
@@ -129,7 +129,7 @@ def read_index(folder: Folder, index: str) -> Weights:
     files = tuple(sorted(set(weight_map.values())))
     _check_all(files, folder, f"shards named by {index}")
     kind = "safetensors" if files[0].endswith(".safetensors") else "torch"
-    return Weights(kind, files, frozenset(weight_map))
+    return Weights(kind, files, weight_map)
 
 
 def _index(kind: str, names: frozenset[str], folder: Folder) -> str | None:

@@ -13,15 +13,14 @@ from tailwise.checkpoints.blocks import number_blocks
 from tailwise.checkpoints.fused import Part
 from tailwise.checkpoints.parts import EMBEDDINGS, Hints, is_numeric, parts_of
 from tailwise.checkpoints.readings.claim import Codec
-from tailwise.checkpoints.readings.claimed import ClaimedCheckpoint, claimed, made_by
-from tailwise.checkpoints.readings.table import VERSIONS
+from tailwise.checkpoints.readings.partition import VERSIONS, ClaimedCheckpoint, claimed, made_by
 from tailwise.checkpoints.roles import NO_BLOCK, classify
-from tailwise.checkpoints.views import View, ViewMatrix, WeightMatrix, reads_by_rows
+from tailwise.checkpoints.views import TensorView, ViewMatrix, WeightMatrix, reads_by_rows
 
 if TYPE_CHECKING:
     from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 
-__all__ = ["MatrixSource", "Unmeasured", "View", "WeightMatrix", "group", "load"]
+__all__ = ["MatrixSource", "TensorView", "Unmeasured", "WeightMatrix", "group", "load"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class MatrixSource:
     kind: str  # dense, embedding, conv, rnn, expert, lora
     dtype: str  # as stored
     nbytes: int  # to read from disk
-    views: tuple[View, ...]  # one; or one per slice of a pooled convolution
+    views: tuple[TensorView, ...]  # one; or one per slice of a pooled convolution
     reading: str = "plain"  # how the tensors were taken: plain, kernel, fused, stack, a packing, …
     version: int = 1  # of the reading
     input_axis: int = 1  # 1 where the columns are the inputs (out × in), 0 where the rows are
@@ -131,7 +130,7 @@ class _Grouping:
         for name, members in checkpoint.members.items():
             for member in members:
                 self._made.setdefault(member, []).append(name)
-        self._hints = Hints(_config(checkpoint), checkpoint.tensors, checkpoint.module_kinds, conv)
+        self._hints = Hints(_config(checkpoint), checkpoint.tensors, checkpoint.module_kinds, conv, min_evals)
         self._roles = {n: self._role(n, spec) for n, spec in checkpoint.tensors.items()}
         self._blocks = number_blocks(n for n, role in self._roles.items() if role not in NO_BLOCK)
         self._first = self._representatives(_shared(checkpoint))
@@ -167,6 +166,9 @@ class _Grouping:
         spec = self.checkpoint.tensors[name]
         if refusal := self._refusal(name, spec):
             self._list(spec, *refusal, name)
+            return
+        if 0 in spec.shape:  # the other axes may be of any length, and cost the file nothing
+            self._list(spec, "TOO_SMALL", self._too_small(0), name)
             return
         parts = parts_of(spec, self._roles[name], self._hints)
         measured = [part for part in parts if _short_side(part) >= self.min_evals]
@@ -250,7 +252,7 @@ class _Grouping:
         self._used.add(module)
         return module
 
-    def _bytes_to_read(self, views: tuple[View, ...], spec: TensorSpec) -> int:
+    def _bytes_to_read(self, views: tuple[TensorView, ...], spec: TensorSpec) -> int:
         if not reads_by_rows(views[0], self.checkpoint) or not spec.numel:
             return spec.nbytes
         return views[0].n_rows * views[0].shape[1] * spec.nbytes // spec.numel

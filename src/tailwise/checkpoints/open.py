@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import unquote, urlparse
 
-from tailwise.checkpoints.bytesource import ByteSource, os_error
+from tailwise.checkpoints.averages import averaged_prefixes
+from tailwise.checkpoints.bytesource import ByteSource, Folder, LocalFolder, UnlistedFolder, os_error
 from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.checkpoints.choice import choose
-from tailwise.checkpoints.folder import Folder, LocalFolder, UnlistedFolder
-from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.distributed import DistributedCheckpoint
 from tailwise.checkpoints.formats.gguf import GgufCheckpoint
 from tailwise.checkpoints.formats.keras import KerasCheckpoint
@@ -30,8 +29,8 @@ from tailwise.checkpoints.hub import HubAddress, HubFolder, cached_snapshot, is_
 from tailwise.checkpoints.layout import Weights, find_weights, modules_beside, one_file, read_index, siblings
 from tailwise.checkpoints.remote import RemoteFile, RemoteFolder, remote_info
 from tailwise.checkpoints.sniff import sniff
-from tailwise.errors import UnreadableError, UsageError
-from tailwise.storage import filesystem
+from tailwise.core.errors import UnreadableError, UsageError, unknown_name
+from tailwise.core.storage import filesystem
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +82,7 @@ def open_checkpoint(
     opened = _open_files(folder, _weights(folder, file), folder.uri if file is None else os.fspath(uri), part)
     if "adapter_config.json" in folder.names():  # of a tool other than peft, as MLX: it holds the scale
         opened.config = {**opened.config, "adapter_config": _beside(folder, "adapter_config.json")}
+    opened.reopen = open_checkpoint
     return _chosen(opened, part)
 
 
@@ -225,7 +225,11 @@ def _open_files(folder: Folder, weights: Weights, uri: str, part: str | None = N
             raise UnreadableError(f"its files have different formats: {kind}, {', '.join(kinds)}", where=uri)
         if kind == "gguf" and not weights.format:
             sources += (folder.source(n) for n in siblings(weights.files[0]) if n not in weights.files)
-        own: dict[str, dict[str, Any]] = {"torch": {"part": part}, "onnx": {"folder": folder}}
+        places = dict(zip(weights.files, sources, strict=False))
+        homes = {name: places[file] for name, file in weights.tensors.items()}
+        own: dict[str, dict[str, Any]] = {
+            "torch": {"part": part}, "onnx": {"folder": folder}, "safetensors": {"homes": homes},
+        }  # fmt: skip
         maker = partial(_FORMATS[kind], uri, config=config, revision=folder.revision, **own.get(kind, {}))
         opened = _joined(folder, weights, sources, maker) if weights.ranks else maker(sources)
     except BaseException:
@@ -238,7 +242,7 @@ def _open_files(folder: Folder, weights: Weights, uri: str, part: str | None = N
         opened.notes += (f"not read, for the model is in other files: {few}",)
     if weights.format and (modules := modules_beside(folder)):
         opened.notes += (f"not read, for it lies in a folder of its own: {', '.join(modules)} (modules.json)",)
-    lost = sorted(weights.tensors - opened.tensors.keys())
+    lost = sorted(weights.tensors.keys() - opened.tensors.keys())
     if lost:
         _log.warning("%s: %d tensors of the index are in no file: %s", uri, len(lost), ", ".join(lost[:5]))
     return opened
@@ -300,5 +304,68 @@ def _open_adapter(folder: Folder, file: str | None, base: str | None, mode: Lite
         )
     name = file or next(name for name in _ADAPTERS if name in folder.names())
     adapter = _open_files(folder, Weights("", (name,)), folder.uri)
+    adapter.reopen = open_checkpoint
     model = None if base is None else open_checkpoint(base)
     return cast("Checkpoint", PeftCheckpoint.open(adapter, settings, model, mode))
+
+
+_COMPLEX = (
+    "its entries are complex numbers, which are not measured; give real and imaginary parts as matrices of their own"
+)
+
+
+def choose(checkpoint: Checkpoint, part: str | None) -> None:
+    """Narrow `checkpoint` to the tensors whose names begin with `part`, or leave averaged weights out.
+
+    A format that keeps parts apart itself (`Checkpoint.chosen`) has done so already. `UsageError` with the parts that
+    there are where none is of that name, `UnreadableError` where what is left has no values.
+    """
+    if part is None or checkpoint.chosen != part:
+        _choose_flat(checkpoint, part)
+    _check_values(checkpoint)
+    complex_ones = [
+        s.name for s in checkpoint.tensors.values() if len(s.shape) > 1 and s.dtype.startswith(("C64", "COMPLEX"))
+    ]
+    if complex_ones:
+        checkpoint.unsupported = {**dict.fromkeys(complex_ones, _COMPLEX), **checkpoint.unsupported}
+
+
+def _choose_flat(checkpoint: Checkpoint, part: str | None) -> None:
+    names = list(checkpoint.tensors)
+    if part is not None:
+        kept = [name for name in names if name.startswith(f"{part}.")]
+        if not kept:
+            known = {*checkpoint.parts, *(name.partition(".")[0] for name in names if "." in name)}
+            raise unknown_name("part", part, known)
+        checkpoint.chosen = part
+        _keep(checkpoint, kept)
+        return
+    averages = averaged_prefixes(names)
+    if averages:
+        checkpoint.parts = tuple(dict.fromkeys(name.partition(".")[0] for name in names if "." in name))
+        said = f"took the weights and left out their moving average, {', '.join(averages)}"
+        checkpoint.notes += (f"{said} (--part {averages[0]} reads it)",)
+        _keep(checkpoint, [name for name in names if name.partition(".")[0] not in averages])
+
+
+def _keep(checkpoint: Checkpoint, names: list[str]) -> None:
+    checkpoint.tensors = {name: checkpoint.tensors[name] for name in names}
+    kept = checkpoint.tensors
+    checkpoint.shared = {a: b for a, b in checkpoint.shared.items() if a in kept and b in kept}
+
+
+def _check_values(checkpoint: Checkpoint) -> None:
+    """Refuse what ZeRO-3 leaves in the place of weights: tensors of the right names without entries."""
+    empty = [spec.name for spec in checkpoint.tensors.values() if 0 in spec.shape]
+    if empty and not any(len(spec.shape) > 1 and spec.numel for spec in checkpoint.tensors.values()):
+        raise UnreadableError(
+            f"{len(empty)} of its {len(checkpoint.tensors)} tensors are empty and none is a matrix: "
+            "DeepSpeed's ZeRO-3 keeps the weights in other files",
+            where=checkpoint.uri,
+            fix="join them with zero_to_fp32.py, which lies in the checkpoint's folder: "
+            "python zero_to_fp32.py FOLDER OUTPUT --safe_serialization; then give OUTPUT",
+        )
+    if len(empty) > 1:
+        checkpoint.notes += (
+            f"{len(empty)} tensors are empty, as ZeRO-3 leaves those that it did not gather: {', '.join(empty[:3])}…",
+        )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.dims import Dims, dims_for, tower_of
+from tailwise.checkpoints.checkpoint import Dims, dims_for, tower_of
 from tailwise.checkpoints.fused import (
     Part,
     halves,
@@ -21,7 +22,7 @@ from tailwise.checkpoints.fused import (
 )
 from tailwise.checkpoints.kernels import is_stack, kernel_of, says_kernel, split_conv
 from tailwise.checkpoints.orientation import has_inputs_first
-from tailwise.checkpoints.views import View, whole
+from tailwise.checkpoints.views import TensorView, whole
 
 if TYPE_CHECKING:
     from tailwise.checkpoints.checkpoint import TensorSpec
@@ -40,6 +41,7 @@ class Hints:
     tensors: Mapping[str, TensorSpec]
     module_kinds: Mapping[str, str]  # module → its class, where the checkpoint is a live module
     conv: str  # Recipe.conv
+    smallest: int = 1  # short side of a matrix that is measured
     _dims: dict[tuple[bool, ...], Dims] = field(default_factory=dict)  # of each tower, worked out once
 
     def dims(self, name: str) -> Dims:
@@ -114,10 +116,12 @@ def _stack(spec: TensorSpec, role: str, hints: Hints) -> list[Part]:
     role = "other" if role == "conv" else role  # which is what three axes are called whose name is not known
     dims = hints.dims(spec.name)
     kind = "expert" if expert else "dense"
-    return split_stack(spec.name, (E, A, B), role, dims, kind=kind, note=note)
+    found = split_stack(spec.name, (E, A, B), role, dims, kind=kind, note=note)
+    # Of matrices that are all too small one says so; a million of them would take far more room than the file.
+    return list(islice(found, 1 if min(A, B) < hints.smallest else None))
 
 
-def _parts_of_matrix(view: View, role: str, hints: Hints) -> list[Part]:
+def _parts_of_matrix(view: TensorView, role: str, hints: Hints) -> list[Part]:
     dims = hints.dims(view.tensor)
     if role in ("rnn_ih", "rnn_hh"):
         return _gates(view, role, hints)
@@ -131,21 +135,22 @@ def _parts_of_matrix(view: View, role: str, hints: Hints) -> list[Part]:
     return _feed_forward(view, role, dims, hints, in_out=in_out)
 
 
-def _feed_forward(view: View, role: str, dims: Dims, hints: Hints, *, in_out: bool) -> list[Part]:
+def _feed_forward(view: TensorView, role: str, dims: Dims, hints: Hints, *, in_out: bool) -> list[Part]:
     if dims.model_type == "phi3small" and view.tensor.endswith("up_proj.weight") and view.n_rows / 2 in dims.inner:
         return [Part("", "mlp_gate_up", "dense", (view,), "kept whole: gate and up alternate by row")]
     if role == "mlp_up" and _holds_gate_too(view, dims):
         role = "mlp_gate_up"
     expert = role.startswith("expert_")
     if expert and not role.endswith("gate_up") and (experts := _stacked_experts(view, hints.config)):
-        return split_stacked_rows(view, role, experts)
+        small = min(view.n_rows // experts, view.n_cols) < hints.smallest
+        return list(islice(split_stacked_rows(view, role, experts), 1 if small else None))
     if not role.endswith("gate_up"):
         return [Part("", role, "expert" if expert else "dense", (view,), input_axis=int(not in_out))]
     parts = split_gate_up(view, role, dims, in_out=in_out)
     return [replace(part, kind="expert") for part in parts] if expert else parts
 
 
-def _several(view: View, role: str, dims: Dims, hints: Hints) -> list[Part]:
+def _several(view: TensorView, role: str, dims: Dims, hints: Hints) -> list[Part]:
     """The parts of a projection that is fused in a way its neighbours or its family tell, or nothing."""
     if role == "attn_q" and _holds_output_gate(view, dims, hints.config):
         return split_gated_query(view, dims)
@@ -167,7 +172,7 @@ def _several(view: View, role: str, dims: Dims, hints: Hints) -> list[Part]:
     return []
 
 
-def _holds_output_gate(view: View, dims: Dims, config: Mapping[str, Any]) -> bool:
+def _holds_output_gate(view: TensorView, dims: Dims, config: Mapping[str, Any]) -> bool:
     text = config.get("text_config")
     said = {**config, **(text if isinstance(text, Mapping) else {})}
     gated = said.get("attn_output_gate", dims.model_type in _GATED_QUERIES)
@@ -178,7 +183,7 @@ def _holds_output_gate(view: View, dims: Dims, config: Mapping[str, Any]) -> boo
 _PARALLEL = (("linear1", "linear2"), ("attn.to_qkv_mlp_proj", "attn.to_out"))
 
 
-def _parallel_block(view: View, module: str, hints: Hints) -> list[Part]:
+def _parallel_block(view: TensorView, module: str, hints: Hints) -> list[Part]:
     """Flux's single blocks: q, k, v and the inner layer on one input; their outputs side by side into one
     projection."""
     for entry, leave in _PARALLEL:
@@ -197,7 +202,7 @@ def _parallel_block(view: View, module: str, hints: Hints) -> list[Part]:
     return []
 
 
-def _entering(view: View, d: int, inner: int, factors: int) -> list[Part]:
+def _entering(view: TensorView, d: int, inner: int, factors: int) -> list[Part]:
     ends = [("q", "attn_q", d), ("k", "attn_k", d), ("v", "attn_v", d)]
     ends += [("gate", "mlp_gate", inner), ("up", "mlp_up", inner)] if factors == 2 else [("up", "mlp_up", inner)]
     parts, start = [], 0
@@ -208,14 +213,14 @@ def _entering(view: View, d: int, inner: int, factors: int) -> list[Part]:
     return parts
 
 
-def _leaving(view: View, d: int, inner: int) -> list[Part]:
+def _leaving(view: TensorView, d: int, inner: int) -> list[Part]:
     columns = (("o", "attn_o", (0, d, 1)), ("down", "mlp_down", (d, d + inner, 1)))
     return [
         Part(f"#{name}", role, "dense", (replace(view, cols=cols),), reading="fused") for name, role, cols in columns
     ]
 
 
-def _gates(view: View, role: str, hints: Hints) -> list[Part]:
+def _gates(view: TensorView, role: str, hints: Hints) -> list[Part]:
     """Split by the hidden size: rows of the projection `weight_hr`, or columns of `weight_hh`."""
     _, _, tail = view.tensor.rpartition("weight_")
     stem = view.tensor.removesuffix(tail)
@@ -227,13 +232,13 @@ def _gates(view: View, role: str, hints: Hints) -> list[Part]:
     return split_gates(view, role, hidden) if hidden else [Part("", role, "rnn", (view,))]
 
 
-def _is_linear(view: View, hints: Hints) -> bool:
+def _is_linear(view: TensorView, hints: Hints) -> bool:
     """Whether what has a table's name is multiplied with: a linear layer has a bias, a table has none."""
     kind = hints.kind_of(view.tensor)
     return kind == "Linear" or (kind is None and f"{view.tensor.removesuffix('.weight')}.bias" in hints.tensors)
 
 
-def _has_inputs_first(view: View, role: str, hints: Hints) -> bool:
+def _has_inputs_first(view: TensorView, role: str, hints: Hints) -> bool:
     if role == "attn_qkv" and view.n_cols == 3 * view.n_rows and hints.kind_of(view.tensor) in (None, "Module"):
         return True  # GPT-2's `Conv1D` in other code too: the fused projection is d × 3d
     found = has_inputs_first(
@@ -242,12 +247,12 @@ def _has_inputs_first(view: View, role: str, hints: Hints) -> bool:
     return found and role not in EMBEDDINGS
 
 
-def _holds_gate_too(view: View, dims: Dims) -> bool:
+def _holds_gate_too(view: TensorView, dims: Dims) -> bool:
     """GGUF's `ffn_up` of Phi-3 and GLM-4 is gate and up, stacked."""
     return "blk." in view.tensor and view.n_rows not in dims.inner and view.n_rows / 2 in dims.inner
 
 
-def _stacked_experts(view: View, config: Mapping[str, Any]) -> int:
+def _stacked_experts(view: TensorView, config: Mapping[str, Any]) -> int:
     """Number of experts along the rows (DBRX: `experts.mlp.w1`), or 0."""
     ffn = config.get("ffn_config")
     count = ffn.get("moe_num_experts") if isinstance(ffn, Mapping) else None

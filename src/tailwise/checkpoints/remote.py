@@ -9,10 +9,11 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from tailwise.checkpoints.bytesource import ByteSource, os_error
-from tailwise.checkpoints.folder import Folder
-from tailwise.errors import UnreadableError
-from tailwise.storage import remote_error
+from typing_extensions import override
+
+from tailwise.checkpoints.bytesource import ByteSource, Folder, os_error
+from tailwise.core.errors import UnreadableError
+from tailwise.core.storage import remote_error
 
 _log = logging.getLogger(__name__)
 _SPOOL_STEP = 1 << 24
@@ -40,8 +41,8 @@ class RemoteFile(ByteSource):
         if "http" in _protocols(fs):
             _check_ranges(fs, path, name)
 
+    @override
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """See `ByteSource`."""
         if self._closed:
             raise UnreadableError("is closed", where=self.name, fix="open the checkpoint again")
         if not buffer:
@@ -85,8 +86,8 @@ class RemoteFile(ByteSource):
         # A temporary copy lies on this machine alone.
         return {**self.__dict__, "_copy": None}
 
+    @override
     def close(self) -> None:
-        """See `ByteSource`."""
         self._closed = True
         copy, self._copy = self._copy, None
         if copy is not None:
@@ -104,25 +105,26 @@ class RemoteFolder(Folder):
             raise remote_error(error, uri) from error
         self._found = {entry["name"].rstrip("/").rpartition("/")[2]: entry for entry in listing}
 
+    @override
     def names(self) -> frozenset[str]:
-        """See `Folder`."""
         return frozenset(name for name, entry in self._found.items() if entry["type"] != "directory")
 
+    @override
     def subfolders(self) -> frozenset[str]:
-        """See `Folder`."""
         return frozenset(self._found) - self.names()
 
+    @override
     def inner(self, name: str) -> RemoteFolder:
-        """See `Folder`."""
         return RemoteFolder(self._fs, f"{self._path}/{name}", uri=f"{self.uri.rstrip('/')}/{name}")
 
+    @override
     def source(self, name: str) -> ByteSource:
-        """See `Folder`."""
         info = self._found.get(name)
         return RemoteFile(self._fs, f"{self._path}/{name}", name=f"{self.uri.rstrip('/')}/{name}", info=info)
 
+    @override
     def stamps(self) -> dict[str, tuple[int, float | None]]:
-        """See `Folder`. Drivers name times in many ways, so none is given; object stores show whole files only."""
+        """Drivers name times in many ways, so none is given; object stores show whole files only."""
         return {name: (int(self._found[name].get("size") or 0), None) for name in self.names()}
 
 

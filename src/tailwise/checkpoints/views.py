@@ -18,7 +18,7 @@ RowRange = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class View:
+class TensorView:
     """A matrix as a selection of one stored tensor.
 
     The stored tensor, reshaped to `unfold` and its axes permuted by `permute` if given, is read row-major as a matrix
@@ -49,11 +49,11 @@ class View:
         return len(range(*self.cols))
 
 
-def whole(tensor: str, shape: tuple[int, ...], permute: tuple[int, ...] | None = None) -> View:
+def whole(tensor: str, shape: tuple[int, ...], permute: tuple[int, ...] | None = None) -> TensorView:
     """All of a tensor, its first axis (after `permute`) as rows and the others as columns."""
     axes = shape if permute is None else tuple(shape[axis] for axis in permute)
     R, C = axes[0], prod(axes[1:])
-    return View(tensor, (R, C), ((0, R),), (0, C, 1), permute)
+    return TensorView(tensor, (R, C), ((0, R),), (0, C, 1), permute)
 
 
 class WeightMatrix(Protocol):
@@ -81,9 +81,9 @@ class WeightMatrix(Protocol):
 
 @dataclass(frozen=True)
 class ViewMatrix:
-    """The matrix that a `View` selects from a checkpoint. Nothing is read before `row_blocks` is iterated."""
+    """The matrix that a `TensorView` selects from a checkpoint. Nothing is read before `row_blocks` is iterated."""
 
-    view: View
+    view: TensorView
     checkpoint: Checkpoint
 
     @property
@@ -164,7 +164,7 @@ def itemsize(dtype: str) -> int:
     return DTYPE_BITS.get(dtype, 32) // 8
 
 
-def reads_by_rows(view: View, checkpoint: Checkpoint) -> bool:
+def reads_by_rows(view: TensorView, checkpoint: Checkpoint) -> bool:
     """Whether rows of the view can be read without the rest of its tensor."""
     first = checkpoint.tensors[view.tensor].shape[0]
     if view.permute is not None or view.tensor in checkpoint.read_whole:

@@ -12,14 +12,14 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tailwise.checkpoints.averages import averaged_prefixes
+from tailwise.checkpoints.bytesource import Folder, LocalFolder
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.dtypes import code_of
-from tailwise.checkpoints.folder import Folder, LocalFolder
-from tailwise.checkpoints.header import read_header
 from tailwise.checkpoints.layout import Weights, find_weights, read_index
 from tailwise.checkpoints.open import _locate
-from tailwise.errors import UnreadableError, UsageError
-from tailwise.storage import json_of
+from tailwise.checkpoints.sniff import read_header
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.storage import json_of
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Layout:
+class OutputLayout:
     """Which files make a checkpoint, and the folder that it comes from."""
 
     folder: Folder
@@ -66,7 +66,7 @@ class Layout:
         return sum(spec.nbytes for shard in self.shards for spec in shard.specs)
 
 
-def layout_of(checkpoint: Checkpoint, uri: str | os.PathLike[str], revision: str | None = None) -> Layout:
+def layout_of(checkpoint: Checkpoint, uri: str | os.PathLike[str], revision: str | None = None) -> OutputLayout:
     """The files that a copy of `checkpoint`, opened from `uri`, is to have.
 
     Those of the source where it is safetensors; PyTorch's files become safetensors. `UsageError` for other formats.
@@ -89,7 +89,7 @@ def layout_of(checkpoint: Checkpoint, uri: str | os.PathLike[str], revision: str
         index = (preferred or names)[0]
     facts = folder.json(index).get("metadata", {}) if index is not None else {}
     shards = _without_averages(tuple(_shard(folder, name) for name in weights.files))
-    return Layout(folder, shards, index, facts if isinstance(facts, Mapping) else {})
+    return OutputLayout(folder, shards, index, facts if isinstance(facts, Mapping) else {})
 
 
 def _check_config(folder: Folder) -> None:
@@ -125,7 +125,7 @@ def _without_averages(shards: tuple[Shard, ...]) -> tuple[Shard, ...]:
     return tuple(replace(shard, specs=specs) for shard, specs in zip(shards, kept, strict=True))
 
 
-def _packed(folder: Folder, specs: list[TensorSpec]) -> Layout:
+def _packed(folder: Folder, specs: list[TensorSpec]) -> OutputLayout:
     groups: list[list[TensorSpec]] = [[]]
     room = _SHARD_BYTES
     for spec in specs:
@@ -135,13 +135,13 @@ def _packed(folder: Folder, specs: list[TensorSpec]) -> Layout:
         groups[-1].append(spec)
         room -= spec.nbytes
     if len(groups) == 1:
-        return Layout(folder, (Shard("model.safetensors", tuple(groups[0])),))
+        return OutputLayout(folder, (Shard("model.safetensors", tuple(groups[0])),))
     names = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
     shards = tuple(Shard(name, tuple(group)) for name, group in zip(names, groups, strict=True))
-    return Layout(folder, shards, "model.safetensors.index.json")
+    return OutputLayout(folder, shards, "model.safetensors.index.json")
 
 
-def write_checkpoint(layout: Layout, checkpoint: Checkpoint, target: Path, change: Change) -> tuple[str, ...]:
+def write_checkpoint(layout: OutputLayout, checkpoint: Checkpoint, target: Path, change: Change) -> tuple[str, ...]:
     """Write all files into the folder `target`: the weights, then their index, then what lies beside them.
 
     `change` gives the tensors that differ from the source; one tensor is in memory at a time. Returns notes. A full
@@ -152,14 +152,14 @@ def write_checkpoint(layout: Layout, checkpoint: Checkpoint, target: Path, chang
     return finish_checkpoint(layout, target)
 
 
-def finish_checkpoint(layout: Layout, target: Path) -> tuple[str, ...]:
+def finish_checkpoint(layout: OutputLayout, target: Path) -> tuple[str, ...]:
     """Write what is not weights: the index, and what lies beside them. Returns notes."""
     if layout.index is not None:
         write_index(layout, target)
     return tuple(copy_settings(layout, target))
 
 
-def write_index(layout: Layout, target: Path) -> None:
+def write_index(layout: OutputLayout, target: Path) -> None:
     """Write the index file that says which shard holds which tensor."""
     assert layout.index is not None  # noqa: S101 - the caller has looked
     names = {spec.name: shard.name for shard in layout.shards for spec in shard.specs}
@@ -228,7 +228,7 @@ def _write(file: BinaryIO, piece: torch.Tensor) -> None:
         file.write(flat.view(torch.uint8).numpy().data)
 
 
-def copy_settings(layout: Layout, target: Path) -> Iterator[str]:
+def copy_settings(layout: OutputLayout, target: Path) -> Iterator[str]:
     """Copy what lies beside the weights (config, tokenizer, code); notes on what is too large to be settings."""
     folder = layout.folder
     for name in sorted(folder.names()):

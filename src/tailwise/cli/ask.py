@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.options import Json
-from tailwise.cli.stores import Store
-from tailwise.errors import UnreachableError, UsageError
+from tailwise.cli.arguments import Json
+from tailwise.cli.store_options import Store
+from tailwise.core.errors import UnreachableError, UsageError
 
 if TYPE_CHECKING:
-    from tailwise.assistant.answer import Answer
-    from tailwise.assistant.screen import Screen
-    from tailwise.assistant.settings import Endpoint
-    from tailwise.workspace.workspace import Workspace
+    from tailwise.app.assistant.answer import Answer
+    from tailwise.app.assistant.endpoint import Endpoint
+    from tailwise.app.assistant.screen import ShownPage
+    from tailwise.app.workspace.workspace import Workspace
 
 _ABOUT, _WHO = "About what", "Who answers"
 
@@ -57,8 +57,8 @@ def ask(
     Without an endpoint, answers come from the guidance, the findings and the numbers at hand, and are the same each
     time. With one, a language model answers, which may look things up; numbers that it has from nowhere are marked.
     """
-    from tailwise.assistant.answers import answer
-    from tailwise.workspace.workspace import Workspace
+    from tailwise.app.assistant.answers import answer
+    from tailwise.app.workspace.workspace import Workspace
 
     roots, question = parts[:-1], parts[-1]
     if not question.strip():
@@ -74,7 +74,7 @@ def ask(
     workspace = Workspace(roots or ["."], store=store)
     screen = _screen(workspace, layer, run)
     if show_prompt:
-        from tailwise.assistant.prompt import system_prompt
+        from tailwise.app.assistant.prompt import system_prompt
 
         typer.echo(system_prompt(workspace, screen))
         return
@@ -86,26 +86,26 @@ def ask(
         sys.stdout.write(json.dumps(found.to_json(), ensure_ascii=False, indent=1) + "\n")
         return
     if endpoint is None:
-        from tailwise.assistant.markdown import plain
+        from tailwise.app.assistant.markdown import plain
 
         typer.echo(plain(found.text))
     if found.unverified:
         typer.echo(f"tailwise: in no result: {', '.join(found.unverified)}", err=True)
 
 
-def _screen(workspace: Workspace, layer: str | None, run: str | None) -> Screen:
-    from tailwise.assistant.screen import Screen
+def _screen(workspace: Workspace, layer: str | None, run: str | None) -> ShownPage:
+    from tailwise.app.assistant.screen import ShownPage
 
     files = [entry for root in workspace.roots for entry in workspace.entries("audit") if entry.path == root]
     entries = files or workspace.entries("audit")
     plans = [entry.id for root in workspace.roots for entry in workspace.entries("plan") if entry.path == root]
     audit = entries[-1].id if files or len(entries) == 1 else None
     base = files[0].id if len(files) == 2 else None
-    return Screen(audit=audit, base=base, layer=layer, run=run, plan=plans[0] if plans else None)
+    return ShownPage(audit=audit, base=base, layer=layer, run=run, plan=plans[0] if plans else None)
 
 
 def _endpoint(base_url: str | None, model: str | None, api_key_env: str | None) -> Endpoint | None:
-    from tailwise.assistant.settings import Endpoint
+    from tailwise.app.assistant.endpoint import Endpoint
 
     found = Endpoint.from_environment(base_url=base_url, model=model, api_key_env=api_key_env)
     if found is None and (model or api_key_env):
@@ -113,10 +113,10 @@ def _endpoint(base_url: str | None, model: str | None, api_key_env: str | None) 
     return found
 
 
-def _talked(question: str, about: tuple[Workspace, Screen], endpoint: Endpoint, *, quiet: bool) -> Answer:
+def _talked(question: str, about: tuple[Workspace, ShownPage], endpoint: Endpoint, *, quiet: bool) -> Answer:
     """The answer of a language model, written as it comes."""
-    from tailwise.assistant.chat import Done, Failed, TextDelta, ToolCall, chat
-    from tailwise.assistant.markdown import clean, clean_lines
+    from tailwise.app.assistant.chat import Answered, Failed, TextDelta, ToolCall, chat
+    from tailwise.app.assistant.markdown import clean, clean_lines
 
     for event in chat([{"role": "user", "content": question}], *about, endpoint):
         match event:
@@ -128,10 +128,10 @@ def _talked(question: str, about: tuple[Workspace, Screen], endpoint: Endpoint, 
                 )
             case Failed(message, fix):
                 raise UnreachableError(message, fix=fix)
-            case Done(found):
+            case Answered(found):
                 if not quiet:
                     typer.echo("")
                 return found
             case _:
                 pass
-    raise AssertionError("a chat ends with Done or Failed")
+    raise AssertionError("a chat ends with Answered or Failed")

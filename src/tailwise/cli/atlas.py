@@ -17,9 +17,9 @@ def build(
 ) -> None:
     """Make an atlas from audits: every metric by role, relative width, size and depth. Models count, not matrices."""
     from tailwise.audits.audit import Audit
-    from tailwise.diagnosis.atlas_build import build as make
-    from tailwise.diagnosis.atlas_build import save
-    from tailwise.errors import UsageError
+    from tailwise.core.errors import UsageError
+    from tailwise.judging.diagnosis.atlas_build import build as make
+    from tailwise.judging.diagnosis.atlas_build import save
 
     if Path(output).suffix != ".atlas":
         raise UsageError(
@@ -37,7 +37,7 @@ _LEAST = 5
 
 
 def _audits_in(given: str) -> list[str | Path]:
-    from tailwise.errors import UsageError
+    from tailwise.core.errors import UsageError
 
     folder = Path(given)
     if not folder.is_dir() or (folder / "provenance.json").exists():
@@ -55,7 +55,7 @@ def show(
     """List the models of an atlas, and of how many models it has each role."""
     from collections import Counter
 
-    from tailwise.diagnosis.atlas import default, load
+    from tailwise.judging.diagnosis.atlas import default, load
 
     found = load(atlas) if atlas else default()
     roles: Counter[str] = Counter(cell[1] for one in found.members for cell in one.cells

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.atomic import write_whole
-from tailwise.cli.compare import check_text_target, is_audit, read_all
-from tailwise.cli.options import Device, Json, Workers
-from tailwise.errors import UsageError
+from tailwise.cli.arguments import Device, Json, Workers
+from tailwise.cli.compare_commands import check_text_target, is_audit, read_all
+from tailwise.core.atomic import write_whole
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
-    from tailwise.gates.expectation import CheckResult
+    from tailwise.judging.gates.expectation import CheckResult
 
 _WHAT, _OUT = "What to expect", "Output"
 
@@ -64,8 +64,8 @@ def check(
         raise UsageError("there is nothing to expect", fix="give --expect FILE.toml, or write one with --init")
     if output is not None:
         raise UsageError("-o belongs to --init", fix="use --junit, --sarif, --markdown, --model-card or --badge")
-    from tailwise.gates.parse import read_expectations
-    from tailwise.gates.run import check as check_audit
+    from tailwise.judging.gates.checking import check as check_audit
+    from tailwise.judging.gates.parse import read_expectations
 
     files = {"junit": junit, "sarif": sarif, "markdown": markdown, "model_card": model_card, "badge": badge}
     _check_targets(files)
@@ -77,7 +77,7 @@ def check(
             write_whole(path, _writers()[kind](result, found).encode())
     _say(result, as_json)
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        from tailwise.gates.github import workflow_commands
+        from tailwise.judging.gates.github import workflow_commands
 
         for line in workflow_commands(result):
             typer.echo(line, err=as_json)
@@ -92,7 +92,7 @@ def _read(audit: str, baseline: str | None, device: str, workers: int | None) ->
 
 
 def _write_initial(audit: str, output: str | None, expect: str | None, device: str, workers: int | None) -> None:
-    from tailwise.gates.init import initial_expectations, relative_to
+    from tailwise.judging.gates.init import initial_expectations, relative_to
 
     if expect is not None:
         raise UsageError("--init makes expectations and --expect uses them", fix="give one of the two")
@@ -117,9 +117,9 @@ def _check_targets(files: dict[str, str | None]) -> None:
 
 def _writers() -> dict[str, Callable[[CheckResult, Audit], str]]:
     from tailwise import __version__
-    from tailwise.gates.junit import to_junit
-    from tailwise.gates.sarif import to_sarif
-    from tailwise.gates.text import to_badge, to_markdown, to_model_card
+    from tailwise.judging.gates.expectation_text import to_badge, to_markdown, to_model_card
+    from tailwise.judging.gates.junit import to_junit
+    from tailwise.judging.gates.sarif import to_sarif
 
     return {
         "junit": lambda result, _: to_junit(result),
@@ -134,6 +134,6 @@ def _say(result: CheckResult, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(result.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         return
-    from tailwise.gates.text import to_text
+    from tailwise.judging.gates.expectation_text import to_text
 
     typer.echo(to_text(result))

@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated
 
 import typer
 
-from tailwise.cli.apply import apply
+from tailwise.cli.apply_commands import apply, recover
 from tailwise.cli.ask import ask
 from tailwise.cli.atlas import app as atlas
-from tailwise.cli.audit import audit
-from tailwise.cli.bisect import bisect
+from tailwise.cli.audit_commands import audit
 from tailwise.cli.check import check
-from tailwise.cli.compare import compare
-from tailwise.cli.diagnose import diagnose
-from tailwise.cli.diff import diff
-from tailwise.cli.doctor import doctor
-from tailwise.cli.evaluate import evaluate
-from tailwise.cli.history import history
-from tailwise.cli.known_lines import hide_known_lines
+from tailwise.cli.compare_commands import compare, diff, rank
+from tailwise.cli.evaluate_command import evaluate
+from tailwise.cli.history_commands import app as store
+from tailwise.cli.history_commands import bisect, history, watch
+from tailwise.cli.limited import where_it_is_limited
 from tailwise.cli.mcp import mcp
-from tailwise.cli.metrics import metrics
-from tailwise.cli.plan import app as plan
-from tailwise.cli.plot import plot
+from tailwise.cli.plan_commands import app as plan
 from tailwise.cli.precision import precision
-from tailwise.cli.predict import predict
-from tailwise.cli.rank import rank
-from tailwise.cli.recover import recover
-from tailwise.cli.report import report
+from tailwise.cli.predict_command import predict
+from tailwise.cli.read_commands import diagnose, doctor, metrics, plot, report, show
 from tailwise.cli.serve import serve
-from tailwise.cli.show import show
-from tailwise.cli.store import app as store
-from tailwise.cli.sweep import sweep
-from tailwise.cli.watch import watch
-from tailwise.errors import TailwiseError, UnreadableError, lacks_memory
-from tailwise.harmless import visible
+from tailwise.cli.sweep_command import sweep
+from tailwise.core.errors import TailwiseError, UnreadableError, lacks_memory
+from tailwise.core.harmless import visible
 
 _NO_MEMORY = """there is not enough memory for this
   → free some, raise the limit (ulimit -v), or give fewer --workers; computed spectra are kept"""
@@ -95,10 +86,20 @@ def main(
 
 def run() -> None:
     """Entry point: turns errors into one message and an exit code (2: wrong request, 3: unreadable input)."""
-    code: object = 1
     hide_known_lines()
     # Processes that libraries start (workers of Dask, Ray, data loaders) would import from the current folder first.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
+    where_it_is_limited(_run, _ended_by)
+
+
+def _ended_by(signal: str) -> int:
+    print(f"tailwise: a library ended the process ({signal}), as some do where they lack memory", file=sys.stderr)
+    print(_NO_MEMORY.partition("\n")[2], file=sys.stderr)
+    return UnreadableError.exit_code
+
+
+def _run() -> None:
+    code: object = 1
     try:
         code = _run_to_the_end()
     except TailwiseError as error:
@@ -138,3 +139,30 @@ def _run_to_the_end() -> object:
 def _forget_stdout() -> None:
     # The interpreter flushes at its end, and would complain once more.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+#: Logger → how its line begins or what it says.
+_KNOWN = {
+    # Kernels for a GPU that this machine has not; torchao says so whenever transformers is imported.
+    "torchao": "Failed to load ",
+    # torchao registers enums in a way that newer torch does not need.
+    "torch.utils._pytree": "is an Enum subclass and is now natively supported",
+}
+
+
+class _Known(logging.Filter):
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self._words = words
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line may pass."""
+        return self._words not in record.getMessage()
+
+
+def hide_known_lines() -> None:
+    """Let the known lines not pass; nothing is imported for it, and all other lines pass."""
+    for name, words in _KNOWN.items():
+        logger = logging.getLogger(name)
+        if not any(isinstance(item, _Known) for item in logger.filters):
+            logger.addFilter(_Known(words))

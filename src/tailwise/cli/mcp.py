@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.options import comma_list
-from tailwise.cli.stores import Store
-from tailwise.errors import UsageError
+from tailwise.cli.arguments import comma_list
+from tailwise.cli.store_options import Store
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from tailwise.assistant.writing import PlanOrder, Verbs
+    from tailwise.app.assistant.writing import PlanOrder, Verbs
     from tailwise.audits.audit import Audit
     from tailwise.compression.plans.plan import Plan
 
@@ -49,8 +49,8 @@ def mcp(
     Reads only, and only below the folders given. Over HTTP it listens to this machine alone; anything else takes a
     bearer token, from the environment variable TAILWISE_MCP_TOKEN.
     """
-    from tailwise.assistant.mcp_server import require_mcp, serve_stdio, server_of
-    from tailwise.workspace.workspace import Workspace
+    from tailwise.app.assistant.mcp_server import require_mcp, serve_stdio, server_of
+    from tailwise.app.workspace.workspace import Workspace
 
     require_mcp()
     workspace = Workspace(roots or ["."], store=store)
@@ -60,16 +60,16 @@ def mcp(
     if not http:
         serve_stdio(server)
         return
-    from tailwise.assistant.mcp_http import Address, serve_http
+    from tailwise.app.assistant.mcp_http import ListenAddress, serve_http
 
     if token_env != _TOKEN and not os.environ.get(token_env):
         raise UsageError(f"the environment has no {token_env}", where="--token-env", fix="set it to a long secret")
-    address = Address(host, port, comma_list(allow_host), os.environ.get(token_env) or None)
+    address = ListenAddress(host, port, comma_list(allow_host), os.environ.get(token_env) or None)
     serve_http(server, address, lambda url: typer.echo(f"tailwise: listening on {url}; Ctrl-C ends it", err=True))
 
 
 def _verbs() -> Verbs:
-    from tailwise.assistant.writing import Verbs
+    from tailwise.app.assistant.writing import Verbs
 
     return Verbs(_audit, _plan)
 
@@ -81,20 +81,20 @@ def _audit(model: Path, randomize: bool) -> Audit:
 
 
 def _plan(found: Audit, order: PlanOrder) -> Plan:
+    from tailwise.cli.arguments import solver_to_stderr
     from tailwise.cli.plan_shared import Windows, text_of
-    from tailwise.cli.solver import solver_to_stderr
 
     text = text_of([str(order.calibration)] if order.calibration else None, Windows(), "cpu")
     even = "uniform" if order.allocator == "auto" else order.allocator
     with solver_to_stderr():
         if order.kind == "prune":
             from tailwise.compression.making.request import Request
-            from tailwise.compression.trying.run import planned
+            from tailwise.compression.trying.planned import planned
 
             return planned(found, Request(order.amount, even), allocator=order.allocator, text=text)
-        from tailwise.assistant.functions.plans import FORMATS
+        from tailwise.app.assistant.functions.plans import FORMATS
         from tailwise.compression.making.request import QuantizeRequest
-        from tailwise.compression.trying.run import planned
+        from tailwise.compression.trying.planned import planned
 
         request = QuantizeRequest(bits=order.amount, formats=FORMATS, allocator=even)
         return planned(found, request, allocator=order.allocator, text=text)

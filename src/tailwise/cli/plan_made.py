@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from tailwise.cli.option_table import Option, command
-from tailwise.cli.options import Begin, Bos, Device, Json, Rows, Workers, comma_list
+import typer
+
+from tailwise.cli.arguments import Begin, Bos, Device, Json, Rows, Workers, comma_list, solver_to_stderr
 from tailwise.cli.plan_shared import (
+    TRY,
     Also,
     Calibration,
     DryRun,
@@ -23,19 +28,75 @@ from tailwise.cli.plan_shared import (
     Seed,
     TimeBudget,
     Window,
-    Windows,
     audit_of,
     deliver,
     number,
     saying,
     target_of,
     text_of,
+    windows_of,
 )
-from tailwise.cli.solver import solver_to_stderr
-from tailwise.errors import UsageError, unknown_name
+from tailwise.core.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from tailwise.compression.making.request import QuantizeRequest, Request
+
+_REQUIRED = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Option:
+    """A row: the parameter, the kind of its values, its default, and what help says of it.
+
+    `kind` is a type, or an `Annotated` one that several commands share. In help, `{pruners}` and its like stand for
+    names of a registry (`help_texts`).
+    """
+
+    name: str
+    kind: Any
+    default: Any = _REQUIRED
+    help: str | None = None
+    flags: tuple[str, ...] = ()
+    panel: str | None = None
+    metavar: str | None = None
+    least: int | None = None  # of whole numbers
+    setting: bool = False  # told to the way to choose, by its name, where it is given
+
+    @property
+    def annotation(self) -> Any:
+        """As typer takes it."""
+        if self.help is None:
+            return self.kind if self.panel is None else _in_panel(self.kind, self.panel)
+        info = typer.Option(
+            *self.flags, help=self.help, metavar=self.metavar, rich_help_panel=self.panel, min=self.least
+        )
+        return Annotated[self.kind, info]
+
+
+def _in_panel(kind: Any, panel: str) -> Any:
+    """An option that several commands share, in a panel of one of them."""
+    inner, info = get_args(kind)
+    moved = copy(info)
+    moved.rich_help_panel = panel
+    return Annotated[inner, moved]
+
+
+def command(run: Callable[..., None], rows: Sequence[Option], name: str, text: str) -> Callable[..., None]:
+    """A function that typer reads as one with these parameters; `run` is called with their values by name."""
+
+    def called(**given: Any) -> None:
+        run(**given)
+
+    parameters = [
+        inspect.Parameter(row.name, inspect.Parameter.KEYWORD_ONLY, default=row.default, annotation=row.annotation)
+        for row in rows
+    ]
+    # PEP 362: `inspect.signature`, by which typer reads a command, looks here first; type checkers do not know it.
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {row.name: row.annotation for row in rows}
+    called.__name__, called.__doc__ = name, text
+    return called
+
 
 SPREAD, SPEND = "How to spread it", "How to spend the bits"
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?b?|b)?\s*", re.IGNORECASE)
@@ -56,7 +117,7 @@ _OF_BOTH = (
     Option("samples", Samples, 32),
     Option("window", Window, 512),
     Option("seed", Seed, 0),
-    Option("bos", Bos, Begin.auto),
+    Option("bos", Bos, Begin.auto, panel=TRY),
     Option("roles", Roles, None),
     Option("layers", Layers, None),
     Option("also", Also, None),
@@ -72,11 +133,10 @@ OF_PRUNE = (
     _MODEL,
     Option("sparsity", float | None, None, "Fraction of the chosen tensors' parameters that goes, e.g. 0.7."),
     Option("allocator", str, "auto",
-           "auto (tries the others on --calibration), uniform, depth, alpha, alpha-role, entropy, owl, dlp, "
-           "sensitivity, blend.", panel=SPREAD),
-    Option("operator", str, "magnitude", "magnitude, wanda, sparsegpt, low_rank, structured.", panel=SPREAD),
+           "auto (tries the others on --calibration), {allocators}.", panel=SPREAD),
+    Option("operator", str, "magnitude", "{pruners}.", panel=SPREAD),
     Option("pattern", str, "unstructured", "unstructured, 2:4, 4:8 (N kept of M), or N:8 for a mix.", panel=SPREAD),
-    Option("mapping", Mapping3 | None, None, "Of alpha and entropy: whose metric decides.", panel=SPREAD,
+    Option("mapping", Mapping3 | None, None, "Of {allocators_with_mapping}: whose metric decides.", panel=SPREAD,
            setting=True),
     Option("tau", float | None, None,
            "Shares lie in [1 − τ, 1 + τ] before they are scaled to the budget and cut at 0.99; 0.3 by default.",
@@ -85,7 +145,7 @@ OF_PRUNE = (
     Option("weights", str | None, None,
            "Of blend, e.g. alpha=1,depth=-0.5; searched on --calibration where not given.", panel=SPREAD,
            metavar="A=X,B=Y", setting=True),
-    Option("reverse", bool, False, "Of alpha, alpha-role and entropy: more where they take less.", ("--reverse",),
+    Option("reverse", bool, False, "Of {allocators_with_reverse}: more where they take less.", ("--reverse",),
            SPREAD, setting=True),
     Option("estimator", str | None, None, "Of α; by default peak for language models, mid for vision.", panel=SPREAD),
     Option("no_clamp", bool, False, "As published: amounts above 1 stay as they are.", ("--no-clamp",), SPREAD),
@@ -99,12 +159,10 @@ OF_QUANTIZE = (
     Option("rise", str | None, None, "The fewest bits with which perplexity rises by no more, e.g. 2%.",
            ("--perplexity-rise",), metavar="X%"),
     Option("formats", str, "mxfp4,mxfp8,bf16",
-           "To choose from: int2, int3, int4, int8 (-asym, -g<N>, -channel), fp8_e4m3, mxfp4, mxfp6, mxfp8, "
-           "nvfp4, nf4, q4_0, q4_1, q5_0, q5_1, q8_0, bf16.", panel=SPEND, metavar="A,B"),
+           "To choose from: {formats}; integers also with -asym, -g<N>, -channel.", panel=SPEND, metavar="A,B"),
     Option("allocator", str, "auto",
-           "auto (tries the others on --calibration), uniform, depth, alpha, alphaq, distortion (with --study), "
-           "outputs, sensitivity.", panel=SPEND),
-    Option("operator", str, "rtn", "rtn (to nearest), or gptq, which needs calibration text.", panel=SPEND),
+           "auto (tries the others on --calibration), {assigners}; distortion with --study.", panel=SPEND),
+    Option("operator", str, "rtn", "{quantizers}; {looking_quantizers} with calibration text.", panel=SPEND),
     Option("gamma", float | None, None, "Of alphaq: power of α, 1 by default; 0 is the control.", panel=SPEND,
            setting=True),
     Option("tau", float | None, None, "Of alpha: bits in [1 − τ, 1 + τ] of the budget.", panel=SPEND, setting=True),
@@ -131,7 +189,7 @@ def _prune(**given: Any) -> None:
 
 
 def _quantize(**given: Any) -> None:
-    from tailwise.compression.choosing.formats import ASSIGNERS
+    from tailwise.compression.choosing.bit_formats import ASSIGNERS
 
     _made(given, list(ASSIGNERS), _to_quantize)
 
@@ -139,15 +197,14 @@ def _quantize(**given: Any) -> None:
 def _made(given: Mapping[str, Any], known: list[str], asked: Any) -> None:
     """Make a plan and deliver it. Everything that can be wrong with the options is told before a model is read."""
     from tailwise.compression.trying.clock import Clock
-    from tailwise.compression.trying.run import AUTO, planned, seconds_of
+    from tailwise.compression.trying.planned import AUTO, planned, seconds_of
 
     seconds, allocator = seconds_of(given["budget"]), given["allocator"]
     if allocator != AUTO and allocator not in known:
         raise unknown_name("allocator", allocator, [AUTO, *known])
     request: Request | QuantizeRequest = asked(given, "uniform" if allocator == AUTO else allocator)
     target = None if given["dry_run"] else target_of(given["output"], given["as_json"])
-    windows = Windows(given["samples"], given["window"], given["seed"], given["bos"].value)
-    text = text_of(given["calibration"], windows, given["device"], given["executor"])
+    text = text_of(given["calibration"], windows_of(given), given["device"], given["executor"])
     audit = audit_of(given["model"], given["device"], given["workers"])
     with solver_to_stderr(), saying() as say:
         plan = planned(audit, request, allocator=allocator, text=text, clock=Clock(seconds), say=say)
@@ -162,7 +219,7 @@ def _told(given: Mapping[str, Any], rows: tuple[Option, ...]) -> dict[str, Any]:
 
 def _to_prune(given: Mapping[str, Any], allocator: str) -> Request:
     from tailwise.compression.making.request import Request
-    from tailwise.compression.plans.candidates import Choice
+    from tailwise.compression.plans.candidates import TensorChoice
 
     told = _told(given, OF_PRUNE)
     told |= {"mapping": told["mapping"].value} if "mapping" in told else {}
@@ -172,7 +229,7 @@ def _to_prune(given: Mapping[str, Any], allocator: str) -> Request:
         allocator=allocator,
         operator=given["operator"],
         pattern=given["pattern"],
-        choice=Choice(comma_list(given["roles"]), given["layers"], comma_list(given["also"])),
+        choice=TensorChoice(comma_list(given["roles"]), given["layers"], comma_list(given["also"])),
         clamp=not given["no_clamp"],
         estimator=given["estimator"],
         settings=told,
@@ -180,9 +237,9 @@ def _to_prune(given: Mapping[str, Any], allocator: str) -> Request:
 
 
 def _to_quantize(given: Mapping[str, Any], allocator: str) -> QuantizeRequest:
+    from tailwise.audits.precision.study import PrecisionStudy
     from tailwise.compression.making.request import QuantizeRequest
-    from tailwise.compression.plans.candidates import Choice
-    from tailwise.precision.study import PrecisionStudy
+    from tailwise.compression.plans.candidates import TensorChoice
 
     size, rise, study = given["size"], given["rise"], given["study"]
     return QuantizeRequest(
@@ -192,7 +249,7 @@ def _to_quantize(given: Mapping[str, Any], allocator: str) -> QuantizeRequest:
         formats=comma_list(given["formats"]),
         allocator=allocator,
         operator=given["operator"],
-        choice=Choice(comma_list(given["roles"]), given["layers"], comma_list(given["also"])),
+        choice=TensorChoice(comma_list(given["roles"]), given["layers"], comma_list(given["also"])),
         per_expert=given["per_expert"],
         act_order=given["act_order"],
         estimator=given["estimator"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.compare import check_text_target, is_audit
+from tailwise.cli.compare_commands import check_text_target, is_audit
 from tailwise.cli.progress import shown
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from tailwise.audits.audit import Audit
     from tailwise.compression.plans.plan import Plan
-    from tailwise.compression.plans.table import Grid
     from tailwise.compression.trying.stage import StageOptions
 
 WHICH, TRY, OUT = "Which tensors", "What to try it on", "Output"
@@ -69,11 +66,16 @@ class Windows:
     bos: str = "auto"
 
 
+def windows_of(given: Mapping[str, Any]) -> Windows:
+    """How windows are cut, of the options of a command."""
+    return Windows(given["samples"], given["window"], given["seed"], given["bos"].value)
+
+
 def text_of(
     calibration: list[str] | None, windows: Windows, device: str, executor: str = "local"
 ) -> StageOptions | None:
     """What plans are tried on, where there is any, and where."""
-    from tailwise.execution.engine import check_executor
+    from tailwise.core.execution.engines import check_executor
 
     check_executor(executor)
     if not calibration:
@@ -150,13 +152,13 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
     if as_json:
         write_json(plan.to_json())
         return
-    from tailwise.compression.plans.table import entries_grid, plan_grid
+    from tailwise.report.plan_view import entries_grid, plan_grid
     from tailwise.report.terminal import console
 
     screen = console()
     title = " · ".join(part for part in (plan.model, plan.operator, plan.allocator) if part)
     screen.print(title, style="bold", soft_wrap=True, markup=False)
-    screen.print(drawn(entries_grid(plan, rows) if entries else plan_grid(plan, rows)), "", sep="\n")
+    screen.print(entries_grid(plan, rows) if entries else plan_grid(plan, rows), "", sep="\n")
     for part in plan.parts:
         asked, reached = part.budget.get("asked"), part.budget.get("reached")
         unit = f" {part.budget['unit']}" if "unit" in part.budget else ""
@@ -164,20 +166,6 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
             screen.print(f"budget: asked {asked:g}, reached {reached:.6f}{unit} of {part.n_params:,} parameters")
     for note in plan.notes:
         screen.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
-
-
-def drawn(grid: Grid) -> RenderableType:
-    """A table of words and numbers."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for index, head in enumerate(grid.heads):
-        table.add_column(head, justify="right" if index and not grid.words else "left", no_wrap=not grid.words)
-    for line in grid.lines:
-        table.add_row(*(Text(cell) for cell in line))
-    return Group(table, Text(f"… and {grid.left} more; --rows 0 shows all", style="dim")) if grid.left else table
 
 
 def number(text: str, where: str) -> float:

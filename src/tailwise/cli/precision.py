@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.audit import Dtype
-from tailwise.cli.options import Device, Json, Workers, comma_list
-from tailwise.errors import UsageError
-from tailwise.optional import missing
+from tailwise.cli.arguments import Device, Json, Workers, comma_list
+from tailwise.cli.audit_commands import Dtype
+from tailwise.core.errors import UsageError
+from tailwise.core.optional import missing
 
 if TYPE_CHECKING:
-    from tailwise.precision.study import PrecisionStudy
-    from tailwise.precision.verdict import Bound
+    from tailwise.audits.precision.study import PrecisionStudy
+    from tailwise.audits.precision.verdict import Bound
 
 _WHAT, _HOW, _RUN, _OUT = "What to study", "How to measure", "How to run", "Output"
 
@@ -140,9 +140,9 @@ def precision(
     Writes tables, pictures, the study itself (study.json) and a report (report.html) to the output folder. Ends with 3
     where a layer failed, in all formats or in one; the others are written all the same.
     """
+    from tailwise.audits.precision.studying import StudyOptions, study
+    from tailwise.audits.precision.verdict import Bound
     from tailwise.number_formats.formats import FORMATS
-    from tailwise.precision.run import StudyOptions, study
-    from tailwise.precision.verdict import Bound
 
     logging.basicConfig(level=log_level.value, format="%(levelname)s %(message)s", stream=sys.stderr)
     bounds = [Bound.parse(text) for text in bound or ()]
@@ -167,7 +167,7 @@ def precision(
 
 def _check_output(folder: Path, *, drawn: bool) -> bool:
     """Whether charts and a report can be drawn, where they are asked for."""
-    from tailwise.report.files import check_target
+    from tailwise.report.output_files import check_target
 
     check_target(str(folder / "study.json"))
     for inner in (folder / "plots", folder / "plots" / "individual_layers"):
@@ -196,7 +196,7 @@ def _write(
     basic: bool,
     drawable: bool,
 ) -> list[Path]:
-    from tailwise.precision import tables
+    from tailwise.audits.precision import study_files as tables
 
     written = tables.write_documented(found, folder, bounds) if basic else tables.write_all(found, folder, bounds)
     if not basic:
@@ -215,7 +215,7 @@ def _write(
 
 
 def _say(found: PrecisionStudy, bounds: list[Bound], *, as_json: bool) -> None:
-    from tailwise.report.precision import terminal
+    from tailwise.report.precision import precision_terminal as terminal
     from tailwise.report.terminal import console
 
     if as_json:

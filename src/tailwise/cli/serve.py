@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from tailwise.errors import UsageError
-from tailwise.optional import missing
+from tailwise.core.errors import UsageError
+from tailwise.core.optional import missing
 
 _NEEDED = ("fastapi", "uvicorn", "jinja2", "altair", "vl_convert")
 _ADDRESS, _LIMITS = "Address", "Limits"
@@ -60,14 +60,14 @@ def serve(
 
     from tailwise.app.addresses import free_port, place_of, split
     from tailwise.app.server import serve as run
-    from tailwise.app.settings import Settings, default_state
-    from tailwise.workspace.workspace import Workspace
+    from tailwise.app.settings import AppSettings, default_state
+    from tailwise.app.workspace.workspace import Workspace
 
     made = token == "new"  # noqa: S105 - a word, not a token
     if made:
         token = secrets.token_urlsafe(24)
     kept = (state or default_state()).expanduser().resolve()
-    settings = Settings(
+    settings = AppSettings(
         host=host, port=free_port(host, port), token=token, names=tuple(names or ()), state=kept, read_only=read_only,
         hub=not no_hub, workers=workers,
     )  # fmt: skip

@@ -7,22 +7,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tailwise.sweep.run import Watch
+from tailwise.history.sweep.sweeping import SweepListener
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
 
     from tailwise.audits.run import Step
-    from tailwise.sweep.catalogue import Claim
-    from tailwise.sweep.status import SweepStatus
-    from tailwise.sweep.work import Outcome
+    from tailwise.history.sweep.catalogue import ClaimedModel
+    from tailwise.history.sweep.one_model import ModelOutcome
+    from tailwise.history.sweep.status import SweepStatus
+
 
 #: Seconds between two looks at the catalogue, which others write to as well.
 _LOOK_EVERY = 2.0
 
 
-class Screen:
+class SweepScreen:
     """Takes what happens and draws it."""
 
     def __init__(self, console: Console, look: Callable[[], SweepStatus], live: Live | None) -> None:
@@ -30,13 +31,13 @@ class Screen:
         self._status: SweepStatus | None = None
         self._looked, self._model = float("-inf"), ""
 
-    def begun(self, claim: Claim) -> Callable[[Step], None]:
+    def begun(self, claim: ClaimedModel) -> Callable[[Step], None]:
         """A model is under way."""
         self._model = claim.model
         self._draw("reading headers")
         return self._step
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, outcome: ModelOutcome) -> None:
         """A model is finished."""
         from tailwise.report.sweep import outcome_line
 
@@ -58,7 +59,7 @@ class Screen:
 
 
 @contextmanager
-def screen(look: Callable[[], SweepStatus], *, stderr: bool) -> Iterator[Watch]:
+def screen(look: Callable[[], SweepStatus], *, stderr: bool) -> Iterator[SweepListener]:
     """What draws a sweep while the block runs; the dashboard leaves nothing behind."""
     from rich.live import Live
 
@@ -66,9 +67,9 @@ def screen(look: Callable[[], SweepStatus], *, stderr: bool) -> Iterator[Watch]:
 
     out = console(stderr=stderr)
     if not out.is_terminal:
-        shown = Screen(out, look, None)
-        yield Watch(shown.begun, shown.ended)
+        shown = SweepScreen(out, look, None)
+        yield SweepListener(shown.begun, shown.ended)
         return
     with Live(console=out, transient=True, refresh_per_second=4) as live:
-        shown = Screen(out, look, live)
-        yield Watch(shown.begun, shown.ended)
+        shown = SweepScreen(out, look, live)
+        yield SweepListener(shown.begun, shown.ended)

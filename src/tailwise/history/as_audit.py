@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from tailwise.audits.audit import Audit, Layer, LayerRow, Provenance
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import Layer, LayerRow, Provenance
+from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.history.point import Point
 from tailwise.history.store import History
-from tailwise.history.vectors import Layout
+from tailwise.history.vectors import VectorLayout
 from tailwise.spectrum.spectrum import Spectrum
 
 
@@ -47,7 +48,7 @@ def _of_point(history: History, run: str, step: int) -> Audit:
 def _rows(point: Point) -> list[LayerRow]:
     return [
         LayerRow(item.name, item.role, item.block, "", 0, 0, 1, "", "OK", metrics=dict(point.layers[item.name]))
-        for item in Layout.of_names(point.layers).places
+        for item in VectorLayout.of_names(point.layers).places
     ]
 
 

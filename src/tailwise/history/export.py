@@ -11,8 +11,8 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailwise.atomic import could_not_write, write_whole
 from tailwise.audits.codec import to_parquet
+from tailwise.core.atomic import could_not_write, write_whole
 
 if TYPE_CHECKING:
     from tailwise.history.store import History

@@ -9,17 +9,19 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from tailwise.errors import UnreachableError, UnreadableError, UsageError
-from tailwise.history.point import Alarm, Point
-from tailwise.storage import json_of, open_regular
+from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
+from tailwise.core.storage import json_of, open_regular
+from tailwise.history.point import Alarm, Point, Severity, Tempo
 
 _log = logging.getLogger(__name__)
 
 Item = Point | Alarm
+_LAST_STEP = (1 << 63) - 1  # that a database holds
 
 
 def to_line(item: Item) -> str:
@@ -50,21 +52,37 @@ def from_line(line: str) -> Item:
         body = json_of(line)
         kind = body.pop("kind", "point")
         return _alarm(body) if kind == "alarm" else _point(body)
-    except (AttributeError, KeyError, TypeError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise ValueError(f"neither a point nor an alarm ({type(error).__name__}: {error})") from error
 
 
 def _point(body: dict[str, Any]) -> Point:
     layers = {name: numbers_from(values) for name, values in body["layers"].items()}
+    if body["tempo"] not in get_args(Tempo) or abs(int(body["step"])) > _LAST_STEP:
+        raise TypeError("its tempo or its step is none")
     return Point(
         str(body["run"]), int(body["step"]), body["tempo"], float(body["time"]), layers,
-        numbers_from(body.get("scalars", {})), tuple(body.get("notes", ())),
+        numbers_from(body.get("scalars", {})), _texts(body.get("notes", ())),
     )  # fmt: skip
 
 
 def _alarm(body: dict[str, Any]) -> Alarm:
-    lists = {key: tuple(body.get(key, ())) for key in ("layers", "remedies")}
-    return Alarm(**{**body, **lists, "evidence": numbers_from(body.get("evidence", {}))})
+    lists = {key: _texts(body.get(key, ())) for key in ("layers", "remedies")}
+    alarm = Alarm(**{**body, **lists, "evidence": numbers_from(body.get("evidence", {}))})
+    if not all(isinstance(text, str) for text in (alarm.run, alarm.rule, alarm.title)):
+        raise TypeError("its run, rule or title is no text")
+    steps = (alarm.step, 0 if alarm.since is None else alarm.since)
+    if not all(isinstance(step, int) and abs(step) <= _LAST_STEP for step in steps):
+        raise TypeError("its step is no number")
+    if alarm.severity not in get_args(Severity):
+        raise TypeError(f"its severity is {str(alarm.severity)[:100]!r}")
+    return replace(alarm, time=float(alarm.time))
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+        raise TypeError("a list of texts holds others")
+    return tuple(values)
 
 
 def numbers_to(values: Mapping[str, float]) -> dict[str, float | str | None]:

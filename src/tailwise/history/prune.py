@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.history.read import known_run
 from tailwise.history.schema import ALARMS, AUDITS, LAYOUTS, POINTS, RUNS, VECTORS
 from tailwise.history.sql import Connection, Engine, delete, select

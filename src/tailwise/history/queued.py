@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tailwise.errors import UnreachableError
+from tailwise.core.errors import UnreachableError
 from tailwise.history.connect import is_url
 from tailwise.history.jsonl import Item
 from tailwise.history.point import Point

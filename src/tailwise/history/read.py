@@ -6,15 +6,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from tailwise.audits.audit import LayerRow, Provenance
-from tailwise.audits.codec import from_parquet, row_of
-from tailwise.errors import UsageError, unknown_name
+from tailwise.audits.checked import check_provenance, check_rows
+from tailwise.audits.codec import row_of
+from tailwise.audits.parquet import from_parquet
+from tailwise.audits.rows import LayerRow, Provenance
+from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.storage import json_of
 from tailwise.history.jsonl import from_line, numbers_from
 from tailwise.history.point import Alarm, Point, Tempo
 from tailwise.history.schema import ALARMS, AUDITS, LAYOUTS, METRICS, POINTS, RUNS, SPOOLS, VECTORS
 from tailwise.history.sql import ColumnElement, Connection, Row, func, select
-from tailwise.history.vectors import Layout, unpacked
-from tailwise.storage import json_of
+from tailwise.history.vectors import VectorLayout, unpacked
 
 #: First and last step, both included; None for no bound.
 Steps = tuple[int | None, int | None]
@@ -147,10 +149,10 @@ def metric_names(connection: Connection) -> dict[int, str]:
     return {row.id: row.name for row in connection.execute(select(METRICS.c.id, METRICS.c.name))}
 
 
-def layouts_of(connection: Connection, ids: set[int]) -> dict[int, Layout]:
+def layouts_of(connection: Connection, ids: set[int]) -> dict[int, VectorLayout]:
     """Layouts by number."""
     rows = connection.execute(select(LAYOUTS.c.id, LAYOUTS.c.layers).where(LAYOUTS.c.id.in_(sorted(ids))))
-    return {row.id: Layout.from_json(row.layers) for row in rows}
+    return {row.id: VectorLayout.from_json(row.layers) for row in rows}
 
 
 def audits(connection: Connection, run: str) -> list[KeptAudit]:
@@ -170,6 +172,7 @@ def audits(connection: Connection, run: str) -> list[KeptAudit]:
 
 def _provenance(text: str) -> Provenance:
     body = json_of(text)
+    check_provenance(body)
     return Provenance(**{**body, "notes": tuple(body["notes"])})
 
 
@@ -188,7 +191,9 @@ def audit_rows(connection: Connection, run: str, step: int) -> list[LayerRow]:
         layouts_of(connection, {head.layout_id})[head.layout_id], vectors_of(connection, [head.id]).get(head.id, {})
     )
     names = dict.fromkeys(name for layer in values.values() for name in layer)
-    lines = from_parquet(head.facts).to_pylist()
+    table = from_parquet(head.facts)
+    check_rows(table)
+    lines = table.to_pylist()
     return [row_of({**line, **_all(names, values.get(line["name"], {}))}) for line in lines]
 
 

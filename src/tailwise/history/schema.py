@@ -8,19 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from tailwise.history.kinds import BigInteger, Float, Integer, LargeBinary, String, Text
 from tailwise.history.sql import (
     DDL,
-    BigInteger,
     Column,
-    Float,
     ForeignKey,
     Index,
-    Integer,
-    LargeBinary,
     MetaData,
-    String,
     Table,
-    Text,
     UniqueConstraint,
     event,
 )

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tailwise.errors import UsageError, unknown_name
+from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.storage import json_of
 from tailwise.history.jsonl import numbers_from
 from tailwise.history.read import Steps, in_steps, known_run, layouts_of, metric_names
 from tailwise.history.schema import POINTS, VECTORS
 from tailwise.history.sql import ColumnElement, Connection, LargeBinary, func, select
-from tailwise.history.vectors import ABSENT, Layout
-from tailwise.storage import json_of
+from tailwise.history.vectors import ABSENT, VectorLayout
 
 Layers = str | Sequence[str] | None
 
@@ -91,7 +91,7 @@ def _values(
     return found
 
 
-def _kept(layout: Layout, layers: Layers, roles: Collection[str] | None) -> NDArray[np.intp]:
+def _kept(layout: VectorLayout, layers: Layers, roles: Collection[str] | None) -> NDArray[np.intp]:
     """Positions of the layers that are asked for."""
     if isinstance(layers, str):
         try:
@@ -109,7 +109,7 @@ def _kept(layout: Layout, layers: Layers, roles: Collection[str] | None) -> NDAr
 
 
 def _part(
-    layout: Layout, kept: NDArray[np.intp], heads: Sequence[Any], values: Mapping[str, NDArray[np.float64]]
+    layout: VectorLayout, kept: NDArray[np.intp], heads: Sequence[Any], values: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, Any]:
     """Columns of the points that share a layout, without the lines that have none of the metrics."""
     columns = {name: _column(kept, mine) for name, mine in values.items()}

@@ -9,18 +9,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from tailwise.audits.cache import default_folder
-from tailwise.errors import UnreachableError
-from tailwise.history.jsonl import Item, JsonlHistory, from_line
-from tailwise.recipe import digest_of
-from tailwise.storage import json_of
+from filelock import lock_descriptor
 
-try:
-    import fcntl
-except ImportError:  # Windows: a spool is then left to the process that finds it
-    fcntl = None  # type: ignore[assignment]
+from tailwise.audits.cache import default_folder
+from tailwise.core.errors import UnreachableError
+from tailwise.core.recipe import digest_of
+from tailwise.core.storage import json_of
+from tailwise.history.jsonl import Item, JsonlHistory, from_line
 
 _SUFFIX = ".spool.jsonl"
+#: Windows keeps everyone from a file that is locked, also who locked it: there a file beside the spool is locked.
+#: Elsewhere it is the spool itself, since a process of 0.1 that has one, or looks for one, knows no other lock.
+_LOCK_BESIDE = os.name == "nt"
 #: Where lines go that the store will not take, so that they do not hold up the others.
 REJECTED = "rejected.jsonl"
 
@@ -49,14 +49,15 @@ class Spool:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{secrets.token_hex(8)}{_SUFFIX}"
-            lock = path.open("ab")
+            lock = _opened(path)
         except OSError as error:
             raise UnreachableError(
                 f"points could not wait here: {error.strerror or error}",
                 where=folder,
                 fix="choose another spool folder",
             ) from error
-        return cls(path, _locked(lock) or lock)
+        _locks(lock)
+        return cls(path, lock)
 
     @classmethod
     def left_behind(cls, folder: Path) -> list[Spool]:
@@ -64,9 +65,11 @@ class Spool:
         found = []
         for path in sorted(folder.glob(f"*{_SUFFIX}"), key=_age):
             with suppress(OSError):
-                lock = _locked(path.open("ab"))
-                if lock is not None and path.exists():
+                lock = _opened(path)
+                if _locks(lock) and path.exists():
                     found.append(cls(path, lock))
+                else:
+                    lock.close()
         return found
 
     def append(self, item: Item) -> None:
@@ -108,6 +111,9 @@ class Spool:
             self._writer.close()
             self._writer = None
         self._lock.close()
+        if _LOCK_BESIDE:
+            with suppress(OSError):
+                Path(self._lock.name).unlink()
         if self.lines == 0:
             with suppress(OSError):
                 self.path.unlink(missing_ok=True)
@@ -127,15 +133,18 @@ def _age(path: Path) -> float:
     return 0.0
 
 
-def _locked(file: IO[bytes]) -> IO[bytes] | None:
-    """The file, locked for this process, or None where another has it."""
-    if fcntl is None:
+def _opened(path: Path) -> IO[bytes]:
+    """A spool's file, made if it is not there, or the one beside it that is locked for it."""
+    file = path.open("ab")
+    if not _LOCK_BESIDE:
         return file
+    file.close()
+    return path.with_suffix(".lock").open("ab")
+
+
+def _locks(file: IO[bytes]) -> bool:
+    """Lock a file for this process. False where another has it."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
+        return lock_descriptor(file.fileno(), blocking=False)
     except OSError:  # a file system without locks
-        return file
-    return file
+        return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 try:
     from sqlalchemy import (
@@ -23,6 +23,7 @@ try:
         String,
         Table,
         Text,
+        TypeDecorator,
         UniqueConstraint,
         create_engine,
         delete,
@@ -42,6 +43,6 @@ except ModuleNotFoundError as error:
 __all__ = [
     "DDL", "URL", "ArgumentError", "BigInteger", "Column", "ColumnElement", "Connection", "DBAPIError", "Engine",
     "Float", "ForeignKey", "Index", "Integer", "InterfaceError", "LargeBinary", "MetaData", "NoSuchModuleError",
-    "OperationalError", "Row", "String", "Table", "Text", "UniqueConstraint", "create_engine", "delete", "event",
-    "func", "inspect", "make_url", "select", "text", "update",
+    "OperationalError", "Row", "String", "Table", "Text", "TypeDecorator", "UniqueConstraint", "create_engine",
+    "delete", "event", "func", "inspect", "make_url", "select", "text", "update",
 ]  # fmt: skip

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from tailwise.checkpoints.blocks import number_blocks
 from tailwise.checkpoints.roles import NO_BLOCK, classify
-from tailwise.recipe import digest_of
-from tailwise.storage import json_of
+from tailwise.core.recipe import digest_of
+from tailwise.core.storage import json_of
 
 #: A NaN that no computation gives: the layer has no value of this metric. An ordinary NaN is a value.
 ABSENT = np.uint64(0x7FF8_7A11_0000_0001).astype("<u8")
@@ -23,7 +23,7 @@ Values = Mapping[str, Mapping[str, float]]  # layer → metric → value
 
 
 @dataclass(frozen=True)
-class Place:
+class VectorPlace:
     """A layer of a layout."""
 
     name: str
@@ -32,24 +32,26 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Layout:
+class VectorLayout:
     """Layers in the order of a vector."""
 
-    places: tuple[Place, ...]
+    places: tuple[VectorPlace, ...]
 
     @staticmethod
-    def of_names(names: Iterable[str]) -> Layout:
+    def of_names(names: Iterable[str]) -> VectorLayout:
         """Roles and blocks are told from the names, as an audit does."""
         listed = list(names)
         blocks = number_blocks(listed)
         roles = [classify(name, 2, {}).role for name in listed]
         pairs = zip(listed, roles, strict=True)
-        return Layout(tuple(Place(name, role, None if role in NO_BLOCK else blocks.get(name)) for name, role in pairs))
+        return VectorLayout(
+            tuple(VectorPlace(name, role, None if role in NO_BLOCK else blocks.get(name)) for name, role in pairs)
+        )
 
     @staticmethod
-    def from_json(text: str) -> Layout:
+    def from_json(text: str) -> VectorLayout:
         """What `to_json` gave."""
-        return Layout(tuple(Place(*item) for item in json_of(text)))
+        return VectorLayout(tuple(VectorPlace(*item) for item in json_of(text)))
 
     def to_json(self) -> str:
         """A line of text."""
@@ -73,7 +75,7 @@ def _vector(values: Sequence[float | None]) -> bytes:
     return vector.tobytes()
 
 
-def unpacked(layout: Layout, vectors: Mapping[str, bytes]) -> dict[str, dict[str, float]]:
+def unpacked(layout: VectorLayout, vectors: Mapping[str, bytes]) -> dict[str, dict[str, float]]:
     """Layer → metric → value, without what is absent."""
     found: dict[str, dict[str, float]] = {item.name: {} for item in layout.places}
     for metric, data in vectors.items():

@@ -13,15 +13,15 @@ import pyarrow as pa
 from tailwise.audits.audit import Audit
 from tailwise.audits.codec import to_parquet
 from tailwise.audits.table import FACTS, ORIGIN
-from tailwise.errors import unknown_name
+from tailwise.core.errors import unknown_name
+from tailwise.core.recipe import digest_of
+from tailwise.core.storage import json_of
 from tailwise.history.jsonl import alarm_line, numbers_to
 from tailwise.history.point import Alarm, Point
 from tailwise.history.read import point_of
 from tailwise.history.schema import ALARMS, AUDITS, LAYOUTS, METRICS, POINTS, RUNS, SPOOLS, VECTORS
 from tailwise.history.sql import Connection, Row, delete, select, update
-from tailwise.history.vectors import Layout, Place, Values, packed
-from tailwise.recipe import digest_of
-from tailwise.storage import json_of
+from tailwise.history.vectors import Values, VectorLayout, VectorPlace, packed
 
 #: What became of a point: not known before, united with what was there, one that changed numbers there, or known.
 Added = Literal["new", "merged", "changed", "same"]
@@ -58,7 +58,7 @@ def put_point(connection: Connection, point: Point) -> Added:
             return became
         _forget(connection, there)
     head = _Head(point.step, point.tempo, point.time, point.scalars, point.notes)
-    _insert(connection, run, head, Layout.of_names(point.layers), point.layers)
+    _insert(connection, run, head, VectorLayout.of_names(point.layers), point.layers)
     return became
 
 
@@ -97,7 +97,7 @@ def put_audit(connection: Connection, audit: Audit, run: str, step: int, path: s
     if there is not None:
         _forget(connection, there)
     rows = [row for row in audit.rows if row.measured]
-    layout = Layout(tuple(Place(row.name, row.role, row.block) for row in rows))
+    layout = VectorLayout(tuple(VectorPlace(row.name, row.role, row.block) for row in rows))
     values = {row.name: {key: value for key, value in row.metrics.items() if value is not None} for row in rows}
     summary = {name: value for name, value in audit.summary().items() if value is not None}
     head = _Head(step, "audit", time.time(), summary, audit.provenance.notes)
@@ -160,7 +160,7 @@ def _key_of(result: Any) -> int:
     return int(result.inserted_primary_key[0])
 
 
-def _insert(connection: Connection, run: int, head: _Head, layout: Layout, values: Values) -> int:
+def _insert(connection: Connection, run: int, head: _Head, layout: VectorLayout, values: Values) -> int:
     made = connection.execute(POINTS.insert().values(
         run_id=run, step=head.step, tempo=head.tempo, time=head.time,
         layout_id=_layout_id(connection, run, layout), scalars=json.dumps(numbers_to(head.scalars)),
@@ -175,7 +175,7 @@ def _insert(connection: Connection, run: int, head: _Head, layout: Layout, value
     return point
 
 
-def _layout_id(connection: Connection, run: int, layout: Layout) -> int:
+def _layout_id(connection: Connection, run: int, layout: VectorLayout) -> int:
     digest = layout.digest
     mine = select(LAYOUTS.c.id).where(LAYOUTS.c.run_id == run, LAYOUTS.c.digest == digest)
     found = connection.execute(mine).scalar()

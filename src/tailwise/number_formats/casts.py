@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Cast(NumberFormat):
+class PlainCast(NumberFormat):
     """Every entry is cast, to nearest, ties to even; what is too large becomes infinite, as torch has it."""
 
     dtype: str  # torch's name of the type

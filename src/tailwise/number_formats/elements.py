@@ -196,7 +196,7 @@ class Float8(Element):
 
 
 @dataclass(frozen=True)
-class Table(Element):
+class ValueTable(Element):
     """Values that follow no rule: the nearest of an ascending table within [−1, 1]."""
 
     values: tuple[float, ...]

@@ -8,10 +8,10 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal
 
-from tailwise.errors import UsageError, unknown_name
-from tailwise.number_formats.blocks import BLOCK, BlockFormat, HalfBetween, HalfLargest, HalfSigned
-from tailwise.number_formats.casts import Cast, Float8Cast
-from tailwise.number_formats.elements import Float8, Integer, MiniFloat, Table, Unsigned
+from tailwise.core.errors import UsageError, unknown_name
+from tailwise.number_formats.casts import Float8Cast, PlainCast
+from tailwise.number_formats.elements import Float8, Integer, MiniFloat, Unsigned, ValueTable
+from tailwise.number_formats.ggml_blocks import BLOCK, BlockFormat, HalfBetween, HalfLargest, HalfSigned
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat
 from tailwise.number_formats.scales import Asymmetric, LargestFloat32, PowerOfTwo, Symmetric, TwoLevel
@@ -125,7 +125,7 @@ class _Suffixes:
 def _cast(base: str, words: _Suffixes) -> NumberFormat:
     del words
     dtype, bits = _CASTS[base]
-    return Cast(base, f"torch's cast to {dtype}", dtype, bits)
+    return PlainCast(base, f"torch's cast to {dtype}", dtype, bits)
 
 
 def _fp8(base: str, words: _Suffixes) -> NumberFormat:
@@ -171,7 +171,7 @@ def _nvfp4(base: str, words: _Suffixes) -> NumberFormat:
 def _nf4(base: str, words: _Suffixes) -> NumberFormat:
     shared = words.layout() or 64
     name = base if shared == 64 else f"{base}-g{shared}"
-    return ScaledFormat(name, "the table of QLoRA, as in bitsandbytes", Table(NF4), LargestFloat32(1.0), shared)
+    return ScaledFormat(name, "the table of QLoRA, as in bitsandbytes", ValueTable(NF4), LargestFloat32(1.0), shared)
 
 
 def _llama_cpp(base: str, words: _Suffixes) -> NumberFormat:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class ValueGrid:
     """The values that the entries of a block can take: value = (element − zero) · step, or element · step + low."""
 
     element: Element

@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
-    from tailwise.number_formats.grid import Grid
+    from tailwise.number_formats.grid import ValueGrid
 
 
 #: Entries that are worked on at once: 1 MiB in float32, which fits a core's cache.
@@ -54,7 +54,7 @@ class Quantized:
     values: torch.Tensor  # (rows, cols), de-quantized: float32, and float64 for fp64
     overflow: int  # entries that the format could not reach: clipped by more than half a step, or infinite now
     underflow: int  # non-zero entries that became zero
-    grid: Grid | None = None  # scales and zero points; None for a plain cast
+    grid: ValueGrid | None = None  # scales and zero points; None for a plain cast
 
     @property
     def codes(self) -> torch.Tensor | None:
@@ -105,7 +105,7 @@ class NumberFormat(ABC):
         `reach` is of the whole tensor, and is needed where one scale serves it all and the block is a part of it.
         """
 
-    def grid(self, block: torch.Tensor, reach: Reach | None = None) -> Grid:  # noqa: ARG002
+    def grid(self, block: torch.Tensor, reach: Reach | None = None) -> ValueGrid:  # noqa: ARG002
         """The scales that `quantize` would choose for the block, to round columns to later; not for a plain cast."""
         raise UsageError(f"{self.name} has no scales to fix", fix="round with quantize(), which needs none")
 

@@ -7,7 +7,7 @@ from math import ceil, isfinite
 from typing import TYPE_CHECKING, Literal
 
 from tailwise.number_formats.elements import Element
-from tailwise.number_formats.grid import Grid, snap_
+from tailwise.number_formats.grid import ValueGrid, snap_
 from tailwise.number_formats.number_format import (
     NumberFormat,
     Quantized,
@@ -74,7 +74,7 @@ class ScaledFormat(NumberFormat):
         grid = self._grid([tensor.scales] if tensor.scales else chosen, tensor)
         return Quantized(values[:, :cols].contiguous(), overflow, underflow, grid)
 
-    def grid(self, block: torch.Tensor, reach: Reach | None = None) -> Grid:
+    def grid(self, block: torch.Tensor, reach: Reach | None = None) -> ValueGrid:
         """The scales that `quantize` would choose for the block."""
         import torch
 
@@ -139,14 +139,14 @@ class ScaledFormat(NumberFormat):
         suspects = entries[beyond]
         return int(torch.count_nonzero((suspects < bottom) | (suspects > top)))
 
-    def _grid(self, chosen: list[Scales], tensor: _OfTensor) -> Grid:
+    def _grid(self, chosen: list[Scales], tensor: _OfTensor) -> ValueGrid:
         import torch
 
         zeros = [scales.zeros for scales in chosen if scales.zeros is not None]
         stored = chosen[0].stored.dtype
         # Not every type of scale can be concatenated: their bytes can.
         raw = torch.uint8 if chosen[0].stored.element_size() == 1 else stored
-        return Grid(
+        return ValueGrid(
             self.element,
             torch.cat([scales.stored.view(raw) for scales in chosen]).view(stored),
             torch.cat([scales.steps for scales in chosen]),

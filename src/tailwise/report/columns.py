@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from tailwise.report.grid import Grid
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,13 @@ def cell(column: Column, row: Mapping[str, Any]) -> str:
     if value is None:
         return "–"
     return f"{value:.{column.digits}f}" if isinstance(value, float) else printable(str(value))
+
+
+def columns_grid(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], below: str = "") -> Grid:
+    """A line a row."""
+    words = [index for index, column in enumerate(columns) if not column.numeric]
+    lines = [[cell(column, row) for column in columns] for row in rows]
+    return Grid(tuple(column.title for column in columns), lines, below=below, words=words)
 
 
 def printable(text: str) -> str:

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from tailwise.diagnosis.finding import Health, WorstLayer
+from tailwise.judging.diagnosis.finding import Health, WorstLayer
 
 STYLES = {"healthy": "bold green", "needs a look": "bold yellow", "unhealthy": "bold red", "no verdict": "bold cyan"}
 #: The class of a page's verdict.

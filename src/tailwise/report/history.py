@@ -14,15 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Group, RenderableType
-from rich.table import Table as RichTable
 from rich.text import Text
 
-from tailwise.atomic import write_whole
 from tailwise.audits.codec import to_parquet
 from tailwise.audits.table import Table
-from tailwise.errors import UsageError
+from tailwise.core.atomic import write_whole
+from tailwise.core.errors import UsageError
 from tailwise.history.read import KeptAlarm, KeptAudit, RunSummary
-from tailwise.report.files import to_csv
+from tailwise.report.grid import Grid, cut_words
+from tailwise.report.output_files import to_csv
 
 _MOST_COLUMNS = 8
 #: Scalars that people look for first; the others follow in their own order.
@@ -45,12 +45,12 @@ def runs_view(runs: Sequence[RunSummary]) -> RenderableType:
     """A line a run."""
     if not runs:
         return Text("no runs yet")
-    table = _grid(("run",), ("steps", "points", "audits", "alarms", "written"))
+    lines = []
     for run in runs:
         steps = "–" if run.first_step is None else f"{run.first_step} … {run.last_step}"
         numbers = (steps, str(run.points), str(run.audits), str(run.alarms), _moment(run.updated))
-        table.add_row(Text(run.name), *numbers)
-    return table
+        lines.append((run.name, *numbers))
+    return Grid(("run", "steps", "points", "audits", "alarms", "written"), lines)
 
 
 def run_view(run: RunView, rows: int) -> RenderableType:
@@ -81,15 +81,15 @@ def alarms_view(alarms: Sequence[KeptAlarm], rows: int, none: str = "no alarms")
     """A line an alarm, the last ones; `none` where there is none."""
     if not alarms:
         return Text(none)
-    table = _grid(("rule", "severity", "alarm", "layers"), ("step", "since", "times", "last step"))
+    heads, lines = ("rule", "severity", "alarm", "layers", "step", "since", "times", "last step"), []
     shown = alarms[-rows:] if rows else alarms
     for kept in shown:
         alarm = kept.alarm
         layers = ", ".join(alarm.layers[:3]) + (f" and {len(alarm.layers) - 3} more" if len(alarm.layers) > 3 else "")
-        words = (Text(alarm.rule), Text(alarm.severity), Text(alarm.title), Text(layers or "the whole model"))
+        words = (alarm.rule, alarm.severity, alarm.title, layers or "the whole model")
         since = "–" if alarm.since is None else str(alarm.since)
-        table.add_row(*words, str(alarm.step), since, str(kept.times), str(kept.last_step))
-    return _cut(table, len(alarms) - len(shown))
+        lines.append((*words, str(alarm.step), since, str(kept.times), str(kept.last_step)))
+    return Grid(heads, lines, below=cut_words(len(alarms) - len(shown), "before"), words=range(4), wrapping=(2,))
 
 
 def table_view(table: pa.Table, rows: int) -> RenderableType:
@@ -97,13 +97,10 @@ def table_view(table: pa.Table, rows: int) -> RenderableType:
     if table.num_rows == 0:
         return Text("nothing there")
     shown = table.slice(max(0, table.num_rows - rows)) if rows else table
-    words = [field.name for field in table.schema if not _is_number(field.type)]
-    drawn = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in table.column_names:
-        drawn.add_column(name, justify="left" if name in words else "right", no_wrap=True)
-    for line in shown.to_pylist():
-        drawn.add_row(*(Text(_cell(value)) for value in line.values()))
-    return _cut(drawn, table.num_rows - shown.num_rows)
+    words = [index for index, field in enumerate(table.schema) if not _is_number(field.type)]
+    lines = [[_cell(value) for value in line.values()] for line in shown.to_pylist()]
+    below = cut_words(table.num_rows - shown.num_rows, "before")
+    return Grid(tuple(table.column_names), lines, below=below, words=words)
 
 
 def medians(table: pa.Table, metrics: Sequence[str]) -> pa.Table:
@@ -150,19 +147,6 @@ def write_table(table: pa.Table, path: str) -> Path | str:
     if suffix == ".parquet":
         return write_whole(path, to_parquet(table))
     raise UsageError(f"the suffix {suffix!r} is not known", where=path, fix="use .csv, .json or .parquet")
-
-
-def _grid(words: Sequence[str], numbers: Sequence[str]) -> RichTable:
-    table = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in words:
-        table.add_column(name, no_wrap=name != "alarm")
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
-def _cut(table: RichTable, left: int) -> RenderableType:
-    return Group(table, Text(f"… and {left} before; --rows 0 shows all", style="dim")) if left else table
 
 
 def _is_number(kind: pa.DataType) -> bool:

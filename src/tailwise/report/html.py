@@ -7,16 +7,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tailwise.atomic import write_whole
 from tailwise.audits.audit import Audit, LayerRow
-from tailwise.compare.conclusion import conclusion
-from tailwise.diagnosis.finding import Diagnosis
-from tailwise.diagnosis.run import diagnose
-from tailwise.errors import UsageError
+from tailwise.core.atomic import write_whole
+from tailwise.core.errors import UsageError
+from tailwise.judging.compare.conclusion import conclusion
+from tailwise.judging.diagnosis.diagnose import diagnose
+from tailwise.judging.diagnosis.finding import Diagnosis
 from tailwise.report import health
 from tailwise.report import page_parts as parts
 from tailwise.report.charts.chart import Chart, charts_of, remedy, require_altair
-from tailwise.report.charts.view import View, short_names
+from tailwise.report.charts.view import ChartView, short_names
 from tailwise.report.layer_map import layer_map
 from tailwise.report.page_data import MOST_PAGES, all_layers, in_columns, layer_pages, script
 from tailwise.report.render import spec_of
@@ -57,8 +57,8 @@ def write_report(audits: Sequence[Audit], path: str | Path, *, base: Audit | Non
 def report(audits: Sequence[Audit], *, base: Audit | None = None) -> str:
     """The report as HTML text: findings first, then charts by family, one layer, the table, what was left out."""
     require_altair()
-    view = View(tuple(audits), palette=TOKENS, base=base)
-    page = _Page(view, [diagnose(audit, base=base) for audit in audits])
+    view = ChartView(tuple(audits), palette=TOKENS, base=base)
+    page = _ReportPage(view, [diagnose(audit, base=base) for audit in audits])
     title = " · ".join(view.names) + (f" against {short_names([base])[0]}" if base else "")
     sections = [
         page.map(),
@@ -76,10 +76,10 @@ def report(audits: Sequence[Audit], *, base: Audit | None = None) -> str:
     return whole_page(title, top, sections, data=page.data(), version=version)
 
 
-class _Page:
+class _ReportPage:
     """Sections of one report, and the data that they refer to."""
 
-    def __init__(self, view: View, diagnoses: Sequence[Diagnosis]) -> None:
+    def __init__(self, view: ChartView, diagnoses: Sequence[Diagnosis]) -> None:
         self._view, self._diagnoses = view, diagnoses
         self._layers = all_layers(view)
         self._pages = layer_pages(view.audits, diagnoses)
@@ -135,7 +135,7 @@ class _Page:
             sections.append(("base", _FAMILIES["base"], self._against_base()))
         return sections
 
-    def _heat_maps(self, chart: Chart) -> list[tuple[Chart, View, str]]:
+    def _heat_maps(self, chart: Chart) -> list[tuple[Chart, ChartView, str]]:
         view = self._view
         names = [None, *(name for name in _HEAT if view.has(name))]
         return [(chart, view.of_metric(name), "heatmap" if name is None else f"heatmap-{name}") for name in names]
@@ -143,7 +143,7 @@ class _Page:
     def _against_base(self) -> str:
         several, texts = len(self._view.audits) > 1, []
         for index, audit in enumerate(self._view.audits):
-            view = View((audit,), palette=self._view.palette, base=self._view.base)
+            view = ChartView((audit,), palette=self._view.palette, base=self._view.base)
             name = f"<h3>{escape(self._view.names[index])}</h3>" if several else ""
             if view.comparison.identical:
                 texts.append(f'{name}<p class="quiet">Identical to the base, to the byte.</p>')
@@ -154,7 +154,7 @@ class _Page:
             texts.append(name + said + notes + self._figures(found))
         return "".join(texts)
 
-    def _figures(self, found: Sequence[tuple[Chart, View, str]]) -> str:
+    def _figures(self, found: Sequence[tuple[Chart, ChartView, str]]) -> str:
         texts, absent = [], {}
         for chart, view, key in found:
             try:

@@ -11,8 +11,8 @@ from html import escape
 
 from tailwise.audits.audit import Audit, LayerRow
 from tailwise.audits.trusted import estimator_of, usable, value_of
-from tailwise.diagnosis.atlas import Atlas, default, depths
-from tailwise.diagnosis.finding import Diagnosis
+from tailwise.judging.diagnosis.atlas import Atlas, default, depths
+from tailwise.judging.diagnosis.finding import Diagnosis
 
 #: The attributes of a link to the layers of these names.
 To = Callable[[Sequence[LayerRow]], str]

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tailwise.audits.audit import Audit
-from tailwise.diagnosis.finding import Diagnosis
-from tailwise.harmless import visible
+from tailwise.core.harmless import visible
+from tailwise.judging.diagnosis.finding import Diagnosis
 from tailwise.report.charts.data import layer_record
 from tailwise.report.charts.layer import layer_data
-from tailwise.report.charts.view import View
+from tailwise.report.charts.view import ChartView
 
 #: Parts longer than this are compressed; shorter ones stay readable in the source.
 _COMPRESS = 300_000
@@ -40,7 +40,7 @@ def in_columns(records: Sequence[Mapping[str, Any]]) -> Columns:
     return {"columns": names, "rows": [[record.get(name) for name in names] for record in records]}
 
 
-def all_layers(view: View) -> list[dict[str, Any]]:
+def all_layers(view: ChartView) -> list[dict[str, Any]]:
     """Every row of every audit: the measured ones as charts see them, then those that were not measured."""
     measured = [{**record, "measured": True, "reason": None} for record in view.records]
     rest = [

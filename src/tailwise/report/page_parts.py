@@ -10,11 +10,11 @@ from html import escape
 
 from tailwise.audits.audit import Audit
 from tailwise.audits.trusted import mean_alpha_words
-from tailwise.diagnosis.finding import Diagnosis, Finding
-from tailwise.metrics.metric import METRICS
-from tailwise.recipe import Recipe
+from tailwise.core.recipe import Recipe
+from tailwise.judging.diagnosis.finding import Diagnosis, Finding
 from tailwise.report.charts.chart import Chart, Guidance
-from tailwise.report.findings import OTHER_SIGNS, not_evaluated
+from tailwise.report.findings_view import OTHER_SIGNS, not_evaluated
+from tailwise.spectrum.metrics.metric import METRICS
 
 #: Layers named in a finding before the rest is folded away.
 _NAMED = 8
@@ -121,7 +121,7 @@ def _finding(item: Finding, link: Link) -> str:
 def _advice(item: Finding) -> str:
     """What to do; of what is only noted, folded away."""
     body = _section("What to do", item.remedies) + _section(
-        "In code", tuple(f"tailwise.remedies.{name}" for name in item.functions)
+        "In code", tuple(f"tailwise.training.remedies.{name}" for name in item.functions)
     )
     return fold(OTHER_SIGNS, body) if item.noted else body
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from tailwise.atomic import write_whole
 from tailwise.audits.audit import Audit
-from tailwise.errors import UsageError
+from tailwise.core.atomic import write_whole
+from tailwise.core.errors import UsageError
 from tailwise.report.charts.chart import CHARTS, Chart, require_altair
-from tailwise.report.charts.view import View
+from tailwise.report.charts.view import ChartView
 from tailwise.report.theme import TOKENS, config, palette_of
 
 Spec = dict[str, Any]
@@ -35,7 +35,7 @@ def plot(
     require_altair()
     import altair
 
-    view = View(tuple(audits), palette=palette_of(theme), base=base, layer_name=layer, metric_name=metric)
+    view = ChartView(tuple(audits), palette=palette_of(theme), base=base, layer_name=layer, metric_name=metric)
     spec = spec_of(CHARTS[chart], view)
     datasets = spec.pop("datasets")
     figure = altair.Chart.from_dict(spec)
@@ -44,7 +44,7 @@ def plot(
     return figure
 
 
-def spec_of(chart: Chart, view: View, *, titled: bool = True, shared: Set[str] = frozenset()) -> Spec:
+def spec_of(chart: Chart, view: ChartView, *, titled: bool = True, shared: Set[str] = frozenset()) -> Spec:
     """The Vega-Lite spec of a chart, with the fields of its data that it uses, less the datasets of a page."""
     spec: Spec = chart.draw(view, titled=titled).to_dict()
     text = json.dumps(spec)

@@ -9,7 +9,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from tailwise.harmless import visible
+from tailwise.core.harmless import visible
 
 #: Nothing may be fetched from anywhere; the page's own script and style are all there is.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"

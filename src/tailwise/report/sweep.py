@@ -11,11 +11,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from tailwise.history.sweep.status import ModelUnderway, SweepStatus
 from tailwise.report.columns import printable
-from tailwise.sweep.status import Running, SweepStatus
 
 if TYPE_CHECKING:
-    from tailwise.sweep.forecast import Forecast
+    from tailwise.history.sweep.forecast import Forecast
 
 #: Lines of running models and of troubles on the dashboard.
 _SHOWN = 6
@@ -57,7 +57,7 @@ def _lines(status: SweepStatus) -> Sequence[tuple[str, str]]:
     return lines
 
 
-def _running(one: Running) -> str:
+def _running(one: ModelUnderway) -> str:
     late = "" if one.lease_left > 0 else ", its worker gives no sign"
     again = f", attempt {one.attempt}" if one.attempt > 1 else ""
     return f"{printable(one.model)}  ({one.owner.rpartition(':')[0]}{again}{late})"

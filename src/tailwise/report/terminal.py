@@ -15,13 +15,14 @@ from rich.segment import Segment
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from tailwise.audits.audit import Audit, Layer, LayerRow
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import Layer, LayerRow
 from tailwise.audits.trusted import left_out_words, usable, usable_values
-from tailwise.diagnosis.finding import Diagnosis, Finding
-from tailwise.harmless import visible
-from tailwise.metrics.metric import METRICS
+from tailwise.core.harmless import visible
+from tailwise.judging.diagnosis.finding import Diagnosis, Finding
 from tailwise.report.columns import BRIEF, cell
 from tailwise.report.fitted import FitColumn, Fitted
+from tailwise.spectrum.metrics.metric import METRICS
 
 #: Tables longer than this are cut, and say so.
 DEFAULT_ROWS = 100
@@ -72,7 +73,7 @@ def by_role(audit: Audit) -> RenderableType:
                FitColumn("entropy", numeric=True, give_up=5)]  # fmt: skip
     lines: list[list[str | Text]] = []
     measured = [layer.row for layer in audit]
-    along = {row.block for row in measured if row.block is not None}
+    along = sorted({row.block for row in measured if row.block is not None})
     fits = any("alpha" in row.metrics for row in measured)
     banded = audit.provenance.recipe.get("estimator") == "ks"
     if len(along) > 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tailwise.errors import unknown_name
+from tailwise.core.errors import unknown_name
 
 #: (light, dark) of every colour by what it means.
 _COLORS: Mapping[str, tuple[str, str]] = {

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.spectrum.solvers.bidiagonal import (
-    Operator,
+    MatrixProducts,
     bidiagonalise,
     near_leading,
     nodes,
@@ -183,20 +183,22 @@ class LanczosEstimate:
         return values
 
 
-def estimate(matrix: torch.Tensor | Operator, options: LanczosOptions | None = None, **changes: Any) -> LanczosEstimate:
+def estimate(
+    matrix: torch.Tensor | MatrixProducts, options: LanczosOptions | None = None, **changes: Any
+) -> LanczosEstimate:
     """Estimate the spectrum of a matrix (rows × cols), on the device where it lies.
 
     `options` or its fields by name. A half-precision matrix is read in float32. Raises `UsageError` for a matrix that
     is not finite.
     """
     chosen = options or LanczosOptions(**changes)
-    operator = matrix if isinstance(matrix, Operator) else operator_of(matrix)
+    operator = matrix if isinstance(matrix, MatrixProducts) else operator_of(matrix)
     with torch.no_grad():
         short_side = transposed(operator) if operator.rows < operator.cols else operator
         starts, sizes, count = _starts(short_side, chosen)
         diagonal, above, basis = bidiagonalise(short_side, starts, min(chosen.steps, short_side.cols))
         largest = _largest(short_side, diagonal, above, basis)
-        exact = None if isinstance(matrix, Operator) else float(torch.linalg.vector_norm(matrix.double())) ** 2
+        exact = None if isinstance(matrix, MatrixProducts) else float(torch.linalg.vector_norm(matrix.double())) ** 2
     m, steps = short_side.cols, diagonal.shape[1]
     full, *short = (
         _Quadrature(*nodes(diagonal[:, :k], above[:, :k]), sizes, count, m)
@@ -231,7 +233,7 @@ class _Quadrature:
         return Measure(stretch * nodes[order], weights[order], self.m)
 
 
-def _starts(operator: Operator, options: LanczosOptions) -> tuple[torch.Tensor, Vector, int]:
+def _starts(operator: MatrixProducts, options: LanczosOptions) -> tuple[torch.Tensor, Vector, int]:
     """Unit starts (m × leading + probes), the squared norms of the probes outside Q, and the columns of Q."""
     m = operator.cols
     leading = min(options.leading, m - 1)
@@ -253,7 +255,7 @@ def _starts(operator: Operator, options: LanczosOptions) -> tuple[torch.Tensor, 
     return starts, sizes, leading
 
 
-def _largest(operator: Operator, diagonal: torch.Tensor, above: torch.Tensor, basis: torch.Tensor) -> Interval:
+def _largest(operator: MatrixProducts, diagonal: torch.Tensor, above: torch.Tensor, basis: torch.Tensor) -> Interval:
     """λ_max: the largest Ritz value, which is never above it, and its residual, by which it may be."""
     _, sigma, right = np.linalg.svd(triangles(diagonal, above))
     start = int(np.argmax(sigma[:, 0]))

@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from tailwise.errors import unknown_name
-from tailwise.spectrum.ks_scan import ks_at, scan
-from tailwise.spectrum.ks_truncated import distance_truncated, scan_truncated
+from tailwise.core.errors import UsageError, unknown_name
+from tailwise.spectrum.ks_scan import distance_truncated, ks_at, scan, scan_truncated
 
 #: WeightWatcher's threshold: smaller eigenvalues count as zero in `ks`, `ks_clip`, `mid` and `peak`.
 EVALS_THRESHOLD = 1e-5
@@ -26,6 +25,8 @@ MIN_EVALS_FOR_VERDICT = 50
 #: What the alpha manual reports for a tail without any spread.
 DEGENERATE_ALPHA = 10.0
 
+#: Share of the largest eigenvalue by which solvers miss zero.
+_NEGATIVE = 1e-10
 #: Mean ln(λ/λ_ref) up to which a spread is rounding: eigenvalues that are equal differ by a few ε.
 DUST = 1e-12
 #: The same where entries were rounded, in parts of rounding/σ_ref. Rounding an orthogonal matrix spreads its σ over a
@@ -70,12 +71,14 @@ class TailOptions:
     rounding: float = 0.0  # σ may be off by this much: what the stored type leaves (`spectrum.rounding`)
 
 
-def fit_tail(eigenvalues: Vector, estimator: str, options: TailOptions | None = None) -> TailFit:
-    """Fit the tail of `eigenvalues` (ascending, ≥ 0) by the named estimator.
+def fit_tail(eigenvalues: ArrayLike, estimator: str = "ks", options: TailOptions | None = None) -> TailFit:
+    """Fit the tail of `eigenvalues` (m values ≥ 0, in any order) by the named estimator.
 
-    A spectrum of fewer than 50 values is fitted and marked; a tail without spread is `DEGENERATE`.
-    Raises `UsageError` for an unknown estimator.
+    A spectrum of fewer than 50 values is fitted and marked; a tail without spread is `DEGENERATE`. Values below zero
+    by no more than the rounding of an eigenvalue solver count as zero. Raises `UsageError` for an unknown estimator,
+    and for values that are no spectrum: not finite, below zero, or not on one axis.
     """
+    eigenvalues = _spectrum(eigenvalues)
     if estimator not in ESTIMATORS:
         raise unknown_name("estimator", estimator, ESTIMATORS)
     chosen = options or TailOptions()
@@ -86,6 +89,18 @@ def fit_tail(eigenvalues: Vector, estimator: str, options: TailOptions | None = 
         remedy = f"{count} eigenvalues above zero: read alpha with its error, give no verdict"
         return replace(fit, status="FEW_EIGENVALUES", remedy=remedy)
     return fit
+
+
+def _spectrum(given: ArrayLike) -> Vector:
+    values = np.asarray(given, dtype=np.float64)
+    if values.ndim != 1:
+        raise UsageError(f"eigenvalues have the shape {values.shape}", fix="give them on one axis")
+    if not np.isfinite(values).all():
+        raise UsageError(f"{int((~np.isfinite(values)).sum())} eigenvalues are NaN or infinite", fix="leave them out")
+    if float(values.min(initial=0.0)) < -_NEGATIVE * float(values.max(initial=0.0)):
+        raise UsageError(f"an eigenvalue is {float(values.min()):.3g}", fix="give eigenvalues of WᵀW, which are ≥ 0")
+    ascending = values if bool((values[1:] >= values[:-1]).all()) else np.sort(values)
+    return np.maximum(ascending, 0.0) if len(ascending) and ascending[0] < 0 else ascending
 
 
 def _top(eigenvalues: Vector, options: TailOptions) -> TailFit:
@@ -152,6 +167,8 @@ ESTIMATORS: Mapping[str, Callable[[Vector, TailOptions], TailFit]] = {
     "ks_clip": _ks_clip,
     "ks_truncated": _ks_truncated,
 }
+#: What the option `estimator` takes.
+ESTIMATOR_NAMES = (*ESTIMATORS, "farms")
 
 
 def above_threshold(eigenvalues: Vector) -> Vector:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tailwise.recipe import Precision
+from tailwise.core.recipe import Precision
 from tailwise.spectrum.solve import solve
-from tailwise.spectrum.solvers.blocks import RowBlocks, gather
+from tailwise.spectrum.solvers.gram import RowBlocks, gather
 from tailwise.spectrum.spectrum import Spectrum, pool
 
 #: Permuted spectra are noise: float32 errors below this share of the median λ vanish beside their scatter.

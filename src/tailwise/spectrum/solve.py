@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tailwise.recipe import Precision
-from tailwise.spectrum.solvers.blocks import BLOCK_BYTES, DenseMatrix, RowBlocks
-from tailwise.spectrum.solvers.gram import Reduce, eigenvalues_of, gram
-from tailwise.spectrum.solvers.memory import release_memory
+from tailwise.core.recipe import Precision
+from tailwise.spectrum.solvers.gram import BLOCK_BYTES, DenseMatrix, Reduce, RowBlocks, eigenvalues_of, gram
 from tailwise.spectrum.solvers.svd import factor_singular_values, singular_values
 from tailwise.spectrum.spectrum import Spectrum
 
@@ -187,3 +188,24 @@ def _not_finite(source: RowBlocks) -> NotFiniteError:
 
 def _to_numpy(values: torch.Tensor) -> NDArray[np.float64]:
     return values.to("cpu", torch.float64, copy=True).numpy()
+
+
+#: Smaller matrices free too little to be worth the call.
+WORTHWHILE = 1024
+
+
+@lru_cache(maxsize=1)
+def _trimmer() -> Callable[[int], object]:
+    if not sys.platform.startswith("linux"):
+        return lambda _: None
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    return trim if trim is not None else lambda _: None
+
+
+def release_memory(side: int) -> None:
+    """Return freed blocks to the system after work on a matrix with `side` eigenvalues.
+
+    glibc keeps freed blocks of up to 32 MB in one arena per thread; with two workers that is half of the peak.
+    """
+    if side >= WORTHWHILE:
+        _trimmer()(0)

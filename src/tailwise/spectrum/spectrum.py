@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""An alarm rule is one decorated function of a `Watch`: it names the layers that show its sign at this point."""
+"""An alarm rule is one decorated function of a `AlarmWatch`: it names the layers that show its sign at this point."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import get_args
 
-from tailwise.diagnosis.finding import Strength
+from tailwise.core.registry import Registry
 from tailwise.history.point import Severity
-from tailwise.registry import Registry
+from tailwise.judging.diagnosis.finding import Strength
 from tailwise.training.alarm_change import Shape
-from tailwise.training.alarm_watch import Watch
+from tailwise.training.alarm_watch import AlarmWatch
 
 _BUILT_IN = ("alarm_rules_run", "alarm_rules_scale", "alarm_rules_spectrum")
 
@@ -48,7 +49,7 @@ class AlarmRule:
     remedies: tuple[str, ...]
     functions: tuple[str, ...]  # names in `tailwise.remedies`
     references: tuple[str, ...]
-    judge: Callable[[Watch], Signs]
+    judge: Callable[[AlarmWatch], Signs]
 
 
 def _load_built_ins() -> None:
@@ -72,7 +73,7 @@ def alarm_rule(  # noqa: PLR0913 - a rule has as many parts
     remedies: Sequence[str],
     functions: Sequence[str] = (),
     references: Sequence[str],
-) -> Callable[[Callable[[Watch], Signs]], Callable[[Watch], Signs]]:
+) -> Callable[[Callable[[AlarmWatch], Signs]], Callable[[AlarmWatch], Signs]]:
     """Register the decorated function as the alarm rule `code`; its docstring is the sign that it looks for.
 
     It is asked at the points that have all of `needs` in some layer and all of `scalars`, and returns the layers that
@@ -80,8 +81,10 @@ def alarm_rule(  # noqa: PLR0913 - a rule has as many parts
     """
     if not re.fullmatch(r"[A-Z]{2,}\d{3}", code):
         raise TypeError(f"{code!r} is not a code such as TW701")
+    if severity not in get_args(Severity):
+        raise TypeError(f"the severity of {code} is {severity!r}; it is one of {', '.join(get_args(Severity))}")
 
-    def register(function: Callable[[Watch], Signs]) -> Callable[[Watch], Signs]:
+    def register(function: Callable[[AlarmWatch], Signs]) -> Callable[[AlarmWatch], Signs]:
         ALARM_RULES.add(code, AlarmRule(
             code=code, title=title, family=function.__module__.rsplit("_", 1)[-1],
             summary=" ".join((inspect.getdoc(function) or "").split()), severity=severity, strength=strength,

@@ -7,9 +7,9 @@ import re
 from itertools import islice
 from statistics import median
 
-from tailwise.diagnosis.statistics import robust_scale
+from tailwise.judging.diagnosis.medians import robust_scale
 from tailwise.training.alarm_rule import Sign, Signs, alarm_rule
-from tailwise.training.alarm_watch import Watch
+from tailwise.training.alarm_watch import AlarmWatch
 
 _RECENT = 8  # losses that a spike is held against: more of them would hold its fall too
 _FEWEST = 5
@@ -29,7 +29,7 @@ _FLOOR = 0.02  # share of the loss below which its scatter is never taken to be
     functions=("AdaptiveClip",),
     references=("IEEE 754",),
 )
-def not_finite(watch: Watch) -> Signs:
+def not_finite(watch: AlarmWatch) -> Signs:
     """A norm of a layer, or the loss, is NaN or infinite, or a note says that its matrix has such entries.
 
     Other metrics may be undefined in a healthy layer, so they do not count.
@@ -68,7 +68,7 @@ def not_finite(watch: Watch) -> Signs:
         "Wang et al. 2025, AdaGC, arXiv:2502.11034",
     ),
 )
-def loss_spike(watch: Watch) -> Signs:
+def loss_spike(watch: AlarmWatch) -> Signs:
     """The loss stands far above the median of the last points, against their scatter."""
     track = watch.scalar("loss")
     if track is None or len(track) <= _FEWEST:
@@ -93,7 +93,7 @@ def loss_spike(watch: Watch) -> Signs:
     functions=("layerwise_weight_decay",),
     references=("Zhang et al. 2017, Understanding Deep Learning Requires Rethinking Generalization, arXiv:1611.03530",),
 )
-def memorising(watch: Watch) -> Signs:
+def memorising(watch: AlarmWatch) -> Signs:
     """The training loss has fallen to next to nothing of what it was first, at three points in a row.
 
     Where that is what is wanted (regression, small classification sets), mute it.
@@ -119,7 +119,7 @@ def memorising(watch: Watch) -> Signs:
     functions=("layerwise_weight_decay",),
     references=("Prechelt 1998, Early Stopping - But When?, LNCS 1524:55",),
 )
-def eval_rising(watch: Watch) -> Signs:
+def eval_rising(watch: AlarmWatch) -> Signs:
     """`eval_loss` is above its lowest at three points in a row, while the training loss is not above where it was.
 
     The points are those with an `eval_loss`; the training loss is the last one that a point had.

@@ -6,7 +6,7 @@ import math
 from statistics import median
 
 from tailwise.training.alarm_rule import Sign, Signs, alarm_rule
-from tailwise.training.alarm_watch import SPAN, Watch, change
+from tailwise.training.alarm_watch import SPAN, AlarmWatch, change
 
 _FLOOR = 0.05  # of ln σ: changes that any layer is allowed
 _ROW = 2  # points in a row, since a single step may be odd
@@ -27,7 +27,7 @@ _ROW = 2  # points in a row, since a single step may be odd
         "Yoshida & Miyato 2017, Spectral Norm Regularization, arXiv:1705.10941",
     ),
 )  # fmt: skip
-def blow_up(watch: Watch) -> Signs:
+def blow_up(watch: AlarmWatch) -> Signs:
     """The spectral norm grows within three points far more than it used to, or many times over with all of W."""
     found = {}
     for layer, (spectral, frobenius) in watch.now("spectral_norm", "frobenius", inside=True).items():
@@ -55,7 +55,7 @@ def blow_up(watch: Watch) -> Signs:
     functions=("AdaptiveClip", "layerwise_learning_rates"),
     references=("You et al. 2017, Large Batch Training of Convolutional Networks (LARS), arXiv:1708.03888",),
 )
-def large_updates(watch: Watch) -> Signs:
+def large_updates(watch: AlarmWatch) -> Signs:
     """One step moves a matrix by a large share of its norm, at two points in a row."""
     bound, found = watch.limit("large_update"), {}
     for layer, (track,) in watch.now("update_ratio").items():
@@ -81,7 +81,7 @@ def large_updates(watch: Watch) -> Signs:
     functions=("reinitialize_dead_layers", "layerwise_learning_rates"),
     references=("Lu et al. 2020, Dying ReLU and Initialization, arXiv:1903.06733",),
 )  # fmt: skip
-def stopped(watch: Watch) -> Signs:
+def stopped(watch: AlarmWatch) -> Signs:
     """A layer that used to move does not any more, at two points in a row, while the median layer does."""
     tracks = {layer: track for layer, (track,) in watch.now("update_ratio").items() if len(track) > _ROW}
     if len(tracks) < watch.limit("fewest_layers"):

@@ -8,7 +8,7 @@ from statistics import median
 
 from tailwise.spectrum.trust import largest_distance
 from tailwise.training.alarm_rule import Sign, Signs, alarm_rule
-from tailwise.training.alarm_watch import SPAN, Track, Watch, change
+from tailwise.training.alarm_watch import SPAN, AlarmWatch, Track, change
 
 _FLOOR = 0.05  # of ln(stable rank): changes that any layer is allowed
 _ENTROPY_FLOOR = 0.005  # nats
@@ -28,7 +28,7 @@ _TEMPBALANCE = "Zhou et al. 2023, Temperature Balancing, arXiv:2312.00359"
     functions=("spectral_penalty", "AdaptiveClip"),
     references=("Yoshida & Miyato 2017, Spectral Norm Regularization, arXiv:1705.10941",),
 )
-def rank_falling(watch: Watch) -> Signs:
+def rank_falling(watch: AlarmWatch) -> Signs:
     """The stable rank falls within three points far more than it used to, or to where one direction has most of W.
 
     The second is an error.
@@ -67,7 +67,7 @@ def rank_falling(watch: Watch) -> Signs:
     references=("the HT-SR singular-entropy manual",
                 "Godey et al. 2024, Why do small language models underperform?, arXiv:2404.07647"),
 )  # fmt: skip
-def entropy_rising(watch: Watch) -> Signs:
+def entropy_rising(watch: AlarmWatch) -> Signs:
     """Singular entropy rises within three points far more than it used to."""
     found = {}
     for layer, (track,) in watch.now("singular_entropy", inside=True).items():
@@ -91,7 +91,7 @@ def entropy_rising(watch: Watch) -> Signs:
     functions=("layerwise_learning_rates", "reinitialize_dead_layers"),
     references=(_TEMPBALANCE, _CURSE),
 )
-def stalled(watch: Watch) -> Signs:
+def stalled(watch: AlarmWatch) -> Signs:
     """alpha_hill of a layer stands still over four points while that of the median layer moves."""
     tracks = {layer: track for layer, (track,) in watch.now("alpha_hill", inside=True).items() if len(track) > SPAN}
     if len(tracks) < watch.limit("fewest_layers"):
@@ -126,7 +126,7 @@ def _range(track: Track) -> float:
     functions=("layerwise_learning_rates", "layerwise_weight_decay", "spectral_penalty"),
     references=("Martin, Peng & Mahoney 2021, Nature Communications 12:4122", _TEMPBALANCE),
 )  # fmt: skip
-def out_of_band(watch: Watch) -> Signs:
+def out_of_band(watch: AlarmWatch) -> Signs:
     """alpha (of the `ks` estimator, in a good fit) is significantly below 2 or above 6, and was not before."""
     low, high, bound = watch.limit("band_low"), watch.limit("band_high"), watch.limit("band_z")
     found = {}
@@ -156,7 +156,7 @@ def out_of_band(watch: Watch) -> Signs:
     functions=("AdaptiveClip", "layerwise_weight_decay"),
     references=("WeightWatcher 0.7", "Martin & Mahoney 2021, JMLR 22:165"),
 )
-def traps(watch: Watch) -> Signs:
+def traps(watch: AlarmWatch) -> Signs:
     """Correlation traps are found in a layer that had fewer than one before, in the median."""
     bound, found = watch.limit("traps"), {}
     for layer, (track,) in watch.now("num_traps", inside=True).items():

@@ -11,7 +11,7 @@ import urllib.parse
 import urllib.request
 from typing import Any
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.history.point import Alarm, Severity
 
 _LEVELS: dict[Severity, int] = {"note": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from tailwise.checkpoints.roles import classify
-from tailwise.diagnosis.statistics import robust_scale
 from tailwise.history.point import Point, Tempo
+from tailwise.judging.diagnosis.medians import robust_scale
 
 #: Points that are kept of each metric of each layer.
 HISTORY = 40
@@ -77,14 +77,14 @@ class Track:
 
 
 @dataclass(frozen=True)
-class Change:
+class RecentChange:
     """A change over the last SPAN points, beside those before it."""
 
     size: float
     z: float  # robust standard deviations from the median of the earlier changes
 
 
-def change(track: Track, floor: float, fewest: int, scale: Callable[[float], float] = float) -> Change | None:
+def change(track: Track, floor: float, fewest: int, scale: Callable[[float], float] = float) -> RecentChange | None:
     """How much `scale(value)` changed over SPAN points; None with fewer than `fewest` changes before.
 
     The changes it is held against do not overlap with it. `floor` is their least scatter.
@@ -94,7 +94,7 @@ def change(track: Track, floor: float, fewest: int, scale: Callable[[float], flo
     values = [scale(value) for value in track.values]
     steps = [after - before for before, after in zip(values, values[SPAN:], strict=False)]
     middle, scatter = robust_scale(steps[:-SPAN], floor)
-    return Change(steps[-1], (steps[-1] - middle) / scatter)
+    return RecentChange(steps[-1], (steps[-1] - middle) / scatter)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -103,7 +103,7 @@ def _outside(layer: str) -> bool:
 
 
 @dataclass
-class Watch:
+class AlarmWatch:
     """One run as the rules see it. Memory is bounded: HISTORY values of each metric that a rule needs.
 
     Cheap and full points are kept apart: a full point may come after cheap points of later steps, and a norm by power

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
-from tailwise.diagnosis.thresholds import Overrides
-from tailwise.errors import unknown_name
+from tailwise.core.errors import unknown_name
 from tailwise.history.point import Alarm, Point, Severity, Tempo
+from tailwise.judging.diagnosis.thresholds import Overrides
 from tailwise.training.alarm_change import began
 from tailwise.training.alarm_limits import resolved
 from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule, Sign, Signs
-from tailwise.training.alarm_watch import Watch, with_norms
+from tailwise.training.alarm_watch import AlarmWatch, with_norms
 
 Sink = Callable[[Alarm], object]
 _LOG = logging.getLogger("tailwise.alarms")
@@ -24,7 +24,7 @@ _NAMED = 3
 class _State:
     """What is known of one run."""
 
-    watch: Watch
+    watch: AlarmWatch
     # (code, layer) in alarm → the tempo of the points that show it, and how many have not since the last that did
     active: dict[tuple[str, str], tuple[Tempo, int]] = field(default_factory=dict)
 
@@ -104,7 +104,7 @@ class Alarms:
         if state is None:
             metrics = frozenset(name for rule in self.rules for name in rule.needs)
             scalars = frozenset({"loss", *(name for rule in self.rules for name in rule.scalars)})
-            state = self._runs[point.run] = _State(Watch(metrics, scalars, self.limits))
+            state = self._runs[point.run] = _State(AlarmWatch(metrics, scalars, self.limits))
         point = with_norms(point)
         state.watch.take(point)
         found = []
@@ -123,7 +123,7 @@ def _can_look(rule: AlarmRule, point: Point) -> bool:
     return not rule.needs or any(all(name in values for name in rule.needs) for values in point.layers.values())
 
 
-def _alarm(rule: AlarmRule, point: Point, signs: Signs, watch: Watch) -> Alarm:
+def _alarm(rule: AlarmRule, point: Point, signs: Signs, watch: AlarmWatch) -> Alarm:
     ordered = sorted(signs, key=lambda layer: -signs[layer].badness)
     worst, layers = signs[ordered[0]], tuple(layer for layer in ordered if layer)
     order = get_args(Severity)

@@ -11,13 +11,13 @@ import torch
 
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.checkpoints.wrapped import is_sharded
-from tailwise.training.norms import Operator, SpectralNorms, dense, product
+from tailwise.training.weight_norms import LiveProducts, SpectralNorms, dense, product
 
 if TYPE_CHECKING:
     from tailwise.checkpoints.matrices import WeightMatrix
     from tailwise.training.faults import Faults
-    from tailwise.training.live import Group, LiveModel, Tensors
-    from tailwise.training.ranks import Ranks
+    from tailwise.training.live import LiveModel, MatrixGroup, Tensors
+    from tailwise.training.processes import Ranks
 
 #: Bytes of earlier weights that are kept for one step; of a larger model, every k-th row.
 KEPT_BYTES = 512 << 20
@@ -73,7 +73,7 @@ class Cheap:
         self._stride = max(1, -(-sum(group.nbytes for group in groups) // (KEPT_BYTES * self._ranks.world)))
         self._ranks.visit(groups, tensors, self._keep, self._faults)
 
-    def _keep(self, group: Group, whole: Tensors) -> None:
+    def _keep(self, group: MatrixGroup, whole: Tensors) -> None:
         for source, matrices in self._read(group, whole):
             self._before[source.name] = [_kept(matrix, self._stride) for matrix in matrices]
 
@@ -85,7 +85,7 @@ class Cheap:
         place = {name: index for index, name in enumerate(names)}
         rows: dict[int, torch.Tensor] = {}
 
-        def take(group: Group, whole: Tensors) -> None:
+        def take(group: MatrixGroup, whole: Tensors) -> None:
             # A matrix that cannot be read is not finite, on all ranks.
             rows.update({place[source.name]: torch.full((_COLUMNS,), torch.nan) for source in group.sources})
             for source, matrices in self._read(group, whole):
@@ -100,7 +100,7 @@ class Cheap:
         self._stamps, self._before = {}, {}
         self._norms.forget()
 
-    def _changed(self, tensors: Tensors) -> tuple[list[Group], tuple[str, ...]]:
+    def _changed(self, tensors: Tensors) -> tuple[list[MatrixGroup], tuple[str, ...]]:
         """What to measure, and the matrices that are as they were. The same on every rank."""
         changed = [group for group in self._live.groups if not self._frozen(group, tensors)]
         same = {source.name for group in self._live.groups for source in group.sources}
@@ -108,10 +108,10 @@ class Cheap:
         self._stamps = {group.tensors: stamp(group, tensors) for group in self._live.groups}
         return changed, tuple(sorted(same))
 
-    def _frozen(self, group: Group, tensors: Tensors) -> bool:
+    def _frozen(self, group: MatrixGroup, tensors: Tensors) -> bool:
         return unchanged(group, tensors, self._stamps)
 
-    def _read(self, group: Group, whole: Tensors) -> Iterator[tuple[MatrixSource, list[WeightMatrix]]]:
+    def _read(self, group: MatrixGroup, whole: Tensors) -> Iterator[tuple[MatrixSource, list[WeightMatrix]]]:
         checkpoint = self._live.checkpoint(group, whole)
         for source in group.sources:
             yield source, load(source, checkpoint)
@@ -145,7 +145,7 @@ class Cheap:
         return {device: (found, torch.stack([rows[i] for i in found])) for device, found in by_device.items()}
 
 
-def stamp(group: Group, tensors: Tensors) -> tuple[Any, ...]:
+def stamp(group: MatrixGroup, tensors: Tensors) -> tuple[Any, ...]:
     """What changes whenever a tensor of the group is written to by an optimizer, or replaced."""
     return tuple(_stamp(tensors[name]) for name in group.tensors)
 
@@ -165,7 +165,7 @@ def _sample(tensor: torch.Tensor) -> bytes:
         return b""
 
 
-def unchanged(group: Group, tensors: Tensors, stamps: Mapping[tuple[str, ...], tuple[Any, ...]]) -> bool:
+def unchanged(group: MatrixGroup, tensors: Tensors, stamps: Mapping[tuple[str, ...], tuple[Any, ...]]) -> bool:
     """Whether no tensor of the group is trained, and none was written to since its stamp was taken.
 
     A trained tensor is not trusted: writing to `parameter.data` leaves its version as it was, and an optimizer may
@@ -176,7 +176,7 @@ def unchanged(group: Group, tensors: Tensors, stamps: Mapping[tuple[str, ...], t
     return stamps.get(group.tensors) == stamp(group, tensors)
 
 
-def _operator(matrix: WeightMatrix) -> tuple[Operator, torch.Tensor | tuple[torch.Tensor, torch.Tensor]]:
+def _operator(matrix: WeightMatrix) -> tuple[LiveProducts, torch.Tensor | tuple[torch.Tensor, torch.Tensor]]:
     factors = matrix.factors
     if factors is not None:
         return product(*factors), factors

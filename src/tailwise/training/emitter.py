@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.history.point import Alarm, Point, Tempo
 from tailwise.training.faults import Faults
-from tailwise.training.ranks import Ranks
-from tailwise.training.solver import Measured, from_json, to_json
+from tailwise.training.processes import Ranks
+from tailwise.training.solver import RankMeasurements, from_json, to_json
 
 if TYPE_CHECKING:
     from tailwise.training.cheap import Pending
     from tailwise.training.options import Rule
-    from tailwise.training.sinks import Sink
+    from tailwise.training.sinks import PointSink
 
 #: Points that may wait for a slow sink; later ones are dropped and counted.
 WAITING = 256
@@ -40,7 +40,7 @@ class Outlet:
     """Where points go."""
 
     run: str
-    sinks: Sequence[Sink]  # take points
+    sinks: Sequence[PointSink]  # take points
     histories: Sequence[Any]  # take alarms as well
     rules: Sequence[Rule]
     on_alarm: Callable[[Alarm], object] | None
@@ -51,18 +51,18 @@ class Emitter:
 
     def __init__(self, outlet: Outlet, ranks: Ranks, faults: Faults) -> None:
         self._outlet, self._ranks, self._faults = outlet, ranks, faults
-        self._queue: queue.Queue[CheapJob | Measured | None] = queue.Queue(WAITING)
+        self._queue: queue.Queue[CheapJob | RankMeasurements | None] = queue.Queue(WAITING)
         self._known: dict[Tempo, Mapping[str, dict[str, float]]] = {"cheap": {}, "full": {}}
         self._full_notes: list[str] = []
-        self._own: list[Measured] = []  # of this rank, waiting for those of the others
-        self._theirs: dict[int, Measured] = {}
+        self._own: list[RankMeasurements] = []  # of this rank, waiting for those of the others
+        self._theirs: dict[int, RankMeasurements] = {}
         self._merged = 0
         self.alarms: list[Alarm] = []
         self.points, self.dropped, self.background = 0, 0, 0.0
         self._thread = threading.Thread(target=self._run, name="tailwise-emitter", daemon=True)
         self._thread.start()
 
-    def put(self, job: CheapJob | Measured) -> None:
+    def put(self, job: CheapJob | RankMeasurements) -> None:
         """Hand over a measurement; never waits."""
         try:
             self._queue.put_nowait(job)
@@ -89,7 +89,7 @@ class Emitter:
             waiting.wait(_POLL)  # for the other ranks
             self._attempt("a point", self._merge)
 
-    def _handle(self, job: CheapJob | Measured) -> None:
+    def _handle(self, job: CheapJob | RankMeasurements) -> None:
         if isinstance(job, CheapJob):
             self._cheap(job)
         elif self._ranks.sharded and self._ranks.rank != 0:
@@ -130,7 +130,7 @@ class Emitter:
             self._merged += 1
             self._full(parts)
 
-    def _full(self, parts: list[Measured]) -> None:
+    def _full(self, parts: list[RankMeasurements]) -> None:
         first, known = parts[0], self._known["full"]
         layers = {name: values for part in parts for name, values in part.layers.items()}
         troubles = {name: why for part in parts for name, why in part.troubles.items()}

@@ -12,8 +12,8 @@ from tailwise.checkpoints.formats.memory import MemoryCheckpoint, class_of, conf
 from tailwise.checkpoints.formats.peft import PeftCheckpoint
 from tailwise.checkpoints.matrices import MatrixSource, group
 from tailwise.checkpoints.wrapped import is_sharded, plain_name, refuse_flat, unwrap
-from tailwise.errors import TailwiseError, UsageError
-from tailwise.recipe import Recipe
+from tailwise.core.errors import TailwiseError, UsageError
+from tailwise.core.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ Tensors = Mapping[str, "torch.Tensor"]
 
 
 @dataclass(frozen=True)
-class Group:
+class MatrixGroup:
     """Matrices that are read from the same tensors, which are gathered and copied together."""
 
     tensors: tuple[str, ...]  # in the live model
@@ -50,7 +50,7 @@ class LiveModel:
         self._recipe, self._selection = recipe, selection
         self._signature: dict[str, tuple[Any, ...]] = {}
         self._adapted: dict[str, torch.Tensor] = {}  # weights under an adapter, without values
-        self.groups: tuple[Group, ...] = ()
+        self.groups: tuple[MatrixGroup, ...] = ()
         self.refresh()
         if not self.groups:
             raise UsageError(
@@ -86,7 +86,7 @@ class LiveModel:
         self.groups, trouble = self._grouped(tensors)
         return tensors, notes + trouble
 
-    def checkpoint(self, wanted: Group, tensors: Tensors) -> Checkpoint:
+    def checkpoint(self, wanted: MatrixGroup, tensors: Tensors) -> Checkpoint:
         """What the sources of a group are read from, given its tensors."""
         if wanted.adapter:
             return self._adapter(tensors)
@@ -98,14 +98,14 @@ class LiveModel:
         found.module_kinds = {plain_name(n): class_of(part) for n, part in self.module.named_modules()}
         return found
 
-    def _grouped(self, tensors: Tensors) -> tuple[tuple[Group, ...], list[str]]:
+    def _grouped(self, tensors: Tensors) -> tuple[tuple[MatrixGroup, ...], list[str]]:
         self._adapted = {n: _meta(tensor) for n, tensor in tensors.items() if n.endswith(".base_layer.weight")}
         checkpoint = self._plain({name: _header(tensor) for name, tensor in tensors.items()})
         checkpoint.shared = {**_shared(tensors), **checkpoint.shared}
         by_tensors: dict[tuple[str, ...], list[MatrixSource]] = {}
         for source in self._taken(checkpoint):
             by_tensors.setdefault(source.tensors, []).append(source)
-        groups = [Group(names, tuple(found), _bytes(names, tensors)) for names, found in by_tensors.items()]
+        groups = [MatrixGroup(names, tuple(found), _bytes(names, tensors)) for names, found in by_tensors.items()]
         try:
             groups += self._adapter_group(tensors)
         except TailwiseError as error:
@@ -116,7 +116,7 @@ class LiveModel:
         found, _ = group(checkpoint, conv=self._recipe.conv, min_evals=self._recipe.min_evals)
         return [source for source in found if self._selection.takes(source.name, source.role)]
 
-    def _adapter_group(self, tensors: Tensors) -> list[Group]:
+    def _adapter_group(self, tensors: Tensors) -> list[MatrixGroup]:
         name, settings = _adapter_of(self.module)
         if not name:
             return []
@@ -124,7 +124,7 @@ class LiveModel:
         if settings.get("use_dora"):  # its updates depend on the weights that they change
             own += [tensor for tensor in tensors if tensor.endswith(".base_layer.weight")]
         sources = self._taken(self._adapter(tensors))
-        return [Group(tuple(own), tuple(sources), _bytes(own, tensors), adapter=True)] if own and sources else []
+        return [MatrixGroup(tuple(own), tuple(sources), _bytes(own, tensors), adapter=True)] if own and sources else []
 
     def _adapter(self, tensors: Tensors) -> Checkpoint:
         """The updates s·B·A of the active adapter, by the names of the model that it adapts."""

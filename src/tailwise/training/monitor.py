@@ -10,19 +10,19 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from tailwise.audits.prepare import Selection, check_estimators
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
+from tailwise.core.recipe import Recipe
 from tailwise.history.point import RULES, Alarm
 from tailwise.history.writer import open_writer
-from tailwise.metrics.measure import completed
-from tailwise.recipe import Recipe
+from tailwise.spectrum.metrics.facts import completed
 from tailwise.training.alarms import Alarms
 from tailwise.training.emitter import CheapJob, Emitter, Outlet
 from tailwise.training.faults import Faults, logger
 from tailwise.training.live import LiveModel, Tensors
 from tailwise.training.meter import Kind, Meter, MonitorReport
-from tailwise.training.options import Settings, options_of
-from tailwise.training.ranks import Ranks
-from tailwise.training.sinks import Sink
+from tailwise.training.options import MonitorSettings, options_of
+from tailwise.training.processes import Ranks
+from tailwise.training.sinks import PointSink
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ class Monitor:
         every: int = 1000,
         history: Any = None,
         on_alarm: Callable[[Alarm], object] | None = None,
-        **settings: Unpack[Settings],
+        **settings: Unpack[MonitorSettings],
     ) -> None:
         if not isinstance(every, int) or every < 1:
             raise UsageError(f"every is {every!r}", fix="give a whole number of steps, one or more")
@@ -102,7 +102,7 @@ class Monitor:
         elif ranks.rank == 0 and history is not None:
             sinks.append(history)
         for sink in sinks:
-            if not isinstance(sink, Sink):
+            if not isinstance(sink, PointSink):
                 raise UsageError(f"{type(sink).__name__} takes no points", fix="give a path, a URL or a write(point)")
         rules = [Alarms()] if options.rules is None else list(options.rules)
         self._looking = sum(len(rule.rules) if isinstance(rule, Alarms) else 1 for rule in rules)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from tailwise.errors import UsageError, unknown_name
+from tailwise.core.errors import UsageError, unknown_name
 from tailwise.history.point import Alarm, Point
 
 if TYPE_CHECKING:
-    from tailwise.training.sinks import Sink
+    from tailwise.training.sinks import PointSink
 
 Rule = Callable[[Point], Sequence[Alarm]]
 FullTempo = Literal["audit", "lanczos", "off"]
@@ -24,14 +24,14 @@ METRICS = (
 )  # fmt: skip
 
 
-class Settings(TypedDict, total=False):
+class MonitorSettings(TypedDict, total=False):
     """Fields of `Options`."""
 
     full_every: int | None
     full: FullTempo
     max_overhead: float
     rules: Sequence[Rule] | None
-    sinks: Sequence[Sink]
+    sinks: Sequence[PointSink]
     run: str
     layers: str | None
     roles: str | Iterable[str]
@@ -53,7 +53,7 @@ class Options:
     rules: Sequence[Rule] | None = (
         None  # each is called with every point and returns alarms; None: `Alarms()`, (): none
     )
-    sinks: Sequence[Sink] = ()  # beside `history`
+    sinks: Sequence[PointSink] = ()  # beside `history`
     run: str = ""  # name of the run; empty: the time at which it began
     layers: str | None = None  # only matrices whose name matches
     roles: str | Iterable[str] = ()  # only matrices of these roles
@@ -85,7 +85,7 @@ class Options:
         return (self.roles,) if isinstance(self.roles, str) else tuple(self.roles)
 
 
-def options_of(settings: Settings) -> Options:
+def options_of(settings: MonitorSettings) -> Options:
     """The options; `UsageError` with near names for one that does not exist."""
     known = {item.name for item in fields(Options)}
     for name in settings:

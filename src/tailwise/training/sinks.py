@@ -8,7 +8,7 @@ from tailwise.history.point import Point
 
 
 @runtime_checkable
-class Sink(Protocol):
+class PointSink(Protocol):
     """Takes points."""
 
     def write(self, point: Point) -> object:

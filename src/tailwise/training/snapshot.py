@@ -12,8 +12,8 @@ from tailwise.training.cheap import stamp, to_host, unchanged
 
 if TYPE_CHECKING:
     from tailwise.training.faults import Faults
-    from tailwise.training.live import Group, LiveModel, Tensors
-    from tailwise.training.ranks import Ranks
+    from tailwise.training.live import LiveModel, MatrixGroup, Tensors
+    from tailwise.training.processes import Ranks
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Snapshot:
 
     step: int
     time: float
-    parts: list[tuple[Group, dict[str, torch.Tensor]]]  # this rank's groups, and their tensors on the CPU
+    parts: list[tuple[MatrixGroup, dict[str, torch.Tensor]]]  # this rank's groups, and their tensors on the CPU
     events: list[Any]  # of copies that are under way
     unchanged: tuple[str, ...]  # matrices that were not copied, since they are as they were
     left: int  # matrices that did not fit, whose turn comes next
@@ -61,7 +61,7 @@ class Camera:
         """Trust nothing of before: the model's tensors are others now."""
         self._stamps, self._turn = {}, {}
 
-    def _picked(self, groups: list[Group]) -> tuple[list[Group], list[Group]]:
+    def _picked(self, groups: list[MatrixGroup]) -> tuple[list[MatrixGroup], list[MatrixGroup]]:
         """The groups that were not taken for longest, as many as fit; at least one."""
         waiting = sorted(groups, key=lambda group: self._turn.get(group.tensors, 0))
         room, picked = self._limit * self._ranks.world if self._ranks.sharded else self._limit, list[Any]()

@@ -15,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tailwise.audits.audit import LayerRow
-from tailwise.audits.baselines import Baselines
-from tailwise.audits.cache import Cache
+from typing_extensions import override
+
+from tailwise.audits.cache import Baselines, Cache
+from tailwise.audits.rows import LayerRow
 from tailwise.audits.work import Worker, failure
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, load
-from tailwise.recipe import Recipe
+from tailwise.core.recipe import Recipe
 from tailwise.spectrum.spectrum import Spectrum
 from tailwise.training.cheap import dense_matrix
 from tailwise.training.live import LiveModel
@@ -32,7 +33,7 @@ NICE = 19
 
 
 @dataclass
-class Measured:
+class RankMeasurements:
     """What came out of a snapshot on one rank."""
 
     step: int
@@ -54,15 +55,15 @@ class Recent(Cache):
         self._now: dict[str, Spectrum] = {}
         self._before: dict[str, Spectrum] = {}
 
+    @override
     def spectrum(self, key: str) -> Spectrum | None:
-        """See `Cache`."""
         found = self._now.get(key) or self._before.get(key)
         if found is not None:
             self._now[key] = found
         return found
 
+    @override
     def keep_spectrum(self, key: str, spectrum: Spectrum) -> None:
-        """See `Cache`."""
         self._now[key] = spectrum
 
     def turn(self) -> None:
@@ -73,7 +74,7 @@ class Recent(Cache):
 class Solver:
     """Measures one snapshot at a time on its thread, and hands each result to `done`."""
 
-    def __init__(self, live: LiveModel, recipe: Recipe, full: str, done: Callable[[Measured], None]) -> None:
+    def __init__(self, live: LiveModel, recipe: Recipe, full: str, done: Callable[[RankMeasurements], None]) -> None:
         self._live, self._recipe, self._full, self._done = live, recipe, full, done
         self._cache = Recent()
         self._baselines = Baselines(self._cache)
@@ -120,7 +121,7 @@ class Solver:
             try:
                 found = self._measured(job)
             except Exception as error:
-                found = Measured(job.step, job.time, troubles={"the snapshot": failure(error)[1]})
+                found = RankMeasurements(job.step, job.time, troubles={"the snapshot": failure(error)[1]})
             self._done(found)
             del job
             with self._wake:
@@ -132,9 +133,9 @@ class Solver:
             self._wake.wait_for(lambda: self._job is not None or self._closing)
             return self._job
 
-    def _measured(self, job: Snapshot) -> Measured:
+    def _measured(self, job: Snapshot) -> RankMeasurements:
         began = time.thread_time()
-        found = Measured(job.step, job.time, unchanged=job.unchanged, left=job.left)
+        found = RankMeasurements(job.step, job.time, unchanged=job.unchanged, left=job.left)
         self._cache.turn()
         job.wait()
         while job.parts:
@@ -149,7 +150,7 @@ class Solver:
         found.seconds = time.thread_time() - began
         return found
 
-    def _take(self, source: MatrixSource, checkpoint: Checkpoint, found: Measured) -> None:
+    def _take(self, source: MatrixSource, checkpoint: Checkpoint, found: RankMeasurements) -> None:
         if self.stop.is_set():
             found.stopped += 1
         elif self._full == "lanczos":
@@ -158,7 +159,7 @@ class Solver:
             row, _ = Worker(checkpoint, self._recipe, "cpu", self._cache, self._baselines)(source)
             _add(row, found)
 
-    def _estimate(self, source: MatrixSource, checkpoint: Checkpoint, found: Measured) -> None:
+    def _estimate(self, source: MatrixSource, checkpoint: Checkpoint, found: RankMeasurements) -> None:
         from tailwise.spectrum.lanczos import estimate
 
         try:
@@ -169,7 +170,7 @@ class Solver:
             found.layers[source.name] = values
 
 
-def _add(row: LayerRow, found: Measured) -> None:
+def _add(row: LayerRow, found: RankMeasurements) -> None:
     if not row.measured:
         found.troubles[row.name] = f"{row.status}: {row.reason}"
         return
@@ -188,11 +189,11 @@ def _become_humble() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
-def to_json(found: Measured) -> dict[str, Any]:
+def to_json(found: RankMeasurements) -> dict[str, Any]:
     """Plain JSON types."""
     return {**found.__dict__, "unchanged": list(found.unchanged)}
 
 
-def from_json(given: dict[str, Any]) -> Measured:
+def from_json(given: dict[str, Any]) -> RankMeasurements:
     """What `to_json` wrote."""
-    return Measured(**{**given, "unchanged": tuple(given["unchanged"])})
+    return RankMeasurements(**{**given, "unchanged": tuple(given["unchanged"])})

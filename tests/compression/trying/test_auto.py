@@ -12,9 +12,9 @@ import pytest
 from tailwise.compression.making.request import Request
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.clock import Clock
-from tailwise.compression.trying.run import planned, seconds_of
+from tailwise.compression.trying.planned import planned, seconds_of
 from tailwise.compression.trying.stage import StageOptions
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 
 def _text(tokens, **options) -> StageOptions:
@@ -113,9 +113,9 @@ def test_a_wrong_time_is_one_message(text: str) -> None:
 def test_auto_beats_uniform_on_held_out_text(stories, data) -> None:
     from tailwise.audits.run import audit as audit_model
     from tailwise.compression.trying.stage import stage_of
-    from tailwise.evaluation.models import load_tokenizer
-    from tailwise.evaluation.sources import Documents
-    from tailwise.evaluation.tokens import tokens_of, windows_of
+    from tailwise.models.evaluation.loading import load_tokenizer
+    from tailwise.models.evaluation.sources import Documents
+    from tailwise.models.evaluation.tokens import tokens_of, windows_of
 
     text = (data / "text" / "tinystories_252_stories.txt").read_text(encoding="utf-8")
     parts = [part.strip() for part in text.split("<|endoftext|>") if part.strip()]

@@ -10,22 +10,22 @@ import pytest
 import torch
 
 from tailwise.compression.applying.apply import apply
-from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.asked import asked_of
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.clock import Clock
-from tailwise.compression.trying.errors import error_tables
-from tailwise.compression.trying.format_losses import believed_losses, levels_of_plan, variants_of, with_levels
+from tailwise.compression.trying.layer_errors import error_tables
+from tailwise.compression.trying.planned import planned
 from tailwise.compression.trying.refine import balanced, move_sets, refined_formats
-from tailwise.compression.trying.run import planned
+from tailwise.compression.trying.search_formats import believed_losses, levels_of_plan, variants_of, with_levels
 from tailwise.compression.trying.stage import StageOptions, stage_of
 from tailwise.compression.trying.trial import Trial
-from tailwise.errors import UsageError
-from tailwise.evaluation.losses import window_losses
-from tailwise.evaluation.models import load_model
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.loading import load_model
+from tailwise.models.evaluation.losses import window_losses
 
 FORMATS = ("int2-channel", "int3-channel", "int4-channel", "int8-channel")
 

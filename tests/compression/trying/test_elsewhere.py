@@ -11,9 +11,9 @@ import pytest
 from inline import Inline
 from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.trying.clock import Clock
-from tailwise.compression.trying.run import planned
+from tailwise.compression.trying.planned import planned
 from tailwise.compression.trying.stage import StageOptions
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 
 @pytest.fixture

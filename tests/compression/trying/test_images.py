@@ -15,12 +15,12 @@ from tailwise.cli.main import app
 from tailwise.compression.making.request import Request
 from tailwise.compression.recovery.recover import RecoverOptions, recover
 from tailwise.compression.trying.clock import Clock
-from tailwise.compression.trying.predict import foretold
-from tailwise.compression.trying.run import planned
+from tailwise.compression.trying.planned import planned
+from tailwise.compression.trying.predictors import foretold
 from tailwise.compression.trying.stage import StageOptions
-from tailwise.errors import UnreadableError, UsageError
-from tailwise.evaluation.classify import evaluate_images
-from tailwise.evaluation.images import Preparation, images_of, is_classifier, load_classifier, preparation_of
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.models.evaluation.classify import evaluate_images
+from tailwise.models.evaluation.images import Preparation, images_of, is_classifier, load_classifier, preparation_of
 
 transformers = pytest.importorskip("transformers")
 Image = pytest.importorskip("PIL.Image")

@@ -14,11 +14,11 @@ from tailwise.compression.choosing.blend import INDICATORS
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.trying.clock import Clock
-from tailwise.compression.trying.predict import PREDICTORS, foretold
-from tailwise.compression.trying.run import planned
+from tailwise.compression.trying.planned import planned
+from tailwise.compression.trying.predictors import PREDICTORS, foretold
 from tailwise.compression.trying.stage import StageOptions
 from tailwise.compression.trying.tau_curve import tau_curve
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 
 def _text(tokens, **options) -> StageOptions:

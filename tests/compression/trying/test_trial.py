@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from tailwise.compression.applying.apply import apply
-from tailwise.compression.applying.options import ApplyOptions
+from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
-from tailwise.compression.plans.candidates import Choice
+from tailwise.compression.plans.candidates import TensorChoice
 from tailwise.compression.trying.refine import levels, refined, with_amounts
 from tailwise.compression.trying.sensitivity import levels_of, measured_losses
 from tailwise.compression.trying.stage import StageOptions, stage_of
-from tailwise.errors import UsageError
-from tailwise.evaluation.losses import window_losses
-from tailwise.evaluation.models import load_model
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.loading import load_model
+from tailwise.models.evaluation.losses import window_losses
 
 
 def _stage(llama, audit, tokens, operator="magnitude", **options):
@@ -161,6 +161,6 @@ def test_states_that_would_take_too_much_are_not_kept(llama, audit, tokens, monk
 
 
 def test_what_apply_would_not_reach_is_told_before_the_search(llama, audit, tokens) -> None:
-    plan = plan_prune(audit, Request(0.6, "uniform", "wanda", choice=Choice(also=("lm_head",))))
+    plan = plan_prune(audit, Request(0.6, "uniform", "wanda", choice=TensorChoice(also=("lm_head",))))
     with pytest.raises(UsageError, match=r"does not reach lm_head\.weight"):
         stage_of(str(llama), plan, StageOptions(tokens, window=32))

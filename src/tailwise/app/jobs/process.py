@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tailwise.app.jobs.job import Job
-from tailwise.storage import json_of
+from tailwise.core.storage import json_of
 
 _LAST_LINES = 12
 _PATIENCE = 3.0  # seconds between being asked to end and being ended
@@ -46,7 +46,7 @@ def environment() -> dict[str, str]:
     return passed | {"TAILWISE_NO_PICKLE": "1", "PYTHONIOENCODING": "utf-8", "NO_COLOR": "1", "COLUMNS": "200"}
 
 
-class Running:
+class JobProcess:
     """A job whose process runs."""
 
     def __init__(self, job: Job, workers: int | None) -> None:

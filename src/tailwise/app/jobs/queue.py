@@ -9,25 +9,27 @@ import math
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tailwise.app.jobs.claim import Claim
+from filelock import BaseFileLock, FileLock
+
 from tailwise.app.jobs.job import Job
 from tailwise.app.jobs.outputs import free_name, place
-from tailwise.app.jobs.process import Running
-from tailwise.atomic import write_whole
-from tailwise.errors import TailwiseError, UsageError, unknown_name
+from tailwise.app.jobs.process import JobProcess
+from tailwise.core.atomic import write_whole
+from tailwise.core.errors import TailwiseError, UsageError, unknown_name
 
 _log = logging.getLogger(__name__)
 
 _KEPT = 200  # ended jobs that are remembered
 _MOST_RESTARTS = 5  # a model that takes the machine down must not do so for ever
 
-Start = Callable[[Job, int | None], Running]
+Start = Callable[[Job, int | None], JobProcess]
 
 
 class Queue:
@@ -38,16 +40,16 @@ class Queue:
     """
 
     def __init__(
-        self, folder: Path, *, longest: int = 20, workers: int | None = None, start: Start = Running,
+        self, folder: Path, *, longest: int = 20, workers: int | None = None, start: Start = JobProcess,
         idle: bool = False,
     ) -> None:  # fmt: skip
         """Take up what is below `folder`; a queue that stays `idle` shows it, and leaves it to a server that works."""
-        self._claim = None if idle else Claim(folder)
+        self._claim = None if idle else FolderClaim(folder)
         self._folder = folder / "jobs" if self._claim is None else self._claim.folder
         self._longest, self._workers, self._start = longest, workers, start
         self._jobs: dict[str, Job] = {}
         self._changed = threading.Condition()
-        self._running: tuple[str, Running] | None = None
+        self._running: tuple[str, JobProcess] | None = None
         self._closed = False
         self._thread: threading.Thread | None = None
         with self._changed:
@@ -227,3 +229,52 @@ def _number(step: Mapping[str, Any], key: str) -> float:
     """A number of a step, which comes as text from another process."""
     value = step.get(key)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+
+
+_SERVERS = 100
+
+
+class FolderClaim:
+    """A folder for jobs that no other server works on, as long as this one lives."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take `jobs`, or `jobs-2` and so on where servers that run have those."""
+        self.folder, self._release = folder / "jobs", None
+        for candidate in _folders(folder):
+            lock = _locked(candidate)
+            if lock is not None:
+                self.folder, self._release = candidate, weakref.finalize(self, lock.release)
+                self._adopt(folder)
+                return
+
+    def _adopt(self, folder: Path) -> None:
+        """Take what servers left that are gone."""
+        for other in _folders(folder):
+            lock = _locked(other) if other != self.folder and other.is_dir() else None
+            if lock is None:
+                continue
+            with contextlib.suppress(OSError):
+                for pattern in ("*.audit", "*.json"):  # in this order: a job without its file is one that wrote none
+                    for path in other.glob(pattern):
+                        path.replace(self.folder / path.name)
+            lock.release()
+
+    def release(self) -> None:
+        """Leave it to the next server."""
+        if self._release is not None:
+            self._release()
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [folder / ("jobs" if number == 1 else f"jobs-{number}") for number in range(1, _SERVERS)]
+
+
+def _locked(folder: Path) -> BaseFileLock | None:
+    # Its descriptor is not inherited by what this process starts: an orphan must not hold it.
+    lock = FileLock(folder / ".lock", mode=0o600, blocking=False, thread_local=False, fallback_to_soft=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError:  # another server has it, or the disk is full or may not be written: the queue is not kept at all
+        return None
+    return lock

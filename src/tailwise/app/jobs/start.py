@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from tailwise.app.desk import Desk
 from tailwise.app.jobs.job import Job
 from tailwise.app.jobs.outputs import words_of
-from tailwise.errors import UsageError
+from tailwise.app.page_context import PageContext
+from tailwise.core.errors import UsageError
+from tailwise.spectrum.power_law import ESTIMATOR_NAMES
 
 _HUB = re.compile(r"(hf://)?[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,120})?")
+
+if TYPE_CHECKING:
+    EstimatorName = str
+else:
+    EstimatorName = Literal[*ESTIMATOR_NAMES]
 
 
 class Wish(BaseModel):
@@ -21,12 +27,12 @@ class Wish(BaseModel):
 
     model: str = Field(max_length=1000, min_length=1)  # a path below a root, or a Hugging Face id
     base: str = Field("", max_length=1000)  # for an adapter: the model that it adapts
-    estimator: Literal["ks", "ks_clip", "ks_truncated", "peak", "mid", "top", "top_outside", "farms"] = "ks"
+    estimator: EstimatorName = "ks"
     randomize: bool = False
     bootstrap: int = Field(0, ge=0, le=1000)
 
 
-def start(desk: Desk, wish: Wish) -> Job:
+def start(desk: PageContext, wish: Wish) -> Job:
     """Put an audit into the queue.
 
     Raises `UsageError` for what is neither below a root nor an id of the Hub, on a read-only server, where too many
@@ -43,7 +49,7 @@ def start(desk: Desk, wish: Wish) -> Job:
     return desk.queue.add(model, desk.settings.state / "audits" / f"{words}.audit", options)
 
 
-def _named(desk: Desk, text: str) -> str:
+def _named(desk: PageContext, text: str) -> str:
     if "\0" in text:
         raise UsageError("is no path", where=text.replace("\0", "␀"))
     try:

@@ -5,28 +5,32 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
+from markupsafe import Markup
 from pydantic import BaseModel, Field
 from starlette.responses import StreamingResponse
 
-from tailwise.app.desk import Desk, desk_of
-from tailwise.app.events import from_a_thread, stream
-from tailwise.app.markdown import drawn
+from tailwise.app.assistant.answers import EXAMPLES, answer
+from tailwise.app.assistant.chat import chat
+from tailwise.app.assistant.endpoint import Endpoint, forget, load
+from tailwise.app.assistant.events import Answered, Event, Failed, to_json
+from tailwise.app.assistant.prompt import system_prompt
+from tailwise.app.assistant.screen import ShownPage
+from tailwise.app.event_stream import from_a_thread, stream
+from tailwise.app.page_context import PageContext, context_of
 from tailwise.app.settings import is_loopback
-from tailwise.assistant.answers import EXAMPLES, answer
-from tailwise.assistant.chat import chat
-from tailwise.assistant.events import Done, Event, Failed, to_json
-from tailwise.assistant.prompt import system_prompt
-from tailwise.assistant.screen import Screen
-from tailwise.assistant.settings import Endpoint, forget, load
-from tailwise.errors import TailwiseError, UsageError
+from tailwise.core.errors import TailwiseError, UsageError
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
 
 _log = logging.getLogger(__name__)
 router = APIRouter(include_in_schema=False)
-Given = Annotated[Desk, Depends(desk_of)]
+Given = Annotated[PageContext, Depends(context_of)]
 Name = Annotated[str, Field(max_length=1000)]
 
 
@@ -42,22 +46,22 @@ class OnScreen(BaseModel):
     plan: Name | None = None
     audits: Annotated[list[Name], Field(max_length=8)] = []
 
-    def screen(self) -> Screen:
+    def screen(self) -> ShownPage:
         """As the assistant takes it."""
-        return Screen(**{**self.model_dump(), "audits": tuple(self.audits)})
+        return ShownPage(**{**self.model_dump(), "audits": tuple(self.audits)})
 
 
-class Said(BaseModel):
+class TypedMessage(BaseModel):
     """One message."""
 
     role: Literal["user", "assistant"]
     content: str = Field(max_length=50_000)  # answers come back as the talk goes on
 
 
-class Question(BaseModel):
+class AskedConversation(BaseModel):
     """A conversation whose last message is to be answered."""
 
-    messages: Annotated[list[Said], Field(min_length=1, max_length=60)]
+    messages: Annotated[list[TypedMessage], Field(min_length=1, max_length=60)]
     screen: OnScreen = OnScreen()
 
 
@@ -66,14 +70,14 @@ def _endpoint() -> Endpoint | None:
 
 
 @router.post("/assistant/ask")
-async def ask(desk: Given, question: Question) -> StreamingResponse:
+async def ask(desk: Given, question: AskedConversation) -> StreamingResponse:
     """Server-sent events of one answer: by rules, or by a model where one is set up."""
     if not desk.questions.allows():
         raise UsageError("too many questions within a minute", fix="wait a little")
     return stream(from_a_thread(lambda: _events(desk, question), desk.ending))
 
 
-def _events(desk: Desk, question: Question) -> Iterator[bytes]:
+def _events(desk: PageContext, question: AskedConversation) -> Iterator[bytes]:
     try:
         yield from _answered(desk, question)
     except TailwiseError as error:
@@ -83,10 +87,10 @@ def _events(desk: Desk, question: Question) -> Iterator[bytes]:
         yield _sent(Failed("something went wrong here", "the server's log says more"))
 
 
-def _answered(desk: Desk, question: Question) -> Iterator[bytes]:
+def _answered(desk: PageContext, question: AskedConversation) -> Iterator[bytes]:
     screen, endpoint = question.screen.screen(), _endpoint()
     if endpoint is None:
-        yield _sent(Done(answer(question.messages[-1].content, desk.workspace, screen)))
+        yield _sent(Answered(answer(question.messages[-1].content, desk.workspace, screen)))
         return
     messages = [{"role": one.role, "content": one.content} for one in question.messages]
     if not desk.answers.acquire(blocking=False):
@@ -101,7 +105,7 @@ def _answered(desk: Desk, question: Question) -> Iterator[bytes]:
 
 def _sent(event: Event) -> bytes:
     found = to_json(event)
-    if isinstance(event, Done):
+    if isinstance(event, Answered):
         found["html"] = str(drawn(event.answer.text))
         found["answer"].pop("facts")  # the page shows the text; the facts may be large
     if found["kind"] == "result":
@@ -112,7 +116,7 @@ def _sent(event: Event) -> bytes:
 # Settings
 
 
-class Address(BaseModel):
+class EndpointTyped(BaseModel):
     """An endpoint as it is typed."""
 
     base_url: str = Field(max_length=400)
@@ -126,7 +130,7 @@ def settings(request: Request, desk: Given, on: Annotated[OnScreen, Query()]) ->
     return _page(request, desk, on)
 
 
-def _page(request: Request, desk: Desk, on: OnScreen, message: str = "", status: int = 200) -> HTMLResponse:
+def _page(request: Request, desk: PageContext, on: OnScreen, message: str = "", status: int = 200) -> HTMLResponse:
     try:
         endpoint, trouble = _endpoint(), ""
     except TailwiseError as error:
@@ -146,13 +150,13 @@ def _is_kept() -> bool:
         return True
 
 
-def _may_change(desk: Desk) -> bool:
+def _may_change(desk: PageContext) -> bool:
     """Whoever sets the address makes this machine connect there: only its own users may."""
     return not desk.settings.read_only and is_loopback(desk.settings.host)
 
 
 @router.post("/settings")
-def keep(request: Request, desk: Given, given: Annotated[Address, Form()]) -> HTMLResponse:
+def keep(request: Request, desk: Given, given: Annotated[EndpointTyped, Form()]) -> HTMLResponse:
     """Keep an endpoint."""
     if not _may_change(desk):
         raise UsageError("the endpoint is not changed from a page here", fix="set it where the server is started")
@@ -186,19 +190,19 @@ async def try_it(request: Request, desk: Given) -> HTMLResponse:
     return desk.pages.page(request, "tried.html", {"said": b"".join(said).decode()})
 
 
-def _tried(desk: Desk) -> Iterator[bytes]:
+def _tried(desk: PageContext) -> Iterator[bytes]:
     try:
         yield _tried_words(desk).encode(errors="replace")
     except TailwiseError as error:
         yield str(error).encode(errors="replace")
 
 
-def _tried_words(desk: Desk) -> str:
+def _tried_words(desk: PageContext) -> str:
     endpoint = _endpoint()
     if endpoint is None:
         return "No endpoint is set up."
     last = None
-    for event in chat([{"role": "user", "content": "Say: ready."}], desk.workspace, Screen(), endpoint):
+    for event in chat([{"role": "user", "content": "Say: ready."}], desk.workspace, ShownPage(), endpoint):
         last = event
     return f"{last.message} {last.fix}" if isinstance(last, Failed) else "It answers."
 
@@ -207,3 +211,21 @@ def _tried_words(desk: Desk) -> str:
 def elsewhere() -> RedirectResponse:
     """The assistant is on every page; its settings are here."""
     return RedirectResponse("/settings", 303)
+
+
+@lru_cache(maxsize=1)
+def _parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "html_block", "html_inline"])
+    parser.validateLink = _is_ours  # type: ignore[method-assign, assignment]  # that is how it is set
+    return parser
+
+
+def _is_ours(address: str) -> bool:
+    return address.startswith("/") and not address.lower().startswith(("//", "/\\", "/%5c"))
+
+
+def drawn(text: str) -> Markup:
+    """The HTML of an answer. HTML in it becomes text, and links elsewhere stay text."""
+    return Markup(_parser().render(text))  # noqa: S704 - the parser escapes

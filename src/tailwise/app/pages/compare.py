@@ -9,17 +9,17 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, Field
 
-from tailwise.app.desk import Desk, desk_of
-from tailwise.app.figures import Place
-from tailwise.compare.comparison import Comparison
-from tailwise.compare.conclusion import conclusion
-from tailwise.compare.summary import SUMMARIES, model_numbers
-from tailwise.errors import UsageError
+from tailwise.app.chart_json import ChartPlace
+from tailwise.app.page_context import PageContext, context_of
+from tailwise.core.errors import UsageError
+from tailwise.judging.compare.comparison import Comparison
+from tailwise.judging.compare.conclusion import conclusion
+from tailwise.judging.compare.summary import SUMMARIES, model_numbers
 from tailwise.report.charts.chart import charts_of
 from tailwise.report.charts.view import short_names
 
 router = APIRouter(include_in_schema=False)
-Given = Annotated[Desk, Depends(desk_of)]
+Given = Annotated[PageContext, Depends(context_of)]
 MOST = 8
 _SIZE = 100
 
@@ -33,7 +33,7 @@ def compare(request: Request, desk: Given, model: Annotated[list[str] | None, Qu
     audits = [desk.workspace.audit(name) for name in chosen]
     query = urlencode([("model", name) for name in chosen])
     ready = len(audits) > 1 and all(len(audit) for audit in audits)
-    places = [Place(one, f"/api/compare/charts/{one.name}?{query}", one.title) for one in charts_of("several")]
+    places = [ChartPlace(one, f"/api/compare/charts/{one.name}?{query}", one.title) for one in charts_of("several")]
     values = {
         "area": "Compare", "chosen": chosen, "entries": desk.workspace.entries("audit"),
         "names": short_names(audits) if audits else [], "numbers": [model_numbers(audit) for audit in audits],
@@ -58,7 +58,7 @@ def base(request: Request, desk: Given, asked: Annotated[Pair, Query()]) -> HTML
     model, base, metric, only = asked.model, asked.base, asked.metric, asked.only
     found = desk.workspace.comparison(base, model)
     query = urlencode({"model": model, "base": base})
-    places = [Place(one, f"/api/base/charts/{one.name}?{query}", one.title) for one in charts_of("base")]
+    places = [ChartPlace(one, f"/api/base/charts/{one.name}?{query}", one.title) for one in charts_of("base")]
     audits = [desk.workspace.audit(base), desk.workspace.audit(model)]
     values = {
         "area": "Compare", "model": model, "base": base, "found": found,

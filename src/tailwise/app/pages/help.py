@@ -7,11 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse
 
-from tailwise.app.desk import Desk, desk_of
-from tailwise.app.help import topic, topics
+from tailwise.app.help_texts import topic, topics
+from tailwise.app.page_context import PageContext, context_of
 
 router = APIRouter(include_in_schema=False)
-Given = Annotated[Desk, Depends(desk_of)]
+Given = Annotated[PageContext, Depends(context_of)]
 KINDS = {"term": "Words", "chart": "Charts", "metric": "Metrics", "rule": "Rules", "alarm": "Alarms of training"}
 
 

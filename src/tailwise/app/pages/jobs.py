@@ -12,22 +12,25 @@ from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from tailwise.app.desk import Desk, desk_of
-from tailwise.app.events import event, stream
+from tailwise.app.event_stream import event, stream
 from tailwise.app.jobs.start import Wish, start
+from tailwise.app.page_context import PageContext, context_of
 from tailwise.app.uploads import keep
-from tailwise.errors import UsageError
-from tailwise.workspace import links
+from tailwise.app.workspace import links
+from tailwise.core.errors import UsageError
+from tailwise.core.recipe import Recipe
+from tailwise.spectrum.power_law import ESTIMATOR_NAMES
 
 router = APIRouter(include_in_schema=False)
-Given = Annotated[Desk, Depends(desk_of)]
+Given = Annotated[PageContext, Depends(context_of)]
 _LOOK = 0.3
 
 
-def _values(desk: Desk, **more: Any) -> dict[str, Any]:
+def _values(desk: PageContext, **more: Any) -> dict[str, Any]:
     known = {str(entry.path): entry.id for entry in desk.workspace.entries("audit")}
     return {"area": "Audits", "jobs": desk.queue.jobs(), "known": known, "settings": desk.settings,
-            "roots": desk.workspace.roots, "message": "", "given": None, **more}  # fmt: skip
+            "roots": desk.workspace.roots, "message": "", "given": None, "estimators": ESTIMATOR_NAMES,
+            "usual_estimator": Recipe().estimator, **more}  # fmt: skip
 
 
 @router.get("/jobs")

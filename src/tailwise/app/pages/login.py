@@ -8,11 +8,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from tailwise.app.desk import Desk, desk_of
 from tailwise.app.guard import cookie_of, same, session_of
+from tailwise.app.page_context import PageContext, context_of
 
 router = APIRouter(include_in_schema=False)
-Given = Annotated[Desk, Depends(desk_of)]
+Given = Annotated[PageContext, Depends(context_of)]
 
 
 Next = Annotated[str, Query(max_length=8000)]
@@ -32,7 +32,7 @@ def _own(address: str) -> str:
     return address if _OURS.fullmatch(address) else "/"
 
 
-def _form(request: Request, desk: Desk, after: str, message: str = "", status: int = 200) -> Response:
+def _form(request: Request, desk: PageContext, after: str, message: str = "", status: int = 200) -> Response:
     values = {"message": message, "signed_in": False, "next": _own(after)}
     return desk.pages.page(request, "login.html", values, status)
 

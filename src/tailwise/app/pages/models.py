@@ -9,25 +9,25 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from tailwise.app.desk import Desk, desk_of
-from tailwise.app.figures import FAMILIES, HEATS, Place, chart_named, families, needs, view_of
+from tailwise.app.chart_json import FAMILIES, HEATS, ChartPlace, chart_named, families, needs, view_of
+from tailwise.app.layer_tables import Columns, chosen_columns, exported
 from tailwise.app.lists import Listing, listed
 from tailwise.app.overviews import alike
-from tailwise.app.tables import Columns, chosen_columns, exported
+from tailwise.app.page_context import PageContext, context_of
+from tailwise.app.workspace import layers as table
+from tailwise.app.workspace import links
+from tailwise.app.workspace.entry import WorkspaceEntry
 from tailwise.audits.audit import LayerRow
 from tailwise.audits.trusted import mean_alpha_words
-from tailwise.diagnosis.finding import Diagnosis
-from tailwise.diagnosis.verdict import standings
-from tailwise.errors import UsageError
-from tailwise.metrics.metric import METRICS
+from tailwise.core.errors import UsageError
+from tailwise.judging.diagnosis.finding import Diagnosis
+from tailwise.judging.diagnosis.verdict import standings
 from tailwise.report.charts.chart import charts_of
 from tailwise.report.layer_map import layer_map
-from tailwise.workspace import layers as table
-from tailwise.workspace import links
-from tailwise.workspace.entry import Entry
+from tailwise.spectrum.metrics.metric import METRICS
 
 router = APIRouter(include_in_schema=False)
-Given = Annotated[Desk, Depends(desk_of)]
+Given = Annotated[PageContext, Depends(context_of)]
 
 
 @router.get("/")
@@ -82,10 +82,10 @@ def _to(audit: str) -> Callable[[Sequence[LayerRow]], str]:
     return attributes
 
 
-def bases_of(desk: Desk, audit: str) -> list[tuple[Entry, str]]:
+def bases_of(desk: PageContext, audit: str) -> list[tuple[WorkspaceEntry, str]]:
     """The other audits, the one that fits best first, with how much of it fits where that is known."""
     own = desk.overviews.of(desk.workspace.entry(audit))
-    fits: list[tuple[float, Entry, str]] = []
+    fits: list[tuple[float, WorkspaceEntry, str]] = []
     for entry in desk.workspace.entries("audit"):
         other = desk.overviews.ready(entry) if entry.id != audit else None
         if entry.id == audit or (other is not None and other.trouble):
@@ -97,7 +97,7 @@ def bases_of(desk: Desk, audit: str) -> list[tuple[Entry, str]]:
     return [(entry, says) for _, entry, says in fits]
 
 
-def _places(desk: Desk, audit: str, family: str) -> list[Place]:
+def _places(desk: PageContext, audit: str, family: str) -> list[ChartPlace]:
     view = view_of(desk.workspace, audit)
     found = []
     for chart in families()[family]:
@@ -108,9 +108,9 @@ def _places(desk: Desk, audit: str, family: str) -> list[Place]:
     return found
 
 
-def _place(audit: str, name: str, metric: str | None, title: str, missing: str) -> Place:
+def _place(audit: str, name: str, metric: str | None, title: str, missing: str) -> ChartPlace:
     link = links.chart(audit, name, metric)
-    return Place(chart_named(name, "audit"), f"/api{link}", title, link, missing)
+    return ChartPlace(chart_named(name, "audit"), f"/api{link}", title, link, missing)
 
 
 @router.get("/models/{audit}/charts/{name}")
@@ -130,7 +130,7 @@ def chart(request: Request, desk: Given, audit: str, name: str, metric: str | No
     return desk.pages.page(request, "chart.html", values)
 
 
-def layer_rows(desk: Desk, audit: str) -> list[dict[str, Any]]:
+def layer_rows(desk: PageContext, audit: str) -> list[dict[str, Any]]:
     """All rows of an audit, kept."""
     workspace = desk.workspace
     return workspace.keep(audit, "rows", lambda: table.records(workspace.audit(audit), workspace.diagnosis(audit)))
@@ -172,7 +172,7 @@ def layer(request: Request, desk: Given, audit: str, name: str) -> HTMLResponse:
     diagnosis: Diagnosis = desk.workspace.diagnosis(audit)
     values = {
         "area": "Models", "entry": desk.workspace.entry(audit), "audit": found, "row": row,
-        "places": [Place(one, source.replace("{}", one.name), one.title) for one in charts],
+        "places": [ChartPlace(one, source.replace("{}", one.name), one.title) for one in charts],
         "findings": diagnosis.of(row.name), "metrics": METRICS, "shown": shown,
         "standings": standings(found, row.name) if row.measured else (),
         "before": names[at - 1] if at else None, "after": names[at + 1] if at + 1 < len(names) else None,

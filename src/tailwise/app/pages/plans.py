@@ -10,17 +10,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse
 
-from tailwise.app.desk import Desk, desk_of
-from tailwise.atomic import could_not_write
+from tailwise.app.page_context import PageContext, context_of
+from tailwise.app.workspace.entry import WorkspaceEntry
 from tailwise.compression.export.exporter import EXPORTERS, export
 from tailwise.compression.plans.plan import Plan
-from tailwise.errors import TailwiseError
-from tailwise.workspace.entry import Entry
+from tailwise.core.atomic import could_not_write
+from tailwise.core.errors import TailwiseError
 
 router = APIRouter(include_in_schema=False)
-Given = Annotated[Desk, Depends(desk_of)]
+Given = Annotated[PageContext, Depends(context_of)]
 _SIZE = 100
-_SUFFIX = {"llmcompressor": ".yaml", "llamacpp": ".txt", "evopress": ".txt", "alphapruning": ".npy"}
 
 
 @router.get("/plans")
@@ -34,7 +33,7 @@ def plans(request: Request, desk: Given, page: int = 1) -> HTMLResponse:
     return desk.pages.page(request, "plans.html", values)
 
 
-def _read(desk: Desk, entry: Entry) -> tuple[Plan | None, str]:
+def _read(desk: PageContext, entry: WorkspaceEntry) -> tuple[Plan | None, str]:
     try:
         return desk.workspace.plan(entry.id), ""
     except TailwiseError as error:
@@ -63,7 +62,7 @@ def _tried(plan: Plan) -> tuple[list[str], list[dict[str, Any]]]:
     return list(dict.fromkeys(key for row in flat for key in row)), flat
 
 
-def _audits_of(desk: Desk, plan: Plan) -> list[Entry]:
+def _audits_of(desk: PageContext, plan: Plan) -> list[WorkspaceEntry]:
     """The audits that the plan may have been made from."""
     if not plan.fingerprint:
         return []
@@ -82,10 +81,10 @@ def _audits_of(desk: Desk, plan: Plan) -> list[Entry]:
 def exported(desk: Given, name: str, tool: str) -> Response:
     """The plan as another tool reads it, as a file."""
     found = desk.workspace.plan(name)
-    _ = EXPORTERS[tool]
+    suffix = EXPORTERS[tool].suffixes[0]
     try:
         with tempfile.TemporaryDirectory(prefix="tailwise-export-") as folder:
-            target = Path(folder) / f"plan{_SUFFIX.get(tool, '.json')}"
+            target = Path(folder) / f"plan{suffix}"
             written = next(iter(export(found, tool, str(target))))
             data, suffix = Path(written).read_bytes(), Path(written).suffix
     except OSError as error:

@@ -15,13 +15,13 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from tailwise.app.desk import Desk, desk_of
-from tailwise.app.events import event, stream
-from tailwise.errors import TailwiseError, unknown_name
+from tailwise.app.event_stream import event, stream
+from tailwise.app.page_context import PageContext, context_of
+from tailwise.core.errors import TailwiseError, unknown_name
 from tailwise.history.read import RunSummary
 
 router = APIRouter(include_in_schema=False)
-Given = Annotated[Desk, Depends(desk_of)]
+Given = Annotated[PageContext, Depends(context_of)]
 _LOOK = 1.0  # seconds between looks into the store
 _USUAL = ("alpha", "alpha_hill", "stable_rank", "log_spectral_norm", "num_traps")
 
@@ -64,7 +64,7 @@ def training(request: Request, desk: Given) -> HTMLResponse:
     )
 
 
-def summary_of(desk: Desk, name: str) -> RunSummary:
+def summary_of(desk: PageContext, name: str) -> RunSummary:
     """The run of that name. `UnknownNameError` otherwise."""
     runs = {run.name: run for run in desk.workspace.history.runs()}
     if name not in runs:

@@ -7,14 +7,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
+from typing_extensions import override
+
+from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import code_of, torch_dtype
-from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.kernels_last import Turned
 from tailwise.checkpoints.formats.memory import as_tensor
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,18 +104,19 @@ class ArrayStore(TensorStore):
     def _array(self, stored: Stored, start: int, stop: int) -> NDArray[Any]:
         """Rows of the array as it is stored; all of one without axes."""
 
+    @override
     def identity(self, name: str) -> str | None:
-        """See `Checkpoint`: the file and the array's name in it, and how it is turned."""
+        """The file and the array's name in it, and how it is turned."""
         self._spec(name)
         content, stored = self._file.identity(), self._arrays[name]
         index = f"{stored.index}" if stored.index else ""
         return None if content is None else f"{content}:{stored.key}:{stored.shown.axes}{stored.shown.blocks}{index}"
 
+    @override
     def part(self, names: Iterable[str]) -> ByAddress:
-        """See `Checkpoint`."""
-        return ByAddress(self, names, Address(from_anywhere(self.uri), part=self.chosen or None))
+        return ByAddress(self, names, CheckpointAddress(from_anywhere(self.uri), part=self.chosen or None))
 
+    @override
     def close(self) -> None:
-        """See `Checkpoint`."""
         super().close()
         self._file.close()

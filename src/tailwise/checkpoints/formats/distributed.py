@@ -15,17 +15,18 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
-from tailwise.checkpoints.bytesource import ByteSource
+from typing_extensions import override
+
+from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
+from tailwise.checkpoints.bytesource import ByteSource, Folder
 from tailwise.checkpoints.checkpoint import DTYPE_BITS, TensorSpec
 from tailwise.checkpoints.dtypes import code_of, torch_dtype
-from tailwise.checkpoints.folder import Folder
-from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.inert import Record, read_inert
 from tailwise.checkpoints.formats.saved import find_tensors
 from tailwise.checkpoints.formats.torch_pickle import NO_PICKLE
 from tailwise.checkpoints.inside import inside
-from tailwise.errors import UnreadableError, UnsafeError
+from tailwise.core.errors import UnreadableError, UnsafeError
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,7 @@ _MOST_AXES = 16
 _EXTRA = 1 << 20  # bytes that torch.save adds to a tensor's own, and more than enough
 #: Megatron stacks the layers of a model along the first axis of one tensor.
 _STACKED = re.compile(r"(?P<before>(?:^|.*\.)layers)\.(?P<after>(?!\d).*)")
+_MOST_LAYERS = 1 << 16
 _DAMAGED = "it is damaged or not all files are there: copy the folder again"
 
 
@@ -132,20 +134,21 @@ class DistributedCheckpoint(TensorStore):
             self._files[name] = self._folder.source(name)
         return self._files[name]
 
+    @override
     def identity(self, name: str) -> str | None:
-        """See `Checkpoint`: the metadata, which is written last, the files of the chunks, and the tensor's key."""
+        """The metadata, which is written last, the files of the chunks, and the tensor's key."""
         self._spec(name)
         entry = self._entries[name]
         found = [self._stamp, *(self._file(file).identity() for file in sorted({c.file for c in entry.chunks}))]
         known = [item for item in found if item is not None]
         return None if len(known) < len(found) else "+".join([*known, f"{entry.key}[{entry.layer}]"])
 
+    @override
     def part(self, names: Iterable[str]) -> ByAddress:
-        """See `Checkpoint`."""
-        return ByAddress(self, names, Address(from_anywhere(self.uri), part=self.chosen or None))
+        return ByAddress(self, names, CheckpointAddress(from_anywhere(self.uri), part=self.chosen or None))
 
+    @override
     def close(self) -> None:
-        """See `Checkpoint`."""
         super().close()
         for file in self._files.values():
             file.close()
@@ -218,8 +221,8 @@ def _chunk(key: str, chunk: Any, code: str, context: _Context) -> _Chunk:
         source = folder.source(file)
         known[file] = source.size
         source.close()
-    most = prod(sizes) * DTYPE_BITS.get(code, 128) // 8 + _EXTRA
-    if start < 0 or not 0 <= length <= most or start + length > known[file]:
+    least, most = (prod(sizes) * DTYPE_BITS.get(code, bits) // 8 for bits in (0, 128))
+    if start < 0 or not least <= length <= most + _EXTRA or start + length > known[file]:
         raise UnreadableError(
             f"a chunk would be bytes {start} to {start + length} of {file}, which has {known[file]}",
             where=where,
@@ -297,6 +300,8 @@ def _named(
         if entry is None:
             continue
         match = _STACKED.fullmatch(name) if stacked and entry.shape else None
+        # Without entries, or with few of them each, layers cost the file next to nothing.
+        match = match if match and prod(entry.shape) and entry.shape[0] <= _MOST_LAYERS else None
         if match is None:
             yield name, entry
             continue

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.formats.common import RangedStore
 from tailwise.checkpoints.formats.gguf_header import TensorInfo, read_gguf_header
-from tailwise.checkpoints.formats.ranged import RangedStore
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
     import torch

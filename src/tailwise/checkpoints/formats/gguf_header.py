@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from tailwise.checkpoints.bytesource import ByteSource
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 _CHUNK = 1 << 20
 _MAX_NUMEL = 1 << 62
@@ -39,7 +39,7 @@ class GgufHeader:
 
 def read_gguf_header(source: ByteSource) -> GgufHeader:
     """Metadata and tensor infos of `source`."""
-    reader = _Reader(source)
+    reader = _HeaderReader(source)
     if reader.take(4) != b"GGUF":
         reader.fail("does not start with GGUF")
     version = reader.number("I")
@@ -63,7 +63,7 @@ def read_gguf_header(source: ByteSource) -> GgufHeader:
     return GgufHeader(metadata, [TensorInfo(n, shape, kind, base + off) for n, shape, kind, off in infos])
 
 
-class _Reader:
+class _HeaderReader:
     """A cursor over a source, which it reads in chunks."""
 
     def __init__(self, source: ByteSource) -> None:

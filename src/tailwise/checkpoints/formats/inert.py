@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from tailwise.checkpoints.formats.pickle_bounds import check_amount
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 _LARGEST = 1 << 27
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
+from typing_extensions import override
+
+from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.checkpoints.formats.base import TensorStore
-from tailwise.errors import UnreadableError
+from tailwise.checkpoints.formats.common import TensorStore
+from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:
     import torch
@@ -88,19 +90,20 @@ class JoinedCheckpoint(TensorStore):
             first += height
         return torch.cat(found)
 
+    @override
     def identity(self, name: str) -> str | None:
-        """See `Checkpoint`: of all parts, and how they are joined."""
+        """Of all parts, and how they are joined."""
         self._spec(name)
         found = [rank.identity(name) for rank in self._ranks if name in rank.tensors]
         known = [item for item in found if item is not None]
         return None if len(known) < len(found) else "+".join([f"joined {self._axes.get(name)}", *known])
 
+    @override
     def part(self, names: Iterable[str]) -> ByAddress:
-        """See `Checkpoint`."""
-        return ByAddress(self, names, Address(from_anywhere(self.uri), part=self.chosen or None))
+        return ByAddress(self, names, CheckpointAddress(from_anywhere(self.uri), part=self.chosen or None))
 
+    @override
     def close(self) -> None:
-        """See `Checkpoint`."""
         super().close()
         for rank in self._ranks:
             rank.close()

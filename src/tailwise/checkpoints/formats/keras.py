@@ -11,12 +11,14 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.formats.arrays import ArrayStore, Stored, is_bfloat16
 from tailwise.checkpoints.formats.kernels_last import Turned, leaf_of, turned
 from tailwise.checkpoints.formats.unfolding import check_unfolding
-from tailwise.errors import UnreadableError, UsageError
-from tailwise.storage import json_of
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.storage import json_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -125,8 +127,8 @@ class KerasCheckpoint(ArrayStore):
             raise UnreadableError(f"could not be read: {error}", where=place, fix=_DAMAGED) from error
         return found
 
+    @override
     def close(self) -> None:
-        """See `Checkpoint`."""
         super().close()
         self._h5.close()
 

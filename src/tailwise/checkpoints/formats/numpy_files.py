@@ -14,7 +14,7 @@ from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.formats.arrays import ArrayStore, Stored, is_bfloat16
 from tailwise.checkpoints.formats.kernels_last import Turned, layers_of, stacks_of
 from tailwise.checkpoints.formats.unfolding import check_unfolding
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:
     import numpy as np

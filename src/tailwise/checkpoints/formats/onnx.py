@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
-from tailwise.checkpoints.bytesource import ByteSource
+from typing_extensions import override
+
+from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
+from tailwise.checkpoints.bytesource import ByteSource, Folder
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.checkpoints.folder import Folder
-from tailwise.checkpoints.formats.base import TensorStore
+from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.onnx_graph import Constant, constants_of, is_made_up, names_of, text_of
 from tailwise.checkpoints.inside import inside
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.checkpoints.spread import spread
+from tailwise.core.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +94,7 @@ class OnnxCheckpoint(TensorStore):
         if any(size < 0 for size in shape) or prod(max(size, 1) for size in shape) > _MAX_NUMEL:
             raise UnreadableError(f"the shape {list(shape)[:8]} cannot be", where=where, fix="export the model again")
         place = self._place(constant, code, shape, where)
-        if constant.kind and constant.recurrent and shape:
+        if constant.kind and constant.recurrent and shape and shape[0] in (1, 2):
             for direction in range(shape[0]):
                 full = f"{name}_reverse" if direction else name
                 yield (
@@ -222,8 +224,8 @@ class OnnxCheckpoint(TensorStore):
             zero = stored.reshape(rows, -1)
             if not stored.is_floating_point():
                 zero = _low_first(zero, bits)
-            zero = _by_block(zero[:, : scale.shape[1]].to(torch.float32), constant.block, codes.shape[1])
-        return ((codes.to(torch.float32) - zero) * _by_block(scale, constant.block, codes.shape[1]))[:, :cols]
+            zero = spread(zero[:, : scale.shape[1]].to(torch.float32), constant.block, codes.shape[1], 1)
+        return ((codes.to(torch.float32) - zero) * spread(scale, constant.block, codes.shape[1], 1))[:, :cols]
 
     def _small(self, constant: Constant | None, where: str) -> torch.Tensor:
         if constant is None:
@@ -232,20 +234,21 @@ class OnnxCheckpoint(TensorStore):
         place = self._place(constant, _CODES.get(constant.proto.data_type, "?"), shape, where)
         return self._stored(place, 0, shape[0] if shape else 1)
 
+    @override
     def identity(self, name: str) -> str | None:
-        """See `Checkpoint`: the file, its external data, and the constant's name."""
+        """The file, its external data, and the constant's name."""
         self._spec(name)
         place = self._places[name]
         found = [self._file.identity(), *([place.file.identity()] if place.file is not None else [])]
         known = [item for item in found if item is not None]
         return None if len(known) < len(found) else "+".join([*known, place.constant.name, str(place.direction)])
 
+    @override
     def part(self, names: Iterable[str]) -> ByAddress:
-        """See `Checkpoint`."""
-        return ByAddress(self, names, Address(from_anywhere(self.uri), part=self.chosen or None))
+        return ByAddress(self, names, CheckpointAddress(from_anywhere(self.uri), part=self.chosen or None))
 
+    @override
     def close(self) -> None:
-        """See `Checkpoint`."""
         super().close()
         self._places.clear()
         self._file.close()
@@ -326,19 +329,16 @@ def _fault_of_blocks(constant: Constant, shape: tuple[int, ...], code: str) -> s
     return "" if prod(constant.scale.proto.dims) == rows * blocks else "its scales do not fit its blocks"
 
 
-def _by_block(values: torch.Tensor, block: int, count: int) -> torch.Tensor:
-    """One value for each of `count` columns, from one for each block of columns."""
-    return values.repeat_interleave(block, dim=1)[:, :count]
-
-
 def _along(values: torch.Tensor, codes: torch.Tensor, axis: int, block: int) -> torch.Tensor:
-    """Scales (or zeros) in a shape that broadcasts with the codes."""
+    """Scales (or zeros) in a shape that broadcasts to that of the codes; `IndexError` where there are more of them."""
     if values.numel() == 1:
         return values.reshape(())
+    if values.ndim == 1 and not (block and codes.ndim == 1):
+        values = values.reshape([-1 if i == axis else 1 for i in range(codes.ndim)])
+    if values.ndim > codes.ndim or any(a > b for a, b in zip(values.shape[::-1], codes.shape[::-1], strict=False)):
+        raise IndexError(f"scales of shape {list(values.shape)} for codes of shape {list(codes.shape)}")
     if block and values.ndim == codes.ndim:
-        return values.repeat_interleave(block, dim=axis).narrow(axis, 0, codes.shape[axis])
-    if values.ndim == 1:
-        return values.reshape([-1 if i == axis else 1 for i in range(codes.ndim)])
+        return spread(values, block, codes.shape[axis], axis)
     return values
 
 

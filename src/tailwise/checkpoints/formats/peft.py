@@ -13,12 +13,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
+from typing_extensions import override
+
+from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.checkpoints.formats import lora_experts
+from tailwise.checkpoints.formats import lora_names as lora_experts
 from tailwise.checkpoints.formats.lora_names import Update, read_names, token_indices
-from tailwise.checkpoints.readings.claimed import claimed
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.checkpoints.readings.partition import claimed
+from tailwise.core.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +61,7 @@ class PeftCheckpoint(Checkpoint):
         self, adapter: Checkpoint, settings: Mapping[str, Any], base: Checkpoint | None, *, merged: bool
     ) -> None:
         self._adapter, self._base, self._merged = adapter, base, merged
+        self.reopen = adapter.reopen
         found = read_names(adapter, settings)
         if not found.updates:
             raise UnreadableError(
@@ -170,8 +173,9 @@ class PeftCheckpoint(Checkpoint):
             down, up = down.flatten(1), up.flatten(1)
         return (update.scale * down.T, up.T) if update.flip else (update.scale * up, down)
 
+    @override
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """See `Checkpoint`: updated tensors are float64, others as stored."""
+        """Updated tensors are float64, others as stored."""
         import torch
 
         if (update := self._by_tensor.get(name)) is not None:
@@ -217,8 +221,9 @@ class PeftCheckpoint(Checkpoint):
             raise AssertionError("without a base only updates are listed, and none that needs the base")
         return self._base
 
+    @override
     def identity(self, name: str) -> str | None:
-        """See `Checkpoint`: the identities of the factors and the base's tensor, and the scale."""
+        """The identities of the factors and the base's tensor, and the scale."""
         update = self._by_tensor.get(name)
         own = self._sources(name)
         found = [self._adapter.identity(tensor) for tensor in own]
@@ -244,14 +249,14 @@ class PeftCheckpoint(Checkpoint):
         saved = (self._saved[name],) if name in self._saved else ()
         return (*made, *saved)
 
+    @override
     def part(self, names: Iterable[str]) -> ByAddress:
-        """See `Checkpoint`."""
         base = None if self._base is None else from_anywhere(self._base.uri)
         mode: Literal["delta", "merged"] = "merged" if self._merged else "delta"
-        return ByAddress(self, names, Address(from_anywhere(self.uri), base, mode))
+        return ByAddress(self, names, CheckpointAddress(from_anywhere(self.uri), base, mode))
 
+    @override
     def close(self) -> None:
-        """See `Checkpoint`."""
         self._adapter.close()
         if self._base is not None:
             self._base.close()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from tailwise.checkpoints.formats.unfolding import MOST_BYTES, check_unfolding
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 #: Of the pickle in a zip archive, unfolded: a hundred thousand tensors take some twenty megabytes.
 _MOST_BYTES = MOST_BYTES

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.checkpoints.formats.ranged import RangedStore
-from tailwise.checkpoints.header import Header, read_header
-from tailwise.errors import UnreadableError
+from tailwise.checkpoints.formats.common import RangedStore
+from tailwise.checkpoints.sniff import Header, read_header
+from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:
     import torch
@@ -29,26 +29,38 @@ class SafetensorsCheckpoint(RangedStore):
         *,
         config: Mapping[str, Any] | None = None,
         revision: str | None = None,
+        homes: Mapping[str, ByteSource] | None = None,
     ) -> None:
-        self._files = tuple(shards)
+        """`homes`: by name the file that an index gives for a tensor, which holds where another file has one too."""
+        self._files, self._homes = tuple(shards), homes or {}
+        superseded: set[str] = set()
         self._places: dict[str, tuple[ByteSource, int]] = {}
         tensors: dict[str, TensorSpec] = {}
         metadata: dict[str, str] = {}
         for shard, header in zip(self._files, _headers(self._files), strict=True):
-            self._add(shard, header, tensors)
+            superseded |= self._add(shard, header, tensors)
             metadata.update(header.metadata)
         super().__init__(uri, tensors, config=config, metadata=metadata, revision=revision)
+        if superseded:
+            few = ", ".join(sorted(superseded)[:5])
+            self.notes += (
+                f"not read, for the index has them in another file: other copies of {len(superseded)} tensors ({few})",
+            )
 
-    def _add(self, shard: ByteSource, header: Header, tensors: dict[str, TensorSpec]) -> None:
+    def _add(self, shard: ByteSource, header: Header, tensors: dict[str, TensorSpec]) -> set[str]:
+        """Take the tensors of a file; the names of those that an earlier one has too, and that the index places."""
+        twice = {name for name in header.specs if name in tensors}
         for name, spec in header.specs.items():
-            if name in tensors:
-                other = self._places[name][0].name
+            home = self._homes.get(name)
+            if name in twice and home not in (shard, self._places[name][0]):
                 raise UnreadableError(
-                    f"the tensor {name} is in two files: {other} and {shard.name}",
+                    f"the tensor {name} is in two files: {self._places[name][0].name} and {shard.name}",
                     fix="the folder holds two copies of a model: open one file, or add its index.json",
                 )
-            tensors[name] = spec
-            self._places[name] = shard, header.offsets[name]
+            if name not in twice or home is shard:
+                tensors[name] = spec
+                self._places[name] = shard, header.offsets[name]
+        return twice
 
     def _rows(self, spec: TensorSpec, start: int, stop: int) -> torch.Tensor:
         import torch

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.averages import is_average
-from tailwise.checkpoints.formats.tensor_kinds import plain_names
-from tailwise.errors import UnreadableError
+from tailwise.checkpoints.formats.memory import plain_names
+from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:
     import torch

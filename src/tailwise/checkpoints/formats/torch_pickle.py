@@ -14,18 +14,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.by_address import Address, ByAddress, from_anywhere
+from typing_extensions import override
+
+from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.checkpoints.formats.base import TensorStore
-from tailwise.checkpoints.formats.memory import is_array, shared_names, spec_of
+from tailwise.checkpoints.formats.common import TensorStore
+from tailwise.checkpoints.formats.memory import decoded, is_array, kinds_of, shared_names, spec_of
 from tailwise.checkpoints.formats.pickle_bounds import check_extent, check_file, stored_as_is
 from tailwise.checkpoints.formats.saved import find_tensors
-from tailwise.checkpoints.formats.tensor_kinds import decoded, kinds_of
 from tailwise.checkpoints.formats.torchscript import is_torchscript, read_torchscript
-from tailwise.errors import UnreadableError, UnsafeError, lacks_memory
-from tailwise.storage import open_regular
+from tailwise.core.errors import UnreadableError, UnsafeError, lacks_memory
+from tailwise.core.storage import open_regular
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +67,10 @@ _ESTIMATORS = ("sklearn.", "joblib.", "xgboost.", "lightgbm.", "catboost.")
 _SAVE_ARRAYS = "load it where running it can do no harm, and save its arrays: numpy.savez('x.npz', coef=model.coef_, …)"
 
 
+_REPEATS = 1 << 26  # bytes that a tensor of repeated entries may have
+_REPEATED = "its entries are few that are repeated (expand); save what they stand for: tensor.contiguous()"
+
+
 class TorchCheckpoint(TensorStore):
     """The tensors of one or more files of `torch.save`, mapped into memory where their format allows it."""
 
@@ -99,6 +104,7 @@ class TorchCheckpoint(TensorStore):
         self.shared = shared_names(self._arrays)
         kinds = kinds_of(self._arrays)
         self.readings, self.unsupported, self.aside = kinds.readings, kinds.unsupported, kinds.aside
+        self.unsupported |= {name: _REPEATED for name, array in self._arrays.items() if _is_repeated(array)}
         self.read_whole = frozenset(self.readings)
 
     def _add(self, file: ByteSource, part: str | None) -> None:
@@ -142,22 +148,35 @@ class TorchCheckpoint(TensorStore):
         if _stamp(path) != self._stamps[path]:
             raise UnreadableError("has changed since it was opened", where=file.name, fix="open it again")
 
+    @override
     def identity(self, name: str) -> str | None:
-        """See `Checkpoint`. The keys that lead to it stand for the place in the file."""
+        """The keys that lead to it stand for the place in the file."""
         self._spec(name)
         content = self._places[name][0].identity()
         return None if content is None else f"{content}:{self._keys[name]}"
 
+    @override
     def part(self, names: Iterable[str]) -> ByAddress:
-        """See `Checkpoint`."""
-        return ByAddress(self, names, Address(from_anywhere(self.uri), part=self.chosen or None))
+        return ByAddress(self, names, CheckpointAddress(from_anywhere(self.uri), part=self.chosen or None))
 
+    @override
     def close(self) -> None:
-        """See `Checkpoint`."""
         super().close()
         self._arrays.clear()
         for file in self._files:
             file.close()
+
+
+def _is_repeated(tensor: torch.Tensor) -> bool:
+    """Whether far more entries than are stored stand there, by strides of zero: a kilobyte may claim terabytes."""
+    import torch
+
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
+        return False
+    if tensor.device.type == "meta" or tensor.is_quantized:
+        return False
+    claimed = tensor.numel() * tensor.element_size()
+    return claimed > max(_REPEATS, tensor.untyped_storage().nbytes())
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.formats.inert import Record, read_inert
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:
     import torch
@@ -38,12 +38,12 @@ def read_torchscript(path: Path, name: str) -> dict[str, Any]:
     """The attributes of the top module that hold tensors, nested as its modules are."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return _Reader(archive, name).modules()
+            return _ScriptReader(archive, name).modules()
     except (OSError, zipfile.BadZipFile, ValueError, KeyError, RuntimeError, NotImplementedError, EOFError) as error:
         raise UnreadableError(f"is not a whole TorchScript file: {error}", where=name, fix=_DAMAGED) from error
 
 
-class _Reader:
+class _ScriptReader:
     def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
         self._archive, self._name = archive, name
         self._root = next(item for item in archive.namelist() if item.endswith("/data.pkl")).removesuffix("/data.pkl")

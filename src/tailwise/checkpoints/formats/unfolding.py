@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterable
 
-from tailwise.errors import UnreadableError
+from tailwise.core.errors import UnreadableError
 
 #: Bytes that any member may unfold to. Beyond, it may by this factor, which weights full of zeros do not reach.
 MOST_BYTES = 1 << 28

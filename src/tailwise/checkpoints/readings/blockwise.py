@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING
 
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
 from tailwise.checkpoints.readings.compressed import settings_of
-from tailwise.checkpoints.readings.tiles import TILED, comfy_format, untiled
-from tailwise.storage import json_of
+from tailwise.checkpoints.spread import spread
+from tailwise.core.storage import json_of
 
 if TYPE_CHECKING:
     import torch
@@ -175,7 +175,7 @@ class Bnb4:
         packed = checkpoint.read(self.name).reshape(-1).view(torch.uint8)
         codes = torch.stack((packed >> 4, packed & 15), 1).reshape(-1)[: prod(self.shape)]
         values = checkpoint.read(f"{self.name}.quant_map").to(torch.float32)[codes.to(torch.int64)]
-        largest = self._absmax(checkpoint).repeat_interleave(self.blocksize)[: values.numel()]
+        largest = spread(self._absmax(checkpoint), self.blocksize, values.numel(), 0)
         return (values * largest).reshape(self.shape)[start:stop]
 
     def _absmax(self, checkpoint: Checkpoint) -> torch.Tensor:
@@ -186,7 +186,7 @@ class Bnb4:
             return stored.to(torch.float32)
         table = checkpoint.read(f"{self.name}.nested_quant_map").to(torch.float32)
         outer = checkpoint.read(f"{self.name}.nested_absmax").to(torch.float32).reshape(-1)
-        outer = outer.repeat_interleave(self.nested_blocksize)[: stored.numel()]
+        outer = spread(outer, self.nested_blocksize, stored.numel(), 0)
         return table[stored.to(torch.int64)] * outer + self.nested_offset
 
 
@@ -419,6 +419,8 @@ def find_bnb4(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
                 int(settings.get("nested_blocksize", 1)),
                 float(settings.get("nested_offset", 0.0)),
             )
+            if min(codec.blocksize, codec.nested_blocksize) < 1:
+                raise ValueError("blocks without entries")
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             yield Refused(members, f"a bitsandbytes state that does not say its shape ({error}); save the model again")
             continue
@@ -448,3 +450,27 @@ def find_mxfp4(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
         else:
             why = f"blocks of shape {spec.shape} with scales of shape {scale.shape}, a layout not known here"
             yield Refused(members, f"{why}; audit the model before quantization")
+
+
+TILED = frozenset({"nvfp4", "mxfp8"})
+
+
+def comfy_format(group: Siblings, checkpoint: Checkpoint) -> str:
+    """The format that ComfyUI states for a layer, in a tensor of JSON beside it or in the file's header; or ""."""
+    if "comfy_quant" not in group.leaves and "_quantization_metadata" not in checkpoint.metadata:
+        return ""
+    try:
+        if (marker := group.leaves.get("comfy_quant")) is not None:
+            said = json_of(bytes(checkpoint.read(marker.name).flatten().tolist()))
+        else:
+            said = json_of(checkpoint.metadata["_quantization_metadata"]).get("layers", {}).get(group.module, {})
+        return str(said.get("format", ""))
+    except (ValueError, AttributeError, TypeError):
+        return ""
+
+
+def untiled(scale: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
+    """Scales (rows × cols) from cuBLAS' layout for block scales: tiles of 128 × 4, within which rows 32 apart meet."""
+    high, wide = -(-rows // 128), -(-cols // 4)
+    tiles = scale.reshape(high * wide, 32, 4, 4).transpose(1, 2).reshape(high, wide, 128, 4)
+    return tiles.permute(0, 2, 1, 3).reshape(high * 128, wide * 4)[:rows, :cols].contiguous()

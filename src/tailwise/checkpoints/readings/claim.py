@@ -81,7 +81,7 @@ Claim: TypeAlias = Read | Refused | Aside
 
 
 @dataclass(frozen=True)
-class Reading:
+class StoredReading:
     """A row of the table of readings."""
 
     name: str

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
-from tailwise.errors import UnreadableError
-from tailwise.harmless import pattern_from_file
-from tailwise.optional import missing
+from tailwise.core.errors import UnreadableError
+from tailwise.core.harmless import pattern_from_file
+from tailwise.core.optional import missing
 
 if TYPE_CHECKING:
     import torch

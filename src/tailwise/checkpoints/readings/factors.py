@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tailwise.checkpoints.formats.lora_names import scale_of
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
-from tailwise.storage import json_of
+from tailwise.core.storage import json_of
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRankFactors:
     """The change of one module, computed in float64 from the stored factors."""
 
     shape: tuple[int, ...]
@@ -198,7 +198,7 @@ def _pair(group: Siblings, checkpoint: Checkpoint, adapter: str, parts: Mapping[
     embedding = "embedding" in parts["down"] or (how == "swapped" and _TABLE.search(group.module) is not None)
     inputs, outputs = (down.shape[:1], up.shape[1]) if how == "swapped" else (down.shape[1:], up.shape[0])
     shape = (inputs[0], outputs) if embedding else (outputs, *inputs)
-    codec = LowRank(shape, down.name, up.name, scale, rank, down.dtype, embedding, how == "swapped")
+    codec = LowRankFactors(shape, down.name, up.name, scale, rank, down.dtype, embedding, how == "swapped")
     return Read(name, members, codec, note)
 
 

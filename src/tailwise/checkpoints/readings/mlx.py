@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.dims import dims_for
+from tailwise.checkpoints.checkpoint import dims_for
 from tailwise.checkpoints.readings.blockwise import e2m1_values
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
-from tailwise.checkpoints.readings.words import unpack_words
+from tailwise.checkpoints.readings.gptq_awq import unpack_words
 
 if TYPE_CHECKING:
     import torch

@@ -5,31 +5,36 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.draft import Draft, check_output, check_space
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.writer import Layout
-from tailwise.compression.applying.calibration_inputs import calibration_inputs
+from tailwise.checkpoints.writer import OutputLayout
+from tailwise.compression.applying.apply_options import ApplyOptions
+from tailwise.compression.applying.calibration_inputs import calibration_inputs, image_inputs
 from tailwise.compression.applying.card import PLAN_FILE
+from tailwise.compression.applying.carry_out import Before, Run
 from tailwise.compression.applying.fingerprint import check_own
-from tailwise.compression.applying.fit import check_plan, is_calibrated, source_of
-from tailwise.compression.applying.options import ApplyOptions
-from tailwise.compression.applying.run import Before, Run
+from tailwise.compression.applying.gguf_source import for_folder, unpacked
+from tailwise.compression.applying.plan_fit import check_plan, is_calibrated, source_of
 from tailwise.compression.applying.written import Progress, silent
-from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.packing.packing import Packing, check_packing
 from tailwise.compression.packing.packings import packing_of
 from tailwise.compression.plans.files import to_text
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.treating.applied import Applied, read_back
 from tailwise.compression.treating.journal import digest_of_inputs, key_of_run
-from tailwise.compression.walking.gguf_source import for_folder, unpacked
-from tailwise.errors import UsageError
-from tailwise.evaluation.gguf_files import gguf_file_of
-from tailwise.execution.device import checked_device
+from tailwise.core.errors import UsageError
+from tailwise.core.execution.executor import checked_device
+from tailwise.models.evaluation.gguf_files import gguf_file_of
+
+if TYPE_CHECKING:
+    import torch
 
 
 def apply(
@@ -128,7 +133,7 @@ class _Errand:
         with open_checkpoint(self.model) as stored:
             self._fitted(stored)
 
-    def _fitted(self, stored: Checkpoint) -> tuple[Checkpoint, Layout, Packing | None]:
+    def _fitted(self, stored: Checkpoint) -> tuple[Checkpoint, OutputLayout, Packing | None]:
         packing = None if self.options.packed is None else packing_of(self.options.packed)
         checkpoint, layout = source_of(self.plan, stored, self.model, self.options)
         check_plan(self.plan, checkpoint, stored=stored, force=self.options.force)
@@ -143,7 +148,11 @@ class _Errand:
     def _key(self) -> str:
         """A digest of all that the output depends on."""
         given = self.options.calibration
-        inputs = {} if given is None else calibration_inputs(self.model, given, self.options.draw)[0]
+        inputs: list[Mapping[str, torch.Tensor]] = []
+        if given is not None:
+            inputs.append(calibration_inputs(self.model, given, self.options.draw)[0])
+        if self.options.images is not None:
+            inputs += (dict(one) for one in image_inputs(self.model, self.options.images, self.options.draw)[0].each)
         settings = {"plan": to_text(self.plan), "packed": self.options.packed, "dtype": self.options.dtype}
         with open_checkpoint(self.model) as checkpoint:
-            return key_of_run(self.plan.part("prune"), checkpoint, settings, digest_of_inputs(inputs))
+            return key_of_run(self.plan.part("prune"), checkpoint, settings, digest_of_inputs(*inputs))

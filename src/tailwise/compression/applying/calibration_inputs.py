@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
-from tailwise.compression.walking.calibrate import SAMPLES, WINDOW, sample_windows
-from tailwise.compression.walking.hosts import Host, check_causal
-from tailwise.errors import UsageError
-from tailwise.evaluation.images import images_of, is_classifier
-from tailwise.evaluation.models import address_of
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.images import images_of, is_classifier, pictures_of
+from tailwise.models.evaluation.loading import address_of
+from tailwise.models.evaluation.quiet import quiet
+from tailwise.models.walking.calibrate import SAMPLES, WINDOW, sample_windows
+from tailwise.models.walking.hosts import Host, check_causal
+from tailwise.models.walking.walk import Pictures
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ def calibration_inputs(model: str, given: Any, draw: Draw) -> tuple[dict[str, to
         if not given.numel():
             raise UsageError("the calibration windows are empty", fix="give one window or more")
         return {"input_ids": given}, {"calibration": "token windows", "samples": len(given)}
-    from tailwise.evaluation.models import load_tokenizer
-    from tailwise.evaluation.tokens import tokens_of
+    from tailwise.models.evaluation.loading import load_tokenizer
+    from tailwise.models.evaluation.tokens import tokens_of
 
     path = Path(model).expanduser()
     tokens = tokens_of(given, load_tokenizer(str(path.parent) if path.is_file() else model), bos=draw.bos)
@@ -61,10 +63,47 @@ def _of_images(model: str, given: Any, draw: Draw) -> tuple[dict[str, torch.Tens
     return {"pixel_values": images.pixels}, {"calibration": images.name, "samples": len(images), "seed": draw.seed}
 
 
+def image_inputs(model: str, given: Any, draw: Draw) -> tuple[Pictures, dict[str, Any]]:
+    """Images as the tower that reads them takes them, and how they came about.
+
+    `given` is what `images_of` takes. `UsageError` where the model reads no images beside text, or nothing says how
+    they are made ready.
+    """
+    import transformers
+
+    name, revision = address_of(model)
+    config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    if getattr(config, "vision_config", None) is None:
+        raise UsageError(
+            "it reads no images beside text",
+            where=model,
+            fix="leave --images out; the images of a classifier are given to --calibration",
+        )
+    try:
+        with quiet():
+            made: Any = transformers.AutoImageProcessor
+            ready = made.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except Exception as error:  # what is missing has many errors: a file, a package, a name
+        lines = str(error).strip().splitlines()
+        raise UsageError(
+            f"nothing says how its images are made ready ({lines[0][:120] if lines else type(error).__name__})",
+            where=model,
+            fix="put the preprocessor_config.json of its family beside its weights",
+        ) from error
+    pictures, said = pictures_of(given, most=draw.samples, seed=draw.seed)
+    try:
+        each = tuple(dict(ready(images=[picture.convert("RGB")], return_tensors="pt")) for picture in pictures)
+    except Exception as error:  # every processor fails in its own way
+        raise UsageError(
+            f"its processor could not take an image ({error})", where=said, fix="give other images"
+        ) from error
+    return Pictures(each), {"images": said, "image_count": len(each)}
+
+
 def check_inputs(host: Host, inputs: Mapping[str, torch.Tensor], model: str) -> None:
     """`UsageError` where ids are beyond the model's vocabulary, or windows longer than it takes."""
-    from tailwise.evaluation.models import check_length, vocabulary_of
-    from tailwise.evaluation.tokens import check_vocabulary
+    from tailwise.models.evaluation.loading import check_length, vocabulary_of
+    from tailwise.models.evaluation.tokens import check_vocabulary
 
     ids = inputs.get("input_ids")
     if ids is None:

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from tailwise.audits.cache import Cache, key_of
-from tailwise.audits.content import HashedMatrix
 from tailwise.audits.prepare import Selection, prepare
+from tailwise.audits.work import HashedMatrix
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.compression.plans.plan import Plan
-from tailwise.errors import UsageError
-from tailwise.recipe import ConvMode, Recipe, RunOptions
+from tailwise.core.errors import UsageError
+from tailwise.core.recipe import ConvMode, Recipe, RunOptions
 
 _MODES: tuple[ConvMode, ...] = ("flatten", "slices", "pooled")
 

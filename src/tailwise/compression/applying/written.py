@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.draft import Draft
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.writer import Change, Layout, write_checkpoint
+from tailwise.checkpoints.writer import Change, OutputLayout, write_checkpoint
 from tailwise.compression.applying.card import PLAN_FILE
 from tailwise.compression.plans.files import to_text
 from tailwise.compression.plans.plan import Plan
@@ -25,7 +25,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 def write_tensors(
-    layout: Layout, source: Checkpoint, folder: Path, change: Change, progress: Progress
+    layout: OutputLayout, source: Checkpoint, folder: Path, change: Change, progress: Progress
 ) -> tuple[str, ...]:
     """All tensors of a model, changed; what is to be noted of the files."""
     total = sum(len(shard.specs) for shard in layout.shards)
@@ -38,7 +38,7 @@ def write_tensors(
     return write_checkpoint(layout, source, folder, counted)
 
 
-def open_written(layout: Layout, folder: Path) -> Checkpoint:
+def open_written(layout: OutputLayout, folder: Path) -> Checkpoint:
     """What was written: its only file, or the folder with its index."""
     single = len(layout.shards) == 1 and layout.index is None
     return open_checkpoint(folder / layout.shards[0].name if single else folder)

@@ -8,7 +8,7 @@ import numpy as np
 
 from tailwise.compression.choosing.amounts import (
     Allocation,
-    Settings,
+    AllocatorSettings,
     allocator,
     means_by_block,
     sizes_of,
@@ -21,7 +21,7 @@ from tailwise.compression.plans.candidates import Candidate
 
 
 @allocator("alpha-role", source="this project; a heuristic", takes=("tau", "reverse"))
-def alpha_role(candidates: Sequence[Candidate], budget: Budget, settings: Settings) -> Allocation:
+def alpha_role(candidates: Sequence[Candidate], budget: Budget, settings: AllocatorSettings) -> Allocation:
     """α against its random baseline, ranked within each role, times a block term. Our own heuristic.
 
     u ∈ [−1, 1] is the rank of −`alpha_hill_z` among the matrices of a role: +1 is the nearest to noise. ū is the

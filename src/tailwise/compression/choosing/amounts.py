@@ -9,18 +9,18 @@ from typing import Literal
 import numpy as np
 
 from tailwise.compression.choosing.chooser import Chooser, loader, registered
-from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.budget import Budget, Vector
 from tailwise.compression.plans.candidates import Candidate
-from tailwise.errors import UsageError
-from tailwise.registry import Registry
+from tailwise.core.errors import UsageError
+from tailwise.core.registry import Registry
 
 Mapping3 = Literal["block", "matrix", "mixed"]
 MAPPINGS = ("block", "matrix", "mixed")
 
 
 @dataclass(frozen=True)
-class Settings:
+class AllocatorSettings:
     """What allocators can be told. Each reads only the fields that it names."""
 
     operator: str = "magnitude"
@@ -60,24 +60,21 @@ class Allocation:
     sign: str = ""  # what it reads, which way, and who says otherwise; "" where it reads no spectrum
 
 
-Allocate = Callable[[Sequence[Candidate], Budget, Settings], Allocation]
+Allocate = Callable[[Sequence[Candidate], Budget, AllocatorSettings], Allocation]
 
 
 class Allocator(Chooser[Allocate]):
     """A named way to spread a budget of sparsity."""
 
-    def __call__(self, candidates: Sequence[Candidate], budget: Budget, settings: Settings) -> Allocation:
+    def __call__(self, candidates: Sequence[Candidate], budget: Budget, settings: AllocatorSettings) -> Allocation:
         """Allocate; the order of the candidates does not matter."""
         if not candidates:
             raise UsageError("there is nothing to spread a budget over", fix="give at least one candidate")
         return self.choose(candidates, budget, settings)
 
 
-_MODULES = ("uniform", "depth", "alpha", "alpha_role", "entropy", "calibrated", "measured", "blend")
-_NAMES = ("uniform", "depth", "alpha", "alpha-role", "entropy", "owl", "dlp", "sensitivity", "blend")
-ALLOCATORS: Registry[Allocator] = Registry(
-    "allocator", "tailwise.allocators", loader(_MODULES, _NAMES, lambda: ALLOCATORS)
-)
+_MODULES = ("uniform", "by_depth", "by_alpha", "alpha_role", "by_entropy", "calibrated", "measured", "blend")
+ALLOCATORS: Registry[Allocator] = Registry("allocator", "tailwise.allocators", loader(_MODULES, lambda: ALLOCATORS))
 
 
 def allocator(
@@ -90,6 +87,11 @@ def allocator(
     """
     needs = ("alpha",) if needs_alpha else ()
     return registered(ALLOCATORS, Allocator, name, source=source, takes=takes, needs=needs)
+
+
+def with_tau() -> tuple[str, ...]:
+    """Those of which a τ is all that there is to choose."""
+    return tuple(name for name, item in ALLOCATORS.items() if "tau" in item.takes and "weights" not in item.takes)
 
 
 def sizes_of(candidates: Sequence[Candidate]) -> Vector:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tailwise.compression.choosing.amounts import Allocation, Settings, allocator, sizes_of, verdict
+from tailwise.compression.choosing.amounts import Allocation, AllocatorSettings, allocator, sizes_of, verdict
 from tailwise.compression.plans.budget import Budget, Vector
 from tailwise.compression.plans.candidates import Candidate
-from tailwise.errors import UsageError, unknown_name
+from tailwise.core.errors import UsageError, unknown_name
 
 #: What can be blended: name → metric of a candidate; "" for what is not one.
 INDICATORS: Mapping[str, str] = {
@@ -24,7 +24,7 @@ INDICATORS: Mapping[str, str] = {
     takes=("weights", "tau", "statistics"),
     needs_alpha=True,
 )
-def blend(candidates: Sequence[Candidate], budget: Budget, settings: Settings) -> Allocation:
+def blend(candidates: Sequence[Candidate], budget: Budget, settings: AllocatorSettings) -> Allocation:
     """Shares 1 + τ·b in [1 − τ, 1 + τ], b the weighted mean of several indicators' ranks.
 
     The rank of a tensor among all of them is scaled to [−1, 1] for every indicator; b is Σ w·rank / Σ|w|. A weight
@@ -52,7 +52,7 @@ def blend(candidates: Sequence[Candidate], budget: Budget, settings: Settings) -
     return Allocation(amounts, reasons, used, recorded, sign=f"a blend of {words}: more where it is high")
 
 
-def _values(name: str, candidates: Sequence[Candidate], settings: Settings) -> Vector:
+def _values(name: str, candidates: Sequence[Candidate], settings: AllocatorSettings) -> Vector:
     if name not in INDICATORS:
         raise unknown_name("indicator", name, INDICATORS)
     if name == "depth":

@@ -8,7 +8,7 @@ import numpy as np
 
 from tailwise.compression.choosing.amounts import (
     Allocation,
-    Settings,
+    AllocatorSettings,
     allocator,
     blocks_of,
     ordinal,
@@ -17,7 +17,7 @@ from tailwise.compression.choosing.amounts import (
 )
 from tailwise.compression.plans.budget import Budget
 from tailwise.compression.plans.candidates import Candidate
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 OWL_WIDTH = 0.08
 DLP_WIDTH = 0.15
@@ -26,7 +26,7 @@ DLP_WIDTH = 0.15
 @allocator(
     "owl", source="Yin et al. 2023, Outlier Weighed Layerwise Sparsity, arXiv:2310.05175", takes=("statistics", "width")
 )
-def owl(candidates: Sequence[Candidate], budget: Budget, settings: Settings) -> Allocation:
+def owl(candidates: Sequence[Candidate], budget: Budget, settings: AllocatorSettings) -> Allocation:
     """OWL: blocks with more outliers keep more.
 
     The statistic of a block is the percentage of entries of |W|·‖X‖ above M = 5 times their mean. Scaled to
@@ -39,7 +39,7 @@ def owl(candidates: Sequence[Candidate], budget: Budget, settings: Settings) -> 
 @allocator(
     "dlp", source="Chen et al. 2025, DLP: Dynamic Layerwise Pruning, arXiv:2505.23807", takes=("statistics", "width")
 )
-def dlp(candidates: Sequence[Candidate], budget: Budget, settings: Settings) -> Allocation:
+def dlp(candidates: Sequence[Candidate], budget: Budget, settings: AllocatorSettings) -> Allocation:
     """DLP: blocks with a high central score lose more.
 
     The statistic of a block is the median of |W|·‖X‖ over its entries (the published code takes the mean in its
@@ -50,7 +50,7 @@ def dlp(candidates: Sequence[Candidate], budget: Budget, settings: Settings) -> 
 
 
 def _linear(
-    candidates: Sequence[Candidate], budget: Budget, settings: Settings, how: tuple[str, int, float]
+    candidates: Sequence[Candidate], budget: Budget, settings: AllocatorSettings, how: tuple[str, int, float]
 ) -> Allocation:
     """s_b = S ± 2·width·(x_b − mean x), x the statistic on [0, 1]; shifted so that Σ s·d holds.
 

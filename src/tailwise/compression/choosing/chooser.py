@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Generic, TypeVar
 
-from tailwise.errors import UsageError
-from tailwise.registry import Registry
+from tailwise.core.errors import UsageError
+from tailwise.core.registry import Registry
 
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound="Chooser[Any]")
 S = TypeVar("S")
+_HERE = __name__.rpartition(".")[0]
+
+#: Of what a way to choose can be told: what is measured, by tensor or block, and is no setting.
+MEASURED = ("statistics", "losses", "errors")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,11 @@ class Chooser(Generic[F]):
     def needs_alpha(self) -> bool:
         """Whether α is fitted for it."""
         return "alpha" in self.needs
+
+    @property
+    def reads_audit_alone(self) -> bool:
+        """Whether it takes nothing that is measured on text, or by a precision study."""
+        return not {*MEASURED} & {*self.takes}
 
     def settings(self, make: Callable[..., S], given: Mapping[str, Any], **more: Any) -> S:
         """What it is told; `UsageError` for what it does not take."""
@@ -52,13 +61,13 @@ def registered(registry: Registry[C], make: Callable[..., C], name: str, **facts
     return register
 
 
-def loader(modules: Sequence[str], names: Sequence[str], registry: Callable[[], Registry[C]]) -> Callable[[], None]:
-    """Loads the built-in ways, and puts them in the order of `names`."""
+def loader(modules: Sequence[str], registry: Callable[[], Registry[C]]) -> Callable[[], None]:
+    """Loads the built-in ways, and puts them in the order of `modules`, whichever was imported first."""
 
     def load() -> None:
-        for module in modules:
-            import_module(f"tailwise.compression.choosing.{module}")
-        place = {name: index for index, name in enumerate(names)}
-        registry().sort(lambda item: place.get(item.name, len(place)))
+        places = {f"{_HERE}.{module}": place for place, module in enumerate(modules)}
+        for module in places:
+            import_module(module)
+        registry().sort(lambda item: places.get(item.choose.__module__, len(places)))
 
     return load

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 _STEPS = 100  # of the bisection for the price of the budget
 _CORE = 4000  # levels that the exact solver is given at once, at most, before it is told to take its time

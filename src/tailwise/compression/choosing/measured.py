@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tailwise.compression.choosing.alphaq import solved_words
-from tailwise.compression.choosing.amounts import Allocation, Settings, allocator, sizes_of, verdict
-from tailwise.compression.choosing.formats import Assignment, Choices, FormatSettings, assigner, reasons_of
+from tailwise.compression.choosing.amounts import Allocation, AllocatorSettings, allocator, sizes_of, verdict
+from tailwise.compression.choosing.bit_formats import Assignment, Choices, FormatSettings, assigner, reasons_of
 from tailwise.compression.choosing.knapsack import Knapsack, Matrix, solve_near
 from tailwise.compression.plans.budget import Budget, held
 from tailwise.compression.plans.candidates import Candidate
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 Table = Mapping[tuple[str, str], float]
 _SLACKS = (1e-3, 1e-2, 1e-1, 1.0)  # few tensors and coarse levels cannot come near to every budget
@@ -23,7 +23,7 @@ _SECONDS = 2.0  # few tensors of nearly one size and coarse levels are hard to p
 @allocator(
     "sensitivity", source="this project; an exact multiple-choice knapsack over measured losses", takes=("losses",)
 )
-def sensitivity(candidates: Sequence[Candidate], budget: Budget, settings: Settings) -> Allocation:
+def sensitivity(candidates: Sequence[Candidate], budget: Budget, settings: AllocatorSettings) -> Allocation:
     """The levels of least summed loss, each tensor's loss measured with all others left whole.
 
     What the levels leave of the budget, mostly below a thousandth, is made good by one shift of all amounts. That
@@ -75,6 +75,15 @@ def distortion(choices: Choices, settings: FormatSettings) -> Assignment:
     return _cheapest(choices, settings.errors, ("error", "a precision study: give --study, from `tailwise precision`"))
 
 
+@assigner("outputs", source="this project; an exact multiple-choice knapsack over measured errors", takes=("losses",))
+def outputs(choices: Choices, settings: FormatSettings) -> Assignment:
+    """The least summed error of the layers' outputs, ‖(Ŵ − W)·X‖²_F, from one pass over calibration text.
+
+    All outputs count alike, wherever they go.
+    """
+    return _cheapest(choices, settings.losses, ("error of outputs", "calibration text: give --calibration TEXT"))
+
+
 @assigner(
     "sensitivity", source="this project; an exact multiple-choice knapsack over measured losses", takes=("losses",)
 )
@@ -84,15 +93,6 @@ def sensitivity_of_formats(choices: Choices, settings: FormatSettings) -> Assign
     That losses add up is an assumption.
     """
     return _cheapest(choices, settings.losses, ("loss", "measured losses of each tensor in each format"))
-
-
-@assigner("outputs", source="this project; an exact multiple-choice knapsack over measured errors", takes=("losses",))
-def outputs(choices: Choices, settings: FormatSettings) -> Assignment:
-    """The least summed error of the layers' outputs, ‖(Ŵ − W)·X‖²_F, from one pass over calibration text.
-
-    All outputs count alike, wherever they go.
-    """
-    return _cheapest(choices, settings.losses, ("error of outputs", "calibration text: give --calibration TEXT"))
 
 
 def _cheapest(choices: Choices, table: Table | None, words: tuple[str, str]) -> Assignment:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tailwise.compression.choosing.formats import SLACKS, Choices, Levels
+from tailwise.compression.choosing.bit_formats import SLACKS, Choices, Levels
 from tailwise.compression.plans.budget import Vector
 
 ONE_FORMAT = "one format holds the budget:"

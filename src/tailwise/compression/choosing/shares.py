@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tailwise.compression.choosing.amounts import Settings, means_by_block, ordinal, sizes_of, verdict
+from tailwise.compression.choosing.amounts import AllocatorSettings, means_by_block, ordinal, sizes_of, verdict
 from tailwise.compression.plans.budget import MOST, Budget, Vector
 from tailwise.compression.plans.candidates import Candidate
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredMetric:
     """A metric of every candidate, and which way it points."""
 
     symbol: str  # as reasons name it: α
@@ -38,7 +38,7 @@ def shares(values: Vector, tau: float, direction: int) -> Vector:
 
 
 def spread(
-    candidates: Sequence[Candidate], measured: Measured, budget: Budget, settings: Settings
+    candidates: Sequence[Candidate], measured: MeasuredMetric, budget: Budget, settings: AllocatorSettings
 ) -> tuple[Vector, tuple[str, ...]]:
     """Amounts and reasons under `settings.mapping`."""
     ways: Mapping[str, Callable[..., Vector]] = {"block": _by_block, "matrix": _by_matrix, "mixed": _mixed}
@@ -46,11 +46,11 @@ def spread(
     return amounts, _reasons(candidates, measured, amounts, (budget.sparsity, settings.mapping))
 
 
-def _by_matrix(candidates: Sequence[Candidate], measured: Measured, budget: Budget, tau: float) -> Vector:
+def _by_matrix(candidates: Sequence[Candidate], measured: MeasuredMetric, budget: Budget, tau: float) -> Vector:
     return budget.scaled(shares(measured.values, tau, measured.direction), sizes_of(candidates))
 
 
-def _by_block(candidates: Sequence[Candidate], measured: Measured, budget: Budget, tau: float) -> Vector:
+def _by_block(candidates: Sequence[Candidate], measured: MeasuredMetric, budget: Budget, tau: float) -> Vector:
     means = means_by_block(candidates, measured.values)
     values = [
         means.get(item.block, np.nan) if item.block is not None and np.isfinite(own) else np.nan
@@ -59,7 +59,7 @@ def _by_block(candidates: Sequence[Candidate], measured: Measured, budget: Budge
     return budget.scaled(shares(np.array(values), tau, measured.direction), sizes_of(candidates))
 
 
-def _mixed(candidates: Sequence[Candidate], measured: Measured, budget: Budget, tau: float) -> Vector:
+def _mixed(candidates: Sequence[Candidate], measured: MeasuredMetric, budget: Budget, tau: float) -> Vector:
     """The block's mean sets what the block gives; inside it, each matrix's own value splits that."""
     means = means_by_block(candidates, measured.values)
     keys = list(dict.fromkeys(item.block for item in candidates))
@@ -82,7 +82,7 @@ def _mixed(candidates: Sequence[Candidate], measured: Measured, budget: Budget, 
 
 
 def _reasons(
-    candidates: Sequence[Candidate], measured: Measured, amounts: Vector, how: tuple[float, str]
+    candidates: Sequence[Candidate], measured: MeasuredMetric, amounts: Vector, how: tuple[float, str]
 ) -> tuple[str, ...]:
     asked, mapping = how
     means = means_by_block(candidates, measured.values)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from tailwise.compression.choosing.amounts import Settings
+from tailwise.compression.choosing.amounts import AllocatorSettings
 
 
-def reversed_of(settings: Settings) -> dict[str, object]:
+def reversed_of(settings: AllocatorSettings) -> dict[str, object]:
     """What a plan records of the switch: nothing where it was left alone."""
     return {"reverse": True} if settings.reverse else {}
 
 
-def sign_of_alpha(settings: Settings) -> str:
+def sign_of_alpha(settings: AllocatorSettings) -> str:
     """α: AlphaPruning's code takes more where it is high; a study of number formats calls such layers sensitive."""
     where = "high" if settings.direction > 0 else "low"
     if settings.reverse:
@@ -18,7 +18,7 @@ def sign_of_alpha(settings: Settings) -> str:
     return f"{settings.operator} compresses more where α is {where}"
 
 
-def sign_of_entropy(settings: Settings) -> str:
+def sign_of_entropy(settings: AllocatorSettings) -> str:
     """Singular entropy: for pruning, this project and the manual point opposite ways."""
     where = "low" if settings.direction > 0 else "high"
     if settings.operator == "low_rank":

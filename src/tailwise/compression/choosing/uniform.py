@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tailwise.compression.choosing.amounts import Allocation, Settings, allocator
-from tailwise.compression.choosing.formats import Assignment, Choices, FormatSettings, assigner, reasons_of
+from tailwise.compression.choosing.amounts import Allocation, AllocatorSettings, allocator
+from tailwise.compression.choosing.bit_formats import Assignment, Choices, FormatSettings, assigner, reasons_of
 from tailwise.compression.choosing.ordered import ordered
 from tailwise.compression.plans.budget import Budget
 from tailwise.compression.plans.candidates import Candidate
@@ -16,7 +16,7 @@ _GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0  # its multiples, modulo 1, lie evenly howe
 
 
 @allocator("uniform", source="the baseline of every paper")
-def uniform(candidates: Sequence[Candidate], budget: Budget, _settings: Settings) -> Allocation:
+def uniform(candidates: Sequence[Candidate], budget: Budget, _settings: AllocatorSettings) -> Allocation:
     """The same fraction of every tensor."""
     return Allocation(np.full(len(candidates), budget.sparsity), ("the same everywhere",) * len(candidates))
 

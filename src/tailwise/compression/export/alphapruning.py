@@ -7,9 +7,9 @@ import json
 
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.words import listed
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 #: The order in which modeling code makes the layers of a block, which is that of the published loop.
 _ORDER = ("attn_q", "attn_k", "attn_v", "attn_kv", "attn_qkv", "attn_o", "mlp_gate", "mlp_gate_up", "mlp_up",

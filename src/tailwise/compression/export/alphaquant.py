@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from tailwise.compression.export.exporter import Files, exporter
-from tailwise.compression.export.meaning import integers, said
+from tailwise.compression.export.tool_plan import integers, plan_for_tool
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.number_formats.number_format import NumberFormat
@@ -28,7 +28,7 @@ def config(plan: Plan) -> Files:
 
     Activations stay in bfloat16, as a plan is about weights. AlphaQuant chooses scales by its own rules.
     """
-    found = said(plan, "AlphaQuant", _TAKES, _scheme)
+    found = plan_for_tool(plan, "AlphaQuant", _TAKES, _scheme)
     schemes = {**found.layers, **{layer: {**_KEPT, "skip": True} for layer in found.kept}}
     facts = {decision.tensor.removesuffix(".weight"): _facts(decision, plan) for decision in plan}
     expanded = {layer: {**scheme, **facts[layer]} for layer, scheme in schemes.items()}

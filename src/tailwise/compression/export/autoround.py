@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from tailwise.compression.export.exporter import Files, exporter
-from tailwise.compression.export.meaning import integers, said
+from tailwise.compression.export.tool_plan import integers, plan_for_tool
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.number_formats.number_format import NumberFormat
@@ -28,7 +28,7 @@ _FLOATS: dict[str, dict[str, Any]] = {
 @exporter("autoround", source="auto-round 0.16, `AutoRound(model, **…)`", suffixes=(".json",), kinds=("quantize",))
 def config(plan: Plan) -> Files:
     """Arguments of `AutoRound` in JSON: `layer_config` by exact names, and a `scheme` that leaves all else as it is."""
-    found = said(plan, "AutoRound", _TAKES, _settings)
+    found = plan_for_tool(plan, "AutoRound", _TAKES, _settings)
     document = {"scheme": "BF16", "layer_config": dict(found.layers)}
     return {".json": (json.dumps(document, indent=1) + "\n").encode()}
 

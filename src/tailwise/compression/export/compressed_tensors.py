@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from tailwise.compression.export.exporter import Files, exporter
-from tailwise.compression.export.meaning import exactly, grouped, said
+from tailwise.compression.export.tool_plan import exactly, grouped, plan_for_tool
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.schemes import scheme_of
@@ -41,7 +41,7 @@ def config(plan: Plan) -> Files:
 
 def schemes(plan: Plan, tool: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """`config_groups` by name, and the modules that stay in floating point."""
-    found = said(plan, tool, TAKES, scheme)
+    found = plan_for_tool(plan, tool, TAKES, scheme)
     groups = {
         f"group_{number}": {"targets": [f"re:{exactly(layer)}" for layer in members], **settings}
         for number, (settings, members) in enumerate(grouped(found.layers))

@@ -7,12 +7,12 @@ import math
 from typing import Any
 
 from tailwise.compression.export.exporter import Files, exporter
-from tailwise.compression.export.meaning import integers, said
+from tailwise.compression.export.tool_plan import integers, plan_for_tool
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.patterns import UNSTRUCTURED
+from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.words import listed
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.number_formats.number_format import NumberFormat
 
 _TAKES = "int2 … int8 of one kind (-asym, -g<N>, -channel), which differ in bits alone, and bf16"
@@ -37,7 +37,7 @@ def levels(plan: Plan) -> Files:
 
 
 def _bits(plan: Plan) -> tuple[dict[str, int], dict[str, Any]]:
-    found = said(plan, "EvoPress", _TAKES, _integer)
+    found = plan_for_tool(plan, "EvoPress", _TAKES, _integer)
     kinds = {(shared, symmetric) for _, shared, symmetric in found.layers.values()}
     if len(kinds) > 1:
         raise UsageError(

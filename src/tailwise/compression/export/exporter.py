@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tailwise.compression.plans.entries import Kind
 from tailwise.compression.plans.plan import Plan
-from tailwise.errors import UsageError
-from tailwise.registry import Registry
+from tailwise.core.errors import UsageError
+from tailwise.core.registry import Registry
 
 Files = dict[str, bytes]  # suffix → content
 Write = Callable[[Plan], Files]
@@ -30,7 +30,7 @@ class Exporter:
 
     def __call__(self, plan: Plan, path: str | Path) -> tuple[Path, ...]:
         """Write `plan` to `path`, and to files beside it where the format has more than one."""
-        from tailwise.atomic import write_whole
+        from tailwise.core.atomic import write_whole
 
         target = Path(path)
         if target.suffix not in self.suffixes:
@@ -75,8 +75,10 @@ _BUILT_IN = (
 
 
 def _load_built_ins() -> None:
-    for module in _BUILT_IN:
-        import_module(f"tailwise.compression.export.{module}")
+    places = {f"tailwise.compression.export.{module}": place for place, module in enumerate(_BUILT_IN)}
+    for module in places:  # which import each other
+        import_module(module)
+    EXPORTERS.sort(lambda item: places.get(item.write.__module__, len(places)))
 
 
 EXPORTERS: Registry[Exporter] = Registry("export format", "tailwise.exporters", _load_built_ins)

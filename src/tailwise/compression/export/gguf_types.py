@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tailwise.compression.export.meaning import integers
+from tailwise.compression.export.tool_plan import integers
 from tailwise.number_formats.formats import parse_format
 
 #: What a plan does not name. Most checkpoints are stored so, and then it changes nothing.

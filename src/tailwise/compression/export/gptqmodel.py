@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tailwise.compression.export.exporter import Files, exporter
-from tailwise.compression.export.meaning import grouped, integers, one_of, said
+from tailwise.compression.export.tool_plan import grouped, integers, one_of, plan_for_tool
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.number_formats.number_format import NumberFormat
@@ -29,7 +29,7 @@ def config(plan: Plan) -> Files:
     One pattern, `-:`, skips every module in a block that the plan does not quantize; GPTQModel looks at it first, and
     leaves the rest of a model as it is.
     """
-    found = said(plan, "GPTQModel", _TAKES, _settings)
+    found = plan_for_tool(plan, "GPTQModel", _TAKES, _settings)
     act_order = plan.settings.get("act_order") is True
     groups = grouped(found.layers)
     base, _ = max(groups, key=lambda group: len(group[1]))

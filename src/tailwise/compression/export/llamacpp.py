@@ -8,15 +8,15 @@ from collections import Counter
 from importlib import import_module
 from typing import Any
 
-from tailwise.checkpoints.dims import tower_of
+from tailwise.checkpoints.checkpoint import tower_of
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.gguf_types import REST, GgufType, gguf_type
-from tailwise.compression.export.meaning import Refusals
+from tailwise.compression.export.tool_plan import Refusals
 from tailwise.compression.plans.bits import bits_of
 from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.words import listed
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 #: `llama-quantize` leaves these as they are, whatever the file says.
 _LEFT = frozenset({"pos_embed", "patch_embed", "codebook", "router", "conv", "norm", "bias"})
@@ -26,10 +26,12 @@ _EXPERT = re.compile(r"(?<=experts)\.\d+(?=\.)")
 
 
 #: What composite models put before the names of their text tower; the converter takes it off.
-_TOWER = re.compile(r"language_model\.(?:model\.(?=layers|embed))?")
-#: What the converter cuts apart → its parts: DeepSeek's keys and values by head, gate and up of stacked experts.
+_TOWER = re.compile(r"^thinker\.|(?:language_model|text_model)\.(?:model\.(?=layers|embed))?")
+#: What the converter cuts apart → its parts: DeepSeek's keys and values by head, gate and up of stacked experts, and
+#: the gate of Qwen3-Next's linear attention.
 _SPLIT = {
     ".kv_b_proj": (".k_b_proj", ".v_b_proj"),
+    ".linear_attn.in_proj_qkvz": (".linear_attn.in_proj_qkv", ".linear_attn.in_proj_z"),
     ".experts.gate_up_proj": (".experts.gate_proj", ".experts.up_proj"),
     ".block_sparse_moe.input_linear": (".mlp.experts.gate_proj", ".mlp.experts.up_proj"),
     ".shared_mlp.input_linear": (".mlp.shared_experts.gate_proj", ".mlp.shared_experts.up_proj"),
@@ -58,6 +60,8 @@ def tensor_types(plan: Plan) -> Files:
         )
     lines = [f"^{re.escape(name)}$={kind.name}" for name, kind in found.items()]
     facts = {**_facts(plan, chosen), "named_otherwise_by": otherwise}
+    if turned := [name for name in found if ".attn_k_b." in name]:
+        facts["transposed"] = {"tensors": turned, "so": "groups run along the other axis than in the plan"}
     return {
         ".txt": "\n".join([*lines, f".*={REST}", ""]).encode(),
         ".notes.json": (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode(),

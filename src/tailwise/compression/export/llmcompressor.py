@@ -7,12 +7,12 @@ from typing import Any
 
 from tailwise.compression.export.compressed_tensors import schemes
 from tailwise.compression.export.exporter import Files, exporter
-from tailwise.compression.export.meaning import exactly
+from tailwise.compression.export.tool_plan import exactly
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.patterns import parse_pattern
+from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.words import listed
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 _PRUNERS = {"wanda": "WandaPruningModifier", "sparsegpt": "SparseGPTModifier"}
 _QUANTIZERS = {"rtn": "QuantizationModifier", "gptq": "GPTQModifier"}

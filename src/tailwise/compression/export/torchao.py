@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from tailwise.compression.export.exporter import Files, exporter
-from tailwise.compression.export.meaning import Integers, integers, said
+from tailwise.compression.export.tool_plan import Integers, integers, plan_for_tool
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.number_formats.number_format import NumberFormat
@@ -27,7 +27,7 @@ def config(plan: Plan) -> Files:
     Layers that the plan keeps in floating point have null; those that it does not name are not touched. MX formats
     are refused, as torchao has them only with activations quantized as well.
     """
-    found = said(plan, "torchao", _TAKES, _config)
+    found = plan_for_tool(plan, "torchao", _TAKES, _config)
     layers: dict[str, Any] = {**found.layers, **dict.fromkeys(found.kept)}
     document = _node("FqnToConfig", 1, fqn_to_config=layers)
     return {".json": (json.dumps(document, indent=1) + "\n").encode()}

@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.choosing.formats import ASSIGNERS, Assigner, Choices, Group
+from tailwise.compression.choosing.bit_formats import ASSIGNERS, Assigner, Choices, FormatGroup
 from tailwise.compression.making.bit_budget import bits_table, budget_of, check_reach
 from tailwise.compression.making.request import QuantizeRequest, parsed_formats
+from tailwise.compression.operators.registered import operator_of
 from tailwise.compression.plans.bits import shape_of
 from tailwise.compression.plans.candidates import Candidate, candidates
 from tailwise.compression.plans.fusing import fused
-from tailwise.compression.plans.words import listed
-from tailwise.errors import UsageError
+from tailwise.compression.plans.phrasing import listed
+from tailwise.core.errors import AS_NUMBERS, UsageError
 
 ESTIMATOR = "top_outside"  # AlphaQuant's alpha_hill
 
@@ -35,13 +36,13 @@ def asked_of(audit: Audit, request: QuantizeRequest) -> Asked:
     """The tensors, their groups, and what each takes in each format. Raises `UsageError`."""
     method, formats = ASSIGNERS[request.allocator], parsed_formats(request.formats)
     if not request.dequantize:
-        _check_not_quantized(audit)
+        _check_not_quantized(audit, looks=operator_of(request.operator, "quantize").looks)
     estimator, said = _estimator(audit, request, method)
     found, notes = candidates(audit, request.choice, estimator, packed=request.dequantize)
     found, shapes, more = _shaped(found, audit)
     if "variance" in method.needs:
         found = tuple(_with_variance(item, audit) for item in found)
-    groups = tuple(Group(name, members) for name, members in fused(found, per_expert=request.per_expert).items())
+    groups = tuple(FormatGroup(name, members) for name, members in fused(found, per_expert=request.per_expert).items())
     table = bits_table(groups, shapes, formats)
     budget = budget_of(audit, request.budget, found)
     if budget is None and len(formats) == 1:
@@ -52,11 +53,12 @@ def asked_of(audit: Audit, request: QuantizeRequest) -> Asked:
     return Asked(found, shapes, choices, estimator, (*said, *notes, *more))
 
 
-def _check_not_quantized(audit: Audit) -> None:
+def _check_not_quantized(audit: Audit, *, looks: bool) -> None:
     packed = [row.name for row in audit.rows if row.measured and len(row.tensors) > 1 and row.kind != "lora"]
     if packed and all(len(row.tensors) > 1 for row in audit.rows if row.measured and row.block is not None):
         fix = "give the model that it was made from, or plan from the values that it decodes to with --dequantize"
-        raise UsageError("its weights are quantized", where=audit.model, fix=fix)
+        # An operator that computes with the model takes real numbers, and --dequantize would only be refused later.
+        raise UsageError("its weights are quantized", where=audit.model, fix=AS_NUMBERS if looks else fix)
 
 
 def _estimator(audit: Audit, request: QuantizeRequest, method: Assigner) -> tuple[str | None, tuple[str, ...]]:

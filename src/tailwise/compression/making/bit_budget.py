@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.choosing.formats import Group
+from tailwise.compression.choosing.bit_formats import FormatGroup
 from tailwise.compression.choosing.knapsack import Matrix
 from tailwise.compression.plans.bits import bits_per_weight, kept_bytes, mean_bits
 from tailwise.compression.plans.budget import Budget
 from tailwise.compression.plans.candidates import Candidate
 from tailwise.compression.plans.plan import Plan
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.number_formats.number_format import NumberFormat
 
 _LINE, _PARTS = 90, 3  # characters about a tensor beside its name, and tensors that a packed weight becomes
@@ -22,7 +22,7 @@ NEAR = 1e-3  # how far below the budget, relative, is not worth a word
 
 
 def bits_table(
-    groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]], formats: Sequence[NumberFormat]
+    groups: Sequence[FormatGroup], shapes: Mapping[str, tuple[int, ...]], formats: Sequence[NumberFormat]
 ) -> Matrix:
     """Stored bits, (groups, formats)."""
     return np.array(

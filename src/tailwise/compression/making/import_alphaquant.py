@@ -11,13 +11,13 @@ from typing import Any
 
 from tailwise.audits.audit import Audit
 from tailwise.compression.plans.bits import kept_bytes, mean_bits, shape_of
-from tailwise.compression.plans.candidates import Candidate, Choice, candidates
+from tailwise.compression.plans.candidates import Candidate, TensorChoice, candidates
 from tailwise.compression.plans.casting import Cast
 from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.words import listed
-from tailwise.errors import UnreadableError, UsageError
-from tailwise.storage import is_text, json_of, read_text
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.storage import is_text, json_of, read_text
 
 _MX_GROUP = 32
 _INTEGERS = ("int2", "int3", "int4", "int8")
@@ -80,7 +80,7 @@ def _read(path: str | Path) -> Mapping[str, Any]:
 def _linear_layers(audit: Audit) -> tuple[Candidate, ...]:
     """AlphaQuant looks at every linear layer, the head and the routers among them."""
     roles = {row.role for row in audit.rows if row.measured and row.kind == "dense"}
-    found, _ = candidates(audit, Choice(also=tuple(sorted(roles))), None)
+    found, _ = candidates(audit, TensorChoice(also=tuple(sorted(roles))), None)
     return tuple(
         item
         for item in found

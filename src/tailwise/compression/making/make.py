@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tailwise.audits.audit import Audit
+from tailwise.audits.precision.study import LayerStudy, PrecisionStudy
 from tailwise.compression.choosing.amounts import ALLOCATORS, Allocation, Allocator, sizes_of
-from tailwise.compression.choosing.formats import ASSIGNERS, Assigner, Assignment, Choices
+from tailwise.compression.choosing.bit_formats import ASSIGNERS, Assigner, Assignment, Choices
 from tailwise.compression.making.asked import Asked, asked_of
 from tailwise.compression.making.bit_budget import NEAR, spent
 from tailwise.compression.making.request import QuantizeRequest, Request
-from tailwise.compression.making.study_errors import errors_of
 from tailwise.compression.operators.operator import Operator
-from tailwise.compression.operators.table import direction_in_words, operator_of
-from tailwise.compression.plans.bits import depth_words, has_whole_groups
+from tailwise.compression.operators.registered import direction_in_words, operator_of
+from tailwise.compression.plans.bits import depth_words, has_whole_groups, stack_shape
 from tailwise.compression.plans.budget import Budget, held
-from tailwise.compression.plans.candidates import Candidate, Choice, audited_part, candidates, estimator_for
+from tailwise.compression.plans.candidates import Candidate, TensorChoice, audited_part, candidates, estimator_for
 from tailwise.compression.plans.casting import Cast, noted
-from tailwise.compression.plans.correlation import depth_correlation
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.entries import Part
 from tailwise.compression.plans.patterns import UNSTRUCTURED, Pattern
+from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.rounding import Whole, ranks_of, removed_of
-from tailwise.compression.plans.words import listed
-from tailwise.errors import UsageError
+from tailwise.compression.plans.rank_correlation import depth_correlation
+from tailwise.compression.plans.whole_units import Whole, ranks_of, removed_of
+from tailwise.core.errors import UsageError
 
 #: Below this sparsity, published gains of uneven allocation on autoregressive models are nil.
 GAINS_FROM = 0.6
@@ -52,7 +52,8 @@ def plan_prune(audit: Audit, request: Request) -> Plan:
         raise UsageError(f"{method.name} looks at no α", fix="leave --estimator out")
     estimator = (request.estimator or estimator_for(audit)) if method.needs_alpha else None
     found, notes = candidates(audit, request.choice, estimator)
-    found, more = _fitting(found, pattern, operator, cuts=budget.amount > 0)
+    shapes = {item.tensor: item.shape or stack_shape(item, audit.provenance.config) for item in found}
+    found, more = _fitting(found, shapes, (pattern, operator), cuts=budget.amount > 0)
     allocation = method(found, budget, request.told)
     _check_amounts(method, allocation, found, budget)
     if operator.work is None:
@@ -61,7 +62,10 @@ def plan_prune(audit: Audit, request: Request) -> Plan:
     settings |= {"estimator": estimator} if estimator is not None else {}
     settings |= {} if request.clamp else {"clamp": False}
     settings |= _audited(audit) | _chosen(request.choice)
-    plan = _plan("prune", audit, request, _amounts(found, allocation, pattern, operator), settings)
+    decisions = _amounts(found, allocation, pattern, operator)
+    if operator.ranks:
+        decisions = _ranked(decisions, shapes, _places(found))
+    plan = _plan("prune", audit, request, decisions, settings)
     plan = replace(plan, budget=_shares(audit, plan, budget.amount))
     return replace(plan, notes=(*_said_of_amounts(plan, allocation.sign), *allocation.notes, *notes, *more))
 
@@ -109,7 +113,7 @@ def _plan(
     return Plan(kind, request.operator, request.allocator, audit.model, fingerprint, {}, decisions, settings)
 
 
-def _chosen(choice: Choice) -> dict[str, Any]:
+def _chosen(choice: TensorChoice) -> dict[str, Any]:
     found = {"roles": list(choice.roles), "layers": choice.layers, "also": list(choice.also)}
     return {name: value for name, value in found.items() if value}
 
@@ -124,15 +128,16 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _fitting(
-    found: tuple[Candidate, ...], pattern: Pattern, operator: Operator, *, cuts: bool
+    found: tuple[Candidate, ...], shapes: Mapping[str, tuple[int, ...]], how: tuple[Pattern, Operator], *, cuts: bool
 ) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
     """The candidates that the pattern and the operator can be done to, and a note on the others."""
+    pattern, operator = how
     if pattern.group is not None:
         kept = tuple(item for item in found if not item.shape or item.shape[1] % pattern.group == 0)
         why = f"their input axis is no multiple of {pattern.group}"
     elif operator.ranks:
-        kept = tuple(item for item in found if item.shape and item.kind in ("dense", "expert"))
-        why = "low rank takes tensors that hold one matrix, and no convolutions"
+        kept = tuple(item for item in found if shapes[item.tensor] and item.kind in ("dense", "expert"))
+        why = "low rank takes tensors that hold one matrix, or one an expert, and no convolutions"
     elif operator.work is None and cuts:  # whole blocks can go whatever is in them
         kept = tuple(item for item in found if _CUT.fullmatch(item.role))
         why = "heads are cut of attention, neurons of plain MLPs"
@@ -174,27 +179,36 @@ def _amounts(
     found: Sequence[Candidate], allocation: Allocation, pattern: Pattern, operator: Operator
 ) -> tuple[Decision, ...]:
     amounts = np.asarray(allocation.amounts, dtype=np.float64)
-    patterns, ranks = [str(pattern)] * len(found), [0] * len(found)
+    patterns = [str(pattern)] * len(found)
     if pattern.mixed and pattern.group is not None:
         gone = removed_of(amounts, sizes_of(found), pattern.group, _places(found))
         amounts = gone / pattern.group
         patterns = [UNSTRUCTURED if count == 0 else f"{pattern.group - count}:{pattern.group}" for count in gone]
-    elif operator.ranks:
-        ranks = [int(rank) for rank in ranks_of(amounts, [item.shape for item in found], _places(found))]
     return tuple(
         Decision(
             item.site,
             noted(
                 sparsity=round(float(amount), DIGITS),
                 pattern=how,
-                rank=rank or None,
+                rank=None,
                 format=None,
                 units=operator.work is None,
             ),
             metrics={name: _rounded(item.metrics[name]) for name in allocation.used if name in item.metrics},
             reason=reason,
         )
-        for item, amount, how, rank, reason in zip(found, amounts, patterns, ranks, allocation.reasons, strict=True)
+        for item, amount, how, reason in zip(found, amounts, patterns, allocation.reasons, strict=True)
+    )
+
+
+def _ranked(
+    decisions: Sequence[Decision], shapes: Mapping[str, tuple[int, ...]], places: Whole
+) -> tuple[Decision, ...]:
+    """The same with whole ranks, which save as much."""
+    amounts = np.array([item.sparsity for item in decisions], dtype=np.float64)
+    ranks = ranks_of(amounts, [shapes[item.tensor] for item in decisions], places)
+    return tuple(
+        item.but(rank=int(rank), shape=shapes[item.tensor]) for item, rank in zip(decisions, ranks, strict=True)
     )
 
 
@@ -287,3 +301,43 @@ def _shorter(plan: Plan) -> Iterator[str]:
             f"{name}: the last group of a row is shorter in {len(tensors)} tensor{'s' * (len(tensors) != 1)} "
             f"({listed(tensors)}); `apply` writes such values, but other tools and --packed take whole groups"
         )
+
+
+_PART = re.compile(r"[#\[].*")  # of a fused tensor `name#part`, of stacked experts `name[e]`
+
+
+def errors_of(
+    study: PrecisionStudy, audit: Audit, found: Iterable[Candidate], formats: Sequence[str], *, relative: bool = False
+) -> dict[tuple[str, str], float]:
+    """(tensor, format) → ‖Ŵ − W‖²_F, or with `relative` ‖Ŵ − W‖²_F / ‖W‖²_F.
+
+    The study has ‖Ŵ − W‖_F / ‖W‖_F of each matrix, the audit ‖W‖²_F = Σλ. `UsageError` where the study lacks a
+    tensor or a format, or is of a model of other sizes.
+    """
+    missing = [name for name in formats if name not in study.formats]
+    if missing:
+        fix = f"tailwise precision {audit.model} --formats {','.join(formats)}"
+        raise UsageError(f"the study has no {', '.join(missing)}", where=study.model, fix=fix)
+    by_module: dict[str, list[LayerStudy]] = {}
+    for layer in study:
+        by_module.setdefault(_PART.sub("", layer.name), []).append(layer)
+    table: dict[tuple[str, str], float] = {}
+    for item in found:
+        layers = by_module.get(_PART.sub("", item.matrix), [])
+        if sum(layer.numel for layer in layers) != item.n_params:
+            fix = "study and audit the same model"
+            raise UsageError(f"the study does not hold {item.tensor}", where=study.model, fix=fix)
+        for name in formats:
+            table[item.tensor, name] = _error(layers, audit, name, relative)
+    return table
+
+
+def _error(layers: Sequence[LayerStudy], audit: Audit, name: str, relative: bool) -> float:
+    squares = [float(audit[layer.name].spectrum.eigenvalues.sum()) for layer in layers]
+    total = 0.0
+    for layer, square in zip(layers, squares, strict=True):
+        error = layer.readings[name].relative_error if name in layer.readings else None
+        if error is None:
+            raise UsageError(f"the study could not measure {layer.name} in {name}", fix="leave the format or it out")
+        total += error * error * square
+    return total / (sum(squares) or 1.0) if relative else total

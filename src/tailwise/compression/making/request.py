@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tailwise.compression.choosing.amounts import ALLOCATORS, Settings
-from tailwise.compression.choosing.formats import ASSIGNERS, FormatSettings
-from tailwise.compression.operators.table import operator_of
+from tailwise.audits.precision.study import PrecisionStudy
+from tailwise.compression.choosing.amounts import ALLOCATORS, AllocatorSettings
+from tailwise.compression.choosing.bit_formats import ASSIGNERS, FormatSettings
+from tailwise.compression.operators.registered import operator_of
 from tailwise.compression.plans.budget import Budget, Unit
-from tailwise.compression.plans.candidates import Choice
+from tailwise.compression.plans.candidates import TensorChoice
 from tailwise.compression.plans.patterns import UNSTRUCTURED, Pattern, parse_pattern
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
-from tailwise.precision.study import PrecisionStudy
 
 #: AlphaQuant's formats.
 FORMATS = ("mxfp4", "mxfp8", "bf16")
@@ -23,13 +23,13 @@ FORMATS = ("mxfp4", "mxfp8", "bf16")
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a pruning plan. `settings` are fields of `Settings` that the user gave, by name."""
+    """What is asked of a pruning plan. `settings` are fields of `AllocatorSettings` that the user gave, by name."""
 
     sparsity: float | None = None
     allocator: str = "uniform"
     operator: str = "magnitude"
     pattern: str = UNSTRUCTURED
-    choice: Choice = field(default_factory=Choice)
+    choice: TensorChoice = field(default_factory=TensorChoice)
     clamp: bool = True
     estimator: str | None = None  # of α; None: AlphaPruning's for this kind of model
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -55,9 +55,9 @@ class Request:
         return Budget(self._share(self.parsed_pattern), self.clamp)
 
     @property
-    def told(self) -> Settings:
+    def told(self) -> AllocatorSettings:
         """What the allocator is told."""
-        return ALLOCATORS[self.allocator].settings(Settings, self.settings, operator=self.operator)
+        return ALLOCATORS[self.allocator].settings(AllocatorSettings, self.settings, operator=self.operator)
 
     def _share(self, pattern: Pattern) -> float:
         if pattern.fixed is None:
@@ -87,7 +87,7 @@ class QuantizeRequest:
     formats: tuple[str, ...] = FORMATS
     allocator: str = "uniform"
     operator: str = "rtn"
-    choice: Choice = field(default_factory=Choice)
+    choice: TensorChoice = field(default_factory=TensorChoice)
     per_expert: bool = False  # experts of a block may differ
     act_order: bool = False  # gptq: columns in the order of their inputs' energy
     estimator: str | None = None  # of α

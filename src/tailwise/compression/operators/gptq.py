@@ -6,17 +6,18 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from tailwise.compression.operators.operator import Activations, Done, Target
-from tailwise.compression.operators.sparsegpt import inverse_factor
-from tailwise.errors import UnreadableError
-from tailwise.number_formats.grid import Grid
+from tailwise.compression.operators.operator import OperatorResult, Target
+from tailwise.compression.operators.sparsegpt import inverse_factor, working_dtype
+from tailwise.core.errors import UnreadableError
+from tailwise.models.activations import Activations
+from tailwise.number_formats.grid import ValueGrid
 from tailwise.number_formats.number_format import NumberFormat, Reach
 from tailwise.number_formats.scaled import ScaledFormat
 
 BLOCK = 128  # columns whose errors reach the columns to their right at once
 
 
-def gptq(W: torch.Tensor, target: Target, inputs: Activations) -> Done:
+def gptq(W: torch.Tensor, target: Target, inputs: Activations) -> OperatorResult:
     """Columns from left to right, each rounded to nearest, its error taken up by those that are left.
 
     With U upper triangular and H⁻¹ = UᵀU (H = XᵀX, damped by 1 % of its mean diagonal), column j's error is
@@ -28,7 +29,8 @@ def gptq(W: torch.Tensor, target: Target, inputs: Activations) -> Done:
     """
     assert inputs.hessian is not None  # noqa: S101 - `Operator` has checked
     stored = W.dtype
-    W, H = W.float().clone(), inputs.hessian.to(W.device, torch.float32).clone()
+    precise = working_dtype(W)
+    W, H = W.to(precise, copy=True), inputs.hessian.to(W.device, precise, copy=True)
     if not torch.isfinite(H).all():
         raise UnreadableError("its inputs are not finite", fix="calibrate in float32 or bfloat16 (--dtype)")
     pruned = W == 0 if target.keep_zeros else None
@@ -44,7 +46,7 @@ def gptq(W: torch.Tensor, target: Target, inputs: Activations) -> Done:
     _sweep(W, inverse_factor(H), scales, places, pruned)
     if order is not None:
         W = W[:, order.argsort()]
-    return Done(W, grid=scales.grid)
+    return OperatorResult(W.float(), grid=scales.grid)
 
 
 def _sweep(W: torch.Tensor, U: torch.Tensor, scales: _Scales, places: list[int], pruned: torch.Tensor | None) -> None:
@@ -73,8 +75,8 @@ class _Scales:
     stored: torch.dtype  # scales of integers are stored as the weights are
     ahead: bool
     pruned: torch.Tensor | None = None  # what will be zero, whatever stands there when a group is reached
-    _whole: Grid | None = None
-    _parts: list[Grid] = field(default_factory=list)
+    _whole: ValueGrid | None = None
+    _parts: list[ValueGrid] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._scaled = isinstance(self.format, ScaledFormat)
@@ -100,13 +102,13 @@ class _Scales:
     def round(self, values: torch.Tensor, place: int) -> torch.Tensor:
         """One column, (out × 1), that was column `place` of W."""
         if not self._scaled:
-            return self.format.quantize(values).values.float()
+            return self.format.quantize(values.float()).values.to(values.dtype)
         if self._whole is not None:
-            return self._whole.round(values, place)
-        return self._parts[-1].round(values)
+            return self._whole.round(values.float(), place).to(values.dtype)
+        return self._parts[-1].round(values.float()).to(values.dtype)
 
     @property
-    def grid(self) -> Grid | None:
+    def grid(self) -> ValueGrid | None:
         """All scales, beside each other."""
         if not self._parts:
             return self._whole

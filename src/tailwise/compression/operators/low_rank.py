@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from tailwise.compression.operators.operator import Activations, Amount, Done
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.compression.operators.operator import Amount, OperatorResult
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.models.activations import Activations
 
 DAMPING = 1e-4  # of the mean diagonal of the Hessian, where it is not positive definite by itself
 _MOST_DAMPING = 1.0
 
 
-def low_rank(W: torch.Tensor, amount: Amount, inputs: Activations) -> Done:  # noqa: ARG001 - needs none
+def low_rank(W: torch.Tensor, amount: Amount, inputs: Activations) -> OperatorResult:  # noqa: ARG001 - needs none
     """The r leading singular directions of W."""
     left, right = _truncated(W.double(), amount)
     return _product(left, right)
 
 
-def low_rank_whitened(W: torch.Tensor, amount: Amount, inputs: Activations) -> Done:
+def low_rank_whitened(W: torch.Tensor, amount: Amount, inputs: Activations) -> OperatorResult:
     """The matrix of rank r that least changes the outputs, ‖X·(W − A·B)ᵀ‖_F.
 
     With XᵀX = S·Sᵀ (Cholesky), that is the truncated SVD of W·S, times S⁻¹.
@@ -41,8 +42,8 @@ def _truncated(W: torch.Tensor, amount: Amount) -> tuple[torch.Tensor, torch.Ten
     return U[:, : amount.rank] * root, root[:, None] * Vh[: amount.rank]
 
 
-def _product(left: torch.Tensor, right: torch.Tensor) -> Done:
-    return Done((left @ right).float(), None, (left.float(), right.float()))
+def _product(left: torch.Tensor, right: torch.Tensor) -> OperatorResult:
+    return OperatorResult((left @ right).float(), None, (left.float(), right.float()))
 
 
 def _root(H: torch.Tensor) -> torch.Tensor:

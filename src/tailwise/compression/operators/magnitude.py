@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from tailwise.compression.operators.masks import lowest, lowest_in_groups
-from tailwise.compression.operators.operator import Activations, Amount, Done
+from tailwise.compression.operators.operator import Amount, OperatorResult
+from tailwise.models.activations import Activations
 
 
-def magnitude(W: torch.Tensor, amount: Amount, inputs: Activations) -> Done:  # noqa: ARG001 - needs none
+def magnitude(W: torch.Tensor, amount: Amount, inputs: Activations) -> OperatorResult:  # noqa: ARG001 - needs none
     """The entries of smallest |W|, over the whole matrix or in each group of M along its rows."""
     found = W if W.dtype == torch.float64 else W.float()  # what stays is stored as it was
     scores = found.abs()
@@ -16,4 +17,4 @@ def magnitude(W: torch.Tensor, amount: Amount, inputs: Activations) -> Done:  # 
         gone = lowest(scores, round(amount.sparsity * W.numel()))
     else:
         gone = lowest_in_groups(scores, *amount.pattern)
-    return Done(found.masked_fill(gone, 0.0), ~gone)
+    return OperatorResult(found.masked_fill(gone, 0.0), ~gone)

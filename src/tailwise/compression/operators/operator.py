@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.models.activations import Activations, Need
 
 if TYPE_CHECKING:
     import torch
 
-    from tailwise.number_formats.grid import Grid
+    from tailwise.number_formats.grid import ValueGrid
     from tailwise.number_formats.number_format import NumberFormat
 
 Does = Literal["prune", "quantize"]
-Need = Literal["none", "norms", "hessian"]
 
 
 @dataclass(frozen=True)
@@ -45,30 +45,17 @@ class Target:
     keep_zeros: bool = False  # entries that are zero stay zero: the matrix was pruned
 
 
-@dataclass(frozen=True)
-class Activations:
-    """What is known of the inputs of one layer; X is (tokens × in), n the number of windows.
-
-    Both are per window, as in the published code. A constant factor changes nothing but what a dead input counts in
-    the damping of SparseGPT.
-    """
-
-    norms: torch.Tensor | None = None  # (in,) float32: sqrt(Σ X_j² / n)
-    hessian: torch.Tensor | None = None  # (in × in) float32: 2/n · XᵀX
-    tokens: torch.Tensor | None = None  # () int64: rows of X that were not zero throughout, where they were counted
-
-
 @dataclass(frozen=True, eq=False)
-class Done:
+class OperatorResult:
     """The matrix that an operator leaves, and what it knows of it."""
 
     weight: torch.Tensor  # (out × in) float32; float64 for fp64
     kept: torch.Tensor | None = None  # (out × in) bool, False where an entry went; None where none is set to zero
     factors: tuple[torch.Tensor, torch.Tensor] | None = None  # (out × r), (r × in), whose product `weight` is
-    grid: Grid | None = None  # scales and zero points of a number format; None for a plain cast
+    grid: ValueGrid | None = None  # scales and zero points of a number format; None for a plain cast
 
 
-Work = Callable[["torch.Tensor", Any, Activations], Done]  # W, Amount or Target, inputs
+Work = Callable[["torch.Tensor", Any, Activations], OperatorResult]  # W, Amount or Target, inputs
 
 
 @dataclass(frozen=True)
@@ -100,7 +87,7 @@ class Operator:
         """Whether it looks at the inputs of each layer."""
         return self.needs != "none"
 
-    def __call__(self, W: torch.Tensor, asked: Amount | Target, inputs: Activations | None = None) -> Done:
+    def __call__(self, W: torch.Tensor, asked: Amount | Target, inputs: Activations | None = None) -> OperatorResult:
         """Work on W; it is left as it is.
 
         `UsageError` where the operator lacks what it needs, or the format has no zero for what was pruned;

@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 
 from tailwise.compression.operators.masks import lowest, lowest_in_groups
-from tailwise.compression.operators.operator import Activations, Amount, Done
-from tailwise.errors import UnreadableError
+from tailwise.compression.operators.operator import Amount, OperatorResult
+from tailwise.core.errors import UnreadableError
+from tailwise.models.activations import Activations
 
 BLOCK = 128  # columns whose mask is chosen at once
 DAMPING = 0.01  # of the mean diagonal of the Hessian
 _MOST_DAMPING = 10.0
 
 
-def sparsegpt(W: torch.Tensor, amount: Amount, inputs: Activations) -> Done:
+def sparsegpt(W: torch.Tensor, amount: Amount, inputs: Activations) -> OperatorResult:
     """The entries whose loss is least, w²/[H⁻¹]², while the columns to their right make the loss good.
 
     Columns go from left to right in blocks of 128, and the mask of a block is chosen over the block's rows and
@@ -22,7 +23,8 @@ def sparsegpt(W: torch.Tensor, amount: Amount, inputs: Activations) -> Done:
     one more.
     """
     assert inputs.hessian is not None  # noqa: S101 - `Operator` has checked
-    W, H = W.float().clone(), inputs.hessian.to(W.device, torch.float32).clone()
+    precise = working_dtype(W)
+    W, H = W.to(precise, copy=True), inputs.hessian.to(W.device, precise, copy=True)
     if not torch.isfinite(H).all():
         raise UnreadableError("its inputs are not finite", fix="calibrate in float32 or bfloat16 (--dtype)")
     dead = H.diagonal() == 0
@@ -37,13 +39,18 @@ def sparsegpt(W: torch.Tensor, amount: Amount, inputs: Activations) -> Done:
         count = round(amount.sparsity * stop * len(W)) - before
         errors, gone[:, start:stop] = _block(W[:, start:stop], U[start:stop, start:stop], amount, count)
         W[:, stop:] -= errors @ U[start:stop, stop:]
-    return Done(W.masked_fill(gone, 0.0), ~gone)
+    return OperatorResult(W.masked_fill(gone, 0.0).float(), ~gone)
+
+
+def working_dtype(W: torch.Tensor) -> torch.dtype:
+    """float64 on a CPU, where one entry that rounding moves across a threshold moves its whole row; else float32."""
+    return torch.float64 if W.device.type == "cpu" else torch.float32
 
 
 def inverse_factor(H: torch.Tensor) -> torch.Tensor:
     """U, upper triangular with H⁻¹ = UᵀU, of the damped Hessian (in × in).
 
-    The damping grows tenfold where 1 % does not make H positive definite in float32.
+    The damping grows tenfold where 1 % does not make H positive definite.
     """
     damping = DAMPING
     mean = H.diagonal().mean()

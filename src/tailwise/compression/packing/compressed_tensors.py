@@ -8,13 +8,14 @@ from math import ceil
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.roles import classify
 from tailwise.compression.packing.bit_streams import pack_bits, pack_words
-from tailwise.compression.packing.packing import Work
-from tailwise.compression.packing.parts import Parts, cast_of
+from tailwise.compression.packing.packing import PackingWork
 from tailwise.compression.packing.shards import Members, ShardPacking
+from tailwise.compression.packing.tensor_parts import Parts, cast_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.schemes import Scheme, scheme_of
 from tailwise.number_formats.number_format import NumberFormat
@@ -35,12 +36,12 @@ class CompressedTensors(ShardPacking):
         "installed, and lies as vLLM reads it."
     )
 
+    @override
     def instead(self) -> str:
-        """See `Packing`."""
         return "int2 … int8 (-asym, -g<N>), fp8_e4m3, mxfp4, mxfp6, mxfp8, nvfp4, bf16, fp16, fp32"
 
+    @override
     def refuses(self, chosen: NumberFormat, spec: TensorSpec) -> str | None:
-        """See `Packing`."""
         if classify(spec.name, 2, {}).role in _NO_LINEAR:
             return "is an embedding, and servers load linear layers packed, nothing else"
         if cast_of(chosen) is None and _READ_BY_ITSELF.search(spec.name):
@@ -52,13 +53,13 @@ class CompressedTensors(ShardPacking):
             return f"has no layout for {chosen.name}"
         return None if scheme.layout in _known() else f"the installed version has no layout {scheme.layout}"
 
+    @override
     def reasons(self, checkpoint: Checkpoint) -> Iterator[str]:
-        """See `Packing`."""
         if not checkpoint.config:
             yield "there is no config.json, which says how the weights are packed"
 
+    @override
     def notes(self, plan: Plan, checkpoint: Checkpoint) -> Iterator[str]:
-        """See `Packing`."""
         schemes = _schemes(plan)
         if len(schemes) > 1 and _asymmetric(schemes):
             yield (
@@ -74,8 +75,8 @@ class CompressedTensors(ShardPacking):
         if _dtype(schemes, checkpoint):
             yield "config.json asks for bfloat16, the one type that compressed-tensors decodes mx and nvfp4 formats to"
 
+    @override
     def members(self, spec: TensorSpec, chosen: NumberFormat, parts: Parts) -> Members:
-        """See `ShardPacking`."""
         scheme, module = scheme_of(chosen), spec.name.removesuffix(".weight")
         assert scheme is not None  # noqa: S101 - `refuses` has let no other through
         bits, whole = int(chosen.element_bits), scheme.weights["strategy"] == "tensor"
@@ -99,8 +100,9 @@ class CompressedTensors(ShardPacking):
             found[f"{module}.weight_zero_point"] = zeros
         return {**found, f"{module}.weight_shape": shape}
 
+    @override
     def overhead(self, chosen: NumberFormat, spec: TensorSpec) -> int:
-        """See `Packing`: rows are filled up to whole words, and two integers hold the shape."""
+        """Rows are filled up to whole words, and two integers hold the shape."""
         scheme = scheme_of(chosen)
         if scheme is None or scheme.layout != _WORDS:
             return 0
@@ -112,8 +114,8 @@ class CompressedTensors(ShardPacking):
             found += (8 - bits) / 8 if strategy == "tensor" else groups * _filling(out, bits)
         return round(found)
 
-    def settings(self, work: Work) -> dict[str, Any]:
-        """See `ShardPacking`."""
+    @override
+    def settings(self, work: PackingWork) -> dict[str, Any]:
         schemes = _schemes(work.plan)
         if not schemes:
             return {}

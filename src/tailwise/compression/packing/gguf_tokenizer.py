@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tailwise.errors import UnreadableError
-from tailwise.storage import json_of, read_text
+from tailwise.core.errors import UnreadableError
+from tailwise.core.storage import json_of, read_text
 
 #: The regular expression that splits words in Llama 3 and Qwen2; they differ in how many digits stay together.
 _SPLIT = (

@@ -7,18 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.writer import Change, Layout
-from tailwise.compression.packing.packing import Packing, Work
-from tailwise.compression.packing.parts import Coded
-from tailwise.compression.packing.read_back import read_back_packed
+from tailwise.checkpoints.readings.partition import claimed
+from tailwise.checkpoints.writer import Change, OutputLayout
+from tailwise.compression.packing.packing import Packing, PackingWork
+from tailwise.compression.packing.tensor_parts import Coded
+from tailwise.compression.plans.bits import bits_of
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.treating.applied import Applied, Grids
-from tailwise.compression.treating.matrices import as_matrices
+from tailwise.compression.treating.applied import Applied, Grids, Reached, relative_error
+from tailwise.compression.treating.layer_matrices import as_matrices
+from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:
     import torch
+
+    from tailwise.compression.packing.tensor_parts import Coded
 
 _WEIGHTS = (".safetensors", ".gguf")
 
@@ -40,7 +44,7 @@ def coded_by(plan: Plan, checkpoint: Checkpoint, change: Change, grids: Grids) -
     return coded
 
 
-def packed(packing: Packing, work: Work, folder: Path, done: Applied) -> Applied:
+def packed(packing: Packing, work: PackingWork, folder: Path, done: Applied) -> Applied:
     """Write the model packed, read every tensor of the plan back, and say what the files take."""
     said = (*packing.notes(work.plan, work.checkpoint), *packing.write(work, folder))
     with open_checkpoint(_opened(folder)) as copy:
@@ -58,7 +62,7 @@ def _opened(folder: Path) -> Path:
     return files[0] if len(files) == 1 and not any(folder.glob("*.index.json")) else folder
 
 
-def _source_bytes(layout: Layout) -> int:
+def _source_bytes(layout: OutputLayout) -> int:
     """Bytes of the files that the source has, or of its tensors where they are no safetensors."""
     names = layout.folder.names()
     if not all(shard.name in names for shard in layout.shards):
@@ -69,3 +73,61 @@ def _source_bytes(layout: Layout) -> int:
         total += source.size
         source.close()
     return total
+
+
+_REPORT = "this is an error of tailwise: report it with the plan"
+
+
+def read_back_packed(packing: Packing, work: PackingWork, written: Checkpoint) -> tuple[Reached, ...]:
+    """Every tensor of the plan in the written files, decoded.
+
+    `UnreadableError` where a value is another than in the de-quantized checkpoint, or the bytes are not those that
+    the plan counts and the layout adds.
+    """
+    real = claimed(written)
+    return tuple(_reached(packing, work, real, decision.tensor) for decision in work.plan)
+
+
+def _reached(packing: Packing, work: PackingWork, written: Checkpoint, tensor: str) -> Reached:
+    coded, spec = work.coded(tensor), work.checkpoint.tensors[tensor]
+    assert coded is not None  # noqa: S101 - the plan names it
+    place = packing.stored_as(tensor, work.checkpoint)
+    if place in written.unsupported:
+        raise UnreadableError(f"cannot be read back: {written.unsupported[place]}", where=tensor)
+    found = packing.restored(written.read(place), tensor, work.checkpoint)
+    if not _same(found, coded):
+        raise UnreadableError("decodes to other values than the operator chose", where=tensor, fix=_REPORT)
+    return Reached(
+        tensor,
+        spec.numel,
+        bits_of(coded.decision),
+        8 * _bytes(packing, coded, _nbytes(written, place), spec) / spec.numel,
+        coded.format.name,
+        relative_error=relative_error(work.checkpoint.read(tensor), found),
+    )
+
+
+def _same(found: torch.Tensor, coded: Coded) -> bool:
+    """Whether decoded values are those of the de-quantized checkpoint, in the coarser of their two dtypes."""
+    import torch
+
+    expected = coded.stored.to(torch.float32)
+    if torch.equal(found.to(torch.float32), expected) or torch.equal(found.to(coded.stored.dtype), coded.stored):
+        return True
+    return coded.grid is not None and torch.equal(found, coded.grid.round(coded.stored).to(torch.bfloat16).float())
+
+
+def _nbytes(written: Checkpoint, place: str) -> int:
+    """Bytes of the codes, scales and zero points of a tensor, as they lie in the file."""
+    files = written.stored or written.tensors
+    return sum(files[name].nbytes for name in written.members.get(place, (place,)))
+
+
+def _bytes(packing: Packing, coded: Coded, found: int, spec: TensorSpec) -> int:
+    """The bytes that were found; `UnreadableError` where the plan counts others."""
+    planned = coded.format.bits_per_weight(spec.shape[0], spec.shape[1]) * spec.numel / 8
+    added = packing.overhead(coded.format, spec)
+    if abs(found - planned - added) >= 1:
+        what = f"takes {found} bytes in the file; the plan counts {planned:.0f}, and the layout adds {added}"
+        raise UnreadableError(what, where=coded.decision.tensor, fix=_REPORT)
+    return found

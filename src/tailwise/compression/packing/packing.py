@@ -11,25 +11,25 @@ from typing import ClassVar
 import torch
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.checkpoints.writer import Layout
-from tailwise.compression.packing.parts import Coded
+from tailwise.checkpoints.writer import OutputLayout
+from tailwise.compression.packing.tensor_parts import Coded
 from tailwise.compression.plans.bits import has_whole_groups
 from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.words import listed
-from tailwise.compression.treating.matrices import is_transposed
-from tailwise.errors import UsageError
+from tailwise.compression.treating.layer_matrices import is_transposed
+from tailwise.core.errors import UsageError
+from tailwise.core.optional import missing
 from tailwise.number_formats.number_format import NumberFormat
-from tailwise.optional import missing
 
 
 @dataclass(frozen=True)
-class Work:
+class PackingWork:
     """What is to be packed."""
 
     plan: Plan
     checkpoint: Checkpoint
-    layout: Layout
+    layout: OutputLayout
     coded: Callable[[str], Coded | None]  # a stored tensor as the operator left it; None where the plan has no entry
     progress: Callable[[str, int, int], None]
 
@@ -51,7 +51,7 @@ class Packing(ABC):
         """Formats that can be packed, for messages."""
 
     @abstractmethod
-    def write(self, work: Work, folder: Path) -> tuple[str, ...]:
+    def write(self, work: PackingWork, folder: Path) -> tuple[str, ...]:
         """Write the model into a folder; notes."""
 
     @abstractmethod

@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 
 from tailwise.compression.packing.packing import Packing
-from tailwise.errors import unknown_name
+from tailwise.core.errors import unknown_name
 
 _PLACES = {
     "compressed-tensors": ("compressed_tensors", "CompressedTensors"),
-    "torchao": ("torchao", "TorchAo"),
-    "gguf": ("gguf", "Gguf"),
+    "torchao": ("torchao_packing", "TorchAo"),
+    "gguf": ("gguf_packing", "Gguf"),
 }
 PACKINGS = tuple(_PLACES)
 

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import code_of
-from tailwise.checkpoints.writer import Layout, Shard, copy_settings, pieces, write_index, write_shard
-from tailwise.compression.packing.packing import Packing, Work
-from tailwise.compression.packing.parts import Coded, Parts, cast_of, empty_parts
+from tailwise.checkpoints.writer import OutputLayout, Shard, copy_settings, pieces, write_index, write_shard
+from tailwise.compression.packing.packing import Packing, PackingWork
+from tailwise.compression.packing.tensor_parts import Coded, Parts, cast_of, empty_parts
 from tailwise.compression.plans.decision import Decision
+from tailwise.core.storage import json_of
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat
-from tailwise.storage import json_of
 
 Members = dict[str, torch.Tensor]  # stored name → tensor
 
@@ -32,15 +33,15 @@ class ShardPacking(Packing):
         """What takes the place of a tensor, the codes first."""
 
     @abstractmethod
-    def settings(self, work: Work) -> dict[str, Any]:
+    def settings(self, work: PackingWork) -> dict[str, Any]:
         """What config.json gets: fields by name."""
 
-    def metadata(self, work: Work) -> Mapping[str, str]:  # noqa: ARG002 - a hook
+    def metadata(self, work: PackingWork) -> Mapping[str, str]:  # noqa: ARG002 - a hook
         """What the header of every file gets."""
         return {}
 
-    def write(self, work: Work, folder: Path) -> tuple[str, ...]:
-        """See `Packing`."""
+    @override
+    def write(self, work: PackingWork, folder: Path) -> tuple[str, ...]:
         write = _Writing(self, work)
         shards, metadata = [], self.metadata(work)
         for shard in work.layout.shards:
@@ -60,7 +61,7 @@ class _Writing:
     """Reads the tensors of the output, which come in the order of their specs."""
 
     packing: ShardPacking
-    work: Work
+    work: PackingWork
     _homes: dict[str, str] = field(default_factory=dict)  # stored name → the tensor of the source that it is of
     _now: tuple[str, Members] = ("", {})
     _done: int = 0
@@ -104,13 +105,13 @@ def empty_members(packing: ShardPacking, decision: Decision, spec: TensorSpec) -
     return packing.members(spec, chosen, empty_parts(chosen, spec))
 
 
-def _members(packing: ShardPacking, coded: Coded, work: Work) -> Members:
+def _members(packing: ShardPacking, coded: Coded, work: PackingWork) -> Members:
     cast, name = cast_of(coded.format), coded.decision.tensor
     if cast is not None:
         return {name: coded.stored.to(cast)}
     return packing.members(work.checkpoint.tensors[name], coded.format, coded.parts)
 
 
-def weight_files(layout: Layout) -> tuple[str, ...]:
+def weight_files(layout: OutputLayout) -> tuple[str, ...]:
     """Names of the files that hold the weights."""
     return tuple(shard.name for shard in layout.shards)

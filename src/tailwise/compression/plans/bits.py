@@ -12,7 +12,8 @@ from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 
 if TYPE_CHECKING:
-    from tailwise.audits.audit import Audit, LayerRow
+    from tailwise.audits.audit import Audit
+    from tailwise.audits.rows import LayerRow
     from tailwise.compression.plans.candidates import Candidate
     from tailwise.compression.plans.decision import Decision
     from tailwise.compression.plans.entries import Entries
@@ -36,6 +37,14 @@ def shape_of(item: Candidate, config: Mapping[str, Any]) -> tuple[int, ...]:
     if not stacked:
         return item.n_params // inputs, inputs
     return (len(parts), *parts[0]) if len(set(parts)) == 1 else ()
+
+
+def stack_shape(item: Candidate, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """(count, out, in) of the matrices in a stack of experts, gate and up of one together; empty for all else."""
+    shape = shape_of(item, config)
+    if len(shape) != 3:
+        return ()
+    return item.matrices, item.n_params // (item.matrices * shape[-1]), shape[-1]
 
 
 def has_whole_groups(chosen: NumberFormat, shape: tuple[int, ...]) -> bool:

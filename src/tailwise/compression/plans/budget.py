@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 #: Most of a tensor that a plan may take: what is left must still be a matrix.
 MOST = 0.99

@@ -8,19 +8,19 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
-from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import doubt, value_of
 from tailwise.checkpoints.beside import TOWERS, tower_beside
-from tailwise.checkpoints.order import INPUTS, OUTPUTS
-from tailwise.compression.plans.packed_rows import AS_NUMBERS, is_packed, tensor_of
+from tailwise.checkpoints.orientation import INPUTS, OUTPUTS
+from tailwise.compression.plans.packed_rows import is_packed, tensor_of
+from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.site import Site
-from tailwise.compression.plans.words import listed
-from tailwise.errors import UsageError, unknown_name
-from tailwise.metrics.facts import fit
-from tailwise.recipe import Recipe
+from tailwise.core.errors import AS_NUMBERS, UsageError, unknown_name
+from tailwise.core.recipe import Recipe
+from tailwise.spectrum.metrics.facts import fit
 from tailwise.spectrum.power_law import TailFit
-from tailwise.spectrum.rounding import resolved, unit_of
-from tailwise.spectrum.trust import SEARCHED, doubt_of_tail
+from tailwise.spectrum.trust import SEARCHED, doubt_of_tail, resolved, unit_of
 
 #: Kinds of matrix that the operators work on.
 KINDS = frozenset({"dense", "conv", "expert"})
@@ -29,6 +29,8 @@ LEFT_OUT = frozenset({*INPUTS, *OUTPUTS, "projector", "router", "norm", "bias", 
                       "modulation", "residual_mix", "attn_pos"})  # fmt: skip
 #: Metrics that the allocators read, beside α.
 READ = ("alpha_hill", "alpha_hill_z", "singular_entropy_normalized", "stable_rank", "log_norm", "log_spectral_norm")
+#: Why a matrix was not measured where nothing can be done to it.
+_BROKEN = ("NOT_FINITE", "UNREADABLE", "FAILED")
 _FUSED = {
     frozenset({"attn_q", "attn_k", "attn_v"}): "attn_qkv",
     frozenset({"attn_k", "attn_v"}): "attn_kv",
@@ -50,6 +52,7 @@ class Candidate:
     metrics: Mapping[str, float | None] = field(default_factory=dict)  # None: not defined, or a degenerate tail
     parts: tuple[tuple[int, int, int], ...] = ()  # (rows, cols, slices) of each matrix in it
     kind: str = "dense"  # or conv, expert
+    matrices: int = 1  # that are worked on one by one: experts of a stack, with gate and up of one together
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,7 +70,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
+class TensorChoice:
     """Which tensors: by role, by name, and which of those that are left out by default."""
 
     roles: tuple[str, ...] = ()
@@ -76,7 +79,7 @@ class Choice:
 
 
 def candidates(
-    audit: Audit, choice: Choice, estimator: str | None, *, packed: bool = False
+    audit: Audit, choice: TensorChoice, estimator: str | None, *, packed: bool = False
 ) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
     """The tensors that a plan may touch, in the audit's order, and notes on what was left out and why.
 
@@ -100,11 +103,14 @@ def candidates(
             composed.append(row.name)
             continue
         grouped.setdefault(tensor_of(row), []).append(row)
+    beside_it = _unmeasured(audit, grouped)
+    for tensor in [tensor for tensor, rows in beside_it.items() if any(row.status in _BROKEN for row in rows)]:
+        del grouped[tensor]  # of a stack, say, in which one expert is not finite
     chosen = [row for rows in grouped.values() for row in rows]
     fits = _fits(audit, chosen, estimator) if estimator else None
     moved = _medians(fits or {}, estimator or "")
     alphas = None if fits is None else {name: row.metrics.get("alpha") for name, row in fits.items()} | moved
-    found = tuple(_candidate(tensor, rows, alphas) for tensor, rows in grouped.items())
+    found = tuple(_candidate(tensor, rows, beside_it.get(tensor, ()), alphas) for tensor, rows in grouped.items())
     if not found and not packed and any(is_packed(row) for row in audit.rows if row.measured):
         raise UsageError("its weights are quantized", where=audit.model, fix=AS_NUMBERS)
     if not found:
@@ -119,6 +125,17 @@ def candidates(
     ]
     said = [*left, *_notes(audit, choice, composed), *_said_of(fits, estimator, moved)]
     return found, tuple(said)
+
+
+def _unmeasured(audit: Audit, tensors: Collection[str]) -> dict[str, list[LayerRow]]:
+    """Tensor → the matrices in it that were not measured, where others were."""
+    found: dict[str, list[LayerRow]] = {}
+    for row in audit.unmeasured:
+        base = row.name.partition("#")[0].partition("[")[0]  # what was skipped names its part and not its tensor
+        tensor = next((name for name in (*row.tensors[:1], base, f"{base}.weight") if name in tensors), None)
+        if tensor is not None and len(row.tensors) <= 1:
+            found.setdefault(tensor, []).append(row)
+    return found
 
 
 def _compiled(pattern: str | None) -> re.Pattern[str]:
@@ -141,7 +158,7 @@ def _check_roles(audit: Audit, roles: Iterable[str]) -> None:
             raise unknown_name("role in this model", role, known)
 
 
-def _wanted(row: LayerRow, choice: Choice) -> bool:
+def _wanted(row: LayerRow, choice: TensorChoice) -> bool:
     if row.role in choice.also:
         return row.kind not in ("lora", "")
     if choice.roles and row.role not in choice.roles:
@@ -197,11 +214,23 @@ def _said_of(fits: Mapping[str, LayerRow] | None, estimator: str | None, moved: 
     known = [row for row in (fits or {}).values() if row.metrics["alpha"] is not None]
     if lost := len(fits or {}) - len(known):
         yield f"α of {lost} of {len(fits or {})} matrices is left out (a tail without spread): a neutral amount"
+    doubted = sum(bool(doubt(row, estimator or "")) for row in known if row.name not in moved)
+    if moved or doubted:
+        yield _whose_fit(len(known), moved, doubted)
+
+
+def _whose_fit(count: int, moved: Collection[str], doubted: int) -> str:
+    """One line on where each α is from: the fit of its matrix, or the median of its role."""
+    own = count - len(moved)
+    said = f"α of {own} of {count} matrices ({own / count:.0%}) is of their own fit"
+    if doubted:
+        said += f", of which {doubted} not trusted and taken all the same, as published methods do"
     if moved:
-        which = f"{len(moved)} of {len(known)} matrices is of a fit that is not trusted"
-        yield f"α of {which}, and counts as its role's median: {listed(moved)}"
-    if doubted := sum(bool(doubt(row, estimator or "")) for row in known if row.name not in moved):
-        yield f"α of {doubted} of {len(known)} matrices is of a fit that is not trusted; published methods take all"
+        share = f"{len(moved)} ({len(moved) / count:.0%})"
+        said += f"; of {share} it is the median of their role, as their tails say nothing"
+    if 2 * len(moved) > count:
+        said += ": this plan is by role rather than by layer"
+    return f"{said} ({listed(moved)})" if moved else said
 
 
 def _fitted(audit: Audit, row: LayerRow, estimator: str, recipe: Recipe) -> TailFit:
@@ -209,8 +238,11 @@ def _fitted(audit: Audit, row: LayerRow, estimator: str, recipe: Recipe) -> Tail
     return fit(spectrum, estimator, recipe, resolved(spectrum, unit_of(row.dtype)))
 
 
-def _candidate(tensor: str, rows: Sequence[LayerRow], alphas: Mapping[str, float | None] | None) -> Candidate:
-    first = rows[0]
+def _candidate(
+    tensor: str, rows: Sequence[LayerRow], beside: Sequence[LayerRow], alphas: Mapping[str, float | None] | None
+) -> Candidate:
+    """`beside` are too small to be measured, and change with the others."""
+    first, whole = rows[0], [*rows, *beside]
     metrics = {} if alphas is None else {"alpha": _mean(rows, [alphas[row.name] for row in rows])}
     for name in READ:
         if any(name in row.metrics for row in rows):
@@ -218,13 +250,14 @@ def _candidate(tensor: str, rows: Sequence[LayerRow], alphas: Mapping[str, float
     roles = {row.role for row in rows}
     return Candidate(
         tensor=tensor,
-        matrix=first.name if len(rows) == 1 else first.name.partition("#")[0],
+        matrix=first.name if len(whole) == 1 else first.name.partition("#")[0],
         role=first.role if len(roles) == 1 else _FUSED.get(frozenset(roles), first.role),
         block=first.block,
-        n_params=sum(row.n_params for row in rows),
+        n_params=sum(row.n_params for row in whole),
         metrics=metrics,
-        parts=tuple((row.rows, row.cols, row.slices) for row in rows),
+        parts=tuple((row.rows, row.cols, row.slices) for row in whole),
         kind=first.kind,
+        matrices=len({row.name.partition("#")[0] for row in whole}),
     )
 
 
@@ -233,7 +266,7 @@ def _mean(rows: Sequence[LayerRow], values: Sequence[float | None]) -> float | N
     return sum(size * value for size, value in known) / sum(size for size, _ in known) if known else None
 
 
-def _notes(audit: Audit, choice: Choice, composed: Collection[str]) -> Iterable[str]:
+def _notes(audit: Audit, choice: TensorChoice, composed: Collection[str]) -> Iterable[str]:
     if composed:
         yield f"left as they are, each made of several tensors: {listed(composed)}"
     if missing := _not_measured(audit):
@@ -245,7 +278,7 @@ def _notes(audit: Audit, choice: Choice, composed: Collection[str]) -> Iterable[
 
 
 def _not_measured(audit: Audit) -> list[str]:
-    return [row.name for row in audit.unmeasured if row.status in ("NOT_FINITE", "UNREADABLE", "FAILED")]
+    return [row.name for row in audit.unmeasured if row.status in _BROKEN]
 
 
 def audited_part(audit: Audit) -> dict[str, Any]:
@@ -267,6 +300,8 @@ def sizes_in(audit: Audit) -> dict[str, int]:
         if row.measured and (len(row.tensors) <= 1 or is_packed(row)):
             tensor = tensor_of(row)
             found[tensor] = found.get(tensor, 0) + row.n_params
+    for tensor, rows in _unmeasured(audit, found).items():
+        found[tensor] += sum(row.n_params for row in rows)
     return found
 
 

@@ -6,19 +6,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tailwise.compression.operators.operator import Activations, Done, Operator, Target
-from tailwise.compression.plans.patterns import BLOCK, UNSTRUCTURED
+from typing_extensions import override
+
+from tailwise.compression.operators.operator import Operator, OperatorResult, Target
+from tailwise.compression.plans.patterns import BLOCK, EXPERTS, UNSTRUCTURED
 from tailwise.compression.plans.site import Site
-from tailwise.compression.plans.taking import Drop, LowRank, Sparsify, Structured
+from tailwise.compression.plans.taking import Drop, DropExperts, LowRank, Sparsify, Structured
 from tailwise.compression.plans.treatment import (
     REPORT,
-    How,
     Matrices,
     Treatment,
+    TreatmentSettings,
     Unit,
     operator_for,
 )
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.models.activations import Activations
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 
@@ -34,13 +37,13 @@ class Cast(Treatment):
     unit: ClassVar[Unit] = "bits"
 
     @property
+    @override
     def format(self) -> str | None:
-        """See `Treatment`."""
         return self.to
 
     @property
+    @override
     def cast(self) -> Cast | None:
-        """See `Treatment`."""
         return self
 
     @property
@@ -57,8 +60,8 @@ class Cast(Treatment):
         """Stored bits."""
         return site.n_params * self.bits(site.shape)
 
-    def check(self, site: Site, operator: Operator) -> Iterator[str]:  # noqa: ARG002 - any site, any operator
-        """See `Treatment`."""
+    @override
+    def check(self, site: Site, operator: Operator) -> Iterator[str]:
         if not isinstance(self.to, str) or not self.to:
             yield "has no format"
             return
@@ -67,8 +70,8 @@ class Cast(Treatment):
         except UsageError as error:
             yield f"{error.what}; {error.fix}"
 
-    def do(self, W: torch.Tensor, how: How, seen: Activations | None = None) -> Done:
-        """See `Treatment`."""
+    @override
+    def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
         return operator_for(how, seen)(W, Target(self.number_format, how.act_order, how.keep_zeros), seen)
 
     def reached(self, site: Site, found: Matrices) -> float:
@@ -91,8 +94,8 @@ class Cast(Treatment):
         matrices = after.reshape(len(grids), -1, after.shape[2])  # the groups of a convolution have scales of their own
         return all(grid.round(W).to(W.dtype).equal(W) for grid, W in zip(grids, matrices, strict=True))
 
+    @override
     def words(self) -> str:
-        """See `Treatment`."""
         return self.to
 
 
@@ -105,38 +108,38 @@ class Then(Treatment):
     unit: ClassVar[Unit] = "bits"
 
     @property
+    @override
     def sparsity(self) -> float | None:
-        """See `Treatment`."""
         return self.first.sparsity
 
     @property
+    @override
     def pattern(self) -> str:
-        """See `Treatment`."""
         return self.first.pattern
 
     @property
+    @override
     def rank(self) -> int | None:
-        """See `Treatment`."""
         return self.first.rank
 
     @property
+    @override
     def format(self) -> str | None:
-        """See `Treatment`."""
         return self.second.format
 
     @property
+    @override
     def parts(self) -> tuple[Treatment, ...]:
-        """See `Treatment`."""
         return (*self.first.parts, *self.second.parts)
 
     @property
+    @override
     def cast(self) -> Cast | None:
-        """See `Treatment`."""
         return self.second.cast
 
     @property
+    @override
     def idle(self) -> bool:
-        """See `Treatment`."""
         return self.first.idle and self.second.idle
 
     def price(self, site: Site) -> float:
@@ -147,8 +150,8 @@ class Then(Treatment):
         """A plan that does both is checked part by part; in any other, one of the two does not belong."""
         yield from self.first.check(site, operator)
 
-    def do(self, W: torch.Tensor, how: How, seen: Activations | None = None) -> Done:
-        """See `Treatment`."""
+    @override
+    def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
         if how.then is None:
             raise UsageError("two treatments take two operators")
         between = self.first.do(W, how, seen)
@@ -160,12 +163,14 @@ class Then(Treatment):
         self.first.reached(site, found)
         return self.second.reached(site, found)
 
+    @override
     def words(self) -> str:
-        """See `Treatment`."""
         return f"{self.first.words()}, {self.second.words()}"
 
 
-def noted(*, sparsity: Any, pattern: Any, rank: Any, format: Any, units: bool) -> Treatment:  # noqa: A002 - as in files
+def noted(
+    *, sparsity: Any, pattern: Any, rank: Any, format: Any, units: bool, experts: Any = ()  # noqa: A002 - as in files
+) -> Treatment:  # fmt: skip
     """The treatment that an entry of a file writes down, right or wrong. `units`: of an operator that takes units out.
 
     What is wrong is told by `check`: entries are edited by people.
@@ -175,6 +180,8 @@ def noted(*, sparsity: Any, pattern: Any, rank: Any, format: Any, units: bool) -
     first: Treatment
     if pattern == BLOCK:
         first = Drop(sparsity)
+    elif pattern == EXPERTS:
+        first = DropExperts(sparsity, tuple(experts) if isinstance(experts, list | tuple) else (experts,))
     elif rank is not None:
         first = LowRank(sparsity, rank)
     else:

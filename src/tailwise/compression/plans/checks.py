@@ -7,16 +7,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from tailwise.compression.operators.operator import Operator
-from tailwise.compression.operators.table import OPERATORS, operators_that
+from tailwise.compression.operators.registered import OPERATORS, operators_that
 from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.combined import part_of
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.entries import BOTH, PARTS, Entries
-from tailwise.compression.plans.fusing import fused
-from tailwise.compression.plans.patterns import BLOCK
+from tailwise.compression.plans.fusing import fused, mixture_of
+from tailwise.compression.plans.patterns import BLOCK, EXPERTS
 from tailwise.compression.plans.taking import Drop, Sparsify
 from tailwise.compression.plans.treatment import is_number, is_whole
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 _SHOWN = 5
 _MOST_PARAMETERS = 1 << 63
@@ -32,7 +32,7 @@ def validate(plan: Entries) -> tuple[str, ...]:
     for decision in plan if plan.operator in OPERATORS else ():
         errors += [f"{decision.tensor}: {error}" for error in _entry(decision, plan)]
     if not errors:  # of entries that are right by themselves
-        errors += _blocks(plan)
+        errors += [*_blocks(plan), *_experts(plan)]
     if errors:
         more = f"\n  … and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
         fix = "plan again without --no-clamp" if plan.settings.get("clamp") is False else "correct the entries named"
@@ -102,6 +102,22 @@ def _blocks(plan: Entries) -> Iterator[str]:
         yield "every block that it names would go; at least one must stay"
 
 
+def _experts(plan: Entries) -> Iterator[str]:
+    """An expert goes with all its entries, and out of every stack of its mixture alike."""
+    found: dict[str, list[Decision]] = {}
+    for decision in plan:
+        if decision.role.startswith("expert_"):
+            found.setdefault(mixture_of(decision.tensor), []).append(decision)
+    for name, members in found.items():
+        for decision in members:
+            if decision.treatment.whole != members[0].treatment.whole or decision.experts != members[0].experts:
+                yield (
+                    f"{decision.tensor}: {name} goes as a whole or not at all; give all its entries the same "
+                    f"pattern: {EXPERTS} and list of experts"
+                )
+                break
+
+
 def _warnings(plan: Entries) -> Iterator[str]:
     if plan.quantizes:
         yield from _warnings_of_formats(plan)
@@ -135,7 +151,7 @@ def _warnings_of_formats(plan: Entries) -> Iterator[str]:
 
 def _step(decision: Decision) -> float:
     """What one rank more or less changes, and a little."""
-    rows, cols = decision.shape if len(decision.shape) == 2 else (1, 1)
+    rows, cols = decision.shape[-2:] if len(decision.shape) in (2, 3) else (1, 1)
     return 1.001 * (rows + cols) / (rows * cols)
 
 

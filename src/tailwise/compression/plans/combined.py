@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from tailwise.compression.operators.table import operator_of, operators_that
+from tailwise.compression.operators.registered import operator_of, operators_that
 from tailwise.compression.plans.casting import Then
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.entries import BOTH, Entries, Part
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 P = TypeVar("P", bound=Entries)
 

@@ -11,11 +11,11 @@ from tailwise.compression.plans.patterns import UNSTRUCTURED
 from tailwise.compression.plans.site import Site
 from tailwise.compression.plans.taking import Structured
 from tailwise.compression.plans.treatment import Treatment
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.number_formats.number_format import NumberFormat
 
 _OF_SITE = ("tensor", "matrix", "role", "block", "n_params", "shape")
-_OF_TREATMENT = ("sparsity", "pattern", "rank", "format")
+_OF_TREATMENT = ("sparsity", "pattern", "rank", "format", "experts")
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,18 @@ class Decision:
 
     @property
     def pattern(self) -> str:
-        """N:M, N kept of each M along the input axis; or `unstructured`, or `block`."""
+        """N:M, N kept of each M along the input axis; or `unstructured`, `block`, `experts`."""
         return self.treatment.pattern
 
     @property
     def rank(self) -> int | None:
         """Of each matrix, for low rank."""
         return self.treatment.rank
+
+    @property
+    def experts(self) -> tuple[int, ...]:
+        """Numbers of the experts that go out of a stack."""
+        return self.treatment.experts
 
     @property
     def format(self) -> str | None:
@@ -99,11 +104,13 @@ class Decision:
 def entry(
     tensor: str, matrix: str, role: str, block: int | None, n_params: int, *, units: bool = False, **fields: Any
 ) -> Decision:
-    """A decision as a plan's file writes it: sparsity, pattern, rank, format, shape, metrics and reason by name.
+    """A decision as a plan's file writes it: sparsity, pattern, rank, format, experts, shape, metrics and
+    reason by name.
 
     `units`: of an operator that takes heads and neurons out.
     """
     site = Site(tensor, matrix, role, block, n_params, tuple(fields.pop("shape", ())))
     given = {name: fields.pop(name, None) for name in ("sparsity", "rank", "format")}
-    treatment = noted(**given, pattern=fields.pop("pattern", UNSTRUCTURED), units=units)
+    pattern, experts = fields.pop("pattern", UNSTRUCTURED), fields.pop("experts", ())
+    treatment = noted(**given, pattern=pattern, units=units, experts=experts)
     return Decision(site, treatment, **fields)

@@ -9,12 +9,12 @@ from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.entries import Entries
 
-_FIELDS = ("sparsity", "pattern", "rank", "format", "n_params")
+_FIELDS = ("sparsity", "pattern", "experts", "rank", "format", "n_params")
 _HEAD = ("kind", "operator", "allocator", "model", "fingerprint")
 
 
 @dataclass(frozen=True)
-class Change:
+class FieldChange:
     """One field of one tensor."""
 
     tensor: str
@@ -27,8 +27,8 @@ class Change:
 class PlanDiff:
     """What the second plan does differently."""
 
-    head: tuple[Change, ...]  # `tensor` is empty
-    changed: tuple[Change, ...]
+    head: tuple[FieldChange, ...]  # `tensor` is empty
+    changed: tuple[FieldChange, ...]
     added: tuple[str, ...]
     removed: tuple[str, ...]
     before: float  # Σ s·d / Σ d; of plans to quantize, mean bits per weight
@@ -61,7 +61,7 @@ def diff(before: Entries, after: Entries) -> PlanDiff:
         moved += sum(decision.removed for decision in alone)
     return PlanDiff(
         head=tuple(
-            Change("", name, getattr(before, name), getattr(after, name))
+            FieldChange("", name, getattr(before, name), getattr(after, name))
             for name in _HEAD
             if getattr(before, name) != getattr(after, name)
         ),
@@ -75,11 +75,11 @@ def diff(before: Entries, after: Entries) -> PlanDiff:
     )
 
 
-def _changes(old: Decision, new: Decision) -> list[Change]:
+def _changes(old: Decision, new: Decision) -> list[FieldChange]:
     found = []
     for name in _FIELDS:
         first, second = getattr(old, name), getattr(new, name)
         near = isinstance(first, float) and isinstance(second, float) and abs(first - second) <= 1e-9
         if first != second and not near:
-            found.append(Change(old.tensor, name, first, second))
+            found.append(FieldChange(old.tensor, name, first, second))
     return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 from tailwise.compression.plans.decision import Decision
-from tailwise.errors import unknown_name
+from tailwise.core.errors import unknown_name
 
 Part = Literal["prune", "quantize"]
 Kind = Literal["prune", "quantize", "prune+quantize"]

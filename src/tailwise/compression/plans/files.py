@@ -8,14 +8,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tailwise.atomic import write_whole
-from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.checks import validate
 from tailwise.compression.plans.decision import Decision, entry
 from tailwise.compression.plans.entries import Entries
-from tailwise.compression.plans.patterns import UNSTRUCTURED
-from tailwise.errors import UnreadableError, UsageError, unknown_name
-from tailwise.storage import get, is_text, is_url, read_text
+from tailwise.compression.plans.patterns import EXPERTS, UNSTRUCTURED
+from tailwise.core.atomic import write_whole
+from tailwise.core.errors import UnreadableError, UsageError, unknown_name
+from tailwise.core.storage import get, is_text, is_url, read_text
 
 P = TypeVar("P", bound=Entries)
 
@@ -24,8 +24,8 @@ SUFFIXES = (".json", ".yaml", ".yml")
 _VERSION = "tailwise_plan"
 _MOST_VALUES = 1 << 23
 _HEAD = ("kind", "operator", "allocator", "settings", "model", "fingerprint", "budget", "notes", "tried")
-_ENTRY = ("matrix", "role", "block", "shape", "parameters", "sparsity", "pattern", "rank", "format", "metrics",
-          "reason")  # fmt: skip
+_ENTRY = ("matrix", "role", "block", "shape", "parameters", "sparsity", "pattern", "experts", "rank", "format",
+          "metrics",           "reason")  # fmt: skip
 
 
 def save(plan: Entries, path: str | Path) -> Path | str:
@@ -72,6 +72,7 @@ def _entry(decision: Decision) -> dict[str, Any]:
         "parameters": decision.n_params,
         "sparsity": decision.sparsity,
         "pattern": decision.pattern,
+        "experts": list(decision.experts),
         "rank": decision.rank,
         "format": decision.format,
         "metrics": dict(decision.metrics),
@@ -79,7 +80,7 @@ def _entry(decision: Decision) -> dict[str, Any]:
     }
     if decision.sparsity is None:  # a quantization plan
         del found["pattern"]
-    optional = ("shape", "sparsity", "rank", "format", "metrics")
+    optional = ("shape", "sparsity", "experts", "rank", "format", "metrics")
     return {name: value for name, value in found.items() if name not in optional or value not in (None, [], {})}
 
 
@@ -193,6 +194,9 @@ def _decision(tensor: str, fields: Any, where: object, units: bool) -> Decision:
     metrics = fields.get("metrics", {})
     if not isinstance(metrics, Mapping):
         raise UsageError(f"metrics is {metrics!r}", where=place, fix="metrics: {name: number}")
+    pattern = fields.get("pattern", UNSTRUCTURED)
+    if "experts" in fields and pattern != EXPERTS:
+        raise UsageError(f"lists experts that go, and its pattern is {pattern}", where=place, fix=f"pattern: {EXPERTS}")
     return entry(
         tensor,
         fields.get("matrix", tensor.removesuffix(".weight")),
@@ -202,7 +206,8 @@ def _decision(tensor: str, fields: Any, where: object, units: bool) -> Decision:
         units=units,
         shape=shape,
         sparsity=fields.get("sparsity"),
-        pattern=fields.get("pattern", UNSTRUCTURED),
+        pattern=pattern,
+        experts=fields.get("experts", ()),
         rank=fields.get("rank"),
         format=fields.get("format"),
         metrics=dict(metrics),

@@ -13,10 +13,11 @@ _TOGETHER = {
     **dict.fromkeys(("mlp_gate", "mlp_up", "mlp_gate_up"), "gate and up"),
     **dict.fromkeys(("shared_gate", "shared_up", "shared_gate_up"), "shared gate and up"),
 }
+_OF_EXPERT = re.compile(r"(?P<mixture>.*\bexperts)\.(?P<number>\d+)(?=\.)")
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
 
-class Named(Protocol):
+class NamedTensor(Protocol):
     """What is known of a tensor: a candidate, or an entry of a plan."""
 
     @property
@@ -32,7 +33,7 @@ class Named(Protocol):
         """Its block."""
 
 
-N = TypeVar("N", bound=Named)
+N = TypeVar("N", bound=NamedTensor)
 
 
 def fused(items: Sequence[N], *, per_expert: bool = False) -> dict[str, tuple[N, ...]]:
@@ -47,7 +48,19 @@ def fused(items: Sequence[N], *, per_expert: bool = False) -> dict[str, tuple[N,
     return {name: tuple(members) for name, members in found.items()}
 
 
-def _key(item: Named, per_expert: bool) -> str:
+def expert_of(tensor: str) -> tuple[str, int] | None:
+    """(mixture, number) of the expert that a tensor is of by its name; None where it holds several, or none."""
+    found = _OF_EXPERT.match(tensor)
+    return None if found is None else (found["mixture"], int(found["number"]))
+
+
+def mixture_of(tensor: str) -> str:
+    """What must go together with an expert's tensor: the expert, or the mixture whose stacks it is among."""
+    found = _OF_EXPERT.match(tensor)
+    return tensor.rpartition(".")[0] if found is None else found[0]
+
+
+def _key(item: NamedTensor, per_expert: bool) -> str:
     module = item.tensor.removesuffix(".weight").rpartition(".")[0]
     if item.role.startswith("expert_"):
         if per_expert and (number := _NUMBER.findall(module)) and "expert" in module:

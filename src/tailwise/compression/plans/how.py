@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.combined import part_of
 from tailwise.compression.plans.entries import Entries
-from tailwise.compression.plans.treatment import How
+from tailwise.compression.plans.treatment import TreatmentSettings
 
 
-def how_of(plan: Entries, *, text: bool = False) -> How:
+def how_of(plan: Entries, *, text: bool = False) -> TreatmentSettings:
     """The operator and what a plan says once for all entries; of a plan that does both, one after the other.
 
     With calibration `text`, low rank is chosen by what the inputs of each layer see.
@@ -21,4 +21,4 @@ def how_of(plan: Entries, *, text: bool = False) -> How:
     operator = OPERATORS[plan.operator]
     if text and operator.with_text:
         operator = OPERATORS[operator.with_text]
-    return How(operator, plan.settings.get("act_order") is True)
+    return TreatmentSettings(operator, plan.settings.get("act_order") is True)

@@ -5,13 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tailwise.audits.audit import LayerRow
+    from tailwise.audits.rows import LayerRow
 
-#: What can be done with a model whose weights are codes, where they must be real numbers.
-AS_NUMBERS = (
-    "give the model that it was made from, or write this one as real numbers first "
-    "(tailwise plan quantize MODEL --formats bf16 --dequantize, then tailwise apply) and plan for what that writes"
-)
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 UNSTRUCTURED = "unstructured"
 BLOCK = "block"  # of an entry whose whole block goes; its sparsity is 1
+EXPERTS = "experts"  # of an entry that is of an expert which goes, or of a stack of which some go
 _FORM = re.compile(r"(N|\d{1,3}):(\d{1,3})")
 _FIX = f"choose {UNSTRUCTURED}, a fixed N:M such as 2:4 or 4:8 (N kept of M), or N:8 for a mix"
 

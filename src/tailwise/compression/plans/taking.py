@@ -7,22 +7,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
-from tailwise.compression.operators.operator import Activations, Amount, Done, Operator
+from tailwise.compression.operators.operator import Amount, Operator, OperatorResult
 from tailwise.compression.plans.budget import MOST
-from tailwise.compression.plans.patterns import BLOCK, UNSTRUCTURED, parse_pattern
+from tailwise.compression.plans.patterns import BLOCK, EXPERTS, UNSTRUCTURED, parse_pattern
 from tailwise.compression.plans.site import Site
 from tailwise.compression.plans.treatment import (
     REPORT,
-    How,
     Matrices,
     Treatment,
+    TreatmentSettings,
     Unit,
     is_number,
     is_whole,
     operator_for,
 )
-from tailwise.errors import UnreadableError, UsageError
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.models.activations import Activations
 
 if TYPE_CHECKING:
     import torch
@@ -39,16 +41,16 @@ class _Taking(Treatment):
     unit: ClassVar[Unit] = "parameters"
 
     @property
+    @override
     def sparsity(self) -> float | None:
-        """See `Treatment`."""
         return self.share
 
     def price(self, site: Site) -> float:
         """Parameters that stay."""
         return site.n_params * (1.0 - self.taken(site))
 
+    @override
     def check(self, site: Site, operator: Operator) -> Iterator[str]:
-        """See `Treatment`."""
         amount = self.share
         if not is_number(amount) or amount is None:
             yield f"sparsity is {amount!r}; it is a fraction from 0 to {MOST}"
@@ -78,7 +80,7 @@ class _Taking(Treatment):
             if rank is not None:
                 yield f"has a rank, which {operator.name} does not use"
             return
-        most = min(site.shape) if len(site.shape) == 2 else None
+        most = min(site.shape[-2:]) if len(site.shape) in (2, 3) else None
         if not is_whole(rank) or (rank or 0) < 1 or (most is not None and (rank or 0) > most):
             yield f"rank is {rank!r}; it is a whole number from 1" + (f" to {most}" if most else "")
 
@@ -109,22 +111,22 @@ class Sparsify(_Taking):
     nm: str = UNSTRUCTURED  # or N:M
 
     @property
+    @override
     def pattern(self) -> str:
-        """See `Treatment`."""
         return self.nm
 
     @property
+    @override
     def idle(self) -> bool:
-        """See `Treatment`."""
         return not self.share and parse_pattern(self.nm).group is None
 
     @property
+    @override
     def masks(self) -> bool:
-        """See `Treatment`."""
         return not self.idle
 
-    def unfit(self, inputs: int, n_params: int) -> Iterator[str]:  # noqa: ARG002 - see Treatment
-        """See `Treatment`."""
+    @override
+    def unfit(self, inputs: int, n_params: int) -> Iterator[str]:
         group = parse_pattern(self.nm).group
         if group is not None and inputs % group:
             yield f"{inputs} inputs, which {self.nm} does not divide"
@@ -135,54 +137,55 @@ class Sparsify(_Taking):
         fixed = None if pattern.kept is None or pattern.group is None else (pattern.kept, pattern.group)
         return Amount(self.share or 0.0, fixed)
 
-    def do(self, W: torch.Tensor, how: How, seen: Activations | None = None) -> Done:
-        """See `Treatment`."""
+    @override
+    def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
         return operator_for(how, seen)(W, self.asks(), seen)
 
+    @override
     def words(self) -> str:
-        """See `Treatment`."""
         return self.nm
 
 
 @dataclass(frozen=True)
 class LowRank(_Taking):
-    """W ≈ A·B of a rank; stored as the product, or in two factors."""
+    """W ≈ A·B of a rank; stored as the product, or in two factors. Of stacked experts each matrix by itself."""
 
     of: int | None = None
 
     @property
+    @override
     def rank(self) -> int | None:
-        """See `Treatment`."""
         return self.of
 
     def taken(self, site: Site) -> float:
         """By the rank: 1 − r(rows + cols)/(rows·cols); negative for a matrix too small to gain."""
-        if self.of is None or len(site.shape) != 2:
+        if self.of is None or len(site.shape) not in (2, 3):
             return self.share or 0.0
-        return saved_by_rank(self.of, *site.shape)
+        return saved_by_rank(self.of, *site.shape[-2:])
 
+    @override
     def unfit(self, inputs: int, n_params: int) -> Iterator[str]:
-        """See `Treatment`."""
         most = min(inputs, n_params // max(inputs, 1))
         if (self.of or 0) > most:
             yield f"a rank of {most} at most, not {self.of}"
 
-    def do(self, W: torch.Tensor, how: How, seen: Activations | None = None) -> Done:
-        """See `Treatment`."""
+    @override
+    def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
         return operator_for(how, seen)(W, Amount(self.share or 0.0, rank=self.of), seen)
 
     def reached(self, site: Site, found: Matrices) -> float:
         """What the factors save. `UnreadableError` where the matrix has more directions than its rank."""
-        (W,) = found.after
-        rank, dtype = self.of or 0, str(W.dtype).removeprefix("torch.")
-        sigma = np.linalg.svd(W.float().numpy(), compute_uv=False)
-        beyond = float(np.linalg.norm(sigma[rank:])) / max(float(np.linalg.norm(sigma)), 1e-30)
+        rank, dtype = self.of or 0, str(found.after.dtype).removeprefix("torch.")
+        beyond = 0.0
+        for W in found.after:
+            sigma = np.linalg.svd(W.float().numpy(), compute_uv=False)
+            beyond = max(beyond, float(np.linalg.norm(sigma[rank:])) / max(float(np.linalg.norm(sigma)), 1e-30))
         if beyond > _ROUNDING.get(dtype, 1e-2):
             raise UnreadableError(f"has {beyond:.1%} of its norm beyond rank {rank}", where=site.tensor, fix=REPORT)
-        return saved_by_rank(rank, *W.shape)
+        return saved_by_rank(rank, *found.after.shape[1:])
 
+    @override
     def words(self) -> str:
-        """See `Treatment`."""
         return f"rank {self.of}"
 
 
@@ -191,16 +194,16 @@ class Structured(_Taking):
     """Heads or neurons go, through all the tensors of the block that hold them."""
 
     @property
+    @override
     def idle(self) -> bool:
-        """See `Treatment`."""
         return not self.share
 
-    def do(self, W: torch.Tensor, how: How, seen: Activations | None = None) -> Done:
+    def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
         """No matrix can be worked on alone: `shrinking` does it."""
         return how.operator(W, Amount(self.share or 0.0), seen)
 
+    @override
     def words(self) -> str:
-        """See `Treatment`."""
         return UNSTRUCTURED
 
 
@@ -211,12 +214,17 @@ class Drop(_Taking):
     share: float | None = 1.0
 
     @property
+    @override
     def pattern(self) -> str:
-        """See `Treatment`."""
         return BLOCK
 
+    @property
+    @override
+    def whole(self) -> bool:
+        return True
+
+    @override
     def check(self, site: Site, operator: Operator) -> Iterator[str]:
-        """See `Treatment`."""
         if not is_number(self.share) or self.share is None:
             yield f"sparsity is {self.share!r}; it is a fraction from 0 to {MOST}"
             return
@@ -227,13 +235,60 @@ class Drop(_Taking):
         if self.share != 1.0:
             yield f"sparsity is {self.share:g}; with the pattern {BLOCK} it is 1"
 
-    def do(self, W: torch.Tensor, how: How, seen: Activations | None = None) -> Done:
+    def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
         """No matrix can be worked on alone: `shrinking` does it."""
         return how.operator(W, Amount(), seen)
 
+    @override
     def words(self) -> str:
-        """See `Treatment`."""
         return BLOCK
+
+
+@dataclass(frozen=True)
+class DropExperts(_Taking):
+    """Whole experts of a mixture go: the one that the site is a part of, or `of` those that it stacks."""
+
+    share: float | None = 1.0
+    of: tuple[int, ...] = ()  # numbers, along the first axis of a stack; a tensor of one expert needs none
+
+    @property
+    @override
+    def pattern(self) -> str:
+        return EXPERTS
+
+    @property
+    @override
+    def experts(self) -> tuple[int, ...]:
+        return self.of
+
+    @property
+    @override
+    def whole(self) -> bool:
+        return True
+
+    @override
+    def check(self, site: Site, operator: Operator) -> Iterator[str]:
+        if not is_number(self.share) or self.share is None:
+            yield f"sparsity is {self.share!r}; it is the fraction of its experts that goes"
+            return
+        if operator.work is not None:
+            yield f"{operator.name} does not take whole experts; operator: structured does"
+        if not site.role.startswith("expert_"):
+            yield "is no part of an expert that could go as a whole"
+        if not all(is_whole(number) and number >= 0 for number in self.of) or len({*self.of}) != len(self.of):
+            yield f"experts is {list(self.of)!r}; it is a list of their numbers, each once"
+        elif not self.of and self.share != 1.0:
+            yield f"sparsity is {self.share:g}; of one expert it is 1, and of a stack the list `experts` is needed"
+        elif self.of and not 0.0 < self.share < 1.0:
+            yield f"sparsity is {self.share:g}; of a stack it is the share of its experts that goes"
+
+    def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
+        """No matrix can be worked on alone: `shrinking` does it."""
+        return how.operator(W, Amount(), seen)
+
+    @override
+    def words(self) -> str:
+        return f"{EXPERTS} {', '.join(map(str, self.of))}" if self.of else EXPERTS
 
 
 def saved_by_rank(rank: int, rows: int, cols: int) -> float:

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from tailwise.compression.operators.operator import Activations, Done, Need, Operator
+from tailwise.compression.operators.operator import Operator, OperatorResult
 from tailwise.compression.plans.patterns import UNSTRUCTURED
 from tailwise.compression.plans.site import Site
-from tailwise.number_formats.grid import Grid
+from tailwise.models.activations import Activations, Need
+from tailwise.number_formats.grid import ValueGrid
 
 if TYPE_CHECKING:
     import torch
@@ -29,13 +30,13 @@ REPORT = "this is an error of tailwise: report it with the plan"
 
 
 @dataclass(frozen=True)
-class How:
+class TreatmentSettings:
     """By which operator, with what is said once for all entries of a plan."""
 
     operator: Operator
     act_order: bool = False
     keep_zeros: bool = False  # what was pruned before stays zero
-    then: How | None = None  # of the second of two treatments
+    then: TreatmentSettings | None = None  # of the second of two treatments
 
     @property
     def needs(self) -> Need:
@@ -55,7 +56,7 @@ class Matrices:
 
     before: torch.Tensor | None  # None where it is not read
     after: torch.Tensor
-    grids: tuple[Grid, ...] | None = None  # None: a plain cast, or no format at all
+    grids: tuple[ValueGrid, ...] | None = None  # None: a plain cast, or no format at all
 
 
 class Treatment(ABC):
@@ -84,6 +85,11 @@ class Treatment(ABC):
         return None
 
     @property
+    def experts(self) -> tuple[int, ...]:
+        """Numbers of the experts that go out of a stack."""
+        return ()
+
+    @property
     def parts(self) -> tuple[Treatment, ...]:
         """What is done one after the other."""
         return (self,)
@@ -96,6 +102,11 @@ class Treatment(ABC):
     @property
     def idle(self) -> bool:
         """Whether it leaves the site as it is."""
+        return False
+
+    @property
+    def whole(self) -> bool:
+        """Whether what goes is a whole block or expert, and no matrix is cut."""
         return False
 
     @property
@@ -116,11 +127,11 @@ class Treatment(ABC):
         """What is wrong with it, one line each."""
 
     def unfit(self, inputs: int, n_params: int) -> Iterator[str]:  # noqa: ARG002 - most fit any matrix
-        """Why a stored tensor of so many inputs and entries cannot be worked on: what it has, in words."""
+        """Why a matrix of so many inputs and entries cannot be worked on: what its tensor has, in words."""
         yield from ()
 
     @abstractmethod
-    def do(self, W: torch.Tensor, how: How, seen: Activations | None = None) -> Done:
+    def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
         """Work on one matrix (out × in). Without inputs, by the operator that stands in for one that looks at them."""
 
     @abstractmethod
@@ -135,9 +146,9 @@ class Treatment(ABC):
         """For a column of a table."""
 
 
-def operator_for(how: How, seen: Activations | None) -> Operator:
+def operator_for(how: TreatmentSettings, seen: Activations | None) -> Operator:
     """The operator itself, or the one in its place for a layer that no input reached."""
-    from tailwise.compression.operators.table import OPERATORS
+    from tailwise.compression.operators.registered import OPERATORS
 
     return how.operator if seen is not None or not how.operator.looks else OPERATORS[how.operator.blind]
 

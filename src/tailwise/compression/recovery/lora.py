@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from tailwise.compression.walking.statistics import LINEAR
-from tailwise.compression.walking.walk import blocks_of
-from tailwise.errors import UsageError
-from tailwise.evaluation.quiet import quiet
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.quiet import quiet
+from tailwise.models.walking.statistics import LINEAR
+from tailwise.models.walking.walk import blocks_of
 
 _PREFIX = "base_model.model."  # of peft's names
 

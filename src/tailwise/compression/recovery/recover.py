@@ -16,25 +16,25 @@ from torch import nn
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.draft import Draft, check_output, check_space
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.writer import Layout, layout_of, write_checkpoint
+from tailwise.checkpoints.writer import OutputLayout, layout_of, write_checkpoint
 from tailwise.compression.applying.card import PLAN_FILE
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.recovery.image_data import recover_pictures
 from tailwise.compression.recovery.lora import adapter_of, behind_masks, layers_for, merged, save_adapter, with_adapter
 from tailwise.compression.recovery.masked import Written, masks_in, trainable
-from tailwise.compression.recovery.pictures import recover_pictures
 from tailwise.compression.recovery.recovered import RECOVERY_FILE, Recovered, card
-from tailwise.compression.recovery.text import Split, split_text
-from tailwise.compression.recovery.training import Course, Say, Trainer, Training
-from tailwise.compression.walking.hosts import places_in
-from tailwise.errors import UsageError
-from tailwise.evaluation.compare import compare_scores
-from tailwise.evaluation.facts import facts_of
-from tailwise.evaluation.images import is_classifier
-from tailwise.evaluation.losses import check_causal, window_losses
-from tailwise.evaluation.models import Loaded, check_length, load_model, vocabulary_of
-from tailwise.evaluation.run import digest_of, summary
-from tailwise.evaluation.scores import Scores
-from tailwise.evaluation.tokens import check_vocabulary
+from tailwise.compression.recovery.text_data import Split, split_text
+from tailwise.compression.recovery.train_loop import Course, Say, Trainer, Training
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.evaluate import digest_of, summary
+from tailwise.models.evaluation.images import is_classifier
+from tailwise.models.evaluation.loading import Loaded, check_length, load_model, vocabulary_of
+from tailwise.models.evaluation.losses import check_causal, window_losses
+from tailwise.models.evaluation.model_size import facts_of
+from tailwise.models.evaluation.score_pairs import compare_scores
+from tailwise.models.evaluation.scores import Scores
+from tailwise.models.evaluation.tokens import check_vocabulary
+from tailwise.models.walking.hosts import places_in
 
 METHODS = ("masked", "lora")
 _PROMPTS = (
@@ -145,7 +145,7 @@ class _Run:
     output: Path
     loaded: Loaded
     split: Split
-    stored: tuple[Checkpoint, Layout]
+    stored: tuple[Checkpoint, OutputLayout]
     options: RecoverOptions
     say: Say | None
 

@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tailwise.compression.recovery.training import Training
-from tailwise.evaluation.scores import ScoreComparison, Scores
+from tailwise.compression.recovery.train_loop import Training
+from tailwise.models.evaluation.scores import ScoreComparison, Scores
 
 RECOVERY_FILE = "tailwise_recovery.json"
 

@@ -6,17 +6,17 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tailwise.compression.operators.table import operator_of
+from tailwise.compression.operators.registered import operator_of
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.taking import Drop
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
-    from tailwise.compression.walking.hosts import Host
-    from tailwise.compression.walking.walk import Block
+    from tailwise.models.walking.hosts import Host
+    from tailwise.models.walking.walk import Block
 
 
 def block_influence(
@@ -30,7 +30,7 @@ def block_influence(
 
     Men et al. 2024, ShortGPT, arXiv:2403.03853. Near 0: the block hardly turns the state, and can be spared first.
     """
-    from tailwise.compression.walking.walk import walk_blocks
+    from tailwise.models.walking.walk import walk_blocks
 
     visitor = _Influence()
     walk_blocks(host.home, inputs, visitor, batch=batch, edits=False, progress=progress)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from tailwise.compression.walking.experts import separate_experts
-from tailwise.compression.walking.statistics import weight_of
-from tailwise.compression.walking.towers import text_config_of
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
+from tailwise.models.walking.experts import separate_experts
+from tailwise.models.walking.statistics import weight_of
+from tailwise.models.walking.towers import text_config_of
 
 _TOKENS = 4
 

@@ -9,16 +9,16 @@ import torch
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.compression.operators.operator import Amount
-from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.taking import LowRank, saved_by_rank
-from tailwise.compression.shrinking.remade import Entry, Made, resized
+from tailwise.compression.shrinking.remade import Made, RemadeTensor, resized
 from tailwise.compression.shrinking.structured import Origin
 from tailwise.compression.shrinking.structured_groups import layer_of_decision, sizes_of_layer
-from tailwise.compression.treating.matrices import as_matrices
-from tailwise.compression.walking.load_pruned import Shapes, Sizes
-from tailwise.errors import UsageError
+from tailwise.compression.treating.layer_matrices import as_matrices
+from tailwise.core.errors import UsageError
+from tailwise.models.walking.shapes import Shapes, Sizes
 
 Change = Callable[[str], "torch.Tensor | None"]
 
@@ -31,23 +31,38 @@ def factored(plan: Plan, origin: Origin, change: Change) -> Made:
     nothing.
     """
     named = {origin.written(decision.tensor): decision for decision in plan if isinstance(decision.treatment, LowRank)}
-    jobs = {written: _job(decision, origin) for written, decision in named.items()}
+    jobs = jobs_in_factors(plan, origin)
     source = _Source(origin, lambda written: change(named[written].tensor))
     biases = {origin.stored(layer, "bias"): layer for layer, _ in jobs.values()}
-    entries: list[Entry] = []
+    entries: list[RemadeTensor] = []
     for spec in (spec for shard in origin.layout.shards for spec in shard.specs):
         if spec.name in jobs:
             entries += _factors(spec, jobs[spec.name][1], source, _prefix(spec.name, "weight"))
         elif spec.name in biases:
-            entries.append(Entry(_named(spec, f"{_prefix(spec.name, 'bias')}.second.bias"), spec.name))
+            entries.append(RemadeTensor(_named(spec, f"{_prefix(spec.name, 'bias')}.second.bias"), spec.name))
         else:
-            entries.append(Entry(spec, spec.name))
+            entries.append(RemadeTensor(spec, spec.name))
     left = {named[written].tensor: (_size(sizes), sizes.rank) for written, (_, sizes) in jobs.items()}
     note = "its matrices are stored as two factors each: load it with tailwise.load_pruned"
     return Made(tuple(entries), {}, Shapes(dict(jobs.values())), left, (note,))
 
 
+def jobs_in_factors(plan: Plan, origin: Origin) -> dict[str, tuple[str, Sizes]]:
+    """Stored tensor → its layer, and the sizes of the factors. `UsageError` where one cannot be stored as two."""
+    return {
+        origin.written(decision.tensor): _job(decision, origin)
+        for decision in plan
+        if isinstance(decision.treatment, LowRank)
+    }
+
+
 def _job(decision: Decision, origin: Origin) -> tuple[str, Sizes]:
+    if len(decision.shape) == 3:
+        raise UsageError(
+            "is a stack of experts, which transformers multiplies with as one tensor; two factors have no place there",
+            where=decision.tensor,
+            fix="apply without --factored, or plan without it: --layers",
+        )
     layer = layer_of_decision(origin.model, origin.places, decision)
     inputs, outputs = sizes_of_layer(origin.model, layer)
     rank = decision.rank or 0
@@ -93,7 +108,7 @@ class _Source:
         return self._kept[1]
 
 
-def _factors(spec: TensorSpec, sizes: Sizes, source: _Source, prefix: str) -> list[Entry]:
+def _factors(spec: TensorSpec, sizes: Sizes, source: _Source, prefix: str) -> list[RemadeTensor]:
     rank, dtype = sizes.rank or 0, torch_dtype(spec.dtype, where=spec.name)
 
     def made(which: int) -> Callable[[], torch.Tensor]:
@@ -101,4 +116,4 @@ def _factors(spec: TensorSpec, sizes: Sizes, source: _Source, prefix: str) -> li
 
     first = resized(spec, f"{prefix}.first.weight", (rank, sizes.inputs))
     second = resized(spec, f"{prefix}.second.weight", (sizes.outputs, rank))
-    return [Entry(first, spec.name, made(1)), Entry(second, spec.name, made(0))]
+    return [RemadeTensor(first, spec.name, made(1)), RemadeTensor(second, spec.name, made(0))]

@@ -6,21 +6,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.dtypes import code_of
-from tailwise.checkpoints.writer import Layout, Shard
-from tailwise.errors import UsageError
+from tailwise.checkpoints.writer import OutputLayout, Shard
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
-    from tailwise.compression.walking.load_pruned import Shapes
+    from tailwise.models.walking.shapes import Shapes
 
 Make = Callable[[], "torch.Tensor"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class RemadeTensor:
     """A tensor of the new checkpoint. Without `make` it is the source's, byte for byte."""
 
     spec: TensorSpec  # new name and shape
@@ -32,7 +34,7 @@ class Entry:
 class Made:
     """What is to be written instead of the source."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[RemadeTensor, ...]
     config: Mapping[str, object]  # fields of config.json that change
     shapes: Shapes | None  # what the config cannot say
     reached: Mapping[str, tuple[int, int | None]]  # tensor of the plan → parameters left, and its rank
@@ -42,7 +44,7 @@ class Made:
 class Remade(Checkpoint):
     """The tensors of `entries`, in their order."""
 
-    def __init__(self, source: Checkpoint, entries: tuple[Entry, ...]) -> None:
+    def __init__(self, source: Checkpoint, entries: tuple[RemadeTensor, ...]) -> None:
         self._source = source
         self._entries = {entry.spec.name: entry for entry in entries}
         self.uri, self.format, self.config, self.metadata = source.uri, source.format, source.config, source.metadata
@@ -51,8 +53,8 @@ class Remade(Checkpoint):
         whole = {name for name, entry in self._entries.items() if entry.source in source.read_whole}
         self.read_whole = frozenset(made | whole)
 
+    @override
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """See `Checkpoint`."""
         entry = self._entries[name]
         if entry.make is None:
             return self._source.read_rows(entry.source, start, stop)
@@ -63,7 +65,7 @@ class Remade(Checkpoint):
         return found[start:stop] if found.ndim else found
 
 
-def laid_out(layout: Layout, entries: tuple[Entry, ...]) -> Layout:
+def laid_out(layout: OutputLayout, entries: tuple[RemadeTensor, ...]) -> OutputLayout:
     """The same files, holding the new tensors where their sources were; a file that would be empty is left out."""
     by_source: dict[str, list[TensorSpec]] = {}
     for entry in entries:
@@ -73,7 +75,10 @@ def laid_out(layout: Layout, entries: tuple[Entry, ...]) -> Layout:
         specs = tuple(new for old in shard.specs for new in by_source.get(old.name, ()))
         if specs:
             shards.append(Shard(shard.name, specs, shard.metadata))
-    return replace(layout, shards=tuple(shards))
+    facts = dict(layout.facts)
+    if "total_parameters" in facts:  # of the source, whose tensors were larger
+        facts["total_parameters"] = sum(entry.spec.numel for entry in entries)
+    return replace(layout, shards=tuple(shards), facts=facts)
 
 
 def resized(spec: TensorSpec, name: str, shape: tuple[int, ...]) -> TensorSpec:

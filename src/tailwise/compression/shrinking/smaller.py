@@ -6,16 +6,17 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.checkpoints.writer import Change, Layout, write_checkpoint
-from tailwise.compression.operators.table import OPERATORS
+from tailwise.checkpoints.writer import Change, OutputLayout, write_checkpoint
+from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.shrinking.factored import factored
+from tailwise.compression.shrinking.factored import factored, jobs_in_factors
 from tailwise.compression.shrinking.remade import Made, Remade, laid_out
 from tailwise.compression.shrinking.structured import (
     Origin,
@@ -27,34 +28,37 @@ from tailwise.compression.shrinking.structured import (
     origin_of,
     planned_surgery,
 )
-from tailwise.compression.shrinking.structured_calibrated import choose_by_contribution
+from tailwise.compression.shrinking.structured_groups import ChannelGroup
+from tailwise.compression.shrinking.structured_scores import contributions, kept_units
 from tailwise.compression.treating.applied import Reached
 from tailwise.compression.treating.block_work import BlockWork, jobs_of
 from tailwise.compression.treating.journal import Journal
-from tailwise.compression.walking.hosts import Host, _empty, architecture_of, separated
-from tailwise.compression.walking.load_pruned import PRUNED_FILE, Shapes, reshape
-from tailwise.compression.walking.walk import walk_blocks
-from tailwise.errors import UnreadableError
-from tailwise.storage import json_of
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.storage import json_of
+from tailwise.models.activations import Activations, Need
+from tailwise.models.walking.hosts import Host, _empty, architecture_of, separated
+from tailwise.models.walking.shapes import PRUNED_FILE, Shapes, reshape
+from tailwise.models.walking.statistics import weight_of
+from tailwise.models.walking.walk import Block, walk_blocks
 
 Step = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Source:
+class ShrinkSource:
     """What is read."""
 
     plan: Plan
     host: Host
     checkpoint: Checkpoint
-    layout: Layout
+    layout: OutputLayout
 
 
 @dataclass(frozen=True)
-class Work:
+class ShrinkWork:
     """A model to be made smaller: everything that can be wrong with the plan has been told."""
 
-    source: Source
+    source: ShrinkSource
     origin: Origin
     surgery: Surgery | None  # None: factors
 
@@ -83,14 +87,16 @@ class Work:
         return factored(plan, self.origin, change)
 
 
-def work_of(source: Source, widths: Widths) -> Work:
+def work_of(source: ShrinkSource, widths: Widths) -> ShrinkWork:
     """`UsageError` where the model cannot be made smaller as planned: before any weight is read."""
     origin = origin_of(source.host, source.checkpoint, source.layout)
     surgery = planned_surgery(source.plan, origin, widths) if OPERATORS[source.plan.operator].work is None else None
-    return Work(source, origin, surgery)
+    if surgery is None:
+        jobs_in_factors(source.plan, origin)
+    return ShrinkWork(source, origin, surgery)
 
 
-def write_smaller(work: Work, found: Made, folder: Path, step: Step) -> tuple[str, ...]:
+def write_smaller(work: ShrinkWork, found: Made, folder: Path, step: Step) -> tuple[str, ...]:
     """Write the weights, their index, the changed config, and what it cannot say; notes."""
     origin = work.origin
     view, layout = Remade(origin.checkpoint, found.entries), laid_out(origin.layout, found.entries)
@@ -103,11 +109,21 @@ def write_smaller(work: Work, found: Made, folder: Path, step: Step) -> tuple[st
     notes = write_checkpoint(layout, view, folder, counted)
     if found.config:
         path = folder / "config.json"
-        config = {**json_of(path.read_text(encoding="utf-8")), **found.config}
+        config = _said(json_of(path.read_text(encoding="utf-8")), found.config, origin.config)
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if found.shapes is not None:
         (folder / PRUNED_FILE).write_text(found.shapes.to_text(), encoding="utf-8")
     return (*found.notes, *notes)
+
+
+def _said(before: Mapping[str, object], changes: Mapping[str, object], config: Any) -> dict[str, object]:
+    """The config as it is written: a field that the file has under another name of the family changes there too."""
+    other = getattr(config, "attribute_map", None) or {}
+    return {
+        **before,
+        **changes,
+        **{name: changes[own] for name, own in other.items() if name in before and own in changes},
+    }
 
 
 def reached_in(plan: Plan, found: Made, folder: Path) -> tuple[Reached, ...]:
@@ -126,3 +142,73 @@ def reached_in(plan: Plan, found: Made, folder: Path) -> tuple[Reached, ...]:
         for d in plan
         for left, rank in [found.reached.get(d.tensor, (d.n_params, None))]
     )
+
+
+def choose_by_contribution(
+    surgery: Surgery,
+    host: Host,
+    inputs: Mapping[str, torch.Tensor],
+    journal: Journal,
+    how: tuple[int, Callable[[int, int], None]],
+) -> None:
+    """Fill `surgery.kept`. `how` is the number of windows at once, and what is told of each block that is done."""
+    batch, progress = how
+    walk_blocks(host.home, inputs, _Choosing(surgery, journal), batch=batch, progress=progress)
+
+
+@dataclass
+class _Choosing:
+    surgery: Surgery
+    journal: Journal
+
+    def needs(self, block: Block) -> Mapping[str, Need]:
+        """See `Visitor`. A block that goes, or that an earlier run has finished, is not looked at again."""
+        if block.name in self.surgery.dropped:
+            block.module.forward = _pass_on
+            return {}
+        groups = self._groups(block)
+        if block.name in self.journal.finished:
+            for group, _ in groups:
+                kept = self.journal.read(group.name)
+                if kept is not None:
+                    self._keep(block, group, kept)
+            return {}
+        return {group.reader.layer: "norms" for group, removed in groups if removed}
+
+    def visit(self, block: Block, found: Mapping[str, Activations]) -> None:
+        """See `Visitor`."""
+        layers, chosen = block.layers(), {}
+        for group, removed in self._groups(block):
+            if not removed:
+                continue
+            seen = found.get(group.reader.layer)
+            if seen is None or seen.norms is None:
+                raise UsageError("no calibration text reached it", where=group.name, fix="give other text")
+
+            def matrix(layer: str) -> torch.Tensor:
+                module = layers[layer]
+                weight = weight_of(module).detach()
+                return weight.T if type(module).__name__ == "Conv1D" else weight
+
+            kept = kept_units(contributions(group, matrix, seen.norms[0]), removed)
+            chosen[group.name] = kept
+            self._keep(block, group, kept)
+        self.journal.keep(block.name, block.index, chosen, [])
+
+    def _groups(self, block: Block) -> list[tuple[ChannelGroup, int]]:
+        both = zip(self.surgery.groups, self.surgery.counts, strict=True)
+        return [(group, removed) for group, removed in both if group.reader.layer.startswith(f"{block.name}.")]
+
+    def _keep(self, block: Block, group: ChannelGroup, kept: torch.Tensor) -> None:
+        """Remember, and let the blocks after see the model without the others: what is not read is not there."""
+        self.surgery.kept[group.name] = kept
+        module = block.layers()[group.reader.layer]
+        gone = torch.ones(group.units, dtype=torch.bool)
+        gone[kept] = False
+        columns = group.reader.index[gone].flatten()
+        weight = weight_of(module).data
+        weight.index_fill_(int(type(module).__name__ != "Conv1D"), columns.to(weight.device), 0.0)
+
+
+def _pass_on(state: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return state

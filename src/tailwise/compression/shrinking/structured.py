@@ -1,4 +1,4 @@
-"""Structured pruning: heads, neurons and whole blocks are taken out, and the model gets smaller."""
+"""Structured pruning: heads, neurons, experts and whole blocks are taken out, and the model gets smaller."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ from torch import nn
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
-from tailwise.checkpoints.writer import Layout, Shard
+from tailwise.checkpoints.writer import OutputLayout, Shard
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.taking import Drop
+from tailwise.compression.shrinking.config_depth import depth_fields, inside
 from tailwise.compression.shrinking.coupled import on_meta, why_not
-from tailwise.compression.shrinking.depth import depth_fields
-from tailwise.compression.shrinking.remade import Entry, Made, resized
+from tailwise.compression.shrinking.experts_out import ExpertCuts, expert_cuts
+from tailwise.compression.shrinking.remade import Made, RemadeTensor, resized
 from tailwise.compression.shrinking.structured_groups import (
     KIND_WORDS,
+    ChannelGroup,
     Cut,
-    Group,
     groups_of,
     left_over,
     sizes_of_layer,
 )
 from tailwise.compression.shrinking.structured_scores import kept_units, magnitudes
 from tailwise.compression.shrinking.structured_widths import removed_counts
-from tailwise.compression.walking.hosts import Host, Streamed, _empty, _sources, lacking
-from tailwise.compression.walking.load_pruned import Heads, Shapes, Sizes, reshape
-from tailwise.compression.walking.walk import blocks_of
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
+from tailwise.models.walking.hosts import Host, Streamed, _empty, _sources, lacking
+from tailwise.models.walking.shapes import Heads, Shapes, Sizes, reshape
+from tailwise.models.walking.towers import text_config_of
+from tailwise.models.walking.walk import blocks_of
 
 #: Names of the inner size in configs, where a family has one name only of its own.
 _WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")
@@ -46,7 +48,7 @@ class Origin:
     model: nn.Module
     config: Any  # of transformers
     checkpoint: Checkpoint
-    layout: Layout
+    layout: OutputLayout
     sources: Mapping[str, str]  # parameter or buffer → stored tensor
     places: Mapping[str, str]  # tensor of the plan → parameter
 
@@ -64,7 +66,7 @@ class Origin:
         return self.sources.get(self.places.get(tensor, ""), tensor)
 
 
-def origin_of(host: Host, checkpoint: Checkpoint, layout: Layout) -> Origin:
+def origin_of(host: Host, checkpoint: Checkpoint, layout: OutputLayout) -> Origin:
     """What can be cut of `host`. A model whose stored names are not its own is written under its own names."""
     config: Any = host.model.config
     if isinstance(host.home, Streamed):
@@ -73,7 +75,7 @@ def origin_of(host: Host, checkpoint: Checkpoint, layout: Layout) -> Origin:
     kind = next(iter(dtypes.values()), "F32")
     memory = MemoryCheckpoint.of_module(host.model.to(torch_dtype(kind, where="the model")))
     specs = tuple(spec for name, spec in memory.tensors.items() if name not in memory.shared)
-    own = Layout(layout.folder, (Shard("model.safetensors", specs, {"format": "pt"}),))
+    own = OutputLayout(layout.folder, (Shard("model.safetensors", specs, {"format": "pt"}),))
     return Origin(on_meta(host.model), config, memory, own, {name: name for name in memory.tensors}, host.places)
 
 
@@ -91,10 +93,11 @@ class Surgery:
 
     origin: Origin
     plan: Plan
-    groups: tuple[Group, ...]
+    groups: tuple[ChannelGroup, ...]
     counts: tuple[int, ...]  # units that go, of each group
     dropped: tuple[str, ...]  # modules of the blocks that go
-    depth: Mapping[str, Any] = field(default_factory=dict)  # fields of the config that the blocks that go change
+    changed: Mapping[str, Any] = field(default_factory=dict)  # fields of the config that blocks and experts change
+    experts: ExpertCuts = field(default_factory=ExpertCuts)
     kept: dict[str, torch.Tensor] = field(default_factory=dict)  # group → units that stay
 
 
@@ -103,10 +106,21 @@ def planned_surgery(plan: Plan, origin: Origin, widths: Widths) -> Surgery:
     groups = groups_of(plan, origin.model, origin.places, origin.checkpoint.config)
     counts = removed_counts(groups, equal=widths.equal, multiple=widths.multiple)
     dropped = _dropped(plan, origin)
-    found = Surgery(origin, plan, tuple(groups), tuple(counts), dropped, depth_fields(origin.model, dropped))
+    experts = expert_cuts(plan, origin, dropped)
+    changed = _merged(origin.config, depth_fields(origin.model, dropped), experts.fields)
+    found = Surgery(origin, plan, tuple(groups), tuple(counts), dropped, changed, experts)
     if any(counts):
         _check_computes(found)
     return found
+
+
+def _merged(config: Any, depth: Mapping[str, Any], experts: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of config.json: those of fewer blocks, which may be a part of it as a whole, with those of experts."""
+    own = inside(config, text_config_of(config), experts) if experts else {}
+    return dict(depth) | {
+        name: {**depth[name], **experts} if isinstance(value, dict) and name in depth else value
+        for name, value in own.items()
+    }
 
 
 def _check_computes(surgery: Surgery) -> None:
@@ -199,14 +213,19 @@ def made(surgery: Surgery) -> Made:
     for shard in origin.layout.shards:
         for spec in shard.specs:
             parameter = parameters.get(spec.name)
-            new = spec.name if parameter is None else _stored_name(spec.name, parameter, rename)
+            new = surgery.experts.names.get(spec.name, spec.name)
+            if new is not None and parameter is not None:
+                new = _stored_name(new, parameter, rename)
             if new is not None:
                 entries.append(_entry(origin.checkpoint, spec.name, new, cuts.get(spec.name, ())))
-    config = dict(surgery.depth)
+    config = dict(surgery.changed)
     equal = _said_by_config(surgery, shapes, config)
-    notes: tuple[str, ...] = ()
+    notes = surgery.experts.notes
     if equal is None and shapes.layers:
-        notes = ("its layers have sizes that config.json cannot say: load it with tailwise.load_pruned",)
+        notes = (
+            *notes,
+            "its layers have sizes that config.json cannot say: load it with tailwise.load_pruned",
+        )
     elif equal is not None:
         config, shapes = equal, Shapes()
     sizes = {entry.source: entry.spec.numel for entry in entries}
@@ -216,7 +235,7 @@ def made(surgery: Surgery) -> Made:
 
 def _cuts(surgery: Surgery) -> dict[str, list[tuple[int, torch.Tensor]]]:
     """Stored tensor → (axis, entries that stay)."""
-    found: dict[str, list[tuple[int, torch.Tensor]]] = {}
+    found = {stored: [cut] for stored, cut in surgery.experts.cuts.items()}
     for group, removed in zip(surgery.groups, surgery.counts, strict=True):
         if not removed:
             continue
@@ -243,10 +262,10 @@ def _axes(origin: Origin, cut: Cut, kept: torch.Tensor) -> Iterable[tuple[str, i
         yield "bias", 0, stays
 
 
-def _entry(checkpoint: Checkpoint, source: str, name: str, cuts: Iterable[tuple[int, torch.Tensor]]) -> Entry:
+def _entry(checkpoint: Checkpoint, source: str, name: str, cuts: Iterable[tuple[int, torch.Tensor]]) -> RemadeTensor:
     spec, listed = checkpoint.tensors[source], list(cuts)
     if not listed:
-        return Entry(replace(spec, name=name), source)
+        return RemadeTensor(replace(spec, name=name), source)
     shape = list(spec.shape)
     for axis, stays in listed:
         shape[axis] = len(stays)
@@ -257,7 +276,7 @@ def _entry(checkpoint: Checkpoint, source: str, name: str, cuts: Iterable[tuple[
             found = found.index_select(axis, stays)
         return found
 
-    return Entry(resized(spec, name, tuple(shape)), source, make)
+    return RemadeTensor(resized(spec, name, tuple(shape)), source, make)
 
 
 def _renamer(surgery: Surgery) -> Callable[[str], str | None]:

@@ -14,15 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from tailwise.checkpoints.dims import Dims, dims_for
+from tailwise.checkpoints.checkpoint import Dims, dims_for
 from tailwise.checkpoints.fused import qkv_ranges
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.taking import Drop
 from tailwise.compression.shrinking.coupled import coupled_layers
-from tailwise.compression.walking.load_pruned import Heads
-from tailwise.compression.walking.statistics import PLAIN
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
+from tailwise.models.walking.shapes import Heads
+from tailwise.models.walking.statistics import PLAIN
 
 Kind = Literal["attn", "mlp"]
 _KIND = re.compile(r"(attn|mlp)_(\w+)")
@@ -39,7 +38,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Group:
+class ChannelGroup:
     """Heads or neurons of one block, which go one by one through all layers of `cuts`."""
 
     kind: Kind
@@ -59,7 +58,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Named:
+class DecidedLayer:
     """A decision and the layer that it is about."""
 
     decision: Decision
@@ -67,23 +66,23 @@ class Named:
     part: str  # q, k, v, o, qkv; gate, up, down, gate_up
 
 
-def groups_of(plan: Plan, model: nn.Module, places: Mapping[str, str], config: Mapping[str, Any]) -> list[Group]:
-    """The groups that the entries of `plan` make; entries of whole blocks, and of nothing, are left out.
+def groups_of(plan: Plan, model: nn.Module, places: Mapping[str, str], config: Mapping[str, Any]) -> list[ChannelGroup]:
+    """The groups that the entries of `plan` make; entries of whole blocks and experts, and of nothing, are left out.
 
     `model` may be without weights; `places` says which parameter each stored tensor is.
     """
-    found: dict[tuple[int | None, str], list[Named]] = {}
-    if all(decision.treatment.idle or isinstance(decision.treatment, Drop) for decision in plan):
+    found: dict[tuple[int | None, str], list[DecidedLayer]] = {}
+    if all(decision.treatment.idle or decision.treatment.whole for decision in plan):
         return []
     for decision in plan:
-        if isinstance(decision.treatment, Drop):
+        if decision.treatment.whole:
             continue
         match = _KIND.fullmatch(decision.role)
         if match is None:
             if not decision.treatment.idle:
                 raise _not_known(decision)
             continue
-        named = Named(decision, layer_of_decision(model, places, decision), match[2])
+        named = DecidedLayer(decision, layer_of_decision(model, places, decision), match[2])
         found.setdefault((decision.block, match[1]), []).append(named)
     # A kind of which any block loses something is looked at in all: widths are equal, or not, over all of them.
     cut = {kind for (_, kind), members in found.items() if any(item.decision.sparsity for item in members)}
@@ -118,18 +117,18 @@ def layer_of_decision(model: nn.Module, places: Mapping[str, str], decision: Dec
     return layer
 
 
-def _first(members: Iterable[Named]) -> str:
+def _first(members: Iterable[DecidedLayer]) -> str:
     listed = list(members)
     return next((item.layer for item in listed if item.part in ("up", "gate_up")), listed[0].layer)
 
 
 def _group(
     key: tuple[int | None, str],
-    members: list[Named],
+    members: list[DecidedLayer],
     model: nn.Module,
     config: Mapping[str, Any],
     coupled: Mapping[str, frozenset[str]],
-) -> Group:
+) -> ChannelGroup:
     block, kind = key
     amounts = {round(item.decision.sparsity or 0.0, 9) for item in members}
     if len(amounts) > 1:
@@ -156,7 +155,7 @@ def _group(
     return maker(layers, model, dims_for(members[0].decision.tensor, config), facts)
 
 
-def _check_coupled(members: list[Named], coupled: Mapping[str, frozenset[str]], block: int | None) -> None:
+def _check_coupled(members: list[DecidedLayer], coupled: Mapping[str, frozenset[str]], block: int | None) -> None:
     mine, needed = {item.layer for item in members}, coupled[_first(members)]
     if mine == needed:
         return
@@ -183,7 +182,7 @@ def sizes_of_layer(model: nn.Module, layer: str) -> tuple[int, int]:
     return (rows, cols) if type(module).__name__ == "Conv1D" else (cols, rows)
 
 
-def _neurons(layers: Mapping[str, str], model: nn.Module, dims: Dims, facts: dict[str, Any]) -> Group:  # noqa: ARG001
+def _neurons(layers: Mapping[str, str], model: nn.Module, dims: Dims, facts: dict[str, Any]) -> ChannelGroup:  # noqa: ARG001
     where = f"{KIND_WORDS['mlp']} of block {facts['block']}"
     if "down" not in layers or not {"up", "gate_up"} & set(layers):
         raise UsageError("an up and a down projection are needed", where=where, fix="plan without --roles")
@@ -198,10 +197,10 @@ def _neurons(layers: Mapping[str, str], model: nn.Module, dims: Dims, facts: dic
             raise UsageError(f"{layer} has {size} features where {index.numel()} were expected", where=where)
         cuts.append(Cut(layer, part != "down", index))
     reader = next(cut for cut in cuts if not cut.output)
-    return Group("mlp", units=width, cuts=tuple(cuts), reader=reader, **facts)
+    return ChannelGroup("mlp", units=width, cuts=tuple(cuts), reader=reader, **facts)
 
 
-def _heads(layers: Mapping[str, str], model: nn.Module, dims: Dims, facts: dict[str, Any]) -> Group:
+def _heads(layers: Mapping[str, str], model: nn.Module, dims: Dims, facts: dict[str, Any]) -> ChannelGroup:
     where = f"{KIND_WORDS['attn']} of block {facts['block']}"
     if set(layers) not in ({"q", "k", "v", "o"}, {"qkv", "o"}):
         raise UsageError(
@@ -222,7 +221,9 @@ def _heads(layers: Mapping[str, str], model: nn.Module, dims: Dims, facts: dict[
     cuts = tuple(Cut(layers[part], part != "o", index) for part, index in indices.items())
     reader = next(cut for cut in cuts if not cut.output)
     parent = layers.get("q", layers.get("qkv", "")).rpartition(".")[0]
-    return Group("attn", units=len(reader.index), cuts=cuts, reader=reader, attention=parent, heads=heads, **facts)
+    return ChannelGroup(
+        "attn", units=len(reader.index), cuts=cuts, reader=reader, attention=parent, heads=heads, **facts
+    )
 
 
 def _counted(dims: Dims, where: str) -> Heads:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import torch
 
-from tailwise.compression.shrinking.structured_groups import Cut, Group
+from tailwise.compression.shrinking.structured_groups import ChannelGroup, Cut
 
 Weights = Callable[[str], torch.Tensor]  # layer → its matrix (out × in)
 
 
-def magnitudes(group: Group, weights: Weights) -> torch.Tensor:
+def magnitudes(group: ChannelGroup, weights: Weights) -> torch.Tensor:
     """(units,) float32: the norm of all weights that a unit holds, √Σ W² over the layers that it goes through."""
     total = torch.zeros(group.units)
     for cut in group.cuts:
@@ -19,7 +19,7 @@ def magnitudes(group: Group, weights: Weights) -> torch.Tensor:
     return total.sqrt()
 
 
-def contributions(group: Group, weights: Weights, norms: torch.Tensor) -> torch.Tensor:
+def contributions(group: ChannelGroup, weights: Weights, norms: torch.Tensor) -> torch.Tensor:
     """(units,) float32: √Σ_j ‖X_j‖²·‖W_:j‖² over the inputs j of the reading layer that are a unit's.
 
     `norms` (in,) are ‖X_j‖₂. This is Wanda's score (Sun et al. 2024) summed over what goes with a unit; of a neuron it

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tailwise.compression.plans.rounding import rounded
-from tailwise.compression.shrinking.structured_groups import Group
-from tailwise.errors import UsageError
+from tailwise.compression.plans.whole_units import rounded
+from tailwise.compression.shrinking.structured_groups import ChannelGroup
+from tailwise.core.errors import UsageError
 
 
-def removed_counts(groups: Sequence[Group], *, equal: bool, multiple: int) -> list[int]:
+def removed_counts(groups: Sequence[ChannelGroup], *, equal: bool, multiple: int) -> list[int]:
     """Units that go, for each group in order.
 
     Where all blocks ask for the same, or with `equal`, each kind loses the same number everywhere: the mean that was
@@ -43,11 +43,11 @@ def removed_counts(groups: Sequence[Group], *, equal: bool, multiple: int) -> li
     return counts
 
 
-def _step(group: Group, multiple: int) -> int:
+def _step(group: ChannelGroup, multiple: int) -> int:
     return multiple if group.kind == "mlp" and group.units % multiple == 0 else 1
 
 
-def _rounded(groups: list[Group], steps: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[
+def _rounded(groups: list[ChannelGroup], steps: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[
     tuple[int], np.dtype[np.int64]
 ]:  # fmt: skip
     units = np.array([group.units for group in groups], dtype=np.float64)
@@ -58,7 +58,7 @@ def _rounded(groups: list[Group], steps: np.ndarray[tuple[int], np.dtype[np.floa
     return rounded(wanted, sizes * steps / units, (np.zeros_like(units), most), places)
 
 
-def _check(group: Group, removed: int, multiple: int) -> None:
+def _check(group: ChannelGroup, removed: int, multiple: int) -> None:
     if removed < group.units:
         return
     step = _step(group, multiple)

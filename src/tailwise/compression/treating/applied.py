@@ -12,14 +12,14 @@ from tailwise.compression.plans.bits import bits_of
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import Matrices
-from tailwise.compression.treating.matrices import as_matrices
-from tailwise.number_formats.grid import Grid
+from tailwise.compression.treating.layer_matrices import as_matrices
+from tailwise.number_formats.grid import ValueGrid
 
 if TYPE_CHECKING:
     import torch
 
 #: Tensor and its matrices in the source (count, out, in) → the scales of each; None where there are none.
-Grids = Callable[[Decision, "torch.Tensor"], list[Grid] | None]
+Grids = Callable[[Decision, "torch.Tensor"], list[ValueGrid] | None]
 
 
 @dataclass(frozen=True)

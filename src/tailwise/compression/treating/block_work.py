@@ -5,31 +5,31 @@ Trials and writers go through a model by this alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from tailwise.compression.operators.operator import Activations, Need
-from tailwise.compression.operators.table import WITHOUT_DATA
+from tailwise.compression.operators.registered import WITHOUT_DATA
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.treatment import How, operator_for
+from tailwise.compression.plans.treatment import TreatmentSettings, operator_for
 from tailwise.compression.treating.kept_grids import kept_grids
 from tailwise.compression.treating.treated import treated_layer
-from tailwise.compression.walking.experts import ExpertStack
-from tailwise.compression.walking.hosts import Host, layer_of
-from tailwise.compression.walking.statistics import few_tokens, matrices_of, reaching, weight_of
-from tailwise.compression.walking.walk import Block, blocks_of
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
+from tailwise.models.activations import Activations, Need
+from tailwise.models.walking.experts import ExpertStack
+from tailwise.models.walking.hosts import Host, layer_of
+from tailwise.models.walking.statistics import few_tokens, matrices_of, reaching, weight_of
+from tailwise.models.walking.walk import Block, blocks_of, vision_blocks_of
 
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Job:
+class LayerJob:
     """One layer to treat."""
 
     decision: Decision
@@ -55,23 +55,40 @@ class Nowhere:
     finished: set[str] = field(default_factory=set)
 
     def keep(self, block: str, index: int, tensors: Mapping[str, torch.Tensor], notes: list[str]) -> None:
-        """See `Shelf`."""
+        """Keep nothing."""
 
     def read(self, name: str) -> torch.Tensor | None:  # noqa: ARG002 - see Shelf
-        """See `Shelf`."""
+        """Nothing was kept."""
         return None
 
 
-def jobs_of(plan: Plan, host: Host, dtypes: Mapping[str, torch.dtype], how: How) -> dict[str, Job]:
-    """Layer → what is to be done. `UsageError` where an entry that changes its tensor is no layer of a block."""
+def jobs_of(
+    plan: Plan, host: Host, dtypes: Mapping[str, torch.dtype], how: TreatmentSettings, *, images: bool = False
+) -> dict[str, LayerJob]:
+    """Layer → what is to be done. `UsageError` where an entry that changes its tensor is no layer of a block.
+
+    With `images`, of a block of the tower that reads them too.
+    """
     wanted = [decision for decision in plan if not decision.treatment.idle]
-    layers = {name for block in blocks_of(host.model) for name in block.layers()}
+    pictured = {name for block in vision_blocks_of(host.model) for name in block.layers()}
+    layers = {name for block in blocks_of(host.model) for name in block.layers()} | (pictured if images else set())
     places = {decision.tensor: layer_of(host.places, decision.tensor, layers) for decision in wanted}
-    _check_reached([decision for decision in wanted if places[decision.tensor] is None], plan, how)
-    return {layer: Job(item, dtypes[item.tensor]) for item in wanted if (layer := places[item.tensor]) is not None}
+    lost = [decision for decision in wanted if places[decision.tensor] is None]
+    _check_images([item for item in lost if layer_of(host.places, item.tensor, pictured)], plan)
+    _check_reached(lost, plan, how)
+    return {layer: LayerJob(item, dtypes[item.tensor]) for item in wanted if (layer := places[item.tensor]) is not None}
 
 
-def _check_reached(lost: Iterable[Decision], plan: Plan, how: How) -> None:
+def _check_images(lost: Sequence[Decision], plan: Plan) -> None:
+    if lost:
+        raise UsageError(
+            f"{plan.operator} looks at the inputs of each layer, and {len(lost)} of the plan's see images",
+            where=lost[0].tensor,
+            fix="apply with --images DIR, or plan without --also vision",
+        )
+
+
+def _check_reached(lost: Iterable[Decision], plan: Plan, how: TreatmentSettings) -> None:
     found = list(lost)
     if not found:
         return
@@ -89,9 +106,9 @@ def _check_reached(lost: Iterable[Decision], plan: Plan, how: How) -> None:
 class BlockWork:
     """A `walk.Visitor`: a block that is finished is on the shelf at once."""
 
-    jobs: Mapping[str, Job]
+    jobs: Mapping[str, LayerJob]
     shelf: Shelf
-    how: How
+    how: TreatmentSettings
 
     @property
     def need(self) -> Need:
@@ -122,7 +139,7 @@ class BlockWork:
         self.shelf.keep(block.name, block.index, kept, notes)
 
     def _treat(
-        self, module: nn.Module, job: Job, found: Activations | None, notes: list[str]
+        self, module: nn.Module, job: LayerJob, found: Activations | None, notes: list[str]
     ) -> dict[str, torch.Tensor]:
         """Treat a layer in place; the blocks after see the model that is written."""
         tensor = job.decision.tensor
@@ -143,7 +160,7 @@ def _named(tensor: str, module: nn.Module, group: int) -> str:
     return f"{tensor}[{group}]" if isinstance(module, ExpertStack) else tensor
 
 
-def _instead(how: How) -> str:
+def _instead(how: TreatmentSettings) -> str:
     name = operator_for(how, None).name
     return "rounded to nearest" if name == WITHOUT_DATA["quantize"] else f"pruned by {name}"
 

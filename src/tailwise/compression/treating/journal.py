@@ -9,10 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tailwise.atomic import write_whole
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.compression.plans.plan import Plan
-from tailwise.storage import json_of
+from tailwise.core.atomic import write_whole
+from tailwise.core.storage import json_of
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +27,12 @@ def key_of_run(plan: Plan, checkpoint: Checkpoint, settings: Mapping[str, object
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode() + inputs).hexdigest()
 
 
-def digest_of_inputs(inputs: Mapping[str, torch.Tensor]) -> bytes:
-    """Of the calibration data."""
+def digest_of_inputs(*inputs: Mapping[str, torch.Tensor]) -> bytes:
+    """Of the calibration data: what the model is called with, by name."""
     import torch
 
     state = hashlib.sha256()
-    for name, value in sorted(inputs.items()):
+    for name, value in (item for given in inputs for item in sorted(given.items())):
         state.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         state.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.digest()
@@ -59,7 +59,7 @@ class Journal:
         """Keep the pruned tensors of a block, by their stored names."""
         from safetensors.torch import save
 
-        path = self._folder / f"block-{index:05d}.safetensors"
+        path = self._folder / f"block-{index:05d}-{block}.safetensors"  # of two towers, blocks have one number
         facts = {"block": block, "notes": json.dumps(notes)}
         write_whole(path, save({name: value.cpu().contiguous() for name, value in tensors.items()}, metadata=facts))
         self._know(path)

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import torch
 
-from tailwise.compression.operators.operator import Done
+from tailwise.compression.operators.operator import OperatorResult
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.treating.journal import Journal
-from tailwise.number_formats.grid import Grid
+from tailwise.number_formats.grid import ValueGrid
 from tailwise.number_formats.scaled import ScaledFormat
 
 #: Of a grid, what a packed checkpoint stores and what rounding again takes.
 _PARTS = ("scales", "steps", "zeros", "lows")
 
 
-def kept_grids(tensor: str, done: Sequence[Done]) -> dict[str, torch.Tensor]:
+def kept_grids(tensor: str, done: Sequence[OperatorResult]) -> dict[str, torch.Tensor]:
     """Scales and zero points of each matrix, by names that no tensor has; nothing where there are none."""
     found: dict[str, torch.Tensor] = {}
     for index, item in enumerate(done):
@@ -28,19 +28,19 @@ def kept_grids(tensor: str, done: Sequence[Done]) -> dict[str, torch.Tensor]:
     return found
 
 
-def grids_in(journal: Journal, decision: Decision) -> list[Grid] | None:
+def grids_in(journal: Journal, decision: Decision) -> list[ValueGrid] | None:
     """The scales that were chosen for each matrix of a tensor; None where its treatment has none."""
     cast = decision.treatment.cast
     chosen = None if cast is None else cast.number_format
     if not isinstance(chosen, ScaledFormat):
         return None
-    found: list[Grid] = []
+    found: list[ValueGrid] = []
     while (steps := journal.read(f"{decision.tensor}#{len(found)}.steps")) is not None:
         here = f"{decision.tensor}#{len(found)}"
         scales, whole = journal.read(f"{here}.scales"), journal.read(f"{here}.tensor_scale")
         zeros, lows = journal.read(f"{here}.zeros"), journal.read(f"{here}.lows")
         scale = None if whole is None else float(whole)
         found.append(
-            Grid(chosen.element, steps if scales is None else scales, steps, zeros, scale, chosen.group_size, lows)
+            ValueGrid(chosen.element, steps if scales is None else scales, steps, zeros, scale, chosen.group_size, lows)
         )
     return found

@@ -11,15 +11,16 @@ import torch
 from torch import nn
 
 from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.compression.operators.operator import Activations, Done
+from tailwise.compression.operators.operator import OperatorResult
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.treatment import How
-from tailwise.compression.treating.matrices import as_matrices, from_matrices
-from tailwise.compression.walking.statistics import matrices_of, reaching, stored_from
-from tailwise.errors import TailwiseError
-from tailwise.number_formats.grid import Grid
+from tailwise.compression.plans.treatment import TreatmentSettings
+from tailwise.compression.treating.layer_matrices import as_matrices, from_matrices
+from tailwise.core.errors import TailwiseError
+from tailwise.models.activations import Activations
+from tailwise.models.walking.statistics import matrices_of, reaching, stored_from
+from tailwise.number_formats.grid import ValueGrid
 
 
 @contextmanager
@@ -31,7 +32,9 @@ def _named(decision: Decision) -> Iterator[None]:
         raise type(error)(error.what, where=decision.tensor, fix=error.fix) from error
 
 
-def treated_tensor(stored: torch.Tensor, decision: Decision, how: How, config: Mapping[str, Any]) -> torch.Tensor:
+def treated_tensor(
+    stored: torch.Tensor, decision: Decision, how: TreatmentSettings, config: Mapping[str, Any]
+) -> torch.Tensor:
     """A stored tensor after its treatment, by its weights alone."""
     matrices = as_matrices(stored, decision.tensor, config)
     with _named(decision):
@@ -40,8 +43,8 @@ def treated_tensor(stored: torch.Tensor, decision: Decision, how: How, config: M
 
 
 def treated_layer(
-    module: nn.Module, weight: torch.Tensor, decision: Decision, how: How, found: Activations | None
-) -> tuple[torch.Tensor, list[Done]]:
+    module: nn.Module, weight: torch.Tensor, decision: Decision, how: TreatmentSettings, found: Activations | None
+) -> tuple[torch.Tensor, list[OperatorResult]]:
     """The weight of a layer, in the dtype that it is stored in, after its treatment; and each matrix by itself.
 
     `found` is what its groups see; None where no input reached it.
@@ -69,7 +72,7 @@ class Treated:
         stored = self._checkpoint.read(name)
         return treated_tensor(stored.to(self._device), decision, self._how, self._checkpoint.config).cpu()
 
-    def grids(self, decision: Decision, matrices: torch.Tensor) -> list[Grid] | None:
+    def grids(self, decision: Decision, matrices: torch.Tensor) -> list[ValueGrid] | None:
         """The scales that the operator takes from the source, (count, out, in); None for a plain cast."""
         found = [decision.treatment.do(W, self._how).grid for W in matrices]
         kept = [grid for grid in found if grid is not None]

@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from tailwise.compression.operators.table import direction_in_words
+from tailwise.compression.operators.registered import direction_in_words
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.scored import (
-    Court,
+    LastJudgement,
     Scored,
     best_of_each,
     perplexity,
@@ -22,7 +22,7 @@ from tailwise.compression.trying.scored import (
 class Search(ABC):
     """What is tried, of amounts or of formats."""
 
-    def __init__(self, court: Court) -> None:
+    def __init__(self, court: LastJudgement) -> None:
         self.court, self.stage, self.clock = court, court.stage, court.clock
 
     @abstractmethod

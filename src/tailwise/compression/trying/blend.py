@@ -10,7 +10,7 @@ from tailwise.compression.choosing.blend import INDICATORS
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.trying.scored import Court, Scored, rows_of, trials_in_words, verdict
+from tailwise.compression.trying.scored import LastJudgement, Scored, rows_of, trials_in_words, verdict
 
 #: Steps of a weight that are tried, in turn, and shares of τ.
 _STEPS = (0.5, -0.5, 0.25, -0.25)
@@ -25,7 +25,7 @@ Weights = Mapping[str, float]
 class _Blend:
     audit: Audit
     request: Request
-    court: Court
+    court: LastJudgement
     tried: list[Scored]
 
     def scored(self, weights: Weights, tau: float) -> Scored:
@@ -69,7 +69,7 @@ class _Blend:
         return weights, best
 
 
-def plan_blend(audit: Audit, request: Request, court: Court) -> Plan:
+def plan_blend(audit: Audit, request: Request, court: LastJudgement) -> Plan:
     """The blend whose plan loses least on the text of the search; its gain is told on text that was kept from it.
 
     First every indicator alone, both ways; then weights are added and changed one at a time, and at last the width τ.

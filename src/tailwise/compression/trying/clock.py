@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tailwise.compression.walking.calibrate import Inputs
-from tailwise.evaluation.images import image_losses
-from tailwise.evaluation.losses import window_losses
+from tailwise.models.evaluation.images import image_losses
+from tailwise.models.evaluation.losses import window_losses
+from tailwise.models.walking.calibrate import Inputs
 
 
 class Material(Protocol):

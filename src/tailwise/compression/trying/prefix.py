@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tailwise.compression.trying.material import Material, Text
-from tailwise.compression.walking.walk import Block, blocks_of
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
+from tailwise.models.walking.walk import Block, blocks_of
 
 #: Bytes of states that are kept at most; a model that would need more is run whole every time.
 MOST_STATES = 4 << 30

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tailwise.compression.choosing.formats import SLACKS, Choices, Levels
+from tailwise.compression.choosing.bit_formats import SLACKS, Choices, Levels
 from tailwise.compression.plans.budget import Budget, Vector
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
@@ -48,6 +48,49 @@ class Best(Generic[X]):
         return True
 
 
+class Moves(Protocol[X]):
+    """What there is to move, from coarse to fine, and how far."""
+
+    @property
+    def levels(self) -> Sequence[Sequence[Indices]]:
+        """Groups of each level, by index."""
+
+    def size(self, idle: int) -> float | None:
+        """How far a move goes after `idle` rounds without a gain; None: the level is done with."""
+
+    def idle_after(self, idle: int, *, gained: bool) -> int:
+        """The rounds without a gain after one more."""
+
+    def tries(self, best: Best[X], group: Indices, size: float) -> Iterator[X | None]:
+        """States to try for one group, each made when it is asked for; None where there is none."""
+
+
+def search(
+    moves: Moves[X],
+    best: Best[X],
+    score: Callable[[X], float],
+    ends: Callable[[], bool],
+    rng: np.random.Generator,
+    progress: Callable[[Best[X]], None] | None = None,
+) -> Best[X]:
+    """Descend from `best` until it `ends`, or until no move of any level helps: every group in turn, at random."""
+    for groups in moves.levels:
+        idle = 0
+        while (size := moves.size(idle)) is not None and not ends():
+            before = best.kept
+            for index in rng.permutation(len(groups)):
+                for state in moves.tries(best, groups[int(index)], size):
+                    if ends():
+                        return best
+                    if state is None:
+                        continue
+                    best.attempt(state, score)
+                    if progress is not None:
+                        progress(best)
+            idle = moves.idle_after(idle, gained=best.kept > before)
+    return best
+
+
 def refined(
     score: Callable[[Plan], float],
     start: Plan,
@@ -62,58 +105,42 @@ def refined(
     budget holds all along. Groups go from coarse to fine: blocks and roles, attention and MLP of each block, single
     tensors. Steps halve where no group of a level moves any more.
     """
-    search = _Amounts(score, start, over, np.random.default_rng(seed), progress)
-    for groups in levels(start.decisions):
-        step = FIRST_STEP
-        while step >= LAST_STEP and not search.over():
-            if not search.sweep(groups, step):
-                step /= 2
-    return search.best
+    return search(_Amounts(start), Best(start, score(start)), score, over, np.random.default_rng(seed), progress)
 
 
 class _Amounts:
-    def __init__(
-        self,
-        score: Callable[[Plan], float],
-        start: Plan,
-        over: Callable[[], bool],
-        rng: np.random.Generator,
-        progress: Callable[[Best[Plan]], None] | None,
-    ) -> None:
-        self._score, self._rng = score, rng
-        self.over = over
-        self._progress = progress
+    """Sparsity of groups of tensors, a step up or down."""
+
+    def __init__(self, start: Plan) -> None:
+        self.levels = levels(start.decisions)
         self._sizes = np.array([item.n_params for item in start], dtype=np.float64)
         self._budget = Budget(start.sparsity)
-        self.best = Best(start, score(start))
-        self._sign = dict[bytes, int]()
+        self._sign = dict[bytes, int]()  # that helped a group last
 
-    def sweep(self, groups: Sequence[Indices], step: float) -> bool:
-        """Try every group once in random order; whether any moved."""
-        moved = False
-        for index in self._rng.permutation(len(groups)):
-            group = groups[int(index)]
-            first = self._sign.get(group.tobytes(), 1)
-            for sign in (first, -first):
-                if self.over():
-                    return moved
-                if self._step(group, sign * step):
-                    self._sign[group.tobytes()] = sign
-                    moved = True
-                    break
-        return moved
+    def size(self, idle: int) -> float | None:
+        """See `Moves`."""
+        step = FIRST_STEP / 2.0**idle
+        return step if step >= LAST_STEP else None
 
-    def _step(self, group: Indices, change: float) -> bool:
-        amounts = amounts_of(self.best.state)
+    def idle_after(self, idle: int, *, gained: bool) -> int:
+        """See `Moves`."""
+        return idle if gained else idle + 1
+
+    def tries(self, best: Best[Plan], group: Indices, size: float) -> Iterator[Plan | None]:
+        """See `Moves`. The other way is tried where the first did not help."""
+        first, before = self._sign.get(group.tobytes(), 1), best.kept
+        for sign in (first, -first):
+            yield self._moved(best.state, group, sign * size)
+            if best.kept > before:
+                self._sign[group.tobytes()] = sign
+                return
+
+    def _moved(self, plan: Plan, group: Indices, change: float) -> Plan | None:
+        amounts = amounts_of(plan)
         wanted = amounts.copy()
         wanted[group] += change
         found = self._budget.shifted(wanted, self._sizes)
-        if np.abs(found - amounts).max() < LAST_STEP / 4:
-            return False
-        better = self.best.attempt(with_amounts(self.best.state, found), self._score)
-        if self._progress is not None:
-            self._progress(self.best)
-        return better
+        return None if np.abs(found - amounts).max() < LAST_STEP / 4 else with_amounts(plan, found)
 
 
 def levels(decisions: Sequence[Decision]) -> list[list[Indices]]:
@@ -159,29 +186,39 @@ def refined_formats(
     choices and what each group is believed to lose in each format, (groups, formats). Blocks and roles are moved
     first, then groups one by one, in random order.
     """
-    choices, believed = problem
     rng = np.random.default_rng(seed)
-    best = Best(start.copy(), score(start))
-    seen = {start.tobytes()}
-    for sets in move_sets(choices):
-        idle = 0
-        while idle < _PATIENCE and not over():
-            gained = False
-            for index in rng.permutation(len(sets)):
-                for step in rng.permutation([1, -1]):
-                    if over():
-                        return best
-                    wanted = _moved(choices, best.state, sets[int(index)], int(step))
-                    noisy = believed * np.exp(rng.normal(0.0, _NOISE, believed.shape))
-                    levels = None if wanted is None else balanced(choices, wanted, sets[int(index)], noisy)
-                    if levels is None or levels.tobytes() in seen:
-                        continue
-                    seen.add(levels.tobytes())
-                    gained = best.attempt(levels, score) or gained
-                    if progress is not None:
-                        progress(best)
-            idle = 0 if gained else idle + 1
-    return best
+    return search(_Formats(problem, start, rng), Best(start.copy(), score(start)), score, over, rng, progress)
+
+
+class _Formats:
+    """Formats of groups of tensors, one up or down."""
+
+    def __init__(self, problem: tuple[Choices, Losses], start: Levels, rng: np.random.Generator) -> None:
+        self._choices, self._believed = problem
+        self.levels = move_sets(self._choices)
+        self._rng, self._seen = rng, {start.tobytes()}
+
+    def size(self, idle: int) -> float | None:
+        """See `Moves`."""
+        return 1.0 if idle < _PATIENCE else None
+
+    def idle_after(self, idle: int, *, gained: bool) -> int:
+        """See `Moves`."""
+        return 0 if gained else idle + 1
+
+    def tries(self, best: Best[Levels], group: Indices, size: float) -> Iterator[Levels | None]:
+        """See `Moves`."""
+        for step in self._rng.permutation([1, -1]):
+            yield self._moved(best.state, group, round(size) * int(step))
+
+    def _moved(self, state: Levels, group: Indices, step: int) -> Levels | None:
+        wanted = _moved(self._choices, state, group, step)
+        noisy = self._believed * np.exp(self._rng.normal(0.0, _NOISE, self._believed.shape))
+        found = None if wanted is None else balanced(self._choices, wanted, group, noisy)
+        if found is None or found.tobytes() in self._seen:
+            return None
+        self._seen.add(found.tobytes())
+        return found
 
 
 def move_sets(choices: Choices) -> list[list[Indices]]:

@@ -12,9 +12,9 @@ from tailwise.audits.audit import Audit
 from tailwise.compression.making.asked import asked_of
 from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.trying.scored import Court
-from tailwise.errors import UsageError
-from tailwise.evaluation.intervals import mean_interval
+from tailwise.compression.trying.scored import LastJudgement
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.intervals import mean_interval
 
 _STEPS = 7  # of the bisection: to 1 % of what the formats span
 _WIDER = 1.03  # bits are multiplied by this where the last choice finds the limit broken
@@ -23,7 +23,7 @@ _TRIES = 6
 Make = Callable[[QuantizeRequest], Plan]
 
 
-def plan_within_rise(audit: Audit, request: QuantizeRequest, court: Court, ways: tuple[Make, Make]) -> Plan:
+def plan_within_rise(audit: Audit, request: QuantizeRequest, court: LastJudgement, ways: tuple[Make, Make]) -> Plan:
     """The plan with the fewest bits whose perplexity is at most 1 + `request.rise` times that of the dense model.
 
     Bits are found by bisection on the windows of the search, with the plans of the first of `ways`; the second makes
@@ -72,7 +72,7 @@ def _bisected(rises: Callable[[float], float], low: float, high: float, limit: f
 
 
 def _held(
-    court: Court, final: Make, at: Callable[[float], QuantizeRequest], span: tuple[float, float], limit: float
+    court: LastJudgement, final: Make, at: Callable[[float], QuantizeRequest], span: tuple[float, float], limit: float
 ) -> Plan:
     """The final plan, with as many bits more as it takes on the windows that no step has seen."""
     stage, (bits, most) = court.stage, span

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tailwise.compression.choosing.chooser import MEASURED
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.clock import Clock
-from tailwise.compression.trying.elsewhere import Elsewhere, How, Windows
 from tailwise.compression.trying.sensitivity import Variant, variant_losses
 from tailwise.compression.trying.stage import Stage
-from tailwise.evaluation.intervals import mean_interval
+from tailwise.compression.trying.trial_tasks import Elsewhere, TrialSettings, Windows
+from tailwise.models.evaluation.intervals import mean_interval
 
 Say = Callable[[str, float], None]  # what is done, fraction of the time
 
@@ -28,8 +29,6 @@ SWEEP = 0.5
 _PART = 0.6
 #: Plans that are scored anew on text that the search has not seen, at most.
 _FINALISTS = 4
-#: What settings hold that is no setting: measurements, by tensor or block.
-_MEASURED = ("statistics", "losses", "errors")
 
 
 @dataclass
@@ -63,7 +62,7 @@ def _finite(losses: NDArray[np.float64]) -> float:
 
 
 @dataclass
-class Court:
+class LastJudgement:
     """Where plans are tried and judged within a time."""
 
     stage: Stage
@@ -97,7 +96,7 @@ class Court:
 
     def tried(self, name: str, settings: Mapping[str, Any], plan: Plan) -> Scored:
         """Score a plan on the windows of the search."""
-        shown = {key: value for key, value in settings.items() if key not in _MEASURED}
+        shown = {key: value for key, value in settings.items() if key not in MEASURED}
         scored = Scored(name, shown, plan, self.score(plan))
         self.tell(f"{name}: perplexity {perplexity(scored.loss):.4g}")
         return scored
@@ -111,7 +110,7 @@ class Court:
         self.stage.trial.runs += len(ways)
         found = []
         for (name, settings, plan), own in zip(ways, losses, strict=True):
-            shown = {key: value for key, value in settings.items() if key not in _MEASURED}
+            shown = {key: value for key, value in settings.items() if key not in MEASURED}
             found.append(Scored(name, shown, plan, own))
             self.tell(f"{name}: perplexity {perplexity(found[-1].loss):.4g}")
         return found
@@ -128,7 +127,7 @@ class Court:
             return variant_losses(self.stage.trial, around, windows, variants, progress=progress)
         self.stage.trial.runs += len(variants)
         name: Windows = "few" if windows is self.stage.few else "search"
-        return self.far.variant_losses(How(around, name), variants, progress)
+        return self.far.variant_losses(TrialSettings(around, name), variants, progress)
 
     def for_sweep(self, trials: int) -> torch.Tensor | None:
         """Windows on which so many changes of one block can be measured in `SWEEP` of the time; None where on none."""
@@ -156,7 +155,7 @@ class Court:
 
     @property
     def finalists(self) -> int:
-        """How many of the known ways can be judged in a third of the time."""
+        """TrialSettings many of the known ways can be judged in a third of the time."""
         return max(1, min(_FINALISTS, int(self.clock.seconds / 3 / max(self.judging, 1e-9)) - 1))
 
     @property
@@ -214,8 +213,8 @@ def verdict(kept: Scored, uniform: Scored, unit: str = "a token") -> str:
     return f"{where}: {change:+.4f} nats {unit} against uniform [{low:+.4f}, {high:+.4f}]{clear}"
 
 
-def trials_in_words(court: Court) -> str:
-    """How much was tried, on what."""
+def trials_in_words(court: LastJudgement) -> str:
+    """TrialSettings much was tried, on what."""
     stage = court.stage
     how = "" if court.faithful else ", carried out whole since inputs change much"
     return (

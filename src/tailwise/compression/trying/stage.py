@@ -14,12 +14,12 @@ from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.material import Material, Pictures, Text
 from tailwise.compression.trying.trial import Trial, trial_of
-from tailwise.compression.walking.calibrate import BlockScores, block_scores
-from tailwise.compression.walking.hosts import places_in
-from tailwise.errors import UsageError
-from tailwise.evaluation.images import images_of, is_classifier, load_classifier, predicted
-from tailwise.evaluation.models import Loaded, check_length, load_model
-from tailwise.evaluation.tokens import tokens_of, windows_of
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.images import images_of, is_classifier, load_classifier, predicted
+from tailwise.models.evaluation.loading import Loaded, check_length, load_model
+from tailwise.models.evaluation.tokens import tokens_of, windows_of
+from tailwise.models.walking.calibrate import BlockScores, block_scores
+from tailwise.models.walking.hosts import places_in
 
 #: Fewest windows that can be divided into some to look at and some to judge by.
 FEWEST = 8

@@ -10,10 +10,10 @@ from tailwise.audits.audit import Audit
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
 from tailwise.compression.trying.clock import Clock
-from tailwise.compression.trying.scored import Court, Say, Scored, perplexity
+from tailwise.compression.trying.scored import LastJudgement, Say, Scored, perplexity
 from tailwise.compression.trying.stage import StageOptions, stage_of
-from tailwise.errors import UsageError
-from tailwise.evaluation.intervals import mean_interval
+from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.intervals import mean_interval
 
 _NO_END = 1e9  # seconds: every τ is tried
 #: The manual's values, and uniform.
@@ -68,7 +68,7 @@ def tau_curve(
         tau: plan_prune(audit, replace(request, settings={**request.settings, "tau": tau})) for tau in chosen
     }  # fmt: skip
     stage = stage_of(audit.model, plans[0.0], text)
-    court = Court(stage, Clock(_NO_END))
+    court = LastJudgement(stage, Clock(_NO_END))
     found: list[Scored] = []
     for index, (tau, plan) in enumerate(plans.items()):
         scored = Scored(f"tau {tau:g}", {"tau": tau}, plan, stage.trial.losses(plan, stage.search))

@@ -11,22 +11,22 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tailwise.compression.operators.operator import Activations, Need
-from tailwise.compression.operators.table import OPERATORS
+from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.plans.treatment import How, Treatment
-from tailwise.compression.treating.block_work import BlockWork, Job, Nowhere, jobs_of
-from tailwise.compression.treating.matrices import as_matrices
+from tailwise.compression.plans.treatment import Treatment, TreatmentSettings
+from tailwise.compression.treating.block_work import BlockWork, LayerJob, Nowhere, jobs_of
+from tailwise.compression.treating.layer_matrices import as_matrices
 from tailwise.compression.treating.treated import treated_layer, treated_tensor
 from tailwise.compression.trying.material import Material, Text
 from tailwise.compression.trying.prefix import Prefix
-from tailwise.compression.walking.calibrate import Inputs
-from tailwise.compression.walking.hosts import Host
-from tailwise.compression.walking.statistics import is_prunable
-from tailwise.compression.walking.walk import Block, home_of, walk_blocks
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
+from tailwise.models.activations import Activations, Need
+from tailwise.models.walking.calibrate import Inputs
+from tailwise.models.walking.hosts import Host
+from tailwise.models.walking.statistics import is_prunable
+from tailwise.models.walking.walk import Block, home_of, walk_blocks
 
 #: Bytes of XᵀX of all layers together; above it trials take the nearest operator that needs less.
 MOST_HESSIANS = 6 << 30
@@ -47,7 +47,7 @@ class Trial:
     places: Mapping[str, str]  # parameter → stored tensor
     config: Mapping[str, Any]
     dtypes: Mapping[str, torch.dtype]  # stored tensor → as it is stored
-    how: How
+    how: TreatmentSettings
     material: Material = field(default_factory=Text)
     inputs: Mapping[str, Activations] = field(default_factory=dict)  # stored tensor → what its layer sees
     runs: int = 0
@@ -114,11 +114,11 @@ class Trial:
             if (how := self._how(part)).looks:
                 self._jobs(part, how)
 
-    def _jobs(self, part: Plan, how: How) -> dict[str, Job]:
+    def _jobs(self, part: Plan, how: TreatmentSettings) -> dict[str, LayerJob]:
         host = Host(home_of(self.model), {tensor: place for place, tensor in self.places.items()})
         return jobs_of(part, host, self.dtypes, how)
 
-    def _how(self, part: Plan) -> How:
+    def _how(self, part: Plan) -> TreatmentSettings:
         """The operator of trials, which may be a lighter one than that of the plan."""
         own = how_of(part)
         return next((how for how in (self.how, self.how.then) if how is not None and how.operator.does ==
@@ -216,8 +216,17 @@ def trial_of(
     return trial, notes
 
 
-def _affordable(how: How, plan: Plan) -> tuple[How, tuple[str, ...]]:
-    hessians = sum(4 * max(item.shape or (0,)) ** 2 for item in plan)
+def hessian_bytes(plan: Plan) -> int:
+    """What XᵀX of every layer takes at most while it is summed, each matrix of a stack by itself."""
+    found = 0
+    for item in plan:
+        count = item.shape[0] if len(item.shape) == 3 else 1
+        found += 8 * count * max(item.shape[-2:], default=0) ** 2
+    return found
+
+
+def _affordable(how: TreatmentSettings, plan: Plan) -> tuple[TreatmentSettings, tuple[str, ...]]:
+    hessians = hessian_bytes(plan)
     if how.needs != "hessian" or hessians <= MOST_HESSIANS:
         return how, ()
     heavy = how.operator.name
@@ -225,7 +234,7 @@ def _affordable(how: How, plan: Plan) -> tuple[How, tuple[str, ...]]:
     return lighter, (f"trials took {lighter.operator.name}: {heavy} would hold {hessians >> 30} GiB of XᵀX",)
 
 
-def _lightened(how: How) -> How:
+def _lightened(how: TreatmentSettings) -> TreatmentSettings:
     """The same by operators that do without XᵀX."""
     operator = OPERATORS[how.operator.lighter] if how.operator.needs == "hessian" else how.operator
     return replace(how, operator=operator, then=None if how.then is None else _lightened(how.then))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tailwise.report.charts.building import ALPHA, Axis, histogram, metric_histogram, scatter
 from tailwise.report.charts.chart import Guidance, chart
 from tailwise.report.charts.data import POOR_FIT, bins_of
 from tailwise.report.charts.panels import along_depth
-from tailwise.report.charts.parts import ALPHA, Axis, histogram, metric_histogram, scatter
-from tailwise.report.charts.view import View
+from tailwise.report.charts.view import ChartView
 
 _HOLLOW = "Hollow: a fit that is not trusted has no verdict."
 
@@ -24,7 +24,7 @@ _HOLLOW = "Hollow: a fit that is not trusted has no verdict."
         _HOLLOW,
     ),
 )
-def alpha_hist(view: View) -> Any:
+def alpha_hist(view: ChartView) -> Any:
     """Histogram of α with the HT-SR bands."""
     values = view.values("alpha")
     return histogram(view, Axis("alpha", "α"), bins_of(values, low=1.0, cap=12.0, count=36), banded=True)
@@ -41,7 +41,7 @@ def alpha_hist(view: View) -> Any:
         "Noise of the same shape gives 5 to 15, by shape: read a layer beside its noise (hill_by_layer).",
     ),
 )
-def hill_hist(view: View) -> Any:
+def hill_hist(view: ChartView) -> Any:
     """Histogram of Hill's α."""
     bins = bins_of(view.values("alpha_hill"), low=1.0, cap=16.0, count=36)
     return histogram(view, Axis("alpha_hill", "α Hill"), bins, hollow=False)
@@ -58,7 +58,7 @@ def hill_hist(view: View) -> Any:
         f"The dashed line is D = {POOR_FIT}, about where Gaussian noise begins. Hollow: fits that are not trusted.",
     ),
 )
-def alpha_vs_distance(view: View) -> Any:
+def alpha_vs_distance(view: ChartView) -> Any:
     """α against D, the Kolmogorov-Smirnov distance of the fit."""
     return scatter(view, Axis("alpha", ALPHA, log=True), Axis("ks_distance", "D", zero=True, line=POOR_FIT), banded="x")
 
@@ -73,7 +73,7 @@ def alpha_vs_distance(view: View) -> Any:
         "large D: no power law, so no verdict from α; not the same as under-trained.",
     ),
 )
-def distance_hist(view: View) -> Any:
+def distance_hist(view: ChartView) -> Any:
     """Histogram of D."""
     return metric_histogram(view, Axis("ks_distance", "D", line=POOR_FIT), low=0.0)
 
@@ -88,7 +88,7 @@ def distance_hist(view: View) -> Any:
         "blocks or roles that stay above the dashed line: their α has no verdict.",
     ),
 )
-def distance_by_layer(view: View) -> Any:
+def distance_by_layer(view: ChartView) -> Any:
     """D along depth, by role."""
     return along_depth(view, Axis("ks_distance", "D", zero=True, line=POOR_FIT))
 
@@ -104,7 +104,7 @@ def distance_by_layer(view: View) -> Any:
         "Compare blocks within a role; roles differ in α without being better or worse. " + _HOLLOW,
     ),
 )
-def correlation_flow(view: View) -> Any:
+def correlation_flow(view: ChartView) -> Any:
     """α along depth, by role, with error bars and bands."""
     return along_depth(view, Axis("alpha", ALPHA, log=True), sigma="alpha_sigma", banded=True)
 
@@ -120,7 +120,7 @@ def correlation_flow(view: View) -> Any:
         "The distance to noise carries from shape to shape; a fixed threshold of α does not.",
     ),
 )
-def hill_by_layer(view: View) -> Any:
+def hill_by_layer(view: ChartView) -> Any:
     """Hill's α along depth, by role, with the Gaussian baseline of each shape."""
     return along_depth(
         view, Axis("alpha_hill", "α Hill (log scale)", log=True), sigma="alpha_hill_sigma", noise="alpha_hill_baseline"

@@ -6,16 +6,16 @@ from typing import Any
 
 import altair as alt
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
+from tailwise.report.charts.building import ALPHA, Axis, place_axis, role_encodings, rule
 from tailwise.report.charts.chart import Guidance, chart
 from tailwise.report.charts.data import OUTSIDE, Record, ordered, rounded
-from tailwise.report.charts.parts import ALPHA, Axis, place_axis, role_encodings, rule
-from tailwise.report.charts.view import ORDER, View
+from tailwise.report.charts.view import ORDER, ChartView
 
 _DEPTH = "after − base, along depth, by role; small block numbers are near the data. Filled: beyond its error."
 
 
-def _changes(view: View, metric: str) -> list[Record]:
+def _changes(view: ChartView, metric: str) -> list[Record]:
     """One record per layer that both audits have."""
     here = {record["name"]: record for record in view.records}
     rows = []
@@ -38,7 +38,7 @@ def _tips(metric: str) -> list[alt.Tooltip]:
                       for key in ("before", "after", "change"))]  # fmt: skip
 
 
-def _delta(view: View, metric: str, title: str) -> Any:
+def _delta(view: ChartView, metric: str, title: str) -> Any:
     """Change along depth: a stem and a point per layer, a small chart per role."""
     rows = _changes(view, metric)
     source = view.data("changes", rows)
@@ -80,7 +80,7 @@ def _delta(view: View, metric: str, title: str) -> Any:
         "differ in α, and a layer may leave 2–4 without harm.",
     ),
 )
-def base_alpha(view: View) -> Any:
+def base_alpha(view: ChartView) -> Any:
     """α before and after, with the better and the worse corner marked."""
     rows = _changes(view, "alpha")
     scale = Axis("alpha", ALPHA, log=True).scale([row[key] for row in rows for key in ("before", "after")])
@@ -102,7 +102,7 @@ def base_alpha(view: View) -> Any:
     return alt.layer(*corners, diagonal, *marks).properties(width=view.width, height=400)
 
 
-def _corners(view: View, low: float, high: float, scale: alt.Scale) -> list[alt.Chart]:
+def _corners(view: ChartView, low: float, high: float, scale: alt.Scale) -> list[alt.Chart]:
     """Rectangles where α enters 2 to 4, and where it leaves."""
     corners = (
         ("better: into 2–4", "better", "band.good", (4.0, high), (2.0, 4.0)),
@@ -131,7 +131,7 @@ def _corners(view: View, low: float, high: float, scale: alt.Scale) -> list[alt.
         "α " + _DEPTH, "towards 2 to 4.", "large jumps in a few layers, or a drift of all of them above 6 or below 2."
     ),
 )
-def delta_alpha(view: View) -> Any:
+def delta_alpha(view: ChartView) -> Any:
     """Δα along depth, by role."""
     return _delta(view, "alpha", "Δ α")
 
@@ -144,7 +144,7 @@ def delta_alpha(view: View) -> Any:
     guidance=Guidance("1 − RD " + _DEPTH, "even along depth.", "a few layers that move far: look at them first.",
                       "Sources disagree on whether high is good."),
 )  # fmt: skip
-def delta_rd(view: View) -> Any:
+def delta_rd(view: ChartView) -> Any:
     """Δ(1 − RD) along depth, by role."""
     return _delta(view, "one_minus_rd", "Δ (1 − RD)")
 
@@ -156,7 +156,7 @@ def delta_rd(view: View) -> Any:
     needs=("detX_delta",),
     guidance=Guidance("detX " + _DEPTH, "towards detX = 0, critical balance.", "away from it in many layers."),
 )
-def delta_balance(view: View) -> Any:
+def delta_balance(view: ChartView) -> Any:
     """ΔdetX along depth, by role."""
     return _delta(view, "detX_delta", "Δ detX")
 
@@ -170,7 +170,7 @@ def delta_balance(view: View) -> Any:
         "Traps " + _DEPTH, "zero or below: no new traps.", "new traps: over-fitting, or outlier weights."
     ),
 )
-def delta_traps(view: View) -> Any:
+def delta_traps(view: ChartView) -> Any:
     """Δ traps along depth, by role."""
     return _delta(view, "num_traps", "Δ traps")
 
@@ -184,7 +184,7 @@ def delta_traps(view: View) -> Any:
         "log10 λmax " + _DEPTH, "near 0, smooth along depth.", "jumps: blow-ups that a merge or a quantizer will feel."
     ),
 )
-def delta_scale(view: View) -> Any:
+def delta_scale(view: ChartView) -> Any:
     """Δ scale along depth, by role."""
     return _delta(view, "log_spectral_norm", "Δ log10 λmax")
 
@@ -196,7 +196,7 @@ def delta_scale(view: View) -> Any:
     needs=("alpha_weighted",),
     guidance=Guidance("α · log10 λmax " + _DEPTH, "down: heavier tails without a larger scale.", "up in many layers."),
 )
-def delta_alpha_weighted(view: View) -> Any:
+def delta_alpha_weighted(view: ChartView) -> Any:
     """Δα̂ along depth, by role."""
     return _delta(view, "alpha_weighted", "Δ weighted α")
 
@@ -208,7 +208,7 @@ def delta_alpha_weighted(view: View) -> Any:
     needs=("effective_rank",),
     guidance=Guidance("Effective rank " + _DEPTH, "small and even.", "a sharp loss in a few layers: they collapse."),
 )
-def delta_rank(view: View) -> Any:
+def delta_rank(view: ChartView) -> Any:
     """Δ effective rank along depth, by role."""
     return _delta(view, "effective_rank", "Δ effective rank")
 
@@ -225,6 +225,6 @@ def delta_rank(view: View) -> Any:
         "It grows with the size of the matrix: compare within a role.",
     ),
 )
-def delta_stable_rank(view: View) -> Any:
+def delta_stable_rank(view: ChartView) -> Any:
     """Δ stable rank along depth, by role."""
     return _delta(view, "stable_rank", "Δ stable rank")

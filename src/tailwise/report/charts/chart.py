@@ -1,4 +1,4 @@
-"""A chart is one decorated function from a `View` to an Altair chart; its guidance is written once, beside it."""
+"""A chart is one decorated function from a `ChartView` to an Altair chart; its guidance is written once, beside it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from tailwise.errors import UsageError
-from tailwise.metrics.metric import METRICS
-from tailwise.optional import missing
-from tailwise.registry import Registry
+from tailwise.core.errors import UsageError
+from tailwise.core.optional import missing
+from tailwise.core.registry import Registry
+from tailwise.spectrum.metrics.metric import METRICS
 
 if TYPE_CHECKING:
-    from tailwise.report.charts.view import View
+    from tailwise.report.charts.view import ChartView
 
 #: What a chart is drawn of: one audit, one of its layers, several audits, or an audit and its base.
 Scope = Literal["audit", "layer", "several", "base"]
@@ -50,18 +50,18 @@ class Chart:
     title: str
     needs: tuple[str, ...]  # metrics that the audit must have
     guidance: Guidance
-    function: Callable[[View], Any]
+    function: Callable[[ChartView], Any]
 
     @property
     def summary(self) -> str:
         """The first line of the function's docstring."""
         return (inspect.getdoc(self.function) or "").split("\n", 1)[0]
 
-    def missing(self, view: View) -> tuple[str, ...]:
+    def missing(self, view: ChartView) -> tuple[str, ...]:
         """The metrics that this chart needs and the audits do not have."""
         return tuple(name for name in self.needs if not view.has(name))
 
-    def draw(self, view: View, *, titled: bool = True) -> Any:
+    def draw(self, view: ChartView, *, titled: bool = True) -> Any:
         """The Altair chart, with its data, and with title and guidance unless a page has them beside it.
 
         Raises `UsageError` where a metric is missing, or there is nothing to draw.
@@ -76,7 +76,7 @@ class Chart:
         return figure
 
 
-def _nothing(name: str, absent: Sequence[str], view: View) -> UsageError:
+def _nothing(name: str, absent: Sequence[str], view: ChartView) -> UsageError:
     """Why a chart cannot be drawn: metrics that were not asked for, or that no layer has a value of."""
     where = view.audit.model
     if asked := [metric for metric in absent if not view.knows(metric)]:
@@ -109,10 +109,10 @@ CHARTS: Registry[Chart] = Registry("chart", "tailwise.charts", _load_built_ins)
 
 def chart(
     name: str, *, title: str, guidance: Guidance, needs: tuple[str, ...] = (), scope: Scope = "audit"
-) -> Callable[[Callable[[View], Any]], Callable[[View], Any]]:
+) -> Callable[[Callable[[ChartView], Any]], Callable[[ChartView], Any]]:
     """Register the decorated function as a chart."""
 
-    def register(function: Callable[[View], Any]) -> Callable[[View], Any]:
+    def register(function: Callable[[ChartView], Any]) -> Callable[[ChartView], Any]:
         family = function.__module__.rsplit(".", 1)[-1]
         CHARTS.add(name, Chart(name, family, scope, title, needs, guidance, function))
         return function

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import doubt, estimator_of, value_of
-from tailwise.checkpoints.order import before_blocks
+from tailwise.checkpoints.orientation import before_blocks
 from tailwise.report.theme import group_of
 
 #: Drawn as a line: about where Gaussian noise begins. Whether a fit is trusted depends on the size of its tail too.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from tailwise.report.charts.building import Axis
 from tailwise.report.charts.chart import Guidance, chart
 from tailwise.report.charts.panels import along_depth
-from tailwise.report.charts.parts import Axis
-from tailwise.report.charts.view import View
+from tailwise.report.charts.view import ChartView
 
 
 @chart(
@@ -20,7 +20,7 @@ from tailwise.report.charts.view import View
         "sharp jumps: blow-ups, which hurt stability, quantization and merging.",
     ),
 )
-def scale_by_layer(view: View) -> Any:
+def scale_by_layer(view: ChartView) -> Any:
     """log₁₀ of the largest eigenvalue along depth, by role."""
     return along_depth(view, Axis("log_spectral_norm", "log10 λmax"))
 
@@ -36,7 +36,7 @@ def scale_by_layer(view: View) -> Any:
         "It depends on the shape: compare within a role.",
     ),
 )
-def entropy_by_layer(view: View) -> Any:
+def entropy_by_layer(view: ChartView) -> Any:
     """Singular entropy along depth, by role, with the noise of each shape."""
     return along_depth(view, Axis("singular_entropy", "entropy (nats)", zero=True), noise="singular_entropy_baseline")
 
@@ -52,7 +52,7 @@ def entropy_by_layer(view: View) -> Any:
         "It grows with the size of the matrix: compare within a role.",
     ),
 )
-def stable_rank_by_layer(view: View) -> Any:
+def stable_rank_by_layer(view: ChartView) -> Any:
     """Stable rank along depth, by role."""
     return along_depth(view, Axis("stable_rank", "stable rank", zero=True))
 
@@ -68,6 +68,6 @@ def stable_rank_by_layer(view: View) -> Any:
         "It grows with the size of the matrix: compare within a role.",
     ),
 )
-def effective_rank_by_layer(view: View) -> Any:
+def effective_rank_by_layer(view: ChartView) -> Any:
     """Effective rank along depth, by role."""
     return along_depth(view, Axis("effective_rank", "effective rank", zero=True))

@@ -6,12 +6,12 @@ from typing import Any
 
 import altair as alt
 
-from tailwise.errors import UsageError, unknown_name
-from tailwise.metrics.metric import METRICS
+from tailwise.core.errors import UsageError, unknown_name
+from tailwise.report.charts.building import place_axis, summary_of
 from tailwise.report.charts.chart import Guidance, chart
 from tailwise.report.charts.data import ordered
-from tailwise.report.charts.parts import place_axis, summary_of
-from tailwise.report.charts.view import ORDER, View
+from tailwise.report.charts.view import ORDER, ChartView
+from tailwise.spectrum.metrics.metric import METRICS
 
 #: Above this many columns the numbers in the cells cannot be read.
 _LABELLED = 14
@@ -27,7 +27,7 @@ _LABELLED = 14
         "Rows differ by role and shape: compare along a row, not down a column.",
     ),
 )
-def heatmap(view: View) -> Any:
+def heatmap(view: ChartView) -> Any:
     """Heat map of role × block for any metric."""
     metric = _chosen(view)
     records = [record for record in view.records if record.get(metric) is not None]
@@ -61,7 +61,7 @@ def heatmap(view: View) -> Any:
     return alt.layer(*layers).properties(width=view.width - 60, height=24 * len(roles))
 
 
-def _chosen(view: View) -> str:
+def _chosen(view: ChartView) -> str:
     metric = view.metric_name or ("alpha" if view.has("alpha") else "log_spectral_norm")
     if not view.has(metric):
         known = [name for name, _ in METRICS.items() if view.has(name)]

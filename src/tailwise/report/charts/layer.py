@@ -11,10 +11,10 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from tailwise.audits.audit import Layer
+from tailwise.audits.rows import Layer
 from tailwise.report.charts.chart import Guidance, chart
 from tailwise.report.charts.data import Record, rounded
-from tailwise.report.charts.view import View
+from tailwise.report.charts.view import ChartView
 from tailwise.spectrum.ks_scan import exponents, ks_at
 from tailwise.spectrum.marchenko_pastur import cdf
 from tailwise.spectrum.power_law import above_threshold
@@ -108,11 +108,11 @@ def _scan(values: Any) -> list[Record]:
     return rows
 
 
-def _source(view: View, name: str) -> alt.Chart:
+def _source(view: ChartView, name: str) -> alt.Chart:
     return alt.Chart(view.data(name, layer_data(view.layer)[name]))
 
 
-def _at(view: View, field: str, color: str, dash: list[int]) -> alt.Chart:
+def _at(view: ChartView, field: str, color: str, dash: list[int]) -> alt.Chart:
     """A line at a number of the layer."""
     mark = _source(view, "marks").transform_filter(f"isValid(datum.{field})")
     line: alt.Chart = mark.mark_rule(color=view.palette[color], strokeDash=dash, strokeWidth=1.5).encode(
@@ -121,7 +121,7 @@ def _at(view: View, field: str, color: str, dash: list[int]) -> alt.Chart:
     return line
 
 
-def _legend(view: View, *entries: tuple[str, str]) -> alt.Color:
+def _legend(view: ChartView, *entries: tuple[str, str]) -> alt.Color:
     """Colour by the label that `_named` gives a mark."""
     scale = alt.Scale(domain=[label for label, _ in entries], range=[view.palette[color] for _, color in entries])
     return alt.Color("what:N", scale=scale, legend=alt.Legend(title=None, orient="top", symbolOpacity=1))
@@ -142,7 +142,7 @@ def _named(source: alt.Chart, label: str) -> alt.Chart:
         "Grey: W's entries in random order, where --randomize measured it; dotted: the edge of a noise bulk.",
     ),
 )
-def layer_esd(view: View) -> Any:
+def layer_esd(view: ChartView) -> Any:
     """Log-log spectrum with fit, λ_min, MP edge and permuted spectrum."""
     color = _legend(view, (_OWN, "accent"), (_MIXED, "noise"), (_FIT, "contrast"))
     x = alt.X("low:Q", scale=alt.Scale(type="log", nice=False), title="eigenvalue λ (log scale)",
@@ -174,7 +174,7 @@ def layer_esd(view: View) -> Any:
         "The far tail is cut off here; the log-log picture shows it.",
     ),
 )
-def layer_bulk(view: View) -> Any:
+def layer_bulk(view: ChartView) -> Any:
     """Linear spectrum with the Marchenko-Pastur law and its edge."""
     color = _legend(view, (_OWN, "accent"), (_LAW, "muted"))
     x = alt.X("low:Q", scale=alt.Scale(nice=False, zero=True), title="eigenvalue λ",
@@ -188,7 +188,7 @@ def layer_bulk(view: View) -> Any:
     return alt.layer(bars, line, _at(view, "lambda_plus", "muted", [2, 3])).properties(width=view.width, height=220)
 
 
-def _stability(view: View, field: str, mark: str, title: str) -> Any:
+def _stability(view: ChartView, field: str, mark: str, title: str) -> Any:
     """α ± its standard error and D against one way of saying where the tail begins."""
     scan = _source(view, "scan")
     x = alt.X(f"{field}:Q", scale=alt.Scale(type="log", nice=False), title=title,
@@ -213,7 +213,7 @@ def _stability(view: View, field: str, mark: str, title: str) -> Any:
         "a slope through the dashed line: another choice would give another exponent.",
     ),
 )
-def layer_xmin(view: View) -> Any:
+def layer_xmin(view: ChartView) -> Any:
     """α against λ_min."""
     return _stability(view, "start", "lambda_min", "λ_min (log scale)")
 
@@ -228,7 +228,7 @@ def layer_xmin(view: View) -> Any:
         "a steady climb or fall: no power law at any cut.",
     ),
 )
-def layer_hill(view: View) -> Any:
+def layer_hill(view: ChartView) -> Any:
     """α against k, the Hill plot."""
     return _stability(view, "k", "num_pl_spikes", "k, eigenvalues in the tail (log scale)")
 
@@ -243,7 +243,7 @@ def layer_hill(view: View) -> Any:
         "a tail that bends, or an α that slides with the choice.",
     ),
 )
-def layer_page(view: View) -> Any:
+def layer_page(view: ChartView) -> Any:
     """All four pictures of a layer."""
     whole, view.width = view.width, view.width // 2 + 40
     try:

@@ -7,8 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from tailwise.report.charts.data import OUTSIDE, ordered
-from tailwise.report.charts.parts import (
+from tailwise.report.charts.building import (
     CROWD,
     Axis,
     bands,
@@ -18,11 +17,12 @@ from tailwise.report.charts.parts import (
     rule,
     tooltip,
 )
-from tailwise.report.charts.view import ORDER, View
+from tailwise.report.charts.data import OUTSIDE, ordered
+from tailwise.report.charts.view import ORDER, ChartView
 
 
 def along_depth(
-    view: View, y: Axis, *, sigma: str | None = None, noise: str | None = None, banded: bool = False
+    view: ChartView, y: Axis, *, sigma: str | None = None, noise: str | None = None, banded: bool = False
 ) -> Any:
     """A small chart per role: every layer, the mean per block, its error, and the noise of its shape."""
     records = [record for record in view.records if record.get(y.metric) is not None]
@@ -63,7 +63,7 @@ def _outside(records: Sequence[Any]) -> list[str]:
     return ordered((record["role"] for record in records if record["panel"] == OUTSIDE), ORDER)
 
 
-def _noise(view: View, x: alt.X, scale: alt.Scale, noise: str | None) -> list[alt.Chart]:
+def _noise(view: ChartView, x: alt.X, scale: alt.Scale, noise: str | None) -> list[alt.Chart]:
     if noise is None or not view.has(noise):
         return []
     line = alt.Chart().transform_filter(f"isValid(datum['{noise}']) && isValid(datum.block)")
@@ -82,7 +82,7 @@ def _errors(base: alt.Chart, y: Axis, x: alt.X, scale: alt.Scale, sigma: str | N
     return [mark.encode(x=x, y=alt.Y("below:Q", scale=scale), y2="above:Q", color=color)]
 
 
-def _means(view: View, base: alt.Chart, y: Axis, x: alt.X, scale: alt.Scale, color: Any) -> alt.Chart:
+def _means(view: ChartView, base: alt.Chart, y: Axis, x: alt.X, scale: alt.Scale, color: Any) -> alt.Chart:
     inside = base.transform_filter("isValid(datum.block)") if not view.depth.ordinal else base
     averaged = inside.transform_aggregate(level=f"mean({y.metric})", groupby=["place", "panel", "role"])
     mark = averaged.mark_line(strokeWidth=1.4, opacity=0.75)

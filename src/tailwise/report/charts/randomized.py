@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tailwise.report.charts.building import ALPHA, Axis, histogram, metric_histogram, scatter
 from tailwise.report.charts.chart import Guidance, chart
 from tailwise.report.charts.data import whole_bins
 from tailwise.report.charts.panels import along_depth
-from tailwise.report.charts.parts import ALPHA, Axis, histogram, metric_histogram, scatter
-from tailwise.report.charts.view import View
+from tailwise.report.charts.view import ChartView
 
 _RD = "1 − RD"
 _BOTH = "Sources disagree: one calls a high 1 − RD good, another a high RD. Rank nothing by it alone."
@@ -27,7 +27,7 @@ _MANY = "traps in many layers: single large weights stand out of the bulk, a sig
         _BOTH,
     ),
 )
-def rd_vs_alpha(view: View) -> Any:
+def rd_vs_alpha(view: ChartView) -> Any:
     """1 − RD against α."""
     return scatter(view, Axis("alpha", ALPHA, log=True), Axis("one_minus_rd", _RD), banded="x")
 
@@ -43,7 +43,7 @@ def rd_vs_alpha(view: View) -> Any:
         _BOTH,
     ),
 )
-def rd_hist(view: View) -> Any:
+def rd_hist(view: ChartView) -> Any:
     """Histogram of 1 − RD."""
     return metric_histogram(view, Axis("one_minus_rd", _RD))
 
@@ -59,7 +59,7 @@ def rd_hist(view: View) -> Any:
         _BOTH,
     ),
 )
-def rd_by_layer(view: View) -> Any:
+def rd_by_layer(view: ChartView) -> Any:
     """1 − RD along depth, by role."""
     return along_depth(view, Axis("one_minus_rd", _RD))
 
@@ -74,7 +74,7 @@ def rd_by_layer(view: View) -> Any:
         "traps at α below 2: the layer memorises.",
     ),
 )
-def traps_vs_alpha(view: View) -> Any:
+def traps_vs_alpha(view: ChartView) -> Any:
     """Correlation traps against α."""
     return scatter(view, Axis("alpha", ALPHA, log=True), Axis("num_traps", "traps", zero=True), banded="x")
 
@@ -85,7 +85,7 @@ def traps_vs_alpha(view: View) -> Any:
     needs=("num_traps", "ks_distance"),
     guidance=Guidance("Layers by the number of their correlation traps.", _TRAPS, _MANY),
 )
-def traps_hist(view: View) -> Any:
+def traps_hist(view: ChartView) -> Any:
     """Histogram of the number of traps."""
     return histogram(view, Axis("num_traps", "traps per layer", whole=True), whole_bins(view.values("num_traps")))
 
@@ -100,6 +100,6 @@ def traps_hist(view: View) -> Any:
         "a block or a role where traps pile up: look there for outlier weights, or too high a learning rate.",
     ),
 )
-def traps_by_layer(view: View) -> Any:
+def traps_by_layer(view: ChartView) -> Any:
     """Traps along depth, by role."""
     return along_depth(view, Axis("num_traps", "traps", zero=True))

@@ -6,18 +6,18 @@ from typing import Any
 
 import altair as alt
 
-from tailwise.compare.summary import FITTED, WELL_FIT
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
+from tailwise.judging.compare.summary import FITTED, WELL_FIT
+from tailwise.report.charts.building import ALPHA, Axis, bands, place_axis, points, tooltip
 from tailwise.report.charts.chart import Guidance, chart
 from tailwise.report.charts.data import Record, rounded
-from tailwise.report.charts.parts import ALPHA, Axis, bands, place_axis, points, tooltip
-from tailwise.report.charts.view import View
+from tailwise.report.charts.view import ChartView
 from tailwise.report.theme import MODEL_COLORS
 
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 
 
-def _encodings(view: View) -> dict[str, Any]:
+def _encodings(view: ChartView) -> dict[str, Any]:
     count = len(view.names)
     colors = [view.palette[MODEL_COLORS[i % len(MODEL_COLORS)]] for i in range(count)]
     legend = alt.Legend(title=None, columns=max(1, view.width // 160), labelLimit=210)
@@ -28,7 +28,7 @@ def _encodings(view: View) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _by_layer(view: View, y: Axis, *, banded: bool = False) -> Any:
+def _by_layer(view: ChartView, y: Axis, *, banded: bool = False) -> Any:
     """Every layer as a point, and the median of each block as a line, per model."""
     records = [record for record in view.records if record.get(y.metric) is not None]
     x = place_axis(view, records, ticks=12, title=view.depth.title)
@@ -45,7 +45,7 @@ def _by_layer(view: View, y: Axis, *, banded: bool = False) -> Any:
 
 
 def _means(
-    view: View, metric: str, title: str, *, band: tuple[float, float] | None = None, banded: bool = False
+    view: ChartView, metric: str, title: str, *, band: tuple[float, float] | None = None, banded: bool = False
 ) -> Any:
     """One dot per model: mean over its layers (those within `band`), with the middle half of them as a bar."""
     import numpy as np
@@ -96,7 +96,7 @@ def _means(
         "Blocks of models with other roles or shapes are not the same thing: compare like with like.",
     ),
 )
-def models_alpha_by_layer(view: View) -> Any:
+def models_alpha_by_layer(view: ChartView) -> Any:
     """α along depth for each model."""
     return _by_layer(view, Axis("alpha", ALPHA, log=True), banded=True)
 
@@ -112,7 +112,7 @@ def models_alpha_by_layer(view: View) -> Any:
         "jumps, or a model whose scale runs away along depth.",
     ),
 )
-def models_scale_by_layer(view: View) -> Any:
+def models_scale_by_layer(view: ChartView) -> Any:
     """Scale along depth for each model."""
     return _by_layer(view, Axis("log_spectral_norm", "log10 λmax"))
 
@@ -129,7 +129,7 @@ def models_scale_by_layer(view: View) -> Any:
         "A mean over roles hides differences: a model with other roles has another mean.",
     ),
 )
-def models_alpha(view: View) -> Any:
+def models_alpha(view: ChartView) -> Any:
     """Mean α per model."""
     return _means(view, "alpha", "α", banded=True)
 
@@ -145,7 +145,7 @@ _FEW = "What it leaves out decides as much as what it takes in: look at the numb
     needs=("alpha",),
     guidance=Guidance(_BAND % "2–4", "many layers, near 2 of models of one family.", "few layers.", _FEW),
 )
-def models_alpha_2_4(view: View) -> Any:
+def models_alpha_2_4(view: ChartView) -> Any:
     """Mean α per model over the layers within 2–4."""
     return _means(view, "alpha", "α", band=WELL_FIT, banded=True)
 
@@ -157,7 +157,7 @@ def models_alpha_2_4(view: View) -> Any:
     needs=("alpha",),
     guidance=Guidance(_BAND % "2–6", "many layers, near 2 to 4.", "few layers, or a mean near 6.", _FEW),
 )
-def models_alpha_2_6(view: View) -> Any:
+def models_alpha_2_6(view: ChartView) -> Any:
     """Mean α per model over the layers within 2–6."""
     return _means(view, "alpha", "α", band=FITTED, banded=True)
 
@@ -174,7 +174,7 @@ def models_alpha_2_6(view: View) -> Any:
         "It grows with the size of the matrices: compare models of one shape.",
     ),
 )
-def models_rank(view: View) -> Any:
+def models_rank(view: ChartView) -> Any:
     """Mean effective rank per model."""
     return _means(view, "effective_rank", "effective rank")
 
@@ -191,7 +191,7 @@ def models_rank(view: View) -> Any:
         "Sources disagree: one calls a high 1 − RD good, another a high RD. Rank nothing by it alone.",
     ),
 )
-def models_rd(view: View) -> Any:
+def models_rd(view: ChartView) -> Any:
     """Mean 1 − RD per model."""
     return _means(view, "one_minus_rd", "1 − RD")
 
@@ -204,6 +204,6 @@ def models_rd(view: View) -> Any:
     guidance=Guidance("Mean number of traps per layer; the bar holds the middle half of the layers.",
                       "near 0.", "more traps than its peers: over-fitting, or outlier weights."),
 )  # fmt: skip
-def models_traps(view: View) -> Any:
+def models_traps(view: ChartView) -> Any:
     """Mean traps per model."""
     return _means(view, "num_traps", "traps per layer")

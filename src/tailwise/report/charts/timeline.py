@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tailwise.checkpoints.roles import ROLES
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.report.charts.data import ordered, rounded
 from tailwise.report.theme import SHAPES, Palette, group_of, role_color
 

@@ -9,15 +9,16 @@ from functools import cached_property
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from tailwise.audits.audit import Audit, Layer
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import Layer
 from tailwise.checkpoints.roles import ROLES
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 from tailwise.report.charts.chart import Guidance
 from tailwise.report.charts.data import OUTSIDE, Depth, Record, depth_of, layer_records, ordered
 from tailwise.report.theme import LIGHT, Palette
 
 if TYPE_CHECKING:
-    from tailwise.compare.comparison import Comparison
+    from tailwise.judging.compare.comparison import Comparison
 
 ORDER = tuple(ROLES)
 #: Names of folders and files that say nothing about the model.
@@ -36,7 +37,7 @@ def short_names(audits: Sequence[Audit]) -> list[str]:
 
 
 @dataclass
-class View:
+class ChartView:
     """Everything a chart may ask for."""
 
     audits: tuple[Audit, ...]
@@ -52,7 +53,7 @@ class View:
             raise UsageError("there is nothing to draw: no layer was measured",
                              fix="`tailwise show AUDIT --unmeasured` says why")  # fmt: skip
 
-    def of_metric(self, name: str | None) -> View:
+    def of_metric(self, name: str | None) -> ChartView:
         """The same view for another metric; what was worked out already is kept."""
         view = copy(self)
         view.metric_name = name
@@ -137,7 +138,7 @@ class View:
     @cached_property
     def comparison(self) -> Comparison:
         """The audit against its base."""
-        from tailwise.compare.run import compare
+        from tailwise.judging.compare.compare_audits import compare
 
         if self.base is None:
             raise UsageError("this chart needs a base to compare with", fix="give --base AUDIT")

@@ -6,11 +6,12 @@ from typing import Any
 
 import altair as alt
 
+from tailwise.report.charts.building import place_axis, role_encodings
 from tailwise.report.charts.chart import Guidance
 from tailwise.report.charts.data import Record, rounded
-from tailwise.report.charts.parts import place_axis, role_encodings
 from tailwise.report.precision.drawing import figure
-from tailwise.report.precision.parts import (
+from tailwise.report.precision.precision_view import StudyView
+from tailwise.report.precision.sections import (
     boxes,
     by_row,
     crowded,
@@ -19,7 +20,6 @@ from tailwise.report.precision.parts import (
     symlog,
     tooltip,
 )
-from tailwise.report.precision.view import StudyView
 
 
 @figure(

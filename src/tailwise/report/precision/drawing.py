@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from tailwise.report.charts.chart import Chart, Guidance
-from tailwise.report.charts.view import View
-from tailwise.report.precision.view import StudyView
+from tailwise.report.charts.view import ChartView
+from tailwise.report.precision.precision_view import StudyView
 
 Draw = Callable[[StudyView], Any]
 
@@ -19,7 +19,9 @@ def figure(name: str, title: str, guidance: Guidance) -> Callable[[Draw], Draw]:
     """Register the decorated function as a chart of a study."""
 
     def register(function: Draw) -> Draw:
-        FIGURES[name] = Chart(name, "precision", "audit", title, (), guidance, cast("Callable[[View], Any]", function))
+        FIGURES[name] = Chart(
+            name, "precision", "audit", title, (), guidance, cast("Callable[[ChartView], Any]", function)
+        )
         return function
 
     return register

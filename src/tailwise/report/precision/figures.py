@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tailwise.errors import unknown_name
-from tailwise.precision.study import PrecisionStudy
+from tailwise.audits.precision.study import PrecisionStudy
+from tailwise.core.errors import unknown_name
 from tailwise.report.charts.chart import require_altair
 from tailwise.report.precision import by_format, trade  # noqa: F401 - they register their charts
 from tailwise.report.precision.drawing import FIGURES
-from tailwise.report.precision.view import StudyView
+from tailwise.report.precision.precision_view import StudyView
 from tailwise.report.render import spec_of
 
 __all__ = ["FIGURES", "plot_study"]

@@ -7,21 +7,22 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tailwise.atomic import write_whole
-from tailwise.precision.prediction import PREDICTED
-from tailwise.precision.study import PrecisionStudy
-from tailwise.precision.tables import summary as statistics_of
-from tailwise.precision.verdict import Bound, sensitivities
+from tailwise.audits.precision.prediction import PREDICTED
+from tailwise.audits.precision.study import PrecisionStudy
+from tailwise.audits.precision.study_files import summary as statistics_of
+from tailwise.audits.precision.verdict import Bound, sensitivities
+from tailwise.core.atomic import write_whole
 from tailwise.report import page_parts as parts
 from tailwise.report.charts.chart import require_altair
 from tailwise.report.charts.data import rounded
 from tailwise.report.columns import printable
+from tailwise.report.grid import Grid
 from tailwise.report.html import check_page
 from tailwise.report.page_data import in_columns, script
-from tailwise.report.precision import words
+from tailwise.report.precision import precision_words as words
 from tailwise.report.precision.figures import FIGURES
-from tailwise.report.precision.summary import percent, shown
-from tailwise.report.precision.view import StudyView
+from tailwise.report.precision.precision_summary import percent, shown
+from tailwise.report.precision.precision_view import StudyView
 from tailwise.report.render import spec_of
 from tailwise.report.shell import Section, layer_table, whole_page
 from tailwise.report.theme import THEMES, TOKENS, config
@@ -49,14 +50,14 @@ def write_report(study: PrecisionStudy, path: str | Path, *, bounds: Sequence[Bo
 def report(study: PrecisionStudy, *, bounds: Sequence[Bound] = ()) -> str:
     """The report as HTML text: what the study says in words, verdicts, charts, whether α predicts, all layers."""
     require_altair()
-    page = _Page(StudyView(study=study, bounds=bounds, palette=TOKENS))
+    page = _StudyPage(StudyView(study=study, bounds=bounds, palette=TOKENS))
     sections = [page.said(), page.formats(), page.verdicts(), page.tails(), page.distortion(), page.prediction(),
                 page.table(), page.left_out(), page.definitions()]  # fmt: skip
     title = f"What number formats do to {page.view.names[0]}"
     return whole_page(title, page.header(title), sections, data=page.data(), version=study.versions.get("tailwise", ""))
 
 
-class _Page:
+class _StudyPage:
     """Sections of one report, and the data that they refer to."""
 
     def __init__(self, view: StudyView) -> None:
@@ -123,7 +124,7 @@ class _Page:
         for item in self.view.summaries:
             codecs.setdefault(item.source or "source unknown", []).append(item.format)
         lines = (f"{escape(', '.join(names))}: {escape(source)}" for source, names in codecs.items())
-        return "formats", "Formats", f"{_grid(heads, rows)}{note}<h3>Codecs</h3>{parts.listed(lines)}"
+        return "formats", "Formats", f"{Grid(heads, rows).to_html()}{note}<h3>Codecs</h3>{parts.listed(lines)}"
 
     def verdicts(self) -> Section:
         """By role and block."""
@@ -136,7 +137,7 @@ class _Page:
             rows.append((role, str(len(of_role)), *(str(of_role.count(name) or _DASH) for name in columns)))
         heads = ("role", "layers", *(name or "none of them" for name in columns))
         text = f'<p class="quiet">Lowest format that keeps {escape(words.bound_of(view.bounds))}: layers by role.</p>'
-        return "verdicts", "Verdicts", self._figures(["verdict_heat"]) + text + _grid(heads, rows)
+        return "verdicts", "Verdicts", self._figures(["verdict_heat"]) + text + Grid(heads, rows).to_html()
 
     def tails(self) -> Section:
         """α by format: charts and the summary statistics."""
@@ -145,7 +146,7 @@ class _Page:
         heads = ("format", "layers", "mean", "std", "min", "median", "max", "q25", "q75")
         caption = '<h3>Summary statistics of α</h3><p class="quiet">Over all layers, all roles together.</p>'
         figures = self._figures(["alpha_shift_by_format", "alpha_distribution_by_precision"])
-        return "tails", "Tails", figures + caption + _grid(heads, rows)
+        return "tails", "Tails", figures + caption + Grid(heads, rows).to_html()
 
     def distortion(self) -> Section:
         """What the formats do beside α."""
@@ -174,7 +175,7 @@ class _Page:
                 if line[2] is not None:
                     rows.append((name, *map(_correlation, line), str(line[2].n)))
             if rows:
-                title, table = words.title_of(measure), _grid(heads, rows, raw=(1, 2, 3, 4))
+                title, table = words.title_of(measure), Grid(heads, rows).to_html(raw=(1, 2, 3, 4))
                 first = measure == PREDICTED[0]
                 tables.append(f"<h3>With the {title}</h3>{table}" if first else parts.fold(f"With the {title}", table))
         note = (
@@ -268,20 +269,3 @@ def _paragraphs(lines: Iterable[str]) -> str:
 
 def _listed(facts: Any) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items() if value not in (None, [], ""))
-
-
-def _grid(
-    heads: Sequence[str], rows: Iterable[Sequence[str]], *, text: Sequence[int] = (0,), raw: Sequence[int] = ()
-) -> str:
-    """A table; the columns of `text` are left-aligned, those of `raw` are HTML already."""
-    head = "".join(f'<th scope="col"{_class(index in text)}>{escape(name)}</th>' for index, name in enumerate(heads))
-    body = "".join(
-        "<tr>" + "".join(f"<td{_class(i in text)}>{cell if i in raw else escape(cell)}</td>"
-                         for i, cell in enumerate(row)) + "</tr>"
-        for row in rows
-    )  # fmt: skip
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _class(is_text: bool) -> str:
-    return ' class="text"' if is_text else ""

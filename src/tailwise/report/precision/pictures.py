@@ -10,12 +10,12 @@ from typing import Any
 
 import altair as alt
 
-from tailwise.precision.study import LayerStudy
+from tailwise.audits.precision.study import LayerStudy
+from tailwise.report.charts.building import ALPHA_TICKS, Axis
 from tailwise.report.charts.data import Record, nice_step, rounded
-from tailwise.report.charts.parts import ALPHA_TICKS, Axis
 from tailwise.report.columns import printable
-from tailwise.report.precision.summary import trouble
-from tailwise.report.precision.view import StudyView
+from tailwise.report.precision.precision_summary import trouble
+from tailwise.report.precision.precision_view import StudyView
 from tailwise.report.theme import MODEL_COLORS, config
 
 Spec = dict[str, Any]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tailwise.atomic import could_not_write
-from tailwise.errors import UsageError, unknown_name
-from tailwise.precision.study import LayerStudy, PrecisionStudy
+from tailwise.audits.precision.study import LayerStudy, PrecisionStudy
+from tailwise.core.atomic import could_not_write
+from tailwise.core.errors import UsageError, unknown_name
 from tailwise.report.charts.chart import require_altair
 
 Spec = dict[str, Any]
@@ -68,7 +68,7 @@ class _Ready:
 def _pictures(study: PrecisionStudy, max_layers: int) -> Iterator[tuple[str, Spec]]:
     from tailwise.report.precision.figures import FIGURES
     from tailwise.report.precision.pictures import Bars, ladder
-    from tailwise.report.precision.view import StudyView
+    from tailwise.report.precision.precision_view import StudyView
     from tailwise.report.render import spec_of
 
     view = StudyView(study=study)

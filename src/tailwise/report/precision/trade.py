@@ -8,19 +8,19 @@ from typing import Any
 
 import altair as alt
 
+from tailwise.report.charts.building import ALPHA, Axis, place_axis
 from tailwise.report.charts.chart import Guidance
 from tailwise.report.charts.data import Record, ordered, rounded
-from tailwise.report.charts.parts import ALPHA, Axis, place_axis
 from tailwise.report.charts.view import ORDER
 from tailwise.report.precision.drawing import figure
-from tailwise.report.precision.parts import (
+from tailwise.report.precision.precision_view import StudyView
+from tailwise.report.precision.sections import (
     crowded,
     error_axis,
     log_ticks,
     nudged,
     tooltip,
 )
-from tailwise.report.precision.view import StudyView
 from tailwise.report.theme import SHAPES, group_of, role_color
 
 

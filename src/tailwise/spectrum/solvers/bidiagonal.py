@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tailwise.errors import UsageError
+from tailwise.core.errors import UsageError
 
 Vector = NDArray[np.float64]
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -20,7 +20,7 @@ _POWERS = 2
 
 
 @dataclass(frozen=True)
-class Operator:
+class MatrixProducts:
     """A matrix (rows × cols) by its products with blocks of columns."""
 
     rows: int
@@ -35,7 +35,7 @@ class Operator:
 _LARGE32, _LARGE64 = 1e8, 1e70
 
 
-def operator_of(matrix: torch.Tensor) -> Operator:
+def operator_of(matrix: torch.Tensor) -> MatrixProducts:
     """The products of a matrix, in float32 or better: in float64 where squares would leave float32."""
     if matrix.ndim != 2 or matrix.numel() == 0:
         raise UsageError(f"a tensor of shape {tuple(matrix.shape)} is not a matrix", fix="give two axes")
@@ -48,17 +48,17 @@ def operator_of(matrix: torch.Tensor) -> Operator:
         W = W.double()
     elif largest and not 1 / _LARGE64 < largest < _LARGE64:
         raise UsageError(f"the largest entry is {largest:.1e}, and its powers leave float64", fix="rescale the matrix")
-    return Operator(W.shape[0], W.shape[1], W.__matmul__, W.T.__matmul__, W.device, W.dtype)
+    return MatrixProducts(W.shape[0], W.shape[1], W.__matmul__, W.T.__matmul__, W.device, W.dtype)
 
 
-def transposed(operator: Operator) -> Operator:
+def transposed(operator: MatrixProducts) -> MatrixProducts:
     """Of Wᵀ."""
-    return Operator(
+    return MatrixProducts(
         operator.cols, operator.rows, operator.adjoint, operator.forward, operator.device, operator.dtype
     )  # fmt: skip
 
 
-def near_leading(operator: Operator, random: torch.Tensor) -> torch.Tensor:
+def near_leading(operator: MatrixProducts, random: torch.Tensor) -> torch.Tensor:
     """An orthonormal Q (m × r) near the leading directions, from a random block of that shape."""
     Q: torch.Tensor = torch.linalg.qr(random)[0]
     for _ in range(_POWERS):
@@ -67,7 +67,7 @@ def near_leading(operator: Operator, random: torch.Tensor) -> torch.Tensor:
 
 
 def bidiagonalise(
-    operator: Operator, starts: torch.Tensor, steps: int
+    operator: MatrixProducts, starts: torch.Tensor, steps: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """From starts (m × starts): diagonals and what stands above them (starts, steps), and bases (starts, steps, m)."""
     count, m = starts.shape[1], operator.cols
@@ -113,6 +113,6 @@ def nodes(diagonal: torch.Tensor, above: torch.Tensor) -> tuple[Vector, Vector]:
     return sigma**2, right[:, :, 0] ** 2
 
 
-def rounding(operator: Operator) -> float:
+def rounding(operator: MatrixProducts) -> float:
     """Relative error of λ_max by rounding, which adds up like a random walk."""
     return 4 * math.sqrt(operator.cols) * float(torch.finfo(operator.dtype).eps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tailwise.spectrum.solvers.blocks import RowBlocks, long_side_blocks
+from tailwise.spectrum.solvers.gram import RowBlocks, long_side_blocks
 
 
 def singular_values(matrix: RowBlocks, device: torch.device, scale: float = 1.0) -> torch.Tensor:

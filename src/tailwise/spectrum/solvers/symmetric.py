@@ -18,7 +18,7 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from tailwise.spectrum.solvers import tridiagonal, two_stage
-from tailwise.spectrum.solvers.streams import finish
+from tailwise.spectrum.solvers.gpu_streams import finish
 
 _log = logging.getLogger(__name__)
 #: (b, m, m) given by lower triangles, which may be overwritten → (b, m), ascending.
@@ -98,7 +98,7 @@ def _seconds(name: str, given: torch.Tensor) -> float:
     return time.perf_counter() - started
 
 
-class Choice:
+class SolverChoice:
     """The fastest solver for each size, measured when a size is first met.
 
     `known` and `keep` look up and note what was measured: name of the size → solver → seconds.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from tailwise.spectrum.solvers.streams import finish, finish_stream
+from tailwise.spectrum.solvers.gpu_streams import finish, finish_stream
 from tailwise.spectrum.solvers.symmetric import SOLVERS
 
 #: Of one batch, in bytes; solvers need about three times as much.

@@ -1,0 +1,100 @@
+"""What can be explained: words, charts, metrics, rules and alarms, from the texts that stand beside their code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tailwise.app.assistant.glossary import TERMS
+from tailwise.core.errors import unknown_name
+from tailwise.judging.diagnosis.rule import RULES, Rule
+from tailwise.judging.diagnosis.thresholds import TABLE as THRESHOLDS
+from tailwise.judging.diagnosis.thresholds import Threshold
+from tailwise.report.charts.chart import CHARTS
+from tailwise.spectrum.metrics.metric import METRICS
+from tailwise.training.alarm_limits import TABLE as LIMITS
+from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One thing that is explained."""
+
+    name: str
+    kind: str  # term, chart, metric, rule, alarm
+    title: str
+    summary: str
+    parts: tuple[tuple[str, tuple[str, ...]], ...] = field(default=())  # (heading, lines)
+
+
+def topics() -> dict[str, Topic]:
+    """Name → topic: rules and alarms by code, charts and metrics by name."""
+    return {topic.name: topic for topic in (*_terms(), *_rules(), *_alarms(), *_charts(), *_metrics())}
+
+
+def topic(name: str) -> Topic:
+    """The topic of that name. `UnknownNameError` otherwise."""
+    known = topics()
+    if name not in known:
+        raise unknown_name("topic", name, known)
+    return known[name]
+
+
+def _parts(*pairs: tuple[str, tuple[str, ...] | str]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    listed = ((heading, (lines,) if isinstance(lines, str) else tuple(lines)) for heading, lines in pairs)
+    return tuple((heading, lines) for heading, lines in listed if any(lines))
+
+
+def _terms() -> list[Topic]:
+    return [
+        Topic(name, "term", term.name, term.meaning, _parts(("Source", term.source))) for name, term in TERMS.items()
+    ]
+
+
+def _rules() -> list[Topic]:
+    return [_judgement("rule", code, rule, ", ".join(rule.needs), THRESHOLDS) for code, rule in RULES.items()]
+
+
+def _alarms() -> list[Topic]:
+    return [
+        _judgement("alarm", code, rule, ", ".join((*rule.needs, *rule.scalars)), LIMITS)
+        for code, rule in ALARM_RULES.items()
+    ]
+
+
+def _judgement(kind: str, code: str, rule: Rule | AlarmRule, needs: str, limits: Sequence[Threshold]) -> Topic:
+    mine = [item for item in limits if code in item.rules]
+    return Topic(
+        code,
+        kind,
+        rule.title,
+        rule.summary,
+        _parts(
+            ("Causes", rule.causes),
+            ("What to do", rule.remedies),
+            ("In code", tuple(f"`tailwise.remedies.{name}`" for name in rule.functions)),
+            ("Thresholds", tuple(f"`{item.name}` {item.value:g} {item.unit}: {item.reason}" for item in mine)),
+            ("Needs", needs),
+            ("How well it is founded", rule.strength),
+            ("Sources", rule.references),
+        ),
+    )
+
+
+def _charts() -> list[Topic]:
+    return [
+        Topic(name, "chart", chart.title, chart.summary, _parts(
+            ("How to read it", chart.guidance.reading), ("Good", chart.guidance.good), ("Bad", chart.guidance.bad),
+            ("Its limits", chart.guidance.note), ("Needs", ", ".join(chart.needs)),
+        ))
+        for name, chart in CHARTS.items()
+    ]  # fmt: skip
+
+
+def _metrics() -> list[Topic]:
+    return [
+        Topic(name, "metric", name, metric.summary, _parts(
+            ("Formula", metric.formula), ("Unit", metric.unit), ("Source", metric.source),
+        ))
+        for name, metric in METRICS.items()
+    ]  # fmt: skip

@@ -1,0 +1,214 @@
+"""`Workspace`: everything that pages and answers are made of, by name."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from tailwise.app.workspace.audit_memory import AuditMemory
+from tailwise.app.workspace.entry import OWN_PAGES, Kind, WorkspaceEntry
+from tailwise.app.workspace.scan import Scanner
+from tailwise.audits.audit import Audit
+from tailwise.core.errors import UnreachableError, UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from tailwise.compression.plans.plan import Plan
+    from tailwise.history.store import History
+    from tailwise.judging.compare.comparison import Comparison
+    from tailwise.judging.diagnosis.finding import Diagnosis
+
+Value = TypeVar("Value")
+
+_FRESH = 1.0  # seconds for which a scan holds
+_PATIENCE = 5.0  # seconds that a store is waited for
+_REST = 5.0  # seconds for which one that could not be reached is taken to be away
+_SLOW = 5.0  # times its own length, for one that took long
+
+
+class Workspace:
+    """Audits and plans below some folders, and a store of training runs. May be used by several threads.
+
+    >>> workspace = Workspace(["."])
+    >>> [entry.id for entry in workspace.entries("audit")]
+
+    What was read is kept until its file changes.
+    """
+
+    def __init__(self, roots: Sequence[str | Path], *, store: str | None = None, example: Path | None = None) -> None:
+        """Take folders, or single files, the address of a store (`tailwise watch`), and an audit to click through.
+
+        The example is found by its identity and stands in no list.
+
+        Raises `UsageError` for a root that is not there.
+        """
+        self.roots = tuple(Path(root).expanduser().resolve() for root in roots)
+        for root in self.roots:
+            if not root.exists():
+                raise UsageError("there is no such file or folder", where=root, fix="give a folder with audits")
+        self.store = store
+        self._example = None if example is None else example.resolve()
+        looked_at = self.roots if self._example is None else (*self.roots, self._example)
+        self._scanner, self._scanning = Scanner(looked_at), threading.Lock()
+        self._found: dict[str, WorkspaceEntry] | None = None
+        self._scanned, self._took = 0.0, 0.0  # when the last look ended, and how long it took
+        self._kept = AuditMemory()
+        # A lock of its own: whoever waits for a store that does not answer keeps nobody from the audits.
+        self._connecting = threading.Lock()
+        self._history: History | None = None
+        self._refused: tuple[float, UnreachableError] | None = None
+
+    # What there is
+
+    def entries(self, kind: Kind | None = None) -> list[WorkspaceEntry]:
+        """Everything of a kind, or all audits and plans, the newest first."""
+        wanted = OWN_PAGES if kind is None else (kind,)
+        return [entry for entry in self._scan().values() if entry.kind in wanted and entry.path != self._example]
+
+    @property
+    def example(self) -> str:
+        """The identity of the example; "" where there is none."""
+        return next((entry.id for entry in self._scan().values() if entry.path == self._example), "")
+
+    def others(self) -> list[WorkspaceEntry]:
+        """What is neither an audit nor a plan: histories, comparisons, precision studies, and what cannot be read."""
+        return [entry for entry in self._scan().values() if entry.kind not in OWN_PAGES]
+
+    @property
+    def state(self) -> str:
+        """Another text whenever a file came, went or changed."""
+        facts = sorted((entry.id, entry.changed, entry.nbytes) for entry in self._scan().values())
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+    def entry(self, name: str, kind: Kind | None = None) -> WorkspaceEntry:
+        """The entry of that identity. `UsageError` with near names otherwise."""
+        found = self._scan().get(name)
+        # It may be new; but names that nothing has must not keep a slow disk busy.
+        if found is None and time.monotonic() - self._scanned > self._took:
+            found = self._scan(again=True).get(name)
+        if found is None or kind not in (None, found.kind):
+            raise unknown_name(kind or "file", name, (entry.id for entry in self.entries(kind)))
+        return found
+
+    def look_again(self) -> list[WorkspaceEntry]:
+        """The same, without waiting for the last look to be old."""
+        self._scan(again=True)
+        return self.entries()
+
+    @property
+    def cut(self) -> tuple[Path, ...]:
+        """Roots that hold so many files that some were not looked at."""
+        return self._scanner.cut
+
+    def _scan(self, *, again: bool = False) -> dict[str, WorkspaceEntry]:
+        found = self._found
+        if found is not None and not again and self._is_fresh():
+            return found
+        # While another thread looks, what was there a moment ago is good enough.
+        if not self._scanning.acquire(blocking=again or found is None):
+            return found or {}
+        try:
+            if self._found is None or again or not self._is_fresh():
+                began = time.monotonic()
+                self._found = self._scanner.scan()
+                self._scanned = time.monotonic()
+                self._took = self._scanned - began
+            return self._found
+        finally:
+            self._scanning.release()
+
+    def _is_fresh(self) -> bool:
+        return time.monotonic() - self._scanned <= max(_FRESH, _SLOW * self._took)
+
+    def confined(self, path: str | Path) -> Path:
+        """A path that lies below one of the roots, all links followed. `UsageError` for any other."""
+        for candidate in self._candidates(path):
+            try:
+                real = candidate.resolve()
+                if any(real == root or root in real.parents for root in self._folders()) and real.exists():
+                    return real
+            except (OSError, RuntimeError, ValueError):  # too long, in a circle, or with a zero byte
+                continue
+        raise UsageError("is not below a folder that this was started with", where=path,
+                         fix="give a path below " + " or ".join(map(str, self._folders())))  # fmt: skip
+
+    def _candidates(self, path: str | Path) -> list[Path]:
+        try:
+            given = Path(path).expanduser()
+        except RuntimeError:  # the home of a user that there is not
+            given = Path(path)
+        return [given] if given.is_absolute() else [root / given for root in self._folders()]
+
+    def _folders(self) -> list[Path]:
+        return [root if root.is_dir() else root.parent for root in self.roots]
+
+    # What it says
+
+    def audit(self, name: str) -> Audit:
+        """The audit of that identity."""
+        entry = self.entry(name, "audit")
+        return self._kept.get(("audit", *_stamp(entry)), lambda: Audit.load(entry.path), entry.nbytes)
+
+    def diagnosis(self, name: str) -> Diagnosis:
+        """What the rules say of an audit."""
+        from tailwise.judging.diagnosis.diagnose import diagnose
+
+        entry = self.entry(name, "audit")
+        return self._kept.get(("diagnosis", *_stamp(entry)), lambda: diagnose(self.audit(name)))
+
+    def comparison(self, before: str, after: str) -> Comparison:
+        """What changed from one audit to another."""
+        from tailwise.judging.compare.compare_audits import compare
+
+        one, other = self.entry(before, "audit"), self.entry(after, "audit")
+        key = ("comparison", *_stamp(one), *_stamp(other))
+        return self._kept.get(key, lambda: compare(self.audit(before), self.audit(after)), one.nbytes + other.nbytes)
+
+    def plan(self, name: str) -> Plan:
+        """The plan of that identity."""
+        from tailwise.compression.plans.plan import Plan
+
+        entry = self.entry(name, "plan")
+        return self._kept.get(("plan", *_stamp(entry)), lambda: Plan.load(entry.path), entry.nbytes)
+
+    @property
+    def history(self) -> History:
+        """The store of training runs. `UsageError` where none was given."""
+        if self.store is None:
+            raise UsageError("no store of training runs was given", fix="add --store history.db, see `tailwise watch`")
+        with self._connecting:
+            if self._history is None:
+                self._history = self._connected(self.store)
+            return self._history
+
+    def _connected(self, store: str) -> History:
+        from tailwise.history.store import History
+
+        # Who asks while a store is away must not wait for it one after the other.
+        if self._refused is not None and time.monotonic() - self._refused[0] < _REST:
+            known = self._refused[1]
+            raise UnreachableError(known.what, where=known.where, fix=known.fix)
+        try:
+            return History(store, create=False, patience=_PATIENCE)
+        except UnreachableError as error:
+            self._refused = (time.monotonic(), error)
+            raise
+
+    def keep(self, name: str, key: Hashable, make: Callable[[], Value]) -> Value:
+        """What `make` makes of an entry, kept until the file changes."""
+        entry = self.entry(name)
+        return self._kept.get((key, *_stamp(entry)), make, entry.nbytes)
+
+    def close(self) -> None:
+        """Close the store."""
+        with self._connecting:
+            if self._history is not None:
+                self._history.close()
+                self._history = None
+
+
+def _stamp(entry: WorkspaceEntry) -> tuple[Hashable, ...]:
+    return entry.path, entry.changed, entry.nbytes

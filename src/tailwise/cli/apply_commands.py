@@ -1,0 +1,307 @@
+"""`tailwise apply PLAN MODEL -o OUT`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tailwise.cli.arguments import Begin, Bos, Json
+from tailwise.cli.plan_made import Option, command
+from tailwise.cli.progress import shown
+
+if TYPE_CHECKING:
+    from tailwise.compression.recovery.recovered import Recovered
+    from tailwise.compression.treating.applied import Applied
+    from tailwise.report.grid import Grid
+
+_CAL, _RUN, _OUT, _SMALL = "Calibration", "How to run", "Output", "Smaller models"
+#: Options that `ApplyOptions` has by the same name.
+_TOLD = ("samples", "window", "seed", "device", "batch", "force", "save_masks", "equal_widths", "multiple", "factored",
+         "packed", "dequantize", "executor", "workers")  # fmt: skip
+
+
+class Compute(StrEnum):
+    """What the model computes in while it is calibrated."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+OF_APPLY = (
+    Option("plan", Annotated[Path, typer.Argument(help="A plan: x.json, x.yaml; see `tailwise plan`.")]),
+    Option("model", Annotated[str, typer.Argument(help="The model that it was made for: folder or Hugging Face id.")]),
+    Option("output", Path, help="Folder of the new model.", flags=("-o", "--output"), panel=_OUT, metavar="DIR"),
+    Option("calibration", list[str] | None, None,
+           "Text that {looking_pruners}, {looking_quantizers} need, and {operators_with_text} can use: a text file, a "
+           "folder of them, token ids (.npy, .pt, .safetensors, .json), wikitext2, or a data set as "
+           "org/name:split:column. Of an image classifier, images as `evaluate --images` takes them. May be repeated.",
+           panel=_CAL, metavar="TEXT"),
+    Option("images", list[str] | None, None,
+           "Of a model that reads images beside text, where the plan names its vision tower: images, as "
+           "`evaluate --images` takes them. May be repeated.", panel=_CAL, metavar="DIR"),
+    Option("samples", int, 128, "Windows or images drawn.", panel=_CAL, least=1),
+    Option("window", int, 512, "Tokens in a window.", panel=_CAL, least=2),
+    Option("seed", int, 0, "Of the draw.", panel=_CAL),
+    Option("bos", Bos, Begin.auto, panel=_CAL),
+    Option("dtype", Compute, Compute.auto, "auto: as stored, but float32 on a CPU.", panel=_RUN),
+    Option("device", str, "cpu", "cpu, cuda, cuda:0.", panel=_RUN),
+    Option("batch", int, 8, "Windows at once.", panel=_RUN, least=1),
+    Option("executor", str, "local",
+           "{streaming_operators}: shards on dask[://scheduler:8786] or ray[://head:10001].", panel=_RUN,
+           metavar="ENGINE"),
+    Option("workers", int | None, None, "Shards at once, on an executor.", panel=_RUN, least=1),
+    Option("fresh", bool, False, "Do not go on where a killed run had come to.", ("--fresh",), _RUN),
+    Option("force", bool, False, "Replace the output; apply a plan made from other weights.", ("--force",), _OUT),
+    Option("save_masks", bool, False, "Also write which entries were kept.", ("--save-masks",), _OUT),
+    Option("equal_widths", bool, False,
+           "{whole_pruners}: every block loses as many heads and neurons, so that config.json can say it.",
+           ("--equal-widths",), _SMALL),
+    Option("multiple", int, 8, "{whole_pruners}: of neurons, a multiple of this stays.", panel=_SMALL, least=1),
+    Option("factored", bool, False,
+           "{ranking_pruners}: store two factors in place of their product; loads with tailwise.load_pruned.",
+           ("--factored",), _SMALL),
+    Option("packed", str | None, None,
+           "Of a plan to quantize: write codes and scales for compressed-tensors (vLLM, transformers), torchao or gguf "
+           "(llama.cpp), in place of real numbers.", panel=_OUT, metavar="LAYOUT"),
+    Option("dequantize", bool, False,
+           "{blind_quantizers}: read a model that is quantized already as the values that it decodes to.",
+           ("--dequantize",), _RUN),
+    Option("as_json", Json, False),
+)  # fmt: skip
+
+
+def _apply(**given: Any) -> None:
+    from tailwise.compression.applying.apply import apply as apply_plan
+    from tailwise.compression.applying.apply_options import ApplyOptions
+    from tailwise.compression.plans.plan import Plan
+
+    told = {name: given[name] for name in _TOLD}
+    options = ApplyOptions(
+        calibration=list(given["calibration"] or ()) or None,
+        images=list(given["images"] or ()) or None,
+        bos=given["bos"].value,
+        dtype=given["dtype"].value,
+        resume=not given["fresh"],
+        **told,
+    )
+    with _bar() as show:
+        found = apply_plan(Plan.load(given["plan"]), given["model"], given["output"], options=options, progress=show)
+    _deliver(found, given["as_json"])
+
+
+apply = command(
+    _apply,
+    OF_APPLY,
+    "apply",
+    """Carry out a plan: write the pruned or quantized model, and read back what was reached.
+
+    The output loads as the model did: same tensors, dtypes, tokenizer and config, with the plan in it. A model that
+    got smaller (structured, or low_rank with --factored) loads so too where config.json can say its sizes, else with
+    tailwise.load_pruned. A quantized model is as large as before, unless it is --packed. It appears whole or not at
+    all; the same command goes on after a kill.
+    """,
+)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for each thing that is done; it leaves nothing behind."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    lines: dict[str, Any] = {}
+    with shown(Progress(*columns, console=console, transient=True, disable=not console.is_terminal)) as bar:
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in lines:
+                lines[what] = bar.add_task(what, total=total)
+            bar.update(lines[what], completed=done)
+
+        yield show
+
+
+def _deliver(found: Applied, as_json: bool) -> None:
+    from tailwise.report.terminal import console
+
+    screen = console(stderr=as_json)
+    if as_json:
+        sys.stdout.write(json.dumps(found.to_json(), indent=1) + "\n")
+    else:
+        screen.print(_table(found))
+    screen.print(
+        f"{_reached(found)} ({len(found.tensors)} tensors, {found.seconds:.1f} s)", markup=False, soft_wrap=True
+    )
+    if found.sizes is not None:
+        screen.print(f"weights: {found.sizes[0]:,} bytes before, {found.sizes[1]:,} now", markup=False)
+    if found.resumed:
+        screen.print(f"{found.resumed} blocks or shards were finished before", markup=False)
+    for note in found.notes:
+        screen.print(note, style="yellow", markup=False, soft_wrap=True)
+    screen.print(f"written to {found.output}", markup=False, soft_wrap=True)
+
+
+def _reached(found: Applied) -> str:
+    if found.in_bits:
+        bits = f"{found.reached:.4f} bits per weight of the planned parameters, asked for: {found.asked:.4f}"
+        return bits if found.pruned is None else f"{_reached(found.pruned)}; then {bits}"
+    ranks = any(item.rank is not None for item in found.tensors)
+    went = "gone" if found.smaller else "saved by low rank" if ranks else "zero"
+    return f"{found.reached:.4%} of the planned parameters are {went}, asked for: {found.asked:.4%}"
+
+
+def _table(found: Applied, most: int = 12) -> Grid:
+    """The tensors that are farthest from what was asked."""
+    from tailwise.compression.applying.card import how_in_words
+    from tailwise.report.grid import Grid
+
+    ranked = sorted(found.tensors, key=lambda item: -abs(item.reached - item.asked))
+    lines = [(item.tensor, f"{item.asked:.4f}", f"{item.reached:.4f}", how_in_words(item)) for item in ranked[:most]]
+    if len(ranked) > most:
+        lines.append((f"… and {len(ranked) - most} that are nearer to it", "", "", ""))
+    heads = ("tensor", "asked", "reached", "how")
+    return Grid(heads, lines, words=(0, 3), wrapping=range(len(heads)), overflow="fold")
+
+
+_HOW, _RECOVERY, _OUT_RECOVERED = "Training", "How to run", "Output"
+
+
+def recover(
+    model: Annotated[str, typer.Argument(help="The pruned model: folder or Hugging Face id.")],
+    text: Annotated[
+        list[str],
+        typer.Option(
+            metavar="TEXT",
+            help="What it is trained on: a text file, a folder of them, token ids (.npy, .pt, .safetensors, .json), "
+            "wikitext2, or a data set as org/name:split:column; of an image classifier, images with their classes. A "
+            "part is kept out to measure by. May be repeated.",
+            rich_help_panel=_HOW,
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="DIR", help="Folder of the new model.", rich_help_panel=_OUT_RECOVERED),
+    ],
+    method: Annotated[
+        str,
+        typer.Option(help="masked: all weights but the zeros. lora: an adapter of peft.", rich_help_panel=_HOW),
+    ] = "masked",
+    steps: Annotated[int, typer.Option(min=1, help="At most.", rich_help_panel=_HOW)] = 1000,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Highest learning rate; by default from the model's width.", rich_help_panel=_HOW),
+    ] = None,
+    rank: Annotated[int, typer.Option(min=1, help="Of the adapter.", rich_help_panel=_HOW)] = 8,
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge", help="Train the adapter behind the mask and merge it: the zeros stay zero.", rich_help_panel=_HOW
+        ),
+    ] = False,
+    window: Annotated[int, typer.Option(min=2, help="Tokens in a window.", rich_help_panel=_HOW)] = 512,
+    batch: Annotated[int, typer.Option(min=1, help="Windows a step.", rich_help_panel=_HOW)] = 4,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the draws; the same steps then give the same.", rich_help_panel=_HOW)
+    ] = 0,
+    budget: Annotated[str, typer.Option(help="Longest training: 90s, 5m, 1h.", rich_help_panel=_RECOVERY)] = "5m",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0.", rich_help_panel=_RECOVERY)] = "cpu",
+    force: Annotated[bool, typer.Option("--force", help="Replace the output.", rich_help_panel=_OUT_RECOVERED)] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a pruned model for a while, its zeros kept at zero.
+
+    Prints its perplexity before and after on text that the training did not see. The best state is kept, chosen on
+    yet other text; where none is better than the pruned model, nothing is written.
+    """
+    from tailwise.compression.recovery.recover import RecoverOptions
+    from tailwise.compression.recovery.recover import recover as recover_model
+    from tailwise.compression.trying.planned import seconds_of
+
+    options = RecoverOptions(
+        method=method,
+        steps=steps,
+        lr=lr,
+        rank=rank,
+        merge=merge,
+        window=window,
+        batch=batch,
+        seed=seed,
+        seconds=seconds_of(budget),
+        device=device,
+        force=force,
+    )
+    with _training_bar() as say:
+        found = recover_model(model, list(text), output, options=options, say=say)
+    _deliver_recovered(found, as_json)
+
+
+@contextmanager
+def _training_bar() -> Iterator[Callable[[str, float], None]]:
+    """A bar on stderr; it leaves nothing behind."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+    with shown(bar):
+        task = bar.add_task("training", total=1.0)
+        yield lambda what, share: bar.update(task, description=what, completed=share)
+
+
+def _deliver_recovered(found: Recovered, as_json: bool) -> None:
+    from tailwise.report.terminal import console
+
+    screen = console(stderr=as_json)
+    if as_json:
+        sys.stdout.write(json.dumps(found.to_json(), indent=1) + "\n")
+    else:
+        screen.print(_recovered_table(found))
+    for line in _lines(found):
+        screen.print(line, markup=False, soft_wrap=True)
+    for note in found.notes:
+        screen.print(note, style="yellow", markup=False, soft_wrap=True)
+    screen.print(f"written to {found.output}", markup=False, soft_wrap=True)
+
+
+def _recovered_table(found: Recovered) -> Grid:
+    from tailwise.compression.recovery.recovered import perplexity_words
+    from tailwise.report.grid import Grid
+
+    quality = "accuracy ± standard error" if found.after.tasks else "perplexity, 95 %"
+    lines = [("before", perplexity_words(found.before), f"{found.sparsity[0]:.2%}")]
+    if found.unmerged is not None:
+        lines.append(("adapter, not merged", perplexity_words(found.unmerged), ""))
+    zeros = f"{found.sparsity[1]:.2%}" if found.method != "lora" else "of the model beside it, as before"
+    lines.append(("after", perplexity_words(found.after), zeros))
+    return Grid(("", quality, "zeros in the blocks"), lines, wrapping=range(3))
+
+
+def _lines(found: Recovered) -> Iterator[str]:
+    change = found.comparison.perplexity
+    if change is not None and change.change is not None:
+        around = "" if change.interval is None else " [{:+.4f}, {:+.4f}]".format(*change.interval)
+        p = "" if change.p is None else f", p = {change.p:.2g}"
+        yield f"{change.change:+.4f} nats a token{around}{p}: {change.verdict}, over {change.n} windows"
+    for task in found.comparison.tasks:
+        around = "" if task.interval is None else " [{:+.4f}, {:+.4f}]".format(*task.interval)
+        moved = "–" if task.change is None else f"{task.change:+.4f}"
+        yield f"{task.name}: {moved}{around}: {task.verdict}, over {task.n} images"
+    if found.cost_of_merging is not None:
+        yield f"of that, merging with the zeros put back costs {found.cost_of_merging:+.4f} nats a token"
+    training = found.training
+    unit = "an image" if found.after.tasks else "a token"
+    yield (
+        f"best at step {training.best_step} of {training.steps}, by the guard windows: {training.start_loss:.4f} to "
+        f"{training.best_loss:.4f} nats {unit} ({training.ended}, {training.seconds:.0f} s)"
+    )

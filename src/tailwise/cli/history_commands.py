@@ -1,0 +1,396 @@
+"""`tailwise history [RUN]`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tailwise.cli.arguments import Device, Json, Rows, Workers, comma_list
+from tailwise.cli.store_options import Revisions, Run, Store, open_store, say_outcome, steps_of
+from tailwise.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tailwise.history.read import Steps
+    from tailwise.history.runs.bisect import Bisection, Onset
+    from tailwise.history.runs.found import FoundCheckpoint
+    from tailwise.history.store import History
+
+_WHAT, _OUT = "What to show", "Output"
+
+
+def history(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; without one, all are listed.")] = None,
+    store: Store = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="These metrics over time: medians of the roles.", rich_help_panel=_WHAT),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="With --metric: a line for each layer that matches.", rich_help_panel=_WHAT),
+    ] = None,
+    roles: Annotated[
+        str | None, typer.Option(metavar="A,B", help="With --metric: only these roles.", rich_help_panel=_WHAT)
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(metavar="FIRST:LAST", help="Only these steps; either may be left out.",
+                                 rich_help_panel=_WHAT),
+    ] = None,
+    alarms: Annotated[
+        bool, typer.Option("--alarms", help="Only alarms; without a run, of all.", rich_help_panel=_WHAT)
+    ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Of --metric: x.csv, x.json or x.parquet.",
+                     rich_help_panel=_OUT),
+    ] = None,
+    as_json: Json = False,
+    rows: Rows = 20,
+) -> None:  # fmt: skip
+    """Look into the history of training runs: which there are, and a run's points, audits, alarms and metrics."""
+    if (layers or roles or output) and metric is None:
+        raise UsageError("--layers, --roles and -o say more of a --metric", fix="give --metric alpha, for example")
+    if run is None and (metric is not None or steps is not None):
+        raise UsageError("a metric is one of a run", fix="give the run: tailwise history RUN --metric alpha")
+    from tailwise.report import history as report
+    from tailwise.report.terminal import console
+
+    bounds, written = steps_of(steps), None
+    screen = console(stderr=as_json)
+    with open_store(store) as opened:
+        if metric is not None and run is not None:
+            table = opened.series(run, comma_list(metric), layers, comma_list(roles), bounds)
+            lines = table if layers else report.medians(table, comma_list(metric))
+            if output is not None:
+                written = report.write_table(table, output)
+            document: Any = report.plain(lines)
+            shown = report.table_view(lines, rows)
+        elif alarms:
+            kept = opened.kept_alarms(run)
+            document, shown = (
+                [report.alarm_line(one) for one in kept],
+                report.alarms_view(kept, rows, opened.no_alarm(run)),
+            )
+        elif run is None:
+            found = opened.runs()
+            document, shown = [one.to_json() for one in found], report.runs_view(found)
+        else:
+            document, shown = _whole_run(opened, run, bounds, rows)
+    if as_json:
+        sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    else:
+        screen.print(shown)
+    if written is not None:
+        screen.print(f"written to {written}", soft_wrap=True, markup=False)
+
+
+def _whole_run(opened: History, run: str, bounds: Steps | None, rows: int) -> tuple[Any, Any]:
+    from tailwise.report import history as report
+
+    summary = next((one for one in opened.runs() if one.name == run), None)
+    points, audits, alarms = opened.scalars(run, bounds), opened.audits(run), opened.kept_alarms(run)
+    latest = opened.latest(run)
+    document = {
+        "run": None if summary is None else summary.to_json(),
+        "points": report.plain(points),
+        "audits": [report.audit_line(one) for one in audits],
+        "alarms": [report.alarm_line(one) for one in alarms],
+        "metrics": opened.metrics(run),
+        "latest": None if latest is None else latest.to_json(),
+    }
+    shown = report.run_view(
+        report.RunView(run, points, audits, alarms, opened.metrics(run), opened.no_alarm(run)), rows
+    )
+    return document, shown
+
+
+_HOW, _OUT_AUDITS = "How to watch", "Output"
+
+
+def watch(
+    where: Annotated[
+        str, typer.Argument(metavar="DIR", help="Folder or URL in which checkpoints appear, or org/name on the Hub.")
+    ],
+    store: Store = None,
+    run: Run = None,
+    revisions: Revisions = None,
+    audits: Annotated[
+        Path | None,
+        typer.Option("-o", "--audits", metavar="FOLDER", help="Also keep the audits, with their spectra, as files.",
+                     rich_help_panel=_OUT_AUDITS),
+    ] = None,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.", rich_help_panel=_HOW)] = 30.0,
+    settle: Annotated[
+        float, typer.Option(min=0.0, help="Seconds without a change that make one whole.", rich_help_panel=_HOW)
+    ] = 10.0,
+    once: Annotated[
+        bool, typer.Option("--once", help="Audit what is there now, and end.", rich_help_panel=_HOW)
+    ] = False,
+    randomize: Annotated[bool, typer.Option("--randomize", help="Also count traps.", rich_help_panel=_HOW)] = False,
+    device: Device = "cpu",
+    workers: Workers = None,
+) -> None:  # fmt: skip
+    """Audit every checkpoint of a run as soon as it is whole, into a store.
+
+    A checkpoint is taken when its index and all its shards are there, its headers agree with its sizes, and nothing
+    changes any more. What the store has is not audited again, so the command may be stopped and started at any time.
+    """
+    from tailwise.history.runs import watch as watching
+    from tailwise.history.runs.sink import Sink, run_name
+    from tailwise.report.terminal import console
+
+    screen, good, idle = console(), True, True
+    with ExitStack() as stack:
+        history = None if store is None and audits is not None else stack.enter_context(open_store(store, create=True))
+        settings = {"device": device, "workers": workers, "randomize": int(randomize)}
+        sink = Sink(run or run_name(where), history, audits, settings)  # type: ignore[arg-type]
+        watched = watching.RunWatch(where, sink, comma_list(revisions), settle)
+        outcomes = watching.once(watched) if once else watching.follow(watched, interval, trouble=_say_trouble)
+        if not once:
+            typer.echo(f"tailwise: watching {where} every {interval:g} s; Ctrl-C ends it", err=True)
+        try:
+            for outcome in outcomes:
+                good, idle = say_outcome(screen, outcome) and good, False
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        if idle and not watched.waiting:
+            typer.echo(f"tailwise: nothing new in {where}", err=True)
+        for name, why in watched.waiting.items():
+            screen.print(f"{name}  left for later: {why}", style="yellow", markup=False, highlight=False)
+    if not good:
+        raise typer.Exit(3)
+
+
+def _say_trouble(text: str) -> None:
+    typer.echo(f"tailwise: {text}", err=True)
+
+
+_WHAT_CHANGED = "What to look for"
+
+
+def bisect(
+    where: Annotated[
+        str, typer.Argument(metavar="DIR", help="Folder or URL with checkpoints, or org/name on the Hub.")
+    ],
+    rule: Annotated[
+        str, typer.Option(metavar="CODE", help="Of a rule of diagnosis, such as TW203.", rich_help_panel=_WHAT_CHANGED)
+    ],
+    layers: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="Only what the rule says of these layers.", rich_help_panel=_WHAT_CHANGED),
+    ] = None,
+    thresholds: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml", help="Other thresholds, as `name = value` lines.", rich_help_panel=_WHAT_CHANGED
+        ),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="Do not look whether what went wrong stayed wrong.", rich_help_panel=_WHAT_CHANGED
+        ),
+    ] = False,
+    revisions: Revisions = None,
+    device: Device = "cpu",
+    workers: Workers = None,
+    as_json: Json = False,
+    rows: Rows = 100,
+) -> None:
+    """Find the step at which a layer went wrong, by auditing only a few of a run's checkpoints.
+
+    Halves the run, so that 1,000 checkpoints take about ten audits; then looks on both sides whether what went wrong
+    stayed wrong, which takes twice as many again at most, and says so where it did not.
+    """
+    from tailwise.history.runs.bisect import bisect as search
+    from tailwise.history.runs.found import find, nothing_found
+    from tailwise.history.runs.judge import Judge, rule_of
+    from tailwise.report.terminal import console
+
+    chosen = rule_of(rule)
+    found = find(where, comma_list(revisions))
+    if not found:
+        raise nothing_found(where)
+    if len(found) == 1:
+        raise UsageError("holds one checkpoint, and a search takes two or more", where=where)
+    screen = console(stderr=True)
+
+    def told(one: FoundCheckpoint, named: frozenset[str]) -> None:
+        said = f"{chosen.code} of {len(named)} layers" if named - {""} else f"{chosen.code}" if named else "silent"
+        said += ", could not look" if one.step in judge.blind else ""
+        screen.print(f"step {one.step}  {said}", markup=False, highlight=False)
+
+    judge = Judge(
+        found,
+        chosen.code,
+        layers=layers,
+        thresholds=thresholds,
+        settings={"device": device, "workers": workers},
+        told=told,
+    )
+    result = search([one.step for one in found], judge, verify=not quick)
+    if as_json:
+        document = {"rule": chosen.code, "title": chosen.title, **result.to_json(), "could_not_look": judge.blind}
+        sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    else:
+        _say(console(), result, f"{chosen.code} ({chosen.title})", rows)
+        for step, why in judge.blind.items():
+            screen.print(f"step {step} counts as silent: {why}", style="yellow", markup=False, highlight=False)
+
+
+def _say(screen: Console, result: Bisection, what: str, rows: int) -> None:
+    def line(text: str, style: str = "") -> None:
+        screen.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    line(_verdict(result, what), "bold")
+    if result.turns:
+        listed = ", ".join(map(str, result.turns))
+        line(f"Not monotone: the rule is silent again at step {listed}. This is one beginning of several.", "yellow")
+    shown = [layer for layer in result.layers if layer][: rows or None]
+    for layer in shown:
+        line(f"  {layer}  {_between(result, result.of_layer(layer))}")
+    left = len([layer for layer in result.layers if layer]) - len(shown)
+    if left:
+        line(f"  … and {left} more; --rows 0 shows all")
+    line(f"{len(result.probed)} of {len(result.steps)} checkpoints audited")
+
+
+def _verdict(result: Bisection, what: str) -> str:
+    if result.onset.bad is None:
+        return f"{what} is silent at the last step, {result.steps[-1]}"
+    return f"{what} {_between(result, result.onset)}"
+
+
+def _between(result: Bisection, onset: Onset) -> str:
+    bad = None if onset.bad is None else result.steps[onset.bad]
+    if onset.good is None:
+        return f"is there from the first step, {bad}"
+    good = onset.good
+    count = 0 if onset.bad is None else onset.bad - good - 1
+    between = f", {count} checkpoints between" if count else ""
+    return f"began after step {result.steps[good]} and by step {bad}{between}"
+
+
+app = typer.Typer(
+    name="store",
+    help="Add to a history, take things out of it, and keep it small; `tailwise history` looks into it.",
+    no_args_is_help=True,
+)
+_KEEP = "What to keep"
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")]
+
+
+@app.command()
+def add(
+    audits: Annotated[list[str], typer.Argument(metavar="AUDIT...", help="Audit files, in order.")],
+    store: Store = None,
+    run: Run = None,
+    step: Annotated[
+        int | None, typer.Option(min=0, help="Of a single audit whose name and model do not tell it.")
+    ] = None,
+) -> None:
+    """Add audits that were made before. Steps are told from the names of the files, or of the models."""
+    from tailwise.audits.audit import Audit
+
+    if step is not None and len(audits) > 1:
+        raise UsageError("several audits do not have one step", fix="add them one by one, or name them step-100.audit")
+    pairs = [(Path(path), Audit.load(path)) for path in audits]
+    steps = [_step_of(path, audit.model) if step is None else step for path, audit in pairs]
+    with open_store(store, create=True) as history:
+        for (path, audit), at in zip(pairs, steps, strict=True):
+            name = run or path.resolve().parent.name or "run"
+            history.add_audit(audit, name, at, path=path)
+            typer.echo(f"{path}: step {at} of {name}")
+
+
+def _step_of(path: Path, model: str) -> int:
+    from tailwise.history.runs.found import step_of
+
+    # Of a path the last two names at most: a folder further up may have a number of its own.
+    names = [path.stem, *reversed(model.rstrip("/").split("/")[-2:])]
+    found = [step for name in names if (step := step_of(name)) is not None]
+    if not found:
+        raise UsageError("neither the file's name nor its model's has a step", where=path, fix="give --step")
+    return found[0]
+
+
+@app.command("import")
+def import_(
+    files: Annotated[list[str], typer.Argument(metavar="FILE.jsonl...", help="Lines that a monitor wrote.")],
+    store: Store = None,
+) -> None:
+    """Add the points and alarms of JSONL files. What the store has already is not added again."""
+    from tailwise.history.jsonl import read_jsonl
+    from tailwise.history.point import Alarm, Point
+
+    items = [item for path in files for item in read_jsonl(path)]
+    points = [item for item in items if isinstance(item, Point)]
+    alarms = [item for item in items if isinstance(item, Alarm)]
+    with open_store(store, create=True) as history:
+        became = history.add_all(points)
+        new = sum(history.add_alarm(alarm) for alarm in alarms)
+    same = len(became) - became.count("new")
+    typer.echo(f"{became.count('new')} points and {new} alarms added; {same + len(alarms) - new} were known")
+
+
+@app.command()
+def prune(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; all by default.")] = None,
+    store: Store = None,
+    keep_every: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Steps that N divides.", rich_help_panel=_KEEP)
+    ] = None,
+    keep_last: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="K", help="The newest K points, and the newest K audits.", rich_help_panel=_KEEP),
+    ] = None,
+    older_than: Annotated[
+        float | None, typer.Option(min=0, metavar="DAYS", help="Remove only what is older.", rich_help_panel=_KEEP)
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Remove points and audits that no option keeps. The first step, and steps with an alarm, always stay.
+
+    Files of audits stay where they are.
+    """
+    from tailwise.history.prune import Retention
+
+    if keep_every is None and keep_last is None and older_than is None:
+        raise UsageError("nothing says what to keep", fix="give --keep-every, --keep-last or --older-than")
+    retention = Retention(keep_every, keep_last, older_than)
+    with open_store(store) as history:
+        count = history.prune(retention, run, dry=dry_run)
+    typer.echo(f"{count} points and audits {'would go' if dry_run else 'removed'}")
+
+
+@app.command()
+def delete(
+    run: Annotated[str, typer.Argument(help="The run.")],
+    store: Store = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove a run with its points, audits and alarms. Files of audits stay where they are."""
+    with open_store(store) as history:
+        history.metrics(run)  # which knows whether there is such a run
+        if not yes:
+            typer.confirm(f"Remove {run!r} from {history.where}?", abort=True)
+        typer.echo(f"{history.delete_run(run)} points and audits removed")
+
+
+@app.command()
+def export(
+    folder: Annotated[str, typer.Argument(help="Made where it is not there; a folder for each run.")],
+    store: Store = None,
+    run: Run = None,
+) -> None:
+    """Write a store, or one run, as Parquet files: series of all metrics, points, alarms and audits."""
+    with open_store(store) as history:
+        for path in history.export_parquet(folder, run):
+            typer.echo(f"written to {path}")

@@ -1,0 +1,114 @@
+"""Whether a plan can be applied to a model as asked: told before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
+from tailwise.checkpoints.dequantized import dequantized
+from tailwise.checkpoints.writer import OutputLayout, layout_of
+from tailwise.compression.applying.apply_options import ApplyOptions
+from tailwise.compression.applying.by_shard import check_alone
+from tailwise.compression.applying.fingerprint import check_own
+from tailwise.compression.operators.operator import Operator
+from tailwise.compression.operators.registered import OPERATORS, WITHOUT_DATA
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.treating.layer_matrices import matrix_sizes
+from tailwise.core.errors import AS_NUMBERS, UsageError
+
+_SHOWN = 5
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+
+
+def is_calibrated(plan: Plan, options: ApplyOptions) -> bool:
+    """Whether the operator looks at text. `UsageError` where it lacks it, or an option means nothing here."""
+    operator = OPERATORS[plan.operator]
+    _check_options(operator, options)
+    if operator.looks and _dequantizes(plan, options):
+        raise UsageError(
+            f"{plan.operator} computes with the model, which is quantized already",
+            fix=f"plan with --operator rtn, or {AS_NUMBERS}",
+        )
+    if operator.work is None:
+        check_alone(options.executor, "heads and neurons are taken out of the whole model")
+        return options.calibration is not None
+    if options.factored:
+        check_alone(options.executor, "factors are made tensor by tensor in the model")
+    if operator.looks and options.calibration is None and options.images is None:
+        raise UsageError(
+            f"{plan.operator} looks at the inputs of each layer, and there is no calibration text",
+            fix=f"give --calibration TEXT, or plan with --operator {WITHOUT_DATA[operator.does]}",
+        )
+    if options.images is not None and not operator.looks:
+        fix = "leave --images out, or give the images of a classifier to --calibration"
+        raise UsageError(f"{plan.operator} looks at no images", fix=fix)
+    calibrated = operator.looks or (options.calibration is not None and bool(operator.with_text))
+    if calibrated:
+        check_alone(options.executor, f"{plan.operator} goes block by block through one model")
+    if options.packed is not None:
+        check_alone(options.executor, "packed models are written in one piece")
+    return calibrated
+
+
+def _check_options(operator: Operator, options: ApplyOptions) -> None:
+    prunes = operator.does == "prune"
+    if options.packed is not None and prunes:
+        raise UsageError("a pruned model has no codes to pack", fix="leave --packed out")
+    if options.save_masks and not prunes:
+        raise UsageError("quantization removes nothing, so there are no masks", fix="leave --save-masks out")
+    if options.factored and prunes and not operator.ranks:
+        raise UsageError(f"{operator.name} has no factors", fix="leave --factored out, or plan with low_rank")
+    if options.save_masks and (operator.work is None or options.factored):
+        raise UsageError("what is taken out has no mask", fix="leave --save-masks out")
+
+
+def _dequantizes(plan: Plan, options: ApplyOptions) -> bool:
+    return plan.quantizes and (options.dequantize or plan.settings.get("dequantize") is True)
+
+
+def source_of(plan: Plan, stored: Checkpoint, uri: str, options: ApplyOptions) -> tuple[Checkpoint, OutputLayout]:
+    """What is read, and the files that its dense copy has. `UsageError` for a quantized model that is to stay one."""
+    layout = layout_of(stored, uri)
+    asked = _dequantizes(plan, options)
+    there = all(decision.tensor in stored.tensors for decision in plan)
+    if not plan.quantizes or (there and not asked):
+        return stored, layout
+    found = dequantized(stored)
+    if found is None:
+        return stored, layout
+    if not asked:
+        fix = "give the model that it was made from, or quantize the values that it decodes to with --dequantize"
+        raise UsageError("its weights are quantized", where=stored.uri, fix=fix)
+    return found, found.layout(layout) if stored.format == "safetensors" else layout_of(found, uri)
+
+
+def check_plan(plan: Plan, checkpoint: Checkpoint, *, stored: Checkpoint, force: bool) -> None:
+    """`UsageError` where an entry has no tensor, or one that cannot be worked on, or the weights are others.
+
+    `stored` is what lies on the disk, which an audit has read: `checkpoint` itself, but for models that are
+    de-quantized first. `force` lets other weights pass.
+    """
+    sizes = {name: spec.numel for name, spec in checkpoint.tensors.items()}
+    wrong = list(plan.misfits(sizes))
+    done = "quantized" if plan.quantizes else "pruned"
+    for decision in plan:
+        if decision.tensor in sizes:
+            wrong += _misfits(decision, checkpoint.tensors[decision.tensor], checkpoint, done)
+    if wrong:
+        more = f"\n  … and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        what = "the plan does not fit the model:\n  " + "\n  ".join(wrong[:_SHOWN]) + more
+        coded = any(" is stored as " in line for line in wrong)
+        fix = AS_NUMBERS if coded else f"plan for this model, or apply it to {plan.model}"
+        raise UsageError(what, where=checkpoint.uri, fix=fix)
+    check_own(plan, stored, force=force)
+
+
+def _misfits(decision: Decision, spec: TensorSpec, checkpoint: Checkpoint, done: str) -> Iterator[str]:
+    if spec.dtype not in _FLOATS:
+        yield f"{spec.name} is stored as {spec.dtype}, and only plain floating-point tensors can be {done}"
+    elif len(spec.shape) < 2:
+        yield f"{spec.name} has {len(spec.shape)} axes; a matrix needs two"
+    elif decision.treatment.cast is None:
+        sizes = matrix_sizes(spec.name, spec.shape, checkpoint.config)
+        yield from (f"{spec.name} has {why}" for why in decision.treatment.unfit(*sizes))

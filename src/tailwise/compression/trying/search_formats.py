@@ -1,0 +1,296 @@
+"""Plans of number formats that are tried: by one way that is measured on text, by all of them, or within a rise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from typing_extensions import override
+
+from tailwise.audits.audit import Audit
+from tailwise.compression.choosing.bit_formats import Choices, Levels
+from tailwise.compression.making.asked import Asked, asked_of
+from tailwise.compression.making.make import plan_quantize
+from tailwise.compression.making.request import QuantizeRequest, parsed_formats
+from tailwise.compression.plans.bits import depth_words
+from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.plan import Plan
+from tailwise.compression.trying.auto import Search, auto
+from tailwise.compression.trying.layer_errors import ErrorTables, Table, error_tables
+from tailwise.compression.trying.refine import Best, Losses, refined_formats
+from tailwise.compression.trying.rise import ends, plan_within_rise
+from tailwise.compression.trying.scored import LastJudgement, Scored
+from tailwise.compression.trying.sensitivity import Variant
+from tailwise.core.errors import UsageError
+
+#: Powers of α that are tried; the best published ones run from 10 to 200.
+_GAMMAS = (0.0, 1.0, 10.0, 100.0)
+_TAUS = (0.1, 0.3)
+#: Measured on text, from one pass over it: what is called sensitivity elsewhere, without a loss.
+OUTPUTS = "outputs"
+_TURN = 0.4  # of the time that is left, for each search within a rise of perplexity
+
+
+@dataclass(frozen=True)
+class Formats:
+    """A plan to quantize to be made."""
+
+    audit: Audit
+    request: QuantizeRequest
+    from_text = ("sensitivity", OUTPUTS)
+    untried = (
+        "no calibration text was given, so nothing could be tried and the bits are spent evenly; "
+        "with --calibration TEXT, candidates are scored and the best is kept"
+    )
+
+    def plan(self, allocator: str) -> Plan:
+        """By an allocator, from the audit alone."""
+        return plan_quantize(self.audit, replace(self.request, allocator=allocator))
+
+    def around(self) -> Plan:
+        """A plan of the same tensors that needs no text; with the most bits where they are yet to be found."""
+        bare = replace(self.request, allocator="uniform", settings={}, study=None, relative=False, estimator=None)
+        if self.request.rise is not None:
+            bare = replace(bare, rise=None, bits=ends(self.audit, self.request)[1])
+        return plan_quantize(self.audit, bare)
+
+    def reads(self, allocator: str) -> bool:
+        """Whether the plan takes text."""
+        return allocator in self.from_text or self.request.rise is not None
+
+    def check_without_text(self, allocator: str) -> None:
+        """`UsageError` where it cannot be made without."""
+        if self.reads(allocator):
+            what = "a rise of perplexity" if self.request.rise is not None else allocator
+            raise UsageError(f"{what} is measured on text, and there is none", fix="give --calibration TEXT")
+
+    def auto(self, court: LastJudgement) -> Plan:
+        """By whatever loses least."""
+        if self.request.rise is not None:
+            return self._within_rise(court)
+        return auto(FormatSearch(self, court))
+
+    def measured(self, court: LastJudgement, allocator: str) -> Plan:
+        """By what was measured of each tensor in each format; within a rise, by any allocator."""
+        if self.request.rise is not None:
+
+            def made(found: QuantizeRequest) -> Plan:
+                asked = replace(self, request=found)
+                return asked.measured(court, allocator) if allocator in self.from_text else asked.plan(allocator)
+
+            return plan_within_rise(self.audit, self.request, court, (made, made))
+        around = self.around()
+        choices = asked_of(self.audit, replace(self.request, allocator="uniform", settings={})).choices
+        if allocator == OUTPUTS:
+            losses = error_tables(court.stage, around, choices.formats).output
+        else:
+            losses = measured_formats(court, choices, around, court.stage.search)
+        court.stage.trial.restore()
+        plan = plan_quantize(self.audit, replace(self.request, allocator=allocator, settings={"losses": losses}))
+        return plan.replace(notes=(*plan.notes, *court.stage.notes))
+
+    def _within_rise(self, court: LastJudgement) -> Plan:
+        formats = [item.name for item in parsed_formats(self.request.formats)]
+        errors = error_tables(court.stage, self.around(), formats).output
+
+        def quick(found: QuantizeRequest) -> Plan:
+            return plan_quantize(self.audit, replace(found, allocator=OUTPUTS, settings={"losses": errors}))
+
+        def final(found: QuantizeRequest) -> Plan:
+            part = replace(court, clock=court.clock.part(_TURN))
+            return auto(FormatSearch(replace(self, request=found), part))
+
+        return plan_within_rise(self.audit, self.request, court, (quick, final))
+
+
+class FormatSearch(Search):
+    """Uniform, depth, α by percentile, AlphaQ with several γ, and knapsacks over measured errors and losses."""
+
+    def __init__(self, made: Formats, court: LastJudgement) -> None:
+        super().__init__(court)
+        self.audit, self.request = made.audit, made.request
+        bare = replace(made.request, allocator="uniform", settings={})
+        self.uniform, self.asked = plan_quantize(made.audit, bare), asked_of(made.audit, bare)
+        self._believed: Losses | None = None
+
+    @property
+    def choices(self) -> Choices:
+        """What there is to choose from."""
+        return self.asked.choices
+
+    @override
+    def candidates(self) -> list[Scored]:
+        found = [self.court.opened("uniform", self.uniform)]
+        if len(self.choices.formats) == 1 or self.clock.share > 0.5:
+            return found
+        tables = error_tables(self.court.stage, self.uniform, self.choices.formats)
+        self._believed = believed_losses(self.choices, tables.output or tables.weight)
+        if self.court.far is not None:
+            plans = [(name, settings, self._way(name, settings)) for name, settings in _ways(tables)]
+            return found + self.court.tried_all([(n, s, plan) for n, s, plan in plans if plan is not None])
+        for name, settings in _ways(tables):
+            if self.clock.share > 0.5:
+                break
+            plan = self._way(name, settings)
+            if plan is not None:
+                found.append(self.court.tried(name, settings, plan))
+        return found
+
+    def _way(self, name: str, settings: Mapping[str, Any]) -> Plan | None:
+        return self._plan(name, {key: value for key, value in settings.items() if key != "relative"})
+
+    def _plan(self, allocator: str, settings: Mapping[str, Any]) -> Plan | None:
+        try:
+            return plan_quantize(self.audit, replace(self.request, allocator=allocator, settings=settings))
+        except UsageError:
+            if allocator in ("distortion", "outputs", "sensitivity"):  # a group that no input reached has no error
+                return None
+            raise
+
+    @override
+    def from_sensitivity(self, uniform: Scored) -> list[Scored]:
+        variants = variants_of(self.choices, uniform.plan)
+        windows = self.court.for_sweep(len(variants))
+        if not variants or windows is None:
+            return []
+        losses = measured_formats(self.court, self.choices, uniform.plan, windows)
+        self._believed = believed_losses(self.choices, losses)
+        plan = self._plan("sensitivity", {"losses": losses})
+        if plan is None:
+            return []
+        found = self.court.tried("sensitivity", {}, plan)
+        return [replace(found, tried=len(variants))]
+
+    @override
+    def refine(self, best: Scored) -> Scored:
+        if self._believed is None or len(self.choices.groups) < 2:
+            return best
+
+        def moved(state: Best[Levels]) -> None:
+            self.moved(state.loss, state.tried)
+
+        def score(levels: Levels) -> float:
+            loss = float(self.court.score(with_levels(best.plan, self.choices, levels)).mean())
+            return loss if np.isfinite(loss) else WORST
+
+        spare = self.court.last_word
+        found = refined_formats(
+            score,
+            levels_of_plan(self.choices, best.plan),
+            (self.choices, self._believed),
+            over=lambda: self.clock.left < spare,
+            seed=self.court.stage.seed,
+            progress=moved,
+        )
+        if not found.kept:
+            return best
+        plan = with_levels(best.plan, self.choices, found.state)
+        return replace(
+            self.court.tried("search", {"from": best.name, **best.settings}, plan),
+            notes=f"{found.kept} moves kept",
+            tried=found.tried,
+        )
+
+    @override
+    def told(self, kept: Scored) -> Plan:
+        plan = kept.plan
+        if kept.name == "search":
+            plan = plan.replace(decisions=tuple(_explained(item) for item in plan))
+        own = {name: value for name, value in kept.settings.items() if name not in plan.settings}
+        budget = {**plan.budget, **reached_in(plan, self.asked)}
+        return plan.replace(budget=budget, settings={**own, **plan.settings})
+
+    @override
+    def notes(self, kept: Scored) -> tuple[str, tuple[str, ...]]:
+        return depth_words(kept.plan), self.asked.notes
+
+
+def _ways(tables: ErrorTables) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(allocator, settings); `relative` is told, and is no setting."""
+    if tables.output:
+        yield "outputs", {"losses": tables.output}
+        yield "outputs", {"losses": tables.output_relative, "relative": True}
+    yield "distortion", {"errors": tables.weight}
+    yield "distortion", {"errors": tables.weight_relative, "relative": True}
+    yield "depth", {}
+    yield "alpha", {}
+    for tau in _TAUS:
+        yield "alpha", {"tau": tau}
+    for gamma in _GAMMAS:
+        yield "alphaq", {"gamma": gamma}
+
+
+def reached_in(plan: Plan, asked: Asked) -> dict[str, Any]:
+    """What the entries of a plan come to."""
+    weight = asked.choices.weight(levels_of_plan(asked.choices, plan))
+    return {"reached": round(weight / plan.n_params, 9), "bytes": round(weight / 8)}
+
+
+def _explained(item: Decision) -> Decision:
+    tail = item.reason.partition("; one format for ")[2]
+    return replace(item, reason="found by trial" + (f"; one format for {tail}" if tail else ""))
+
+
+WORST = 50.0  # nats: a loss that is not finite counts as this
+
+
+def variants_of(choices: Choices, around: Plan) -> list[Variant]:
+    """Every group in every offered format but its own, with the others as in `around`."""
+    place = {item.tensor: index for index, item in enumerate(around)}
+    found = []
+    for row, group in enumerate(choices.groups):
+        own = around.decisions[place[group.members[0].tensor]].format
+        for column, name in enumerate(choices.formats):
+            if np.isfinite(choices.bits[row, column]) and name != own:
+                entries = {place[item.tensor]: around[item.tensor].but(format=name) for item in group.members}
+                found.append(Variant((row, name), entries))
+    return found
+
+
+def measured_formats(court: LastJudgement, choices: Choices, around: Plan, windows: torch.Tensor) -> Table:
+    """(tensor, format) → change of loss when its group has this format; the first tensor of a group has it all."""
+
+    def swept(done: int, total: int) -> None:
+        court.tell(f"measuring group by group, {done} of {total}")
+
+    variants = variants_of(choices, around)
+    measured = court.variant_losses(around, windows, variants, swept)
+    found: Table = {}
+    for row, group in enumerate(choices.groups):
+        for column, name in enumerate(choices.formats):
+            if not np.isfinite(choices.bits[row, column]):
+                continue
+            loss = measured.get((row, name), 0.0)
+            for index, item in enumerate(group.members):
+                found[item.tensor, name] = 0.0 if index else (loss if np.isfinite(loss) else WORST)
+    return found
+
+
+def believed_losses(choices: Choices, table: Table) -> Losses:
+    """(groups, formats): sums over the members, falling with the bits; what is not known counts as the mean."""
+    found = np.full(choices.bits.shape, np.nan)
+    for row, group in enumerate(choices.groups):
+        for column, name in enumerate(choices.formats):
+            found[row, column] = sum(table.get((item.tensor, name), np.nan) for item in group.members)
+    known = np.isfinite(found)
+    mean = np.where(known, found, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return np.where(known, found, mean[None, :])
+
+
+def levels_of_plan(choices: Choices, plan: Plan) -> Levels:
+    """(groups,): the format of each, by its place among the formats."""
+    formats = {item.tensor: item.treatment.words() for item in plan}
+    return np.array([choices.formats.index(formats[group.members[0].tensor]) for group in choices.groups])
+
+
+def with_levels(plan: Plan, choices: Choices, levels: Levels) -> Plan:
+    """The plan with other formats."""
+    chosen = {
+        item.tensor: choices.formats[int(level)]
+        for group, level in zip(choices.groups, levels, strict=True)
+        for item in group.members
+    }
+    return plan.replace(decisions=tuple(item.but(format=chosen[item.tensor]) for item in plan))

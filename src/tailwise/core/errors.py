@@ -1,0 +1,89 @@
+"""Every exception that tailwise raises on purpose.
+
+    TailwiseError
+    ├── UsageError         the caller asked for something that cannot be (exit code 2)
+    │   └── UnknownNameError  a name that nothing has
+    └── UnreadableError    the input could not be read (exit code 3)
+        ├── UnsafeError       reading it would run code that came with the file
+        └── UnreachableError  a store that cannot be reached or written just now
+
+A message says what happened, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+#: What can be done with a model whose weights are codes, where they must be real numbers. fp32 leaves the
+#: values as they decode, in the dtype that the config names.
+AS_NUMBERS = (
+    "give the model that it was made from, or write this one as real numbers first "
+    "(tailwise plan quantize MODEL --formats fp32 --dequantize, then tailwise apply) and plan for what that writes"
+)
+
+
+class TailwiseError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: object = None, fix: str | None = None) -> None:
+        self.what, self.where, self.fix = what, where, fix
+        message = what if where is None else f"{where}: {what}"
+        super().__init__(message if fix is None else f"{message}\n  → {fix}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.what, self.where, self.fix)
+
+
+def _rebuild(kind: type[TailwiseError], what: str, where: object, fix: str | None) -> TailwiseError:
+    return kind(what, where=where, fix=fix)
+
+
+class UsageError(TailwiseError):
+    """What the caller asked for cannot be: an unknown name, a wrong pattern, a missing argument."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """Nothing has the name that was asked for."""
+
+
+class UnreadableError(TailwiseError):
+    """The input exists in name but could not be read: absent, truncated, lying, not permitted."""
+
+    exit_code = 3
+
+
+class UnsafeError(UnreadableError):
+    """Reading the input would execute code that came with it."""
+
+
+class UnreachableError(UnreadableError):
+    """A store cannot be reached or written just now; the same request may succeed later."""
+
+
+#: What libraries say where an allocation, a library or a thread does not fit; none of them raises a MemoryError.
+_NO_MEMORY = ("allocate memory", "failed to map segment", "can't start new thread", "malloc of size", "out of memory")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether something failed for lack of memory, whatever kind of error a library made of it."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, ImportError | RuntimeError | OSError) and any(said in str(error) for said in _NO_MEMORY)
+
+
+_LONGEST = 300  # of a name that near ones are looked for
+_LISTED = 100  # names in a message
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """An error for a name that is not in `known`, with the nearest names as a suggestion."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) if len(name) <= _LONGEST else []
+    rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:_LISTED])}{rest}"
+    return UnknownNameError(f"there is no {kind} named {name!r}", fix=hint)

@@ -1,0 +1,135 @@
+"""Map a function over independent items on threads that each run one BLAS thread.
+
+Whole matrices go to single-threaded workers: two threads inside one product run slower than two products side by
+side. torch releases the interpreter lock in its kernels, so threads suffice and share the page cache and memory.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, TypeVar
+
+from tailwise.core.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def default_workers(device: str) -> int:
+    """One worker per core this process may use; one on a GPU."""
+    if device != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_unordered(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    *,
+    stop: threading.Event | None = None,
+    pool: ThreadPoolExecutor | None = None,
+) -> Iterator[Result]:
+    """Results as they come. Items start in the order given; at most `workers` are under way at once.
+
+    When the caller stops iterating, or is interrupted, no further item starts, `stop` is set and what is under way is
+    waited for. An exception of `function` is raised here. A `pool` that is given is used, and left open.
+    """
+    import torch
+
+    threads_before = torch.get_num_threads()
+    waiting = iter(items)
+    running: set[Future[Result]] = set()
+    own = ThreadPoolExecutor(workers, thread_name_prefix="tailwise") if pool is None else nullcontext(pool)
+    with own as threads:
+        try:
+            for item in waiting:
+                running.add(threads.submit(_alone, function, item))
+                if len(running) >= workers:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        finally:
+            if stop is not None:
+                stop.set()
+            for future in running:
+                future.cancel()
+            torch.set_num_threads(threads_before)
+
+
+def _alone(function: Callable[[Item], Result], item: Item) -> Result:
+    import torch
+
+    torch.set_num_threads(1)
+    return function(item)
+
+
+_MINE = threading.local()
+
+
+@contextmanager
+def own_stream(device: str) -> Iterator[None]:
+    """Work of this thread on a stream of its own; on the CPU nothing."""
+    if not device.startswith("cuda"):
+        yield
+        return
+    import torch
+
+    with torch.cuda.stream(_stream(torch.device(device))):
+        yield
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    import torch
+
+    streams: dict[torch.device, torch.cuda.Stream] = _MINE.__dict__.setdefault("streams", {})
+    if device not in streams:
+        streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return streams[device]
+
+
+def checked_device(device: str) -> str:
+    """`device`, if torch knows it and it is there; `UsageError` otherwise."""
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UsageError(f"{device!r} is not a device", fix="use cpu, cuda or cuda:0") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError("there is no CUDA device here", fix="use --device cpu")
+    return device
+
+
+_GUARD = threading.Lock()
+#: How many are within, and the setting that the last of them gives back.
+_WITHIN: list[int] = []
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch's kernels on the calling thread alone; the setting comes back when nobody is within any more.
+
+    The setting is partly the process's: given back while another task is under way, it would change how that one adds.
+    """
+    import torch
+
+    with _GUARD:
+        _WITHIN.append(_WITHIN[0] if _WITHIN else torch.get_num_threads())
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        with _GUARD:
+            before = _WITHIN.pop()
+            if not _WITHIN:
+                torch.set_num_threads(before)

@@ -1,0 +1,1 @@
+"""What numbers mean: diagnosis, comparison, ranking and gates."""

@@ -1,0 +1,156 @@
+"""Every number that a rule compares with, in one table that a TOML file can override."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tailwise.core.errors import UnreadableError, UsageError, unknown_name
+from tailwise.core.storage import read_text, toml_of
+from tailwise.spectrum.trust import N_MIN
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A bound with the reason for its value."""
+
+    name: str
+    value: float
+    unit: str
+    reason: str
+    rules: tuple[str, ...]  # codes of the rules that use it
+
+
+_BENCH = "chosen on the tuning seeds of benchmarks/sick_models.py"
+
+_REAL = "chosen on the tuning models of benchmarks/verdict.py"
+
+TABLE = (
+    Threshold("significance", 0.05, "false-discovery rate", "convention; Benjamini-Hochberg over all tests of a rule",
+              ("TW101", "TW102", "TW103", "TW203", "TW204", "TW302")),
+    Threshold("min_evals", 50, "eigenvalues", "HT-SR gives no verdict on fewer; noise and training overlap below",
+              ("TW101", "TW102", "TW103", "TW201", "TW202", "TW203", "TW204", "TW205", "TW301", "TW302", "TW303",
+               "TW401", "TW402", "TW501", "TW502")),
+    Threshold("min_blocks", 5, "blocks", "with fewer, not even a perfect trend has a p-value below 0.01",
+              ("TW101", "TW102", "TW103", "TW401")),
+    Threshold("min_peers", 4, "matrices", "a median and its scatter need a few values",
+              ("TW201", "TW301", "TW302", "TW303", "TW401")),
+    Threshold("noise_z", 3.5, "sd", "one in 4000 by chance; widened by Student's t, as baselines are a few draws",
+              ("TW103", "TW201", "TW202", "TW203", "TW303")),
+    Threshold("noise_spikes", 1, "eigenvalues", "noise passes the 99 % Tracy-Widom edge once in a hundred matrices",
+              ("TW103", "TW201", "TW202", "TW203", "TW303")),
+    Threshold("noise_mp_z", 4.0, "sd", "above the fit of noise of the shape, by 40 simulated matrices of it",
+              ("TW103", "TW201", "TW202", "TW203", "TW303")),
+    Threshold("noise_min_evals", 100, "eigenvalues",
+              f"below, small matrices of healthy models look like noise; {_REAL}", ("TW201", "TW303")),
+    Threshold("noise_in_atlas", 0.2, "share of models", "what a fifth of healthy models have is no fault",
+              ("TW201", "TW303")),
+    Threshold("atlas_share", 0.05, "share of healthy matrices", "convention: what one in twenty healthy ones passes",
+              ("TW301", "TW302")),
+    Threshold("most_layers", 0.8, "share", '"nearly all", in the words of the alpha manual',
+              ("TW201", "TW202")),
+    Threshold("most_roles", 0.5, "share of roles", "what happens along depth happens in more than one role",
+              ("TW101", "TW102")),
+    Threshold("min_history", 4, "earlier audits", "with fewer, not even a steady change has a p-value below 0.01",
+              ("TW302",)),
+    Threshold("light_alpha_hill", 5.0, "alpha_hill", "the HT-SR alpha manual: above 5 everywhere is under-trained",
+              ("TW101", "TW202")),
+    Threshold("light_share_of_noise", 0.6, "share of baseline", f"makes the manual's 5 portable; {_BENCH}",
+              ("TW101", "TW202")),
+    Threshold("step_alpha_hill", 4.0, "alpha_hill", "the HT-SR alpha manual: above 4 is light-tailed", ("TW101",)),
+    Threshold("step_share_of_noise", 0.45, "share of baseline",
+              "deep blocks that learned a seventh of what they should, on two small language models", ("TW101",)),
+    Threshold("stagnation_ratio", 1.5, "times its neighbours", f"smaller steps occur in healthy models; {_BENCH}",
+              ("TW101", "TW103")),
+    Threshold("under_trained_alpha", 6.0, "alpha", "HT-SR band (Martin, Peng & Mahoney 2021)", ("TW203",)),
+    Threshold("over_trained_alpha", 2.0, "alpha", "HT-SR band (Martin, Peng & Mahoney 2021)", ("TW204",)),
+    Threshold("over_trained_share", 0.25, "share of layers", f"single layers below 2 occur in healthy models; {_BENCH}",
+              ("TW204",)),
+    Threshold("over_trained_least", 4, "layers", f"a quarter of two layers is no pattern; {_REAL}", ("TW204",)),
+    Threshold("fit_max_distance", 1.0, "times the D that 95 % of power laws with such a tail do not exceed",
+              "the definition of a trusted fit",
+              ("TW203", "TW204", "TW402", "TW501")),
+    Threshold("fit_max_share", 0.5, "share of eigenvalues", "a tail of more than half the spectrum is the bulk",
+              ("TW203", "TW402", "TW502")),
+    Threshold("fit_min_tail", N_MIN, "eigenvalues", "the definition of a trusted fit",
+              ("TW203", "TW204", "TW402")),
+    Threshold("rival_p", 0.05, "p of Vuong's test", "convention; Clauset et al. 2009 use 0.1",
+              ("TW203", "TW204", "TW402", "TW501")),
+    Threshold("traps", 3, "traps", "noise gives 0.01 on average, Student-t entries of 4 degrees of freedom a few",
+              ("TW205",)),
+    Threshold("collapse_alpha_hill", 1.75, "alpha_hill", f'the alpha manual\'s "near 1"; {_BENCH}', ("TW301",)),
+    Threshold("collapse_scale", 0.5, "log10 λ_max", "a spectral norm 1.8 times that of its peers", ("TW301",)),
+    Threshold("collapse_runaway", 1.5, "log10 λ_max", "a spectral norm 5.6 times that of its peers: no α is asked",
+              ("TW301",)),
+    Threshold("collapse_stable_rank", 1.5, "stable rank", "one direction carries two thirds of the energy", ("TW301",)),
+    Threshold("collapse_single", 1.1, "stable rank", "one direction carries nine tenths of the energy: no peer asked",
+              ("TW301",)),
+    Threshold("collapse_rank_share", 0.5, "share of peers", "half the stable rank of its role", ("TW301",)),
+    Threshold("collapse_noise_share", 0.1, "share of noise's stable rank", "a tenth of what noise of the shape has",
+              ("TW301",)),
+    Threshold("peer_z", 4.0, "robust sd", "median and MAD of the role; one in 10⁴ by chance", ("TW301", "TW302")),
+    Threshold("saturation_share", 0.6, "share of noise's effective rank",
+              "well below what trained layers keep", ("TW302",)),
+    Threshold("saturation_clear", 0.25, "share of noise's effective rank",
+              f"first blocks and regressors of healthy models go down to 0.31 of noise's; {_REAL}", ("TW302",)),
+    Threshold("saturation_alone", 0.2, "share of noise's effective rank",
+              "for a layer without peers; healthy heads and embeddings keep 0.4 and more", ("TW302",)),
+    Threshold("saturation_noise_share", 0.1, "share of noise's stable rank", "the same for its stable rank",
+              ("TW302",)),
+    Threshold("saturation_stable_rank", 0.5, "share of peers or start", "half the directions it had, or peers have",
+              ("TW302",)),
+    Threshold("saturation_floor", 2.0, "stable rank", "what is this low already cannot halve", ("TW302",)),
+    Threshold("isotropy_share", 0.99, "share of noise's effective rank", f"trained layers keep 0.5 to 0.98; {_BENCH}",
+              ("TW102", "TW303")),
+    Threshold("evolved_share", 0.96, "share of noise's effective rank", f"a layer that learned is below; {_BENCH}",
+              ("TW102",)),
+    Threshold("scale_jump", 1.0, "log10 λ_max", "a spectral norm 3.2 times that of its neighbours", ("TW401",)),
+    Threshold("scale_jump_z", 6.0, "robust sd", "against the steps of the same chain of layers", ("TW401",)),
+    Threshold("scale_jump_end", 1.5, "log10 λ_max",
+              f"for the first and the last block, which differ in healthy models by up to 1.1, and beside all "
+              f"matrices of the role; {_REAL}", ("TW401",)),
+    Threshold("collapse_conv", 1.05, "stable rank",
+              f"convolutions of inputs above 0 have 1.10 in healthy models; {_REAL}", ("TW301",)),
+    Threshold("dead_share", 0.01, "share of directions",
+              f"a padding row, or the sine of frequency 0, is one row of zeros by design; {_REAL}", ("TW602", "TW603")),
+    Threshold("rank_loss_share", 0.05, "share of directions", "bf16 rounding hides single ones in healthy matrices",
+              ("TW603",)),
+    Threshold("erg_share", 0.5, "share of eigenvalues", "the two tails differ by half the spectrum", ("TW402",)),
+)  # fmt: skip
+
+DEFAULTS: Mapping[str, Threshold] = {item.name: item for item in TABLE}
+
+Overrides = Mapping[str, float] | str | Path | None
+
+
+def resolved(overrides: Overrides = None, defaults: Mapping[str, Threshold] = DEFAULTS) -> dict[str, float]:
+    """Every threshold's value; `overrides` is a mapping or the path of a TOML file with `name = value` lines.
+
+    Raises `UsageError` for a name that is not in the table or a value that is not a number.
+    """
+    values = {name: item.value for name, item in defaults.items()}
+    given = _read(Path(overrides)) if isinstance(overrides, str | Path) else dict(overrides or {})
+    for name, value in given.items():
+        if name not in defaults:
+            raise unknown_name("threshold", name, defaults)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UsageError(f"the threshold {name} is {value!r}", fix=f"give a number, e.g. {defaults[name].value:g}")
+        values[name] = float(value)
+    return values
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return toml_of(read_text(path))
+    except OSError as error:
+        raise UnreadableError(f"could not be read: {error.strerror or error}", where=path) from error
+    except ValueError as error:
+        raise UsageError(f"is not TOML: {error}", where=path, fix='write lines such as "noise_z = 5"') from error
+
+
+def of_rule(code: str) -> list[Threshold]:
+    """The thresholds that a rule uses."""
+    return [item for item in TABLE if code in item.rules]

@@ -1,0 +1,1 @@
+"""A live model: walked block by block, calibrated, and evaluated."""

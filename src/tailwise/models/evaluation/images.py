@@ -1,0 +1,351 @@
+"""Images to score and calibrate classifiers with: files in folders, arrays, or a data set, as the model takes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.execution.executor import checked_device
+from tailwise.core.storage import json_of, read_text
+from tailwise.models.evaluation.loading import Loaded, address_of
+from tailwise.models.evaluation.own_code import load_error
+from tailwise.models.evaluation.quiet import quiet
+
+if TYPE_CHECKING:
+    import torch
+
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a classifier takes, and what it should say."""
+
+    pixels: torch.Tensor  # (n, channels, height, width), float32
+    labels: torch.Tensor | None  # (n,) int64; None where nobody says
+    name: str
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """From a picture to the model's input, by its `preprocessor_config.json`, or by its config where there is none."""
+
+    height: int
+    width: int
+    channels: int
+    shortest: int | None = None  # the shorter side is brought to this first, and the middle is cut out
+    mean: tuple[float, ...] = (0.5,)
+    sd: tuple[float, ...] = (0.5,)
+    scale: float = 1 / 255
+    resample: int = 2  # PIL's number: bilinear
+
+    def __call__(self, picture: Any) -> NDArray[np.float32]:
+        """(channels, height, width)."""
+        picture = picture.convert("L" if self.channels == 1 else "RGB")
+        if self.shortest is not None:
+            wide, high = picture.size
+            factor = self.shortest / min(wide, high)
+            picture = picture.resize((max(round(wide * factor), 1), max(round(high * factor), 1)), self.resample)
+            left, top = (picture.width - self.width) // 2, (picture.height - self.height) // 2
+            picture = picture.crop((left, top, left + self.width, top + self.height))
+        elif picture.size != (self.width, self.height):
+            picture = picture.resize((self.width, self.height), self.resample)
+        values = np.asarray(picture, dtype=np.float32) * self.scale
+        values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+        mean, sd = (np.resize(np.asarray(numbers, dtype=np.float32), self.channels) for numbers in (self.mean, self.sd))
+        found: NDArray[np.float32] = (values - mean[:, None, None]) / sd[:, None, None]
+        return found
+
+
+def is_classifier(place: str | os.PathLike[str]) -> bool:
+    """Whether a folder or Hub id is an image classifier of transformers; False where it cannot be told."""
+    try:
+        with quiet():
+            import transformers
+
+            name, revision = address_of(os.fspath(place))
+            config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except Exception:  # what it is instead is told by whoever reads it
+        return False
+    named = any("ImageClassification" in str(item) for item in getattr(config, "architectures", None) or ())
+    return named and type(config) in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+
+
+def load_classifier(place: str, *, device: str = "cpu") -> Loaded:
+    """The classifier in a folder or on the Hub, in float32. Raises `UsageError` and `UnreadableError`."""
+    import transformers
+
+    checked_device(device)
+    name, revision = address_of(place)
+    try:
+        with quiet():
+            module, facts = transformers.AutoModelForImageClassification.from_pretrained(
+                name, revision=revision, dtype="float32", output_loading_info=True, trust_remote_code=False
+            )
+    except Exception as error:  # every architecture fails in its own way
+        raise load_error(error, place) from error
+    if missing := sorted(facts.get("missing_keys", ())):
+        raise UsageError(
+            f"{len(missing)} of its weights are not in the checkpoint and would be random: {', '.join(missing[:3])}",
+            where=place,
+            fix="give a classifier with its head",
+        )
+    return Loaded(module.to(device).eval(), None, place, place)
+
+
+def preparation_of(place: str, config: Any) -> Preparation:
+    """How the model's pictures are made ready."""
+    said = _processor(place)
+    side = getattr(config, "image_size", 224)
+    side = side if isinstance(side, int) else int(side[0])
+    size = said.get("size", side)
+    crop = said.get("crop_size", size) if said.get("do_center_crop") else None
+    shortest: int | None = None
+    if isinstance(size, int):
+        height = width = size
+    elif "shortest_edge" in size:
+        height = width = int(size["shortest_edge"])
+        # ConvNeXt: below 384 the picture is made larger by 1/crop_pct, and its middle taken.
+        shortest = (
+            round(height / float(said.get("crop_pct") or 224 / 256)) if "crop_pct" in said and height < 384 else height
+        )
+    else:
+        height, width = int(size["height"]), int(size["width"])
+    if crop is not None:
+        shortest = shortest or min(height, width)
+        height, width = (crop, crop) if isinstance(crop, int) else (int(crop["height"]), int(crop["width"]))
+    normal = said.get("do_normalize", True)
+    return Preparation(
+        height, width, int(getattr(config, "num_channels", 3)), shortest,
+        tuple(said.get("image_mean", (0.5,))) if normal else (0.0,),
+        tuple(said.get("image_std", (0.5,))) if normal else (1.0,),
+        float(said.get("rescale_factor", 1 / 255)), int(said.get("resample", 2)),
+    )  # fmt: skip
+
+
+def _processor(place: str) -> Mapping[str, Any]:
+    name, revision = address_of(place)
+    path = Path(name) / "preprocessor_config.json"
+    try:
+        if not Path(name).is_dir():
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(name, "preprocessor_config.json", revision=revision))
+        found: Mapping[str, Any] = json_of(read_text(path))
+    except Exception:  # a model may come without one: its config says the rest
+        return {}
+    return found
+
+
+def images_of(source: Any, place: str, config: Any, *, most: int | None = None, seed: int = 0) -> Images:
+    """The images that `source` names, as the classifier at `place` takes them.
+
+    A folder with a folder for each class (their names are the model's labels or numbers, or, sorted, its classes), or
+    of images alone; a .npz with `images` (n, height, width[, channels], 0 to 255) and `labels`; or a data set as
+    `org/name[:split]`, which `datasets` loads, with an image and a label. Several go together. `most` draws so many.
+    """
+    parts = list(source) if isinstance(source, list | tuple) else [source]
+    if not parts:
+        raise UsageError("there are no images", fix="name a folder, a .npz, or a data set")
+    if any(not isinstance(part, str | os.PathLike) for part in parts):
+        raise UsageError("an image classifier takes images, not tokens", where=place, fix="name a folder of images")
+    ready = preparation_of(place, config)
+    found = [_listed(os.fspath(part), config) for part in parts]
+    pictures = [picture for one, _ in found for picture in one]
+    labels = None if any(own is None for _, own in found) else [label for _, own in found for label in own or ()]
+    _check_there(pictures, parts)
+    chosen = _drawn(len(pictures), most, seed)
+    import torch
+
+    pixels = torch.from_numpy(np.stack([ready(_opened(pictures[index])) for index in chosen]))
+    kept = None if labels is None else torch.tensor([labels[index] for index in chosen], dtype=torch.int64)
+    return Images(pixels, kept, _named(parts))
+
+
+def pictures_of(source: Any, *, most: int, seed: int = 0) -> tuple[list[Any], str]:
+    """`most` pictures at random of what `images_of` takes, as Pillow has them, and what they are called.
+
+    Nobody asks what they show: a folder is taken with all that lies in it.
+    """
+    parts = [os.fspath(part) for part in (source if isinstance(source, list | tuple) else [source])]
+    pictures: list[Any] = []
+    for part in parts:
+        path = Path(part).expanduser()
+        if path.is_dir():
+            pictures += sorted(item for item in path.rglob("*") if item.suffix.lower() in SUFFIXES)
+        else:
+            pictures += _listed(part, None)[0]
+    _check_there(pictures, parts)
+    return [_opened(pictures[index]) for index in _drawn(len(pictures), most, seed)], _named(parts)
+
+
+def _check_there(pictures: Sequence[Any], parts: Sequence[Any]) -> None:
+    if not pictures:
+        raise UsageError(
+            "there are no images in it", where=os.fspath(parts[0]), fix=f"of {', '.join(sorted(SUFFIXES))}"
+        )
+
+
+def _drawn(count: int, most: int | None, seed: int) -> NDArray[np.int64]:
+    if most is None or most >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
+
+
+def _named(parts: Sequence[Any]) -> str:
+    return os.fspath(parts[0]) if len(parts) == 1 else f"{os.fspath(parts[0])} and {len(parts) - 1} more"
+
+
+def _listed(source: str, config: Any) -> tuple[Sequence[Any], list[int] | None]:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _of_folder(path, config)
+    if path.suffix == ".npz":
+        return _of_arrays(path, config)
+    if path.exists():
+        raise UsageError("holds no images", where=source, fix="give a folder of images, a .npz, or a data set")
+    return _of_data_set(source, config)
+
+
+def _of_folder(path: Path, config: Any) -> tuple[Sequence[Any], list[int] | None]:
+    inner = sorted(item for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
+    if not inner:
+        return sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES), None
+    classes = _classes([item.name for item in inner], config, path)
+    files = [(file, number) for folder, number in zip(inner, classes, strict=True)
+             for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES]  # fmt: skip
+    return [file for file, _ in files], [number for _, number in files]
+
+
+def _classes(names: Sequence[str], config: Any, where: Path | str) -> list[int]:
+    known = {str(name): int(number) for name, number in (getattr(config, "label2id", None) or {}).items()}
+    count = int(getattr(config, "num_labels", len(known)))
+    if all(name in known for name in names):
+        return [known[name] for name in names]
+    if all(name.isdecimal() and int(name) < count for name in names):
+        return [int(name) for name in names]
+    if len(names) == count:
+        return list(range(count))  # sorted by name, as torchvision numbers them
+    strange = next((name for name in names if name not in known), names[0])
+    raise UsageError(
+        f"{len(names)} classes, of which {strange!r} is none of the model's {count}",
+        where=where,
+        fix="name the folders by the model's labels (id2label in config.json) or by their numbers",
+    )
+
+
+def _of_arrays(path: Path, config: Any) -> tuple[Sequence[Any], list[int] | None]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            images = np.asarray(stored["images"])
+            labels = np.asarray(stored["labels"]).tolist() if "labels" in stored else None
+    except Exception as error:  # damaged bytes have many errors
+        raise UnreadableError(f"could not be read ({error})", where=path) from error
+    if images.ndim not in (3, 4) or (labels is not None and len(labels) != len(images)):
+        count = 0 if labels is None else len(labels)
+        raise UsageError(f"images of shape {images.shape}, labels of {count}", where=path,
+                         fix="give images (n, height, width[, channels]) and as many labels")  # fmt: skip
+    classes = int(getattr(config, "num_labels", 0))
+    if config is None:
+        return list(images.clip(0, 255).astype(np.uint8)), None
+    if labels and not 0 <= min(labels) <= max(labels) < classes:
+        raise UsageError(f"labels from {min(labels)} to {max(labels)}, and {classes} classes", where=path)
+    return list(images.clip(0, 255).astype(np.uint8)), labels
+
+
+def _of_data_set(source: str, config: Any) -> tuple[Sequence[Any], list[int] | None]:
+    name, _, split = source.partition(":")
+    try:
+        with quiet():
+            data = import_module("datasets").load_dataset(name, split=split or "test", trust_remote_code=False)
+    except ImportError as error:
+        raise UsageError("a data set takes `datasets`", where=source, fix="pip install 'tailwise[eval]'") from error
+    except Exception as error:  # a data set brings its own files and code
+        raise load_error(error, source, "no such folder, nor a data set") from error
+    kinds = {column: type(kind).__name__ for column, kind in data.features.items()}
+    image = next((column for column, kind in kinds.items() if kind == "Image"), None)
+    label = next(
+        (column for column, kind in kinds.items() if kind == "ClassLabel"), "label" if "label" in kinds else None
+    )
+    if image is None:
+        raise UsageError(f"it has the columns {', '.join(kinds)}, and no image", where=source)
+    numbers: list[int] | None = None
+    if label is not None and config is not None:
+        names = getattr(data.features[label], "names", None)
+        places = _classes(names, config, source) if names else list(range(int(getattr(config, "num_labels", 0))))
+        numbers = [places[int(value)] for value in data[label]]
+    return _Column(data, image), numbers
+
+
+class _Column(Sequence[Any]):
+    """The pictures of a data set, decoded one at a time."""
+
+    def __init__(self, data: Any, column: str) -> None:
+        self._data, self._column = data, column
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._data[int(index)][self._column]
+
+
+def _opened(picture: Any) -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise UsageError("images take `pillow`", fix="pip install 'tailwise[hf]'") from error
+    if isinstance(picture, np.ndarray):
+        return Image.fromarray(picture.squeeze(-1) if picture.ndim == 3 and picture.shape[-1] == 1 else picture)
+    if not isinstance(picture, Path):
+        return picture
+    try:
+        with Image.open(picture) as opened:
+            opened.load()
+            return opened.copy()
+    except Exception as error:  # a damaged file has many errors
+        raise UnreadableError(f"could not be read as an image ({error})", where=picture) from error
+
+
+def image_losses(
+    model: torch.nn.Module, pixels: torch.Tensor, labels: torch.Tensor
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Cross-entropy of every image in nats, (n,), and whether the largest logit is the right class."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    device = next(model.parameters()).device
+    losses, right = [], []
+    with torch.inference_mode():
+        for start in range(0, len(pixels), _BATCH):
+            part, wanted = pixels[start : start + _BATCH], labels[start : start + _BATCH]
+            found: Any = model(pixel_values=part.to(device)) if hasattr(model, "config") else model(part.to(device))
+            logits = getattr(found, "logits", found).float().cpu()
+            losses.append(cross_entropy(logits, wanted, reduction="none").double())
+            right.append(logits.argmax(dim=1) == wanted)
+    return torch.cat(losses).numpy(), torch.cat(right).numpy()
+
+
+def predicted(model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """The class that the model gives each image, (n,)."""
+    import torch
+
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        starts = range(0, len(pixels), _BATCH)
+        batches = (pixels[start : start + _BATCH].to(device) for start in starts)
+        parts = [model(pixel_values=batch).logits.argmax(dim=1).cpu() for batch in batches]
+    return torch.cat(parts)

@@ -1,0 +1,223 @@
+"""A causal language model and its tokenizer, ready to be scored."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tailwise.checkpoints.hub import parse_hub
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.execution.executor import checked_device
+from tailwise.models.evaluation.adapters import base_of, in_words, is_adapter, with_adapter
+from tailwise.models.evaluation.gguf_files import gguf_file_of, told
+from tailwise.models.evaluation.own_code import load_error
+from tailwise.models.evaluation.quiet import quiet
+from tailwise.models.walking.load_pruned import load_pruned
+from tailwise.models.walking.shapes import PRUNED_FILE
+from tailwise.models.walking.towers import is_composite
+
+if TYPE_CHECKING:
+    import torch
+
+#: `auto` keeps what is stored, but computes in float32 on a CPU, which is slow and coarse in half precision.
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory."""
+
+    module: torch.nn.Module
+    tokenizer: Any  # of transformers; None where there is none
+    name: str
+    where: Any  # what `open_checkpoint` reads the stored tensors from
+    notes: tuple[str, ...] = ()
+
+
+def load_model(
+    model: Any, tokenizer: Any = None, *, dtype: str = "auto", device: str = "cpu", base: str | None = None
+) -> Loaded:
+    """The model that `model` names (a folder, or a Hugging Face id), or the module itself, as it is.
+
+    `tokenizer` is one of transformers, or where one is; by default the model's own. `UsageError` for a model that
+    does not predict the next token, or whose checkpoint lacks a part of it. A folder of peft is loaded into `base`, or
+    into the model that it names.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"{dtype!r} is no dtype to compute in", fix=f"use {', '.join(DTYPES)}")
+    checked_device(device)
+    if not isinstance(model, str | os.PathLike):
+        found = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
+        return Loaded(model, found, type(model).__name__, model)
+    name = os.fspath(model)
+    if is_adapter(name):
+        return _adapted(name, tokenizer, base_of(name, base), (dtype, device))
+    place, revision = address_of(name)
+    transformers = _transformers(name)
+    with quiet(streams=gguf_file_of(place) is not None):  # whose bars nothing switches off
+        module, notes = _load(transformers, place, revision, dtype, name)
+    if device == "cpu" and dtype == "auto" and not hasattr(module.config, "quantization_config"):
+        module = _widened(module)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(place, revision)
+    found = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
+    return Loaded(module.to(device).eval(), found, name, name, notes)
+
+
+def _adapted(name: str, tokenizer: Any, base: str, how: tuple[str, str]) -> Loaded:
+    """An adapter in its base. What is stored is counted of the base: an adapter is small beside it."""
+    dtype, device = how
+    if is_adapter(base):
+        raise UsageError("is an adapter itself", where=base, fix="give the model that it adapts by --base")
+    own = tokenizer if tokenizer is not None else load_tokenizer(name)
+    found = load_model(base, own, dtype=dtype, device=device)
+    module = with_adapter(found.module, name).eval()
+    return Loaded(module, found.tokenizer, name, base, (in_words(name, base), *found.notes))
+
+
+def address_of(name: str) -> tuple[str, str | None]:
+    """Folder or Hub id, and revision, as transformers takes them."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path), None
+    if gguf_file_of(path) is not None:
+        return str(path), None
+    if path.is_file():
+        raise UsageError("is a file", where=name, fix="give the folder with config.json and the weights")
+    address = parse_hub(name, None)
+    if address is None:
+        raise UnreadableError("no such folder", where=name, fix="give a folder, or a Hugging Face id as org/name")
+    if address.path:
+        raise UsageError("a folder within a Hub repository is not loaded", where=name, fix=f"give {address.repo}")
+    return address.repo, address.revision
+
+
+def _transformers(where: str) -> Any:
+    try:
+        with quiet():
+            import transformers
+    except ImportError as error:
+        fix = "pip install 'tailwise[eval]'"
+        raise UsageError("scoring a model takes `transformers`", where=where, fix=fix) from error
+    return transformers
+
+
+def _load(transformers: Any, place: str, revision: str | None, dtype: str, name: str) -> tuple[Any, tuple[str, ...]]:
+    kind = _kind_of(transformers, place, revision, name)
+    if (Path(place) / PRUNED_FILE).is_file():
+        return load_pruned(place, dtype=dtype), ()
+    how = {"revision": revision, "dtype": dtype, "output_loading_info": True, **told(place)}
+    if "gguf_file" in how:
+        how["config"] = _config_in(transformers, place)
+    try:
+        module, facts = kind.from_pretrained(folder_of(place), trust_remote_code=False, **how)
+    except Exception as error:  # every architecture and format fails in its own way
+        raise load_error(error, name) from error
+    missing = sorted(facts.get("missing_keys", ()))
+    if missing:
+        raise UsageError(
+            f"{len(missing)} of its weights are not in the checkpoint and would be random: {', '.join(missing[:3])}",
+            where=name,
+            fix="give a causal language model with its head",
+        )
+    notes = []
+    if extra := sorted(facts.get("unexpected_keys", ())):
+        notes.append(f"{name}: {len(extra)} stored tensors have no place in the model: {', '.join(extra[:3])}")
+    if getattr(module.config, "auto_map", None):
+        notes.append(f"{name}: it comes with Python code, which was not run; the model is transformers' own")
+    return module, tuple(notes)
+
+
+def _config_in(transformers: Any, place: str) -> Any:
+    """The config of a GGUF file, with the size of a head that transformers does not read from it."""
+    from tailwise.checkpoints.open import open_checkpoint
+
+    config = transformers.AutoConfig.from_pretrained(
+        folder_of(place), trust_remote_code=False, **told(place, "config.json")
+    )
+    with open_checkpoint(str(gguf_file_of(place))) as checkpoint:
+        size = checkpoint.metadata.get(f"{checkpoint.metadata.get('general.architecture')}.attention.key_length")
+    if size is not None and hasattr(config, "head_dim"):
+        config.head_dim = int(size)
+    return config
+
+
+def folder_of(place: str) -> str:
+    """The folder of a GGUF file; all else as it is."""
+    path = Path(place).expanduser()
+    return str(path.parent) if path.is_file() else place
+
+
+def _kind_of(transformers: Any, place: str, revision: str | None, name: str) -> Any:
+    """The class of transformers that loads it. Models that read images too are scored on their text."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder_of(place), revision=revision, trust_remote_code=False, **told(place, "config.json")
+        )
+    except Exception as error:  # as above
+        raise load_error(error, name) from error
+    encoder = getattr(config, "is_encoder_decoder", False)
+    if is_composite(config) and type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not encoder:
+        return transformers.AutoModelForImageTextToText
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or encoder:
+        raise UsageError(
+            f"a {config.model_type!r} is no causal language model", where=name, fix="perplexity is of decoders only"
+        )
+    return transformers.AutoModelForCausalLM
+
+
+def _widened(module: Any) -> Any:
+    import torch
+
+    half = (torch.bfloat16, torch.float16)
+    return module.float() if any(value.dtype in half for value in module.parameters()) else module
+
+
+def load_tokenizer(place: str | os.PathLike[str], revision: str | None = None) -> Any:
+    """The tokenizer in a folder or on the Hub; None where a folder has none."""
+    name = os.fspath(place)
+    path = Path(folder_of(name)).expanduser()
+    own = any((path / file).is_file() for file in _TOKENIZER_FILES)
+    inside = {} if own else told(name)
+    if path.is_dir() and not own and not (inside and _has_tokenizer(name)):
+        return None
+    transformers = _transformers(name)
+    try:
+        with quiet():
+            return transformers.AutoTokenizer.from_pretrained(
+                str(path) if path.is_dir() else name, revision=revision, trust_remote_code=False, **inside
+            )
+    except Exception as error:  # as above
+        raise load_error(error, name) from error
+
+
+def _has_tokenizer(name: str) -> bool:
+    """Whether a GGUF file holds one."""
+    from tailwise.checkpoints.open import open_checkpoint
+
+    with open_checkpoint(name) as checkpoint:
+        return "tokenizer.ggml.model" in checkpoint.metadata
+
+
+def vocabulary_of(module: torch.nn.Module) -> int | None:
+    """Number of tokens that the model knows, where it can be told."""
+    embedding = getattr(module, "get_input_embeddings", lambda: None)()
+    return None if embedding is None else int(embedding.weight.shape[0])
+
+
+def check_length(module: torch.nn.Module, window: int, where: str) -> None:
+    """`UsageError` where a window is longer than the positions that the model was made for."""
+    config: Any = getattr(module, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limit = getattr(config, "max_position_embeddings", None)
+    if isinstance(limit, int) and 0 < limit < window:
+        raise UsageError(
+            f"a window of {window} tokens is longer than the model's {limit} positions",
+            where=where,
+            fix=f"use --window {limit}",
+        )

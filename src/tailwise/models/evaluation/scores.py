@@ -1,0 +1,277 @@
+"""What an evaluation found: scores as plain values, in JSON and back. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from tailwise.core.atomic import write_whole
+from tailwise.core.errors import UnreadableError
+from tailwise.core.storage import is_text, json_of, read_bytes
+from tailwise.core.typed import check_typed
+
+FORMAT = 1
+
+Interval = tuple[float, float]
+
+#: Windows below which intervals of correlated losses hold too seldom: see docs/evaluating.md.
+ENOUGH = 100
+
+#: Quantiles of KL(base ‖ model) over tokens, and of the change of the next token's probability, that are kept.
+DIVERGENCE_QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
+PROBABILITY_QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Size of a model, from its stored tensors. Tied tensors count once; tensors of integers do not count."""
+
+    parameters: int
+    nonzero: int
+    block_parameters: int  # of the matrices inside the blocks, which is what pruning papers count
+    block_nonzero: int
+    nbytes: int  # of all tensors as stored
+
+    @property
+    def sparsity(self) -> float:
+        """Share of all parameters that are exactly zero."""
+        return 1 - self.nonzero / self.parameters if self.parameters else 0.0
+
+    @property
+    def block_sparsity(self) -> float:
+        """Share of the entries of the blocks' matrices that are exactly zero."""
+        return 1 - self.block_nonzero / self.block_parameters if self.block_parameters else 0.0
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens a second for one sequence: the median of the repeats, after a warm-up."""
+
+    prefill: float  # tokens/s of one pass over `prompt` tokens
+    decode: float | None  # tokens/s of greedy decoding one token at a time; None without a key-value cache
+    prompt: int
+    decoded: int
+    repeats: int
+    threads: int
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One metric of one task."""
+
+    task: str
+    metric: str  # with its filter, where it has one: `exact_match,strict`
+    value: float
+    stderr: float | None
+    n: int  # documents
+    higher_is_better: bool
+    samples: tuple[float, ...] = ()  # the metric of every document, where it is a mean of them
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Everything measured of one model."""
+
+    model: str
+    perplexity: float | None = None  # exp of the mean loss; None where nothing was scored or it is not finite
+    interval: Interval | None = None  # 95 %, of the perplexity
+    losses: tuple[float | None, ...] = ()  # mean nats a token of every window; None where not finite
+    tokens_per_window: int = 0  # predictions in each window: all windows weigh the same
+    digest: str = ""  # SHA-256 of the windows' token ids
+    facts: ModelSize | None = None
+    speed: Speed | None = None
+    tasks: tuple[TaskScore, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were predicted, in all windows."""
+        return self.tokens_per_window * len(self.losses)
+
+    @property
+    def log_perplexity(self) -> float | None:
+        """Mean loss in nats a token."""
+        return None if self.perplexity is None else math.log(self.perplexity)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, without NaN."""
+        found = {"format": FORMAT, "kind": "scores", **asdict(self)}
+        if self.facts is not None:
+            found["facts"] |= {"sparsity": self.facts.sparsity, "block_sparsity": self.facts.block_sparsity}
+        return found
+
+    @classmethod
+    def of_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`."""
+        check_typed(cls, data)
+        if any(
+            number is not None and number <= 0 for number in (data.get("perplexity"), *(data.get("interval") or ()))
+        ):
+            raise ValueError("a perplexity that is not above 0")
+        found = _known(cls, data)
+        found["interval"] = _pair(data.get("interval"))
+        found["losses"] = tuple(data.get("losses", ()))
+        found["notes"] = tuple(data.get("notes", ()))
+        found["facts"] = _one(ModelSize, data.get("facts"))
+        found["speed"] = _one(Speed, data.get("speed"))
+        tasks = [_known(TaskScore, item) for item in data.get("tasks", ())]
+        found["tasks"] = tuple(TaskScore(**{**item, "samples": tuple(item.get("samples", ()))}) for item in tasks)
+        return cls(**found)
+
+    def save(self, path: str | Path) -> Path | str:
+        """Write as JSON; the file appears whole or not at all."""
+        return write_whole(path, as_text(self.to_json()).encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote. `UnreadableError` for anything else."""
+        return cls.of_json(_document(path, "scores", cls.of_json))
+
+
+@dataclass(frozen=True)
+class ScoreChange:
+    """One number of the model against the same number of the base, over the same windows or documents."""
+
+    name: str  # `log perplexity`, or task and metric
+    before: float | None  # of the base
+    after: float | None
+    change: float | None  # after − before
+    interval: Interval | None  # 95 %, of the change
+    p: float | None  # two-sided; None where there is nothing to test
+    n: int  # pairs
+    verdict: str  # better, worse, no difference seen, too few windows, not measured
+    runs: int | None = None  # of pairs, long enough to be independent: what was resampled
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """What a model says of the next token against what its base says, over all predicted tokens of all windows.
+
+    Intervals are 95 %, over windows, as those of the perplexity. A value is None where a logit is not finite.
+    """
+
+    kl: float | None  # mean of KL(base ‖ model), in nats a token
+    kl_interval: Interval | None
+    kl_quantiles: Mapping[str, float | None]  # by percent: "50" is the median, "100" the largest
+    same_top: float | None  # share of tokens where both find the same token most likely
+    same_top_interval: Interval | None
+    change: float | None  # mean of p(model) − p(base) of the token that comes next
+    change_interval: Interval | None
+    rms_change: float | None  # root of the mean square of that change
+    rms_change_interval: Interval | None
+    change_quantiles: Mapping[str, float | None]
+    tokens: int = 0
+
+    @classmethod
+    def of_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `asdict`."""
+        pairs = ("kl_interval", "same_top_interval", "change_interval", "rms_change_interval")
+        quantiles = {name: dict(data[name]) for name in ("kl_quantiles", "change_quantiles")}
+        return cls(**{**_known(cls, data), **{name: _pair(data.get(name)) for name in pairs}, **quantiles})
+
+
+@dataclass(frozen=True)
+class ScoreComparison:
+    """A model against a base."""
+
+    model: Scores
+    base: Scores
+    perplexity: ScoreChange | None = None  # of the log perplexity, in nats a token
+    tasks: tuple[ScoreChange, ...] = ()
+    notes: tuple[str, ...] = ()
+    divergence: Divergence | None = None  # where both models were at hand
+
+    @property
+    def ratio(self) -> float | None:
+        """Perplexity of the model over that of the base."""
+        found = self.perplexity
+        return None if found is None or found.change is None else math.exp(min(found.change, 700.0))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, without NaN."""
+        return {
+            "format": FORMAT,
+            "kind": "score comparison",
+            "perplexity": None if self.perplexity is None else {**asdict(self.perplexity), "ratio": self.ratio},
+            "tasks": [asdict(change) for change in self.tasks],
+            "notes": list(self.notes),
+            "divergence": None if self.divergence is None else asdict(self.divergence),
+            "model": self.model.to_json(),
+            "base": self.base.to_json(),
+        }
+
+    @classmethod
+    def of_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`."""
+        for change in (data.get("perplexity"), *data.get("tasks", ())):
+            if change is not None:
+                check_typed(ScoreChange, change)
+        first = data.get("perplexity")
+        return cls(
+            model=Scores.of_json(data["model"]),
+            base=Scores.of_json(data["base"]),
+            perplexity=None if first is None else _change(first),
+            tasks=tuple(_change(item) for item in data.get("tasks", ())),
+            notes=tuple(data.get("notes", ())),
+            divergence=None if data.get("divergence") is None else Divergence.of_json(data["divergence"]),
+        )
+
+    def save(self, path: str | Path) -> Path | str:
+        """Write as JSON; the file appears whole or not at all."""
+        return write_whole(path, as_text(self.to_json()).encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote. `UnreadableError` for anything else."""
+        return cls.of_json(_document(path, "score comparison", cls.of_json))
+
+
+def as_text(document: Mapping[str, Any]) -> str:
+    """JSON text of a document."""
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _document(path: str | Path, kind: str, of_json: Callable[[Mapping[str, Any]], object]) -> dict[str, Any]:
+    """The JSON document of this kind in a file, once `of_json` takes it."""
+    source = Path(path)
+    try:
+        data: dict[str, Any] = json_of(read_bytes(source))
+        if data["kind"] != kind:
+            raise UnreadableError(f"holds {data['kind']!r}, not {kind}", where=source)
+        if data["format"] > FORMAT:
+            raise UnreadableError("was written by a newer tailwise", where=source, fix="pip install -U tailwise")
+        if not is_text(data):
+            raise ValueError("half a character in a text")
+        of_json(data)
+    except OSError as error:
+        raise UnreadableError(f"could not be read ({error.strerror or error})", where=source) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        detail = f"{type(error).__name__}: {error}"
+        fix = "write it with `tailwise evaluate MODEL -o scores.json`"
+        raise UnreadableError(f"is no {kind} in JSON ({detail})", where=source, fix=fix) from error
+    return data
+
+
+def _known(kind: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    names = {item.name for item in fields(kind)}
+    return {key: value for key, value in data.items() if key in names}
+
+
+def _one(kind: Any, data: Mapping[str, Any] | None) -> Any:
+    return None if data is None else kind(**_known(kind, data))
+
+
+def _pair(value: Any) -> Interval | None:
+    return None if value is None else (float(value[0]), float(value[1]))
+
+
+def _change(data: Mapping[str, Any]) -> ScoreChange:
+    return ScoreChange(**{**_known(ScoreChange, data), "interval": _pair(data.get("interval"))})

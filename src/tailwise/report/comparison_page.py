@@ -1,0 +1,292 @@
+"""Comparisons and rankings in the terminal, as Markdown and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.text import Text
+
+from tailwise.core.harmless import cells
+from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta
+from tailwise.judging.compare.conclusion import conclusion
+from tailwise.judging.compare.correlation import Correlation
+from tailwise.judging.compare.ranking import Ranking
+from tailwise.judging.compare.summary import SUMMARIES
+from tailwise.report.grid import Grid
+from tailwise.report.grid import to_csv as csv_text
+
+#: Metric, title and digits of the change, after alpha.
+_CHANGES = (
+    ("alpha_hill", "Δ α Hill", 2),
+    ("log_norm", "Δ log norm", 3),
+    ("stable_rank", "Δ stable rank", 1),
+    ("effective_rank", "Δ eff. rank", 1),
+    ("num_traps", "Δ traps", 1),
+)
+#: Number of W − W₀, title and digits.
+_WEIGHTS = (
+    ("relative_change", "‖ΔW‖/‖W₀‖", 4),
+    ("change_stable_rank", "stable rank ΔW", 1),
+    ("change_effective_rank", "eff. rank ΔW", 1),
+    ("change_num_spikes", "spikes ΔW", 0),
+    ("cka", "CKA", 4),
+    ("overlap_input", "overlap in", 3),
+    ("overlap_output", "overlap out", 3),
+)
+_TITLES = {
+    "layers": "matrices", "unmeasured": "unmeasured",
+    "mean_alpha": "mean α", "mean_alpha_2_6": "mean α in 2–6", "layers_2_6": "layers in 2–6",
+    "share_2_4": "share in 2–4",
+    "mean_alpha_weighted": "mean α̂", "mean_alpha_hill": "mean α Hill", "mean_log_alpha_norm": "mean log α-norm",
+    "mean_log_norm": "mean log norm", "mean_log_spectral_norm": "mean log λmax", "mean_stable_rank": "mean stable rank",
+    "mean_effective_rank": "mean eff. rank", "mean_num_traps": "mean traps",
+    "mean_one_minus_rd": "mean 1 − RD", "trusted_fits": "trusted α",
+    "mean_alpha_all": "mean α of all", "mean_alpha_weighted_all": "mean α̂ of all",
+    "mean_log_alpha_norm_all": "mean log α-norm of all",
+}  # fmt: skip
+#: Characters of a name that numbers leave it, and between two columns.
+_NAME, _GAP = 16, 2
+_COUNTS = ("layers", "unmeasured", "trusted_fits", "layers_2_6")
+_UNRANKED = ("mean_log_alpha_norm", "mean_log_spectral_norm", "mean_alpha_all", "mean_log_alpha_norm_all")
+_RANKED = tuple(name for name in SUMMARIES if name not in _UNRANKED)
+
+
+def terminal(comparison: Comparison, rows: int = 100) -> RenderableType:
+    """Summary, roles and layers; layers that changed most surely come first."""
+    parts: list[RenderableType] = [Text(f"{comparison.before} → {comparison.after}", style="bold")]
+    parts.append(Text(conclusion(comparison), style="bold"))
+    for grid in grids(comparison, rows):
+        parts += ["", _Drawn(grid)]
+    for line in structure(comparison):
+        parts.append(Text(line))
+    parts += [Text(note, style="yellow") for note in comparison.notes]
+    return Group(*parts)
+
+
+def markdown(comparison: Comparison, rows: int = 0) -> str:
+    """The same as Markdown."""
+    parts = [f"# {comparison.after} against {comparison.before}", conclusion(comparison)]
+    parts += [_as_markdown(grid) for grid in grids(comparison, rows)]
+    said = [*structure(comparison), *comparison.notes]
+    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in said)]).rstrip() + "\n"
+
+
+def to_markdown(comparisons: Sequence[Comparison]) -> str:
+    """Several comparisons, one after the other."""
+    return "\n".join(markdown(comparison) for comparison in comparisons)
+
+
+def grids(comparison: Comparison, rows: int) -> Iterator[Grid]:
+    """Every table of a comparison; the longest has at most `rows` lines, 0 for all."""
+    yield _grid("model", ("", "before", "after", "change"), tuple(
+        (_TITLES[name], _number(delta.before, 3), _number(delta.after, 3), _signed(delta.change, 3))
+        for name, delta in comparison.summary.items()
+    ))  # fmt: skip
+    if comparison.roles:
+        yield _roles(comparison)
+    if any(not layer.identical for layer in comparison.layers):
+        yield _layers(comparison, rows)
+    if any(layer.weights for layer in comparison.layers):
+        yield _weights(comparison, rows)
+
+
+def _roles(comparison: Comparison) -> Grid:
+    counted = {role: [layer for layer in comparison.layers if layer.role == role] for role in
+               dict.fromkeys(change.role for change in comparison.roles)}  # fmt: skip
+    changes = {(change.role, change.metric): change for change in comparison.roles}
+    shown = [(name, title) for name, title in (("alpha", "Δ α"), *((n, t) for n, t, _ in _CHANGES))
+             if any(metric == name for _, metric in changes)]  # fmt: skip
+    lines = []
+    for role, layers in counted.items():
+        cells = [str(len(layers)), str(sum(bool(d.significant) for d in _deltas(layers, "alpha")))]
+        for name, _ in shown:
+            change = changes.get((role, name))
+            mark = "*" if change is not None and change.significant else ""
+            cells.append("–" if change is None else f"{change.median_change:+.3g}{mark}")
+        lines.append((role, *cells))
+    heads = ("role", "matrices", "α changed", *(f"median {title}" for _, title in shown))
+    below = f"* the layers of the role moved together (signed-rank test, false discovery rate {comparison.level:g})"
+    return _grid("by role", heads, tuple(lines), below)
+
+
+def _deltas(layers: Sequence[LayerDelta], metric: str) -> list[Delta]:
+    return [layer.deltas[metric] for layer in layers if metric in layer.deltas]
+
+
+def _layers(comparison: Comparison, rows: int) -> Grid:
+    changed = [layer for layer in comparison.layers if not layer.identical]
+    metrics = [item for item in _CHANGES if any(d.change is not None for d in _deltas(changed, item[0]))]
+    ordered = sorted(changed, key=_sureness)
+    cut = ordered[:rows] if rows else ordered
+    lines = tuple(_layer_line(layer, metrics) for layer in cut)
+    heads = ("layer", "α before", "α after", "Δ α", "z", *(item[1] for item in metrics))
+    below = f"* significant at a false discovery rate of {comparison.level:g}"
+    left, same = len(changed) - len(cut), len(comparison.layers) - len(changed)
+    below += f"; {left} more layers, --rows 0 shows all" if left else ""
+    below += f"; {same} layers are identical" if same else ""
+    return _grid("by layer, the surest change of α first", heads, lines, below)
+
+
+def _sureness(layer: LayerDelta) -> float:
+    delta = layer.deltas.get("alpha")
+    return 0.0 if delta is None or delta.z is None else -abs(delta.z)
+
+
+def _layer_line(layer: LayerDelta, metrics: Sequence[tuple[str, str, int]]) -> tuple[str, ...]:
+    alpha = layer.deltas.get("alpha", Delta(None, None, None))
+    cells = [_number(alpha.before, 2), _number(alpha.after, 2), _marked(alpha, 2), _signed(alpha.z, 1)]
+    cells += [_marked(layer.deltas.get(name, Delta(None, None, None)), digits) for name, _, digits in metrics]
+    return (layer.name, *cells)
+
+
+def _weights(comparison: Comparison, rows: int) -> Grid:
+    read = [layer for layer in comparison.layers if layer.weights and not layer.identical]
+    ordered = sorted(read, key=lambda layer: -layer.weights.get("relative_change", 0.0))
+    shown = [item for item in _WEIGHTS if any(item[0] in layer.weights for layer in read)]
+    lines = tuple(
+        (layer.name, *(_number(layer.weights.get(name), digits) for name, _, digits in shown))
+        for layer in (ordered[:rows] if rows else ordered)
+    )
+    k = max((layer.weights.get("directions", 0.0) for layer in read), default=0.0)
+    below = f"overlap of the {k:.0f} leading singular directions; two random subspaces of n dimensions have {k:.0f}/n"
+    return _grid("W − W₀, the largest first", ("layer", *(title for _, title, _ in shown)), lines, below)
+
+
+def structure(comparison: Comparison) -> list[str]:
+    """What became of the layers that are not in both models as they were."""
+    if comparison.identical:
+        return ["all matrices are identical, to the byte"]
+    if not comparison.layers:
+        return ["no matrix is measured in both audits: nothing is compared"]
+    same = sum(layer.identical for layer in comparison.layers)
+    said = [f"all {same} matrices that are measured in both are identical"] if same == len(comparison.layers) else []
+    said += [f"renamed: {old} → {new}" for old, new in comparison.renamed]
+    said += [f"reshaped: {name}, {old} → {new}" for name, old, new in comparison.reshaped]
+    said += [f"missing: {name}" for name in comparison.missing]
+    said += [f"added: {name}" for name in comparison.added]
+    return said if len(said) <= 20 else [*said[:20], f"… and {len(said) - 20} more; --json has all"]
+
+
+def to_csv(comparisons: Sequence[Comparison]) -> str:
+    """One line per layer and metric, full precision; numbers of W − W₀ have no `before`."""
+    head = ("before", "after", "layer", "layer_before", "role", "block", "metric", "value_before", "value_after",
+            "change", "z", "significant")  # fmt: skip
+    return csv_text(head, (line for comparison in comparisons for line in _csv_lines(comparison)))
+
+
+def _csv_lines(comparison: Comparison) -> Iterator[Sequence[object]]:
+    for layer in comparison.layers:
+        facts = (comparison.before, comparison.after, layer.name, layer.name_before, layer.role, layer.block)
+        for name, d in layer.deltas.items():
+            yield *cells(facts), name, d.before, d.after, d.change, d.z, d.significant
+        for name, value in layer.weights.items():
+            yield *cells(facts), name, None, value, None, None, None
+
+
+def ranking_terminal(ranking: Ranking) -> RenderableType:
+    """The models in order, and what the scores say."""
+    parts: list[RenderableType] = []
+    for grid in ranking_grids(ranking):
+        parts += [_Drawn(grid), ""]
+    parts += [Text(ranking.direction, style="dim"), *(Text(note, style="yellow") for note in ranking.notes)]
+    return Group(*parts)
+
+
+def ranking_markdown(ranking: Ranking) -> str:
+    """The same as Markdown."""
+    parts = [_as_markdown(grid) for grid in ranking_grids(ranking)]
+    said = "\n".join(f"- {line}" for line in (ranking.direction, *ranking.notes))
+    return "\n\n".join([f"# Ranking by {_TITLES[ranking.by]}", *parts, said]) + "\n"
+
+
+def ranking_csv(ranking: Ranking) -> str:
+    """One line per model."""
+    return csv_text(
+        ("position", "name", "model", *SUMMARIES, "score"),
+        ((index, *cells((model.name, model.model)), *(model.values[name] for name in SUMMARIES), model.score)
+         for index, model in enumerate(ranking.models, 1)),
+    )  # fmt: skip
+
+
+def ranking_grids(ranking: Ranking) -> Iterator[Grid]:
+    """The models, and the correlations where there are scores."""
+    shown = [name for name in _RANKED if any(model.values[name] is not None for model in ranking.models)]
+    shown.sort(key=lambda name: name != ranking.by)
+    scored = any(model.score is not None for model in ranking.models)
+    heads = ("model", *(_TITLES[name] for name in shown), *(("score",) if scored else ()))
+    lines = tuple(
+        (model.name, *(_number(model.values[name], 0 if name in _COUNTS else 3) for name in shown),
+         *((_number(model.score, 4),) if scored else ()))
+        for model in ranking.models
+    )  # fmt: skip
+    yield _grid(f"by {_TITLES[ranking.by]}", heads, lines)
+    if ranking.correlations:
+        heads = ("against the scores", "Kendall τ", "95 %", "p", "Spearman ρ", "95 %", "p", "models")
+        yield _grid("scores", heads, tuple(_correlation_lines(ranking.correlations)))
+
+
+def _correlation_lines(found: Sequence[Correlation]) -> Iterator[tuple[str, ...]]:
+    for metric in dict.fromkeys(item.metric for item in found):
+        kinds = {item.kind: item for item in found if item.metric == metric}
+        cells = [_TITLES[metric]]
+        for item in (kinds["kendall"], kinds["spearman"]):
+            interval = "–" if item.low is None or item.high is None else f"{item.low:+.2f} to {item.high:+.2f}"
+            cells += [_signed(item.value, 2), interval, "–" if item.p is None else f"{item.p:.2g}"]
+        yield (*cells, str(kinds["kendall"].n))
+
+
+class _Drawn:
+    """A grid in as many columns as fit beside names of some length; the last ones go first, and are counted."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        grid, kept = self._grid, self._fitting(options.max_width)
+        yield grid.only(kept)
+        if rest := len(grid.heads) - len(kept):
+            columns = "column needs" if rest == 1 else "columns need"
+            yield Text(f"{rest} more {columns} a wider terminal, or -o x.csv", style="dim")
+        if grid.below:
+            yield Text(grid.below, style="dim")
+
+    def _fitting(self, room: int) -> list[int]:
+        """Columns: the names, the first number, a score, and of the others those that there is room for."""
+        names, *widths = (
+            max(len(head), *(len(line[index]) for line in self._grid.lines), 1)
+            for index, head in enumerate(self._grid.heads)
+        )
+        kept, last = [0, 1], len(widths)
+        kept += [last] if self._grid.heads[-1] == "score" and last > 1 else []
+        left = room - min(names, _NAME) - sum(_GAP + widths[index - 1] for index in kept[1:])
+        for index in range(2, last + 1):
+            if index not in kept:
+                left -= _GAP + widths[index - 1]
+                if left < 0:
+                    break
+                kept.append(index)
+        return sorted(kept)
+
+
+def _grid(title: str, heads: tuple[str, ...], lines: Sequence[Sequence[str]], below: str = "") -> Grid:
+    # Where there is no room, names are broken into lines: a number that is cut is another number.
+    return Grid(heads, lines, title, below, wrapping=(0,), overflow="fold")
+
+
+def _as_markdown(grid: Grid) -> str:
+    return f"## {grid.title.capitalize()}\n\n{grid.to_markdown()}" + (f"\n\n{grid.below}" if grid.below else "")
+
+
+def _number(value: float | None, digits: int) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if value == round(value) and abs(value) >= 10 else f"{value:.{digits}f}"
+
+
+def _signed(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:+.{digits}f}"
+
+
+def _marked(delta: Delta, digits: int) -> str:
+    return _signed(delta.change, digits) + ("*" if delta.significant else "")
