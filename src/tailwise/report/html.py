@@ -7,7 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import LayerRow
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
 from tailwise.judging.compare.conclusion import conclusion

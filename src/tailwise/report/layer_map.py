@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import estimator_of, usable, value_of
 from tailwise.judging.diagnosis.atlas import Atlas, default, depths
 from tailwise.judging.diagnosis.finding import Diagnosis

@@ -17,7 +17,7 @@ from tailwise.app.page_context import PageContext, context_of
 from tailwise.app.workspace import layers as table
 from tailwise.app.workspace import links
 from tailwise.app.workspace.entry import WorkspaceEntry
-from tailwise.audits.audit import LayerRow
+from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import mean_alpha_words
 from tailwise.core.errors import UsageError
 from tailwise.judging.diagnosis.finding import Diagnosis

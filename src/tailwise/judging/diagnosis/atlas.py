@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import LayerRow
 from tailwise.core.errors import UnreadableError
 from tailwise.core.storage import json_of, read_text
 from tailwise.judging.diagnosis.case import has, noise_stable_rank, value

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tailwise.audits.audit import Audit, LayerRow
+from tailwise.audits.audit import Audit
+from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import OF_FIT, doubt, estimator_of, value_of
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import get_args
 
-from tailwise.audits.audit import LayerRow
+from tailwise.audits.rows import LayerRow
 from tailwise.core.registry import Registry
 from tailwise.judging.diagnosis.case import Case
 from tailwise.judging.diagnosis.finding import Evidence, Severity, Strength
