@@ -17,7 +17,7 @@ from tailwise.spectrum.metrics.metric import METRICS
 
 ARGUMENTS = {
     "layer": {"layer": "block 3 mlp up"}, "explain": {"topic": "TW101"}, "draft_plan": {"kind": "prune", "amount": 0.5},
-    "query": {"where": "alpha > 1 and role = mlp_up", "sort": "alpha"},
+    "query": {"where": "alpha > 1 and role = mlp_up", "sort": "alpha"}, "aggregate": {"metric": "alpha"},
 }  # fmt: skip
 
 

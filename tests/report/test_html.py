@@ -118,3 +118,12 @@ def test_thousands_of_layers_are_written_with_the_pages_that_matter(large):
 def test_another_suffix_is_refused_before_the_work(audit, tmp_path):
     with pytest.raises(UsageError, match="suffix"):
         write_report([audit], tmp_path / "report.docx")
+
+
+def test_the_verdict_and_the_map_come_before_everything(page, audit):
+    """What a newcomer sees first: one line, then a picture."""
+    order = [page.index(part) for part in ('class="health', 'id="map"', 'id="findings"', 'id="alpha"')]
+    assert order == sorted(order)
+    from tailwise.judging.diagnosis.diagnose import diagnose
+
+    assert diagnose(audit).health.why[:20] in page

@@ -25,7 +25,22 @@ def split(given: Sequence[str], store: str | None) -> tuple[list[str], str | Non
         from tailwise.history.connect import shown
 
         raise UsageError("two histories were given", where=", ".join(map(shown, stores)), fix="give one")
-    return roots or (["."] if not stores else []), stores[0] if stores else None
+    places = roots or (["."] if not stores else [])
+    return places, stores[0] if stores else _history_in(places)
+
+
+def _history_in(roots: Sequence[str]) -> str | None:
+    """The history that lies in the folders, where there is one and no other."""
+    from tailwise.app.workspace.scan import is_history
+
+    found = [path for root in roots if Path(root).is_dir() for suffix in _STORES
+             for path in sorted(Path(root).glob(f"*{suffix}"))[:_MOST]
+             if path.is_file() and not path.is_symlink() and is_history(path)]  # fmt: skip
+    return str(found[0].resolve()) if len(found) == 1 else None
+
+
+#: Files of one ending that are looked at.
+_MOST = 50
 
 
 def free_port(host: str, port: int) -> int:

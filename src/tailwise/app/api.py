@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response
@@ -21,7 +22,7 @@ from tailwise.history.store import History
 from tailwise.judging.compare.compare_audits import compare as compared
 from tailwise.judging.compare.summary import model_numbers
 from tailwise.report.charts.plan_chart import plan_chart
-from tailwise.report.charts.timeline import Marks, scalars_chart, series_chart
+from tailwise.report.charts.timeline import Look, Marks, scalars_chart, series_chart
 from tailwise.report.history import alarm_line, audit_line, plain
 from tailwise.report.theme import TOKENS
 
@@ -147,9 +148,14 @@ def training_chart(desk: Given, name: Id, metric: Annotated[str, Query(max_lengt
 
 
 @router.get("/training/scalars", tags=["charts"])
-def training_scalars(desk: Given, name: Id) -> Response:
-    """Loss and learning rate over time, with the alarms."""
-    return _json(scalars_spec(desk.workspace.history, summary_of(desk, name).name))
+def training_scalars(
+    desk: Given, name: Id, log: bool = False, smooth: Annotated[float, Query(ge=0, lt=1)] = 0.0,
+    beside: Annotated[list[str] | None, Query(max_length=3)] = None,
+) -> Response:  # fmt: skip
+    """Loss and learning rate over time, with the alarms; smoothed, on a logarithmic axis, with three other runs."""
+    others = [summary_of(desk, one).name for one in beside or ()]
+    look = Look(log, smooth)
+    return _json(scalars_spec(desk.workspace.history, summary_of(desk, name).name, look, others))
 
 
 @router.get("/plans", tags=["plans"])
@@ -225,7 +231,8 @@ def series_spec(history: History, run: str, metric: str) -> bytes:
     return encoded(lambda: series_chart(lines, metric, marks, TOKENS))
 
 
-def scalars_spec(history: History, run: str) -> bytes:
-    """Scalars of the whole model over time."""
+def scalars_spec(history: History, run: str, look: Look, beside: Sequence[str] = ()) -> bytes:
+    """Scalars of the whole model over time, other runs beside."""
     lines, marks = history.scalars(run), _marks(history, run)
-    return encoded(lambda: scalars_chart(lines, marks, TOKENS))
+    others = {name: history.scalars(name) for name in beside if name != run}
+    return encoded(lambda: scalars_chart(lines, marks, TOKENS, look, others))

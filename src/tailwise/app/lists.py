@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from tailwise.app.others import others
 from tailwise.app.overviews import Overview
 from tailwise.app.page_context import PageContext
 from tailwise.app.workspace.entry import WorkspaceEntry
@@ -27,6 +28,7 @@ class Listing(BaseModel):
     sort: Literal["changed", "title", "model", "layers", "alpha", "share_2_4", "worst"] = "changed"
     down: bool = True
     page: int = Field(1, ge=1, le=100_000)
+    state: str = Field("", max_length=40)  # of the list that asks whether anything is new
 
 
 def listed(desk: PageContext, asked: Listing) -> dict[str, Any]:
@@ -47,7 +49,9 @@ def listed(desk: PageContext, asked: Listing) -> dict[str, Any]:
     every_tag = sorted({tag for path, found in tags.items() if path in known for tag in found})
     return {"lines": lines[(page - 1) * _SIZE : page * _SIZE], "total": len(lines), "page": page, "pages": pages,
             "asked": asked, "tags": tags, "every_tag": every_tag, "roots": desk.workspace.roots,
-            "cut": desk.workspace.cut, "unread": unread}  # fmt: skip
+            "cut": desk.workspace.cut, "unread": unread, "state": desk.workspace.state,
+            "example": desk.workspace.example,
+            "others": [] if asked.tag or asked.verdict else others(desk.workspace, asked.q)}  # fmt: skip
 
 
 def _fits(desk: PageContext, entry: WorkspaceEntry, asked: Listing, tags: dict[str, tuple[str, ...]]) -> bool:

@@ -15,12 +15,14 @@ from typing import Any
 from tailwise import __version__
 from tailwise.app.workspace.entry import WorkspaceEntry
 from tailwise.app.workspace.workspace import Workspace
+from tailwise.audits.audit import Audit
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import TailwiseError
 from tailwise.core.storage import json_of
 from tailwise.judging.compare.summary import model_numbers
 
-_FORMAT = 1
+_FORMAT = 3
+_SKETCH = 64  # hashes that two audits are compared by
 _log = logging.getLogger(__name__)
 
 
@@ -43,6 +45,9 @@ class Overview:
     worst: str | None = None
     estimator: str = ""
     started: str = ""
+    health: str = ""  # healthy, needs a look, unhealthy, no verdict
+    why: str = ""
+    sketch: tuple[str, ...] = ()  # of names and shapes: the smallest of their hashes
     trouble: str = ""  # why it could not be read
 
     @property
@@ -50,6 +55,8 @@ class Overview:
         """In words."""
         if self.trouble:
             return "not readable"
+        if self.health:
+            return self.health
         counts = ((self.errors, "error"), (self.warnings, "warning"), (self.notes, "note"))
         said = [f"{count} {word}{'s' if count > 1 else ''}" for count, word in counts if count]
         return ", ".join(said) or "nothing found"
@@ -75,8 +82,8 @@ class Overviews:
                 return self._known[key]
         try:
             document = json_of((self._folder / f"{key}.json").read_text(encoding="utf-8"))
-            found = Overview(**{**document, "id": entry.id, "title": entry.title})
-        except (OSError, ValueError, TypeError):
+            found = Overview(**{**document, "id": entry.id, "title": entry.title, "sketch": tuple(document["sketch"])})
+        except (OSError, ValueError, TypeError, KeyError):
             return None
         return self._remember(key, found)
 
@@ -121,7 +128,24 @@ class Overviews:
             worst=diagnosis.worst,
             estimator=str(audit.provenance.recipe.get("estimator", "ks")),
             started=audit.provenance.started,
+            health=diagnosis.health.word if diagnosis.health else "",
+            why=diagnosis.health.why if diagnosis.health else "",
+            sketch=_sketch(audit),
         )
+
+
+def _sketch(audit: Audit) -> tuple[str, ...]:
+    shapes = (f"{layer.row.name} {layer.row.rows}x{layer.row.cols}" for layer in audit)
+    hashes = {hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:10] for text in shapes}
+    return tuple(sorted(hashes)[:_SKETCH])
+
+
+def alike(one: Overview, other: Overview) -> float | None:
+    """About which share of the matrices of two audits have the same name and shape (Broder 1997); None: not known."""
+    if not one.sketch or not other.sketch:
+        return None
+    both = sorted({*one.sketch, *other.sketch})[:_SKETCH]
+    return len(set(both) & set(one.sketch) & set(other.sketch)) / len(both)
 
 
 def _key(entry: WorkspaceEntry) -> str:

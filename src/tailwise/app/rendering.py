@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 from tailwise.app.guard import ADMITTED
 from tailwise.app.workspace import links
 from tailwise.core.harmless import visible
+from tailwise.report.health import LEVELS as HEALTH_LEVELS
 
 #: Area → address, in the order of the head of every page.
 AREAS = {
@@ -40,7 +41,13 @@ class Pages:
         )  # fmt: skip
         self._environment.filters.update(number=number, moment=moment, code=code, size=size)
         self._environment.globals.update(
-            links=links, areas=AREAS, proof=proof, version=version, read_only=read_only, level=_LEVEL.get
+            links=links,
+            health_level=HEALTH_LEVELS.get,
+            areas=AREAS,
+            proof=proof,
+            version=version,
+            read_only=read_only,
+            level=_LEVEL.get,
         )
 
     def page(self, request: Request, template: str, values: Mapping[str, Any], status: int = 200) -> HTMLResponse:

@@ -83,6 +83,16 @@ def left_out(audit: Audit) -> tuple[int, int]:
     return sum(bool(doubt(row, estimator)) for row in fits), len(fits)
 
 
+def mean_alpha_words(audit: Audit) -> str:
+    """`3.41 (51 of 58 fits trusted)`, or `no verdict (0 of 58 fits trusted)`."""
+    doubted, fits = left_out(audit)
+    if not fits:
+        return "–"
+    values = usable_values(audit, "alpha", [row for row in audit.rows if row.status != "DEGENERATE"])
+    mean = f"{sum(values) / len(values):.2f}" if values else "no verdict"
+    return f"{mean} ({fits - doubted} of {fits} fits trusted)"
+
+
 def left_out_words(audit: Audit) -> str:
     """`α of 7 of 58 fits is not trusted and left out`; "" where all are."""
     doubted, fits = left_out(audit)

@@ -227,21 +227,35 @@ def _with_progress(work: Any, kind: ShowProgress) -> Audit:
 
 
 def _deliver(found: Audit, outputs: list[str], as_json: bool, rows: int) -> None:
+    from tailwise.judging.diagnosis.diagnose import diagnose
+    from tailwise.report import health, terminal
     from tailwise.report import output_files as files
-    from tailwise.report import terminal
 
     # Files first: a reader that closes the pipe must not cost the audit.
     written = [files.write(found, path) for path in outputs]
     if not outputs and not as_json:
         written = [_save_under_own_name(found)]
-    console = terminal.console(stderr=as_json)
+    console, path = terminal.console(stderr=as_json), next((str(one) for one in written if _is_audit(one)), "AUDIT")
+    diagnosis = diagnose(found)
     if as_json:
         sys.stdout.write(files.to_json(found) + "\n")
     else:
-        console.print(terminal.layers(found, rows), "", terminal.by_role(found), "", sep="\n")
+        assert diagnosis.health is not None  # noqa: S101 - every diagnosis of an audit has one
+        console.print(health.terminal(diagnosis.health, path), "", sep="\n")
+        console.print(terminal.layers(found, rows, diagnosis), "", terminal.by_role(found), "", sep="\n")
     console.print(terminal.closing(found))
-    for path in written:
-        console.print(f"written to {path}", soft_wrap=True, markup=False)
+    if not as_json and len(found) > _SCREEN and diagnosis.health is not None:
+        console.print(health.line(diagnosis.health))
+    for place in written:
+        console.print(f"written to {place}", soft_wrap=True, markup=False)
+
+
+#: Rows from which on the first line has left the screen.
+_SCREEN = 20
+
+
+def _is_audit(path: Path | str) -> bool:
+    return str(path).endswith((".audit", "/")) or Path(path).is_dir()
 
 
 def _save_under_own_name(found: Audit) -> Path | str:

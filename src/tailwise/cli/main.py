@@ -11,11 +11,11 @@ import typer
 
 from tailwise.cli.apply_commands import apply, recover
 from tailwise.cli.ask import ask
+from tailwise.cli.atlas import app as atlas
 from tailwise.cli.audit_commands import audit
 from tailwise.cli.check import check
 from tailwise.cli.compare_commands import compare, diff, rank
 from tailwise.cli.evaluate_command import evaluate
-from tailwise.cli.help_texts import tell
 from tailwise.cli.history_commands import app as store
 from tailwise.cli.history_commands import bisect, history, watch
 from tailwise.cli.limited import where_it_is_limited
@@ -64,7 +64,7 @@ app.command()(ask)
 app.command()(mcp)
 app.command()(metrics)
 app.command()(doctor)
-tell(app)
+app.add_typer(atlas, name="atlas")
 
 
 def _version(wanted: bool) -> None:

@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,8 +28,9 @@ def show(
 ) -> None:
     """Print a saved audit, or convert it."""
     from tailwise.audits.audit import Audit
+    from tailwise.judging.diagnosis.diagnose import diagnose as verdict_of
+    from tailwise.report import health, terminal
     from tailwise.report import output_files as files
-    from tailwise.report import terminal
 
     for path in output or ():
         files.check_target(path)
@@ -45,7 +46,11 @@ def show(
         for row in found.unmeasured:
             console.print(f"{row.name}: {row.status}: {row.reason}", soft_wrap=True, markup=False)
     elif not output:
-        console.print(terminal.layers(found, rows), "", terminal.by_role(found), "", terminal.closing(found), sep="\n")
+        diagnosis = verdict_of(found)
+        if diagnosis.health is not None:
+            console.print(health.terminal(diagnosis.health, audit), "", sep="\n")
+        parts = (terminal.layers(found, rows, diagnosis), terminal.by_role(found), terminal.closing(found))
+        console.print(*(part for one in parts for part in (one, "")), sep="\n")
 
 
 def report(
@@ -148,6 +153,16 @@ def diagnose(
         bool,
         typer.Option("--history", help="The audits are one run, oldest first: judge the last.", rich_help_panel=_RULES),
     ] = False,
+    base: Annotated[
+        Path | None,
+        typer.Option(metavar="AUDIT", help="Of the base or the first checkpoint: was a matrix moved at all?",
+                     rich_help_panel=_RULES),
+    ] = None,
+    atlas: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.atlas", help="Healthy models to compare with; see `tailwise atlas`.",
+                     rich_help_panel=_RULES),
+    ] = None,
     fail_on: Annotated[
         FailOn | None, typer.Option(help="End with 1 where something this bad is found.", rich_help_panel=_OUT)
     ] = None,
@@ -157,28 +172,30 @@ def diagnose(
     ] = None,
     as_json: Json = False,
     rows: Annotated[
-        int, typer.Option(min=0, help="Lines of evidence for a finding; 0 for all.", rich_help_panel=_OUT)
+        int, typer.Option(min=0, help="Lines of evidence a finding (2 of a note); 0 for all.", rich_help_panel=_OUT)
     ] = 8,
-) -> None:
+) -> None:  # fmt: skip
     """Say what is wrong with a model, why, and what to do, with the numbers.
 
     The rules, their thresholds and how well founded each is are in the documentation under Rules.
     """
     from tailwise.judging.diagnosis.finding import SEVERITIES
     from tailwise.report import findings_view as findings
-    from tailwise.report import terminal
+    from tailwise.report import health, terminal
 
     for path in output or ():
         findings.check_target(path)
     # What follows a colon is a regular expression, which may have commas of its own.
     muted = [code for item in mute or () for code in ([item] if ":" in item else comma_list(item))]
-    found = _diagnosed(audits, thresholds, muted, history)
+    found = _diagnosed(audits, {"thresholds": thresholds, "mute": muted, "atlas": atlas}, base, history=history)
     console = terminal.console(stderr=as_json)
     if as_json:
         sys.stdout.write(findings.to_json(found) + "\n")
     else:
-        for one in found:
+        for one, path in zip(found, audits[-len(found) :], strict=True):
             console.print(findings.terminal(one, rows))
+            if one.health is not None:
+                console.print("", health.terminal(one.health, path), sep="\n")
     for path in output or ():
         console.print(f"written to {findings.write(found, path)}", soft_wrap=True, markup=False)
     worst = [SEVERITIES.index(one.worst) for one in found if one.worst]
@@ -186,14 +203,15 @@ def diagnose(
         raise typer.Exit(1)
 
 
-def _diagnosed(paths: list[str], thresholds: Path | None, mute: list[str], history: bool) -> list[Diagnosis]:
+def _diagnosed(paths: list[str], how: dict[str, Any], base: Path | None, *, history: bool) -> list[Diagnosis]:
     from tailwise.audits.audit import Audit
     from tailwise.judging.diagnosis.diagnose import diagnose as verb
 
     audits = [Audit.load(path) for path in paths]
+    before = None if base is None else Audit.load(base)
     if history:
-        return [verb(audits[-1], thresholds=thresholds, mute=mute, history=audits[:-1])]
-    return [verb(audit, thresholds=thresholds, mute=mute) for audit in audits]
+        return [verb(audits[-1], history=audits[:-1], base=before, **how)]
+    return [verb(audit, base=before, **how) for audit in audits]
 
 
 def metrics(

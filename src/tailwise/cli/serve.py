@@ -56,6 +56,8 @@ def serve(
     absent = missing(*_NEEDED)
     if absent:
         raise UsageError(f"the app needs {', '.join(absent)}", fix='pip install "tailwise[app]"')
+    from importlib.resources import files
+
     from tailwise.app.addresses import free_port, place_of, split
     from tailwise.app.server import serve as run
     from tailwise.app.settings import AppSettings, default_state
@@ -75,7 +77,8 @@ def serve(
     except OSError as error:
         raise UsageError(f"nothing can be kept there: {error.strerror or error}", where=kept,
                          fix="choose another folder with --state") from error  # fmt: skip
-    workspace = Workspace([*roots, kept / "audits"], store=found)
+    example = Path(str(files("tailwise.app") / "example" / "pycode-8m.audit"))
+    workspace = Workspace([*roots, kept / "audits"], store=found, example=example if example.is_file() else None)
     address = place_of(settings)
     typer.echo(f"tailwise: {address}  (Ctrl-C ends it)", err=True)
     if made:  # one that was given is known, and has no place in a log

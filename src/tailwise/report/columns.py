@@ -18,21 +18,22 @@ class Column:
     numeric: bool = True
     digits: int = 2
     combined: bool = False  # made of several facts
+    give_up: int = 0  # where there is little room: the highest first, 0 never
 
 
 BRIEF = (
     Column("name", "layer", numeric=False),
     Column("role", "role", numeric=False),
-    Column("shape", "shape", combined=True),
+    Column("shape", "shape", combined=True, give_up=3),
     Column("alpha", "α ± σ", combined=True),
-    Column("ks_distance", "D", digits=3),
-    Column("alpha_hill", "α Hill"),
+    Column("ks_distance", "D", digits=3, give_up=4),
+    Column("alpha_hill", "α Hill", give_up=2),
     Column("alpha_hill_z", "z Hill", digits=1),
-    Column("log_spectral_norm", "log λmax"),
-    Column("stable_rank", "stable rank", digits=1),
-    Column("singular_entropy", "entropy", digits=3),
-    Column("num_traps", "traps", digits=1),
-    Column("note", "note", numeric=False, combined=True),
+    Column("log_spectral_norm", "log λmax", give_up=6),
+    Column("stable_rank", "stable rank", digits=1, give_up=5),
+    Column("singular_entropy", "entropy", digits=3, give_up=7),
+    Column("num_traps", "traps", digits=1, give_up=8),
+    Column("note", "note", numeric=False, combined=True, give_up=1),
 )
 
 _NOTES = {"OK": "", "FEW_EIGENVALUES": "few λ", "DEGENERATE": "degenerate", "NOT_FINITE": "NaN/Inf"}

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from tailwise.core.harmless import cells
 from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta
+from tailwise.judging.compare.conclusion import conclusion
 from tailwise.judging.compare.correlation import Correlation
 from tailwise.judging.compare.ranking import Ranking
 from tailwise.judging.compare.summary import SUMMARIES
@@ -54,6 +55,7 @@ _RANKED = tuple(name for name in SUMMARIES if name not in _UNRANKED)
 def terminal(comparison: Comparison, rows: int = 100) -> RenderableType:
     """Summary, roles and layers; layers that changed most surely come first."""
     parts: list[RenderableType] = [Text(f"{comparison.before} → {comparison.after}", style="bold")]
+    parts.append(Text(conclusion(comparison), style="bold"))
     for grid in grids(comparison, rows):
         parts += ["", _Drawn(grid)]
     for line in structure(comparison):
@@ -64,7 +66,7 @@ def terminal(comparison: Comparison, rows: int = 100) -> RenderableType:
 
 def markdown(comparison: Comparison, rows: int = 0) -> str:
     """The same as Markdown."""
-    parts = [f"# {comparison.after} against {comparison.before}"]
+    parts = [f"# {comparison.after} against {comparison.before}", conclusion(comparison)]
     parts += [_as_markdown(grid) for grid in grids(comparison, rows)]
     said = [*structure(comparison), *comparison.notes]
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in said)]).rstrip() + "\n"

@@ -15,11 +15,16 @@ from rich.text import Text
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
 from tailwise.judging.diagnosis.finding import SEVERITIES, Diagnosis, Evidence, Finding
+from tailwise.report import health
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
 #: Lines of evidence for one finding, unless more are asked for.
 DEFAULT_EVIDENCE = 8
+#: The same for what is only noted.
+NOTED_EVIDENCE = 2
 SUFFIXES = (".json", ".md")
+#: What advice stands under where a finding is only noted.
+OTHER_SIGNS = "Only noted: nothing needs doing for it alone. If you see other signs"
 
 
 def terminal(found: Diagnosis, limit: int = DEFAULT_EVIDENCE) -> RenderableType:
@@ -67,10 +72,13 @@ def _one(finding: Finding, limit: int) -> RenderableType:
     table = RichTable(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    in_code = tuple(f"tailwise.remedies.{name}" for name in finding.functions)
-    for title, lines in (("causes", finding.causes), ("remedies", finding.remedies), ("in code", in_code)):
+    in_code = tuple(f"tailwise.training.remedies.{name}" for name in finding.functions)
+    advice = (("causes", finding.causes), ("remedies", finding.remedies), ("in code", in_code))
+    for title, lines in () if finding.noted else advice:
         for index, line in enumerate(lines):
             table.add_row(title if index == 0 else "", Text(f"· {line}"))
+    if finding.noted and limit:
+        limit = min(limit, NOTED_EVIDENCE)
     for index, item in enumerate(_cut(finding.evidence, limit)):
         table.add_row("evidence" if index == 0 else "", _evidence(item))
     left = len(finding.evidence) - len(_cut(finding.evidence, limit))
@@ -100,14 +108,16 @@ def to_markdown(found: Sequence[Diagnosis]) -> str:
 
 
 def _markdown(found: Diagnosis) -> list[str]:
-    lines = [f"# Diagnosis of {found.model}", "", summary(found), ""]
+    lines = [f"# Diagnosis of {found.model}", "", *(health.markdown(found.health, "AUDIT") if found.health else [])]
+    lines += [summary(found), ""]
     for finding in found.findings:
         lines += [f"## {finding.severity.upper()} {finding.code} {finding.title}", "", finding.message, ""]
-        in_code = tuple(f"`tailwise.remedies.{name}`" for name in finding.functions)
-        for title, items in (("Causes", finding.causes), ("Remedies", finding.remedies), ("In code", in_code)):
-            if not items:
-                continue
-            lines += [f"{title}:", "", *(f"- {item}" for item in items), ""]
+        in_code = tuple(f"`tailwise.training.remedies.{name}`" for name in finding.functions)
+        if finding.noted:
+            lines += [f"{OTHER_SIGNS}: {'; '.join(finding.remedies)}.", ""]
+        else:
+            for title, items in (("Causes", finding.causes), ("Remedies", finding.remedies), ("In code", in_code)):
+                lines += [f"{title}:", "", *(f"- {item}" for item in items), ""] if items else []
         lines += [f"Evidence (strength of the rule: {finding.strength}):", ""]
         lines += [f"- {f'`{item.layer}`: ' if item.layer else ''}{item.says}" for item in finding.evidence]
         lines += ["", f"See: {'; '.join(finding.references)}", ""]

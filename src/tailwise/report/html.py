@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.audits.audit import Audit
+from tailwise.audits.rows import LayerRow
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
+from tailwise.judging.compare.conclusion import conclusion
 from tailwise.judging.diagnosis.diagnose import diagnose
 from tailwise.judging.diagnosis.finding import Diagnosis
+from tailwise.report import health
 from tailwise.report import page_parts as parts
 from tailwise.report.charts.chart import Chart, charts_of, remedy, require_altair
 from tailwise.report.charts.view import ChartView, short_names
+from tailwise.report.layer_map import layer_map
 from tailwise.report.page_data import MOST_PAGES, all_layers, in_columns, layer_pages, script
 from tailwise.report.render import spec_of
 from tailwise.report.shell import Section, layer_table, whole_page
@@ -55,10 +59,21 @@ def report(audits: Sequence[Audit], *, base: Audit | None = None) -> str:
     """The report as HTML text: findings first, then charts by family, one layer, the table, what was left out."""
     require_altair()
     view = ChartView(tuple(audits), palette=TOKENS, base=base)
-    page = _ReportPage(view, [diagnose(audit) for audit in audits])
+    page = _ReportPage(view, [diagnose(audit, base=base) for audit in audits])
     title = " · ".join(view.names) + (f" against {short_names([base])[0]}" if base else "")
-    sections = [page.findings(), *page.families(), page.one_layer(), page.table(), page.left_out(), page.definitions()]
-    top, version = parts.header(title, audits, view.names), audits[0].provenance.versions.get("tailwise", "")
+    sections = [
+        page.map(),
+        page.findings(),
+        *page.families(),
+        page.one_layer(),
+        page.table(),
+        page.left_out(),
+        page.definitions(),
+    ]
+    top, version = (
+        parts.header(title, audits, view.names, page.health()),
+        audits[0].provenance.versions.get("tailwise", ""),
+    )
     return whole_page(title, top, sections, data=page.data(), version=version)
 
 
@@ -72,6 +87,27 @@ class _ReportPage:
         self._index = {(self._layers[i]["model"], self._layers[i]["name"]): i for i in self._pages}
         self._specs: dict[str, Any] = {}
 
+    def health(self) -> str:
+        """The verdict on every audit, with its worst layers."""
+        several, texts = len(self._diagnoses) > 1, []
+        for name, diagnosis in zip(self._view.names, self._diagnoses, strict=True):
+            if diagnosis.health is not None:
+                head = f"<h3>{escape(name)}</h3>" if several else ""
+                texts.append(head + health.html(diagnosis.health, "AUDIT", lambda layer, m=name: self._link(m, layer)))  # type: ignore[misc]
+        return "".join(texts)
+
+    def map(self) -> Section:
+        """The map of layers of one audit."""
+        if len(self._view.audits) > 1:
+            return "map", "Map of layers", ""
+        name, audit = self._view.names[0], self._view.audits[0]
+
+        def to(rows: Sequence[LayerRow]) -> str:
+            index = next((i for row in rows if (i := self._index.get((name, row.name))) is not None), None)
+            return 'href="#table"' if index is None else f'href="#layer" data-layer="{index}"'
+
+        return "map", "Map of layers", layer_map(audit, self._diagnoses[0], to)
+
     def findings(self) -> Section:
         """Of every audit."""
         several = len(self._diagnoses) > 1
@@ -84,7 +120,7 @@ class _ReportPage:
     def _link(self, model: str, layer: str) -> str:
         shown = f'<span class="name">{escape(layer)}</span> '
         index = self._index.get((model, layer))
-        return shown if index is None else f'<a href="#layer" data-layer="{index}">{shown}</a>'
+        return shown if index is None else f'<a href="#layer" data-layer="{index}">{shown.rstrip()}</a> '
 
     def families(self) -> list[Section]:
         """Charts of one audit, or of several, and those against the base, by family."""
@@ -115,7 +151,8 @@ class _ReportPage:
                 continue
             found = [(chart, view, f"{chart.name}-{index}") for chart in charts_of("base")]
             notes = "".join(f'<p class="quiet">{escape(note)}</p>' for note in view.comparison.notes)
-            texts.append(name + notes + self._figures(found))
+            said = f'<p class="health info">{escape(conclusion(view.comparison))}</p>'
+            texts.append(name + said + notes + self._figures(found))
         return "".join(texts)
 
     def _figures(self, found: Sequence[tuple[Chart, ChartView, str]]) -> str:

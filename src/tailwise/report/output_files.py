@@ -16,12 +16,16 @@ from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
 from tailwise.core.harmless import cells, visible
 from tailwise.core.storage import filesystem, is_url
+from tailwise.judging.diagnosis.diagnose import diagnose
+from tailwise.report import health
 from tailwise.report.grid import to_csv as csv_text
 
 
 def to_json(audit: Audit) -> str:
     """The whole table, measured or not, with provenance and summary. No NaN: null where there is no value."""
+    found = diagnose(audit)
     document = {
+        "health": None if found.health is None else found.health.to_json(),
         "provenance": audit.provenance.to_json(),
         "summary": audit.summary(),
         "layers": [_without_nulls(row) for row in audit.table(unmeasured=True).to_dicts()],
@@ -47,12 +51,13 @@ def _flat(value: Any) -> Any:
 
 
 def to_markdown(audit: Audit) -> str:
-    """A table for an issue or a wiki, with the columns that matter, and what was not measured below it."""
+    """A table for an issue or a wiki, with the verdict, the columns that matter, and what was not measured below it."""
     from tailwise.report.columns import BRIEF, columns_grid
 
     rows = audit.table().to_dicts()
     shown = [column for column in BRIEF if not rows or column.key in rows[0] or column.combined]
-    lines = [f"# Audit of {audit.model}", "", columns_grid(shown, rows).to_markdown()]
+    verdict = [] if (found := diagnose(audit).health) is None else health.markdown(found, "AUDIT")
+    lines = [f"# Audit of {audit.model}", "", *verdict, columns_grid(shown, rows).to_markdown()]
     if audit.unmeasured:
         lines += ["", "Not measured:", ""]
         lines += [f"- `{row.name}` ({row.status}): {row.reason}" for row in audit.unmeasured]

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
 from tailwise.audits.audit import Audit
+from tailwise.audits.trusted import mean_alpha_words
 from tailwise.core.recipe import Recipe
 from tailwise.judging.diagnosis.finding import Diagnosis, Finding
 from tailwise.report.charts.chart import Chart, Guidance
-from tailwise.report.findings_view import not_evaluated
+from tailwise.report.findings_view import OTHER_SIGNS, not_evaluated
 from tailwise.spectrum.metrics.metric import METRICS
 
 #: Layers named in a finding before the rest is folded away.
@@ -24,8 +25,8 @@ _LEVEL = {"error": "error", "warning": "warning", "info": "note"}
 Link = Callable[[str], str]
 
 
-def header(title: str, audits: Sequence[Audit], names: Sequence[str]) -> str:
-    """Model, counts and recipe."""
+def header(title: str, audits: Sequence[Audit], names: Sequence[str], verdict: str) -> str:
+    """The verdict, then model, counts and recipe."""
     lead = '<p class="lead">A report on the spectra of the weight matrices, by tailwise.</p>'
     facts = [_facts(audit) for audit in audits]
     if len(audits) == 1:
@@ -39,19 +40,20 @@ def header(title: str, audits: Sequence[Audit], names: Sequence[str]) -> str:
         shown = _table(head, body)
     notes = "".join(f'<p class="quiet">{escape(note)}</p>' for audit in audits for note in audit.provenance.notes)
     origins = "".join(f"<h4>{escape(name)}</h4>{_origin(audit)}" for name, audit in zip(names, audits, strict=True))
-    text = f"<h1>{escape(title)}</h1>{lead}{shown}{notes}{fold('Provenance', origins)}"
+    about = fold("About this audit", shown + fold("Provenance", origins)) if len(audits) == 1 else shown + origins
+    text = f"<h1>{escape(title)}</h1>{verdict or lead}{about}{notes}"
     return f'<header class="top" id="top">{text}</header>'
 
 
 def _facts(audit: Audit) -> dict[str, str]:
-    facts, mean = audit.provenance, audit.summary().get("alpha")
+    facts = audit.provenance
     return {
         "model": audit.model,
         "format": facts.format,
         "matrices measured": str(len(audit)),
         "not measured": str(len(audit.unmeasured)),
         "parameters measured": f"{sum(layer.row.n_params for layer in audit):,}",
-        "mean α (all roles)": "–" if mean is None else f"{mean:.2f}",
+        "mean α (all roles)": mean_alpha_words(audit),
         "recipe": _recipe(facts.recipe),
         "measured on": facts.started[:16].replace("T", " ") + " UTC",
         "took": f"{facts.seconds:.1f} s, {facts.device}, {facts.workers} workers",
@@ -81,9 +83,11 @@ def _recipe(recipe: Mapping[str, object]) -> str:
 
 def findings(diagnosis: Diagnosis, link: Link) -> str:
     """What the rules found, worst first, and what they could not look at."""
-    if diagnosis.findings:
-        body = "".join(_finding(item, link) for item in diagnosis.findings)
-    else:
+    noted = [_finding(item, link) for item in diagnosis.findings if item.noted]
+    body = "".join(_finding(item, link) for item in diagnosis.findings if not item.noted)
+    if noted:
+        body += fold(f"{len(noted)} observations that are only noted", "".join(noted))
+    if not diagnosis.findings:
         none = f"None of the {len(diagnosis.looked)} rules that could look found anything."
         body = f'<div class="finding good"><p>{none}</p></div>'
     return body + _not_looked(diagnosis)
@@ -105,14 +109,21 @@ def _finding(item: Finding, link: Link) -> str:
     return (
         f'<div class="finding {escape(item.severity)}"><h3><span class="tag">{escape(item.code)} · '
         f"{_LEVEL[item.severity]}</span>{escape(item.title)}</h3><p>{message}</p>{_named(item, link)}{_evidence(item)}"
-        + _section("What to do", item.remedies)
-        + _section("In code", tuple(f"tailwise.remedies.{name}" for name in item.functions))
+        + _advice(item)
         + fold(
             "Possible causes, and where the rule comes from",
             _section("Causes", item.causes) + _section("Sources", item.references) + origin,
         )
         + "</div>"
     )
+
+
+def _advice(item: Finding) -> str:
+    """What to do; of what is only noted, folded away."""
+    body = _section("What to do", item.remedies) + _section(
+        "In code", tuple(f"tailwise.training.remedies.{name}" for name in item.functions)
+    )
+    return fold(OTHER_SIGNS, body) if item.noted else body
 
 
 def _named(item: Finding, link: Link) -> str:
@@ -132,8 +143,8 @@ def _evidence(item: Finding) -> str:
     ]
     if not lines:
         return ""
-    more = fold(f"{len(lines) - 4} more", listed(lines[4:_FOLDED])) if len(lines) > 4 else ""
-    return f"<h4>Evidence</h4>{listed(lines[:4])}{more}"
+    more = f" … and {len(lines) - _FOLDED} more" if len(lines) > _FOLDED else ""
+    return fold(f"Evidence: {len(lines)} number{'' if len(lines) == 1 else 's'}", listed(lines[:_FOLDED]) + more)
 
 
 def _section(title: str, lines: Sequence[str]) -> str:

@@ -19,37 +19,68 @@ from tailwise.audits.audit import Audit
 from tailwise.audits.rows import Layer, LayerRow
 from tailwise.audits.trusted import left_out_words, usable, usable_values
 from tailwise.core.harmless import visible
-from tailwise.report.columns import BRIEF, cell, columns_grid
-from tailwise.report.grid import Cell, Grid, cut_words
+from tailwise.judging.diagnosis.finding import Diagnosis, Finding
+from tailwise.report.columns import BRIEF, cell
+from tailwise.report.fitted import FitColumn, Fitted
 from tailwise.spectrum.metrics.metric import METRICS
 
 #: Tables longer than this are cut, and say so.
 DEFAULT_ROWS = 100
 
 
-def layers(audit: Audit, limit: int = DEFAULT_ROWS) -> RenderableType:
-    """One line per measured matrix; at most `limit`, 0 for all."""
+def layers(audit: Audit, limit: int = DEFAULT_ROWS, found: Diagnosis | None = None) -> RenderableType:
+    """One line per measured matrix, with as many columns as there is room for; at most `limit` lines, 0 for all.
+
+    With a diagnosis, the last column names the findings that a layer needs a look for.
+    """
     rows = audit.table().to_dicts()
     present = {key for row in rows[:1] for key in row}
     shown = [column for column in BRIEF if column.combined or column.key in present]
     if not any(cell(BRIEF[-1], row) for row in rows):
         shown = [column for column in shown if column.key != "note"]
     cut = rows if limit == 0 else rows[:limit]
-    return columns_grid(shown, cut, cut_words(len(rows) - len(cut)))
+    columns = [FitColumn(one.title, one.numeric, one.give_up, one.key == "name") for one in shown]
+    cells: list[list[str | Text]] = [[cell(column, row) for column in shown] for row in cut]
+    named = _codes(found)
+    if named:
+        columns.append(FitColumn("finding"))
+        for line, row in zip(cells, cut, strict=True):
+            code, style = named.get(row["name"], ("", ""))
+            line.append(Text(code, style=style))
+    left = len(rows) - len(cut)
+    table = Fitted(columns, cells)
+    return Group(table, Text(f"… and {left} more; --rows 0 shows all", style="dim")) if left else table
+
+
+def _codes(found: Diagnosis | None) -> dict[str, tuple[str, str]]:
+    """Layer → the codes of warnings and errors that name it, and their style."""
+    named: dict[str, list[Finding]] = {}
+    for item in found.findings if found else ():
+        for name in () if item.noted else item.layers:
+            named.setdefault(name, []).append(item)
+    return {
+        name: (" ".join(dict.fromkeys(item.code for item in items)),
+               "red" if any(item.severity == "error" for item in items) else "yellow")
+        for name, items in named.items()
+    }  # fmt: skip
 
 
 def by_role(audit: Audit) -> RenderableType:
     """Median (and range) of the leading metrics for each role; α is never pooled across roles."""
+    columns = [FitColumn("role"), FitColumn("matrices", numeric=True, give_up=1),
+               FitColumn("α trusted", numeric=True, give_up=2), FitColumn("α median (range)", numeric=True),
+               FitColumn("α Hill median (range)", numeric=True), FitColumn("stable rank", numeric=True, give_up=4),
+               FitColumn("entropy", numeric=True, give_up=5)]  # fmt: skip
+    lines: list[list[str | Text]] = []
     measured = [layer.row for layer in audit]
     along = sorted({row.block for row in measured if row.block is not None})
     fits = any("alpha" in row.metrics for row in measured)
     banded = audit.provenance.recipe.get("estimator") == "ks"
-    heads = ["role", "matrices", "α trusted", "α median (range)", "α Hill median (range)", "stable rank", "entropy"]
-    heads += [f"α, block {along[0]} → {along[-1]}"] if len(along) > 1 else []
-    lines: list[Sequence[Cell]] = []
+    if len(along) > 1:
+        columns.append(FitColumn(f"α, block {min(along)} → {max(along)}", give_up=3))
     for role in dict.fromkeys(row.role for row in measured):
         rows = [row for row in measured if row.role == role]
-        lines.append((
+        lines.append([
             role,
             str(len(rows)),
             str(len(usable_values(audit, "alpha", rows))) if fits else "–",
@@ -57,9 +88,9 @@ def by_role(audit: Audit) -> RenderableType:
             _spread(usable_values(audit, "alpha_hill", rows)),
             _middle(usable_values(audit, "stable_rank", rows), 1),
             _middle(usable_values(audit, "singular_entropy", rows), 3),
-            *([strip(rows, along, banded=banded)] if len(along) > 1 else []),
-        ))  # fmt: skip
-    return Grid(tuple(heads), lines, words=(0, 7), wrapping=(0,))
+            *([strip(rows, sorted(along), banded=banded)] if len(along) > 1 else []),
+        ])  # fmt: skip
+    return Fitted(columns, lines)
 
 
 #: α from which a column of the strip is one step higher; 2, 4 and 6 are the HT-SR bands.

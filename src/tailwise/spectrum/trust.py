@@ -64,8 +64,8 @@ UNITS = {
 }  # fmt: skip
 #: Of codes of b bits in groups: half a step is amax/2^b, and the largest of a group about 2.5 times its rms entry.
 _CODES = 2.5
-_RMS = 2 * math.sqrt(1 / 12 * 0.375 / math.log(2))  # of the error of a float, in u·|w|
-_BITS = re.compile(r"(?:^|_)(?:I?Q|TQ|U?INT|NF|MXFP|NVFP|FP|I(?=8))(\d)")
+RMS = 2 * math.sqrt(1 / 12 * 0.375 / math.log(2))  # of the error of a float, in u·|w|
+_BITS = re.compile(r"(?:^|_)(?:I?Q|TQ|U?INT|NF|MXFP|NVFP|FP|[IU](?=8))(\d)")
 _FLOAT8 = re.compile(r"(?:^|_)(?:FLOAT|FP|F)8")
 _DOUBLE = UNITS["F64"]
 #: What computing a weight leaves, in roundings: measured 1 to 6 of float32 products of 8 to 256 terms, and 9 to 17 of
@@ -98,7 +98,7 @@ def edge(spectrum: Spectrum, unit: float) -> float:
     share = math.log(spectrum.m) * top / total  # ln m over the stable rank
     uneven = math.sqrt(1.0 + 2.0 * math.sqrt(share) + 2.0 * share)
     sides = 1.0 / math.sqrt(spectrum.m) + 1.0 / math.sqrt(spectrum.n)
-    return unit * math.sqrt(total) * min(1.0, _RMS * uneven * sides)
+    return unit * math.sqrt(total) * min(1.0, RMS * uneven * sides)
 
 
 def resolved(spectrum: Spectrum, unit: float) -> float:

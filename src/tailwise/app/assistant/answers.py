@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tailwise.app.assistant.answer import Answer, Link
 from tailwise.app.assistant.functions.function import Place
 from tailwise.app.assistant.intents import reply_to
@@ -27,7 +29,7 @@ def answer(question: str, workspace: Workspace, screen: ShownPage) -> Answer:
     asked = Question(question[:_LONGEST], Place(workspace, screen))
     try:
         reply = reply_to(asked)
-        text = f"I cannot answer that. {abilities(asked)}" if reply is None else reply(asked)
+        text = f"I cannot answer that.{_command(asked)} {abilities(asked)}" if reply is None else reply(asked)
     except CannotAnswerError as trouble:
         text = _trouble(trouble.what, trouble.fix)
         asked.facts.append({"error": trouble.what, "fix": trouble.fix})
@@ -37,6 +39,20 @@ def answer(question: str, workspace: Workspace, screen: ShownPage) -> Answer:
     facts = tuple(asked.facts)
     pages = [page for page in links_in(facts) if f"]({page.href})" in text]
     return Answer(text, tuple(pages[:_MOST_LINKS]), facts, unverified(text, facts))
+
+
+#: What no audit can tell, and the command that does.
+_COMMANDS = (
+    (r"accura|perplex|benchmark|mmlu|score|answers? (right|correct)|hallucinat", "tailwise evaluate MODEL --text FILE"),
+    (r"\bfast|\bspeed|latency|tokens? (per|a) second|throughput", "tailwise evaluate MODEL --speed"),
+    (r"how long .*(audit|take)|how much memory|\bcost", "tailwise audit MODEL --dry-run"),
+    (r"download|install|version|depend", "tailwise doctor"),
+)
+
+
+def _command(asked: Question) -> str:
+    found = next((command for pattern, command in _COMMANDS if re.search(pattern, asked.lower)), "")
+    return f" `{found}` answers it." if found else ""
 
 
 def _trouble(what: str, fix: str) -> str:

@@ -32,6 +32,22 @@ def _words(reply: Reply, *patterns: str) -> Callable[[Question], Reply | None]:
     return lambda question: reply if any(one.search(question.lower) for one in compiled) else None
 
 
+def _aggregate(question: Question) -> Reply | None:
+    """`what is the mean alpha of attention?`, `how many layers?`; before what would explain the word."""
+    if not question.has_audit():
+        return None
+    metric = _metric_in(question)
+    if metric is not None and re.search(values.AGGREGATE, question.lower) and not _EXPLAINED.search(question.lower):
+        return lambda asked: values.aggregate(asked, metric)
+    counts = re.search(r"^(so |and )?(how many|count|number of|what number of)\b", question.lower)
+    if counts and metric is None and _COUNTED.search(question.lower):
+        return values.how_many
+    return None
+
+
+_EXPLAINED = re.compile(r"what does .*\bmean\b|\bmeans?\s*[?.!]*$|\bmeaning\b")
+_COUNTED = re.compile(r"layer|matri|block|param|weights\b|finding|warning|error|problem|note|issue|fits?\b|head|proj|"
+                      r"attn|attention|mlp|embed|conv|expert|measured|tensor")  # fmt: skip
 _WHAT_IS = re.compile(
     r"^(?:so |and |please |hey,? )*(?:what(?:'s| is| are| does| do)|what exactly is|explain|define|"
     r"meaning of|tell me about|how (?:do i|to|should i) (?:read|interpret)|what do you mean by)"
@@ -71,6 +87,8 @@ def _number(question: Question) -> Reply | None:
     metric = _metric_in(question)
     if metric is None or (question.lower.startswith("why") and question.has_audit() and question.layers().rows):
         return None  # "why is alpha 7 in block 0" asks for the findings
+    if re.search(values.AGGREGATE, question.lower) and question.has_audit():
+        return lambda asked: values.aggregate(asked, metric)
     if values.BOUND.search(question.lower) and question.has_audit():
         return lambda asked: values.beyond(asked, metric)
     if re.search(f"{values.HIGH}|{values.LOW}|\\bsort", question.lower):
@@ -120,6 +138,7 @@ def _difference(question: Question) -> Reply | None:
 
 
 INTENTS: tuple[Intent, ...] = (
+    Intent("aggregate", _aggregate),
     Intent("reading", _reading),
     Intent("ends", _words(concepts.ends, r"\b(near|close|next|closest|nearest)\b.*\b(data|input|label|output)s?\b")),
     Intent("explain", _explains),

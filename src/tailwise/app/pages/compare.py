@@ -13,6 +13,7 @@ from tailwise.app.chart_json import ChartPlace
 from tailwise.app.page_context import PageContext, context_of
 from tailwise.core.errors import UsageError
 from tailwise.judging.compare.comparison import Comparison
+from tailwise.judging.compare.conclusion import conclusion
 from tailwise.judging.compare.summary import SUMMARIES, model_numbers
 from tailwise.report.charts.chart import charts_of
 from tailwise.report.charts.view import short_names
@@ -60,8 +61,10 @@ def base(request: Request, desk: Given, asked: Annotated[Pair, Query()]) -> HTML
     places = [ChartPlace(one, f"/api/base/charts/{one.name}?{query}", one.title) for one in charts_of("base")]
     audits = [desk.workspace.audit(base), desk.workspace.audit(model)]
     values = {
-        "area": "Compare", "model": model, "base": base, "names": short_names(audits), "found": found,
+        "area": "Compare", "model": model, "base": base, "found": found,
+        "names": [desk.workspace.entry(one, "audit").title for one in (base, model)],
         "places": [] if found.identical or not found.layers else places, "metric": metric, "only": only,
+        "conclusion": conclusion(found), "fits": len(found.layers),
         "adapter": any("peft" in audit.provenance.format for audit in audits),
         **_lines(found, metric, only, asked.page),
     }  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from html import escape
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -10,12 +12,18 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from tailwise.app.chart_json import FAMILIES, HEATS, ChartPlace, chart_named, families, needs, view_of
 from tailwise.app.layer_tables import Columns, chosen_columns, exported
 from tailwise.app.lists import Listing, listed
+from tailwise.app.overviews import alike
 from tailwise.app.page_context import PageContext, context_of
 from tailwise.app.workspace import layers as table
 from tailwise.app.workspace import links
+from tailwise.app.workspace.entry import WorkspaceEntry
+from tailwise.audits.rows import LayerRow
+from tailwise.audits.trusted import mean_alpha_words
 from tailwise.core.errors import UsageError
 from tailwise.judging.diagnosis.finding import Diagnosis
+from tailwise.judging.diagnosis.verdict import standings
 from tailwise.report.charts.chart import charts_of
+from tailwise.report.layer_map import layer_map
 from tailwise.spectrum.metrics.metric import METRICS
 
 router = APIRouter(include_in_schema=False)
@@ -29,8 +37,10 @@ def home() -> RedirectResponse:
 
 
 @router.get("/models")
-def models(request: Request, desk: Given, listing: Annotated[Listing, Query()]) -> HTMLResponse:
-    """All audits: searched, filtered by tag, sorted."""
+def models(request: Request, desk: Given, listing: Annotated[Listing, Query()]) -> Response:
+    """All audits: searched, filtered by tag, sorted; and what else lies there. Nothing where nothing is new."""
+    if listing.state and listing.state == desk.workspace.state:
+        return Response(status_code=204)
     return desk.pages.page(request, "models.html", {"area": "Models", **listed(desk, listing)})
 
 
@@ -51,12 +61,40 @@ def model(request: Request, desk: Given, audit: str, family: str = "alpha") -> H
     entry, found = desk.workspace.entry(audit, "audit"), desk.workspace.audit(audit)
     diagnosis = desk.workspace.diagnosis(audit)
     values = {
+        "map": desk.workspace.keep(audit, "map", lambda: layer_map(found, diagnosis, _to(audit))),
         "area": "Models", "entry": entry, "audit": found, "diagnosis": diagnosis, "tags": desk.tags.of(entry),
         "overview": desk.overviews.of(entry), "families": {name: FAMILIES.get(name, name) for name in known},
         "family": family, "places": _places(desk, audit, family) if len(found) else [],
-        "numbers": found.summary(), "others": [one for one in desk.workspace.entries("audit") if one.id != audit],
+        "numbers": found.summary(), "mean_alpha": mean_alpha_words(found), "others": bases_of(desk, audit),
     }  # fmt: skip
     return desk.pages.page(request, "model.html", values)
+
+
+def _to(audit: str) -> Callable[[Sequence[LayerRow]], str]:
+    """Links of the map: to a layer, or to the table of those that share a cell."""
+
+    def attributes(rows: Sequence[LayerRow]) -> str:
+        first = rows[0]
+        alike = f"role={first.role}" + ("" if first.block is None else f" block={first.block}")
+        href = links.layer(audit, first.name) if len(rows) == 1 else links.layers(audit, q=alike)
+        return f'href="{escape(href, quote=True)}"'
+
+    return attributes
+
+
+def bases_of(desk: PageContext, audit: str) -> list[tuple[WorkspaceEntry, str]]:
+    """The other audits, the one that fits best first, with how much of it fits where that is known."""
+    own = desk.overviews.of(desk.workspace.entry(audit))
+    fits: list[tuple[float, WorkspaceEntry, str]] = []
+    for entry in desk.workspace.entries("audit"):
+        other = desk.overviews.ready(entry) if entry.id != audit else None
+        if entry.id == audit or (other is not None and other.trouble):
+            continue
+        share = None if other is None else alike(own, other)
+        says = "" if share is None else f"{share:.0%} of the matrices match" if share else "nothing matches"
+        fits.append((share or 0.0, entry, says))
+    fits.sort(key=lambda item: -item[0])
+    return [(entry, says) for _, entry, says in fits]
 
 
 def _places(desk: PageContext, audit: str, family: str) -> list[ChartPlace]:
@@ -136,6 +174,7 @@ def layer(request: Request, desk: Given, audit: str, name: str) -> HTMLResponse:
         "area": "Models", "entry": desk.workspace.entry(audit), "audit": found, "row": row,
         "places": [ChartPlace(one, source.replace("{}", one.name), one.title) for one in charts],
         "findings": diagnosis.of(row.name), "metrics": METRICS, "shown": shown,
+        "standings": standings(found, row.name) if row.measured else (),
         "before": names[at - 1] if at else None, "after": names[at + 1] if at + 1 < len(names) else None,
     }  # fmt: skip
     return desk.pages.page(request, "layer.html", values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
@@ -24,12 +26,42 @@ _LOOK = 1.0  # seconds between looks into the store
 _USUAL = ("alpha", "alpha_hill", "stable_rank", "log_spectral_norm", "num_traps")
 
 
+class Shown(BaseModel):
+    """What is asked of the page of a run."""
+
+    metric: list[str] = Field(default_factory=list, max_length=20)
+    log: bool = False
+    smooth: float = Field(0.0, ge=0, lt=1)
+    beside: list[str] = Field(default_factory=list, max_length=3)
+
+    def query(self, name: str) -> str:
+        """For the chart of the scalars."""
+        pairs = [("name", name), *(("beside", one) for one in self.beside)]
+        pairs += [("log", "1")] if self.log else []
+        return urlencode([*pairs, ("smooth", f"{self.smooth:g}")] if self.smooth else pairs)
+
+
+def arriving(run: RunSummary) -> str:
+    """Whether points arrive: a run does not say that it ends; silent for minutes it is stalled, and for a day over."""
+    if run.updated is None:
+        return "no points yet"
+    silent = time.time() - run.updated
+    if silent <= _PAUSE:
+        return "points arrive"
+    return "finished, or long stopped" if silent > _OVER else f"stalled: no point for {silent / 60:.0f} minutes"
+
+
+_PAUSE, _OVER = 300.0, 86_400.0  # seconds
+
+
 @router.get("/training")
 def training(request: Request, desk: Given) -> HTMLResponse:
     """All runs."""
     store = desk.workspace.store
     runs = [] if store is None else desk.workspace.history.runs()
-    return desk.pages.page(request, "training.html", {"area": "Training", "store": store, "runs": runs})
+    return desk.pages.page(
+        request, "training.html", {"area": "Training", "store": store, "runs": runs, "arriving": arriving}
+    )
 
 
 def summary_of(desk: PageContext, name: str) -> RunSummary:
@@ -41,10 +73,9 @@ def summary_of(desk: PageContext, name: str) -> RunSummary:
 
 
 @router.get("/training/run")
-def run(
-    request: Request, desk: Given, name: str, metric: Annotated[list[str] | None, Query()] = None
-) -> HTMLResponse:  # fmt: skip
-    """One run: its loss, its metrics by role, alarms, audits."""
+def run(request: Request, desk: Given, name: str, asked: Annotated[Shown, Query()]) -> HTMLResponse:
+    """One run: its alarms, its loss, its metrics by role, audits."""
+    metric = asked.metric
     history = desk.workspace.history
     summary, metrics = summary_of(desk, name), history.metrics(name)
     chosen = [one for one in metric or () if one in metrics] or [one for one in _USUAL if one in metrics] or metrics[:2]
@@ -54,7 +85,8 @@ def run(
     values = {
         "area": "Training", "run": summary, "optimizer": history.optimizer(name), "metrics": metrics, "chosen": chosen,
         "sources": sources,
-        "scalars": f"/api/training/scalars?{urlencode({'name': name})}", "alarms": history.kept_alarms(name)[::-1],
+        "scalars": f"/api/training/scalars?{asked.query(name)}", "asked": asked, "arriving": arriving(summary),
+        "runs": [one.name for one in history.runs() if one.name != name], "alarms": history.kept_alarms(name)[::-1],
         "no_alarm": history.no_alarm(name), "audits": audits, "events": f"/training/events?{urlencode({'name': name})}",
     }  # fmt: skip
     return desk.pages.page(request, "run.html", values)

@@ -73,13 +73,13 @@
     const source = new EventSource(element.dataset.events), pulse = $("#pulse");
     streams.set(element, source);
     const say = (text, kind) => { if (pulse) { pulse.textContent = text; pulse.className = `pulse ${kind}`; } };
-    source.addEventListener("open", () => say("live", "live"));
+    source.addEventListener("open", () => say("connected", "live"));
     source.addEventListener("error", () => say("the server does not answer; trying again", "lost"));
     source.addEventListener("trouble", (event) => { source.close(); say(JSON.parse(event.data).message, "lost"); });
     let first = !again;
     source.addEventListener("point", (event) => {
       const run = JSON.parse(event.data);
-      say(`live, step ${run.last_step ?? "–"}`, "live");
+      say(`${first ? "connected" : "live"}, step ${run.last_step ?? "–"}`, "live");
       if (first) { first = false; return; }
       all("[data-live-chart][data-shown]").forEach((target) => show(target, true));
       for (const id of ["state", "alarms"]) htmx.ajax("GET", location.pathname + location.search, { target: `#${id}`, select: `#${id}`, swap: "outerHTML" });

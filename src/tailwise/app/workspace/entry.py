@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["audit", "plan"]
+Kind = Literal["audit", "plan", "history", "comparison", "precision", "unreadable"]
+#: Kinds that have pages of their own; the others are rows that say what they are, and how to open them.
+OWN_PAGES: tuple[Kind, ...] = ("audit", "plan")
 
 _WORDLESS = re.compile(r"[^a-z0-9]+")
 
 
 @dataclass(frozen=True)
 class WorkspaceEntry:
-    """An audit or a plan on disk."""
+    """A file of tailwise on disk."""
 
     id: str  # in addresses; the same as long as the file keeps its place
     kind: Kind

@@ -1,11 +1,13 @@
-"""Audits and plans below a folder, found without reading them."""
+"""The files of tailwise below a folder, found by their first bytes."""
 
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +19,10 @@ _MOST = 100_000  # files and folders named below one root: a home folder given b
 _MOST_PLAN = 64 << 20
 _SKIPPED = frozenset({"node_modules", "__pycache__", "site-packages"})
 _PLANS = (".json", ".yaml", ".yml")
-_WANTED = (".audit", *_PLANS)
+_STORES = (".db", ".sqlite", ".sqlite3")
+_WANTED = (".audit", *_PLANS, *_STORES)
+#: What begins the JSON of a precision study and of a comparison.
+_STUDY, _COMPARISON = b'"kind": "precision study"', (b'"before":', b'"after":', b'"layers":')
 
 #: What tells one state of a file from the next.
 _State = tuple[int, int, int, int]
@@ -124,8 +129,30 @@ def _kind(path: Path, facts: os.stat_result) -> Kind | None:
         return None
     suffix = path.suffix.lower()
     if suffix == ".audit":
-        return "audit" if zipfile.is_zipfile(path) else None
-    if suffix not in _PLANS or facts.st_size > _MOST_PLAN:
-        return None
+        return "audit" if zipfile.is_zipfile(path) else "unreadable"
+    if suffix in _STORES:
+        return "history" if is_history(path) else None
+    return _kind_of_text(path) if facts.st_size <= _MOST_PLAN else None
+
+
+def _kind_of_text(path: Path) -> Kind | None:
     with path.open("rb") as file:
-        return "plan" if b"tailwise_plan" in file.read(200) else None
+        head = file.read(400)
+    if b"tailwise_plan" in head[:200]:
+        return "plan"
+    if path.suffix.lower() != ".json":
+        return None
+    return "precision" if _STUDY in head else "comparison" if all(part in head for part in _COMPARISON) else None
+
+
+def is_history(path: Path) -> bool:
+    """Whether a file is SQLite with the tables of a history; it is opened for reading alone."""
+    with path.open("rb") as file:
+        if file.read(16) != b"SQLite format 3\x00":
+            return False
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=0.2)) as store:
+            found = {name for (name,) in store.execute("select name from sqlite_master where type = 'table'")}
+    except sqlite3.Error:
+        return False
+    return {"tailwise_runs", "tailwise_points"} <= found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tailwise.app.workspace.audit_memory import AuditMemory
-from tailwise.app.workspace.entry import Kind, WorkspaceEntry
+from tailwise.app.workspace.entry import OWN_PAGES, Kind, WorkspaceEntry
 from tailwise.app.workspace.scan import Scanner
 from tailwise.audits.audit import Audit
 from tailwise.core.errors import UnreachableError, UsageError, unknown_name
@@ -37,8 +38,10 @@ class Workspace:
     What was read is kept until its file changes.
     """
 
-    def __init__(self, roots: Sequence[str | Path], *, store: str | None = None) -> None:
-        """Take folders, or single files, and the address of a store (`tailwise watch`).
+    def __init__(self, roots: Sequence[str | Path], *, store: str | None = None, example: Path | None = None) -> None:
+        """Take folders, or single files, the address of a store (`tailwise watch`), and an audit to click through.
+
+        The example is found by its identity and stands in no list.
 
         Raises `UsageError` for a root that is not there.
         """
@@ -47,7 +50,9 @@ class Workspace:
             if not root.exists():
                 raise UsageError("there is no such file or folder", where=root, fix="give a folder with audits")
         self.store = store
-        self._scanner, self._scanning = Scanner(self.roots), threading.Lock()
+        self._example = None if example is None else example.resolve()
+        looked_at = self.roots if self._example is None else (*self.roots, self._example)
+        self._scanner, self._scanning = Scanner(looked_at), threading.Lock()
         self._found: dict[str, WorkspaceEntry] | None = None
         self._scanned, self._took = 0.0, 0.0  # when the last look ended, and how long it took
         self._kept = AuditMemory()
@@ -59,8 +64,24 @@ class Workspace:
     # What there is
 
     def entries(self, kind: Kind | None = None) -> list[WorkspaceEntry]:
-        """All audits, plans or both, the newest first."""
-        return [entry for entry in self._scan().values() if kind in (None, entry.kind)]
+        """Everything of a kind, or all audits and plans, the newest first."""
+        wanted = OWN_PAGES if kind is None else (kind,)
+        return [entry for entry in self._scan().values() if entry.kind in wanted and entry.path != self._example]
+
+    @property
+    def example(self) -> str:
+        """The identity of the example; "" where there is none."""
+        return next((entry.id for entry in self._scan().values() if entry.path == self._example), "")
+
+    def others(self) -> list[WorkspaceEntry]:
+        """What is neither an audit nor a plan: histories, comparisons, precision studies, and what cannot be read."""
+        return [entry for entry in self._scan().values() if entry.kind not in OWN_PAGES]
+
+    @property
+    def state(self) -> str:
+        """Another text whenever a file came, went or changed."""
+        facts = sorted((entry.id, entry.changed, entry.nbytes) for entry in self._scan().values())
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def entry(self, name: str, kind: Kind | None = None) -> WorkspaceEntry:
         """The entry of that identity. `UsageError` with near names otherwise."""
@@ -74,7 +95,8 @@ class Workspace:
 
     def look_again(self) -> list[WorkspaceEntry]:
         """The same, without waiting for the last look to be old."""
-        return list(self._scan(again=True).values())
+        self._scan(again=True)
+        return self.entries()
 
     @property
     def cut(self) -> tuple[Path, ...]:

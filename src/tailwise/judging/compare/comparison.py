@@ -77,4 +77,8 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return asdict(self)
+        from tailwise.judging.compare.conclusion import conclusion
+
+        facts = asdict(self)
+        head = {key: facts.pop(key) for key in ("before", "after")}
+        return {**head, "conclusion": conclusion(self), **facts}

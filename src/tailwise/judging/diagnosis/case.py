@@ -7,10 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from tailwise.audits.audit import Audit
 from tailwise.audits.rows import LayerRow
 from tailwise.spectrum.spectrum import Spectrum
+
+if TYPE_CHECKING:
+    from tailwise.judging.diagnosis.atlas import Atlas, Standing
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
@@ -25,21 +29,32 @@ class Case:
     history: tuple[Mapping[str, LayerRow], ...] = field(default=())  # earlier audits of the same run, oldest first
     draws: int = 24  # noise matrices behind each baseline
     tied: bool = False  # the embedding is the head too
+    base: Mapping[str, LayerRow] | None = None  # the model as it was before: its base, or its first checkpoint
+    atlas: Atlas | None = None  # healthy models, this one not among them
+    known: dict[object, object] = field(default_factory=dict, compare=False, repr=False)  # what several rules ask for
 
     @staticmethod
-    def of(audit: Audit, limits: Mapping[str, float], history: Sequence[Audit] = ()) -> Case:
+    def of(
+        audit: Audit,
+        limits: Mapping[str, float],
+        history: Sequence[Audit] = (),
+        base: Audit | None = None,
+        atlas: Atlas | None = None,
+    ) -> Case:
         """The whole audit."""
         spectra = {layer.row.name: layer.spectrum for layer in audit}
         past = tuple({layer.row.name: layer.row for layer in earlier} for earlier in history)
         draws = int(audit.provenance.recipe.get("baseline_replicas", 24))
         shared = any(row.status == "SHARED" and row.role == "lm_head" for row in audit.rows)
         tied = shared or bool(audit.provenance.config.get("tie_word_embeddings"))
-        return Case(tuple(audit.rows), spectra, limits, past, draws, tied)
+        before = base if base is not None else history[0] if history else None
+        earlier = None if before is None else {row.name: row for row in before.rows}
+        return Case(tuple(audit.rows), spectra, limits, past, draws, tied, earlier, atlas)
 
     def without(self, pattern: re.Pattern[str]) -> Case:
         """The case without the layers whose name matches."""
         kept = tuple(row for row in self.rows if not pattern.search(row.name))
-        return replace(self, rows=kept)
+        return replace(self, rows=kept, known={})
 
     def limit(self, name: str) -> float:
         """A threshold."""
@@ -60,6 +75,15 @@ class Case:
             and not any(name in row.degenerate for name in metrics)
             and all(has(row, name) for name in metrics)
         ]
+
+    def moved(self, row: LayerRow) -> bool | None:
+        """Whether the matrix differs from what it was in the base or in the first audit; None where nobody knows."""
+        before = (self.base or {}).get(row.name)
+        return None if before is None or not (before.digest and row.digest) else before.digest != row.digest
+
+    def standing(self, row: LayerRow, metric: str) -> Standing | None:
+        """Where a matrix's number lies among healthy models; None where too few are known."""
+        return None if self.atlas is None else self.atlas.standing(row, metric)
 
     def chains(self, rows: Sequence[LayerRow]) -> list[list[LayerRow]]:
         """Matrices of one role and shape along depth, with at least `min_blocks` blocks.

@@ -65,6 +65,7 @@ def depth_curse(case: Case) -> Verdict:
         f"alpha_hill rises with depth in {len(cursed)} of {count(len(chains), 'role')} (median τ {tau:.2f}, adjusted "
         f"p ≤ {worst_p:.2g}), from {heavy:.1f} in the first third to {light:.1f} in the last.",
         tuple(evidence),
+        title=f"in {len(cursed)} of {count(len(chains), 'role')} the tails grow light with depth",
     )
 
 
@@ -172,12 +173,14 @@ def layer_imbalance(case: Case) -> Verdict:
         f"In {len(stuck)} of {count(len(chains), 'role')} the last third of the blocks is still as flat as noise "
         f"(effective rank ≥ {bound:.0%} of noise's), while the first third has moved to {shallow:.0%}.",
         evidence,
+        title=f"in {len(stuck)} of {count(len(chains), 'role')} the deep blocks are still as flat as noise",
     )
 
 
 @rule(
     "TW103",
     title="local stagnation",
+    says=("stayed behind the blocks around it", "stayed behind the blocks around them"),
     severity="warning",
     strength="heuristic",
     needs=(*_HILL, *METRICS),
@@ -223,6 +226,7 @@ def local_stagnation(case: Case) -> Verdict:
         f"{count(len(rows), 'matrix')} stayed behind the blocks around: alpha_hill of {named(rows)} is up to "
         f"{max(ratio for _, ratio, _ in hit):.1f} times that of its neighbours.",
         evidence,
+        tested=len(tested),
     )
 
 

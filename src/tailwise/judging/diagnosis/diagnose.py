@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tailwise.audits.audit import Audit
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.judging.diagnosis.atlas import Atlas, default, load
 from tailwise.judging.diagnosis.case import Case
 from tailwise.judging.diagnosis.finding import SEVERITIES, Diagnosis, Finding, NotEvaluated, NotLooked
 from tailwise.judging.diagnosis.rule import RULES, Cannot, Partly, Rule, RuleHit, Verdict
 from tailwise.judging.diagnosis.thresholds import Overrides, resolved
+from tailwise.judging.diagnosis.verdict import health_of
+from tailwise.judging.diagnosis.wording import count, verb
 from tailwise.spectrum.metrics.metric import METRICS
 
 #: Which option of the audit provides what a metric asks for.
@@ -25,6 +29,8 @@ def diagnose(
     thresholds: Overrides = None,
     mute: Sequence[str] = (),
     history: Sequence[Audit] = (),
+    base: Audit | None = None,
+    atlas: Atlas | str | Path | None = None,
 ) -> Diagnosis:
     """Judge an audit by every rule.
 
@@ -36,12 +42,19 @@ def diagnose(
         Codes (`TW101`), families (`TW2xx`), or a code for some layers (`TW101:regex`).
     history
         Earlier audits of the same run, oldest first, for the rules that look at change over time.
+    base
+        An audit of the model that this one was trained from, or of its first checkpoint: it tells whether a matrix was
+        moved at all. Without it, the oldest of `history`.
+    atlas
+        Healthy models to compare with, as `tailwise atlas build` makes them, or the path of one; by default the small
+        one that comes with the package, or that `TAILWISE_ATLAS` names. This model is left out of it, by content.
 
     Raises `UsageError` for an unknown code or threshold. A rule that lacks what it needs raises nothing: it is listed
     under `not_looked` with the reason.
     """
     limits, muting = resolved(thresholds), Muting.parse(mute)
-    case = Case.of(audit, limits, history)
+    others = atlas_of(atlas).without(audit)
+    case = Case.of(audit, limits, history, base, others)
     findings: list[Finding] = []
     not_looked: list[NotLooked] = []
     looked: list[str] = []
@@ -58,10 +71,21 @@ def diagnose(
         if isinstance(verdict, Partly):
             left += [NotEvaluated(code, rule.title, why, names) for why, names in verdict.left_out.items() if names]
             verdict = verdict.found
-        if verdict is not None:
-            findings.append(_finding(rule, verdict))
+        found = verdict if isinstance(verdict, tuple) else (verdict,)
+        findings += [_finding(rule, one, len(seen.measured)) for one in found if one is not None]
     findings.sort(key=lambda item: (-SEVERITIES.index(item.severity), item.code))
-    return Diagnosis(audit.model, tuple(findings), tuple(not_looked), tuple(looked), muting.said, limits, tuple(left))
+    made = Diagnosis(
+        audit.model, tuple(findings), tuple(not_looked), tuple(looked), muting.said, limits, tuple(left),
+        atlas=len(others),
+    )  # fmt: skip
+    return replace(made, health=health_of(audit, made, others))
+
+
+def atlas_of(given: Atlas | str | Path | None) -> Atlas:
+    """The atlas that is meant. Raises `UnreadableError` for a file that is none."""
+    if given is None:
+        return default()
+    return given if isinstance(given, Atlas) else load(given)
 
 
 def _judged(rule: Rule, case: Case) -> Verdict:
@@ -142,17 +166,27 @@ def _missing(names: list[str], case: Case) -> str:
     return f"the audit lacks {', '.join(absent)}; audit with {how}"
 
 
-def _finding(rule: Rule, found: RuleHit) -> Finding:
+def _finding(rule: Rule, found: RuleHit, measured: int) -> Finding:
     return Finding(
         code=rule.code,
-        title=rule.title,
+        title=found.title or _headline(rule, found, measured),
         severity=found.severity or rule.severity,
         message=found.message,
         layers=found.layers,
         evidence=found.evidence,
         causes=(*found.causes, *rule.causes),
-        remedies=rule.remedies,
+        remedies=rule.remedies if found.remedies is None else found.remedies,
         references=rule.references,
         strength=rule.strength,
-        functions=rule.functions,
+        functions=rule.functions if found.functions is None else found.functions,
+        pattern=rule.title,
     )
+
+
+def _headline(rule: Rule, found: RuleHit, measured: int) -> str:
+    """`2 of 211 matrices look like noise`."""
+    hit = len(found.layers)
+    if rule.says is None or not hit:
+        return rule.title
+    of = max(measured if found.tested is None else found.tested, hit)
+    return f"{hit} of {count(of, 'matrix')} {verb(hit, *rule.says)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -28,7 +29,7 @@ class Finding:
     """One pattern found in a model."""
 
     code: str  # TW101, …
-    title: str
+    title: str  # what is so of how many: "2 of 211 matrices look like noise"
     severity: Severity
     message: str  # one sentence about this model
     layers: tuple[str, ...]  # names, worst first; empty where the finding is of the whole model
@@ -37,7 +38,13 @@ class Finding:
     remedies: tuple[str, ...]
     references: tuple[str, ...]
     strength: Strength
-    functions: tuple[str, ...] = ()  # names in `tailwise.remedies`
+    functions: tuple[str, ...] = ()  # names in `tailwise.training.remedies`
+    pattern: str = ""  # the name of the pattern, the same for every model: "spectrum of noise"
+
+    @property
+    def noted(self) -> bool:
+        """Whether it is an observation that alone asks for nothing."""
+        return self.severity == "info"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -63,6 +70,49 @@ class NotEvaluated:
     layers: tuple[str, ...]
 
 
+Word = Literal["healthy", "needs a look", "unhealthy", "no verdict"]
+
+
+@dataclass(frozen=True)
+class WorstLayer:
+    """A layer, and the reason that it is named for."""
+
+    layer: str
+    code: str
+    severity: str
+    reason: str
+    more: int = 0  # other findings on it
+    stands: str = ""  # where it stands among healthy models
+
+
+@dataclass(frozen=True)
+class Health:
+    """The verdict on a model."""
+
+    word: Word
+    why: str  # one sentence
+    worst: tuple[WorstLayer, ...]  # five at most, worst first
+    next: str  # a command; AUDIT stands for the audit's file
+
+    def next_for(self, path: str) -> str:
+        """The next command, of an audit at `path`."""
+        return self.next.replace("AUDIT", path if re.fullmatch(r"[\w./:@+-]+", path) else f"'{path}'")
+
+    @property
+    def line(self) -> str:
+        """`needs a look: 2 of 211 matrices look like noise.`"""
+        return f"{self.word}: {self.why}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {**asdict(self), "worst": [asdict(item) for item in self.worst]}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Health:
+        """What `to_json` gave."""
+        return Health(data["word"], data["why"], tuple(WorstLayer(**item) for item in data["worst"]), data["next"])
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """Everything the rules said of one audit, worst first."""
@@ -74,6 +124,8 @@ class Diagnosis:
     muted: tuple[str, ...] = ()
     thresholds: dict[str, float] = field(default_factory=dict)
     not_evaluated: tuple[NotEvaluated, ...] = ()
+    health: Health | None = None  # the verdict in one line
+    atlas: int = 0  # healthy models that were compared with
 
     def of(self, layer: str) -> tuple[Finding, ...]:
         """The findings that name a layer."""
@@ -97,7 +149,11 @@ class Diagnosis:
         looked, muted = tuple(data["looked"]), tuple(data["muted"])
         parts = data.get("not_evaluated", ())
         left = tuple(NotEvaluated(**{**item, "layers": tuple(item["layers"])}) for item in parts)
-        return Diagnosis(data["model"], findings, not_looked, looked, muted, dict(data["thresholds"]), left)
+        limits, health = dict(data["thresholds"]), data.get("health")
+        verdict = Health.from_json(health) if health else None
+        return Diagnosis(
+            data["model"], findings, not_looked, looked, muted, limits, left, verdict, data.get("atlas", 0)
+        )
 
 
 def _finding(data: Mapping[str, Any]) -> Finding:

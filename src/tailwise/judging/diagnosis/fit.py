@@ -17,6 +17,7 @@ _CLAUSET = "Clauset, Shalizi & Newman 2009, SIAM Review 51:661"
 @rule(
     "TW501",
     title="heavy fit error",
+    says=("has a tail that is no power law", "have a tail that is no power law"),
     severity="info",
     strength="published",
     needs=("alpha", "ks_distance", "num_pl_spikes"),
@@ -59,6 +60,7 @@ def heavy_fit_error(case: Case) -> Verdict:
         f"No verdict on alpha in {len(hit)} of {count(len(rows), 'matrix')}: a power law does not describe the tail of "
         f"{named(hit)}.",
         evidence,
+        tested=len(rows),
     )
 
 
@@ -77,6 +79,7 @@ def _rival_in_words(better: tuple[str, float, float] | None) -> str:
 @rule(
     "TW502",
     title="the tail is the bulk",
+    says=("is fitted over its bulk", "are fitted over their bulk"),
     severity="info",
     strength="heuristic",
     needs=("alpha", "num_pl_spikes"),
@@ -104,4 +107,5 @@ def tail_is_bulk(case: Case) -> Verdict:
         f"alpha describes the bulk rather than a tail in {len(hit)} of {count(len(rows), 'matrix')}: the fit has more "
         f"than {bound:.0%} of the spectrum of {named(hit)}.",
         evidence,
+        tested=len(rows),
     )

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tailwise.audits.rows import LayerRow
 from tailwise.judging.diagnosis.case import Case, has, value
-from tailwise.judging.diagnosis.finding import Evidence
-from tailwise.judging.diagnosis.rule import Cannot, Partly, RuleHit, Verdict, rule
-from tailwise.judging.diagnosis.wording import count, evals, named, verb
+from tailwise.judging.diagnosis.finding import Evidence, Severity
+from tailwise.judging.diagnosis.rule import Cannot, Partly, RuleHit, Verdict, by_severity, rule
+from tailwise.judging.diagnosis.wording import count, evals, named, quantized, verb
 from tailwise.spectrum.metrics.ranks import matrix_rank
 
-_UNREAD = ("UNREADABLE", "FAILED", "UNSUPPORTED")
+_UNREAD = ("UNREADABLE", "FAILED")
+_UNKNOWN = ("UNSUPPORTED",)
 
 
 @rule(
     "TW601",
     title="not finite",
+    says=("has NaN or infinite entries", "have NaN or infinite entries"),
     severity="error",
     strength="theory",
     causes=("training diverged", "an overflow in half precision, or a damaged file"),
@@ -27,12 +29,13 @@ _UNREAD = ("UNREADABLE", "FAILED", "UNSUPPORTED")
 def not_finite(case: Case) -> Verdict:
     """A matrix has NaN or infinite entries."""
     hit = [row for row in case.rows if row.status == "NOT_FINITE"]
-    return _by_status(hit, "has NaN or infinite entries", "have NaN or infinite entries")
+    return _by_status(case, hit, "has NaN or infinite entries", "have NaN or infinite entries")
 
 
 @rule(
     "TW602",
     title="dead rows or columns",
+    says=("has rows or columns of zeros", "have rows or columns of zeros"),
     severity="warning",
     strength="theory",
     needs=("rank_loss",),
@@ -42,7 +45,8 @@ def not_finite(case: Case) -> Verdict:
     references=("Lu et al. 2020, Dying ReLU and Initialization, arXiv:1903.06733",),
 )
 def dead_directions(case: Case) -> Verdict:
-    """Rows or columns of zeros were seen, and take directions from the matrix. On the long side of a matrix they do so
+    """Rows or columns of zeros were seen, and take directions from the matrix (of one, it is only noted). On the long
+    side of a matrix they do so
     only where fewer than its short side are left.
 
     Eigenvalues of zero without such rows are a loss of rank, which TW603 and TW301 report.
@@ -60,8 +64,18 @@ def dead_directions(case: Case) -> Verdict:
     evidence = tuple(
         Evidence(row.name, "rank_loss", float(dead[row.name]), 0.0, _dead_in_words(row, dead[row.name])) for row in hit
     )
-    message = f"{named(hit)} {verb(len(hit), 'has', 'have')} rows or columns that are zero throughout."
-    return Partly(RuleHit(message, evidence), left)
+    few = [row for row in hit if dead[row.name] <= max(1.0, case.limit("dead_share") * evals(row))]
+    few = [row for row in few if dead[row.name] < evals(row)]
+    rare = {row.name for row in few}
+    found = tuple(
+        RuleHit(
+            f"{named(rows)} {verb(len(rows), 'has', 'have')} rows or columns that are zero throughout.",
+            tuple(item for item in evidence if (item.layer in rare) == (severity == "info")),
+            severity,
+        )
+        for rows, severity in by_severity([row for row in hit if row.name not in rare], few)
+    )
+    return Partly(found, left)
 
 
 def _dead(case: Case, row: LayerRow) -> int:
@@ -84,6 +98,7 @@ def _dead_in_words(row: LayerRow, dead: int) -> str:
 @rule(
     "TW603",
     title="rank loss",
+    says=("lacks full rank", "lack full rank"),
     severity="warning",
     strength="theory",
     needs=("rank_loss",),
@@ -100,7 +115,7 @@ def _dead_in_words(row: LayerRow, dead: int) -> str:
 )
 def rank_loss(case: Case) -> Verdict:
     """Directions carry nothing: their eigenvalues are zero to working precision, or many are below what rounding to
-    the stored type leaves.
+    the stored type leaves. What coarse codes hide, a single direction, and the few that convolutions lose are noted.
     """
     rows = [row for row in case.measured if has(row, "rank_loss") and row.kind != "lora"]
     lost = {row.name: _lost(case, row) for row in rows}
@@ -109,8 +124,36 @@ def rank_loss(case: Case) -> Verdict:
         return None
     evidence = tuple(Evidence(row.name, "rank_loss", lost[row.name], 0, _lost_in_words(case, row, lost[row.name]))
                      for row in hit)  # fmt: skip
-    lacks = verb(len(hit), "lacks", "lack")
-    return RuleHit(f"{named(hit)} {lacks} full rank: up to {max(lost.values())} directions carry nothing.", evidence)
+    noted = [row for row in hit if _lost_by_design(case, row, lost[row.name])]
+    by_design = {row.name for row in noted}
+    return tuple(
+        _lacking(rows, lost, evidence, len(case.measured), severity)
+        for rows, severity in by_severity([row for row in hit if row.name not in by_design], noted)
+    )
+
+
+def _lost_by_design(case: Case, row: LayerRow, lost: int) -> bool:
+    """Whether healthy models have it: coarse codes hide weak directions of every heavy-tailed matrix, weight decay
+    before a normalisation leaves convolutions with directions of next to nothing, and one direction is centring."""
+    if lost <= max(1.0, case.limit("dead_share") * evals(row)):
+        return True
+    convolution = row.kind == "conv" or row.role == "conv"
+    if lost <= _exactly_lost(case, row):
+        return convolution and lost < case.limit("rank_loss_share") * evals(row)
+    return convolution or quantized(row)
+
+
+def _lacking(
+    rows: list[LayerRow], lost: Mapping[str, int], evidence: Sequence[Evidence], of: int, severity: Severity | None
+) -> RuleHit:
+    lacks, names = verb(len(rows), "lacks", "lack"), {row.name for row in rows}
+    most = max(lost[name] for name in names)
+    return RuleHit(
+        f"{named(rows)} {lacks} full rank: up to {count(most, 'direction')} {verb(most, 'carries', 'carry')} nothing.",
+        tuple(item for item in evidence if item.layer in names),
+        severity,
+        tested=of,
+    )
 
 
 def _lost_in_words(case: Case, row: LayerRow, lost: int) -> str:
@@ -130,6 +173,7 @@ def _lost(case: Case, row: LayerRow) -> int:
 @rule(
     "TW604",
     title="duplicate layers",
+    says=("is a copy of another", "are copies of another"),
     severity="warning",
     strength="theory",
     causes=("blocks copied to make a deeper model, and not trained since", "a mistake in a merge or a conversion"),
@@ -157,6 +201,7 @@ def duplicate_layers(case: Case) -> Verdict:
 @rule(
     "TW605",
     title="not measured",
+    says=("could not be measured", "could not be measured"),
     severity="warning",
     strength="theory",
     causes=("a damaged or truncated file", "a format that is not supported yet", "too little memory"),
@@ -165,12 +210,17 @@ def duplicate_layers(case: Case) -> Verdict:
 )
 def not_measured(case: Case) -> Verdict:
     """A matrix could not be read or solved, so no rule has looked at it."""
-    hit = [row for row in case.rows if row.status in _UNREAD]
-    return _by_status(hit, "could not be measured", "could not be measured")
+    words = ("could not be measured", "could not be measured")
+    # A packing that is not known is a limit of this tool, and says nothing of the model.
+    unread, unknown = ([row for row in case.rows if row.status in statuses] for statuses in (_UNREAD, _UNKNOWN))
+    return (*_by_status(case, unread, *words), *_by_status(case, unknown, *words, severity="info"))
 
 
-def _by_status(hit: Sequence[LayerRow], one: str, many: str) -> Verdict:
+def _by_status(
+    case: Case, hit: Sequence[LayerRow], one: str, many: str, severity: Severity | None = None
+) -> tuple[RuleHit, ...]:
     if not hit:
-        return None
+        return ()
     evidence = tuple(Evidence(row.name, "status", 1.0, 0.0, f"{row.status}: {row.reason}") for row in hit)
-    return RuleHit(f"{named(hit)} {one if len(hit) == 1 else many}.", evidence)
+    message = f"{named(hit)} {one if len(hit) == 1 else many}."
+    return (RuleHit(message, evidence, severity, tested=sum(bool(row.kind) for row in case.rows)),)

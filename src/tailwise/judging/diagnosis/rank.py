@@ -8,11 +8,11 @@ from statistics import median
 
 from tailwise.audits.rows import LayerRow
 from tailwise.judging.diagnosis.case import Case, has, noise_stable_rank, share_of_noise_rank, value
-from tailwise.judging.diagnosis.finding import Evidence
+from tailwise.judging.diagnosis.finding import Evidence, Severity
 from tailwise.judging.diagnosis.medians import adjusted, rising, robust_scale
-from tailwise.judging.diagnosis.noise import METRICS, learned, noise_like
-from tailwise.judging.diagnosis.rule import Cannot, Partly, RuleHit, Verdict, rule
-from tailwise.judging.diagnosis.wording import alpha_in_words, count, entropy_in_words, named, verb
+from tailwise.judging.diagnosis.noise import METRICS, alone_in_noise, bulk_of_noise, bulk_z, learned, noise_like
+from tailwise.judging.diagnosis.rule import Cannot, Partly, RuleHit, Verdict, by_severity, rule
+from tailwise.judging.diagnosis.wording import alpha_in_words, count, entropy_in_words, named, rounding_in_words, verb
 
 _ENTROPY = ("singular_entropy", "singular_entropy_baseline")
 _COLLAPSE = ("log_spectral_norm", "stable_rank")
@@ -24,12 +24,15 @@ _FLOOR = 0.05
 _LOW_BY_DESIGN = ("pos_embed", "ssm_state", "rwkv_mix", "router")
 #: Roles in which one strong direction of all rows does no harm.
 _MEAN_DIRECTION = ("embed", "pos_embed", "lm_head", "classifier")
+#: Inputs that are never negative leave convolutions one mean direction, down to a stable rank of 1.1 in healthy models.
+_OF_POSITIVE_INPUTS = (*_MEAN_DIRECTION, "conv")
 _BOTTLENECK = "softmax bottleneck: the output layer is wider than the hidden state can express"
 
 
 @rule(
     "TW301",
     title="rank collapse",
+    says=("collapsed towards rank one", "collapsed towards rank one"),
     severity="error",
     strength="published",
     needs=_COLLAPSE,
@@ -63,8 +66,9 @@ def rank_collapse(case: Case) -> Verdict:
         Evidence(row.name, "stable_rank", value(row, "stable_rank"), case.limit("collapse_stable_rank"), why)
         for row, why in hit
     )
-    rows = [row for row, _ in hit]
-    return RuleHit(f"{count(len(rows), 'matrix')} collapsed towards rank one: {named(rows)}.", evidence)
+    hit_rows = [row for row, _ in hit]
+    message = f"{count(len(hit_rows), 'matrix')} collapsed towards rank one: {named(hit_rows)}."
+    return RuleHit(message, evidence, tested=len(rows))
 
 
 def _adapter_without_tail(row: LayerRow) -> bool:
@@ -96,19 +100,32 @@ def _collapsed(case: Case, group: list[LayerRow]) -> list[tuple[LayerRow, str]]:
 def _collapsed_alone(case: Case, row: LayerRow) -> list[tuple[LayerRow, str]]:
     """A matrix without peers is held against noise alone.
 
-    Healthy heads and embeddings have one mean direction that no softmax sees, down to a stable rank of 1.04; of them,
-    the other directions must be weak too.
+    Healthy heads and embeddings have one mean direction that no softmax sees, down to a stable rank of 1.04, and so
+    have convolutions; of them, the other directions must be weak too.
     """
     if row.kind == "lora":
         return []
-    if row.role in _MEAN_DIRECTION:
+    if row.role in _OF_POSITIVE_INPUTS:
         known = has(row, "singular_entropy_baseline") and has(row, "singular_entropy")
         weak = known and share_of_noise_rank(row) <= case.limit("saturation_alone")
-        bound = case.limit("collapse_single") if weak else 0.0
+        bound = case.limit("collapse_single") if weak else case.limit("collapse_conv") if row.role == "conv" else 0.0
     else:
         heavy = _exponent(row) <= case.limit("collapse_alpha_hill")
         bound = case.limit("collapse_stable_rank" if heavy else "collapse_single")
-    return [(row, f"{_narrowness(row)}{_tail(row)}")] if value(row, "stable_rank") <= bound else []
+    if value(row, "stable_rank") > bound or _ordinary(case, row, "stable_rank"):
+        return []
+    return [(row, f"{_narrowness(row)}{_tail(row)}{_in_health(case, row, 'stable_rank')}")]
+
+
+def _ordinary(case: Case, row: LayerRow, metric: str) -> bool:
+    """Whether more than one in twenty healthy matrices of the kind are as low."""
+    standing = case.standing(row, metric)
+    return standing is not None and standing.below > case.limit("atlas_share")
+
+
+def _in_health(case: Case, row: LayerRow, metric: str) -> str:
+    standing = case.standing(row, metric)
+    return "" if standing is None else f"; {standing}"
 
 
 def _exponent(row: LayerRow) -> float:
@@ -130,6 +147,7 @@ def _tail(row: LayerRow) -> str:
 @rule(
     "TW302",
     title="spectral saturation",
+    says=("has a high entropy and a low stable rank", "have a high entropy and a low stable rank"),
     severity="warning",
     strength="published",
     needs=_SATURATION,
@@ -147,7 +165,8 @@ def _tail(row: LayerRow) -> str:
     ),
 )
 def spectral_saturation(case: Case) -> Verdict:
-    """Singular entropy is high while the stable rank is low: over time where earlier audits are given, else against
+    """Singular entropy is high while the stable rank is low (noted from 60 % of noise's effective rank, a warning from
+    a quarter): over time where earlier audits are given, else against
     the matrices of the same role, or, for a head, an embedding and whatever has no peers, against noise of its shape.
     """
     rows = case.judged(*_SATURATION)
@@ -169,7 +188,11 @@ def spectral_saturation(case: Case) -> Verdict:
     single = [row for row in alone if not _is_low_by_design(row) and _saturated_alone(case, row)]
     how = "far from the other matrices of its role, or from noise where it has none"
     bounds = {row.name: case.limit("saturation_alone") for row in single}
-    found = _saturation(case, [*hit, *single], how, bounds=bounds)
+    far = [row for row in hit if share_of_noise_rank(row) <= case.limit("saturation_clear")]
+    found = (
+        *_saturation(case, [*far, *single], how, bounds=bounds),
+        *_saturation(case, [row for row in hit if row.name not in {one.name for one in far}], how, severity="info"),
+    )
     return Partly(found, {**left, "low in rank by design, and without peers to compare with": odd})
 
 
@@ -181,6 +204,7 @@ def _saturated_alone(case: Case, row: LayerRow) -> bool:
     return (
         share_of_noise_rank(row) <= case.limit("saturation_alone")
         and value(row, "stable_rank") <= case.limit("saturation_noise_share") * noise_stable_rank(row)
+        and not _ordinary(case, row, "effective_rank")
     )  # fmt: skip
 
 
@@ -197,7 +221,7 @@ def _saturated_among(case: Case, group: list[LayerRow]) -> list[LayerRow]:
     ]
 
 
-def _saturated_over_time(case: Case, rows: list[LayerRow]) -> tuple[RuleHit | None, tuple[str, ...]]:
+def _saturated_over_time(case: Case, rows: list[LayerRow]) -> tuple[tuple[RuleHit, ...], tuple[str, ...]]:
     """What saturated, and the layers that an earlier audit lacks."""
     pasts = {row.name: [old[row.name] for old in case.history if row.name in old] for row in rows}
     known = [
@@ -237,10 +261,11 @@ def _saturation(
     *,
     starts: Mapping[str, float] | None = None,
     bounds: Mapping[str, float] | None = None,
-) -> RuleHit | None:
+    severity: Severity | None = None,
+) -> tuple[RuleHit, ...]:
     """The finding; `starts` are earlier stable ranks, `bounds` those of layers that are held to another."""
     if not hit:
-        return None
+        return ()
     hit = sorted(hit, key=share_of_noise_rank)
     evidence = []
     for row in hit:
@@ -248,15 +273,17 @@ def _saturation(
         bound = (bounds or {}).get(row.name, case.limit("saturation_share"))
         says = f"{entropy_in_words(row, share_of_noise_rank(row))} ≤ {bound:.0%}; stable rank "
         says += f"{value(row, 'stable_rank'):.1f}{before} (noise {noise_stable_rank(row):.1f})"
+        says += _in_health(case, row, "effective_rank")
         evidence.append(Evidence(row.name, "singular_entropy", value(row, "singular_entropy"), bound, says))
     bottleneck = (_BOTTLENECK,) if any(case.feeds_softmax(row) for row in hit) else ()
     message = f"{named(hit)}: singular entropy is high and the stable rank low, {how}."
-    return RuleHit(message, tuple(evidence), causes=bottleneck)
+    return (RuleHit(message, tuple(evidence), severity, bottleneck, len(case.judged(*_SATURATION))),)
 
 
 @rule(
     "TW303",
     title="isotropy",
+    says=("is as isotropic as noise", "are as isotropic as noise"),
     severity="warning",
     strength="theory",
     needs=(*_ENTROPY, *METRICS),
@@ -273,7 +300,11 @@ def _saturation(
     references=("the HT-SR singular-entropy manual", "Marchenko & Pastur 1967"),
 )
 def isotropy(case: Case) -> Verdict:
-    """Singular entropy is that of a random matrix of this shape, although the matrix is not noise altogether."""
+    """Singular entropy is that of a random matrix of this shape, and so is the bulk of the spectrum, although the
+    matrix is not noise altogether.
+
+    As even as noise with a bulk that noise does not have is only noted: healthy models have such matrices.
+    """
     tested = case.judged(*_ENTROPY, *METRICS)
     if not tested:
         return Cannot("no matrix has enough eigenvalues and a baseline")
@@ -282,15 +313,27 @@ def isotropy(case: Case) -> Verdict:
     hit = sorted((row for row in rows if share_of_noise_rank(row) >= bound), key=share_of_noise_rank, reverse=True)
     if not hit:
         return None
+    left = [row for row in hit if bulk_of_noise(case, row) and alone_in_noise(case, row, tested)]
+    names = {row.name for row in left}
+    noted = [row for row in hit if row.name not in names]
+    return tuple(_isotropic(case, group, tested, severity) for group, severity in by_severity(left, noted))
+
+
+def _isotropic(case: Case, rows: list[LayerRow], tested: list[LayerRow], severity: Severity | None) -> RuleHit:
+    bound = case.limit("isotropy_share")
     evidence = tuple(
         Evidence(row.name, "singular_entropy", value(row, "singular_entropy"), bound,
-                 f"{entropy_in_words(row, share_of_noise_rank(row))} ≥ {bound:.0%}; {alpha_in_words(row)}")
-        for row in hit
+                 f"{entropy_in_words(row, share_of_noise_rank(row))} ≥ {bound:.0%}; bulk z {bulk_z(row):.1f}; "
+                 f"{alpha_in_words(row)}{rounding_in_words(row)}")
+        for row in rows
     )  # fmt: skip
     alike = sum(noise_like(case, row) for row in tested)
     beside = f" ({alike} more {verb(alike, 'is', 'are')} noise altogether: TW201)" if alike else ""
+    own = " Their bulk is not that of noise." if severity else ""
     return RuleHit(
-        f"{len(hit)} of {count(len(tested), 'matrix')} {verb(len(hit), 'is', 'are')} as isotropic as noise: "
-        f"{named(hit)}{beside}.",
+        f"{len(rows)} of {count(len(tested), 'matrix')} {verb(len(rows), 'is', 'are')} as isotropic as noise: "
+        f"{named(rows)}{beside}.{own}",
         evidence,
+        severity,
+        tested=len(tested),
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import get_args
 
+from tailwise.audits.rows import LayerRow
 from tailwise.core.registry import Registry
 from tailwise.judging.diagnosis.case import Case
 from tailwise.judging.diagnosis.finding import Evidence, Severity, Strength
@@ -24,6 +25,10 @@ class RuleHit:
     evidence: tuple[Evidence, ...]  # worst first; its layers are the finding's
     severity: Severity | None = None
     causes: tuple[str, ...] = ()  # more than the rule's own, where this case shows them; they come first
+    tested: int | None = None  # matrices that were judged, where those are not all that were measured
+    title: str = ""  # in place of "N of M matrices …"
+    remedies: tuple[str, ...] | None = None  # in place of the rule's, where more or less is known
+    functions: tuple[str, ...] | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -42,11 +47,18 @@ class Cannot:
 class Partly:
     """What was found, and the layers that could not be judged: reason → names."""
 
-    found: RuleHit | None
+    found: RuleHit | tuple[RuleHit, ...] | None
     left_out: Mapping[str, tuple[str, ...]]
 
 
-Verdict = RuleHit | Partly | Cannot | None
+#: Several findings of one rule are of several severities: what needs a look, and what is only noted.
+Verdict = RuleHit | tuple[RuleHit, ...] | Partly | Cannot | None
+
+
+def by_severity(rows: list[LayerRow], noted: list[LayerRow]) -> tuple[tuple[list[LayerRow], Severity | None], ...]:
+    """What has the rule's own severity, and what is only noted, each where there is some."""
+    both: tuple[tuple[list[LayerRow], Severity | None], ...] = ((rows, None), (noted, "info"))
+    return tuple(part for part in both if part[0])
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,8 @@ class Rule:
     remedies: tuple[str, ...]
     references: tuple[str, ...]
     judge: Callable[[Case], Verdict]
-    functions: tuple[str, ...] = ()  # names in `tailwise.remedies` that do what a remedy says
+    functions: tuple[str, ...] = ()  # names in `tailwise.training.remedies` that do what a remedy says
+    says: tuple[str, str] | None = None  # what one matrix does, and what several do: "looks …", "look like noise"
 
 
 def _load_built_ins() -> None:
@@ -90,12 +103,14 @@ def rule(  # noqa: PLR0913 - a rule has as many parts
     remedies: Sequence[str],
     functions: Sequence[str] = (),
     references: Sequence[str],
+    says: tuple[str, str] | None = None,
 ) -> Callable[[Callable[[Case], Verdict]], Callable[[Case], Verdict]]:
     """Register the decorated function as the rule `code` (two capital letters or more, then three digits).
 
-    The function takes a `Case` and returns `RuleHit`, `Partly`, `Cannot`, or None for nothing found; its docstring is
-    the sign that it looks for. A metric of `needs` that the audit lacks, or another estimator of `alpha` than
-    `estimator`, is answered "could not look" before the function is called.
+    `says` completes "1 of 211 matrices" and "2 of 211 matrices" to the title of a finding; without it, the title is
+    the rule's. The function takes a `Case` and returns `RuleHit` (or several), `Partly`, `Cannot`, or None for nothing
+    found; its docstring is the sign that it looks for. A metric of `needs` that the audit lacks, or another estimator
+    of `alpha` than `estimator`, is answered "could not look" before the function is called.
     """
     if not re.fullmatch(r"[A-Z]{2,}\d{3}", code):
         raise TypeError(f"{code!r} is not a code such as TW101")
@@ -108,6 +123,7 @@ def rule(  # noqa: PLR0913 - a rule has as many parts
             summary=" ".join((inspect.getdoc(function) or "").split()), severity=severity, strength=strength,
             needs=tuple(dict.fromkeys(needs)), estimator=estimator, causes=tuple(causes), remedies=tuple(remedies),
             references=tuple(references), judge=function, functions=tuple(functions),
+            says=says,
         ))  # fmt: skip
         return function
 

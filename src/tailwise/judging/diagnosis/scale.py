@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+import math
+from itertools import pairwise, repeat
 from statistics import median
 
 from tailwise.audits.rows import LayerRow
+from tailwise.judging.diagnosis.atlas import family_of
 from tailwise.judging.diagnosis.case import Case, value
 from tailwise.judging.diagnosis.finding import Evidence
 from tailwise.judging.diagnosis.medians import robust_scale
@@ -15,12 +17,16 @@ from tailwise.judging.diagnosis.wording import alpha_in_words, count, evals, nam
 
 #: Steps of log10 λ_max that every chain is allowed, however smooth it is.
 _FLOOR = 0.05
+#: Scatter of log10 λ_max among matrices of a role that never counts.
+_PEERS_FLOOR = 0.15
+_MANY = 64  # matrices of a group whose middle no single one moves
 _ERG = ("detX_delta", "detX_num", "alpha", "ks_distance", "num_pl_spikes")
 
 
 @rule(
     "TW401",
     title="scale jump",
+    says=("breaks in scale with the blocks beside it", "break in scale with the blocks beside them"),
     severity="warning",
     strength="heuristic",
     needs=("log_spectral_norm",),
@@ -38,11 +44,16 @@ _ERG = ("detX_delta", "detX_num", "alpha", "ks_distance", "num_pl_spikes")
     references=("the HT-SR scale manual", "Yang et al. 2022, Tensor Programs V (μP), arXiv:2203.03466"),
 )
 def scale_jump(case: Case) -> Verdict:
-    """log₁₀ λ_max jumps from one block to the next of the same role and shape, against the steps of that chain."""
-    chains = case.chains(case.judged("log_spectral_norm"))
-    if not chains:
+    """log₁₀ λ_max jumps from one block to the next of the same role and shape, against the steps of that chain. The
+    first and the last block are held to a larger step, as is what is far above all matrices of its role and shape."""
+    rows = case.judged("log_spectral_norm")
+    chains, groups = case.chains(rows), case.peers(rows)
+    if not chains and not groups and len(rows) <= case.limit("min_peers"):
         return Cannot(f"no role has {case.limit('min_blocks'):.0f} blocks of one shape with enough eigenvalues")
-    jumps: dict[str, tuple[LayerRow, float, str]] = {}
+    found = [item for group in groups for item in _above_peers(case, group)]
+    grouped = {row.name for group in (*chains, *groups) for row in group}
+    found += _above_family(case, rows, grouped)
+    jumps = {row.name: (row, above, says) for row, above, says in found}
     for chain in chains:
         for row, step, says in _jumps(case, chain):
             if row.name not in jumps or abs(step) > abs(jumps[row.name][1]):
@@ -56,10 +67,64 @@ def scale_jump(case: Case) -> Verdict:
     )
     largest = 10 ** abs(hit[0][1])
     return RuleHit(
-        f"The scale of {named([row for row, *_ in hit])} breaks with the blocks beside: λ_max changes up to "
-        f"{largest:.3g}-fold from one block to the next.",
+        f"The scale of {named([row for row, *_ in hit])} breaks with the blocks beside, or with its role: λ_max "
+        f"changes up to {largest:.3g}-fold.",
         evidence,
+        tested=len(rows),
     )
+
+
+def _above_peers(case: Case, group: list[LayerRow]) -> list[tuple[LayerRow, float, str]]:
+    """Matrices far above the others of their role and shape; far below lies what decayed because nothing uses it."""
+    found = []
+    norms = [value(row, "log_spectral_norm") for row in group]
+    for row, (middle, scatter) in zip(group, _beside(norms), strict=True):
+        above = value(row, "log_spectral_norm") - middle
+        if above >= max(case.limit("scale_jump"), case.limit("scale_jump_end")) and above / scatter >= case.limit(
+            "scale_jump_z"
+        ):
+            says = f"log10 λ_max {above + middle:.2f}, {middle:.2f} at the median of the other {len(group) - 1} of its"
+            found.append((row, above, f"{says} role and shape: {above / scatter:.0f} robust sd"))
+    return found
+
+
+def _above_family(case: Case, rows: list[LayerRow], grouped: set[str]) -> list[tuple[LayerRow, float, str]]:
+    """Matrices without peers of their shape, held against their kind by the scale of the entries alone.
+
+    Recurrent gates differ in scale by design.
+    """
+    found = []
+    families: dict[str, list[LayerRow]] = {}
+    for row in rows:
+        families.setdefault(family_of(row.role), []).append(row)
+    wanted = {name: group for name, group in families.items()
+              if name not in ("recurrent", "other") and len(group) > case.limit("min_peers")}  # fmt: skip
+    for row, others, (middle, scatter) in (
+        item for group in wanted.values()
+        for item in zip(group, repeat(len(group) - 1), _beside([_entry_scale(one) for one in group]), strict=False)
+    ):  # fmt: skip
+        above = _entry_scale(row) - middle
+        if row.name in grouped:
+            continue
+        if above >= max(case.limit("scale_jump"), case.limit("scale_jump_end")) and above / scatter >= case.limit(
+            "scale_jump_z"
+        ):
+            norm, typical = f"10^{above + middle:.2f}", f"10^{middle:.2f}"
+            says = f"λ_max over that of noise of unit variance: {norm}, {typical} at the median of the other {others}"
+            found.append((row, above, f"{says} of its kind: {above / scatter:.0f} robust sd"))
+    return found
+
+
+def _beside(values: list[float]) -> list[tuple[float, float]]:
+    """For each value the middle and the scatter of the others; of many, of all, which one value does not move."""
+    if len(values) > _MANY:
+        return [robust_scale(values, _PEERS_FLOOR)] * len(values)
+    return [robust_scale([*values[:index], *values[index + 1 :]], _PEERS_FLOOR) for index in range(len(values))]
+
+
+def _entry_scale(row: LayerRow) -> float:
+    """log10 λ_max relative to that of noise of unit variance and this shape."""
+    return value(row, "log_spectral_norm") - 2 * math.log10(math.sqrt(row.rows) + math.sqrt(row.cols))
 
 
 def _jumps(case: Case, chain: list[LayerRow]) -> list[tuple[LayerRow, float, str]]:
@@ -72,6 +137,8 @@ def _jumps(case: Case, chain: list[LayerRow]) -> list[tuple[LayerRow, float, str
         score = abs(step - centre) / scatter
         if abs(step) >= case.limit("scale_jump") and score >= case.limit("scale_jump_z"):
             odd = index if abs(norms[index] - middle) > abs(norms[index + 1] - middle) else index + 1
+            if odd in (0, len(norms) - 1) and abs(step) < case.limit("scale_jump_end"):
+                continue
             other = index + 1 if odd == index else index
             says = (
                 f"log10 λ_max {norms[odd]:.2f}, {norms[other]:.2f} in block {chain[other].block} beside it: a step of "
@@ -84,6 +151,7 @@ def _jumps(case: Case, chain: list[LayerRow]) -> list[tuple[LayerRow, float, str
 @rule(
     "TW402",
     title="criticality",
+    says=("is off its volume-preserving tail", "are off their volume-preserving tail"),
     severity="info",
     strength="theory",
     needs=_ERG,
@@ -115,4 +183,5 @@ def criticality(case: Case) -> Verdict:
         f"In {len(hit)} of {count(len(fitted), 'well-fitted matrix')} the fitted tail and the volume-preserving tail "
         f"differ by more than {bound:.0%} of the spectrum: {named(hit)}.",
         evidence,
+        tested=len(fitted),
     )

@@ -26,6 +26,8 @@ class Threshold:
 
 _BENCH = "chosen on the tuning seeds of benchmarks/sick_models.py"
 
+_REAL = "chosen on the tuning models of benchmarks/verdict.py"
+
 TABLE = (
     Threshold("significance", 0.05, "false-discovery rate", "convention; Benjamini-Hochberg over all tests of a rule",
               ("TW101", "TW102", "TW103", "TW203", "TW204", "TW302")),
@@ -35,13 +37,19 @@ TABLE = (
     Threshold("min_blocks", 5, "blocks", "with fewer, not even a perfect trend has a p-value below 0.01",
               ("TW101", "TW102", "TW103", "TW401")),
     Threshold("min_peers", 4, "matrices", "a median and its scatter need a few values",
-              ("TW301", "TW302")),
+              ("TW201", "TW301", "TW302", "TW303", "TW401")),
     Threshold("noise_z", 3.5, "sd", "one in 4000 by chance; widened by Student's t, as baselines are a few draws",
               ("TW103", "TW201", "TW202", "TW203", "TW303")),
     Threshold("noise_spikes", 1, "eigenvalues", "noise passes the 99 % Tracy-Widom edge once in a hundred matrices",
               ("TW103", "TW201", "TW202", "TW203", "TW303")),
-    Threshold("noise_mp_distance", 0.03, "KS distance", "on top of 3/m, about what noise of m eigenvalues gives",
+    Threshold("noise_mp_z", 4.0, "sd", "above the fit of noise of the shape, by 40 simulated matrices of it",
               ("TW103", "TW201", "TW202", "TW203", "TW303")),
+    Threshold("noise_min_evals", 100, "eigenvalues",
+              f"below, small matrices of healthy models look like noise; {_REAL}", ("TW201", "TW303")),
+    Threshold("noise_in_atlas", 0.2, "share of models", "what a fifth of healthy models have is no fault",
+              ("TW201", "TW303")),
+    Threshold("atlas_share", 0.05, "share of healthy matrices", "convention: what one in twenty healthy ones passes",
+              ("TW301", "TW302")),
     Threshold("most_layers", 0.8, "share", '"nearly all", in the words of the alpha manual',
               ("TW201", "TW202")),
     Threshold("most_roles", 0.5, "share of roles", "what happens along depth happens in more than one role",
@@ -61,6 +69,7 @@ TABLE = (
     Threshold("over_trained_alpha", 2.0, "alpha", "HT-SR band (Martin, Peng & Mahoney 2021)", ("TW204",)),
     Threshold("over_trained_share", 0.25, "share of layers", f"single layers below 2 occur in healthy models; {_BENCH}",
               ("TW204",)),
+    Threshold("over_trained_least", 4, "layers", f"a quarter of two layers is no pattern; {_REAL}", ("TW204",)),
     Threshold("fit_max_distance", 1.0, "times the D that 95 % of power laws with such a tail do not exceed",
               "the definition of a trusted fit",
               ("TW203", "TW204", "TW402", "TW501")),
@@ -85,6 +94,8 @@ TABLE = (
     Threshold("peer_z", 4.0, "robust sd", "median and MAD of the role; one in 10⁴ by chance", ("TW301", "TW302")),
     Threshold("saturation_share", 0.6, "share of noise's effective rank",
               "well below what trained layers keep", ("TW302",)),
+    Threshold("saturation_clear", 0.25, "share of noise's effective rank",
+              f"first blocks and regressors of healthy models go down to 0.31 of noise's; {_REAL}", ("TW302",)),
     Threshold("saturation_alone", 0.2, "share of noise's effective rank",
               "for a layer without peers; healthy heads and embeddings keep 0.4 and more", ("TW302",)),
     Threshold("saturation_noise_share", 0.1, "share of noise's stable rank", "the same for its stable rank",
@@ -98,6 +109,13 @@ TABLE = (
               ("TW102",)),
     Threshold("scale_jump", 1.0, "log10 λ_max", "a spectral norm 3.2 times that of its neighbours", ("TW401",)),
     Threshold("scale_jump_z", 6.0, "robust sd", "against the steps of the same chain of layers", ("TW401",)),
+    Threshold("scale_jump_end", 1.5, "log10 λ_max",
+              f"for the first and the last block, which differ in healthy models by up to 1.1, and beside all "
+              f"matrices of the role; {_REAL}", ("TW401",)),
+    Threshold("collapse_conv", 1.05, "stable rank",
+              f"convolutions of inputs above 0 have 1.10 in healthy models; {_REAL}", ("TW301",)),
+    Threshold("dead_share", 0.01, "share of directions",
+              f"a padding row, or the sine of frequency 0, is one row of zeros by design; {_REAL}", ("TW602", "TW603")),
     Threshold("rank_loss_share", 0.05, "share of directions", "bf16 rounding hides single ones in healthy matrices",
               ("TW603",)),
     Threshold("erg_share", 0.5, "share of eigenvalues", "the two tails differ by half the spectrum", ("TW402",)),

@@ -6,11 +6,27 @@ from statistics import median
 
 from tailwise.audits.rows import LayerRow
 from tailwise.judging.diagnosis.case import Case, has, ratio_to_noise, value
-from tailwise.judging.diagnosis.finding import Evidence
+from tailwise.judging.diagnosis.finding import Evidence, Severity
 from tailwise.judging.diagnosis.medians import adjusted, p_above
-from tailwise.judging.diagnosis.noise import METRICS, bound_on_z, learned, noise_like
+from tailwise.judging.diagnosis.noise import (
+    METRICS,
+    alone_in_noise,
+    bound_on_z,
+    bulk_z,
+    learned,
+    noise_in_health,
+    noise_like,
+)
 from tailwise.judging.diagnosis.rule import Cannot, RuleHit, Verdict, rule
-from tailwise.judging.diagnosis.wording import alpha_in_words, count, evals, fit_in_words, named, verb
+from tailwise.judging.diagnosis.wording import (
+    alpha_in_words,
+    count,
+    evals,
+    fit_in_words,
+    named,
+    rounding_in_words,
+    verb,
+)
 from tailwise.spectrum.trust import NOISE_SDS, largest_distance
 
 _HTSR = "Martin, Peng & Mahoney 2021, Nature Communications 12:4122"
@@ -19,30 +35,44 @@ _FIT = ("alpha", "alpha_sigma", "ks_distance", "num_pl_spikes")
 _FEW = "no matrix has {least:.0f} eigenvalues or more"
 
 
+_UNMOVED = (
+    "the layer was frozen, or left out of the optimizer",
+    "no gradient reaches it: nothing that the loss sees uses it",
+)
+_STAYED = (
+    "an initialisation so large (std 1.0 for 1/√N) that training left no trace in it",
+    "a learning rate too low for this layer",
+)
+_CHECKS = (
+    "check requires_grad, the optimizer's parameter groups, and that a gradient arrives",
+    "check the log of loading for missing or re-initialised keys",
+)
+
+
 @rule(
     "TW201",
-    title="not trained at all",
+    title="spectrum of noise",
+    says=("looks like noise", "look like noise"),
     severity="warning",
     strength="theory",
     needs=METRICS,
     causes=(
-        "the layer was frozen, or left out of the optimizer",
-        "the layer was added after training (a pooler, a head) or re-initialised while loading",
-        "no gradient reaches it",
-        "an initialisation so large (std 1.0 for 1/√N) that training left no trace in it",
+        "one checkpoint cannot tell which: not moved by training, moved too little to show, re-initialised while "
+        "loading, shuffled, or healthy as it is",
+        "a layer that was added after training (a pooler, a head), or that nothing uses",
     ),
     remedies=(
-        "check requires_grad, the optimizer's parameter groups, and that a gradient arrives",
-        "check the log of loading for missing or re-initialised keys",
-        "if it is not used at inference, remove it",
+        "give the base or the first checkpoint, which says whether it was moved at all: `--base AUDIT`",
+        *_CHECKS,
     ),
-    functions=("reinitialize_dead_layers",),
     references=("Marchenko & Pastur 1967", "Martin & Mahoney 2021, JMLR 22:165"),
 )
-def not_trained(case: Case) -> Verdict:
+def spectrum_of_noise(case: Case) -> Verdict:
     """Tail, entropy, spikes and bulk of a matrix are all those of Gaussian noise of the same shape.
 
-    Weights whose entries were shuffled look the same, since noise is what is left of them.
+    Weights whose entries were shuffled look the same, since noise is what is left of them. It is an observation: with
+    a base or a history the finding says whether the matrix was moved, and without one it claims no cause. It is only
+    noted of small matrices, of dense layers outside the blocks, and where most matrices of the role are noise.
     """
     tested = case.judged(*METRICS)
     if not tested:
@@ -50,27 +80,63 @@ def not_trained(case: Case) -> Verdict:
     noise = sorted((row for row in tested if noise_like(case, row)), key=lambda row: abs(value(row, "alpha_hill_z")))
     if not noise:
         return None
-    evidence = tuple(_noise_evidence(row, bound_on_z(case, row)) for row in noise)
     if len(noise) >= case.limit("most_layers") * len(tested):
-        message = f"{len(noise)} of the {count(len(tested), 'matrix')} tested are noise: this model is not trained."
-        return RuleHit(message, evidence, "error")
-    return RuleHit(
-        f"{named(noise)} {verb(len(noise), 'is', 'are')} indistinguishable from a random matrix of the same shape, "
-        f"while {len(tested) - len(noise)} others are not.",
-        evidence,
+        evidence = tuple(_noise_evidence(case, row) for row in noise)
+        message = f"{len(noise)} of the {count(len(tested), 'matrix')} tested are noise: this is how a model looks "
+        return RuleHit(
+            message + "that was not trained.",
+            evidence,
+            "error",
+            tested=len(tested),
+            title=f"{len(noise)} of {count(len(tested), 'matrix')} look like noise, as before training",
+        )
+    unmoved = [row for row in noise if case.moved(row) is False]
+    rest = [row for row in noise if case.moved(row) is not False]
+    odd = [row for row in rest if alone_in_noise(case, row, tested)]
+    names = {row.name for row in odd}
+    plain = [row for row in rest if row.name not in names]
+    return (
+        *_noise(case, tested, unmoved, says="was never moved by training"),
+        *_noise(case, tested, odd, says=""),
+        *_noise(case, tested, plain, says="", severity="info"),
     )
 
 
-def _noise_evidence(row: LayerRow, bound: float) -> Evidence:
-    entropy, spikes = value(row, "singular_entropy_z"), int(value(row, "num_spikes"))
+def _noise(
+    case: Case, tested: list[LayerRow], rows: list[LayerRow], *, says: str, severity: Severity | None = None
+) -> tuple[RuleHit, ...]:
+    """The finding of these rows, with what is known of them."""
+    if not rows:
+        return ()
+    evidence = tuple(_noise_evidence(case, row) for row in rows)
+    message = f"{named(rows)} cannot be told from random matrices of the same shape, and "
+    message += f"{len(tested) - len(rows)} of {count(len(tested), 'matrix')} can."
+    if says:
+        unused = "if it is not used at inference, remove it"
+        return (
+            RuleHit(f"{message} They are what they were in the base, to the byte.", evidence, severity, _UNMOVED,
+                  len(tested), remedies=(*_CHECKS, unused), functions=("reinitialize_dead_layers",),
+                  title=f"{len(rows)} of {count(len(tested), 'matrix')} {verb(len(rows), 'was', 'were')} never moved "
+                        "and look like noise"),
+        )  # fmt: skip
+    moved = [row for row in rows if case.moved(row)]
+    if moved:
+        message += f" {len(moved)} of them differ from the base, so training moved them."
+    return (RuleHit(message, evidence, severity, _STAYED if moved else (), len(tested)),)
+
+
+def _noise_evidence(case: Case, row: LayerRow) -> Evidence:
+    entropy, spikes, bound = value(row, "singular_entropy_z"), int(value(row, "num_spikes")), bound_on_z(case, row)
     says = f"{alpha_in_words(row)}, singular_entropy z {entropy:.1f}, both within ±{bound:.1f}; "
-    says += f"{count(spikes, 'eigenvalue')} above the edge of noise"
+    says += f"bulk z {bulk_z(row):.1f} ≤ {case.limit('noise_mp_z'):g}; "
+    says += f"{count(spikes, 'eigenvalue')} above the edge of noise{noise_in_health(case, row)}{rounding_in_words(row)}"
     return Evidence(row.name, "alpha_hill_z", value(row, "alpha_hill_z"), bound, says)
 
 
 @rule(
     "TW202",
     title="global under-training",
+    says=("in the blocks is light-tailed", "in the blocks are light-tailed"),
     severity="error",
     strength="published",
     needs=(*METRICS, "alpha_hill_baseline"),
@@ -107,6 +173,7 @@ def global_under_training(case: Case) -> Verdict:
         f"{median(value(row, 'alpha_hill') for row in rows):.1f} against {bound:g}, and "
         f"{median(map(ratio_to_noise, rows)):.0%} of what noise gives.",
         evidence,
+        tested=len(rows),
     )
 
 
@@ -150,6 +217,7 @@ def well_fitted(case: Case, row: LayerRow) -> bool:
 @rule(
     "TW203",
     title="under-training",
+    says=("has an alpha above 6", "have an alpha above 6"),
     severity="warning",
     strength="published",
     needs=(*_FIT, *METRICS),
@@ -176,12 +244,14 @@ def under_training(case: Case) -> Verdict:
         f"alpha is significantly above {bound:g} in {len(hit)} of {count(len(fitted), 'well-fitted matrix')}: "
         f"{named([row for row, _ in hit])}.",
         evidence,
+        tested=len(fitted),
     )
 
 
 @rule(
     "TW204",
     title="over-training",
+    says=("has an alpha below 2", "have an alpha below 2"),
     severity="warning",
     strength="published",
     needs=_FIT,
@@ -209,7 +279,9 @@ def over_training(case: Case) -> Verdict:
         Evidence(row.name, "alpha", value(row, "alpha"), bound, _in_words(row, "below", bound, p)) for row, p in hit
     )
     tails = [row for row, _ in hit if well_fitted(case, row)]
-    few = len(tails) < case.limit("over_trained_share") * len(case.judged("alpha"))
+    few = len(tails) < max(
+        case.limit("over_trained_share") * len(case.judged("alpha")), case.limit("over_trained_least")
+    )
     bulk = (
         f" In {len(hit) - len(tails)} of them the fit has most of the spectrum (TW502)."
         if len(tails) < len(hit)
@@ -220,6 +292,7 @@ def over_training(case: Case) -> Verdict:
         f"{named([row for row, _ in hit])}.{bulk}",
         evidence,
         "info" if few else None,
+        tested=len(fitted),
     )
 
 
@@ -238,6 +311,7 @@ def _in_words(row: LayerRow, side: str, bound: float, p: float) -> str:
 @rule(
     "TW205",
     title="correlation traps",
+    says=("keeps spikes when its entries are shuffled", "keep spikes when their entries are shuffled"),
     severity="warning",
     strength="published",
     needs=("num_traps",),
@@ -273,4 +347,5 @@ def correlation_traps(case: Case) -> Verdict:
         f"{len(hit)} of {count(len(rows), 'matrix')} {verb(len(hit), 'keeps', 'keep')} spikes when the entries are "
         f"shuffled, so single large weights make them: {named(hit)}.",
         evidence,
+        tested=len(rows),
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tailwise.audits.rows import LayerRow
 from tailwise.judging.diagnosis.case import has, value
+from tailwise.spectrum.trust import RMS, unit_of
 
 _READABLE = 100.0  # of an exponent; above, it is the inverse of a scatter
 
@@ -54,6 +55,23 @@ def named(rows: Sequence[LayerRow], most: int = 3) -> str:
     """A few names, and how many more there are."""
     shown = ", ".join(row.name for row in rows[:most])
     return shown if len(rows) <= most else f"{shown} and {len(rows) - most} more"
+
+
+def quantized(row: LayerRow) -> bool:
+    """Whether the entries are codes of 8 bits or fewer, so that rounding is no small part of them."""
+    return unit_of(row.dtype) > _FINEST
+
+
+def rounding_in_words(row: LayerRow) -> str:
+    """What rounding adds to a quantized matrix; "" for others."""
+    if not quantized(row):
+        return ""
+    share = (RMS * unit_of(row.dtype)) ** 2
+    return f"; stored as {row.dtype}, whose rounding adds about {share:.2%} of the energy, all of it to the bulk"
+
+
+#: The unit roundoff of bf16, the coarsest type that is no code.
+_FINEST = 2.0**-8
 
 
 def _noise(row: LayerRow, name: str) -> str:

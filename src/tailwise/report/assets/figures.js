@@ -34,7 +34,17 @@ const tailwiseFigures = (themes) => {
     spec.config = { ...fill(themes.config, theme), padding: 2, font: getComputedStyle(document.body).fontFamily };
     const options = { mode: "vega-lite", ast: true, renderer, logLevel: 1, tooltip: { theme, ...more.tooltip }, ...more.embed,
                       actions: { export: true, source: false, compiled: false, editor: false } };
+    options.downloadFileName = [document.querySelector("h1")?.textContent, target.closest("article")?.querySelector("h3")?.textContent || target.dataset.chart]
+      .filter(Boolean).join(" ").replace(/[^\p{L}\p{N}.]+/gu, "-").slice(0, 100) || "chart";
+    const label = target.getAttribute("aria-label") || target.dataset.label || "";
     views.set(target, await vegaEmbed(target, { ...spec, datasets }, options));
+    // The picture alone is an image; its menu is a control beside it, with a name of its own.
+    const picture = target.querySelector("svg.marks, canvas.marks");
+    if (picture && label) {
+      target.dataset.label = label; target.removeAttribute("role"); target.removeAttribute("aria-label");
+      picture.setAttribute("role", "img"); picture.setAttribute("aria-label", label);
+    }
+    target.querySelector("details > summary")?.setAttribute("aria-label", "Save this chart");
     target.classList.add("done");
   };
   return { draw, clear };

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,30 +58,89 @@ def series_chart(table: pa.Table, metric: str, marks: Marks, palette: Palette) -
     return chart
 
 
-def scalars_chart(table: pa.Table, marks: Marks, palette: Palette) -> Any:
-    """Loss, learning rate and their like, one above the other. `UsageError` where the run has none of them."""
+@dataclass(frozen=True)
+class Look:
+    """How scalars are shown."""
+
+    log: bool = False  # the axis of a loss that is above 0
+    smooth: float = 0.0  # weight of what was before in an exponential mean, from 0 to below 1; the points stay
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for a weight that is none."""
+        if not 0 <= self.smooth < 1:
+            raise UsageError(f"the smoothing is {self.smooth}", fix="give a weight from 0 to below 1, e.g. 0.9")
+
+
+def scalars_chart(
+    table: pa.Table,
+    marks: Marks,
+    palette: Palette,
+    look: Look | None = None,
+    beside: Mapping[str, pa.Table] | None = None,
+) -> Any:
+    """Loss, learning rate and their like, one above the other, with other runs beside; dragging and the wheel zoom.
+
+    `beside`: name → the scalars of another run. `UsageError` where the run has none of them.
+    """
     import altair as alt
 
-    names = [name for name in SCALARS if name in table.column_names and table[name].null_count < table.num_rows]
+    look, runs = look or Look(), {"": table, **(beside or {})}
+    names = [name for name in SCALARS if _has(table, name)]
     if not names:
         raise UsageError("the run has no loss", fix="log it: monitor.step(loss=…)")
-    steps = table["step"].to_pylist()
     parts, datasets = [], {"alarms": _rows(marks)}
     for name in names:
-        values = zip(steps, table[name].to_pylist(), strict=True)
-        rows = [{"step": step, "value": rounded(value)} for step, value in values if value is not None]
-        datasets[name] = _thinned([row for row in rows if row["value"] is not None])
+        rows = [row for run, own in runs.items() if _has(own, name) for row in _scalar(own, name, run, look)]
+        datasets[name] = rows
         source = alt.Chart(alt.NamedData(name=name))
         x = alt.X("step:Q", title="step", axis=alt.Axis(tickCount=8, format="~s"))
-        y = alt.Y("value:Q", title=name, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4))
+        y = alt.Y("shown:Q", title=name, scale=_scale(name, rows, look), axis=alt.Axis(tickCount=4, format=".3~g"))
         tips = [alt.Tooltip("step:Q"), alt.Tooltip("value:Q", title=name, format=".5~g")]
-        line = source.mark_line(color=palette["accent"], strokeWidth=1.8).encode(x=x, y=y)
-        dots = source.mark_point(color=palette["accent"], filled=True, size=14).encode(x=x, y=y, tooltip=tips)
+        color: Any = alt.value(palette["accent"])
+        if len(runs) > 1:
+            # Blue, orange, … as several models have them: the run of the page comes first.
+            shades = [palette["accent"], palette["contrast"], palette["worse"], palette["muted"]]
+            color = alt.Color("run:N", scale=alt.Scale(domain=list(runs), range=shades), legend=None)
+            tips.append(alt.Tooltip("run:N"))
+        line = source.mark_line(strokeWidth=1.8).encode(x=x, y=y, color=color)
+        dots = source.mark_point(filled=True, size=14).encode(x=x, y=y, color=color, tooltip=tips)
+        zoom = alt.selection_interval(bind="scales", encodings=["x"], name=f"zoom_{names.index(name)}")
         height = 180 if "loss" in name else 90
-        parts.append(alt.layer(line, dots, *_alarms(marks, palette)).properties(width=WIDTH, height=height))
+        layered = alt.layer(line.add_params(zoom), dots, *_alarms(marks, palette))
+        parts.append(layered.properties(width=WIDTH, height=height))
     chart = alt.vconcat(*parts, spacing=12) if len(parts) > 1 else parts[0]
     chart["datasets"] = datasets
     return chart
+
+
+def _has(table: pa.Table, name: str) -> bool:
+    return name in table.column_names and table[name].null_count < table.num_rows
+
+
+def _scalar(table: pa.Table, name: str, run: str, look: Look) -> list[dict[str, Any]]:
+    values = zip(table["step"].to_pylist(), table[name].to_pylist(), strict=True)
+    rows = [{"step": step, "value": rounded(value)} for step, value in values if value is not None]
+    rows = [row for row in rows if row["value"] is not None]
+    mean, weight = 0.0, 0.0
+    for row in rows:
+        mean, weight = look.smooth * mean + (1 - look.smooth) * row["value"], look.smooth * weight + 1 - look.smooth
+        # Divided by what has been weighed so far, or the first points would be drawn to 0 (Kingma & Ba 2015).
+        row["shown"] = rounded(mean / weight)
+        row["run"] = run
+    return _thinned(rows)
+
+
+def _scale(name: str, rows: Sequence[dict[str, Any]], look: Look) -> Any:
+    import altair as alt
+
+    values = [row["shown"] for row in rows]
+    low, high = min(values), max(values)
+    if look.log and "loss" in name and low > 0:
+        return alt.Scale(type="log", zero=False, nice=False)
+    if low == high and low != 0:
+        # A constant stands in the middle, and its own value beside it.
+        return alt.Scale(domain=sorted((0.5 * low, 1.5 * low)), nice=False)
+    return alt.Scale(zero=False)
 
 
 def _alarms(marks: Marks, palette: Palette) -> list[Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from statistics import median
+from statistics import fmean, median
 
 from tailwise.app.assistant.answer import Fact
 from tailwise.app.assistant.charts import chart_of
@@ -12,8 +13,8 @@ from tailwise.app.assistant.layer_names import meant_in
 from tailwise.app.workspace import links
 from tailwise.audits.audit import Audit
 from tailwise.audits.rows import LayerRow
-from tailwise.audits.trusted import usable
-from tailwise.core.errors import UsageError
+from tailwise.audits.trusted import estimator_of, usable
+from tailwise.core.errors import UsageError, unknown_name
 from tailwise.judging.compare.summary import model_numbers
 
 #: What is said of a role or of a layer first; the rest is in `query`.
@@ -50,6 +51,50 @@ def audit(place: Place, audit: str = "") -> Fact:
             place.link("its layers", links.layers(name)),
             *(chart_of(name, metric).to_json() for metric in TOLD[:4]),
         ],
+    }
+
+
+@function(metric="name of a metric", role="only matrices of this role; all where it is left out", audit=AUDIT)
+def aggregate(place: Place, metric: str, role: str = "", audit: str = "") -> Fact:
+    """Mean, median, range and count of a metric over an audit, in all and by role; exponents of trusted fits alone."""
+    name = place.audit(audit)
+    found = place.workspace.audit(name)
+    rows = [layer.row for layer in found if not role or layer.row.role == role]
+    if not rows:
+        raise unknown_name("role", role, dict.fromkeys(layer.row.role for layer in found))
+    if all(metric not in row.metrics for row in rows):
+        raise unknown_name("metric of this audit", metric, dict.fromkeys(key for row in rows for key in row.metrics))
+    by_role = {one: [row for row in rows if row.role == one] for one in dict.fromkeys(row.role for row in rows)}
+    kind = estimator_of(found)
+    return {
+        "audit": name,
+        "metric": metric,
+        **_spread_of(rows, metric, kind),
+        "by_role": [{"role": one, **_spread_of(group, metric, kind)} for one, group in by_role.items()],
+        "links": [place.link("its layers", links.layers(name)), chart_of(name, metric).to_json()],
+    }
+
+
+def _spread_of(rows: list[LayerRow], metric: str, kind: str) -> Fact:
+    values = [value for row in rows if (value := usable(row, metric, kind)) is not None]
+    facts: Fact = {"matrices": len(rows), "counted": len(values), "left_out": len(rows) - len(values)}
+    if values:
+        facts |= {"mean": fmean(values), "median": median(values), "min": min(values), "max": max(values)}
+    return facts
+
+
+@function(audit=AUDIT)
+def health(place: Place, audit: str = "") -> Fact:
+    """The verdict on an audit (healthy, needs a look, unhealthy, no verdict), why, its worst layers, what is next."""
+    name = place.audit(audit)
+    found = place.workspace.diagnosis(name).health
+    assert found is not None  # noqa: S101 - every diagnosis of an audit has one
+    file = place.workspace.entry(name, "audit").path.name
+    return {
+        "audit": name,
+        **found.to_json(),
+        "next": found.next_for(file if re.fullmatch(r"[\w.+-]+", file) else "AUDIT"),
+        "links": [place.to_audit(name), *(place.link(one.layer, links.layer(name, one.layer)) for one in found.worst)],
     }
 
 

@@ -9,6 +9,7 @@ from tailwise.app.workspace import links
 from tailwise.core.errors import UsageError
 from tailwise.judging.compare.compare_audits import TESTED
 from tailwise.judging.compare.comparison import Comparison, Delta
+from tailwise.judging.compare.conclusion import conclusion
 
 _MOST = 10
 
@@ -23,7 +24,9 @@ def compare(place: Place, before: str = "", after: str = "") -> Fact:
     base = base_of(place, name, before)
     found = place.workspace.comparison(base, name)
     ours, theirs = place.workspace.diagnosis(name), place.workspace.diagnosis(base)
-    old, new = ({(item.code, item.title) for item in one.findings} for one in (theirs, ours))
+    old, new = (
+        {(item.code, item.pattern or item.title) for item in one.findings if not item.noted} for one in (theirs, ours)
+    )
     moved = sorted((item for item in found.roles if item.significant), key=lambda item: item.p or 0.0)
     return {
         "before": base,
@@ -31,6 +34,7 @@ def compare(place: Place, before: str = "", after: str = "") -> Fact:
         "before_title": place.workspace.entry(base, "audit").title,
         "after_title": place.workspace.entry(name, "audit").title,
         "identical": found.identical,
+        "conclusion": conclusion(found),
         "layers_in_both": len(found.layers),
         "layers_identical": sum(layer.identical for layer in found.layers),
         "false_discovery_rate": found.level,

@@ -24,7 +24,14 @@ def compare(question: Question) -> str:
     head = f"From {ends[0]} to {ends[1]} ({link('side by side', links.against_base(after, before))}):"
     if fact["identical"]:
         return f"{head} nothing changed; all {count(fact['layers_in_both'], 'layer')} are the same, to the byte."
-    lines = [*_layers(fact, after), *_roles(fact), *_numbers(fact), *_structure(fact), *_findings(fact)]
+    lines = [
+        f"- **{prose(fact['conclusion'])}**",
+        *_layers(fact, after),
+        *_roles(fact),
+        *_numbers(fact),
+        *_structure(fact),
+        *_findings(fact),
+    ]
     lines += [f"- Note: {prose(note)}" for note in fact["notes"][:3]]
     return "\n\n".join([head, "\n".join(lines), _limit(question, before, after)])
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
+from tailwise.app.assistant.answer import Fact
 from tailwise.app.assistant.charts import chart_of
 from tailwise.app.assistant.markdown import escape, link
 from tailwise.app.assistant.replies.concepts import explain
@@ -90,6 +92,75 @@ def beyond(question: Question, metric: str) -> str:
         return f"{head}."
     lines = [f"- {link(row['name'], links.layer(name, row['name']))}: {num(row[metric])}" for row in fact["layers"]]
     return f"{head}:\n\n" + "\n".join(lines)
+
+
+AGGREGATE = r"\b(mean|average|avg|median|typical|overall)\b|\b(by|per|for each|of each) role\b"
+_HOW = {"median": r"\bmedian|typical", "mean": r"\bmean|average|avg|overall"}
+
+
+def aggregate(question: Question, metric: str) -> str:
+    """Mean or median of a metric over the model, a role or several, with how many matrices it stands on."""
+    name, meant = question.audit(), question.layers()
+    roles = list(dict.fromkeys(row.role for row in meant.rows))
+    fact = question.ask("aggregate", audit=name, metric=metric, role=roles[0] if len(roles) == 1 else "")
+    how = next((key for key, pattern in _HOW.items() if re.search(pattern, question.lower)), "median")
+    by_role = [item for item in fact["by_role"] if not roles or item["role"] in roles]
+    lines = [f"- {item['role']}: {_counted(item, how)}" for item in by_role]
+    split = len(by_role) > 1 and (len(roles) > 1 or re.search(r"\brole", question.lower) is not None)
+    if len(roles) > 1 or (split and not re.search("|".join(_HOW.values()), question.lower)):
+        return f"{how.capitalize()} {escape(metric)} by role:\n\n" + "\n".join(lines)
+    where = f" of {roles[0]}" if len(roles) == 1 else ""
+    head = f"{how.capitalize()} {escape(metric)}{where}: {_counted(fact, how)}."
+    note = " Roles differ in it; compare within a role." if not where and len(fact["by_role"]) > 1 else ""
+    return head + note + ("\n\nBy role:\n\n" + "\n".join(lines) if split else "")
+
+
+def _counted(item: Fact, how: str) -> str:
+    if not item["counted"]:
+        return f"no verdict (0 of {item['matrices']} fits trusted)"
+    trusted = f" of {item['matrices']}" if item["left_out"] else ""
+    return f"{num(item[how])} (over {item['counted']}{trusted}, from {num(item['min'])} to {num(item['max'])})"
+
+
+def _findings_counted(fact: Fact) -> str:
+    found = fact["findings"]
+    kinds = count(found["error"], "error"), count(found["warning"], "warning"), count(found["info"], "note")
+    return f"{kinds[0]}, {kinds[1]} and {kinds[2]}."
+
+
+def _not_measured(fact: Fact) -> str:
+    why = (f"{number} {escape(status.lower().replace('_', ' '))}" for status, number in fact["not_measured"].items())
+    return f"Not measured: {', '.join(why) or 'none'}."
+
+
+_COUNTS: tuple[tuple[str, Callable[[Fact], str]], ...] = (
+    (r"\bparam|\bweights\b", lambda fact: (
+        f"{num(fact['parameters'])} parameters are in the {count(fact['matrices'], 'matrix', 'matrices')} measured.")),
+    (r"^(?!.*(layer|matri)).*\bblocks?\b(?! *\d)", lambda fact: f"{count(fact['blocks'], 'block')}."),
+    (r"\b(finding|warning|error|problem|note|issue)", _findings_counted),
+    (r"\btrusted|\bfits?\b", lambda fact: (
+        f"{num(fact['numbers'].get('trusted_fits', 0))} of {count(fact['matrices'], 'fit')} of alpha are trusted.")),
+    (r"not measured|unmeasured|left out|skipped", _not_measured),
+)  # fmt: skip
+
+
+def how_many(question: Question) -> str:
+    """How many matrices, blocks, parameters or findings there are, of a role where one is named."""
+    name, asked = question.audit(), question.lower
+    fact = question.ask("audit", audit=name)
+    for pattern, reply in _COUNTS:
+        if re.search(pattern, asked):
+            return reply(fact)
+    meant = question.layers()
+    if meant.rows and meant.words:
+        rows = [row for row in meant.rows if row.measured]
+        question.facts.append({"words": meant.words, "rows": len(rows), "of": fact["matrices"]})
+        return f"{count(len(rows), 'matrix', 'matrices')} of {fact['matrices']}: {escape(meant.words)}."
+    roles = [f"- {item['role']}: {item['matrices']}" for item in fact["roles"]]
+    left = sum(fact["not_measured"].values())
+    question.facts.append({"not_measured_in_all": left})
+    return (f"{count(fact['matrices'], 'matrix', 'matrices')} were measured in {count(fact['blocks'], 'block')}, "
+            f"{left} tensors were not. By role:\n\n" + "\n".join(roles))  # fmt: skip
 
 
 def extremes(question: Question, metric: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tailwise.app.assistant.answer import Fact
 from tailwise.app.assistant.markdown import escape, link, prose
 from tailwise.app.assistant.replies.question import CannotAnswerError, Question
@@ -12,8 +14,23 @@ _SEVERITY = {"error": "error", "warning": "warning", "info": "note"}
 _MOST = 5
 
 
+#: The answer to "is it healthy?", first of all.
+_YES = {"healthy": "Yes.", "needs a look": "Mixed.", "unhealthy": "No.", "no verdict": "No verdict."}
+_ASKS = re.compile(r"^(so |and |but )?(is|are|does|do|was|has|can i trust|would you say)\b")
+
+
 def overview(question: Question) -> str:
-    """Numbers and findings of an audit."""
+    """The verdict first, then numbers and findings of an audit."""
+    verdict = question.ask("health", audit=question.audit())
+    word, why = verdict["word"], prose(verdict["why"][:1].upper() + verdict["why"][1:])
+    head = f"{_YES[word]} {why}" if _ASKS.match(question.lower) else f"**{word.capitalize()}**: {why}"
+    lines = [f"- {link(one['layer'], links.layer(verdict['audit'], one['layer']))}: {prose(one['reason'])}"
+             for one in verdict["worst"]]  # fmt: skip
+    worst_named = ["The worst layers:\n\n" + "\n".join(lines)] if lines else []
+    return "\n\n".join([head, *worst_named, _overview(question), f"Next: `{verdict['next']}`"])
+
+
+def _overview(question: Question) -> str:
     name = question.audit()
     fact, found = question.ask("audit", audit=name), question.ask("diagnose", audit=name)
     numbers, findings = fact["numbers"], fact["findings"]
@@ -22,9 +39,10 @@ def overview(question: Question) -> str:
     said.append(_counts(findings))
     said += [_one_line(item) for item in found["findings"][:_MOST]]
     if numbers.get("mean_alpha") is not None:
-        said.append(f"Mean alpha is {num(numbers['mean_alpha'])} ({fact['recipe']['estimator']} estimator); "
-                    f"{share(numbers['share_2_4'])} of the layers lie between 2 and 4. A mean over roles describes the "
-                    "spectra; it is no measure of how good the model is.")  # fmt: skip
+        within = f"{share(numbers['share_2_4'])} of them lie between 2 and 4"
+        said.append(f"Mean alpha is {num(numbers['mean_alpha'])} over {num(numbers['trusted_fits'])} trusted fits "
+                    f"({fact['recipe']['estimator']} estimator); {within}. A mean over roles describes the spectra; it "
+                    "is no measure of how good the model is.")  # fmt: skip
         question.facts.append({"well_fit": [2, 4]})
     return "\n\n".join([*said, *_blind(found)])
 
@@ -108,8 +126,11 @@ def _finding(audit: str, item: Fact) -> str:
     for piece in item["evidence"][:_MOST]:
         where = f"{link(piece['layer'], links.layer(audit, piece['layer']))}: " if piece["layer"] else ""
         lines.append(f"    - {where}{prose(piece['says'])}")
-    lines.append(f"    - Possible causes: {prose('; '.join(item['causes']))}.")
-    lines.append(f"    - What can be done: {prose('; '.join(item['remedies']))}.")
+    if item["severity"] == "info":
+        lines.append("    - It is only noted: nothing must be done for it alone.")
+    else:
+        lines.append(f"    - Possible causes: {prose('; '.join(item['causes']))}.")
+        lines.append(f"    - What can be done: {prose('; '.join(item['remedies']))}.")
     return "\n".join(lines)
 
 

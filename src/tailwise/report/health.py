@@ -1,0 +1,57 @@
+"""The verdict on a model, as terminals, files and pages show it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from tailwise.judging.diagnosis.finding import Health, WorstLayer
+
+STYLES = {"healthy": "bold green", "needs a look": "bold yellow", "unhealthy": "bold red", "no verdict": "bold cyan"}
+#: The class of a page's verdict.
+LEVELS = {"healthy": "good", "needs a look": "warning", "unhealthy": "error", "no verdict": "info"}
+
+
+def line(health: Health) -> Text:
+    """One line."""
+    return Text.assemble((health.word.upper(), STYLES[health.word]), ": ", health.why)
+
+
+def terminal(health: Health, path: str) -> RenderableType:
+    """The line, the worst layers with their reasons, and the next command."""
+    parts: list[RenderableType] = [line(health)]
+    for item in health.worst:
+        more = f" (and {item.more} more)" if item.more else ""
+        said = Text.assemble((item.layer, "bold"), f"  {item.code}  {item.reason}{more}")
+        parts.append(Padding(said, (0, 0, 0, 2)))
+        if item.stands:
+            parts.append(Padding(Text(item.stands, style="dim"), (0, 0, 0, 4)))
+    parts.append(Text(f"next: {health.next_for(path)}", style="dim"))
+    return Group(*parts)
+
+
+def markdown(health: Health, path: str) -> list[str]:
+    """The same for an issue or a wiki."""
+    lines = [f"**{health.word.capitalize()}**: {health.why}", ""]
+    lines += [f"- `{item.layer}` ({item.code}): {item.reason}" for item in health.worst]
+    return [*lines, *([""] if health.worst else []), f"Next: `{health.next_for(path)}`", ""]
+
+
+def _stands(item: WorstLayer) -> str:
+    return f' <span class="quiet">{escape(item.stands)}</span>' if item.stands else ""
+
+
+def html(health: Health, path: str, link: Callable[[str], str]) -> str:
+    """The line, the worst layers and the next command, for a page; `link` makes HTML of a layer's name."""
+    worst = "".join(
+        f"<li>{link(item.layer).rstrip()}: {escape(item.reason)}{_stands(item)}</li>" for item in health.worst
+    )
+    return (
+        f'<p class="health {LEVELS[health.word]}"><b>{escape(health.word.capitalize())}</b> {escape(health.why)}</p>'
+        + (f'<ol class="worst">{worst}</ol>' if worst else "")
+        + f'<p class="quiet">Next: <code>{escape(health.next_for(path))}</code></p>'
+    )

@@ -1,0 +1,86 @@
+"""`serve DIR` shows what lies there: histories, comparisons, precision studies, plans, and what cannot be read."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+import tailwise as tw
+from tailwise.app.addresses import split
+from tailwise.app.others import others
+from tailwise.app.workspace.workspace import Workspace
+from tailwise.audits.precision.studying import study
+from tailwise.history.point import Point
+from tailwise.history.store import History
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    first = {f"layers.{block}.mlp.up_proj.weight": rng.standard_normal((64, 96)) for block in range(3)}
+    audit = tw.audit(first, use_cache=False)
+    audit.save(tmp_path / "one.audit")
+    (tmp_path / "moved.json").write_text(json.dumps(tw.compare(audit, audit).to_json(), indent=1))
+    study(first, ["bf16", "int8"]).save(tmp_path / "study.json")
+    (tmp_path / "broken.audit").write_bytes(b"PK\x03\x04 cut off")
+    with History(tmp_path / "runs.db") as history:
+        history.add_point(Point("r", 1, "cheap", 1.0, {}, {"loss": 1.0}))
+    (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "other.db").write_bytes(b"no database")
+    return tmp_path
+
+
+def test_every_kind_is_a_row_that_says_what_it_is(folder):
+    rows = {one.title: one for one in others(Workspace([folder]))}
+    assert set(rows) == {"moved", "study", "broken", "runs"}
+    assert {key: one.kind for key, one in rows.items()} == {
+        "moved": "comparison", "study": "precision", "broken": "unreadable", "runs": "history",
+    }  # fmt: skip
+    assert "Nothing changed: all 3 matrices" in rows["moved"].says
+    assert "3 matrices in bf16, int8" in rows["study"].says
+    assert "tailwise serve --store" in rows["runs"].command
+    assert "no audit" in rows["broken"].says
+
+
+def test_they_stand_in_no_list_of_audits_and_plans(folder):
+    workspace = Workspace([folder])
+    assert [entry.title for entry in workspace.entries()] == ["one"]
+    assert [entry.title for entry in workspace.entries("audit")] == ["one"]
+
+
+def test_a_single_history_in_the_folder_is_the_store(folder):
+    roots, store = split([str(folder)], None)
+    assert roots == [str(folder)]
+    assert store == str(folder / "runs.db")
+    (one,) = [item for item in others(Workspace(roots, store=store)) if item.kind == "history"]
+    assert (one.href, one.command) == ("/training", "")
+    with History(folder / "second.db"):
+        pass
+    assert split([str(folder)], None)[1] is None
+
+
+def test_the_state_changes_when_a_file_comes(folder):
+    workspace = Workspace([folder])
+    before = workspace.state
+    assert workspace.state == before
+    tw.Audit.load(folder / "one.audit").save(folder / "two.audit")
+    workspace.look_again()
+    assert workspace.state != before
+
+
+def test_the_example_is_found_and_listed_nowhere(folder, tmp_path_factory):
+    place = tmp_path_factory.mktemp("package") / "example.audit"
+    tw.Audit.load(folder / "one.audit").save(place)
+    workspace = Workspace([tmp_path_factory.mktemp("empty")], example=place)
+    assert workspace.entries() == []
+    assert len(workspace.audit(workspace.example)) == 3
+
+
+def test_a_file_that_goes_bad_is_a_row_all_the_same(folder):
+    (folder / "study.json").write_text('{"kind": "precision study", "version": 99}')
+    (one,) = [item for item in others(Workspace([folder])) if item.title == "study"]
+    assert "precision study" in one.says or "newer" in one.says
+    assert time.time() > one.changed

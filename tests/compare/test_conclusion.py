@@ -1,0 +1,55 @@
+"""What a comparison comes to, in one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import tailwise as tw
+from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta
+from tailwise.judging.compare.conclusion import conclusion, direction
+from tailwise.report import comparison_page as report
+
+
+def layer(name: str, before: float, after: float, *, sure: bool | None = True, trusted: bool = True) -> LayerDelta:
+    delta = Delta(before, after, after - before, 5.0, sure)
+    return LayerDelta(name, name, "mlp_up", 0, False, {"alpha": delta}, trusted=trusted)
+
+
+def of(*layers: LayerDelta, **more) -> Comparison:
+    return Comparison("a", "b", layers, more.pop("added", ()), more.pop("missing", ()), (), (), {}, **more)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "word"),
+    [(6.0, 4.5, "better"), (1.2, 1.8, "better"), (3.0, 5.0, "worse"), (3.0, 1.5, "worse"), (2.5, 3.5, "no verdict")],
+)
+def test_better_is_nearer_to_the_band(before, after, word):
+    assert direction(layer("x", before, after)) == word
+    assert direction(layer("x", before, after, trusted=False)) == "no verdict"
+    assert direction(layer("x", before, after, sure=False)) == "no verdict"
+
+
+def test_the_sentence_counts():
+    found = of(
+        layer("a", 6, 4.5), layer("b", 6, 3), layer("c", 3, 5), layer("d", 2.5, 3.5), layer("e", 3, 3.1, sure=False)
+    )
+    assert conclusion(found) == "4 of 5 matrices moved beyond their error: 2 better, 1 worse, 1 no verdict."
+    assert conclusion(replace(found, missing=("z",))).endswith("; 1 matrix is in one of the two alone.")
+
+
+def test_nothing_beyond_its_error_and_nothing_to_hold_against():
+    assert conclusion(of(layer("a", 3, 3.1, sure=False))).startswith("No matrix moved beyond its error: 1 of 1 matrix")
+    assert conclusion(of(layer("a", 3, 3.1, sure=None))).startswith("No verdict")
+    assert conclusion(of()).startswith("Nothing is compared")
+
+
+def test_it_comes_first_in_every_rendering():
+    rng = np.random.default_rng(0)
+    weights = {f"layers.{block}.mlp.up_proj.weight": rng.standard_normal((64, 96)) for block in range(3)}
+    audit = tw.audit(weights, use_cache=False)
+    same = tw.compare(audit, audit)
+    assert conclusion(same) == "Nothing changed: all 3 matrices are identical, to the byte."
+    assert report.markdown(same).splitlines()[2] == conclusion(same)
