@@ -133,5 +133,9 @@ class Audit:
         return html_table(self)
 
 
+#: An audit, or where one lies.
+AuditLike = Audit | str | os.PathLike[str]
+
+
 def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from tailwise.audits.audit import Audit
+from tailwise.audits.audit import Audit, AuditLike
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
 from tailwise.report.charts.chart import CHARTS, Chart, require_altair
@@ -20,14 +21,14 @@ Spec = dict[str, Any]
 
 def plot(
     chart: str,
-    audits: Sequence[Audit],
+    audits: AuditLike | Sequence[AuditLike],
     *,
-    base: Audit | None = None,
+    base: AuditLike | None = None,
     layer: str | None = None,
     metric: str | None = None,
     theme: str = "light",
 ) -> Any:
-    """The named chart as an Altair chart, with its data and theme inside.
+    """The named chart of one audit or several, or of those at paths, as an Altair chart with its data and theme inside.
 
     Raises `UsageError` for an unknown chart, layer, metric or theme, for a metric that the audit does not have, and
     where Altair is not installed.
@@ -35,7 +36,9 @@ def plot(
     require_altair()
     import altair
 
-    view = ChartView(tuple(audits), palette=palette_of(theme), base=base, layer_name=layer, metric_name=metric)
+    given = [audits] if isinstance(audits, Audit | str | os.PathLike) else audits
+    audits, base = tuple(Audit.of(one) for one in given), None if base is None else Audit.of(base)
+    view = ChartView(audits, palette=palette_of(theme), base=base, layer_name=layer, metric_name=metric)
     spec = spec_of(CHARTS[chart], view)
     datasets = spec.pop("datasets")
     figure = altair.Chart.from_dict(spec)

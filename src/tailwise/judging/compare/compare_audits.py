@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tailwise.audits.audit import Audit
+from tailwise.audits.audit import Audit, AuditLike
 from tailwise.audits.rows import Layer
 from tailwise.audits.trusted import OF_FIT, doubt_of_fit, estimator_of, value_of
 from tailwise.core.errors import UsageError, unknown_name
@@ -33,14 +33,16 @@ _MOST_NOTES = 5
 _SHOWN = 3  # names in a note
 
 
-def compare(before: Audit, after: Audit, *, level: float = 0.05, metrics: Sequence[str] | None = None) -> Comparison:
+def compare(
+    before: AuditLike, after: AuditLike, *, level: float = 0.05, metrics: Sequence[str] | None = None
+) -> Comparison:
     """What changed from `before` to `after`, layer by layer.
 
     Parameters
     ----------
     before, after
-        Audits, best of one recipe. Where the recipes disagree on how a tail is fitted, a note says so and no change
-        of that exponent is called significant.
+        Audits or their paths, best of one recipe. Where the recipes disagree on how a tail is fitted, a note says so
+        and no change of that exponent is called significant.
     level
         False discovery rate (Benjamini-Hochberg) of what is called significant: over the layers for alpha and
         alpha_hill, over roles and metrics for the paired tests.
@@ -51,6 +53,7 @@ def compare(before: Audit, after: Audit, *, level: float = 0.05, metrics: Sequen
     the tests. The tests of a layer take the two spectra as independent, which errs on the cautious side for a
     fine-tuned model.
     """
+    before, after = Audit.of(before), Audit.of(after)
     if not 0 < level < 1:
         raise UsageError(f"the false discovery rate is {level}", fix="give a number in (0, 1), e.g. 0.05")
     names = _metric_names(before, after, metrics)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tailwise.audits.audit import Audit
+from tailwise.audits.audit import Audit, AuditLike
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.judging.compare.compare_audits import TESTED
 from tailwise.judging.compare.correlation import MIN_MODELS, Correlation, correlation
@@ -87,7 +87,7 @@ class Ranking:
 
 
 def rank(
-    audits: Sequence[Audit], *, by: str = "alpha_weighted", scores: Mapping[str, float | None] | None = None,
+    audits: Sequence[AuditLike], *, by: str = "alpha_weighted", scores: Mapping[str, float | None] | None = None,
     min_evals: int | None = None, names: Sequence[str] | None = None,
 ) -> Ranking:  # fmt: skip
     """Order models by one number.
@@ -95,7 +95,7 @@ def rank(
     Parameters
     ----------
     audits
-        Two or more, best of one architecture family and one recipe.
+        Two or more, or their paths, best of one architecture family and one recipe.
     by
         A key of `SUMMARIES`, with or without `mean_`.
     scores
@@ -107,11 +107,12 @@ def rank(
     names
         What tells audits of one path apart, as their own files; they are numbered where it is not given.
     """
-    if names is not None and len(names) != len(audits):
-        raise UsageError(f"{len(names)} names for {len(audits)} audits", fix="give one name for each audit")
-    sources: Sequence[str | None] = names or [None] * len(audits)
-    numbers = [numbers_of(audit, min_evals, source) for audit, source in zip(audits, sources, strict=True)]
-    return with_stability(rank_numbers(numbers, by=by, scores=scores), numbers, audits, min_evals)
+    given = [Audit.of(one) for one in audits]
+    if names is not None and len(names) != len(given):
+        raise UsageError(f"{len(names)} names for {len(given)} audits", fix="give one name for each audit")
+    sources: Sequence[str | None] = names or [None] * len(given)
+    numbers = [numbers_of(audit, min_evals, source) for audit, source in zip(given, sources, strict=True)]
+    return with_stability(rank_numbers(numbers, by=by, scores=scores), numbers, given, min_evals)
 
 
 def with_stability(

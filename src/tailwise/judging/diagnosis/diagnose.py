@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tailwise.audits.audit import Audit
+from tailwise.audits.audit import Audit, AuditLike
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.judging.diagnosis.atlas import Atlas, default, load
 from tailwise.judging.diagnosis.case import Case
@@ -24,15 +24,15 @@ _OPTIONS = {"permuted": "--randomize", "permuted_bulks": "--randomize", "interva
 
 
 def diagnose(
-    audit: Audit,
+    audit: AuditLike,
     *,
     thresholds: Overrides = None,
-    mute: Sequence[str] = (),
-    history: Sequence[Audit] = (),
-    base: Audit | None = None,
+    mute: str | Sequence[str] = (),
+    history: Sequence[AuditLike] = (),
+    base: AuditLike | None = None,
     atlas: Atlas | str | Path | None = None,
 ) -> Diagnosis:
-    """Judge an audit by every rule.
+    """Judge an audit by every rule. Audits may be given by their paths.
 
     Parameters
     ----------
@@ -52,9 +52,11 @@ def diagnose(
     Raises `UsageError` for an unknown code or threshold. A rule that lacks what it needs raises nothing: it is listed
     under `not_looked` with the reason.
     """
-    limits, muting = resolved(thresholds), Muting.parse(mute)
+    audit, earlier = Audit.of(audit), [Audit.of(one) for one in history]
+    base = None if base is None else Audit.of(base)
+    limits, muting = resolved(thresholds), Muting.parse([mute] if isinstance(mute, str) else mute)
     others = atlas_of(atlas).without(audit)
-    case = Case.of(audit, limits, history, base, others)
+    case = Case.of(audit, limits, earlier, base, others)
     findings: list[Finding] = []
     not_looked: list[NotLooked] = []
     looked: list[str] = []

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import median
 
-from tailwise.audits.audit import Audit
+from tailwise.audits.audit import Audit, AuditLike
 from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import OF_FIT, doubt, estimator_of, usable, usable_values, value_of
 from tailwise.core.errors import UsageError
@@ -23,9 +23,9 @@ BROKEN = ("NOT_FINITE", "UNREADABLE", "FAILED")
 
 
 def check(
-    audit: Audit, expectations: Expectations | str | Path, *, baseline: Audit | str | Path | None = None
+    audit: AuditLike, expectations: Expectations | str | Path, *, baseline: Audit | str | Path | None = None
 ) -> CheckResult:
-    """Hold an audit against expectations.
+    """Hold an audit, or the one at a path, against expectations.
 
     Parameters
     ----------
@@ -37,6 +37,7 @@ def check(
     An expectation that matches no layer, or whose metric the audit lacks, could not be looked at, and that is not a
     pass. A matrix that could not be measured (NaN, unreadable) fails every expectation that means it.
     """
+    audit = Audit.of(audit)
     read = expectations if isinstance(expectations, Expectations) else read_expectations(expectations)
     context = _Context(audit, read, baseline)
     outcomes = tuple(_LOOK[item.kind](f"E{i}", item, context) for i, item in enumerate(read.items, 1))
