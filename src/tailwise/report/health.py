@@ -53,5 +53,16 @@ def html(health: Health, path: str, link: Callable[[str], str]) -> str:
     return (
         f'<p class="health {LEVELS[health.word]}"><b>{escape(health.word.capitalize())}</b> {escape(health.why)}</p>'
         + (f'<ol class="worst">{worst}</ol>' if worst else "")
-        + f'<p class="quiet">Next: <code>{escape(health.next_for(path))}</code></p>'
+        + _next(health, path)
     )
+
+
+def _next(health: Health, path: str) -> str:
+    """The next command, where the page that it would make is not this one."""
+    command = health.next_for(path)
+    if command.startswith("tailwise report"):
+        command = command.replace("tailwise report", "tailwise check", 1) + " --init -o gates.toml"
+        return f'<p class="quiet">To hold later versions against this one: <code>{escape(command)}</code></p>'
+    if command.startswith("tailwise diagnose") and "--base" not in command:
+        return ""
+    return f'<p class="quiet">Next: <code>{escape(command)}</code></p>'

@@ -12,6 +12,7 @@ from tailwise.audits.audit import Audit
 from tailwise.audits.trusted import mean_alpha_words
 from tailwise.core.recipe import Recipe
 from tailwise.judging.diagnosis.finding import Diagnosis, Finding
+from tailwise.judging.diagnosis.wording import count
 from tailwise.report.charts.chart import Chart, Guidance
 from tailwise.report.findings_view import OTHER_SIGNS, not_evaluated
 from tailwise.spectrum.metrics.metric import METRICS
@@ -97,7 +98,7 @@ def _not_looked(diagnosis: Diagnosis) -> str:
     items = [f"<b>{escape(item.code)} {escape(item.title)}</b>: {_code(item.reason)}" for item in diagnosis.not_looked]
     muted = f'<p class="quiet">Muted: {escape(", ".join(diagnosis.muted))}.</p>' if diagnosis.muted else ""
     looked = f'<p class="quiet">{len(diagnosis.looked)} rules looked.</p>' if diagnosis.findings else ""
-    blind = fold(f"{len(items)} rules could not look, which is not the same as finding nothing", listed(items))
+    blind = fold(f"{count(len(items), 'rule')} could not look, which is not the same as finding nothing", listed(items))
     left = [_code(line) for line in not_evaluated(diagnosis)]
     skipped = fold("Layers that a rule left out", listed(left)) if left else ""
     return looked + (blind if items else "") + skipped + muted
@@ -202,14 +203,14 @@ def unmeasured(audit: Audit) -> str:
         return '<p class="quiet">Every tensor was measured.</p>'
     counts = Counter(row.status for row in audit.unmeasured)
     parts = []
-    for status, count in counts.items():
+    for status, number in counts.items():
         rows = [row for row in audit.unmeasured if row.status == status]
         reasons = Counter(row.reason for row in rows)
         same = f": {rows[0].reason}" if len(reasons) == 1 and rows[0].reason else ""
         lines = [f'<span class="name">{escape(row.name)}</span>' + ("" if same else f": {escape(row.reason)}")
                  for row in rows[:500]]  # fmt: skip
-        more = [f"… and {count - 500} more"] if count > 500 else []
-        parts.append(fold(f"{count} {status.lower().replace('_', ' ')}{same}", listed([*lines, *more])))
+        more = [f"… and {number - 500} more"] if number > 500 else []
+        parts.append(fold(f"{number} {status.lower().replace('_', ' ')}{same}", listed([*lines, *more])))
     return "".join(parts)
 
 
