@@ -17,6 +17,7 @@ from tailwise.core.execution.executor import checked_device
 from tailwise.core.storage import json_of, read_text
 from tailwise.models.evaluation.loading import Loaded, address_of
 from tailwise.models.evaluation.own_code import load_error
+from tailwise.models.evaluation.own_config import config_of, room_for
 from tailwise.models.evaluation.quiet import quiet
 
 if TYPE_CHECKING:
@@ -76,8 +77,7 @@ def is_classifier(place: str | os.PathLike[str]) -> bool:
         with quiet():
             import transformers
 
-            name, revision = address_of(os.fspath(place))
-            config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+            config = config_of(*address_of(os.fspath(place)))
     except Exception:  # what it is instead is told by whoever reads it
         return False
     named = any("ImageClassification" in str(item) for item in getattr(config, "architectures", None) or ())
@@ -91,10 +91,11 @@ def load_classifier(place: str, *, device: str = "cpu") -> Loaded:
     checked_device(device)
     name, revision = address_of(place)
     try:
-        with quiet():
+        with quiet(), room_for(name):
             module, facts = transformers.AutoModelForImageClassification.from_pretrained(
-                name, revision=revision, dtype="float32", output_loading_info=True, trust_remote_code=False
-            )
+                name, config=config_of(name, revision), revision=revision, dtype="float32", output_loading_info=True,
+                trust_remote_code=False,
+            )  # fmt: skip
     except Exception as error:  # every architecture fails in its own way
         raise load_error(error, place) from error
     if missing := sorted(facts.get("missing_keys", ())):
