@@ -38,9 +38,9 @@ GROWING = {
 def load(folder, tmp_path):
     place = shutil.copytree(folder, tmp_path / "model")
 
-    def loaded(normalizer):
+    def loaded(normalizer, **more):
         file = place / "tokenizer.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), "normalizer": normalizer}))
+        file.write_text(json.dumps({**json.loads(file.read_text()), "normalizer": normalizer, **more}))
         return load_tokenizer(place)
 
     return loaded
@@ -55,3 +55,22 @@ def test_what_models_carry_is_used(load, kind):
 def test_what_grows_without_measure_is_refused(load, kind):
     with pytest.raises(UnreadableError, match="times as long"):
         load(GROWING[kind])
+
+
+def test_a_table_that_is_only_claimed_is_not_made_room_for(load):
+    with pytest.raises(UnreadableError, match="not as long as it says"):
+        load({"type": "Sequence", "normalizers": [{"type": "Precompiled", "precompiled_charsmap": "AAAA/////w=="}]})
+
+
+def template(pieces, ids):
+    special = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    known = {"<s>": {"id": "<s>", "ids": [1] * ids, "tokens": ["a"] * ids}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    return {"type": "TemplateProcessing", "single": [special] * pieces + [text], "pair": [text, {"Sequence": {
+        "id": "B", "type_id": 0}}], "special_tokens": known}  # fmt: skip
+
+
+def test_tokens_around_a_text_are_bounded(load):
+    assert load(None, post_processor=template(1, 1))("a")["input_ids"][0] == 1
+    with pytest.raises(UnreadableError, match="to every text"):
+        load(None, post_processor={"type": "Sequence", "processors": [template(500, 500)]})
