@@ -67,6 +67,11 @@ def test_what_is_asked_wrongly_is_a_fact(place, name, arguments, says):
     assert says in fact["error"]
 
 
+@pytest.mark.parametrize("name", ["where", "sort", "columns"])
+def test_halves_of_characters_are_taken_as_text(place, name):
+    assert json.dumps(call("query", {name: "\ud800"}, place), ensure_ascii=False).encode()
+
+
 def test_text_that_is_a_number_is_taken(place):
     fact = call("query", {"limit": "3", "descending": "true", "sort": "alpha", "audit": None}, place)
     values = [row["alpha"] for row in fact["layers"]]

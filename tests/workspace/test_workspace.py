@@ -78,6 +78,11 @@ def test_paths_below_the_roots_are_taken(folder):
     assert Workspace([folder / "one.audit"]).confined("one.audit") == Path(folder / "one.audit").resolve()
 
 
+def test_a_file_that_is_given_does_not_open_its_folder(folder):
+    with pytest.raises(tw.UsageError, match="not below a folder"):
+        Workspace([folder / "one.audit"]).confined(folder / "runs")
+
+
 def test_a_store_that_was_not_given_is_told(folder):
     with pytest.raises(tw.UsageError, match="--store"):
         _ = Workspace([folder]).history

@@ -14,15 +14,19 @@ def inside(folder: Folder, location: str, *, where: str, what: str) -> str:
 
     `what` begins the message of the `UnreadableError` otherwise, as in "its external data".
     """
-    path = PurePosixPath(location)
-    bad = not location or path.is_absolute() or ".." in path.parts or "\\" in location or "\0" in location
-    if bad or (isinstance(folder, LocalFolder) and not _stays(folder.path, location)):
+    if not names_within(location) or (isinstance(folder, LocalFolder) and not _stays(folder.path, location)):
         raise UnreadableError(
             f"{what} lies outside the model's folder: {location[:200]!r}",
             where=where,
             fix="put all files of the model into one folder, and save it with relative names",
         )
     return location
+
+
+def names_within(location: str) -> bool:
+    """Whether a name, by its text, stays inside the folder that it is looked up in."""
+    path = PurePosixPath(location)
+    return not (not location or path.is_absolute() or ".." in path.parts or "\\" in location or "\0" in location)
 
 
 def _stays(folder: Path, location: str) -> bool:

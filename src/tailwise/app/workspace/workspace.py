@@ -124,16 +124,16 @@ class Workspace:
         return time.monotonic() - self._scanned <= max(_FRESH, _SLOW * self._took)
 
     def confined(self, path: str | Path) -> Path:
-        """A path that lies below one of the roots, all links followed. `UsageError` for any other."""
+        """A path that is one of the roots or lies below one, all links followed. `UsageError` for any other."""
         for candidate in self._candidates(path):
             try:
                 real = candidate.resolve()
-                if any(real == root or root in real.parents for root in self._folders()) and real.exists():
+                if any(real == root or root in real.parents for root in self.roots) and real.exists():
                     return real
             except (OSError, RuntimeError, ValueError):  # too long, in a circle, or with a zero byte
                 continue
         raise UsageError("is not below a folder that this was started with", where=path,
-                         fix="give a path below " + " or ".join(map(str, self._folders())))  # fmt: skip
+                         fix="give a path below " + " or ".join(map(str, self.roots)))  # fmt: skip
 
     def _candidates(self, path: str | Path) -> list[Path]:
         try:

@@ -12,6 +12,7 @@ import torch
 from tailwise.core.errors import UsageError
 from tailwise.models.evaluation.images import images_of, is_classifier, pictures_of
 from tailwise.models.evaluation.loading import address_of
+from tailwise.models.evaluation.own_config import config_of
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.walking.calibrate import SAMPLES, WINDOW, sample_windows
 from tailwise.models.walking.hosts import Host, check_causal
@@ -55,10 +56,8 @@ def calibration_inputs(model: str, given: Any, draw: Draw) -> tuple[dict[str, to
 
 
 def _of_images(model: str, given: Any, draw: Draw) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    import transformers
-
     name, revision = address_of(model)
-    config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    config = config_of(name, revision)
     images = images_of(given, model, config, most=draw.samples, seed=draw.seed)
     return {"pixel_values": images.pixels}, {"calibration": images.name, "samples": len(images), "seed": draw.seed}
 
@@ -72,7 +71,7 @@ def image_inputs(model: str, given: Any, draw: Draw) -> tuple[Pictures, dict[str
     import transformers
 
     name, revision = address_of(model)
-    config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    config = config_of(name, revision)
     if getattr(config, "vision_config", None) is None:
         raise UsageError(
             "it reads no images beside text",

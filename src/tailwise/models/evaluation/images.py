@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
-from tailwise.core.storage import json_of, read_text
+from tailwise.core.storage import free_memory, json_of, read_text
 from tailwise.models.evaluation.loading import Loaded, address_of
 from tailwise.models.evaluation.own_code import load_error
+from tailwise.models.evaluation.own_config import config_of, room_for
 from tailwise.models.evaluation.quiet import quiet
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 _BATCH = 64
+_LONGEST_SIDE, _MOST_PIXELS = 4096, 1 << 28  # of what a classifier takes, and of a picture on the way there
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class Preparation:
         if self.shortest is not None:
             wide, high = picture.size
             factor = self.shortest / min(wide, high)
+            if wide * high * factor**2 > _MOST_PIXELS:
+                raise UnreadableError(
+                    f"a picture of {wide} × {high}, whose shorter side is to be {self.shortest}, has too many pixels",
+                    fix="leave it out",
+                )
             picture = picture.resize((max(round(wide * factor), 1), max(round(high * factor), 1)), self.resample)
             left, top = (picture.width - self.width) // 2, (picture.height - self.height) // 2
             picture = picture.crop((left, top, left + self.width, top + self.height))
@@ -76,8 +83,7 @@ def is_classifier(place: str | os.PathLike[str]) -> bool:
         with quiet():
             import transformers
 
-            name, revision = address_of(os.fspath(place))
-            config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+            config = config_of(*address_of(os.fspath(place)))
     except Exception:  # what it is instead is told by whoever reads it
         return False
     named = any("ImageClassification" in str(item) for item in getattr(config, "architectures", None) or ())
@@ -91,10 +97,11 @@ def load_classifier(place: str, *, device: str = "cpu") -> Loaded:
     checked_device(device)
     name, revision = address_of(place)
     try:
-        with quiet():
+        with quiet(), room_for(name):
             module, facts = transformers.AutoModelForImageClassification.from_pretrained(
-                name, revision=revision, dtype="float32", output_loading_info=True, trust_remote_code=False
-            )
+                name, config=config_of(name, revision), revision=revision, dtype="float32", output_loading_info=True,
+                trust_remote_code=False,
+            )  # fmt: skip
     except Exception as error:  # every architecture fails in its own way
         raise load_error(error, place) from error
     if missing := sorted(facts.get("missing_keys", ())):
@@ -107,8 +114,25 @@ def load_classifier(place: str, *, device: str = "cpu") -> Loaded:
 
 
 def preparation_of(place: str, config: Any) -> Preparation:
-    """How the model's pictures are made ready."""
-    said = _processor(place)
+    """How the model's pictures are made ready. `UnreadableError` where what is said of it cannot be."""
+    fix = "take preprocessor_config.json and config.json from where the model came from"
+    try:
+        found = _prepared(_processor(place), config)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, ZeroDivisionError) as error:
+        what = f"what is said of its pictures cannot be read ({type(error).__name__}: {error})"
+        raise UnreadableError(what, where=place, fix=fix) from error
+    sides = (found.height, found.width, found.shortest or 1)
+    if (
+        not 1 <= min(sides) <= max(sides) <= _LONGEST_SIDE
+        or found.channels not in (1, 3)
+        or found.resample not in range(6)
+    ):
+        what = f"pictures of {found.channels} × {found.height} × {found.width} numbers, resampled by {found.resample},"
+        raise UnreadableError(f"{what} are more than can be made, or none", where=place, fix=fix)
+    return found
+
+
+def _prepared(said: Mapping[str, Any], config: Any) -> Preparation:
     side = getattr(config, "image_size", 224)
     side = side if isinstance(side, int) else int(side[0])
     size = said.get("size", side)
@@ -130,8 +154,8 @@ def preparation_of(place: str, config: Any) -> Preparation:
     normal = said.get("do_normalize", True)
     return Preparation(
         height, width, int(getattr(config, "num_channels", 3)), shortest,
-        tuple(said.get("image_mean", (0.5,))) if normal else (0.0,),
-        tuple(said.get("image_std", (0.5,))) if normal else (1.0,),
+        tuple(map(float, said.get("image_mean", (0.5,)))) if normal else (0.0,),
+        tuple(map(float, said.get("image_std", (0.5,)))) if normal else (1.0,),
         float(said.get("rescale_factor", 1 / 255)), int(said.get("resample", 2)),
     )  # fmt: skip
 
@@ -168,6 +192,7 @@ def images_of(source: Any, place: str, config: Any, *, most: int | None = None, 
     labels = None if any(own is None for _, own in found) else [label for _, own in found for label in own or ()]
     _check_there(pictures, parts)
     chosen = _drawn(len(pictures), most, seed)
+    _check_room(len(chosen), ready, place)
     import torch
 
     pixels = torch.from_numpy(np.stack([ready(_opened(pictures[index])) for index in chosen]))
@@ -190,6 +215,17 @@ def pictures_of(source: Any, *, most: int, seed: int = 0) -> tuple[list[Any], st
             pictures += _listed(part, None)[0]
     _check_there(pictures, parts)
     return [_opened(pictures[index]) for index in _drawn(len(pictures), most, seed)], _named(parts)
+
+
+def _check_room(count: int, ready: Preparation, where: str) -> None:
+    need, free = 8 * count * ready.channels * ready.height * ready.width, free_memory()  # twice while they are stacked
+    if free is not None and need > free:
+        raise UsageError(
+            f"{count} pictures of {ready.height} × {ready.width} take about {need / 1e9:.1f} GB of memory, and "
+            f"{free / 1e9:.1f} GB are free",
+            where=where,
+            fix="give fewer pictures",
+        )
 
 
 def _check_there(pictures: Sequence[Any], parts: Sequence[Any]) -> None:

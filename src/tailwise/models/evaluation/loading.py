@@ -13,6 +13,8 @@ from tailwise.core.execution.executor import checked_device
 from tailwise.models.evaluation.adapters import base_of, in_words, is_adapter, with_adapter
 from tailwise.models.evaluation.gguf_files import gguf_file_of, told
 from tailwise.models.evaluation.own_code import load_error
+from tailwise.models.evaluation.own_config import checked_document, config_of, room_for
+from tailwise.models.evaluation.own_tokenizer import check_file, check_growth
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.walking.load_pruned import load_pruned
 from tailwise.models.walking.shapes import PRUNED_FILE
@@ -108,14 +110,15 @@ def _transformers(where: str) -> Any:
 
 
 def _load(transformers: Any, place: str, revision: str | None, dtype: str, name: str) -> tuple[Any, tuple[str, ...]]:
-    kind = _kind_of(transformers, place, revision, name)
+    kind, config = _kind_of(transformers, place, revision, name)
     if (Path(place) / PRUNED_FILE).is_file():
         return load_pruned(place, dtype=dtype), ()
-    how = {"revision": revision, "dtype": dtype, "output_loading_info": True, **told(place)}
+    how = {"revision": revision, "dtype": dtype, "output_loading_info": True, "config": config, **told(place)}
     if "gguf_file" in how:
-        how["config"] = _config_in(transformers, place)
+        how["config"] = _config_in(place)
     try:
-        module, facts = kind.from_pretrained(folder_of(place), trust_remote_code=False, **how)
+        with room_for(folder_of(place)):
+            module, facts = kind.from_pretrained(folder_of(place), trust_remote_code=False, **how)
     except Exception as error:  # every architecture and format fails in its own way
         raise load_error(error, name) from error
     missing = sorted(facts.get("missing_keys", ()))
@@ -133,13 +136,11 @@ def _load(transformers: Any, place: str, revision: str | None, dtype: str, name:
     return module, tuple(notes)
 
 
-def _config_in(transformers: Any, place: str) -> Any:
+def _config_in(place: str) -> Any:
     """The config of a GGUF file, with the size of a head that transformers does not read from it."""
     from tailwise.checkpoints.open import open_checkpoint
 
-    config = transformers.AutoConfig.from_pretrained(
-        folder_of(place), trust_remote_code=False, **told(place, "config.json")
-    )
+    config = config_of(folder_of(place), **told(place, "config.json"))
     with open_checkpoint(str(gguf_file_of(place))) as checkpoint:
         size = checkpoint.metadata.get(f"{checkpoint.metadata.get('general.architecture')}.attention.key_length")
     if size is not None and hasattr(config, "head_dim"):
@@ -153,22 +154,20 @@ def folder_of(place: str) -> str:
     return str(path.parent) if path.is_file() else place
 
 
-def _kind_of(transformers: Any, place: str, revision: str | None, name: str) -> Any:
-    """The class of transformers that loads it. Models that read images too are scored on their text."""
+def _kind_of(transformers: Any, place: str, revision: str | None, name: str) -> tuple[Any, Any]:
+    """The class of transformers that loads it, and its config. Models that read images too are scored on text."""
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            folder_of(place), revision=revision, trust_remote_code=False, **told(place, "config.json")
-        )
+        config = config_of(folder_of(place), revision, **told(place, "config.json"))
     except Exception as error:  # as above
         raise load_error(error, name) from error
     encoder = getattr(config, "is_encoder_decoder", False)
     if is_composite(config) and type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not encoder:
-        return transformers.AutoModelForImageTextToText
+        return transformers.AutoModelForImageTextToText, config
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or encoder:
         raise UsageError(
             f"a {config.model_type!r} is no causal language model", where=name, fix="perplexity is of decoders only"
         )
-    return transformers.AutoModelForCausalLM
+    return transformers.AutoModelForCausalLM, config
 
 
 def _widened(module: Any) -> Any:
@@ -189,11 +188,17 @@ def load_tokenizer(place: str | os.PathLike[str], revision: str | None = None) -
     transformers = _transformers(name)
     try:
         with quiet():
-            return transformers.AutoTokenizer.from_pretrained(
+            if (path / "config.json").is_file():  # which the tokenizer's class is looked up by
+                checked_document(str(path))
+            if (path / "tokenizer.json").is_file():
+                check_file(path / "tokenizer.json")
+            found = transformers.AutoTokenizer.from_pretrained(
                 str(path) if path.is_dir() else name, revision=revision, trust_remote_code=False, **inside
             )
     except Exception as error:  # as above
         raise load_error(error, name) from error
+    check_growth(found, name)
+    return found
 
 
 def _has_tokenizer(name: str) -> bool:

@@ -19,6 +19,8 @@ def load_error(error: Exception, where: object, what: str = "could not be loaded
 
     Every load is told `trust_remote_code=False`: left out, transformers asks on standard input, and "y" runs it.
     """
+    if isinstance(error, UnreadableError):  # one of ours, which says it all
+        return error
     said = str(error)
     if any(mark in said for mark in _MARKS):
         return needs_code(where)

@@ -19,6 +19,7 @@ from tailwise.core.errors import AS_NUMBERS, TailwiseError, UnreadableError, Usa
 from tailwise.core.execution.executor import checked_device
 from tailwise.models.evaluation.gguf_files import gguf_places, told
 from tailwise.models.evaluation.own_code import load_error, needs_code
+from tailwise.models.evaluation.own_config import config_of, room_for
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.walking.experts import separate_experts, stacks_in
 from tailwise.models.walking.names import own_names
@@ -113,7 +114,7 @@ def load_host(
     if sources is not None:
         places = {stored: parameter for parameter, stored in sources.items()}
         return Host(Streamed(model, where, compute, checkpoint, sources, _tied(model, sources)), places)
-    return _whole(architecture, (place, revision), InPlaceOptions(where, compute), checkpoint)
+    return _whole((architecture, config), (place, revision), InPlaceOptions(where, compute), checkpoint)
 
 
 def separated(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
@@ -165,9 +166,7 @@ def architecture_of(place: str, revision: str | None = None) -> tuple[Any, Any]:
         with quiet():
             import transformers
 
-            config = transformers.AutoConfig.from_pretrained(
-                place, revision=revision, trust_remote_code=False, **told(place, "config.json")
-            )
+            config = config_of(place, revision, **told(place, "config.json"))
     except ImportError as error:
         raise UsageError("calibration takes `transformers`", where=place, fix="pip install 'tailwise[eval]'") from error
     except Exception as error:  # every config fails in its own way
@@ -314,11 +313,15 @@ def _tied(model: nn.Module, sources: Mapping[str, str]) -> dict[str, str]:
     return {name: stored[id(value)] for name, value in state.items() if id(value) in stored} | dict(sources)
 
 
-def _whole(architecture: Any, address: tuple[str, str | None], options: InPlaceOptions, checkpoint: Checkpoint) -> Host:
-    place, revision = address
+def _whole(
+    kind: tuple[Any, Any], address: tuple[str, str | None], options: InPlaceOptions, checkpoint: Checkpoint
+) -> Host:
+    (architecture, config), (place, revision) = kind, address
     try:
-        with quiet():
-            model = architecture.from_pretrained(place, revision=revision, dtype=options.dtype, trust_remote_code=False)
+        with quiet(), room_for(place):
+            model = architecture.from_pretrained(
+                place, config=config, revision=revision, dtype=options.dtype, trust_remote_code=False
+            )
     except TailwiseError:
         raise
     except Exception as error:  # every architecture fails in its own way

@@ -19,6 +19,7 @@ from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
 from tailwise.models.evaluation.own_code import load_error
+from tailwise.models.evaluation.own_config import room_for
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.walking.hosts import DTYPES, _empty, _sources, architecture_of, lacking, separated
 from tailwise.models.walking.shapes import PRUNED_FILE, Shapes, reshape
@@ -42,7 +43,7 @@ def load_pruned(folder: str | os.PathLike[str], *, dtype: str = "auto", device: 
     with open_checkpoint(place) as checkpoint:
         compute = _stored_dtype(checkpoint) if dtype == "auto" else getattr(torch, dtype)
         if shapes is None:
-            return _ordinary(architecture, place, compute).to(device).eval()
+            return _ordinary((architecture, config), place, compute).to(device).eval()
         with quiet():
             model = _empty(architecture, config, compute)
         names = separated(model, checkpoint)
@@ -61,11 +62,14 @@ def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     return torch_dtype(codes[0], where=checkpoint.uri) if codes else torch.float32
 
 
-def _ordinary(architecture: Any, place: Path, dtype: torch.dtype) -> nn.Module:
+def _ordinary(kind: tuple[Any, Any], place: Path, dtype: torch.dtype) -> nn.Module:
     """As transformers loads it: stored names need not be the model's own then."""
+    architecture, config = kind
     try:
-        with quiet():
-            found: nn.Module = architecture.from_pretrained(str(place), dtype=dtype, trust_remote_code=False)
+        with quiet(), room_for(str(place)):
+            found: nn.Module = architecture.from_pretrained(
+                str(place), config=config, dtype=dtype, trust_remote_code=False
+            )
     except Exception as error:  # every architecture fails in its own way
         raise load_error(error, place) from error
     return found

@@ -137,7 +137,7 @@ def _argument(function: str, name: str, kind: str, value: Any) -> Any:
     """The value as its parameter has it. Models write numbers as text, so text that is a number is taken."""
     wrong = UsageError(f"{name} of {function} is a {kind}, not {str(value)[:40]!r}")
     if kind == "string" and isinstance(value, str):
-        return value[:_LONGEST]
+        return value[:_LONGEST].encode(errors="replace").decode()  # JSON can spell halves of characters
     if kind == "boolean":
         said = {"true": True, "false": False}.get(str(value).lower())
         if said is not None:

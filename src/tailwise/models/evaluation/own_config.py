@@ -1,0 +1,144 @@
+"""What a model says of itself, gone through before transformers builds anything from it."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tailwise.checkpoints.inside import names_within
+from tailwise.core.errors import UnreadableError
+from tailwise.core.storage import json_of, read_text
+
+#: What is built once for each: far above any model's, far below what takes hours or a machine's memory.
+_MOST_PARTS, _MOST_LABELS = 10_000, 1_000_000
+_PARTS = re.compile(r"(layers?|blocks?|depths?|experts?|stages)$")
+#: Implementations that are names of repositories on the Hub would be fetched from there and run, and some others are
+#: packages that are not everywhere. They belong to a machine, not to a model: transformers' own choice will do.
+_IMPLEMENTATIONS = frozenset(
+    ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+)
+_OWN = frozenset((None, "eager", "sdpa"))
+#: Weights that a config may ask for: of codes, sixteen and more lie in a byte.
+_WEIGHTS_A_BYTE, _FEW_WEIGHTS = 64, 1 << 28
+
+
+def config_of(place: str, revision: str | None = None, **told: str) -> Any:
+    """The config of a folder or Hub id, as `AutoConfig` reads it; `told` is what `gguf_files.told` says.
+
+    Raises `UnreadableError` where it asks for absurdly many parts, or an index beside it names files elsewhere, and
+    whatever transformers raises.
+    """
+    import transformers
+
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        _check_indexes(folder)
+    said = {} if told else checked_document(place, revision)
+    config = transformers.AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False, **told)
+    if any(key in _IMPLEMENTATIONS and not _is_own(value) for key, value in _items(said)):
+        config._attn_implementation = config._experts_implementation = None
+    return config
+
+
+def checked_document(place: str, revision: str | None = None) -> Mapping[str, Any]:
+    """The document of a folder's or a Hub id's config. Raises as `config_of` does."""
+    import transformers
+
+    said: Mapping[str, Any]
+    said, _ = transformers.PretrainedConfig.get_config_dict(place, revision=revision)
+    _check_counts(said, place)
+    return said
+
+
+def _is_own(value: Any) -> bool:
+    return all(_is_own(item) for item in value.values()) if isinstance(value, dict) else value in _OWN
+
+
+def _items(said: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every name and value in a document, those in lists under the list's name."""
+    waiting = [(name, said)]
+    while waiting:
+        key, value = waiting.pop()
+        yield key, value
+        if isinstance(value, Mapping):
+            waiting += [(str(inner), item) for inner, item in value.items()]
+        elif isinstance(value, list):
+            waiting += [(key, item) for item in value]
+
+
+def _check_counts(said: Any, where: str) -> None:
+    for key, value in _items(said):
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        most = _MOST_LABELS if key == "num_labels" else _MOST_PARTS if _PARTS.search(key) else None
+        if most is not None and value > most:
+            raise UnreadableError(
+                f"its config asks for {key} {value:.4g}, and no model has more than {most}",
+                where=where,
+                fix="take config.json from where the model came from",
+            )
+
+
+def _indexed(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Every index file of a folder with the names of files in it."""
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            document = json_of(read_text(index))
+        except (OSError, ValueError):  # who reads it says so
+            continue
+        names = document.get("weight_map") if isinstance(document, dict) else None
+        for name in {item for item in names.values() if isinstance(item, str)} if isinstance(names, dict) else ():
+            yield index, name
+
+
+def _check_indexes(folder: Path) -> None:
+    for index, name in _indexed(folder):
+        if not names_within(name):
+            raise UnreadableError(
+                f"a shard lies outside the model's folder: {name[:200]!r}",
+                where=index,
+                fix="put all files of the model into one folder, and save it with relative names",
+            )
+
+
+@contextmanager
+def room_for(place: str) -> Iterator[None]:
+    """Within it, a model is built of no more weights than the files in the folder can hold.
+
+    Weights that a config asks for and no file has are made up by transformers before it says that they are missing.
+    Raises `UnreadableError`. What is not a folder is not bounded.
+    """
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    folder, thread, asked = Path(place).expanduser(), threading.get_ident(), 0
+    if not folder.is_dir():
+        yield
+        return
+    most = _FEW_WEIGHTS + _WEIGHTS_A_BYTE * _stored_bytes(folder)
+
+    def count(_module: Any, _name: str, value: Any) -> None:
+        nonlocal asked
+        if value is None or not value.is_meta or threading.get_ident() != thread:
+            return
+        asked += value.numel()
+        if asked > most:
+            raise UnreadableError(
+                "its config asks for far more weights than its files hold",
+                where=place,
+                fix="take config.json from where the weights came from",
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _stored_bytes(folder: Path) -> int:
+    files = {*folder.iterdir(), *(folder / name for _, name in _indexed(folder))}
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -1,0 +1,57 @@
+"""How pictures are made ready is said by a file that may say anything."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.models.evaluation import images
+from tailwise.models.evaluation.images import Preparation, images_of, preparation_of
+
+Image = pytest.importorskip("PIL.Image")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"size": {"height": 10**6, "width": 10**6}},
+        {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": {"height": 20_000, "width": 32}},
+        {"size": {"height": -5, "width": 0}},
+        {"size": {"shortest_edge": 1e400}},
+        {"size": "large"},
+        {"size": {}},
+        {"size": [32, 32]},
+        {"image_mean": ["a"]},
+        {"image_std": None},
+        {"resample": 10**9},
+        {"rescale_factor": {}},
+        [1],
+    ],
+)
+def test_what_cannot_be_is_one_error(tmp_path, said):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    with pytest.raises(UnreadableError, match="pictures"):
+        preparation_of(str(tmp_path), SimpleNamespace(image_size=32, num_channels=3))
+
+
+@pytest.mark.parametrize("config", [{"num_channels": 10**9}, {"image_size": 10**9}, {"image_size": []}])
+def test_of_a_config_too(tmp_path, config):
+    with pytest.raises(UnreadableError, match="pictures"):
+        preparation_of(str(tmp_path), SimpleNamespace(**config))
+
+
+def test_a_picture_of_one_line_is_not_made_a_bomb():
+    with pytest.raises(UnreadableError, match="too many pixels"):
+        Preparation(224, 224, 3, shortest=224)(Image.new("RGB", (60_000, 1)))
+
+
+def test_more_pictures_than_memory_holds_are_said_before_one_is_read(tmp_path, monkeypatch):
+    for number in range(4):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / f"{number}.png")
+    config = SimpleNamespace(image_size=8, num_channels=3)
+    assert len(images_of(str(tmp_path), str(tmp_path), config)) == 4
+    monkeypatch.setattr(images, "free_memory", lambda: 1000)
+    with pytest.raises(UsageError, match="memory"):
+        images_of(str(tmp_path), str(tmp_path), config)

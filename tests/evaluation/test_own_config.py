@@ -1,0 +1,81 @@
+"""What a config asks for is gone through before a model is built from it."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tailwise.core.errors import UnreadableError
+from tailwise.models.evaluation.loading import load_model, load_tokenizer
+from tailwise.models.walking.hosts import architecture_of
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def place(folder, tmp_path):
+    """A model whose files may be changed."""
+    return shutil.copytree(folder, tmp_path / "model")
+
+
+def changed(place, **values):
+    file = place / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_hidden_layers": 10**7},
+        {"num_hidden_layers": 1e9},
+        {"model_type": "qwen3", "num_hidden_layers": 10**9},
+        {"text_config": {"num_experts": 10**8}},
+        {"depths": [2, 10**9]},
+        {"num_labels": 10**9},
+    ],
+)
+def test_more_parts_than_any_model_has_are_refused_before_one_is_built(place, values):
+    changed(place, **values)
+    for read in (load_model, load_tokenizer, architecture_of):
+        with pytest.raises(UnreadableError, match="asks for"):
+            read(str(place))
+
+
+def test_weights_that_no_file_can_hold_are_not_made_up(place):
+    weights = load_file(place / "model.safetensors")
+    kept = {name: value.clone() for name, value in weights.items() if ".mlp." not in name}
+    save_file(kept, place / "model.safetensors", {"format": "pt"})
+    changed(place, intermediate_size=10**9)
+    with pytest.raises(UnreadableError, match="more weights than its files hold"):
+        load_model(str(place))
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
+def test_an_implementation_on_the_hub_is_not_asked_for(place, name):
+    expected = load_model(str(place)).module.config._attn_implementation
+    changed(place, **{name: "someone/kernels"})
+    assert load_model(str(place)).module.config._attn_implementation == expected
+
+
+@pytest.mark.parametrize("name", ["../aside/model.safetensors", "{aside}/model.safetensors"])
+def test_an_index_does_not_lead_out_of_the_folder(place, tmp_path, name):
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    weights = load_file(place / "model.safetensors")
+    (place / "model.safetensors").rename(aside / "model.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, name.format(aside=aside))}
+    (place / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UnreadableError, match="outside the model's folder"):
+        load_model(str(place))
+
+
+def test_shards_of_the_folder_are_loaded(place):
+    weights = load_file(place / "model.safetensors")
+    names = sorted(weights)
+    for number, part in enumerate((names[::2], names[1::2])):
+        save_file({name: weights[name] for name in part}, place / f"part-{number}.safetensors", {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: f"part-{i % 2}.safetensors" for i, name in enumerate(names)}}
+    (place / "model.safetensors.index.json").write_text(json.dumps(index))
+    (place / "model.safetensors").unlink()
+    assert not load_model(str(place)).notes
