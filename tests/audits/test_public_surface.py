@@ -11,10 +11,10 @@ import pytest
 import tailwise as tw
 
 NAMES = [
-    "METRICS", "Audit", "Checkpoint", "Layer", "LayerRow", "Monitor", "Prepared", "Recipe", "RunOptions", "Spectrum",
-    "TailFit", "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "apply", "audit",
-    "check", "compare", "diagnose", "esd", "evaluate", "fit_tail", "load_pruned", "metric", "open_checkpoint",
-    "plot", "prepare", "rank", "singular_entropy", "stable_rank",
+    "METRICS", "Alarms", "Audit", "Checkpoint", "Layer", "LayerRow", "Monitor", "Prepared", "Recipe", "RunOptions",
+    "Spectrum", "TailFit", "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "apply",
+    "audit", "check", "compare", "diagnose", "esd", "evaluate", "fit_tail", "load_pruned", "metric",
+    "open_checkpoint", "plot", "prepare", "rank", "singular_entropy", "stable_rank",
 ]  # fmt: skip
 
 

@@ -21,8 +21,8 @@ def help_of(command: str, option: str) -> str:
     """What `--help` says of an option, on one line."""
     done = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "250", "NO_COLOR": "1"})
     assert done.exit_code == 0, done.output
-    text = re.sub(r"[│╭╮╰╯─]", " ", done.output)
-    return " ".join(re.split(rf"--{option}\b", text)[1].split("  --")[0].split())
+    row = re.split(r"\n│ (?:\*  *)?--", done.output.split(f"--{option} ")[1])[0]  # a row begins at the frame
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", row).split())
 
 
 @pytest.mark.parametrize(

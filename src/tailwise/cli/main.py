@@ -16,6 +16,7 @@ from tailwise.cli.audit_commands import audit
 from tailwise.cli.check import check
 from tailwise.cli.compare_commands import compare, diff, rank
 from tailwise.cli.evaluate_command import evaluate
+from tailwise.cli.help_texts import tell
 from tailwise.cli.history_commands import app as store
 from tailwise.cli.history_commands import bisect, history, watch
 from tailwise.cli.limited import where_it_is_limited
@@ -65,6 +66,7 @@ app.command()(mcp)
 app.command()(metrics)
 app.command()(doctor)
 app.add_typer(atlas, name="atlas")
+tell(app)
 
 
 def _version(wanted: bool) -> None:
