@@ -77,8 +77,9 @@ def interval(hits, count):
 
 def faults_table(lines):
     """Of each fault: runs in which it was found, in which its layer was named, and how soon."""
-    rows = ["| fault | runs | found | right layer named | steps to the first alarm, median (most) | codes (× runs) |",
-            "| --- | ---: | --- | --- | --- | --- |"]  # fmt: skip
+    rows = ["| fault | runs | found | full training | LoRA | right layer named "
+            "| steps to the first alarm, median (most) | codes (× runs) |",
+            "| --- | ---: | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     total = Counter()
     for fault in FAULTS:
         mine = [line for line in lines if line["fault"] == fault]
@@ -92,11 +93,19 @@ def faults_table(lines):
         codes = Counter(code for line in mine for code in line["codes"])
         shown = ", ".join(f"{code}×{count}" for code, count in codes.most_common(5))
         layer = interval(named, len(mine)) if fault in OF_A_LAYER else "–"
-        rows.append(f"| {fault} | {len(mine)} | {interval(len(hit), len(mine))} | {layer} | {words} | {shown} |")
+        rows.append(f"| {fault} | {len(mine)} | {interval(len(hit), len(mine))} | {_by_kind(mine)} | {layer} | {words} "
+                    f"| {shown} |")  # fmt: skip
         total.update(runs=len(mine), found=len(hit))
     if total["runs"]:
-        rows.append(f"| all | {total['runs']} | {interval(total['found'], total['runs'])} | | | |")
+        ill = [line for line in lines if line["fault"]]
+        rows.append(f"| all | {total['runs']} | {interval(total['found'], total['runs'])} | {_by_kind(ill)} | | | |")
     return "\n".join(rows)
+
+
+def _by_kind(lines):
+    """In how many of them something was found: full training, and LoRA."""
+    kinds = [[line["first_step"] is not None for line in lines if line["kind"] == kind] for kind in ("full", "lora")]
+    return " | ".join(f"{sum(found)} of {len(found)}" if found else "–" for found in kinds)
 
 
 def healthy_table(lines):
