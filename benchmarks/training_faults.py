@@ -23,21 +23,24 @@ from torch.nn import functional
 
 import tailwise as tw
 from tailwise.history.jsonl import from_line, point_line
+from training_models import LENGTH, MODELS, RANKS, TARGETS, VOCABULARY, WORDS
 
 STEPS, SINCE, EVERY, FULL, EVALUATE = 300, 180, 10, 30, 20
-LENGTH, TEXTS, IMAGES = 32, 12, 32  # of a window; windows and images in a batch
-VOCABULARY = 96
+TEXTS, IMAGES = 12, 32  # windows and images in a batch
 FAULTS = ("rate × 30", "rate × 30 for 20 steps", "gradient off", "layer zeroed", "layer grows", "head grows",
           "rank one grows", "Inf", "NaN", "labels to noise", "memorising")  # fmt: skip
 #: Faults of one layer, which an alarm should name.
 OF_A_LAYER = ("gradient off", "layer zeroed", "layer grows", "head grows", "rank one grows", "Inf", "NaN")
+
+#: Of a piece's name, by which layers are drawn. The earlier runs were held out until the rules were mended on them.
+PREFIXES = {"calibration": "calibration", "earlier": "held-out", "held out": "fresh"}
 
 
 @dataclass(frozen=True)
 class Piece:
     """One healthy training, and the faults that branch off from it."""
 
-    split: str  # calibration: thresholds are set on it; held out: the tables are made of it
+    split: str  # calibration or earlier: thresholds are set on them; held out: the tables are made of it
     model: str
     kind: str  # full or lora
     optimizer: str
@@ -47,7 +50,8 @@ class Piece:
 
     @property
     def name(self) -> str:
-        return f"{self.split}-{self.model}-{self.kind}-{self.optimizer}-{self.schedule}-{self.seed}".replace(" ", "-")
+        prefix = PREFIXES[self.split]
+        return f"{prefix}-{self.model}-{self.kind}-{self.optimizer}-{self.schedule}-{self.seed}".replace(" ", "-")
 
 
 # Data
@@ -106,81 +110,6 @@ class Data:
         return images[chosen], targets[chosen]
 
 
-# Models
-
-
-def _llama() -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=48, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=LENGTH, tie_word_embeddings=False,
-    ))  # fmt: skip
-
-
-def _gpt2() -> nn.Module:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    return GPT2LMHeadModel(GPT2Config(
-        vocab_size=VOCABULARY, n_embd=64, n_layer=2, n_head=4, n_positions=LENGTH, tie_word_embeddings=False,
-        resid_pdrop=0.1, bos_token_id=0, eos_token_id=0,
-    ))  # fmt: skip
-
-
-def _vit() -> nn.Module:
-    from transformers import ViTConfig, ViTForImageClassification
-
-    return ViTForImageClassification(ViTConfig(
-        hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96, image_size=8, patch_size=2,
-        num_channels=1, num_labels=10,
-    ))  # fmt: skip
-
-
-def _mlp() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(),
-                         nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))  # fmt: skip
-
-
-def _cnn() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
-                         nn.MaxPool2d(2), nn.Conv2d(32, 48, 3, padding=1), nn.ReLU(), nn.Flatten(),
-                         nn.Linear(48 * 16, 64), nn.ReLU(), nn.Linear(64, 10))  # fmt: skip
-
-
-class _Residual(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.inner(x)
-
-
-def _deep_mlp() -> nn.Module:
-    blocks = [_Residual(nn.Sequential(nn.LayerNorm(96), nn.Linear(96, 160), nn.GELU(), nn.Linear(160, 96)))
-              for _ in range(3)]  # fmt: skip
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 96), *blocks, nn.LayerNorm(96), nn.Linear(96, 10))
-
-
-def _resnet() -> nn.Module:
-    def block(width: int) -> nn.Module:
-        return _Residual(nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width),
-        ))  # fmt: skip
-
-    return nn.Sequential(nn.Conv2d(1, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU(), block(24),
-                         nn.Conv2d(24, 40, 3, stride=2, padding=1), nn.ReLU(), block(40), nn.AdaptiveAvgPool2d(1),
-                         nn.Flatten(), nn.Linear(40, 10))  # fmt: skip
-
-
-MODELS = {"llama": _llama, "gpt2": _gpt2, "vit": _vit, "mlp": _mlp, "cnn": _cnn, "deep mlp": _deep_mlp,
-          "resnet": _resnet}  # fmt: skip
-WORDS = ("llama", "gpt2")
-TARGETS = {"llama": ["q_proj", "v_proj", "up_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"],
-           "vit": r".*(q_proj|v_proj|query|value|fc1|intermediate\.dense)"}  # fmt: skip
-
-
 def loss_of(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     inputs, targets = batch
     found = model(inputs)
@@ -207,11 +136,11 @@ def new_model(piece: Piece) -> nn.Module:
         return MODELS[piece.model]()
     from peft import LoraConfig, get_peft_model
 
-    rank = (4, 8, 16)[piece.seed % 3]
+    rank = RANKS.get(piece.split, (4, 8, 16))[piece.seed % 3]
     base = copy.deepcopy(_trained(piece.model, piece.seed % 4))
     torch.manual_seed(piece.seed)
     settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS[piece.model],
-                          fan_in_fan_out=piece.model == "gpt2")  # fmt: skip
+                          fan_in_fan_out="gpt2" in piece.model)  # fmt: skip
     return get_peft_model(base, settings)
 
 
@@ -238,9 +167,11 @@ def new_optimizers(piece: Piece, model: nn.Module) -> list[torch.optim.Optimizer
 
 
 def share(piece: Piece, step: int) -> float:
-    """Of the rate: one, or a warm-up and a cosine."""
+    """Of the rate: one, a warm-up and a cosine, or a short warm-up, a plateau and a linear end."""
     if piece.schedule == "constant":
         return 1.0
+    if piece.schedule == "plateau":
+        return min(1.0, (step + 1) / 10, max((STEPS - step) / 60, 0.02))
     return min(1.0, (step + 1) / 30) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / STEPS)))
 
 
@@ -318,7 +249,7 @@ class Training:
                 group["lr"] = rate * self.factor()
         loss = loss_of(self.model, self.data.batch())
         loss.backward()
-        if self.piece.model in WORDS or self.piece.model == "vit":
+        if self.piece.model in WORDS or "vit" in self.piece.model:
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -431,23 +362,48 @@ def runs_of(folder: Path, piece: Piece):
 
 def pieces(split: str) -> list[Piece]:
     """All of a split; the faults take turns."""
+    return _fresh() if split == "held out" else _older(split)
+
+
+def _older(split: str) -> list[Piece]:
     found: list[Piece] = []
     kinds = {
         "calibration": [("llama", "full"), ("mlp", "full"), ("cnn", "full"), ("llama", "lora")],
-        "held out": [("gpt2", "full"), ("vit", "full"), ("deep mlp", "full"), ("resnet", "full"), ("gpt2", "lora"),
-                     ("vit", "lora")],
+        "earlier": [("gpt2", "full"), ("vit", "full"), ("deep mlp", "full"), ("resnet", "full"), ("gpt2", "lora"),
+                    ("vit", "lora")],
     }[split]  # fmt: skip
     rows = [(seed, model, kind) for seed in (range(3) if split == "calibration" else range(100, 105))
             for model, kind in kinds]  # fmt: skip
-    if split == "held out":  # a second of a processor each
+    if split == "earlier":  # a second of a processor each
         rows += [(seed, model, "full") for seed in range(105, 108) for model in ("deep mlp", "resnet")]
     turn = 0
     for seed, model, kind in rows:
-        for optimizer in ("adamw", "sgd", "muon"):
-            if optimizer == "muon" and model in ("cnn", "resnet"):
-                continue  # torch's Muon takes matrices alone
+        for optimizer in _optimizers(model):
             for schedule in ("constant", "warm-up"):
                 faults = tuple(FAULTS[(turn + i) % len(FAULTS)] for i in range(2))
                 found.append(Piece(split, model, kind, optimizer, schedule, seed, faults))
                 turn += 2
+    return found
+
+
+def _optimizers(model: str) -> tuple[str, ...]:
+    """Those that a model is trained by: torch's Muon takes matrices alone, and most of a CNN are none."""
+    return ("adamw", "sgd") if model in ("cnn", "resnet", "plain cnn") else ("adamw", "sgd", "muon")
+
+
+def _fresh() -> list[Piece]:
+    """New models, ranks, a new schedule and new seeds. Without Inf and NaN, whose rule is the same as before."""
+    kinds = [("wide vit", "full"), ("mixer", "full"), ("plain cnn", "full"), ("deep gpt2", "full"),
+             ("wide vit", "lora"), ("deep gpt2", "lora")]  # fmt: skip
+    asked = [fault for fault in FAULTS if fault not in ("Inf", "NaN")]
+    rows = [(seed, model, kind) for seed in range(200, 203) for model, kind in kinds]
+    rows += [(seed, model, "full") for seed in range(203, 206) for model in ("wide vit", "mixer", "plain cnn")]
+    found: list[Piece] = []
+    for seed, model, kind in rows:
+        for optimizer in _optimizers(model):
+            for schedule in ("constant", "warm-up", "plateau"):
+                possible = [fault for fault in asked if kind == "full" or fault != "head grows"]
+                faults = tuple(possible[: 1 + len(found) % 2])
+                asked = [fault for fault in asked if fault not in faults] + list(faults)
+                found.append(Piece("held out", model, kind, optimizer, schedule, seed, faults))
     return found

@@ -35,7 +35,7 @@ def _loss_jumps(watch: AlarmWatch) -> Signs:
     middle, scatter = track.usual
     base = max(abs(middle), watch.limit("loss_floor") * abs(track.first or 0.0))
     least = max(watch.limit("spike_z") * scatter, watch.limit("spike_share") * base)
-    alone = max(watch.limit("spike_alone") * least, base)
+    alone = max(watch.limit("spike_alone") * least, base, watch.limit("lone_floor") * abs(track.first or 0.0))
     if track.last - middle < least:
         return {}
     above = sum(value - middle >= least for value in track.recent)

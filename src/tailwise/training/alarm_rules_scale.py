@@ -34,7 +34,8 @@ def blow_up(watch: AlarmWatch) -> Signs:
     """The norm grows within three points far more than it used to, or many times over with all of W.
 
     Of matrices the spectral norm, of embeddings and heads ‖W‖_F: one direction of theirs, which all tokens share, grows
-    while all is well. More steps between points are more time to grow, and so is the youth of what began at zero.
+    while all is well. More steps between points are more time to grow, and so is the youth of what began at zero. It is
+    a warning where the layer still has a gain of about one or less, and may only begin to learn.
     """
     found = {}
     for layer, (spectral, frobenius) in watch.now("spectral_norm", "frobenius").items():
@@ -50,9 +51,22 @@ def blow_up(watch: AlarmWatch) -> Signs:
         many = times >= watch.limit("blow_up") * slack and whole >= watch.limit("blow_up_frobenius") * slack
         if faster or many:
             evidence = {name.replace(" ", "_"): track.last, "before": before, "times": times}
+            begins = track.last < size * _unit(watch, layer)
             found[layer] = Sign(f"{name} from {before:.3g} to {track.last:.3g}", times, evidence,
-                                "frobenius" if track is frobenius else "spectral_norm", "turn")  # fmt: skip
+                                "frobenius" if track is frobenius else "spectral_norm", "turn",
+                                "warning" if begins else None)  # fmt: skip
     return found
+
+
+def _unit(watch: AlarmWatch, layer: str) -> float:
+    """The norm that TW703 looks at, at a gain of one and as evenly spread as it ever was; 0 of adapters.
+
+    An adapter is added to weights that are there already, and has its age instead.
+    """
+    if watch.adapts(layer):
+        return 0.0
+    ranks = watch.track(layer, "stable_rank") if outside(layer) else None
+    return watch.limit("unit_gain") * math.sqrt(max(ranks.values) if ranks else 1.0)
 
 
 def _slack(watch: AlarmWatch, layer: str, steps: int) -> float:
@@ -101,28 +115,47 @@ def lost(watch: AlarmWatch) -> Signs:
 def large_updates(watch: AlarmWatch) -> Signs:
     """One step moves a matrix by a large share of its norm, or by far more than it used to, at two points in a row.
 
-    What began at zero moves by a few parts in its age while all is well. The second is a warning.
+    What began at zero moves by a few parts in its age while all is well, or in the root of its age where it goes to and
+    fro; a layer that makes what it is given smaller is held against the norm at which it would not. The second is a
+    warning.
     """
     found = {}
     for layer, (track,) in watch.now("update_ratio").items():
         if len(track) < _ROW:
             continue
-        age, now = watch.age(layer), min(track.last, track.ago(1))
-        large = watch.limit("large_update")
-        bound = large if age is None else max(watch.limit("young_update") / age, watch.limit("young_floor"))
-        evidence = {"update_ratio": track.last, "bound": bound}
+        large, bound, now = watch.limit("large_update"), _most(watch, layer), _moved(watch, layer, track)
         if now >= bound:
             says = f"‖ΔW‖/‖W‖ of {track.last:.3g} ≥ {bound:.3g} a step"
+            evidence = {"update_ratio": track.last, "bound": bound}
             found[layer] = Sign(
                 says, track.last, evidence, "update_ratio", severity=None if now >= large else "warning"
             )
             continue
-        past = list(track.values)[-_ROW - PAST : -_ROW]
-        if len(past) >= watch.limit("fewest_changes") and now >= watch.limit("update_jump") * max(past) > 0:
-            says = f"‖ΔW‖/‖W‖ of {track.last:.3g} a step, {now / max(past):.0f} times what it was at most"
+        past, least = list(track.values)[-_ROW - PAST : -_ROW], min(track.last, track.ago(1))
+        if len(past) < watch.limit("fewest_changes") or now < watch.limit("jump_floor"):
+            continue
+        if least >= watch.limit("update_jump") * max(past) > 0:
+            says = f"‖ΔW‖/‖W‖ of {track.last:.3g} a step, {least / max(past):.0f} times what it was at most"
             evidence = {"update_ratio": track.last, "before": max(past)}
-            found[layer] = Sign(says, now, evidence, "update_ratio", severity="warning")
+            found[layer] = Sign(says, least, evidence, "update_ratio", severity="warning")
     return found
+
+
+def _moved(watch: AlarmWatch, layer: str, track: Track) -> float:
+    """The least of the last two updates, of ‖W‖ or, of what makes its input smaller, of ‖W‖ at a gain of one."""
+    parts = (1.0,) * _ROW
+    if not watch.adapts(layer):
+        parts = tuple(min(watch.gain(layer, points) / watch.limit("unit_gain"), 1.0) for points in range(_ROW))
+    return min(track.ago(points) * part for points, part in enumerate(parts))
+
+
+def _most(watch: AlarmWatch, layer: str) -> float:
+    """What a step may move a layer by while all is well, of ‖W‖."""
+    age = watch.age(layer)
+    if age is None:
+        return watch.limit("large_update")
+    return max(watch.limit("young_update") / age, watch.limit("young_walk") / math.sqrt(age),
+               watch.limit("young_floor"))  # fmt: skip
 
 
 @alarm_rule(

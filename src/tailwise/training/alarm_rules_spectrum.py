@@ -31,7 +31,8 @@ _TEMPBALANCE = "Zhou et al. 2023, Temperature Balancing, arXiv:2312.00359"
 def rank_falling(watch: AlarmWatch) -> Signs:
     """The stable rank falls within three points far more than it used to, or to where one direction has most of W.
 
-    The second is an error.
+    It falls from where the layer had a gain of one or more: smaller weights are noise, which any learning outgrows. The
+    second is an error.
     """
     found = {}
     for layer, (track,) in watch.now("stable_rank", inside=True).items():
@@ -39,16 +40,25 @@ def rank_falling(watch: AlarmWatch) -> Signs:
         fell = (
             seen is not None and seen.z <= -watch.limit("change_z") and seen.size <= -math.log(watch.limit("rank_fall"))
         )
+        fell = fell and watch.gain(layer, SPAN) >= watch.limit("unit_gain")
         bound = watch.limit("collapse_stable_rank")
-        collapsed = track.last <= bound and max(track.values) >= watch.limit("rank_fall") * bound
+        collapsed = track.last <= bound and _highest(watch, layer, track) >= watch.limit("rank_fall") * bound
         if watch.adapts(layer):
             continue
         if fell or collapsed:
-            before = track.ago(SPAN) if fell else max(track.values)
+            before = track.ago(SPAN) if fell else _highest(watch, layer, track)
             evidence = {"stable_rank": track.last, "before": before}
             found[layer] = Sign(f"from {before:.3g} to {track.last:.3g}", before / max(track.last, 1e-30), evidence,
                                 "stable_rank", "turn", "error" if collapsed else None)  # fmt: skip
     return found
+
+
+def _highest(watch: AlarmWatch, layer: str, track: Track) -> float:
+    """The highest value at a step at which the layer had a gain of one; of all steps where its gain is not known."""
+    if not math.isfinite(watch.gain(layer)):
+        return max(track.values)
+    grown = watch.grown(layer)
+    return max((value for step, value in zip(track.steps, track.values, strict=True) if step in grown), default=0.0)
 
 
 @alarm_rule(
@@ -70,7 +80,7 @@ def rank_falling(watch: AlarmWatch) -> Signs:
                 "Godey et al. 2024, Why do small language models underperform?, arXiv:2404.07647"),
 )  # fmt: skip
 def entropy_rising(watch: AlarmWatch) -> Signs:
-    """Singular entropy rises within three points far more than it used to."""
+    """Singular entropy rises within three points far more than it used to, from where the layer had a gain of one."""
     found = {}
     for layer, (track,) in watch.now("singular_entropy", inside=True).items():
         seen = change(track, _ENTROPY_FLOOR, _FEWEST)
@@ -79,6 +89,7 @@ def entropy_rising(watch: AlarmWatch) -> Signs:
             or seen is None
             or seen.z < watch.limit("change_z")
             or seen.size < watch.limit("entropy_rise")
+            or watch.gain(layer, SPAN) < watch.limit("unit_gain")
         ):
             continue
         evidence = {"singular_entropy": track.last, "before": track.ago(SPAN), "z": seen.z}
@@ -99,30 +110,38 @@ def entropy_rising(watch: AlarmWatch) -> Signs:
     references=(_TEMPBALANCE, _CURSE),
 )
 def stalled(watch: AlarmWatch) -> Signs:
-    """alpha_hill of a layer stands still over four points while that of the median layer moves, and so do its weights.
+    """alpha_hill of a layer stands still over four points, though it moved before and that of the median layer does,
+    and so do its weights.
 
-    Layers that never moved are frozen on purpose, and those that a step moves as far as others have not stalled.
+    Layers that never moved are frozen on purpose or have not begun, as attention's queries and keys under SGD; those
+    that a step moves as far as others have not stalled.
     """
     tracks = {layer: track for layer, (track,) in watch.now("alpha_hill", inside=True).items()
               if len(track) > SPAN and max(track.values) > min(track.values)}  # fmt: skip
     if len(tracks) < watch.limit("fewest_layers"):
         return {}
     ranges = {layer: _range(track) for layer, track in tracks.items()}
-    typical = median(ranges.values())
-    if typical < watch.limit("stall_median"):
+    typical, least = median(ranges.values()), watch.limit("stall_median")
+    if typical < least:
         return {}
     found = {}
     for layer, moved in ranges.items():
-        if moved <= watch.limit("stall_share") * typical and not watch.moves(layer):
+        still = moved <= watch.limit("stall_share") * typical and not watch.moves(layer)
+        if still and _ever(tracks[layer]) >= least:
             says = f"alpha_hill {tracks[layer].last:.2f} moved by {moved:.3g}, the median by {typical:.3g},"
             evidence = {"alpha_hill": tracks[layer].last, "moved": moved, "median": typical}
             found[layer] = Sign(says, -moved, evidence, "alpha_hill", "turn")
     return found
 
 
-def _range(track: Track) -> float:
-    recent = list(islice(reversed(track.values), SPAN + 1))
+def _range(track: Track, ago: int = 0) -> float:
+    recent = list(islice(reversed(track.values), ago, ago + SPAN + 1))
     return max(recent) - min(recent)
+
+
+def _ever(track: Track) -> float:
+    """The largest range of four points before the last four."""
+    return max((_range(track, ago) for ago in range(SPAN + 1, len(track))), default=0.0)
 
 
 @alarm_rule(
@@ -140,8 +159,9 @@ def _range(track: Track) -> float:
 def out_of_band(watch: AlarmWatch) -> Signs:
     """alpha (of the `ks` estimator, in a good fit) is significantly below 2 or above 6, and was not before.
 
-    At two points in a row. Parts of adapters have few directions and no band; under Muon, which suppresses heavy tails,
-    the band ends at 8.
+    At two points in a row. Below 2 counts only of a tail of at most half the spectrum: a fit to more of it is of the
+    bulk (`matrix_rank`, where it is known). Parts of adapters have few directions and no band; under Muon, which
+    suppresses heavy tails, the band ends at 8.
     """
     muon = "muon" in watch.optimizer.lower()
     low, bound = watch.limit("band_low"), watch.limit("band_z")
@@ -155,8 +175,10 @@ def out_of_band(watch: AlarmWatch) -> Signs:
             continue
         error = (alpha.last - 1.0) / math.sqrt(tail.last)
         below, above = (low - alpha.last) / error, (alpha.last - high) / error
+        rank = (watch.point.layers[layer].get("matrix_rank") if watch.point else None) or math.inf
+        bulk = tail.last > watch.limit("tail_share") * rank
         again = alpha.ago(1)
-        drifted = (below >= bound and again < low and max(alpha.values) >= low) or (
+        drifted = (below >= bound and again < low and max(alpha.values) >= low and not bulk) or (
             above >= bound and again > high and min(alpha.values) <= high
         )
         if drifted:

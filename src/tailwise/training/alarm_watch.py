@@ -18,6 +18,9 @@ from tailwise.training.alarm_losses import LossTrack
 HISTORY = 40
 #: Points between which a change is measured, so that one odd value is not a change of pace.
 SPAN = 3
+#: What is kept whichever rules are asked: they look at it where it is there, and do without.
+BESIDE = frozenset({"spectral_norm", "stable_rank", "update_ratio"})
+BESIDE_SCALARS = frozenset({"loss", "eval_loss"})
 _MOVES = 0.1
 _LARGEST = 600.0  # of a logarithm, before its power leaves float64
 
@@ -122,7 +125,7 @@ class AlarmWatch:
     scalars: frozenset[str]  # and of the whole model
     limits: Mapping[str, float]
     point: Point | None = None
-    first_loss: float | None = None
+    first_point_loss: float | None = None
     optimizer: str = ""  # names of those that train the run, where a point's note says so
     losses: LossTrack = field(default_factory=LossTrack)  # of every step, where they are told
     _tracks: dict[tuple[Tempo, str, str], Track] = field(default_factory=dict)
@@ -150,8 +153,8 @@ class AlarmWatch:
             self._see(layer, values, point.step)
             self._add(layer, point.step, ((key, values[key]) for key in self.metrics & values.keys()))
         loss = point.scalars.get("loss", math.nan)
-        if self.first_loss is None and math.isfinite(loss):
-            self.first_loss = loss
+        if self.first_point_loss is None and math.isfinite(loss):
+            self.first_point_loss = loss
         self._add("", point.step, ((key, point.scalars[key]) for key in self.scalars & point.scalars.keys()))
 
     def _add(self, layer: str, step: int, values: Iterable[tuple[str, float]]) -> None:
@@ -196,6 +199,29 @@ class AlarmWatch:
         """Whether a step moves a layer by a tenth of what the median layer moves by, as far as that was measured."""
         ratios = {name: track.last for (_, name, metric), track in self._tracks.items() if metric == "update_ratio"}
         return layer in ratios and ratios[layer] >= _MOVES * median(ratios.values())
+
+    @property
+    def first_loss(self) -> float | None:
+        """The loss that the run began with, of its first step where every step's is told.
+
+        A run that goes on has it in its stored points, so the larger of the two.
+        """
+        return max((loss for loss in (self.first_point_loss, self.losses.first) if loss is not None), default=None)
+
+    def gain(self, layer: str, points: int = 0) -> float:
+        """The spectral norm so many points ago: the most that a layer enlarges what it is given. Infinity if unknown.
+
+        A layer with little of it is as good as not begun: small weights as of a normal distribution of 0.02 are noise
+        that training soon outgrows, so that norms, ranks and ratios beside them say nothing.
+        """
+        track = self.track(layer, "spectral_norm")
+        return track.ago(points) if track else math.inf
+
+    def grown(self, layer: str) -> frozenset[int]:
+        """The steps, of this tempo's last points, at which a layer had a gain of `unit_gain` or more."""
+        track = self.track(layer, "spectral_norm")
+        pairs = zip(track.steps, track.values, strict=True) if track else ()
+        return frozenset(step for step, gain in pairs if gain >= self.limit("unit_gain"))
 
     def limit(self, name: str) -> float:
         """A threshold."""

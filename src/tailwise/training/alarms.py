@@ -14,7 +14,7 @@ from tailwise.judging.diagnosis.thresholds import Overrides
 from tailwise.training.alarm_change import began
 from tailwise.training.alarm_limits import resolved
 from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule, Sign, Signs
-from tailwise.training.alarm_watch import AlarmWatch, with_norms
+from tailwise.training.alarm_watch import BESIDE, BESIDE_SCALARS, AlarmWatch, with_norms
 
 Sink = Callable[[Alarm], object]
 _LOG = logging.getLogger("tailwise.alarms")
@@ -114,8 +114,8 @@ class Alarms:
 
     def _state(self, run: str) -> _State:
         if run not in self._runs:
-            metrics = frozenset(name for rule in self.rules for name in rule.needs)
-            scalars = frozenset({"loss", *(name for rule in self.rules for name in rule.scalars)})
+            metrics = BESIDE.union(*(rule.needs for rule in self.rules))
+            scalars = BESIDE_SCALARS.union(*(rule.scalars for rule in self.rules))
             self._runs[run] = _State(AlarmWatch(metrics, scalars, self.limits))
         return self._runs[run]
 
