@@ -110,7 +110,7 @@ class Audit:
             return value
         if not isinstance(value, str | os.PathLike):
             fix = "give an Audit, or the path of its file; `tw.audit(model)` makes one"
-            raise UsageError(f"a {type(value).__name__} is no audit", fix=fix)
+            raise UsageError(f"an object of type {type(value).__name__} is no audit", fix=fix)
         return Audit.load(os.fspath(value))
 
     @staticmethod
