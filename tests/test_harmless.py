@@ -124,12 +124,15 @@ def test_a_package_that_lacks_another_is_missing(tmp_path, monkeypatch):
     ]
 
 
-ENDLESS = ("(a+)+b", "(a*)*", "((a|b)+)*c", "(?:x+y?){9,}", ".*.*.*.*.*", "[", "a" * 2000, "(?=(a+))(b(c+)+)")
+ENDLESS = ("(a+)+b", "(a*)*", "((a|b)+)*c", "(?:x+y?){9,}", ".*.*.*.*.*", "[", "a" * 2000, "(?=(a+))(b(c+)+)",
+           "(a?){30}a{30}$", "a?" * 30 + "a" * 30, "(((a*){4}){4}){4}b", "(.|a)+$", "(a|aa)+$", "(a|ab)" * 20)  # fmt: skip
 USUAL = {
     r".*\.layers\.\d+\.mlp\..*_proj$": "model.layers.3.mlp.up_proj",
     "q_proj|v_proj": "v_proj",
     r"(.*\.)?(down_proj)$": "a.down_proj",
     r"(layers\.(0|1)\.){1,2}x": "layers.0.x",
+    r"model\.layers\.\d{1,3}\.(self_attn|attn|mlp)\.(q|k|v|o|up|gate|down)_proj": "model.layers.12.mlp.up_proj",
+    r"(?:.*?(?:vision|image).*?(?:attn|mlp).*?(?:q_proj|fc1).*?)|(?:\blayers\.[\d]{1,}\.(?:attn|mlp))": "layers.3.mlp",
 }
 
 
