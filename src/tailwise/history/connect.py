@@ -174,6 +174,8 @@ class _Prepare:
         """Switch to WAL; SQLite itself does not wait for others while it does so."""
         if cursor.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
             return
+        if not _is_ours(cursor):
+            return
         until = time.monotonic() + self._patience
         while True:
             try:
@@ -187,6 +189,12 @@ class _Prepare:
                 time.sleep(0.01)
             else:
                 return
+
+
+def _is_ours(cursor: sqlite3.Cursor) -> bool:
+    """Whether the file is new or a history: what another program made stays as it is, to the byte."""
+    names = {name for (name,) in cursor.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    return not names or META.name in names
 
 
 def _begin(connection: Connection) -> None:
