@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -79,3 +80,19 @@ def test_shards_of_the_folder_are_loaded(place):
     (place / "model.safetensors.index.json").write_text(json.dumps(index))
     (place / "model.safetensors").unlink()
     assert not load_model(str(place)).notes
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_a_gguf_file_that_asks_for_more_parts_than_any_model_has_is_refused(tmp_path, arch):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", arch)
+    writer.add_block_count(300_000_000)
+    writer.add_embedding_length(8)
+    writer.add_tensor("token_embd.weight", np.zeros((16, 8), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for read in (load_model, architecture_of):
+        with pytest.raises(UnreadableError, match="asks for num_hidden_layers"):
+            read(str(tmp_path))

@@ -50,7 +50,7 @@ def checked_document(place: str, revision: str | None = None) -> Mapping[str, An
 
     said: Mapping[str, Any]
     said, _ = transformers.PretrainedConfig.get_config_dict(place, revision=revision)
-    _check_counts(said, place)
+    check_counts(said, place)
     return said
 
 
@@ -70,7 +70,8 @@ def _items(said: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             waiting += [(key, item) for item in value]
 
 
-def _check_counts(said: Any, where: str) -> None:
+def check_counts(said: Any, where: str) -> None:
+    """`UnreadableError` where a config asks for absurdly many parts or labels."""
     for key, value in _items(said):
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
