@@ -52,6 +52,15 @@ def test_weights_that_no_file_can_hold_are_not_made_up(place):
         load_model(str(place))
 
 
+def test_tables_of_more_positions_than_memory_has_are_not_made(tmp_path):
+    made = transformers.GPTJConfig(n_layer=2, n_head=2, n_embd=8, n_positions=32, vocab_size=32, rotary_dim=4)
+    transformers.GPTJForCausalLM(made).save_pretrained(tmp_path)
+    assert load_model(str(tmp_path)).module.config.n_positions == 32
+    changed(tmp_path, n_positions=10**12)
+    with pytest.raises(UnreadableError, match="more weights than its files hold"):
+        load_model(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
 def test_an_implementation_on_the_hub_is_not_asked_for(place, name):
     expected = load_model(str(place)).module.config._attn_implementation

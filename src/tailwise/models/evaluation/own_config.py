@@ -108,12 +108,16 @@ def _check_indexes(folder: Path) -> None:
 
 @contextmanager
 def room_for(place: str) -> Iterator[None]:
-    """Within it, a model is built of no more weights than the files in the folder can hold.
+    """Within it, a model is built of no more weights, and tables (masks, sines), than the files in the folder can hold.
 
-    Weights that a config asks for and no file has are made up by transformers before it says that they are missing.
+    Weights that a config asks for and no file has are made up by transformers before it says that they are missing;
+    tables grow with the positions that it asks for, or their square.
     Raises `UnreadableError`. What is not a folder is not bounded.
     """
-    from torch.nn.modules.module import register_module_parameter_registration_hook
+    from torch.nn.modules.module import (
+        register_module_buffer_registration_hook,
+        register_module_parameter_registration_hook,
+    )
 
     folder, thread, asked = Path(place).expanduser(), threading.get_ident(), 0
     if not folder.is_dir():
@@ -133,11 +137,12 @@ def room_for(place: str) -> Iterator[None]:
                 fix="take config.json from where the weights came from",
             )
 
-    hook = register_module_parameter_registration_hook(count)
+    hooks = register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def _stored_bytes(folder: Path) -> int:
