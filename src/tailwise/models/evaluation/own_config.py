@@ -39,7 +39,7 @@ def config_of(place: str, revision: str | None = None, **told: str) -> Any:
         _check_indexes(folder)
     said = {} if told else checked_document(place, revision)
     config = transformers.AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False, **told)
-    if any(key in _IMPLEMENTATIONS and not _is_own(value) for key, value in _items(said)):
+    if any(key in _IMPLEMENTATIONS and not _is_own(value) for key, value in items_of(said)):
         config._attn_implementation = config._experts_implementation = None
     return config
 
@@ -58,7 +58,7 @@ def _is_own(value: Any) -> bool:
     return all(_is_own(item) for item in value.values()) if isinstance(value, dict) else value in _OWN
 
 
-def _items(said: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def items_of(said: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Every name and value in a document, those in lists under the list's name."""
     waiting = [(name, said)]
     while waiting:
@@ -72,7 +72,7 @@ def _items(said: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 def check_counts(said: Any, where: str) -> None:
     """`UnreadableError` where a config asks for absurdly many parts or labels."""
-    for key, value in _items(said):
+    for key, value in items_of(said):
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
         most = _MOST_LABELS if key == "num_labels" else _MOST_PARTS if _PARTS.search(key) else None
