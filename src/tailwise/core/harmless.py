@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterable
 from functools import lru_cache
+from html import escape
 from math import prod
 from re._parser import SubPattern, parse  # type: ignore[import-not-found]  # typeshed does not know it
 from typing import Any
@@ -19,6 +20,21 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def visible(text: str) -> str:
     """The same text with � for every sign that changes how the others are shown. Line ends and tabs stay."""
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def one_line(text: str) -> str:
+    """The same as `visible` in one line: no name begins another, which a CI would read as a command (`::error::`)."""
+    return visible(" ".join(text.splitlines()))
+
+
+def in_markdown(text: str) -> str:
+    """Text for a line or a cell of Markdown: no HTML, no link, no end of the cell."""
+    return escape(one_line(text), quote=False).replace("|", "\\|").replace("](", "\\](")
+
+
+def as_code(text: str) -> str:
+    """Text as code in a line of Markdown."""
+    return f"`{one_line(text).replace('`', chr(39))}`"
 
 
 def cell(value: Any) -> Any:

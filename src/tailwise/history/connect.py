@@ -308,7 +308,8 @@ def _version(connection: Connection, where: str) -> int:
 def _check_plain(connection: Connection, where: str) -> None:
     """Only tables hold values: a view, a virtual table or a column that is computed could compute without end."""
     # To SQLite large letters and small are one, in names and in the kinds that its schema says.
-    made = [row for row in connection.execute(text("SELECT lower(type) AS type, name, tbl_name, sql FROM sqlite_master"))
+    listed = text("SELECT lower(type) AS type, name, tbl_name, sql FROM sqlite_master")
+    made = [row for row in connection.execute(listed)
             if str(row.tbl_name).lower().startswith("tailwise_")]  # fmt: skip
     tables = [row for row in made if row.type == "table" and _TABLE.match(str(row.sql))]
     other = [row.name for row in made if row.type != "index" and row not in tables]

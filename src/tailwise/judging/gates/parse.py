@@ -213,7 +213,9 @@ class _TomlReader:
             pattern_from_file(layers or "", longest=_LONGEST_PATTERN)
         except ValueError as error:
             fix = "write it with fewer repeats, none within another; several expectations may share the layers"
-            raise self._error(f"{str(layers)[:200]!r} is not a regular expression to search with: {error}", fix) from error
+            raise self._error(
+                f"{str(layers)[:200]!r} is not a regular expression to search with: {error}", fix
+            ) from error
         allow = self._float(element, "allow") if "allow" in element else 0.0
         if not 0 <= allow < 1:
             raise self._error(f"allow is {allow:g}", "give the share of layers that may fail, in [0, 1), e.g. 0.1")
