@@ -124,12 +124,16 @@ def test_a_package_that_lacks_another_is_missing(tmp_path, monkeypatch):
     ]
 
 
-ENDLESS = ("(a+)+b", "(a*)*", "((a|b)+)*c", "(?:x+y?){9,}", ".*.*.*.*.*", "[", "a" * 2000, "(?=(a+))(b(c+)+)")
+ENDLESS = ("(a+)+b", "(a*)*", "((a|b)+)*c", "(?:x+y?){9,}", ".*.*.*.*.*", "[", "a" * 2000, "(?=(a+))(b(c+)+)",
+           "(a?){30}a{30}$", "a?" * 30 + "a" * 30, "(((a*){4}){4}){4}b", "(.|a)+$", "(a|aa)+$",
+           "(a|ab)" * 20)  # fmt: skip
 USUAL = {
     r".*\.layers\.\d+\.mlp\..*_proj$": "model.layers.3.mlp.up_proj",
     "q_proj|v_proj": "v_proj",
     r"(.*\.)?(down_proj)$": "a.down_proj",
     r"(layers\.(0|1)\.){1,2}x": "layers.0.x",
+    r"model\.layers\.\d{1,3}\.(self_attn|attn|mlp)\.(q|k|v|o|up|gate|down)_proj": "model.layers.12.mlp.up_proj",
+    r"(?:.*?(?:vision|image).*?(?:attn|mlp).*?(?:q_proj|fc1).*?)|(?:\blayers\.[\d]{1,}\.(?:attn|mlp))": "layers.3.mlp",
 }
 
 
@@ -142,3 +146,28 @@ def test_a_pattern_of_a_file_that_may_run_without_end_is_refused(text):
 @pytest.mark.parametrize(("text", "name"), USUAL.items())
 def test_patterns_that_models_carry_are_used(text, name):
     assert pattern_from_file(text).match(name)
+
+
+def test_a_gate_says_names_as_text_of_one_line():
+    from tailwise.judging.gates.expectation import CheckResult, Expectation, ExpectationOutcome
+    from tailwise.judging.gates.expectation_text import to_markdown as comment
+    from tailwise.judging.gates.expectation_text import to_text
+
+    name = "x`<b>\n::error::pwn \u202e\x1b[2J](javascript:a)"
+    expected = Expectation("metric", "alpha", name=name)
+    outcome = ExpectationOutcome("E1", expected, "failed", name)
+    result = CheckResult(name, name, (outcome,), ())
+    for text in (to_text(result), comment(result)):
+        assert harmless(text)
+        assert not any(line.lstrip().startswith("::") for line in text.splitlines())
+    assert "<b>" not in comment(result).replace("`x'<b> ::error", "")
+
+
+def test_markdown_of_an_audit_holds_no_markup_of_names(audit):
+    layers = [replace(layer, row=replace(layer.row, name=f"</td><script>{n}\n# x")) for n, layer in enumerate(audit)]
+    rows, named = [layer.row for layer in layers], {layer.row.name: layer for layer in layers}
+    hostile = tw.Audit(rows, named, replace(audit.provenance, model="<script>\n::error::x"))
+    text = to_markdown(hostile)
+    assert "\n# x" not in text
+    assert "\n::error" not in text
+    assert "<script>" not in "\n".join(line for line in text.splitlines() if line.startswith(("#", "|")))

@@ -25,6 +25,19 @@ def test_a_comparison_with_oneself_finds_nothing(client, ids):
     assert all(layer["identical"] for layer in found["layers"])
 
 
+def test_comparisons_at_other_rates_are_kept_and_made_one_at_a_time(client, ids):
+    workspace = client.app.state.desk.workspace
+    asked = {"model": ids["tuned"], "base": ids["base"]}
+    found = client.get("/api/compare", params={**asked, "level": 0.2}).json()
+    assert found["level"] == 0.2
+    with workspace._comparing:
+        assert client.get("/api/compare", params={**asked, "level": 0.2}).json() == found
+        assert client.get("/api/compare", params=asked).json()["level"] == 0.05
+        refused = client.get("/api/compare", params={**asked, "level": 0.3})
+    assert (refused.status_code, refused.json()["error"]) == (400, "another comparison is being made")
+    assert client.get("/api/compare", params={**asked, "level": 0.3}).json()["level"] == 0.3
+
+
 def test_every_chart_of_every_scope_is_a_spec_without_colours(client, ids):
     from tailwise.report.charts.chart import charts_of
 

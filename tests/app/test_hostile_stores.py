@@ -93,6 +93,24 @@ HARM = {
         ("CREATE VIEW tailwise_points AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
          "SELECT hidden.* FROM hidden, n",),
     ],
+    "a view in large letters": [
+        ("ALTER TABLE tailwise_runs RENAME TO hidden",),
+        ("CREATE VIEW TAILWISE_runs AS SELECT * FROM hidden",),
+    ],
+    "a view of a kind in large letters": [
+        ("ALTER TABLE tailwise_runs RENAME TO hidden",),
+        ("CREATE VIEW tailwise_runs AS SELECT * FROM hidden",),
+        ("PRAGMA writable_schema=ON",),
+        ("UPDATE sqlite_master SET type = 'VIEW' WHERE name = 'tailwise_runs'",),
+    ],
+    "a trigger on large letters": [("CREATE TRIGGER t AFTER INSERT ON TAILWISE_POINTS BEGIN SELECT 1; END",)],
+    "a virtual table behind a comment": [
+        ("DROP TABLE tailwise_spools",),
+        ("CREATE VIRTUAL TABLE tailwise_spools USING fts5(id, lines)",),
+        ("PRAGMA writable_schema=ON",),
+        ("UPDATE sqlite_master SET sql = replace(sql, 'CREATE VIRTUAL', 'CREATE/**/VIRTUAL') "
+         "WHERE name = 'tailwise_spools'",),
+    ],
     "a trigger": [("CREATE TRIGGER t AFTER INSERT ON tailwise_points BEGIN DELETE FROM tailwise_runs; END",)],
     "a column that is computed": [
         ("ALTER TABLE tailwise_points ADD COLUMN x AS (zeroblob(200000000))",),

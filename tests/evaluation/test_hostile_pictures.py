@@ -9,6 +9,7 @@ import pytest
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.models.evaluation import images
 from tailwise.models.evaluation.images import Preparation, images_of, preparation_of
+from tailwise.models.evaluation.own_processor import check_processor
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -55,3 +56,28 @@ def test_more_pictures_than_memory_holds_are_said_before_one_is_read(tmp_path, m
     monkeypatch.setattr(images, "free_memory", lambda: 1000)
     with pytest.raises(UsageError, match="memory"):
         images_of(str(tmp_path), str(tmp_path), config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("CLIPImageProcessor", {"size": {"height": 10**6, "width": 10**6}}),
+        ("CLIPImageProcessor", {"do_center_crop": True, "crop_size": {"height": 20_000, "width": 32}}),
+        ("LlavaNextImageProcessor", {"image_grid_pinpoints": [[336, 336_000]]}),
+        ("Qwen2VLImageProcessor", {"min_pixels": 10**10, "max_pixels": 10**11}),
+        ("Qwen2VLImageProcessor", {"temporal_patch_size": 10**6}),
+    ],
+)
+def test_what_a_processor_would_make_too_large_is_refused(kind, said):
+    transformers = pytest.importorskip("transformers")
+    processor = getattr(transformers, kind)
+    picture = [Image.new("RGB", (64, 48))]
+    check_processor(processor(), picture, "m")
+    with pytest.raises(UnreadableError, match="preprocessor asks for"):
+        check_processor(processor(**said), picture, "m")
+
+
+def test_a_line_is_no_picture_for_a_processor():
+    transformers = pytest.importorskip("transformers")
+    with pytest.raises(UnreadableError, match="too many pixels"):
+        check_processor(transformers.CLIPImageProcessor(), [Image.new("RGB", (60_000, 1))], "m")

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -51,6 +52,15 @@ def test_weights_that_no_file_can_hold_are_not_made_up(place):
         load_model(str(place))
 
 
+def test_tables_of_more_positions_than_memory_has_are_not_made(tmp_path):
+    made = transformers.GPTJConfig(n_layer=2, n_head=2, n_embd=8, n_positions=32, vocab_size=32, rotary_dim=4)
+    transformers.GPTJForCausalLM(made).save_pretrained(tmp_path)
+    assert load_model(str(tmp_path)).module.config.n_positions == 32
+    changed(tmp_path, n_positions=10**12)
+    with pytest.raises(UnreadableError, match="more weights than its files hold"):
+        load_model(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
 def test_an_implementation_on_the_hub_is_not_asked_for(place, name):
     expected = load_model(str(place)).module.config._attn_implementation
@@ -79,3 +89,19 @@ def test_shards_of_the_folder_are_loaded(place):
     (place / "model.safetensors.index.json").write_text(json.dumps(index))
     (place / "model.safetensors").unlink()
     assert not load_model(str(place)).notes
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_a_gguf_file_that_asks_for_more_parts_than_any_model_has_is_refused(tmp_path, arch):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", arch)
+    writer.add_block_count(300_000_000)
+    writer.add_embedding_length(8)
+    writer.add_tensor("token_embd.weight", np.zeros((16, 8), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for read in (load_model, architecture_of):
+        with pytest.raises(UnreadableError, match="asks for num_hidden_layers"):
+            read(str(tmp_path))

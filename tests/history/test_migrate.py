@@ -111,8 +111,10 @@ def test_what_is_no_store(tmp_path):
     with sqlite3.connect(tmp_path / "other.db") as connection:
         connection.execute("CREATE TABLE notes (id INTEGER)")
     connection.close()
+    before = (tmp_path / "other.db").read_bytes()
     with pytest.raises(UsageError, match="database of another program"):
         History(tmp_path / "other.db")
+    assert (tmp_path / "other.db").read_bytes() == before
 
 
 @pytest.mark.parametrize("wrong", ["mysql://localhost/x", "postgresql://host:port:port/x", "nonsense://"])

@@ -19,7 +19,6 @@ from tailwise.app.pages.training import summary_of
 from tailwise.app.workspace import layers as table
 from tailwise.compression.plans.files import to_document
 from tailwise.history.store import History
-from tailwise.judging.compare.compare_audits import compare as compared
 from tailwise.judging.compare.summary import model_numbers
 from tailwise.report.charts.plan_chart import plan_chart
 from tailwise.report.charts.timeline import Look, Marks, scalars_chart, series_chart
@@ -98,9 +97,7 @@ def layer_chart(desk: Given, audit: str, chart: str, name: Annotated[str, Query(
 @router.get("/compare", tags=["compare"])
 def compare(desk: Given, model: Id, base: Id, level: Annotated[float, Query(gt=0, lt=1)] = 0.05) -> dict[str, Any]:
     """What changed from `base` to `model`."""
-    if level == 0.05:
-        return desk.workspace.comparison(base, model).to_json()
-    return compared(desk.workspace.audit(base), desk.workspace.audit(model), level=level).to_json()
+    return desk.workspace.comparison(base, model, level).to_json()
 
 
 @router.get("/compare/charts/{name}", tags=["charts"])

@@ -6,6 +6,8 @@ import re
 import warnings
 from collections.abc import Iterable
 from functools import lru_cache
+from html import escape
+from math import prod
 from re._parser import SubPattern, parse  # type: ignore[import-not-found]  # typeshed does not know it
 from typing import Any
 
@@ -20,6 +22,21 @@ def visible(text: str) -> str:
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def one_line(text: str) -> str:
+    """The same as `visible` in one line: no name begins another, which a CI would read as a command (`::error::`)."""
+    return visible(" ".join(text.splitlines()))
+
+
+def in_markdown(text: str) -> str:
+    """Text for a line or a cell of Markdown: no HTML, no link, no end of the cell."""
+    return escape(one_line(text), quote=False).replace("|", "\\|").replace("](", "\\](")
+
+
+def as_code(text: str) -> str:
+    """Text as code in a line of Markdown."""
+    return f"`{one_line(text).replace('`', chr(39))}`"
+
+
 def cell(value: Any) -> Any:
     """A value for CSV: text that a spreadsheet would compute gets an apostrophe, by which it is shown as it is."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
@@ -32,42 +49,56 @@ def cells(values: Iterable[Any]) -> list[Any]:
 
 _LONGEST_PATTERN = 1000
 _MOST_REPEATS = 4  # without end, one after the other: each is one more loop over the name
+_MOST_WAYS = 100_000  # to go through the rest: of alternatives and optional parts one after the other
+_NO_END = _MOST_REPEATS + 1, 1  # what is beyond them
 
 
 @lru_cache(maxsize=1024)
-def pattern_from_file(text: str) -> re.Pattern[str]:
-    """A regular expression that came with a model. `ValueError` where it is none, or could run without end.
+def pattern_from_file(text: str, *, longest: int = _LONGEST_PATTERN) -> re.Pattern[str]:
+    """A regular expression that came with a model or a gate. `ValueError` where it is none, or could run without end.
 
-    Python's search goes back over what it has taken, so `(a+)+` takes 2ⁿ steps on n letters. Repeats within repeats
-    are refused, and more than a few of them in a row.
+    Python's search goes back over what it has taken, so `(a+)+` takes 2ⁿ steps on n letters, and n times `a?` does so
+    too (Cox 2007). Repeats of what has more than one way to match, or more than one length, are refused, and more than
+    a few repeats, or many choices, in a row.
     """
-    if len(text) > _LONGEST_PATTERN:
+    if len(text) > longest:
         raise ValueError(f"a pattern of {len(text)} signs")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             compiled = re.compile(text)
-            unbounded = _repeats(parse(text), inside=False)
+            repeats, ways = _cost(parse(text))
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"no pattern ({error})") from error
-    if unbounded > _MOST_REPEATS:
+    if repeats > _MOST_REPEATS or ways > _MOST_WAYS:
         raise ValueError("a pattern that may run without end")
     return compiled
 
 
-def _repeats(tree: Any, *, inside: bool) -> int:
-    """Repeats without end in a parsed pattern; as many as are too many where one stands within another."""
-    found = 0
+def _cost(tree: Any) -> tuple[int, int]:
+    """Repeats without end in a parsed pattern, and the ways to go through the rest of it."""
+    repeats, ways = 0, 1
     for operation, argument in tree:
-        if str(operation) in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
-            _, most, inner = argument
-            many = most > _MOST_REPEATS
-            if many and inside:
-                return _MOST_REPEATS + 1
-            found += many + _repeats(inner, inside=inside or many)
-        else:
-            found += sum(_repeats(part, inside=inside) for part in _parts(argument))
-    return found
+        one, other = _cost_of(str(operation), argument)
+        repeats, ways = repeats + one, min(ways * other, _MOST_WAYS + 1)
+    return repeats, ways
+
+
+def _cost_of(operation: str, argument: Any) -> tuple[int, int]:
+    if operation == "BRANCH":
+        costs = [_cost(part) for part in argument[1]]
+        return max(one for one, _ in costs), sum(other for _, other in costs)
+    if operation not in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
+        costs = [_cost(part) for part in _parts(argument)]
+        return sum(one for one, _ in costs), prod(other for _, other in costs)
+    least, most, inner = argument
+    repeats, ways = _cost(inner)
+    if most > _MOST_REPEATS:
+        shortest, widest = inner.getwidth()
+        if repeats or ways > 1 or shortest != widest:
+            return _NO_END
+        return int(most != least), 1
+    return repeats * most, max(ways, 1) ** most * (most - least + 1)
 
 
 def _parts(argument: Any) -> Iterable[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,7 @@ from tailwise.history.sql import (
 _WRITERS = 0x7A11_715E
 _PAGE_BYTES = 8192
 _CACHE_KIB = 65536
+_TABLE = re.compile(r"\s*CREATE\s+TABLE\s", re.IGNORECASE)  # as SQLite keeps every plain one
 _LONGEST = 1 << 28  # bytes of a text or a vector in SQLite
 #: What values raise that are not those that were written: a store may have been edited, or made to harm.
 _DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, StopIteration)
@@ -172,6 +174,8 @@ class _Prepare:
         """Switch to WAL; SQLite itself does not wait for others while it does so."""
         if cursor.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
             return
+        if not _is_ours(cursor):
+            return
         until = time.monotonic() + self._patience
         while True:
             try:
@@ -185,6 +189,12 @@ class _Prepare:
                 time.sleep(0.01)
             else:
                 return
+
+
+def _is_ours(cursor: sqlite3.Cursor) -> bool:
+    """Whether the file is new or a history: what another program made stays as it is, to the byte."""
+    names = {name for (name,) in cursor.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    return not names or META.name in names
 
 
 def _begin(connection: Connection) -> None:
@@ -297,16 +307,15 @@ def _version(connection: Connection, where: str) -> int:
 
 def _check_plain(connection: Connection, where: str) -> None:
     """Only tables hold values: a view, a virtual table or a column that is computed could compute without end."""
-    made = [row for row in connection.execute(text("SELECT type, name, tbl_name, sql FROM sqlite_master"))
-            if str(row.tbl_name).startswith("tailwise_")]  # fmt: skip
-    other = [
-        row.name
-        for row in made
-        if row.type in ("view", "trigger") or str(row.sql).upper().lstrip().startswith("CREATE VIRTUAL")
-    ]
+    # To SQLite large letters and small are one, in names and in the kinds that its schema says.
+    listed = text("SELECT lower(type) AS type, name, tbl_name, sql FROM sqlite_master")
+    made = [row for row in connection.execute(listed)
+            if str(row.tbl_name).lower().startswith("tailwise_")]  # fmt: skip
+    tables = [row for row in made if row.type == "table" and _TABLE.match(str(row.sql))]
+    other = [row.name for row in made if row.type != "index" and row not in tables]
     computed = text("SELECT name FROM pragma_table_xinfo(:name) WHERE hidden > 0")
-    for row in made:
-        if row.type == "table" and not other:
+    for row in tables:
+        if not other:
             other += connection.execute(computed, {"name": row.name}).scalars()
     if other:
         raise UnreadableError(

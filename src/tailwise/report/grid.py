@@ -12,6 +12,8 @@ from rich.console import Group, OverflowMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tailwise.core.harmless import in_markdown
+
 Cell = str | Text
 
 
@@ -56,7 +58,7 @@ class Grid:
     def to_markdown(self) -> str:
         """The table alone."""
         every = (self.heads, *self.lines)
-        head, *lines = ("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in every)
+        head, *lines = ("| " + " | ".join(in_markdown(str(cell)) for cell in line) + " |" for line in every)
         rule = "|".join("---" if index in self.words else "---:" for index in range(len(self.heads)))
         return "\n".join([head, f"|{rule}|", *lines])
 

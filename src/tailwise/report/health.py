@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from tailwise.core.harmless import as_code
 from tailwise.judging.diagnosis.finding import Health, WorstLayer
 
 STYLES = {"healthy": "bold green", "needs a look": "bold yellow", "unhealthy": "bold red", "no verdict": "bold cyan"}
@@ -37,7 +38,7 @@ def terminal(health: Health, path: str) -> RenderableType:
 def markdown(health: Health, path: str) -> list[str]:
     """The same for an issue or a wiki."""
     lines = [f"**{health.word.capitalize()}**: {health.why}", ""]
-    lines += [f"- `{item.layer}` ({item.code}): {item.reason}" for item in health.worst]
+    lines += [f"- {as_code(item.layer)} ({item.code}): {item.reason}" for item in health.worst]
     return [*lines, *([""] if health.worst else []), f"Next: `{health.next_for(path)}`", ""]
 
 

@@ -14,7 +14,7 @@ from tailwise.audits.rows import MEASURED
 from tailwise.audits.table import Table
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
-from tailwise.core.harmless import cells, visible
+from tailwise.core.harmless import as_code, cells, in_markdown, visible
 from tailwise.core.storage import filesystem, is_url
 from tailwise.judging.diagnosis.diagnose import diagnose
 from tailwise.report import health
@@ -57,10 +57,10 @@ def to_markdown(audit: Audit) -> str:
     rows = audit.table().to_dicts()
     shown = [column for column in BRIEF if not rows or column.key in rows[0] or column.combined]
     verdict = [] if (found := diagnose(audit).health) is None else health.markdown(found, "AUDIT")
-    lines = [f"# Audit of {audit.model}", "", *verdict, columns_grid(shown, rows).to_markdown()]
+    lines = [f"# Audit of {in_markdown(audit.model)}", "", *verdict, columns_grid(shown, rows).to_markdown()]
     if audit.unmeasured:
         lines += ["", "Not measured:", ""]
-        lines += [f"- `{row.name}` ({row.status}): {row.reason}" for row in audit.unmeasured]
+        lines += [f"- {as_code(row.name)} ({row.status}): {in_markdown(str(row.reason))}" for row in audit.unmeasured]
     return visible("\n".join(lines)) + "\n"
 
 

@@ -58,6 +58,7 @@ class Workspace:
         self._kept = AuditMemory()
         # A lock of its own: whoever waits for a store that does not answer keeps nobody from the audits.
         self._connecting = threading.Lock()
+        self._comparing = threading.Semaphore(1)
         self._history: History | None = None
         self._refused: tuple[float, UnreachableError] | None = None
 
@@ -159,13 +160,28 @@ class Workspace:
         entry = self.entry(name, "audit")
         return self._kept.get(("diagnosis", *_stamp(entry)), lambda: diagnose(self.audit(name)))
 
-    def comparison(self, before: str, after: str) -> Comparison:
-        """What changed from one audit to another."""
+    def comparison(self, before: str, after: str, level: float = 0.05) -> Comparison:
+        """What changed from one audit to another, at a false discovery rate.
+
+        One at a time is made of other rates than the usual: there are as many as anyone likes, and each takes seconds
+        of a large model. `UsageError` meanwhile.
+        """
         from tailwise.judging.compare.compare_audits import compare
 
         one, other = self.entry(before, "audit"), self.entry(after, "audit")
-        key = ("comparison", *_stamp(one), *_stamp(other))
-        return self._kept.get(key, lambda: compare(self.audit(before), self.audit(after)), one.nbytes + other.nbytes)
+        usual = level == 0.05
+
+        def make() -> Comparison:
+            if not usual and not self._comparing.acquire(blocking=False):
+                raise UsageError("another comparison is being made", fix="ask again in a moment")
+            try:
+                return compare(self.audit(before), self.audit(after), level=level)
+            finally:
+                if not usual:
+                    self._comparing.release()
+
+        key = ("comparison", level, *_stamp(one), *_stamp(other))
+        return self._kept.get(key, make, one.nbytes + other.nbytes)
 
     def plan(self, name: str) -> Plan:
         """The plan of that identity."""

@@ -13,6 +13,7 @@ from tailwise.core.errors import UsageError
 from tailwise.models.evaluation.images import images_of, is_classifier, pictures_of
 from tailwise.models.evaluation.loading import address_of
 from tailwise.models.evaluation.own_config import config_of
+from tailwise.models.evaluation.own_processor import check_processor
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.walking.calibrate import SAMPLES, WINDOW, sample_windows
 from tailwise.models.walking.hosts import Host, check_causal
@@ -90,6 +91,7 @@ def image_inputs(model: str, given: Any, draw: Draw) -> tuple[Pictures, dict[str
             fix="put the preprocessor_config.json of its family beside its weights",
         ) from error
     pictures, said = pictures_of(given, most=draw.samples, seed=draw.seed)
+    check_processor(ready, pictures, model)
     try:
         each = tuple(dict(ready(images=[picture.convert("RGB")], return_tensors="pt")) for picture in pictures)
     except Exception as error:  # every processor fails in its own way

@@ -8,6 +8,7 @@ from statistics import median
 
 from tailwise.audits.audit import Audit
 from tailwise.audits.trusted import usable_values
+from tailwise.core.harmless import as_code, in_markdown, one_line
 from tailwise.judging.compare.summary import SUMMARIES, model_numbers
 from tailwise.judging.gates.expectation import CheckResult, ExpectationOutcome
 
@@ -21,9 +22,13 @@ _CARD_BEGINS, _CARD_ENDS = "<!-- tailwise begins -->", "<!-- tailwise ends -->"
 def to_markdown(result: CheckResult) -> str:
     """A comment for a pull request: the verdict, the expectations, and what fails."""
     mark = _MARKS["passed" if result.passed else "failed"]
-    parts = [COMMENT_MARK, f"### {mark} tailwise: {result.verdict}", f"`{result.model}` against `{result.source}`"]
+    parts = [
+        COMMENT_MARK,
+        f"### {mark} tailwise: {result.verdict}",
+        f"{as_code(result.model)} against {as_code(result.source)}",
+    ]
     if result.baselines:
-        parts[-1] += f", baseline {', '.join(f'`{base}`' for base in result.baselines)}"
+        parts[-1] += f", baseline {', '.join(as_code(base) for base in result.baselines)}"
     lines = ["| | expectation | outcome |", "| --- | --- | --- |"]
     lines += [f"| {_MARKS[o.status]} | {_cell(o.title)} | {_cell(o.message)} |" for o in result.outcomes]
     parts.append("\n".join(lines))
@@ -46,14 +51,14 @@ def _details(outcome: ExpectationOutcome) -> Iterator[str]:
     left = len(messages) - len(shown)
     shown += [f"- … and {left} more"] if left else []
     yield (
-        f"<details><summary>{escape(outcome.id)}: {escape(outcome.title)}</summary>\n\n"
+        f"<details><summary>{escape(outcome.id)}: {escape(one_line(outcome.title))}</summary>\n\n"
         + "\n".join(shown)
         + "\n\n</details>"
     )
 
 
 def _cell(text: str) -> str:
-    return escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
+    return in_markdown(text)
 
 
 def to_model_card(result: CheckResult, audit: Audit) -> str:
@@ -124,4 +129,4 @@ def to_text(result: CheckResult) -> str:
         messages = _said_below(outcome)
         lines += [f"      {message}" for message in messages[:_MOST]]
         lines += [f"      … and {len(messages) - _MOST} more; --json has all"] if len(messages) > _MOST else []
-    return "\n".join([*lines, result.verdict])
+    return "\n".join(one_line(line) for line in (*lines, result.verdict))

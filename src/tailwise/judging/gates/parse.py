@@ -17,6 +17,7 @@ from typing import Any
 
 from tailwise.checkpoints.roles import ROLES
 from tailwise.core.errors import UnreadableError, UsageError, unknown_name
+from tailwise.core.harmless import pattern_from_file
 from tailwise.core.storage import read_text, toml_of
 from tailwise.judging.compare.summary import SUMMARIES
 from tailwise.judging.diagnosis.finding import SEVERITIES
@@ -30,10 +31,11 @@ _KEYS = {
     "median": ("name", "roles", "layers", "min", "max"), "summary": ("name", "min", "max"),
     "finding": ("name", "mute"), "structure": ("name", "baseline"),
 }  # fmt: skip
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"  # with one way to match: a file may hold a million digits
 _SUBJECT = re.compile(r"(?P<bar>\|\s*)?(?:(?P<kind>delta|summary|median)\.)?(?P<name>\w+)\s*(?(bar)\|)\s*(?P<rest>.*)")
 _INTERVAL = re.compile(rf"in\s*([\[(])\s*({_NUMBER})\s*,\s*({_NUMBER})\s*([\])])")
 _LIMIT = re.compile(rf"(<=|>=|<|>|≤|≥)\s*({_NUMBER})")
+_LONGEST_PATTERN = 20_000  # a gate may list the layers that it means
 _FINDING = re.compile(r"no findings?(?:\s+above\s+(\w+))?")
 
 
@@ -208,9 +210,12 @@ class _TomlReader:
             self._known(role, ROLES, "role")
         layers = self._string(element, "layers") if "layers" in element else None
         try:
-            re.compile(layers or "")
-        except re.error as error:
-            raise self._error(f"{layers!r} is not a regular expression: {error}") from error
+            pattern_from_file(layers or "", longest=_LONGEST_PATTERN)
+        except ValueError as error:
+            fix = "write it with fewer repeats, none within another; several expectations may share the layers"
+            raise self._error(
+                f"{str(layers)[:200]!r} is not a regular expression to search with: {error}", fix
+            ) from error
         allow = self._float(element, "allow") if "allow" in element else 0.0
         if not 0 <= allow < 1:
             raise self._error(f"allow is {allow:g}", "give the share of layers that may fail, in [0, 1), e.g. 0.1")
@@ -237,7 +242,10 @@ class _TomlReader:
         value = element[key]
         if isinstance(value, bool) or not isinstance(value, int | float) or value != value:  # noqa: PLR0124 - NaN
             raise self._error(f"{key} is {value!r}", "give a number")
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise self._error(f"{key} has {len(str(abs(value)))} digits", "give a smaller number") from error
 
     def _error(self, what: str, fix: str | None = None) -> UsageError:
         return UsageError(what, where=self._where, fix=fix)

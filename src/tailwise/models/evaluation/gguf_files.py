@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tailwise.checkpoints.bytesource import LocalFile
+from tailwise.checkpoints.formats.gguf import config_of
+from tailwise.checkpoints.formats.gguf_header import read_gguf_header
 from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.own_config import check_counts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,10 +34,15 @@ def gguf_file_of(name: str | os.PathLike[str]) -> Path | None:
 
 
 def told(name: str | os.PathLike[str], own: str | None = None) -> dict[str, str]:
-    """What `from_pretrained` is told of a GGUF file; nothing where there is none, or where the folder has `own`."""
+    """What `from_pretrained` is told of a GGUF file; nothing where there is none, or where the folder has `own`.
+
+    Raises `UnreadableError` where the file itself asks for absurdly many parts: transformers makes its config of that.
+    """
     file = gguf_file_of(name)
     if file is None or (own is not None and (file.parent / own).is_file()):
         return {}
+    with closing(LocalFile(file)) as source:
+        check_counts(config_of(read_gguf_header(source).metadata), str(file))
     return {"gguf_file": file.name}
 
 

@@ -39,7 +39,7 @@ def config_of(place: str, revision: str | None = None, **told: str) -> Any:
         _check_indexes(folder)
     said = {} if told else checked_document(place, revision)
     config = transformers.AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False, **told)
-    if any(key in _IMPLEMENTATIONS and not _is_own(value) for key, value in _items(said)):
+    if any(key in _IMPLEMENTATIONS and not _is_own(value) for key, value in items_of(said)):
         config._attn_implementation = config._experts_implementation = None
     return config
 
@@ -50,7 +50,7 @@ def checked_document(place: str, revision: str | None = None) -> Mapping[str, An
 
     said: Mapping[str, Any]
     said, _ = transformers.PretrainedConfig.get_config_dict(place, revision=revision)
-    _check_counts(said, place)
+    check_counts(said, place)
     return said
 
 
@@ -58,7 +58,7 @@ def _is_own(value: Any) -> bool:
     return all(_is_own(item) for item in value.values()) if isinstance(value, dict) else value in _OWN
 
 
-def _items(said: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def items_of(said: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Every name and value in a document, those in lists under the list's name."""
     waiting = [(name, said)]
     while waiting:
@@ -70,8 +70,9 @@ def _items(said: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             waiting += [(key, item) for item in value]
 
 
-def _check_counts(said: Any, where: str) -> None:
-    for key, value in _items(said):
+def check_counts(said: Any, where: str) -> None:
+    """`UnreadableError` where a config asks for absurdly many parts or labels."""
+    for key, value in items_of(said):
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
         most = _MOST_LABELS if key == "num_labels" else _MOST_PARTS if _PARTS.search(key) else None
@@ -107,12 +108,16 @@ def _check_indexes(folder: Path) -> None:
 
 @contextmanager
 def room_for(place: str) -> Iterator[None]:
-    """Within it, a model is built of no more weights than the files in the folder can hold.
+    """Within it, a model is built of no more weights, and tables (masks, sines), than the files in the folder can hold.
 
-    Weights that a config asks for and no file has are made up by transformers before it says that they are missing.
+    Weights that a config asks for and no file has are made up by transformers before it says that they are missing;
+    tables grow with the positions that it asks for, or their square.
     Raises `UnreadableError`. What is not a folder is not bounded.
     """
-    from torch.nn.modules.module import register_module_parameter_registration_hook
+    from torch.nn.modules.module import (
+        register_module_buffer_registration_hook,
+        register_module_parameter_registration_hook,
+    )
 
     folder, thread, asked = Path(place).expanduser(), threading.get_ident(), 0
     if not folder.is_dir():
@@ -132,11 +137,12 @@ def room_for(place: str) -> Iterator[None]:
                 fix="take config.json from where the weights came from",
             )
 
-    hook = register_module_parameter_registration_hook(count)
+    hooks = register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def _stored_bytes(folder: Path) -> int:
