@@ -14,6 +14,7 @@ from tailwise.audits.precision.study_files import to_csv as precision_csv
 from tailwise.cli.main import app
 from tailwise.core.harmless import cell, pattern_from_file, visible
 from tailwise.core.optional import missing
+from tailwise.judging.gates.expectation_text import to_model_card
 from tailwise.report.comparison_page import ranking_csv
 from tailwise.report.comparison_page import to_csv as comparison_csv
 from tailwise.report.output_files import to_csv, to_markdown
@@ -171,3 +172,18 @@ def test_markdown_of_an_audit_holds_no_markup_of_names(audit):
     assert "\n# x" not in text
     assert "\n::error" not in text
     assert "<script>" not in "\n".join(line for line in text.splitlines() if line.startswith(("#", "|")))
+
+
+def test_a_model_card_shows_roles_and_recipes_of_a_file_as_text(tmp_path):
+    rng = np.random.default_rng(0)
+    audit = tw.audit({"layers.0.weight": rng.standard_normal((70, 60))}, use_cache=False, baseline_replicas=2)
+    rows = [replace(row, role="\u202e<b>role|x") for row in audit.rows]
+    recipe = {**audit.provenance.recipe, "estimator": "ks`\n# head \u202e"}
+    layers = {layer.row.name: replace(layer, row=rows[0]) for layer in audit}
+    edited = tw.Audit(rows, layers, replace(audit.provenance, recipe=recipe))
+    gates = tmp_path / "gates.toml"
+    gates.write_text('expect = ["alpha in [1, 90]"]\n')
+    card = to_model_card(tw.check(audit, gates), edited)
+    assert "\u202e" not in card
+    assert "<b>" not in card
+    assert "\n# head" not in card

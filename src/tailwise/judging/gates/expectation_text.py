@@ -66,12 +66,14 @@ def to_model_card(result: CheckResult, audit: Audit) -> str:
     numbers = {name: value for name, value in model_numbers(audit).items() if value is not None}
     facts = audit.provenance
     recipe = facts.recipe
+    estimator, hill = (as_code(str(recipe.get(name))) for name in ("estimator", "hill_estimator"))
+    content = as_code(f"sha256:{facts.fingerprint[:16]}…")
     parts = [
         _CARD_BEGINS,
         "## Spectral audit",
         f"{len(audit)} weight matrices, measured by tailwise "
-        f"{facts.versions.get('tailwise', '')} (alpha by `{recipe.get('estimator')}`, alpha_hill by "
-        f"`{recipe.get('hill_estimator')}`, the largest {float(recipe.get('k_frac', 0.1)):.0%}). "
+        f"{in_markdown(str(facts.versions.get('tailwise', '')))} (alpha by {estimator}, alpha_hill by {hill}, "
+        f"the largest {float(recipe.get('k_frac', 0.1)):.0%}). "
         "These numbers describe the spectra of the weights. They are no measure of quality by themselves.",
         "\n".join(
             ["| number | value |", "| --- | ---: |", *(f"| {SUMMARIES[n]} | {v:.4g} |" for n, v in numbers.items())]
@@ -80,7 +82,7 @@ def to_model_card(result: CheckResult, audit: Audit) -> str:
             ["| role | matrices | median alpha | median alpha_hill |", "| --- | ---: | ---: | ---: |", *_roles(audit)]
         ),
         f"Gate: {result.verdict}." if result.outcomes else "",
-        f"Content of the weights: `sha256:{facts.fingerprint[:16]}…`, audited {facts.started[:10]}.",
+        f"Content of the weights: {content}, audited {in_markdown(facts.started[:10])}.",
         _CARD_ENDS,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -94,7 +96,7 @@ def _roles(audit: Audit) -> Iterator[str]:
         for metric in ("alpha", "alpha_hill"):
             values = usable_values(audit, metric, group)
             cells.append(f"{median(values):.2f}" if values else "–")
-        yield f"| {role} | {len(group)} | {' | '.join(cells)} |"
+        yield f"| {in_markdown(role)} | {len(group)} | {' | '.join(cells)} |"
 
 
 def to_badge(result: CheckResult) -> str:
