@@ -125,12 +125,12 @@ def evaluate(
     if isinstance(against, Scores):
         return compare_scores(_scores(model, ours, material, wanted, progress), against, seed=wanted.seed)
     both = (model, ours), (against, ours if theirs is None else theirs)
-    short = _lacks_room(model, against)
+    short = None if windows is None else _lacks_room(model, against)
     if windows is not None and short is None:
         return _side_by_side(both, material, wanted, progress)
     found, base = (_scores(*one, material, wanted, progress) for one in both)
     compared = compare_scores(found, base, seed=wanted.seed)
-    return compared if windows is None or short is None else replace(compared, notes=(*compared.notes, short))
+    return compared if short is None else replace(compared, notes=(*compared.notes, short))
 
 
 def _sized(options: EvaluateOptions, tokens: Tokens | None) -> tuple[EvaluateOptions, Tokens | None]:
