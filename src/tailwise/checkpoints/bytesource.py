@@ -110,7 +110,8 @@ class LocalFile(ByteSource):
             os.close(fd)
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
+        # Where the interpreter ends, modules may be gone, and the system closes the file.
+        if getattr(self, "_fd", -1) >= 0 and os is not None:
             self.close()
 
     def __reduce__(self) -> tuple[object, tuple[Path, str]]:

@@ -131,7 +131,7 @@ READINGS: Mapping[str, ValueMeaning] = {
             "that is kept, shows what changes. `tw.Monitor(model, every=1000)` holds a share of the time and skips "
             "audits that do not fit. After training: once for each model that is kept, and again after fine-tuning, "
             "pruning or merging.",
-            "docs/watching.md",
+            "docs/training.md",
             r"how often.*(?:audit|measure|look|check|monitor|run)|(?:audit|monitor).*how often|every how many",
             ("audit", "alarm"),
         ),
