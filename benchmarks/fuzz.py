@@ -32,7 +32,7 @@ PAGE = ROOT / "benchmarks" / "results" / "fuzzing.md"
 MEMORY = 4 << 30
 #: Seconds without a word after which a worker is stopped; much more than an input may compute, for cores are shared.
 PATIENCE = 300
-#: Inputs of a kind in each round, of 10,000 in all: what costs less is done more often; benchmarks/results/fuzzing.md has the costs.
+#: Inputs of a kind in each round, of 10,000 in all: what costs less is done more often.
 ROUND = {
     "gates": 1700,
     "gguf": 1500,

@@ -112,7 +112,7 @@ def test_a_repository_with_the_hook_is_taken_by_pre_commit(gate):
     subprocess.run([*git, "-C", hooks, "commit", "-qm", "hooks"], check=True)
     (user / "gate").mkdir()
     shutil.copy("gates.toml", user / "gate" / "expectations.toml")
-    shutil.copy("model.audit", user)
+    shutil.copy("model.audit", user / "gate")  # the baseline lies beside the expectations
     subprocess.run([*git, "-C", user, "add", "-Af"], check=True)
     command = [sys.executable, "-m", "pre_commit", "try-repo", str(hooks), "tailwise-check", "--all-files"]
     done = subprocess.run(command, cwd=user, capture_output=True, text=True, check=False)

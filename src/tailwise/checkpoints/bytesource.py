@@ -1,4 +1,4 @@
-"""Files as numbered bytes: read a range into a buffer, from a local disk or (in other modules) from afar."""
+"""Files as numbered bytes: read a range into a buffer, from a local disk or (in other modules) from a remote address."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ByteSource(ABC):
 
     @cached_property
     def head(self) -> bytes:
-        """The first bytes, which tell the format; kept, since from afar each read is a round trip."""
+        """The first bytes, which tell the format; kept, since remotely each read is a round trip."""
         return self.read(0, min(self.size, 64))
 
     def identity(self) -> str | None:

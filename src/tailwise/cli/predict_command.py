@@ -54,7 +54,7 @@ def predict(
     ] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Measure whether α, entropy, norms, depth or outliers foretell what a matrix bears, on your own model.
+    """Measure whether α, entropy, norms, depth or outliers predict how much compression a matrix tolerates, on your own model.
 
     One matrix after the other is pruned (or rounded), alone and among others, and the loss is held against each
     number: rank correlations with intervals, pooled and within roles. A study of `precision` is read as it is: there
@@ -68,7 +68,7 @@ def predict(
         _of_study(model, list(output or ()), as_json)
         return
     if not calibration:
-        raise UsageError("what a matrix bears is measured on text", fix="give --calibration TEXT, or a study.json")
+        raise UsageError("how much a matrix tolerates is measured on text", fix="give --calibration TEXT, or a study.json")
     found = _of_model(model, (sparsity, formats, operator, estimator), (roles, layers),
                       (list(calibration), samples, window, seed, device), workers)  # fmt: skip
     _deliver(found, list(output or ()), as_json)

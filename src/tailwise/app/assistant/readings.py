@@ -110,7 +110,7 @@ READINGS: Mapping[str, ValueMeaning] = {
             "Pruning that takes more of blocks with high α: shares linear in the mean α of a block, within [1 − τ, "
             "1 + τ]. "
             "Here `tailwise plan prune --allocator alpha`. On two small models it did not reliably beat the same "
-            "amount everywhere; `auto` tries it beside the others, `tailwise predict` measures whether α foretells it.",
+            "amount everywhere; `auto` tries it beside the others, `tailwise predict` measures whether α predicts it.",
             "Lu et al. 2024, arXiv:2410.10912; docs/evidence.md",
             r"alpha.?pruning",
             ("auto", "sparsity"),

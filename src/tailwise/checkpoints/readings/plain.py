@@ -136,7 +136,7 @@ def _looks_like(group: Siblings, spec: TensorSpec, checkpoint: Checkpoint) -> st
         )
     return (
         f"weights packed by {maker} ({spec.dtype} codes) in a layout that is not known here; "
-        "audit the model before quantization, or save it de-quantized (transformers dequantize())"
+        "audit the model before quantization, or save it dequantized (transformers dequantize())"
     )
 
 

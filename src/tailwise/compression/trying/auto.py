@@ -76,7 +76,7 @@ def _final(search: Search, kept: Scored, everything: list[Scored]) -> Plan:
     plan, court = search.told(kept), search.court
     depth, left = search.notes(kept)
     notes = [
-        f"sign: {direction_in_words(plan.operator)}; here nothing was believed, all was tried",
+        f"sign: {direction_in_words(plan.operator)}; here all candidates were tested on your text",
         depth,
         verdict(kept, everything[0], court.stage.trial.material.unit),
         trials_in_words(court),
