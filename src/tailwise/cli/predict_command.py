@@ -68,7 +68,9 @@ def predict(
         _of_study(model, list(output or ()), as_json)
         return
     if not calibration:
-        raise UsageError("how much a matrix tolerates is measured on text", fix="give --calibration TEXT, or a study.json")
+        raise UsageError(
+            "how much a matrix tolerates is measured on text", fix="give --calibration TEXT, or a study.json"
+        )
     found = _of_model(model, (sparsity, formats, operator, estimator), (roles, layers),
                       (list(calibration), samples, window, seed, device), workers)  # fmt: skip
     _deliver(found, list(output or ()), as_json)

@@ -57,7 +57,9 @@ class Judge:
             self.blind[one.step] = verdict.not_looked[0].reason
             if index == len(self._found) - 1:
                 reason = self.blind[one.step]
-                raise UsageError(f"{self._rule.code} cannot be evaluated at the last step, {one.step}: {reason}", where=one.uri)
+                raise UsageError(
+                    f"{self._rule.code} cannot be evaluated at the last step, {one.step}: {reason}", where=one.uri
+                )
         named = frozenset(layer for finding in verdict.findings for layer in finding.layers or ("",))
         if self._layers is not None:
             named = frozenset(layer for layer in named if layer and self._layers.search(layer))
