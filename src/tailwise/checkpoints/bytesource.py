@@ -1,4 +1,4 @@
-"""Files as numbered bytes: read a range into a buffer, from a local disk or (in other modules) from a remote address."""
+"""Files as numbered bytes: read a range into a buffer, from a local disk or (in other modules) a remote one."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def predict(
     ] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Measure whether α, entropy, norms, depth or outliers predict how much compression a matrix tolerates, on your own model.
+    """Measure whether α, entropy, norms, depth or outliers predict what a matrix tolerates, on your own model.
 
     One matrix after the other is pruned (or rounded), alone and among others, and the loss is held against each
     number: rank correlations with intervals, pooled and within roles. A study of `precision` is read as it is: there
