@@ -279,7 +279,7 @@ def charts() -> str:
         "`tailwise report AUDIT -o report.html` puts all of them into one page that needs no network; "
         "`tailwise plot AUDIT --chart NAME -o x.png` (or .svg, .pdf, .html, .json) draws one; "
         '`audit.plot("NAME")` gives it to a notebook as an Altair chart. `tailwise plot --list` prints the names, '
-        '`--theme dark` is for dark paper. All of it needs `pip install "tailwise[report]"`.',
+        '`--theme dark` is for dark paper. All of it needs `pip install -c constraints.txt ".[report]"`.',
         "Colours and shapes of roles are the same in every chart. Bands of α stand only where it was fitted by the "
         "`ks` estimator. A hollow point is a poor fit, which has no verdict. Small block numbers are near the data, "
         "large ones near the labels; `in` and `out` are what stands before the first block and after the last.",
