@@ -121,14 +121,25 @@ def test_a_repository_with_the_hook_is_taken_by_pre_commit(gate):
 
 
 def test_the_entry_of_the_registry_has_what_its_schema_asks_for():
-    # By hand: the schema itself (2025-12-11) is not at hand offline.
+    # By hand: the schema itself is at an address. A package takes no other fields than these.
     assert re.fullmatch(r"[a-zA-Z0-9.-]+/[a-zA-Z0-9._-]+", SERVER["name"])
     assert 1 <= len(SERVER["description"]) <= 100
     (package,) = SERVER["packages"]
-    assert {"registryType", "identifier", "version", "transport"} <= set(package)
+    needed = {"registryType", "identifier", "version", "transport"}
+    more = {
+        "registryBaseUrl",
+        "fileSha256",
+        "runtimeHint",
+        "runtimeArguments",
+        "packageArguments",
+        "environmentVariables",
+    }
+    assert needed <= set(package) <= needed | more
+    assert not any(sign in package["version"] for sign in "^~<>*") and package["version"] != "latest"
     assert package["transport"] == {"type": "stdio"}
     for item in (*package["runtimeArguments"], *package["packageArguments"]):
         assert "name" in item if item["type"] == "named" else {"value", "valueHint"} & set(item)
+        assert item.get("format", "string") in ("string", "number", "boolean", "filepath")
 
 
 def test_the_entry_of_the_registry_is_this_package_and_its_command():
