@@ -12,6 +12,7 @@ from typing import Any
 from tailwise.checkpoints.inside import names_within
 from tailwise.core.errors import UnreadableError
 from tailwise.core.storage import json_of, read_text
+from tailwise.models.evaluation.own_documents import check_sizes, folder_at
 
 #: What is built once for each: far above any model's, far below what takes hours or a machine's memory.
 _MOST_PARTS, _MOST_LABELS = 10_000, 1_000_000
@@ -37,6 +38,7 @@ def config_of(place: str, revision: str | None = None, **told: str) -> Any:
     folder = Path(place).expanduser()
     if folder.is_dir():
         _check_indexes(folder)
+    check_sizes(folder_at(place, revision))
     said = {} if told else checked_document(place, revision)
     config = transformers.AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False, **told)
     if any(key in _IMPLEMENTATIONS and not _is_own(value) for key, value in items_of(said)):
