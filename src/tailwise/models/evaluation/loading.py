@@ -117,7 +117,7 @@ def _load(transformers: Any, place: str, revision: str | None, dtype: str, name:
     if "gguf_file" in how:
         how["config"] = _config_in(place)
     try:
-        with room_for(folder_of(place)):
+        with room_for(folder_of(place), revision):
             module, facts = kind.from_pretrained(folder_of(place), trust_remote_code=False, **how)
     except Exception as error:  # every architecture and format fails in its own way
         raise load_error(error, name) from error

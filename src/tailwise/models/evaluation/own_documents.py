@@ -6,11 +6,13 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from copy import copy
 from pathlib import Path
 from typing import cast
 
 from tailwise.checkpoints.bytesource import Folder, LocalFolder
+from tailwise.checkpoints.formats.pickle_bounds import check_file
 from tailwise.checkpoints.hub import HubAddress, HubFolder, cached_snapshot, is_offline, parse_hub
 from tailwise.core.errors import UnreachableError, UnreadableError
 from tailwise.core.storage import json_of, read_text
@@ -30,22 +32,24 @@ _TEMPLATES = "additional_chat_templates"
 _HIGHEST_TOKEN = 10_000_000  # for each number below it some tokenizers make a token
 #: Where a vocabulary itself may stand; a name in its place is opened, wherever it leads.
 _NO_NAMES = ("vocab", "merges", "gguf_file")
+#: Weights as pickles, and what safetensors in their place are called.
+_PICKLES = (
+    (re.compile(r"pytorch_model.*\.bin"), "model"),
+    (re.compile(r"adapter_model.*\.bin"), "adapter_model"),
+)
 _FIX = "take the file from where the model came from"
 
 
 def check_sizes(folder: Folder | None) -> None:
     """`UnreadableError` where a file that transformers reads whole is larger than any of its kind."""
     for name, most in () if folder is None else _bounded(folder):
-        source = folder.source(name)
-        try:
+        with closing(folder.source(name)) as source:
             if source.size > most:
                 raise UnreadableError(
                     f"has {source.size / 1e6:.0f} MB, and no file of its kind has more than {most / 1e6:.0f}",
                     where=source.name,
                     fix=_FIX,
                 )
-        finally:
-            source.close()
 
 
 def folder_at(place: str, revision: str | None = None) -> Folder | None:
@@ -126,3 +130,30 @@ def _is_device(name: str) -> bool:
     except (OSError, ValueError):
         return False
     return bool(mode) and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def check_pickles(folder: Folder) -> None:
+    """`UnreadableError` where a pickle that transformers or peft would load unfolds without measure.
+
+    They read safetensors where there are any.
+    """
+    names = folder.names()
+    for pattern, better in _PICKLES:
+        if any(name.startswith(better) and name.endswith(".safetensors") for name in names):
+            continue
+        indexed = _indexed(folder, pattern.pattern.partition(".")[0] + ".bin.index.json")
+        for name in sorted({name for name in names if pattern.fullmatch(name)} | indexed):
+            with closing(folder.source(name)) as source:
+                is_zip = source.head.startswith(b"PK\3\4")
+                check_file(source.local_path(), source.name, is_zip=is_zip)
+
+
+def _indexed(folder: Folder, index: str) -> set[str]:
+    """Files that an index names and that are there."""
+    try:
+        said = folder.json(index) if index in folder.names() else {}
+    except UnreadableError:  # who reads it says so
+        return set()
+    listed = said.get("weight_map")
+    named = {name for name in listed.values() if isinstance(name, str)} if isinstance(listed, Mapping) else set()
+    return named & folder.names()
