@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import socket
+import threading
 import subprocess
 import sys
 from contextlib import asynccontextmanager, contextmanager
@@ -13,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tailwise.app.assistant.functions.function import FUNCTIONS
-from tailwise.app.assistant.mcp_http import ListenAddress, app_of, serve_http
+from tailwise.app.assistant.mcp_http import ListenAddress, app_of, http_server, serve_http
 from tailwise.app.assistant.mcp_server import server_of
 from tailwise.app.workspace.workspace import Workspace
 from tailwise.core.errors import UsageError
@@ -153,6 +154,37 @@ def test_names_that_are_let_through():
     assert "[::1]:8008" in ListenAddress().hosts(8008)
     assert ListenAddress("::1").loopback
     assert TOKEN not in repr(ListenAddress(token=TOKEN))
+
+
+HALVES = {
+    "nothing": b"",
+    "half a head": b"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1:8008\r\n",
+    "half a body": b"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1:8008\r\nContent-Type: application/json\r\n"
+    b"Accept: application/json, text/event-stream\r\nContent-Length: 99\r\n\r\n{",
+}
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_half_a_request_is_not_waited_for(made, monkeypatch, half):
+    from tailwise.app import bodies, patience
+
+    monkeypatch.setattr(patience, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(bodies, "_GAP_SECONDS", 0.2)
+    listening = socket.create_server(("127.0.0.1", 0))
+    running = http_server(server_of(made.workspace), ListenAddress(names=("127.0.0.1:8008",)), 8008)
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        with socket.create_connection(listening.getsockname(), timeout=60) as connection:
+            connection.sendall(HALVES[half])
+            found = b""
+            while piece := connection.recv(65536):  # until the server closes it
+                found += piece
+        assert (b" 408 " in found) is (half == "half a body")
+    finally:
+        running.should_exit = True
+        thread.join(30)
+        listening.close()
 
 
 def test_a_taken_port_is_said(made):
