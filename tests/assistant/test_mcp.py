@@ -4,9 +4,9 @@ import asyncio
 import http.client
 import json
 import socket
-import threading
 import subprocess
 import sys
+import threading
 from contextlib import asynccontextmanager, contextmanager
 
 import numpy as np

@@ -79,7 +79,7 @@ def test_a_base_is_a_folder_or_an_id_and_is_told_before_it_is_asked_for(adapter,
     assert not caplog.text
     changed(adapter, base_model_name_or_path="org/base")
     assert base_of(adapter, None) == "org/base"
-    assert "adapts hf://org/base" in caplog.text
+    assert "names hf://org/base, which is asked for" in caplog.text
     assert base_of(adapter, str(folder)) == str(folder)
     for other in ("http://127.0.0.1:1/x", "s3://bucket/x", "\\\\host\\share", "/no/such/folder", "//host/share"):
         changed(adapter, base_model_name_or_path=other)

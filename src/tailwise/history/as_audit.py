@@ -21,8 +21,8 @@ _SHARES = ("\\\\", "//")
 def audit_at(history: History, run: str, step: int) -> tuple[Audit, str]:
     """The audit of a step, and what it lacks ("" for nothing).
 
-    From its file where that is still there, on this machine; else from the numbers in the store, which have no spectra; else from what
-    a monitor measured at that step. Raises `UsageError` where the run has nothing of that step.
+    From its file where that is still there, on this machine; else from the numbers in the store, which have no
+    spectra; else from what a monitor measured at that step. Raises `UsageError` where the run has nothing of that step.
     """
     kept = next((item for item in history.audits(run) if item.step == step), None)
     if kept is None:

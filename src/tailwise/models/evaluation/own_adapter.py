@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from tailwise.core.errors import UnreadableError, UnsafeError, UsageError
 from tailwise.core.harmless import one_line, pattern_from_file
 from tailwise.models.evaluation.own_code import needs_code
 
-_log = logging.getLogger(__name__)
 CONFIG = "adapter_config.json"
 #: Settings by which peft loads other models and files, wherever they lie, and some of them with their own code.
 _ELSEWHERE = (
@@ -24,7 +22,7 @@ _SHARES = ("\\\\", "//")
 
 
 def check_settings(settings: Mapping[str, Any], where: object) -> None:
-    """`UnsafeError` where an adapter would have other models or files loaded, `UnreadableError` for endless patterns."""
+    """`UnsafeError` where an adapter would have other models or files loaded, `UnreadableError` for bad patterns."""
     if settings.get("megatron_config"):  # peft imports the module that stands there
         raise needs_code(where, f"its {CONFIG} asks for a module of Megatron by name")
     for key, value in _items(settings):
@@ -65,7 +63,7 @@ def named_base(settings: Mapping[str, Any], where: object) -> str:
 
     `UsageError` for anything else: nobody but the adapter's author named it.
     """
-    from tailwise.checkpoints.hub import is_offline, parse_hub
+    from tailwise.checkpoints.hub import parse_hub, tell_of_request
 
     name = settings.get("base_model_name_or_path")
     if not name:
@@ -73,14 +71,12 @@ def named_base(settings: Mapping[str, Any], where: object) -> str:
     text = str(name)
     if not text.startswith(_SHARES) and _is_folder(text):
         return text
-    address = parse_hub(text, None)
-    if address is None:
+    if parse_hub(text, None) is None:
         raise UsageError(
             f"is an adapter of {one_line(text)[:200]!r}, which is no folder here and no Hugging Face id", where=where,
             fix="give the model that it adapts by --base",
         )  # fmt: skip
-    if not is_offline():
-        _log.warning("%s says that it adapts %s, which the Hugging Face Hub is asked for", where, address)
+    tell_of_request(text, where)
     return text
 
 
