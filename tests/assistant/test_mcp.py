@@ -1,6 +1,7 @@
 """The MCP server, asked by the MCP client over standard input and output, and over HTTP."""
 
 import asyncio
+import dataclasses
 import http.client
 import json
 import socket
@@ -252,3 +253,29 @@ def test_with_leave_it_writes_below_the_root_and_replaces_nothing(writable):
         for path in (writable.parent / "out").rglob("*")
         if path.suffix in (".audit", ".json") and path.name != "config.json"
     ]
+
+
+def test_a_model_that_an_audit_names_outside_is_not_tried(writable):
+    import tailwise as tw
+    from tailwise.app.assistant.functions.function import Place, called
+    from tailwise.app.assistant.writing import Verbs, writing_functions
+
+    found = tw.audit(writable / "net")
+    for name, model in (("theirs", "http://127.0.0.1:1/x"), ("hub", "org/model"), ("ours", str(writable / "net"))):
+        changed = dataclasses.replace(found.provenance, model=model)
+        tw.Audit(found.rows, {layer.row.name: layer for layer in found}, changed).save(writable / f"{name}.audit")
+    (writable / "text.txt").write_text("a text")
+    asked = []
+
+    def plan(audit, _order):
+        asked.append(audit.model)
+        raise UsageError("enough")
+
+    make = writing_functions(Verbs(None, plan))["make_plan"]
+    place = Place(Workspace([writable]))
+    for name in ("theirs", "hub", "ours"):
+        told = called(
+            make, {"kind": "prune", "amount": 0.5, "name": "p", "audit": name, "calibration": "text.txt"}, place
+        )
+        assert ("not below a folder" in told["error"]) is (name != "ours")
+    assert asked == [str(writable / "net")]

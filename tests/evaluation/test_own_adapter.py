@@ -44,7 +44,7 @@ ELSEWHERE = {
 @pytest.mark.parametrize("kind", ELSEWHERE)
 def test_an_adapter_has_nothing_else_loaded(adapter, folder, kind, hub):
     changed(adapter, **ELSEWHERE[kind])
-    with pytest.raises(UnsafeError, match="names other files or models|Megatron"):
+    with pytest.raises(UnsafeError, match=r"names other files or models|Megatron"):
         load_model(adapter, base=str(folder))
     assert not hub.server.seen
 
@@ -70,7 +70,7 @@ def test_patterns_of_modules_end(adapter, folder, said):
 
 def test_a_rank_is_not_made_room_for_beyond_what_the_files_hold(adapter, folder):
     changed(adapter, r=10**8)
-    with pytest.raises(UnreadableError, match="far more weights than its files hold|does not fit"):
+    with pytest.raises(UnreadableError, match="far more weights than its files hold"):
         load_model(adapter, base=str(folder))
 
 
@@ -103,7 +103,7 @@ def test_pickles_that_others_load_are_gone_through_first(adapter, folder, tmp_pa
         file.unlink()
     header = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2) + pickle.dumps(1001, protocol=2) + pickle.dumps({}, 2)
     (place / name).write_bytes(header + shared() + pickle.dumps([], 2))
-    with pytest.raises(UnreadableError, match="unfold|objects|pickle"):
+    with pytest.raises(UnreadableError, match=r"unfold|objects|pickle"):
         load_model(place, base=str(folder) if place == adapter else None)
 
 
