@@ -5,8 +5,9 @@ import struct
 
 import numpy as np
 import pytest
+import torch
 
-from tailwise.checkpoints.formats import keras
+from tailwise.checkpoints.formats import keras, saved
 from tailwise.checkpoints.matrices import group
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.readings import plain
@@ -62,3 +63,13 @@ def test_only_what_lies_in_a_group_itself_is_its_own(tmp_path, name):
         file["soft"], file["outside"] = h5py.SoftLink("/a"), h5py.ExternalLink("other.h5", "/a")
         assert keras._is_own(file, "a")
         assert not keras._is_own(file, name)
+
+
+def test_values_of_a_saved_dict_are_looked_at_once_each(tmp_path, monkeypatch):
+    looked = []
+    before = saved._holds_matrices
+    monkeypatch.setattr(saved, "_holds_matrices", lambda tree: looked.append(len(tree)) or before(tree))
+    torch.save({f"p{number}": torch.zeros(1) for number in range(500)}, tmp_path / "model.pt")
+    with open_checkpoint(tmp_path / "model.pt") as checkpoint:
+        assert len(checkpoint.tensors) == 500
+    assert sum(looked) < 5000

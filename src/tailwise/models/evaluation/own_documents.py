@@ -42,7 +42,9 @@ _FIX = "take the file from where the model came from"
 
 def check_sizes(folder: Folder | None) -> None:
     """`UnreadableError` where a file that transformers reads whole is larger than any of its kind."""
-    for name, most in () if folder is None else _bounded(folder):
+    if folder is None:
+        return
+    for name, most in _bounded(folder):
         with closing(folder.source(name)) as source:
             if source.size > most:
                 raise UnreadableError(

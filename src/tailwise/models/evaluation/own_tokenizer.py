@@ -31,12 +31,14 @@ def check_tokenizer(place: str, revision: str | None = None) -> None:
     Files on the Hub are fetched into its cache, as transformers would, after their sizes were looked at.
     """
     folder = folder_at(place, revision)
+    if folder is None:
+        return
     check_sizes(folder)
-    for name in sorted(folder.names()) if folder is not None else ():
+    for name in sorted(folder.names()):
         check = next((check for pattern, check in _CHECKS if pattern.fullmatch(name)), None)
         if check is None or (isinstance(folder, LocalFolder) and not (folder.path / name).is_file()):
             continue
-        with closing(folder.source(name)) as source:  # type: ignore[union-attr]
+        with closing(folder.source(name)) as source:
             check(source.local_path())
 
 
