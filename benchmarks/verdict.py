@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
-from tailwise.spectrum.solvers.blocks import gather
+from tailwise.spectrum.solvers.gram import gather
 
 import tailwise as tw
 from tailwise.audits.audit import Audit, Layer
@@ -159,6 +159,43 @@ def collapsed_head(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return turned if weights.shape[0] <= weights.shape[1] else turned.T
 
 
+def uniform(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Uniform noise of the scale that initialisations have, ±1/√inputs."""
+    bound = 1 / np.sqrt(weights.shape[1])
+    return rng.uniform(-bound, bound, weights.shape)
+
+
+def reread(weights: np.ndarray, _rng: np.random.Generator) -> np.ndarray:
+    """The bytes of the transposed matrix read as the matrix: a layout that got lost."""
+    return np.ascontiguousarray(weights.T).ravel().reshape(weights.shape)
+
+
+def times_thirty(weights: np.ndarray, _rng: np.random.Generator) -> np.ndarray:
+    """Another scale, as a quantization scale that was applied twice leaves it."""
+    return weights * 30
+
+
+def copied_units(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An eighth of the vectors of the short side are copies of others."""
+    turned = (weights if weights.shape[0] <= weights.shape[1] else weights.T).copy()
+    order, size = rng.permutation(len(turned)), max(4, len(turned) // 8)
+    turned[order[:size]] = turned[order[size : 2 * size]]
+    return turned if weights.shape[0] <= weights.shape[1] else turned.T
+
+
+def constant(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One value with a little noise."""
+    return weights.std() * (1 + 0.01 * rng.normal(size=weights.shape))
+
+
+def flipped_bits(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The highest bit of the exponent of one entry turned over, as a damaged file has it."""
+    changed = weights.astype(np.float32).ravel()
+    where = int(rng.integers(0, changed.size))
+    changed.view(np.uint32)[where] ^= np.uint32(1 << 30)
+    return changed.reshape(weights.shape).astype(np.float64)
+
+
 def one_nan(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One entry that is not a number."""
     changed = weights.copy()
@@ -169,6 +206,11 @@ def one_nan(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 FAULTS: Mapping[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
     "re-initialised": re_initialised, "entries shuffled": shuffled, "scale × 10": times_ten,
     "runaway direction": runaway, "dead units": dead_units, "collapsed head": collapsed_head, "NaN": one_nan,
+}  # fmt: skip
+#: Kinds that no rule was made for, planted in other layers.
+FRESH: Mapping[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
+    "uniform initialisation": uniform, "layout lost": reread, "scale × 30": times_thirty, "copied units": copied_units,
+    "near constant": constant, "flipped bits": flipped_bits,
 }  # fmt: skip
 COPY = "copied from another block"  # needs a second matrix of the role and shape
 

@@ -44,6 +44,10 @@ TABLE = (
               ("TW103", "TW201", "TW202", "TW203", "TW303")),
     Threshold("noise_mp_z", 4.0, "sd", "above the fit of noise of the shape, by 40 simulated matrices of it",
               ("TW103", "TW201", "TW202", "TW203", "TW303")),
+    Threshold("order_z", 4.0, "sd", "the largest of four tests; one in 2000 matrices of noise is above, and of entries "
+              "in random order with heavy tails one in 300, by simulation", ("TW103", "TW201", "TW202", "TW203", "TW206", "TW303")),
+    Threshold("no_order_share", 0.1, "share of matrices", "training that has just begun leaves most matrices so",
+              ("TW206",)),
     Threshold("noise_min_evals", 100, "eigenvalues",
               f"below, small matrices of healthy models look like noise; {_REAL}", ("TW201", "TW303")),
     Threshold("noise_in_atlas", 0.2, "share of models", "what a fifth of healthy models have is no fault",
@@ -112,6 +116,10 @@ TABLE = (
     Threshold("scale_jump_end", 1.5, "log10 λ_max",
               f"for the first and the last block, which differ in healthy models by up to 1.1, and beside all "
               f"matrices of the role; {_REAL}", ("TW401",)),
+    Threshold("scale_model", 0.75, "log10 of the entries times √inputs",
+              f"healthy models go up to 0.45, one to 0.86 with a wide scatter; {_REAL}", ("TW401",)),
+    Threshold("scale_model_z", 3.0, "robust sd", f"against the other matrices of the model; {_REAL}", ("TW401",)),
+    Threshold("scale_model_least", 3, "matrices", "a median of three others is moved by none of them", ("TW401",)),
     Threshold("collapse_conv", 1.05, "stable rank",
               f"convolutions of inputs above 0 have 1.10 in healthy models; {_REAL}", ("TW301",)),
     Threshold("dead_share", 0.01, "share of directions",

@@ -22,6 +22,8 @@ BANDS = (
 )
 ALPHA_TICKS = [1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 100]
 ALPHA = "α (log scale)"
+#: An axis of α that must show the band below 2 begins here.
+BELOW_TWO = 1.8
 #: More layers than this are drawn as a cloud with the mean on top.
 CROWD = 1500
 _FACTS = (("name", "layer"), ("role", "role"), ("block", "block"), ("shape", "shape"))
