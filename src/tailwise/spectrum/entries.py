@@ -10,7 +10,7 @@ import math
 
 import torch
 
-#: A row or column whose norm is below this share of the median one's is of next to nothing.
+#: A row or column whose norm is below this share of their root mean square is of next to nothing.
 WEAK = 1e-3
 #: Fewer groups say nothing about their scatter.
 _LEAST_GROUPS = 8
@@ -58,8 +58,8 @@ class Entries:
 
 
 def _edge(norms: torch.Tensor) -> float:
-    alive = norms[norms > 0]
-    return WEAK * float(alive.median()) if len(alive) else 0.0
+    # Not of the median: in a layer of which most is dead, that is next to nothing itself.
+    return WEAK * float(norms.square().mean().sqrt())
 
 
 def _z_of_groups(means: torch.Tensor, size: int, square: float) -> float | None:

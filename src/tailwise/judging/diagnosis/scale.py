@@ -7,7 +7,6 @@ from itertools import pairwise
 from statistics import median
 
 from tailwise.audits.rows import LayerRow
-from tailwise.judging.diagnosis.atlas import family_of
 from tailwise.judging.diagnosis.case import Case, has, value
 from tailwise.judging.diagnosis.finding import Evidence
 from tailwise.judging.diagnosis.medians import robust_scale
@@ -19,8 +18,8 @@ from tailwise.judging.diagnosis.wording import alpha_in_words, count, evals, nam
 _FLOOR = 0.05
 #: Scatter of log10 λ_max among matrices of a role that never counts.
 _PEERS_FLOOR = 0.15
-#: The family of roles whose scale is not compared with that of the others.
-_OWN_SCALE = "embedding or head"
+#: Roles whose scale is not compared with that of the others.
+_OWN_SCALE = ("embed", "pos_embed", "codebook")
 _MANY = 64  # matrices of a group whose middle no single one moves
 _ERG = ("detX_delta", "detX_num", "alpha", "ks_distance", "num_pl_spikes")
 
@@ -51,7 +50,7 @@ def scale_jump(case: Case) -> Verdict:
     the model."""
     rows = case.judged("log_spectral_norm")
     chains, groups = case.chains(rows), case.peers(rows)
-    if not chains and not groups and len(rows) <= case.limit("min_peers"):
+    if not chains and not groups and len(rows) < case.limit("scale_model_least"):
         return Cannot(f"no role has {case.limit('min_blocks'):.0f} blocks of one shape with enough eigenvalues")
     found = [item for group in groups for item in _above_peers(case, group)]
     found += _above_model(case, rows)
@@ -91,20 +90,31 @@ def _above_peers(case: Case, group: list[LayerRow]) -> list[tuple[LayerRow, floa
 
 
 def _above_model(case: Case, rows: list[LayerRow]) -> list[tuple[LayerRow, float, str]]:
-    """Matrices whose entries are far larger than those of the model, each relative to 1/√inputs.
+    """Matrices whose entries, each relative to 1/√inputs, are far larger than those of their role, or of the model where
+    the role has too few.
 
     Embeddings, whose inputs are no sum, have a scale of their own; what one direction made large is TW301's.
     """
-    known = [row for row in rows if family_of(row.role) != _OWN_SCALE and row.kind != "lora" and has(row, "log_norm")]
-    if len(known) <= case.limit("scale_model_least"):
-        return []
-    found = []
-    gains = [_gain(row) for row in known]
-    for row, gain, (middle, scatter) in zip(known, gains, _beside(gains), strict=True):
+    known = [row for row in rows if row.role not in _OWN_SCALE and row.kind != "lora" and has(row, "log_norm")]
+    roles: dict[str, list[LayerRow]] = {}
+    for row in known:
+        roles.setdefault(row.role, []).append(row)
+    large = {role for role, group in roles.items() if len(group) > case.limit("min_peers")}
+    found = [item for role in large for item in _above(case, roles[role], roles[role])]
+    rest = [row for row in known if row.role not in large]
+    return found + (_above(case, rest, known) if len(known) >= case.limit("scale_model_least") else [])
+
+
+def _above(case: Case, rows: list[LayerRow], among: list[LayerRow]) -> list[tuple[LayerRow, float, str]]:
+    """Those of `rows` that are far above the others of `among`."""
+    found, wanted = [], {row.name for row in rows}
+    gains = [_gain(row) for row in among]
+    where = "its role" if len(rows) == len(among) else "the model"
+    for row, gain, (middle, scatter) in zip(among, gains, _beside(gains), strict=True):
         above = gain - middle
-        if above >= case.limit("scale_model") and above / scatter >= case.limit("scale_model_z"):
+        if row.name in wanted and above >= case.limit("scale_model") and above / scatter >= case.limit("scale_model_z"):
             says = f"entries of {10**gain:.3g}/√inputs at the root mean square, {10**middle:.3g}/√inputs at the median "
-            says += f"of the other {len(known) - 1}: {above / scatter:.0f} robust sd"
+            says += f"of the other {len(among) - 1} of {where}: {above / scatter:.1f} robust sd"
             found.append((row, 2 * above, says))
     return found
 
