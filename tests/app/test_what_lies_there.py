@@ -133,7 +133,9 @@ def test_an_audit_and_a_broken_file_have_no_page_of_files(folder, browser_of):
 
 def test_what_compare_wrote_is_read_as_it_was(folder):
     rng = np.random.default_rng(1)
-    after = tw.audit({f"layers.{i}.mlp.up_proj.weight": rng.standard_normal((64, 96)) for i in range(2)}, use_cache=False)
+    after = tw.audit(
+        {f"layers.{i}.mlp.up_proj.weight": rng.standard_normal((64, 96)) for i in range(2)}, use_cache=False
+    )
     found = tw.compare(tw.Audit.load(folder / "one.audit"), after)
     (folder / "two.json").write_text(json.dumps(found.to_json()))
     (read,) = read_comparisons(folder / "two.json")

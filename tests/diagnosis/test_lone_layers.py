@@ -17,7 +17,9 @@ Weights = dict[str, np.ndarray]
 def learned(rows: int, cols: int, rng: np.random.Generator) -> np.ndarray:
     """Noise with heavy directions, and rows and columns of sizes of their own."""
     directions = rng.pareto(2.5, min(rows, cols)).clip(0, 4)[:, None] * rng.normal(size=(min(rows, cols), cols))
-    weights = rng.normal(size=(rows, cols)) + 0.3 * rng.normal(size=(rows, min(rows, cols))) @ directions / np.sqrt(rows)
+    weights = rng.normal(size=(rows, cols)) + 0.3 * rng.normal(size=(rows, min(rows, cols))) @ directions / np.sqrt(
+        rows
+    )
     weights *= rng.lognormal(0, 0.3, (rows, 1)) * rng.lognormal(0, 0.2, (1, cols))
     return weights / weights.std() / np.sqrt(cols)
 

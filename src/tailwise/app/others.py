@@ -43,7 +43,7 @@ def others(workspace: Workspace, words: str = "") -> list[Other]:
 
 def _row(workspace: Workspace, entry: WorkspaceEntry) -> Other:
     if entry.kind == "plan":
-        return Other(entry.id, entry.title, "plan", entry.changed, "", "", links.plan(entry.id))
+        return Other(entry.id, entry.title, "plan", entry.changed, _of_plan(workspace, entry), "", links.plan(entry.id))
     says, command = _SAYS[entry.kind]
     ok = False
     try:
@@ -57,6 +57,14 @@ def _row(workspace: Workspace, entry: WorkspaceEntry) -> Other:
     href = "/training" if in_use else links.file(entry.id) if entry.kind in ("comparison", "precision") and ok else ""
     shown = "" if href else command.format(shlex.quote(str(entry.path)))
     return Other(entry.id, entry.title, entry.kind, entry.changed, text, shown, href)
+
+
+def _of_plan(workspace: Workspace, entry: WorkspaceEntry) -> str:
+    try:
+        plan = workspace.plan(entry.id)
+    except TailwiseError as error:
+        return error.what
+    return f"{plan.kind} {plan.model or 'a model'}: {plan.amount_words}, {len(plan)} tensors, by {plan.allocator}"
 
 
 def _of_comparison(path: Path) -> str:

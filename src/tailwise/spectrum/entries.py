@@ -34,8 +34,9 @@ class Entries:
     def order_z(self, energies: torch.Tensor) -> float | None:
         """How far rows and columns are from those of the same entries in random order, in standard deviations.
 
-        One-way analyses of variance of w and of |w|, over rows and over columns; the largest |z| of the four. `energies`
-        are Σw² of the short side's vectors, (m,). None where the matrix is too small, constant or out of range.
+        One-way analyses of variance of w and of |w|, over rows and over columns; the largest |z| of the four.
+        `energies` are Σw² of the short side's vectors, (m,). None where the matrix is too small, constant or out of
+        range.
         """
         if self._short is None:
             return None

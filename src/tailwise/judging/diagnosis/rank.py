@@ -312,8 +312,8 @@ def isotropy(case: Case) -> Verdict:
     """Singular entropy is that of a random matrix of this shape, and so is the bulk of the spectrum, although the
     matrix is not noise altogether.
 
-    As even as noise with a bulk that noise does not have, or with rows and columns of sizes of their own, is only noted:
-    healthy models have such matrices.
+    As even as noise with a bulk that noise does not have, or with rows and columns of sizes of their own, is only
+    noted: healthy models have such matrices.
     """
     tested = case.judged(*_ENTROPY, *METRICS)
     if not tested:

@@ -46,8 +46,8 @@ _ERG = ("detX_delta", "detX_num", "alpha", "ks_distance", "num_pl_spikes")
 )
 def scale_jump(case: Case) -> Verdict:
     """log₁₀ λ_max jumps from one block to the next of the same role and shape, against the steps of that chain. The
-    first and the last block are held to a larger step, as is what is far above all matrices of its role and shape, or of
-    the model."""
+    first and the last block are held to a larger step, as is what is far above all matrices of its role and shape.
+    Entries far larger than those of the role, or of the model, relative to 1/√inputs, count too."""
     rows = case.judged("log_spectral_norm")
     chains, groups = case.chains(rows), case.peers(rows)
     if not chains and not groups and len(rows) < case.limit("scale_model_least"):
@@ -90,8 +90,8 @@ def _above_peers(case: Case, group: list[LayerRow]) -> list[tuple[LayerRow, floa
 
 
 def _above_model(case: Case, rows: list[LayerRow]) -> list[tuple[LayerRow, float, str]]:
-    """Matrices whose entries, each relative to 1/√inputs, are far larger than those of their role, or of the model where
-    the role has too few.
+    """Matrices whose entries, relative to 1/√inputs, are far larger than those of their role, or of the model where the
+    role has too few.
 
     Embeddings, whose inputs are no sum, have a scale of their own; what one direction made large is TW301's.
     """

@@ -15,7 +15,7 @@ from tailwise.report.charts.view import ChartView
 #: From more blocks on, single layers are no picture.
 MANY_BLOCKS = 64
 #: What the bands are, in the words under them.
-SAYS = "bands: the middle 80 % and half of the layers; points: what stands out around there"
+SAYS = "bands: middle 80 % and half; points: outliers"
 _BINS = 32  # stretches of depth at most
 _REACH = 2  # stretches to either side that say what is usual
 _OUT = 4.0  # robust standard deviations from there
@@ -99,7 +99,9 @@ def _tail(record: Mapping[str, Any]) -> str:
     return f"{record['block']}: {'.'.join(str(record['name']).split('.')[-2:])[-18:]}"
 
 
-def deep_layers(view: ChartView, y: Axis, x: alt.X, scale: alt.Scale, *, noise: bool, outside: Sequence[str]) -> list[alt.Chart]:
+def deep_layers(
+    view: ChartView, y: Axis, x: alt.X, scale: alt.Scale, *, noise: bool, outside: Sequence[str]
+) -> list[alt.Chart]:
     """Bands, the median as a line, and points for outliers and for what stands outside the blocks."""
     base, colors = alt.Chart(), role_encodings(view, legend=bool(outside), only=outside)
     bands = base.transform_filter("datum.kind == 'band'")

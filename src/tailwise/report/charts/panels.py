@@ -57,7 +57,7 @@ def along_depth(
         source, valid = view.data(f"deep_{y.metric}", rows), "true"
         drawn = deep_layers(view, y, x, scale, noise=noise is not None and view.has(noise), outside=_outside(records))
         layers = [*under, *drawn]
-    title = f"{view.depth.title}; {SAYS}" if is_deep(view) else view.depth.title
+    title = [view.depth.title, SAYS] if is_deep(view) else view.depth.title
     width = max(90, (view.width - 60 - 14 * (columns - 1)) // columns)
     header = alt.Header(
         labelPadding=4, titleOrient="bottom", labelOrient="top", titleFontWeight="normal", titlePadding=6

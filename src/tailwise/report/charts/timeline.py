@@ -121,7 +121,9 @@ def scalars_chart(
         if len(runs) > 1:
             # Blue, orange, … as several models have them: the run of the page comes first.
             shades = [palette["accent"], palette["contrast"], palette["worse"], palette["muted"]]
-            color = alt.Color("run:N", scale=alt.Scale(domain=list(runs), range=shades), legend=None)
+            own = "datum.label == '' ? 'this run' : datum.label"
+            legend = alt.Legend(title=None, orient="top", labelExpr=own, columns=4) if name == names[0] else None
+            color = alt.Color("run:N", scale=alt.Scale(domain=list(runs), range=shades), legend=legend)
             tips.append(alt.Tooltip("run:N"))
         line = source.mark_line(strokeWidth=1.8).encode(x=x, y=y, color=color)
         dots = source.mark_point(filled=True, size=14).encode(x=x, y=y, color=color, tooltip=tips)

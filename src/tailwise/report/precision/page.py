@@ -58,7 +58,7 @@ def report(study: PrecisionStudy, *, bounds: Sequence[Bound] = ()) -> str:
 
 
 def in_words(study: PrecisionStudy) -> list[Section]:
-    """The sections of the report that need no script: what the study says, formats, verdicts by role, what is missing."""
+    """The sections that need no script: what the study says, formats, verdicts by role, what is missing."""
     page = _StudyPage(StudyView(study=study, bounds=(), palette=TOKENS))
     return [page.said(), page.formats(), ("verdicts", "Verdicts", page.by_role()), page.left_out()]
 
@@ -231,7 +231,7 @@ class _StudyPage:
             for name, text in words.definitions()
         )
         head = "<thead><tr><th>measure</th><th>what it is</th></tr></thead>"
-        table = f'<div class="scroll"><table class="words">{head}<tbody>{body}</tbody></table></div>'
+        table = f'<div class="scroll" tabindex="0"><table class="words">{head}<tbody>{body}</tbody></table></div>'
         return "definitions", "Definitions", table
 
     def data(self) -> str:
