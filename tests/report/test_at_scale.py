@@ -37,7 +37,7 @@ def deep(blocks: int, experts: int = 1) -> Audit:
     for role, block, name in places:
         alpha = 9.0 if name == ODD else 3 + 0.1 * rng.standard_normal()
         metrics = {"alpha": alpha, "alpha_sigma": 0.1, "ks_distance": 0.02, "num_pl_spikes": 40.0,
-                   "alpha_hill": 2.5, "alpha_hill_baseline": 9.0, "stable_rank": 10.0 + rng.standard_normal()}  # fmt: skip
+                   "alpha_hill": 2.5, "alpha_hill_baseline": 9.0, "stable_rank": 10.0 + rng.normal()}  # fmt: skip
         rows.append(LayerRow(name, role, block, "dense", 100, 200, 1, "F32", "OK", metrics=metrics))
     layers = {row.name: Layer(row, Spectrum(np.linspace(1, 9, 100), 100, 200)) for row in rows}
     facts = Provenance("a/deep", "memory", None, "", {"estimator": "ks"}, {}, {}, "cpu", 1, "", 0.0, 0, 0)

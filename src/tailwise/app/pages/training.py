@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from tailwise.app.event_stream import event, stream
 from tailwise.app.arriving import arriving
+from tailwise.app.event_stream import event, stream
 from tailwise.app.page_context import PageContext, context_of
 from tailwise.core.errors import TailwiseError, unknown_name
 from tailwise.history.read import RunSummary

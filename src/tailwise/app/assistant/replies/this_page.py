@@ -18,7 +18,10 @@ _MEANT = re.compile(
     r"\b(this|it|its|these|they|here|page|folder|everything|all)\b|\bhealthy?\b|\bsumm|\boverview\b|still running|"
     r"what (should|can|must) i do|what('s| has)? changed|which (one )?is (the )?(worst|best|sick)|\bworst\b"
 )
-_ELSEWHERE = re.compile(r"\blayers?\b|\bmatri|\bblock \d|\bquanti|\bprun|\bint ?\d|\bbits?\b|\bcompar|\bbase\b|\btrain|\balarm|\bloss\b|tuned?\b")
+_ELSEWHERE = re.compile(
+    r"\blayers?\b|\bmatri|\bblock \d|\bquanti|\bprun|\bint ?\d|\bbits?\b|\bcompar|\bbase\b|\btrain|\balarm|\bloss\b|"
+    r"tuned?\b"
+)
 _MOST = 12
 
 
