@@ -11,7 +11,9 @@ import torch
 
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.checkpoints.wrapped import is_sharded
-from tailwise.training.weight_norms import LiveProducts, SpectralNorms, dense, product
+from tailwise.training.low_rank import Factors, core, spectral_norm
+from tailwise.training.low_rank import change as low_rank_change
+from tailwise.training.weight_norms import SpectralNorms, dense
 
 if TYPE_CHECKING:
     from tailwise.checkpoints.matrices import WeightMatrix
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from tailwise.training.live import LiveModel, MatrixGroup, Tensors
     from tailwise.training.processes import Ranks
 
+#: Weights of one step before: rows of them, or the factors that they are the product of.
+Held = torch.Tensor | Factors
 #: Bytes of earlier weights that are kept for one step; of a larger model, every k-th row.
 KEPT_BYTES = 512 << 20
 #: ‖W‖²_F, ‖W‖₂, and of the rows that were kept ‖ΔW‖²_F and ‖W‖²_F.
@@ -61,7 +65,7 @@ class Cheap:
     def __init__(self, live: LiveModel, ranks: Ranks, faults: Faults) -> None:
         self._live, self._ranks, self._faults = live, ranks, faults
         self._norms = SpectralNorms()
-        self._before: dict[str, list[torch.Tensor]] = {}
+        self._before: dict[str, list[Held]] = {}
         self._stamps: dict[tuple[str, ...], tuple[Any, ...]] = {}
         self._stride = 1
 
@@ -120,11 +124,14 @@ class Cheap:
         """The columns of one matrix, (4,); of pooled slices sums, and the largest norm."""
         parts = []
         for index, matrix in enumerate(matrices):
-            operator, held = _operator(matrix)
-            sigma = self._norms(f"{name}@{index}" if len(matrices) > 1 else name, operator, operator.squared.device)
             old = self._before[name][index] if name in self._before else None
-            change = _change(old, held, self._stride)
-            parts.append(torch.stack([operator.squared.float(), sigma.float(), *change]))
+            if (factors := matrix.factors) is not None:
+                parts.append(_of_factors(factors, old))
+                continue
+            W = dense_matrix(matrix)
+            operator = dense(W)
+            sigma = self._norms(f"{name}@{index}" if len(matrices) > 1 else name, operator, operator.squared.device)
+            parts.append(torch.stack([operator.squared.float(), sigma.float(), *_change(old, W, self._stride)]))
         if len(parts) == 1:
             return parts[0]
         stacked = torch.stack(parts)  # (slices, 4)
@@ -176,32 +183,33 @@ def unchanged(group: MatrixGroup, tensors: Tensors, stamps: Mapping[tuple[str, .
     return stamps.get(group.tensors) == stamp(group, tensors)
 
 
-def _operator(matrix: WeightMatrix) -> tuple[LiveProducts, torch.Tensor | tuple[torch.Tensor, torch.Tensor]]:
-    factors = matrix.factors
-    if factors is not None:
-        return product(*factors), factors
-    held = dense_matrix(matrix)
-    return dense(held), held
-
-
 def dense_matrix(matrix: WeightMatrix) -> torch.Tensor:
     """The matrix in its stored dtype; no copy where it is a whole tensor."""
     blocks = list(matrix.row_blocks(1 << 62))
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
-def _kept(matrix: WeightMatrix, stride: int) -> torch.Tensor:
-    factors = matrix.factors
-    rows = factors[0][::stride] @ factors[1] if factors is not None else dense_matrix(matrix)[::stride]
-    return rows.clone()
+def _kept(matrix: WeightMatrix, stride: int) -> Held:
+    """A copy of what the next step is held against: factors whole, of other matrices every `stride`-th row."""
+    if (factors := matrix.factors) is not None:
+        return factors[0].clone(), factors[1].clone()
+    return dense_matrix(matrix)[::stride].clone()
 
 
-def _change(
-    old: torch.Tensor | None, held: torch.Tensor | tuple[torch.Tensor, torch.Tensor], stride: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _of_factors(factors: Factors, old: Held | None) -> torch.Tensor:
+    """The columns of a product of two factors, (4,), which is not formed."""
+    inner = core(*factors)
+    squared = torch.linalg.vector_norm(inner).square()
+    moved = torch.full_like(squared, -1.0)
+    if isinstance(old, tuple) and all(now.shape == before.shape for now, before in zip(factors, old, strict=True)):
+        moved = low_rank_change(factors, old)
+    return torch.stack([squared, spectral_norm(inner), moved, squared]).float()
+
+
+def _change(old: Held | None, W: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
     """‖ΔW‖² and ‖W‖² of the rows that were kept, shapes (); −1 where none were."""
-    rows = held[::stride] if isinstance(held, torch.Tensor) else held[0][::stride] @ held[1]
-    if old is None or rows.shape != old.shape:
+    rows = W[::stride]
+    if not isinstance(old, torch.Tensor) or rows.shape != old.shape:
         none = torch.full((), -1.0, device=rows.device)
         return none, none
     change = torch.linalg.vector_norm(rows.float() - old.float()).square()

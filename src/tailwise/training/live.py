@@ -34,6 +34,7 @@ class MatrixGroup:
     sources: tuple[MatrixSource, ...]
     nbytes: int
     adapter: bool = False  # the updates of a LoRA adapter
+    norms_alone: bool = False  # factors of an adapter with too few singular values for a spectrum
 
     @property
     def flops(self) -> float:
@@ -112,14 +113,25 @@ class LiveModel:
         for source in self._taken(checkpoint):
             by_tensors.setdefault(source.tensors, []).append(source)
         groups = [MatrixGroup(names, tuple(found), _bytes(names, tensors)) for names, found in by_tensors.items()]
+        groups += self._small_factors(tensors)
         try:
             groups += self._adapter_group(tensors)
         except TailwiseError as error:
             return tuple(groups), [f"the adapter's updates are not measured: {error.what}"]
         return tuple(groups), []
 
-    def _taken(self, checkpoint: Checkpoint) -> list[MatrixSource]:
-        found, _ = group(checkpoint, conv=self._recipe.conv, min_evals=self._recipe.min_evals)
+    def _small_factors(self, tensors: Tensors) -> list[MatrixGroup]:
+        """The factors of an adapter whose rank is below `min_evals`: they have norms, and a step moves them."""
+        small = {name: _header(tensor) for name, tensor in tensors.items()
+                 if _is_factor(name) and tensor.ndim > 1 and tensor.numel()
+                 and min(tensor.shape[0], tensor[0].numel()) < self._recipe.min_evals}  # fmt: skip
+        taken = self._taken(self._plain(small), 1) if small else []
+        return [MatrixGroup(source.tensors, (source,), _bytes(source.tensors, tensors), norms_alone=True)
+                for source in taken]  # fmt: skip
+
+    def _taken(self, checkpoint: Checkpoint, least: int | None = None) -> list[MatrixSource]:
+        min_evals = self._recipe.min_evals if least is None else least
+        found, _ = group(checkpoint, conv=self._recipe.conv, min_evals=min_evals)
         return [source for source in found if self._selection.takes(source.name, source.role)]
 
     def _adapter_group(self, tensors: Tensors) -> list[MatrixGroup]:
@@ -154,6 +166,11 @@ def _adapter_of(module: Any) -> tuple[str, Mapping[str, Any]]:
         if str(getattr(settings.get("peft_type"), "value", settings.get("peft_type"))) == "LORA":
             return name, {**settings, "peft_type": "LORA"}
     return "", {}
+
+
+def _is_factor(name: str) -> bool:
+    """Whether a tensor is one of the two factors of a low-rank adapter, by peft's names or others with `lora_`."""
+    return ".lora_" in name
 
 
 def _header(tensor: torch.Tensor) -> torch.Tensor:

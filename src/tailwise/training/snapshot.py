@@ -45,7 +45,8 @@ class Camera:
     @torch.no_grad()
     def take(self, tensors: Tensors, step: int, time: float) -> Snapshot:
         """Copy what changed. On a GPU the copies are enqueued behind the step, and ahead of the next one."""
-        changed = [group for group in self._live.groups if not unchanged(group, tensors, self._stamps)]
+        groups = [group for group in self._live.groups if not group.norms_alone]
+        changed = [group for group in groups if not unchanged(group, tensors, self._stamps)]
         picked, left = self._picked(changed)
         self._count += 1
         parts, events = list[Any](), list[Any]()
@@ -53,7 +54,7 @@ class Camera:
         for group in picked:
             self._turn[group.tensors] = self._count
             self._stamps[group.tensors] = stamp(group, tensors)
-        same = [group for group in self._live.groups if group not in changed]
+        same = [group for group in groups if group not in changed]
         names = tuple(source.name for group in same for source in group.sources)
         return Snapshot(step, time, parts, events, names, sum(len(group.sources) for group in left))
 
