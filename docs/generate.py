@@ -30,7 +30,7 @@ from tailwise.compression.choosing.amounts import ALLOCATORS
 from tailwise.compression.operators.registered import operators_that
 from tailwise.core.recipe import Recipe
 from tailwise.judging.diagnosis.rule import RULES, Rule
-from tailwise.judging.diagnosis.thresholds import TABLE, of_rule
+from tailwise.judging.thresholds import TABLE, of_rule
 from tailwise.number_formats.formats import FORMATS, parse_format
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat

@@ -14,7 +14,7 @@ from tailwise.audits.audit import Audit
 from tailwise.judging.diagnosis.case import Case
 from tailwise.judging.diagnosis.finding import SEVERITIES, Diagnosis
 from tailwise.judging.diagnosis.rule import RULES, Cannot, RuleHit, rule
-from tailwise.judging.diagnosis.thresholds import DEFAULTS, of_rule, resolved
+from tailwise.judging.thresholds import DEFAULTS, of_rule, resolved
 from tailwise.spectrum.metrics.metric import METRICS
 
 SICK = (name("attn_q", 2), name("mlp_up", 3))

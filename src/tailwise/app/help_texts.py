@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from tailwise.app.assistant.glossary import TERMS
 from tailwise.core.errors import unknown_name
 from tailwise.judging.diagnosis.rule import RULES, Rule
-from tailwise.judging.diagnosis.thresholds import TABLE as THRESHOLDS
-from tailwise.judging.diagnosis.thresholds import Threshold
+from tailwise.judging.thresholds import TABLE as THRESHOLDS
+from tailwise.judging.thresholds import Threshold
 from tailwise.report.charts.chart import CHARTS
 from tailwise.spectrum.metrics.metric import METRICS
 from tailwise.training.alarm_limits import TABLE as LIMITS

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tailwise.judging.diagnosis.thresholds import Overrides, Threshold
-from tailwise.judging.diagnosis.thresholds import resolved as _resolved
+from tailwise.judging.thresholds import Overrides, Threshold
+from tailwise.judging.thresholds import resolved as _resolved
 from tailwise.spectrum.trust import N_MIN
 
 _BENCH = "chosen on the tuning seeds of benchmarks/training.py"

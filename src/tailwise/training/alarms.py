@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from tailwise.core.errors import unknown_name
 from tailwise.history.point import Alarm, Point, Severity, Tempo
-from tailwise.judging.diagnosis.thresholds import Overrides
+from tailwise.judging.thresholds import Overrides
 from tailwise.training.alarm_change import began
 from tailwise.training.alarm_limits import resolved
 from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule, Sign, Signs

@@ -11,7 +11,7 @@ from tailwise.core.errors import UsageError
 from tailwise.history.runs.found import FoundCheckpoint
 from tailwise.judging.diagnosis.diagnose import diagnose
 from tailwise.judging.diagnosis.rule import RULES, Rule
-from tailwise.judging.diagnosis.thresholds import Overrides
+from tailwise.judging.thresholds import Overrides
 from tailwise.spectrum.metrics.metric import METRICS
 
 #: What a metric asks for → the settings of an audit that provide it.

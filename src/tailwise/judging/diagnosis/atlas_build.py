@@ -17,7 +17,7 @@ from tailwise.core.errors import UsageError
 from tailwise.judging.diagnosis.atlas import FORMAT, OF_NOISE, VERSION, Atlas, Cell, Member, cells_of, depths, number_of
 from tailwise.judging.diagnosis.case import Case
 from tailwise.judging.diagnosis.noise import METRICS, noise_like
-from tailwise.judging.diagnosis.thresholds import resolved
+from tailwise.judging.thresholds import resolved
 
 #: Quantiles of a metric in a cell of one model, at most.
 _QUANTILES = 9

@@ -13,9 +13,9 @@ from tailwise.judging.diagnosis.atlas import Atlas, default, load
 from tailwise.judging.diagnosis.case import Case
 from tailwise.judging.diagnosis.finding import SEVERITIES, Diagnosis, Finding, NotEvaluated, NotLooked
 from tailwise.judging.diagnosis.rule import RULES, Cannot, Partly, Rule, RuleHit, Verdict
-from tailwise.judging.diagnosis.thresholds import Overrides, resolved
 from tailwise.judging.diagnosis.verdict import health_of
 from tailwise.judging.diagnosis.wording import count, verb
+from tailwise.judging.thresholds import Overrides, resolved
 from tailwise.spectrum.metrics.metric import METRICS
 
 #: Which option of the audit provides what a metric asks for.

@@ -13,7 +13,7 @@ from tailwise.app.assistant.glossary import ALIASES, TERMS
 from tailwise.app.workspace import links
 from tailwise.core.errors import UsageError
 from tailwise.judging.diagnosis.rule import RULES, Rule
-from tailwise.judging.diagnosis.thresholds import TABLE
+from tailwise.judging.thresholds import TABLE
 from tailwise.spectrum.metrics.metric import METRICS
 from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule
 
