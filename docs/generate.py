@@ -29,16 +29,16 @@ from tailwise.cli.main import app
 from tailwise.compression.choosing.amounts import ALLOCATORS
 from tailwise.compression.operators.registered import operators_that
 from tailwise.core.recipe import Recipe
-from tailwise.judging.diagnosis.rule import RULES, Rule
-from tailwise.judging.thresholds import TABLE, of_rule
+from tailwise.judging.diagnosis.rule import RULES, AuditRule
+from tailwise.judging.rules import Rule
+from tailwise.judging.thresholds import TABLE
 from tailwise.number_formats.formats import FORMATS, parse_format
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat
 from tailwise.report.charts.chart import CHARTS, Chart, remedy
 from tailwise.spectrum.metrics.facts import selected
 from tailwise.spectrum.metrics.metric import METRICS, Metric
-from tailwise.training import alarm_limits
-from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule
+from tailwise.training.alarm_rule import ALARM_RULES
 
 HERE = Path(__file__).resolve().parent
 ZOO = "<!-- zoo: written by docs/generate.py from tests/zoo -->"
@@ -186,19 +186,19 @@ def rules() -> str:
         "layers whose name matches. `--thresholds FILE.toml` changes any value of the "
         "[table of thresholds](#thresholds).",
     ]
-    built_in = [item for _, item in RULES.items() if item.judge.__module__.startswith("tailwise.")]
+    built_in = [item for _, item in RULES.items() if item.built_in]
     for family in dict.fromkeys(item.family for item in built_in):
         module = inspect.getmodule(next(item for item in built_in if item.family == family).judge)
         # The code alone is a heading, so that `rules.md#tw101` leads to it.
-        heads = [_rule(item) for item in built_in if item.family == family]
+        heads = [_rule(item, _audit_needs(item)) for item in built_in if item.family == family]
         parts += [f"## {family.capitalize()}\n\n{inspect.getdoc(module)}", *heads]
+    parts += ["## Alarms", _ALARMS, *(_rule(item, _names(item.asks_for) or "any norm, or the loss")
+                                      for _, item in ALARM_RULES.items() if item.built_in)]  # fmt: skip
+    parts.append(
+        "## Thresholds\n\nOf rules on audits and on runs. In a TOML file: `noise_z = 5`, one line for each that is to "
+        "change; one file may serve both."
+    )
     rows = [[f"`{i.name}`", f"{i.value:g}", i.unit, i.reason, ", ".join(i.rules)] for i in TABLE]
-    parts.append("## Thresholds\n\nIn a TOML file: `noise_z = 5`, one line for each that is to change.")
-    parts.append(_table(["name", "value", "unit", "reason", "rules"], rows))
-    parts += ["## Alarms", _ALARMS, *(_alarm_rule(item) for _, item in ALARM_RULES.items()
-                                      if item.judge.__module__.startswith("tailwise."))]  # fmt: skip
-    rows = [[f"`{i.name}`", f"{i.value:g}", i.unit, i.reason, ", ".join(i.rules)] for i in alarm_limits.TABLE]
-    parts.append("### Thresholds of alarms")
     parts.append(_table(["name", "value", "unit", "reason", "rules"], rows))
     return "\n\n".join(parts) + "\n"
 
@@ -210,31 +210,21 @@ _ALARMS = (
 )
 
 
-def _alarm_rule(item: AlarmRule) -> str:
-    needs = ", ".join(f"`{name}`" for name in (*item.needs, *item.scalars))
-    used = ", ".join(f"`{threshold.name}`" for threshold in alarm_limits.of_rule(item.code))
-    rows = [
-        ["severity", item.severity],
-        ["needs", needs or "any norm, or the loss"],
-        ["thresholds", used],
-        ["causes", "; ".join(item.causes)],
-        ["remedies", "; ".join(item.remedies)],
-        ["in code", _functions(item.functions)],
-        ["evidence for the rule", _STRENGTHS[item.strength]],
-        ["references", "; ".join(item.references)],
-    ]
-    sign = f"**{item.title[0].upper()}{item.title[1:]}.** {item.summary}"
-    return f"### {item.code}\n\n{sign}\n\n{_table(['', ''], rows)}"
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _functions(names: Iterable[str]) -> str:
     return ", ".join(f"[`remedies.{name}`](remedies.md#{name.lower()})" for name in names) or "–"
 
 
-def _rule(item: Rule) -> str:
+def _audit_needs(item: AuditRule) -> str:
     estimator = f" (`alpha` from the `{item.estimator}` estimator)" if item.estimator else ""
-    needs = ", ".join(f"`{name}`" for name in item.needs) + estimator if item.needs else "nothing but the rows"
-    used = ", ".join(f"`{threshold.name}`" for threshold in of_rule(item.code))
+    return _names(item.needs) + estimator if item.needs else "nothing but the rows"
+
+
+def _rule(item: Rule[Any, Any], needs: str) -> str:
+    used = _names(threshold.name for threshold in item.thresholds)
     rows = [
         ["severity", item.severity],
         ["needs", needs],

@@ -10,9 +10,8 @@ from typing import Literal, get_args
 
 from tailwise.core.errors import unknown_name
 from tailwise.history.point import Alarm, Point, Severity, Tempo
-from tailwise.judging.thresholds import Overrides
+from tailwise.judging.thresholds import Overrides, resolved
 from tailwise.training.alarm_change import began
-from tailwise.training.alarm_limits import resolved
 from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule, Sign, Signs
 from tailwise.training.alarm_watch import BESIDE, BESIDE_SCALARS, AlarmWatch, with_norms
 
@@ -53,7 +52,8 @@ class Alarms:
     mute
         Codes that are not asked.
     thresholds
-        Other values of thresholds: a mapping, or the path of a TOML file with `name = value` lines.
+        Other values of thresholds: a mapping, or the path of a TOML file with `name = value` lines, which may
+        serve `diagnose` too.
     on_alarm
         Called with each alarm: a function, `Log()`, `Webhook(url)`, or several of them. What they raise is logged,
         and goes no further.
@@ -71,7 +71,7 @@ class Alarms:
         muted = {_known(code) for code in _listed(mute)}
         wanted = [_known(code) for code in _listed(rules)] if rules is not None else list(ALARM_RULES)
         self.rules: tuple[AlarmRule, ...] = tuple(ALARM_RULES[code] for code in wanted if code not in muted)
-        self.limits = resolved(thresholds)
+        self.limits = resolved(thresholds, ALARM_RULES)
         self.should_stop = False
         self._sinks: tuple[Sink, ...] = (on_alarm,) if callable(on_alarm) else tuple(on_alarm)
         self._stop_on = _stopping(stop_on)

@@ -10,7 +10,7 @@ from tailwise.audits.run import RecipeSettings, audit
 from tailwise.core.errors import UsageError
 from tailwise.history.runs.found import FoundCheckpoint
 from tailwise.judging.diagnosis.diagnose import diagnose
-from tailwise.judging.diagnosis.rule import RULES, Rule
+from tailwise.judging.diagnosis.rule import RULES, AuditRule
 from tailwise.judging.thresholds import Overrides
 from tailwise.spectrum.metrics.metric import METRICS
 
@@ -21,7 +21,7 @@ _PROVIDES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def rule_of(code: str) -> Rule:
+def rule_of(code: str) -> AuditRule:
     """The rule of that code, in either case. Raises `UsageError` with near codes."""
     return RULES[code.strip().upper()]
 
@@ -66,7 +66,7 @@ class Judge:
         return named
 
 
-def _needed(rule: Rule) -> RecipeSettings:
+def _needed(rule: AuditRule) -> RecipeSettings:
     needs = [need for name in rule.needs if name in METRICS for need in METRICS[name].needs]
     found: Any = {}
     for need in needs:

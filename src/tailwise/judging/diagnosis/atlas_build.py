@@ -17,6 +17,7 @@ from tailwise.core.errors import UsageError
 from tailwise.judging.diagnosis.atlas import FORMAT, OF_NOISE, VERSION, Atlas, Cell, Member, cells_of, depths, number_of
 from tailwise.judging.diagnosis.case import Case
 from tailwise.judging.diagnosis.noise import METRICS, noise_like
+from tailwise.judging.diagnosis.rule import RULES
 from tailwise.judging.thresholds import resolved
 
 #: Quantiles of a metric in a cell of one model, at most.
@@ -55,7 +56,7 @@ def build(audits: Iterable[Audit], names: Sequence[str] = ()) -> Atlas:
 def member_of(audit: Audit, name: str) -> Member:
     """What an atlas keeps of one model."""
     rows, place = [layer.row for layer in audit], depths(audit.rows)
-    case, kind = Case.of(audit, resolved()), estimator_of(audit)
+    case, kind = Case.of(audit, resolved(rules=RULES)), estimator_of(audit)
     tested = {row.name for row in case.judged(*METRICS)}
     grouped: dict[Cell, list[dict[str, float]]] = {}
     for row in rows:
