@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.arguments import Begin, Bos, Json
-from tailwise.cli.plan_made import Option, command
+from tailwise.cli.arguments import Begin, Bos, Json, Option, command
 from tailwise.cli.progress import shown
 
 if TYPE_CHECKING:

@@ -7,9 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.arguments import Begin, Bos, Device, Json, Rows, Workers, comma_list, solver_to_stderr
+from tailwise.cli.arguments import (
+    Begin,
+    Bos,
+    Device,
+    Json,
+    Option,
+    Rows,
+    Workers,
+    comma_list,
+    command,
+    solver_to_stderr,
+)
 from tailwise.cli.help_texts import Told
-from tailwise.cli.plan_made import SPREAD, Mapping3, Option, command, prune, quantize
+from tailwise.cli.plan_made import SPREAD, Mapping3, prune, quantize
 from tailwise.cli.plan_shared import (
     OUT,
     SUFFIXES,
