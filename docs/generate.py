@@ -109,6 +109,8 @@ def _value(kind: Any, metavar: str | None) -> str:
         kind = next(part for part in typing.get_args(kind) if part is not types.NoneType)
     if kind is bool:
         return ""
+    if typing.get_origin(kind) is typing.Literal:
+        return f" `{' or '.join(typing.get_args(kind))}`"
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return f" `{' or '.join(member.value for member in kind)}`"
     words = {int: "N", float: "X", Path: "FOLDER", str: "TEXT"}

@@ -6,13 +6,12 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.arguments import Begin, Bos, Json, Option, command
+from tailwise.cli.arguments import Begin, Bos, Compute, Json, Option, command
 from tailwise.cli.progress import shown
 
 if TYPE_CHECKING:
@@ -24,15 +23,6 @@ _CAL, _RUN, _OUT, _SMALL = "Calibration", "How to run", "Output", "Smaller model
 #: Options that `ApplyOptions` has by the same name.
 _TOLD = ("samples", "window", "seed", "device", "batch", "force", "save_masks", "equal_widths", "multiple", "factored",
          "packed", "dequantize", "executor", "workers")  # fmt: skip
-
-
-class Compute(StrEnum):
-    """What the model computes in while it is calibrated."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 OF_APPLY = (
@@ -51,7 +41,7 @@ OF_APPLY = (
     Option("window", int, 512, "Tokens in a window.", panel=_CAL, least=2),
     Option("seed", int, 0, "Of the draw.", panel=_CAL),
     Option("bos", Bos, Begin.auto, panel=_CAL),
-    Option("dtype", Compute, Compute.auto, "auto: as stored, but float32 on a CPU.", panel=_RUN),
+    Option("dtype", Compute, "auto", "auto: as stored, but float32 on a CPU.", panel=_RUN),
     Option("device", str, "cpu", "cpu, cuda, cuda:0.", panel=_RUN),
     Option("batch", int, 8, "Windows at once.", panel=_RUN, least=1),
     Option("executor", str, "local",
@@ -88,7 +78,7 @@ def _apply(**given: Any) -> None:
         calibration=list(given["calibration"] or ()) or None,
         images=list(given["images"] or ()) or None,
         bos=given["bos"].value,
-        dtype=given["dtype"].value,
+        dtype=given["dtype"],
         resume=not given["fresh"],
         **told,
     )

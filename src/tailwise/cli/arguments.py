@@ -5,14 +5,16 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
+
+from tailwise.core.recipe import Recipe, RunOptions
 
 Output = Annotated[
     list[str] | None,
@@ -27,6 +29,9 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:0.", rich_help_panel=
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Matrices at once; one per core by default.", rich_help_panel=_RUN)
 ]
+
+#: Precision of a model's own arithmetic; losses are always in float32.
+Compute = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Begin(StrEnum):
@@ -60,7 +65,7 @@ class Option:
     flags: tuple[str, ...] = ()
     panel: str | None = None
     metavar: str | None = None
-    least: int | None = None  # of whole numbers
+    least: float | None = None
     setting: bool = False  # told to the way to choose, by its name, where it is given
 
     @property
@@ -72,6 +77,20 @@ class Option:
             *self.flags, help=self.help, metavar=self.metavar, rich_help_panel=self.panel, min=self.least
         )
         return Annotated[self.kind, info]
+
+
+def of(options: type[Any], name: str, text: str, *, kind: Any = None, **more: Any) -> Option:
+    """The row of a field: its name, type and default are those that the dataclass declares.
+
+    `kind` in place of a type that no command line can give, such as an open engine.
+    """
+    default = next(item.default for item in fields(options) if item.name == name)
+    return Option(name, get_type_hints(options)[name] if kind is None else kind, default, text, **more)
+
+
+def told(options: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a command was given for fields of a dataclass, by their names."""
+    return {item.name: given[item.name] for item in fields(options) if item.name in given}
 
 
 def _in_panel(kind: Any, panel: str) -> Any:
@@ -97,6 +116,16 @@ def command(run: Callable[..., None], rows: Sequence[Option], name: str, text: s
     called.__annotations__ = {row.name: row.annotation for row in rows}
     called.__name__, called.__doc__ = name, text
     return called
+
+
+HOW, RUN = "How to measure", "How to run"
+#: Options of whatever audits a model.
+PRECISION = of(Recipe, "precision", "float64 is exact; float32 is twice as fast.", flags=("--dtype",), panel=HOW)
+CONV = of(Recipe, "conv", "Matrices of a convolution.", panel=HOW)
+K_FRAC = of(Recipe, "k_frac", "Tail fraction of alpha_hill.", panel=HOW)
+SEED = of(Recipe, "seed", "Of everything random.", panel=HOW, least=0)
+DEVICE = of(RunOptions, "device", "cpu, cuda, cuda:0.", panel=RUN)
+WORKERS = of(RunOptions, "workers", "Matrices at once; one per core by default.", panel=RUN, least=1)
 
 
 def comma_list(text: str | None) -> tuple[str, ...]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.arguments import Begin, Bos, Json, comma_list
+from tailwise.cli.arguments import Begin, Bos, Compute, Json, comma_list
 from tailwise.cli.progress import shown
 from tailwise.core.errors import UsageError
 
@@ -22,15 +21,6 @@ if TYPE_CHECKING:
     from tailwise.models.evaluation.scores import Interval, ScoreChange, ScoreComparison, Scores
 
 _WHAT, _HOW, _RUN, _OUT = "What to measure", "How to measure", "How to run", "Output"
-
-
-class Compute(StrEnum):
-    """Precision of the model's own arithmetic; losses are always in float32."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 def evaluate(
@@ -101,7 +91,7 @@ def evaluate(
     ] = None,
     dtype: Annotated[
         Compute, typer.Option(help="auto: as stored, but float32 on a CPU.", rich_help_panel=_HOW)
-    ] = Compute.auto,
+    ] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.", rich_help_panel=_HOW)] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0.", rich_help_panel=_RUN)] = "cpu",
     batch: Annotated[
@@ -132,7 +122,7 @@ def evaluate(
         include_path=include_path,
         limit=limit,
         seed=seed,
-        dtype=dtype.value,
+        dtype=dtype,
         device=device,
         batch=batch,
         speed=speed,
