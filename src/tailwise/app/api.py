@@ -61,9 +61,9 @@ def models(desk: Given) -> list[dict[str, Any]]:
 @router.get("/models/{audit}", tags=["models"])
 def model(desk: Given, audit: str) -> dict[str, Any]:
     """One audit: provenance, means, numbers of the model."""
-    found = desk.workspace.audit(audit)
-    return {**desk.overviews.of(desk.workspace.entry(audit)).to_json(), "provenance": found.provenance.to_json(),
-            "means": found.summary(), "numbers": model_numbers(found)}  # fmt: skip
+    measured = desk.workspace.audit(audit)
+    return {**desk.overviews.of(desk.workspace.entry(audit)).to_json(), "provenance": measured.provenance.to_json(),
+            "means": measured.summary(), "numbers": model_numbers(measured)}  # fmt: skip
 
 
 @router.get("/models/{audit}/diagnosis", tags=["models"])
@@ -76,10 +76,10 @@ def diagnosis(desk: Given, audit: str) -> dict[str, Any]:
 def layers(desk: Given, audit: str, asked: Annotated[Columns, Query()]) -> dict[str, Any]:
     """One page of the table of layers."""
     rows = layer_rows(desk, audit)
-    found = table.select(rows, asked.query())
+    page = table.select(rows, asked.query())
     names = chosen_columns(rows, asked) if asked.columns else table.columns(rows)
-    records = [{name: record.get(name) for name in names} for record in found.records]
-    return {"layers": records, "total": found.total, "of": found.of, "page": found.page, "pages": found.pages}
+    records = [{name: record.get(name) for name in names} for record in page.records]
+    return {"layers": records, "total": page.total, "of": page.of, "page": page.page, "pages": page.pages}
 
 
 @router.get("/models/{audit}/charts/{name}", tags=["charts"])
@@ -170,8 +170,8 @@ def plan(desk: Given, name: str) -> dict[str, Any]:
 @router.get("/plans/{name}/chart", tags=["charts"])
 def plan_figure(desk: Given, name: str) -> Response:
     """The allocation along depth."""
-    found = desk.workspace.plan(name)
-    return _json(figures.encoded(lambda: plan_chart(found, TOKENS)))
+    plan = desk.workspace.plan(name)
+    return _json(figures.encoded(lambda: plan_chart(plan, TOKENS)))
 
 
 @router.get("/jobs", tags=["audits"])
@@ -195,9 +195,9 @@ def all_topics() -> list[dict[str, str]]:
 @router.get("/topics/{name}", tags=["help"])
 def one_topic(name: str) -> dict[str, Any]:
     """What a chart, a metric, a rule or an alarm means."""
-    found = topic(name)
-    return {"name": found.name, "kind": found.kind, "title": found.title, "summary": found.summary,
-            "parts": {heading: list(lines) for heading, lines in found.parts}}  # fmt: skip
+    explained = topic(name)
+    return {"name": explained.name, "kind": explained.kind, "title": explained.title, "summary": explained.summary,
+            "parts": {heading: list(lines) for heading, lines in explained.parts}}  # fmt: skip
 
 
 @router.get("/themes", tags=["charts"])

@@ -46,7 +46,7 @@ def listed(desk: PageContext, asked: Listing) -> dict[str, Any]:
     pages = max(1, -(-len(lines) // _SIZE))
     page = min(asked.page, pages)
     known = {str(entry.path) for entry in every}  # the state may be shared with a server of other folders
-    every_tag = sorted({tag for path, found in tags.items() if path in known for tag in found})
+    every_tag = sorted({tag for path, labels in tags.items() if path in known for tag in labels})
     return {"lines": lines[(page - 1) * _SIZE : page * _SIZE], "total": len(lines), "page": page, "pages": pages,
             "asked": asked, "tags": tags, "every_tag": every_tag, "roots": desk.workspace.roots,
             "cut": desk.workspace.cut, "unread": unread, "state": desk.workspace.state,
@@ -64,10 +64,10 @@ def _fits(desk: PageContext, entry: WorkspaceEntry, asked: Listing, tags: dict[s
 
 
 def _overview(desk: PageContext, entry: WorkspaceEntry, ends: float) -> Overview | None:
-    found = desk.overviews.ready(entry)
-    if found is None and time.monotonic() < ends:
+    overview = desk.overviews.ready(entry)
+    if overview is None and time.monotonic() < ends:
         return desk.overviews.of(entry)
-    return found
+    return overview
 
 
 def _sorted(

@@ -34,10 +34,10 @@ class Other:
 def others(workspace: Workspace, words: str = "") -> list[Other]:
     """Rows of what is no audit and no plan, and of the plans, which have pages of their own."""
     wanted = words.lower().split()
-    found = [entry for entry in (*workspace.others(), *workspace.entries("plan"))
-             if all(word in f"{entry.title} {entry.kind}".lower() for word in wanted)]  # fmt: skip
-    found.sort(key=lambda entry: -entry.changed)
-    return [_row(workspace, entry) for entry in found[:_MOST]]
+    entries = [entry for entry in (*workspace.others(), *workspace.entries("plan"))
+               if all(word in f"{entry.title} {entry.kind}".lower() for word in wanted)]  # fmt: skip
+    entries.sort(key=lambda entry: -entry.changed)
+    return [_row(workspace, entry) for entry in entries[:_MOST]]
 
 
 def _row(workspace: Workspace, entry: WorkspaceEntry) -> Other:

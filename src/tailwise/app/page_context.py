@@ -45,5 +45,5 @@ class PageContext:
 
 def context_of(request: Request) -> PageContext:
     """The desk of the app that a request came to."""
-    found: PageContext = request.app.state.desk
-    return found
+    context: PageContext = request.app.state.desk
+    return context

@@ -168,11 +168,11 @@ def _told(request: Request, error: Exception) -> Response:
 
 
 def _invalid(request: Request, error: Exception) -> Response:
-    found = error.errors() if isinstance(error, RequestValidationError) else []
+    problems = error.errors() if isinstance(error, RequestValidationError) else []
     if request.url.path.startswith("/api/"):
-        detail = [{"loc": list(item["loc"]), "msg": str(item["msg"]), "type": str(item["type"])} for item in found]
+        detail = [{"loc": list(item["loc"]), "msg": str(item["msg"]), "type": str(item["type"])} for item in problems]
         return JSONResponse({"detail": detail}, 422)
-    said = "; ".join(f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}" for item in found[:5])
+    said = "; ".join(f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}" for item in problems[:5])
     return _problem(request, 400, f"the address asks for something that cannot be: {said}")
 
 

@@ -45,10 +45,10 @@ def keep(desk: PageContext, file: BinaryIO, name: str) -> WorkspaceEntry:
         raise could_not_write(error, audits) from error
     finally:
         staged.unlink(missing_ok=True)
-    found = next((entry for entry in desk.workspace.look_again() if entry.path == target), None)
-    if found is None:
+    listed = next((entry for entry in desk.workspace.look_again() if entry.path == target), None)
+    if listed is None:
         raise UsageError(f"it is kept as {target}, which is below no folder that this was started with")
-    return found
+    return listed
 
 
 def _sweep(incoming: Path) -> None:

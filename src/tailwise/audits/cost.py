@@ -93,9 +93,9 @@ def rates(largest: int, recipe: Recipe, device: str, cache: Cache) -> Rates:
         known = cache.note("rates", key)
         if isinstance(known, list):
             return known
-        found = _on_one_thread(measure)
-        cache.keep_note("rates", key, found)
-        return found
+        measured = _on_one_thread(measure)
+        cache.keep_note("rates", key, measured)
+        return measured
 
     points = [kept(size, partial(_point, size, recipe, device)) for size in sizes]
     product, reduction, metrics, baseline = (list(column) for column in zip(*points, strict=True))

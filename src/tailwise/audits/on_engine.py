@@ -72,9 +72,9 @@ def measured_far(
 
     def pack(sources: Sequence[MatrixSource]) -> MatrixTask:
         wanted = [("baselines", _baseline(source, recipe)) for source in sources]
-        found = {key: baselines.get(key, cache.note(*key)) for key in wanted}
+        spectra = {key: baselines.get(key, cache.note(*key)) for key in wanted}
         parts = tuple((source, pickle.dumps(checkpoint.part(source.tensors))) for source in sources)
-        return MatrixTask(parts, recipe, device, cache.folder, {k: v for k, v in found.items() if v is not None})
+        return MatrixTask(parts, recipe, device, cache.folder, {k: v for k, v in spectra.items() if v is not None})
 
     work = SpreadWork(run, pack, _given_up, cost=lambda source: source.flops, again=_may_pass, most=_MOST)
     rest = [source for source in largest_first if source.name not in names]

@@ -144,7 +144,7 @@ def _footer_of(data: bytes) -> Mapping[int, Any]:
 
 def _leaves(elements: list[Mapping[int, Any]]) -> dict[str, int]:
     """Columns by path, with how their values are kept."""
-    found: dict[str, int] = {}
+    leaves: dict[str, int] = {}
     path: list[str] = []
     left: list[int] = []  # children that are still to come, of each group that is open
     for element in elements:
@@ -159,8 +159,8 @@ def _leaves(elements: list[Mapping[int, Any]]) -> dict[str, int]:
         path.append(name.decode())
         left.append(children)
         if not children and len(path) > 1:
-            found[".".join(path[1:])] = _number(element, 1, -1)
-    return found
+            leaves[".".join(path[1:])] = _number(element, 1, -1)
+    return leaves
 
 
 def _pages(data: bytes, facts: Mapping[int, Any]) -> Iterator[tuple[int, int]]:
@@ -187,18 +187,18 @@ def _pages(data: bytes, facts: Mapping[int, Any]) -> Iterator[tuple[int, int]]:
 
 
 def _structs(holder: Mapping[int, Any], field: int) -> list[Mapping[int, Any]]:
-    found = holder.get(field)
-    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+    structs = holder.get(field)
+    if not isinstance(structs, list) or not all(isinstance(item, dict) for item in structs):
         raise ValueError("a footer that is none")
-    return found
+    return structs
 
 
 def _number(holder: Mapping[int, Any], field: int, default: int | None = None) -> int:
     """A number that is not negative."""
-    found = holder.get(field, default)
-    if not isinstance(found, int) or isinstance(found, bool) or found < min(default or 0, 0):
+    number = holder.get(field, default)
+    if not isinstance(number, int) or isinstance(number, bool) or number < min(default or 0, 0):
         raise ValueError("a footer or a page without its numbers")
-    return found
+    return number
 
 
 class _Reader:
@@ -215,15 +215,15 @@ class _Reader:
         """A struct; `lists` says what is in it, by field."""
         if depth > _DEEPEST:
             raise ValueError("structs within structs without end")
-        found: dict[int, Any] = {}
+        values: dict[int, Any] = {}
         field = 0
         while head := self._byte():
             kind, step = head & 15, head >> 4
             field = field + step if step else self._signed()
-            if not 0 <= field < 1 << 15 or field in found:
+            if not 0 <= field < 1 << 15 or field in values:
                 raise ValueError("a struct that is none")
-            found[field] = kind == 1 if kind in (1, 2) else self._value(kind, lists.get(field), depth)
-        return found
+            values[field] = kind == 1 if kind in (1, 2) else self._value(kind, lists.get(field), depth)
+        return values
 
     def _value(self, kind: int, expected: Any, depth: int) -> Any:
         if kind in _INTEGERS:

@@ -27,10 +27,10 @@ def averaged_prefixes(names: Iterable[str]) -> list[str]:
     """
     names = list(names)
     sizes = Counter(name.partition(".")[0] for name in names if "." in name)
-    found = [key for key in sizes if key and _AVERAGE.fullmatch(key)]
-    found += [key for key, of in _FOLLOWERS.items() if key in sizes and _alike(names, key, of)]
-    plain = len(names) - sum(sizes[key] for key in found)
-    return [key for key in found if plain >= _ALIKE * sizes[key]]
+    prefixes = [key for key in sizes if key and _AVERAGE.fullmatch(key)]
+    prefixes += [key for key, of in _FOLLOWERS.items() if key in sizes and _alike(names, key, of)]
+    plain = len(names) - sum(sizes[key] for key in prefixes)
+    return [key for key in prefixes if plain >= _ALIKE * sizes[key]]
 
 
 def _alike(names: Iterable[str], average: str, weights: str) -> bool:

@@ -133,23 +133,23 @@ def read_index(folder: Folder, index: str) -> Weights:
 
 
 def _index(kind: str, names: frozenset[str], folder: Folder) -> str | None:
-    found = sorted(n for n in names if n.endswith(tuple(f"{s}.index.json" for s in _SUFFIXES[kind])))
+    indexes = sorted(n for n in names if n.endswith(tuple(f"{s}.index.json" for s in _SUFFIXES[kind])))
     for stem in _STEMS[kind]:
-        if f"{stem}.index.json" in found:
+        if f"{stem}.index.json" in indexes:
             return f"{stem}.index.json"
-    if len(found) > 1:
-        raise _which("several indexes", found, folder)
-    return found[0] if found else None
+    if len(indexes) > 1:
+        raise _which("several indexes", indexes, folder)
+    return indexes[0] if indexes else None
 
 
 def _candidates(kind: str, names: frozenset[str]) -> list[str]:
     """Files that could be the model's weights: other precisions of a file, and its publisher's copy, are left out."""
-    found = sorted(n for n in names if n.endswith(_SUFFIXES[kind]) and not is_side_file(n))
+    candidates = sorted(n for n in names if n.endswith(_SUFFIXES[kind]) and not is_side_file(n))
     # OpenVINO keeps the graph beside its weights, which have no names.
-    found = [name for name in found if f"{name[:-4]}.xml" not in names]
-    found = [name for name in found if not _is_variant(name, found)]
+    candidates = [name for name in candidates if f"{name[:-4]}.xml" not in names]
+    candidates = [name for name in candidates if not _is_variant(name, candidates)]
     # Mistral's folders hold the model twice, the second time in the publisher's own naming.
-    return [n for n in found if not n.startswith("consolidated")] or found
+    return [n for n in candidates if not n.startswith("consolidated")] or candidates
 
 
 def _beside(kind: str, names: frozenset[str], files: tuple[str, ...]) -> tuple[str, ...]:
@@ -157,18 +157,18 @@ def _beside(kind: str, names: frozenset[str], files: tuple[str, ...]) -> tuple[s
 
 
 def _files(kind: str, names: frozenset[str], folder: Folder) -> tuple[str, ...]:
-    found = _candidates(kind, names)
-    if found and rank_files(found).keys() == {*found}:
-        return files_of_ranks(found, names, folder.uri) or tuple(found)
-    shards = [name for name in found if _SHARD.fullmatch(name)]
+    files = _candidates(kind, names)
+    if files and rank_files(files).keys() == {*files}:
+        return files_of_ranks(files, names, folder.uri) or tuple(files)
+    shards = [name for name in files if _SHARD.fullmatch(name)]
     if shards:
         return _whole_shards(shards, folder)
-    if len(found) < 2 or (kind == "safetensors" and _is_numbered(found)):
-        return tuple(found)
+    if len(files) < 2 or (kind == "safetensors" and _is_numbered(files)):
+        return tuple(files)
     for stem in _STEMS[kind]:
-        if stem in found:
+        if stem in files:
             return (stem,)
-    raise _which("several models", found, folder)
+    raise _which("several models", files, folder)
 
 
 def _is_numbered(names: list[str]) -> bool:

@@ -170,17 +170,17 @@ def write_index(layout: OutputLayout, target: Path) -> None:
 
 def tensors_of(checkpoint: Checkpoint, name: str, change: Change) -> Iterable[torch.Tensor]:
     """What a tensor is written as, in pieces: as `change` has it, else as it is stored."""
-    found = change(name)
-    if found is not None:
-        _check(found, checkpoint.tensors[name])
-        return (found,)
+    changed = change(name)
+    if changed is not None:
+        _check(changed, checkpoint.tensors[name])
+        return (changed,)
     return pieces(checkpoint, name)
 
 
-def _check(found: torch.Tensor, spec: TensorSpec) -> None:
-    if tuple(found.shape) != spec.shape or code_of(found.dtype) != spec.dtype:
+def _check(tensor: torch.Tensor, spec: TensorSpec) -> None:
+    if tuple(tensor.shape) != spec.shape or code_of(tensor.dtype) != spec.dtype:
         kept = f"{spec.dtype} of shape {list(spec.shape)}"
-        raise UsageError(f"{spec.name} would become {found.dtype} of shape {list(found.shape)}, and was {kept}")
+        raise UsageError(f"{spec.name} would become {tensor.dtype} of shape {list(tensor.shape)}, and was {kept}")
 
 
 def pieces(checkpoint: Checkpoint, name: str) -> Iterator[torch.Tensor]:
@@ -250,8 +250,8 @@ def copy_settings(layout: OutputLayout, target: Path) -> Iterator[str]:
     yield from _copy_templates(folder, target)
     config = target / "config.json"
     if layout.left_out and config.is_file():
-        found = json_of(config.read_text(encoding="utf-8"))
-        kept = {name: value for name, value in found.items() if name not in layout.left_out}
+        document = json_of(config.read_text(encoding="utf-8"))
+        kept = {name: value for name, value in document.items() if name not in layout.left_out}
         config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
@@ -291,8 +291,8 @@ def _copy_inside(root: Path, folder: Path, target: Path) -> Iterator[str]:
 def _modules_of(root: Path) -> set[str]:
     """Folders of the layers behind the transformer (pooling, a projection), as sentence-transformers lists them."""
     try:
-        found = json_of((root / "modules.json").read_text(encoding="utf-8"))
-        return {str(module["path"]) for module in found if module["path"]}
+        document = json_of((root / "modules.json").read_text(encoding="utf-8"))
+        return {str(module["path"]) for module in document if module["path"]}
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 

@@ -172,25 +172,25 @@ def _with_progress(work: Any, kind: ShowProgress) -> Audit:
     return result
 
 
-def _deliver(found: Audit, outputs: list[str], as_json: bool, rows: int) -> None:
+def _deliver(audit: Audit, outputs: list[str], as_json: bool, rows: int) -> None:
     from tailwise.judging.diagnosis.diagnose import diagnose
     from tailwise.report import health, terminal
     from tailwise.report import output_files as files
 
     # Files first: a reader that closes the pipe must not cost the audit.
-    written = [files.write(found, path) for path in outputs]
+    written = [files.write(audit, path) for path in outputs]
     if not outputs and not as_json:
-        written = [_save_under_own_name(found)]
+        written = [_save_under_own_name(audit)]
     console, path = terminal.console(stderr=as_json), next((str(one) for one in written if _is_audit(one)), "AUDIT")
-    diagnosis = diagnose(found)
+    diagnosis = diagnose(audit)
     if as_json:
-        sys.stdout.write(files.to_json(found) + "\n")
+        sys.stdout.write(files.to_json(audit) + "\n")
     else:
         assert diagnosis.health is not None  # noqa: S101 - every diagnosis of an audit has one
         console.print(health.terminal(diagnosis.health, path), "", sep="\n")
-        console.print(terminal.layers(found, rows, diagnosis), "", terminal.by_role(found), "", sep="\n")
-    console.print(terminal.closing(found))
-    if not as_json and len(found) > _SCREEN and diagnosis.health is not None:
+        console.print(terminal.layers(audit, rows, diagnosis), "", terminal.by_role(audit), "", sep="\n")
+    console.print(terminal.closing(audit))
+    if not as_json and len(audit) > _SCREEN and diagnosis.health is not None:
         console.print(health.line(diagnosis.health))
     for place in written:
         console.print(f"written to {place}", soft_wrap=True, markup=False)
@@ -204,19 +204,19 @@ def _is_audit(path: Path | str) -> bool:
     return str(path).endswith((".audit", "/")) or Path(path).is_dir()
 
 
-def _save_under_own_name(found: Audit) -> Path | str:
+def _save_under_own_name(audit: Audit) -> Path | str:
     """Save as `NAME.audit`, or beside it where that name is taken by the answer to another question."""
     from tailwise.core.recipe import digest_of
 
-    first = Path(f"{_stem(found.model)}.audit")
-    question = _question(found)
+    first = Path(f"{_stem(audit.model)}.audit")
+    question = _question(audit)
     if not first.exists() or _question_of(first) == question:
         try:
-            return found.save(first, exclusive=not first.exists())
+            return audit.save(first, exclusive=not first.exists())
         except FileExistsError:  # another audit was faster
             if _question_of(first) == question:
-                return found.save(first)
-    return found.save(f"{_stem(found.model)}-{digest_of(question)[:8]}.audit")
+                return audit.save(first)
+    return audit.save(f"{_stem(audit.model)}-{digest_of(question)[:8]}.audit")
 
 
 def _stem(model: str) -> str:
@@ -227,8 +227,8 @@ def _stem(model: str) -> str:
     return next((stem.removesuffix(suffix) for suffix in SUFFIXES if stem.endswith(suffix)), stem) or "model"
 
 
-def _question(found: Audit) -> list[Any]:
-    facts = found.provenance
+def _question(audit: Audit) -> list[Any]:
+    facts = audit.provenance
     return [facts.model, dict(facts.recipe), dict(facts.selection)]
 
 
@@ -278,8 +278,8 @@ def all_checkpoints(
     store = store or os.environ.get("TAILWISE_STORE")
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UsageError("is a file, and audits of several checkpoints take a folder", where=folder)
-    found = find(where, revisions)
-    if not found:
+    checkpoints = find(where, revisions)
+    if not checkpoints:
         raise nothing_found(where)
     name = run or run_name(where)
     if store is None and folder is None:
@@ -289,7 +289,7 @@ def all_checkpoints(
         history = stack.enter_context(open_store(store, create=True)) if store is not None else None
         show = stack.enter_context(progress_bar())
         try:
-            for outcome in audit_all(found, Sink(name, history, folder, _settings(how), show)):
+            for outcome in audit_all(checkpoints, Sink(name, history, folder, _settings(how), show)):
                 good = say_outcome(screen, outcome) and good
         except KeyboardInterrupt:
             typer.echo("tailwise: interrupted; what was audited is kept, the same command goes on", err=True)

@@ -67,13 +67,13 @@ def compare(
     first, others = _sides(models, base)
     _check_outputs(outputs, weights, len(others))
     audits = read_all([first, *others], randomize=randomize, device=device, workers=workers)
-    found: list[Comparison] = []
+    comparisons: list[Comparison] = []
     for after in audits[1:]:
         one = compare_audits(audits[0], after, level=fdr, metrics=comma_list(metrics) or None)
         if weights:
             one = _with_weights(one, audits[0], after, (directions, device, workers), outputs)
-        found.append(one)
-    put_out(found, outputs, as_json=as_json, rows=rows)
+        comparisons.append(one)
+    put_out(comparisons, outputs, as_json=as_json, rows=rows)
 
 
 def _sides(models: list[str], base: str | None) -> tuple[str, list[str]]:
@@ -94,11 +94,11 @@ def _check_outputs(outputs: list[str], weights: bool, count: int) -> None:
 
 
 def _with_weights(
-    found: Comparison, before: Audit, after: Audit, how: tuple[int, str, int | None], outputs: list[str]
+    comparison: Comparison, before: Audit, after: Audit, how: tuple[int, str, int | None], outputs: list[str]
 ) -> Comparison:
     from tailwise.judging.compare.difference import DifferenceOptions, difference
 
-    result = difference(before, after, comparison=found, options=DifferenceOptions(*how))
+    result = difference(before, after, comparison=comparison, options=DifferenceOptions(*how))
     for path in outputs:
         if path.endswith(".audit"):
             result.audit.save(path)
@@ -175,26 +175,26 @@ Randomize = Annotated[
 ]
 
 
-def put_out(found: Sequence[Comparison], outputs: Sequence[str], *, as_json: bool, rows: int) -> None:
+def put_out(comparisons: Sequence[Comparison], outputs: Sequence[str], *, as_json: bool, rows: int) -> None:
     """Print comparisons, as tables or as JSON, and write them to files; what has no suffix of `TEXTS` is there."""
     from tailwise.report import comparison_page as report
     from tailwise.report.terminal import console
 
     screen = console(stderr=as_json)
     if as_json:
-        sys.stdout.write(_json(found) + "\n")
+        sys.stdout.write(_json(comparisons) + "\n")
     else:
-        for one in found:
+        for one in comparisons:
             screen.print(report.terminal(one, rows), "", sep="\n")
     texts = {".json": _json, ".csv": report.to_csv, ".md": report.to_markdown}
     for path in outputs:
         if Path(path).suffix in texts:
-            write_whole(path, texts[Path(path).suffix](found).encode())
+            write_whole(path, texts[Path(path).suffix](comparisons).encode())
         screen.print(f"written to {path}", soft_wrap=True, markup=False)
 
 
-def _json(found: Sequence[Comparison]) -> str:
-    documents = [one.to_json() for one in found]
+def _json(comparisons: Sequence[Comparison]) -> str:
+    documents = [one.to_json() for one in comparisons]
     return json.dumps(documents[0] if len(documents) == 1 else documents, indent=1, ensure_ascii=False, allow_nan=False)
 
 
@@ -239,14 +239,14 @@ def rank(
     audits = read_all(single, randomize=randomize, device=device, workers=workers)
     numbers = [one for several in swept.values() for one in several]
     numbers += [numbers_of(audit, min_evals, source) for audit, source in zip(audits, single, strict=True)]
-    found = with_stability(rank_numbers(numbers, by=by, scores=known), numbers, audits, min_evals)
+    ranking = with_stability(rank_numbers(numbers, by=by, scores=known), numbers, audits, min_evals)
     screen = console(stderr=as_json)
-    document = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    document = json.dumps(ranking.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     if as_json:
         sys.stdout.write(document + "\n")
     else:
-        screen.print(report.ranking_terminal(found))
-    texts = {".json": document, ".csv": report.ranking_csv(found), ".md": report.ranking_markdown(found)}
+        screen.print(report.ranking_terminal(ranking))
+    texts = {".json": document, ".csv": report.ranking_csv(ranking), ".md": report.ranking_markdown(ranking)}
     for path in output or ():
         write_whole(path, texts[Path(path).suffix].encode())
         screen.print(f"written to {path}", soft_wrap=True, markup=False)
@@ -294,8 +294,8 @@ def diff(
     else:
         sides = _of_store(store, run, (before, after))
     (old, new), notes = sides
-    found = compare(old, new, level=fdr, metrics=comma_list(metrics) or None)
-    put_out([replace(found, notes=(*found.notes, *notes))], output or (), as_json=as_json, rows=rows)
+    comparison = compare(old, new, level=fdr, metrics=comma_list(metrics) or None)
+    put_out([replace(comparison, notes=(*comparison.notes, *notes))], output or (), as_json=as_json, rows=rows)
 
 
 Sides = tuple[list["Audit"], list[str]]
@@ -306,10 +306,10 @@ def _of_folder(where: str, revisions: tuple[str, ...], asked: tuple[str, str], s
     from tailwise.cli.progress import progress_bar
     from tailwise.history.runs.found import find, nothing_found
 
-    found = {one.step: one for one in find(where, revisions)}
-    if not found:
+    by_step = {one.step: one for one in find(where, revisions)}
+    if not by_step:
         raise nothing_found(where)
-    chosen = [found[_step(text, sorted(found), where)] for text in asked]
+    chosen = [by_step[_step(text, sorted(by_step), where)] for text in asked]
     with progress_bar() as show:
         return [audit(one.uri, progress=show, **settings) for one in chosen], []  # type: ignore[arg-type]
 

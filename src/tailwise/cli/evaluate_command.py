@@ -131,8 +131,8 @@ def evaluate(
     if images:
         _deliver(_of_images(model, against, list(images), options), list(output or ()), as_json)
         return
-    found = _found(model, against, list(text) if text else None, tokenizer, options)
-    _deliver(found, list(output or ()), as_json)
+    scores = _found(model, against, list(text) if text else None, tokenizer, options)
+    _deliver(scores, list(output or ()), as_json)
 
 
 def _check_output(path: str) -> None:
@@ -190,23 +190,23 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def _deliver(found: Scores | ScoreComparison, outputs: list[str], as_json: bool) -> None:
+def _deliver(scores: Scores | ScoreComparison, outputs: list[str], as_json: bool) -> None:
     from tailwise.models.evaluation.scores import ScoreComparison, as_text
     from tailwise.report.terminal import console
 
     for path in outputs:  # first: a reader that closes the pipe must not cost the scores
-        found.save(path)
+        scores.save(path)
     screen = console(stderr=as_json)
     if as_json:
-        sys.stdout.write(as_text(found.to_json()))
+        sys.stdout.write(as_text(scores.to_json()))
     else:
-        both = [found.base, found.model] if isinstance(found, ScoreComparison) else [found]
+        both = [scores.base, scores.model] if isinstance(scores, ScoreComparison) else [scores]
         screen.print(_models(both))
-        of_both = (_changes(found), _divergence(found)) if isinstance(found, ScoreComparison) else ()
+        of_both = (_changes(scores), _divergence(scores)) if isinstance(scores, ScoreComparison) else ()
         for part in (_tasks(both), *of_both):
             if part is not None:
                 screen.print("", part, sep="\n")
-        for note in _notes(found, both):
+        for note in _notes(scores, both):
             screen.print(note, style="yellow", markup=False, soft_wrap=True)
     for path in outputs:
         screen.print(f"written to {path}", soft_wrap=True, markup=False)
@@ -241,17 +241,17 @@ def _models(both: Sequence[Scores]) -> RenderableType:
 def _cells(scores: Scores) -> dict[str, str]:
     from rich.filesize import decimal
 
-    found = {"model": scores.model}
+    cells = {"model": scores.model}
     if scores.losses:
-        found |= {"perplexity": _number(scores.perplexity), "95 %": _range(scores.interval)}
-        found["windows"] = f"{len(scores.losses)} × {scores.tokens_per_window + 1}"
+        cells |= {"perplexity": _number(scores.perplexity), "95 %": _range(scores.interval)}
+        cells["windows"] = f"{len(scores.losses)} × {scores.tokens_per_window + 1}"
     if (facts := scores.facts) is not None:
-        found |= {"parameters": f"{facts.parameters:,}", "zeros": f"{facts.sparsity:.1%}"}
-        found |= {"in blocks": f"{facts.block_sparsity:.1%}", "stored": decimal(facts.nbytes)}
+        cells |= {"parameters": f"{facts.parameters:,}", "zeros": f"{facts.sparsity:.1%}"}
+        cells |= {"in blocks": f"{facts.block_sparsity:.1%}", "stored": decimal(facts.nbytes)}
     if (speed := scores.speed) is not None:
-        found |= {"prefill tokens/s": f"{speed.prefill:,.0f}", "threads": str(speed.threads)}
-        found["decode tokens/s"] = "–" if speed.decode is None else f"{speed.decode:,.1f}"
-    return found
+        cells |= {"prefill tokens/s": f"{speed.prefill:,.0f}", "threads": str(speed.threads)}
+        cells["decode tokens/s"] = "–" if speed.decode is None else f"{speed.decode:,.1f}"
+    return cells
 
 
 def _number(value: float | None) -> str:
@@ -277,17 +277,17 @@ def _tasks(both: Sequence[Scores]) -> RenderableType | None:
 _COLORS = {"better": "green", "worse": "red"}
 
 
-def _changes(found: ScoreComparison) -> RenderableType | None:
+def _changes(comparison: ScoreComparison) -> RenderableType | None:
     from rich.text import Text
 
-    changes: list[ScoreChange] = [*([found.perplexity] if found.perplexity else []), *found.tasks]
+    changes: list[ScoreChange] = [*([comparison.perplexity] if comparison.perplexity else []), *comparison.tasks]
     if not changes:
         return None
     table = _grid(["against the base", "change", "95 %", "p", "pairs", "runs", "verdict"])
     for one in changes:
         change = "–" if one.change is None else f"{one.change:+.4f}"
-        if one is found.perplexity and found.ratio is not None:
-            change += f" (perplexity × {found.ratio:.4f})"
+        if one is comparison.perplexity and comparison.ratio is not None:
+            change += f" (perplexity × {comparison.ratio:.4f})"
         p = "–" if one.p is None else f"{one.p:.2g}"
         verdict = Text(one.verdict, style=_COLORS.get(one.verdict, ""))
         runs = "–" if one.runs is None else str(one.runs)
@@ -295,9 +295,9 @@ def _changes(found: ScoreComparison) -> RenderableType | None:
     return table
 
 
-def _divergence(found: ScoreComparison) -> RenderableType | None:
+def _divergence(comparison: ScoreComparison) -> RenderableType | None:
     """What llama.cpp's users know as the KL divergence statistics, each with its interval."""
-    one = found.divergence
+    one = comparison.divergence
     if one is None:
         return None
     kl, change = one.kl_quantiles, one.change_quantiles
@@ -330,6 +330,6 @@ def _percents(interval: Interval | None, sign: str = "") -> str:
     return "–" if interval is None else f"{100 * interval[0]:{sign}.2f} to {100 * interval[1]:{sign}.2f} %"
 
 
-def _notes(found: Scores | ScoreComparison, both: Sequence[Scores]) -> list[str]:
-    own = () if found in both else found.notes
+def _notes(result: Scores | ScoreComparison, both: Sequence[Scores]) -> list[str]:
+    own = () if result in both else result.notes
     return list(dict.fromkeys([*(note for scores in both for note in scores.notes), *own]))

@@ -84,8 +84,8 @@ def history(
                 report.alarms_view(kept, rows, opened.no_alarm(run)),
             )
         elif run is None:
-            found = opened.runs()
-            document, shown = [one.to_json() for one in found], report.runs_view(found)
+            runs = opened.runs()
+            document, shown = [one.to_json() for one in runs], report.runs_view(runs)
         else:
             document, shown = _whole_run(opened, run, bounds, rows)
     if as_json:
@@ -223,10 +223,10 @@ def bisect(
     from tailwise.report.terminal import console
 
     chosen = rule_of(rule)
-    found = find(where, comma_list(revisions))
-    if not found:
+    checkpoints = find(where, comma_list(revisions))
+    if not checkpoints:
         raise nothing_found(where)
-    if len(found) == 1:
+    if len(checkpoints) == 1:
         raise UsageError("holds one checkpoint, and a search takes two or more", where=where)
     screen = console(stderr=True)
 
@@ -236,14 +236,14 @@ def bisect(
         screen.print(f"step {one.step}  {said}", markup=False, highlight=False)
 
     judge = Judge(
-        found,
+        checkpoints,
         chosen.code,
         layers=layers,
         thresholds=thresholds,
         settings={"device": device, "workers": workers},
         told=told,
     )
-    result = search([one.step for one in found], judge, verify=not quick)
+    result = search([one.step for one in checkpoints], judge, verify=not quick)
     if as_json:
         document = {"rule": chosen.code, "title": chosen.title, **result.to_json(), "could_not_look": judge.blind}
         sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
@@ -326,10 +326,10 @@ def _step_of(path: Path, model: str) -> int:
 
     # Of a path the last two names at most: a folder further up may have a number of its own.
     names = [path.stem, *reversed(model.rstrip("/").split("/")[-2:])]
-    found = [step for name in names if (step := step_of(name)) is not None]
-    if not found:
+    steps = [step for name in names if (step := step_of(name)) is not None]
+    if not steps:
         raise UsageError("neither the file's name nor its model's has a step", where=path, fix="give --step")
-    return found[0]
+    return steps[0]
 
 
 @app.command("import")

@@ -80,7 +80,7 @@ def _audit(model: Path, randomize: bool) -> Audit:
     return audit(model, randomize=int(randomize))
 
 
-def _plan(found: Audit, order: PlanOrder) -> Plan:
+def _plan(audit: Audit, order: PlanOrder) -> Plan:
     from tailwise.cli.arguments import solver_to_stderr
     from tailwise.cli.plan_shared import Windows, text_of
 
@@ -91,10 +91,10 @@ def _plan(found: Audit, order: PlanOrder) -> Plan:
             from tailwise.compression.making.request import Request
             from tailwise.compression.trying.planned import planned
 
-            return planned(found, Request(order.amount, even), allocator=order.allocator, text=text)
+            return planned(audit, Request(order.amount, even), allocator=order.allocator, text=text)
         from tailwise.app.assistant.functions.plans import FORMATS
         from tailwise.compression.making.request import QuantizeRequest
         from tailwise.compression.trying.planned import planned
 
         request = QuantizeRequest(bits=order.amount, formats=FORMATS, allocator=even)
-        return planned(found, request, allocator=order.allocator, text=text)
+        return planned(audit, request, allocator=order.allocator, text=text)

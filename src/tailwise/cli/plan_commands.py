@@ -121,31 +121,31 @@ def _tau(**given: Any) -> None:
     audit = audit_of(given["model"], given["device"], given["workers"])
     check_causal_model(audit.model)
     with solver_to_stderr(), saying() as say:
-        found = tau_curve(audit, request, text, taus=values, say=say)
-    _show_curve(found, given["as_json"])
+        curve = tau_curve(audit, request, text, taus=values, say=say)
+    _show_curve(curve, given["as_json"])
     if chart is not None:
         from tailwise.report.charts.tau import tau_chart
         from tailwise.report.render import write_figure
         from tailwise.report.theme import palette_of
 
-        typer.echo(f"written to {write_figure(tau_chart(found, palette_of('light')), chart)}", err=given["as_json"])
+        typer.echo(f"written to {write_figure(tau_chart(curve, palette_of('light')), chart)}", err=given["as_json"])
 
 
-def _show_curve(found: TauCurve, as_json: bool) -> None:
+def _show_curve(curve: TauCurve, as_json: bool) -> None:
     from tailwise.report.grid import Grid
     from tailwise.report.terminal import console
 
     if as_json:
-        write_json(found.to_json())
+        write_json(curve.to_json())
         return
     lines = []
-    for point in found.points:
+    for point in curve.points:
         interval = "–" if point.low is None else f"{point.low:+.4f} to {point.high:+.4f}"
-        mark = " ←" if point is found.best else ""
+        mark = " ←" if point is curve.best else ""
         lines.append((f"{point.tau:g}{mark}", f"{point.perplexity:.4g}", f"{point.change:+.4f}", interval))
     screen = console()
     screen.print(Grid(("τ", "perplexity", "against uniform", "95 %"), lines, wrapping=range(4)))
-    for note in found.notes:
+    for note in curve.notes:
         screen.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
 
 
@@ -158,7 +158,7 @@ def _drop(**given: Any) -> None:
     target = target_of(given["output"], given["as_json"])
     base = _structured(given["plan"], given["device"])
     if blocks is not None:
-        found = without_blocks(base, named_blocks(_numbers(blocks)))
+        plan = without_blocks(base, named_blocks(_numbers(blocks)))
     else:
         from tailwise.compression.trying.drop import DropOptions, fewer_experts, least_blocks
 
@@ -166,10 +166,10 @@ def _drop(**given: Any) -> None:
         options = DropOptions(text, windows.samples, windows.window, windows.seed, given["device"], windows.bos)
         name = given["model"] or base.model
         if experts is not None:
-            found = fewer_experts(base, name, experts, options)
+            plan = fewer_experts(base, name, experts, options)
         else:
-            found = without_blocks(base, least_blocks(base, name, count, options))
-    deliver(found, target, given["as_json"], given["rows"])
+            plan = without_blocks(base, least_blocks(base, name, count, options))
+    deliver(plan, target, given["as_json"], given["rows"])
 
 
 def _structured(given: str, device: str) -> Plan:
@@ -183,11 +183,11 @@ def _structured(given: str, device: str) -> Plan:
 
 
 def _numbers(text: str) -> list[int]:
-    found = comma_list(text)
-    wrong = [item for item in found if not item.isdecimal()]
-    if wrong or not found:
+    parts = comma_list(text)
+    wrong = [item for item in parts if not item.isdecimal()]
+    if wrong or not parts:
         raise UsageError(f"{text!r} names no blocks", where="--blocks", fix="give numbers, such as 3,7")
-    return [int(item) for item in found]
+    return [int(item) for item in parts]
 
 
 tau = command(
@@ -277,14 +277,14 @@ def show(
         from tailwise.report.render import check_figure
 
         check_figure(chart)
-    found = Plan.load(plan)
-    show_plan(found, as_json, rows, entries=entries)
+    loaded = Plan.load(plan)
+    show_plan(loaded, as_json, rows, entries=entries)
     if chart is not None:
         from tailwise.report.charts.plan_chart import plan_chart
         from tailwise.report.render import write_figure
         from tailwise.report.theme import palette_of
 
-        written = write_figure(plan_chart(found, palette_of(theme.value)), chart)
+        written = write_figure(plan_chart(loaded, palette_of(theme.value)), chart)
         typer.echo(f"written to {written}", err=as_json)
 
 
@@ -301,19 +301,19 @@ def diff(
     from tailwise.report.terminal import console
 
     first, second = Plan.load(before), Plan.load(after)
-    found = first.diff(second)
+    difference = first.diff(second)
     if as_json:
-        write_json(found.to_json())
+        write_json(difference.to_json())
         return
     screen = console()
-    if found.head or not found.same:
-        screen.print(diff_grid(found, rows))
+    if difference.head or not difference.same:
+        screen.print(diff_grid(difference, rows))
     else:
         screen.print("the two do the same")
-    tensors = len({change.tensor for change in found.changed})
+    tensors = len({change.tensor for change in difference.changed})
     screen.print(
-        f"{tensors} tensors changed, {len(found.added)} added, {len(found.removed)} removed; "
-        f"{found.unit} {found.before:.6f} → {found.after:.6f}; {found.moved:,.0f} parameters differ"
+        f"{tensors} tensors changed, {len(difference.added)} added, {len(difference.removed)} removed; "
+        f"{difference.unit} {difference.before:.6f} → {difference.after:.6f}; {difference.moved:,.0f} parameters differ"
     )
 
 
@@ -331,21 +331,21 @@ def validate(
     """
     from tailwise.compression.plans.plan import Plan
 
-    found = Plan.load(plan)
-    warnings = found.validate()
+    loaded = Plan.load(plan)
+    warnings = loaded.validate()
     wrong: tuple[str, ...] = ()
     if audit is not None:
         from tailwise.audits.audit import Audit
         from tailwise.compression.plans.candidates import sizes_in
 
         held_against = Audit.load(audit)
-        wrong = found.misfits(sizes_in(held_against), held_against.provenance.fingerprint)
+        wrong = loaded.misfits(sizes_in(held_against), held_against.provenance.fingerprint)
     if as_json:
         write_json({"valid": not wrong, "misfits": list(wrong), "warnings": list(warnings)})
     else:
         lines = [f"does not fit: {line}" for line in wrong] + [f"note: {line}" for line in warnings]
         fits = "" if audit is None else f", fits {audit}"
-        lines += [] if wrong else [f"valid{fits}: {len(found)} tensors, {found.amount_words}"]
+        lines += [] if wrong else [f"valid{fits}: {len(loaded)} tensors, {loaded.amount_words}"]
         typer.echo("\n".join(lines))
     if wrong:
         raise typer.Exit(1)

@@ -187,8 +187,8 @@ def _estimator(given: Mapping[str, Any], methods: Mapping[str, Any]) -> str | No
 
 def _told(given: Mapping[str, Any], rows: tuple[Option, ...]) -> dict[str, Any]:
     """The settings that were given, by name."""
-    found = {row.name: given[row.name] for row in rows if row.setting}
-    return {name: value for name, value in found.items() if value is not None and value is not False}
+    settings = {row.name: given[row.name] for row in rows if row.setting}
+    return {name: value for name, value in settings.items() if value is not None and value is not False}
 
 
 def _to_prune(given: Mapping[str, Any], allocator: str) -> Request:
@@ -235,13 +235,13 @@ def _to_quantize(given: Mapping[str, Any], allocator: str) -> QuantizeRequest:
 
 
 def _weights(text: str) -> dict[str, float]:
-    found = {}
+    weights = {}
     for item in comma_list(text):
         name, equals, value = item.partition("=")
         if not equals:
             raise UsageError(f"{item!r} is no weight", where="--weights", fix="write alpha=1,depth=-0.5")
-        found[name.strip()] = number(value, "--weights")
-    return found
+        weights[name.strip()] = number(value, "--weights")
+    return weights
 
 
 def fraction_of(text: str) -> float:
@@ -257,12 +257,12 @@ def fraction_of(text: str) -> float:
 
 def bytes_of(text: str) -> int:
     """`900MB` → 900,000,000; `3.5GiB` → 3.5·2³⁰; a bare number is bytes. `UsageError` otherwise."""
-    found = _SIZE.fullmatch(text)
-    if found is None:
+    match = _SIZE.fullmatch(text)
+    if match is None:
         raise UsageError(f"{text!r} is no size", fix="write 900MB, 3.5GB or 3.5GiB")
-    unit = (found[2] or "").lower()
+    unit = (match[2] or "").lower()
     power = "kmgt".index(unit[0]) + 1 if unit[:1] in ("k", "m", "g", "t") else 0
-    return round(float(found[1]) * (1024.0 if "i" in unit else 1000.0) ** power)
+    return round(float(match[1]) * (1024.0 if "i" in unit else 1000.0) ** power)
 
 
 prune = command(

@@ -68,10 +68,10 @@ def steps_of(text: str | None) -> Steps | None:
         return None
     first, colon, last = text.partition(":")
     try:
-        found = (int(first) if first.strip() else None, int(last) if last.strip() else None)
+        steps = (int(first) if first.strip() else None, int(last) if last.strip() else None)
     except ValueError as error:
         raise UsageError(f"{text!r} is no range of steps", fix="write it as 100:500, 100:, :500 or 100") from error
-    low, high = found if colon else (found[0], found[0])
+    low, high = steps if colon else (steps[0], steps[0])
     if low is not None and high is not None and low > high:
         raise UsageError(f"{text!r} ends before it begins", fix=f"write it as {high}:{low}")
     return low, high

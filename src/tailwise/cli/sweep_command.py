@@ -138,11 +138,11 @@ def _say_forecast(models: list[str], to: Sweep, settings: dict[str, Any], price:
     from tailwise.report.sweep import forecast_lines
 
     recipe, options = split_settings(settings)  # type: ignore[arg-type]
-    found = forecast(models, checked(recipe), options, Selection(to.layers, to.roles), price=price)
+    estimate = forecast(models, checked(recipe), options, Selection(to.layers, to.roles), price=price)
     if as_json:
-        sys.stdout.write(json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(estimate.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         return
-    for title, text in forecast_lines(found):
+    for title, text in forecast_lines(estimate):
         typer.echo(f"{title:<11}{text}")
 
 

@@ -293,16 +293,16 @@ def _version(connection: Connection, where: str) -> int:
         return 0
     if connection.dialect.name == "sqlite":
         _check_plain(connection, where)
-    found = connection.execute(select(META.c.value).where(META.c.key == "schema")).scalar()
-    if found is None or not found.isdigit():
+    version = connection.execute(select(META.c.value).where(META.c.key == "schema")).scalar()
+    if version is None or not version.isdigit():
         raise UnreadableError("does not say which version it has", where=where, fix="restore it from a copy")
-    if int(found) > SCHEMA:
+    if int(version) > SCHEMA:
         raise UnreadableError(
-            f"was written by a newer tailwise: it has schema {found}, and this one knows up to {SCHEMA}",
+            f"was written by a newer tailwise: it has schema {version}, and this one knows up to {SCHEMA}",
             where=where,
             fix="pip install --upgrade tailwise",
         )
-    return int(found)
+    return int(version)
 
 
 def _check_plain(connection: Connection, where: str) -> None:

@@ -78,17 +78,17 @@ def _values(
     )
     rows = connection.execute(query).all()
     shape = len(ids), len(points), last - first
-    found = np.empty(shape, np.float64)
+    values = np.empty(shape, np.float64)
     if len(rows) < len(ids) * len(points):
-        found.view(ABSENT.dtype)[:] = ABSENT
+        values.view(ABSENT.dtype)[:] = ABSENT
     # Straight to where it belongs: joining the bytes of each metric first took as long as reading them.
-    place = found.reshape(-1).view(np.uint8).data
+    place = values.reshape(-1).view(np.uint8).data
     metrics = {number: index * len(points) * width for index, number in enumerate(ids.values())}
     starts = {point: index * width for index, point in enumerate(points)}
     for point, metric, vector in rows:
         at = metrics[metric] + starts[point]
         place[at : at + width] = vector
-    return found
+    return values
 
 
 def _kept(layout: VectorLayout, layers: Layers, roles: Collection[str] | None) -> NDArray[np.intp]:

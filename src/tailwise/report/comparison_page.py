@@ -226,9 +226,9 @@ def ranking_grids(ranking: Ranking) -> Iterator[Grid]:
         yield _grid("scores", heads, tuple(_correlation_lines(ranking.correlations)))
 
 
-def _correlation_lines(found: Sequence[Correlation]) -> Iterator[tuple[str, ...]]:
-    for metric in dict.fromkeys(item.metric for item in found):
-        kinds = {item.kind: item for item in found if item.metric == metric}
+def _correlation_lines(correlations: Sequence[Correlation]) -> Iterator[tuple[str, ...]]:
+    for metric in dict.fromkeys(item.metric for item in correlations):
+        kinds = {item.kind: item for item in correlations if item.metric == metric}
         cells = [_TITLES[metric]]
         for item in (kinds["kendall"], kinds["spearman"]):
             interval = "–" if item.low is None or item.high is None else f"{item.low:+.2f} to {item.high:+.2f}"

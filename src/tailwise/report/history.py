@@ -113,8 +113,8 @@ def medians(table: pa.Table, metrics: Sequence[str]) -> pa.Table:
     grouped = plain.group_by(keys, use_threads=False).aggregate([(name, "list") for name in metrics])
     columns = {name: pa.array([_median(values) for values in grouped[f"{name}_list"].to_pylist()], pa.float64())
                for name in metrics}  # fmt: skip
-    found = pa.table({**{key: grouped[key] for key in keys}, **columns})
-    return found.take(pc.sort_indices(found, [(key, "ascending") for key in keys]))
+    joined = pa.table({**{key: grouped[key] for key in keys}, **columns})
+    return joined.take(pc.sort_indices(joined, [(key, "ascending") for key in keys]))
 
 
 def _median(values: Sequence[float | None]) -> float | None:

@@ -84,27 +84,31 @@ def troubles(status: SweepStatus) -> RenderableType:
     return Group(*lines)
 
 
-def forecast_lines(found: Forecast) -> Sequence[tuple[str, str]]:
+def forecast_lines(forecast: Forecast) -> Sequence[tuple[str, str]]:
     """What a sweep would cost, as titles and texts."""
-    cost = found.cost
-    looked = "" if found.sampled == found.models else f", from the headers of {found.sampled} at even distances"
-    spread = f" (± {found.spread:.0%})" if found.spread else ""
+    cost = forecast.cost
+    looked = (
+        "" if forecast.sampled == forecast.models else f", from the headers of {forecast.sampled} at even distances"
+    )
+    spread = f" (± {forecast.spread:.0%})" if forecast.spread else ""
     known = f", {cost.known} of them known or shared" if cost.known else ""
     unreadable = (
-        [("not read", f"{len(found.unreadable)} of the {found.sampled} looked at:")] if found.unreadable else []
+        [("not read", f"{len(forecast.unreadable)} of the {forecast.sampled} looked at:")]
+        if forecast.unreadable
+        else []
     )
     return [
-        ("models", f"{found.models}{looked}"),
+        ("models", f"{forecast.models}{looked}"),
         *unreadable,
-        *(("", printable(f"{model}: {reason}")) for model, reason in found.unreadable[:_SHOWN]),
+        *(("", printable(f"{model}: {reason}")) for model, reason in forecast.unreadable[:_SHOWN]),
         ("matrices", f"{cost.matrices}{known}"),
         ("work", f"{cost.flops:.2e} operations (n·m² + 4/3·m³ a matrix)"),
         ("read", decimal(cost.bytes)),
         ("processor", f"{duration(cost.core_seconds)} of one core{spread}"),
-        ("time", f"{duration(cost.wall_seconds)} with {found.workers} workers here, if reading keeps up"),
-        ("memory", f"{decimal(found.memory)} above the interpreter's own, for the largest"),
+        ("time", f"{duration(cost.wall_seconds)} with {forecast.workers} workers here, if reading keeps up"),
+        ("memory", f"{decimal(forecast.memory)} above the interpreter's own, for the largest"),
         ("results", f"about {decimal(cost.kept_bytes)}"),
-        ("dollars", f"{found.dollars:.2f}{spread}"),
+        ("dollars", f"{forecast.dollars:.2f}{spread}"),
     ]
 
 

@@ -28,7 +28,7 @@ from tailwise.spectrum.metrics.metric import METRICS
 DEFAULT_ROWS = 100
 
 
-def layers(audit: Audit, limit: int = DEFAULT_ROWS, found: Diagnosis | None = None) -> RenderableType:
+def layers(audit: Audit, limit: int = DEFAULT_ROWS, diagnosis: Diagnosis | None = None) -> RenderableType:
     """One line per measured matrix, with as many columns as there is room for; at most `limit` lines, 0 for all.
 
     With a diagnosis, the last column names the findings that a layer needs a look for.
@@ -41,7 +41,7 @@ def layers(audit: Audit, limit: int = DEFAULT_ROWS, found: Diagnosis | None = No
     cut = rows if limit == 0 else rows[:limit]
     columns = [FitColumn(one.title, one.numeric, one.give_up, one.key == "name") for one in shown]
     cells: list[list[str | Text]] = [[cell(column, row) for column in shown] for row in cut]
-    named = _codes(found)
+    named = _codes(diagnosis)
     if named:
         columns.append(FitColumn("finding"))
         for line, row in zip(cells, cut, strict=True):
@@ -52,10 +52,10 @@ def layers(audit: Audit, limit: int = DEFAULT_ROWS, found: Diagnosis | None = No
     return Group(table, Text(f"… and {left} more; --rows 0 shows all", style="dim")) if left else table
 
 
-def _codes(found: Diagnosis | None) -> dict[str, tuple[str, str]]:
+def _codes(diagnosis: Diagnosis | None) -> dict[str, tuple[str, str]]:
     """Layer → the codes of warnings and errors that name it, and their style."""
     named: dict[str, list[Finding]] = {}
-    for item in found.findings if found else ():
+    for item in diagnosis.findings if diagnosis else ():
         for name in () if item.noted else item.layers:
             named.setdefault(name, []).append(item)
     return {
@@ -174,11 +174,11 @@ def metrics_table(chosen: Sequence[str]) -> RenderableType:
 
 def console(**options: Any) -> Console:
     """A console that keeps tables whole when the output is not a terminal."""
-    found = _Console(highlight=False, **options)
-    if not found.is_terminal:
-        found = _Console(highlight=False, width=max(found.width, 160), **options)
-    found.push_render_hook(_Harmless())
-    return found
+    made = _Console(highlight=False, **options)
+    if not made.is_terminal:
+        made = _Console(highlight=False, width=max(made.width, 160), **options)
+    made.push_render_hook(_Harmless())
+    return made
 
 
 class _Harmless(RenderHook):

@@ -44,11 +44,11 @@ def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def _with_norms(values: Mapping[str, float]) -> Mapping[str, float]:
-    found = {"frobenius": values["frobenius_norm"]} if "frobenius_norm" in values else {}
+    norms = {"frobenius": values["frobenius_norm"]} if "frobenius_norm" in values else {}
     for norm, name in _LOGARITHMS.items():
         if name in values and values[name] < _LARGEST:
-            found.setdefault(norm, 10.0 ** (values[name] / 2))
-    return {**found, **values}
+            norms.setdefault(norm, 10.0 ** (values[name] / 2))
+    return {**norms, **values}
 
 
 class Track:
@@ -234,13 +234,13 @@ class AlarmWatch:
         direction that all tokens share.
         """
         assert self.point is not None  # noqa: S101 - rules are asked after `take`
-        found = {}
+        tracks = {}
         for layer, values in self.point.layers.items():
             if inside and outside(layer):
                 continue
             if all(math.isfinite(values.get(key, math.nan)) for key in metrics):
-                found[layer] = tuple(self._tracks[self.point.tempo, layer, key] for key in metrics)
-        return found
+                tracks[layer] = tuple(self._tracks[self.point.tempo, layer, key] for key in metrics)
+        return tracks
 
     def scalar(self, name: str) -> Track | None:
         """A number of the whole model, if this point has a finite one."""

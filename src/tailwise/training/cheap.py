@@ -38,21 +38,21 @@ class Pending:
         """Matrix → metric → value; waits for the device."""
         for event in self.events:
             event.synchronize()
-        found: dict[str, dict[str, float]] = {}
+        by_layer: dict[str, dict[str, float]] = {}
         for rows, values in self.values.values():
             for row, numbers in zip(rows, values.tolist(), strict=True):
-                found[self.names[row]] = _metrics(*numbers)
-        return found
+                by_layer[self.names[row]] = _metrics(*numbers)
+        return by_layer
 
 
 def _metrics(squared: float, sigma: float, change: float, size: float) -> dict[str, float]:
-    found = {"frobenius_norm": math.sqrt(squared) if squared >= 0 else math.nan, "spectral_norm": sigma}
+    metrics = {"frobenius_norm": math.sqrt(squared) if squared >= 0 else math.nan, "spectral_norm": sigma}
     if squared != 0:  # a matrix of zeros has neither ratio
         # Power iteration errs to the low side; a matrix of rank 1 has exactly 1.
-        found["stable_rank"] = max(squared / sigma**2, 1.0) if sigma > 0 else math.nan
+        metrics["stable_rank"] = max(squared / sigma**2, 1.0) if sigma > 0 else math.nan
     if size != 0 and (change >= 0 or math.isnan(change)):
-        found["update_ratio"] = math.sqrt(change / size)
-    return found
+        metrics["update_ratio"] = math.sqrt(change / size)
+    return metrics
 
 
 class Cheap:
@@ -142,7 +142,7 @@ class Cheap:
         by_device: dict[torch.device, list[int]] = {}
         for index, row in rows.items():
             by_device.setdefault(row.device, []).append(index)
-        return {device: (found, torch.stack([rows[i] for i in found])) for device, found in by_device.items()}
+        return {device: (places, torch.stack([rows[i] for i in places])) for device, places in by_device.items()}
 
 
 def stamp(group: MatrixGroup, tensors: Tensors) -> tuple[Any, ...]:

@@ -170,8 +170,8 @@ class Emitter:
         while self._own:
             others = range(1, self._ranks.world) if self._ranks.sharded else ()
             for rank in others:
-                if rank not in self._theirs and (found := self._ranks.receive(rank, self._merged)) is not None:
-                    self._theirs[rank] = from_json(found)
+                if rank not in self._theirs and (received := self._ranks.receive(rank, self._merged)) is not None:
+                    self._theirs[rank] = from_json(received)
             if len(self._theirs) < len(others):
                 return
             parts, self._theirs = [self._own.pop(0), *self._theirs.values()], {}

@@ -57,10 +57,10 @@ class Recent(Cache):
 
     @override
     def spectrum(self, key: str) -> Spectrum | None:
-        found = self._now.get(key) or self._before.get(key)
-        if found is not None:
-            self._now[key] = found
-        return found
+        spectrum = self._now.get(key) or self._before.get(key)
+        if spectrum is not None:
+            self._now[key] = spectrum
+        return spectrum
 
     @override
     def keep_spectrum(self, key: str, spectrum: Spectrum) -> None:
@@ -119,10 +119,10 @@ class Solver:
         self._ready.set()
         while (job := self._next()) is not None:
             try:
-                found = self._measured(job)
+                measurements = self._measured(job)
             except Exception as error:
-                found = RankMeasurements(job.step, job.time, troubles={"the snapshot": failure(error)[1]})
-            self._done(found)
+                measurements = RankMeasurements(job.step, job.time, troubles={"the snapshot": failure(error)[1]})
+            self._done(measurements)
             del job
             with self._wake:
                 self._job = None
@@ -135,7 +135,7 @@ class Solver:
 
     def _measured(self, job: Snapshot) -> RankMeasurements:
         began = time.thread_time()
-        found = RankMeasurements(job.step, job.time, unchanged=job.unchanged, left=job.left)
+        measurements = RankMeasurements(job.step, job.time, unchanged=job.unchanged, left=job.left)
         self._cache.turn()
         job.wait()
         while job.parts:
@@ -143,40 +143,40 @@ class Solver:
             try:
                 checkpoint = self._live.checkpoint(group, tensors)
             except Exception as error:
-                found.troubles |= {source.name: failure(error)[1] for source in group.sources}
+                measurements.troubles |= {source.name: failure(error)[1] for source in group.sources}
                 continue
             for source in group.sources:
-                self._take(source, checkpoint, found)
-        found.seconds = time.thread_time() - began
-        return found
+                self._take(source, checkpoint, measurements)
+        measurements.seconds = time.thread_time() - began
+        return measurements
 
-    def _take(self, source: MatrixSource, checkpoint: Checkpoint, found: RankMeasurements) -> None:
+    def _take(self, source: MatrixSource, checkpoint: Checkpoint, measurements: RankMeasurements) -> None:
         if self.stop.is_set():
-            found.stopped += 1
+            measurements.stopped += 1
         elif self._full == "lanczos":
-            self._estimate(source, checkpoint, found)
+            self._estimate(source, checkpoint, measurements)
         else:
             row, _ = Worker(checkpoint, self._recipe, "cpu", self._cache, self._baselines)(source)
-            _add(row, found)
+            _add(row, measurements)
 
-    def _estimate(self, source: MatrixSource, checkpoint: Checkpoint, found: RankMeasurements) -> None:
+    def _estimate(self, source: MatrixSource, checkpoint: Checkpoint, measurements: RankMeasurements) -> None:
         from tailwise.spectrum.lanczos import estimate
 
         try:
             values = estimate(dense_matrix(load(source, checkpoint)[0]), seed=self._recipe.seed).metrics()
         except Exception as error:
-            found.troubles[source.name] = failure(error)[1]
+            measurements.troubles[source.name] = failure(error)[1]
         else:
-            found.layers[source.name] = values
+            measurements.layers[source.name] = values
 
 
-def _add(row: LayerRow, found: RankMeasurements) -> None:
+def _add(row: LayerRow, measurements: RankMeasurements) -> None:
     if not row.measured:
-        found.troubles[row.name] = f"{row.status}: {row.reason}"
+        measurements.troubles[row.name] = f"{row.status}: {row.reason}"
         return
-    found.layers[row.name] = {name: value for name, value in row.metrics.items() if value is not None}
+    measurements.layers[row.name] = {name: value for name, value in row.metrics.items() if value is not None}
     if row.reused:
-        found.equal.append(row.name)
+        measurements.equal.append(row.name)
 
 
 def _become_humble() -> None:
@@ -189,9 +189,9 @@ def _become_humble() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
-def to_json(found: RankMeasurements) -> dict[str, Any]:
+def to_json(measurements: RankMeasurements) -> dict[str, Any]:
     """Plain JSON types."""
-    return {**found.__dict__, "unchanged": list(found.unchanged)}
+    return {**measurements.__dict__, "unchanged": list(measurements.unchanged)}
 
 
 def from_json(given: dict[str, Any]) -> RankMeasurements:

@@ -51,8 +51,8 @@ _COMMANDS = (
 
 
 def _command(asked: Question) -> str:
-    found = next((command for pattern, command in _COMMANDS if re.search(pattern, asked.lower)), "")
-    return f" `{found}` answers it." if found else ""
+    suggested = next((command for pattern, command in _COMMANDS if re.search(pattern, asked.lower)), "")
+    return f" `{suggested}` answers it." if suggested else ""
 
 
 def _trouble(what: str, fix: str) -> str:

@@ -50,10 +50,10 @@ class _AskedTools:
     def parsed(self) -> dict[str, Any] | None:
         """The arguments, or None for what is no JSON object."""
         try:
-            found = json_of(self.arguments or "{}")
+            document = json_of(self.arguments or "{}")
         except ValueError:
             return None
-        return found if isinstance(found, dict) else None
+        return document if isinstance(document, dict) else None
 
 
 @dataclass

@@ -105,12 +105,12 @@ def load(path: Path | None = None) -> Endpoint | None:
         raise UnreadableError(f"the assistant's settings cannot be read: {error}", where=source) from error
     try:
         data = json_of(text)
-        key, found = data.get("api_key"), Endpoint(data["base_url"], data["model"], tools=data.get("tools", True))
+        key, endpoint = data.get("api_key"), Endpoint(data["base_url"], data["model"], tools=data.get("tools", True))
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise UnreadableError("the assistant's settings are damaged", where=source, fix="remove the file") from error
     if key and mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise UnreadableError("others can read the key in this file", where=source, fix=f"chmod 600 {source}")
-    return found.changed(api_key=key)
+    return endpoint.changed(api_key=key)
 
 
 def forget(path: Path | None = None) -> None:

@@ -87,8 +87,10 @@ def unverified(text: str, facts: Iterable[Fact]) -> tuple[str, ...]:
 
 def _left(numbers: str, known: Known) -> str:
     """Of "3 and 99" behind the word "blocks", those that no name and no fact has."""
-    found = [int(part) for part in re.findall(r"\d+", numbers)]
-    return " ".join(str(number) for number in found if number not in known.places and float(number) not in known.values)
+    numerals = [int(part) for part in re.findall(r"\d+", numbers)]
+    return " ".join(
+        str(number) for number in numerals if number not in known.places and float(number) not in known.values
+    )
 
 
 def numbers_in(text: str) -> Iterator[NumberInText]:

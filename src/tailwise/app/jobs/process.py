@@ -99,7 +99,7 @@ def _step(line: str) -> Mapping[str, Any] | None:
     if not line.startswith('{"progress"'):
         return None
     try:
-        found = json_of(line)["progress"]
+        progress = json_of(line)["progress"]
     except (ValueError, KeyError):
         return None
-    return found if isinstance(found, dict) else None
+    return progress if isinstance(progress, dict) else None

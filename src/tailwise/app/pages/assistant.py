@@ -104,13 +104,13 @@ def _answered(desk: PageContext, question: AskedConversation) -> Iterator[bytes]
 
 
 def _sent(event: Event) -> bytes:
-    found = to_json(event)
+    document = to_json(event)
     if isinstance(event, Answered):
-        found["html"] = str(drawn(event.answer.text))
-        found["answer"].pop("facts")  # the page shows the text; the facts may be large
-    if found["kind"] == "result":
-        found.pop("fact")
-    return f"data: {json.dumps(found, ensure_ascii=False)}\n\n".encode(errors="replace")
+        document["html"] = str(drawn(event.answer.text))
+        document["answer"].pop("facts")  # the page shows the text; the facts may be large
+    if document["kind"] == "result":
+        document.pop("fact")
+    return f"data: {json.dumps(document, ensure_ascii=False)}\n\n".encode(errors="replace")
 
 
 # Settings
@@ -163,10 +163,10 @@ def keep(request: Request, desk: Given, given: Annotated[EndpointTyped, Form()])
     try:
         before = load()
         if before is not None:
-            found = before.changed(base_url=given.base_url, model=given.model, api_key=given.api_key or None)
+            endpoint = before.changed(base_url=given.base_url, model=given.model, api_key=given.api_key or None)
         else:
-            found = Endpoint(given.base_url, given.model, given.api_key or None)
-        found.save()
+            endpoint = Endpoint(given.base_url, given.model, given.api_key or None)
+        endpoint.save()
     except TailwiseError as error:
         return _page(request, desk, OnScreen(), str(error), 400)
     return _page(request, desk, OnScreen())

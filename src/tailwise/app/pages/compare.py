@@ -56,27 +56,27 @@ class Pair(BaseModel):
 def base(request: Request, desk: Given, asked: Annotated[Pair, Query()]) -> HTMLResponse:
     """An audit against its base: charts of what changed, roles that moved together, and every layer."""
     model, base, metric, only = asked.model, asked.base, asked.metric, asked.only
-    found = desk.workspace.comparison(base, model)
+    comparison = desk.workspace.comparison(base, model)
     query = urlencode({"model": model, "base": base})
     places = [ChartPlace(one, f"/api/base/charts/{one.name}?{query}", one.title) for one in charts_of("base")]
     audits = [desk.workspace.audit(base), desk.workspace.audit(model)]
     values = {
-        "area": "Compare", "model": model, "base": base, "found": found,
+        "area": "Compare", "model": model, "base": base, "found": comparison,
         "names": [desk.workspace.entry(one, "audit").title for one in (base, model)],
-        "places": [] if found.identical or not found.layers else places, "metric": metric, "only": only,
-        "conclusion": conclusion(found), "fits": len(found.layers),
+        "places": [] if comparison.identical or not comparison.layers else places, "metric": metric, "only": only,
+        "conclusion": conclusion(comparison), "fits": len(comparison.layers),
         "adapter": any("peft" in audit.provenance.format for audit in audits),
-        **_lines(found, metric, only, asked.page),
+        **_lines(comparison, metric, only, asked.page),
     }  # fmt: skip
     return desk.pages.page(request, "against.html", values)
 
 
-def _lines(found: Comparison, metric: str, only: str, page: int) -> dict[str, Any]:
+def _lines(comparison: Comparison, metric: str, only: str, page: int) -> dict[str, Any]:
     """Layers by the size of their change, the surest first."""
-    metrics = list(dict.fromkeys(name for layer in found.layers for name in layer.deltas))
+    metrics = list(dict.fromkeys(name for layer in comparison.layers for name in layer.deltas))
     if metrics and metric not in metrics:
         raise UsageError(f"the two audits have no {metric}", fix=f"choose one of {', '.join(metrics)}")
-    lines = [layer for layer in found.layers if not layer.identical and metric in layer.deltas]
+    lines = [layer for layer in comparison.layers if not layer.identical and metric in layer.deltas]
     if only == "sure":
         lines = [layer for layer in lines if layer.deltas[metric].significant]
     lines.sort(key=lambda layer: -abs(layer.deltas[metric].z or layer.deltas[metric].change or 0.0))

@@ -58,14 +58,14 @@ def model(request: Request, desk: Given, audit: str, family: str = "alpha") -> H
     known = families()
     if family not in known:
         family = "alpha"
-    entry, found = desk.workspace.entry(audit, "audit"), desk.workspace.audit(audit)
+    entry, measured = desk.workspace.entry(audit, "audit"), desk.workspace.audit(audit)
     diagnosis = desk.workspace.diagnosis(audit)
     values = {
-        "map": desk.workspace.keep(audit, "map", lambda: layer_map(found, diagnosis, _to(audit))),
-        "area": "Models", "entry": entry, "audit": found, "diagnosis": diagnosis, "tags": desk.tags.of(entry),
+        "map": desk.workspace.keep(audit, "map", lambda: layer_map(measured, diagnosis, _to(audit))),
+        "area": "Models", "entry": entry, "audit": measured, "diagnosis": diagnosis, "tags": desk.tags.of(entry),
         "overview": desk.overviews.of(entry), "families": {name: FAMILIES.get(name, name) for name in known},
-        "family": family, "places": _places(desk, audit, family) if len(found) else [],
-        "numbers": found.summary(), "mean_alpha": mean_alpha_words(found), "others": bases_of(desk, audit),
+        "family": family, "places": _places(desk, audit, family) if len(measured) else [],
+        "numbers": measured.summary(), "mean_alpha": mean_alpha_words(measured), "others": bases_of(desk, audit),
     }  # fmt: skip
     return desk.pages.page(request, "model.html", values)
 
@@ -99,13 +99,13 @@ def bases_of(desk: PageContext, audit: str) -> list[tuple[WorkspaceEntry, str]]:
 
 def _places(desk: PageContext, audit: str, family: str) -> list[ChartPlace]:
     view = view_of(desk.workspace, audit)
-    found = []
+    places = []
     for chart in families()[family]:
         metrics = [name for name in HEATS if view.has(name)] if chart.name == "heatmap" else [None]
         for metric in metrics:
             title = chart.title if metric is None else f"{chart.title}: {metric}"
-            found.append(_place(audit, chart.name, metric, title, needs(chart, view)))
-    return found
+            places.append(_place(audit, chart.name, metric, title, needs(chart, view)))
+    return places
 
 
 def _place(audit: str, name: str, metric: str | None, title: str, missing: str) -> ChartPlace:
@@ -116,14 +116,14 @@ def _place(audit: str, name: str, metric: str | None, title: str, missing: str) 
 @router.get("/models/{audit}/charts/{name}")
 def chart(request: Request, desk: Given, audit: str, name: str, metric: str | None = None) -> HTMLResponse:
     """One chart on a page of its own."""
-    found, view = chart_named(name, "audit"), view_of(desk.workspace, audit)
-    title = found.title if metric is None else f"{found.title}: {metric}"
+    chosen, view = chart_named(name, "audit"), view_of(desk.workspace, audit)
+    title = chosen.title if metric is None else f"{chosen.title}: {metric}"
     charts = charts_of("audit")
     at = next(index for index, one in enumerate(charts) if one.name == name)
     around = (charts[at - 1], charts[(at + 1) % len(charts)])
     values = {
         "area": "Models", "entry": desk.workspace.entry(audit), "audit": desk.workspace.audit(audit),
-        "place": _place(audit, name, metric, title, needs(found, view)), "charts": charts,
+        "place": _place(audit, name, metric, title, needs(chosen, view)), "charts": charts,
         "before": links.chart(audit, around[0].name), "after": links.chart(audit, around[1].name),
         "metrics": [one for one in HEATS if view.has(one)] if name == "heatmap" else [], "metric": metric or "alpha",
     }  # fmt: skip
@@ -144,11 +144,11 @@ def layers(request: Request, desk: Given, audit: str, asked: Annotated[Columns, 
         return exported(rows, asked, desk.workspace.entry(audit).title)
     message = ""
     try:
-        found = table.select(rows, asked.query())
+        page = table.select(rows, asked.query())
     except UsageError as error:  # a half-typed condition must not take the table away
-        message, found = str(error), table.select(rows, asked.plain().query())
+        message, page = str(error), table.select(rows, asked.plain().query())
     values = {
-        "area": "Models", "entry": desk.workspace.entry(audit), "audit": desk.workspace.audit(audit), "found": found,
+        "area": "Models", "entry": desk.workspace.entry(audit), "audit": desk.workspace.audit(audit), "found": page,
         "asked": asked, "columns": chosen_columns(rows, asked), "every": table.columns(rows), "message": message,
         "summaries": {name: METRICS[name].summary for name in table.columns(rows) if name in METRICS},
         "words": table.WORDS,
@@ -159,22 +159,22 @@ def layers(request: Request, desk: Given, audit: str, asked: Annotated[Columns, 
 @router.get("/models/{audit}/layer")
 def layer(request: Request, desk: Given, audit: str, name: str) -> HTMLResponse:
     """One matrix: charts, numbers and what they mean, findings."""
-    found = desk.workspace.audit(audit)
-    row = next((row for row in found.rows if row.name in (name, name.removesuffix(".weight"))), None)
+    measured = desk.workspace.audit(audit)
+    row = next((row for row in measured.rows if row.name in (name, name.removesuffix(".weight"))), None)
     if row is None:
-        _ = found[name]  # raises with near names
+        _ = measured[name]  # raises with near names
         raise AssertionError
-    names = [one.name for one in found.rows if one.measured or not row.measured]
+    names = [one.name for one in measured.rows if one.measured or not row.measured]
     at = names.index(row.name)
-    shown = next(one for one in table.records(found) if one["name"] == row.name)
+    shown = next(one for one in table.records(measured) if one["name"] == row.name)
     charts = [one for one in charts_of("layer") if one.name != "layer"] if row.measured else []
     source = f"/api{links.layer(audit, row.name)}".replace("/layer?", "/layer/charts/{}?")
     diagnosis: Diagnosis = desk.workspace.diagnosis(audit)
     values = {
-        "area": "Models", "entry": desk.workspace.entry(audit), "audit": found, "row": row,
+        "area": "Models", "entry": desk.workspace.entry(audit), "audit": measured, "row": row,
         "places": [ChartPlace(one, source.replace("{}", one.name), one.title) for one in charts],
         "findings": diagnosis.of(row.name), "metrics": METRICS, "shown": shown,
-        "standings": standings(found, row.name) if row.measured else (),
+        "standings": standings(measured, row.name) if row.measured else (),
         "before": names[at - 1] if at else None, "after": names[at + 1] if at + 1 < len(names) else None,
     }  # fmt: skip
     return desk.pages.page(request, "layer.html", values)

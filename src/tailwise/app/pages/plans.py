@@ -43,15 +43,15 @@ def _read(desk: PageContext, entry: WorkspaceEntry) -> tuple[Plan | None, str]:
 @router.get("/plans/{name}")
 def plan(request: Request, desk: Given, name: str, page: int = 1, q: str = "") -> HTMLResponse:
     """One plan."""
-    entry, found = desk.workspace.entry(name, "plan"), desk.workspace.plan(name)
+    entry, loaded = desk.workspace.entry(name, "plan"), desk.workspace.plan(name)
     words = q.lower().split()
-    lines = [one for one in found if all(word in f"{one.tensor} {one.role} {one.format}".lower() for word in words)]
+    lines = [one for one in loaded if all(word in f"{one.tensor} {one.role} {one.format}".lower() for word in words)]
     pages = max(1, -(-len(lines) // _SIZE))
     page = max(1, min(page, pages))
     values = {
-        "area": "Plans", "entry": entry, "plan": found, "lines": lines[(page - 1) * _SIZE : page * _SIZE],
+        "area": "Plans", "entry": entry, "plan": loaded, "lines": lines[(page - 1) * _SIZE : page * _SIZE],
         "total": len(lines), "page": page, "pages": pages, "q": q, "exporters": list(EXPORTERS),
-        "models": _audits_of(desk, found), "tried": _tried(found), "source": f"/api/plans/{name}/chart",
+        "models": _audits_of(desk, loaded), "tried": _tried(loaded), "source": f"/api/plans/{name}/chart",
     }  # fmt: skip
     return desk.pages.page(request, "plan.html", values)
 
@@ -66,26 +66,26 @@ def _audits_of(desk: PageContext, plan: Plan) -> list[WorkspaceEntry]:
     """The audits that the plan may have been made from."""
     if not plan.fingerprint:
         return []
-    found = []
+    audits = []
     for entry in desk.workspace.entries("audit"):
         overview = desk.overviews.ready(entry)
         if overview is None or overview.model != plan.model:
             continue
         with contextlib.suppress(TailwiseError):  # it changed, or went away
             if desk.workspace.audit(entry.id).provenance.fingerprint == plan.fingerprint:
-                found.append(entry)
-    return found
+                audits.append(entry)
+    return audits
 
 
 @router.get("/plans/{name}/export/{tool}")
 def exported(desk: Given, name: str, tool: str) -> Response:
     """The plan as another tool reads it, as a file."""
-    found = desk.workspace.plan(name)
+    plan = desk.workspace.plan(name)
     suffix = EXPORTERS[tool].suffixes[0]
     try:
         with tempfile.TemporaryDirectory(prefix="tailwise-export-") as folder:
             target = Path(folder) / f"plan{suffix}"
-            written = next(iter(export(found, tool, str(target))))
+            written = next(iter(export(plan, tool, str(target))))
             data, suffix = Path(written).read_bytes(), Path(written).suffix
     except OSError as error:
         raise could_not_write(error, Path(tempfile.gettempdir())) from error

@@ -101,13 +101,13 @@ async def events(request: Request, desk: Given, name: str) -> StreamingResponse:
         seen = None
         while not (desk.ending.is_set() or await request.is_disconnected()):
             try:
-                found = (await run_in_threadpool(summary_of, desk, name)).to_json()
+                summary = (await run_in_threadpool(summary_of, desk, name)).to_json()
             except TailwiseError as error:
                 yield event("trouble", {"message": error.what})
                 return
-            if found != seen:
-                yield event("point", found)
-                seen = found
+            if summary != seen:
+                yield event("point", summary)
+                seen = summary
             else:
                 yield b": still there\n\n"
             await asyncio.sleep(_LOOK)

@@ -74,13 +74,13 @@ def select(rows: Sequence[Record], query: Query) -> LayerPage:
     """The page that is asked for. `UsageError` for an unknown column or a condition that cannot be."""
     if len(query.text) > _MOST_TEXT:
         raise UsageError("the filter is too long", fix=f"keep it below {_MOST_TEXT} characters")
-    found = _matching(rows, query.text)
+    matching = _matching(rows, query.text)
     if query.sort:
-        found = _sorted(found, query.sort, query.down, columns(rows))
+        matching = _sorted(matching, query.sort, query.down, columns(rows))
     size = max(1, min(query.size, 1000))
-    pages = max(1, -(-len(found) // size))
+    pages = max(1, -(-len(matching) // size))
     page = max(1, min(query.page, pages))
-    return LayerPage(found[(page - 1) * size : page * size], len(found), len(rows), page, pages)
+    return LayerPage(matching[(page - 1) * size : page * size], len(matching), len(rows), page, pages)
 
 
 def _matching(rows: Sequence[Record], text: str) -> list[Record]:

@@ -86,13 +86,13 @@ class Workspace:
 
     def entry(self, name: str, kind: Kind | None = None) -> WorkspaceEntry:
         """The entry of that identity. `UsageError` with near names otherwise."""
-        found = self._scan().get(name)
+        listed = self._scan().get(name)
         # It may be new; but names that nothing has must not keep a slow disk busy.
-        if found is None and time.monotonic() - self._scanned > self._took:
-            found = self._scan(again=True).get(name)
-        if found is None or kind not in (None, found.kind):
+        if listed is None and time.monotonic() - self._scanned > self._took:
+            listed = self._scan(again=True).get(name)
+        if listed is None or kind not in (None, listed.kind):
             raise unknown_name(kind or "file", name, (entry.id for entry in self.entries(kind)))
-        return found
+        return listed
 
     def look_again(self) -> list[WorkspaceEntry]:
         """The same, without waiting for the last look to be old."""
@@ -105,12 +105,12 @@ class Workspace:
         return self._scanner.cut
 
     def _scan(self, *, again: bool = False) -> dict[str, WorkspaceEntry]:
-        found = self._found
-        if found is not None and not again and self._is_fresh():
-            return found
+        entries = self._found
+        if entries is not None and not again and self._is_fresh():
+            return entries
         # While another thread looks, what was there a moment ago is good enough.
-        if not self._scanning.acquire(blocking=again or found is None):
-            return found or {}
+        if not self._scanning.acquire(blocking=again or entries is None):
+            return entries or {}
         try:
             if self._found is None or again or not self._is_fresh():
                 began = time.monotonic()

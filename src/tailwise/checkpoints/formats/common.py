@@ -102,11 +102,11 @@ class RangedStore(TensorStore):
     def part(self, names: Iterable[str]) -> Self:
         """The files are those of the whole; close that one."""
         kept = {name: self._spec(name) for name in names}
-        found = copy.copy(self)
-        found.tensors = kept
-        found._places = {name: self._places[name] for name in kept}
-        found._files = tuple({id(file): file for file in (found._places[name][0] for name in kept)}.values())
-        return found
+        copied = copy.copy(self)
+        copied.tensors = kept
+        copied._places = {name: self._places[name] for name in kept}
+        copied._files = tuple({id(file): file for file in (copied._places[name][0] for name in kept)}.values())
+        return copied
 
     @override
     def fetch(self) -> None:

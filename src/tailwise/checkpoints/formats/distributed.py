@@ -86,9 +86,9 @@ class DistributedCheckpoint(TensorStore):
         finally:
             source.close()
         entries = _entries(metadata, source.name, folder)
-        found = find_tensors(_tree(entries, getattr(metadata, "planner_data", None)), part)
-        self.notes, self.parts, self.chosen = found.notes, found.parts, found.part
-        self._entries = dict(_named(found.tensors, entries, stacked="metadata.json" in folder.names()))
+        saved = find_tensors(_tree(entries, getattr(metadata, "planner_data", None)), part)
+        self.notes, self.parts, self.chosen = saved.notes, saved.parts, saved.part
+        self._entries = dict(_named(saved.tensors, entries, stacked="metadata.json" in folder.names()))
         specs = {name: _spec(name, entry) for name, entry in self._entries.items()}
         super().__init__(uri, specs, config=config, revision=folder.revision)
         self.read_whole = frozenset(specs)  # a chunk is read as a whole
@@ -139,9 +139,9 @@ class DistributedCheckpoint(TensorStore):
         """The metadata, which is written last, the files of the chunks, and the tensor's key."""
         self._spec(name)
         entry = self._entries[name]
-        found = [self._stamp, *(self._file(file).identity() for file in sorted({c.file for c in entry.chunks}))]
-        known = [item for item in found if item is not None]
-        return None if len(known) < len(found) else "+".join([*known, f"{entry.key}[{entry.layer}]"])
+        identities = [self._stamp, *(self._file(file).identity() for file in sorted({c.file for c in entry.chunks}))]
+        known = [item for item in identities if item is not None]
+        return None if len(known) < len(identities) else "+".join([*known, f"{entry.key}[{entry.layer}]"])
 
     @override
     def part(self, names: Iterable[str]) -> ByAddress:
@@ -190,9 +190,9 @@ def _entry(key: str, item: Any, context: _Context) -> _Entry | None:
     where = f"{context[1]}, tensor {key[:120]}"
     shape = _sizes(getattr(item, "size", None), where)
     code = _code(getattr(item, "properties", None))
-    found = tuple(_chunk(key, chunk, code, context) for chunk in chunks)
-    _check_tiles(shape, found, where)
-    return _Entry(key, code, shape, found)
+    pieces = tuple(_chunk(key, chunk, code, context) for chunk in chunks)
+    _check_tiles(shape, pieces, where)
+    return _Entry(key, code, shape, pieces)
 
 
 def _code(properties: Any) -> str:

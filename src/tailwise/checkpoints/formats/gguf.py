@@ -120,8 +120,8 @@ class GgufCheckpoint(RangedStore):
 
     def identity(self, name: str) -> str | None:
         """See `RangedStore`; bytes that are shown in another shape than their own are another tensor."""
-        found, spec = super().identity(name), self._spec(name)
-        return found if found is None or spec.shape == self._places[name][1].shape else f"{found}:{spec.shape}"
+        stored, spec = super().identity(name), self._spec(name)
+        return stored if stored is None or spec.shape == self._places[name][1].shape else f"{stored}:{spec.shape}"
 
     def _offset(self, name: str) -> int:
         return self._places[name][1].offset

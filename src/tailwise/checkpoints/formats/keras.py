@@ -70,23 +70,23 @@ class KerasCheckpoint(ArrayStore):
         try:
             classes = _classes(settings if settings is not None else _attribute(self._h5, "model_config"))
             old = _is_own(self._h5, "model_weights")
-            found = list(self._arrays_of(self._h5["model_weights"] if old else self._h5, classes))
+            stored = list(self._arrays_of(self._h5["model_weights"] if old else self._h5, classes))
             self._state = self._state or (old and "optimizer_weights" in list(self._h5))
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, OverflowError) as error:
             # The library raises these where a part of the file is not what another says.
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise UnreadableError(f"is a damaged HDF5 file: {reason}", where=self._file.name, fix=_DAMAGED) from error
-        return found
+        return stored
 
     def _arrays_of(self, root: Any, classes: Mapping[str, str]) -> Iterator[Stored]:
         datasets, given = list[tuple[tuple[str, ...], Any]](), dict[tuple[str, ...], str]()
-        for path, found in self._walk(root, (), set()):
+        for path, node in self._walk(root, (), set()):
             if len(datasets) >= _MOST:
                 raise UnreadableError(f"names more than {_MOST} arrays", where=self._file.name)
             if path[-1] == "vars":
-                given[path[:-1]] = _text(_attribute(found, "name"))
-            if hasattr(found, "is_virtual") and found.shape is not None and found.dtype.kind in "fiubcV":
-                datasets.append((path, found))
+                given[path[:-1]] = _text(_attribute(node, "name"))
+            if hasattr(node, "is_virtual") and node.shape is not None and node.dtype.kind in "fiubcV":
+                datasets.append((path, node))
         for path, dataset in datasets:
             shape = tuple(int(size) for size in dataset.shape)
             shown = _shown(path, shape, classes, given)
@@ -108,24 +108,24 @@ class KerasCheckpoint(ArrayStore):
             if not path and name in _OPTIMIZER:
                 self._state = True
                 continue
-            found = group[name]
-            yield inner, found
-            if isinstance(found, h5py.Group):
-                address = h5py.h5o.get_info(found.id).addr
+            member = group[name]
+            yield inner, member
+            if isinstance(member, h5py.Group):
+                address = h5py.h5o.get_info(member.id).addr
                 if address not in seen:
                     seen.add(address)
-                    yield from self._walk(found, inner, seen)
+                    yield from self._walk(member, inner, seen)
 
     def _array(self, stored: Stored, start: int, stop: int) -> NDArray[Any]:
         import numpy as np
 
         try:
             dataset = self._h5[stored.key]
-            found: NDArray[Any] = np.asarray(dataset[start:stop] if stored.shape else dataset[()])
+            values: NDArray[Any] = np.asarray(dataset[start:stop] if stored.shape else dataset[()])
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, MemoryError) as error:
             place = f"{self._file.name}, array {stored.key[:120]}"
             raise UnreadableError(f"could not be read: {error}", where=place, fix=_DAMAGED) from error
-        return found
+        return values
 
     @override
     def close(self) -> None:
@@ -200,9 +200,9 @@ def _classes(settings: Any) -> dict[str, str]:
         tree = json_of(settings) if settings is not None else {}
     except (ValueError, RecursionError, TypeError):
         return {}
-    found: dict[str, str] = {}
+    classes: dict[str, str] = {}
     todo = [tree]
-    while todo and len(found) < _MOST:
+    while todo and len(classes) < _MOST:
         item = todo.pop()
         if isinstance(item, list):
             todo += item
@@ -214,8 +214,8 @@ def _classes(settings: Any) -> dict[str, str]:
                 and isinstance(config, dict)
                 and isinstance(config.get("name"), str)
             ):
-                found[config["name"]] = item["class_name"]
-    return found
+                classes[config["name"]] = item["class_name"]
+    return classes
 
 
 def _shown(

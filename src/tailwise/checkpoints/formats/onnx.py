@@ -239,9 +239,9 @@ class OnnxCheckpoint(TensorStore):
         """The file, its external data, and the constant's name."""
         self._spec(name)
         place = self._places[name]
-        found = [self._file.identity(), *([place.file.identity()] if place.file is not None else [])]
-        known = [item for item in found if item is not None]
-        return None if len(known) < len(found) else "+".join([*known, place.constant.name, str(place.direction)])
+        identities = [self._file.identity(), *([place.file.identity()] if place.file is not None else [])]
+        known = [item for item in identities if item is not None]
+        return None if len(known) < len(identities) else "+".join([*known, place.constant.name, str(place.direction)])
 
     @override
     def part(self, names: Iterable[str]) -> ByAddress:

@@ -110,18 +110,18 @@ class TorchCheckpoint(TensorStore):
     def _add(self, file: ByteSource, part: str | None) -> None:
         path = file.local_path()
         self._stamps[path] = _stamp(path)
-        found = find_tensors(_saved(file, path), part)
-        for name, tensor in found.tensors.items():
+        saved = find_tensors(_saved(file, path), part)
+        for name, tensor in saved.tensors.items():
             if name in self._arrays:
                 raise UnreadableError(
                     f"the tensor {name} is in two files: {self._places[name][0].name} and {file.name}",
                     fix="the folder holds two copies of a model: open one file, or add its index.json",
                 )
             self._arrays[name], self._places[name] = tensor, (file, path)
-        self._keys |= found.places
-        self.notes += tuple(note for note in found.notes if note not in self.notes)
-        self.parts += tuple(name for name in found.parts if name not in self.parts)
-        self.chosen = self.chosen or found.part
+        self._keys |= saved.places
+        self.notes += tuple(note for note in saved.notes if note not in self.notes)
+        self.parts += tuple(name for name in saved.parts if name not in self.parts)
+        self.chosen = self.chosen or saved.part
 
     def _rows(self, spec: TensorSpec, start: int, stop: int) -> torch.Tensor:
         import torch
@@ -140,9 +140,9 @@ class TorchCheckpoint(TensorStore):
         self._check_unchanged(file, path)
         if spec.name in self.readings:
             tensor = decoded(tensor, place)
-        found = (tensor[start:stop] if spec.shape else tensor).detach().clone()
+        rows = (tensor[start:stop] if spec.shape else tensor).detach().clone()
         self._check_unchanged(file, path)
-        return found
+        return rows
 
     def _check_unchanged(self, file: ByteSource, path: Path) -> None:
         if _stamp(path) != self._stamps[path]:

@@ -55,8 +55,8 @@ class WeightNorm:
         if g.ndim == v.ndim and not whole:
             g = g[first:last]
         norm = torch.linalg.vector_norm(v, dim=self.axes, keepdim=True)
-        found = _rounded(v * (g / norm), self.dtype)
-        return found[start:stop] if whole else found
+        weights = _rounded(v * (g / norm), self.dtype)
+        return weights[start:stop] if whole else weights
 
 
 @dataclass(frozen=True)

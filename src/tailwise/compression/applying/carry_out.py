@@ -184,17 +184,17 @@ def _walks(
     """What goes through the model, tower by tower, where something is to be done in it."""
     text, pictures = given
     seeing = {name for block in vision_blocks_of(host.model) for name in block.layers()}
-    found: list[Mapping[str, torch.Tensor] | Pictures] = []
+    walks: list[Mapping[str, torch.Tensor] | Pictures] = []
     if pictures is not None and seeing & jobs.keys():
-        found.append(pictures)
+        walks.append(pictures)
     if jobs.keys() - seeing:
         if text is None:
             raise UsageError(
                 f"{plan.operator} looks at inputs, and there is no calibration text beside the images",
                 fix="give --calibration TEXT",
             )
-        found.append(text)
-    return found
+        walks.append(text)
+    return walks
 
 
 def _save_masks(plan: Plan, written: Checkpoint, folder: Path) -> None:

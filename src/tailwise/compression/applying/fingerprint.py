@@ -46,8 +46,8 @@ def has_fingerprint(checkpoint: Checkpoint, wanted: str, audited: Mapping[str, A
     left, least = set(part.get("not_measured", ())), part.get("min_evals", Recipe().min_evals)
     selection = Selection(part.get("layers"), tuple(part.get("roles", ())))
     for mode in _MODES:
-        found = prepare(checkpoint, Recipe(conv=mode, min_evals=least), selection=selection).sources
-        sources = tuple(source for source in found if source.name not in left)
+        matrices = prepare(checkpoint, Recipe(conv=mode, min_evals=least), selection=selection).sources
+        sources = tuple(source for source in matrices if source.name not in left)
         if _fingerprint(checkpoint, sources, cache) == wanted:
             return True
         if not any(source.kind == "conv" for source in sources):

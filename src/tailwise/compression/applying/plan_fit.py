@@ -74,13 +74,13 @@ def source_of(plan: Plan, stored: Checkpoint, uri: str, options: ApplyOptions) -
     there = all(decision.tensor in stored.tensors for decision in plan)
     if not plan.quantizes or (there and not asked):
         return stored, layout
-    found = dequantized(stored)
-    if found is None:
+    decoded = dequantized(stored)
+    if decoded is None:
         return stored, layout
     if not asked:
         fix = "give the model that it was made from, or quantize the values that it decodes to with --dequantize"
         raise UsageError("its weights are quantized", where=stored.uri, fix=fix)
-    return found, found.layout(layout) if stored.format == "safetensors" else layout_of(found, uri)
+    return decoded, decoded.layout(layout) if stored.format == "safetensors" else layout_of(decoded, uri)
 
 
 def check_plan(plan: Plan, checkpoint: Checkpoint, *, stored: Checkpoint, force: bool) -> None:

@@ -188,10 +188,10 @@ def _core(
                 start = better
                 kept = finite & (regret <= (_loss(losses, start) - bound) * (1.0 + 1e-9) + 1e-300)
                 kept[np.arange(len(losses)), start] = True
-    found, proven = _milp(problem, kept, max(1.0, ends - time.monotonic()))
-    if start is not None and (found is None or _loss(losses, start) <= _loss(losses, found)):
+    chosen, proven = _milp(problem, kept, max(1.0, ends - time.monotonic()))
+    if start is not None and (chosen is None or _loss(losses, start) <= _loss(losses, chosen)):
         return start, min(proven, _loss(losses, start))
-    return found, proven
+    return chosen, proven
 
 
 def _milp(problem: Knapsack, kept: NDArray[np.bool_], seconds: float) -> tuple[NDArray[np.int64] | None, float]:

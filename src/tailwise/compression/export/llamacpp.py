@@ -47,10 +47,10 @@ def tensor_types(plan: Plan) -> Files:
     """
     chosen = _types(plan)
     names, otherwise = _names(plan.decisions)
-    found: dict[str, GgufType] = {}
+    types: dict[str, GgufType] = {}
     clashes: list[str] = []
     for tensor, name in ((tensor, name) for tensor, several in names.items() for name in several):
-        if found.setdefault(name, chosen[tensor]) != chosen[tensor] and name not in clashes:
+        if types.setdefault(name, chosen[tensor]) != chosen[tensor] and name not in clashes:
             clashes.append(name)
     if clashes:
         raise UsageError(
@@ -58,9 +58,9 @@ def tensor_types(plan: Plan) -> Files:
             + listed(clashes),
             fix="plan without --per-expert",
         )
-    lines = [f"^{re.escape(name)}$={kind.name}" for name, kind in found.items()]
+    lines = [f"^{re.escape(name)}$={kind.name}" for name, kind in types.items()]
     facts = {**_facts(plan, chosen), "named_otherwise_by": otherwise}
-    if turned := [name for name in found if ".attn_k_b." in name]:
+    if turned := [name for name in types if ".attn_k_b." in name]:
         facts["transposed"] = {"tensors": turned, "so": "groups run along the other axis than in the plan"}
     return {
         ".txt": "\n".join([*lines, f".*={REST}", ""]).encode(),
@@ -69,7 +69,7 @@ def tensor_types(plan: Plan) -> Files:
 
 
 def _types(plan: Plan) -> dict[str, GgufType]:
-    refusals, found = Refusals("llama.cpp", _TAKES), dict[str, GgufType]()
+    refusals, types = Refusals("llama.cpp", _TAKES), dict[str, GgufType]()
     for decision in plan:
         if decision.role in _LEFT:
             refusals.add("llama-quantize never quantizes such tensors", decision.tensor)
@@ -78,9 +78,9 @@ def _types(plan: Plan) -> dict[str, GgufType]:
             why = " where 32 does not divide the inputs" if known else ", which is near no type of GGUF"
             refusals.add(f"{decision.format}{why}", decision.tensor)
         else:
-            found[decision.tensor] = kind
+            types[decision.tensor] = kind
     refusals.tell()
-    return found
+    return types
 
 
 def _names(entries: tuple[Decision, ...]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
@@ -88,8 +88,8 @@ def _names(entries: tuple[Decision, ...]) -> tuple[dict[str, tuple[str, ...]], l
     _check_towers(entries)
     votes: dict[tuple[tuple[str, ...] | None, ...], list[str]] = {}
     for architecture, names in _maps():
-        found = tuple(_named(decision, names) for decision in entries)
-        votes.setdefault(found, []).append(architecture)
+        listed = tuple(_named(decision, names) for decision in entries)
+        votes.setdefault(listed, []).append(architecture)
     whole = {names: kinds for names, kinds in votes.items() if None not in names}
     if not whole:
         most = max(votes, key=lambda names: sum(name is not None for name in names))
@@ -99,7 +99,7 @@ def _names(entries: tuple[Decision, ...]) -> tuple[dict[str, tuple[str, ...]], l
                 refusals.add("no architecture of llama.cpp has such a tensor", decision.tensor)
         refusals.tell()
     names = max(whole, key=lambda names: len(whole[names]))
-    others = sorted(kind for found, kinds in whole.items() if found != names for kind in kinds)
+    others = sorted(kind for listed, kinds in whole.items() if listed != names for kind in kinds)
     return {decision.tensor: name or () for decision, name in zip(entries, names, strict=True)}, others
 
 
@@ -117,18 +117,18 @@ def _maps() -> list[tuple[str, Any]]:
         gguf = import_module("gguf")
     except ImportError as error:
         raise UsageError("names of GGUF need the package gguf", fix="pip install 'tailwise[gguf]'") from error
-    found = []
+    maps = []
     for architecture in gguf.MODEL_ARCH:
         # The map of one architecture writes into the class; a class of its own keeps it from the next.
         own = type("Names", (gguf.TensorNameMap,), {"block_mappings_cfg": dict(gguf.TensorNameMap.block_mappings_cfg)})
-        found.append((gguf.MODEL_ARCH_NAMES[architecture], own(architecture, 1)))
-    return found
+        maps.append((gguf.MODEL_ARCH_NAMES[architecture], own(architecture, 1)))
+    return maps
 
 
 def _named(decision: Decision, names: Any) -> tuple[str, ...] | None:
     """Every tensor that the converter makes of a stored one; None where the architecture has not all of them."""
-    found = [_name(key, names) for key in _as_converted(_EXPERT.sub("", decision.tensor))]
-    return None if None in found else tuple(name for name in found if name is not None)
+    gguf_names = [_name(key, names) for key in _as_converted(_EXPERT.sub("", decision.tensor))]
+    return None if None in gguf_names else tuple(name for name in gguf_names if name is not None)
 
 
 def _as_converted(key: str) -> tuple[str, ...]:
@@ -143,12 +143,12 @@ def _as_converted(key: str) -> tuple[str, ...]:
 
 def _name(key: str, names: Any) -> str | None:
     block = _BLOCK.search(key)
-    found = names.get_name(_BLOCK.sub("0", key, count=1), try_suffixes=(".weight",))
-    if found is None:
+    gguf_name = names.get_name(_BLOCK.sub("0", key, count=1), try_suffixes=(".weight",))
+    if gguf_name is None:
         return None
     if block is not None:
-        found = found.replace("blk.0.", f"blk.{block[0]}.", 1)
-    return found if found.endswith(".weight") else f"{found}.weight"
+        gguf_name = gguf_name.replace("blk.0.", f"blk.{block[0]}.", 1)
+    return gguf_name if gguf_name.endswith(".weight") else f"{gguf_name}.weight"
 
 
 def _facts(plan: Plan, chosen: dict[str, GgufType]) -> dict[str, Any]:

@@ -34,13 +34,13 @@ def bits_table(
     )  # fmt: skip
 
 
-def budget_of(audit: Audit, budget: Budget | None, found: Sequence[Candidate]) -> float | None:
+def budget_of(audit: Audit, budget: Budget | None, eligible: Sequence[Candidate]) -> float | None:
     """Bits of the planned tensors in all; None where the budget does not say them."""
     if budget is None or budget.unit == "rise":
         return None
     if budget.unit == "bits":
-        return budget.amount * sum(item.n_params for item in found)
-    names = [item.tensor for item in found]
+        return budget.amount * sum(item.n_params for item in eligible)
+    names = [item.tensor for item in eligible]
     kept = kept_bytes(audit, names) + header_bytes(audit, names)
     if budget.amount <= kept:
         raise UsageError(
@@ -69,7 +69,7 @@ def spent(audit: Audit, plan: Plan, nbytes: int | None, budget: float | None) ->
     """What a plan says of its budget: bits asked and reached, and bytes."""
     reached = mean_bits(plan)
     kept = kept_bytes(audit, [decision.tensor for decision in plan])
-    found = {
+    spending = {
         "asked": round(reached if budget is None else budget / plan.n_params, 9),
         "reached": round(reached, 9),
         "unit": "bits per weight",
@@ -78,9 +78,9 @@ def spent(audit: Audit, plan: Plan, nbytes: int | None, budget: float | None) ->
         "kept_bytes": kept,
     }
     if nbytes is None:
-        return found
+        return spending
     headers = header_bytes(audit, [decision.tensor for decision in plan])
-    return found | {"asked_bytes": nbytes, "header_bytes": headers}
+    return spending | {"asked_bytes": nbytes, "header_bytes": headers}
 
 
 def header_bytes(audit: Audit, planned: Sequence[str]) -> int:

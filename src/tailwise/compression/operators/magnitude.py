@@ -11,10 +11,10 @@ from tailwise.models.activations import Activations
 
 def magnitude(W: torch.Tensor, amount: Amount, inputs: Activations) -> OperatorResult:  # noqa: ARG001 - needs none
     """The entries of smallest |W|, over the whole matrix or in each group of M along its rows."""
-    found = W if W.dtype == torch.float64 else W.float()  # what stays is stored as it was
-    scores = found.abs()
+    weights = W if W.dtype == torch.float64 else W.float()  # what stays is stored as it was
+    scores = weights.abs()
     if amount.pattern is None:
         gone = lowest(scores, round(amount.sparsity * W.numel()))
     else:
         gone = lowest_in_groups(scores, *amount.pattern)
-    return OperatorResult(found.masked_fill(gone, 0.0), ~gone)
+    return OperatorResult(weights.masked_fill(gone, 0.0), ~gone)

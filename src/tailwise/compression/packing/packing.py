@@ -85,13 +85,13 @@ def check_packing(packing: Packing, plan: Plan, checkpoint: Checkpoint) -> None:
         )
     for why in packing.reasons(checkpoint):
         raise UsageError(why, where=checkpoint.uri, fix="leave --packed out, or choose another packing")
-    found: dict[str, list[str]] = {}
+    troubles: dict[str, list[str]] = {}
     for decision in plan:
         reason = refusal(packing, decision, checkpoint)
         if reason is not None:
-            found.setdefault(reason, []).append(decision.tensor)
-    if found:
-        lines = [f"{reason}: {listed(names)}" for reason, names in found.items()]
+            troubles.setdefault(reason, []).append(decision.tensor)
+    if troubles:
+        lines = [f"{reason}: {listed(names)}" for reason, names in troubles.items()]
         raise UsageError(
             f"{packing.name} cannot pack what the plan asks for:\n  " + "\n  ".join(lines),
             fix=f"plan with {packing.instead()}, or apply without --packed",

@@ -76,11 +76,11 @@ class _Writing:
         if decision is None:
             self._homes[spec.name] = spec.name
             return (spec,)
-        found = empty_members(self.packing, decision, spec)
-        self._homes |= dict.fromkeys(found, spec.name)
+        members = empty_members(self.packing, decision, spec)
+        self._homes |= dict.fromkeys(members, spec.name)
         return tuple(
             TensorSpec(name, code_of(value.dtype), tuple(value.shape), value.numel() * value.element_size())
-            for name, value in found.items()
+            for name, value in members.items()
         )
 
     def read(self, name: str) -> Iterable[torch.Tensor]:

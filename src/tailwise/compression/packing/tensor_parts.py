@@ -74,8 +74,8 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 def _codes(chosen: ScaledFormat) -> torch.dtype:
     if isinstance(chosen.element, Float8):
-        found: torch.dtype = getattr(torch, chosen.element.dtype)
-        return found
+        dtype: torch.dtype = getattr(torch, chosen.element.dtype)
+        return dtype
     return torch.int8 if isinstance(chosen.element, Integer) else torch.uint8
 
 

@@ -57,8 +57,8 @@ def has_whole_groups(chosen: NumberFormat, shape: tuple[int, ...]) -> bool:
 
 def bits_per_weight(chosen: str | NumberFormat, shape: tuple[int, ...]) -> float:
     """Stored bits over entries, scales and zero points counted, of (out, in) or (count, out, in)."""
-    found = parse_format(chosen) if isinstance(chosen, str) else chosen
-    return found.bits_per_weight(shape[-2], shape[-1])
+    number_format = parse_format(chosen) if isinstance(chosen, str) else chosen
+    return number_format.bits_per_weight(shape[-2], shape[-1])
 
 
 def bits_of(decision: Decision) -> float:
@@ -69,9 +69,9 @@ def bits_of(decision: Decision) -> float:
 
 def mean_bits(decisions: Iterable[Decision]) -> float:
     """Σ bits·d / Σ d, d the parameters; 0 where there are none."""
-    found = [(decision.n_params, bits_of(decision)) for decision in decisions]
-    total = sum(size for size, _ in found)
-    return sum(size * bits for size, bits in found) / total if total else 0.0
+    weighted = [(decision.n_params, bits_of(decision)) for decision in decisions]
+    total = sum(size for size, _ in weighted)
+    return sum(size * bits for size, bits in weighted) / total if total else 0.0
 
 
 def kept_bytes(audit: Audit, planned: Iterable[str]) -> int:

@@ -85,5 +85,5 @@ def part_of(plan: P, kind: Part) -> P:
 
 
 def _inner(held: Mapping[str, Any], kind: Part) -> dict[str, Any]:
-    found = held.get(kind)
-    return dict(found) if isinstance(found, Mapping) else {}
+    inner = held.get(kind)
+    return dict(inner) if isinstance(inner, Mapping) else {}

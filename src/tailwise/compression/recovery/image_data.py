@@ -40,8 +40,8 @@ class PictureTrainer(Trainer):
 
     def _loss(self, windows: torch.Tensor) -> torch.Tensor:
         pixels, labels = self._at(windows)
-        found: Any = self.model(pixel_values=pixels.to(self._device))
-        return cross_entropy(found.logits.float(), labels.to(self._device))
+        output: Any = self.model(pixel_values=pixels.to(self._device))
+        return cross_entropy(output.logits.float(), labels.to(self._device))
 
     def _drawn(self, course: Course, generator: torch.Generator) -> torch.Tensor:
         return self.ids[torch.randint(0, len(self.ids), (course.batch,), generator=generator)]
@@ -85,15 +85,17 @@ def recover_pictures(name: str, source: Any, target: Path, options: Any, say: Sa
             write_checkpoint(layout, checkpoint, draft.folder, Written(checkpoint, places, moving, masks))
             again = load_classifier(str(draft.folder), device=options.device)
             after = _scores(again.module, str(target), images, held_out)
-            found = Recovered(
+            recovered = Recovered(
                 target, "masked", compare_scores(after, before, seed=options.seed), training,
                 (zeros, facts_of(draft.folder).block_sparsity), None, _settings(options, lr, images, len(train)),
                 (*_notes(images, train, guard, held_out), *loaded.notes),
             )  # fmt: skip
-            (draft.folder / RECOVERY_FILE).write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
-            (draft.folder / "README.md").write_text(card(found, name), encoding="utf-8")
+            (draft.folder / RECOVERY_FILE).write_text(
+                json.dumps(recovered.to_json(), indent=1) + "\n", encoding="utf-8"
+            )
+            (draft.folder / "README.md").write_text(card(recovered, name), encoding="utf-8")
             draft.commit()
-    return found
+    return recovered
 
 
 def _divided(images: Images, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -114,10 +116,10 @@ def _scores(model: torch.nn.Module, name: str, images: Images, places: torch.Ten
 
 
 def _settings(options: Any, lr: float, images: Images, train: int) -> Mapping[str, Any]:
-    found = asdict(replace(options, lr=lr)) | {"images": images.name, "train_images": train}
+    settings = asdict(replace(options, lr=lr)) | {"images": images.name, "train_images": train}
     for key in ("force", "rank", "merge", "window"):
-        del found[key]
-    return found
+        del settings[key]
+    return settings
 
 
 def _notes(images: Images, train: torch.Tensor, guard: torch.Tensor, held_out: torch.Tensor) -> tuple[str, ...]:

@@ -19,22 +19,22 @@ def masks_in(model: nn.Module, checkpoint: Checkpoint, places: Mapping[str, str]
 
     Vectors have no mask: a bias that begins at zero is no pruned one.
     """
-    found: dict[str, torch.Tensor] = {}
+    masks: dict[str, torch.Tensor] = {}
     for stored, name in places.items():
         spec = checkpoint.tensors[stored]
         if spec.dtype not in _FLOATS or len(spec.shape) < 2:
             continue
         kept = checkpoint.read(stored) != 0
         if not bool(kept.all()):
-            found[name] = kept.to(model.get_parameter(name).device)
-    return found
+            masks[name] = kept.to(model.get_parameter(name).device)
+    return masks
 
 
 def trainable(model: nn.Module, checkpoint: Checkpoint, places: Mapping[str, str]) -> dict[str, nn.Parameter]:
     """The parameters that are stored as they are, each once; the others are frozen, since they could not be written."""
     model.requires_grad_(requires_grad=False)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    found: dict[str, nn.Parameter] = {}
+    chosen: dict[str, nn.Parameter] = {}
     seen = set[int]()
     for stored, name in places.items():
         value = parameters.get(name)
@@ -42,8 +42,8 @@ def trainable(model: nn.Module, checkpoint: Checkpoint, places: Mapping[str, str
             continue
         seen.add(id(value))
         value.requires_grad_()
-        found[name] = value
-    return found
+        chosen[name] = value
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,9 @@ def split_text(source: Any, tokenizer: Any, window: int, seed: int = 0) -> Split
     parts = list(source) if isinstance(source, list | tuple) else [source]
     documents = _documents(parts)
     if documents is not None:
-        found = _by_document(documents, tokenizer, window, seed)
-        if found is not None:
-            return found
+        split = _by_document(documents, tokenizer, window, seed)
+        if split is not None:
+            return split
     return _by_place(tokens_of(source, tokenizer), window, seed)
 
 
@@ -57,10 +57,10 @@ def _documents(parts: Sequence[Any]) -> Documents | None:
         return None
     if any(not isinstance(part, Documents) and Path(part).suffix in TOKEN_SUFFIXES for part in parts):
         return None
-    found = [documents_of(part) for part in parts]
-    texts = tuple(text for item in found for text in item.texts)
-    notes = tuple(note for item in found for note in item.notes)
-    name = found[0].name if len(found) == 1 else f"{found[0].name} and {len(found) - 1} more"
+    documents = [documents_of(part) for part in parts]
+    texts = tuple(text for item in documents for text in item.texts)
+    notes = tuple(note for item in documents for note in item.notes)
+    name = documents[0].name if len(documents) == 1 else f"{documents[0].name} and {len(documents) - 1} more"
     return Documents(texts, name, notes)
 
 
@@ -100,8 +100,8 @@ def _drawn(texts: Sequence[str], share: float, most: float) -> tuple[list[str], 
 
 
 def _ids(texts: Sequence[str], tokenizer: Any, name: str) -> torch.Tensor:
-    found = tokens_of(Documents(tuple(texts), name), tokenizer).ids if texts else np.empty(0, dtype=np.int64)
-    return torch.from_numpy(found)
+    ids = tokens_of(Documents(tuple(texts), name), tokenizer).ids if texts else np.empty(0, dtype=np.int64)
+    return torch.from_numpy(ids)
 
 
 def _by_place(tokens: Tokens, window: int, seed: int) -> Split:

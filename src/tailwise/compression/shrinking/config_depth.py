@@ -65,20 +65,20 @@ def _fields(text: Any, stays: Sequence[bool], model: nn.Module) -> dict[str, Any
     if getattr(text, key, None) != len(stays):
         raise _refused(model, f"its config does not count its {len(stays)} blocks in {key}")
     places = [place for place, stay in enumerate(stays) if stay]
-    found: dict[str, Any] = {key: len(places)}
+    fields: dict[str, Any] = {key: len(places)}
     for name, value in text.to_dict().items():
         listed = isinstance(value, list | tuple)
         if name in _LISTS and listed and len(value) == len(stays):
-            found[name] = [value[place] for place in places]
+            fields[name] = [value[place] for place in places]
         elif name in _NUMBERS and listed:
-            found[name] = [places.index(place) for place in value if place in places]
+            fields[name] = [places.index(place) for place in value if place in places]
         elif name in _FIRST and _is_count(value):
-            found[name] = sum(place < value for place in places) + max(0, value - len(stays))
+            fields[name] = sum(place < value for place in places) + max(0, value - len(stays))
         elif name in _LAST and _is_count(value):
-            found[name] = sum(place >= len(stays) - value for place in places)
+            fields[name] = sum(place >= len(stays) - value for place in places)
     if (kinds := getattr(text, "attention_layers", None)) and hasattr(text, "attention_types"):  # GPT-Neo
-        found["attention_types"] = [[[kinds[place] for place in places], 1]]
-    return found
+        fields["attention_types"] = [[[kinds[place] for place in places], 1]]
+    return fields
 
 
 def _is_count(value: object) -> bool:
@@ -143,14 +143,14 @@ def _beside_experts(name: str) -> bool:
 
 def _facts(module: nn.Module) -> dict[str, Any]:
     """Numbers, words and shapes by which a module computes."""
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for key, value in vars(module).items():
         if isinstance(value, int | float | str | bool) and not key.startswith("_") and key != "training":
-            found[key] = value
+            facts[key] = value
     weights = {key: tuple(value.shape) for key, value in module._parameters.items() if value is not None}
     if hasattr(module, "_tailwise_kind") or any(len(shape) == 3 for shape in weights.values()):
-        return found  # experts, which may be separated in one of the two
-    return found | weights
+        return facts  # experts, which may be separated in one of the two
+    return facts | weights
 
 
 def _refused(model: nn.Module, why: str) -> UsageError:

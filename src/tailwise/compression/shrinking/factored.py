@@ -102,9 +102,9 @@ class _Source:
             W = self._change(stored)
             W = self._origin.checkpoint.read(stored) if W is None else W
             (matrix,) = as_matrices(W, stored, config)
-            found = OPERATORS["low_rank"](matrix, Amount(rank=rank)).factors
-            assert found is not None  # noqa: S101 - the operator low_rank gives them
-            self._kept = (stored, found)
+            factors = OPERATORS["low_rank"](matrix, Amount(rank=rank)).factors
+            assert factors is not None  # noqa: S101 - the operator low_rank gives them
+            self._kept = (stored, factors)
         return self._kept[1]
 
 

@@ -58,11 +58,11 @@ class Remade(Checkpoint):
         entry = self._entries[name]
         if entry.make is None:
             return self._source.read_rows(entry.source, start, stop)
-        found = entry.make()
-        if tuple(found.shape) != entry.spec.shape or code_of(found.dtype) != entry.spec.dtype:
+        tensor = entry.make()
+        if tuple(tensor.shape) != entry.spec.shape or code_of(tensor.dtype) != entry.spec.dtype:
             kept = f"{entry.spec.dtype} of shape {list(entry.spec.shape)}"
-            raise UsageError(f"{name} would become {found.dtype} of shape {list(found.shape)}, and not {kept}")
-        return found[start:stop] if found.ndim else found
+            raise UsageError(f"{name} would become {tensor.dtype} of shape {list(tensor.shape)}, and not {kept}")
+        return tensor[start:stop] if tensor.ndim else tensor
 
 
 def laid_out(layout: OutputLayout, entries: tuple[RemadeTensor, ...]) -> OutputLayout:
@@ -84,5 +84,5 @@ def laid_out(layout: OutputLayout, entries: tuple[RemadeTensor, ...]) -> OutputL
 def resized(spec: TensorSpec, name: str, shape: tuple[int, ...]) -> TensorSpec:
     """The spec of a tensor of the same dtype with another name and shape."""
     each = spec.nbytes // max(spec.numel, 1)
-    found = TensorSpec(name, spec.dtype, shape, 0)
-    return replace(found, nbytes=found.numel * each)
+    changed = TensorSpec(name, spec.dtype, shape, 0)
+    return replace(changed, nbytes=changed.numel * each)

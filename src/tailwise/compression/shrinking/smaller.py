@@ -96,24 +96,24 @@ def work_of(source: ShrinkSource, widths: Widths) -> ShrinkWork:
     return ShrinkWork(source, origin, surgery)
 
 
-def write_smaller(work: ShrinkWork, found: Made, folder: Path, step: Step) -> tuple[str, ...]:
+def write_smaller(work: ShrinkWork, made: Made, folder: Path, step: Step) -> tuple[str, ...]:
     """Write the weights, their index, the changed config, and what it cannot say; notes."""
     origin = work.origin
-    view, layout = Remade(origin.checkpoint, found.entries), laid_out(origin.layout, found.entries)
-    total = len(found.entries)
+    view, layout = Remade(origin.checkpoint, made.entries), laid_out(origin.layout, made.entries)
+    total = len(made.entries)
     done = iter(range(1, total + 1))
 
     def counted(_: str) -> None:
         step(next(done), total)
 
     notes = write_checkpoint(layout, view, folder, counted)
-    if found.config:
+    if made.config:
         path = folder / "config.json"
-        config = _said(json_of(path.read_text(encoding="utf-8")), found.config, origin.config)
+        config = _said(json_of(path.read_text(encoding="utf-8")), made.config, origin.config)
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if found.shapes is not None:
-        (folder / PRUNED_FILE).write_text(found.shapes.to_text(), encoding="utf-8")
-    return (*found.notes, *notes)
+    if made.shapes is not None:
+        (folder / PRUNED_FILE).write_text(made.shapes.to_text(), encoding="utf-8")
+    return (*made.notes, *notes)
 
 
 def _said(before: Mapping[str, object], changes: Mapping[str, object], config: Any) -> dict[str, object]:
@@ -126,21 +126,21 @@ def _said(before: Mapping[str, object], changes: Mapping[str, object], config: A
     }
 
 
-def reached_in(plan: Plan, found: Made, folder: Path) -> tuple[Reached, ...]:
+def reached_in(plan: Plan, made: Made, folder: Path) -> tuple[Reached, ...]:
     """What the files hold. `UnreadableError` where the model that they describe would not load from them."""
     architecture, config = architecture_of(str(folder))
     model = _empty(architecture, config, torch.float32)
     with open_checkpoint(folder) as written:
         names = separated(model, written)
         reshape(model, Shapes.read(folder) or Shapes())
-        whole = all(written.tensors[e.spec.name].shape == e.spec.shape for e in found.entries)
+        whole = all(written.tensors[e.spec.name].shape == e.spec.shape for e in made.entries)
         if not whole or not fits(model, written, names):
             fix = "this is an error of tailwise: report it with the plan"
             raise UnreadableError("does not hold the tensors of the model that it describes", where=folder, fix=fix)
     return tuple(
         Reached(d.tensor, d.n_params, d.sparsity or 0.0, 1.0 - left / d.n_params, d.pattern, rank)
         for d in plan
-        for left, rank in [found.reached.get(d.tensor, (d.n_params, None))]
+        for left, rank in [made.reached.get(d.tensor, (d.n_params, None))]
     )
 
 
@@ -175,13 +175,13 @@ class _Choosing:
             return {}
         return {group.reader.layer: "norms" for group, removed in groups if removed}
 
-    def visit(self, block: Block, found: Mapping[str, Activations]) -> None:
+    def visit(self, block: Block, activations: Mapping[str, Activations]) -> None:
         """See `Visitor`."""
         layers, chosen = block.layers(), {}
         for group, removed in self._groups(block):
             if not removed:
                 continue
-            seen = found.get(group.reader.layer)
+            seen = activations.get(group.reader.layer)
             if seen is None or seen.norms is None:
                 raise UsageError("no calibration text reached it", where=group.name, fix="give other text")
 

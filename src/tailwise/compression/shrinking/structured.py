@@ -54,8 +54,8 @@ class Origin:
 
     def matrix(self, layer: str) -> torch.Tensor:
         """The weight of a linear layer, (out × in)."""
-        found = self.checkpoint.read(self.sources[f"{layer}.weight"])
-        return found.T if type(self.model.get_submodule(layer)).__name__ == "Conv1D" else found
+        weights = self.checkpoint.read(self.sources[f"{layer}.weight"])
+        return weights.T if type(self.model.get_submodule(layer)).__name__ == "Conv1D" else weights
 
     def stored(self, layer: str, what: str) -> str | None:
         """The stored tensor of a layer's weight or bias."""
@@ -108,10 +108,10 @@ def planned_surgery(plan: Plan, origin: Origin, widths: Widths) -> Surgery:
     dropped = _dropped(plan, origin)
     experts = expert_cuts(plan, origin, dropped)
     changed = _merged(origin.config, depth_fields(origin.model, dropped), experts.fields)
-    found = Surgery(origin, plan, tuple(groups), tuple(counts), dropped, changed, experts)
+    surgery = Surgery(origin, plan, tuple(groups), tuple(counts), dropped, changed, experts)
     if any(counts):
-        _check_computes(found)
-    return found
+        _check_computes(surgery)
+    return surgery
 
 
 def _merged(config: Any, depth: Mapping[str, Any], experts: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,13 +165,15 @@ def _dropped(plan: Plan, origin: Origin) -> tuple[str, ...]:
         return ()
     blocks = blocks_of(origin.model)
     names = {origin.places.get(tensor, ""): tensor for tensor in tensors}
-    found = {block.name for block in blocks for place in names if place.startswith(f"{block.name}.")}
-    lost = [tensor for place, tensor in names.items() if not place.startswith(tuple(f"{name}." for name in found))]
+    blocks_gone = {block.name for block in blocks for place in names if place.startswith(f"{block.name}.")}
+    lost = [
+        tensor for place, tensor in names.items() if not place.startswith(tuple(f"{name}." for name in blocks_gone))
+    ]
     if lost:
         raise UsageError("is in none of the blocks that can go", where=lost[0], fix="take the entry out of the plan")
-    if len(found) == len(blocks):
+    if len(blocks_gone) == len(blocks):
         raise UsageError("no block would be left", fix="keep at least one")
-    return tuple(block.name for block in blocks if block.name in found)
+    return tuple(block.name for block in blocks if block.name in blocks_gone)
 
 
 def choose_by_magnitude(surgery: Surgery) -> None:
@@ -235,7 +237,7 @@ def made(surgery: Surgery) -> Made:
 
 def _cuts(surgery: Surgery) -> dict[str, list[tuple[int, torch.Tensor]]]:
     """Stored tensor → (axis, entries that stay)."""
-    found = {stored: [cut] for stored, cut in surgery.experts.cuts.items()}
+    cuts = {stored: [cut] for stored, cut in surgery.experts.cuts.items()}
     for group, removed in zip(surgery.groups, surgery.counts, strict=True):
         if not removed:
             continue
@@ -244,8 +246,8 @@ def _cuts(surgery: Surgery) -> dict[str, list[tuple[int, torch.Tensor]]]:
             for what, axis, stays in _axes(surgery.origin, cut, kept):
                 stored = surgery.origin.stored(cut.layer, what)
                 if stored is not None:
-                    found.setdefault(stored, []).append((axis, stays))
-    return found
+                    cuts.setdefault(stored, []).append((axis, stays))
+    return cuts
 
 
 def _axes(origin: Origin, cut: Cut, kept: torch.Tensor) -> Iterable[tuple[str, int, torch.Tensor]]:
@@ -271,10 +273,10 @@ def _entry(checkpoint: Checkpoint, source: str, name: str, cuts: Iterable[tuple[
         shape[axis] = len(stays)
 
     def make() -> torch.Tensor:
-        found = checkpoint.read(source)
+        tensor = checkpoint.read(source)
         for axis, stays in listed:
-            found = found.index_select(axis, stays)
-        return found
+            tensor = tensor.index_select(axis, stays)
+        return tensor
 
     return RemadeTensor(resized(spec, name, tuple(shape)), source, make)
 
@@ -324,9 +326,9 @@ def _said_by_config(surgery: Surgery, shapes: Shapes, depth: Mapping[str, Any]) 
     if not shapes.layers:
         return dict(depth)
     config = surgery.origin.config
-    found = {**depth, **_equal_fields(surgery)}
+    fields = {**depth, **_equal_fields(surgery)}
     try:
-        changed = type(config).from_dict({**config.to_dict(), **found})
+        changed = type(config).from_dict({**config.to_dict(), **fields})
         there = _empty(type(surgery.origin.model), changed, torch.float32)
         here = _empty(type(surgery.origin.model), type(config).from_dict({**config.to_dict(), **depth}), torch.float32)
     except Exception:  # a config that the architecture refuses says nothing
@@ -335,22 +337,22 @@ def _said_by_config(surgery: Surgery, shapes: Shapes, depth: Mapping[str, Any]) 
     same = {name: tuple(value.shape) for name, value in there.state_dict().items()} == {
         name: tuple(value.shape) for name, value in here.state_dict().items()
     }
-    return found if same else None
+    return fields if same else None
 
 
 def _equal_fields(surgery: Surgery) -> dict[str, Any]:
     """What the first group of each kind has; whether the others have the same is seen in the shapes."""
     config = surgery.origin.config
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for group, removed in zip(surgery.groups, surgery.counts, strict=True):
         if group.kind == "mlp":
-            found |= {name: group.units - removed for name in _WIDTHS if hasattr(config, name)}
+            fields |= {name: group.units - removed for name in _WIDTHS if hasattr(config, name)}
         elif group.heads is not None:
             left = left_over(group.heads, group.units - removed)
             values = dict(zip(_HEADS, (left.queries, left.groups, left.size), strict=True))
-            found |= {_key(config, name): value for name, value in values.items()
-                      if name != "num_key_value_heads" or hasattr(config, _key(config, name))}  # fmt: skip
-    return found
+            fields |= {_key(config, name): value for name, value in values.items()
+                       if name != "num_key_value_heads" or hasattr(config, _key(config, name))}  # fmt: skip
+    return fields
 
 
 def fits(model: nn.Module, checkpoint: Checkpoint, names: Mapping[str, str] | None = None) -> bool:

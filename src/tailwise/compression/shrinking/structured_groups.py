@@ -71,7 +71,7 @@ def groups_of(plan: Plan, model: nn.Module, places: Mapping[str, str], config: M
 
     `model` may be without weights; `places` says which parameter each stored tensor is.
     """
-    found: dict[tuple[int | None, str], list[DecidedLayer]] = {}
+    by_kind: dict[tuple[int | None, str], list[DecidedLayer]] = {}
     if all(decision.treatment.idle or decision.treatment.whole for decision in plan):
         return []
     for decision in plan:
@@ -83,10 +83,10 @@ def groups_of(plan: Plan, model: nn.Module, places: Mapping[str, str], config: M
                 raise _not_known(decision)
             continue
         named = DecidedLayer(decision, layer_of_decision(model, places, decision), match[2])
-        found.setdefault((decision.block, match[1]), []).append(named)
+        by_kind.setdefault((decision.block, match[1]), []).append(named)
     # A kind of which any block loses something is looked at in all: widths are equal, or not, over all of them.
-    cut = {kind for (_, kind), members in found.items() if any(item.decision.sparsity for item in members)}
-    wanted = {key: members for key, members in found.items() if key[1] in cut}
+    cut = {kind for (_, kind), members in by_kind.items() if any(item.decision.sparsity for item in members)}
+    wanted = {key: members for key, members in by_kind.items() if key[1] in cut}
     coupled: Mapping[str, frozenset[str]] = {}
     if any(kind == "mlp" for _, kind in wanted):
         roots = [_first(members) for (_, kind), members in wanted.items() if kind == "mlp"]
@@ -248,7 +248,7 @@ def _head_indices(
     units = heads.queries if shared else heads.groups
     queries, values = heads.queries * heads.size, heads.groups * heads.size
     sizes = {part: sizes_of_layer(model, layer)[0 if part == "o" else 1] for part, layer in layers.items()}
-    found = {"o": torch.arange(queries).view(units, -1)}
+    indices = {"o": torch.arange(queries).view(units, -1)}
     if "qkv" in layers:
         inputs = sizes_of_layer(model, layers["qkv"])[0]
         ranges = qkv_ranges(layers["qkv"], sizes["qkv"], dims, square=sizes["qkv"] == 3 * inputs)
@@ -258,14 +258,14 @@ def _head_indices(
             part: torch.cat([torch.arange(start, stop) for start, stop in where]) for part, where in ranges.items()
         }
         taken = ("q",) if shared else ("q", "k", "v")
-        found["qkv"] = torch.cat([parts[part].view(units, -1) for part in taken], dim=1)
+        indices["qkv"] = torch.cat([parts[part].view(units, -1) for part in taken], dim=1)
     else:
         if (sizes["q"], sizes["k"], sizes["v"]) != (queries, values, values):
             return None
-        found["q"] = torch.arange(queries).view(units, -1)
+        indices["q"] = torch.arange(queries).view(units, -1)
         if not shared:
-            found |= {part: torch.arange(values).view(units, -1) for part in ("k", "v")}
-    return found if sizes["o"] == queries else None
+            indices |= {part: torch.arange(values).view(units, -1) for part in ("k", "v")}
+    return indices if sizes["o"] == queries else None
 
 
 def left_over(heads: Heads, kept: int) -> Heads:

@@ -71,8 +71,8 @@ class Journal:
         if name not in self._files:
             return None
         with safe_open(self._files[name], framework="pt") as file:
-            found: torch.Tensor = file.get_tensor(name)
-            return found
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor
 
     def _know(self, path: Path) -> None:
         from safetensors import safe_open

@@ -38,12 +38,12 @@ def treated_tensor(
     """A stored tensor after its treatment, by its weights alone."""
     matrices = as_matrices(stored, decision.tensor, config)
     with _named(decision):
-        found = [decision.treatment.do(W, how).weight.to(stored.dtype) for W in matrices]
-    return from_matrices(torch.stack(found), stored, decision.tensor, config)
+        treated = [decision.treatment.do(W, how).weight.to(stored.dtype) for W in matrices]
+    return from_matrices(torch.stack(treated), stored, decision.tensor, config)
 
 
 def treated_layer(
-    module: nn.Module, weight: torch.Tensor, decision: Decision, how: TreatmentSettings, found: Activations | None
+    module: nn.Module, weight: torch.Tensor, decision: Decision, how: TreatmentSettings, activations: Activations | None
 ) -> tuple[torch.Tensor, list[OperatorResult]]:
     """The weight of a layer, in the dtype that it is stored in, after its treatment; and each matrix by itself.
 
@@ -51,7 +51,8 @@ def treated_layer(
     """
     with _named(decision):
         done = [
-            decision.treatment.do(W, how, reaching(found, group)) for group, W in enumerate(matrices_of(module, weight))
+            decision.treatment.do(W, how, reaching(activations, group))
+            for group, W in enumerate(matrices_of(module, weight))
         ]
     return stored_from(module, torch.stack([item.weight for item in done])).to(weight.dtype), done
 
@@ -74,6 +75,6 @@ class Treated:
 
     def grids(self, decision: Decision, matrices: torch.Tensor) -> list[ValueGrid] | None:
         """The scales that the operator takes from the source, (count, out, in); None for a plain cast."""
-        found = [decision.treatment.do(W, self._how).grid for W in matrices]
-        kept = [grid for grid in found if grid is not None]
+        grids = [decision.treatment.do(W, self._how).grid for W in matrices]
+        kept = [grid for grid in grids if grid is not None]
         return kept or None

@@ -64,8 +64,8 @@ def auto(search: Search) -> Plan:
     candidates += search.from_sensitivity(candidates[0])
     best = min(candidates, key=lambda item: item.loss)
     finalists = [candidates[0], *best_of_each(candidates[1:], court.finalists)]
-    found = search.refine(best)
-    finalists += [found] if found.plan is not best.plan else []
+    refined = search.refine(best)
+    finalists += [refined] if refined.plan is not best.plan else []
     court.judge(finalists)
     kept = min(finalists, key=lambda item: item.judged)
     court.stage.trial.restore()

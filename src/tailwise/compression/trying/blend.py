@@ -31,9 +31,9 @@ class _Blend:
     def scored(self, weights: Weights, tau: float) -> Scored:
         settings = {"weights": dict(weights), "tau": tau, "statistics": self.court.stage.scores.outlier_ratios}
         plan = plan_prune(self.audit, replace(self.request, allocator="blend", settings=settings))
-        found = self.court.tried("blend", settings, plan)
-        self.tried.append(found)
-        return found
+        outcome = self.court.tried("blend", settings, plan)
+        self.tried.append(outcome)
+        return outcome
 
     @property
     def over(self) -> bool:
@@ -62,9 +62,9 @@ class _Blend:
                     moved = {key: value for key, value in moved.items() if value}
                     if not moved:
                         continue
-                    found = self.scored(moved, tau)
-                    if found.loss < best.loss:
-                        weights, best, better = moved, found, True
+                    scored = self.scored(moved, tau)
+                    if scored.loss < best.loss:
+                        weights, best, better = moved, scored, True
                         break
         return weights, best
 

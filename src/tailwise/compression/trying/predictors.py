@@ -90,16 +90,16 @@ def foretold(
     stage = stage_of(audit.model, plan, text)
     measured = dict(_measured(plan, request, stage, say or (lambda _what, _done: None)))
     stage.trial.restore()
-    found, _ = candidates(audit, request.choice, request.estimator or estimator_for(audit))
-    numbers = _numbers(found, stage)
+    eligible, _ = candidates(audit, request.choice, request.estimator or estimator_for(audit))
+    numbers = _numbers(eligible, stage)
     correlations = tuple(
-        _correlated(name, values, label, losses, (found, scope))
+        _correlated(name, values, label, losses, (eligible, scope))
         for label, losses in measured.items()
         for name, values in numbers.items()
         for scope in _SCOPES
     )
     kind = "quantize" if isinstance(request, QuantizeRequest) else "prune"
-    few = (f"{len(found)} tensors are few: intervals are wide",) if len(found) < 30 else ()
+    few = (f"{len(eligible)} tensors are few: intervals are wide",) if len(eligible) < 30 else ()
     return Foresight(audit.model, plan.operator, kind, measured, correlations, tuple(_answers(correlations, kind)),
                      (*few, *stage.notes))  # fmt: skip
 
@@ -132,7 +132,7 @@ def _measured(
             (f"alone at {100 * level:.0f} %", dense, [item.but(sparsity=level) for item in plan]),
             (f"{100 * more:.0f} % among {100 * level:.0f} %", plan, [item.but(sparsity=more) for item in plan]),
         )
-    found = []
+    measured = []
     for index, (label, around, entries) in enumerate(ways):
         variants = [Variant(item.tensor, {place: item}) for place, item in enumerate(entries)]
 
@@ -140,22 +140,22 @@ def _measured(
             say(f"{label}: tensor {done} of {total}", (index + done / total) / len(ways))
 
         losses: dict[Hashable, float] = variant_losses(stage.trial, around, stage.search, variants, progress=tell)
-        found.append((label, {str(tensor): loss for tensor, loss in losses.items()}))
-    return found
+        measured.append((label, {str(tensor): loss for tensor, loss in losses.items()}))
+    return measured
 
 
-def _numbers(found: Sequence[Candidate], stage: Stage) -> dict[str, list[float]]:
+def _numbers(eligible: Sequence[Candidate], stage: Stage) -> dict[str, list[float]]:
     """Predictor → a number for each candidate, NaN where it has none; those that no candidate has are left out."""
     outliers = stage.scores.outlier_ratios
     numbers = {}
     for name, metric in PREDICTORS.items():
         if metric:
             sign = -1.0 if metric == "alpha_hill_z" else 1.0
-            values = [np.nan if (value := item.value(metric)) is None else sign * value for item in found]
+            values = [np.nan if (value := item.value(metric)) is None else sign * value for item in eligible]
         elif name == "owl":
-            values = [outliers.get(item.block, np.nan) if item.block is not None else np.nan for item in found]
+            values = [outliers.get(item.block, np.nan) if item.block is not None else np.nan for item in eligible]
         else:
-            values = [np.nan if item.block is None else float(item.block) for item in found]
+            values = [np.nan if item.block is None else float(item.block) for item in eligible]
         if np.isfinite(values).any():
             numbers[name] = values
     return numbers
@@ -168,10 +168,10 @@ def _correlated(
     losses: Mapping[str, float],
     where: tuple[Sequence[Candidate], Scope],
 ) -> Foretold:
-    found, scope = where
+    numbers, scope = where
     kept = [
         (value, losses[item.tensor], item.role if scope == "within roles" else "")
-        for item, value in zip(found, values, strict=True)
+        for item, value in zip(numbers, values, strict=True)
         if item.block is not None and np.isfinite(value) and np.isfinite(losses.get(item.tensor, np.nan))
     ]
     x, y = (np.array([item[place] for item in kept], dtype=np.float64) for place in (0, 1))

@@ -63,13 +63,13 @@ class Prefix:
 
         handles = [block.module.register_forward_hook(keep(block.index)) for block in self._blocks]
         try:
-            found = self._material.losses(self._model, windows)
+            losses = self._material.losses(self._model, windows)
         finally:
             for handle in handles:
                 handle.remove()
         if self._blocks and not room.full:
             self._kept, self._windows = kept, windows
-        return found
+        return losses
 
     def losses(self, windows: torch.Tensor, first: int) -> NDArray[np.float64]:
         """Losses of the windows, (n,), where no weight before block `first` has changed since `record`."""

@@ -39,9 +39,9 @@ def plan_within_rise(audit: Audit, request: QuantizeRequest, court: LastJudgemen
         return replace(request, bits=bits, bytes=None, rise=None)
 
     def rises(bits: float) -> float:
-        found = float(court.score(quick(at(bits))).mean()) - dense
-        court.tell(f"{bits:.3f} bits: perplexity × {math.exp(min(found, 50.0)):.4f}")
-        return found if math.isfinite(found) else math.inf
+        rise = float(court.score(quick(at(bits))).mean()) - dense
+        court.tell(f"{bits:.3f} bits: perplexity × {math.exp(min(rise, 50.0)):.4f}")
+        return rise if math.isfinite(rise) else math.inf
 
     low, most = ends(audit, request)
     high = most
@@ -84,8 +84,10 @@ def _held(
             break
         bits = most if turn == _TRIES - 2 else min(bits * _WIDER, most)
     stage.trial.restore()
-    found = mean_interval(change)
-    around = "" if found is None else f" [{100 * math.expm1(found[0]):+.2f}, {100 * math.expm1(found[1]):+.2f}]"
+    interval = mean_interval(change)
+    around = (
+        "" if interval is None else f" [{100 * math.expm1(interval[0]):+.2f}, {100 * math.expm1(interval[1]):+.2f}]"
+    )
     note = (
         f"asked for a perplexity at most {100 * math.expm1(limit):g} % above the dense model's; on text that the "
         f"search had not seen it is {100 * math.expm1(float(change.mean())):+.2f} %{around}"

@@ -79,13 +79,13 @@ class LastJudgement:
         In a trial the layers see the inputs of the dense model. Where much is taken away, they see others.
         """
         began = self.clock.spent
-        found = self.tried(name, {}, plan)
+        scored = self.tried(name, {}, plan)
         self.pace = self.clock.spent - began
         if self.stage.trial.how.looks:
             applied = self.stage.trial.applied_losses(plan, self.stage.looked, self.stage.search)
-            self.faithful = abs(_finite(applied) - found.loss) < FAITHFUL
-            found.search = found.search if self.faithful else applied
-        return found
+            self.faithful = abs(_finite(applied) - scored.loss) < FAITHFUL
+            scored.search = scored.search if self.faithful else applied
+        return scored
 
     def score(self, plan: Plan) -> NDArray[np.float64]:
         """Losses on the windows of the search, (n,)."""
@@ -108,12 +108,12 @@ class LastJudgement:
         plans = [plan for _, _, plan in ways]
         losses = self.far.of_plans(plans, "search", applied=not self.faithful)
         self.stage.trial.runs += len(ways)
-        found = []
+        scored = []
         for (name, settings, plan), own in zip(ways, losses, strict=True):
             shown = {key: value for key, value in settings.items() if key not in MEASURED}
-            found.append(Scored(name, shown, plan, own))
-            self.tell(f"{name}: perplexity {perplexity(found[-1].loss):.4g}")
-        return found
+            scored.append(Scored(name, shown, plan, own))
+            self.tell(f"{name}: perplexity {perplexity(scored[-1].loss):.4g}")
+        return scored
 
     def variant_losses(
         self,
@@ -193,8 +193,8 @@ def _row(item: Scored, uniform: Scored, kept: Scored) -> dict[str, Any]:
         row["guard_loss"] = round(item.judged, 6) if math.isfinite(item.judged) else None
     if item.guard is not None and uniform.guard is not None and item is not uniform:
         row["against_uniform"] = round(float((item.guard - uniform.guard).mean()), 6)
-        if (found := mean_interval(item.guard - uniform.guard)) is not None:
-            row |= {"low": round(found[0], 6), "high": round(found[1], 6)}
+        if (interval := mean_interval(item.guard - uniform.guard)) is not None:
+            row |= {"low": round(interval[0], 6), "high": round(interval[1], 6)}
     return row | {"trials": item.tried, "kept": item is kept}
 
 
@@ -204,11 +204,11 @@ def verdict(kept: Scored, uniform: Scored, unit: str = "a token") -> str:
         raise AssertionError("judged before it is told")
     if kept is uniform:
         return "nothing that was tried lost less than uniform on text or images that the search had not seen"
-    change, found = float((kept.guard - uniform.guard).mean()), mean_interval(kept.guard - uniform.guard)
+    change, interval = float((kept.guard - uniform.guard).mean()), mean_interval(kept.guard - uniform.guard)
     where = "found by search" if kept.name == "search" else kept.name
-    if found is None:
+    if interval is None:
         return f"{where}: {change:+.4f} nats {unit} against uniform, on too few windows for an interval"
-    low, high = found
+    low, high = interval
     clear = "" if high < 0 else ", which may be chance"
     return f"{where}: {change:+.4f} nats {unit} against uniform [{low:+.4f}, {high:+.4f}]{clear}"
 

@@ -76,8 +76,8 @@ class Amounts:
             return plan_blend(self.audit, self.request, court)
         stage = court.stage
         known = {"owl": stage.scores.outlier_ratios, "blend": stage.scores.outlier_ratios, "dlp": stage.scores.medians}
-        found: dict[str, Any] = {"statistics": known[allocator]} if allocator in known else self._losses(court)
-        plan = self.by(allocator, {**self.request.settings, **found})
+        settings: dict[str, Any] = {"statistics": known[allocator]} if allocator in known else self._losses(court)
+        plan = self.by(allocator, {**self.request.settings, **settings})
         return plan.replace(notes=(*plan.notes, *stage.notes))
 
     def _losses(self, court: LastJudgement) -> dict[str, Any]:
@@ -111,29 +111,29 @@ class AmountSearch(Search):
 
         A family goes from weak to strong settings, and ends where one loses `_HOPELESS` nats more than uniform.
         """
-        found = [self.court.opened("uniform", self.asked.around())]
+        tried = [self.court.opened("uniform", self.asked.around())]
         if self.court.far is not None:
-            return found + self._side_by_side(found[0])
+            return tried + self._side_by_side(tried[0])
         for name, family in self._families():
             for settings in family:
-                if len(found) >= _AT_LEAST and self.clock.share > 0.5:
-                    return found
-                found.append(self._scored(name, settings))
-                if not found[-1].loss < found[0].loss + _HOPELESS:
+                if len(tried) >= _AT_LEAST and self.clock.share > 0.5:
+                    return tried
+                tried.append(self._scored(name, settings))
+                if not tried[-1].loss < tried[0].loss + _HOPELESS:
                     break
-        return found
+        return tried
 
     def _side_by_side(self, uniform: Scored) -> list[Scored]:
         """The same families, the n-th settings of all at once: those that lost too much before are out."""
-        found: list[Scored] = []
+        tried: list[Scored] = []
         families = list(self._families())
-        while families and not (found and self.clock.share > 0.5):
+        while families and not (tried and self.clock.share > 0.5):
             ways = [(name, family[0], self.asked.by(name, family[0])) for name, family in families]
             scored = self.court.tried_all(ways)
-            found += scored
+            tried += scored
             alive = (item.loss < uniform.loss + _HOPELESS for item in scored)
             families = [(n, rest[1:]) for (n, rest), lives in zip(families, alive, strict=True) if lives and rest[1:]]
-        return found
+        return tried
 
     def _scored(self, name: str, settings: Mapping[str, Any]) -> Scored:
         return self.court.tried(name, settings, self.asked.by(name, settings))
@@ -143,8 +143,8 @@ class AmountSearch(Search):
         if not self.can_refine:
             return []
         around = uniform.plan
-        found = ((steps, self.court.for_sweep(len(steps) * len(around))) for steps in _SWEEPS)
-        steps, windows = next(((steps, windows) for steps, windows in found if windows is not None), ((), None))
+        sweeps = ((steps, self.court.for_sweep(len(steps) * len(around))) for steps in _SWEEPS)
+        steps, windows = next(((steps, windows) for steps, windows in sweeps if windows is not None), ((), None))
         if windows is None:
             return []
         levels = levels_of(around.sparsity, (0.0, *steps))
@@ -165,7 +165,7 @@ class AmountSearch(Search):
         def moved(state: Best[Plan]) -> None:
             self.moved(state.loss, state.tried)
 
-        found = refined(
+        refined_plan = refined(
             lambda plan: float(self.court.score(plan).mean()),
             best.plan,
             over=lambda: self.clock.left < self.court.last_word,
@@ -173,8 +173,15 @@ class AmountSearch(Search):
             progress=moved,
         )
         origin = {"from": best.name, **best.settings}
-        losses = self.court.score(found.state)
-        return Scored("search", origin, found.state, losses, notes=f"{found.kept} moves kept", tried=found.tried)
+        losses = self.court.score(refined_plan.state)
+        return Scored(
+            "search",
+            origin,
+            refined_plan.state,
+            losses,
+            notes=f"{refined_plan.kept} moves kept",
+            tried=refined_plan.tried,
+        )
 
     def _families(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         given = self.request.settings

@@ -77,8 +77,8 @@ class Formats:
         """By what was measured of each tensor in each format; within a rise, by any allocator."""
         if self.request.rise is not None:
 
-            def made(found: QuantizeRequest) -> Plan:
-                asked = replace(self, request=found)
+            def made(request: QuantizeRequest) -> Plan:
+                asked = replace(self, request=request)
                 return asked.measured(court, allocator) if allocator in self.from_text else asked.plan(allocator)
 
             return plan_within_rise(self.audit, self.request, court, (made, made))
@@ -96,12 +96,12 @@ class Formats:
         formats = [item.name for item in parsed_formats(self.request.formats)]
         errors = error_tables(court.stage, self.around(), formats).output
 
-        def quick(found: QuantizeRequest) -> Plan:
-            return plan_quantize(self.audit, replace(found, allocator=OUTPUTS, settings={"losses": errors}))
+        def quick(request: QuantizeRequest) -> Plan:
+            return plan_quantize(self.audit, replace(request, allocator=OUTPUTS, settings={"losses": errors}))
 
-        def final(found: QuantizeRequest) -> Plan:
+        def final(request: QuantizeRequest) -> Plan:
             part = replace(court, clock=court.clock.part(_TURN))
-            return auto(FormatSearch(replace(self, request=found), part))
+            return auto(FormatSearch(replace(self, request=request), part))
 
         return plan_within_rise(self.audit, self.request, court, (quick, final))
 
@@ -123,21 +123,21 @@ class FormatSearch(Search):
 
     @override
     def candidates(self) -> list[Scored]:
-        found = [self.court.opened("uniform", self.uniform)]
+        tried = [self.court.opened("uniform", self.uniform)]
         if len(self.choices.formats) == 1 or self.clock.share > 0.5:
-            return found
+            return tried
         tables = error_tables(self.court.stage, self.uniform, self.choices.formats)
         self._believed = believed_losses(self.choices, tables.output or tables.weight)
         if self.court.far is not None:
             plans = [(name, settings, self._way(name, settings)) for name, settings in _ways(tables)]
-            return found + self.court.tried_all([(n, s, plan) for n, s, plan in plans if plan is not None])
+            return tried + self.court.tried_all([(n, s, plan) for n, s, plan in plans if plan is not None])
         for name, settings in _ways(tables):
             if self.clock.share > 0.5:
                 break
             plan = self._way(name, settings)
             if plan is not None:
-                found.append(self.court.tried(name, settings, plan))
-        return found
+                tried.append(self.court.tried(name, settings, plan))
+        return tried
 
     def _way(self, name: str, settings: Mapping[str, Any]) -> Plan | None:
         return self._plan(name, {key: value for key, value in settings.items() if key != "relative"})
@@ -161,8 +161,8 @@ class FormatSearch(Search):
         plan = self._plan("sensitivity", {"losses": losses})
         if plan is None:
             return []
-        found = self.court.tried("sensitivity", {}, plan)
-        return [replace(found, tried=len(variants))]
+        scored = self.court.tried("sensitivity", {}, plan)
+        return [replace(scored, tried=len(variants))]
 
     @override
     def refine(self, best: Scored) -> Scored:
@@ -177,7 +177,7 @@ class FormatSearch(Search):
             return loss if np.isfinite(loss) else WORST
 
         spare = self.court.last_word
-        found = refined_formats(
+        refined = refined_formats(
             score,
             levels_of_plan(self.choices, best.plan),
             (self.choices, self._believed),
@@ -185,13 +185,13 @@ class FormatSearch(Search):
             seed=self.court.stage.seed,
             progress=moved,
         )
-        if not found.kept:
+        if not refined.kept:
             return best
-        plan = with_levels(best.plan, self.choices, found.state)
+        plan = with_levels(best.plan, self.choices, refined.state)
         return replace(
             self.court.tried("search", {"from": best.name, **best.settings}, plan),
-            notes=f"{found.kept} moves kept",
-            tried=found.tried,
+            notes=f"{refined.kept} moves kept",
+            tried=refined.tried,
         )
 
     @override
@@ -240,14 +240,14 @@ WORST = 50.0  # nats: a loss that is not finite counts as this
 def variants_of(choices: Choices, around: Plan) -> list[Variant]:
     """Every group in every offered format but its own, with the others as in `around`."""
     place = {item.tensor: index for index, item in enumerate(around)}
-    found = []
+    variants = []
     for row, group in enumerate(choices.groups):
         own = around.decisions[place[group.members[0].tensor]].format
         for column, name in enumerate(choices.formats):
             if np.isfinite(choices.bits[row, column]) and name != own:
                 entries = {place[item.tensor]: around[item.tensor].but(format=name) for item in group.members}
-                found.append(Variant((row, name), entries))
-    return found
+                variants.append(Variant((row, name), entries))
+    return variants
 
 
 def measured_formats(court: LastJudgement, choices: Choices, around: Plan, windows: torch.Tensor) -> Table:
@@ -258,26 +258,26 @@ def measured_formats(court: LastJudgement, choices: Choices, around: Plan, windo
 
     variants = variants_of(choices, around)
     measured = court.variant_losses(around, windows, variants, swept)
-    found: Table = {}
+    table: Table = {}
     for row, group in enumerate(choices.groups):
         for column, name in enumerate(choices.formats):
             if not np.isfinite(choices.bits[row, column]):
                 continue
             loss = measured.get((row, name), 0.0)
             for index, item in enumerate(group.members):
-                found[item.tensor, name] = 0.0 if index else (loss if np.isfinite(loss) else WORST)
-    return found
+                table[item.tensor, name] = 0.0 if index else (loss if np.isfinite(loss) else WORST)
+    return table
 
 
 def believed_losses(choices: Choices, table: Table) -> Losses:
     """(groups, formats): sums over the members, falling with the bits; what is not known counts as the mean."""
-    found = np.full(choices.bits.shape, np.nan)
+    losses = np.full(choices.bits.shape, np.nan)
     for row, group in enumerate(choices.groups):
         for column, name in enumerate(choices.formats):
-            found[row, column] = sum(table.get((item.tensor, name), np.nan) for item in group.members)
-    known = np.isfinite(found)
-    mean = np.where(known, found, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-    return np.where(known, found, mean[None, :])
+            losses[row, column] = sum(table.get((item.tensor, name), np.nan) for item in group.members)
+    known = np.isfinite(losses)
+    mean = np.where(known, losses, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return np.where(known, losses, mean[None, :])
 
 
 def levels_of_plan(choices: Choices, plan: Plan) -> Levels:

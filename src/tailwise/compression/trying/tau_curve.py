@@ -69,15 +69,15 @@ def tau_curve(
     }  # fmt: skip
     stage = stage_of(audit.model, plans[0.0], text)
     court = LastJudgement(stage, Clock(_NO_END))
-    found: list[Scored] = []
+    curve: list[Scored] = []
     for index, (tau, plan) in enumerate(plans.items()):
         scored = Scored(f"tau {tau:g}", {"tau": tau}, plan, stage.trial.losses(plan, stage.search))
         court.judge([scored])
-        found.append(scored)
+        curve.append(scored)
         if say is not None:
             say(f"τ {tau:g}: perplexity {perplexity(scored.judged):.4g}", (index + 1) / len(chosen))
     stage.trial.restore()
-    points = tuple(_point(tau, item, found[0]) for tau, item in zip(chosen, found, strict=True))
+    points = tuple(_point(tau, item, curve[0]) for tau, item in zip(chosen, curve, strict=True))
     notes = [*stage.notes]
     best = min(points, key=lambda point: point.loss)
     if best.tau and (best.high is None or best.high >= 0):

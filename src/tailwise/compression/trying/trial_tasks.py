@@ -68,7 +68,7 @@ class Elsewhere:
         self, how: TrialSettings, trials: Sequence[Entries], progress: Callable[[int, int], None] | None = None
     ) -> list[NDArray[np.float64]]:
         """Of each trial the mean loss a token of every window, (n,). `UnreadableError` where one could not be had."""
-        found: dict[int, NDArray[np.float64]] = {}
+        by_place: dict[int, NDArray[np.float64]] = {}
 
         def pack(places: Sequence[int]) -> tuple[tuple[int, ...], TrialTask]:
             return tuple(places), TrialTask(self._setting, how, tuple(trials[place] for place in places))
@@ -78,10 +78,10 @@ class Elsewhere:
             if isinstance(losses, str):
                 fix = "try again, or leave --executor out"
                 raise UnreadableError(f"a plan could not be tried: {losses}", where=how.around.model, fix=fix)
-            found[place] = losses
+            by_place[place] = losses
             if progress is not None:
-                progress(len(found), len(trials))
-        return [found[place] for place in range(len(trials))]
+                progress(len(by_place), len(trials))
+        return [by_place[place] for place in range(len(trials))]
 
     def of_plans(self, plans: Sequence[Plan], windows: Windows, *, applied: bool) -> list[NDArray[np.float64]]:
         """Losses of plans for the same tensors in the same order."""
@@ -92,8 +92,8 @@ class Elsewhere:
         self, how: TrialSettings, variants: Sequence[Variant], progress: Callable[[int, int], None] | None = None
     ) -> dict[Hashable, float]:
         """Key of each variant → change of the mean loss against `how.around`."""
-        base, *found = self.losses(how, [{}, *(variant.entries for variant in variants)], progress)
-        changes = [float(losses.mean()) - float(base.mean()) for losses in found]
+        base, *changed = self.losses(how, [{}, *(variant.entries for variant in variants)], progress)
+        changes = [float(losses.mean()) - float(base.mean()) for losses in changed]
         return {variant.key: change for variant, change in zip(variants, changes, strict=True)}
 
 

@@ -31,7 +31,7 @@ class Judge:
 
     def __init__(
         self,
-        found: Sequence[FoundCheckpoint],
+        checkpoints: Sequence[FoundCheckpoint],
         code: str,
         *,
         layers: str | None = None,
@@ -40,7 +40,7 @@ class Judge:
         told: Callable[[FoundCheckpoint, frozenset[str]], None] | None = None,
     ) -> None:
         """`layers` is a regular expression for what counts; all layers are audited, since rules compare them."""
-        self._found, self._rule, self._thresholds, self._told = found, rule_of(code), thresholds, told
+        self._found, self._rule, self._thresholds, self._told = checkpoints, rule_of(code), thresholds, told
         try:
             self._layers = None if layers is None else re.compile(layers)
         except re.error as error:
@@ -68,8 +68,8 @@ class Judge:
 
 def _needed(rule: AuditRule) -> RecipeSettings:
     needs = [need for name in rule.needs if name in METRICS for need in METRICS[name].needs]
-    found: Any = {}
+    provided: Any = {}
     for need in needs:
-        found |= _PROVIDES.get(need, {})
-    settings: RecipeSettings = found
+        provided |= _PROVIDES.get(need, {})
+    settings: RecipeSettings = provided
     return settings

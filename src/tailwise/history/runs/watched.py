@@ -71,8 +71,8 @@ def watched_audit(model: str, history: History, run: str) -> tuple[Audit, dict[s
         notes = (*checkpoint.notes, *_other_weights(checkpoint, prepared, point, names))
     layers = {row.name: Layer(row, _nothing(row)) for row in rows if row.measured}
     moved = _moved(history, run)
-    found = {name: moved[theirs] for name, theirs in names.items() if theirs in moved}
-    return Audit(rows, layers, replace(facts, notes=notes)), found
+    measured = {name: moved[theirs] for name, theirs in names.items() if theirs in moved}
+    return Audit(rows, layers, replace(facts, notes=notes)), measured
 
 
 def movement_notes(moved: Mapping[str, Moved], history: History, run: str) -> tuple[str, ...]:
@@ -95,9 +95,9 @@ def _names(sources: Sequence[str], point: Point) -> dict[str, str]:
     """The model's names → those of the run, which may have a module around the model."""
     for prefix in sorted({layer.removesuffix(name) for layer in point.layers for name in sources[:1]
                           if layer.endswith(f".{name}")} | {""}, key=len):  # fmt: skip
-        found = {name: f"{prefix}{name}" for name in sources if f"{prefix}{name}" in point.layers}
-        if found:
-            return found
+        names = {name: f"{prefix}{name}" for name in sources if f"{prefix}{name}" in point.layers}
+        if names:
+            return names
     return {}
 
 

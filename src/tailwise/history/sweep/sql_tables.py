@@ -78,5 +78,5 @@ def bring_up_to_date(engine: Engine, where: str) -> None:
 
 
 def _version(connection: Connection) -> int | None:
-    found = connection.execute(select(META.c.value).where(META.c.key == _KEY)).scalar()
-    return None if found is None else int(found)
+    version = connection.execute(select(META.c.value).where(META.c.key == _KEY)).scalar()
+    return None if version is None else int(version)

@@ -72,8 +72,8 @@ class Comparison:
 
     def significant(self, metric: str) -> tuple[str, ...]:
         """Names of the layers where the change of `metric` is significant."""
-        found = [(layer.name, layer.deltas.get(metric)) for layer in self.layers]
-        return tuple(name for name, delta in found if delta is not None and delta.significant)
+        deltas = [(layer.name, layer.deltas.get(metric)) for layer in self.layers]
+        return tuple(name for name, delta in deltas if delta is not None and delta.significant)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -73,8 +73,8 @@ class Preparation:
         values = np.asarray(picture, dtype=np.float32) * self.scale
         values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
         mean, sd = (np.resize(np.asarray(numbers, dtype=np.float32), self.channels) for numbers in (self.mean, self.sd))
-        found: NDArray[np.float32] = (values - mean[:, None, None]) / sd[:, None, None]
-        return found
+        normalised: NDArray[np.float32] = (values - mean[:, None, None]) / sd[:, None, None]
+        return normalised
 
 
 def is_classifier(place: str | os.PathLike[str]) -> bool:
@@ -117,19 +117,22 @@ def preparation_of(place: str, config: Any) -> Preparation:
     """How the model's pictures are made ready. `UnreadableError` where what is said of it cannot be."""
     fix = "take preprocessor_config.json and config.json from where the model came from"
     try:
-        found = _prepared(_processor(place), config)
+        preparation = _prepared(_processor(place), config)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, ZeroDivisionError) as error:
         what = f"what is said of its pictures cannot be read ({type(error).__name__}: {error})"
         raise UnreadableError(what, where=place, fix=fix) from error
-    sides = (found.height, found.width, found.shortest or 1)
+    sides = (preparation.height, preparation.width, preparation.shortest or 1)
     if (
         not 1 <= min(sides) <= max(sides) <= _LONGEST_SIDE
-        or found.channels not in (1, 3)
-        or found.resample not in range(6)
+        or preparation.channels not in (1, 3)
+        or preparation.resample not in range(6)
     ):
-        what = f"pictures of {found.channels} × {found.height} × {found.width} numbers, resampled by {found.resample},"
+        what = (
+            f"pictures of {preparation.channels} × {preparation.height} × {preparation.width} numbers, "
+            f"resampled by {preparation.resample},"
+        )
         raise UnreadableError(f"{what} are more than can be made, or none", where=place, fix=fix)
-    return found
+    return preparation
 
 
 def _prepared(said: Mapping[str, Any], config: Any) -> Preparation:
@@ -168,10 +171,10 @@ def _processor(place: str) -> Mapping[str, Any]:
             from huggingface_hub import hf_hub_download
 
             path = Path(hf_hub_download(name, "preprocessor_config.json", revision=revision))
-        found: Mapping[str, Any] = json_of(read_text(path))
+        processor: Mapping[str, Any] = json_of(read_text(path))
     except Exception:  # a model may come without one: its config says the rest
         return {}
-    return found
+    return processor
 
 
 def images_of(source: Any, place: str, config: Any, *, most: int | None = None, seed: int = 0) -> Images:
@@ -187,9 +190,9 @@ def images_of(source: Any, place: str, config: Any, *, most: int | None = None, 
     if any(not isinstance(part, str | os.PathLike) for part in parts):
         raise UsageError("an image classifier takes images, not tokens", where=place, fix="name a folder of images")
     ready = preparation_of(place, config)
-    found = [_listed(os.fspath(part), config) for part in parts]
-    pictures = [picture for one, _ in found for picture in one]
-    labels = None if any(own is None for _, own in found) else [label for _, own in found for label in own or ()]
+    listed = [_listed(os.fspath(part), config) for part in parts]
+    pictures = [picture for one, _ in listed for picture in one]
+    labels = None if any(own is None for _, own in listed) else [label for _, own in listed for label in own or ()]
     _check_there(pictures, parts)
     chosen = _drawn(len(pictures), most, seed)
     _check_room(len(chosen), ready, place)
@@ -368,8 +371,8 @@ def image_losses(
     with torch.inference_mode():
         for start in range(0, len(pixels), _BATCH):
             part, wanted = pixels[start : start + _BATCH], labels[start : start + _BATCH]
-            found: Any = model(pixel_values=part.to(device)) if hasattr(model, "config") else model(part.to(device))
-            logits = getattr(found, "logits", found).float().cpu()
+            output: Any = model(pixel_values=part.to(device)) if hasattr(model, "config") else model(part.to(device))
+            logits = getattr(output, "logits", output).float().cpu()
             losses.append(cross_entropy(logits, wanted, reduction="none").double())
             right.append(logits.argmax(dim=1) == wanted)
     return torch.cat(losses).numpy(), torch.cat(right).numpy()

@@ -86,9 +86,9 @@ class Streamed:
                 module._buffers[key] = self._read(prefix + key) if buffer.is_meta else buffer.to(self.device)
 
     def _read(self, name: str) -> torch.Tensor:
-        found = self.checkpoint.read(self.tied[name])
-        dtype = self.dtype if found.is_floating_point() else found.dtype
-        return found.to(self.device, dtype, copy=True)
+        tensor = self.checkpoint.read(self.tied[name])
+        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(self.device, dtype, copy=True)
 
 
 def load_host(
@@ -175,8 +175,8 @@ def architecture_of(place: str, revision: str | None = None) -> tuple[Any, Any]:
     if getattr(config, "quantization_config", None):
         raise UsageError("its weights are quantized", where=place, fix=AS_NUMBERS)
     names = getattr(config, "architectures", None) or []
-    found = getattr(transformers, names[0], None) if names else None
-    if not hasattr(found, "_from_config"):  # no model
+    architecture = getattr(transformers, names[0], None) if names else None
+    if not hasattr(architecture, "_from_config"):  # no model
         known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
         if names and getattr(config, "auto_map", None):
             raise needs_code(place, f"its {names[0]} is Python code that came with it")
@@ -186,8 +186,8 @@ def architecture_of(place: str, revision: str | None = None) -> tuple[Any, Any]:
         if names or type(config) not in known:
             what = f"transformers has no {names[0]}" if names else "its config names no architecture"
             raise UsageError(what, where=place, fix="name one of its own in config.json: architectures")
-        found = known[type(config)]
-    return found, config
+        architecture = known[type(config)]
+    return architecture, config
 
 
 def check_causal(place: str | os.PathLike[str]) -> None:
@@ -217,14 +217,14 @@ def reads_text(architecture: Any, config: Any) -> bool:
     return is_composite(config) and type(config) in known and architecture in _classes(known[type(config)])
 
 
-def _classes(found: Any) -> tuple[Any, ...]:
-    return found if isinstance(found, tuple) else (found,)
+def _classes(config_class: Any) -> tuple[Any, ...]:
+    return config_class if isinstance(config_class, tuple) else (config_class,)
 
 
 def _compute_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
     if dtype != "auto":
-        found: torch.dtype = getattr(torch, dtype)
-        return found
+        resolved: torch.dtype = getattr(torch, dtype)
+        return resolved
     if device.type == "cpu":
         return torch.float32  # half precision is slow there
     stored = {spec.dtype for spec in checkpoint.tensors.values() if len(spec.shape) > 1}
@@ -247,15 +247,15 @@ def _empty(architecture: Any, config: Any, dtype: torch.dtype) -> nn.Module:
         if computed:
             owner._init_weights(module)  # as from_pretrained does
         _check_computed(module, computed, architecture.__name__)
-    found: nn.Module = model.eval()
-    return found
+    built: nn.Module = model.eval()
+    return built
 
 
 def _check_computed(module: nn.Module, buffers: Collection[str], model: str) -> None:
     """`UsageError` where a buffer still holds nothing: neither the config nor `_init_weights` gave it a value."""
     for key in buffers:
-        found: Any = module._buffers[key]
-        if found.is_floating_point() and found.numel() and bool(found.isnan().any()):
+        buffer: Any = module._buffers[key]
+        if buffer.is_floating_point() and buffer.numel() and bool(buffer.isnan().any()):
             raise UsageError(
                 f"{type(module).__name__}.{key} of a {model} is computed in a way that is not known",
                 fix="use an operator that looks at the weights alone: magnitude, or rtn",
@@ -281,22 +281,22 @@ def _sources(model: nn.Module, checkpoint: Checkpoint, names: Mapping[str, str] 
     head = getattr(model, "get_output_embeddings", lambda: None)()
     dispensable = set() if head is None else {id(value) for value in head.parameters()}
     state = model.state_dict(keep_vars=True)
-    found: dict[str, str] = {}
+    sources: dict[str, str] = {}
     renamed = {own: stored for stored, own in (names or {}).items()}
     for name, value in state.items():
         for stored in (renamed.get(name, name), name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
             spec = checkpoint.tensors.get(stored)
             if spec is not None and spec.shape == tuple(value.shape):
-                found[name] = stored
+                sources[name] = stored
                 break
-    for name in lacking(model, found):
+    for name in lacking(model, sources):
         if id(state[name]) not in dispensable:
             return None
         free = [spec.name for spec in checkpoint.tensors.values() if spec.shape == tuple(state[name].shape)]
-        free = sorted(set(free) - set(found.values()))
+        free = sorted(set(free) - set(sources.values()))
         if len(free) == 1:
-            found[name] = free[0]
-    return found
+            sources[name] = free[0]
+    return sources
 
 
 def lacking(model: nn.Module, sources: Collection[str]) -> list[str]:
@@ -346,7 +346,7 @@ def places_in(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
 def _by_content(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
     """Stored tensor → parameter: by name where the values agree, else by the values alone."""
     parameters = {name: value for name, value in model.named_parameters() if value.ndim > 1}
-    found: dict[str, str] = {}
+    sources: dict[str, str] = {}
     for stored, spec in checkpoint.tensors.items():
         if len(spec.shape) < 2 or spec.dtype not in ("F32", "F16", "BF16", "F64"):
             continue
@@ -355,9 +355,9 @@ def _by_content(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
         values = checkpoint.read(stored) if alike else None
         place = next((name for name in alike if values is not None and _equal(parameters[name], values)), None)
         if place is not None:
-            found[stored] = place
+            sources[stored] = place
             del parameters[place]
-    return found
+    return sources
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -65,7 +65,7 @@ class Visitor(Protocol):
     def needs(self, block: Block) -> Mapping[str, Need]:
         """Layer → what is to be known of its inputs. Called when the block has its weights, and may change them."""
 
-    def visit(self, block: Block, found: Mapping[str, Activations]) -> None:
+    def visit(self, block: Block, activations: Mapping[str, Activations]) -> None:
         """Look at the statistics and change the block's weights in place."""
 
 
@@ -149,14 +149,14 @@ def blocks_of(model: nn.Module) -> list[Block]:
 
     Of a model of several towers, those of the tower that reads text.
     """
-    found = _longest(*text_tower(model))
-    if not found:
+    blocks = _longest(*text_tower(model))
+    if not blocks:
         raise UsageError(
             "it has no list of blocks to go through",
             where=type(model).__name__,
             fix="use the operator magnitude, which needs no calibration",
         )
-    return found
+    return blocks
 
 
 def vision_blocks_of(model: nn.Module) -> list[Block]:
@@ -177,8 +177,8 @@ def _longest(tower: str, inside: nn.Module) -> list[Block]:
             best = (size, name, module)
     if best is None:
         return []
-    _, name, found = best
-    return [Block(index, len(found), f"{name}.{index}", module) for index, module in enumerate(found)]
+    _, name, blocks = best
+    return [Block(index, len(blocks), f"{name}.{index}", module) for index, module in enumerate(blocks)]
 
 
 #: Fields that say how often all blocks are gone through; a pass ends at the last block of the first time.
@@ -290,23 +290,23 @@ class _States:
                     if not edits:
                         self.values[at] = after
                 moved = not edits
-                found = collector.found()
-            visitor.visit(block, found)
+                activations = collector.found()
+            visitor.visit(block, activations)
         if not moved and not last:
             self.values = [self._run(block, at, state) for at, state in enumerate(self.values)]
 
     def _run(self, block: Block, at: int, state: torch.Tensor) -> torch.Tensor:
         call = self.calls[at].get(block.index) or self.calls[at][0]
-        found = block.module(state, *call.rest, **call.named)
-        if not isinstance(found, tuple):
-            return found  # type: ignore[no-any-return]
-        if len(self.calls[at]) < block.count and any(isinstance(item, torch.Tensor) for item in found[1:]):
+        output = block.module(state, *call.rest, **call.named)
+        if not isinstance(output, tuple):
+            return output  # type: ignore[no-any-return]
+        if len(self.calls[at]) < block.count and any(isinstance(item, torch.Tensor) for item in output[1:]):
             raise UsageError(
                 "its blocks hand one another more than their states (in T5, a bias of positions)",
                 where=type(self.home.model).__name__,
                 fix="use an operator that looks at the weights alone: magnitude, or rtn",
             )
-        return found[0]  # type: ignore[no-any-return]
+        return output[0]  # type: ignore[no-any-return]
 
 
 def _first_states(home: Home, blocks: list[Block], given: Mapping[str, torch.Tensor] | Pictures, batch: int) -> _States:

@@ -158,8 +158,8 @@ class _StudyPage:
     def prediction(self) -> Section:
         """The rank correlations of α and of depth with each distortion."""
         view = self.view
-        found = view.predictions
-        if not found:
+        predictions = view.predictions
+        if not predictions:
             return (
                 "prediction",
                 "Does α predict it?",
@@ -171,7 +171,7 @@ class _StudyPage:
         for measure in PREDICTED:
             rows = []
             for name in view.formats:
-                line = [words.of(found, predictor, measure, name, scope) for predictor, scope in kinds]
+                line = [words.of(predictions, predictor, measure, name, scope) for predictor, scope in kinds]
                 if line[2] is not None:
                     rows.append((name, *map(_correlation, line), str(line[2].n)))
             if rows:
@@ -235,10 +235,10 @@ class _StudyPage:
 
     def _layers(self) -> list[dict[str, Any]]:
         rank = {item.layer: item for item in sensitivities(self._study)}
-        found = []
+        layers = []
         for record, layer, item in zip(self.view.records, self._study, self.view.verdicts, strict=True):
             place = rank.get(layer.name)
-            found.append(
+            layers.append(
                 {
                     **{key: record[key] for key in ("name", "role", "block", "shape", "alpha", "alpha_sigma",
                                                     "stable_rank", "status")},
@@ -252,10 +252,10 @@ class _StudyPage:
             )  # fmt: skip
         for layer in self._study.layers:
             if not layer.measured:
-                found.append({"name": printable(layer.name), "role": layer.category, "block": layer.block,
-                              "shape": f"{layer.out_features}×{layer.in_features}", "status": layer.status,
-                              "reason": printable(layer.reason), "measured": False})  # fmt: skip
-        return found
+                layers.append({"name": printable(layer.name), "role": layer.category, "block": layer.block,
+                               "shape": f"{layer.out_features}×{layer.in_features}", "status": layer.status,
+                               "reason": printable(layer.reason), "measured": False})  # fmt: skip
+        return layers
 
 
 def _correlation(item: Any) -> str:

@@ -43,9 +43,9 @@ def _bits(view: StudyView, name: str) -> float | None:
 
 def on_verdicts(view: StudyView) -> list[str]:
     """How many layers go to which format, their mean bits, and which need most."""
-    found = view.verdicts
-    counts = Counter(item.format for item in found)
-    alone = "all " if len(counts) == 1 and len(found) > 1 else ""
+    verdicts = view.verdicts
+    counts = Counter(item.format for item in verdicts)
+    alone = "all " if len(counts) == 1 and len(verdicts) > 1 else ""
     parts = [
         f"{alone}{counts[name]} {_verb('need', counts[name])} {name} ({shown(_bits(view, name))} bits)"
         for name in reversed(view.formats)
@@ -54,10 +54,11 @@ def on_verdicts(view: StudyView) -> list[str]:
     if counts[None]:
         parts.append(f"{counts[None]} {_verb('keep', counts[None])} it in none of the formats studied")
     sentences = [
-        f"To stay within {bound_of(view.bounds)}, {f'of {len(found)} layers ' if not alone else ''}{', '.join(parts)}."
+        f"To stay within {bound_of(view.bounds)}, "
+        f"{f'of {len(verdicts)} layers ' if not alone else ''}{', '.join(parts)}."
     ]
     size = {layer.name: layer.numel for layer in view.study}
-    kept = [(item.bits, size[item.layer]) for item in found if item.bits is not None]
+    kept = [(item.bits, size[item.layer]) for item in verdicts if item.bits is not None]
     if kept:
         mean = sum(bits * weights for bits, weights in kept) / sum(weights for _, weights in kept)
         sentences.append(f"That is {mean:.2f} bits per weight on the mean, over the layers with a format.")
@@ -99,16 +100,16 @@ def on_sensitivity(view: StudyView) -> str:
 
 def on_variation(view: StudyView) -> list[str]:
     """Layers whose α moves further than was allowed; nothing where no bound was set on it."""
-    found = variations(view.study, view.bounds)
-    if not found or found[0].sensitive is None:
+    spreads = variations(view.study, view.bounds)
+    if not spreads or spreads[0].sensitive is None:
         return []
-    hit = sorted((item for item in found if item.sensitive), key=lambda item: -abs(item.shift))
+    hit = sorted((item for item in spreads if item.sensitive), key=lambda item: -abs(item.shift))
     limit = min(bound.limit for bound in view.bounds if bound.measure == "alpha_shift")
     if not hit:
         return [f"No layer is sensitive: no format moves an α by more than {limit:g}."]
     worst = ", ".join(f"{item.layer} ({item.shift:+.2g} in {item.format})" for item in hit[:3])
     more = f" and {len(hit) - 3} more" if len(hit) > 3 else ""
-    return [f"Sensitive, α moving by more than {limit:g}: {len(hit)} of {len(found)} layers: {worst}{more}."]
+    return [f"Sensitive, α moving by more than {limit:g}: {len(hit)} of {len(spreads)} layers: {worst}{more}."]
 
 
 def on_tails(view: StudyView) -> list[str]:
@@ -161,23 +162,23 @@ def _share(view: StudyView, item: FormatSummary) -> str:
 # ---- does alpha predict it?
 
 
-def interval(found: Prediction | None) -> str:
+def interval(prediction: Prediction | None) -> str:
     """`0.08 [−0.20, 0.35]`."""
-    if found is None or found.rho is None:
+    if prediction is None or prediction.rho is None:
         return "–"
-    if found.low is None or found.high is None:
-        return _two(found.rho)
-    return f"{_two(found.rho)} [{_two(found.low)}, {_two(found.high)}]"
+    if prediction.low is None or prediction.high is None:
+        return _two(prediction.rho)
+    return f"{_two(prediction.rho)} [{_two(prediction.low)}, {_two(prediction.high)}]"
 
 
 def _two(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
-def of(found: Sequence[Prediction], predictor: str, measure: str, name: str, scope: str) -> Prediction | None:
+def of(predictions: Sequence[Prediction], predictor: str, measure: str, name: str, scope: str) -> Prediction | None:
     """The one correlation of that kind."""
     key = (predictor, measure, name, scope)
-    return next((item for item in found if (item.predictor, item.measure, item.format, item.scope) == key), None)
+    return next((item for item in predictions if (item.predictor, item.measure, item.format, item.scope) == key), None)
 
 
 def on_prediction(view: StudyView) -> list[str]:

@@ -151,12 +151,12 @@ class Facts:
     @cached_property
     def bulk(self) -> Bulk | None:
         """Marchenko-Pastur fit."""
-        found, spectrum = _bulk(self.spectrum), self.spectrum
-        if found is None:
+        bulk, spectrum = _bulk(self.spectrum), self.spectrum
+        if bulk is None:
             return None
         # Errors of arithmetic are no such bulk: their own largest would count as spikes.
         real = int(np.count_nonzero(spectrum.eigenvalues > self._edge(spectrum) ** 2))
-        return replace(found, num_spikes=min(found.num_spikes, real))
+        return replace(bulk, num_spikes=min(bulk.num_spikes, real))
 
     @cached_property
     def permuted_bulks(self) -> list[Bulk | None]:

@@ -58,10 +58,10 @@ def charts() -> Mapping[str, Any]:
 
 def _described(name: str) -> Fact:
     if name in METRICS:
-        found = METRICS[name]
+        metric = METRICS[name]
         limits = {"bands": TERMS["bands"].meaning} if name == "alpha" else {}
-        return {"kind": "metric", "summary": found.summary, "formula": found.formula, "unit": found.unit,
-                "source": found.source, **limits}  # fmt: skip
+        return {"kind": "metric", "summary": metric.summary, "formula": metric.formula, "unit": metric.unit,
+                "source": metric.source, **limits}  # fmt: skip
     if name in RULES:
         return _rule("rule", RULES[name])
     if name in ALARM_RULES:
@@ -85,5 +85,5 @@ def _rule(kind: str, rule: Rule[Any, Any]) -> Fact:
 
 def codes_in(text: str) -> list[str]:
     """Codes of rules and alarms that a text names and that there are."""
-    found = [code.upper() for code in re.findall(r"\b[A-Za-z]{2,}\d{3}\b", text)]
-    return [code for code in dict.fromkeys(found) if code in RULES or code in ALARM_RULES]
+    codes = [code.upper() for code in re.findall(r"\b[A-Za-z]{2,}\d{3}\b", text)]
+    return [code for code in dict.fromkeys(codes) if code in RULES or code in ALARM_RULES]

@@ -75,10 +75,10 @@ def _layers(fact: Fact, after: str) -> list[str]:
 
 
 def _roles(fact: Fact) -> list[str]:
-    found = [f"{item['role']} {escape(item['metric'])} (median {signed(item['median_change'])}, p {num(item['p'], 2)})"
+    lines = [f"{item['role']} {escape(item['metric'])} (median {signed(item['median_change'])}, p {num(item['p'], 2)})"
              for item in fact["significant_roles"][:4]]  # fmt: skip
     total = fact["significant_roles_in_all"]
-    return [f"- Roles that moved together: {listed(found, 4, total)}."] if found else []
+    return [f"- Roles that moved together: {listed(lines, 4, total)}."] if lines else []
 
 
 def _numbers(fact: Fact) -> list[str]:

@@ -37,11 +37,11 @@ def prune(question: Question) -> str:
 def quantize(question: Question) -> str:
     """Whether few bits will do."""
     name = question.audit()
-    fact, found = question.ask("audit", audit=name), question.ask("diagnose", audit=name)
+    fact, diagnosis = question.ask("audit", audit=name), question.ask("diagnose", audit=name)
     question.facts.append(QUANTIZED)
     question.facts.append({"commands": {"bits": 4.5}})
     at = QUANTIZED["perplexity"]
-    jumps = [item for item in found["findings"] if item["code"] in ("TW401", "TW205", "TW601")]
+    jumps = [item for item in diagnosis["findings"] if item["code"] in ("TW401", "TW205", "TW601")]
     warned = [f"Findings that bear on it: {listed([_found(item) for item in jumps])}."] if jumps else []
     return "\n\n".join([
         "The audit alone cannot say: what a format costs depends on the values and on the inputs, and is measured. On "
@@ -73,13 +73,13 @@ def one_plan(question: Question) -> str:
 
 
 def _plans(question: Question, audit: str, kind: str) -> list[str]:
-    found = question.ask("plans_for", audit=audit, kind=kind)
-    if not found["plans"]:
+    plans = question.ask("plans_for", audit=audit, kind=kind)
+    if not plans["plans"]:
         return [f"There is no plan to {kind} these weights here yet."]
-    newest = found["plans"][0]
+    newest = plans["plans"][0]
     fact = question.ask("plan", plan=newest["plan"])
     return [
-        f"Here for these weights: {count(found['plans_in_all'], 'plan')} to {kind}. The newest is "
+        f"Here for these weights: {count(plans['plans_in_all'], 'plan')} to {kind}. The newest is "
         f"{link(newest['title'], links.plan(newest['plan']))} ({escape(fact['allocator'])}, {escape(fact['amount'])}). "
         f"{_extremes(fact)} {_trial(fact)}"
     ]

@@ -53,12 +53,12 @@ def number(question: Question, metric: str) -> str:
 
 
 def _common(rows: tuple[object, ...]) -> list[tuple[str, object]]:
-    found = []
+    common = []
     for column in ("block", "role"):
         values = {getattr(row, column) for row in rows}
         if len(values) == 1 and None not in values:
-            found.append((column, values.pop()))
-    return found
+            common.append((column, values.pop()))
+    return common
 
 
 def metric_here(question: Question, metric: str) -> str:
@@ -123,8 +123,8 @@ def _counted(item: Fact, how: str) -> str:
 
 
 def _findings_counted(fact: Fact) -> str:
-    found = fact["findings"]
-    kinds = count(found["error"], "error"), count(found["warning"], "warning"), count(found["info"], "note")
+    findings = fact["findings"]
+    kinds = count(findings["error"], "error"), count(findings["warning"], "warning"), count(findings["info"], "note")
     return f"{kinds[0]}, {kinds[1]} and {kinds[2]}."
 
 
