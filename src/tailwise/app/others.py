@@ -62,8 +62,8 @@ def _row(workspace: Workspace, entry: WorkspaceEntry) -> Other:
 def _of_comparison(path: Path) -> str:
     document = json_of(read_text(path))
     one = document[0] if isinstance(document, list) else document
-    said = one.get("conclusion") or f"{len(one['layers'])} matrices are in both."
-    return f"{one['before']} → {one['after']}: {said}"
+    words = one.get("conclusion") or f"{len(one['layers'])} matrices are in both."
+    return f"{one['before']} → {one['after']}: {words}"
 
 
 def _of_study(path: Path) -> str:
@@ -73,8 +73,8 @@ def _of_study(path: Path) -> str:
     study = PrecisionStudy.load(path)
     lowest = Counter(one.format for one in verdicts(study) if one.format)
     bears = ", ".join(f"{count} bear {name}" for name, count in lowest.most_common())
-    said = f" Of the matrices, {bears}." if bears else ""
-    return f"{study.model}: {len(study)} matrices in {', '.join(study.formats)}.{said}"
+    words = f" Of the matrices, {bears}." if bears else ""
+    return f"{study.model}: {len(study)} matrices in {', '.join(study.formats)}.{words}"
 
 
 _SAYS: Mapping[Kind, tuple[Callable[[Path], str], str]] = {

@@ -58,8 +58,8 @@ class Overview:
         if self.health:
             return self.health
         counts = ((self.errors, "error"), (self.warnings, "warning"), (self.notes, "note"))
-        said = [f"{count} {word}{'s' if count > 1 else ''}" for count, word in counts if count]
-        return ", ".join(said) or "nothing found"
+        counted = [f"{count} {word}{'s' if count > 1 else ''}" for count, word in counts if count]
+        return ", ".join(counted) or "nothing found"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -175,8 +175,8 @@ def _point(m: int, recipe: Recipe, device: str) -> list[float]:
     spectrum = Spectrum(values, n, m)
     noise = gaussian_baseline(n, m, 1, recipe)
     baseline = _clocked(lambda: _noise(n, m, recipe), "cpu")
-    facts = recipe.replace(randomize=0, metrics=(), estimator=recipe.estimator.removeprefix("farms:"))
-    metrics = _clocked(lambda: metrics_of(Facts(Spectra(spectrum, (), None), facts, lambda *_: noise)), "cpu")
+    cheap = recipe.replace(randomize=0, metrics=(), estimator=recipe.estimator.removeprefix("farms:"))
+    metrics = _clocked(lambda: metrics_of(Facts(Spectra(spectrum, (), None), cheap, lambda *_: noise)), "cpu")
     return [n * m**2 / product, 4 / 3 * m**3 / reduction, metrics, baseline]
 
 

@@ -58,7 +58,7 @@ class MatrixOutcome:
     unreachable: bool = False  # the store could not be reached, which may pass
 
 
-def measured_far(
+def measured_on(
     engine: Engine, checkpoint: Checkpoint, prepared: Prepared, cache: Cache
 ) -> Iterator[tuple[LayerRow, Layer | None]]:
     """Rows and layers as they come. Matrices whose spectra are kept are not sent anywhere."""
@@ -100,19 +100,19 @@ def _may_pass(outcome: MatrixOutcome) -> bool:
     return outcome.unreachable
 
 
-def run(errand: MatrixTask) -> tuple[MatrixOutcome, ...]:
-    """On a worker: every matrix of an errand, the next one read while one is solved."""
+def run(task: MatrixTask) -> tuple[MatrixOutcome, ...]:
+    """On a worker: every matrix of a task, the next one read while one is solved."""
     with one_thread(), ThreadPoolExecutor(1, thread_name_prefix="tailwise-ahead") as reader:
-        ahead = [reader.submit(_opened, source, packed) for source, packed in errand.matrices[:1]]
+        ahead = [reader.submit(_opened, source, packed) for source, packed in task.matrices[:1]]
         done = []
-        for place, (source, _) in enumerate(errand.matrices):
+        for place, (source, _) in enumerate(task.matrices):
             part = ahead.pop().result()
-            ahead = [reader.submit(_opened, *following) for following in errand.matrices[place + 1 : place + 2]]
+            ahead = [reader.submit(_opened, *following) for following in task.matrices[place + 1 : place + 2]]
             if isinstance(part, MatrixOutcome):
                 done.append(part)
                 continue
             with part:
-                done.append(_measured(errand, source, part))
+                done.append(_measured(task, source, part))
     return tuple(done)
 
 
@@ -130,14 +130,14 @@ def _opened(source: MatrixSource, packed: bytes) -> Checkpoint | MatrixOutcome:
     return part
 
 
-def _measured(errand: MatrixTask, source: MatrixSource, part: Checkpoint) -> MatrixOutcome:
-    cache = Carried(errand.folder, {**_SEEN, **errand.notes})
+def _measured(task: MatrixTask, source: MatrixSource, part: Checkpoint) -> MatrixOutcome:
+    cache = Carried(task.folder, {**_SEEN, **task.notes})
     errors: list[Exception] = []
     try:
-        device = checked_device(errand.device)
+        device = checked_device(task.device)
     except TailwiseError as error:
         return _given_up(source, str(error))
-    worker = Worker(part, errand.recipe, device, cache, Baselines(cache), failed=errors.append)
+    worker = Worker(part, task.recipe, device, cache, Baselines(cache), failed=errors.append)
     row, layer = worker(source)
     with _GUARD:
         _SEEN.update({key: value for key, value in cache.notes.items() if key[0] in _LASTING})

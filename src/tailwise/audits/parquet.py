@@ -108,11 +108,11 @@ def _check_claims(data: bytes) -> list[str]:
     claims = _Claims(len(data), _number(footer, 3) * max(len(leaves), 1))
     for group in _structs(footer, 4):
         for chunk in _structs(group, 1):
-            facts = chunk.get(3)
-            if not isinstance(facts, dict) or chunk.keys() & {8, 9}:
+            metadata = chunk.get(3)
+            if not isinstance(metadata, dict) or chunk.keys() & {8, 9}:
                 raise ValueError("a column that is not described, or encrypted")
-            claims.add("columns", _number(facts, 5), _number(facts, 6))
-            for values, size in _pages(data, facts):
+            claims.add("columns", _number(metadata, 5), _number(metadata, 6))
+            for values, size in _pages(data, metadata):
                 claims.add("pages", values, size)
     return [path for path, kind in leaves.items() if kind == _BYTE_ARRAY]
 
@@ -163,12 +163,12 @@ def _leaves(elements: list[Mapping[int, Any]]) -> dict[str, int]:
     return leaves
 
 
-def _pages(data: bytes, facts: Mapping[int, Any]) -> Iterator[tuple[int, int]]:
+def _pages(data: bytes, metadata: Mapping[int, Any]) -> Iterator[tuple[int, int]]:
     """Values and unfolded bytes that the pages of a column claim."""
-    first, dictionary = _number(facts, 9), _number(facts, 11, 0)
+    first, dictionary = _number(metadata, 9), _number(metadata, 11, 0)
     place = dictionary if 0 < dictionary < first else first
-    total, seen = _number(facts, 5), 0
-    ends = place + _number(facts, 7)
+    total, seen = _number(metadata, 5), 0
+    ends = place + _number(metadata, 7)
     if not 0 <= place <= ends <= len(data):
         raise ValueError("a column that lies outside of the file")
     while seen < total and place < ends:

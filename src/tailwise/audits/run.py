@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from tailwise.audits.audit import Audit
 from tailwise.audits.cache import Baselines, Cache
-from tailwise.audits.on_engine import measured_far
+from tailwise.audits.on_engine import measured_on
 from tailwise.audits.prepare import Prepared, Selection, prepare
 from tailwise.audits.rows import Layer, LayerRow, Provenance, raised_by
 from tailwise.audits.work import Worker
@@ -188,7 +188,7 @@ def _measuring(checkpoint: Checkpoint, prepared: Prepared, cache: Cache) -> Iter
         return
     checkpoint.part(())  # tensors in memory are refused before any worker is started
     with engine_of(options) as engine:
-        yield engine.slots(), measured_far(engine, checkpoint, prepared, cache)
+        yield engine.slots(), measured_on(engine, checkpoint, prepared, cache)
 
 
 class _Tally:

@@ -138,16 +138,16 @@ class Worker:
 
     def _solve(self, matrices: list[HashedMatrix], keys: _Keys, computed: list[str]) -> Spectra:
         """The spectra of `matrices`; those that nobody else computed meanwhile have their keys added to `computed`."""
-        kept = partial(self._kept, computed)
+        solved = partial(self._kept, computed)
         weights, permuted, windows = [], [], []
         for matrix in matrices:
-            weights.append(kept(keys.weights(matrix.digest), partial(self._solve_one, matrix)))
+            weights.append(solved(keys.weights(matrix.digest), partial(self._solve_one, matrix)))
         for replica in range(self.recipe.randomize):
             permuted.append(
-                [kept(keys.permuted(m.digest, replica), partial(self._permuted, m, replica)) for m in matrices]
+                [solved(keys.permuted(m.digest, replica), partial(self._permuted, m, replica)) for m in matrices]
             )
         if self.recipe.uses_windows:
-            windows = [kept(keys.windows(m.digest), partial(self._windows, m)) for m in matrices]
+            windows = [solved(keys.windows(m.digest), partial(self._windows, m)) for m in matrices]
         return _pooled(weights, permuted, windows)
 
     def _kept(self, computed: list[str], key: str, compute: Callable[[], Spectrum]) -> Spectrum:

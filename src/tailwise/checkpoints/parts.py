@@ -174,8 +174,8 @@ def _several(view: TensorView, role: str, dims: Dims, hints: Hints) -> list[Part
 
 def _holds_output_gate(view: TensorView, dims: Dims, config: Mapping[str, Any]) -> bool:
     text = config.get("text_config")
-    said = {**config, **(text if isinstance(text, Mapping) else {})}
-    gated = said.get("attn_output_gate", dims.model_type in _GATED_QUERIES)
+    settings = {**config, **(text if isinstance(text, Mapping) else {})}
+    gated = settings.get("attn_output_gate", dims.model_type in _GATED_QUERIES)
     return bool(gated and dims.heads and dims.head_dim and view.n_rows == 2 * dims.heads * dims.head_dim)
 
 

@@ -87,9 +87,9 @@ def layout_of(checkpoint: Checkpoint, uri: str | os.PathLike[str], revision: str
         names = sorted(name for name in folder.names() if name.endswith(".safetensors.index.json"))
         preferred = [name for name in names if name == "model.safetensors.index.json"]
         index = (preferred or names)[0]
-    facts = folder.json(index).get("metadata", {}) if index is not None else {}
+    metadata = folder.json(index).get("metadata", {}) if index is not None else {}
     shards = _without_averages(tuple(_shard(folder, name) for name in weights.files))
-    return OutputLayout(folder, shards, index, facts if isinstance(facts, Mapping) else {})
+    return OutputLayout(folder, shards, index, metadata if isinstance(metadata, Mapping) else {})
 
 
 def _check_config(folder: Folder) -> None:
@@ -163,8 +163,8 @@ def write_index(layout: OutputLayout, target: Path) -> None:
     """Write the index file that says which shard holds which tensor."""
     assert layout.index is not None  # noqa: S101 - the caller has looked
     names = {spec.name: shard.name for shard in layout.shards for spec in shard.specs}
-    facts = {**layout.facts, "total_size": layout.nbytes}
-    text = json.dumps({"metadata": facts, "weight_map": dict(sorted(names.items()))}, indent=2)
+    metadata = {**layout.facts, "total_size": layout.nbytes}
+    text = json.dumps({"metadata": metadata, "weight_map": dict(sorted(names.items()))}, indent=2)
     (target / layout.index).write_text(text + "\n", encoding="utf-8")
 
 
@@ -179,8 +179,8 @@ def tensors_of(checkpoint: Checkpoint, name: str, change: Change) -> Iterable[to
 
 def _check(tensor: torch.Tensor, spec: TensorSpec) -> None:
     if tuple(tensor.shape) != spec.shape or code_of(tensor.dtype) != spec.dtype:
-        kept = f"{spec.dtype} of shape {list(spec.shape)}"
-        raise UsageError(f"{spec.name} would become {tensor.dtype} of shape {list(tensor.shape)}, and was {kept}")
+        wanted = f"{spec.dtype} of shape {list(spec.shape)}"
+        raise UsageError(f"{spec.name} would become {tensor.dtype} of shape {list(tensor.shape)}, and was {wanted}")
 
 
 def pieces(checkpoint: Checkpoint, name: str) -> Iterator[torch.Tensor]:
@@ -251,8 +251,8 @@ def copy_settings(layout: OutputLayout, target: Path) -> Iterator[str]:
     config = target / "config.json"
     if layout.left_out and config.is_file():
         document = json_of(config.read_text(encoding="utf-8"))
-        kept = {name: value for name, value in document.items() if name not in layout.left_out}
-        config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        settings = {name: value for name, value in document.items() if name not in layout.left_out}
+        config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _not_of(root: Path, path: Path) -> str | None:

@@ -110,11 +110,11 @@ def _audit(**given: Any) -> None:
     options = RunOptions(**told(RunOptions, given), use_cache=not given["no_cache"])
     check_executor(options.executor)
     chosen, output, as_json = Selection(given["layers"], comma_list(given["roles"])), given["output"], given["as_json"]
-    kept = (given["store"], given["run_name"], comma_list(given["revisions"]))
+    stored = (given["store"], given["run_name"], comma_list(given["revisions"]))
     if given["all_checkpoints"]:
-        _audit_all(given["model"], (recipe, options, chosen), kept, output, as_json=as_json)
+        _audit_all(given["model"], (recipe, options, chosen), stored, output, as_json=as_json)
         return
-    if any(kept):
+    if any(stored):
         fix = "add --all-checkpoints; `tailwise store add` keeps a single audit"
         raise UsageError("--store, --run and --revisions belong to --all-checkpoints", fix=fix)
     for path in output or ([] if as_json or given["dry_run"] else ["./x.audit"]):
@@ -166,8 +166,10 @@ def _with_progress(work: Any, kind: ShowProgress) -> Audit:
             result: Audit = work(show)
         except KeyboardInterrupt:
             done = show.step
-            kept = "" if done is None else f" after {done.done} of {done.total} matrices"
-            typer.echo(f"tailwise: interrupted{kept}; what was computed is kept, the same command goes on", err=True)
+            progress_made = "" if done is None else f" after {done.done} of {done.total} matrices"
+            typer.echo(
+                f"tailwise: interrupted{progress_made}; what was computed is kept, the same command goes on", err=True
+            )
             raise typer.Exit(130) from None
     return result
 
@@ -228,8 +230,8 @@ def _stem(model: str) -> str:
 
 
 def _question(audit: Audit) -> list[Any]:
-    facts = audit.provenance
-    return [facts.model, dict(facts.recipe), dict(facts.selection)]
+    provenance = audit.provenance
+    return [provenance.model, dict(provenance.recipe), dict(provenance.selection)]
 
 
 def _question_of(path: Path) -> list[Any] | None:
@@ -247,19 +249,19 @@ def _say_plan(checkpoint: Checkpoint, prepared: Prepared, as_json: bool) -> None
 
     from tailwise.audits.cost import forecast
 
-    facts = forecast(checkpoint, prepared)
+    cost = forecast(checkpoint, prepared)
     if as_json:
-        typer.echo(json.dumps(facts, indent=1))
+        typer.echo(json.dumps(cost, indent=1))
         return
     from rich.filesize import decimal
 
     typer.echo(f"{checkpoint.uri} ({checkpoint.format}, {decimal(checkpoint.nbytes)} on disk)")
-    typer.echo(f"matrices   {facts['matrices']} to measure, {facts['unmeasured']} tensors that are not")
-    typer.echo(f"read       {decimal(int(facts['bytes']))}")
+    typer.echo(f"matrices   {cost['matrices']} to measure, {cost['unmeasured']} tensors that are not")
+    typer.echo(f"read       {decimal(int(cost['bytes']))}")
     typer.echo(
-        f"memory     about {decimal(int(facts['memory']))} above the interpreter's own, {facts['workers']} workers"
+        f"memory     about {decimal(int(cost['memory']))} above the interpreter's own, {cost['workers']} workers"
     )
-    typer.echo(f"time       about {facts['seconds']:.0f} s, {facts['cached']} matrices known already")
+    typer.echo(f"time       about {cost['seconds']:.0f} s, {cost['cached']} matrices known already")
 
 
 def all_checkpoints(

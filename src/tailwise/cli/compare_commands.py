@@ -139,10 +139,10 @@ def _settings_of(audit: Audit | None) -> dict[str, Any]:
 
     from tailwise.core.recipe import Recipe
 
-    facts, known = audit.provenance, {item.name for item in fields(Recipe)}
-    settings = {key: value for key, value in facts.recipe.items() if key in known}
+    provenance, known = audit.provenance, {item.name for item in fields(Recipe)}
+    settings = {key: value for key, value in provenance.recipe.items() if key in known}
     settings["metrics"] = tuple(settings.get("metrics", ()))
-    selection = {"layers": facts.selection.get("layers"), "roles": tuple(facts.selection.get("roles") or ())}
+    selection = {"layers": provenance.selection.get("layers"), "roles": tuple(provenance.selection.get("roles") or ())}
     return settings | selection
 
 

@@ -245,9 +245,9 @@ def _cells(scores: Scores) -> dict[str, str]:
     if scores.losses:
         cells |= {"perplexity": _number(scores.perplexity), "95 %": _range(scores.interval)}
         cells["windows"] = f"{len(scores.losses)} × {scores.tokens_per_window + 1}"
-    if (facts := scores.facts) is not None:
-        cells |= {"parameters": f"{facts.parameters:,}", "zeros": f"{facts.sparsity:.1%}"}
-        cells |= {"in blocks": f"{facts.block_sparsity:.1%}", "stored": decimal(facts.nbytes)}
+    if (size := scores.facts) is not None:
+        cells |= {"parameters": f"{size.parameters:,}", "zeros": f"{size.sparsity:.1%}"}
+        cells |= {"in blocks": f"{size.block_sparsity:.1%}", "stored": decimal(size.nbytes)}
     if (speed := scores.speed) is not None:
         cells |= {"prefill tokens/s": f"{speed.prefill:,.0f}", "threads": str(speed.threads)}
         cells["decode tokens/s"] = "–" if speed.decode is None else f"{speed.decode:,.1f}"

@@ -67,8 +67,8 @@ def history(
     if store:
         from tailwise.history.waiting import take_in
 
-        if said := str(take_in(store)):
-            typer.echo(f"tailwise: {said}", err=True)
+        if taken_in := str(take_in(store)):
+            typer.echo(f"tailwise: {taken_in}", err=True)
     with open_store(store) as opened:
         if metric is not None and run is not None:
             table = opened.series(run, comma_list(metric), layers, comma_list(roles), bounds)
@@ -231,9 +231,9 @@ def bisect(
     screen = console(stderr=True)
 
     def told(one: FoundCheckpoint, named: frozenset[str]) -> None:
-        said = f"{chosen.code} of {len(named)} layers" if named - {""} else f"{chosen.code}" if named else "silent"
-        said += ", could not look" if one.step in judge.blind else ""
-        screen.print(f"step {one.step}  {said}", markup=False, highlight=False)
+        verdict = f"{chosen.code} of {len(named)} layers" if named - {""} else f"{chosen.code}" if named else "silent"
+        verdict += ", could not look" if one.step in judge.blind else ""
+        screen.print(f"step {one.step}  {verdict}", markup=False, highlight=False)
 
     judge = Judge(
         checkpoints,

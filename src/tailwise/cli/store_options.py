@@ -84,12 +84,13 @@ def say_outcome(screen: Console, outcome: CheckpointOutcome) -> bool:
         screen.print(f"{head}  known", markup=False, highlight=False)
         return True
     if outcome.audit is not None:
-        facts = outcome.audit.provenance
+        provenance = outcome.audit.provenance
         alpha = outcome.audit.summary().get("alpha")
         mean = "" if alpha is None else f", mean alpha {alpha:.2f}"
-        said = f"{head}  {len(outcome.audit)} matrices{mean}, {facts.seconds:.1f} s, {facts.reused} spectra reused"
+        line = f"{head}  {len(outcome.audit)} matrices{mean}, {provenance.seconds:.1f} s, "
+        line += f"{provenance.reused} spectra reused"
         screen.print(
-            said + (f", {outcome.path}" if outcome.path else ""), markup=False, highlight=False, soft_wrap=True
+            line + (f", {outcome.path}" if outcome.path else ""), markup=False, highlight=False, soft_wrap=True
         )
     if outcome.trouble:
         screen.print(f"{head}  {outcome.trouble}", style="red", markup=False, highlight=False, soft_wrap=True)

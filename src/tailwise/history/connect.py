@@ -243,7 +243,7 @@ def store_errors(where: str) -> Iterator[None]:
 
 def _explained(error: DBAPIError, where: str) -> TailwiseError:
     lines = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
-    said = lines[0].strip()
+    message = lines[0].strip()
     for part, what, fix in (
         ("full", "the disk is full", "free space there"),
         ("readonly", "may not be written", "check the permissions of the file and of its folder"),
@@ -251,17 +251,17 @@ def _explained(error: DBAPIError, where: str) -> TailwiseError:
         ("unable to open", "could not be opened", "check the path, and the permissions of the folder"),
         ("locked", "another process kept it locked for too long", "see what else writes there, and try again"),
     ):
-        if part in said:
+        if part in message:
             return UnreachableError(what, where=where, fix=fix)
-    if "not a database" in said or "malformed" in said or "decode" in said:
-        return UnreadableError(f"is no store, or it is damaged ({said})", where=where, fix="check the path")
-    if "permission denied" in said.lower():
-        return UnreadableError(said, where=where, fix="ask for rights on the tables named tailwise_*")
+    if "not a database" in message or "malformed" in message or "decode" in message:
+        return UnreadableError(f"is no store, or it is damaged ({message})", where=where, fix="check the path")
+    if "permission denied" in message.lower():
+        return UnreadableError(message, where=where, fix="ask for rights on the tables named tailwise_*")
     if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
         return UnreachableError(
-            f"could not be reached ({said})", where=where, fix="check the address, and that it runs"
+            f"could not be reached ({message})", where=where, fix="check the address, and that it runs"
         )
-    return UnreadableError(f"did not take it: {said}", where=where)
+    return UnreadableError(f"did not take it: {message}", where=where)
 
 
 def bring_up_to_date(engine: Engine, where: str) -> None:

@@ -77,9 +77,9 @@ def _spelled(table: pa.Table) -> pa.Table:
 
 def _alarms(history: History, run: str) -> pa.Table:
     lines = [
-        {**kept.alarm.to_json(), "evidence": list(kept.alarm.evidence.items()), "times": kept.times,
-         "last_step": kept.last_step}
-        for kept in history.kept_alarms(run)
+        {**item.alarm.to_json(), "evidence": list(item.alarm.evidence.items()), "times": item.times,
+         "last_step": item.last_step}
+        for item in history.kept_alarms(run)
     ]  # fmt: skip
     schema = pa.schema([
         ("run", pa.string()), ("step", pa.int64()), ("time", pa.float64()), ("rule", pa.string()),

@@ -67,12 +67,12 @@ def _united(known: Point, added: Point) -> tuple[Point, Added]:
     # As text: NaN is then equal to itself.
     if _text_of(both) == _text_of(known):
         return both, "same"
-    kept = all(
+    same = all(
         repr(both.layers[name][metric]) == repr(value)
         for name, values in known.layers.items()
         for metric, value in values.items()
     ) and all(repr(both.scalars[name]) == repr(value) for name, value in known.scalars.items())
-    return both, "merged" if kept else "changed"
+    return both, "merged" if same else "changed"
 
 
 def _text_of(point: Point) -> str:

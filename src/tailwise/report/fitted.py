@@ -31,30 +31,30 @@ class Fitted:
         self._columns, self._rows = list(columns), [[_text(cell) for cell in row] for row in rows]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        kept = self._kept(options.max_width)
-        widths = [self._width(index) for index in kept]
-        over = sum(widths) + _GAP * (len(kept) - 1) - options.max_width
+        columns = self._kept(options.max_width)
+        widths = [self._width(index) for index in columns]
+        over = sum(widths) + _GAP * (len(columns) - 1) - options.max_width
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
         room = {}
-        for index, width in zip(kept, widths, strict=True):
+        for index, width in zip(columns, widths, strict=True):
             column = self._columns[index]
             room[index] = max(_LEAST_NAME, width - over) if column.name and over > 0 else width
             table.add_column(column.title, justify="right" if column.numeric else "left", no_wrap=True,
                              min_width=room[index])  # fmt: skip
         for row in self._rows:
-            table.add_row(*(_shortened(row[index], room[index], name=self._columns[index].name) for index in kept))
+            table.add_row(*(_shortened(row[index], room[index], name=self._columns[index].name) for index in columns))
         yield table
 
     def _kept(self, width: int) -> list[int]:
-        kept = list(range(len(self._columns)))
-        while self._least(kept) > width and any(self._columns[index].give_up for index in kept):
-            kept.remove(max(kept, key=lambda index: self._columns[index].give_up))
-        return kept
+        columns = list(range(len(self._columns)))
+        while self._least(columns) > width and any(self._columns[index].give_up for index in columns):
+            columns.remove(max(columns, key=lambda index: self._columns[index].give_up))
+        return columns
 
-    def _least(self, kept: Sequence[int]) -> int:
+    def _least(self, columns: Sequence[int]) -> int:
         widths = [min(self._width(index), _LEAST_NAME) if self._columns[index].name else self._width(index)
-                  for index in kept]  # fmt: skip
-        return sum(widths) + _GAP * (len(kept) - 1)
+                  for index in columns]  # fmt: skip
+        return sum(widths) + _GAP * (len(columns) - 1)
 
     def _width(self, index: int) -> int:
         return max([cell_len(self._columns[index].title), *(row[index].cell_len for row in self._rows)])

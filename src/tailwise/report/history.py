@@ -127,16 +127,17 @@ def plain(table: pa.Table) -> list[dict[str, Any]]:
     return [{name: _finite(value) for name, value in line.items()} for line in table.to_pylist()]
 
 
-def alarm_line(kept: KeptAlarm) -> dict[str, Any]:
+def alarm_line(item: KeptAlarm) -> dict[str, Any]:
     """An alarm as plain JSON."""
-    return {**kept.alarm.to_json(), "times": kept.times, "last_step": kept.last_step}
+    return {**item.alarm.to_json(), "times": item.times, "last_step": item.last_step}
 
 
-def audit_line(kept: KeptAudit) -> dict[str, Any]:
+def audit_line(stored: KeptAudit) -> dict[str, Any]:
     """An audit as plain JSON."""
-    facts = kept.provenance
-    return {"step": kept.step, "time": kept.time, "model": facts.model, "revision": facts.revision, "path": kept.path,
-            "fingerprint": facts.fingerprint, "summary": {k: _finite(v) for k, v in kept.summary.items()}}  # fmt: skip
+    provenance = stored.provenance
+    return {"step": stored.step, "time": stored.time, "model": provenance.model, "revision": provenance.revision,
+            "path": stored.path, "fingerprint": provenance.fingerprint,
+            "summary": {k: _finite(v) for k, v in stored.summary.items()}}  # fmt: skip
 
 
 def write_table(table: pa.Table, path: str) -> Path | str:

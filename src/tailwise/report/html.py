@@ -151,8 +151,8 @@ class _ReportPage:
                 continue
             figures = [(chart, view, f"{chart.name}-{index}") for chart in charts_of("base")]
             notes = "".join(f'<p class="quiet">{escape(note)}</p>' for note in view.comparison.notes)
-            said = f'<p class="health info">{escape(conclusion(view.comparison))}</p>'
-            texts.append(name + said + notes + self._figures(figures))
+            verdict = f'<p class="health info">{escape(conclusion(view.comparison))}</p>'
+            texts.append(name + verdict + notes + self._figures(figures))
         return "".join(texts)
 
     def _figures(self, figures: Sequence[tuple[Chart, ChartView, str]]) -> str:

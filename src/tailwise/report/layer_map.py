@@ -65,8 +65,8 @@ def _of_alpha(audit: Audit) -> Paint:
         row, alpha = layer.row, usable(layer.row, "alpha", estimator_of(audit))
         shown = value_of(row, "alpha")
         if alpha is None:
-            said = "no exponent" if shown is None else f"α {shown:.2f}, of a fit that is not trusted"
-            colors[row.name] = ("a-", said)
+            words = "no exponent" if shown is None else f"α {shown:.2f}, of a fit that is not trusted"
+            colors[row.name] = ("a-", words)
         else:
             band = f"a{sum(alpha >= bound for bound in _BANDS)}" if kind == "ks" else "a1"
             colors[row.name] = (band, f"α {alpha:.2f}")

@@ -116,10 +116,12 @@ def outcome_line(outcome: Any) -> Text:
     """One line on a model that is finished."""
     model, reason, remedy = map(printable, (outcome.model, outcome.reason, outcome.remedy))
     if outcome.became == "done":
-        facts = outcome.facts
-        alpha = facts["values"].get("mean_alpha")
+        measured = outcome.facts
+        alpha = measured["values"].get("mean_alpha")
         mean = "" if alpha is None else f", mean alpha {alpha:.2f}"
-        said = f"{model}: {facts['matrices']} matrices{mean}, {facts['seconds']:.1f} s, {facts['reused']} known"
+        said = (
+            f"{model}: {measured['matrices']} matrices{mean}, {measured['seconds']:.1f} s, {measured['reused']} known"
+        )
         return Text(f"{said}; {reason}" if reason else said, style="yellow" if reason else "")
     said = {"failed": "FAILED", "waiting": "to be tried again", "lost": "another worker has it"}[outcome.became]
     text = f"{model}: {said}" + (f": {reason}" if reason else "")

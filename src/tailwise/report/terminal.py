@@ -127,8 +127,8 @@ def _middle(values: Sequence[float], digits: int) -> str:
 
 def closing(audit: Audit) -> RenderableType:
     """What was measured, reused and left out, in a few lines."""
-    facts = audit.provenance
-    lines = [Text(f"{len(audit)} matrices measured in {facts.seconds:.1f} s ({facts.reused} spectra reused)")]
+    provenance = audit.provenance
+    lines = [Text(f"{len(audit)} matrices measured in {provenance.seconds:.1f} s ({provenance.reused} spectra reused)")]
     counts = Counter(row.status for row in audit.unmeasured)
     if counts:
         parts = ", ".join(f"{count} {status.lower().replace('_', ' ')}" for status, count in counts.items())
@@ -137,8 +137,8 @@ def closing(audit: Audit) -> RenderableType:
     lines += [Text(f"  {row.name}: {row.status}: {row.reason}", style="red") for row in bad[:10]]
     if len(bad) > 10:
         lines.append(Text(f"  … and {len(bad) - 10} more", style="red"))
-    lines += [Text(note, style="yellow") for note in facts.notes]
-    lines += [Text(said, style="dim")] if (said := left_out_words(audit)) else []
+    lines += [Text(note, style="yellow") for note in provenance.notes]
+    lines += [Text(words, style="dim")] if (words := left_out_words(audit)) else []
     return Group(*lines)
 
 

@@ -90,9 +90,9 @@ def fit_bulk(eigenvalues: Vector, n: int, m: int) -> Bulk | None:
     return bulk
 
 
-def _bulk(eigenvalues: Vector, kept: int, n: int, m: int) -> Bulk:
+def _bulk(eigenvalues: Vector, inside: int, n: int, m: int) -> Bulk:
     """The law with the median of the `kept` smallest, and what stands above its edge."""
-    sigma = _sigma_from_median(eigenvalues[:kept], n, m)
+    sigma = _sigma_from_median(eigenvalues[:inside], n, m)
     low, high = edges(sigma, n, m)
     edge = high + tracy_widom_margin(sigma, n, m)
     below = int(np.searchsorted(eigenvalues, edge, side="right"))

@@ -247,8 +247,8 @@ class Monitor:
                 sink.close()
             except Exception as error:
                 self._faults.note("closing a sink", error)
-        if self._ranks.rank == 0 and (said := self.report().nothing_taken):
-            logger.warning("the run %s: %s", self.run, said)
+        if self._ranks.rank == 0 and (trouble := self.report().nothing_taken):
+            logger.warning("the run %s: %s", self.run, trouble)
 
     def __enter__(self) -> Self:
         return self

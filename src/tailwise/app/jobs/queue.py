@@ -140,11 +140,11 @@ class Queue:
                     continue
                 self._running = (job.id, running)
                 self._put(job)
-            status, said = running.follow(partial(self._step, job.id))
+            status, last_words = running.follow(partial(self._step, job.id))
             with self._changed:
                 self._running = None
                 try:
-                    self._end(self._jobs[job.id], status, said)
+                    self._end(self._jobs[job.id], status, last_words)
                 except OSError as error:  # one job must not end all that come after it
                     self._put(replace(self._jobs[job.id], state="failed", ended=time.time(), message=str(error)))
 
@@ -165,7 +165,7 @@ class Queue:
             )  # fmt: skip
             self._changed.notify_all()
 
-    def _end(self, job: Job, status: int, said: str) -> None:
+    def _end(self, job: Job, status: int, last_words: str) -> None:
         aside = self._aside(job)
         if job.over:  # cancelled meanwhile
             aside.unlink(missing_ok=True)
@@ -176,7 +176,7 @@ class Queue:
             self._put(replace(job, state="queued"))
         else:
             aside.unlink(missing_ok=True)
-            message = said or f"The process ended with {status}."
+            message = last_words or f"The process ended with {status}."
             self._put(replace(job, state="failed", ended=time.time(), message=message[-2000:]))
 
     def _aside(self, job: Job) -> Path:

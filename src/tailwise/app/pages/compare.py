@@ -25,21 +25,21 @@ _SIZE = 100
 
 
 @router.get("/compare")
-def compare(request: Request, desk: Given, model: Annotated[list[str] | None, Query()] = None) -> HTMLResponse:
+def compare(request: Request, context: Given, model: Annotated[list[str] | None, Query()] = None) -> HTMLResponse:
     """Several audits: charts by model, and their numbers in one table."""
     chosen = list(dict.fromkeys(model or ()))
     if len(chosen) > MOST:
         raise UsageError(f"{len(chosen)} models are too many to tell apart", fix=f"choose at most {MOST}")
-    audits = [desk.workspace.audit(name) for name in chosen]
+    audits = [context.workspace.audit(name) for name in chosen]
     query = urlencode([("model", name) for name in chosen])
     ready = len(audits) > 1 and all(len(audit) for audit in audits)
     places = [ChartPlace(one, f"/api/compare/charts/{one.name}?{query}", one.title) for one in charts_of("several")]
     values = {
-        "area": "Compare", "chosen": chosen, "entries": desk.workspace.entries("audit"),
+        "area": "Compare", "chosen": chosen, "entries": context.workspace.entries("audit"),
         "names": short_names(audits) if audits else [], "numbers": [model_numbers(audit) for audit in audits],
         "summaries": SUMMARIES, "places": places if ready else [], "ready": ready, "most": MOST,
     }  # fmt: skip
-    return desk.pages.page(request, "compare.html", values)
+    return context.pages.page(request, "compare.html", values)
 
 
 class Pair(BaseModel):
@@ -53,22 +53,22 @@ class Pair(BaseModel):
 
 
 @router.get("/base")
-def base(request: Request, desk: Given, asked: Annotated[Pair, Query()]) -> HTMLResponse:
+def base(request: Request, context: Given, asked: Annotated[Pair, Query()]) -> HTMLResponse:
     """An audit against its base: charts of what changed, roles that moved together, and every layer."""
     model, base, metric, only = asked.model, asked.base, asked.metric, asked.only
-    comparison = desk.workspace.comparison(base, model)
+    comparison = context.workspace.comparison(base, model)
     query = urlencode({"model": model, "base": base})
     places = [ChartPlace(one, f"/api/base/charts/{one.name}?{query}", one.title) for one in charts_of("base")]
-    audits = [desk.workspace.audit(base), desk.workspace.audit(model)]
+    audits = [context.workspace.audit(base), context.workspace.audit(model)]
     values = {
         "area": "Compare", "model": model, "base": base, "found": comparison,
-        "names": [desk.workspace.entry(one, "audit").title for one in (base, model)],
+        "names": [context.workspace.entry(one, "audit").title for one in (base, model)],
         "places": [] if comparison.identical or not comparison.layers else places, "metric": metric, "only": only,
         "conclusion": conclusion(comparison), "fits": len(comparison.layers),
         "adapter": any("peft" in audit.provenance.format for audit in audits),
         **_lines(comparison, metric, only, asked.page),
     }  # fmt: skip
-    return desk.pages.page(request, "against.html", values)
+    return context.pages.page(request, "against.html", values)
 
 
 def _lines(comparison: Comparison, metric: str, only: str, page: int) -> dict[str, Any]:

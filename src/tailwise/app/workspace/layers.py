@@ -59,10 +59,10 @@ def records(audit: Audit, diagnosis: Diagnosis | None = None) -> list[dict[str, 
 
 def _record(row: LayerRow, codes: str) -> dict[str, Any]:
     times = f" ×{row.slices}" if row.slices > 1 else ""
-    facts = {"name": row.name, "role": row.role, "block": row.block, "shape": f"{row.rows}×{row.cols}{times}",
-             "parameters": row.n_params, "dtype": row.dtype, "status": row.status, "findings": codes}  # fmt: skip
+    record = {"name": row.name, "role": row.role, "block": row.block, "shape": f"{row.rows}×{row.cols}{times}",
+              "parameters": row.n_params, "dtype": row.dtype, "status": row.status, "findings": codes}  # fmt: skip
     # Exponents of tails without spread carry no meaning (DEFINITIONS §2).
-    return facts | {key: value_of(row, key) for key in row.metrics}
+    return record | {key: value_of(row, key) for key in row.metrics}
 
 
 def columns(rows: Sequence[Record]) -> list[str]:

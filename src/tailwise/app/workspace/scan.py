@@ -103,14 +103,14 @@ def _paths(root: Path) -> Iterator[tuple[str, Path]]:
             yield (f"{here}/{name}" if fits else ""), root
 
 
-def _entry(path: Path, root: Path, facts: os.stat_result) -> WorkspaceEntry | None:
-    kind = _kind(path, facts)
+def _entry(path: Path, root: Path, stat: os.stat_result) -> WorkspaceEntry | None:
+    kind = _kind(path, stat)
     if kind is None:
         return None
     place = path.relative_to(root).with_suffix("").as_posix()
     # A name on disk may hold bytes that are no text, which no page could show.
     title = place.encode(errors="surrogateescape").decode(errors="replace")
-    return WorkspaceEntry(identity(path, root), kind, path, title, facts.st_mtime, _size(path, facts.st_size))
+    return WorkspaceEntry(identity(path, root), kind, path, title, stat.st_mtime, _size(path, stat.st_size))
 
 
 def _size(path: Path, own: int) -> int:

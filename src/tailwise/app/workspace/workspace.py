@@ -81,8 +81,8 @@ class Workspace:
     @property
     def state(self) -> str:
         """Another text whenever a file came, went or changed."""
-        facts = sorted((entry.id, entry.changed, entry.nbytes) for entry in self._scan().values())
-        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+        state = sorted((entry.id, entry.changed, entry.nbytes) for entry in self._scan().values())
+        return hashlib.sha256(repr(state).encode()).hexdigest()[:16]
 
     def entry(self, name: str, kind: Kind | None = None) -> WorkspaceEntry:
         """The entry of that identity. `UsageError` with near names otherwise."""

@@ -96,8 +96,8 @@ def _verdict(layer: LayerStudy, bounds: Sequence[Bound]) -> Verdict:
     below: Reading | None = None
     for reading in ordered:
         if all(bound.holds(reading) for bound in bounds):
-            kept = ", ".join(f"{bound.measure} {_shown(bound.value(reading))}" for bound in bounds)
-            reason = f"{reading.format} keeps {kept}"
+            within = ", ".join(f"{bound.measure} {_shown(bound.value(reading))}" for bound in bounds)
+            reason = f"{reading.format} keeps {within}"
             if below is not None:
                 reason += f"; {_breach(below, _first_broken(below, bounds))}"
             return _of(layer, reading, reason)

@@ -101,11 +101,11 @@ class RangedStore(TensorStore):
     @override
     def part(self, names: Iterable[str]) -> Self:
         """The files are those of the whole; close that one."""
-        kept = {name: self._spec(name) for name in names}
+        specs = {name: self._spec(name) for name in names}
         copied = copy.copy(self)
-        copied.tensors = kept
-        copied._places = {name: self._places[name] for name in kept}
-        copied._files = tuple({id(file): file for file in (copied._places[name][0] for name in kept)}.values())
+        copied.tensors = specs
+        copied._places = {name: self._places[name] for name in specs}
+        copied._files = tuple({id(file): file for file in (copied._places[name][0] for name in specs)}.values())
         return copied
 
     @override

@@ -147,20 +147,20 @@ def _refuse_statistics(metadata: Mapping[str, Any], names: Collection[str], wher
 
 def _true_shape(info: TensorInfo, metadata: Mapping[str, Any], where: str) -> tuple[int, ...]:
     """The tensor's shape in the model, where the file says that it is stored in another."""
-    said = metadata.get(f"{_SHAPES}{info.name}")
-    if said is None:
+    shape = metadata.get(f"{_SHAPES}{info.name}")
+    if shape is None:
         return info.shape
     if (
-        not isinstance(said, list)
-        or not all(isinstance(n, int) and n >= 0 for n in said)
-        or prod(said) != prod(info.shape)
+        not isinstance(shape, list)
+        or not all(isinstance(n, int) and n >= 0 for n in shape)
+        or prod(shape) != prod(info.shape)
     ):
         raise UnreadableError(
-            f"{_SHAPES}{info.name[:100]} says the shape {str(said)[:80]}, and {prod(info.shape)} entries are stored",
+            f"{_SHAPES}{info.name[:100]} says the shape {str(shape)[:80]}, and {prod(info.shape)} entries are stored",
             where=where,
             fix="the file is damaged: download or convert it again",
         )
-    return tuple(said)
+    return tuple(shape)
 
 
 def _of_a_fork(type_id: int) -> str:

@@ -229,18 +229,18 @@ def _shown(
         parts = parts[2:]
     elif parts and parts[0] in parts[1:]:  # the layer's group, then its variable's path, from the model's name on
         parts = parts[parts.index(parts[0], 1) :]
-    said = classes.get(parts[-1], "") if parts else ""
-    if not said and len(parts) > 1 and "cell" in parts[-1]:
-        said = classes.get(parts[-2], "")
+    class_name = classes.get(parts[-1], "") if parts else ""
+    if not class_name and len(parts) > 1 and "cell" in parts[-1]:
+        class_name = classes.get(parts[-2], "")
     parts = [part.rpartition("___")[2].replace("_._", ".") for part in parts]
-    return turned([*parts, leaf], shape, said)
+    return turned([*parts, leaf], shape, class_name)
 
 
 def _numbered(
     path: tuple[str, ...], shape: tuple[int, ...], classes: Mapping[str, str], given: Mapping[tuple[str, ...], str]
 ) -> Turned:
     """A variable of Keras 3, `layers/conv2d/vars/0`: the group is named by class, its attribute by the layer's name."""
-    groups, names, said = path[:-2], list[str](), ""
+    groups, names, class_name = path[:-2], list[str](), ""
     for depth, group in enumerate(groups):
         if group in _LISTS and depth + 1 < len(groups):
             continue
@@ -248,5 +248,5 @@ def _numbered(
         listed = depth > 0 and groups[depth - 1] in _LISTS
         names.append(name if listed and name else group)
         own = classes.get(name, "") or f"{group}/{name}"
-        said = f"{said}/{own}" if group == "cell" else own
-    return turned([*names, leaf_of(int(path[-1]), said)], shape, said)
+        class_name = f"{class_name}/{own}" if group == "cell" else own
+    return turned([*names, leaf_of(int(path[-1]), class_name)], shape, class_name)

@@ -183,11 +183,14 @@ def _take_blocks(inputs: list[_Value | None], node: Any) -> None:
     """The packed weight of MatMulNBits (N × blocks × bytes), its scales and its zeros."""
     constants = [value.constant if value is not None else None for value in (*inputs, None, None, None)]
     codes, scale, zero, groups = constants[1], constants[2], constants[3], constants[4]
-    said = _attributes(node)
+    attributes = _attributes(node)
     if codes is None or codes.kind or groups is not None:
         return
     codes.kind, codes.user, codes.scale, codes.zero = "Linear", text_of(node.name), scale, zero
-    codes.packed, codes.block = (said.get("N", 0), said.get("K", 0), said.get("bits", 4)), said.get("block_size", 0)
+    codes.packed, codes.block = (
+        (attributes.get("N", 0), attributes.get("K", 0), attributes.get("bits", 4)),
+        attributes.get("block_size", 0),
+    )
 
 
 def _take_table(inputs: list[_Value | None], node: Any) -> None:
@@ -197,12 +200,12 @@ def _take_table(inputs: list[_Value | None], node: Any) -> None:
     """
     constants = [value.constant if value is not None else None for value in (*inputs, None, None)]
     codes, scale, zero = constants[0], constants[2], constants[3]
-    said = _attributes(node)
-    if codes is None or scale is None or codes.kind or said.get("gather_axis", 0) != 0:
+    attributes = _attributes(node)
+    if codes is None or scale is None or codes.kind or attributes.get("gather_axis", 0) != 0:
         return
     codes.kind, codes.user, codes.scale, codes.zero = "Embedding", text_of(node.name), scale, zero
-    axis, codes.block = said.get("quantize_axis", 1), said.get("block_size", 128)
-    dims, bits = [int(size) for size in codes.proto.dims], said.get("bits", 4)
+    axis, codes.block = attributes.get("quantize_axis", 1), attributes.get("block_size", 128)
+    dims, bits = [int(size) for size in codes.proto.dims], attributes.get("bits", 4)
     codes.axis = axis
     if codes.proto.data_type == _BYTES and len(dims) == 2 and axis in (1, -1):
         codes.packed = (dims[0], dims[1] * 8 // max(bits, 1), bits)

@@ -167,9 +167,9 @@ class _Pruning:
         items = value.items() if isinstance(value, Mapping) else enumerate(value) if _is_row(value) else ()
         tree = {}
         for key, item in items:
-            kept = self._kept(str(key), item, f"{path}{key}", depth)
-            if kept is not None:
-                tree[str(key)] = kept
+            weights = self._kept(str(key), item, f"{path}{key}", depth)
+            if weights is not None:
+                tree[str(key)] = weights
         self._known[id(value)] = tree
         return tree
 

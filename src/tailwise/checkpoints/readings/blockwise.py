@@ -358,8 +358,8 @@ def _are_exponents(scale: TensorSpec, spec: TensorSpec, checkpoint: Checkpoint) 
     if len(scale.shape) != len(spec.shape) or scale.shape[:-1] != spec.shape[:-1]:
         return False
     entries = spec.shape[-1] * (1 if spec.dtype == "F4" else 2)
-    said = str(checkpoint.config.get("quantization_config", "")).lower()
-    named = ("mxfp4" in said or ("fp4" in said and "e8m0" in said)) and settings_of(checkpoint) is None
+    settings = str(checkpoint.config.get("quantization_config", "")).lower()
+    named = ("mxfp4" in settings or ("fp4" in settings and "e8m0" in settings)) and settings_of(checkpoint) is None
     return scale.shape[-1] * 32 == entries and (scale.dtype == "F8_E8M0" or (scale.dtype == "U8" and named))
 
 
@@ -461,10 +461,10 @@ def comfy_format(group: Siblings, checkpoint: Checkpoint) -> str:
         return ""
     try:
         if (marker := group.leaves.get("comfy_quant")) is not None:
-            said = json_of(bytes(checkpoint.read(marker.name).flatten().tolist()))
+            document = json_of(bytes(checkpoint.read(marker.name).flatten().tolist()))
         else:
-            said = json_of(checkpoint.metadata["_quantization_metadata"]).get("layers", {}).get(group.module, {})
-        return str(said.get("format", ""))
+            document = json_of(checkpoint.metadata["_quantization_metadata"]).get("layers", {}).get(group.module, {})
+        return str(document.get("format", ""))
     except (ValueError, AttributeError, TypeError):
         return ""
 

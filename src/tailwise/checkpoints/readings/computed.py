@@ -119,8 +119,8 @@ class Masked:
 
     def rows(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
         """Rows start:stop, in the stored type."""
-        kept = checkpoint.read_rows(self.original, start, stop)
-        return kept * checkpoint.read_rows(self.mask, start, stop).to(kept.dtype)
+        rows = checkpoint.read_rows(self.original, start, stop)
+        return rows * checkpoint.read_rows(self.mask, start, stop).to(rows.dtype)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,9 @@ class Claims:
 
 def claims_on(checkpoint: Checkpoint, tensors: Mapping[str, TensorSpec]) -> Claims:
     """The claims on these stored tensors, from names, dtypes, shapes and the config."""
-    told = ({n: why for n, why in said.items() if n in tensors} for said in (checkpoint.unsupported, checkpoint.aside))
+    told = (
+        {n: why for n, why in reasons.items() if n in tensors} for reasons in (checkpoint.unsupported, checkpoint.aside)
+    )
     claims = Claims({}, *told)
     left = {n: spec for n, spec in tensors.items() if n not in claims.refused and n not in claims.aside}
     for group in siblings_of(left):

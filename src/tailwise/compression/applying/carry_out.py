@@ -70,10 +70,10 @@ class Run:
         if self.options.executor == "local":
             with Draft(output, force=self.options.force) as draft:
                 return self._write(draft, treated, treated.grids, done)
-        facts = {"shards": len(self.layout.shards), "zeros": self.before is not None}
+        settings = {"shards": len(self.layout.shards), "zeros": self.before is not None}
         shards = Shards(self.plan, self.checkpoint, self.layout, make, self.options.engine,
                         self._step("writing shards"))  # fmt: skip
-        with self._draft(output, key_of_run(self.plan, self.checkpoint, facts)) as draft:
+        with self._draft(output, key_of_run(self.plan, self.checkpoint, settings)) as draft:
             said, resumed = shards.write(draft)
             done = replace(done, resumed=resumed, notes=(*done.notes, *said))
             return self._commit(draft, self._read_back(draft.folder, treated.grids, done))
@@ -86,10 +86,10 @@ class Run:
         dtypes = {d.tensor: torch_dtype(self.checkpoint.tensors[d.tensor].dtype, where=d.tensor) for d in plan}
         jobs = jobs_of(plan, host, dtypes, how, images=pictures is not None)
         walks = _walks(plan, host, jobs, (inputs, pictures))
-        facts = {**settings, **seen, "dtype": self.options.dtype}
+        settings_ = {**settings, **seen, "dtype": self.options.dtype}
         if plan.quantizes:
-            facts["act_order"] = how.act_order
-        inner = {**facts, "zeros": how.keep_zeros, "kept": "whole grids"}
+            settings_["act_order"] = how.act_order
+        inner = {**settings_, "zeros": how.keep_zeros, "kept": "whole grids"}
         digest = digest_of_inputs(inputs or {}, *(pictures.each if pictures else ()))
         with self._draft(output, key_of_run(plan, self.checkpoint, inner, digest)) as draft:
             journal = Journal(draft.kept)
@@ -102,7 +102,7 @@ class Run:
             notes = (*host.notes, *journal.notes)
             if pictures is not None and pictures not in walks:
                 notes = (*notes, "the plan leaves the tower that reads images alone: the images were not used")
-            done = Applied(output, plan.operator, (), 0.0, journal.resumed, facts, notes)
+            done = Applied(output, plan.operator, (), 0.0, journal.resumed, settings_, notes)
             return self._write(draft, journal.read, lambda decision, _: grids_in(journal, decision), done)
 
     def smaller(self, output: Path, *, calibrated: bool) -> Applied:
@@ -112,15 +112,15 @@ class Run:
             fix = "plan for the model that it was made from, or use an operator that leaves the shapes"
             raise UsageError("its layers were cut before, and cannot be cut again", where=self.name, fix=fix)
         inputs: Mapping[str, torch.Tensor] | None = None
-        facts: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         if calibrated:
-            inputs, facts, host = self._calibration()
-            facts["dtype"] = options.dtype
+            inputs, settings, host = self._calibration()
+            settings["dtype"] = options.dtype
         else:
             host = load_host(self.checkpoint, self.name, device=options.device, dtype=options.dtype)
         widths = Widths(options.equal_widths, options.multiple)
         work = work_of(ShrinkSource(self.plan, host, self.checkpoint, self.layout), widths)
-        inner = {**facts, "widths": [widths.equal, widths.multiple], "factored": options.factored}
+        inner = {**settings, "widths": [widths.equal, widths.multiple], "factored": options.factored}
         key = key_of_run(self.plan, self.checkpoint, inner, digest_of_inputs(inputs or {}))
         with self._draft(output, key) as draft:
             journal = Journal(draft.kept)
@@ -128,7 +128,7 @@ class Run:
             said = write_smaller(work, made, draft.folder, self._step("writing tensors"))
             tensors = reached_in(self.plan, made, draft.folder)
             notes = (*host.notes, *journal.notes, *said)
-            done = Applied(output, self.plan.operator, tensors, 0.0, journal.resumed, facts, notes, smaller=True)
+            done = Applied(output, self.plan.operator, tensors, 0.0, journal.resumed, settings, notes, smaller=True)
             return self._commit(draft, done)
 
     def _draft(self, output: Path, key: str) -> Draft:
@@ -154,8 +154,8 @@ class Run:
     def _write(self, draft: Draft, change: Change, grids: Grids, done: Applied) -> Applied:
         """Write all files into the draft, read them back, and put the draft in its place."""
         if self.packing is None:
-            said = write_tensors(self.layout, self.checkpoint, draft.folder, change, self.progress)
-            return self._commit(draft, self._read_back(draft.folder, grids, replace(done, notes=(*done.notes, *said))))
+            notes = write_tensors(self.layout, self.checkpoint, draft.folder, change, self.progress)
+            return self._commit(draft, self._read_back(draft.folder, grids, replace(done, notes=(*done.notes, *notes))))
         coded = coded_by(self.plan, self.checkpoint, change, grids)
         work = PackingWork(self.plan, self.checkpoint, self.layout, coded, self.progress)
         return self._commit(draft, packed(self.packing, work, draft.folder, done))

@@ -33,8 +33,10 @@ def sensitivity(candidates: Sequence[Candidate], budget: Budget, settings: Alloc
     levels = sorted({level for costs in table for level in costs})
     losses = np.array([[costs.get(level, np.inf) for level in levels] for costs in table])
     sizes, taken = sizes_of(candidates), np.array(levels)
-    kept = float(sizes.sum()) * (1.0 - budget.sparsity)
-    chosen = solve_near(Knapsack(losses, sizes[:, None] * (1.0 - taken), kept, seconds=_SECONDS, gap=_GAP), _SLACKS)
+    remaining = float(sizes.sum()) * (1.0 - budget.sparsity)
+    chosen = solve_near(
+        Knapsack(losses, sizes[:, None] * (1.0 - taken), remaining, seconds=_SECONDS, gap=_GAP), _SLACKS
+    )
     amounts = taken[chosen.levels]
     note = f"levels alone reach {held(amounts, sizes):.6f}; summed loss {chosen.loss:.6g}, bound {chosen.bound:.6g}"
     reasons = tuple(

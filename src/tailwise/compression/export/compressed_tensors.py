@@ -27,14 +27,14 @@ def config(plan: Plan) -> Files:
     Targets are exact. Layers that the plan keeps in floating point are on the ignore list; those that it does not
     name match no target.
     """
-    groups, kept = schemes(plan, "compressed-tensors")
+    groups, unquantized = schemes(plan, "compressed-tensors")
     formats = sorted({group["format"] for group in groups.values()})
     document = {
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
         "format": formats[0] if len(formats) == 1 else "mixed-precision",
         "config_groups": groups,
-        "ignore": kept,
+        "ignore": unquantized,
     }
     return {".json": (json.dumps({"quantization_config": document}, indent=1) + "\n").encode()}
 

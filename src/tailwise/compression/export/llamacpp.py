@@ -59,12 +59,12 @@ def tensor_types(plan: Plan) -> Files:
             fix="plan without --per-expert",
         )
     lines = [f"^{re.escape(name)}$={kind.name}" for name, kind in types.items()]
-    facts = {**_facts(plan, chosen), "named_otherwise_by": otherwise}
+    about = {**_facts(plan, chosen), "named_otherwise_by": otherwise}
     if turned := [name for name in types if ".attn_k_b." in name]:
-        facts["transposed"] = {"tensors": turned, "so": "groups run along the other axis than in the plan"}
+        about["transposed"] = {"tensors": turned, "so": "groups run along the other axis than in the plan"}
     return {
         ".txt": "\n".join([*lines, f".*={REST}", ""]).encode(),
-        ".notes.json": (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode(),
+        ".notes.json": (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode(),
     }
 
 

@@ -90,11 +90,11 @@ def plan_for_tool(plan: Plan, tool: str, takes: str, say: Callable[[NumberFormat
 
     One `UsageError` for all that cannot be plan_for_tool, and one where nothing is left to quantize.
     """
-    refusals, layers, kept = Refusals(tool, takes), dict[str, T](), []
+    refusals, layers, untouched = Refusals(tool, takes), dict[str, T](), []
     for decision in plan:
         module, chosen = decision.tensor.removesuffix(".weight"), decision.number_format
         if stays(decision):
-            kept.append(module)
+            untouched.append(module)
         elif not _linear(decision):
             refusals.add("not a linear layer with one matrix", decision.tensor)
         elif not has_whole_groups(chosen, decision.shape):
@@ -106,7 +106,7 @@ def plan_for_tool(plan: Plan, tool: str, takes: str, say: Callable[[NumberFormat
     refusals.tell()
     if not layers:
         raise UsageError("the plan quantizes nothing", fix="plan with fewer --bits")
-    return ToolPlan(layers, tuple(kept))
+    return ToolPlan(layers, tuple(untouched))
 
 
 def _linear(decision: Decision) -> bool:

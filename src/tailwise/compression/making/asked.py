@@ -81,11 +81,11 @@ def _shaped(
     eligible: Sequence[Candidate], audit: Audit
 ) -> tuple[tuple[Candidate, ...], dict[str, tuple[int, ...]], tuple[str, ...]]:
     shapes = {item.tensor: shape_of(item, audit.provenance.config) for item in eligible}
-    kept = tuple(item for item in eligible if shapes[item.tensor])
+    with_shape = tuple(item for item in eligible if shapes[item.tensor])
     left = [item.tensor for item in eligible if not shapes[item.tensor]]
-    if not kept:
+    if not with_shape:
         raise UsageError("no tensor is left to plan for", where=audit.model, fix="loosen --roles or --layers")
-    return kept, shapes, (f"left as they are, their parts have different inputs: {listed(left)}",) if left else ()
+    return with_shape, shapes, (f"left as they are, their parts have different inputs: {listed(left)}",) if left else ()
 
 
 def _with_variance(item: Candidate, audit: Audit) -> Candidate:

@@ -44,11 +44,11 @@ def lowest_in_rows(scores: torch.Tensor, count: int) -> torch.Tensor:
     return gone
 
 
-def lowest_in_groups(scores: torch.Tensor, kept: int, group: int) -> torch.Tensor:
+def lowest_in_groups(scores: torch.Tensor, n: int, group: int) -> torch.Tensor:
     """All but the `kept` entries of highest score of each `group` along the rows of (rows × cols)."""
     rows, cols = scores.shape
     inner = scores.reshape(rows * (cols // group), group)
-    return lowest_in_rows(inner, group - kept).view(rows, cols)
+    return lowest_in_rows(inner, group - n).view(rows, cols)
 
 
 def _parts(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:

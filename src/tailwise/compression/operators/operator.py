@@ -120,9 +120,9 @@ class Operator:
 
 def _check_amount(W: torch.Tensor, amount: Amount) -> None:
     if amount.pattern is not None and W.shape[1] % amount.pattern[1]:
-        kept, group = amount.pattern
+        n, group = amount.pattern
         raise UsageError(
-            f"{kept}:{group} does not divide {W.shape[1]} inputs", fix="take another pattern, or unstructured"
+            f"{n}:{group} does not divide {W.shape[1]} inputs", fix="take another pattern, or unstructured"
         )
     if not W.isfinite().all():
         raise UnreadableError("it holds entries that are not finite", fix="take the entry out of the plan")

@@ -46,13 +46,13 @@ def coded_by(plan: Plan, checkpoint: Checkpoint, change: Change, grids: Grids) -
 
 def packed(packing: Packing, work: PackingWork, folder: Path, done: Applied) -> Applied:
     """Write the model packed, read every tensor of the plan back, and say what the files take."""
-    said = (*packing.notes(work.plan, work.checkpoint), *packing.write(work, folder))
+    notes = (*packing.notes(work.plan, work.checkpoint), *packing.write(work, folder))
     with open_checkpoint(_opened(folder)) as copy:
         tensors = read_back_packed(packing, work, copy)
     after = sum(path.stat().st_size for path in folder.iterdir() if path.name.endswith(_WEIGHTS))
     sizes = (_source_bytes(work.layout), after)
     return replace(
-        done, tensors=tensors, notes=(*done.notes, *said), packed=packing.name, loads=packing.loads, sizes=sizes
+        done, tensors=tensors, notes=(*done.notes, *notes), packed=packing.name, loads=packing.loads, sizes=sizes
     )
 
 

@@ -142,10 +142,10 @@ def _flattened(spec: TensorSpec, chosen: ScaledFormat, parts: Parts) -> tuple[Me
         warnings.simplefilter("ignore")
         from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
-        members, facts = flatten_tensor_state_dict({spec.name: _made(spec, chosen, parts)})
+        members, metadata = flatten_tensor_state_dict({spec.name: _made(spec, chosen, parts)})
     # The codes first, as `Checkpoint.members` has them.
     ordered = sorted(members, key=lambda name: not name.endswith("_qdata"))
-    return {name: members[name].contiguous() for name in ordered}, facts[spec.name]
+    return {name: members[name].contiguous() for name in ordered}, metadata[spec.name]
 
 
 def _made(spec: TensorSpec, chosen: ScaledFormat, parts: Parts) -> Any:

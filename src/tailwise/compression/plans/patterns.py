@@ -44,7 +44,7 @@ def parse_pattern(text: str, *, mixed: bool = True) -> Pattern:
     match = _FORM.fullmatch(text)
     if match is None or (match[1] == "N" and not mixed):
         raise UsageError(f"there is no pattern {text!r}", fix=_FIX)
-    kept, group = None if match[1] == "N" else int(match[1]), int(match[2])
-    if group < 2 or (kept is not None and not 1 <= kept < group):
+    n, group = None if match[1] == "N" else int(match[1]), int(match[2])
+    if group < 2 or (n is not None and not 1 <= n < group):
         raise UsageError(f"the pattern {text!r} keeps nothing, or everything", fix=_FIX)
-    return Pattern(kept, group)
+    return Pattern(n, group)

@@ -78,9 +78,9 @@ def recover_pictures(name: str, source: Any, target: Path, options: Any, say: Sa
         masks, moving = masks_in(model, checkpoint, places), trainable(model, checkpoint, places)
         width = max(value.shape[-1] for value in model.parameters() if value.ndim == 2)
         lr = options.lr or _RATE / width
-        kept = {key: mask for key, mask in masks.items() if key in moving}
+        of_moving = {key: mask for key, mask in masks.items() if key in moving}
         course = Course(options.steps, lr, max(options.batch, 16), 1, options.seed, options.seconds)
-        training = PictureTrainer(model, moving, kept, train, guard, say, images).run(course)
+        training = PictureTrainer(model, moving, of_moving, train, guard, say, images).run(course)
         with Draft(target, force=options.force) as draft:
             write_checkpoint(layout, checkpoint, draft.folder, Written(checkpoint, places, moving, masks))
             again = load_classifier(str(draft.folder), device=options.device)
@@ -123,8 +123,8 @@ def _settings(options: Any, lr: float, images: Images, train: int) -> Mapping[st
 
 
 def _notes(images: Images, train: torch.Tensor, guard: torch.Tensor, held_out: torch.Tensor) -> tuple[str, ...]:
-    said = (
+    notes = (
         f"{len(train)} of {len(images)} images are trained on; {len(guard)} others choose the best state, and "
         f"{len(held_out)} more measure quality"
     )
-    return (said,)
+    return (notes,)

@@ -24,9 +24,9 @@ def masks_in(model: nn.Module, checkpoint: Checkpoint, places: Mapping[str, str]
         spec = checkpoint.tensors[stored]
         if spec.dtype not in _FLOATS or len(spec.shape) < 2:
             continue
-        kept = checkpoint.read(stored) != 0
-        if not bool(kept.all()):
-            masks[name] = kept.to(model.get_parameter(name).device)
+        mask = checkpoint.read(stored) != 0
+        if not bool(mask.all()):
+            masks[name] = mask.to(model.get_parameter(name).device)
     return masks
 
 
@@ -62,5 +62,5 @@ class Written:
         if value is None:
             return None
         mask = self.masks.get(name)
-        kept = value.detach() if mask is None else torch.where(mask, value.detach(), torch.zeros_like(value))
-        return kept.to("cpu", torch_dtype(self.checkpoint.tensors[stored].dtype, where=stored))
+        masked = value.detach() if mask is None else torch.where(mask, value.detach(), torch.zeros_like(value))
+        return masked.to("cpu", torch_dtype(self.checkpoint.tensors[stored].dtype, where=stored))

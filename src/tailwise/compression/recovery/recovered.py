@@ -86,8 +86,8 @@ def _lines(recovered: Recovered, source: str) -> Iterator[str]:
     what = "An adapter of peft for" if recovered.method == "lora" else "Trained for a while from"
     yield f"{what} `{source}`, by tailwise {version('tailwise')}. [{RECOVERY_FILE}]({RECOVERY_FILE}) has all numbers."
     yield ""
-    kept = "accuracy on images" if recovered.after.tasks else "perplexity on windows"
-    yield f"| | {kept} kept out of the training | zeros in the blocks |"
+    measure = "accuracy on images" if recovered.after.tasks else "perplexity on windows"
+    yield f"| | {measure} kept out of the training | zeros in the blocks |"
     yield "| --- | ---: | ---: |"
     yield f"| before | {perplexity_words(recovered.before)} | {recovered.sparsity[0]:.2%} |"
     if recovered.unmerged is not None:

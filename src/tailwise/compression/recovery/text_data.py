@@ -75,7 +75,7 @@ def _by_document(documents: Documents, tokenizer: Any, window: int, seed: int) -
     least = (LEAST_TRAINING, GUARD[0], HELD_OUT[0])
     if any(len(run) < count * window for run, count in zip(runs, least, strict=True)):
         return None
-    said = (
+    notes = (
         f"{len(held_out)} of {len(shuffled)} documents are kept out of the training to measure quality, and "
         f"{len(guard)} others to choose the best state"
     )
@@ -84,7 +84,7 @@ def _by_document(documents: Documents, tokenizer: Any, window: int, seed: int) -
         windows_of(runs[1], window, GUARD[1], seed),
         windows_of(runs[2], window, HELD_OUT[1], seed),
         documents.name,
-        (said, *documents.notes),
+        (notes, *documents.notes),
     )
 
 
@@ -118,7 +118,7 @@ def _by_place(tokens: Tokens, window: int, seed: int) -> Split:
     ids = torch.from_numpy(tokens.ids)
     end = count - held_out
     middle = end - guard
-    said = (
+    notes = (
         f"the last {held_out} of {count} windows are kept out of the training to measure quality, and the {guard} "
         "before them to choose the best state"
     )
@@ -127,5 +127,5 @@ def _by_place(tokens: Tokens, window: int, seed: int) -> Split:
         windows_of(ids[middle * window : end * window], window, None, seed),
         windows_of(ids[end * window : count * window], window, None, seed),
         tokens.name,
-        (said, *tokens.notes),
+        (notes, *tokens.notes),
     )

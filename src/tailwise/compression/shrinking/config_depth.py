@@ -106,12 +106,12 @@ def _built(model: nn.Module, changes: Mapping[str, Any]) -> nn.Module:
         raise _refused(model, lines[0] if lines else type(error).__name__) from error
 
 
-def _check(model: nn.Module, left: nn.Module, kept: Sequence[Block]) -> None:
+def _check(model: nn.Module, left: nn.Module, remaining: Sequence[Block]) -> None:
     """`UsageError` where a block that stays is not what the changed config makes of its place."""
     there = blocks_of(left)
-    if len(there) != len(kept):
-        raise _refused(model, f"the config would make {len(there)} blocks, and {len(kept)} stay")
-    for old, new in zip(kept, there, strict=True):
+    if len(there) != len(remaining):
+        raise _refused(model, f"the config would make {len(there)} blocks, and {len(remaining)} stay")
+    for old, new in zip(remaining, there, strict=True):
         if what := _differs(old, new):
             raise _refused(model, f"block {old.index} would become block {new.index}, where the config puts {what}")
 
@@ -143,14 +143,14 @@ def _beside_experts(name: str) -> bool:
 
 def _facts(module: nn.Module) -> dict[str, Any]:
     """Numbers, words and shapes by which a module computes."""
-    facts: dict[str, Any] = {}
+    counts: dict[str, Any] = {}
     for key, value in vars(module).items():
         if isinstance(value, int | float | str | bool) and not key.startswith("_") and key != "training":
-            facts[key] = value
+            counts[key] = value
     weights = {key: tuple(value.shape) for key, value in module._parameters.items() if value is not None}
     if hasattr(module, "_tailwise_kind") or any(len(shape) == 3 for shape in weights.values()):
-        return facts  # experts, which may be separated in one of the two
-    return facts | weights
+        return counts  # experts, which may be separated in one of the two
+    return counts | weights
 
 
 def _refused(model: nn.Module, why: str) -> UsageError:

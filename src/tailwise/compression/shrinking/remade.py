@@ -60,8 +60,8 @@ class Remade(Checkpoint):
             return self._source.read_rows(entry.source, start, stop)
         tensor = entry.make()
         if tuple(tensor.shape) != entry.spec.shape or code_of(tensor.dtype) != entry.spec.dtype:
-            kept = f"{entry.spec.dtype} of shape {list(entry.spec.shape)}"
-            raise UsageError(f"{name} would become {tensor.dtype} of shape {list(tensor.shape)}, and not {kept}")
+            wanted = f"{entry.spec.dtype} of shape {list(entry.spec.shape)}"
+            raise UsageError(f"{name} would become {tensor.dtype} of shape {list(tensor.shape)}, and not {wanted}")
         return tensor[start:stop] if tensor.ndim else tensor
 
 
@@ -75,10 +75,10 @@ def laid_out(layout: OutputLayout, entries: tuple[RemadeTensor, ...]) -> OutputL
         specs = tuple(new for old in shard.specs for new in by_source.get(old.name, ()))
         if specs:
             shards.append(Shard(shard.name, specs, shard.metadata))
-    facts = dict(layout.facts)
-    if "total_parameters" in facts:  # of the source, whose tensors were larger
-        facts["total_parameters"] = sum(entry.spec.numel for entry in entries)
-    return replace(layout, shards=tuple(shards), facts=facts)
+    metadata = dict(layout.facts)
+    if "total_parameters" in metadata:  # of the source, whose tensors were larger
+        metadata["total_parameters"] = sum(entry.spec.numel for entry in entries)
+    return replace(layout, shards=tuple(shards), facts=metadata)
 
 
 def resized(spec: TensorSpec, name: str, shape: tuple[int, ...]) -> TensorSpec:

@@ -169,9 +169,9 @@ class _Choosing:
         groups = self._groups(block)
         if block.name in self.journal.finished:
             for group, _ in groups:
-                kept = self.journal.read(group.name)
-                if kept is not None:
-                    self._keep(block, group, kept)
+                units = self.journal.read(group.name)
+                if units is not None:
+                    self._keep(block, group, units)
             return {}
         return {group.reader.layer: "norms" for group, removed in groups if removed}
 
@@ -190,21 +190,21 @@ class _Choosing:
                 weight = weight_of(module).detach()
                 return weight.T if type(module).__name__ == "Conv1D" else weight
 
-            kept = kept_units(contributions(group, matrix, seen.norms[0]), removed)
-            chosen[group.name] = kept
-            self._keep(block, group, kept)
+            units = kept_units(contributions(group, matrix, seen.norms[0]), removed)
+            chosen[group.name] = units
+            self._keep(block, group, units)
         self.journal.keep(block.name, block.index, chosen, [])
 
     def _groups(self, block: Block) -> list[tuple[ChannelGroup, int]]:
         both = zip(self.surgery.groups, self.surgery.counts, strict=True)
         return [(group, removed) for group, removed in both if group.reader.layer.startswith(f"{block.name}.")]
 
-    def _keep(self, block: Block, group: ChannelGroup, kept: torch.Tensor) -> None:
+    def _keep(self, block: Block, group: ChannelGroup, units: torch.Tensor) -> None:
         """Remember, and let the blocks after see the model without the others: what is not read is not there."""
-        self.surgery.kept[group.name] = kept
+        self.surgery.kept[group.name] = units
         module = block.layers()[group.reader.layer]
         gone = torch.ones(group.units, dtype=torch.bool)
-        gone[kept] = False
+        gone[units] = False
         columns = group.reader.index[gone].flatten()
         weight = weight_of(module).data
         weight.index_fill_(int(type(module).__name__ != "Conv1D"), columns.to(weight.device), 0.0)

@@ -148,14 +148,14 @@ def _only(surgery: Surgery, kind: str) -> Surgery:
 def _fails(surgery: Surgery) -> str | None:
     """Why the smaller model does not compute; where the config can say its sizes, as the config makes it."""
     shapes = shapes_of(surgery)
-    said = _said_by_config(surgery, shapes, {})
-    if said is None:
+    fields = _said_by_config(surgery, shapes, {})
+    if fields is None:
         model = on_meta(surgery.origin.model)
         reshape(model, shapes)
         return why_not(model)
     config: Any = surgery.origin.config
     return why_not(
-        _empty(type(surgery.origin.model), type(config).from_dict({**config.to_dict(), **said}), torch.float32)
+        _empty(type(surgery.origin.model), type(config).from_dict({**config.to_dict(), **fields}), torch.float32)
     )
 
 
@@ -241,20 +241,20 @@ def _cuts(surgery: Surgery) -> dict[str, list[tuple[int, torch.Tensor]]]:
     for group, removed in zip(surgery.groups, surgery.counts, strict=True):
         if not removed:
             continue
-        kept = surgery.kept[group.name]
+        units = surgery.kept[group.name]
         for cut in group.cuts:
-            for what, axis, stays in _axes(surgery.origin, cut, kept):
+            for what, axis, stays in _axes(surgery.origin, cut, units):
                 stored = surgery.origin.stored(cut.layer, what)
                 if stored is not None:
                     cuts.setdefault(stored, []).append((axis, stays))
     return cuts
 
 
-def _axes(origin: Origin, cut: Cut, kept: torch.Tensor) -> Iterable[tuple[str, int, torch.Tensor]]:
+def _axes(origin: Origin, cut: Cut, units: torch.Tensor) -> Iterable[tuple[str, int, torch.Tensor]]:
     inputs, outputs = sizes_of_layer(origin.model, cut.layer)
     size = outputs if cut.output else inputs
     gone = torch.ones(len(cut.index), dtype=torch.bool)
-    gone[kept] = False
+    gone[units] = False
     stay = torch.ones(size, dtype=torch.bool)
     stay[cut.index[gone].flatten()] = False  # what no unit holds stays: keys that all queries share
     stays = stay.nonzero().flatten()

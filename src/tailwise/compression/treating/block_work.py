@@ -128,15 +128,15 @@ class BlockWork:
 
     def visit(self, block: Block, activations: Mapping[str, Activations]) -> None:
         """See `Visitor`."""
-        kept: dict[str, torch.Tensor] = {}
+        treated: dict[str, torch.Tensor] = {}
         notes: list[str] = []
         for name, module in block.layers().items():
             if name in self.jobs:
-                kept |= self._treat(module, self.jobs[name], activations.get(name), notes)
+                treated |= self._treat(module, self.jobs[name], activations.get(name), notes)
         if few := few_tokens({name: seen for name, seen in activations.items() if name in self.jobs}):
             count, of, least = few
             notes.append(f"{block.name}: {count} of {of} experts saw few tokens, one only {least}: give more text")
-        self.shelf.keep(block.name, block.index, kept, notes)
+        self.shelf.keep(block.name, block.index, treated, notes)
 
     def _treat(
         self, module: nn.Module, job: LayerJob, activations: Activations | None, notes: list[str]

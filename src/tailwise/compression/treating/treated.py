@@ -76,5 +76,5 @@ class Treated:
     def grids(self, decision: Decision, matrices: torch.Tensor) -> list[ValueGrid] | None:
         """The scales that the operator takes from the source, (count, out, in); None for a plain cast."""
         grids = [decision.treatment.do(W, self._how).grid for W in matrices]
-        kept = [grid for grid in grids if grid is not None]
-        return kept or None
+        known = [grid for grid in grids if grid is not None]
+        return known or None

@@ -169,34 +169,34 @@ def _correlated(
     where: tuple[Sequence[Candidate], Scope],
 ) -> Foretold:
     numbers, scope = where
-    kept = [
+    pairs = [
         (value, losses[item.tensor], item.role if scope == "within roles" else "")
         for item, value in zip(numbers, values, strict=True)
         if item.block is not None and np.isfinite(value) and np.isfinite(losses.get(item.tensor, np.nan))
     ]
-    x, y = (np.array([item[place] for item in kept], dtype=np.float64) for place in (0, 1))
-    rho, low, high, p, n = stratified_spearman(x, y, [item[2] for item in kept])
+    x, y = (np.array([item[place] for item in pairs], dtype=np.float64) for place in (0, 1))
+    rho, low, high, p, n = stratified_spearman(x, y, [item[2] for item in pairs])
     return Foretold(name, label, scope, rho, low, high, p, n)
 
 
 def _answers(correlations: Sequence[Foretold], kind: str) -> list[str]:
     """Of the two questions that AlphaPruning leaves to the reader: does α foretell it, and do simpler numbers too?"""
-    said = []
+    lines = []
     less = "fewer bits" if kind == "quantize" else "more sparsity"
     for label in dict.fromkeys(item.measured for item in correlations):
         within = {item.predictor: item for item in correlations if item.measured == label and item.scope != "pooled"}
         alpha = within.get("alpha")
         if alpha is None or alpha.rho is None or alpha.low is None or alpha.high is None:
-            said.append(f"{label}: too few tensors of a role to tell whether α foretells the loss.")
+            lines.append(f"{label}: too few tensors of a role to tell whether α foretells the loss.")
             continue
         interval = f"ρ {alpha.rho:+.2f} [{alpha.low:+.2f}, {alpha.high:+.2f}] within roles"
         if alpha.high < 0:
-            said.append(f"{label}: where α is high the loss is smaller, as giving {less} there asks for ({interval}).")
+            lines.append(f"{label}: where α is high the loss is smaller, as giving {less} there asks for ({interval}).")
         elif alpha.low > 0:
-            said.append(f"{label}: where α is high the loss is larger, the reverse of what {less} there asks for "
-                        f"({interval}).")  # fmt: skip
+            lines.append(f"{label}: where α is high the loss is larger, the reverse of what {less} there asks for "
+                         f"({interval}).")  # fmt: skip
         else:
-            said.append(f"{label}: α does not foretell the loss ({interval}).")
+            lines.append(f"{label}: α does not foretell the loss ({interval}).")
         known = [item for item in within.values() if item.rho is not None and item.predictor != "alpha"]
         ahead = sorted(
             (item for item in known if abs(item.rho or 0.0) > abs(alpha.rho)), key=lambda i: -abs(i.rho or 0)
@@ -204,7 +204,7 @@ def _answers(correlations: Sequence[Foretold], kind: str) -> list[str]:
         if ahead:
             names = ", ".join(f"{item.predictor} ({item.rho:+.2f}{'' if item.seen else ', not told from 0'})"
                               for item in ahead[:4])  # fmt: skip
-            said.append(f"{label}: further from 0 than α, within roles: {names}.")
+            lines.append(f"{label}: further from 0 than α, within roles: {names}.")
         else:
-            said.append(f"{label}: no other number is further from 0 than α, within roles.")
-    return said
+            lines.append(f"{label}: no other number is further from 0 than α, within roles.")
+    return lines

@@ -51,13 +51,13 @@ class Prefix:
     def record(self, windows: torch.Tensor) -> NDArray[np.float64]:
         """Losses of the windows, (n,), from a whole run whose outputs are kept."""
         self.forget()
-        kept: list[list[Any]] = [[] for _ in self._blocks]
+        states: list[list[Any]] = [[] for _ in self._blocks]
         room = _Room(MOST_STATES)
 
         def keep(index: int) -> Callable[..., None]:
             def hook(_module: nn.Module, _given: object, out: Any) -> None:
                 if room.take(out):
-                    kept[index].append(out)
+                    states[index].append(out)
 
             return hook
 
@@ -68,7 +68,7 @@ class Prefix:
             for handle in handles:
                 handle.remove()
         if self._blocks and not room.full:
-            self._kept, self._windows = kept, windows
+            self._kept, self._windows = states, windows
         return losses
 
     def losses(self, windows: torch.Tensor, first: int) -> NDArray[np.float64]:
@@ -80,9 +80,9 @@ class Prefix:
 
 
 @contextmanager
-def _replayed(blocks: list[Block], kept: list[list[Any]]) -> Iterator[None]:
+def _replayed(blocks: list[Block], states: list[list[Any]]) -> Iterator[None]:
     for block in blocks:
-        calls = iter(kept[block.index])
+        calls = iter(states[block.index])
         block.module.forward = lambda *_given, calls=calls, **_named: next(calls)
     try:
         yield

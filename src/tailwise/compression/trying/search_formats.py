@@ -22,7 +22,7 @@ from tailwise.compression.trying.auto import Search, auto
 from tailwise.compression.trying.layer_errors import ErrorTables, Table, error_tables
 from tailwise.compression.trying.refine import Best, Losses, refined_formats
 from tailwise.compression.trying.rise import ends, plan_within_rise
-from tailwise.compression.trying.scored import LastJudgement, Scored
+from tailwise.compression.trying.scored import PlanScorer, Scored
 from tailwise.compression.trying.sensitivity import Variant
 from tailwise.core.errors import UsageError
 
@@ -67,50 +67,50 @@ class Formats:
             what = "a rise of perplexity" if self.request.rise is not None else allocator
             raise UsageError(f"{what} is measured on text, and there is none", fix="give --calibration TEXT")
 
-    def auto(self, court: LastJudgement) -> Plan:
+    def auto(self, scorer: PlanScorer) -> Plan:
         """By whatever loses least."""
         if self.request.rise is not None:
-            return self._within_rise(court)
-        return auto(FormatSearch(self, court))
+            return self._within_rise(scorer)
+        return auto(FormatSearch(self, scorer))
 
-    def measured(self, court: LastJudgement, allocator: str) -> Plan:
+    def measured(self, scorer: PlanScorer, allocator: str) -> Plan:
         """By what was measured of each tensor in each format; within a rise, by any allocator."""
         if self.request.rise is not None:
 
             def made(request: QuantizeRequest) -> Plan:
                 asked = replace(self, request=request)
-                return asked.measured(court, allocator) if allocator in self.from_text else asked.plan(allocator)
+                return asked.measured(scorer, allocator) if allocator in self.from_text else asked.plan(allocator)
 
-            return plan_within_rise(self.audit, self.request, court, (made, made))
+            return plan_within_rise(self.audit, self.request, scorer, (made, made))
         around = self.around()
         choices = asked_of(self.audit, replace(self.request, allocator="uniform", settings={})).choices
         if allocator == OUTPUTS:
-            losses = error_tables(court.stage, around, choices.formats).output
+            losses = error_tables(scorer.stage, around, choices.formats).output
         else:
-            losses = measured_formats(court, choices, around, court.stage.search)
-        court.stage.trial.restore()
+            losses = measured_formats(scorer, choices, around, scorer.stage.search)
+        scorer.stage.trial.restore()
         plan = plan_quantize(self.audit, replace(self.request, allocator=allocator, settings={"losses": losses}))
-        return plan.replace(notes=(*plan.notes, *court.stage.notes))
+        return plan.replace(notes=(*plan.notes, *scorer.stage.notes))
 
-    def _within_rise(self, court: LastJudgement) -> Plan:
+    def _within_rise(self, scorer: PlanScorer) -> Plan:
         formats = [item.name for item in parsed_formats(self.request.formats)]
-        errors = error_tables(court.stage, self.around(), formats).output
+        errors = error_tables(scorer.stage, self.around(), formats).output
 
         def quick(request: QuantizeRequest) -> Plan:
             return plan_quantize(self.audit, replace(request, allocator=OUTPUTS, settings={"losses": errors}))
 
         def final(request: QuantizeRequest) -> Plan:
-            part = replace(court, clock=court.clock.part(_TURN))
+            part = replace(scorer, clock=scorer.clock.part(_TURN))
             return auto(FormatSearch(replace(self, request=request), part))
 
-        return plan_within_rise(self.audit, self.request, court, (quick, final))
+        return plan_within_rise(self.audit, self.request, scorer, (quick, final))
 
 
 class FormatSearch(Search):
     """Uniform, depth, α by percentile, AlphaQ with several γ, and knapsacks over measured errors and losses."""
 
-    def __init__(self, made: Formats, court: LastJudgement) -> None:
-        super().__init__(court)
+    def __init__(self, made: Formats, scorer: PlanScorer) -> None:
+        super().__init__(scorer)
         self.audit, self.request = made.audit, made.request
         bare = replace(made.request, allocator="uniform", settings={})
         self.uniform, self.asked = plan_quantize(made.audit, bare), asked_of(made.audit, bare)
@@ -123,20 +123,20 @@ class FormatSearch(Search):
 
     @override
     def candidates(self) -> list[Scored]:
-        tried = [self.court.opened("uniform", self.uniform)]
+        tried = [self.scorer.opened("uniform", self.uniform)]
         if len(self.choices.formats) == 1 or self.clock.share > 0.5:
             return tried
-        tables = error_tables(self.court.stage, self.uniform, self.choices.formats)
+        tables = error_tables(self.scorer.stage, self.uniform, self.choices.formats)
         self._believed = believed_losses(self.choices, tables.output or tables.weight)
-        if self.court.far is not None:
+        if self.scorer.engine is not None:
             plans = [(name, settings, self._way(name, settings)) for name, settings in _ways(tables)]
-            return tried + self.court.tried_all([(n, s, plan) for n, s, plan in plans if plan is not None])
+            return tried + self.scorer.tried_all([(n, s, plan) for n, s, plan in plans if plan is not None])
         for name, settings in _ways(tables):
             if self.clock.share > 0.5:
                 break
             plan = self._way(name, settings)
             if plan is not None:
-                tried.append(self.court.tried(name, settings, plan))
+                tried.append(self.scorer.tried(name, settings, plan))
         return tried
 
     def _way(self, name: str, settings: Mapping[str, Any]) -> Plan | None:
@@ -153,15 +153,15 @@ class FormatSearch(Search):
     @override
     def from_sensitivity(self, uniform: Scored) -> list[Scored]:
         variants = variants_of(self.choices, uniform.plan)
-        windows = self.court.for_sweep(len(variants))
+        windows = self.scorer.for_sweep(len(variants))
         if not variants or windows is None:
             return []
-        losses = measured_formats(self.court, self.choices, uniform.plan, windows)
+        losses = measured_formats(self.scorer, self.choices, uniform.plan, windows)
         self._believed = believed_losses(self.choices, losses)
         plan = self._plan("sensitivity", {"losses": losses})
         if plan is None:
             return []
-        scored = self.court.tried("sensitivity", {}, plan)
+        scored = self.scorer.tried("sensitivity", {}, plan)
         return [replace(scored, tried=len(variants))]
 
     @override
@@ -173,39 +173,39 @@ class FormatSearch(Search):
             self.moved(state.loss, state.tried)
 
         def score(levels: Levels) -> float:
-            loss = float(self.court.score(with_levels(best.plan, self.choices, levels)).mean())
+            loss = float(self.scorer.score(with_levels(best.plan, self.choices, levels)).mean())
             return loss if np.isfinite(loss) else WORST
 
-        spare = self.court.last_word
+        spare = self.scorer.last_word
         refined = refined_formats(
             score,
             levels_of_plan(self.choices, best.plan),
             (self.choices, self._believed),
             over=lambda: self.clock.left < spare,
-            seed=self.court.stage.seed,
+            seed=self.scorer.stage.seed,
             progress=moved,
         )
         if not refined.kept:
             return best
         plan = with_levels(best.plan, self.choices, refined.state)
         return replace(
-            self.court.tried("search", {"from": best.name, **best.settings}, plan),
+            self.scorer.tried("search", {"from": best.name, **best.settings}, plan),
             notes=f"{refined.kept} moves kept",
             tried=refined.tried,
         )
 
     @override
-    def told(self, kept: Scored) -> Plan:
-        plan = kept.plan
-        if kept.name == "search":
+    def told(self, best: Scored) -> Plan:
+        plan = best.plan
+        if best.name == "search":
             plan = plan.replace(decisions=tuple(_explained(item) for item in plan))
-        own = {name: value for name, value in kept.settings.items() if name not in plan.settings}
+        own = {name: value for name, value in best.settings.items() if name not in plan.settings}
         budget = {**plan.budget, **reached_in(plan, self.asked)}
         return plan.replace(budget=budget, settings={**own, **plan.settings})
 
     @override
-    def notes(self, kept: Scored) -> tuple[str, tuple[str, ...]]:
-        return depth_words(kept.plan), self.asked.notes
+    def notes(self, best: Scored) -> tuple[str, tuple[str, ...]]:
+        return depth_words(best.plan), self.asked.notes
 
 
 def _ways(tables: ErrorTables) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -250,14 +250,14 @@ def variants_of(choices: Choices, around: Plan) -> list[Variant]:
     return variants
 
 
-def measured_formats(court: LastJudgement, choices: Choices, around: Plan, windows: torch.Tensor) -> Table:
+def measured_formats(scorer: PlanScorer, choices: Choices, around: Plan, windows: torch.Tensor) -> Table:
     """(tensor, format) → change of loss when its group has this format; the first tensor of a group has it all."""
 
     def swept(done: int, total: int) -> None:
-        court.tell(f"measuring group by group, {done} of {total}")
+        scorer.tell(f"measuring group by group, {done} of {total}")
 
     variants = variants_of(choices, around)
-    measured = court.variant_losses(around, windows, variants, swept)
+    measured = scorer.variant_losses(around, windows, variants, swept)
     table: Table = {}
     for row, group in enumerate(choices.groups):
         for column, name in enumerate(choices.formats):

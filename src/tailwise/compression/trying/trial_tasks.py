@@ -53,7 +53,7 @@ class TrialTask:
     trials: tuple[Entries, ...]
 
 
-class Elsewhere:
+class EngineTrials:
     """Losses of plans, measured on an engine."""
 
     def __init__(self, engine: Engine, setting: bytes, options: RunOptions) -> None:
@@ -98,7 +98,7 @@ class Elsewhere:
 
 
 @contextmanager
-def elsewhere(model: str, plan: Plan, text: StageOptions) -> Iterator[Elsewhere | None]:
+def trials_on_engine(model: str, plan: Plan, text: StageOptions) -> Iterator[EngineTrials | None]:
     """The engine that the options name, for trials of plans of the same tensors; None where it is this process."""
     if text.executor == "local":
         yield None
@@ -106,7 +106,7 @@ def elsewhere(model: str, plan: Plan, text: StageOptions) -> Iterator[Elsewhere 
     options = RunOptions(executor=text.executor, workers=text.workers, patience=text.patience, device=text.device)
     here = replace(text, executor="local", calibration=_from_anywhere(text.calibration))
     with engine_of(options) as engine:
-        yield Elsewhere(engine, pickle.dumps((from_anywhere(model), plan, here)), options)
+        yield EngineTrials(engine, pickle.dumps((from_anywhere(model), plan, here)), options)
 
 
 def _from_anywhere(calibration: Any) -> Any:
@@ -123,10 +123,10 @@ def _given_up(place: int, why: str) -> tuple[int, str]:
 
 def _run(packed: tuple[tuple[int, ...], TrialTask]) -> list[tuple[int, NDArray[np.float64] | str]]:
     """On a worker."""
-    places, errand = packed
+    places, task = packed
     with one_thread():
-        stage = _stage(errand)
-        return [(place, _losses(stage, errand.how, trial)) for place, trial in zip(places, errand.trials, strict=True)]
+        stage = _stage(task)
+        return [(place, _losses(stage, task.how, trial)) for place, trial in zip(places, task.trials, strict=True)]
 
 
 def _losses(stage: Stage, how: TrialSettings, entries: Entries) -> NDArray[np.float64]:
@@ -141,14 +141,14 @@ def _losses(stage: Stage, how: TrialSettings, entries: Entries) -> NDArray[np.fl
 _HELD: dict[str, Any] = {}
 
 
-def _stage(errand: TrialTask) -> Stage:
-    key = hashlib.sha256(errand.setting).digest()
+def _stage(task: TrialTask) -> Stage:
+    key = hashlib.sha256(task.setting).digest()
     if _HELD.get("key") != key:
         _HELD.clear()
-        _HELD.update(key=key, stage=stage_of(*pickle.loads(errand.setting)))  # noqa: S301 - made by who sent it
+        _HELD.update(key=key, stage=stage_of(*pickle.loads(task.setting)))  # noqa: S301 - made by who sent it
     stage: Stage = _HELD["stage"]
-    settled = hashlib.sha256(pickle.dumps(errand.how)).digest()
-    if not errand.how.applied and _HELD.get("settled") != settled:
-        stage.trial.settle(errand.how.around, getattr(stage, errand.how.windows))
+    settled = hashlib.sha256(pickle.dumps(task.how)).digest()
+    if not task.how.applied and _HELD.get("settled") != settled:
+        stage.trial.settle(task.how.around, getattr(stage, task.how.windows))
         _HELD["settled"] = settled
     return stage

@@ -157,7 +157,7 @@ def _ordered(checkpoints: Iterable[FoundCheckpoint], odd: list[str] | None) -> l
             continue
         first = ordered[-1]
         if odd is None:
-            said = f"{first.name} and {one.name} are both step {one.step}"
-            raise UsageError(said, where=first.uri, fix="keep one, or move the other")
+            clash = f"{first.name} and {one.name} are both step {one.step}"
+            raise UsageError(clash, where=first.uri, fix="keep one, or move the other")
         odd.append(f"{one.name} is left out: it is step {one.step} too, as {first.name}")
     return ordered

@@ -54,11 +54,11 @@ class Sink:
 
     def has(self) -> set[int]:
         """Steps whose audits are everywhere they should be."""
-        kept = self._in_folder() if self._folder is not None else None
+        in_folder = self._in_folder() if self._folder is not None else None
         if self._history is None:
-            return kept or set()
+            return in_folder or set()
         stored = self._in_store()
-        return stored if kept is None else stored & kept
+        return stored if in_folder is None else stored & in_folder
 
     def known(self, checkpoints: Sequence[FoundCheckpoint]) -> set[int]:
         """Those steps of `found` that it has. Raises `UsageError` where they are those of another run.
@@ -76,12 +76,12 @@ class Sink:
                         self._compare(max(both), *saved(max(both).step))
         return {one.step for one in checkpoints if one.step in there}
 
-    def _compare(self, checkpoint: FoundCheckpoint, rows: Sequence[LayerRow], facts: Provenance) -> None:
+    def _compare(self, checkpoint: FoundCheckpoint, rows: Sequence[LayerRow], provenance: Provenance) -> None:
         rows = [row for row in rows if row.digest]
         if not rows:
             return
         row = min(rows, key=lambda row: row.rows * row.cols * row.slices)
-        recipe = {key: facts.recipe[key] for key in ("conv", "min_evals") if key in facts.recipe}
+        recipe = {key: provenance.recipe[key] for key in ("conv", "min_evals") if key in provenance.recipe}
         try:
             now = audit(checkpoint.uri, layers=f"^{re.escape(row.name)}$", metrics=("log_norm",), **recipe)
         except UsageError:
@@ -92,7 +92,7 @@ class Sink:
             digest = now.rows[0].digest
         if digest != row.digest:
             raise UsageError(
-                f"step {checkpoint.step} is another one than {facts.model}, "
+                f"step {checkpoint.step} is another one than {provenance.model}, "
                 f"which the audits of the run {self.run!r} are of",
                 where=checkpoint.uri,
                 fix="give --run with a name of its own (and -o with a folder of its own), or remove the older audits",
@@ -101,8 +101,8 @@ class Sink:
     def _stored(self, step: int) -> tuple[Sequence[LayerRow], Provenance]:
         """The rows of a step, from the store."""
         assert self._history is not None  # noqa: S101 - it has the step
-        facts = next(item.provenance for item in self._history.audits(self.run) if item.step == step)
-        return self._history.audit_rows(self.run, step), facts
+        provenance = next(item.provenance for item in self._history.audits(self.run) if item.step == step)
+        return self._history.audit_rows(self.run, step), provenance
 
     def _saved(self, step: int) -> tuple[Sequence[LayerRow], Provenance]:
         """The same from the file."""

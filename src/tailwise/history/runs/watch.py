@@ -31,7 +31,7 @@ class RunWatch:
     _failed: dict[str, Signature] = field(default_factory=dict)  # not tried again until it changes
 
     def round(self) -> Iterator[CheckpointOutcome]:
-        """CheckpointState once, and audit what is new and whole. Afterwards, `waiting` says what is not, and why."""
+        """Look once, and audit what is new and whole. Afterwards, `waiting` says what is not, and why."""
         self.odd = []
         there = find(self.where, self.revisions, self.odd)
         done = self.sink.known(there)
@@ -69,7 +69,7 @@ def follow(
     trouble: Callable[[str], None] = print,
 ) -> Iterator[CheckpointOutcome]:
     """Rounds without end. A place that is away for a while, and what a checkpoint lacks, are said once."""
-    said: set[str] = set()
+    told: set[str] = set()
     while True:
         try:
             yield from watch.round()
@@ -77,9 +77,9 @@ def follow(
             now |= set(watch.odd)
         except UnreadableError as error:
             now = {str(error)}
-        for text in sorted(now - said):
+        for text in sorted(now - told):
             trouble(text)
-        said = now
+        told = now
         sleep(interval)
 
 
@@ -107,7 +107,7 @@ class CheckpointState:
 
 
 def look(checkpoint: FoundCheckpoint) -> CheckpointState:
-    """CheckpointState at a checkpoint: its files' names and sizes, and its headers. No weight is read."""
+    """Look at a checkpoint: its files' names and sizes, and its headers. No weight is read."""
     if hub_address(checkpoint.uri) is not None:
         return CheckpointState("")  # a commit is there as a whole
     try:

@@ -143,11 +143,11 @@ class Catalogue:
 
     # What became of it
 
-    def finish(self, claim: ClaimedModel, facts: Mapping[str, Any], *, reason: str = "", remedy: str = "") -> bool:
+    def finish(self, claim: ClaimedModel, measured: Mapping[str, Any], *, reason: str = "", remedy: str = "") -> bool:
         """The model is audited; False where the claim is lost, and another's word counts."""
         with beside(self._engine, self.where) as connection:
             values: dict[str, Any] = {"reason": reason, "remedy": remedy, "finished": _now(connection)}
-            values |= {"facts": json.dumps(facts)} | {name: facts[name] for name in SUMMED}
+            values |= {"facts": json.dumps(measured)} | {name: measured[name] for name in SUMMED}
             return _set(connection, _held(claim), status="done", **values)
 
     def fail(self, claim: ClaimedModel, reason: str, remedy: str, *, again_in: float | None = None) -> Status | None:

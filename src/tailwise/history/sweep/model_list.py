@@ -40,8 +40,8 @@ def read_models(what: str) -> list[str]:
         raise UsageError("names no model", where=what, fix="write one model on each line: a path, a URL, or org/name")
     if len(models) < len(listed):
         twice = len(listed) - len(models)
-        said = "1 model is named twice and audited" if twice == 1 else f"{twice} models are named twice and audited"
-        _log.warning("%s: %s once", what, said)
+        words = "1 model is named twice and audited" if twice == 1 else f"{twice} models are named twice and audited"
+        _log.warning("%s: %s once", what, words)
     return models
 
 

@@ -67,10 +67,10 @@ class SweepWork:
             return self._failed(claim, error)
         here = self.settings.get("executor", "local") == "local" and str(self.settings.get("device", "cpu")) == "cpu"
         cores = time.process_time() - busy if here else None
-        facts, bad = facts_of(made, file, time.perf_counter() - started, cores), unread(made)
-        said, remedy = "; ".join(filter(None, (bad, not_finite(made)))), RETRY if bad else ""
-        held = self.catalogue.finish(claim, facts, reason=said, remedy=remedy)
-        return ModelOutcome(claim.model, "done" if held else "lost", said, remedy, facts)
+        measured, bad = facts_of(made, file, time.perf_counter() - started, cores), unread(made)
+        reason, remedy = "; ".join(filter(None, (bad, not_finite(made)))), RETRY if bad else ""
+        held = self.catalogue.finish(claim, measured, reason=reason, remedy=remedy)
+        return ModelOutcome(claim.model, "done" if held else "lost", reason, remedy, measured)
 
     def _failed(self, claim: ClaimedModel, error: Exception) -> ModelOutcome:
         reason, remedy = explained(error)
@@ -101,8 +101,8 @@ def explained(error: Exception) -> tuple[str, str]:
         return _in_one_line(error.what), _in_one_line(error.fix or "")
     if lacks_memory(error):
         return "out of memory", "use fewer --workers, or a machine with more memory, then tailwise sweep --retry"
-    said = _in_one_line(f"{type(error).__name__}: {error}")[:500]
-    return said, "audit it alone with tailwise audit; if it is a bug, report it"
+    message = _in_one_line(f"{type(error).__name__}: {error}")[:500]
+    return message, "audit it alone with tailwise audit; if it is a bug, report it"
 
 
 #: Statuses of matrices that another attempt may measure.
@@ -154,6 +154,6 @@ def unread(audit: Audit) -> str:
     return "" if not bad else f"{len(bad)} matrices could not be read, the first: {bad[0].name}: {bad[0].reason}"
 
 
-def numbers_from(model: str, facts: Mapping[str, Any], recipe: Mapping[str, Any]) -> ModelNumbers:
+def numbers_from(model: str, measured: Mapping[str, Any], recipe: Mapping[str, Any]) -> ModelNumbers:
     """The numbers that a ranking takes."""
-    return ModelNumbers(model, facts["values"], recipe, facts["model_type"])
+    return ModelNumbers(model, measured["values"], recipe, measured["model_type"])

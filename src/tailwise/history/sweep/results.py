@@ -88,8 +88,8 @@ def write_models(entries: Iterable[SweptModel], folder: str | Path, recipe: Reci
 
 def _line(entry: SweptModel) -> dict[str, Any]:
     stated = {name: getattr(entry, name) for name in ("model", "status", "reason", "remedy", "attempts")}
-    facts = entry.facts if entry.status == "done" else {}
-    return {**facts, **facts.get("values", {}), **stated}
+    measured = entry.facts if entry.status == "done" else {}
+    return {**measured, **measured.get("values", {}), **stated}
 
 
 def is_results(folder: str) -> bool:

@@ -79,6 +79,6 @@ class Comparison:
         """Plain JSON types."""
         from tailwise.judging.compare.conclusion import conclusion
 
-        facts = asdict(self)
-        head = {key: facts.pop(key) for key in ("before", "after")}
-        return {**head, "conclusion": conclusion(self), **facts}
+        document = asdict(self)
+        head = {key: document.pop(key) for key in ("before", "after")}
+        return {**head, "conclusion": conclusion(self), **document}

@@ -34,8 +34,8 @@ def conclusion(comparison: Comparison) -> str:
             return f"No verdict: of {_matrices(of)}, no change has an error to be held against{lost}."
         return f"No matrix moved beyond its error: {changed} of {_matrices(of)} changed at all{lost}."
     counts = Counter(direction(layer) for layer in moved)
-    said = [f"{counts[word]} {word}" for word in ("better", "worse", "no verdict") if counts[word]]
-    return f"{len(moved)} of {_matrices(of)} moved beyond their error: {', '.join(said)}{lost}."
+    counted = [f"{counts[word]} {word}" for word in ("better", "worse", "no verdict") if counts[word]]
+    return f"{len(moved)} of {_matrices(of)} moved beyond their error: {', '.join(counted)}{lost}."
 
 
 def direction(layer: LayerDelta) -> str:

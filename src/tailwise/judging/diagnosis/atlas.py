@@ -94,9 +94,9 @@ class Atlas:
         for layer in audit:
             sizes[layer.row.rows, layer.row.cols].append(_size(layer.row)[2:])
         own = audit.provenance.fingerprint
-        kept = [one for one in self.members
-                if one.fingerprint != own and not one.digests & digests and not _alike(one, sizes)]  # fmt: skip
-        return self if len(kept) == len(self.members) else Atlas(tuple(kept), self.name)
+        others = [one for one in self.members
+                  if one.fingerprint != own and not one.digests & digests and not _alike(one, sizes)]  # fmt: skip
+        return self if len(others) == len(self.members) else Atlas(tuple(others), self.name)
 
     def but(self, names: Iterable[str]) -> Atlas:
         """The atlas without these models, by name."""

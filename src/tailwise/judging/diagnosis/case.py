@@ -53,8 +53,8 @@ class Case:
 
     def without(self, pattern: re.Pattern[str]) -> Case:
         """The case without the layers whose name matches."""
-        kept = tuple(row for row in self.rows if not pattern.search(row.name))
-        return replace(self, rows=kept, known={})
+        rows = tuple(row for row in self.rows if not pattern.search(row.name))
+        return replace(self, rows=rows, known={})
 
     def limit(self, name: str) -> float:
         """A threshold."""

@@ -46,8 +46,8 @@ def _scores(model: str, source: Any, options: EvaluateOptions) -> Scores:
     )
     accuracy = scores.tasks[0]
     low, high = wilson(round(accuracy.value * accuracy.n), accuracy.n)
-    said = f"{model}: accuracy {accuracy.value:.1%} of {accuracy.n} images, 95 % {low:.1%} to {high:.1%} (Wilson)"
-    scores = replace(scores, notes=(*scores.notes, said))
+    line = f"{model}: accuracy {accuracy.value:.1%} of {accuracy.n} images, 95 % {low:.1%} to {high:.1%} (Wilson)"
+    scores = replace(scores, notes=(*scores.notes, line))
     return with_facts(scores, loaded) if options.facts else scores
 
 

@@ -98,13 +98,13 @@ def load_classifier(place: str, *, device: str = "cpu") -> Loaded:
     name, revision = address_of(place)
     try:
         with quiet(), room_for(name):
-            module, facts = transformers.AutoModelForImageClassification.from_pretrained(
+            module, report = transformers.AutoModelForImageClassification.from_pretrained(
                 name, config=config_of(name, revision), revision=revision, dtype="float32", output_loading_info=True,
                 trust_remote_code=False,
             )  # fmt: skip
     except Exception as error:  # every architecture fails in its own way
         raise load_error(error, place) from error
-    if missing := sorted(facts.get("missing_keys", ())):
+    if missing := sorted(report.get("missing_keys", ())):
         raise UsageError(
             f"{len(missing)} of its weights are not in the checkpoint and would be random: {', '.join(missing[:3])}",
             where=place,
@@ -135,11 +135,11 @@ def preparation_of(place: str, config: Any) -> Preparation:
     return preparation
 
 
-def _prepared(said: Mapping[str, Any], config: Any) -> Preparation:
+def _prepared(settings: Mapping[str, Any], config: Any) -> Preparation:
     side = getattr(config, "image_size", 224)
     side = side if isinstance(side, int) else int(side[0])
-    size = said.get("size", side)
-    crop = said.get("crop_size", size) if said.get("do_center_crop") else None
+    size = settings.get("size", side)
+    crop = settings.get("crop_size", size) if settings.get("do_center_crop") else None
     shortest: int | None = None
     if isinstance(size, int):
         height = width = size
@@ -147,19 +147,21 @@ def _prepared(said: Mapping[str, Any], config: Any) -> Preparation:
         height = width = int(size["shortest_edge"])
         # ConvNeXt: below 384 the picture is made larger by 1/crop_pct, and its middle taken.
         shortest = (
-            round(height / float(said.get("crop_pct") or 224 / 256)) if "crop_pct" in said and height < 384 else height
+            round(height / float(settings.get("crop_pct") or 224 / 256))
+            if "crop_pct" in settings and height < 384
+            else height
         )
     else:
         height, width = int(size["height"]), int(size["width"])
     if crop is not None:
         shortest = shortest or min(height, width)
         height, width = (crop, crop) if isinstance(crop, int) else (int(crop["height"]), int(crop["width"]))
-    normal = said.get("do_normalize", True)
+    normal = settings.get("do_normalize", True)
     return Preparation(
         height, width, int(getattr(config, "num_channels", 3)), shortest,
-        tuple(map(float, said.get("image_mean", (0.5,)))) if normal else (0.0,),
-        tuple(map(float, said.get("image_std", (0.5,)))) if normal else (1.0,),
-        float(said.get("rescale_factor", 1 / 255)), int(said.get("resample", 2)),
+        tuple(map(float, settings.get("image_mean", (0.5,)))) if normal else (0.0,),
+        tuple(map(float, settings.get("image_std", (0.5,)))) if normal else (1.0,),
+        float(settings.get("rescale_factor", 1 / 255)), int(settings.get("resample", 2)),
     )  # fmt: skip
 
 
@@ -199,8 +201,8 @@ def images_of(source: Any, place: str, config: Any, *, most: int | None = None, 
     import torch
 
     pixels = torch.from_numpy(np.stack([ready(_opened(pictures[index])) for index in chosen]))
-    kept = None if labels is None else torch.tensor([labels[index] for index in chosen], dtype=torch.int64)
-    return Images(pixels, kept, _named(parts))
+    classes = None if labels is None else torch.tensor([labels[index] for index in chosen], dtype=torch.int64)
+    return Images(pixels, classes, _named(parts))
 
 
 def pictures_of(source: Any, *, most: int, seed: int = 0) -> tuple[list[Any], str]:

@@ -118,10 +118,10 @@ def _load(transformers: Any, place: str, revision: str | None, dtype: str, name:
         how["config"] = _config_in(place)
     try:
         with room_for(folder_of(place)):
-            module, facts = kind.from_pretrained(folder_of(place), trust_remote_code=False, **how)
+            module, report = kind.from_pretrained(folder_of(place), trust_remote_code=False, **how)
     except Exception as error:  # every architecture and format fails in its own way
         raise load_error(error, name) from error
-    missing = sorted(facts.get("missing_keys", ()))
+    missing = sorted(report.get("missing_keys", ()))
     if missing:
         raise UsageError(
             f"{len(missing)} of its weights are not in the checkpoint and would be random: {', '.join(missing[:3])}",
@@ -129,7 +129,7 @@ def _load(transformers: Any, place: str, revision: str | None, dtype: str, name:
             fix="give a causal language model with its head",
         )
     notes = []
-    if extra := sorted(facts.get("unexpected_keys", ())):
+    if extra := sorted(report.get("unexpected_keys", ())):
         notes.append(f"{name}: {len(extra)} stored tensors have no place in the model: {', '.join(extra[:3])}")
     if getattr(module.config, "auto_map", None):
         notes.append(f"{name}: it comes with Python code, which was not run; the model is transformers' own")

@@ -23,13 +23,13 @@ def check_file(file: Path) -> None:
     The library makes room for both as it reads them. Other damage is left to who reads it.
     """
     try:
-        said = json_of(read_text(file))
+        document = json_of(read_text(file))
     except (OSError, ValueError):
         return
-    for step in _steps(said.get("normalizer") if isinstance(said, dict) else None):
+    for step in _steps(document.get("normalizer") if isinstance(document, dict) else None):
         if step.get("type") == "Precompiled" and not _holds_its_table(step.get("precompiled_charsmap")):
             raise UnreadableError("its table of characters is not as long as it says", where=file, fix=_FIX)
-    if isinstance(said, dict) and _added(said.get("post_processor")) > _MOST_ADDED:
+    if isinstance(document, dict) and _added(document.get("post_processor")) > _MOST_ADDED:
         raise UnreadableError(f"adds more than {_MOST_ADDED} tokens to every text", where=file, fix=_FIX)
 
 
@@ -42,9 +42,9 @@ def _holds_its_table(text: Any) -> bool:
     return int.from_bytes(data[:4], "little") <= len(data)
 
 
-def _added(said: Any) -> int:
+def _added(tokens: Any) -> int:
     """Tokens that a post-processor puts around a text, or a pair."""
-    total, waiting = 0, [said]
+    total, waiting = 0, [tokens]
     while waiting:
         step = waiting.pop()
         if not isinstance(step, dict):

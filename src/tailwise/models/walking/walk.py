@@ -247,10 +247,10 @@ _CACHES = frozenset({"past_key_values", "past_key_value", "layer_past", "cache_p
 
 def _without_past(rest: tuple[Any, ...], named: Mapping[str, Any]) -> _Call:
     """A call as it can be made again and again: a block that was handed a cache would see its own keys of before."""
-    kept = {name: None if name in _CACHES or _is_cache(value) else value for name, value in named.items()}
-    if "use_cache" in kept:
-        kept["use_cache"] = False
-    return _Call(tuple(None if _is_cache(value) else value for value in rest), kept)
+    arguments = {name: None if name in _CACHES or _is_cache(value) else value for name, value in named.items()}
+    if "use_cache" in arguments:
+        arguments["use_cache"] = False
+    return _Call(tuple(None if _is_cache(value) else value for value in rest), arguments)
 
 
 def _is_cache(value: Any) -> bool:

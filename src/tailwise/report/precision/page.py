@@ -67,7 +67,7 @@ class _StudyPage:
     def header(self, title: str) -> str:
         """Model, counts, formats and settings."""
         study, view = self._study, self.view
-        facts = {
+        about = {
             "model": study.model,
             "matrices studied": str(len(study)),
             "not studied": str(len(study.layers) - len(study)),
@@ -77,7 +77,7 @@ class _StudyPage:
             "bound": words.bound_of(view.bounds),
             "took": f"{study.seconds:.1f} s",
         }
-        cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts.items())
+        cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in about.items())
         notes = "".join(f'<p class="quiet">{escape(note)}</p>' for note in study.notes)
         origin = {"settings": _listed(study.settings), "versions": _listed(study.versions)}
         lines = (f"{escape(name)}: <code>{escape(text)}</code>" for name, text in origin.items() if text)
@@ -267,5 +267,5 @@ def _paragraphs(lines: Iterable[str]) -> str:
     return "".join(f"<p>{escape(printable(line))}</p>" for line in lines)
 
 
-def _listed(facts: Any) -> str:
-    return ", ".join(f"{name} {value}" for name, value in facts.items() if value not in (None, [], ""))
+def _listed(about: Any) -> str:
+    return ", ".join(f"{name} {value}" for name, value in about.items() if value not in (None, [], ""))

@@ -91,8 +91,8 @@ def closing(study: PrecisionStudy) -> RenderableType:
     lines = [Text(f"{matrices} in {kinds}, in {study.seconds:.1f} s", style="dim")]
     rest = [layer for layer in study.layers if not layer.measured]
     if study.failed:
-        said = f"{len(study.failed)} of {len(study.layers)} layers failed, in some format or in all: medians and "
-        lines.append(Text(f"{said}predictions are over the others", style="red"))
+        words = f"{len(study.failed)} of {len(study.layers)} layers failed, in some format or in all: medians and "
+        lines.append(Text(f"{words}predictions are over the others", style="red"))
     lines += [Text(printable(f"{layer.name}: {layer.status}: {layer.reason}"), style="red") for layer in rest[:_NAMED]]
     partly = [(layer, one) for layer in study for one in layer.readings.values() if one.status == "FAILED"]
     lines += [

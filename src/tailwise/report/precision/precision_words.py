@@ -58,9 +58,9 @@ def on_verdicts(view: StudyView) -> list[str]:
         f"{f'of {len(verdicts)} layers ' if not alone else ''}{', '.join(parts)}."
     ]
     size = {layer.name: layer.numel for layer in view.study}
-    kept = [(item.bits, size[item.layer]) for item in verdicts if item.bits is not None]
-    if kept:
-        mean = sum(bits * weights for bits, weights in kept) / sum(weights for _, weights in kept)
+    borne = [(item.bits, size[item.layer]) for item in verdicts if item.bits is not None]
+    if borne:
+        mean = sum(bits * weights for bits, weights in borne) / sum(weights for _, weights in borne)
         sentences.append(f"That is {mean:.2f} bits per weight on the mean, over the layers with a format.")
     return [*sentences, *_greediest(view)]
 
@@ -130,21 +130,21 @@ def on_tails(view: StudyView) -> list[str]:
 
 def on_reach(view: StudyView) -> list[str]:
     """Overflow, underflow, and readings without an exponent."""
-    said = []
+    sentences = []
     for item in view.summaries:
         if item.overflow:
-            said.append(f"{item.format}: {item.overflow:,} entries beyond its reach, in {_layers(item)}.")
+            sentences.append(f"{item.format}: {item.overflow:,} entries beyond its reach, in {_layers(item)}.")
         if item.troubles:
             parts = ", ".join(f"{count} {word}" for word, count in item.troubles.items())
-            said.append(f"{item.format}: no α in some layers ({parts}).")
+            sentences.append(f"{item.format}: no α in some layers ({parts}).")
     under = [item for item in view.summaries if item.underflow]
     if under:
         parts = ", ".join(f"{item.format} {_share(view, item)}" for item in under)
-        said.append(f"Weights that became zero: {parts}.")
+        sentences.append(f"Weights that became zero: {parts}.")
     exact = [item.format for item in view.summaries if item.lossless]
     if exact:
-        said.append(f"Half of the layers or more are held exactly by {', '.join(exact)}.")
-    return said
+        sentences.append(f"Half of the layers or more are held exactly by {', '.join(exact)}.")
+    return sentences
 
 
 def _layers(item: FormatSummary) -> str:

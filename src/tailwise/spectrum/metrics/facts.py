@@ -122,8 +122,8 @@ class Facts:
         if not self.tail.ok:
             return None
         values = above_threshold(self.fitted.eigenvalues)
-        kept = values[(values >= self.tail.lambda_min) & (values <= self.tail.lambda_max)]
-        return rivals(kept, self.tail.alpha)
+        tail = values[(values >= self.tail.lambda_min) & (values <= self.tail.lambda_max)]
+        return rivals(tail, self.tail.alpha)
 
     @cached_property
     def interval(self) -> tuple[float, float]:

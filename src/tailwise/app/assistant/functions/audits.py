@@ -27,9 +27,9 @@ _MOST_PEERS = 8
 def audit(place: Place, audit: str = "") -> Fact:
     """One audit at a glance: what was measured, how, model-level numbers, and every role with its spread."""
     name = place.audit(audit)
-    measured, facts = place.workspace.audit(name), place.workspace.diagnosis(name)
+    measured, diagnosis = place.workspace.audit(name), place.workspace.diagnosis(name)
     why = Counter(row.status for row in measured.unmeasured)
-    counts = Counter(finding.severity for finding in facts.findings)
+    counts = Counter(finding.severity for finding in diagnosis.findings)
     blocks = [row.block for row in measured.rows if row.block is not None]
     return {
         "audit": name,
@@ -42,7 +42,7 @@ def audit(place: Place, audit: str = "") -> Fact:
         "not_measured": dict(why),
         "recipe": {key: measured.provenance.recipe.get(key) for key in ("estimator", "hill_estimator", "randomize")},
         "findings": {key: counts.get(key, 0) for key in ("error", "warning", "info")},
-        "rules_that_could_not_look": len(facts.not_looked),
+        "rules_that_could_not_look": len(diagnosis.not_looked),
         "numbers": {key: value for key, value in model_numbers(measured).items() if value is not None},
         "roles": [_role(measured, role) for role in dict.fromkeys(layer.row.role for layer in measured)],
         "notes": list(measured.provenance.notes[:5]),
@@ -77,10 +77,10 @@ def aggregate(place: Place, metric: str, role: str = "", audit: str = "") -> Fac
 
 def _spread_of(rows: list[LayerRow], metric: str, kind: str) -> Fact:
     values = [value for row in rows if (value := usable(row, metric, kind)) is not None]
-    facts: Fact = {"matrices": len(rows), "counted": len(values), "left_out": len(rows) - len(values)}
+    spread: Fact = {"matrices": len(rows), "counted": len(values), "left_out": len(rows) - len(values)}
     if values:
-        facts |= {"mean": fmean(values), "median": median(values), "min": min(values), "max": max(values)}
-    return facts
+        spread |= {"mean": fmean(values), "median": median(values), "min": min(values), "max": max(values)}
+    return spread
 
 
 @function(audit=AUDIT)

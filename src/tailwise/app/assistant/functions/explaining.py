@@ -31,9 +31,9 @@ def explain(place: Place, topic: str) -> Fact:
 
 def named(words: str) -> str | None:
     """The name of what words call, or None."""
-    said = words.strip().strip("`'\"?.!").strip()
+    asked = words.strip().strip("`'\"?.!").strip()
     folded = {name.lower(): name for name in topics()}
-    for form in (said.lower(), said.lower().replace(" ", "_"), said.lower().replace("-", "_")):
+    for form in (asked.lower(), asked.lower().replace(" ", "_"), asked.lower().replace("-", "_")):
         if form in folded:
             return folded[form]
         if form in ALIASES:

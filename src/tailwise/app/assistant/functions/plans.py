@@ -124,18 +124,18 @@ def _amount(item: Decision) -> float:
 
 def _of(items: list[Decision]) -> Fact:
     total = sum(item.n_params for item in items)
-    facts: Fact = {"tensors": len(items)}
+    totals: Fact = {"tensors": len(items)}
     if any(item.sparsity is not None for item in items):
-        facts["sparsity"] = sum(item.removed for item in items) / total if total else 0.0
+        totals["sparsity"] = sum(item.removed for item in items) / total if total else 0.0
     if formats := dict.fromkeys(item.format for item in items if item.format):
-        facts |= {"formats": list(formats)[:6], "bits": mean_bits([item for item in items if item.format])}
-    return facts
+        totals |= {"formats": list(formats)[:6], "bits": mean_bits([item for item in items if item.format])}
+    return totals
 
 
 def _entry(item: Decision) -> Fact:
-    said: dict[str, Any] = {"tensor": item.tensor, "role": item.role, "block": item.block, "sparsity": item.sparsity,
-                            "format": item.format, "rank": item.rank, "reason": item.reason}  # fmt: skip
-    return {key: value for key, value in said.items() if value not in (None, "")}
+    entry: dict[str, Any] = {"tensor": item.tensor, "role": item.role, "block": item.block, "sparsity": item.sparsity,
+                             "format": item.format, "rank": item.rank, "reason": item.reason}  # fmt: skip
+    return {key: value for key, value in entry.items() if value not in (None, "")}
 
 
 def _tried(item: Any) -> Fact:

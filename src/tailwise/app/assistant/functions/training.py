@@ -33,7 +33,7 @@ def training(place: Place, run: str = "") -> Fact:
     return {
         "run": name,
         **{key: summary[key] for key in ("points", "audits", "first_step", "last_step")},
-        "alarms": [_alarm(place, kept) for kept in alarms[-_MOST:][::-1]],
+        "alarms": [_alarm(place, alarm) for alarm in alarms[-_MOST:][::-1]],
         "alarms_in_all": len(alarms),
         **({} if alarms else {"no_alarm": history.no_alarm(name)}),
         "means": {metric: moved for metric in _TOLD if metric in metrics and (moved := _means(history, name, metric))},

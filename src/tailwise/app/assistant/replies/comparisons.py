@@ -82,14 +82,14 @@ def _roles(fact: Fact) -> list[str]:
 
 
 def _numbers(fact: Fact) -> list[str]:
-    said = [f"{escape(name)} {num(item['before'])} → {num(item['after'])}" for name in _NUMBERS
-            if (item := fact["numbers"].get(name)) and "change" in item]  # fmt: skip
-    return [f"- Means: {listed(said)}."] if said else []
+    changes = [f"{escape(name)} {num(item['before'])} → {num(item['after'])}" for name in _NUMBERS
+               if (item := fact["numbers"].get(name)) and "change" in item]  # fmt: skip
+    return [f"- Means: {listed(changes)}."] if changes else []
 
 
 def _structure(fact: Fact) -> list[str]:
-    said = [f"{number} {word}" for word, number in fact["structure"].items() if number]
-    return [f"- Structure: {listed(said)}."] if said else []
+    counts = [f"{number} {word}" for word, number in fact["structure"].items() if number]
+    return [f"- Structure: {listed(counts)}."] if counts else []
 
 
 def _findings(fact: Fact) -> list[str]:

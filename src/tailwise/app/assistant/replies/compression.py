@@ -18,7 +18,7 @@ def prune(question: Question) -> str:
     fact = question.ask("audit", audit=name)
     question.facts.append(PRUNED)
     at, sparsity = PRUNED["perplexity"], PRUNED["sparsity"]
-    said = [
+    lines = [
         "The audit cannot say: **alpha does not tell which layers can be spared.** That was measured. On "
         f"{PRUNED['model']}, {share(sparsity)} pruned by {PRUNED['operator']}, perplexity went from {at['dense']} to "
         f"{at['uniform']} with the same amount everywhere, to {at['alpha block']} with a plan by alpha, and to "
@@ -31,7 +31,7 @@ def prune(question: Question) -> str:
                    f"tailwise evaluate pruned --against {_model(fact)} --text TEXT"]),
     ]  # fmt: skip
     question.facts.append({"commands": {"sparsity": 0.5}})
-    return "\n\n".join(said)
+    return "\n\n".join(lines)
 
 
 def quantize(question: Question) -> str:

@@ -36,14 +36,14 @@ def number(question: Question, metric: str) -> str:
         if fact["metrics"].get(metric) is None:
             why = fact["reason"] or "the audit does not have it"
             raise CannotAnswerError(f"{meant.rows[0].name} has no {metric}: {why}")
-        said = alpha(fact["metrics"]) if metric == "alpha" else f"{escape(metric)} is {num(fact['metrics'][metric])}"
+        words = alpha(fact["metrics"]) if metric == "alpha" else f"{escape(metric)} is {num(fact['metrics'][metric])}"
         peers = fact["peers"].get(metric)
         beside = (
             f" The median of the {peers['n']} matrices of this role and shape is {num(peers['median'])}."
             if peers
             else ""
         )
-        return f"{link(meant.rows[0].name, links.layer(name, meant.rows[0].name))}: {said}.{beside}"
+        return f"{link(meant.rows[0].name, links.layer(name, meant.rows[0].name))}: {words}.{beside}"
     names = {row.name for row in meant.rows}
     condition = " and ".join(f"{column} = {value}" for column, value in _common(meant.rows))
     fact = question.ask("query", audit=name, columns=f"role,block,{metric}", where=condition, limit=50)

@@ -34,17 +34,17 @@ def _overview(question: Question) -> str:
     name = question.audit()
     fact, diagnosis = question.ask("audit", audit=name), question.ask("diagnose", audit=name)
     numbers, findings = fact["numbers"], fact["findings"]
-    said = [f"{link(fact['title'], links.model(name))}: {count(fact['matrices'], 'matrix', 'matrices')} measured, "
-            f"{num(fact['parameters'])} parameters, {count(fact['blocks'], 'block')}."]  # fmt: skip
-    said.append(_counts(findings))
-    said += [_one_line(item) for item in diagnosis["findings"][:_MOST]]
+    lines = [f"{link(fact['title'], links.model(name))}: {count(fact['matrices'], 'matrix', 'matrices')} measured, "
+             f"{num(fact['parameters'])} parameters, {count(fact['blocks'], 'block')}."]  # fmt: skip
+    lines.append(_counts(findings))
+    lines += [_one_line(item) for item in diagnosis["findings"][:_MOST]]
     if numbers.get("mean_alpha") is not None:
         within = f"{share(numbers['share_2_4'])} of them lie between 2 and 4"
-        said.append(f"Mean alpha is {num(numbers['mean_alpha'])} over {num(numbers['trusted_fits'])} trusted fits "
+        lines.append(f"Mean alpha is {num(numbers['mean_alpha'])} over {num(numbers['trusted_fits'])} trusted fits "
                     f"({fact['recipe']['estimator']} estimator); {within}. A mean over roles describes the spectra; it "
                     "is no measure of how good the model is.")  # fmt: skip
         question.facts.append({"well_fit": [2, 4]})
-    return "\n\n".join([*said, *_blind(diagnosis)])
+    return "\n\n".join([*lines, *_blind(diagnosis)])
 
 
 def _counts(findings: Fact) -> str:
@@ -140,12 +140,12 @@ def _beside_peers(fact: Fact) -> str:
     for name in ("alpha", "alpha_hill", "stable_rank", "log_spectral_norm", "singular_entropy", "num_traps"):
         if metrics.get(name) is None:
             continue
-        said = alpha(metrics) if name == "alpha" else f"{escape(name)} {num(metrics[name])}"
+        words = alpha(metrics) if name == "alpha" else f"{escape(name)} {num(metrics[name])}"
         if name in peers and peers[name]["n"] > 1:
             beside = peers[name]
-            said += (f"; median of the {beside['n']} matrices of this role and shape {num(beside['median'])}, "
-                     f"from {num(beside['min'])} to {num(beside['max'])}")  # fmt: skip
-        lines.append(f"- {said}")
+            words += (f"; median of the {beside['n']} matrices of this role and shape {num(beside['median'])}, "
+                      f"from {num(beside['min'])} to {num(beside['max'])}")  # fmt: skip
+        lines.append(f"- {words}")
     return "Its numbers:\n\n" + "\n".join(lines)
 
 
