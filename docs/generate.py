@@ -146,7 +146,7 @@ def metrics() -> str:
              _other_name(other_names.get(item.name))]
             for item in built_in if item.family == family
         ]  # fmt: skip
-        parts.append(f"## {family}\n\n{inspect.getdoc(module)}")
+        parts.append(f"## {family.replace('_', ' and ')}\n\n{inspect.getdoc(module)}")
         parts.append(_table(["name", "what it is", "formula", "unit", "when", "source", "WeightWatcher"], rows))
     parts.append("† The definition differs from WeightWatcher's on purpose: see [definitions](definitions.md).")
     return "\n\n".join(parts) + "\n"

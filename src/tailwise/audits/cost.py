@@ -181,7 +181,7 @@ def _point(m: int, recipe: Recipe, device: str) -> list[float]:
 
 
 def _noise(n: int, m: int, recipe: Recipe) -> None:
-    from tailwise.spectrum.baseline import gaussian_spectra
+    from tailwise.spectrum.marchenko_pastur import gaussian_spectra
 
     gaussian_spectra.cache_clear()  # or the second time would measure a look-up
     gaussian_baseline(n, m, 1, recipe)

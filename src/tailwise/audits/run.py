@@ -25,8 +25,14 @@ from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import UsageError, unknown_name
-from tailwise.core.execution.engines import check_executor, engine_of, is_near
-from tailwise.core.execution.executor import checked_device, default_workers, map_unordered
+from tailwise.core.execution.executor import (
+    check_executor,
+    checked_device,
+    default_workers,
+    engine_of,
+    is_near,
+    map_unordered,
+)
 from tailwise.core.recipe import ConvMode, Precision, Recipe, RunOptions
 from tailwise.core.storage import ensure_room
 

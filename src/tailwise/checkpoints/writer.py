@@ -11,11 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from tailwise.checkpoints.averages import averaged_prefixes
 from tailwise.checkpoints.bytesource import Folder, LocalFolder
-from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.checkpoints.dtypes import code_of
-from tailwise.checkpoints.layout import Weights, find_weights, read_index
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec, code_of
+from tailwise.checkpoints.layout import Weights, averaged_prefixes, find_weights, read_index
 from tailwise.checkpoints.open import _locate
 from tailwise.checkpoints.sniff import read_header
 from tailwise.core.errors import UnreadableError, UsageError

@@ -102,7 +102,7 @@ def _audit(**given: Any) -> None:
     from tailwise.audits.prepare import Selection, prepare
     from tailwise.audits.run import run
     from tailwise.checkpoints.open import open_checkpoint
-    from tailwise.core.execution.engines import check_executor
+    from tailwise.core.execution.executor import check_executor
     from tailwise.report.output_files import check_target
 
     asked = told(Recipe, given) | {"metrics": comma_list(given["metrics"])}

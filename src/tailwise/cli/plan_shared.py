@@ -75,7 +75,7 @@ def text_of(
     calibration: list[str] | None, windows: Windows, device: str, executor: str = "local"
 ) -> StageOptions | None:
     """What plans are tried on, where there is any, and where."""
-    from tailwise.core.execution.engines import check_executor
+    from tailwise.core.execution.executor import check_executor
 
     check_executor(executor)
     if not calibration:

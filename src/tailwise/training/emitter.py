@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tailwise.history.point import Alarm, Point, Resumed, Tempo
-from tailwise.training.faults import Faults
 from tailwise.training.losses import LossJob, Summary
-from tailwise.training.processes import Ranks
+from tailwise.training.processes import Faults, Ranks
 from tailwise.training.solver import RankMeasurements, from_json, to_json
 
 if TYPE_CHECKING:

@@ -12,9 +12,8 @@ from tailwise.checkpoints.wrapped import plain_name
 from tailwise.training.cheap import dense_matrix, to_host
 
 if TYPE_CHECKING:
-    from tailwise.training.faults import Faults
     from tailwise.training.live import LiveModel, MatrixGroup, Tensors
-    from tailwise.training.processes import Ranks
+    from tailwise.training.processes import Faults, Ranks
 
 
 class Gradients:

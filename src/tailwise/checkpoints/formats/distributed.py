@@ -19,19 +19,18 @@ from typing_extensions import override
 
 from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource, Folder
-from tailwise.checkpoints.checkpoint import DTYPE_BITS, TensorSpec
-from tailwise.checkpoints.dtypes import code_of, torch_dtype
+from tailwise.checkpoints.checkpoint import DTYPE_BITS, TensorSpec, code_of, torch_dtype
 from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.inert import Record, read_inert
 from tailwise.checkpoints.formats.saved import find_tensors
 from tailwise.checkpoints.formats.torch_pickle import NO_PICKLE
 from tailwise.checkpoints.inside import inside
+from tailwise.checkpoints.layout import METADATA
 from tailwise.core.errors import UnreadableError, UnsafeError
 
 if TYPE_CHECKING:
     import torch
 
-METADATA = ".metadata"
 _MAX_NUMEL = 1 << 62
 _MOST_AXES = 16
 _EXTRA = 1 << 20  # bytes that torch.save adds to a tensor's own, and more than enough

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.averages import is_average
 from tailwise.checkpoints.formats.memory import plain_names
+from tailwise.checkpoints.layout import is_average
 from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ from typing_extensions import override
 
 from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource, os_error
-from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.checkpoint import TensorSpec, torch_dtype
 from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.memory import decoded, is_array, kinds_of, shared_names, spec_of
 from tailwise.checkpoints.formats.pickle_bounds import check_extent, check_file, stored_as_is
@@ -325,11 +324,3 @@ def _names_code(path: Path) -> bool:
     except (ValueError, OSError, IndexError):
         return False
     return not names.isdisjoint({"GLOBAL", "STACK_GLOBAL", "INST"})
-
-
-def is_side_file(name: str) -> bool:
-    """Whether a file in a model's folder is a trainer's (optimizer, arguments, …) and not the weights."""
-    stem = os.path.basename(name).split(".")[0]  # noqa: PTH119 - a name in a folder that may be remote
-    if "_optim_states" in stem:
-        return True
-    return stem.startswith(("optimizer", "scheduler", "training_args", "rng_state", "scaler", "trainer_state"))

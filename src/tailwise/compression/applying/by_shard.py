@@ -18,8 +18,7 @@ from tailwise.checkpoints.draft import Draft
 from tailwise.checkpoints.writer import Change, OutputLayout, Shard, finish_checkpoint, tensors_of, write_shard
 from tailwise.compression.plans.plan import Plan
 from tailwise.core.errors import TailwiseError, UnreachableError, UnreadableError, UsageError
-from tailwise.core.execution.engines import engine_of
-from tailwise.core.execution.executor import one_thread
+from tailwise.core.execution.executor import engine_of, one_thread
 from tailwise.core.execution.spread import SpreadWork, patience_of, spread
 from tailwise.core.recipe import RunOptions
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec, torch_dtype
 from tailwise.checkpoints.draft import Draft
-from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.writer import Change, OutputLayout, Shard, write_shard
 from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.applying.by_shard import Shards

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.checkpoints.dtypes import code_of
+from tailwise.checkpoints.checkpoint import TensorSpec, code_of
 from tailwise.checkpoints.writer import OutputLayout, Shard, copy_settings, pieces, write_index, write_shard
 from tailwise.compression.packing.packing import Packing, PackingWork
 from tailwise.compression.packing.tensor_parts import Coded, Parts, cast_of, empty_parts

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec, torch_dtype
 from tailwise.checkpoints.roles import classify
 from tailwise.compression.packing.bit_streams import pack_bits
 from tailwise.compression.packing.packing import PackingWork

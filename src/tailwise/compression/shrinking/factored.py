@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.checkpoint import TensorSpec, torch_dtype
 from tailwise.compression.operators.operator import Amount
 from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.decision import Decision

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.checkpoints.dtypes import code_of
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec, code_of
 from tailwise.checkpoints.writer import OutputLayout, Shard
 from tailwise.core.errors import UsageError
 

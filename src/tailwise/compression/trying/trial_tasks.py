@@ -24,8 +24,7 @@ from tailwise.compression.trying.sensitivity import Variant
 from tailwise.compression.trying.stage import Stage, StageOptions, stage_of
 from tailwise.core.errors import UnreadableError
 from tailwise.core.execution.engine import Engine
-from tailwise.core.execution.engines import engine_of
-from tailwise.core.execution.executor import one_thread
+from tailwise.core.execution.executor import engine_of, one_thread
 from tailwise.core.execution.spread import SpreadWork, patience_of, spread
 from tailwise.core.recipe import RunOptions
 

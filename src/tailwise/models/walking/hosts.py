@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.checkpoints.dtypes import code_of
+from tailwise.checkpoints.checkpoint import Checkpoint, code_of
 from tailwise.checkpoints.hub import parse_hub
 from tailwise.core.errors import AS_NUMBERS, TailwiseError, UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device

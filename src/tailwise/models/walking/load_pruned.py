@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.checkpoint import Checkpoint, torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device

@@ -10,10 +10,9 @@ from functools import cached_property
 import numpy as np
 
 from tailwise.core.recipe import Recipe
-from tailwise.spectrum.baseline import gaussian_spectra, mean_and_sd
-from tailwise.spectrum.marchenko_pastur import Bulk, fit_bulk
+from tailwise.spectrum.marchenko_pastur import Bulk, fit_bulk, gaussian_spectra, mean_and_sd
 from tailwise.spectrum.metrics.metric import METRICS, Metric
-from tailwise.spectrum.metrics.ranks import singular_entropy
+from tailwise.spectrum.metrics.norms_ranks import singular_entropy
 from tailwise.spectrum.other_laws import Law, Rival, TruncatedFit, fit_truncated, rivals
 from tailwise.spectrum.power_law import TailFit, TailOptions, above_threshold, fit_tail
 from tailwise.spectrum.spectrum import Spectrum
