@@ -30,7 +30,7 @@ from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
-from tailwise.compression.plans.how import how_of
+from tailwise.compression.plans.combined import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.models.activations import Activations
 from tailwise.models.walking.calibrate import sample_windows

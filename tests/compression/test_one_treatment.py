@@ -7,7 +7,7 @@ import torch
 from tiny_models import inputs_for, saved
 
 from tailwise.audits.run import audit
-from tailwise.checkpoints.checkpoint import torch_dtype
+from tailwise.checkpoints.formats.common import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.apply_options import ApplyOptions

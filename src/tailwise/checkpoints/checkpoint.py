@@ -9,12 +9,11 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from math import prod
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -230,7 +229,7 @@ def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
 
 
 #: numpy's (and ml_dtypes') names that are not the code's letters with a number.
-_NUMPY_NAMES = {
+NUMPY_NAMES = {
     "float8_e4m3fn": "F8_E4M3",
     "float8_e5m2": "F8_E5M2",
     "float8_e8m0fnu": "F8_E8M0",
@@ -251,27 +250,7 @@ _NUMPY_NAMES = {
 }
 
 
-@cache
-def torch_dtypes() -> dict[str, torch.dtype]:
-    """Code to torch dtype, for the codes that the installed torch has a dtype for."""
-    import torch
-
-    return {code: getattr(torch, name) for name, code in _NUMPY_NAMES.items() if hasattr(torch, name)}
-
-
-def torch_dtype(code: str, *, where: str) -> torch.dtype:
-    """The torch dtype of `code`; `UnreadableError` at `where` when there is none."""
-    known = torch_dtypes()
-    if code not in known:
-        raise UnreadableError(
-            f"the dtype {code} is not one that tailwise can read",
-            where=where,
-            fix=f"convert the tensor to one of {', '.join(sorted(DTYPE_BITS))}",
-        )
-    return known[code]
-
-
 def code_of(dtype: Any) -> str:
     """The code of a torch or numpy dtype; its own name in capitals when the format has no code for it."""
     name = str(getattr(dtype, "name", dtype)).removeprefix("torch.")
-    return _NUMPY_NAMES.get(name, name.upper())
+    return NUMPY_NAMES.get(name, name.upper())

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from tailwise.checkpoints.checkpoint import DTYPE_BITS, Checkpoint, TensorSpec, code_of, torch_dtype
+from tailwise.checkpoints.checkpoint import DTYPE_BITS, Checkpoint, TensorSpec, code_of
+from tailwise.checkpoints.formats.common import torch_dtype
 from tailwise.checkpoints.readings.partition import ClaimedCheckpoint, claimed
 from tailwise.checkpoints.writer import OutputLayout
 from tailwise.core.errors import UsageError

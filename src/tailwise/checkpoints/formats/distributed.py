@@ -19,8 +19,8 @@ from typing_extensions import override
 
 from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource, Folder
-from tailwise.checkpoints.checkpoint import DTYPE_BITS, TensorSpec, code_of, torch_dtype
-from tailwise.checkpoints.formats.common import TensorStore
+from tailwise.checkpoints.checkpoint import DTYPE_BITS, TensorSpec, code_of
+from tailwise.checkpoints.formats.common import TensorStore, torch_dtype
 from tailwise.checkpoints.formats.inert import Record, read_inert
 from tailwise.checkpoints.formats.saved import find_tensors
 from tailwise.checkpoints.formats.torch_pickle import NO_PICKLE

@@ -8,8 +8,8 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.bytesource import ByteSource
-from tailwise.checkpoints.checkpoint import TensorSpec, torch_dtype
-from tailwise.checkpoints.formats.common import RangedStore
+from tailwise.checkpoints.checkpoint import TensorSpec
+from tailwise.checkpoints.formats.common import RangedStore, torch_dtype
 from tailwise.checkpoints.formats.gguf_header import TensorInfo, read_gguf_header
 from tailwise.core.errors import UnreadableError, UsageError
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from tailwise.checkpoints.checkpoint import TensorSpec, code_of, torch_dtype
-from tailwise.checkpoints.formats.common import TensorStore
+from tailwise.checkpoints.checkpoint import TensorSpec, code_of
+from tailwise.checkpoints.formats.common import TensorStore, torch_dtype
 from tailwise.checkpoints.wrapped import plain_name, unwrap
 from tailwise.core.errors import UnreadableError, UsageError, lacks_memory
 

@@ -11,8 +11,8 @@ from typing_extensions import override
 
 from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource, Folder
-from tailwise.checkpoints.checkpoint import TensorSpec, torch_dtype
-from tailwise.checkpoints.formats.common import TensorStore
+from tailwise.checkpoints.checkpoint import TensorSpec
+from tailwise.checkpoints.formats.common import TensorStore, torch_dtype
 from tailwise.checkpoints.formats.onnx_graph import Constant, constants_of, is_made_up, names_of, text_of
 from tailwise.checkpoints.inside import inside
 from tailwise.checkpoints.spread import spread

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.bytesource import ByteSource
-from tailwise.checkpoints.checkpoint import TensorSpec, torch_dtype
-from tailwise.checkpoints.formats.common import RangedStore
+from tailwise.checkpoints.checkpoint import TensorSpec
+from tailwise.checkpoints.formats.common import RangedStore, torch_dtype
 from tailwise.checkpoints.sniff import Header, read_header
 from tailwise.core.errors import UnreadableError
 

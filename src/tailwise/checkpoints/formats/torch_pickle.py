@@ -18,8 +18,8 @@ from typing_extensions import override
 
 from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource, os_error
-from tailwise.checkpoints.checkpoint import TensorSpec, torch_dtype
-from tailwise.checkpoints.formats.common import TensorStore
+from tailwise.checkpoints.checkpoint import TensorSpec
+from tailwise.checkpoints.formats.common import TensorStore, torch_dtype
 from tailwise.checkpoints.formats.memory import decoded, is_array, kinds_of, shared_names, spec_of
 from tailwise.checkpoints.formats.pickle_bounds import check_extent, check_file, stored_as_is
 from tailwise.checkpoints.formats.saved import find_tensors

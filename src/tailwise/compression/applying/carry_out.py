@@ -6,21 +6,23 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec, torch_dtype
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.draft import Draft
-from tailwise.checkpoints.writer import Change, OutputLayout, Shard, write_shard
+from tailwise.checkpoints.formats.common import torch_dtype
+from tailwise.checkpoints.open import open_checkpoint
+from tailwise.checkpoints.writer import Change, OutputLayout, Shard, write_checkpoint, write_shard
 from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.applying.by_shard import Shards
 from tailwise.compression.applying.calibration_inputs import calibration_inputs, check_inputs, image_inputs
-from tailwise.compression.applying.card import card
-from tailwise.compression.applying.written import Progress, open_written, put_in_place, write_tensors
+from tailwise.compression.applying.card import PLAN_FILE, card
 from tailwise.compression.packing.output import coded_by, packed
 from tailwise.compression.packing.packing import Packing, PackingWork
-from tailwise.compression.plans.how import how_of
+from tailwise.compression.plans.combined import how_of
+from tailwise.compression.plans.files import to_text
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.shrinking.smaller import ShrinkSource, reached_in, work_of, write_smaller
 from tailwise.compression.shrinking.structured import Widths
@@ -33,6 +35,44 @@ from tailwise.core.errors import UsageError
 from tailwise.models.walking.hosts import Host, load_host
 from tailwise.models.walking.shapes import PRUNED_FILE
 from tailwise.models.walking.walk import Pictures, vision_blocks_of, walk_blocks
+
+if TYPE_CHECKING:
+    import torch
+
+
+Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in all
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Without a progress bar."""
+
+
+def write_tensors(
+    layout: OutputLayout, source: Checkpoint, folder: Path, change: Change, progress: Progress
+) -> tuple[str, ...]:
+    """All tensors of a model, changed; what is to be noted of the files."""
+    total = sum(len(shard.specs) for shard in layout.shards)
+    written = iter(range(1, total + 1))
+
+    def counted(name: str) -> torch.Tensor | None:
+        progress("writing tensors", next(written), total)
+        return change(name)
+
+    return write_checkpoint(layout, source, folder, counted)
+
+
+def open_written(layout: OutputLayout, folder: Path) -> Checkpoint:
+    """What was written: its only file, or the folder with its index."""
+    single = len(layout.shards) == 1 and layout.index is None
+    return open_checkpoint(folder / layout.shards[0].name if single else folder)
+
+
+def put_in_place(draft: Draft, plan: Plan, card: str) -> None:
+    """Write the plan and the model card, and let the whole appear."""
+    (draft.folder / PLAN_FILE).write_text(to_text(plan), encoding="utf-8")
+    (draft.folder / "README.md").write_text(card, encoding="utf-8")
+    draft.commit()
+
 
 MASKS = "masks/masks.safetensors"  # in a folder of its own: beside the weights it would be read as a part of them
 

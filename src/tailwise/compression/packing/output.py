@@ -16,7 +16,7 @@ from tailwise.compression.packing.tensor_parts import Coded
 from tailwise.compression.plans.bits import bits_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.treating.applied import Applied, Grids, Reached, relative_error
-from tailwise.compression.treating.layer_matrices import as_matrices
+from tailwise.compression.treating.treated import as_matrices
 from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from tailwise.compression.plans.bits import has_whole_groups
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.treating.layer_matrices import is_transposed
+from tailwise.compression.treating.treated import is_transposed
 from tailwise.core.errors import UsageError
 from tailwise.core.optional import missing
 from tailwise.number_formats.number_format import NumberFormat

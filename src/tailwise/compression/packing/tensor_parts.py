@@ -7,7 +7,8 @@ from math import ceil
 
 import torch
 
-from tailwise.checkpoints.checkpoint import TensorSpec, torch_dtype
+from tailwise.checkpoints.checkpoint import TensorSpec
+from tailwise.checkpoints.formats.common import torch_dtype
 from tailwise.compression.plans.decision import Decision
 from tailwise.number_formats.casts import PlainCast
 from tailwise.number_formats.elements import Float8, Integer

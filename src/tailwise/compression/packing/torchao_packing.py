@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec, torch_dtype
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
+from tailwise.checkpoints.formats.common import torch_dtype
 from tailwise.checkpoints.roles import classify
 from tailwise.compression.packing.bit_streams import pack_bits
 from tailwise.compression.packing.packing import PackingWork

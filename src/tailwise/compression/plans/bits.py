@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.checkpoint import DTYPE_BITS
 from tailwise.checkpoints.orientation import is_stored_in_out
-from tailwise.compression.plans.packed_rows import tensor_of
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 
@@ -17,6 +16,21 @@ if TYPE_CHECKING:
     from tailwise.compression.plans.candidates import Candidate
     from tailwise.compression.plans.decision import Decision
     from tailwise.compression.plans.entries import Entries
+
+
+_PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
+
+
+def is_packed(row: LayerRow) -> bool:
+    """Whether a row is of codes and scales, not of several real tensors."""
+    return len(row.tensors) > 1 and row.kind != "lora" and row.dtype not in _PLAIN
+
+
+def tensor_of(row: LayerRow) -> str:
+    """The stored tensor of a row; of a packed weight, the name that it has once it is de-quantized."""
+    if is_packed(row):
+        return f"{row.name.partition('#')[0].partition('[')[0]}.weight"
+    return row.tensors[0] if row.tensors else row.name
 
 
 def shape_of(item: Candidate, config: Mapping[str, Any]) -> tuple[int, ...]:

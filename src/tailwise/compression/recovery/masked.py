@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tailwise.checkpoints.checkpoint import Checkpoint, torch_dtype
+from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.checkpoints.formats.common import torch_dtype
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 

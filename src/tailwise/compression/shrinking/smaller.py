@@ -14,7 +14,7 @@ from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.writer import Change, OutputLayout, write_checkpoint
 from tailwise.compression.operators.registered import OPERATORS
-from tailwise.compression.plans.how import how_of
+from tailwise.compression.plans.combined import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.shrinking.factored import factored, jobs_in_factors
 from tailwise.compression.shrinking.remade import Made, Remade, laid_out

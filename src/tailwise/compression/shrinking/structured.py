@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tailwise.checkpoints.checkpoint import Checkpoint, torch_dtype
+from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.checkpoints.formats.common import torch_dtype
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.writer import OutputLayout, Shard
 from tailwise.compression.plans.plan import Plan

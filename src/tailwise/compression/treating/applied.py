@@ -12,7 +12,7 @@ from tailwise.compression.plans.bits import bits_of
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import Matrices
-from tailwise.compression.treating.layer_matrices import as_matrices
+from tailwise.compression.treating.treated import as_matrices
 from tailwise.number_formats.grid import ValueGrid
 
 if TYPE_CHECKING:

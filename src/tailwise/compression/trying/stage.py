@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from tailwise.checkpoints.checkpoint import Checkpoint, torch_dtype
+from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.checkpoints.formats.common import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.material import Material, Pictures, Text

@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tailwise.compression.operators.registered import OPERATORS
+from tailwise.compression.plans.combined import how_of
 from tailwise.compression.plans.decision import Decision
-from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import Treatment, TreatmentSettings
 from tailwise.compression.treating.block_work import BlockWork, LayerJob, Nowhere, jobs_of
-from tailwise.compression.treating.layer_matrices import as_matrices
-from tailwise.compression.treating.treated import treated_layer, treated_tensor
+from tailwise.compression.treating.treated import as_matrices, treated_layer, treated_tensor
 from tailwise.compression.trying.material import Material, Text
 from tailwise.compression.trying.prefix import Prefix
 from tailwise.core.errors import UsageError

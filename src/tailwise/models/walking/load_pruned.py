@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tailwise.checkpoints.checkpoint import Checkpoint, torch_dtype
+from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.checkpoints.formats.common import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
