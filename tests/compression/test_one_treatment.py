@@ -22,7 +22,8 @@ from tailwise.compression.plans.treatment import TreatmentSettings
 from tailwise.compression.trying.material import Pictures, Text
 from tailwise.compression.trying.trial import trial_of
 from tailwise.models.activations import Activations
-from tailwise.models.walking.hosts import architecture_of, places_in
+from tailwise.models.walking.hosts import architecture_of
+from tailwise.models.walking.stored_names import places_in
 
 transformers = pytest.importorskip("transformers")
 

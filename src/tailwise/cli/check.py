@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tailwise.cli.arguments import Device, Json, Workers
-from tailwise.cli.compare_commands import check_text_target, is_audit, read_all
+from tailwise.cli.audit_inputs import check_text_target, is_audit, read_all
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
 

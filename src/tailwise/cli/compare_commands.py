@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tailwise.cli.arguments import Device, Json, Rows, Workers, comma_list
+from tailwise.cli.audit_inputs import check_text_target, read_all
 from tailwise.cli.store_options import Revisions, Run, Store, only_run, open_store
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
-from tailwise.core.storage import exists, is_url, joined
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
@@ -103,64 +102,6 @@ def _with_weights(
         if path.endswith(".audit"):
             result.audit.save(path)
     return result.comparison
-
-
-def read_all(models: list[str], *, randomize: bool, device: str, workers: int | None) -> list[Audit]:
-    """Audits from files; of models, made now with the recipe of the first audit among them."""
-    from tailwise.audits.audit import Audit
-
-    saved = {model: Audit.load(model) for model in models if is_audit(model)}
-    like = next(iter(saved.values()), None)
-    settings = _settings_of(like) | {"device": device, "workers": workers}
-    if randomize:
-        settings["randomize"] = settings.get("randomize") or 1
-    return [saved[model] if model in saved else _audited(model, settings) for model in models]
-
-
-def is_audit(model: str) -> bool:
-    """Whether a path names an audit: by its ending, or by what lies there."""
-    if is_url(model):
-        # Asking a web server for what may be beside a file would fetch pages.
-        beside = str(joined(model, "provenance.json"))
-        return model.endswith(".audit") or (not model.startswith("http") and exists(beside))
-    path = Path(model)
-    if model.endswith(".audit") or (path / "provenance.json").is_file():
-        return True
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return "provenance.json" in archive.namelist()
-
-
-def _settings_of(audit: Audit | None) -> dict[str, Any]:
-    if audit is None:
-        return {}
-    from dataclasses import fields
-
-    from tailwise.core.recipe import Recipe
-
-    provenance, known = audit.provenance, {item.name for item in fields(Recipe)}
-    settings = {key: value for key, value in provenance.recipe.items() if key in known}
-    settings["metrics"] = tuple(settings.get("metrics", ()))
-    selection = {"layers": provenance.selection.get("layers"), "roles": tuple(provenance.selection.get("roles") or ())}
-    return settings | selection
-
-
-def _audited(model: str, settings: dict[str, Any]) -> Audit:
-    from tailwise.audits.run import audit
-    from tailwise.cli.progress import progress_bar
-
-    with progress_bar() as show:
-        return audit(model, progress=show, **settings)
-
-
-def check_text_target(path: str, suffixes: tuple[str, ...]) -> None:
-    """Fail before the work where `path` has another suffix or could not be written."""
-    from tailwise.report.output_files import check_target
-
-    if Path(path).suffix not in suffixes:
-        raise UsageError(f"the suffix {Path(path).suffix!r} is not known", where=path, fix=f"use {', '.join(suffixes)}")
-    check_target(path.removesuffix(Path(path).suffix) + ".json")
 
 
 HOW = "How to compare"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.compare_commands import check_text_target, is_audit
+from tailwise.cli.audit_inputs import check_text_target, is_audit
 from tailwise.cli.progress import shown
 from tailwise.core.errors import UsageError
 

@@ -60,7 +60,7 @@ def predict(
     number: rank correlations with intervals, pooled and within roles. A study of `precision` is read as it is: there
     the distortions of the weights take the place of losses.
     """
-    from tailwise.cli.compare_commands import check_text_target
+    from tailwise.cli.audit_inputs import check_text_target
 
     for path in output or ():
         check_text_target(path, (".json", ".csv"))

@@ -15,8 +15,9 @@ from tailwise.audits.rows import LayerRow
 from tailwise.history import prune as pruning
 from tailwise.history import read, write
 from tailwise.history.branch import put_resumed
-from tailwise.history.connect import bring_up_to_date, connect, is_url, plain, reading, shown, store_errors, writing
+from tailwise.history.connect import connect, is_url, plain, reading, shown, store_errors, writing
 from tailwise.history.export import export_parquet
+from tailwise.history.migrate import bring_up_to_date
 from tailwise.history.point import Alarm, Point, Resumed, Tempo, no_alarm
 from tailwise.history.prune import Retention
 from tailwise.history.read import KeptAlarm, KeptAudit, RunSummary, Steps

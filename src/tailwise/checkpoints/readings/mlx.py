@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.checkpoint import dims_for
-from tailwise.checkpoints.readings.blockwise import e2m1_values
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
+from tailwise.checkpoints.readings.four_bit import e2m1_values
 from tailwise.checkpoints.readings.gptq_awq import unpack_words
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.checkpoints.readings import blockwise, compressed, computed, factors, mlx, plain
+from tailwise.checkpoints.readings import blockwise, compressed, computed, factors, four_bit, mlx, plain
 from tailwise.checkpoints.readings import gptq_awq as words
 from tailwise.checkpoints.readings import torchao_tensors as torchao
 from tailwise.checkpoints.readings.claim import Aside, Claim, Codec, Read, Refused, Siblings, StoredReading
@@ -29,10 +29,10 @@ READINGS: tuple[StoredReading, ...] = (
     StoredReading("gptq", 2, words.find_gptq, ("qweight",), packed=True),
     StoredReading("awq", 1, words.find_awq, ("qweight",), packed=True),
     StoredReading("mlx", 1, mlx.find, mlx.MARKS, packed=True),
-    StoredReading("bnb4", 1, blockwise.find_bnb4, (".quant_state.bitsandbytes__",), packed=True),
+    StoredReading("bnb4", 1, four_bit.find_bnb4, (".quant_state.bitsandbytes__",), packed=True),
     StoredReading("int8", 1, blockwise.find_bnb8, ("SCB",), packed=True),
-    StoredReading("mxfp4", 1, blockwise.find_mxfp4, ("_blocks",), packed=True),
-    StoredReading("fp4", 1, blockwise.find_fp4, ("scale",), _CODES, packed=True),
+    StoredReading("mxfp4", 1, four_bit.find_mxfp4, ("_blocks",), packed=True),
+    StoredReading("fp4", 1, four_bit.find_fp4, ("scale",), _CODES, packed=True),
     StoredReading("comfy", 1, blockwise.find_comfy, ("weight_scale",), packed=True),
     StoredReading("fp8", 2, blockwise.find_scaled, ("scale",), packed=True),
     StoredReading("computed", 1, computed.find, computed.MARKS),

@@ -15,9 +15,9 @@ from tailwise.models.evaluation.loading import address_of
 from tailwise.models.evaluation.own_config import config_of
 from tailwise.models.evaluation.own_processor import check_processor
 from tailwise.models.evaluation.quiet import quiet
+from tailwise.models.walking.block_inputs import Pictures
 from tailwise.models.walking.calibrate import SAMPLES, WINDOW, sample_windows
 from tailwise.models.walking.hosts import Host, check_causal
-from tailwise.models.walking.walk import Pictures
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,10 @@ from tailwise.compression.treating.journal import Journal, digest_of_inputs, key
 from tailwise.compression.treating.kept_grids import grids_in
 from tailwise.compression.treating.treated import Treated
 from tailwise.core.errors import UsageError
+from tailwise.models.walking.block_inputs import Pictures
 from tailwise.models.walking.hosts import Host, load_host
 from tailwise.models.walking.shapes import PRUNED_FILE
-from tailwise.models.walking.walk import Pictures, vision_blocks_of, walk_blocks
+from tailwise.models.walking.walk import vision_blocks_of, walk_blocks
 
 if TYPE_CHECKING:
     import torch

@@ -15,8 +15,8 @@ from tailwise.core.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
+    from tailwise.models.walking.block_inputs import Block
     from tailwise.models.walking.hosts import Host
-    from tailwise.models.walking.walk import Block
 
 
 def block_influence(

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from tailwise.core.errors import UsageError
+from tailwise.models.walking.block_inputs import Block
 from tailwise.models.walking.hosts import _empty
 from tailwise.models.walking.towers import is_composite, text_config_of
-from tailwise.models.walking.walk import Block, blocks_of
+from tailwise.models.walking.walk import blocks_of
 
 #: Fields with one item for each block.
 _LISTS = frozenset({

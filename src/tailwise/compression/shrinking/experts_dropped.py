@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from tailwise.checkpoints.checkpoint import Checkpoint
     from tailwise.compression.shrinking.experts_out import Mixtures
+    from tailwise.models.walking.block_inputs import Block
     from tailwise.models.walking.hosts import Host
-    from tailwise.models.walking.walk import Block
 
 
 _SAID = "experts of each mixture go as a whole, with their rows of the router"

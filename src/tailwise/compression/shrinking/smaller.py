@@ -24,22 +24,24 @@ from tailwise.compression.shrinking.structured import (
     Widths,
     choose_by_magnitude,
     fits,
-    made,
     origin_of,
     planned_surgery,
 )
 from tailwise.compression.shrinking.structured_groups import ChannelGroup
 from tailwise.compression.shrinking.structured_scores import contributions, kept_units
+from tailwise.compression.shrinking.structured_written import made
 from tailwise.compression.treating.applied import Reached
 from tailwise.compression.treating.block_work import BlockWork, jobs_of
 from tailwise.compression.treating.journal import Journal
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.storage import json_of
 from tailwise.models.activations import Activations, Need
-from tailwise.models.walking.hosts import Host, _empty, architecture_of, separated
+from tailwise.models.walking.block_inputs import Block
+from tailwise.models.walking.hosts import Host, _empty, architecture_of
 from tailwise.models.walking.shapes import PRUNED_FILE, Shapes, reshape
 from tailwise.models.walking.statistics import weight_of
-from tailwise.models.walking.walk import Block, walk_blocks
+from tailwise.models.walking.stored_names import separated
+from tailwise.models.walking.walk import walk_blocks
 
 Step = Callable[[int, int], None]
 

@@ -20,10 +20,11 @@ from tailwise.compression.treating.kept_grids import kept_grids
 from tailwise.compression.treating.treated import treated_layer
 from tailwise.core.errors import UsageError
 from tailwise.models.activations import Activations, Need
+from tailwise.models.walking.block_inputs import Block
 from tailwise.models.walking.experts import ExpertStack
 from tailwise.models.walking.hosts import Host, layer_of
 from tailwise.models.walking.statistics import few_tokens, matrices_of, reaching, weight_of
-from tailwise.models.walking.walk import Block, blocks_of, vision_blocks_of
+from tailwise.models.walking.walk import blocks_of, vision_blocks_of
 
 _SHOWN = 5
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from tailwise.compression.trying.material import Material, Text
 from tailwise.core.errors import UsageError
-from tailwise.models.walking.walk import Block, blocks_of
+from tailwise.models.walking.block_inputs import Block
+from tailwise.models.walking.walk import blocks_of
 
 #: Bytes of states that are kept at most; a model that would need more is run whole every time.
 MOST_STATES = 4 << 30

@@ -19,7 +19,7 @@ from tailwise.models.evaluation.images import images_of, is_classifier, load_cla
 from tailwise.models.evaluation.loading import Loaded, check_length, load_model
 from tailwise.models.evaluation.tokens import tokens_of, windows_of
 from tailwise.models.walking.calibrate import BlockScores, block_scores
-from tailwise.models.walking.hosts import places_in
+from tailwise.models.walking.stored_names import places_in
 
 #: Fewest windows that can be divided into some to look at and some to judge by.
 FEWEST = 8

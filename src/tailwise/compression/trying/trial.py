@@ -22,10 +22,11 @@ from tailwise.compression.trying.material import Material, Text
 from tailwise.compression.trying.prefix import Prefix
 from tailwise.core.errors import UsageError
 from tailwise.models.activations import Activations, Need
+from tailwise.models.walking.block_inputs import Block
 from tailwise.models.walking.calibrate import Inputs
 from tailwise.models.walking.hosts import Host
 from tailwise.models.walking.statistics import is_prunable
-from tailwise.models.walking.walk import Block, home_of, walk_blocks
+from tailwise.models.walking.walk import home_of, walk_blocks
 
 #: Bytes of XᵀX of all layers together; above it trials take the nearest operator that needs less.
 MOST_HESSIANS = 6 << 30

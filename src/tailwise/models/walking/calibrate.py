@@ -16,9 +16,10 @@ from tailwise.checkpoints.roles import NO_BLOCK, classify
 from tailwise.core.errors import UsageError
 from tailwise.models.activations import Activations, Need, weighted_magnitudes
 from tailwise.models.evaluation.tokens import shorter, with_bos
+from tailwise.models.walking.block_inputs import Block, Home
 from tailwise.models.walking.hosts import check_causal, load_host
 from tailwise.models.walking.statistics import matrices_of, of_group
-from tailwise.models.walking.walk import Block, Home, home_of, walk_blocks
+from tailwise.models.walking.walk import home_of, walk_blocks
 
 __all__ = ["BlockScores", "block_scores", "dlp_scores", "outlier_ratios", "sample_windows", "walk_blocks"]
 
