@@ -112,7 +112,10 @@ def _audit(**given: Any) -> None:
     chosen, output, as_json = Selection(given["layers"], comma_list(given["roles"])), given["output"], given["as_json"]
     stored = (given["store"], given["run_name"], comma_list(given["revisions"]))
     if given["all_checkpoints"]:
-        _audit_all(given["model"], (recipe, options, chosen), stored, output, as_json=as_json)
+        if as_json or len(output or ()) > 1 or (output and Path(output[0]).suffix):
+            fix = "give -o FOLDER, or --store and see `tailwise history`"
+            raise UsageError("--all-checkpoints writes audits", fix=fix)
+        _all_checkpoints(given["model"], (recipe, options, chosen), stored, Path(output[0]) if output else None)
         return
     if any(stored):
         fix = "add --all-checkpoints; `tailwise store add` keeps a single audit"
@@ -140,20 +143,6 @@ audit = command(
     Leaves an audit (NAME.audit here, unless -o or --json says otherwise) that the other commands read.
     """,
 )
-
-
-def _audit_all(
-    where: str,
-    how: tuple[Recipe, RunOptions, Selection],
-    whereto: tuple[str | None, str | None, tuple[str, ...]],
-    output: list[str] | None,
-    *,
-    as_json: bool,
-) -> None:
-
-    if as_json or len(output or ()) > 1 or (output and Path(output[0]).suffix):
-        raise UsageError("--all-checkpoints writes audits", fix="give -o FOLDER, or --store and see `tailwise history`")
-    all_checkpoints(where, how, whereto, Path(output[0]) if output else None)
 
 
 def _with_progress(work: Any, kind: ShowProgress) -> Audit:
@@ -264,7 +253,7 @@ def _say_plan(checkpoint: Checkpoint, prepared: Prepared, as_json: bool) -> None
     typer.echo(f"time       about {cost['seconds']:.0f} s, {cost['cached']} matrices known already")
 
 
-def all_checkpoints(
+def _all_checkpoints(
     where: str,
     how: tuple[Recipe, RunOptions, Selection],
     whereto: tuple[str | None, str | None, tuple[str, ...]],
