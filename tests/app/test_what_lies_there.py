@@ -10,7 +10,7 @@ import pytest
 
 import tailwise as tw
 from tailwise.app.addresses import split
-from tailwise.app.others import others
+from tailwise.app.lists import others
 from tailwise.app.workspace.workspace import Workspace
 from tailwise.audits.precision.studying import study
 from tailwise.history.point import Point

@@ -14,7 +14,7 @@ import pytest
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.history.store import History
 from tailwise.history.sweep.catalogue import MAX_ATTEMPTS, SUMMED, Catalogue
-from tailwise.history.sweep.lease import Lease
+from tailwise.history.sweep.one_model import Lease
 
 FACTS = {**dict.fromkeys(SUMMED, 2), "values": {}}
 GONE = 0.0  # seconds of a lease that has run out when it begins

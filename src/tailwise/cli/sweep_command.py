@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,10 +28,18 @@ from tailwise.cli.arguments import (
 )
 from tailwise.core.recipe import Recipe, RunOptions
 from tailwise.history.sweep.status import PRICE
+from tailwise.history.sweep.sweeping import SweepListener
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+
+    from tailwise.audits.run import Step
+    from tailwise.history.sweep.catalogue import ClaimedModel
+    from tailwise.history.sweep.one_model import ModelOutcome
     from tailwise.history.sweep.status import SweepStatus
     from tailwise.history.sweep.sweeping import Sweep
+
 
 _WHAT, _OUT, _WHERE = "What to measure", "Output", "Where"
 
@@ -114,7 +125,7 @@ def _look(to: Sweep, price: float) -> SweepStatus:
 def _run(
     models: list[str], to: Sweep, settings: dict[str, Any], how: tuple[float, bool], *, as_json: bool
 ) -> SweepStatus:
-    from tailwise.cli.sweep_screen import screen
+    from tailwise.cli.sweep_command import screen
     from tailwise.history.sweep.catalogue import Catalogue
     from tailwise.history.sweep.sweeping import sweep as run
 
@@ -159,3 +170,59 @@ def _say_status(status: SweepStatus, *, as_json: bool) -> None:
         shown.print("", report.troubles(status), sep="\n", soft_wrap=True)
     if status.done > 1 and not status.waiting + status.claimed:
         shown.print(f"\nresults in {status.folder}; order them: tailwise rank {status.folder}", soft_wrap=True)
+
+
+#: Seconds between two looks at the catalogue, which others write to as well.
+_LOOK_EVERY = 2.0
+
+
+class SweepScreen:
+    """Takes what happens and draws it."""
+
+    def __init__(self, console: Console, look: Callable[[], SweepStatus], live: Live | None) -> None:
+        self._console, self._look, self._live = console, look, live
+        self._status: SweepStatus | None = None
+        self._looked, self._model = float("-inf"), ""
+
+    def begun(self, claim: ClaimedModel) -> Callable[[Step], None]:
+        """A model is under way."""
+        self._model = claim.model
+        self._draw("reading headers")
+        return self._step
+
+    def ended(self, outcome: ModelOutcome) -> None:
+        """A model is finished."""
+        from tailwise.report.sweep import outcome_line
+
+        self._console.print(outcome_line(outcome), soft_wrap=True)
+        self._looked = float("-inf")
+        self._draw("")
+
+    def _step(self, step: Step) -> None:
+        self._draw(f"{step.done}/{step.total} matrices")
+
+    def _draw(self, detail: str) -> None:
+        if self._live is None:
+            return
+        from tailwise.report.sweep import dashboard
+
+        if self._status is None or time.monotonic() > self._looked + _LOOK_EVERY:
+            self._status, self._looked = self._look(), time.monotonic()
+        self._live.update(dashboard(self._status, f"{self._model}: {detail}" if detail else ""))
+
+
+@contextmanager
+def screen(look: Callable[[], SweepStatus], *, stderr: bool) -> Iterator[SweepListener]:
+    """What draws a sweep while the block runs; the dashboard leaves nothing behind."""
+    from rich.live import Live
+
+    from tailwise.report.terminal import console
+
+    out = console(stderr=stderr)
+    if not out.is_terminal:
+        shown = SweepScreen(out, look, None)
+        yield SweepListener(shown.begun, shown.ended)
+        return
+    with Live(console=out, transient=True, refresh_per_second=4) as live:
+        shown = SweepScreen(out, look, live)
+        yield SweepListener(shown.begun, shown.ended)

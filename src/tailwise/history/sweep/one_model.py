@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from tailwise.audits.audit import Audit
 from tailwise.audits.run import Progress, audit
 from tailwise.core.errors import TailwiseError, UnreachableError, UnreadableError, lacks_memory
-from tailwise.history.sweep.lease import Lease
 from tailwise.history.sweep.results import write_audit
 from tailwise.judging.compare.ranking import ModelNumbers, numbers_of
 
@@ -20,6 +22,42 @@ if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
     from tailwise.core.recipe import Recipe
     from tailwise.history.sweep.catalogue import Catalogue, ClaimedModel
+
+
+_log = logging.getLogger(__name__)
+
+
+class Lease:
+    """Extends a claim's lease from a thread of its own while the block runs."""
+
+    def __init__(self, catalogue: Catalogue, claim: ClaimedModel, seconds: float) -> None:
+        self._catalogue, self._claim, self._seconds = catalogue, claim, seconds
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tailwise-lease", daemon=True)
+        self.lost = False
+
+    def __enter__(self) -> Lease:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._end.wait(self._seconds / 3):
+            try:
+                held = self._catalogue.extend(self._claim, self._seconds)
+            except TailwiseError as error:
+                _log.warning("the lease of %s could not be extended: %s", self._claim.model, error)
+                continue
+            if not held:
+                _log.warning("the lease of %s ran out, and another worker has it", self._claim.model)
+                self.lost = True
+                return
+
 
 #: Seconds until a store that did not answer is asked again; doubled with every attempt.
 AGAIN_IN = 30.0
