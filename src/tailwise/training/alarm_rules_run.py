@@ -9,9 +9,8 @@ from itertools import islice
 from statistics import median
 
 from tailwise.judging.diagnosis.medians import robust_scale
-from tailwise.training.alarm_losses import SHORT
 from tailwise.training.alarm_rule import Sign, Signs, alarm_rule
-from tailwise.training.alarm_watch import AlarmWatch
+from tailwise.training.alarm_watch import SHORT, AlarmWatch
 
 _RECENT = 8  # losses that a spike is held against: more of them would hold its fall too
 _FEWEST = 5
