@@ -90,8 +90,6 @@ _SAYS: Mapping[Kind, tuple[Callable[[Path], str], str]] = {
     "precision": (_of_study, ""),
     "unreadable": (lambda _: "it is no audit: damaged, cut off, or of another program", ""),
 }
-
-
 _SIZE = 100
 _BUDGET = 0.25  # seconds of reading audits before the list is shown; the rest of the lines come by themselves
 _LONGER = 5.0  # where the list cannot be made without reading them

@@ -69,8 +69,6 @@ OF_TAU = (
     Option("chart", str | None, None, "The curve: x.png, x.svg, x.pdf, x.html.", panel=OUT, metavar="FILE"),
     Option("as_json", Json, False),
 )  # fmt: skip
-
-
 OF_DROP = (
     Option("plan", Annotated[str, typer.Argument(metavar="PLAN|AUDIT",
                                                  help="A structured plan, or an audit or model to begin one.")]),
@@ -199,8 +197,6 @@ tau = command(
     on the same windows of the text.
     """,
 )
-
-
 drop = command(
     _drop,
     OF_DROP,

@@ -19,11 +19,7 @@ app = typer.Typer(
     help="Add to a history, take things out of it, and keep it small; `tailwise history` looks into it.",
     no_args_is_help=True,
 )
-
-
 _KEEP = "What to keep"
-
-
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")]
 
 

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 
 _WHAT, _OUT, _WHERE = "What to measure", "Output", "Where"
-
-
 OF_SWEEP = (
     Option("models", Annotated[str, typer.Argument(
         help="A file with a model on each line, or hub:author=…,sort=downloads,limit=….")]),

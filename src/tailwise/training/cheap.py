@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 #: Rounds of power iteration from a random start, and from the vector of the last measurement.
 COLD_ROUNDS, WARM_ROUNDS = 30, 4
 _TINY = 1e-30
-
 Product = Callable[[torch.Tensor], torch.Tensor]
 
 

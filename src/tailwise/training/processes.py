@@ -39,7 +39,6 @@ class Faults:
 
 
 _PREFIX = "tailwise/monitor"
-
 Take = Callable[[MatrixGroup, "dict[str, torch.Tensor]"], None]
 
 

@@ -20,14 +20,10 @@ from tailwise.core.storage import open_regular
 
 _log = logging.getLogger(__name__)
 _PICKLE_HEAD = 1 << 24  # bytes to look through; real models' pickles are far smaller
-
-
 _REFUSED = re.compile(
     r"unsupported GLOBAL ([\w.]+)|Unsupported global: GLOBAL ([\w.]+)"
     r"|TorchScript|allowlisted|must be imported"
 )
-
-
 #: What it prints keeps tensors and the containers around them, so the copy is read as the file would have been.
 _SAFE_COPY = """if you trust the file, make a copy of its tensors alone, where running it can do no harm (with Python):
     import numpy, pathlib, pickle, torch
@@ -44,22 +40,12 @@ _SAFE_COPY = """if you trust the file, make a copy of its tensors alone, where r
     x = {load}
     torch.save(plain(x), {copy!r})
 then give that copy: {copy}"""
-
-
 _LOADED = 'torch.load({name!r}, map_location="cpu", weights_only=False)'
-
-
 _UNPICKLED = "pickle.loads(pathlib.Path({name!r}).read_bytes())"
-
-
 #: What a file of torch.save begins with that is no archive: a pickled number.
 _OLD_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-
-
 #: Estimators of these have arrays of their own names, and no state dict.
 _ESTIMATORS = ("sklearn.", "joblib.", "xgboost.", "lightgbm.", "catboost.")
-
-
 _SAVE_ARRAYS = "load it where running it can do no harm, and save its arrays: numpy.savez('x.npz', coef=model.coef_, …)"
 
 

@@ -29,8 +29,6 @@ def real_scale(scale: torch.Tensor) -> torch.Tensor:
 
 
 FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
-
-
 TILED = frozenset({"nvfp4", "mxfp8"})
 
 

@@ -25,7 +25,6 @@ REST = "bf16"
 SAME = "the same"
 OWN_SCALES = "the same codes and groups; llama.cpp chooses its own scales"
 NEAREST = "only the nearest by bits"
-
 #: type → (inputs in a block, bits per weight).
 _TYPES = {
     "f32": (1, 32.0), "f16": (1, 16.0), "bf16": (1, 16.0), "q8_0": (32, 8.5), "q6_k": (256, 6.5625),
@@ -91,8 +90,6 @@ _LEFT = frozenset({"pos_embed", "patch_embed", "codebook", "router", "conv", "no
 _TAKES = "every format whose groups fit blocks of 32 inputs; some only by the nearest type"
 _BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
 _EXPERT = re.compile(r"(?<=experts)\.\d+(?=\.)")
-
-
 #: What composite models put before the names of their text tower; the converter takes it off.
 _TOWER = re.compile(r"^thinker\.|(?:language_model|text_model)\.(?:model\.(?=layers|embed))?")
 #: What the converter cuts apart → its parts: DeepSeek's keys and values by head, gate and up of stacked experts, and

@@ -11,7 +11,7 @@ import torch
 from typing_extensions import override
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.checkpoints.writer import copy_settings
+from tailwise.checkpoints.copied_settings import copy_settings
 from tailwise.compression.packing import gguf_model as model
 from tailwise.compression.packing.gguf_tokenizer import add_tokenizer
 from tailwise.compression.packing.packing import Packing, PackingWork

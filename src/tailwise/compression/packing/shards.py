@@ -13,7 +13,8 @@ import torch
 from typing_extensions import override
 
 from tailwise.checkpoints.checkpoint import TensorSpec, code_of
-from tailwise.checkpoints.writer import OutputLayout, Shard, copy_settings, pieces, write_index, write_shard
+from tailwise.checkpoints.copied_settings import copy_settings
+from tailwise.checkpoints.writer import OutputLayout, Shard, pieces, write_index, write_shard
 from tailwise.compression.packing.packing import Packing, PackingWork
 from tailwise.compression.packing.tensor_parts import Coded, Parts, cast_of, empty_parts
 from tailwise.compression.plans.decision import Decision
