@@ -24,7 +24,7 @@ from typer.models import ArgumentInfo
 import tailwise
 from tailwise.audits.weightwatcher import COLUMNS, DIFFERENT
 from tailwise.checkpoints.roles import ROLES
-from tailwise.cli.help_texts import filled
+from tailwise.cli.filled_help import filled
 from tailwise.cli.main import app
 from tailwise.compression.choosing.amounts import ALLOCATORS
 from tailwise.compression.operators.registered import operators_that

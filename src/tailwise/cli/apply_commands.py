@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.arguments import Begin, Bos, Compute, Json, Option, command
-from tailwise.cli.progress import shown
+from tailwise.cli.progress_bar import shown
+from tailwise.cli.shared_options import Begin, Bos, Compute, Json, Option, command
 
 if TYPE_CHECKING:
     from tailwise.compression.recovery.recovered import Recovered

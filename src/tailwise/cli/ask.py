@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.arguments import Json
+from tailwise.cli.shared_options import Json
 from tailwise.cli.store_options import Store
 from tailwise.core.errors import UnreachableError, UsageError
 

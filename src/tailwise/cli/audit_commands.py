@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.arguments import (
+from tailwise.cli.shared_options import (
     CONV,
     DEVICE,
     HOW,
@@ -148,7 +148,7 @@ audit = command(
 def _with_progress(work: Any, kind: ShowProgress) -> Audit:
     from contextlib import nullcontext
 
-    from tailwise.cli.progress import Tell, progress_bar
+    from tailwise.cli.progress_bar import Tell, progress_bar
 
     with nullcontext(Tell()) if kind == ShowProgress.json else progress_bar() as show:
         try:
@@ -260,7 +260,7 @@ def _all_checkpoints(
     folder: Path | None,
 ) -> None:
     """Audit every checkpoint at `where` in order of step; `whereto` is the store, the run, and revisions."""
-    from tailwise.cli.progress import progress_bar
+    from tailwise.cli.progress_bar import progress_bar
     from tailwise.history.runs.found import find, nothing_found
     from tailwise.history.runs.sink import Sink, audit_all, run_name
     from tailwise.report.terminal import console

@@ -56,7 +56,7 @@ def _settings_of(audit: Audit | None) -> dict[str, Any]:
 
 def _audited(model: str, settings: dict[str, Any]) -> Audit:
     from tailwise.audits.run import audit
-    from tailwise.cli.progress import progress_bar
+    from tailwise.cli.progress_bar import progress_bar
 
     with progress_bar() as show:
         return audit(model, progress=show, **settings)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.arguments import Device, Json, Workers
 from tailwise.cli.audit_inputs import check_text_target, is_audit, read_all
+from tailwise.cli.shared_options import Device, Json, Workers
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.arguments import Device, Json, Rows, Workers, comma_list
 from tailwise.cli.audit_inputs import check_text_target, read_all
+from tailwise.cli.shared_options import Device, Json, Rows, Workers, comma_list
 from tailwise.cli.store_options import Revisions, Run, Store, only_run, open_store
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
@@ -244,7 +244,7 @@ Sides = tuple[list["Audit"], list[str]]
 
 def _of_folder(where: str, revisions: tuple[str, ...], asked: tuple[str, str], settings: Mapping[str, object]) -> Sides:
     from tailwise.audits.run import audit
-    from tailwise.cli.progress import progress_bar
+    from tailwise.cli.progress_bar import progress_bar
     from tailwise.history.runs.found import find, nothing_found
 
     by_step = {one.step: one for one in find(where, revisions)}

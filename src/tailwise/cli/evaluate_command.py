@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.arguments import Begin, Bos, Compute, Json, comma_list
-from tailwise.cli.progress import shown
+from tailwise.cli.progress_bar import shown
+from tailwise.cli.shared_options import Begin, Bos, Compute, Json, comma_list
 from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.arguments import Device, Json, Rows, Workers, comma_list
+from tailwise.cli.shared_options import Device, Json, Rows, Workers, comma_list
 from tailwise.cli.store_options import Revisions, Run, Store, open_store, say_outcome, steps_of
 from tailwise.core.errors import UsageError
 

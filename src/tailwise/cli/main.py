@@ -16,7 +16,7 @@ from tailwise.cli.audit_commands import audit
 from tailwise.cli.check import check
 from tailwise.cli.compare_commands import compare, diff, rank
 from tailwise.cli.evaluate_command import evaluate
-from tailwise.cli.help_texts import tell
+from tailwise.cli.filled_help import tell
 from tailwise.cli.history_commands import bisect, history, watch
 from tailwise.cli.limited import where_it_is_limited
 from tailwise.cli.mcp import mcp

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.arguments import comma_list
+from tailwise.cli.shared_options import comma_list
 from tailwise.cli.store_options import Store
 from tailwise.core.errors import UsageError
 
@@ -81,8 +81,8 @@ def _audit(model: Path, randomize: bool) -> Audit:
 
 
 def _plan(audit: Audit, order: PlanOrder) -> Plan:
-    from tailwise.cli.arguments import solver_to_stderr
     from tailwise.cli.plan_shared import Windows, text_of
+    from tailwise.cli.shared_options import solver_to_stderr
 
     text = text_of([str(order.calibration)] if order.calibration else None, Windows(), "cpu")
     even = "uniform" if order.allocator == "auto" else order.allocator

@@ -7,11 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.arguments import (
-    Json,
-    Rows,
-)
-from tailwise.cli.help_texts import Told
+from tailwise.cli.filled_help import Told
 from tailwise.cli.plan_made import prune, quantize
 from tailwise.cli.plan_shared import (
     OUT,
@@ -24,6 +20,10 @@ from tailwise.cli.plan_shared import (
     write_json,
 )
 from tailwise.cli.plan_tried import drop, tau
+from tailwise.cli.shared_options import (
+    Json,
+    Rows,
+)
 
 if TYPE_CHECKING:
     pass

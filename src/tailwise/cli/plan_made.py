@@ -8,18 +8,6 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from tailwise.cli.arguments import (
-    Begin,
-    Bos,
-    Device,
-    Json,
-    Option,
-    Rows,
-    Workers,
-    comma_list,
-    command,
-    solver_to_stderr,
-)
 from tailwise.cli.plan_shared import (
     TRY,
     Also,
@@ -42,6 +30,18 @@ from tailwise.cli.plan_shared import (
     windows_of,
 )
 from tailwise.cli.plan_watched import KEPT_ESTIMATOR, Source, planned_from
+from tailwise.cli.shared_options import (
+    Begin,
+    Bos,
+    Device,
+    Json,
+    Option,
+    Rows,
+    Workers,
+    comma_list,
+    command,
+    solver_to_stderr,
+)
 from tailwise.core.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:

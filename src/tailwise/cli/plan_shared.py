@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.audit_inputs import check_text_target, is_audit
-from tailwise.cli.progress import shown
+from tailwise.cli.progress_bar import shown
 from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def audit_of(model: str, device: str, workers: int | None) -> Audit:
     if is_audit(model):
         return Audit.load(model)
     from tailwise.audits.run import audit
-    from tailwise.cli.progress import progress_bar
+    from tailwise.cli.progress_bar import progress_bar
     from tailwise.compression.plans.candidates import READ
 
     with progress_bar() as show_progress:

@@ -6,18 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.arguments import (
-    Begin,
-    Bos,
-    Device,
-    Json,
-    Option,
-    Rows,
-    Workers,
-    comma_list,
-    command,
-    solver_to_stderr,
-)
 from tailwise.cli.plan_made import SPREAD, Mapping3
 from tailwise.cli.plan_shared import (
     OUT,
@@ -40,6 +28,18 @@ from tailwise.cli.plan_shared import (
     text_of,
     windows_of,
     write_json,
+)
+from tailwise.cli.shared_options import (
+    Begin,
+    Bos,
+    Device,
+    Json,
+    Option,
+    Rows,
+    Workers,
+    comma_list,
+    command,
+    solver_to_stderr,
 )
 from tailwise.core.errors import UsageError
 

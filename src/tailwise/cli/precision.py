@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.arguments import DEVICE, HOW, K_FRAC, PRECISION, RUN, WORKERS, Json, Option, comma_list, command, told
+from tailwise.cli.shared_options import (
+    DEVICE,
+    HOW,
+    K_FRAC,
+    PRECISION,
+    RUN,
+    WORKERS,
+    Json,
+    Option,
+    comma_list,
+    command,
+    told,
+)
 from tailwise.core.errors import UsageError
 from tailwise.core.optional import missing
 from tailwise.core.recipe import Recipe, RunOptions
@@ -149,7 +161,7 @@ def _check_output(folder: Path, *, drawn: bool) -> bool:
 
 
 def _with_progress(work: Callable[..., PrecisionStudy]) -> PrecisionStudy:
-    from tailwise.cli.progress import progress_bar
+    from tailwise.cli.progress_bar import progress_bar
 
     with progress_bar() as show:
         try:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.arguments import Device, Json, Workers, comma_list, solver_to_stderr
 from tailwise.cli.plan_shared import TRY, Layers, Roles, Samples, Seed, Window, audit_of, saying
+from tailwise.cli.shared_options import Device, Json, Workers, comma_list, solver_to_stderr
 from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:

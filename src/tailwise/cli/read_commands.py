@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.arguments import Json, Output, Rows, comma_list
+from tailwise.cli.shared_options import Json, Output, Rows, comma_list
 from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.arguments import (
+from tailwise.cli.shared_options import (
     CONV,
     DEVICE,
     HOW,

@@ -17,7 +17,7 @@ from tailwise.compression.plans.patterns import UNSTRUCTURED
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.rank_correlation import depth_correlation
 from tailwise.compression.trying.auto import Search, auto
-from tailwise.compression.trying.blend import plan_blend
+from tailwise.compression.trying.blend_search import plan_blend
 from tailwise.compression.trying.refine import Best, refined
 from tailwise.compression.trying.scored import PlanScorer, Scored
 from tailwise.compression.trying.sensitivity import levels_of, measured_losses
