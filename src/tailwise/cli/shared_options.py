@@ -55,7 +55,7 @@ class Option:
     """A row: the parameter, the kind of its values, its default, and what help says of it.
 
     `kind` is a type, or an `Annotated` one that several commands share. In help, `{pruners}` and its like stand for
-    names of a registry (`help_texts`).
+    names of a registry (`filled_help`).
     """
 
     name: str
