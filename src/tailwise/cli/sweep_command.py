@@ -28,7 +28,6 @@ from tailwise.cli.shared_options import (
 )
 from tailwise.core.recipe import Recipe, RunOptions
 from tailwise.history.sweep.status import PRICE
-from tailwise.history.sweep.sweeping import SweepListener
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from tailwise.history.sweep.catalogue import ClaimedModel
     from tailwise.history.sweep.one_model import ModelOutcome
     from tailwise.history.sweep.status import SweepStatus
-    from tailwise.history.sweep.sweeping import Sweep
+    from tailwise.history.sweep.sweeping import Sweep, SweepListener
 
 
 _WHAT, _OUT, _WHERE = "What to measure", "Output", "Where"
@@ -214,6 +213,7 @@ def screen(look: Callable[[], SweepStatus], *, stderr: bool) -> Iterator[SweepLi
     """What draws a sweep while the block runs; the dashboard leaves nothing behind."""
     from rich.live import Live
 
+    from tailwise.history.sweep.sweeping import SweepListener
     from tailwise.report.terminal import console
 
     out = console(stderr=stderr)
