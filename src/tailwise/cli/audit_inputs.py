@@ -40,6 +40,14 @@ def is_audit(model: str) -> bool:
         return "provenance.json" in archive.namelist()
 
 
+def tell_where(given: str, audit: Audit) -> None:
+    """Say where the model is read that an audit names, which the user did not, unless it lies on this machine."""
+    if is_audit(given):
+        from tailwise.checkpoints.hub import tell_of_request
+
+        tell_of_request(audit.model, given)
+
+
 def _settings_of(audit: Audit | None) -> dict[str, Any]:
     if audit is None:
         return {}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.audit_inputs import check_text_target, read_all
+from tailwise.cli.audit_inputs import check_text_target, read_all, tell_where
 from tailwise.cli.shared_options import Device, Json, Rows, Workers, comma_list
 from tailwise.cli.store_options import Revisions, Run, Store, only_run, open_store
 from tailwise.core.atomic import write_whole
@@ -66,6 +66,8 @@ def compare(
     first, others = _sides(models, base)
     _check_outputs(outputs, weights, len(others))
     audits = read_all([first, *others], randomize=randomize, device=device, workers=workers)
+    for given, audit in zip([first, *others], audits, strict=True) if weights else ():
+        tell_where(given, audit)
     comparisons: list[Comparison] = []
     for after in audits[1:]:
         one = compare_audits(audits[0], after, level=fdr, metrics=comma_list(metrics) or None)

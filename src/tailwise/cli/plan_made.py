@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from tailwise.cli.audit_inputs import tell_where
 from tailwise.cli.plan_shared import (
     TRY,
     Also,
@@ -166,6 +167,8 @@ def _made(given: Mapping[str, Any], methods: Mapping[str, Any], asked: Any) -> N
     text = text_of(given["calibration"], windows_of(given), given["device"], given["executor"])
     source = Source(given["model"], given["device"], given["workers"], given["history"], given["run"])
     audit, finish = planned_from(source)
+    if text is not None:
+        tell_where(source.model, audit)
     with solver_to_stderr(), saying() as say:
         plan = planned(audit, request, allocator=allocator, text=text, clock=Clock(seconds), say=say)
     deliver(finish(plan), target, given["as_json"], given["rows"])

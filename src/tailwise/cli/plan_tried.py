@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tailwise.cli.audit_inputs import tell_where
 from tailwise.cli.plan_made import SPREAD, Mapping3
 from tailwise.cli.plan_shared import (
     OUT,
@@ -116,6 +117,7 @@ def _tau(**given: Any) -> None:
         raise UsageError("every τ is tried on text, and there is none", fix="give --calibration TEXT")
     values = [number(item, "--taus") for item in comma_list(given["taus"])]
     audit = audit_of(given["model"], given["device"], given["workers"])
+    tell_where(given["model"], audit)
     check_causal_model(audit.model)
     with solver_to_stderr(), saying() as say:
         curve = tau_curve(audit, request, text, taus=values, say=say)

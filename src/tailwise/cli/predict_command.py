@@ -96,6 +96,7 @@ def _of_model(
         request = QuantizeRequest(4.0, formats=comma_list(formats), operator=operator or "rtn", choice=choice)
     text, samples, window, seed, device = where
     audit = audit_of(model, device, workers)
+    tell_where(model, audit)
     check_causal_model(audit.model)
     options = StageOptions(text, samples=samples, window=window, seed=seed, device=device)
     with solver_to_stderr(), saying() as say:
