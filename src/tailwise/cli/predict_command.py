@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tailwise.cli.audit_inputs import tell_where
 from tailwise.cli.plan_shared import TRY, Layers, Roles, Samples, Seed, Window, audit_of, saying
 from tailwise.cli.shared_options import Device, Json, Workers, comma_list, solver_to_stderr
 from tailwise.core.errors import UsageError

@@ -29,7 +29,8 @@ def audit_at(history: History, run: str, step: int) -> tuple[Audit, str]:
         return _of_point(history, run, step), f"step {step} is a monitor's point, without spectra"
     if stored.path is not None and (is_url(stored.path) or stored.path.startswith(_SHARES)):
         # `History.add_audit` keeps places on this machine; whoever wrote this would have it ask an address.
-        why = f"the store names {one_line(stored.path)[:200]} for them, which is asked for nothing; compare it by its name"
+        named = one_line(stored.path)[:200]
+        why = f"the store names {named} for them, which is asked for nothing; compare it by its name"
     elif stored.path is not None:
         try:
             saved = Audit.load(stored.path)
