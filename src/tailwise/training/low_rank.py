@@ -39,7 +39,7 @@ def spectral_norm(inner: torch.Tensor) -> torch.Tensor:
     return size * ((power * gram).sum() / weights).clamp_min(0.0).sqrt()
 
 
-def change(now: Factors, before: Factors) -> torch.Tensor:
+def squared_change(now: Factors, before: Factors) -> torch.Tensor:
     """‖L·R − L₀·R₀‖²_F, shape (): a product of rank 2r, of (L − L₀, L₀) and (R; R − R₀).
 
     The differences come first, so that a small step is not lost in the size of what it moves.

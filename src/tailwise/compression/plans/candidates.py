@@ -13,7 +13,7 @@ from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import doubt, value_of
 from tailwise.checkpoints.beside import TOWERS, tower_beside
 from tailwise.checkpoints.orientation import INPUTS, OUTPUTS
-from tailwise.compression.plans.packed_rows import is_packed, tensor_of
+from tailwise.compression.plans.bits import is_packed, tensor_of
 from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.site import Site
 from tailwise.core.errors import AS_NUMBERS, UsageError, unknown_name

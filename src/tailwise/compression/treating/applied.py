@@ -12,7 +12,7 @@ from tailwise.compression.plans.bits import bits_of
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import Matrices
-from tailwise.compression.treating.layer_matrices import as_matrices
+from tailwise.compression.treating.treated import as_matrices
 from tailwise.number_formats.grid import ValueGrid
 
 if TYPE_CHECKING:
@@ -120,10 +120,10 @@ class Applied:
         }
 
 
-def weighted_mean(found: list[tuple[int, float]]) -> float:
+def weighted_mean(weighted: list[tuple[int, float]]) -> float:
     """Mean of (weight, value); 0 where there is none."""
-    total = sum(size for size, _ in found)
-    return sum(size * value for size, value in found) / total if total else 0.0
+    total = sum(size for size, _ in weighted)
+    return sum(size * value for size, value in weighted) / total if total else 0.0
 
 
 def read_back(plan: Plan, source: Checkpoint, written: Checkpoint, grids: Grids) -> tuple[Reached, ...]:

@@ -134,8 +134,8 @@ class Diagnosis:
     @property
     def worst(self) -> Severity | None:
         """The highest severity found."""
-        found = [SEVERITIES.index(finding.severity) for finding in self.findings]
-        return SEVERITIES[max(found)] if found else None
+        severities = [SEVERITIES.index(finding.severity) for finding in self.findings]
+        return SEVERITIES[max(severities)] if severities else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""

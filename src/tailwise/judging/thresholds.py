@@ -1,9 +1,9 @@
-"""Every number that a rule compares with, in one table that a TOML file can override."""
+"""Every number that a rule on audits or on runs compares with, in one table that a TOML file can override."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ class Threshold:
 
 
 _BENCH = "chosen on the tuning seeds of benchmarks/sick_models.py"
-
 _REAL = "chosen on the tuning models of benchmarks/verdict.py"
+_TUNED = "chosen on the tuning seeds of benchmarks/training.py"
+_RUNS = "chosen on the calibration runs of benchmarks/training_alarms.py"
 
 TABLE = (
     Threshold("significance", 0.05, "false-discovery rate", "convention; Benjamini-Hochberg over all tests of a rule",
@@ -78,20 +79,21 @@ TABLE = (
     Threshold("over_trained_least", 4, "layers", f"a quarter of two layers is no pattern; {_REAL}", ("TW204",)),
     Threshold("fit_max_distance", 1.0, "times the D that 95 % of power laws with such a tail do not exceed",
               "the definition of a trusted fit",
-              ("TW203", "TW204", "TW402", "TW501")),
+              ("TW203", "TW204", "TW402", "TW501", "TW709")),
     Threshold("fit_max_share", 0.5, "share of eigenvalues", "a tail of more than half the spectrum is the bulk",
               ("TW203", "TW402", "TW502")),
     Threshold("fit_min_tail", N_MIN, "eigenvalues", "the definition of a trusted fit",
-              ("TW203", "TW204", "TW402")),
+              ("TW203", "TW204", "TW402", "TW709")),
     Threshold("rival_p", 0.05, "p of Vuong's test", "convention; Clauset et al. 2009 use 0.1",
               ("TW203", "TW204", "TW402", "TW501")),
     Threshold("traps", 3, "traps", "noise gives 0.01 on average, Student-t entries of 4 degrees of freedom a few",
-              ("TW205",)),
+              ("TW205", "TW710")),
     Threshold("collapse_alpha_hill", 1.75, "alpha_hill", f'the alpha manual\'s "near 1"; {_BENCH}', ("TW301",)),
     Threshold("collapse_scale", 0.5, "log10 λ_max", "a spectral norm 1.8 times that of its peers", ("TW301",)),
     Threshold("collapse_runaway", 1.5, "log10 λ_max", "a spectral norm 5.6 times that of its peers: no α is asked",
               ("TW301",)),
-    Threshold("collapse_stable_rank", 1.5, "stable rank", "one direction carries two thirds of the energy", ("TW301",)),
+    Threshold("collapse_stable_rank", 1.5, "stable rank", "one direction carries two thirds of the energy",
+              ("TW301", "TW706")),
     Threshold("collapse_single", 1.1, "stable rank", "one direction carries nine tenths of the energy: no peer asked",
               ("TW301",)),
     Threshold("collapse_rank_share", 0.5, "share of peers", "half the stable rank of its role", ("TW301",)),
@@ -130,6 +132,65 @@ TABLE = (
     Threshold("rank_loss_share", 0.05, "share of directions", "bf16 rounding hides single ones in healthy matrices",
               ("TW603",)),
     Threshold("erg_share", 0.5, "share of eigenvalues", "the two tails differ by half the spectrum", ("TW402",)),
+    Threshold("clear_after", 3, "points", "an alarm that flickers is one alarm",
+              ("TW701", "TW702", "TW703", "TW704", "TW705", "TW706", "TW707", "TW708", "TW709", "TW710", "TW711",
+               "TW712", "TW713")),
+    Threshold("clear_after_losses", 50, "steps", "the same, of losses between points", ("TW701", "TW702")),
+    Threshold("change_z", 6.0, "robust sd", "against earlier changes over as many points of the same layer; " + _TUNED,
+              ("TW703", "TW706", "TW707")),
+    Threshold("unit_gain", 1.0, "spectral norm", "a layer below it makes all that it is given smaller; "
+              "Yang, Simon & Bernstein 2023, arXiv:2310.17813, have about 1 for layers that learn",
+              ("TW703", "TW704", "TW706", "TW707")),
+    Threshold("fewest_changes", 10, "points", f"the warm-up is over by then; {_TUNED}", ("TW703", "TW704", "TW706")),
+    Threshold("spike_z", 6.0, "robust sd", "median and MAD of the last points' loss; batches differ; " + _TUNED,
+              ("TW702",)),
+    Threshold("spike_share", 0.1, "share of the loss", "smaller rises are within what batches differ by", ("TW702",)),
+    Threshold("spike_alone", 3.0, "times", "one odd batch must stand out as many times as far as five in a row",
+              ("TW702",)),
+    Threshold("lone_floor", 0.2, "share of the first loss", f"near zero, one example of a batch is as much; {_RUNS}",
+              ("TW702",)),
+    Threshold("loss_floor", 0.1, "share of the first loss", f"near zero one batch is many times another; {_TUNED}",
+              ("TW702", "TW711", "TW712")),
+    Threshold("growth", 2.0, "times", f"healthy layers take more points to double; {_RUNS}", ("TW703",)),
+    Threshold("blow_up", 6.0, "times", f"healthy layers grow less even in the warm-up; {_TUNED}", ("TW703",)),
+    Threshold("blow_up_frobenius", 3.0, "times", f"early on one direction may grow fast, not all of W; {_TUNED}",
+              ("TW703",)),
+    Threshold("large_update", 0.08, "‖ΔW‖/‖W‖", f"a rule of thumb is 0.001, healthy starts reach 0.05; {_TUNED}",
+              ("TW704",)),
+    Threshold("young_update", 6.0, "parts of the age", f"of what began at zero, with a warm-up; {_RUNS}", ("TW704",)),
+    Threshold("young_walk", 1.0, "parts of √age", "of what began at zero and goes to and fro, as by SGD near its end: "
+              f"‖W‖ is as the root of its age; {_RUNS}", ("TW704",)),
+    Threshold("young_floor", 0.025, "‖ΔW‖/‖W‖", f"however old it is; {_RUNS}", ("TW704",)),
+    Threshold("young_growth", 1.5, "times", f"of what began at zero, beside what its age explains; {_RUNS}",
+              ("TW703",)),
+    Threshold("jump_floor", 0.005, "‖ΔW‖/‖W‖", f"a layer that wakes up moves by many times next to nothing; {_RUNS}",
+              ("TW704",)),
+    Threshold("update_jump", 5.0, "times", f"beside the largest of ten points before; {_RUNS}", ("TW704",)),
+    Threshold("lost_share", 0.3, "share of ‖W‖_F", f"trained weights keep more than that; {_RUNS}", ("TW713",)),
+    Threshold("still_share", 0.01, "share of the median", '"not moving" beside layers that do', ("TW705",)),
+    Threshold("moved_share", 0.1, "share of the median", "a layer that has never moved was frozen on purpose",
+              ("TW705",)),
+    Threshold("fewest_layers", 4, "layers", "a median of others needs a few", ("TW705", "TW708")),
+    Threshold("rank_fall", 2.5, "times", f"healthy layers come to half of it; {_RUNS}", ("TW706",)),
+    Threshold("entropy_rise", 0.25, "nats", f"an effective rank a fifth smaller in a few points; {_TUNED}", ("TW707",)),
+    Threshold("stall_share", 0.02, "share of the median", f"of what α of the others moved by; {_TUNED}", ("TW708",)),
+    Threshold("stall_median", 0.1, "α", "where all of them rest, none has stalled, and what never moved by it neither",
+              ("TW708",)),
+    Threshold("band_low", 2.0, "alpha", "HT-SR band (Martin, Peng & Mahoney 2021), as in TW204", ("TW709",)),
+    Threshold("band_high", 6.0, "alpha", "HT-SR band (Martin, Peng & Mahoney 2021), as in TW203", ("TW709",)),
+    Threshold("band_high_muon", 8.0, "alpha", f"under Muon healthy α reach 6.6 (98th percentile); {_RUNS}",
+              ("TW709",)),
+    Threshold("band_z", 4.0, "standard errors", f"small healthy models end just below 2; {_TUNED}", ("TW709",)),
+    Threshold("tail_share", 0.5, "share of the rank", f"a fit to more of a spectrum is of its bulk; {_RUNS}",
+              ("TW709",)),
+    Threshold("memorised_share", 0.02, "share of the first loss", "text and images leave more to learn than that",
+              ("TW711",)),
+    Threshold("learned_share", 0.2, "share of the first loss", f"a held-out loss that fell as far; {_RUNS}",
+              ("TW711",)),
+    Threshold("held_gap", 0.2, "share of the held-out loss", f"of which the training loss is below it; {_RUNS}",
+              ("TW711",)),
+    Threshold("eval_rise", 0.05, "share of the lowest", "less is not worth a word", ("TW712",)),
+    Threshold("eval_z", 5.0, "robust sd", f"the lowest of many is low by chance; {_RUNS}", ("TW712",)),
 )  # fmt: skip
 
 DEFAULTS: Mapping[str, Threshold] = {item.name: item for item in TABLE}
@@ -137,19 +198,27 @@ DEFAULTS: Mapping[str, Threshold] = {item.name: item for item in TABLE}
 Overrides = Mapping[str, float] | str | Path | None
 
 
-def resolved(overrides: Overrides = None, defaults: Mapping[str, Threshold] = DEFAULTS) -> dict[str, float]:
-    """Every threshold's value; `overrides` is a mapping or the path of a TOML file with `name = value` lines.
+def resolved(overrides: Overrides = None, rules: Iterable[str] = ()) -> dict[str, float]:
+    """The value of every threshold, or of those that the rules with these codes use.
 
-    Raises `UsageError` for a name that is not in the table or a value that is not a number.
+    `overrides` is a mapping, or the path of a TOML file with `name = value` lines. One file may serve rules on audits
+    and on runs: what others of the table use is passed over in it. Raises `UsageError` for a name that is not in the
+    table, in a mapping for one that none of `rules` uses, and for a value that is not a number.
     """
-    values = {name: item.value for name, item in defaults.items()}
+    codes = set(rules)
+    used = {item.name: item for item in TABLE if not codes or codes.intersection(item.rules)}
+    values = {name: item.value for name, item in used.items()}
     given = _read(Path(overrides)) if isinstance(overrides, str | Path) else dict(overrides or {})
     for name, value in given.items():
-        if name not in defaults:
-            raise unknown_name("threshold", name, defaults)
+        if name not in DEFAULTS:
+            raise unknown_name("threshold", name, used)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UsageError(f"the threshold {name} is {value!r}", fix=f"give a number, e.g. {defaults[name].value:g}")
-        values[name] = float(value)
+            raise UsageError(f"the threshold {name} is {value!r}", fix=f"give a number, e.g. {DEFAULTS[name].value:g}")
+        if name in used:
+            values[name] = float(value)
+        elif not isinstance(overrides, str | Path):
+            others = ", ".join(DEFAULTS[name].rules)
+            raise UsageError(f"the threshold {name} is of {others}, which do not look here", fix="leave it out")
     return values
 
 

@@ -41,9 +41,9 @@ class Tell:
     def __call__(self, step: Step) -> None:
         """Write one line."""
         self.step = step
-        facts = {name: getattr(step, name) for name in ("done", "total", "bytes_done", "bytes_total", "flops_done",
-                                                        "flops_total")}  # fmt: skip
-        line = {"progress": {**facts, "matrix": None if step.row is None else step.row.name}}
+        progress = {name: getattr(step, name) for name in ("done", "total", "bytes_done", "bytes_total", "flops_done",
+                                                           "flops_total")}  # fmt: skip
+        line = {"progress": {**progress, "matrix": None if step.row is None else step.row.name}}
         sys.stderr.write(json.dumps(line) + "\n")
         sys.stderr.flush()
 

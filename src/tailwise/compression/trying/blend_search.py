@@ -10,7 +10,7 @@ from tailwise.compression.choosing.blend import INDICATORS
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.trying.scored import LastJudgement, Scored, rows_of, trials_in_words, verdict
+from tailwise.compression.trying.scored import PlanScorer, Scored, rows_of, trials_in_words, verdict
 
 #: Steps of a weight that are tried, in turn, and shares of τ.
 _STEPS = (0.5, -0.5, 0.25, -0.25)
@@ -25,19 +25,19 @@ Weights = Mapping[str, float]
 class _Blend:
     audit: Audit
     request: Request
-    court: LastJudgement
+    scorer: PlanScorer
     tried: list[Scored]
 
     def scored(self, weights: Weights, tau: float) -> Scored:
-        settings = {"weights": dict(weights), "tau": tau, "statistics": self.court.stage.scores.outlier_ratios}
+        settings = {"weights": dict(weights), "tau": tau, "statistics": self.scorer.stage.scores.outlier_ratios}
         plan = plan_prune(self.audit, replace(self.request, allocator="blend", settings=settings))
-        found = self.court.tried("blend", settings, plan)
-        self.tried.append(found)
-        return found
+        outcome = self.scorer.tried("blend", settings, plan)
+        self.tried.append(outcome)
+        return outcome
 
     @property
     def over(self) -> bool:
-        return self.court.clock.share > _END
+        return self.scorer.clock.share > _END
 
     def alone(self, tau: float) -> list[tuple[Weights, Scored]]:
         """Each indicator by itself, both ways round."""
@@ -62,34 +62,34 @@ class _Blend:
                     moved = {key: value for key, value in moved.items() if value}
                     if not moved:
                         continue
-                    found = self.scored(moved, tau)
-                    if found.loss < best.loss:
-                        weights, best, better = moved, found, True
+                    scored = self.scored(moved, tau)
+                    if scored.loss < best.loss:
+                        weights, best, better = moved, scored, True
                         break
         return weights, best
 
 
-def plan_blend(audit: Audit, request: Request, court: LastJudgement) -> Plan:
+def plan_blend(audit: Audit, request: Request, scorer: PlanScorer) -> Plan:
     """The blend whose plan loses least on the text of the search; its gain is told on text that was kept from it.
 
     First every indicator alone, both ways; then weights are added and changed one at a time, and at last the width τ.
     It is kept whether or not it is ahead of uniform: who wants whatever is best asks for `auto`.
     """
-    uniform = court.opened("uniform", plan_prune(audit, replace(request, allocator="uniform", settings={})))
+    uniform = scorer.opened("uniform", plan_prune(audit, replace(request, allocator="uniform", settings={})))
     given = request.settings.get("tau")
     tau = _TAUS[1] if given is None else float(given)
-    search = _Blend(audit, request, court, [uniform])
+    search = _Blend(audit, request, scorer, [uniform])
     weights, best = min(search.alone(tau), key=lambda item: item[1].loss)
     weights, best = search.climbed(weights, best, tau)
     for other in _TAUS if given is None else ():
         if other != tau and not search.over:
             best = min(best, search.scored(weights, other), key=lambda item: item.loss)
-    court.judge([uniform, best])
-    court.stage.trial.restore()
+    scorer.judge([uniform, best])
+    scorer.stage.trial.restore()
     notes = (
         *best.plan.notes,
-        verdict(best, uniform, court.stage.trial.material.unit),
-        trials_in_words(court),
-        *court.stage.notes,
+        verdict(best, uniform, scorer.stage.trial.material.unit),
+        trials_in_words(scorer),
+        *scorer.stage.notes,
     )
     return best.plan.replace(tried=rows_of(search.tried, best), notes=tuple(dict.fromkeys(notes)))
