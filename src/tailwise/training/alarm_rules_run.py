@@ -10,11 +10,13 @@ from statistics import median
 
 from tailwise.judging.diagnosis.medians import robust_scale
 from tailwise.training.alarm_rule import Sign, Signs, alarm_rule
-from tailwise.training.alarm_watch import SHORT, AlarmWatch
+from tailwise.training.alarm_watch import BETWEEN, SHORT, AlarmWatch, Track
 
 _RECENT = 8  # losses that a spike is held against: more of them would hold its fall too
 _FEWEST = 5
 _HELD = 4  # evaluations that show a rise
+_WINDOW, _ENDS = 8, 3  # held-out losses over which a fall is looked for, and those at either end that show it
+_FALL_FLOOR = 0.01  # share of the mean loss that is added to its scatter
 _NORMS = ("loss", "spectral_norm", "frobenius", "frobenius_norm", "log_spectral_norm", "log_norm")
 #: What a point says of a layer that has no spectrum.
 _NOTE = re.compile(r"(\S+) is not measured: (.*\b(?:NaN|Inf)\b.*)")
@@ -24,6 +26,28 @@ _FLOOR = 0.02  # share of the loss below which its scatter is never taken to be
 def _loss_not_finite(watch: AlarmWatch) -> Signs:
     """The loss of a step is NaN or infinite."""
     return {} if math.isfinite(watch.losses.last) else {"": Sign(f"loss is {watch.losses.last}", 1.0, {})}
+
+
+def _loss_rises(watch: AlarmWatch) -> Signs:
+    """The loss jumps, or stands at a higher level."""
+    return _loss_jumps(watch) or _loss_stays_up(watch)
+
+
+def _loss_stays_up(watch: AlarmWatch) -> Signs:
+    """The median of the last 24 losses is above that of the 40 before, against what medians of so many scatter by.
+
+    Neither a batch nor a few of them show it where batches differ by more than the loss rises.
+    """
+    level = watch.losses.level
+    if level is None:
+        return {}
+    rise = level.now - level.before
+    base = max(abs(level.before), watch.limit("lone_floor") * abs(watch.losses.first or 0.0))
+    if rise < max(watch.limit("level_z") * level.error, watch.limit("spike_share") * base):
+        return {}
+    z = rise / level.error
+    says = f"a median of {level.now:.3g} over the last steps, after {level.before:.3g} ({z:.0f} standard errors)"
+    return {"": Sign(says, rise, {"loss": level.now, "median": level.before, "z": z, "since": float(level.since)})}
 
 
 def _loss_jumps(watch: AlarmWatch) -> Signs:
@@ -95,13 +119,13 @@ def not_finite(watch: AlarmWatch) -> Signs:
         "Chowdhery et al. 2022, PaLM (spikes, and skipping batches), arXiv:2204.02311",
         "Wang et al. 2025, AdaGC, arXiv:2502.11034",
     ),
-    each_loss=_loss_jumps,
+    each_loss=_loss_rises,
 )
 def loss_spike(watch: AlarmWatch) -> Signs:
     """The loss stands far above the median of the last ones, against their scatter.
 
-    Of a monitor's every loss counts: four of five in a row, or one that stands out three times as far. Where only
-    points are known, it is the loss of each.
+    Of a monitor's every loss counts: four of five in a row, one that stands out three times as far, or the median of
+    24 steps against that of the 40 before. Where only points are known, it is the loss of each.
     """
     track = watch.scalar("loss")
     if watch.losses.steps or track is None or len(track) <= _FEWEST:
@@ -129,7 +153,8 @@ def loss_spike(watch: AlarmWatch) -> Signs:
 )
 def memorising(watch: AlarmWatch) -> Signs:
     """The training loss has fallen to next to nothing of what it was first, at three points in a row; or it falls on,
-    far below a held-out loss that does not fall any more.
+    far below a held-out loss that does not fall any more; or over eight held-out losses it falls by far more than it
+    scatters by, and the held-out loss by next to nothing of that.
 
     Where a held-out loss is known, and has fallen to a small share of that too, it is learning. Where next to nothing
     is what is wanted and no held-out loss is noted (regression, small classification sets), mute it.
@@ -141,6 +166,8 @@ def memorising(watch: AlarmWatch) -> Signs:
     if held and held.last < watch.limit("learned_share") * watch.first_loss:
         return {}
     evidence = {"loss": track.last, "first": watch.first_loss}
+    if held and (says := _falls_alone(watch, held)):
+        return {"": Sign(says, 1.0, {**evidence, "eval_loss": held.last})}
     if max(recent) <= watch.limit("memorised_share") * watch.first_loss:
         return {"": Sign(f"loss {track.last:.2g}, from {watch.first_loss:.3g}", 1.0, evidence)}
     if held is None or len(held) <= _FEWEST + _HELD:
@@ -154,6 +181,26 @@ def memorising(watch: AlarmWatch) -> Signs:
         return {}
     says = f"loss {track.last:.3g}, and a held-out loss of {held.last:.3g} that does not fall any more"
     return {"": Sign(says, 1.0, {**evidence, "eval_loss": held.last})}
+
+
+def _falls_alone(watch: AlarmWatch, held: Track) -> str:
+    """In words, how far the training loss fell over the last held-out losses that did not follow it; "" where not."""
+    between = watch.track("", BETWEEN)
+    means = dict(zip(between.steps, between.values, strict=True)) if between else {}
+    pairs = [(means[step], value) for step, value in zip(held.steps, held.values, strict=True) if step in means]
+    if len(pairs) < _WINDOW:
+        return ""
+    train, beside = zip(*pairs[-_WINDOW:], strict=True)
+    fall, follows = (median(values[:_ENDS]) - median(values[-_ENDS:]) for values in (train, beside))
+    floor = watch.limit("loss_floor") * (watch.first_loss or 0.0)
+    # As shares of where they stand, so that a loss near zero does not count for more than it is.
+    own, theirs = fall / max(train[-1], floor), follows / max(beside[-1], floor)
+    noise = _scatter(train) + _FALL_FLOOR * abs(train[-1])
+    if own < watch.limit("alone_fall") or fall < watch.limit("alone_z") * noise:
+        return ""
+    if theirs > watch.limit("follows_share") * own:
+        return ""
+    return f"the training loss fell by {fall:.3g} to {train[-1]:.3g}, the held-out one by {follows:.2g}"
 
 
 @alarm_rule(

@@ -13,6 +13,7 @@ _FLOOR = 0.05  # of ln σ: changes that any layer is allowed
 _ROW = 2  # points in a row, since a single step may be odd
 _USUAL = 10  # steps between the points that the bounds are from
 PAST = 10  # points that a jump of the updates is held against
+_FEWEST = 5  # of them, of a layer beside others
 
 
 @alarm_rule(
@@ -119,7 +120,7 @@ def large_updates(watch: AlarmWatch) -> Signs:
     fro; a layer that makes what it is given smaller is held against the norm at which it would not. The second is a
     warning.
     """
-    signs = {}
+    signs = dict(_beside_others(watch))
     for layer, (track,) in watch.now("update_ratio").items():
         if len(track) < _ROW:
             continue
@@ -138,6 +139,30 @@ def large_updates(watch: AlarmWatch) -> Signs:
             says = f"‖ΔW‖/‖W‖ of {track.last:.3g} a step, {least / max(past):.0f} times what it was at most"
             evidence = {"update_ratio": track.last, "before": max(past)}
             signs[layer] = Sign(says, least, evidence, "update_ratio", severity="warning")
+    return signs
+
+
+def _beside_others(watch: AlarmWatch) -> Signs:
+    """Parts of adapters that at two points in a row move by more, of what the median of their kind moves by, than ever.
+
+    All of a kind slow down together as they grow and as the rate falls, so that one of them stands out far sooner
+    beside the others than beside what it was.
+    """
+    signs = {}
+    for kind, tracks in _kinds(watch).items():
+        if not kind or len(tracks) < watch.limit("fewest_layers"):
+            continue
+        typical = [median(track.ago(points) for track in tracks.values()) for points in range(_ROW + PAST)]
+        for layer, track in tracks.items():
+            shares = [track.ago(points) / usual for points, usual in enumerate(typical[: len(track)]) if usual > 0]
+            now, past = shares[:_ROW], shares[_ROW:]
+            if len(past) < _FEWEST or min(track.ago(points) for points in range(_ROW)) <= track.ago(_ROW):
+                continue
+            if min(now) >= watch.limit("beside_jump") * max(past) > 0:
+                says = (f"‖ΔW‖/‖W‖ of {track.last:.3g} a step, {now[0]:.2g} times the median of its kind after "
+                        f"{max(past):.2g} at most")  # fmt: skip
+                evidence = {"update_ratio": track.last, "share": now[0], "before": max(past)}
+                signs[layer] = Sign(says, min(now) / max(past), evidence, "update_ratio", severity="warning")
     return signs
 
 
@@ -179,11 +204,18 @@ def stopped(watch: AlarmWatch) -> Signs:
 
     The factors of adapters are held against one another: the first moves far less than the second.
     """
-    every = {layer: track for layer, (track,) in watch.now("update_ratio").items() if len(track) > _ROW}
-    kinds: dict[str, dict[str, Track]] = {}
-    for layer, track in every.items():
-        kinds.setdefault(_kind(watch, layer), {})[layer] = track
+    kinds = _kinds(watch)
+    every = {layer: track for tracks in kinds.values() for layer, track in tracks.items()}
     return {layer: sign for tracks in kinds.values() for layer, sign in _still(watch, tracks, every).items()}
+
+
+def _kinds(watch: AlarmWatch) -> dict[str, dict[str, Track]]:
+    """The update ratios of this point, by what moves alike."""
+    kinds: dict[str, dict[str, Track]] = {}
+    for layer, (track,) in watch.now("update_ratio").items():
+        if len(track) > _ROW:
+            kinds.setdefault(_kind(watch, layer), {})[layer] = track
+    return kinds
 
 
 def _kind(watch: AlarmWatch, layer: str) -> str:

@@ -18,7 +18,19 @@ PAST, SHORT = 64, 5  # losses that a rise is held against, and those that show i
 FEWEST = 20
 _LEVEL = 16  # losses whose median is where the run stands
 _RENEWED = 8  # steps after which what is usual is computed anew
+_NOW = 24  # losses whose median is held against that of those before them in PAST
+_OF_MEDIAN = math.sqrt(math.pi / 2)  # standard deviation of a median of normal values, over that of their mean
 _FLOOR = 0.02  # share of the loss below which its scatter is never taken to be
+
+
+@dataclass(frozen=True)
+class Level:
+    """Where the last losses stand, and where those before them stood."""
+
+    now: float  # medians
+    before: float
+    error: float  # standard error of their difference
+    since: int  # step of the first of the last ones
 
 
 class LossTrack:
@@ -30,6 +42,8 @@ class LossTrack:
         self.first: float | None = None
         self.step, self.last = 0, 0.0  # of the last, whatever it is
         self.usual: tuple[float, float] | None = None  # median and scatter before the last few
+        self.level: Level | None = None
+        self._sum, self._count = 0.0, 0  # since the last held-out loss
         self._since = 0
 
     def add(self, step: int, value: float) -> None:
@@ -37,10 +51,12 @@ class LossTrack:
         while self.steps and self.steps[-1] >= step:
             self.steps.pop()
             self.values.pop()
+            self.level = None
         self.step, self.last = step, value
         if not math.isfinite(value):
             return
         self.first = value if self.first is None else self.first
+        self._sum, self._count = self._sum + value, self._count + 1
         self.steps.append(step)
         self.values.append(value)
         self._since += 1
@@ -51,6 +67,23 @@ class LossTrack:
             middle = median(past[-_LEVEL:])
             _, scatter = robust_scale(steps, math.sqrt(2) * (_FLOOR * abs(middle) + 1e-6))
             self.usual, self._since = (middle, scatter / math.sqrt(2)), 0
+            self.level = self._levels() if len(self.values) >= PAST else None
+
+    def mean(self) -> float:
+        """The mean since this was last asked; NaN where there was no loss."""
+        mean = self._sum / self._count if self._count else math.nan
+        self._sum, self._count = 0.0, 0
+        return mean
+
+    def _levels(self) -> Level:
+        values = list(self.values)
+        recent, past = values[-_NOW:], values[-PAST:-_NOW]
+        now, spread = robust_scale(recent, 0.0)
+        before = median(past)
+        _, steps = robust_scale([b - a for a, b in pairwise(past)], 0.0)
+        scatter = max(spread, steps / math.sqrt(2), _FLOOR * abs(before) + 1e-6)
+        error = _OF_MEDIAN * scatter * math.sqrt(1 / len(recent) + 1 / len(past))
+        return Level(now, before, error, self.steps[-_NOW])
 
     @property
     def recent(self) -> list[float]:
@@ -70,6 +103,8 @@ SPAN = 3
 #: What is kept whichever rules are asked: they look at it where it is there, and do without.
 BESIDE = frozenset({"spectral_norm", "stable_rank", "update_ratio"})
 BESIDE_SCALARS = frozenset({"loss", "eval_loss"})
+#: A track of the whole model: the mean training loss from one held-out loss to the next.
+BETWEEN = "loss between held-out losses"
 _MOVES = 0.1
 _LARGEST = 600.0  # of a logarithm, before its power leaves float64
 _OUTSIDE = frozenset({"embed", "pos_embed", "codebook", "lm_head", "classifier", "patch_out", "regressor"})
@@ -203,6 +238,11 @@ class AlarmWatch:
         if self.first_point_loss is None and math.isfinite(loss):
             self.first_point_loss = loss
         self._add("", point.step, ((key, point.scalars[key]) for key in self.scalars & point.scalars.keys()))
+        if math.isfinite(point.scalars.get("eval_loss", math.nan)):
+            mean = self.losses.mean()
+            last = self.track("", "loss")
+            mean = mean if math.isfinite(mean) else last.last if last else math.nan
+            self._add("", point.step, [(BETWEEN, mean)])
 
     def _add(self, layer: str, step: int, values: Iterable[tuple[str, float]]) -> None:
         assert self.point is not None  # noqa: S101 - called from `take`
