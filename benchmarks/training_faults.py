@@ -33,14 +33,14 @@ FAULTS = ("rate × 30", "rate × 30 for 20 steps", "gradient off", "layer zeroed
 OF_A_LAYER = ("gradient off", "layer zeroed", "layer grows", "head grows", "rank one grows", "Inf", "NaN")
 
 #: Of a piece's name, by which layers are drawn. The earlier runs were held out until the rules were mended on them.
-PREFIXES = {"calibration": "calibration", "earlier": "held-out", "held out": "fresh"}
+PREFIXES = {"calibration": "calibration", "earlier": "held-out", "held out": "fresh", "adapters": "adapters"}
 
 
 @dataclass(frozen=True)
 class Piece:
     """One healthy training, and the faults that branch off from it."""
 
-    split: str  # calibration or earlier: thresholds are set on them; held out: the tables are made of it
+    split: str  # calibration or earlier: thresholds are set on them; held out and adapters: the tables are made of it
     model: str
     kind: str  # full or lora
     optimizer: str
@@ -362,6 +362,8 @@ def runs_of(folder: Path, piece: Piece):
 
 def pieces(split: str) -> list[Piece]:
     """All of a split; the faults take turns."""
+    if split == "adapters":
+        return _adapters()
     return _fresh() if split == "held out" else _older(split)
 
 
@@ -406,4 +408,18 @@ def _fresh() -> list[Piece]:
                 faults = tuple(possible[: 1 + len(found) % 2])
                 asked = [fault for fault in asked if fault not in faults] + list(faults)
                 found.append(Piece("held out", model, kind, optimizer, schedule, seed, faults))
+    return found
+
+
+def _adapters() -> list[Piece]:
+    """LoRA on models that no rule was chosen on, at ranks and seeds of their own; each fault in turn, three a piece."""
+    asked = [fault for fault in FAULTS if fault not in ("Inf", "NaN", "head grows")]
+    found: list[Piece] = []
+    for seed in range(300, 303):
+        for schedule in ("constant", "warm-up", "plateau"):
+            for optimizer in ("adamw", "sgd", "muon"):
+                for model in ("neox", "mixer"):
+                    faults = tuple(asked[:3])
+                    asked = asked[3:] + asked[:3]
+                    found.append(Piece("adapters", model, "lora", optimizer, schedule, seed, faults))
     return found

@@ -122,12 +122,22 @@ def _plain_cnn() -> nn.Module:
                          nn.Flatten(), nn.Linear(112, 48), nn.ReLU(), nn.Dropout(0.1), nn.Linear(48, 10))  # fmt: skip
 
 
+def _neox() -> nn.Module:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    return GPTNeoXForCausalLM(GPTNeoXConfig(
+        vocab_size=VOCABULARY, hidden_size=40, num_hidden_layers=3, num_attention_heads=4, intermediate_size=112,
+        max_position_embeddings=LENGTH, use_parallel_residual=True, bos_token_id=0, eos_token_id=0,
+    ))  # fmt: skip
+
+
 MODELS = {"llama": _llama, "gpt2": _gpt2, "vit": _vit, "mlp": _mlp, "cnn": _cnn, "deep mlp": _deep_mlp,
           "resnet": _resnet, "deep gpt2": _deep_gpt2, "wide vit": _wide_vit, "mixer": _Mixer,
-          "plain cnn": _plain_cnn}  # fmt: skip
-WORDS = ("llama", "gpt2", "deep gpt2")
+          "plain cnn": _plain_cnn, "neox": _neox}  # fmt: skip
+WORDS = ("llama", "gpt2", "deep gpt2", "neox")
 _GPT2_TARGETS, _VIT_TARGETS = ["c_attn", "c_fc"], r".*(q_proj|v_proj|query|value|fc1|intermediate\.dense)"
 TARGETS = {"llama": ["q_proj", "v_proj", "up_proj", "down_proj"], "gpt2": _GPT2_TARGETS, "vit": _VIT_TARGETS,
-           "deep gpt2": _GPT2_TARGETS, "wide vit": _VIT_TARGETS}  # fmt: skip
+           "deep gpt2": _GPT2_TARGETS, "wide vit": _VIT_TARGETS, "mixer": r".*(places|channels)\.\d\.[02]",
+           "neox": ["query_key_value", "dense", "dense_4h_to_h"]}  # fmt: skip
 #: Of adapters, by the seed.
-RANKS = {"held out": (2, 6, 12)}
+RANKS = {"held out": (2, 6, 12), "adapters": (1, 3, 10)}
