@@ -6,8 +6,10 @@ import math
 import random
 
 from tailwise.history.point import Point
+from tailwise.training.alarms import Alarms
 
 LAYERS = tuple(f"model.layers.{i}.mlp.up_proj" for i in range(6))
+ONE = LAYERS[2]
 
 
 def healthy(step, layer=0, noise=0.0):
@@ -35,3 +37,28 @@ def point(step, changes=None, *, run="r", scalars=None, notes=(), layers=LAYERS)
 
 def healthy_run(count=30, every=10, **named):
     return [point(step, **named) for step in range(0, count * every, every)]
+
+
+def sick(changes, *, start=200, count=30, **named):
+    """A healthy run whose points from step `start` on have `changes` (a function of the step, or fixed)."""
+    made = healthy_run(start // 10)
+    for step in range(start, count * 10, 10):
+        found = changes(step) if callable(changes) else changes
+        made.append(point(step, found, **{key: (v(step) if callable(v) else v) for key, v in named.items()}))
+    return made
+
+
+def codes(points, **named):
+    return {alarm.rule for alarm in Alarms(**named).replay(points)}
+
+
+def only(points, code):
+    """The alarms, which are all of one rule."""
+    found = Alarms().replay(points)
+    assert {alarm.rule for alarm in found} == {code}
+    return found
+
+
+def as_run(layers, count=30, every=10, first=0):
+    return [Point("r", step, "full", float(step), layers(step), {"loss": loss(step)})
+            for step in range(first, count * every, every)]  # fmt: skip

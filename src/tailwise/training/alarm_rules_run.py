@@ -166,21 +166,26 @@ def memorising(watch: AlarmWatch) -> Signs:
     if held and held.last < watch.limit("learned_share") * watch.first_loss:
         return {}
     evidence = {"loss": track.last, "first": watch.first_loss}
-    if held and (says := _falls_alone(watch, held)):
-        return {"": Sign(says, 1.0, {**evidence, "eval_loss": held.last})}
     if max(recent) <= watch.limit("memorised_share") * watch.first_loss:
         return {"": Sign(f"loss {track.last:.2g}, from {watch.first_loss:.3g}", 1.0, evidence)}
-    if held is None or len(held) <= _FEWEST + _HELD:
+    if held is None:
         return {}
-    gap, values = held.last - max(recent), list(held.values)
-    wide = max(watch.limit("held_gap") * held.last, watch.limit("loss_floor") * watch.first_loss)
+    says = _stands_below(watch, held, max(recent)) or _falls_alone(watch, held)
+    return {"": Sign(says, 1.0, {**evidence, "eval_loss": held.last})} if says else {}
+
+
+def _stands_below(watch: AlarmWatch, held: Track, loss: float) -> str:
+    """In words, that the training loss is far below a held-out loss that stands still; "" where not."""
+    if len(held) <= _FEWEST + _HELD:
+        return ""
+    gap, values = held.last - loss, list(held.values)
+    wide = max(watch.limit("held_gap") * held.last, watch.limit("loss_floor") * (watch.first_loss or 0.0))
     now, before = median(values[-_HELD:]), median(values[-2 * _HELD : -_HELD])
     rises = now > before * (1 + watch.limit("eval_rise") / 5)  # which is TW712's to say
     falls = min(values[-_HELD:]) < min(values[:-_HELD]) - watch.limit("held_gap") / 10 * gap
     if gap < wide or rises or falls:
-        return {}
-    says = f"loss {track.last:.3g}, and a held-out loss of {held.last:.3g} that does not fall any more"
-    return {"": Sign(says, 1.0, {**evidence, "eval_loss": held.last})}
+        return ""
+    return f"loss {loss:.3g}, and a held-out loss of {held.last:.3g} that does not fall any more"
 
 
 def _falls_alone(watch: AlarmWatch, held: Track) -> str:
@@ -198,9 +203,11 @@ def _falls_alone(watch: AlarmWatch, held: Track) -> str:
     noise = _scatter(train) + _FALL_FLOOR * abs(train[-1])
     if own < watch.limit("alone_fall") or fall < watch.limit("alone_z") * noise:
         return ""
-    if theirs > watch.limit("follows_share") * own:
+    rises = -follows > watch.limit("eval_rise") * beside[-1]  # which is TW712's to say
+    if rises or theirs > watch.limit("follows_share") * own:
         return ""
-    return f"the training loss fell by {fall:.3g} to {train[-1]:.3g}, the held-out one by {follows:.2g}"
+    return (f"loss {train[-1]:.3g}, down by {fall:.3g}, and a held-out loss of {held.last:.3g} that does not fall any "
+            f"more with it ({-follows:+.2g})")  # fmt: skip
 
 
 @alarm_rule(
