@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from alarm_points import as_run
 
+from tailwise.training.alarm_watch import AlarmWatch, factor_of
 from tailwise.training.alarms import Alarms
 
 
@@ -114,3 +116,26 @@ def test_a_factor_whose_gradient_is_off_is_named(factor):
 
     (found,) = Alarms().replay(as_run(layers))
     assert (found.rule, found.layers, found.step) == ("TW705", (ill,), 220)
+
+
+def renamed(points, names):
+    return [replace(one, layers={names(name): values for name, values in one.layers.items()}) for one in points]
+
+
+NAMINGS = {
+    "injected": lambda name: name.removeprefix("base_model.model."),
+    "fused": lambda name: name if name.startswith("base_model") else f"{name}#q",
+    "one's own": lambda name: (name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".default", "")
+                               .replace("lora_A", "lora_a").replace("lora_B", "lora_b")
+                               if name.startswith("base_model") else f"{name}#lora"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_adapters_are_known_under_other_names_too_where_they_are_not_seen_from_their_beginning(naming):
+    healthy = renamed(as_run(adapted(), first=200), NAMINGS[naming])
+    assert Alarms().replay(healthy) == []
+    watch = AlarmWatch(frozenset(), frozenset(), {})
+    watch.take(healthy[0])
+    changes = {layer for layer in healthy[0].layers if watch.adapts(layer) and not factor_of(layer)}
+    assert changes == {NAMINGS[naming](f"model.layers.{i}.q_proj") for i in range(6)}

@@ -100,3 +100,65 @@ def test_a_layer_whose_product_begins_at_zero_has_norms_and_then_ratios(kept):
     assert first == {"frobenius_norm": 0.0, "spectral_norm": 0.0}
     assert then["update_ratio"] == pytest.approx(1.0)
     assert 1.0 <= then["stable_rank"] <= 2.0
+
+
+def watched(model, kept):
+    """The last cheap point of two steps in which all that is called lora moves."""
+    with tw.Monitor(model, every=2, full_every=2, at_start=False, sinks=[kept], max_overhead=1.0) as monitor:
+        for _ in range(2):
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if "lora" in name:
+                        parameter.add_(0.01 * torch.randn_like(parameter))
+            monitor.step()
+    assert monitor.report().errors == ()
+    return kept.of("cheap")[-1].layers
+
+
+def test_an_adapter_that_was_injected_is_watched_by_the_names_of_the_model(kept):
+    peft = pytest.importorskip("peft")
+    model = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(24, 40), "v_proj": torch.nn.Linear(24, 40)})
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj"]), model)
+    layers = watched(model, kept)
+    made = model["q_proj"].get_delta_weight("default").detach()
+    assert layers["q_proj"]["frobenius_norm"] == pytest.approx(float(made.norm()), rel=1e-5)
+    assert {"q_proj.lora_A.default", "q_proj.lora_B.default", "q_proj.base_layer", "v_proj"} < set(layers)
+
+
+@pytest.mark.parametrize(("target", "factor"), [("emb", "lora_embedding_A"), ("conv", "lora_A")])
+def test_embeddings_and_convolutions_have_low_rank_changes_too(kept, target, factor):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base = torch.nn.ModuleDict({"emb": torch.nn.Embedding(50, 24), "conv": torch.nn.Conv2d(8, 16, 3)})
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=[target]))
+    layers = watched(model, kept)
+    made = model.base_model.model[target].get_delta_weight("default").detach()
+    assert layers[target]["frobenius_norm"] == pytest.approx(float(made.norm()), rel=1e-5)
+    assert layers[f"base_model.model.{target}.{factor}.default"]["update_ratio"] > 0
+
+
+class OwnLora(torch.nn.Module):
+    """LoRA as people write it themselves: two parameters beside the weight, or two layers."""
+
+    def __init__(self, modules):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(40, 24), requires_grad=False)
+        if modules:
+            self.lora_a, self.lora_b = torch.nn.Linear(24, 2, bias=False), torch.nn.Linear(2, 40, bias=False)
+            torch.nn.init.zeros_(self.lora_b.weight)
+        else:
+            self.lora_A, self.lora_B = (torch.nn.Parameter(torch.randn(2, 24)), torch.nn.Parameter(torch.zeros(40, 2)))
+
+    def factors(self):
+        return (self.lora_b.weight, self.lora_a.weight) if hasattr(self, "lora_b") else (self.lora_B, self.lora_A)
+
+
+@pytest.mark.parametrize("modules", [False, True], ids=["parameters", "layers"])
+def test_factors_without_peft_are_watched_beside_the_weight_that_they_change(kept, modules):
+    model = torch.nn.ModuleDict({"q": OwnLora(modules)})
+    layers = watched(model, kept)
+    left, right = model["q"].factors()
+    assert layers["q#lora"]["frobenius_norm"] == pytest.approx(float((left @ right).detach().norm()), rel=1e-5)
+    assert layers["q"]["frobenius_norm"] == pytest.approx(float(model["q"].weight.norm()), rel=1e-5)
+    assert layers["q"]["update_ratio"] == 0.0
+    assert len(layers) == 4

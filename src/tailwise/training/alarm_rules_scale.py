@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from statistics import median
 
 from tailwise.training.alarm_rule import Sign, Signs, alarm_rule
-from tailwise.training.alarm_watch import SPAN, AlarmWatch, Track, change, outside
+from tailwise.training.alarm_watch import SPAN, AlarmWatch, Track, change, factor_of, outside
 
 _FLOOR = 0.05  # of ln σ: changes that any layer is allowed
 _ROW = 2  # points in a row, since a single step may be odd
@@ -219,7 +219,7 @@ def _kinds(watch: AlarmWatch) -> dict[str, dict[str, Track]]:
 
 
 def _kind(watch: AlarmWatch, layer: str) -> str:
-    return "A" if ".lora_A" in layer else "B" if ".lora_B" in layer else "change" if watch.adapts(layer) else ""
+    return factor_of(layer) or ("change" if watch.adapts(layer) else "")
 
 
 def _still(watch: AlarmWatch, tracks: Mapping[str, Track], every: Mapping[str, Track]) -> Signs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from statistics import median
 from tailwise.checkpoints.roles import classify
 from tailwise.history.point import OPTIMIZER, Point, Tempo
 from tailwise.judging.diagnosis.medians import robust_scale
+from tailwise.training.live import CHANGE
 
 PAST, SHORT = 64, 5  # losses that a rise is held against, and those that show it
 FEWEST = 20
@@ -108,6 +110,7 @@ BETWEEN = "loss between held-out losses"
 _MOVES = 0.1
 _LARGEST = 600.0  # of a logarithm, before its power leaves float64
 _OUTSIDE = frozenset({"embed", "pos_embed", "codebook", "lm_head", "classifier", "patch_out", "regressor"})
+_FACTOR = re.compile(r"\.lora_(?P<embedding>embedding_)?(?P<side>[ABab]|down|up)(?![a-z])")
 #: Norms that an audit has as logarithms of squares.
 _LOGARITHMS = {"spectral_norm": "log_spectral_norm", "frobenius": "log_norm"}
 
@@ -190,6 +193,18 @@ def change(track: Track, floor: float, fewest: int, scale: Callable[[float], flo
 
 
 @lru_cache(maxsize=1 << 16)
+def factor_of(layer: str) -> str:
+    """ "A" for a factor of an adapter that begins with weights, "B" for one that begins at zero, "" for what is none.
+
+    Of an embedding it is the first that begins at zero.
+    """
+    if (named := _FACTOR.search(layer)) is None:
+        return ""
+    first = named["side"] in ("A", "a", "down")
+    return "A" if first is not bool(named["embedding"]) else "B"
+
+
+@lru_cache(maxsize=1 << 16)
 def outside(layer: str) -> bool:
     """Whether a layer is an embedding or a head by its name."""
     return classify(layer, 2, {}).role in _OUTSIDE
@@ -259,14 +274,16 @@ class AlarmWatch:
             self._born[layer] = step
         elif layer not in self._born:
             # Of an adapter that is not seen from its beginning, the second factor and what both make are as if new.
-            self._born[layer] = step - 1 if ".lora_B" in layer or self._is_change(layer) else None
+            self._born[layer] = step - 1 if factor_of(layer) == "B" or self._is_change(layer) else None
 
     def _is_change(self, layer: str) -> bool:
         """Whether a matrix is what an adapter adds to a weight: adapters have it beside their factors."""
         assert self.point is not None  # noqa: S101 - called from `take`
-        if layer.startswith("base_model.") or ".lora_" in layer:
+        if factor_of(layer) or layer.endswith(".base_layer") or f"{layer}{CHANGE}" in self.point.layers:
             return False
-        return any(other.startswith(f"base_model.model.{layer}.lora_") for other in self.point.layers)
+        module = layer.partition("#")[0]  # parts of a fused projection have one pair of factors
+        starts = f"{module}.lora_", f"base_model.model.{module}.lora_"
+        return any(other.startswith(starts) for other in self.point.layers)
 
     def age(self, layer: str) -> int | None:
         """Steps since a layer was all zeros; None of one that began with weights.
@@ -280,7 +297,7 @@ class AlarmWatch:
 
     def adapts(self, layer: str) -> bool:
         """Whether a layer is a part of an adapter, whose spectrum is of few directions and no sign of anything."""
-        return ".lora_" in layer or self._born.get(layer) is not None
+        return bool(factor_of(layer)) or self._born.get(layer) is not None
 
     def moves(self, layer: str) -> bool:
         """Whether a step moves a layer by a tenth of what the median layer moves by, as far as that was measured."""

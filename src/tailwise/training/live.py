@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tailwise.audits.prepare import Selection
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from tailwise.checkpoints.checkpoint import Checkpoint
 
+#: After the name of a layer: what factors beside its weight add to it.
+CHANGE = "#lora"
 #: What peft puts before the names of the model that it adapts.
 _PEFT = "base_model.model."
 
@@ -107,29 +109,30 @@ class LiveModel:
 
     def _grouped(self, tensors: Tensors) -> tuple[tuple[MatrixGroup, ...], list[str]]:
         self._adapted = {n: _meta(tensor) for n, tensor in tensors.items() if n.endswith(".base_layer.weight")}
-        checkpoint = self._plain({name: _header(tensor) for name, tensor in tensors.items()})
+        # Apart from the weight that they stand beside, of which they would pass for scales.
+        factors = {name: tensor for name, tensor in tensors.items() if _is_factor(name)}
+        checkpoint = self._plain({name: _header(tensor) for name, tensor in tensors.items() if name not in factors})
         checkpoint.shared = {**_shared(tensors), **checkpoint.shared}
         by_tensors: dict[tuple[str, ...], list[MatrixSource]] = {}
         for source in self._taken(checkpoint):
             by_tensors.setdefault(source.tensors, []).append(source)
-        groups = [
-            MatrixGroup(names, tuple(sources), _bytes(names, tensors)) for names, sources in by_tensors.items()
-        ]
-        groups += self._small_factors(tensors)
+        groups = [MatrixGroup(names, tuple(sources), _bytes(names, tensors)) for names, sources in by_tensors.items()]
+        groups += self._factor_groups(factors)
         try:
             groups += self._adapter_group(tensors)
         except TailwiseError as error:
             return tuple(groups), [f"the adapter's updates are not measured: {error.what}"]
         return tuple(groups), []
 
-    def _small_factors(self, tensors: Tensors) -> list[MatrixGroup]:
-        """The factors of an adapter whose rank is below `min_evals`: they have norms, and a step moves them."""
-        small = {name: _header(tensor) for name, tensor in tensors.items()
-                 if _is_factor(name) and tensor.ndim > 1 and tensor.numel()
-                 and min(tensor.shape[0], tensor[0].numel()) < self._recipe.min_evals}  # fmt: skip
-        taken = self._taken(self._plain(small), 1) if small else []
-        return [MatrixGroup(source.tensors, (source,), _bytes(source.tensors, tensors), norms_alone=True)
-                for source in taken]  # fmt: skip
+    def _factor_groups(self, factors: Tensors) -> list[MatrixGroup]:
+        """The factors of adapters: those of a rank below `min_evals` have norms, and a step moves them."""
+        if not factors:
+            return []
+        checkpoint = self._plain({name: _header(factor) for name, factor in factors.items()})
+        checkpoint.shared = {**_shared(factors), **checkpoint.shared}
+        taken = self._taken(checkpoint, 1)
+        return [MatrixGroup(source.tensors, (source,), _bytes(source.tensors, factors),
+                            norms_alone=source.m < self._recipe.min_evals) for source in taken]  # fmt: skip
 
     def _taken(self, checkpoint: Checkpoint, least: int | None = None) -> list[MatrixSource]:
         min_evals = self._recipe.min_evals if least is None else least
@@ -138,18 +141,25 @@ class LiveModel:
 
     def _adapter_group(self, tensors: Tensors) -> list[MatrixGroup]:
         name, settings = _adapter_of(self.module)
-        if not name:
+        own = [tensor for tensor in tensors if _is_factor(tensor, name)]
+        if not own:
             return []
-        own = [tensor for tensor in tensors if ".lora_" in tensor and f".{name}" in tensor]
         if settings.get("use_dora"):  # its updates depend on the weights that they change
             own += [tensor for tensor in tensors if tensor.endswith(".base_layer.weight")]
         sources = self._taken(self._adapter(tensors))
-        return [MatrixGroup(tuple(own), tuple(sources), _bytes(own, tensors), adapter=True)] if own and sources else []
+        if not name:  # factors of one's own stand beside the weight, which has the layer's name
+            sources = [replace(source, name=f"{source.name}{CHANGE}") for source in sources if source.kind == "lora"]
+        return [MatrixGroup(tuple(own), tuple(sources), _bytes(own, tensors), adapter=True)] if sources else []
 
     def _adapter(self, tensors: Tensors) -> Checkpoint:
-        """The updates s·B·A of the active adapter, by the names of the model that it adapts."""
+        """The updates s·B·A of the active adapter, by the names of the model that it adapts.
+
+        Of factors that peft knows nothing of, B·A as far as their names and shapes say how they are laid out.
+        """
         name, settings = _adapter_of(self.module)
-        own = {n: tensor for n, tensor in tensors.items() if ".lora_" in n and f".{name}" in n}
+        own = {n: tensor for n, tensor in tensors.items() if _is_factor(n, name)}
+        if not name:
+            return MemoryCheckpoint(self.uri, own)
         base = {
             n.removeprefix(_PEFT).replace(".base_layer.", "."): tensors.get(n, header)
             for n, header in self._adapted.items()
@@ -159,10 +169,12 @@ class LiveModel:
 
 
 def _adapter_of(module: Any) -> tuple[str, Mapping[str, Any]]:
-    """Name and settings of the active LoRA adapter; ("", {}) where there is none."""
+    """Name and settings of the active LoRA adapter of peft; ("", {}) where there is none."""
     configs = getattr(module, "peft_config", None) or {}
     active = getattr(module, "active_adapters", None)
     names = active() if callable(active) and configs else active
+    if configs and names is None:  # of an adapter that was injected, its layers know
+        names = next((part.active_adapters for part in module.modules() if hasattr(part, "active_adapters")), None)
     for name in names if isinstance(names, list | tuple) else ():
         settings = configs[name].to_dict()
         if str(getattr(settings.get("peft_type"), "value", settings.get("peft_type"))) == "LORA":
@@ -170,9 +182,10 @@ def _adapter_of(module: Any) -> tuple[str, Mapping[str, Any]]:
     return "", {}
 
 
-def _is_factor(name: str) -> bool:
-    """Whether a tensor is one of the two factors of a low-rank adapter, by peft's names or others with `lora_`."""
-    return ".lora_" in name
+def _is_factor(name: str, adapter: str = "") -> bool:
+    """Whether a tensor is a factor of a low-rank adapter, of peft's of this name or of any."""
+    _, mark, rest = name.partition(".lora_")
+    return bool(mark) and (not adapter or adapter in rest.split("."))
 
 
 def _header(tensor: torch.Tensor) -> torch.Tensor:
