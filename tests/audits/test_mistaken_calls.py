@@ -60,7 +60,7 @@ def test_a_metric_out_of_memory_is_no_empty_cell(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("seed", 1.5), ("seed", "1"), ("randomize", "yes"), ("randomize", True), ("k_frac", "0.1"), ("rivals", 1),
+    [("seed", 1.5), ("seed", "1"), ("randomize", "yes"), ("randomize", -1), ("k_frac", "0.1"), ("rivals", 1),
      ("estimator", 3), ("bootstrap", float("nan")), ("min_evals", None), ("workers", 0),
      ("workers", "two"), ("patience", -1), ("use_cache", "no"), ("device", 0), ("num_gpus", "all")],
 )  # fmt: skip

@@ -9,6 +9,7 @@ from tailwise.audits.work import HOLD_BYTES
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured, group
 from tailwise.checkpoints.roles import ROLES
+from tailwise.core import arguments
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.recipe import Recipe, RunOptions
 from tailwise.spectrum.metrics.facts import completed, selected
@@ -26,6 +27,7 @@ class Selection:
     roles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        arguments.check_fields(self)
         try:
             re.compile(self.layers or "")
         except re.error as error:
@@ -90,6 +92,7 @@ def check_estimators(recipe: Recipe) -> None:
             raise unknown_name("estimator", estimator, ESTIMATOR_NAMES)
 
 
+@arguments.checked
 def prepare(
     checkpoint: Checkpoint,
     recipe: Recipe | None = None,

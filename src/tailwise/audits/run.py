@@ -24,6 +24,7 @@ from tailwise.audits.work import Worker
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured
 from tailwise.checkpoints.open import open_checkpoint
+from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.execution.engines import check_executor, engine_of, is_near
 from tailwise.core.execution.executor import checked_device, default_workers, map_unordered
@@ -85,6 +86,7 @@ class Step:
     flops_total: float
 
 
+@checked
 def audit(
     model: Model,
     *,

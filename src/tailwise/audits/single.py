@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError
 from tailwise.core.execution.executor import checked_device
 from tailwise.core.recipe import Precision
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     Weights = torch.Tensor | NDArray[np.generic] | Spectrum
 
 
+@checked
 def esd(weights: Weights, *, precision: Precision = "float64", device: str | None = None) -> Spectrum:
     """All eigenvalues of one weight tensor.
 
@@ -50,6 +52,7 @@ def esd(weights: Weights, *, precision: Precision = "float64", device: str | Non
         raise UsageError(str(error), fix="repair the tensor first") from error
 
 
+@checked
 def alpha_hill(weights: Weights, tail_fraction: float = 0.1, **solver: Any) -> float:
     """Hill's exponent 1 + k/Σ ln(λᵢ/λ_ref) over the k = max(⌊f·m⌋, 2) largest eigenvalues (the `top` estimator).
 
@@ -61,11 +64,13 @@ def alpha_hill(weights: Weights, tail_fraction: float = 0.1, **solver: Any) -> f
     return fit_tail(values, "top", TailOptions(k_frac=tail_fraction)).alpha
 
 
+@checked
 def singular_entropy(weights: Weights, **solver: Any) -> float:
     """ln r + Σ p ln p with p = σ/Σσ and r = m, in nats: 0 is flat, high is collapsed; NaN for a zero matrix."""
     return entropy.singular_entropy(esd(weights, **solver))
 
 
+@checked
 def stable_rank(weights: Weights, **solver: Any) -> float:
     """Σλ / λ_max; NaN for a zero matrix."""
     return ranks.stable_rank(esd(weights, **solver))

@@ -29,6 +29,7 @@ from tailwise.checkpoints.hub import HubAddress, HubFolder, cached_snapshot, is_
 from tailwise.checkpoints.layout import Weights, find_weights, modules_beside, one_file, read_index, siblings
 from tailwise.checkpoints.remote import RemoteFile, RemoteFolder, remote_info
 from tailwise.checkpoints.sniff import sniff
+from tailwise.core.arguments import checked
 from tailwise.core.errors import UnreadableError, UsageError, unknown_name
 from tailwise.core.storage import filesystem
 
@@ -50,6 +51,7 @@ _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://|memory:|[a-z0-9+]+::")
 _FILE_SUFFIX = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|onnx|keras|h5|npz|npy|json|pkl)$")
 
 
+@checked
 def open_checkpoint(
     uri: str | os.PathLike[str] | torch.nn.Module | Mapping[str, Any] | Any,
     *,

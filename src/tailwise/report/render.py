@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.audits.audit import Audit, AuditLike
+from tailwise.core.arguments import checked
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
 from tailwise.report.charts.chart import CHARTS, Chart, require_altair
@@ -19,6 +20,7 @@ from tailwise.report.theme import TOKENS, config, palette_of
 Spec = dict[str, Any]
 
 
+@checked
 def plot(
     chart: str,
     audits: AuditLike | Sequence[AuditLike],

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tailwise.core.arguments import check_fields, check_least, checked
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.spectrum.ks_scan import distance_truncated, ks_at, scan, scan_truncated
 
@@ -70,7 +71,12 @@ class TailOptions:
     floor: float = 0.0  # λ up to this are not known and count as zero (the error bound of a float32 spectrum)
     rounding: float = 0.0  # σ may be off by this much: what the stored type leaves (`spectrum.rounding`)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_least(self, max_fingers=0, floor=0, rounding=0)
 
+
+@checked
 def fit_tail(eigenvalues: ArrayLike, estimator: str = "ks", options: TailOptions | None = None) -> TailFit:
     """Fit the tail of `eigenvalues` (m values ≥ 0, in any order) by the named estimator.
 

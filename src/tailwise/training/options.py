@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from tailwise.core.arguments import check_fields, check_least
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.history.point import Alarm, Point
 
@@ -69,6 +70,8 @@ class Options:
     clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_least(self, full_every=1, first_step=0, snapshot_bytes=1)
         for name in ("rules", "sinks"):
             if not isinstance(getattr(self, name) or (), Iterable):
                 raise UsageError(f"{name} is no list", fix=f"write {name}=[…]")

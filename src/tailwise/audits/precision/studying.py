@@ -18,6 +18,7 @@ from tailwise.audits.run import RecipeSettings, Step, split_settings, versions
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.orientation import KEEPS_ORDER, in_order
+from tailwise.core.arguments import check_fields, checked
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.execution.executor import checked_device, default_workers, map_unordered
 from tailwise.number_formats.formats import parse_format
@@ -46,12 +47,14 @@ class StudyOptions:
     directions: int = 16  # leading directions whose overlap is measured
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.load_dtype not in LOAD_DTYPES:
             raise unknown_name("load dtype", self.load_dtype, LOAD_DTYPES)
         if self.directions < 1:
             raise UsageError(f"{self.directions} directions", fix="give one or more")
 
 
+@checked
 def study(
     model: Model,
     formats: Iterable[str] = DEFAULT_FORMATS,

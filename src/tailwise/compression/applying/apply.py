@@ -29,6 +29,7 @@ from tailwise.compression.plans.files import to_text
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.treating.applied import Applied, read_back
 from tailwise.compression.treating.journal import digest_of_inputs, key_of_run
+from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError
 from tailwise.core.execution.executor import checked_device
 from tailwise.models.evaluation.gguf_files import gguf_file_of
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     import torch
 
 
+@checked
 def apply(
     plan: Plan | str | os.PathLike[str],
     model: str | os.PathLike[str],

@@ -13,6 +13,7 @@ from tailwise.compression.choosing.chooser import Chooser, loader, registered
 from tailwise.compression.choosing.knapsack import Chosen, Knapsack, Matrix, solve_near
 from tailwise.compression.plans.budget import Vector
 from tailwise.compression.plans.candidates import Candidate
+from tailwise.core.arguments import check_fields
 from tailwise.core.errors import UsageError
 from tailwise.core.registry import Registry
 
@@ -133,6 +134,7 @@ class FormatSettings:
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not math.isfinite(self.gamma):
             raise UsageError(f"gamma is {self.gamma:g}", fix="give a number; published: 1, and up to 200")
         if self.tau is not None and not 0.0 <= self.tau < 1.0:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tailwise.compression.plans.entries import Kind
 from tailwise.compression.plans.plan import Plan
+from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError
 from tailwise.core.registry import Registry
 
@@ -97,6 +98,7 @@ def exporter(
     return register
 
 
+@checked
 def export(plan: Plan, to: str, path: str | Path) -> tuple[Path, ...]:
     """Write `plan` as the tool `to` reads it. `UsageError` where it cannot say what the plan asks."""
     return EXPORTERS[to](plan, path)

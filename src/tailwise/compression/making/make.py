@@ -29,6 +29,7 @@ from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.rank_correlation import depth_correlation
 from tailwise.compression.plans.whole_units import Whole, ranks_of, removed_of
+from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError
 
 #: Below this sparsity, published gains of uneven allocation on autoregressive models are nil.
@@ -40,6 +41,7 @@ _CUT = re.compile(r"(?:attn_(?:q|k|v|o|qkv|kv)|mlp_(?:gate|up|down|gate_up))")
 _TOGETHER = re.compile(r"(attn|mlp|shared|expert)(?:_|$)")
 
 
+@checked
 def plan_prune(audit: Audit, request: Request) -> Plan:
     """Say what to remove of which tensor.
 
@@ -70,6 +72,7 @@ def plan_prune(audit: Audit, request: Request) -> Plan:
     return replace(plan, notes=(*_said_of_amounts(plan, allocation.sign), *allocation.notes, *notes, *more))
 
 
+@checked
 def plan_quantize(audit: Audit, request: QuantizeRequest) -> Plan:
     """Say which tensor is to have which number format.
 

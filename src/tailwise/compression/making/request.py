@@ -13,6 +13,7 @@ from tailwise.compression.operators.registered import operator_of
 from tailwise.compression.plans.budget import Budget, Unit
 from tailwise.compression.plans.candidates import TensorChoice
 from tailwise.compression.plans.patterns import UNSTRUCTURED, Pattern, parse_pattern
+from tailwise.core.arguments import check_fields
 from tailwise.core.errors import UsageError
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
@@ -35,6 +36,7 @@ class Request:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         # A wrong request is told before a model is read for it.
         operator_of(self.operator)
         _ = self.budget, self.told
@@ -97,6 +99,7 @@ class QuantizeRequest:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         # A wrong request is told before a model is read for it.
         operator_of(self.operator, "quantize")
         if self.act_order and self.operator != "gptq":

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tailwise.core.arguments import check_fields
 from tailwise.core.errors import UsageError
 
 #: Most of a tensor that a plan may take: what is left must still be a matrix.
@@ -32,6 +33,7 @@ class Budget:
     unit: Unit = "share"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.unit != "share":
             if not math.isfinite(self.amount) or self.amount <= 0:
                 raise UsageError(f"a budget of {self.amount:g} cannot be met", fix="give a number above 0")

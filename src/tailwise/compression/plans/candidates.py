@@ -16,6 +16,7 @@ from tailwise.checkpoints.orientation import INPUTS, OUTPUTS
 from tailwise.compression.plans.packed_rows import is_packed, tensor_of
 from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.site import Site
+from tailwise.core.arguments import check_fields
 from tailwise.core.errors import AS_NUMBERS, UsageError, unknown_name
 from tailwise.core.recipe import Recipe
 from tailwise.spectrum.metrics.facts import fit
@@ -76,6 +77,9 @@ class TensorChoice:
     roles: tuple[str, ...] = ()
     layers: str | None = None  # regular expression, searched in the tensor's name
     also: tuple[str, ...] = ()  # roles of LEFT_OUT, and towers beside the text, to take all the same
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def candidates(

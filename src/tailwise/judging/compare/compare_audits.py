@@ -11,6 +11,7 @@ import numpy as np
 from tailwise.audits.audit import Audit, AuditLike
 from tailwise.audits.rows import Layer
 from tailwise.audits.trusted import OF_FIT, doubt_of_fit, estimator_of, value_of
+from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta, RoleChange
 from tailwise.judging.compare.matching import Matching, Pair, match, shape_text
@@ -33,6 +34,7 @@ _MOST_NOTES = 5
 _SHOWN = 3  # names in a note
 
 
+@checked
 def compare(
     before: AuditLike, after: AuditLike, *, level: float = 0.05, metrics: Sequence[str] | None = None
 ) -> Comparison:

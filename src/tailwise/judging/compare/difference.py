@@ -16,6 +16,7 @@ from tailwise.audits.work import HOLD_BYTES, HashedMatrix
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, group, load
 from tailwise.checkpoints.open import open_checkpoint
+from tailwise.core.arguments import check_fields, check_least, checked
 from tailwise.core.errors import TailwiseError, UnreadableError, UsageError, lacks_memory
 from tailwise.core.execution.executor import default_workers, map_unordered
 from tailwise.core.recipe import Recipe
@@ -43,6 +44,10 @@ class DifferenceOptions:
     device: str = "cpu"
     workers: int | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_least(self, directions=1, workers=1)
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -52,6 +57,7 @@ class Difference:
     audit: Audit  # of the matrices W − W₀
 
 
+@checked
 def difference(
     before: Audit,
     after: Audit,

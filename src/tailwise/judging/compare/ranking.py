@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tailwise.audits.audit import Audit, AuditLike
+from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.judging.compare.compare_audits import TESTED
 from tailwise.judging.compare.correlation import MIN_MODELS, Correlation, correlation
@@ -86,6 +87,7 @@ class Ranking:
         return asdict(self)
 
 
+@checked
 def rank(
     audits: Sequence[AuditLike], *, by: str = "alpha_weighted", scores: Mapping[str, float | None] | None = None,
     min_evals: int | None = None, names: Sequence[str] | None = None,

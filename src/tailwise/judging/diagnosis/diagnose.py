@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tailwise.audits.audit import Audit, AuditLike
+from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.judging.diagnosis.atlas import Atlas, default, load
 from tailwise.judging.diagnosis.case import Case
@@ -23,6 +24,7 @@ _OPTIONS = {"permuted": "--randomize", "permuted_bulks": "--randomize", "interva
             "rivals": "--rivals"}  # fmt: skip
 
 
+@checked
 def diagnose(
     audit: AuditLike,
     *,

@@ -10,6 +10,7 @@ from statistics import median
 from tailwise.audits.audit import Audit, AuditLike
 from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import OF_FIT, doubt, estimator_of, usable, usable_values, value_of
+from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError
 from tailwise.judging.compare.compare_audits import TESTED, comparable, compare
 from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta
@@ -22,6 +23,7 @@ from tailwise.judging.gates.parse import Expectations, read_expectations
 BROKEN = ("NOT_FINITE", "UNREADABLE", "FAILED")
 
 
+@checked
 def check(
     audit: AuditLike, expectations: Expectations | str | Path, *, baseline: Audit | str | Path | None = None
 ) -> CheckResult:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from tailwise.core.arguments import check_fields, check_least, checked
 from tailwise.core.errors import TailwiseError, UsageError
 from tailwise.core.storage import free_memory
 from tailwise.models.evaluation.adapters import base_of, is_adapter
@@ -69,6 +70,10 @@ class EvaluateOptions:
     facts: bool = True  # count parameters and zeros
     base: str | None = None  # of an adapter: the model it adapts; None: as the adapter says
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_least(self, window=2, max_windows=1, limit=1, seed=0, batch=1)
+
     @property
     def length(self) -> int:
         """Tokens in a window."""
@@ -95,6 +100,7 @@ def evaluate(
     options: EvaluateOptions = ...,
     progress: Progress | None = ...,
 ) -> ScoreComparison: ...
+@checked
 def evaluate(
     model: Any,
     *,

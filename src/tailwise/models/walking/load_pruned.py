@@ -16,6 +16,7 @@ from torch import nn
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
+from tailwise.core.arguments import checked
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
 from tailwise.models.evaluation.own_code import load_error
@@ -25,6 +26,7 @@ from tailwise.models.walking.hosts import DTYPES, _empty, _sources, architecture
 from tailwise.models.walking.shapes import PRUNED_FILE, Shapes, reshape
 
 
+@checked
 def load_pruned(folder: str | os.PathLike[str], *, dtype: str = "auto", device: str = "cpu") -> nn.Module:
     """The model that `tailwise apply` wrote to `folder`, as a model of transformers that generates as usual.
 

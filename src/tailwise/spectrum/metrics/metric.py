@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from tailwise.core.arguments import checked
 from tailwise.core.registry import Registry
 
 #: What a metric may ask for, by parameter name; `facts.Facts` provides each, computed once and only if asked for.
@@ -55,6 +56,7 @@ def _load_built_ins() -> None:
 METRICS: Registry[Metric] = Registry("metric", "tailwise.metrics", _load_built_ins)
 
 
+@checked
 def metric(formula: str, *, source: str, unit: str = "") -> Callable[[Callable[..., float]], Callable[..., float]]:
     """Register the decorated function under its own name.
 
