@@ -101,7 +101,7 @@ def test_what_a_solver_leaves_below_zero_counts_as_zero():
 
 def test_noise_is_not_that_of_another_estimator_of_the_same_name(monkeypatch):
     before = baseline_key(80, 60, 1, Recipe())
-    monkeypatch.setitem(ESTIMATORS, "ks", lambda eigenvalues, options: fit_tail(eigenvalues, "mid", options))
+    monkeypatch.setitem(ESTIMATORS._items, "ks", lambda eigenvalues, options: fit_tail(eigenvalues, "mid", options))
     assert baseline_key(80, 60, 1, Recipe()) != before
 
 

@@ -13,7 +13,7 @@ from tailwise.core import arguments
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.recipe import Recipe, RunOptions
 from tailwise.spectrum.metrics.facts import completed, selected
-from tailwise.spectrum.power_law import ESTIMATOR_NAMES, ESTIMATORS
+from tailwise.spectrum.power_law import ESTIMATORS, estimator_names
 
 #: Working memory beside the matrices: converted blocks of the contraction.
 BLOCKS_IN_FLIGHT = 64 << 20
@@ -89,7 +89,7 @@ def check_estimators(recipe: Recipe) -> None:
     """Raise `UsageError` with near names for an estimator that does not exist."""
     for estimator in (recipe.estimator.removeprefix("farms:"), recipe.hill_estimator):
         if estimator not in ESTIMATORS:
-            raise unknown_name("estimator", estimator, ESTIMATOR_NAMES)
+            raise unknown_name("estimator", estimator, estimator_names())
 
 
 @arguments.checked

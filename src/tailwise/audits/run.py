@@ -24,7 +24,7 @@ from tailwise.audits.work import Worker
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.core.arguments import checked
+from tailwise.core.arguments import checked, names_in
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.execution.engines import check_executor, engine_of, is_near
 from tailwise.core.execution.executor import checked_device, default_workers, map_unordered
@@ -136,7 +136,7 @@ def audit(
 
 def _names(given: str | Iterable[str]) -> tuple[str, ...]:
     if isinstance(given, str):
-        return (given,)
+        return names_in(given)
     if not isinstance(given, Iterable):
         raise UsageError(f"{given!r} is no list of names", fix="give one name, or a list of names")
     return tuple(given)

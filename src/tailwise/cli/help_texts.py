@@ -86,9 +86,9 @@ def _with_text() -> str:
 
 
 def _formats() -> str:
-    from tailwise.number_formats.formats import FORMATS
+    from tailwise.number_formats.formats import format_names
 
-    return _listed(FORMATS)
+    return _listed(format_names())
 
 
 def _exporters() -> str:

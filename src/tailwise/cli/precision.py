@@ -53,9 +53,9 @@ class LogLevel(StrEnum):
 def _list(precisions: str) -> str:
     if precisions.strip().lower() != "list":
         return precisions
-    from tailwise.number_formats.formats import FORMATS
+    from tailwise.number_formats.formats import format_names
 
-    for name, summary in FORMATS.items():
+    for name, summary in format_names().items():
         typer.echo(f"{name:<10}  {summary}")
     raise typer.Exit
 
@@ -142,14 +142,14 @@ def precision(
     """
     from tailwise.audits.precision.studying import StudyOptions, study
     from tailwise.audits.precision.verdict import Bound
-    from tailwise.number_formats.formats import FORMATS
+    from tailwise.number_formats.formats import format_names
 
     logging.basicConfig(level=log_level.value, format="%(levelname)s %(message)s", stream=sys.stderr)
     bounds = [Bound.parse(text) for text in bound or ()]
     drawable = _check_output(output_dir, drawn=not (no_plots and basic))
     options = StudyOptions(layers=filter_layers, roles=comma_list(roles), load_dtype=load_dtype.value,
                            directions=directions)  # fmt: skip
-    formats = tuple(FORMATS) if precisions.strip().lower() == "all" else comma_list(precisions)
+    formats = tuple(format_names()) if precisions.strip().lower() == "all" else comma_list(precisions)
     found = _with_progress(
         lambda show: study(model, formats, options=options, progress=show, k_frac=k_frac, device=device,
                            metrics=comma_list(metrics), precision=dtype.value, workers=workers,

@@ -54,11 +54,12 @@ def _row(value: Any, kind: Any) -> Any:
     """One name, where names are asked for, and what a generator gives, which can be gone through once, as lists."""
     parts = _parts(kind)
     if isinstance(value, str) and str not in parts and any(one in (Sequence[str], Iterable[str]) for one in parts):
-        return _names(value)
+        return names_in(value)
     return tuple(value) if isinstance(value, Iterator) and any(get_origin(one) is Sequence for one in parts) else value
 
 
-def _names(text: str) -> tuple[str, ...]:
+def names_in(text: str) -> tuple[str, ...]:
+    """The names of a list with commas."""
     return tuple(one for one in map(str.strip, text.split(",")) if one)
 
 
@@ -164,7 +165,7 @@ def _taken(value: Any, kind: Any) -> Any:
     parts = _parts(kind)
     if tuple[str, ...] in parts and str not in parts:
         if isinstance(value, str):
-            return _names(value)
+            return names_in(value)
         if isinstance(value, list):
             return tuple(value)
     if bool in parts and isinstance(value, bool):

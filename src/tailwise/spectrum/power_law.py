@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tailwise.core.arguments import check_fields, check_least, checked
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.registry import Registry
 from tailwise.spectrum.ks_scan import distance_truncated, ks_at, scan, scan_truncated
 
 #: WeightWatcher's threshold: smaller eigenvalues count as zero in `ks`, `ks_clip`, `mid` and `peak`.
@@ -74,6 +75,11 @@ class TailOptions:
     def __post_init__(self) -> None:
         check_fields(self)
         check_least(self, max_fingers=0, floor=0, rounding=0)
+        if not 0.0 < self.k_frac <= 1.0:
+            raise UsageError(f"k_frac is {self.k_frac}", fix="give a fraction in (0, 1], e.g. 0.1")
+
+
+Estimate = Callable[[Vector, TailOptions], TailFit]
 
 
 @checked
@@ -90,6 +96,10 @@ def fit_tail(eigenvalues: ArrayLike, estimator: str = "ks", options: TailOptions
     chosen = options or TailOptions()
     known = np.where(eigenvalues > chosen.floor, eigenvalues, 0.0)
     fit = ESTIMATORS[estimator](known, chosen)
+    if not isinstance(fit, TailFit):
+        raise UsageError(
+            f"the estimator {estimator} gave a {type(fit).__name__}", fix="return `fixed_tail(…)`, a TailFit"
+        )
     count = int(np.count_nonzero(known > chosen.rounding**2))
     if fit.ok and count < MIN_EVALS_FOR_VERDICT:
         remedy = f"{count} eigenvalues above zero: read alpha with its error, give no verdict"
@@ -163,8 +173,7 @@ def _ks_truncated(eigenvalues: Vector, options: TailOptions) -> TailFit:
 _OF_LARGEST = ("top", "top_outside")
 #: Part of σ_max up to which rounding can hide no large value; codes of few bits have values of their own.
 _FINE = 0.05
-#: Estimator name → function of (ascending eigenvalues, options). `farms` is a way of sampling W, not of fitting.
-ESTIMATORS: Mapping[str, Callable[[Vector, TailOptions], TailFit]] = {
+_BUILT_IN: Mapping[str, Estimate] = {
     "top": _top,
     "top_outside": _top_outside,
     "mid": _mid,
@@ -173,8 +182,34 @@ ESTIMATORS: Mapping[str, Callable[[Vector, TailOptions], TailFit]] = {
     "ks_clip": _ks_clip,
     "ks_truncated": _ks_truncated,
 }
-#: What the option `estimator` takes.
-ESTIMATOR_NAMES = (*ESTIMATORS, "farms")
+
+
+def _load_built_ins() -> None:
+    for name, function in _BUILT_IN.items():
+        ESTIMATORS.add(name, function, by=__name__)
+
+
+#: Estimator name → function of (ascending eigenvalues, options). `farms` is a way of sampling W, not of fitting.
+ESTIMATORS: Registry[Estimate] = Registry("estimator", "tailwise.estimators", _load_built_ins)
+
+
+def estimator_names() -> tuple[str, ...]:
+    """What the option `estimator` takes."""
+    return (*ESTIMATORS, "farms")
+
+
+def estimator(name: str) -> Callable[[Estimate], Estimate]:
+    """Register the decorated function as an estimator of α: (ascending eigenvalues, `TailOptions`) → `TailFit`.
+
+    `fixed_tail(name, eigenvalues, start)` makes the fit once the tail is chosen, and `degenerate(name, eigenvalues)`
+    says that there is none. Audits, gates and the command line know the name from then on.
+    """
+
+    def register(function: Estimate) -> Estimate:
+        ESTIMATORS.add(name, function, by=function.__module__)
+        return function
+
+    return register
 
 
 def above_threshold(eigenvalues: Vector) -> Vector:
@@ -185,7 +220,7 @@ def above_threshold(eigenvalues: Vector) -> Vector:
     return eigenvalues[eigenvalues > EVALS_THRESHOLD]
 
 
-def fixed_tail(name: str, values: Vector, start: int, *, inside: bool, rounding: float = 0.0) -> TailFit:
+def fixed_tail(name: str, values: Vector, start: int, *, inside: bool = True, rounding: float = 0.0) -> TailFit:
     """The tail `values[start:]`, with λ_ref its smallest (`inside`) or the value just below it.
 
     Of the largest values, one that is rounding is no reference, as zero is none.

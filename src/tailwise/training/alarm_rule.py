@@ -94,7 +94,7 @@ def alarm_rule(  # noqa: PLR0913 - a rule has as many parts
             needs=tuple(needs), scalars=tuple(scalars), causes=tuple(causes), remedies=tuple(remedies),
             functions=tuple(functions), references=tuple(references), judge=function,
             each_loss=each_loss,
-        ))  # fmt: skip
+        ), by=function.__module__)  # fmt: skip
         return function
 
     return register

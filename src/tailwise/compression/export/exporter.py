@@ -92,7 +92,7 @@ def exporter(
 
     def register(function: Write) -> Write:
         summary = (inspect.getdoc(function) or "").split("\n", 1)[0]
-        EXPORTERS.add(name, Exporter(name, summary, source, kinds, suffixes, function))
+        EXPORTERS.add(name, Exporter(name, summary, source, kinds, suffixes, function), by=function.__module__)
         return function
 
     return register

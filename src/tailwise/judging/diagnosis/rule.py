@@ -124,7 +124,7 @@ def rule(  # noqa: PLR0913 - a rule has as many parts
             needs=tuple(dict.fromkeys(needs)), estimator=estimator, causes=tuple(causes), remedies=tuple(remedies),
             references=tuple(references), judge=function, functions=tuple(functions),
             says=says,
-        ))  # fmt: skip
+        ), by=function.__module__)  # fmt: skip
         return function
 
     return register

@@ -114,7 +114,7 @@ def chart(
 
     def register(function: Callable[[ChartView], Any]) -> Callable[[ChartView], Any]:
         family = function.__module__.rsplit(".", 1)[-1]
-        CHARTS.add(name, Chart(name, family, scope, title, needs, guidance, function))
+        CHARTS.add(name, Chart(name, family, scope, title, needs, guidance, function), by=function.__module__)
         return function
 
     return register

@@ -69,7 +69,8 @@ def metric(formula: str, *, source: str, unit: str = "") -> Callable[[Callable[.
         unknown = set(needs) - set(FACTS)
         if unknown:
             raise TypeError(f"the metric {function.__name__} asks for {unknown}; it may ask for {FACTS}")
-        METRICS.add(function.__name__, _describe(function, needs, formula, source, unit))
+        described = _describe(function, needs, formula, source, unit)
+        METRICS.add(function.__name__, described, by=function.__module__)
         return function
 
     return register
