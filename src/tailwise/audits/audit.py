@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
 class Audit:
     """Every spectral fact of one checkpoint, from the data to the labels: embeddings, blocks in order, heads.
 
-    Index it by a matrix's name, iterate over its measured layers, or take everything as a table.
+    Index it by a matrix's name or place, iterate over its measured layers, or take everything as a table.
+
+    >>> import numpy as np, tailwise as tw
+    >>> noise = np.random.default_rng(0)
+    >>> audit = tw.audit({f"layers.{i}.up.weight": noise.standard_normal((96, 64)) for i in range(3)}, use_cache=False)
+    >>> len(audit), audit["layers.1.up"].spectrum.m, audit[0].name
+    (3, 64, 'layers.0.up')
+    >>> [(row["name"], row["block"], row["rows"]) for row in audit.table().to_dicts()][:2]
+    [('layers.0.up', 0, 96), ('layers.1.up', 1, 96)]
     """
 
     def __init__(self, rows: list[LayerRow], layers: Mapping[str, Layer], provenance: Provenance) -> None:
@@ -30,8 +39,13 @@ class Audit:
         self._layers = {row.name: layers[row.name] for row in self.rows if row.name in layers}
         self.provenance = provenance
 
-    def __getitem__(self, name: str) -> Layer:
-        """The layer of that name; a trailing `.weight` is allowed. `UsageError` with near names otherwise."""
+    def __getitem__(self, name: str | int) -> Layer:
+        """The layer of that name, a trailing `.weight` allowed, or of that place. `UsageError` with near names."""
+        if isinstance(name, Integral) and not isinstance(name, bool):
+            return self._at(int(name))
+        if not isinstance(name, str):
+            fix = "give the name of a matrix, or its place, as audit[0]"
+            raise UsageError(f"{name!r} names no layer", fix=fix)
         for key in (name, name.removesuffix(".weight")):
             if key in self._layers:
                 return self._layers[key]
@@ -39,6 +53,14 @@ class Audit:
             if row.name in (name, name.removesuffix(".weight")):
                 raise UsageError(f"{name} was not measured: {row.reason or row.status}")
         raise unknown_name("layer", name, self._layers)
+
+    def _at(self, place: int) -> Layer:
+        if not -len(self) <= place < len(self):
+            raise UsageError(f"there is no layer {place}", fix=f"{len(self)} matrices were measured")
+        return list(self._layers.values())[place]
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self._layers)
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and (name in self._layers or name.removesuffix(".weight") in self._layers)

@@ -12,6 +12,7 @@ from tailwise.checkpoints.roles import ROLES
 from tailwise.core import arguments
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.recipe import Recipe, RunOptions
+from tailwise.core.shown import Brief, Shown
 from tailwise.spectrum.metrics.facts import completed, selected
 from tailwise.spectrum.power_law import ESTIMATORS, estimator_names
 
@@ -42,8 +43,8 @@ class Selection:
         return (not self.layers or re.search(self.layers, name) is not None) and (not self.roles or role in self.roles)
 
 
-@dataclass(frozen=True)
-class Prepared:
+@dataclass(frozen=True, repr=False)
+class Prepared(Brief):
     """What an audit would do, known from headers alone."""
 
     sources: tuple[MatrixSource, ...]  # in the checkpoint's order
@@ -67,6 +68,14 @@ class Prepared:
         size = 8 if self.recipe.precision == "float64" else 4
         needs = sorted((_memory_of(source, size, self.recipe) for source in self.sources), reverse=True)
         return sum(needs[:workers])
+
+    def __repr__(self) -> str:
+        rest = f"{self.nbytes:,} bytes to read, {len(self.unmeasured)} not measured"
+        return f"Prepared({len(self.sources)} matrices, {rest})"
+
+    def _shown(self) -> Shown:
+        rows = [(one.name, one.role, one.rows, one.cols, one.dtype) for one in self.sources]
+        return Shown(repr(self), ("name", "role", "rows", "cols", "dtype"), rows, "`sources`")
 
 
 def _memory_of(source: MatrixSource, size: int, recipe: Recipe) -> int:

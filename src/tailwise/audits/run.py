@@ -29,6 +29,7 @@ from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.execution.engines import check_executor, engine_of, is_near
 from tailwise.core.execution.executor import checked_device, default_workers, map_unordered
 from tailwise.core.recipe import ConvMode, Precision, Recipe, RunOptions
+from tailwise.core.shown import Brief
 from tailwise.core.storage import ensure_room
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ class AuditSettings(RecipeSettings, total=False):
     part: str | None
 
 
-@dataclass(frozen=True)
-class Step:
+@dataclass(frozen=True, repr=False)
+class Step(Brief):
     """Progress of an audit: after preparation (`row` is None), and after each matrix."""
 
     row: LayerRow | None
@@ -84,6 +85,10 @@ class Step:
     bytes_total: int
     flops_done: float
     flops_total: float
+
+    def __repr__(self) -> str:
+        name = "" if self.row is None else f", {self.row.name}"
+        return f"Step({self.done} of {self.total} matrices{name})"
 
 
 @checked

@@ -15,7 +15,7 @@ import typer
 from tailwise.cli.arguments import Device, Json, Workers, comma_list
 from tailwise.cli.audit_commands import Dtype
 from tailwise.core.errors import UsageError
-from tailwise.core.optional import missing
+from tailwise.core.optional import how_to_get, missing
 
 if TYPE_CHECKING:
     from tailwise.audits.precision.study import PrecisionStudy
@@ -158,7 +158,7 @@ def precision(
     pictures = None if no_plots or not drawable else (plot_format.value, max_layers_per_plot)
     written = _write(found, output_dir, bounds, pictures, basic=basic, drawable=drawable)
     if not drawable:
-        typer.echo('tailwise: without pictures and report; for these, pip install "tailwise[report]"', err=True)
+        typer.echo(f"tailwise: without pictures and report; for these, {how_to_get('report')}", err=True)
     _say(found, bounds, as_json=as_json)
     typer.echo(f"{len(written)} files written to {output_dir}", err=as_json)
     if not len(found) or found.failed:

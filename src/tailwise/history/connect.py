@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from tailwise.core.optional import how_to_get
 from tailwise.core.errors import TailwiseError, UnreachableError, UnreadableError, UsageError
 from tailwise.history.schema import META, METADATA, SCHEMA, SPOOLS
 from tailwise.history.sql import (
@@ -102,7 +103,7 @@ def _postgres(address: str, patience: float) -> Engine:
         return create_engine(url, connect_args=arguments, pool_pre_ping=True)
     except (ModuleNotFoundError, NoSuchModuleError) as error:
         raise UsageError(
-            "PostgreSQL takes psycopg, which is not installed", fix='pip install "tailwise[history]"'
+            "PostgreSQL takes psycopg, which is not installed", fix=how_to_get("history")
         ) from (error)
 
 

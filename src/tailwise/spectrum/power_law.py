@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from tailwise.core.arguments import check_fields, check_least, checked
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.registry import Registry
+from tailwise.core.shown import Brief
 from tailwise.spectrum.ks_scan import distance_truncated, ks_at, scan, scan_truncated
 
 #: WeightWatcher's threshold: smaller eigenvalues count as zero in `ks`, `ks_clip`, `mid` and `peak`.
@@ -40,8 +41,8 @@ _MOST_DUST = 0.1
 Vector = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class TailFit:
+@dataclass(frozen=True, repr=False)
+class TailFit(Brief):
     """A fitted power law, or why there is none."""
 
     estimator: str

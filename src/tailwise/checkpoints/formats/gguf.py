@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from tailwise.core.optional import how_to_get
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
@@ -131,7 +132,7 @@ def _require_gguf() -> None:
     try:
         import gguf  # noqa: F401
     except ImportError as error:
-        raise UsageError("reading GGUF files takes the gguf package", fix='pip install "tailwise[gguf]"') from error
+        raise UsageError("reading GGUF files takes the gguf package", fix=how_to_get("gguf")) from error
 
 
 def _refuse_statistics(metadata: Mapping[str, Any], names: Collection[str], where: str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from tailwise.core.optional import how_to_get
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.formats.arrays import ArrayStore, Stored, is_bfloat16
 from tailwise.checkpoints.formats.kernels_last import Turned, leaf_of, turned
@@ -139,7 +140,7 @@ def _opened(file: ByteSource) -> tuple[Any, Any]:
         import h5py
     except ImportError as error:
         raise UsageError(
-            "reading Keras files needs the h5py package", where=file.name, fix='pip install "tailwise[keras]"'
+            "reading Keras files needs the h5py package", where=file.name, fix=how_to_get("keras")
         ) from error
     try:
         if not file.head.startswith(b"PK"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from tailwise.core.optional import how_to_get
 from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource, Folder
 from tailwise.checkpoints.checkpoint import TensorSpec
@@ -265,7 +266,7 @@ def _parsed(file: ByteSource) -> Any:
         from google.protobuf.message import DecodeError
     except ImportError as error:
         raise UsageError(
-            "reading ONNX files needs the onnx package", where=file.name, fix='pip install "tailwise[onnx]"'
+            "reading ONNX files needs the onnx package", where=file.name, fix=how_to_get("onnx")
         ) from error
     if file.size > _LIMIT:
         raise UnreadableError(

@@ -8,6 +8,7 @@ from collections import Counter
 from importlib import import_module
 from typing import Any
 
+from tailwise.core.optional import how_to_get
 from tailwise.checkpoints.checkpoint import tower_of
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.gguf_types import REST, GgufType, gguf_type
@@ -116,7 +117,7 @@ def _maps() -> list[tuple[str, Any]]:
     try:
         gguf = import_module("gguf")
     except ImportError as error:
-        raise UsageError("names of GGUF need the package gguf", fix="pip install 'tailwise[gguf]'") from error
+        raise UsageError("names of GGUF need the package gguf", fix=how_to_get("gguf")) from error
     found = []
     for architecture in gguf.MODEL_ARCH:
         # The map of one architecture writes into the class; a class of its own keeps it from the next.

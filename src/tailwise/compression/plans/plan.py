@@ -12,9 +12,10 @@ from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.combined import part_of
 from tailwise.compression.plans.diff import PlanDiff, diff
 from tailwise.compression.plans.entries import PARTS, Entries, Part
+from tailwise.core.shown import Shown, brief
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan(Entries):
     """Entries, and what is done with them: files, checks, comparison."""
 
@@ -66,3 +67,14 @@ class Plan(Entries):
     def diff(self, other: Plan) -> PlanDiff:
         """What `other` does differently."""
         return diff(self, other)
+
+    def __repr__(self) -> str:
+        what = f"{self.kind}, {self.operator}, {self.allocator}"
+        return f"Plan({brief(self.model)}: {what}; {len(self)} tensors, {self.amount_words})"
+
+    def _shown(self) -> Shown:
+        rows = [
+            (one.tensor, one.role, one.n_params, one.format if one.format is not None else one.sparsity, one.reason)
+            for one in self
+        ]
+        return Shown(repr(self), ("tensor", "role", "parameters", "amount", "why"), rows, "`to_json()`", self.notes)

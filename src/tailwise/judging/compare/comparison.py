@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tailwise.core.shown import Brief, Shown, brief
+
 
 @dataclass(frozen=True)
 class Delta:
@@ -18,8 +20,8 @@ class Delta:
     significant: bool | None = None  # None: nothing is claimed (no standard error, or not comparable)
 
 
-@dataclass(frozen=True)
-class LayerDelta:
+@dataclass(frozen=True, repr=False)
+class LayerDelta(Brief):
     """One layer that both audits measured."""
 
     name: str
@@ -44,8 +46,8 @@ class RoleChange:
     significant: bool | None  # after Benjamini-Hochberg over all tested roles and metrics
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Brief):
     """Everything that changed from `before` (the base) to `after`."""
 
     before: str
@@ -82,3 +84,20 @@ class Comparison:
         facts = asdict(self)
         head = {key: facts.pop(key) for key in ("before", "after")}
         return {**head, "conclusion": conclusion(self), **facts}
+
+    def __repr__(self) -> str:
+        from tailwise.judging.compare.conclusion import conclusion
+
+        return f"Comparison({brief(self.before)}, {brief(self.after)}: {conclusion(self)})"
+
+    def _shown(self) -> Shown:
+        from tailwise.judging.compare.conclusion import conclusion
+
+        heads = ("name", "role", "alpha before", "alpha after", "change", "z", "significant")
+        nothing, rows = Delta(None, None, None), []
+        for layer in self.layers:
+            delta = layer.deltas.get("alpha", nothing)
+            said = "identical" if layer.identical else {True: "yes", False: "no", None: "–"}[delta.significant]
+            rows.append((layer.name, layer.role, delta.before, delta.after, delta.change, delta.z, said))
+        rows.sort(key=lambda row: -abs(row[5] or 0.0))
+        return Shown(conclusion(self), heads, rows, "`to_json()`", self.notes)

@@ -20,6 +20,7 @@ from tailwise.core.arguments import check_fields, check_least, checked
 from tailwise.core.errors import TailwiseError, UnreadableError, UsageError, lacks_memory
 from tailwise.core.execution.executor import default_workers, map_unordered
 from tailwise.core.recipe import Recipe
+from tailwise.core.shown import Brief
 from tailwise.judging.compare.compare_audits import compare
 from tailwise.judging.compare.comparison import Comparison, LayerDelta
 from tailwise.spectrum.metrics.facts import Facts, Spectra, metrics_of, selected
@@ -49,8 +50,8 @@ class DifferenceOptions:
         check_least(self, directions=1, workers=1)
 
 
-@dataclass(frozen=True)
-class Difference:
+@dataclass(frozen=True, repr=False)
+class Difference(Brief):
     """What the checkpoints add to a comparison of two audits."""
 
     comparison: Comparison  # its layers carry `weights`

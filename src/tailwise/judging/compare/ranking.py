@@ -10,6 +10,7 @@ from typing import Any
 from tailwise.audits.audit import Audit, AuditLike
 from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.shown import Brief, Shown
 from tailwise.judging.compare.compare_audits import TESTED
 from tailwise.judging.compare.correlation import MIN_MODELS, Correlation, correlation
 from tailwise.judging.compare.stability import SURE, Stability, stability, values_by_layer
@@ -43,8 +44,8 @@ _SAID = {
 _LARGEST_FIRST = frozenset({"share_2_4", "layers_2_6"})
 
 
-@dataclass(frozen=True)
-class ModelNumbers:
+@dataclass(frozen=True, repr=False)
+class ModelNumbers(Brief):
     """What a ranking needs of an audit: a few numbers in place of its rows and spectra."""
 
     model: str
@@ -61,8 +62,8 @@ def numbers_of(audit: Audit, min_evals: int | None = None, source: str | None = 
     return ModelNumbers(audit.model, model_numbers(audit, min_evals), facts.recipe, family, source)
 
 
-@dataclass(frozen=True)
-class RankedModel:
+@dataclass(frozen=True, repr=False)
+class RankedModel(Brief):
     """One model of a ranking."""
 
     name: str  # the shortest ending of its path that no other model has
@@ -71,8 +72,8 @@ class RankedModel:
     score: float | None = None
 
 
-@dataclass(frozen=True)
-class Ranking:
+@dataclass(frozen=True, repr=False)
+class Ranking(Brief):
     """Models in order, the best by what is said of the number first; models without a value last."""
 
     by: str
@@ -85,6 +86,20 @@ class Ranking:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
+
+    def __repr__(self) -> str:
+        order = ", ".join(model.name for model in self.models[:3])
+        more = f", … {len(self.models) - 3} more" if len(self.models) > 3 else ""
+        return f"Ranking(by {self.by}, {self.direction.partition(':')[0]}: {order}{more})"
+
+    def _shown(self) -> Shown:
+        scored = any(model.score is not None for model in self.models)
+        rows = [
+            (place, one.name, one.values.get(self.by), *((one.score,) if scored else ()))
+            for place, one in enumerate(self.models, 1)
+        ]
+        heads = ("", "model", self.by, *(("score",) if scored else ()))
+        return Shown(f"by {self.by}, {self.direction}", heads, rows, "`to_json()`", self.notes)
 
 
 @checked

@@ -18,6 +18,7 @@ from typing import Any
 from tailwise.checkpoints.roles import ROLES
 from tailwise.core.errors import UnreadableError, UsageError, unknown_name
 from tailwise.core.harmless import pattern_from_file
+from tailwise.core.shown import Brief
 from tailwise.core.storage import read_text, toml_of
 from tailwise.judging.compare.summary import SUMMARIES
 from tailwise.judging.diagnosis.finding import SEVERITIES
@@ -39,8 +40,8 @@ _LONGEST_PATTERN = 20_000  # a gate may list the layers that it means
 _FINDING = re.compile(r"no findings?(?:\s+above\s+(\w+))?")
 
 
-@dataclass(frozen=True)
-class Expectations:
+@dataclass(frozen=True, repr=False)
+class Expectations(Brief):
     """A file of expectations."""
 
     source: str

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tailwise.core.optional import how_to_get
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.storage import json_of, read_text
 from tailwise.models.evaluation.own_code import needs_code
@@ -56,7 +57,7 @@ def with_adapter(module: Any, place: str | os.PathLike[str]) -> Any:
         with quiet():
             import peft
     except ImportError as error:
-        raise UsageError("scoring an adapter takes `peft`", where=place, fix="pip install 'tailwise[hf]'") from error
+        raise UsageError("scoring an adapter takes `peft`", where=place, fix=how_to_get("hf")) from error
     try:
         with quiet():
             return peft.PeftModel.from_pretrained(module, os.fspath(Path(place).expanduser()))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tailwise.core.optional import how_to_get
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
 from tailwise.core.storage import free_memory, json_of, read_text
@@ -308,7 +309,7 @@ def _of_data_set(source: str, config: Any) -> tuple[Sequence[Any], list[int] | N
         with quiet():
             data = import_module("datasets").load_dataset(name, split=split or "test", trust_remote_code=False)
     except ImportError as error:
-        raise UsageError("a data set takes `datasets`", where=source, fix="pip install 'tailwise[eval]'") from error
+        raise UsageError("a data set takes `datasets`", where=source, fix=how_to_get("eval")) from error
     except Exception as error:  # a data set brings its own files and code
         raise load_error(error, source, "no such folder, nor a data set") from error
     kinds = {column: type(kind).__name__ for column, kind in data.features.items()}
@@ -343,7 +344,7 @@ def _opened(picture: Any) -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise UsageError("images take `pillow`", fix="pip install 'tailwise[hf]'") from error
+        raise UsageError("images take `pillow`", fix=how_to_get("hf")) from error
     if isinstance(picture, np.ndarray):
         return Image.fromarray(picture.squeeze(-1) if picture.ndim == 3 and picture.shape[-1] == 1 else picture)
     if not isinstance(picture, Path):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tailwise.core.optional import how_to_get
 from tailwise.checkpoints.hub import parse_hub
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
@@ -104,7 +105,7 @@ def _transformers(where: str) -> Any:
         with quiet():
             import transformers
     except ImportError as error:
-        fix = "pip install 'tailwise[eval]'"
+        fix = how_to_get("eval")
         raise UsageError("scoring a model takes `transformers`", where=where, fix=fix) from error
     return transformers
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tailwise.core.optional import how_to_get
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.dtypes import code_of
 from tailwise.checkpoints.hub import parse_hub
@@ -168,7 +169,7 @@ def architecture_of(place: str, revision: str | None = None) -> tuple[Any, Any]:
 
             config = config_of(place, revision, **told(place, "config.json"))
     except ImportError as error:
-        raise UsageError("calibration takes `transformers`", where=place, fix="pip install 'tailwise[eval]'") from error
+        raise UsageError("calibration takes `transformers`", where=place, fix=how_to_get("eval")) from error
     except Exception as error:  # every config fails in its own way
         fix = "calibration takes a model of transformers; the operator magnitude needs none"
         raise load_error(error, place, "its config could not be read", fix) from error

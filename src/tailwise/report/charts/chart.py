@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from tailwise.core.errors import UsageError
-from tailwise.core.optional import missing
+from tailwise.core.optional import how_to_get, missing
 from tailwise.core.registry import Registry
 from tailwise.spectrum.metrics.metric import METRICS
 
@@ -129,4 +129,4 @@ def require_altair() -> None:
     """`UsageError` with the remedy where the optional packages are absent."""
     absent = missing("altair", "vl_convert")
     if absent:
-        raise UsageError(f"charts need {' and '.join(absent)}", fix='pip install "tailwise[report]"')
+        raise UsageError(f"charts need {' and '.join(absent)}", fix=how_to_get("report"))
