@@ -14,6 +14,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tailwise import auditing as auditing
+    from tailwise import comparing as comparing
+    from tailwise import diagnosing as diagnosing
+    from tailwise import errors as errors
+    from tailwise import extend as extend
+    from tailwise import gates as gates
+    from tailwise import plans as plans
+    from tailwise import precision as precision
+    from tailwise import runs as runs
+    from tailwise import scoring as scoring
     from tailwise.audits.audit import Audit
     from tailwise.audits.prepare import Prepared, prepare
     from tailwise.audits.rows import Layer, LayerRow
@@ -24,6 +34,7 @@ if TYPE_CHECKING:
     from tailwise.compression.applying.apply import apply
     from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
     from tailwise.core.recipe import Recipe, RunOptions
+    from tailwise.history.joined import table
     from tailwise.judging.compare.compare_audits import compare
     from tailwise.judging.compare.ranking import rank
     from tailwise.judging.diagnosis.diagnose import diagnose
@@ -73,17 +84,24 @@ _HOMES = {
     "rank": "tailwise.judging.compare.ranking",
     "singular_entropy": "tailwise.audits.single",
     "stable_rank": "tailwise.audits.single",
+    "table": "tailwise.history.joined",
 }
 
-#: Rooms whose names are used through them: `tw.remedies.AdaptiveClip`.
-_ROOMS = {"errors": "tailwise.core.errors", "remedies": "tailwise.training.remedies"}
+#: Modules whose names are used through them: `tw.plans.Plan`, `tw.remedies.AdaptiveClip`.
+_ROOMS = {
+    "errors": "tailwise.core.errors",
+    "remedies": "tailwise.training.remedies",
+    **{name: f"tailwise.{name}" for name in (
+        "auditing", "comparing", "diagnosing", "extend", "gates", "plans", "precision", "runs", "scoring",
+    )},
+}  # fmt: skip
 
 __all__ = [
     "METRICS", "Alarms", "Audit", "Checkpoint", "Layer", "LayerRow", "Monitor", "Prepared", "Recipe", "RunOptions",
     "Spectrum",
     "TailFit", "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "apply", "audit",
     "check", "compare", "diagnose", "esd", "evaluate", "fit_tail", "load_pruned", "metric", "open_checkpoint",
-    "plot", "prepare", "rank", "singular_entropy", "stable_rank",
+    "plot", "prepare", "rank", "singular_entropy", "stable_rank", "table",
 ]  # fmt: skip
 
 
@@ -102,10 +120,26 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return import_module(_ROOMS[name])
     if name not in _HOMES:
-        raise AttributeError(f"module 'tailwise' has no attribute {name!r}")
+        raise AttributeError(f"module 'tailwise' has no attribute {name!r}{_elsewhere(name)}")
     value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
+
+
+def _elsewhere(name: str) -> str:
+    """Where a name is that somebody takes to be here, or which name is near."""
+    if name.startswith("_"):
+        return ""
+    import ast
+    import difflib
+    from pathlib import Path
+
+    for room in _ROOMS:
+        source = Path(__file__).with_name(f"{room}.py").read_text(encoding="utf-8")
+        if any(isinstance(node, ast.alias) and node.name == name for node in ast.walk(ast.parse(source))):
+            return f"; it is tailwise.{room}.{name}"
+    near = difflib.get_close_matches(name, [*__all__, *_ROOMS], n=2)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def __dir__() -> list[str]:

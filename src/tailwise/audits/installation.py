@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from tailwise.core.optional import how_to_get
 from tailwise.audits.cache import chosen_url, default_folder
 from tailwise.core.errors import UsageError
+from tailwise.core.optional import how_to_get
 
 _EXTRAS = {
     "gguf": "gguf",

@@ -24,7 +24,7 @@ from tailwise.audits.work import Worker
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.core.arguments import checked, names_in
+from tailwise.core.arguments import check, checked, names_in
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.execution.engines import check_executor, engine_of, is_near
 from tailwise.core.execution.executor import checked_device, default_workers, map_unordered
@@ -125,6 +125,7 @@ def audit(
     again, since each spectrum is kept as soon as it is there.
     """
     part = settings.pop("part", None)
+    check("part", part, str | None)
     ensure_room()
     recipe, options = split_settings(settings)
     checkpoint = (

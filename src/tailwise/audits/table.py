@@ -49,8 +49,8 @@ ORIGIN = {
 #: Columns whose whole numbers may be missing, whatever the model.
 _NULLABLE = ("block", "input_axis", "step")
 _NAMED = 12
-_SHOWN = ("model", "step", "name", "role", "block", "rows", "cols", "alpha", "alpha_sigma", "ks_distance", "alpha_hill", "stable_rank",
-          "singular_entropy", "status")  # fmt: skip
+_SHOWN = ("model", "step", "name", "role", "block", "rows", "cols", "alpha", "alpha_sigma", "ks_distance",
+          "alpha_hill", "stable_rank", "singular_entropy", "status")  # fmt: skip
 
 
 class Table:

@@ -11,8 +11,8 @@ import tomllib
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tailwise.core.optional import how_to_get
 from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
+from tailwise.core.optional import how_to_get
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 #: Seconds that a web server may take to be reached, and between two pieces of an answer.

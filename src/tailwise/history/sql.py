@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tailwise.core.optional import how_to_get
 from tailwise.core.errors import UsageError
+from tailwise.core.optional import how_to_get
 
 try:
     from sqlalchemy import (

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from tailwise.core.arguments import check
 from tailwise.core.errors import unknown_name
 from tailwise.history.point import Alarm, Point, Severity, Tempo
 from tailwise.judging.diagnosis.thresholds import Overrides
@@ -68,6 +69,10 @@ class Alarms:
         self, rules: Sequence[str] | str | None = None, *, mute: Sequence[str] | str = (), thresholds: Overrides = None,
         on_alarm: Sink | Sequence[Sink] = (), stop_on: Sequence[str] | str = (),
     ) -> None:  # fmt: skip
+        check("rules", rules, Sequence[str] | str | None)
+        check("mute", mute, Sequence[str] | str)
+        check("stop_on", stop_on, Sequence[str] | str)
+        check("on_alarm", on_alarm, Callable[..., object] | Sequence[Callable[..., object]])
         muted = {_known(code) for code in _listed(mute)}
         wanted = [_known(code) for code in _listed(rules)] if rules is not None else list(ALARM_RULES)
         self.rules: tuple[AlarmRule, ...] = tuple(ALARM_RULES[code] for code in wanted if code not in muted)
@@ -76,6 +81,9 @@ class Alarms:
         self._sinks: tuple[Sink, ...] = (on_alarm,) if callable(on_alarm) else tuple(on_alarm)
         self._stop_on = _stopping(stop_on)
         self._runs: dict[str, _State] = {}
+
+    def __repr__(self) -> str:
+        return f"Alarms({len(self.rules)} rules)"
 
     def see(self, point: Point) -> list[Alarm]:
         """Take the next point, tell the sinks, and return the alarms that it raises, worst first."""

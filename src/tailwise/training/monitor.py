@@ -73,7 +73,10 @@ class Monitor:
         on_alarm: Callable[[Alarm], object] | None = None,
         **settings: Unpack[MonitorSettings],
     ) -> None:
-        if not isinstance(every, int) or every < 1:
+        if not hasattr(model, "named_parameters"):
+            fix = "give the torch.nn.Module that is trained; `tailwise watch` follows a folder of checkpoints"
+            raise UsageError(f"a {type(model).__name__} is no model in training", fix=fix)
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise UsageError(f"every is {every!r}", fix="give a whole number of steps, one or more")
         if on_alarm is not None and not callable(on_alarm):
             raise UsageError(f"on_alarm is {on_alarm!r}", fix="give a function of an alarm, such as Log()")
@@ -249,6 +252,9 @@ class Monitor:
                 self._faults.note("closing a sink", error)
         if self._ranks.rank == 0 and (said := self.report().nothing_taken):
             logger.warning("the run %s: %s", self.run, said)
+
+    def __repr__(self) -> str:
+        return f"Monitor({self.run!r}, every {self.every} steps, {self.step_count} seen)"
 
     def __enter__(self) -> Self:
         return self

@@ -7,13 +7,13 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from tailwise.core.optional import how_to_get
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.formats.common import RangedStore
 from tailwise.checkpoints.formats.gguf_header import TensorInfo, read_gguf_header
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.optional import how_to_get
 
 if TYPE_CHECKING:
     import torch

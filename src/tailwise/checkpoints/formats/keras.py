@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from tailwise.core.optional import how_to_get
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.formats.arrays import ArrayStore, Stored, is_bfloat16
 from tailwise.checkpoints.formats.kernels_last import Turned, leaf_of, turned
 from tailwise.checkpoints.formats.unfolding import check_unfolding
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.optional import how_to_get
 from tailwise.core.storage import json_of
 
 if TYPE_CHECKING:

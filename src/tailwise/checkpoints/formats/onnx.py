@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from tailwise.core.optional import how_to_get
 from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource, Folder
 from tailwise.checkpoints.checkpoint import TensorSpec
@@ -19,6 +18,7 @@ from tailwise.checkpoints.formats.onnx_graph import Constant, constants_of, is_m
 from tailwise.checkpoints.inside import inside
 from tailwise.checkpoints.spread import spread
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.optional import how_to_get
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,6 @@ from collections import Counter
 from importlib import import_module
 from typing import Any
 
-from tailwise.core.optional import how_to_get
 from tailwise.checkpoints.checkpoint import tower_of
 from tailwise.compression.export.exporter import Files, exporter
 from tailwise.compression.export.gguf_types import REST, GgufType, gguf_type
@@ -18,6 +17,7 @@ from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
 from tailwise.core.errors import UsageError
+from tailwise.core.optional import how_to_get
 
 #: `llama-quantize` leaves these as they are, whatever the file says.
 _LEFT = frozenset({"pos_embed", "patch_embed", "codebook", "router", "conv", "norm", "bias"})

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from tailwise.core.optional import how_to_get
 from tailwise.core.errors import UsageError
+from tailwise.core.optional import how_to_get
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.walking.statistics import LINEAR
 from tailwise.models.walking.walk import blocks_of

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tailwise.core.optional import how_to_get
 from tailwise.core.errors import UsageError
+from tailwise.core.optional import how_to_get
 from tailwise.models.walking.experts import separate_experts
 from tailwise.models.walking.statistics import weight_of
 from tailwise.models.walking.towers import text_config_of

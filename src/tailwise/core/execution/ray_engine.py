@@ -9,9 +9,9 @@ from typing import Any
 
 from typing_extensions import override
 
-from tailwise.core.optional import how_to_get
 from tailwise.core.errors import UnreachableError, UsageError
 from tailwise.core.execution.engine import Engine, Fault
+from tailwise.core.optional import how_to_get
 
 
 class RayEngine(Engine):

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tailwise.core.optional import how_to_get
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.optional import how_to_get
 from tailwise.core.storage import json_of, read_text
 from tailwise.models.evaluation.own_code import needs_code
 from tailwise.models.evaluation.quiet import quiet

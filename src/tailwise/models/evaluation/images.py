@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tailwise.core.optional import how_to_get
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
+from tailwise.core.optional import how_to_get
 from tailwise.core.storage import free_memory, json_of, read_text
 from tailwise.models.evaluation.loading import Loaded, address_of
 from tailwise.models.evaluation.own_code import load_error

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tailwise.core.optional import how_to_get
 from tailwise.checkpoints.hub import parse_hub
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
+from tailwise.core.optional import how_to_get
 from tailwise.models.evaluation.adapters import base_of, in_words, is_adapter, with_adapter
 from tailwise.models.evaluation.gguf_files import gguf_file_of, told
 from tailwise.models.evaluation.own_code import load_error

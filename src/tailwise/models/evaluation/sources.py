@@ -10,8 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tailwise.core.optional import how_to_get
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.optional import how_to_get
 from tailwise.core.storage import read_text
 from tailwise.models.evaluation.own_code import load_error
 from tailwise.models.evaluation.quiet import quiet

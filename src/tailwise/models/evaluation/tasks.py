@@ -8,8 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tailwise.core.optional import how_to_get
 from tailwise.core.errors import TailwiseError, UnreadableError, UsageError, unknown_name
+from tailwise.core.optional import how_to_get
 from tailwise.models.evaluation.loading import Loaded
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.evaluation.scores import TaskScore

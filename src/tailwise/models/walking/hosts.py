@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from tailwise.core.optional import how_to_get
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.dtypes import code_of
 from tailwise.checkpoints.hub import parse_hub
 from tailwise.core.errors import AS_NUMBERS, TailwiseError, UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
+from tailwise.core.optional import how_to_get
 from tailwise.models.evaluation.gguf_files import gguf_places, told
 from tailwise.models.evaluation.own_code import load_error, needs_code
 from tailwise.models.evaluation.own_config import config_of, room_for

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tailwise.core.optional import how_to_get
 from tailwise.compression.plans.bits import bits_of, depth_words, mean_bits
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.rank_correlation import block_means, depth_correlation
 from tailwise.core.errors import UsageError
+from tailwise.core.optional import how_to_get
 from tailwise.report.theme import SHAPES, Palette, config, group_of, role_color
 
 WIDTH, HEIGHT = 640, 320
