@@ -28,6 +28,7 @@ from tailwise.core.arguments import check, checked, names_in
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.execution.engines import check_executor, engine_of, is_near
 from tailwise.core.execution.executor import checked_device, default_workers, map_unordered
+from tailwise.core.progress import Told, listener
 from tailwise.core.recipe import ConvMode, Precision, Recipe, RunOptions
 from tailwise.core.shown import Brief
 from tailwise.core.storage import ensure_room
@@ -91,6 +92,11 @@ class Step(Brief):
         return f"Step({self.done} of {self.total} matrices{name})"
 
 
+def of_step(step: Step) -> Told:
+    """What a bar shows of a step: the work that is done, for a square matrix costs more per byte than a flat one."""
+    return "" if step.row is None else step.row.name, step.flops_done, step.flops_total
+
+
 @checked
 def audit(
     model: Model,
@@ -99,7 +105,7 @@ def audit(
     roles: str | Iterable[str] = (),
     base: str | None = None,
     adapter_mode: Literal["delta", "merged"] = "delta",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **settings: Unpack[AuditSettings],
 ) -> Audit:
     """Measure every weight matrix of a model.
@@ -115,7 +121,8 @@ def audit(
         For an adapter: the model that it adapts, and whether its change (`delta`) or the result (`merged`) is
         read.
     progress
-        Called with a `Step` after preparation and after each matrix, from the calling thread.
+        Called with a `Step` after preparation and after each matrix, from the calling thread; or True for a bar, False
+        for none. By default there is a bar in notebooks and interactive shells, and none in scripts.
     settings
         Fields of `Recipe` (what changes the numbers) and of `RunOptions` (what changes the speed); and `part`: of a
         file that holds more than one set of weights, which to take (`model_ema`, for example).
@@ -123,6 +130,18 @@ def audit(
     Raises `UsageError` for wrong settings and `UnreadableError` where the model cannot be read. A matrix that cannot
     be measured raises nothing: it is a row with a status. An interrupted audit goes on where it was when it is run
     again, since each spectrum is kept as soon as it is there.
+
+    >>> import numpy as np, tailwise as tw
+    >>> weights = {"up.weight": np.random.default_rng(0).standard_normal((96, 64)), "norm.bias": np.zeros(64)}
+    >>> audit = tw.audit(weights, metrics=("alpha", "stable_rank"), use_cache=False)
+    >>> [layer.name for layer in audit], [row.name for row in audit.unmeasured]
+    (['up'], ['norm.bias'])
+    >>> sorted(audit["up"].row.metrics)
+    ['alpha', 'stable_rank']
+    >>> tw.audit(weights, estimator="kz")
+    Traceback (most recent call last):
+    tailwise.core.errors.UnknownNameError: there is no estimator named 'kz'
+      → did you mean ks?
     """
     part = settings.pop("part", None)
     check("part", part, str | None)
@@ -134,7 +153,9 @@ def audit(
         else open_checkpoint(model, base=base, adapter_mode=adapter_mode, part=part)
     )
     try:
-        return run(checkpoint, prepare(checkpoint, recipe, options, Selection(layers, _names(roles))), progress)
+        prepared = prepare(checkpoint, recipe, options, Selection(layers, _names(roles)))
+        with listener(progress, "audit", of_step) as told:
+            return run(checkpoint, prepared, told)
     finally:
         if checkpoint is not model:
             checkpoint.close()

@@ -14,13 +14,14 @@ from tailwise.audits.precision.loaded import LOAD_DTYPES, Means
 from tailwise.audits.precision.study import LayerStudy, PrecisionStudy
 from tailwise.audits.precision.study_work import StudyWorker
 from tailwise.audits.prepare import Prepared, Selection, prepare
-from tailwise.audits.run import RecipeSettings, Step, split_settings, versions
+from tailwise.audits.run import RecipeSettings, Step, of_step, split_settings, versions
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.orientation import KEEPS_ORDER, in_order
 from tailwise.core.arguments import check_fields, checked
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.execution.executor import checked_device, default_workers, map_unordered
+from tailwise.core.progress import listener
 from tailwise.number_formats.formats import parse_format
 from tailwise.spectrum.metrics.metric import METRICS
 
@@ -60,7 +61,7 @@ def study(
     formats: Iterable[str] = DEFAULT_FORMATS,
     *,
     options: StudyOptions | None = None,
-    progress: Callable[[Step], None] | None = None,
+    progress: Callable[[Step], None] | bool | None = None,
     **settings: Unpack[RecipeSettings],
 ) -> PrecisionStudy:
     """Encode every weight matrix of a model in each format, and measure what that does to it and to its spectrum.
@@ -71,6 +72,8 @@ def study(
         What `audit` takes.
     formats
         Names as `parse_format` takes them: `bf16`, `int4-g128`, `nvfp4` …
+    progress
+        As for `audit`.
     settings
         Fields of `Recipe` (`k_frac`, `precision` of the solver, `metrics` to compute beside alpha …) and of
         `RunOptions`. Alpha is always Hill's, of the largest `k_frac` of the eigenvalues.
@@ -90,7 +93,8 @@ def study(
         prepared = prepare(checkpoint, recipe, run_options, Selection(chosen.layers, chosen.roles))
         if not prepared.sources:
             raise _nothing(prepared, checkpoint.uri)
-        layers, trouble = _run(checkpoint, prepared, parsed, chosen, progress)
+        with listener(progress, "study", of_step) as told:
+            layers, trouble = _run(checkpoint, prepared, parsed, chosen, told)
     finally:
         if checkpoint is not model:
             checkpoint.close()
