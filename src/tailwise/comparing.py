@@ -2,7 +2,6 @@
 
 from tailwise.judging.compare.compare_audits import compare
 from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta, RoleChange
-from tailwise.judging.compare.conclusion import conclusion
 from tailwise.judging.compare.correlation import Correlation
 from tailwise.judging.compare.difference import Difference, DifferenceOptions, difference
 from tailwise.judging.compare.ranking import RankedModel, Ranking, rank
@@ -22,7 +21,6 @@ __all__ = [
     "RoleChange",
     "Stability",
     "compare",
-    "conclusion",
     "difference",
     "rank",
 ]  # fmt: skip

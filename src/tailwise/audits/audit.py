@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.audits.rows import Layer, LayerRow, Provenance
 from tailwise.audits.weightwatcher import weightwatcher_columns
 from tailwise.checkpoints.orientation import KEEPS_ORDER, in_order
+from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class Audit:
         names = dict.fromkeys(name for row in rows for name in row.metrics)
         return {name: _mean(usable_values(self, name, rows)) for name in names}
 
+    @checked
     def save(self, path: str | Path, *, exclusive: bool = False) -> Path | str:
         """Write the audit: one file, or a folder where `path` ends in a slash or is one; at a URL too. Atomic.
 
@@ -136,6 +138,7 @@ class Audit:
         return Audit.load(os.fspath(value))
 
     @staticmethod
+    @checked
     def load(path: str | Path) -> Audit:
         """Read what `save` wrote. Raises `UnreadableError`."""
         from tailwise.audits.codec import load

@@ -95,7 +95,7 @@ _LISTED = 100  # names in a message
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """An error for a name that is not in `known`, with the nearest names as a suggestion."""
-    names = sorted(known)
+    name, names = str(name), sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) if len(name) <= _LONGEST else []
     rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:_LISTED])}{rest}"

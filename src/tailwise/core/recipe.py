@@ -80,7 +80,7 @@ class RunOptions:
     extra: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_fields(self, but=("executor",))
+        check_fields(self)
         check_least(self, workers=1)
         if self.num_gpus is not None and self.num_gpus <= 0:
             raise UsageError(f"num_gpus is {self.num_gpus!r}", fix="give a number above zero, or leave it out")

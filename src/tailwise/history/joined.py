@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -46,7 +46,7 @@ def table(
     if isinstance(audits, Mapping):
         names, listed = [str(name) for name in audits], [Audit.of(one) for one in audits.values()]
     else:
-        one = isinstance(audits, Audit | str | os.PathLike)
+        one = isinstance(audits, Audit | str | os.PathLike) or not isinstance(audits, Iterable)
         listed = [Audit.of(audits)] if one else [Audit.of(item) for item in audits]  # type: ignore[arg-type,union-attr]
         names = [audit.model for audit in listed]
     if not listed:

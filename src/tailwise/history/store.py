@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from tailwise.audits.audit import Audit
 from tailwise.audits.rows import LayerRow
+from tailwise.core.arguments import checked
 from tailwise.history import prune as pruning
 from tailwise.history import read, write
 from tailwise.history.branch import put_resumed
@@ -37,6 +38,7 @@ class History:
     another.
     """
 
+    @checked
     def __init__(self, where: str | os.PathLike[str], *, create: bool = True, patience: float = 30.0) -> None:
         """Open the store at a path or `postgresql://…` URL, and bring it up to date.
 

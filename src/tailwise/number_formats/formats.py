@@ -10,6 +10,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal
 
+from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.registry import Registry
 from tailwise.number_formats.casts import Float8Cast, PlainCast
@@ -117,13 +118,18 @@ _MX: dict[str, dict[str, MiniFloat | Float8]] = {
 }
 
 
-@lru_cache(maxsize=256)
+@checked
 def parse_format(text: str) -> NumberFormat:
     """The format of a name: a base name of `FORMATS`, and suffixes in any order joined with "-".
 
     The canonical name is the base alone where all is default; else what differs, with the layout:
     "int4-sym-g128" is "int4", "int4-asym" is "int4-asym-g128".
     """
+    return _parsed(text)
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> NumberFormat:
     base, *suffixes = text.strip().lower().split("-")
     words = _Suffixes(text, suffixes)
     if base not in FORMATS and base in ADDED:
@@ -136,7 +142,7 @@ def parse_format(text: str) -> NumberFormat:
     return made
 
 
-ADDED.when_changed(parse_format.cache_clear)
+ADDED.when_changed(_parsed.cache_clear)
 
 
 class _Suffixes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def plot(
     require_altair()
     import altair
 
-    given = [audits] if isinstance(audits, Audit | str | os.PathLike) else audits
+    given = [audits] if isinstance(audits, Audit | str | os.PathLike) or not isinstance(audits, Iterable) else audits
     audits, base = tuple(Audit.of(one) for one in given), None if base is None else Audit.of(base)
     view = ChartView(audits, palette=palette_of(theme), base=base, layer_name=layer, metric_name=metric)
     spec = spec_of(CHARTS[chart], view)

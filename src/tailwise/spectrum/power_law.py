@@ -109,7 +109,10 @@ def fit_tail(eigenvalues: ArrayLike, estimator: str = "ks", options: TailOptions
 
 
 def _spectrum(given: ArrayLike) -> Vector:
-    values = np.asarray(given, dtype=np.float64)
+    try:
+        values = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"eigenvalues are no numbers ({error})", fix="give a list or an array of numbers") from error
     if values.ndim != 1:
         raise UsageError(f"eigenvalues have the shape {values.shape}", fix="give them on one axis")
     if not np.isfinite(values).all():

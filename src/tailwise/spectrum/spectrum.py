@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from tailwise.core.arguments import check_fields
 from tailwise.core.errors import UsageError
 
 
@@ -27,7 +28,11 @@ class Spectrum:
     zero_vectors: int | None = None  # directions that rows or columns of zeros take; None: nobody looked
 
     def __post_init__(self) -> None:
-        values = np.ascontiguousarray(self.eigenvalues, dtype=np.float64)
+        check_fields(self, but=("eigenvalues",))
+        try:
+            values = np.ascontiguousarray(self.eigenvalues, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"eigenvalues are no numbers ({error})", fix="give an array of numbers") from error
         if values.ndim != 1 or len(values) != self.m * self.slices:
             raise UsageError(
                 f"{values.shape} eigenvalues for {self.slices} matrices of {self.rows} × {self.cols}",

@@ -73,9 +73,11 @@ class Options:
         check_fields(self)
         check_least(self, full_every=1, first_step=0, snapshot_bytes=1)
         for name in ("rules", "sinks"):
-            if not isinstance(getattr(self, name) or (), Iterable):
+            given = getattr(self, name)
+            if given is not None and (isinstance(given, str) or not isinstance(given, Iterable)):
                 raise UsageError(f"{name} is no list", fix=f"write {name}=[…]")
-        if (wrong := next((rule for rule in self.rules or () if not callable(rule)), None)) is not None:
+        rules = () if self.rules is None else self.rules
+        if (wrong := next((rule for rule in rules if not callable(rule)), None)) is not None:
             raise UsageError(f"{wrong!r} is no rule", fix="give functions from a point to alarms, such as Alarms()")
         optimizer_names(self.optimizer)
         if not 0.0 < self.max_overhead <= 1.0:

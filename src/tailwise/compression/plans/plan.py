@@ -12,6 +12,7 @@ from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.combined import part_of
 from tailwise.compression.plans.diff import PlanDiff, diff
 from tailwise.compression.plans.entries import PARTS, Entries, Part
+from tailwise.core.arguments import checked
 from tailwise.core.shown import Shown, brief
 
 
@@ -35,11 +36,13 @@ class Plan(Entries):
         """What is done one after the other: itself, or what it prunes and what it then quantizes."""
         return tuple(self.part(kind) for kind in PARTS) if self.is_both else (self,)
 
+    @checked
     def save(self, path: str | Path) -> Path | str:
         """Write JSON or YAML, by the suffix (.json, .yaml, .yml). Whole or not at all."""
         return files.save(self, path)
 
     @staticmethod
+    @checked
     def load(path: str | Path) -> Plan:
         """Read and check a plan. `UsageError` for a bad edit, `UnreadableError` where there is no such file."""
         return files.load(path, Plan)

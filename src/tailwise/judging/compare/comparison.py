@@ -77,22 +77,23 @@ class Comparison(Brief):
         found = [(layer.name, layer.deltas.get(metric)) for layer in self.layers]
         return tuple(name for name, delta in found if delta is not None and delta.significant)
 
+    @property
+    def conclusion(self) -> str:
+        """What it comes to, in one sentence: `11 of 58 matrices moved beyond their error: 7 better, …`"""
+        from tailwise.judging.compare.conclusion import conclusion
+
+        return conclusion(self)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        from tailwise.judging.compare.conclusion import conclusion
-
         facts = asdict(self)
         head = {key: facts.pop(key) for key in ("before", "after")}
-        return {**head, "conclusion": conclusion(self), **facts}
+        return {**head, "conclusion": self.conclusion, **facts}
 
     def __repr__(self) -> str:
-        from tailwise.judging.compare.conclusion import conclusion
-
-        return f"Comparison({brief(self.before)}, {brief(self.after)}: {conclusion(self)})"
+        return f"Comparison({brief(self.before)}, {brief(self.after)}: {self.conclusion})"
 
     def _shown(self) -> Shown:
-        from tailwise.judging.compare.conclusion import conclusion
-
         heads = ("name", "role", "alpha before", "alpha after", "change", "z", "significant")
         nothing, rows = Delta(None, None, None), []
         for layer in self.layers:
@@ -100,4 +101,4 @@ class Comparison(Brief):
             said = "identical" if layer.identical else {True: "yes", False: "no", None: "–"}[delta.significant]
             rows.append((layer.name, layer.role, delta.before, delta.after, delta.change, delta.z, said))
         rows.sort(key=lambda row: -abs(row[5] or 0.0))
-        return Shown(conclusion(self), heads, rows, "`to_json()`", self.notes)
+        return Shown(self.conclusion, heads, rows, "`to_json()`", self.notes)

@@ -81,6 +81,8 @@ def difference(
     Matrices are streamed, one pair per worker. A layer that cannot be read gets a note and no `weights`. Raises
     `UnreadableError` where a checkpoint is not there, or a matrix is no longer the one that was audited.
     """
+    if models is not None and not (isinstance(models, tuple | list) and len(models) == 2):
+        raise UsageError("models are two", fix="give models=(before, after), as `tw.audit` takes them")
     found = comparison or compare(before, after)
     chosen = options or DifferenceOptions()
     if chosen.directions < 1:

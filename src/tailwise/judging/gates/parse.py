@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.checkpoints.roles import ROLES
+from tailwise.core.arguments import checked
 from tailwise.core.errors import UnreadableError, UsageError, unknown_name
 from tailwise.core.harmless import pattern_from_file
 from tailwise.core.shown import Brief
@@ -49,6 +50,7 @@ class Expectations(Brief):
     baseline: str | None = None  # of every delta that names none
 
 
+@checked
 def read_expectations(path: str | Path) -> Expectations:
     """Read a TOML file. `UsageError` with the line for what is wrong in it, `UnreadableError` where there is none."""
     source = Path(path)
@@ -60,6 +62,7 @@ def read_expectations(path: str | Path) -> Expectations:
     return parse_expectations(text, str(source))
 
 
+@checked
 def parse_expectations(text: str, source: str = "expectations") -> Expectations:
     """The same from a string. Relative baselines are relative to the file's folder."""
     try:

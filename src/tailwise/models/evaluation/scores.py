@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from tailwise.core.arguments import checked
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UnreadableError
 from tailwise.core.shown import Brief, Shown, brief
@@ -127,11 +128,13 @@ class Scores(Brief):
         found["tasks"] = tuple(TaskScore(**{**item, "samples": tuple(item.get("samples", ()))}) for item in tasks)
         return cls(**found)
 
+    @checked
     def save(self, path: str | Path) -> Path | str:
         """Write as JSON; the file appears whole or not at all."""
         return write_whole(path, as_text(self.to_json()).encode())
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote. `UnreadableError` for anything else."""
         return cls.of_json(_document(path, "scores", cls.of_json))
@@ -244,11 +247,13 @@ class ScoreComparison(Brief):
             divergence=None if data.get("divergence") is None else Divergence.of_json(data["divergence"]),
         )
 
+    @checked
     def save(self, path: str | Path) -> Path | str:
         """Write as JSON; the file appears whole or not at all."""
         return write_whole(path, as_text(self.to_json()).encode())
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote. `UnreadableError` for anything else."""
         return cls.of_json(_document(path, "score comparison", cls.of_json))
