@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from tailwise.core.errors import UsageError
+from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.names import known_name
 from tailwise.core.optional import how_to_get
 from tailwise.core.shown import Shown, as_html
 from tailwise.spectrum.metrics.metric import METRICS
@@ -78,9 +79,8 @@ class Table:
 
     def __getitem__(self, column: str) -> list[Any]:
         """One column as a list."""
+        column = known_name(column, self.arrow.column_names) if isinstance(column, str) else column
         if column not in self.arrow.column_names:
-            from tailwise.core.errors import unknown_name
-
             raise unknown_name("column", column, self.arrow.column_names)
         return list(self.arrow.column(column).to_pylist())
 

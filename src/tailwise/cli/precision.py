@@ -75,7 +75,7 @@ def precision(
             help="Number formats, e.g. bf16,int8,int4-g64,nvfp4; 'all' for one of each; 'list' names them.",
             rich_help_panel=_WHAT,
         ),
-    ] = "fp32,fp16,bf16",
+    ] = "fp16,bf16,fp8,int8,int4",
     filter_layers: Annotated[
         str | None,
         typer.Option(
@@ -132,12 +132,15 @@ def precision(
     basic: Annotated[
         bool, typer.Option("--basic", help="Only the tables of alpha and the pictures.", rich_help_panel=_OUT)
     ] = False,
-    no_plots: Annotated[bool, typer.Option("--no-plots", help="Draw nothing.", rich_help_panel=_OUT)] = False,
+    plots: Annotated[
+        bool, typer.Option("--plots/--no-plots", help="Also draw a picture of every layer.", rich_help_panel=_OUT)
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure every weight matrix in several number formats, and say which each layer bears.
 
-    Writes tables, pictures, the study itself (study.json) and a report (report.html) to the output folder. Ends with 3
+    Writes tables, the study itself (study.json) and a report (report.html) to the output folder; pictures of each layer
+    where --plots asks for them. Ends with 3
     where a layer failed, in all formats or in one; the others are written all the same.
     """
     from tailwise.audits.precision.studying import StudyOptions, study
@@ -146,7 +149,7 @@ def precision(
 
     logging.basicConfig(level=log_level.value, format="%(levelname)s %(message)s", stream=sys.stderr)
     bounds = [Bound.parse(text) for text in bound or ()]
-    drawable = _check_output(output_dir, drawn=not (no_plots and basic))
+    drawable = _check_output(output_dir, drawn=plots or not basic)
     options = StudyOptions(layers=filter_layers, roles=comma_list(roles), load_dtype=load_dtype.value,
                            directions=directions)  # fmt: skip
     formats = tuple(format_names()) if precisions.strip().lower() == "all" else comma_list(precisions)
@@ -155,7 +158,7 @@ def precision(
                            metrics=comma_list(metrics), precision=dtype.value, workers=workers,
                            use_cache=not no_cache)
     )  # fmt: skip
-    pictures = None if no_plots or not drawable else (plot_format.value, max_layers_per_plot)
+    pictures = None if not plots or not drawable else (plot_format.value, max_layers_per_plot)
     written = _write(found, output_dir, bounds, pictures, basic=basic, drawable=drawable)
     if not drawable:
         typer.echo(f"tailwise: without pictures and report; for these, {how_to_get('report')}", err=True)

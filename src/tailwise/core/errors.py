@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 
+from tailwise.core.names import said_of
 from tailwise.core.wording import in_python
 
 #: What can be done with a model whose weights are codes, where they must be real numbers. fp32 leaves the
@@ -98,5 +99,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     name, names = str(name), sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) if len(name) <= _LONGEST else []
     rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    if said := said_of(kind, name):
+        return UnknownNameError(f"there is no {kind} named {name!r}", fix=said)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:_LISTED])}{rest}"
     return UnknownNameError(f"there is no {kind} named {name!r}", fix=hint)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.names import FORMATS as OTHER_NAMES
 from tailwise.core.registry import Registry
 from tailwise.number_formats.casts import Float8Cast, PlainCast
 from tailwise.number_formats.elements import Float8, Integer, MiniFloat, Unsigned, ValueTable
@@ -131,6 +132,7 @@ def parse_format(text: str) -> NumberFormat:
 @lru_cache(maxsize=256)
 def _parsed(text: str) -> NumberFormat:
     base, *suffixes = text.strip().lower().split("-")
+    base = OTHER_NAMES.get(base, base)
     words = _Suffixes(text, suffixes)
     if base not in FORMATS and base in ADDED:
         words.finish(base)

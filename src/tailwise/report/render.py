@@ -13,6 +13,7 @@ from tailwise.audits.audit import Audit, AuditLike
 from tailwise.core.arguments import checked
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
+from tailwise.core.names import known_name
 from tailwise.report.charts.chart import CHARTS, Chart, require_altair
 from tailwise.report.charts.view import ChartView
 from tailwise.report.theme import TOKENS, config, palette_of
@@ -40,6 +41,8 @@ def plot(
 
     given = [audits] if isinstance(audits, Audit | str | os.PathLike) or not isinstance(audits, Iterable) else audits
     audits, base = tuple(Audit.of(one) for one in given), None if base is None else Audit.of(base)
+    if metric is not None:
+        metric = known_name(metric, {name for one in audits for layer in one for name in layer.row.metrics})
     view = ChartView(audits, palette=palette_of(theme), base=base, layer_name=layer, metric_name=metric)
     spec = spec_of(CHARTS[chart], view)
     datasets = spec.pop("datasets")

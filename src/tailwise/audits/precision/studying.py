@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from tailwise.number_formats.number_format import NumberFormat
 
 _LOG = logging.getLogger("tailwise.audits.precision")
-#: What the documented command studies.
-DEFAULT_FORMATS = ("fp32", "fp16", "bf16")
+#: What people choose between.
+DEFAULT_FORMATS = ("fp16", "bf16", "fp8_e4m3", "int8", "int4")
 #: Facts of a metric that an encoded matrix does not have.
 _OF_PERMUTATIONS = frozenset({"permuted", "permuted_bulks", "permuted_tails"})
 

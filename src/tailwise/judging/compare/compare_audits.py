@@ -13,6 +13,7 @@ from tailwise.audits.rows import Layer
 from tailwise.audits.trusted import OF_FIT, doubt_of_fit, estimator_of, value_of
 from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.names import known_name
 from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta, RoleChange
 from tailwise.judging.compare.matching import Matching, Pair, match, shape_text
 from tailwise.judging.compare.significance import contrasts, discoveries, rejected, signed_rank_p, z_scores
@@ -84,10 +85,11 @@ def _unmeasured(before: Audit, after: Audit) -> tuple[str, ...]:
 
 def _metric_names(before: Audit, after: Audit, wanted: Sequence[str] | None) -> list[str]:
     present = dict.fromkeys(name for audit in (before, after) for layer in audit for name in layer.row.metrics)
-    for name in wanted or ():
+    names = [known_name(name, present) for name in wanted or ()]
+    for name in names:
         if name not in present:
             raise unknown_name("metric in these audits", name, present)
-    return list(wanted or present)
+    return names or list(present)
 
 
 def _layer_deltas(

@@ -10,6 +10,7 @@ from typing import Any
 from tailwise.audits.audit import Audit, AuditLike
 from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.names import known_name
 from tailwise.core.shown import Brief, Shown
 from tailwise.judging.compare.compare_audits import TESTED
 from tailwise.judging.compare.correlation import MIN_MODELS, Correlation, correlation
@@ -231,7 +232,8 @@ def _left_out(key: str, models: Sequence[RankedModel]) -> list[str]:
 
 
 def _summary_name(by: str) -> str:
-    for name in (by, f"mean_{by}"):
+    known = known_name(by, [name.removeprefix("mean_") for name in SUMMARIES])
+    for name in (by, known, f"mean_{known}"):
         if name in SUMMARIES:
             return name
     raise unknown_name("number to rank by", by, [name.removeprefix("mean_") for name in SUMMARIES])
