@@ -18,7 +18,7 @@ FORMATS: Mapping[str, str] = {
     "f32": "fp32", "float64": "fp64", "double": "fp64", "f64": "fp64",
 }  # fmt: skip
 _K_QUANTS = (
-    "k-quants and i-quants are llama.cpp's own: plan with q4_0, q4_1, q5_0, q5_1 or q8_0, and export with --to llamacpp "
+    "k-quants and i-quants are llama.cpp's own: plan with q4_0, q4_1, q5_0, q5_1 or q8_0, and export --to llamacpp "
     "for llama-quantize, which makes them"
 )
 _W4A16 = "did you mean int4-g128 (4-bit weights in groups of 128)?"
