@@ -84,9 +84,9 @@ class Audit:
 
     def table(self, *, unmeasured: bool = False) -> Table:
         """One row per matrix, one column per fact; with `unmeasured`, also what was not measured."""
-        from tailwise.audits.table import layer_table
+        from tailwise.audits.table import layer_table, with_counts
 
-        return layer_table([row for row in self.rows if row.measured or unmeasured])
+        return with_counts(layer_table([row for row in self.rows if row.measured or unmeasured]))
 
     def weightwatcher(self) -> Table:
         """The same numbers under WeightWatcher's column names (`details`)."""

@@ -135,10 +135,22 @@ def layer_table(rows: Sequence[LayerRow]) -> Table:
     names = dict.fromkeys(name for row in rows for name in row.metrics)
     columns = {
         **{key: pa.array([getattr(row, key) for row in rows], kind) for key, kind in FACTS.items()},
-        **{name: _metric(name, [row.metrics.get(name) for row in rows]) for name in names},
+        **{name: pa.array([row.metrics.get(name) for row in rows], pa.float64()) for name in names},
         **{key: pa.array([_plain(getattr(row, key)) for row in rows], kind) for key, kind in ORIGIN.items()},
     }
     return Table(pa.table(columns))
+
+
+def with_counts(table: Table) -> Table:
+    """The same with whole numbers in the columns of metrics that count something; files hold them as floats."""
+    arrow = table.arrow
+    for place, column in enumerate(arrow.schema):
+        if column.name in METRICS and METRICS[column.name].unit == "count":
+            values = arrow.column(column.name).to_pylist()
+            if all(value is None or float(value).is_integer() for value in values):
+                whole = pa.array([None if value is None else int(value) for value in values], pa.int64())
+                arrow = arrow.set_column(place, column.name, whole)
+    return Table(arrow)
 
 
 def _plain(value: Any) -> Any:
@@ -154,11 +166,3 @@ def html_table(audit: Audit) -> str:
 
 def _rows(table: Table, shown: Sequence[str]) -> list[list[Any]]:
     return [list(row.values()) for row in table.arrow.select(list(shown)).to_pylist()] if shown else []
-
-
-def _metric(name: str, values: list[float | None]) -> pa.Array:
-    """A column of numbers; of whole ones, where the metric is a count."""
-    counts = name in METRICS and METRICS[name].unit == "count"
-    if counts and all(value is None or float(value).is_integer() for value in values):
-        return pa.array([None if value is None else int(value) for value in values], pa.int64())
-    return pa.array(values, pa.float64())

@@ -98,10 +98,13 @@ def main(
 def run() -> None:
     """Entry point: turns errors into one message and an exit code (2: wrong request, 3: unreadable input)."""
     hide_known_lines()
-    speak_by(lambda: True)  # in every thread
     # Processes that libraries start (workers of Dask, Ray, data loaders) would import from the current folder first.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
-    where_it_is_limited(_run, _ended_by)
+    speak_by(lambda: True)  # in every thread
+    try:
+        where_it_is_limited(_run, _ended_by)
+    finally:
+        speak_by(_is_asked_here)
 
 
 def _ended_by(signal: str) -> int:

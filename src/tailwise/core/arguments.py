@@ -85,7 +85,8 @@ def check_least(settings: Any, **least: float) -> None:
     for name, bound in least.items():
         given = getattr(settings, name)
         if given is not None and given < bound:
-            raise UsageError(f"{name} is {given:g}", fix=f"give {bound:g} or more")
+            least_word = {0: "zero", 1: "one"}.get(bound, f"{bound:g}")
+            raise UsageError(f"{name} is {given:g}", fix=f"give {least_word} or more")
 
 
 def check_choice(settings: Any, **known: Collection[str]) -> None:

@@ -74,7 +74,7 @@ def _part(audit: Audit, model: str, recipe: Recipe) -> pa.Table:
     columns = {name: pa.array([known[name]] * count, kind) for name, kind in _MODEL.items()}
     metrics = {metric.name: pa.float64() for metric in selected(recipe)}
     for name, kind in {**FACTS, **metrics, **ORIGIN}.items():
-        columns[name] = rows.column(name).cast(kind) if name in rows.column_names else pa.nulls(count, kind)
+        columns[name] = rows.column(name) if name in rows.column_names else pa.nulls(count, kind)
     return pa.table(columns)
 
 
