@@ -84,11 +84,18 @@ class Comparison(Brief):
 
         return conclusion(self)
 
+    @property
+    def magnitude(self) -> str:
+        """How large ‖W − W₀‖/‖W₀‖ is beside what is known of others; "" where no weights were read."""
+        from tailwise.judging.compare.magnitude import magnitude
+
+        return magnitude(self)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         facts = asdict(self)
         head = {key: facts.pop(key) for key in ("before", "after")}
-        return {**head, "conclusion": self.conclusion, **facts}
+        return {**head, "conclusion": self.conclusion, "magnitude": self.magnitude, **facts}
 
     def __repr__(self) -> str:
         return f"Comparison({brief(self.before)}, {brief(self.after)}: {self.conclusion})"
@@ -101,4 +108,4 @@ class Comparison(Brief):
             said = "identical" if layer.identical else {True: "yes", False: "no", None: "–"}[delta.significant]
             rows.append((layer.name, layer.role, delta.before, delta.after, delta.change, delta.z, said))
         rows.sort(key=lambda row: -abs(row[5] or 0.0))
-        return Shown(self.conclusion, heads, rows, "`to_json()`", self.notes)
+        return Shown(" ".join(filter(None, (self.conclusion, self.magnitude))), heads, rows, "`to_json()`", self.notes)
