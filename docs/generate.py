@@ -93,6 +93,8 @@ def _parameters(command: Callable[..., Any]) -> tuple[dict[str, str], dict[str, 
             more = "" if "list" not in str(kind) else "..."
             arguments[name.upper() if required else f"[{name.upper()}]{more}"] = filled(info.help or "")
             continue
+        if info.hidden:
+            continue
         flags = [info.default, *(info.param_decls or ())]  # typer keeps the first declaration apart
         spelled = [flag for flag in flags if isinstance(flag, str) and flag.startswith("-")]
         spelled = spelled or ["--" + name.replace("_", "-")]

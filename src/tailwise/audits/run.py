@@ -6,6 +6,7 @@ import hashlib
 import math
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -73,6 +74,8 @@ class AuditSettings(RecipeSettings, total=False):
     """What `audit` takes beside the model and the choice of layers."""
 
     part: str | None
+    dtype: Precision  # `precision`, as commands called it
+    replicas: int  # `randomize`, as commands called it
 
 
 @dataclass(frozen=True, repr=False)
@@ -144,6 +147,7 @@ def audit(
       → did you mean ks?
     """
     part = settings.pop("part", None)
+    _rename(settings)
     check("part", part, str | None)
     ensure_room()
     recipe, options = split_settings(settings)
@@ -159,6 +163,21 @@ def audit(
     finally:
         if checkpoint is not model:
             checkpoint.close()
+
+
+#: Settings by the names that commands had for them.
+_OLD = {"dtype": "precision", "replicas": "randomize"}
+
+
+def _rename(settings: AuditSettings) -> None:
+    taken: dict[str, Any] = settings  # type: ignore[assignment]
+    for old, new in _OLD.items():
+        if old in taken:
+            warnings.warn(f"{old} is called {new} now", DeprecationWarning, stacklevel=4)
+            value = taken.pop(old)
+            # The number of permutations stood beside the switch.
+            if new not in taken or taken[new] is True:
+                taken[new] = value
 
 
 def _names(given: str | Iterable[str]) -> tuple[str, ...]:

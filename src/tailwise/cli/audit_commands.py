@@ -90,14 +90,15 @@ def audit(
     ] = "ks",
     k_frac: Annotated[float, typer.Option(help="Tail fraction of alpha_hill.", rich_help_panel=_HOW)] = 0.1,
     dtype: Annotated[
-        Dtype, typer.Option(help="float64 is exact; float32 is twice as fast.", rich_help_panel=_HOW)
+        Dtype, typer.Option("--precision", help="float64 is exact; float32 is twice as fast.", rich_help_panel=_HOW)
     ] = Dtype.float64,
     conv: Annotated[Conv, typer.Option(help="Matrices of a convolution.", rich_help_panel=_HOW)] = Conv.flatten,
     randomize: Annotated[
         bool,
-        typer.Option("--randomize", help="Also permute each W's entries: traps, RD.", rich_help_panel=_HOW),
+        typer.Option("--randomize", help="Also permute each W's entries: traps, RD; --randomize N times.",
+                     rich_help_panel=_HOW),
     ] = False,
-    replicas: Annotated[int, typer.Option(min=1, help="Permutations of --randomize.", rich_help_panel=_HOW)] = 1,
+    replicas: Annotated[int, typer.Option(min=1, hidden=True)] = 1,
     rivals: Annotated[
         bool,
         typer.Option("--rivals", help="Also test lognormal, exponential and truncated tails.", rich_help_panel=_HOW),

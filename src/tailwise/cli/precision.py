@@ -113,7 +113,10 @@ def precision(
         ),
     ] = None,
     dtype: Annotated[
-        Dtype, typer.Option(help="Of the solver: float64 is exact; float32 is twice as fast.", rich_help_panel=_HOW)
+        Dtype,
+        typer.Option(
+            "--precision", help="Of the solver: float64 is exact; float32 is twice as fast.", rich_help_panel=_HOW
+        ),
     ] = Dtype.float64,
     device: Device = "cpu",
     workers: Workers = None,

@@ -48,7 +48,7 @@ def sweep(
     ] = None,
     estimator: Annotated[str, typer.Option(help="Of alpha.", rich_help_panel=_HOW)] = "ks",
     dtype: Annotated[
-        Dtype, typer.Option(help="float64 is exact; float32 is twice as fast.", rich_help_panel=_HOW)
+        Dtype, typer.Option("--precision", help="float64 is exact; float32 is twice as fast.", rich_help_panel=_HOW)
     ] = Dtype.float64,
     conv: Annotated[Conv, typer.Option(help="Matrices of a convolution.", rich_help_panel=_HOW)] = Conv.flatten,
     randomize: Annotated[
