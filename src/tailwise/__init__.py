@@ -1,9 +1,12 @@
 """tailwise reads a neural network's health in the spectra of its weights.
 
 >>> import tailwise as tw
->>> audit = tw.audit("org/model")          # or a path, a URL, an nn.Module, a dict of arrays
->>> audit.table().to_pandas()
->>> audit["model.layers.3.mlp.up_proj"].spectrum
+>>> import numpy as np
+>>> weights = {"layers.0.mlp.up_proj.weight": np.random.default_rng(0).standard_normal((96, 64))}
+>>> audit = tw.audit(weights, use_cache=False)    # or a path, a URL, org/model on the Hub, an nn.Module
+>>> audit["layers.0.mlp.up_proj"].spectrum
+Spectrum(64 eigenvalues of 96×64, λ_max=292.7, gram-float64, ±2.1e-12)
+>>> frame = audit.table().to_pandas()
 
 Names are loaded when they are used: importing tailwise imports neither torch nor numpy.
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 
 
 def missing(*packages: str) -> list[str]:
@@ -20,18 +19,9 @@ def missing(*packages: str) -> list[str]:
 
 
 def how_to_get(extra: str) -> str:
-    """The line that installs an extra: from where this package came, be it a checkout or an index.
+    """The line that installs an extra, from an index and from a checkout.
 
-    >>> how_to_get("frames").startswith("pip install")
-    True
+    >>> how_to_get("frames")
+    'pip install "tailwise[frames]", or in a checkout pip install -e ".[frames]"'
     """
-    root = _checkout()
-    return f'pip install "tailwise[{extra}]"' if root is None else f'pip install -e "{root}[{extra}]"'
-
-
-def _checkout() -> str | None:
-    """The folder that this package runs from, where that is a checkout; "." from within it."""
-    root = Path(__file__).resolve().parents[3]
-    if not (root / "pyproject.toml").is_file() or not (root / "src" / "tailwise").is_dir():
-        return None
-    return "." if Path.cwd() == root else str(root)
+    return f'pip install "tailwise[{extra}]", or in a checkout pip install -e ".[{extra}]"'

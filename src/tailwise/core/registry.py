@@ -20,6 +20,15 @@ def unregister(name: str, kind: str | None = None) -> None:
     `kind` says of what, where two registries have the name: `metric`, `rule`, `chart`, `operator`, `allocator`,
     `estimator`, `number format`, `export format`, `alarm rule`, `function`. Raises `UsageError` for what is built in,
     and for a name that nothing has.
+
+    >>> import tailwise as tw
+    >>> @tw.metric("1", source="nowhere")
+    ... def one(spectrum):
+    ...     'One.'
+    ...     return 1.0
+    >>> tw.extend.unregister("one")
+    >>> "one" in tw.METRICS
+    False
     """
     kinds = [item.kind for item in _EVERY]
     if kind is not None and kind not in kinds:
@@ -27,6 +36,7 @@ def unregister(name: str, kind: str | None = None) -> None:
     found = [item for item in _EVERY if kind in (None, item.kind) and name in item]
     if not found:
         raise unknown_name(kind or "registered thing", name, [one for item in _EVERY for one in item])
+    found = [item for item in found if not item.is_built_in(name)] or found
     if len(found) > 1:
         raise UsageError(
             f"{name!r} is {' and '.join(item.kind for item in found)}", fix=f"say which, as kind={found[0].kind!r}"
@@ -73,10 +83,14 @@ class Registry(Generic[T]):
     def remove(self, name: str) -> None:
         """Take out what was added to the built-ins. `UsageError` for a built-in, and where there is none."""
         self[name]
-        if _is_ours(self._by.get(name, _OURS)):
+        if self.is_built_in(name):
             raise UsageError(f"the {self._kind} {name!r} is built in", fix="only what was added can be taken out")
         del self._items[name]
         self._tell()
+
+    def is_built_in(self, name: str) -> bool:
+        """Whether an item came with the package."""
+        return _is_ours(self._by.get(name) or _OURS)
 
     def when_changed(self, forget: Callable[[], None]) -> None:
         """Call `forget` whenever an item comes or goes."""

@@ -63,6 +63,11 @@ class Alarms:
 
     A layer in alarm raises no second alarm of that rule until it has been without its sign for `clear_after` points.
     Memory and time of a point do not grow with the length of the run.
+
+    >>> from tailwise.runs import Alarms, Point
+    >>> losses = [Point("run", step, "full", 0.0, layers={}, scalars={"loss": float("nan")}) for step in range(2)]
+    >>> [alarm.rule for alarm in Alarms().replay(losses)]
+    ['TW701']
     """
 
     def __init__(

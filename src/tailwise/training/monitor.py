@@ -62,6 +62,18 @@ class Monitor:
         Fields of `tailwise.training.options.Options`.
 
     Raises `UsageError` for wrong settings and for a model without matrices.
+
+    >>> import torch, tailwise as tw
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 8))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    >>> with tw.Monitor(model, every=5, full="off", history="run.jsonl", max_overhead=1.0) as monitor:
+    ...     for step in range(10):
+    ...         loss = model(torch.ones(4, 64)).square().mean()
+    ...         loss.backward()
+    ...         optimizer.step()
+    ...         monitor.step(loss=loss)
+    >>> monitor.report().steps
+    10
     """
 
     def __init__(

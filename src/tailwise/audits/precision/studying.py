@@ -81,6 +81,12 @@ def study(
     Each tensor is read once; the spectrum of the weights as loaded comes from the audit's cache where it is there.
     A matrix that cannot be measured raises nothing: it is a layer with a status. Raises `UsageError` for wrong
     settings and `UnreadableError` where the model cannot be read.
+
+    >>> import numpy as np, tailwise as tw
+    >>> weights = {"up.weight": np.random.default_rng(0).standard_normal((96, 64)).astype(np.float32)}
+    >>> found = tw.precision.study(weights, ("bf16", "int4"), use_cache=False)
+    >>> {name: round(reading.relative_error, 3) for name, reading in found["up"].readings.items()}
+    {'bf16': 0.002, 'int4': 0.101}
     """
     chosen, began = options or StudyOptions(), time.perf_counter()
     parsed = _parsed(formats)

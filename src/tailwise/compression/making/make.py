@@ -47,6 +47,14 @@ def plan_prune(audit: Audit, request: Request) -> Plan:
 
     Reads the audit alone; α is fitted to its spectra by AlphaPruning's estimator. Raises `UsageError` where what is
     asked cannot be.
+
+    >>> import numpy as np, tailwise as tw
+    >>> noise = np.random.default_rng(0)
+    >>> weights = {f"model.layers.{i}.mlp.up_proj.weight": noise.standard_normal((256, 128)) for i in range(3)}
+    >>> audit = tw.audit(weights, use_cache=False)
+    >>> plan = tw.plans.plan_prune(audit, tw.plans.Request(sparsity=0.5, allocator="uniform"))
+    >>> plan
+    Plan('dict': prune, magnitude, uniform; 3 tensors, sparsity 0.500000)
     """
     operator, pattern, budget = operator_of(request.operator), request.parsed_pattern, request.budget
     method = ALLOCATORS[request.allocator]
@@ -79,6 +87,14 @@ def plan_quantize(audit: Audit, request: QuantizeRequest) -> Plan:
     Reads the audit alone (and the study that it is given). Tensors that servers fuse get one format. Where the groups
     of a format do not divide a tensor's inputs, the last one is shorter, and a note says so. Raises `UsageError` where
     what is asked cannot be.
+
+    >>> import numpy as np, tailwise as tw
+    >>> noise = np.random.default_rng(0)
+    >>> weights = {f"model.layers.{i}.mlp.up_proj.weight": noise.standard_normal((256, 128)) for i in range(3)}
+    >>> audit = tw.audit(weights, use_cache=False)
+    >>> plan = tw.plans.plan_quantize(audit, tw.plans.QuantizeRequest(bits=6, formats="int4,int8"))
+    >>> [decision.format for decision in plan]
+    ['int4', 'int8', 'int4']
     """
     method, budget = ASSIGNERS[request.allocator], request.budget
     if budget is not None and budget.unit == "rise":

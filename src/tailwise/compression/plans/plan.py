@@ -18,7 +18,19 @@ from tailwise.core.shown import Shown, brief
 
 @dataclass(frozen=True, repr=False)
 class Plan(Entries):
-    """Entries, and what is done with them: files, checks, comparison."""
+    """Entries, and what is done with them: files, checks, comparison.
+
+    >>> import numpy as np, tailwise as tw
+    >>> noise = np.random.default_rng(0)
+    >>> weights = {f"model.layers.{i}.mlp.up_proj.weight": noise.standard_normal((256, 128)) for i in range(3)}
+    >>> audit = tw.audit(weights, use_cache=False)
+    >>> plan = tw.plans.plan_prune(audit, tw.plans.Request(sparsity=0.5))
+    >>> path = plan.save("plan.json")
+    >>> tw.plans.Plan.load(path) == plan
+    True
+    >>> plan["model.layers.1.mlp.up_proj.weight"].sparsity
+    0.5
+    """
 
     @property
     def amount_words(self) -> str:

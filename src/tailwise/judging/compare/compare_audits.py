@@ -55,6 +55,16 @@ def compare(
     Layers are matched by name, then by content, then by place (`matching.match`). Identical layers take no part in
     the tests. The tests of a layer take the two spectra as independent, which errs on the cautious side for a
     fine-tuned model.
+
+    >>> import numpy as np, tailwise as tw
+    >>> base = {f"layers.{i}.up.weight": np.random.default_rng(i).standard_normal((96, 64)) for i in range(3)}
+    >>> tuned = {name: W + 3 * np.outer(W[:, 0], W[0]) for name, W in base.items()}
+    >>> before, after = (tw.audit(model, use_cache=False) for model in (base, tuned))
+    >>> tw.compare(before, before).conclusion
+    'Nothing changed: all 3 matrices are identical, to the byte.'
+    >>> found = tw.compare(before, after, metrics="stable_rank")
+    >>> found.layers[0].deltas["stable_rank"].change < 0
+    True
     """
     before, after = Audit.of(before), Audit.of(after)
     if not 0 < level < 1:

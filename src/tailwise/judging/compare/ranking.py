@@ -124,6 +124,12 @@ def rank(
         Fewest eigenvalues of a matrix whose fit may be trusted, in place of 50.
     names
         What tells audits of one path apart, as their own files; they are numbered where it is not given.
+
+    >>> import numpy as np, tailwise as tw
+    >>> noise, names = np.random.default_rng(0), ("small", "large")
+    >>> audits = [tw.audit({"up.weight": size * noise.standard_normal((96, 64))}, use_cache=False) for size in (1, 10)]
+    >>> [model.name for model in tw.rank(audits, by="log_norm", names=names).models]
+    ['small', 'large']
     """
     given = [Audit.of(one) for one in audits]
     if names is not None and len(names) != len(given):

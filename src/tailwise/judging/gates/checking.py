@@ -38,6 +38,12 @@ def check(
 
     An expectation that matches no layer, or whose metric the audit lacks, could not be looked at, and that is not a
     pass. A matrix that could not be measured (NaN, unreadable) fails every expectation that means it.
+
+    >>> import numpy as np, tailwise as tw
+    >>> audit = tw.audit({"up.weight": np.random.default_rng(0).standard_normal((96, 64))}, use_cache=False)
+    >>> gate = tw.gates.parse_expectations('expect = ["stable_rank > 10", "alpha < 2"]', "here")
+    >>> tw.check(audit, gate)
+    CheckResult('dict': 1 of 2 expectations hold)
     """
     audit = Audit.of(audit)
     read = expectations if isinstance(expectations, Expectations) else read_expectations(expectations)

@@ -62,6 +62,16 @@ def metric(formula: str, *, source: str, unit: str = "") -> Callable[[Callable[.
 
     Its parameters are names from `FACTS`; it returns a float (NaN: not defined for this spectrum). The first line of
     its docstring is the summary. `formula` and `source` are shown by `tailwise metrics` and in the documentation.
+
+    >>> import tailwise as tw
+    >>> @tw.metric("λ_max / mean λ", source="my notebook")
+    ... def peak(spectrum):
+    ...     'The largest eigenvalue over the mean one.'
+    ...     return spectrum.eigenvalues[-1] / spectrum.eigenvalues.mean()
+    >>> import numpy as np
+    >>> tw.audit({"up.weight": np.eye(60)}, metrics="peak", use_cache=False)["up"].peak
+    1.0
+    >>> tw.extend.unregister("peak")
     """
 
     def register(function: Callable[..., float]) -> Callable[..., float]:
