@@ -3,7 +3,7 @@
 from tailwise.audits.audit import Audit, AuditLike
 from tailwise.audits.prepare import Prepared, Selection, prepare
 from tailwise.audits.rows import Layer, LayerRow, Provenance
-from tailwise.audits.run import Progress, Step, audit
+from tailwise.audits.run import AuditSettings, Progress, RecipeSettings, Step, audit
 from tailwise.audits.single import alpha_hill, esd, singular_entropy, stable_rank
 from tailwise.audits.table import Table
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
@@ -19,6 +19,7 @@ __all__ = [
     "METRICS",
     "Audit",
     "AuditLike",
+    "AuditSettings",
     "Checkpoint",
     "Layer",
     "LayerRow",
@@ -27,6 +28,7 @@ __all__ = [
     "Progress",
     "Provenance",
     "Recipe",
+    "RecipeSettings",
     "RunOptions",
     "Selection",
     "Spectrum",

@@ -40,8 +40,8 @@ def test_examples_give_what_they_say(module, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "name", ["Audit", "Layer", "alpha_hill", "audit", "check", "compare", "diagnose", "esd", "fit_tail", "metric",
-             "rank", "singular_entropy", "stable_rank", "table", "plans.plan_prune", "plans.plan_quantize", "plans.Plan",
-             "precision.study", "runs.History", "runs.Alarms", "extend.unregister", "Monitor"],
+             "rank", "singular_entropy", "stable_rank", "table", "plans.plan_prune", "plans.plan_quantize",
+             "plans.Plan", "precision.study", "runs.History", "runs.Alarms", "extend.unregister", "Monitor"],
 )  # fmt: skip
 def test_what_matters_has_an_example(name):
     item = tw

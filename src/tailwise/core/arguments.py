@@ -69,7 +69,7 @@ def check_fields(settings: Any, *, but: Collection[str] = ()) -> None:
     Whole numbers that came as 2.0 or from numpy become int, and a tuple of names may be given as a list or as one
     string with commas.
     """
-    kinds = _field_kinds(type(settings))
+    kinds = _field_kinds(settings.__class__)
     for item in fields(settings):
         if item.name not in but:
             given = getattr(settings, item.name)
@@ -85,7 +85,7 @@ def check_least(settings: Any, **least: float) -> None:
     for name, bound in least.items():
         given = getattr(settings, name)
         if given is not None and given < bound:
-            least_word = {0: "zero", 1: "one"}.get(bound, f"{bound:g}")
+            least_word = "zero" if bound == 0 else "one" if bound == 1 else f"{bound:g}"
             raise UsageError(f"{name} is {given:g}", fix=f"give {least_word} or more")
 
 

@@ -42,7 +42,8 @@ class _Bar:
     """A bar of tqdm; it appears where the work takes more than a moment."""
 
     def __init__(self, title: str, told: Callable[..., Told]) -> None:
-        self._title, self._told, self._bar, self._what = title, told, None, ""
+        self._title, self._told, self._what = title, told, ""
+        self._bar: Any = None
         self._last = 0.0
 
     def __call__(self, *step: Any) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
-from tailwise.core.optional import how_to_get
+from tailwise.core.optional import how_to_get, needed
 from tailwise.core.storage import free_memory, json_of, read_text
 from tailwise.models.evaluation.loading import Loaded, address_of
 from tailwise.models.evaluation.own_code import load_error
@@ -93,7 +93,7 @@ def is_classifier(place: str | os.PathLike[str]) -> bool:
 
 def load_classifier(place: str, *, device: str = "cpu") -> Loaded:
     """The classifier in a folder or on the Hub, in float32. Raises `UsageError` and `UnreadableError`."""
-    import transformers
+    transformers = needed("transformers", "eval", "scoring a model")
 
     checked_device(device)
     name, revision = address_of(place)

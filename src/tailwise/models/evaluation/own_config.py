@@ -11,6 +11,7 @@ from typing import Any
 
 from tailwise.checkpoints.inside import names_within
 from tailwise.core.errors import UnreadableError
+from tailwise.core.optional import needed
 from tailwise.core.storage import json_of, read_text
 
 #: What is built once for each: far above any model's, far below what takes hours or a machine's memory.
@@ -32,7 +33,7 @@ def config_of(place: str, revision: str | None = None, **told: str) -> Any:
     Raises `UnreadableError` where it asks for absurdly many parts, or an index beside it names files elsewhere, and
     whatever transformers raises.
     """
-    import transformers
+    transformers = needed("transformers", "eval", "reading a model's config")
 
     folder = Path(place).expanduser()
     if folder.is_dir():
@@ -46,7 +47,7 @@ def config_of(place: str, revision: str | None = None, **told: str) -> Any:
 
 def checked_document(place: str, revision: str | None = None) -> Mapping[str, Any]:
     """The document of a folder's or a Hub id's config. Raises as `config_of` does."""
-    import transformers
+    transformers = needed("transformers", "eval", "reading a model's config")
 
     said: Mapping[str, Any]
     said, _ = transformers.PretrainedConfig.get_config_dict(place, revision=revision)
