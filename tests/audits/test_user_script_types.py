@@ -16,8 +16,9 @@ SOURCE = HERE.parents[1] / "src"
 def checked(folder, *files):
     """What mypy says of files, with what it has found of this package kept between calls."""
     settings = folder / "mypy.ini"
-    settings.write_text(f"[mypy]\nstrict = true\nmypy_path = {SOURCE}\ncache_dir = {folder}/cache\n"
-                        "follow_imports = silent\n[mypy-scipy.*,pandas.*,pyarrow.*,altair.*]\nignore_missing_imports = true\n")  # fmt: skip
+    stubless = "[mypy-scipy.*,pandas.*,pyarrow.*,altair.*]\nignore_missing_imports = true\n"
+    how = f"strict = true\nfollow_imports = silent\nmypy_path = {SOURCE}\ncache_dir = {folder}/cache\n"
+    settings.write_text(f"[mypy]\n{how}{stubless}")
     done = subprocess.run([sys.executable, "-P", "-m", "mypy", "--config-file", str(settings), *map(str, files)],
                           capture_output=True, text=True, check=False, cwd=folder)  # fmt: skip
     return done.returncode, done.stdout + done.stderr

@@ -64,6 +64,15 @@ class Registry(Generic[T]):
         self._loaded = self._loading = self._has_builtins = False
         _EVERY.append(self)
 
+    def __repr__(self) -> str:
+        names = list(self)
+        return (
+            f"Registry({len(names)} of the kind {self._kind}: {', '.join(names[:8])}{', …' if len(names) > 8 else ''})"
+        )
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)
+
     @property
     def kind(self) -> str:
         """What its items are called: metric, rule, …"""
