@@ -66,9 +66,8 @@ class Registry(Generic[T]):
 
     def __repr__(self) -> str:
         names = list(self)
-        return (
-            f"Registry({len(names)} of the kind {self._kind}: {', '.join(names[:8])}{', …' if len(names) > 8 else ''})"
-        )
+        shown = [*names[:8], *(["…"] if len(names) > 8 else [])]
+        return f"Registry({len(names)} of the kind {self._kind}: {', '.join(shown)})"
 
     def _ipython_key_completions_(self) -> list[str]:
         return list(self)
