@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from tailwise.training.alarms import Alarms
     from tailwise.training.monitor import Monitor
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Alarms": "tailwise.training.alarms",
