@@ -4,7 +4,7 @@ from tailwise.app.assistant.functions.function import Place, function
 from tailwise.compression.choosing.amounts import Allocation, AllocatorSettings, allocator
 from tailwise.compression.choosing.bit_formats import Assignment, Choices, FormatSettings, assigner
 from tailwise.compression.export.exporter import exporter
-from tailwise.compression.operators.operator import Activations, Amount, OperatorResult, Target
+from tailwise.compression.operators.operator import Amount, OperatorResult, Target
 from tailwise.compression.operators.registered import pruner, quantizer
 from tailwise.compression.plans.budget import Budget
 from tailwise.compression.plans.candidates import Candidate
@@ -12,6 +12,7 @@ from tailwise.core.registry import Registry, unregister
 from tailwise.judging.diagnosis.case import Case
 from tailwise.judging.diagnosis.finding import Evidence
 from tailwise.judging.diagnosis.rule import Cannot, Partly, RuleHit, rule
+from tailwise.models.activations import Activations
 from tailwise.number_formats.elements import Float8, Integer, MiniFloat, Unsigned, ValueTable
 from tailwise.number_formats.formats import number_format
 from tailwise.number_formats.number_format import NumberFormat, Quantized, Reach

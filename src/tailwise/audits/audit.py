@@ -135,6 +135,9 @@ class Audit:
         if not isinstance(value, str | os.PathLike):
             fix = "give an Audit, or the path of its file; `tw.audit(model)` makes one"
             raise UsageError(f"an object of type {type(value).__name__} is no audit", fix=fix)
+        place = Path(value)
+        if place.is_dir() and (place / "config.json").is_file():
+            raise UsageError("is a model, and an audit is asked for", where=value, fix="`tw.audit(model)` makes one")
         return Audit.load(os.fspath(value))
 
     @staticmethod

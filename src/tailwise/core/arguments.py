@@ -8,9 +8,9 @@ import os
 import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache, wraps
-from inspect import Parameter, signature
+from inspect import Parameter, Signature, signature
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
@@ -35,7 +35,11 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def holding(*args: P.args, **kwargs: P.kwargs) -> R:
         known, kinds = _parameters(function)
-        bound = known.bind(*args, **kwargs)
+        try:
+            bound = known.bind(*args, **kwargs)
+        except TypeError:
+            _tell_where(kwargs, known, kinds)
+            return function(*args, **kwargs)  # Python says best what is missing
         for name, value in bound.arguments.items():
             if name in kinds:
                 bound.arguments[name] = taken = _row(value, kinds[name])
@@ -43,6 +47,16 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         return function(*bound.args, **bound.kwargs)
 
     return holding
+
+
+def _tell_where(given: Mapping[str, Any], known: Signature, kinds: Mapping[str, Any]) -> None:
+    """`UsageError` where a keyword is a field of the options that the function takes."""
+    for name in given:
+        for argument, kind in kinds.items() if name not in known.parameters else ():
+            for options in _parts(kind):
+                if is_dataclass(options) and name in {item.name for item in fields(options)}:
+                    made = f"{argument}={getattr(options, '__name__', options)}({name}=…)"
+                    raise UsageError(f"{name} is no argument of its own", fix=f"give {made}")
 
 
 def default_of(parameter: Parameter) -> Any:
@@ -106,7 +120,7 @@ def check(name: str, value: Any, kind: Any, default: Any = None) -> None:
         known = unknown_name(name, value, literals)
         raise UsageError(f"{name} is {value!r}", fix=known.fix if len(literals) > 4 else f"choose {_or(literals)}")
     example = "" if default is None or isinstance(default, tuple) else f", as {name}={default!r}"
-    raise UsageError(f"{name} is {_shown(value)}", fix=f"give {_or(_words(kind))}{example}")
+    raise UsageError(f"{name} is {shown(value)}", fix=f"give {_or(_words(kind))}{example}")
 
 
 def fits(value: Any, kind: Any) -> bool:  # noqa: PLR0911 - one line for each kind of annotation
@@ -208,7 +222,8 @@ def _or(words: Sequence[Any]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value in a message: itself, or of what kind it is."""
     if value is None or isinstance(value, str | int | float | bool):
         text = repr(value)
         return text if len(text) <= 80 else f"{text[:77]}…"

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from tailwise.audits.prepare import Selection, check_estimators
+from tailwise.core.arguments import shown
 from tailwise.core.errors import UsageError
 from tailwise.core.recipe import Recipe
 from tailwise.history.point import OPTIMIZER, RULES, Alarm, Resumed
@@ -87,7 +88,7 @@ class Monitor:
     ) -> None:
         if not hasattr(model, "named_parameters"):
             fix = "give the torch.nn.Module that is trained; `tailwise watch` follows a folder of checkpoints"
-            raise UsageError(f"a {type(model).__name__} is no model in training", fix=fix)
+            raise UsageError(f"{shown(model)} is no model in training", fix=fix)
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise UsageError(f"every is {every!r}", fix="give a whole number of steps, one or more")
         if on_alarm is not None and not callable(on_alarm):

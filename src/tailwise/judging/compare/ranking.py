@@ -105,15 +105,20 @@ class Ranking(Brief):
 
 @checked
 def rank(
-    audits: Sequence[AuditLike], *, by: str = "alpha_weighted", scores: Mapping[str, float | None] | None = None,
-    min_evals: int | None = None, names: Sequence[str] | None = None,
-) -> Ranking:  # fmt: skip
+    audits: Sequence[AuditLike] | Mapping[str, AuditLike],
+    *,
+    by: str = "alpha_weighted",
+    scores: Mapping[str, float | None] | None = None,
+    min_evals: int | None = None,
+    names: Sequence[str] | None = None,
+) -> Ranking:
     """Order models by one number.
 
     Parameters
     ----------
     audits
-        Two or more, or their paths, best of one architecture family and one recipe.
+        Two or more, or their paths, best of one architecture family and one recipe; or by the names that they are to
+        have.
     by
         A key of `SUMMARIES`, with or without `mean_`.
     scores
@@ -131,6 +136,8 @@ def rank(
     >>> [model.name for model in tw.rank(audits, by="log_norm", names=names).models]
     ['small', 'large']
     """
+    if isinstance(audits, Mapping):
+        names, audits = names or [str(name) for name in audits], list(audits.values())
     given = [Audit.of(one) for one in audits]
     if names is not None and len(names) != len(given):
         raise UsageError(f"{len(names)} names for {len(given)} audits", fix="give one name for each audit")
