@@ -236,7 +236,7 @@ def _nothing(folder: Folder) -> UnreadableError | UsageError:
         return UsageError(
             f"holds training checkpoints and no final model: {', '.join(training)}",
             where=folder.uri,
-            fix=f"give one of them, as in {folder.uri.rstrip('/')}/{training[-1]}; or audit all with --all-checkpoints",
+            fix=f"give one of them, as in {folder.uri.rstrip('/')}/{training[-1]}; or audit all, by `tailwise audit FOLDER --all-checkpoints`",
         )
     if "model_index.json" in folder.names():
         return UsageError(
