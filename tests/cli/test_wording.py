@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
-import re
 from pathlib import Path
 
 import numpy as np
@@ -90,14 +89,16 @@ def messages():
                         yield path.name, option["name"]
 
 
+def argument_of(option):
+    """The name that an option has in Python."""
+    plain = option.removeprefix("no-") if option in SWITCHES else option
+    return ARGUMENTS.get(option, plain).replace("-", "_")
+
+
 def test_every_option_of_a_message_is_an_argument_of_something_public():
     known, found = argument_names() | OF_COMMANDS, list(messages())
     assert len(found) > 60
-    lost = {
-        (file, option) for file, option in found
-        if option not in THEIRS and ARGUMENTS.get(option, re.sub("^no-", "", option) if option in SWITCHES else option).replace("-", "_")
-        not in known
-    }  # fmt: skip
+    lost = {(file, option) for file, option in found if option not in THEIRS and argument_of(option) not in known}
     assert lost == set()
 
 

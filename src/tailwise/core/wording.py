@@ -24,7 +24,8 @@ _NO_VALUE = frozenset({
 #: A command as a whole stays one: it is to be typed into a terminal.
 _COMMAND = re.compile(r"\b(?:tailwise|pip|python|uv|hf|ulimit|llama-quantize)\s(?:[^`,;()\n]|(?<=\w),(?=\w))*")
 _OPTION = re.compile(
-    r"(?<![\w-])--(?P<name>[a-z][a-z0-9-]*+)(?!_)(?:[ =](?P<value>[\w'](?:[\w.:%|'×+=-]*\w)?(?:,\w(?:[\w.:%=-]*\w)?)*+))?"
+    r"(?<![\w-])--(?P<name>[a-z][a-z0-9-]*+)(?!_)"
+    r"(?:[ =](?P<value>[\w'](?:[\w.:%|'×+=-]*\w)?(?:,\w(?:[\w.:%=-]*\w)?)*+))?"
 )
 
 
