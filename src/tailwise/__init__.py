@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tailwise.compression.applying.apply import apply
     from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
     from tailwise.core.recipe import Recipe, RunOptions
-    from tailwise.history.joined import table
+    from tailwise.history.one_table import table
     from tailwise.judging.compare.compare_audits import compare
     from tailwise.judging.compare.ranking import rank
     from tailwise.judging.diagnosis.diagnose import diagnose
@@ -87,7 +87,7 @@ _HOMES = {
     "rank": "tailwise.judging.compare.ranking",
     "singular_entropy": "tailwise.audits.single",
     "stable_rank": "tailwise.audits.single",
-    "table": "tailwise.history.joined",
+    "table": "tailwise.history.one_table",
 }
 
 #: Modules whose names are used through them: `tw.plans.Plan`, `tw.remedies.AdaptiveClip`.

@@ -9,7 +9,7 @@ from tailwise.audits.table import Table
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.recipe import Recipe, RunOptions
-from tailwise.history.joined import table
+from tailwise.history.one_table import table
 from tailwise.spectrum.metrics.metric import METRICS, Metric
 from tailwise.spectrum.power_law import ESTIMATORS, TailFit, TailOptions, fit_tail
 from tailwise.spectrum.spectrum import Spectrum

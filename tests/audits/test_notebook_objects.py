@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tailwise as tw
-from tailwise.core.progress import is_watched, listener
+from tailwise.core.bars import is_watched, listener
 
 ROOMS = ("auditing", "comparing", "diagnosing", "gates", "plans", "precision", "runs", "scoring")
 COUNT = 40

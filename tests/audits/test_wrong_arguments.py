@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tailwise as tw
-from tailwise.core.arguments import check, fits
+from tailwise.core.validation import check, fits
 
 ROOMS = ("auditing", "comparing", "diagnosing", "gates", "plans", "precision", "runs", "scoring")
 WRONG = [None, True, -1, 0, 2.5, float("nan"), float("inf"), "nonsense", "", b"x", [], [3], {}, {"a": 1}, object(),

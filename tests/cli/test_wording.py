@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import tailwise as tw
 from tailwise.cli.main import app
-from tailwise.core.wording import _OPTION, ARGUMENTS, SWITCHES, in_python
+from tailwise.core.spoken import _OPTION, ARGUMENTS, SWITCHES, in_python
 
 SOURCE = Path(tw.__file__).parent
 ROOMS = ("auditing", "comparing", "diagnosing", "gates", "plans", "precision", "runs", "scoring")
@@ -77,7 +77,7 @@ def argument_names():
 def messages():
     """Strings of the source that name an option and are no docstring."""
     for path in sorted(SOURCE.rglob("*.py")):
-        if path.relative_to(SOURCE).parts[0] in ELSEWHERE or path.name == "wording.py":
+        if path.relative_to(SOURCE).parts[0] in ELSEWHERE or path.name == "spoken.py":
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}

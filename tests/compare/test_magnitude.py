@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tailwise as tw
-from tailwise.judging.compare.magnitude import KNOWN, scale
+from tailwise.judging.compare.size_of_change import KNOWN, scale
 from tailwise.report.comparison_page import markdown
 
 RNG = np.random.default_rng(0)

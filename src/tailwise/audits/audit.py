@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tailwise.audits.rows import Layer, LayerRow, Provenance
 from tailwise.audits.weightwatcher import weightwatcher_columns
 from tailwise.checkpoints.orientation import KEEPS_ORDER, in_order
-from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.validation import checked
 
 if TYPE_CHECKING:
     from tailwise.audits.table import Table

@@ -9,7 +9,7 @@ from tailwise.audits.work import HOLD_BYTES
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured, group
 from tailwise.checkpoints.roles import ROLES
-from tailwise.core import arguments
+from tailwise.core import validation
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.recipe import Recipe, RunOptions
 from tailwise.core.shown import Brief, Shown
@@ -28,7 +28,7 @@ class Selection:
     roles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        arguments.check_fields(self)
+        validation.check_fields(self)
         try:
             re.compile(self.layers or "")
         except re.error as error:
@@ -101,7 +101,7 @@ def check_estimators(recipe: Recipe) -> None:
             raise unknown_name("estimator", estimator, estimator_names())
 
 
-@arguments.checked
+@validation.checked
 def prepare(
     checkpoint: Checkpoint,
     recipe: Recipe | None = None,

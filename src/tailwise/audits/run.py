@@ -25,14 +25,14 @@ from tailwise.audits.work import Worker
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.core.arguments import check, checked, names_in
+from tailwise.core.bars import Told, listener
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.execution.engines import check_executor, engine_of, is_near
 from tailwise.core.execution.executor import checked_device, default_workers, map_unordered
-from tailwise.core.progress import Told, listener
 from tailwise.core.recipe import ConvMode, Precision, Recipe, RunOptions
 from tailwise.core.shown import Brief
 from tailwise.core.storage import ensure_room
+from tailwise.core.validation import check, checked, names_in
 
 if TYPE_CHECKING:
     import torch

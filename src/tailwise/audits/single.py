@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError
 from tailwise.core.execution.executor import checked_device
 from tailwise.core.recipe import Precision
+from tailwise.core.validation import checked
 from tailwise.spectrum.metrics import ranks
 from tailwise.spectrum.metrics import ranks as entropy
 from tailwise.spectrum.power_law import TailOptions, fit_tail

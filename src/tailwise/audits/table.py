@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from tailwise.core.errors import UsageError, unknown_name
-from tailwise.core.names import known_name
 from tailwise.core.optional import how_to_get
 from tailwise.core.shown import Shown, as_html
+from tailwise.core.synonyms import known_name
 from tailwise.spectrum.metrics.metric import METRICS
 
 if TYPE_CHECKING:

@@ -29,9 +29,9 @@ from tailwise.checkpoints.hub import HubAddress, HubFolder, cached_snapshot, is_
 from tailwise.checkpoints.layout import Weights, find_weights, modules_beside, one_file, read_index, siblings
 from tailwise.checkpoints.remote import RemoteFile, RemoteFolder, remote_info
 from tailwise.checkpoints.sniff import sniff
-from tailwise.core.arguments import checked
 from tailwise.core.errors import UnreadableError, UsageError, unknown_name
 from tailwise.core.storage import filesystem
+from tailwise.core.validation import checked
 
 if TYPE_CHECKING:
     import torch

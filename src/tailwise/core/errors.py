@@ -15,8 +15,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 
-from tailwise.core.names import said_of
-from tailwise.core.wording import in_python
+from tailwise.core.spoken import in_python
+from tailwise.core.synonyms import said_of
 
 #: What can be done with a model whose weights are codes, where they must be real numbers. fp32 leaves the
 #: values as they decode, in the dtype that the config names.

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tailwise.core.arguments import check_fields, check_least
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import check_fields, check_least
 
 ConvMode = Literal["flatten", "slices", "pooled"]
 Precision = Literal["float64", "float32"]

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from tailwise.audits.audit import Audit
 from tailwise.audits.rows import LayerRow
-from tailwise.core.arguments import checked
+from tailwise.core.validation import checked
 from tailwise.history import prune as pruning
 from tailwise.history import read, write
 from tailwise.history.branch import put_resumed

@@ -10,10 +10,10 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal
 
-from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError, unknown_name
-from tailwise.core.names import FORMATS as OTHER_NAMES
 from tailwise.core.registry import Registry
+from tailwise.core.synonyms import FORMATS as OTHER_NAMES
+from tailwise.core.validation import checked
 from tailwise.number_formats.casts import Float8Cast, PlainCast
 from tailwise.number_formats.elements import Float8, Integer, MiniFloat, Unsigned, ValueTable
 from tailwise.number_formats.ggml_blocks import BLOCK, BlockFormat, HalfBetween, HalfLargest, HalfSigned

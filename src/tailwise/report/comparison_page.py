@@ -11,8 +11,8 @@ from tailwise.core.harmless import cells
 from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta
 from tailwise.judging.compare.conclusion import conclusion
 from tailwise.judging.compare.correlation import Correlation
-from tailwise.judging.compare.magnitude import magnitude, scale
 from tailwise.judging.compare.ranking import Ranking
+from tailwise.judging.compare.size_of_change import magnitude, scale
 from tailwise.judging.compare.summary import SUMMARIES
 from tailwise.report.grid import Grid
 from tailwise.report.grid import to_csv as csv_text

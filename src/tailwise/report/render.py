@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.audits.audit import Audit, AuditLike
-from tailwise.core.arguments import checked
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
-from tailwise.core.names import known_name
+from tailwise.core.synonyms import known_name
+from tailwise.core.validation import checked
 from tailwise.report.charts.chart import CHARTS, Chart, require_altair
 from tailwise.report.charts.view import ChartView
 from tailwise.report.theme import TOKENS, config, palette_of

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tailwise.core.arguments import check_fields, check_least
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import check_fields, check_least
 from tailwise.spectrum.solvers.bidiagonal import (
     MatrixProducts,
     bidiagonalise,

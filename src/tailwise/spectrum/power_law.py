@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tailwise.core.arguments import check_fields, check_least, checked
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.registry import Registry
 from tailwise.core.shown import Brief
+from tailwise.core.validation import check_fields, check_least, checked
 from tailwise.spectrum.ks_scan import distance_truncated, ks_at, scan, scan_truncated
 
 #: WeightWatcher's threshold: smaller eigenvalues count as zero in `ks`, `ks_clip`, `mid` and `peak`.

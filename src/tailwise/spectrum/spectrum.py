@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from tailwise.core.arguments import check_fields
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import check_fields
 
 
 @dataclass(frozen=True, eq=False)

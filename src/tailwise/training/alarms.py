@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from tailwise.core.arguments import check
 from tailwise.core.errors import unknown_name
+from tailwise.core.validation import check
 from tailwise.history.point import Alarm, Point, Severity, Tempo
 from tailwise.judging.diagnosis.thresholds import Overrides
 from tailwise.training.alarm_change import began

@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from tailwise.audits.prepare import Selection, check_estimators
-from tailwise.core.arguments import shown
 from tailwise.core.errors import UsageError
 from tailwise.core.recipe import Recipe
+from tailwise.core.validation import shown
 from tailwise.history.point import OPTIMIZER, RULES, Alarm, Resumed
 from tailwise.history.writer import open_writer
 from tailwise.spectrum.metrics.facts import completed

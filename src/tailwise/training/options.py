@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from tailwise.core.arguments import check_fields, check_least
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.validation import check_fields, check_least
 from tailwise.history.point import Alarm, Point
 
 if TYPE_CHECKING:

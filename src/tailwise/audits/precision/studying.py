@@ -18,10 +18,10 @@ from tailwise.audits.run import RecipeSettings, Step, of_step, split_settings, v
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.orientation import KEEPS_ORDER, in_order
-from tailwise.core.arguments import check_fields, checked
+from tailwise.core.bars import listener
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.execution.executor import checked_device, default_workers, map_unordered
-from tailwise.core.progress import listener
+from tailwise.core.validation import check_fields, checked
 from tailwise.number_formats.formats import parse_format
 from tailwise.spectrum.metrics.metric import METRICS
 

@@ -29,10 +29,10 @@ from tailwise.compression.plans.files import to_text
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.treating.applied import Applied, read_back
 from tailwise.compression.treating.journal import digest_of_inputs, key_of_run
-from tailwise.core.arguments import checked
+from tailwise.core.bars import Told, listener
 from tailwise.core.errors import UsageError
 from tailwise.core.execution.executor import checked_device
-from tailwise.core.progress import Told, listener
+from tailwise.core.validation import checked
 from tailwise.models.evaluation.gguf_files import gguf_file_of
 
 if TYPE_CHECKING:

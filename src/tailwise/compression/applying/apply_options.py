@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tailwise.compression.applying.calibration_inputs import Draw
-from tailwise.core.arguments import check_fields, check_least
 from tailwise.core.recipe import RunOptions
+from tailwise.core.validation import check_fields, check_least
 from tailwise.models.walking.calibrate import SAMPLES, WINDOW
 
 

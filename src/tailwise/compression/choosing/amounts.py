@@ -12,9 +12,9 @@ from tailwise.compression.choosing.chooser import Chooser, loader, registered
 from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.budget import Budget, Vector
 from tailwise.compression.plans.candidates import Candidate
-from tailwise.core.arguments import check_fields
 from tailwise.core.errors import UsageError
 from tailwise.core.registry import Registry
+from tailwise.core.validation import check_fields
 
 Mapping3 = Literal["block", "matrix", "mixed"]
 MAPPINGS = ("block", "matrix", "mixed")

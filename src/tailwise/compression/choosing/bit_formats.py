@@ -13,9 +13,9 @@ from tailwise.compression.choosing.chooser import Chooser, loader, registered
 from tailwise.compression.choosing.knapsack import Chosen, Knapsack, Matrix, solve_near
 from tailwise.compression.plans.budget import Vector
 from tailwise.compression.plans.candidates import Candidate
-from tailwise.core.arguments import check_fields
 from tailwise.core.errors import UsageError
 from tailwise.core.registry import Registry
+from tailwise.core.validation import check_fields
 
 #: How far below its budget an assignment may stay, relative, tried one after another: few tensors and few formats
 #: cannot come near to every budget.

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tailwise.compression.plans.entries import Kind
 from tailwise.compression.plans.plan import Plan
-from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError
 from tailwise.core.registry import Registry
+from tailwise.core.validation import checked
 
 Files = dict[str, bytes]  # suffix → content
 Write = Callable[[Plan], Files]

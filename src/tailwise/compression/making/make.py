@@ -29,8 +29,8 @@ from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.rank_correlation import depth_correlation
 from tailwise.compression.plans.whole_units import Whole, ranks_of, removed_of
-from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import checked
 
 #: Below this sparsity, published gains of uneven allocation on autoregressive models are nil.
 GAINS_FROM = 0.6

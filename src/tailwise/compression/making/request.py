@@ -13,8 +13,8 @@ from tailwise.compression.operators.registered import operator_of
 from tailwise.compression.plans.budget import Budget, Unit
 from tailwise.compression.plans.candidates import TensorChoice
 from tailwise.compression.plans.patterns import UNSTRUCTURED, Pattern, parse_pattern
-from tailwise.core.arguments import check_fields
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import check_fields
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 
@@ -99,7 +99,8 @@ class QuantizeRequest:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        # A number is judged by the budget that it makes, finite or not.
+        check_fields(self, but=[name for name in ("bits", "rise") if isinstance(getattr(self, name), float)])
         # A wrong request is told before a model is read for it.
         operator_of(self.operator, "quantize")
         if self.act_order and self.operator != "gptq":

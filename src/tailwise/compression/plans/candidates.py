@@ -16,9 +16,9 @@ from tailwise.checkpoints.orientation import INPUTS, OUTPUTS
 from tailwise.compression.plans.packed_rows import is_packed, tensor_of
 from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.site import Site
-from tailwise.core.arguments import check_fields
 from tailwise.core.errors import AS_NUMBERS, UsageError, unknown_name
 from tailwise.core.recipe import Recipe
+from tailwise.core.validation import check_fields
 from tailwise.spectrum.metrics.facts import fit
 from tailwise.spectrum.power_law import TailFit
 from tailwise.spectrum.trust import SEARCHED, doubt_of_tail, resolved, unit_of

@@ -12,8 +12,8 @@ from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.combined import part_of
 from tailwise.compression.plans.diff import PlanDiff, diff
 from tailwise.compression.plans.entries import PARTS, Entries, Part
-from tailwise.core.arguments import checked
 from tailwise.core.shown import Shown, brief
+from tailwise.core.validation import checked
 
 
 @dataclass(frozen=True, repr=False)

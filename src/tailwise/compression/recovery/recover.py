@@ -25,8 +25,8 @@ from tailwise.compression.recovery.masked import Written, masks_in, trainable
 from tailwise.compression.recovery.recovered import RECOVERY_FILE, Recovered, card
 from tailwise.compression.recovery.text_data import Split, split_text
 from tailwise.compression.recovery.train_loop import Course, Say, Trainer, Training
-from tailwise.core.arguments import check_fields, check_least, checked
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import check_fields, check_least, checked
 from tailwise.models.evaluation.evaluate import digest_of, summary
 from tailwise.models.evaluation.images import is_classifier
 from tailwise.models.evaluation.loading import Loaded, check_length, load_model, vocabulary_of

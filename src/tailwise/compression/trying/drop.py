@@ -14,8 +14,8 @@ from tailwise.compression.shrinking.blocks_dropped import block_influence, least
 from tailwise.compression.shrinking.config_depth import depth_fields
 from tailwise.compression.shrinking.experts_dropped import how_many, norms_of, picks, seldom, small, without_experts
 from tailwise.compression.shrinking.experts_out import mixtures_of
-from tailwise.core.arguments import check_fields, check_least
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import check_fields, check_least
 from tailwise.models.evaluation.loading import check_length, load_tokenizer
 from tailwise.models.evaluation.tokens import tokens_of
 from tailwise.models.walking.calibrate import sample_windows

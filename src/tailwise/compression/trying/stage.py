@@ -14,8 +14,8 @@ from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.material import Material, Pictures, Text
 from tailwise.compression.trying.trial import Trial, trial_of
-from tailwise.core.arguments import check_fields, check_least
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import check_fields, check_least
 from tailwise.models.evaluation.images import images_of, is_classifier, load_classifier, predicted
 from tailwise.models.evaluation.loading import Loaded, check_length, load_model
 from tailwise.models.evaluation.tokens import tokens_of, windows_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tailwise.core.arguments import checked
+from tailwise.core.validation import checked
 
 #: Index of a checkpoint → the layers that the rule names there; the whole model is "".
 Probe = Callable[[int], frozenset[str]]

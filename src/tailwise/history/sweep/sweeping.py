@@ -14,12 +14,12 @@ from typing import Any
 from tailwise.audits.prepare import Selection
 from tailwise.audits.prepare import checked as checked_recipe
 from tailwise.audits.run import Progress, split_settings
-from tailwise.core.arguments import check_fields, checked
 from tailwise.core.errors import UsageError
 from tailwise.core.execution.engines import check_executor, is_near
 from tailwise.core.execution.executor import checked_device
 from tailwise.core.recipe import Recipe
 from tailwise.core.storage import is_url
+from tailwise.core.validation import check_fields, checked
 from tailwise.history.sweep.catalogue import Catalogue, ClaimedModel
 from tailwise.history.sweep.one_model import ModelOutcome, SweepWork
 from tailwise.history.sweep.results import write_models

@@ -11,9 +11,9 @@ import numpy as np
 from tailwise.audits.audit import Audit, AuditLike
 from tailwise.audits.rows import Layer
 from tailwise.audits.trusted import OF_FIT, doubt_of_fit, estimator_of, value_of
-from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError, unknown_name
-from tailwise.core.names import known_name
+from tailwise.core.synonyms import known_name
+from tailwise.core.validation import checked
 from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta, RoleChange
 from tailwise.judging.compare.matching import Matching, Pair, match, shape_text
 from tailwise.judging.compare.significance import contrasts, discoveries, rejected, signed_rank_p, z_scores

@@ -87,7 +87,7 @@ class Comparison(Brief):
     @property
     def magnitude(self) -> str:
         """How large ‖W − W₀‖/‖W₀‖ is beside what is known of others; "" where no weights were read."""
-        from tailwise.judging.compare.magnitude import magnitude
+        from tailwise.judging.compare.size_of_change import magnitude
 
         return magnitude(self)
 

@@ -16,11 +16,11 @@ from tailwise.audits.work import HOLD_BYTES, HashedMatrix
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, group, load
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.core.arguments import check_fields, check_least, checked
 from tailwise.core.errors import TailwiseError, UnreadableError, UsageError, lacks_memory
 from tailwise.core.execution.executor import default_workers, map_unordered
 from tailwise.core.recipe import Recipe
 from tailwise.core.shown import Brief
+from tailwise.core.validation import check_fields, check_least, checked
 from tailwise.judging.compare.compare_audits import compare
 from tailwise.judging.compare.comparison import Comparison, LayerDelta
 from tailwise.spectrum.metrics.facts import Facts, Spectra, metrics_of, selected

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tailwise.audits.audit import Audit, AuditLike
-from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError, unknown_name
-from tailwise.core.names import known_name
 from tailwise.core.shown import Brief, Shown
+from tailwise.core.synonyms import known_name
+from tailwise.core.validation import checked
 from tailwise.judging.compare.compare_audits import TESTED
 from tailwise.judging.compare.correlation import MIN_MODELS, Correlation, correlation
 from tailwise.judging.compare.stability import SURE, Stability, stability, values_by_layer

@@ -10,8 +10,8 @@ from statistics import median
 from tailwise.audits.audit import Audit, AuditLike
 from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import OF_FIT, doubt, estimator_of, usable, usable_values, value_of
-from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import checked
 from tailwise.judging.compare.compare_audits import TESTED, comparable, compare
 from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta
 from tailwise.judging.compare.summary import model_numbers

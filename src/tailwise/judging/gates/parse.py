@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.checkpoints.roles import ROLES
-from tailwise.core.arguments import checked
 from tailwise.core.errors import UnreadableError, UsageError, unknown_name
 from tailwise.core.harmless import pattern_from_file
 from tailwise.core.shown import Brief
 from tailwise.core.storage import read_text, toml_of
+from tailwise.core.validation import checked
 from tailwise.judging.compare.summary import SUMMARIES
 from tailwise.judging.diagnosis.finding import SEVERITIES
 from tailwise.judging.gates.expectation import Bounds, Expectation

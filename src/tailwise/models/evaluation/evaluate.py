@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from tailwise.core.arguments import check_fields, check_least, checked
+from tailwise.core.bars import Told, listener
 from tailwise.core.errors import TailwiseError, UsageError
-from tailwise.core.progress import Told, listener
 from tailwise.core.storage import free_memory
+from tailwise.core.validation import check_fields, check_least, checked
 from tailwise.models.evaluation.adapters import base_of, is_adapter
 from tailwise.models.evaluation.divergence import paired_losses
 from tailwise.models.evaluation.intervals import mean_interval

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from tailwise.core.arguments import checked
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UnreadableError
 from tailwise.core.shown import Brief, Shown, brief
 from tailwise.core.storage import is_text, json_of, read_bytes
 from tailwise.core.typed import check_typed
+from tailwise.core.validation import checked
 
 FORMAT = 1
 

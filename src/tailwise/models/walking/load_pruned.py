@@ -16,9 +16,9 @@ from torch import nn
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.core.arguments import checked
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
+from tailwise.core.validation import checked
 from tailwise.models.evaluation.own_code import load_error
 from tailwise.models.evaluation.own_config import room_for
 from tailwise.models.evaluation.quiet import quiet

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tailwise.core.names import known_name
 from tailwise.core.recipe import Recipe
+from tailwise.core.synonyms import known_name
 from tailwise.spectrum.baseline import gaussian_spectra, mean_and_sd
 from tailwise.spectrum.marchenko_pastur import Bulk, fit_bulk
 from tailwise.spectrum.metrics.metric import METRICS, Metric

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from tailwise.core.arguments import checked
 from tailwise.core.registry import Registry
+from tailwise.core.validation import checked
 
 #: What a metric may ask for, by parameter name; `facts.Facts` provides each, computed once and only if asked for.
 FACTS = (

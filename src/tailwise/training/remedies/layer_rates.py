@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from tailwise.core.arguments import check_fields, check_least
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.validation import check_fields, check_least
 from tailwise.spectrum.power_law import ESTIMATORS
 from tailwise.training.remedies.groups import GroupScaler, follow, scaler_of
 from tailwise.training.remedies.live_matrices import exponent, role_of, weight_matrices

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from tailwise.audits.audit import Audit, AuditLike
 from tailwise.audits.table import Table
-from tailwise.core.arguments import checked
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import checked
 from tailwise.history.runs.found import step_of
 
 
