@@ -203,7 +203,7 @@ def test_two_of_four_is_half_everywhere(audit):
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"sparsity": 0.7, "pattern": "2:4"}, "give --pattern N:4"),
+        ({"sparsity": 0.7, "pattern": "2:4"}, "give pattern=N:4"),
         ({"pattern": "2:4", "allocator": "alpha"}, "nothing to choose"),
         ({"sparsity": 0.7, "pattern": "5:4"}, "keeps nothing, or everything"),
         ({"sparsity": 0.7, "pattern": "0:4"}, "keeps nothing, or everything"),
@@ -213,7 +213,7 @@ def test_two_of_four_is_half_everywhere(audit):
         ({"sparsity": 0.7, "operator": "wandas"}, "did you mean wanda"),
         ({"sparsity": 0.7, "allocator": "aplha"}, "did you mean alpha"),
         ({"sparsity": 70}, "70 % is 0.7"),
-        ({}, "give --sparsity"),
+        ({}, "give sparsity"),
         ({"sparsity": 0.7, "settings": {"tau": 0.3}}, "uniform does not take tau"),
         ({"sparsity": 0.7, "allocator": "alpha", "settings": {"tau": 3.0}}, "tau is 3"),
         ({"sparsity": 0.7, "allocator": "alpha", "settings": {"mapping": "row"}}, "no mapping 'row'"),
