@@ -209,7 +209,7 @@ def test_two_of_four_is_half_everywhere(audit):
         ({"sparsity": 0.7, "pattern": "0:4"}, "keeps nothing, or everything"),
         ({"sparsity": 0.7, "pattern": "half"}, "no pattern 'half'"),
         ({"sparsity": 0.7, "pattern": "N:8", "operator": "low_rank"}, "low_rank has no pattern"),
-        ({"sparsity": 0.7, "pattern": "N:8", "clamp": False}, "--no-clamp"),
+        ({"sparsity": 0.7, "pattern": "N:8", "clamp": False}, "clamp=False"),
         ({"sparsity": 0.7, "operator": "wandas"}, "did you mean wanda"),
         ({"sparsity": 0.7, "allocator": "aplha"}, "did you mean alpha"),
         ({"sparsity": 70}, "70 % is 0.7"),
