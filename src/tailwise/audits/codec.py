@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from tailwise.audits.checked import SPECTRA, check_provenance, check_rows, check_spectra
 from tailwise.audits.parquet import from_parquet
 from tailwise.audits.rows import MEASURED, Layer, LayerRow, Provenance
-from tailwise.audits.table import FACTS, ORIGIN
+from tailwise.audits.table import FACTS, ORIGIN, layer_table
 from tailwise.core.atomic import could_not_write, write_whole
 from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
 from tailwise.core.storage import ensure_room, exists, get, is_url, joined, json_of, open_regular, put, read_bytes
@@ -193,7 +193,7 @@ def _encode(audit: Audit) -> dict[str, bytes]:
     ensure_room()  # Arrow ends the process where it finds none
     provenance = {"audit_format": FORMAT, **audit.provenance.to_json()}
     return {
-        "layers.parquet": to_parquet(audit.table(unmeasured=True).arrow),
+        "layers.parquet": to_parquet(layer_table(audit.rows).arrow),
         "spectra.parquet": to_parquet(_spectra_table(audit)),
         "provenance.json": json.dumps(provenance, indent=1, ensure_ascii=False).encode(),
     }

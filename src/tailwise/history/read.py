@@ -11,6 +11,7 @@ from tailwise.audits.codec import row_of
 from tailwise.audits.parquet import from_parquet
 from tailwise.audits.rows import LayerRow, Provenance
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.shown import Brief
 from tailwise.core.storage import json_of
 from tailwise.history.jsonl import from_line, numbers_from
 from tailwise.history.point import OPTIMIZER, Alarm, Point, Tempo
@@ -24,8 +25,8 @@ Steps = tuple[int | None, int | None]
 _BATCH = 64
 
 
-@dataclass(frozen=True)
-class RunSummary:
+@dataclass(frozen=True, repr=False)
+class RunSummary(Brief):
     """A run at a glance."""
 
     name: str
@@ -41,8 +42,8 @@ class RunSummary:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
-@dataclass(frozen=True)
-class KeptAudit:
+@dataclass(frozen=True, repr=False)
+class KeptAudit(Brief):
     """An audit in a store, without its rows."""
 
     run: str
@@ -53,8 +54,8 @@ class KeptAudit:
     summary: Mapping[str, float]  # mean of every metric over the layers
 
 
-@dataclass(frozen=True)
-class KeptAlarm:
+@dataclass(frozen=True, repr=False)
+class KeptAlarm(Brief):
     """An alarm in a store, and how often it was noticed."""
 
     alarm: Alarm

@@ -12,6 +12,7 @@ from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.formats.common import RangedStore, torch_dtype
 from tailwise.checkpoints.formats.gguf_header import TensorInfo, read_gguf_header
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.optional import how_to_get
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +131,7 @@ def _require_gguf() -> None:
     try:
         import gguf  # noqa: F401
     except ImportError as error:
-        raise UsageError("reading GGUF files takes the gguf package", fix='pip install "tailwise[gguf]"') from error
+        raise UsageError("reading GGUF files takes the gguf package", fix=how_to_get("gguf")) from error
 
 
 def _refuse_statistics(metadata: Mapping[str, Any], names: Collection[str], where: str) -> None:

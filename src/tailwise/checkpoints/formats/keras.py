@@ -18,6 +18,7 @@ from tailwise.checkpoints.formats.arrays import ArrayStore, Stored, is_bfloat16
 from tailwise.checkpoints.formats.kernels_last import Turned, leaf_of, turned
 from tailwise.checkpoints.formats.unfolding import check_unfolding
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.optional import how_to_get
 from tailwise.core.storage import json_of
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _opened(file: ByteSource) -> tuple[Any, Any]:
         import h5py
     except ImportError as error:
         raise UsageError(
-            "reading Keras files needs the h5py package", where=file.name, fix='pip install "tailwise[keras]"'
+            "reading Keras files needs the h5py package", where=file.name, fix=how_to_get("keras")
         ) from error
     try:
         if not file.head.startswith(b"PK"):

@@ -17,6 +17,7 @@ from tailwise.checkpoints.formats.onnx_graph import Constant, constants_of, is_m
 from tailwise.checkpoints.inside import inside
 from tailwise.checkpoints.spread import spread
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.optional import how_to_get
 
 if TYPE_CHECKING:
     import torch
@@ -264,7 +265,7 @@ def _parsed(file: ByteSource) -> Any:
         from google.protobuf.message import DecodeError
     except ImportError as error:
         raise UsageError(
-            "reading ONNX files needs the onnx package", where=file.name, fix='pip install "tailwise[onnx]"'
+            "reading ONNX files needs the onnx package", where=file.name, fix=how_to_get("onnx")
         ) from error
     if file.size > _LIMIT:
         raise UnreadableError(
