@@ -18,7 +18,7 @@ _OF_SITE = ("tensor", "matrix", "role", "block", "n_params", "shape")
 _OF_TREATMENT = ("sparsity", "pattern", "rank", "format", "experts")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What is done to one site, and why."""
 
