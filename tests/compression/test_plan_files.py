@@ -323,3 +323,16 @@ def test_the_collector_rests_while_a_plan_is_read_and_is_then_as_it_was(plan, tm
         assert (seen, gc.isenabled()) == ([False], on)
     finally:
         (gc.enable if was else gc.disable)()
+
+
+@pytest.mark.parametrize("place", ["model", "allocator", "tensor", "reason", "matrix", "format"])
+def test_a_name_of_megabytes_is_refused_in_few_words(path, place):
+    def change(document):
+        if place == "tensor":
+            document["entries"]["a" * 3_000_000] = document["entries"].pop(FIRST)
+        else:
+            (document if place in ("model", "allocator") else document["entries"][FIRST])[place] = "a" * 3_000_000
+
+    with pytest.raises(UsageError, match="a text of 3000000 signs") as caught:
+        edited(path, change)
+    assert len(str(caught.value)) < 1000

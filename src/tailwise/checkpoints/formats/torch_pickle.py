@@ -23,6 +23,7 @@ from tailwise.checkpoints.dtypes import torch_dtype
 from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.memory import decoded, is_array, kinds_of, shared_names, spec_of
 from tailwise.checkpoints.formats.pickle_bounds import check_extent, check_file, stored_as_is
+from tailwise.checkpoints.formats.repeated import Laid, beyond_what_is_held
 from tailwise.checkpoints.formats.saved import find_tensors
 from tailwise.checkpoints.formats.torchscript import is_torchscript, read_torchscript
 from tailwise.core.errors import UnreadableError, UnsafeError, lacks_memory
@@ -67,10 +68,6 @@ _ESTIMATORS = ("sklearn.", "joblib.", "xgboost.", "lightgbm.", "catboost.")
 _SAVE_ARRAYS = "load it where running it can do no harm, and save its arrays: numpy.savez('x.npz', coef=model.coef_, …)"
 
 
-_REPEATS = 1 << 26  # bytes that a tensor of repeated entries may have
-_REPEATED = "its entries are few that are repeated (expand); save what they stand for: tensor.contiguous()"
-
-
 class TorchCheckpoint(TensorStore):
     """The tensors of one or more files of `torch.save`, mapped into memory where their format allows it."""
 
@@ -104,7 +101,8 @@ class TorchCheckpoint(TensorStore):
         self.shared = shared_names(self._arrays)
         kinds = kinds_of(self._arrays)
         self.readings, self.unsupported, self.aside = kinds.readings, kinds.unsupported, kinds.aside
-        self.unsupported |= {name: _REPEATED for name, array in self._arrays.items() if _is_repeated(array)}
+        views = (_laid(name, array) for name, array in self._arrays.items() if name not in self.shared)
+        self.unsupported |= beyond_what_is_held(view for view in views if view is not None)
         self.read_whole = frozenset(self.readings)
 
     def _add(self, file: ByteSource, part: str | None) -> None:
@@ -167,16 +165,16 @@ class TorchCheckpoint(TensorStore):
             file.close()
 
 
-def _is_repeated(tensor: torch.Tensor) -> bool:
-    """Whether far more entries than are stored stand there, by strides of zero: a kilobyte may claim terabytes."""
+def _laid(name: str, tensor: torch.Tensor) -> Laid | None:
+    """A plain tensor over its storage; None of other kinds, which have bounds of their own."""
     import torch
 
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
-        return False
+        return None
     if tensor.device.type == "meta" or tensor.is_quantized:
-        return False
-    claimed = tensor.numel() * tensor.element_size()
-    return claimed > max(_REPEATS, tensor.untyped_storage().nbytes())
+        return None
+    storage = tensor.untyped_storage()
+    return Laid(name, storage.data_ptr(), storage.nbytes(), tensor.numel() * tensor.element_size())
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from tailwise.compression.plans.entries import Entries
 from tailwise.compression.plans.patterns import EXPERTS, UNSTRUCTURED
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UnreadableError, UsageError, unknown_name
+from tailwise.core.harmless import LONGEST_TEXT
 from tailwise.core.storage import get, is_text, is_url, read_text
 from tailwise.core.uncollected import without_collections
 
@@ -132,6 +133,7 @@ def from_document(document: Any, of: type[P], where: object = None) -> P:
         if name in document and not isinstance(document[name], kind):
             raise UsageError(f"{name} is {document[name]!r}", where=where, fix="leave it as tailwise wrote it")
     _check_plain(document, where)
+    _check_lengths({name: document.get(name) for name, kind in types.items() if kind is str}, where)
     for name in ("kind", "operator"):
         if name not in document:
             raise UsageError(f"has no {name}", where=where, fix=f"{name}: {'prune' if name == 'kind' else 'wanda'}")
@@ -178,16 +180,24 @@ def _check_plain(document: Mapping[str, Any], where: object) -> None:
             ) from error
 
 
+def _check_lengths(fields: Mapping[str, Any], where: object) -> None:
+    for name, value in fields.items():
+        if isinstance(value, str) and len(value) > LONGEST_TEXT:
+            raise UsageError(f"{name} is a text of {len(value)} signs", where=where, fix="leave it as tailwise wrote it")
+
+
 def _takes_units(operator: str) -> bool:
     """Whether an operator takes heads and neurons out, and not single entries."""
     return operator in OPERATORS and OPERATORS[operator].work is None
 
 
 def _decision(tensor: str, fields: Any, where: object, units: bool) -> Decision:
+    _check_lengths({"the name of a tensor": tensor}, where)
     place = tensor if where is None else f"{where}: {tensor}"
     if not isinstance(fields, Mapping):
         raise UsageError(f"is {fields!r}", where=place, fix="give the fields of an entry, such as sparsity: 0.7")
     _known(fields, _ENTRY, place)
+    _check_lengths(fields, place)
     if "parameters" not in fields:
         raise UsageError("has no parameters", where=place, fix="parameters: the number of entries of the tensor")
     shape = fields.get("shape", ())
