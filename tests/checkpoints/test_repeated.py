@@ -118,7 +118,7 @@ def test_parts_of_an_archive_that_lie_over_each_other_are_refused(tmp_path, kind
 
 
 def test_external_data_of_onnx_that_lies_over_each_other_is_bounded(tmp_path):
-    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnx")
     from onnx import TensorProto, helper
 
     (tmp_path / "w.bin").write_bytes(bytes(4 * SIDE * SIDE))
@@ -151,4 +151,4 @@ def test_chunks_of_a_distributed_checkpoint_that_are_one_are_bounded(tmp_path):
         metadata.state_dict_metadata[name] = first
     metadata.storage_data = {type(index)(name, index.offset, index.index): place for name in names}
     (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
-    assert 30 - _TIMES - _BEYOND // (4 * SIDE * SIDE) - 1 <= len(refused(tmp_path)) < 20
+    assert len(refused(tmp_path)) in (30 - _TIMES - 1, 30 - _TIMES)

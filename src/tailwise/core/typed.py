@@ -10,7 +10,6 @@ from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-
 _LONGEST = 1 << 16  # signs of a text
 
 

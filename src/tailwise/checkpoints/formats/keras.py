@@ -64,9 +64,7 @@ class KerasCheckpoint(ArrayStore):
         if self._state:
             self.notes += ("left out, for it is the state of training and no weights: the optimizer",)
         if self._left:
-            self.notes += (
-                f"{len(self._left)} links that lead elsewhere were not followed: {listed(self._left, 5)}",
-            )
+            self.notes += (f"{len(self._left)} links that lead elsewhere were not followed: {listed(self._left, 5)}",)
 
     def _listed(self, settings: Any) -> list[Stored]:
         try:

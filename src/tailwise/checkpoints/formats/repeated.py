@@ -1,6 +1,6 @@
 """Tensors that stand for far more bytes than a file holds, because they are laid over the same ones.
 
-Strides of zero, views of one storage and ranges that overlap cost a file nothing: a kilobyte could ask for days of work.
+Strides of zero, views of one storage and ranges that overlap cost a file nothing: a kilobyte could ask for days.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 #: How often the bytes of a storage may be read under names of their own: flat weights and views of them are two.
 _TIMES = 8
 #: Bytes that the tensors of a checkpoint may have beyond that, all together.
-_BEYOND = 1 << 26
+_BEYOND = 1 << 24
 
 REPEATED = (
     "its entries are few that are repeated, or those of many other tensors (expand, views); "

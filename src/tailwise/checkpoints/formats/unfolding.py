@@ -1,4 +1,4 @@
-"""Members of zip archives that would unfold into far more than they take: refused before they do, and so are those that lie over each other."""
+"""Members of zip archives that would unfold into far more than they take, or share their bytes: refused before."""
 
 from __future__ import annotations
 

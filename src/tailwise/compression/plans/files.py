@@ -183,7 +183,9 @@ def _check_plain(document: Mapping[str, Any], where: object) -> None:
 def _check_lengths(fields: Mapping[str, Any], where: object) -> None:
     for name, value in fields.items():
         if isinstance(value, str) and len(value) > LONGEST_TEXT:
-            raise UsageError(f"{name} is a text of {len(value)} signs", where=where, fix="leave it as tailwise wrote it")
+            raise UsageError(
+                f"{name} is a text of {len(value)} signs", where=where, fix="leave it as tailwise wrote it"
+            )
 
 
 def _takes_units(operator: str) -> bool:
