@@ -7,7 +7,7 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from tailwise.cli.help_texts import _LISTS, filled
+from tailwise.cli.filled_help import _LISTS, filled
 from tailwise.cli.main import app
 from tailwise.compression.choosing.amounts import ALLOCATORS
 from tailwise.compression.choosing.bit_formats import ASSIGNERS

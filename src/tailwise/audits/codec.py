@@ -213,8 +213,8 @@ def _spectra_table(audit: Audit) -> pa.Table:
         "name": [name for name, _, _ in entries],
         "kind": [kind for _, kind, _ in entries],
     }
-    facts = [name for name in SPECTRA if name not in columns]
-    columns |= {name: [getattr(spectrum, name) for _, _, spectrum in entries] for name in facts}
+    attributes = [name for name in SPECTRA if name not in columns]
+    columns |= {name: [getattr(spectrum, name) for _, _, spectrum in entries] for name in attributes}
     return pa.table({name: pa.array(columns[name], kind) for name, kind in SPECTRA.items()})
 
 
@@ -231,8 +231,8 @@ def _decode(parts: Mapping[str, bytes]) -> AuditParts:
     ensure_room()
     check_provenance(provenance)
     known = {item.name for item in fields(Provenance)}
-    facts: dict[str, Any] = {name: value for name, value in provenance.items() if name in known}
-    facts["notes"] = tuple(map(shortened, facts.get("notes", ())))
+    settings: dict[str, Any] = {name: value for name, value in provenance.items() if name in known}
+    settings["notes"] = tuple(map(shortened, settings.get("notes", ())))
     table = from_parquet(parts["layers.parquet"])
     check_rows(table)
     rows = [row_of(line) for line in table.to_pylist()]
@@ -241,7 +241,7 @@ def _decode(parts: Mapping[str, bytes]) -> AuditParts:
         name, kind, spectrum = line
         spectra.setdefault(name, {}).setdefault(kind, []).append(spectrum)
     layers = {row.name: _layer(row, spectra[row.name]) for row in rows if row.measured}
-    return AuditParts(rows, layers, Provenance(**facts))
+    return AuditParts(rows, layers, Provenance(**settings))
 
 
 def _spectra_lines(data: bytes) -> list[tuple[str, str, Spectrum]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from tailwise.audits.audit import Audit
 from tailwise.audits.cache import Baselines, Cache
-from tailwise.audits.on_engine import measured_far
+from tailwise.audits.on_engine import measured_on
 from tailwise.audits.prepare import Prepared, Selection, prepare
 from tailwise.audits.rows import Layer, LayerRow, Provenance, raised_by
 from tailwise.audits.work import Worker
@@ -25,8 +25,14 @@ from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import UsageError, unknown_name
-from tailwise.core.execution.engines import check_executor, engine_of, is_near
-from tailwise.core.execution.executor import checked_device, default_workers, map_unordered
+from tailwise.core.execution.executor import (
+    check_executor,
+    checked_device,
+    default_workers,
+    engine_of,
+    is_near,
+    map_unordered,
+)
 from tailwise.core.recipe import ConvMode, Precision, Recipe, RunOptions
 from tailwise.core.storage import ensure_room
 
@@ -188,7 +194,7 @@ def _measuring(checkpoint: Checkpoint, prepared: Prepared, cache: Cache) -> Iter
         return
     checkpoint.part(())  # tensors in memory are refused before any worker is started
     with engine_of(options) as engine:
-        yield engine.slots(), measured_far(engine, checkpoint, prepared, cache)
+        yield engine.slots(), measured_on(engine, checkpoint, prepared, cache)
 
 
 class _Tally:

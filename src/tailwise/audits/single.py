@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.core.errors import UsageError
 from tailwise.core.execution.executor import checked_device
 from tailwise.core.recipe import Precision
-from tailwise.spectrum.metrics import ranks
-from tailwise.spectrum.metrics import ranks as entropy
+from tailwise.spectrum.metrics import norms_ranks as ranks
 from tailwise.spectrum.power_law import TailOptions, fit_tail
 from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
 from tailwise.spectrum.spectrum import Spectrum
@@ -63,7 +62,7 @@ def alpha_hill(weights: Weights, tail_fraction: float = 0.1, **solver: Any) -> f
 
 def singular_entropy(weights: Weights, **solver: Any) -> float:
     """ln r + Σ p ln p with p = σ/Σσ and r = m, in nats: 0 is flat, high is collapsed; NaN for a zero matrix."""
-    return entropy.singular_entropy(esd(weights, **solver))
+    return ranks.singular_entropy(esd(weights, **solver))
 
 
 def stable_rank(weights: Weights, **solver: Any) -> float:

@@ -16,8 +16,7 @@ from tailwise.cli.audit_commands import audit
 from tailwise.cli.check import check
 from tailwise.cli.compare_commands import compare, diff, rank
 from tailwise.cli.evaluate_command import evaluate
-from tailwise.cli.help_texts import tell
-from tailwise.cli.history_commands import app as store
+from tailwise.cli.filled_help import tell
 from tailwise.cli.history_commands import bisect, history, watch
 from tailwise.cli.limited import where_it_is_limited
 from tailwise.cli.mcp import mcp
@@ -26,6 +25,7 @@ from tailwise.cli.precision import precision
 from tailwise.cli.predict_command import predict
 from tailwise.cli.read_commands import diagnose, doctor, metrics, plot, report, show
 from tailwise.cli.serve import serve
+from tailwise.cli.store_commands import app as store
 from tailwise.cli.sweep_command import sweep
 from tailwise.core.errors import TailwiseError, UnreadableError, lacks_memory
 from tailwise.core.harmless import visible

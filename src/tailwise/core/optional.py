@@ -7,12 +7,12 @@ from importlib import import_module
 
 def missing(*packages: str) -> list[str]:
     """Those of `packages` that cannot be imported, with the package that they lack where it is another."""
-    found = []
+    absent = []
     for package in packages:
         try:
             import_module(package)
         except ImportError as error:
             lacks = getattr(error, "name", None) or ""
             other = lacks.partition(".")[0] not in ("", package.partition(".")[0])
-            found.append(f"{package} (which lacks {lacks})" if other else package)
-    return found
+            absent.append(f"{package} (which lacks {lacks})" if other else package)
+    return absent

@@ -119,7 +119,7 @@ def json_of(text: str | bytes) -> Any:
 def toml_of(text: str) -> dict[str, Any]:
     """The same of TOML; `tomllib.TOMLDecodeError` is a `ValueError` too."""
     # Time goes with the square of the parts: half a minute for a key of 40 KB.
-    if any(found[1] for found in _LONG_KEY.finditer(text)):
+    if any(key[1] for key in _LONG_KEY.finditer(text)):
         raise ValueError("a key has 64 parts or more")
     try:
         return tomllib.loads(text)

@@ -15,8 +15,9 @@ from tailwise.audits.rows import LayerRow
 from tailwise.history import prune as pruning
 from tailwise.history import read, write
 from tailwise.history.branch import put_resumed
-from tailwise.history.connect import bring_up_to_date, connect, is_url, plain, reading, shown, store_errors, writing
+from tailwise.history.connect import connect, is_url, plain, reading, shown, store_errors, writing
 from tailwise.history.export import export_parquet
+from tailwise.history.migrate import bring_up_to_date
 from tailwise.history.point import Alarm, Point, Resumed, Tempo, no_alarm
 from tailwise.history.prune import Retention
 from tailwise.history.read import KeptAlarm, KeptAudit, RunSummary, Steps
@@ -97,9 +98,9 @@ class History:
 
         Its spectra stay where they are: `path` is the `.audit` file that has them, or None.
         """
-        kept = None if path is None else str(Path(path).resolve())
+        where = None if path is None else str(Path(path).resolve())
         with writing(self._engine, self.where) as connection:
-            write.put_audit(connection, audit, run, step, kept)
+            write.put_audit(connection, audit, run, step, where)
 
     def add_alarm(self, alarm: Alarm) -> bool:
         """Add an alarm; whether it is new. One of the same key is counted, and its severity only rises."""
@@ -206,7 +207,7 @@ class History:
 
     def alarms(self, run: str | None = None) -> list[Alarm]:
         """The alarms of a run, or of all, in the order in which they were noticed first."""
-        return [kept.alarm for kept in self.kept_alarms(run)]
+        return [item.alarm for item in self.kept_alarms(run)]
 
     def kept_alarms(self, run: str | None = None) -> list[KeptAlarm]:
         """The same, with how often and until when each was noticed."""

@@ -109,11 +109,11 @@ class _Suffixes:
             raise UsageError(f"a group of {word[1:]} entries is none", where=self._text, fix="write g128, say")
         return int(word[1:])
 
-    def _only(self, found: list[str]) -> str | None:
-        if len(found) > 1:
-            raise UsageError(f"{' and '.join(found)} exclude each other", where=self._text, fix="keep one of them")
-        self._left = [word for word in self._left if word not in found]
-        return found[0] if found else None
+    def _only(self, suffixes: list[str]) -> str | None:
+        if len(suffixes) > 1:
+            raise UsageError(f"{' and '.join(suffixes)} exclude each other", where=self._text, fix="keep one of them")
+        self._left = [word for word in self._left if word not in suffixes]
+        return suffixes[0] if suffixes else None
 
     def finish(self, base: str) -> None:
         """A `UsageError` where a suffix was not taken."""

@@ -20,12 +20,11 @@ from tailwise.history.writer import open_writer
 from tailwise.spectrum.metrics.facts import completed
 from tailwise.training.alarms import Alarms
 from tailwise.training.emitter import CheapJob, Emitter, NoteJob, Outlet
-from tailwise.training.faults import Faults, logger
 from tailwise.training.live import LiveModel, Tensors
 from tailwise.training.losses import Losses, one_loss
 from tailwise.training.meter import Kind, Meter, MonitorReport
 from tailwise.training.options import MonitorSettings, optimizer_names, options_of, rate_of
-from tailwise.training.processes import Ranks
+from tailwise.training.processes import Faults, Ranks, logger
 from tailwise.training.sinks import PointSink
 
 if TYPE_CHECKING:
@@ -102,8 +101,7 @@ class Monitor:
 
     def _build(self, recipe: Recipe, history: Any, on_alarm: Callable[[Alarm], object] | None) -> None:
         from tailwise.training.cheap import Cheap
-        from tailwise.training.snapshot import Camera
-        from tailwise.training.solver import Solver
+        from tailwise.training.solver import Camera, Solver
 
         options, ranks = self._options, self._ranks
         self._opened: list[Any] = []
@@ -247,8 +245,8 @@ class Monitor:
                 sink.close()
             except Exception as error:
                 self._faults.note("closing a sink", error)
-        if self._ranks.rank == 0 and (said := self.report().nothing_taken):
-            logger.warning("the run %s: %s", self.run, said)
+        if self._ranks.rank == 0 and (trouble := self.report().nothing_taken):
+            logger.warning("the run %s: %s", self.run, trouble)
 
     def __enter__(self) -> Self:
         return self

@@ -143,8 +143,8 @@ class PrecisionStudy:
 
     def values(self, measure: str, format: str) -> dict[str, float]:  # noqa: A002 - the field's word
         """Layer name → a field of its reading in one format, where it is a number."""
-        found = {layer.name: getattr(layer.readings[format], measure) for layer in self if format in layer.readings}
-        return {name: float(value) for name, value in found.items() if value is not None}
+        readings = {layer.name: getattr(layer.readings[format], measure) for layer in self if format in layer.readings}
+        return {name: float(value) for name, value in readings.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -131,7 +131,7 @@ def _groups(module: str, settings: Mapping[str, Any]) -> list[tuple[Mapping[str,
     named = settings.get("config_groups", {})
     if not isinstance(named, Mapping):
         raise _unusable(module, f"config_groups is {type(named).__name__}, and schemes by name were expected")
-    found = []
+    groups = []
     for name, group in named.items():
         if not isinstance(group, Mapping):
             continue  # a preset, which is no scheme for weights
@@ -140,8 +140,8 @@ def _groups(module: str, settings: Mapping[str, Any]) -> list[tuple[Mapping[str,
             raise _unusable(module, f"the targets of {str(name)[:80]!r} are no list of names")
         if not isinstance(group.get("weights") or {}, Mapping):
             raise _unusable(module, f"the weights of {str(name)[:80]!r} are no settings by name")
-        found.append((group, tuple(targets)))
-    return found
+        groups.append((group, tuple(targets)))
+    return groups
 
 
 def _names(target: str, module: str) -> bool:

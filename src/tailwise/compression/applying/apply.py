@@ -17,11 +17,9 @@ from tailwise.checkpoints.writer import OutputLayout
 from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.applying.calibration_inputs import calibration_inputs, image_inputs
 from tailwise.compression.applying.card import PLAN_FILE
-from tailwise.compression.applying.carry_out import Before, Run
-from tailwise.compression.applying.fingerprint import check_own
+from tailwise.compression.applying.carry_out import Before, Progress, Run, silent
 from tailwise.compression.applying.gguf_source import for_folder, unpacked
-from tailwise.compression.applying.plan_fit import check_plan, is_calibrated, source_of
-from tailwise.compression.applying.written import Progress, silent
+from tailwise.compression.applying.plan_fit import check_own, check_plan, is_calibrated, source_of
 from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.packing.packing import Packing, check_packing
 from tailwise.compression.packing.packings import packing_of

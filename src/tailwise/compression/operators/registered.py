@@ -18,7 +18,7 @@ _ALPHA_QUANT = "AlphaQuant's and AlphaQ's code: fewer bits where α is high"
 _BUILT_IN = (
     Operator(
         "magnitude", "prune", "none", "the entries of smallest magnitude, without data",
-        "Han et al. 2015, arXiv:1506.02626; one threshold per tensor", f"{_HERE}magnitude:magnitude",
+        "Han et al. 2015, arXiv:1506.02626; one threshold per tensor", f"{_HERE}masks:magnitude",
         of_direction=_ALPHA_PRUNING,
     ),
     Operator(

@@ -13,7 +13,7 @@ from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import doubt, value_of
 from tailwise.checkpoints.beside import TOWERS, tower_beside
 from tailwise.checkpoints.orientation import INPUTS, OUTPUTS
-from tailwise.compression.plans.packed_rows import is_packed, tensor_of
+from tailwise.compression.plans.bits import is_packed, tensor_of
 from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.site import Site
 from tailwise.core.errors import AS_NUMBERS, UsageError, unknown_name
@@ -85,7 +85,7 @@ def candidates(
 
     Matrices of one tensor become one candidate whose metrics are the means weighted by parameters. α is that of
     `estimator`, fitted to the kept spectra; the checkpoint is not read. Without an estimator there is no α. With
-    `packed`, weights of codes and scales are candidates too, by the names that they have once they are de-quantized.
+    `packed`, weights of codes and scales are candidates too, by the names that they have once they are dequantized.
     """
     _check_roles(audit, (*choice.roles, *(name for name in choice.also if name not in TOWERS)))
     pattern = _compiled(choice.layers)

@@ -93,12 +93,12 @@ class _Masked:
 def merged(adapted: Any, layers: Collection[str]) -> dict[str, torch.Tensor]:
     """Parameter of the model → weight with the adapter added to all its entries; the zeros are put back later."""
     modules: Mapping[str, Any] = dict(adapted.named_modules())
-    found: dict[str, torch.Tensor] = {}
+    weights: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         for name in layers:
             layer = modules[_PREFIX + name]
-            found[f"{name}.weight"] = layer.get_base_layer().weight + layer.get_delta_weight("default")
-    return found
+            weights[f"{name}.weight"] = layer.get_base_layer().weight + layer.get_delta_weight("default")
+    return weights
 
 
 def save_adapter(adapted: Any, folder: Path) -> None:

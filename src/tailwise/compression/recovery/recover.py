@@ -34,7 +34,7 @@ from tailwise.models.evaluation.model_size import facts_of
 from tailwise.models.evaluation.score_pairs import compare_scores
 from tailwise.models.evaluation.scores import Scores
 from tailwise.models.evaluation.tokens import check_vocabulary
-from tailwise.models.walking.hosts import places_in
+from tailwise.models.walking.stored_names import places_in
 
 METHODS = ("masked", "lora")
 _PROMPTS = (

@@ -12,7 +12,7 @@ from tailwise.compression.plans.bits import bits_of
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import Matrices
-from tailwise.compression.treating.layer_matrices import as_matrices
+from tailwise.compression.treating.treated import as_matrices
 from tailwise.number_formats.grid import ValueGrid
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Reached:
 class Applied:
     """A plan that was applied.
 
-    A quantized checkpoint is de-quantized, as large as its source; where it is packed, `reached` counts the bytes of
+    A quantized checkpoint is dequantized, as large as its source; where it is packed, `reached` counts the bytes of
     the file.
     """
 
@@ -78,7 +78,7 @@ class Applied:
     settings: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     smaller: bool = False  # parameters were taken out and not only set to zero
-    packed: str | None = None  # the layout of the output; None where it is de-quantized
+    packed: str | None = None  # the layout of the output; None where it is dequantized
     loads: str = ""  # what a packed model is loaded with
     pruned: Applied | None = None  # what was pruned before
     sizes: tuple[int, int] | None = None  # bytes of the files of weights before and after, where they are packed
@@ -120,10 +120,10 @@ class Applied:
         }
 
 
-def weighted_mean(found: list[tuple[int, float]]) -> float:
+def weighted_mean(weighted: list[tuple[int, float]]) -> float:
     """Mean of (weight, value); 0 where there is none."""
-    total = sum(size for size, _ in found)
-    return sum(size * value for size, value in found) / total if total else 0.0
+    total = sum(size for size, _ in weighted)
+    return sum(size * value for size, value in weighted) / total if total else 0.0
 
 
 def read_back(plan: Plan, source: Checkpoint, written: Checkpoint, grids: Grids) -> tuple[Reached, ...]:

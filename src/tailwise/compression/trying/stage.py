@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.formats.common import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.material import Material, Pictures, Text
@@ -19,7 +19,7 @@ from tailwise.models.evaluation.images import images_of, is_classifier, load_cla
 from tailwise.models.evaluation.loading import Loaded, check_length, load_model
 from tailwise.models.evaluation.tokens import tokens_of, windows_of
 from tailwise.models.walking.calibrate import BlockScores, block_scores
-from tailwise.models.walking.hosts import places_in
+from tailwise.models.walking.stored_names import places_in
 
 #: Fewest windows that can be divided into some to look at and some to judge by.
 FEWEST = 8

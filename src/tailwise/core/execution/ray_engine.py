@@ -39,10 +39,10 @@ class RayEngine(Engine):
     @override
     def slots(self) -> int:
         there = _ray().cluster_resources()
-        found = int(there.get("CPU", 0))
+        cores = int(there.get("CPU", 0))
         if self._gpus > 0:
-            found = min(found, int(there.get("GPU", 0) / self._gpus + 1e-6))
-        return min(found, self._workers) if self._workers else found
+            cores = min(cores, int(there.get("GPU", 0) / self._gpus + 1e-6))
+        return min(cores, self._workers) if self._workers else cores
 
     @override
     def fault(self, error: BaseException) -> Fault:

@@ -14,8 +14,7 @@ from typing import Any
 from tailwise.audits.prepare import Selection, checked
 from tailwise.audits.run import Progress, split_settings
 from tailwise.core.errors import UsageError
-from tailwise.core.execution.engines import check_executor, is_near
-from tailwise.core.execution.executor import checked_device
+from tailwise.core.execution.executor import check_executor, checked_device, is_near
 from tailwise.core.recipe import Recipe
 from tailwise.core.storage import is_url
 from tailwise.history.sweep.catalogue import Catalogue, ClaimedModel

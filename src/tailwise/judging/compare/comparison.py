@@ -72,13 +72,13 @@ class Comparison:
 
     def significant(self, metric: str) -> tuple[str, ...]:
         """Names of the layers where the change of `metric` is significant."""
-        found = [(layer.name, layer.deltas.get(metric)) for layer in self.layers]
-        return tuple(name for name, delta in found if delta is not None and delta.significant)
+        deltas = [(layer.name, layer.deltas.get(metric)) for layer in self.layers]
+        return tuple(name for name, delta in deltas if delta is not None and delta.significant)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         from tailwise.judging.compare.conclusion import conclusion
 
-        facts = asdict(self)
-        head = {key: facts.pop(key) for key in ("before", "after")}
-        return {**head, "conclusion": conclusion(self), **facts}
+        document = asdict(self)
+        head = {key: document.pop(key) for key in ("before", "after")}
+        return {**head, "conclusion": conclusion(self), **document}

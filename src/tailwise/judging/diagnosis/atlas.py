@@ -94,9 +94,9 @@ class Atlas:
         for layer in audit:
             sizes[layer.row.rows, layer.row.cols].append(_size(layer.row)[2:])
         own = audit.provenance.fingerprint
-        kept = [one for one in self.members
-                if one.fingerprint != own and not one.digests & digests and not _alike(one, sizes)]  # fmt: skip
-        return self if len(kept) == len(self.members) else Atlas(tuple(kept), self.name)
+        others = [one for one in self.members
+                  if one.fingerprint != own and not one.digests & digests and not _alike(one, sizes)]  # fmt: skip
+        return self if len(others) == len(self.members) else Atlas(tuple(others), self.name)
 
     def but(self, names: Iterable[str]) -> Atlas:
         """The atlas without these models, by name."""
@@ -112,19 +112,19 @@ class Atlas:
         if number is None:
             return None
         for cell in _cells(row, depth):
-            found = [part for part in self._of(cell) if metric in part[1]]
-            if len(found) >= LEAST_MODELS:
-                shares = [_share_below(values[metric], number) for _, values in found]
-                count = sum(count for count, _ in found)
-                return Standing(metric, float(np.mean(shares)), len(found), count, _said(cell))
+            parts = [part for part in self._of(cell) if metric in part[1]]
+            if len(parts) >= LEAST_MODELS:
+                shares = [_share_below(values[metric], number) for _, values in parts]
+                count = sum(count for count, _ in parts)
+                return Standing(metric, float(np.mean(shares)), len(parts), count, _said(cell))
         return None
 
     def models_with(self, row: LayerRow, flag: str) -> tuple[int, int] | None:
         """(models that have a matrix of this role and size with the flag, models with such a role); None below five."""
-        found = [part for part in self._of(_cells(row, "")[0]) if flag in part[1]]
-        if len(found) < LEAST_MODELS:
+        parts = [part for part in self._of(_cells(row, "")[0]) if flag in part[1]]
+        if len(parts) < LEAST_MODELS:
             return None
-        return sum(max(values[flag]) > 0 for _, values in found), len(found)
+        return sum(max(values[flag]) > 0 for _, values in parts), len(parts)
 
     def _of(self, cell: Cell) -> list[tuple[int, Mapping[str, tuple[float, ...]]]]:
         if not self._pooled and self.members:
@@ -170,9 +170,9 @@ def cells_of(row: LayerRow, depth: str) -> list[Cell]:
 
 def _cells(row: LayerRow, depth: str) -> list[Cell]:
     ratio, size = _ratio(row), _class(min(row.rows, row.cols) * row.slices)
-    found = [("role", row.role, size, ratio, depth)] if depth else []
+    cells = [("role", row.role, size, ratio, depth)] if depth else []
     return [
-        *found, ("role", row.role, size, ratio), ("role", row.role, size), ("role", row.role),
+        *cells, ("role", row.role, size, ratio), ("role", row.role, size), ("role", row.role),
         ("family", family_of(row.role), size), ("family", family_of(row.role)),
     ]  # fmt: skip
 

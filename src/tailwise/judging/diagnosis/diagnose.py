@@ -12,10 +12,10 @@ from tailwise.core.errors import UsageError, unknown_name
 from tailwise.judging.diagnosis.atlas import Atlas, default, load
 from tailwise.judging.diagnosis.case import Case
 from tailwise.judging.diagnosis.finding import SEVERITIES, Diagnosis, Finding, NotEvaluated, NotLooked
-from tailwise.judging.diagnosis.rule import RULES, Cannot, Partly, Rule, RuleHit, Verdict
-from tailwise.judging.diagnosis.thresholds import Overrides, resolved
+from tailwise.judging.diagnosis.rule import RULES, AuditRule, Cannot, Partly, RuleHit, Verdict
 from tailwise.judging.diagnosis.verdict import health_of
 from tailwise.judging.diagnosis.wording import count, verb
+from tailwise.judging.thresholds import Overrides, resolved
 from tailwise.spectrum.metrics.metric import METRICS
 
 #: Which option of the audit provides what a metric asks for.
@@ -37,7 +37,8 @@ def diagnose(
     Parameters
     ----------
     thresholds
-        Other values of thresholds: a mapping, or the path of a TOML file with `name = value` lines.
+        Other values of thresholds: a mapping, or the path of a TOML file with `name = value` lines, which may
+        serve `Alarms` too.
     mute
         Codes (`TW101`), families (`TW2xx`), or a code for some layers (`TW101:regex`).
     history
@@ -54,7 +55,7 @@ def diagnose(
     """
     audit, earlier = Audit.of(audit), [Audit.of(one) for one in history]
     base = None if base is None else Audit.of(base)
-    limits, muting = resolved(thresholds), Muting.parse([mute] if isinstance(mute, str) else mute)
+    limits, muting = resolved(thresholds, RULES), Muting.parse([mute] if isinstance(mute, str) else mute)
     others = atlas_of(atlas).without(audit)
     case = Case.of(audit, limits, earlier, base, others)
     findings: list[Finding] = []
@@ -90,7 +91,7 @@ def atlas_of(given: Atlas | str | Path | None) -> Atlas:
     return given if isinstance(given, Atlas) else load(given)
 
 
-def _judged(rule: Rule, case: Case) -> Verdict:
+def _judged(rule: AuditRule, case: Case) -> Verdict:
     try:
         return rule.judge(case)
     except ArithmeticError as error:
@@ -144,8 +145,8 @@ def _pattern(item: str, pattern: str) -> re.Pattern[str]:
         raise UsageError(f"{item!r} has no regular expression after the colon: {error}") from error
 
 
-def _lacking(rule: Rule, case: Case, audit: Audit) -> Cannot | None:
-    """Why a rule cannot look, told from its needs alone."""
+def _lacking(rule: AuditRule, case: Case, audit: Audit) -> Cannot | None:
+    """Why a rule is not evaluated, by its needs alone."""
     if rule.needs and not case.measured:
         return Cannot("no matrix was measured")
     estimator = str(audit.provenance.recipe.get("estimator", "ks"))
@@ -168,7 +169,7 @@ def _missing(names: list[str], case: Case) -> str:
     return f"the audit lacks {', '.join(absent)}; audit with {how}"
 
 
-def _finding(rule: Rule, found: RuleHit, measured: int) -> Finding:
+def _finding(rule: AuditRule, found: RuleHit, measured: int) -> Finding:
     return Finding(
         code=rule.code,
         title=found.title or _headline(rule, found, measured),
@@ -185,7 +186,7 @@ def _finding(rule: Rule, found: RuleHit, measured: int) -> Finding:
     )
 
 
-def _headline(rule: Rule, found: RuleHit, measured: int) -> str:
+def _headline(rule: AuditRule, found: RuleHit, measured: int) -> str:
     """`2 of 211 matrices look like noise`."""
     hit = len(found.layers)
     if rule.says is None or not hit:

@@ -87,12 +87,12 @@ def _lines(text: str, elements: Sequence[Any]) -> list[int]:
     heads = iter([number for number, line in numbered if re.match(r"\s*\[\[\s*expect\s*\]\]", line)])
     if any(re.match(r"\s*\[\[\s*expect\s*\]\]", line) for _, line in numbered):
         return [next(heads, 1) for _ in elements]
-    found, at = [], 1
+    numbers, at = [], 1
     for element in elements:
         words = next(iter(element.values()), "") if isinstance(element, dict) else element
         at = next((number for number, line in numbered if number >= at and str(words) in line), at)
-        found.append(at)
-    return found
+        numbers.append(at)
+    return numbers
 
 
 class _TomlReader:
@@ -154,9 +154,9 @@ class _TomlReader:
         common = self._common(element)
         if against not in ("", "baseline"):
             common["baseline"] = against
-        if found := _FINDING.fullmatch(body):
+        if about := _FINDING.fullmatch(body):
             self._only(text, element, against, _KEYS["finding"])
-            return self._finding({"finding": found[1] or "none", **{k: v for k, v in element.items() if k == "name"}})
+            return self._finding({"finding": about[1] or "none", **{k: v for k, v in element.items() if k == "name"}})
         if body in ("the layers of the baseline", "same layers"):
             self._only(text, element, "", _KEYS["structure"])
             return Expectation("layers", **common)
@@ -181,13 +181,13 @@ class _TomlReader:
             raise self._error(f"{text!r}: only a change has a baseline", 'write "delta.… against …", or leave it out')
 
     def _limits(self, text: str) -> Bounds | None:
-        if found := _INTERVAL.fullmatch(text):
-            return self._ordered(Bounds(float(found[2]), float(found[3]), found[1] == "(", found[4] == ")"))
-        if found := _LIMIT.fullmatch(text):
-            value, open_end = float(found[2]), found[1] in "<>"
+        if match := _INTERVAL.fullmatch(text):
+            return self._ordered(Bounds(float(match[2]), float(match[3]), match[1] == "(", match[4] == ")"))
+        if match := _LIMIT.fullmatch(text):
+            value, open_end = float(match[2]), match[1] in "<>"
             return (
                 Bounds(high=value, high_open=open_end)
-                if found[1] in ("<", "<=", "≤")
+                if match[1] in ("<", "<=", "≤")
                 else Bounds(low=value, low_open=open_end)
             )
         return None

@@ -23,12 +23,12 @@ def settings_of(place: str | os.PathLike[str]) -> dict[str, Any]:
     """What an adapter says of itself."""
     path = Path(place).expanduser() / CONFIG
     try:
-        found = json_of(read_text(path))
+        document = json_of(read_text(path))
     except (OSError, ValueError) as error:
         raise UnreadableError(f"could not be read ({error})", where=path) from error
-    if not isinstance(found, dict):
-        raise UnreadableError(f"holds a JSON {type(found).__name__}, and an object was expected", where=path)
-    return found
+    if not isinstance(document, dict):
+        raise UnreadableError(f"holds a JSON {type(document).__name__}, and an object was expected", where=path)
+    return document
 
 
 def base_of(place: str | os.PathLike[str], given: str | None) -> str:

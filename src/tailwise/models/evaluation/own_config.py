@@ -42,9 +42,9 @@ def config_of(place: str, revision: str | None = None, **told: str) -> Any:
     if folder.is_dir():
         _check_indexes(folder)
     check_sizes(folder_at(place, revision))
-    said = {} if told else checked_document(place, revision)
+    document = {} if told else checked_document(place, revision)
     config = transformers.AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False, **told)
-    if any(key in _IMPLEMENTATIONS and not _is_own(value) for key, value in items_of(said)):
+    if any(key in _IMPLEMENTATIONS and not _is_own(value) for key, value in items_of(document)):
         config._attn_implementation = config._experts_implementation = None
     return config
 
@@ -53,19 +53,19 @@ def checked_document(place: str, revision: str | None = None) -> Mapping[str, An
     """The document of a folder's or a Hub id's config. Raises as `config_of` does."""
     import transformers
 
-    said: Mapping[str, Any]
-    said, _ = transformers.PretrainedConfig.get_config_dict(place, revision=revision)
-    check_counts(said, place)
-    return said
+    document: Mapping[str, Any]
+    document, _ = transformers.PretrainedConfig.get_config_dict(place, revision=revision)
+    check_counts(document, place)
+    return document
 
 
 def _is_own(value: Any) -> bool:
     return all(_is_own(item) for item in value.values()) if isinstance(value, dict) else value in _OWN
 
 
-def items_of(said: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def items_of(document: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Every name and value in a document, those in lists under the list's name."""
-    waiting = [(name, said)]
+    waiting = [(name, document)]
     while waiting:
         key, value = waiting.pop()
         yield key, value
@@ -75,9 +75,9 @@ def items_of(said: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             waiting += [(key, item) for item in value]
 
 
-def check_counts(said: Any, where: str) -> None:
+def check_counts(document: Any, where: str) -> None:
     """`UnreadableError` where a config asks for absurdly many parts or labels."""
-    for key, value in items_of(said):
+    for key, value in items_of(document):
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
         most = _MOST_LABELS if key == "num_labels" else _MOST_PARTS if _PARTS.search(key) else None

@@ -18,7 +18,7 @@ FORMAT = 1
 
 Interval = tuple[float, float]
 
-#: Windows below which intervals of correlated losses hold too seldom: see docs/evaluating.md.
+#: Windows below which intervals of correlated losses hold too seldom: see docs/finetune.md.
 ENOUGH = 100
 
 #: Quantiles of KL(base ‖ model) over tokens, and of the change of the next token's probability, that are kept.
@@ -103,10 +103,10 @@ class Scores:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, without NaN."""
-        found = {"format": FORMAT, "kind": "scores", **asdict(self)}
+        document = {"format": FORMAT, "kind": "scores", **asdict(self)}
         if self.facts is not None:
-            found["facts"] |= {"sparsity": self.facts.sparsity, "block_sparsity": self.facts.block_sparsity}
-        return found
+            document["facts"] |= {"sparsity": self.facts.sparsity, "block_sparsity": self.facts.block_sparsity}
+        return document
 
     @classmethod
     def of_json(cls, data: Mapping[str, Any]) -> Self:
@@ -116,15 +116,15 @@ class Scores:
             number is not None and number <= 0 for number in (data.get("perplexity"), *(data.get("interval") or ()))
         ):
             raise ValueError("a perplexity that is not above 0")
-        found = _known(cls, data)
-        found["interval"] = _pair(data.get("interval"))
-        found["losses"] = tuple(data.get("losses", ()))
-        found["notes"] = tuple(data.get("notes", ()))
-        found["facts"] = _one(ModelSize, data.get("facts"))
-        found["speed"] = _one(Speed, data.get("speed"))
+        known = _known(cls, data)
+        known["interval"] = _pair(data.get("interval"))
+        known["losses"] = tuple(data.get("losses", ()))
+        known["notes"] = tuple(data.get("notes", ()))
+        known["facts"] = _one(ModelSize, data.get("facts"))
+        known["speed"] = _one(Speed, data.get("speed"))
         tasks = [_known(TaskScore, item) for item in data.get("tasks", ())]
-        found["tasks"] = tuple(TaskScore(**{**item, "samples": tuple(item.get("samples", ()))}) for item in tasks)
-        return cls(**found)
+        known["tasks"] = tuple(TaskScore(**{**item, "samples": tuple(item.get("samples", ()))}) for item in tasks)
+        return cls(**known)
 
     def save(self, path: str | Path) -> Path | str:
         """Write as JSON; the file appears whole or not at all."""
@@ -192,8 +192,8 @@ class ScoreComparison:
     @property
     def ratio(self) -> float | None:
         """Perplexity of the model over that of the base."""
-        found = self.perplexity
-        return None if found is None or found.change is None else math.exp(min(found.change, 700.0))
+        change = self.perplexity
+        return None if change is None or change.change is None else math.exp(min(change.change, 700.0))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, without NaN."""

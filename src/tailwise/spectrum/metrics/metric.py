@@ -27,7 +27,7 @@ FACTS = (
     "baseline",
 )
 
-_BUILT_IN = ("tail", "rivals", "norms", "ranks", "baselines", "bulk", "randomized")
+_BUILT_IN = ("tail", "rivals", "norms_ranks", "baselines", "bulk", "randomized")
 
 
 @dataclass(frozen=True)
