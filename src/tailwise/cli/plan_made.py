@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -102,6 +102,13 @@ SPREAD, SPEND, WATCHED = "How to spread it", "How to spend the bits", "From a ru
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?b?|b)?\s*", re.IGNORECASE)
 
 
+class Objective(StrEnum):
+    """What a search makes small."""
+
+    kl = "kl"
+    loss = "loss"
+
+
 class Mapping3(StrEnum):
     """Whose metric decides."""
 
@@ -118,6 +125,13 @@ _OF_BOTH = (
     Option("window", Window, 512),
     Option("seed", Seed, 0),
     Option("bos", Bos, Begin.auto, panel=TRY),
+    Option(
+        "objective",
+        Objective,
+        Objective.kl,
+        "What auto makes small: kl, the divergence from the dense model's predictions, or loss. Images: loss.",
+        panel=TRY,
+    ),
     Option("roles", Roles, None),
     Option("layers", Layers, None),
     Option("also", Also, None),
@@ -215,6 +229,7 @@ def _made(given: Mapping[str, Any], methods: Mapping[str, Any], asked: Any) -> N
     request: Request | QuantizeRequest = asked(given, "uniform" if allocator == AUTO else allocator)
     target = None if given["dry_run"] else target_of(given["output"], given["as_json"])
     text = text_of(given["calibration"], windows_of(given), given["device"], given["executor"])
+    text = text and replace(text, objective=given["objective"].value if allocator == AUTO else None)
     source = Source(given["model"], given["device"], given["workers"], given["history"], given["run"])
     audit, finish = planned_from(source)
     with solver_to_stderr(), saying() as say:

@@ -19,7 +19,7 @@ from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.layer_errors import error_tables
 from tailwise.compression.trying.planned import planned
-from tailwise.compression.trying.refine import balanced, move_sets, refined_formats
+from tailwise.compression.trying.refine import Best, balanced, move_sets, refined_formats
 from tailwise.compression.trying.search_formats import believed_losses, levels_of_plan, variants_of, with_levels
 from tailwise.compression.trying.stage import StageOptions, stage_of
 from tailwise.compression.trying.trial import Trial
@@ -152,7 +152,7 @@ def test_moves_stay_within_the_budget_and_lower_what_is_scored(audit) -> None:
         return scored[-1]
 
     turns = iter(range(10_000))
-    found = refined_formats(score, start, (choices, truth), over=lambda: next(turns) > 400)
+    found = refined_formats(score, Best(start, score(start)), (choices, truth), over=lambda: next(turns) > 400)
     assert found.kept > 0
     assert found.loss == min(scored) < scored[0]
     assert float(truth[rows, found.state].sum()) == found.loss
