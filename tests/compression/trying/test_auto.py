@@ -28,11 +28,11 @@ def _ticking(seconds: float) -> Clock:
 
 
 def test_what_is_kept_loses_least_on_windows_that_the_search_has_not_seen(audit, tokens) -> None:
-    plan = planned(audit, Request(0.6), text=_text(tokens), clock=_ticking(2))
-    judged = [row for row in plan.tried if "guard_loss" in row]
+    plan = planned(audit, Request(0.6), text=_text(tokens), clock=_ticking(30))
+    judged = [row for row in plan.tried if "guard_kl" in row]
     kept = [row for row in plan.tried if row["kept"]]
     assert len(kept) == 1
-    assert kept[0]["guard_loss"] == min(row["guard_loss"] for row in judged)
+    assert kept[0]["guard_kl"] == min(row["guard_kl"] for row in judged)
     assert plan.tried[0]["allocator"] == "uniform"
     assert "guard_loss" in plan.tried[0]
     assert {"depth", "owl", "dlp", "alpha", "alpha-role", "search"} <= {row["allocator"] for row in plan.tried}
@@ -77,7 +77,7 @@ def test_plans_that_are_equal_are_tried_once(audit, tokens) -> None:
 
 def test_what_is_made_small_can_be_the_loss_or_the_divergence(audit, tokens) -> None:
     by_kl, by_loss = (
-        planned(audit, Request(0.6), text=_text(tokens, objective=objective), clock=_ticking(2))
+        planned(audit, Request(0.6), text=_text(tokens, objective=objective), clock=_ticking(20))
         for objective in ("kl", "loss")
     )
     for plan, name, judged in ((by_kl, "search_kl", "guard_kl"), (by_loss, "search_loss", "guard_loss")):
@@ -158,7 +158,7 @@ def test_the_command_tries_and_writes_the_table(call, llama, tokens, tmp_path) -
                  "--budget", "1s", "--window", "32", "--samples", "4", "-o", str(tmp_path / "plan.json")]  # fmt: skip
     code, out, _ = call(*arguments)
     assert code == 0
-    assert "trials in" in out
+    assert "passes in" in out
     written = json.loads((tmp_path / "plan.json").read_text())
     assert written["allocator"] == "auto"
     assert written["tried"]

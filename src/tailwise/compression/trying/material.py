@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +30,14 @@ class RowScores:
 
     losses: Values  # mean loss, nats
     divergences: Values | None = None  # mean KL(dense ‖ model), nats; None where the dense model's are not known
+
+
+def products_in(passes: torch.dtype | None, model: nn.Module) -> AbstractContextManager[Any]:
+    """Matrix products in this type for a while; None: as the weights are."""
+    if passes is None:
+        return nullcontext()
+    # Casts are not kept: weights change in place while this holds.
+    return torch.autocast(device_of(model).type, dtype=passes, cache_enabled=False)
 
 
 class Material(Protocol):

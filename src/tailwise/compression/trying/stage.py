@@ -14,7 +14,7 @@ from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.clock import Clock
-from tailwise.compression.trying.material import Material, Objective, Pictures, Text
+from tailwise.compression.trying.material import Material, Objective, Pictures, Text, products_in
 from tailwise.compression.trying.pace import Pace, pace_of, sized
 from tailwise.compression.trying.trial import Looking, Trial, trial_of
 from tailwise.core.errors import UsageError
@@ -103,7 +103,9 @@ def stage_of(model: str, plan: Plan, options: StageOptions, clock: Clock | None 
         options = sized(options, pace, clock.seconds, looks=how_of(plan).looks)
     text, parts = Text(options.objective or "loss"), _divided(windows, options)
     if options.divergences or text.objective == "kl":
-        text.remember(loaded.module, torch.cat(parts[1:]))
+        with products_in(options.passes, loaded.module):
+            text.remember(loaded.module, parts[1])
+        text.remember(loaded.module, parts[2])
     return _set_up(loaded, plan, parts, (text, options, tokens.notes), pace)
 
 

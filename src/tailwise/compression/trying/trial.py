@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,11 +20,10 @@ from tailwise.compression.plans.treatment import Treatment, TreatmentSettings
 from tailwise.compression.treating.block_work import BlockWork, LayerJob, Nowhere, jobs_of
 from tailwise.compression.treating.layer_matrices import as_matrices
 from tailwise.compression.treating.treated import treated_layer, treated_tensor
-from tailwise.compression.trying.material import Material, RowScores, Text, objective_of
+from tailwise.compression.trying.material import Material, RowScores, Text, objective_of, products_in
 from tailwise.compression.trying.prefix import Prefix
 from tailwise.core.errors import UsageError
 from tailwise.models.activations import Activations, Need
-from tailwise.models.evaluation.losses import device_of
 from tailwise.models.walking.calibrate import Inputs
 from tailwise.models.walking.hosts import Host
 from tailwise.models.walking.statistics import is_prunable
@@ -88,10 +87,7 @@ class Trial:
 
     def quick(self) -> AbstractContextManager[Any]:
         """Products in `passes` for a while."""
-        if self.passes is None:
-            return nullcontext()
-        # Casts are not kept: weights change in place while this holds.
-        return torch.autocast(device_of(self.model).type, dtype=self.passes, cache_enabled=False)
+        return products_in(self.passes, self.model)
 
     def applied_losses(self, plan: Plan, calibration: torch.Tensor, windows: torch.Tensor) -> NDArray[np.float64]:
         """Mean loss a token of every window, (n,), with the plan carried out as `apply` does."""
