@@ -150,6 +150,7 @@ class FormatSearch(Search):
             ("distortion", {"errors": tables.weight}),
             ("distortion", {"errors": tables.weight_relative, "relative": True}),
         ]
+        yield [("ends", {}), *(("ends", {"tau": tau}) for tau in _TAUS)]
         yield [("depth", {"tau": tau}) for tau in _TAUS]
         yield [("alpha", {}), *(("alpha", {"tau": tau}) for tau in _TAUS)]
         yield [("alphaq", {"gamma": gamma}) for gamma in _GAMMAS]
