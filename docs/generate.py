@@ -41,15 +41,29 @@ from tailwise.training import alarm_limits
 from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule
 
 HERE = Path(__file__).resolve().parent
-ZOO = "<!-- zoo: written by docs/generate.py from tests/zoo -->"
 NOTE = "<!-- Written by docs/generate.py. Change the code, not this page. -->\n"
 
 
 def pages() -> dict[str, str]:
     """File name → text of every generated page."""
     return {"commands.md": commands(), "metrics.md": metrics(), "rules.md": rules(), "charts.md": charts(),
-            "formats.md": formats(), "allocators.md": allocators(), "roles.md": roles(), "api.md": api(),
-            "checkpoints.md": checkpoints(), "families.md": families()}  # fmt: skip
+            "api.md": api(), "formats.md": with_parts("formats.md", {"formats": formats}),
+            "plans.md": with_parts("plans.md", {"allocators": allocators}),
+            "checkpoints.md": with_parts("checkpoints.md", {"zoo": zoo, "roles": roles}),
+            "prune.md": with_parts("prune.md", {"families": families})}  # fmt: skip
+
+
+def with_parts(page: str, parts: dict[str, Callable[[], str]]) -> str:
+    """A page that was written by hand, with the parts between its marks as the code has them.
+
+    A part lies between `<!-- NAME: written by … -->` and `<!-- NAME: end -->`.
+    """
+    text = (HERE / page).read_text(encoding="utf-8")
+    for name, make in parts.items():
+        before, start, rest = re.split(rf"(<!-- {name}: written by [^\n]*-->\n)", text)
+        after = rest.partition(f"<!-- {name}: end -->")[2]
+        text = f"{before}{start}\n{make()}\n\n<!-- {name}: end -->{after}"
+    return text
 
 
 def commands() -> str:
@@ -177,8 +191,8 @@ def rules() -> str:
     parts = [
         f"# Rules\n\n{NOTE}",
         "`tailwise diagnose AUDIT` and `tw.diagnose(audit)` apply these rules. A rule finds something, finds "
-        "nothing, or says that it could not look and why, which is not the same as finding nothing. "
-        "[How well they do](sick-models.md) was measured on models made sick on purpose.",
+        "nothing, or says that it was not evaluated and why, which is not the same as finding nothing. "
+        "[How well they do](results.md#do-the-rules-find-what-is-wrong) was measured by fault injection.",
         "Every exponent is shown with its standard error, and with what noise of the same shape gives. Comparisons "
         "along depth stay within one role and one shape, since pooled roles reverse trends; they carry a test, "
         "corrected for being many.",
@@ -204,7 +218,8 @@ def rules() -> str:
 
 
 _ALARMS = (
-    "These rules look at the points of a running training, one after the other: see [alarms](alarms.md). *Needs* are "
+    "These rules look at the points of a running training, one after the other: see [alarms](training.md#alarms). "
+    "*Needs* are "
     "metrics of a layer and numbers of the whole model that a point must have for the rule to be asked. How well they "
     "do was measured: see [evidence from training](training-evidence.md)."
 )
@@ -264,7 +279,7 @@ def charts() -> str:
         "`tailwise report AUDIT -o report.html` puts all of them into one page that needs no network; "
         "`tailwise plot AUDIT --chart NAME -o x.png` (or .svg, .pdf, .html, .json) draws one; "
         '`audit.plot("NAME")` gives it to a notebook as an Altair chart. `tailwise plot --list` prints the names, '
-        '`--theme dark` is for dark paper. All of it needs `pip install "tailwise[report]"`.',
+        '`--theme dark` is for dark paper. All of it needs `pip install -c constraints.txt ".[report]"`.',
         "Colours and shapes of roles are the same in every chart. Bands of α stand only where it was fitted by the "
         "`ks` estimator. A hollow point is a poor fit, which has no verdict. Small block numbers are near the data, "
         "large ones near the labels; `in` and `out` are what stands before the first block and after the last.",
@@ -304,9 +319,8 @@ def formats() -> str:
     rules_of_scales |= {type(item.rule): item.rule for item in map(parse_format, _VARIANTS) if _scaled(item)}
     return "\n\n".join(
         [
-            f"# Number formats\n\n{NOTE}",
             "Names as `tailwise precision --precisions` and `tailwise.number_formats.formats.parse_format` take "
-            "them. [Precision](precision.md#number-formats) says how each rounds and what it is compared with. Bits "
+            "them. [Below](#how-each-format-rounds) is how each rounds and what it is compared with. Bits "
             f"per weight are of a {_SIDE} × {_SIDE} matrix, with scales and zero points, without headers.",
             "## Base names",
             _table(head, [[f"`{name}`", text, *_format_cells(parse_format(name))] for name, text in FORMATS.items()]),
@@ -320,7 +334,7 @@ def formats() -> str:
             *(f"- **{name}** (`{', '.join(_users(name, FORMATS) or _users(name, _VARIANTS))}`): {_first(kind)}"
               for kind in rules_of_scales for name in [kind.__name__]),
         ]
-    ) + "\n"  # fmt: skip
+    )  # fmt: skip
 
 
 def _scaled(item: NumberFormat) -> typing.TypeGuard[ScaledFormat]:
@@ -350,9 +364,7 @@ def allocators() -> str:
     """Every built-in allocator, and the operators of pruning plans."""
     found = [item for _, item in ALLOCATORS.items() if item.choose.__module__.startswith("tailwise.")]
     parts = [
-        f"# Allocators\n\n{NOTE}",
-        "An allocator spreads a budget over the tensors of a model. `tailwise plan prune --allocator NAME` and "
-        "`Request(allocator=NAME)` take these; [plans](plans.md) says how they are used, and what to expect of them.",
+        "`tailwise plan prune --allocator NAME` and `Request(allocator=NAME)` take these.",
         "*Takes* are its settings: the options `--mapping`, `--tau`, `--beta`, and for those that no option sets, "
         "fields of `Settings` in Python.",
         _table(
@@ -361,9 +373,9 @@ def allocators() -> str:
               "yes" if item.needs_alpha else "no", item.source] for item in found],
         ),
     ]  # fmt: skip
-    parts += [f"## {item.name}\n\n{_prose(inspect.getdoc(item.choose) or '')}" for item in found]
+    parts += [f"### {item.name}\n\n{_prose(inspect.getdoc(item.choose) or '')}" for item in found]
     parts += [
-        "## Operators",
+        "### Operators of pruning",
         "What removes parameters, and which way α points for it:",
         _table(
             ["name", "what goes", "more where α is", "source of the direction"],
@@ -371,33 +383,30 @@ def allocators() -> str:
              for item in operators_that("prune").values()],
         ),
     ]  # fmt: skip
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def roles() -> str:
     """Every role."""
     return "\n\n".join(
         [
-            f"# Roles\n\n{NOTE}",
             "Each tensor gets a role from its name, by one table that covers the names of transformers, diffusers, "
             "torchvision, timm, GGUF, MLX, Megatron, LitGPT, torchtune and the original releases of Llama, Mixtral, "
             "Whisper, CLIP, Stable Diffusion and Flux. The table stands in the order in which layers are listed "
             "within a block. `tailwise audit --roles A,B` takes only these.",
             _table(["role", "what it is"], [[f"`{name}`", text] for name, text in ROLES.items()]),
         ]
-    ) + "\n"  # fmt: skip
+    )
 
 
-def checkpoints() -> str:
-    """The page as it is, with the table of the zoo as its tests have it."""
+def zoo() -> str:
+    """The table of the zoo, as its tests have it."""
     sys.path.insert(0, str(HERE.parent / "tests"))
     try:
         from zoo.page import summary, table
     finally:
         sys.path.pop(0)
-    before, start, rest = (HERE / "checkpoints.md").read_text(encoding="utf-8").partition(f"{ZOO}\n")
-    _, end, after = rest.partition("<!-- zoo: end -->")
-    return f"{before}{start}\n{summary()}.\n\n{table()}\n\n{end}{after}"
+    return f"{summary()}.\n\n{table()}"
 
 
 def families() -> str:
@@ -409,21 +418,20 @@ def families() -> str:
         sys.path.pop(0)
     return "\n\n".join(
         [
-            f"# Families and operators\n\n{NOTE}",
             "Tiny models of transformers, each planned, applied, and loaded again by plain transformers (by "
             "`tailwise.load_pruned` where a config cannot say the sizes). A ✓ says that what was loaded is what a "
             "reference of a few lines makes of the model: masks and rounded values bit for bit; of GPTQ the codes, all "
             "but 1 in 10,000, and the error of the outputs; factors (of stacked experts their products) against the "
             "best approximation of their rank; "
             "heads, neurons and blocks that went against the whole model without them; experts that went against the "
-            "whole model whose routers may not choose them (–: it has none); and that what was reached is "
+            "whole model whose routers may not choose them (–: it has none); and that what was achieved is "
             "what the written files hold. The tests run each family with two operators; "
             "`PYTHONPATH=src:tests python tests/families/table.py` runs the whole product and keeps this table.",
             table(),
-            "## What is refused\n\nBefore any work, with these words:",
+            "### What is refused\n\nBefore any work, with these words:",
             reasons(),
         ]
-    ) + "\n"  # fmt: skip
+    )
 
 
 def api() -> str:

@@ -1,4 +1,4 @@
-"""The verb and its contract: muting, thresholds, what it could not look at, and JSON."""
+"""The verb and its contract: muting, thresholds, what is not evaluated, and JSON."""
 
 from __future__ import annotations
 

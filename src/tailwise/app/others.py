@@ -72,7 +72,7 @@ def _of_study(path: Path) -> str:
 
     study = PrecisionStudy.load(path)
     lowest = Counter(one.format for one in verdicts(study) if one.format)
-    bears = ", ".join(f"{count} bear {name}" for name, count in lowest.most_common())
+    bears = ", ".join(f"{count} tolerate {name}" for name, count in lowest.most_common())
     said = f" Of the matrices, {bears}." if bears else ""
     return f"{study.model}: {len(study)} matrices in {', '.join(study.formats)}.{said}"
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 #: Matrices up to this size are held between hashing and solving; larger local ones are read twice instead.
 HOLD_BYTES = 256 << 20
-#: Bytes asked for at once from afar, where every request is a round trip.
+#: Bytes asked for at once from a remote address, where every request is a round trip.
 REMOTE_BLOCK_BYTES = 64 << 20
 
 

@@ -1,4 +1,4 @@
-"""Files as numbered bytes: read a range into a buffer, from a local disk or (in other modules) from afar."""
+"""Files as numbered bytes: read a range into a buffer, from a local disk or (in other modules) a remote one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ByteSource(ABC):
 
     @cached_property
     def head(self) -> bytes:
-        """The first bytes, which tell the format; kept, since from afar each read is a round trip."""
+        """The first bytes, which tell the format; kept, since remotely each read is a round trip."""
         return self.read(0, min(self.size, 64))
 
     def identity(self) -> str | None:
@@ -110,7 +110,8 @@ class LocalFile(ByteSource):
             os.close(fd)
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
+        # Where the interpreter ends, modules may be gone, and the system closes the file.
+        if getattr(self, "_fd", -1) >= 0 and os is not None:
             self.close()
 
     def __reduce__(self) -> tuple[object, tuple[Path, str]]:

@@ -76,7 +76,7 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows `start:stop` of the tensor's first axis, in the stored dtype (quantized formats: de-quantized).
+        """Rows `start:stop` of the tensor's first axis, in the stored dtype (quantized formats: dequantized).
 
         A tensor with no axis is read with `0, 1` and has shape (). Raises `UnreadableError`.
         """

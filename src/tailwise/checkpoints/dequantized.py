@@ -85,7 +85,7 @@ def dequantized(checkpoint: Checkpoint) -> Dequantized | None:
     if not (found.is_packed or found.unsupported or bare):
         return None
     for name, why in found.unsupported.items():
-        raise UsageError(f"{name} cannot be de-quantized: {why}", where=checkpoint.uri)
+        raise UsageError(f"{name} cannot be dequantized: {why}", where=checkpoint.uri)
     return Dequantized(found)
 
 

@@ -252,7 +252,7 @@ def _kinds(sources: Sequence[ByteSource]) -> set[str]:
     """The formats of some files."""
     if all(source.local for source in sources):
         return {sniff(source) for source in sources}
-    with ThreadPoolExecutor(min(8, len(sources))) as pool:  # from afar each file is a round trip
+    with ThreadPoolExecutor(min(8, len(sources))) as pool:  # remote, each file is a round trip
         return set(pool.map(sniff, sources))
 
 

@@ -71,7 +71,7 @@ OF_APPLY = (
            ("--factored",), _SMALL),
     Option("packed", str | None, None,
            "Of a plan to quantize: write codes and scales for compressed-tensors (vLLM, transformers), torchao or gguf "
-           "(llama.cpp), in place of real numbers.", panel=_OUT, metavar="LAYOUT"),
+           "(llama.cpp), in place of dequantized floats.", panel=_OUT, metavar="LAYOUT"),
     Option("dequantize", bool, False,
            "{blind_quantizers}: read a model that is quantized already as the values that it decodes to.",
            ("--dequantize",), _RUN),
@@ -169,7 +169,7 @@ def _table(found: Applied, most: int = 12) -> Grid:
     lines = [(item.tensor, f"{item.asked:.4f}", f"{item.reached:.4f}", how_in_words(item)) for item in ranked[:most]]
     if len(ranked) > most:
         lines.append((f"… and {len(ranked) - most} that are nearer to it", "", "", ""))
-    heads = ("tensor", "asked", "reached", "how")
+    heads = ("tensor", "requested", "achieved", "how")
     return Grid(heads, lines, words=(0, 3), wrapping=range(len(heads)), overflow="fold")
 
 

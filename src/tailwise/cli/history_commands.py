@@ -232,7 +232,7 @@ def bisect(
 
     def told(one: FoundCheckpoint, named: frozenset[str]) -> None:
         said = f"{chosen.code} of {len(named)} layers" if named - {""} else f"{chosen.code}" if named else "silent"
-        said += ", could not look" if one.step in judge.blind else ""
+        said += ", not evaluated" if one.step in judge.blind else ""
         screen.print(f"step {one.step}  {said}", markup=False, highlight=False)
 
     judge = Judge(

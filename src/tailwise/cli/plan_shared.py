@@ -195,7 +195,7 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
         asked, reached = part.budget.get("asked"), part.budget.get("reached")
         unit = f" {part.budget['unit']}" if "unit" in part.budget else ""
         if asked is not None and reached is not None:
-            screen.print(f"budget: asked {asked:g}, reached {reached:.6f}{unit} of {part.n_params:,} parameters")
+            screen.print(f"budget: requested {asked:g}, achieved {reached:.6f}{unit} of {part.n_params:,} parameters")
     for note in plan.notes:
         screen.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
 

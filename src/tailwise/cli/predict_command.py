@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tailwise.cli.arguments import Device, Json, Workers, comma_list, solver_to_stderr
+from tailwise.cli.compare_commands import tell_where
 from tailwise.cli.plan_shared import TRY, Layers, Roles, Samples, Seed, Window, audit_of, saying
 from tailwise.core.errors import UsageError
 
@@ -54,7 +55,7 @@ def predict(
     ] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Measure whether α, entropy, norms, depth or outliers foretell what a matrix bears, on your own model.
+    """Measure whether α, entropy, norms, depth or outliers predict what a matrix tolerates, on your own model.
 
     One matrix after the other is pruned (or rounded), alone and among others, and the loss is held against each
     number: rank correlations with intervals, pooled and within roles. A study of `precision` is read as it is: there
@@ -68,7 +69,9 @@ def predict(
         _of_study(model, list(output or ()), as_json)
         return
     if not calibration:
-        raise UsageError("what a matrix bears is measured on text", fix="give --calibration TEXT, or a study.json")
+        raise UsageError(
+            "how much a matrix tolerates is measured on text", fix="give --calibration TEXT, or a study.json"
+        )
     found = _of_model(model, (sparsity, formats, operator, estimator), (roles, layers),
                       (list(calibration), samples, window, seed, device), workers)  # fmt: skip
     _deliver(found, list(output or ()), as_json)
@@ -96,6 +99,7 @@ def _of_model(
         request = QuantizeRequest(4.0, formats=comma_list(formats), operator=operator or "rtn", choice=choice)
     text, samples, window, seed, device = where
     audit = audit_of(model, device, workers)
+    tell_where(model, audit)
     check_causal_model(audit.model)
     options = StageOptions(text, samples=samples, window=window, seed=seed, device=device)
     with solver_to_stderr(), saying() as say:

@@ -15,10 +15,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-#: What can be done with a model whose weights are codes, where they must be real numbers. fp32 leaves the
+#: What can be done with a model whose weights are codes, where they must be dequantized floats. fp32 leaves the
 #: values as they decode, in the dtype that the config names.
 AS_NUMBERS = (
-    "give the model that it was made from, or write this one as real numbers first "
+    "give the model that it was made from, or write this one dequantized first "
     "(tailwise plan quantize MODEL --formats fp32 --dequantize, then tailwise apply) and plan for what that writes"
 )
 

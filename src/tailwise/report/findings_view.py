@@ -44,14 +44,14 @@ def terminal(found: Diagnosis, limit: int = DEFAULT_EVIDENCE) -> RenderableType:
 
 
 def summary(found: Diagnosis) -> str:
-    """`model: 1 error, 2 warnings, 3 notes; 19 rules looked, 1 could not`."""
+    """`model: 1 error, 2 warnings, 3 notes; 19 rules evaluated, 1 not evaluated`."""
     counts = Counter(finding.severity for finding in found.findings)
     words = {"error": "error", "warning": "warning", "info": "note"}
     found_kinds = [(counts[name], words[name]) for name in reversed(SEVERITIES) if counts[name]]
     parts = [f"{number} {word}{'s' if number != 1 else ''}" for number, word in found_kinds]
     said = ", ".join(parts) if parts else "nothing found"
-    blind = f", {len(found.not_looked)} could not" if found.not_looked else ""
-    return f"{found.model}: {said}; {len(found.looked)} rules looked{blind}"
+    blind = f", {len(found.not_looked)} not evaluated" if found.not_looked else ""
+    return f"{found.model}: {said}; {len(found.looked)} rules evaluated{blind}"
 
 
 def not_evaluated(found: Diagnosis, most: int = 5) -> list[str]:

@@ -83,7 +83,7 @@ def _recipe(recipe: Mapping[str, object]) -> str:
 
 
 def findings(diagnosis: Diagnosis, link: Link) -> str:
-    """What the rules found, worst first, and what they could not look at."""
+    """What the rules found, worst first, and which were not evaluated."""
     noted = [_finding(item, link) for item in diagnosis.findings if item.noted]
     body = "".join(_finding(item, link) for item in diagnosis.findings if not item.noted)
     if noted:
@@ -97,8 +97,8 @@ def findings(diagnosis: Diagnosis, link: Link) -> str:
 def _not_looked(diagnosis: Diagnosis) -> str:
     items = [f"<b>{escape(item.code)} {escape(item.title)}</b>: {_code(item.reason)}" for item in diagnosis.not_looked]
     muted = f'<p class="quiet">Muted: {escape(", ".join(diagnosis.muted))}.</p>' if diagnosis.muted else ""
-    looked = f'<p class="quiet">{len(diagnosis.looked)} rules looked.</p>' if diagnosis.findings else ""
-    blind = fold(f"{count(len(items), 'rule')} could not look, which is not the same as finding nothing", listed(items))
+    looked = f'<p class="quiet">{len(diagnosis.looked)} rules evaluated.</p>' if diagnosis.findings else ""
+    blind = fold(f"{count(len(items), 'rule')} not evaluated, which is not the same as finding nothing", listed(items))
     left = [_code(line) for line in not_evaluated(diagnosis)]
     skipped = fold("Layers that a rule left out", listed(left)) if left else ""
     return looked + (blind if items else "") + skipped + muted

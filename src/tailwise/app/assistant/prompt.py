@@ -25,7 +25,7 @@ How to answer:
 - Quote a number only if a tool result or the data below holds it, with its error and unit. A check marks every other \
 number for the reader. Where you lack a number, call a tool. Do no arithmetic of your own beyond rounding.
 - Say what supports a statement: the finding's code, and how strong the rule is (theory, published, heuristic).
-- A finding's absence is not health: say which rules could not look.
+- A finding's absence is not health: say which rules were not evaluated.
 - alpha describes a spectrum. It is no measure of quality, and it does not say which layers can be pruned or \
 quantized: measured on two small models, plans by alpha did not reliably beat the same amount everywhere, and lost to \
 plans found by trial. Point to plans that were tried on text (`tailwise plan prune|quantize … --calibration TEXT`) and \

@@ -1,4 +1,4 @@
-"""The lowest format that a layer bears under bounds on its distortion, and which layers are sensitive."""
+"""The lowest format that a layer tolerates under bounds on its distortion, and which layers are sensitive."""
 
 from __future__ import annotations
 

@@ -127,9 +127,9 @@ class RangedStore(TensorStore):
         """Where in its file a tensor begins."""
 
 
-#: Bytes between two ranges that are read along rather than asked for apart: from afar a request costs about as much.
+#: Bytes between two ranges that are read along rather than asked for apart: a remote request costs about as much.
 GAP = 1 << 20
-#: A longer range comes in parts side by side from afar, where one connection does not fill the line.
+#: A longer range comes in parts side by side from a remote address, where one connection does not fill the line.
 PART = 16 << 20
 _AT_ONCE = 4
 

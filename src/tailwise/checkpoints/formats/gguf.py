@@ -1,4 +1,4 @@
-"""GGUF, the format of llama.cpp: tensors de-quantized block of rows by block of rows."""
+"""GGUF, the format of llama.cpp: tensors dequantized block of rows by block of rows."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def _of_a_fork(type_id: int) -> str:
     if owner is None:
         return ""
     return (
-        f"the type number {type_id} is of {owner}: the gguf package cannot de-quantize it; "
+        f"the type number {type_id} is of {owner}: the gguf package cannot dequantize it; "
         "give the model in its original precision, or in a type of llama.cpp's own"
     )
 
@@ -230,7 +230,7 @@ def _dequantize(data: bytes, info: TensorInfo, shape: tuple[int, ...], place: st
             values = dequantize(packed, kind)
     except (NotImplementedError, ValueError, IndexError) as error:
         raise UnreadableError(
-            f"the gguf package cannot de-quantize the type {_type_name(info.type_id)}",
+            f"the gguf package cannot dequantize the type {_type_name(info.type_id)}",
             where=place,
             fix="upgrade it (pip install -U gguf), or read the model in its original precision",
         ) from error

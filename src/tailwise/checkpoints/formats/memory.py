@@ -255,7 +255,7 @@ def as_tensor(array: Any, code: str) -> torch.Tensor:
     return torch.from_numpy(block).view(torch_dtype(code, where="array"))
 
 
-_FIX = "give the model before quantization, or save its weights de-quantized: tensor.dequantize()"
+_FIX = "give the model before quantization, or save its weights dequantized: tensor.dequantize()"
 #: A quantized Linear of torch.ao keeps weight and bias in a tuple.
 _PACKED = re.compile(r"(?:(?<=\.)|^)_packed_params(?:\._packed_params)?\.([01])$")
 _OUTPUT = ("scale", "zero_point")
@@ -271,7 +271,7 @@ class Kinds:
 
 
 def kinds_of(arrays: Mapping[str, Any]) -> Kinds:
-    """Which arrays are de-quantized when they are read, which cannot be, and what only belongs to them."""
+    """Which arrays are dequantized when they are read, which cannot be, and what only belongs to them."""
     found = Kinds()
     for name, array in arrays.items():
         if reading := _reading(array):
@@ -295,7 +295,7 @@ def decoded(tensor: torch.Tensor, where: str) -> torch.Tensor:
         if lacks_memory(error):
             raise
         raise UnreadableError(
-            f"{type(tensor).__name__} of {tensor.dtype} could not be de-quantized: {str(error)[:200]}",
+            f"{type(tensor).__name__} of {tensor.dtype} could not be dequantized: {str(error)[:200]}",
             where=where,
             fix=_FIX,
         ) from error

@@ -1,4 +1,4 @@
-"""Safetensors: one file, or a model in several shards; from a local disk or by byte ranges from afar."""
+"""Safetensors: one file, or a model in several shards; from a local disk or by byte ranges from a remote address."""
 
 from __future__ import annotations
 
@@ -81,6 +81,6 @@ class SafetensorsCheckpoint(RangedStore):
 def _headers(shards: Sequence[ByteSource]) -> list[Header]:
     if len(shards) == 1:
         return [read_header(shards[0])]
-    # Headers from afar are a round trip each, and a large model has a hundred shards.
+    # Remote headers are a round trip each, and a large model has a hundred shards.
     with ThreadPoolExecutor(min(8, len(shards) or 1)) as pool:
         return list(pool.map(read_header, shards))

@@ -86,7 +86,7 @@ class _ScriptReader:
             raise UnreadableError(
                 f"holds tensors that are not plain ({record.path.rpartition('.')[2]})",
                 where=self._name,
-                fix="save the model before it was quantized, or its state dict de-quantized",
+                fix="save the model before it was quantized, or its state dict dequantized",
             )
         storage, offset, size, stride = record.args[:4]
         entries = self._storage(storage)

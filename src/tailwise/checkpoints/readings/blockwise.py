@@ -277,7 +277,7 @@ def _scaled(name: str, spec: TensorSpec, scales: list[TensorSpec], plain: bool) 
         return Refused(
             members,
             f"{kind} of shape {spec.shape} with scales of shape {shapes}, a layout not known here; "
-            "audit the model before quantization, or save it de-quantized",
+            "audit the model before quantization, or save it dequantized",
         )
     per_expert, block = fit
     return Read(name, members, Scaled(name, spec.shape, scale.name, per_expert, block, spec.dtype))

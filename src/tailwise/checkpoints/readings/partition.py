@@ -202,7 +202,7 @@ class ClaimedCheckpoint(Checkpoint):
 
     @property
     def is_packed(self) -> bool:
-        """Whether any weight is stored in a low-bit format, so that it can be written de-quantized."""
+        """Whether any weight is stored in a low-bit format, so that it can be written dequantized."""
         return any(reading in PACKED for reading, read in self._claims.weights.values() if read.codec is not None)
 
     def codec_of(self, name: str) -> Codec | None:

@@ -30,7 +30,7 @@ class ApplyOptions:
     equal_widths: bool = False  # structured: the same in every block, which a config can say
     multiple: int = 8  # structured: of neurons, a multiple of this stays
     factored: bool = False  # low_rank: two matrices in place of their product
-    packed: str | None = None  # plans to quantize: compressed-tensors, torchao or gguf in place of real numbers
+    packed: str | None = None  # plans to quantize: compressed-tensors, torchao or gguf in place of dequantized floats
     dequantize: bool = False  # plans to quantize: read a model that is quantized already as what it decodes to
     executor: Executor | str = "local"  # as of `RunOptions`: shards of what looks at no text, each by a worker
     workers: int | None = None

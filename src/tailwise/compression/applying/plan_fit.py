@@ -87,7 +87,7 @@ def check_plan(plan: Plan, checkpoint: Checkpoint, *, stored: Checkpoint, force:
     """`UsageError` where an entry has no tensor, or one that cannot be worked on, or the weights are others.
 
     `stored` is what lies on the disk, which an audit has read: `checkpoint` itself, but for models that are
-    de-quantized first. `force` lets other weights pass.
+    dequantized first. `force` lets other weights pass.
     """
     sizes = {name: spec.numel for name, spec in checkpoint.tensors.items()}
     wrong = list(plan.misfits(sizes))

@@ -238,7 +238,7 @@ def _said_of_amounts(plan: Plan, sign: str) -> list[str]:
     notes.append(depth_correlation(plan).words)
     if abs(budget["reached"] - budget["asked"]) > 1e-6:
         whole = "ranks are whole numbers" if operator_of(plan.operator).ranks else "N of M are whole numbers"
-        notes.append(f"asked for {budget['asked']:.6f}, reached {budget['reached']:.6f}: {whole}")
+        notes.append(f"requested {budget['asked']:.6f}, achieved {budget['reached']:.6f}: {whole}")
     if plan.allocator != "uniform" and not operator_of(plan.operator).ranks and budget["asked"] < GAINS_FROM:
         notes.append(f"below {GAINS_FROM:.0%}, published gains of uneven allocation over uniform are nil")
     over = sum((decision.sparsity or 0.0) > 1.0 for decision in plan)
@@ -282,7 +282,7 @@ def _said_of_formats(plan: Plan) -> list[str]:
     notes.append(depth_words(plan))
     if reached < asked * (1 - NEAR):
         notes.append(
-            f"asked for {asked:.6g} bits, reached {reached:.6g}: whole tensors and these formats come no nearer"
+            f"requested {asked:.6g} bits, achieved {reached:.6g}: whole tensors and these formats come no nearer"
         )
     if plan.allocator != "uniform" and reached > GAINS_TO:
         notes.append(f"above {GAINS_TO} bits, published gains of uneven bits over uniform are nil")

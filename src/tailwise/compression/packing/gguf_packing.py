@@ -30,7 +30,7 @@ class Gguf(Packing):
     name = "gguf"
     package, extra = "gguf", "gguf"
     loads = (
-        f"`{FILE}` is what llama.cpp runs. transformers loads it too, de-quantized: "
+        f"`{FILE}` is what llama.cpp runs. transformers loads it too, dequantized: "
         f'`AutoModelForCausalLM.from_pretrained(folder, gguf_file="{FILE}")`.'
     )
 

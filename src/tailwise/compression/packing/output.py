@@ -81,7 +81,7 @@ _REPORT = "this is an error of tailwise: report it with the plan"
 def read_back_packed(packing: Packing, work: PackingWork, written: Checkpoint) -> tuple[Reached, ...]:
     """Every tensor of the plan in the written files, decoded.
 
-    `UnreadableError` where a value is another than in the de-quantized checkpoint, or the bytes are not those that
+    `UnreadableError` where a value is another than in the dequantized checkpoint, or the bytes are not those that
     the plan counts and the layout adds.
     """
     real = claimed(written)
@@ -108,7 +108,7 @@ def _reached(packing: Packing, work: PackingWork, written: Checkpoint, tensor: s
 
 
 def _same(found: torch.Tensor, coded: Coded) -> bool:
-    """Whether decoded values are those of the de-quantized checkpoint, in the coarser of their two dtypes."""
+    """Whether decoded values are those of the dequantized checkpoint, in the coarser of their two dtypes."""
     import torch
 
     expected = coded.stored.to(torch.float32)

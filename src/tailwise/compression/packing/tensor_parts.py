@@ -34,7 +34,7 @@ class Coded:
     """One tensor of a plan as an operator left it."""
 
     decision: Decision
-    stored: torch.Tensor  # as the de-quantized checkpoint holds it, in shape and dtype of the source
+    stored: torch.Tensor  # as the dequantized checkpoint holds it, in shape and dtype of the source
     grid: ValueGrid | None  # None for a plain cast
 
     @property

@@ -85,7 +85,7 @@ def candidates(
 
     Matrices of one tensor become one candidate whose metrics are the means weighted by parameters. α is that of
     `estimator`, fitted to the kept spectra; the checkpoint is not read. Without an estimator there is no α. With
-    `packed`, weights of codes and scales are candidates too, by the names that they have once they are de-quantized.
+    `packed`, weights of codes and scales are candidates too, by the names that they have once they are dequantized.
     """
     _check_roles(audit, (*choice.roles, *(name for name in choice.also if name not in TOWERS)))
     pattern = _compiled(choice.layers)

@@ -16,7 +16,7 @@ def is_packed(row: LayerRow) -> bool:
 
 
 def tensor_of(row: LayerRow) -> str:
-    """The stored tensor of a row; of a packed weight, the name that it has once it is de-quantized."""
+    """The stored tensor of a row; of a packed weight, the name that it has once it is dequantized."""
     if is_packed(row):
         return f"{row.name.partition('#')[0].partition('[')[0]}.weight"
     return row.tensors[0] if row.tensors else row.name

@@ -66,7 +66,7 @@ class Reached:
 class Applied:
     """A plan that was applied.
 
-    A quantized checkpoint is de-quantized, as large as its source; where it is packed, `reached` counts the bytes of
+    A quantized checkpoint is dequantized, as large as its source; where it is packed, `reached` counts the bytes of
     the file.
     """
 
@@ -78,7 +78,7 @@ class Applied:
     settings: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     smaller: bool = False  # parameters were taken out and not only set to zero
-    packed: str | None = None  # the layout of the output; None where it is de-quantized
+    packed: str | None = None  # the layout of the output; None where it is dequantized
     loads: str = ""  # what a packed model is loaded with
     pruned: Applied | None = None  # what was pruned before
     sizes: tuple[int, int] | None = None  # bytes of the files of weights before and after, where they are packed

@@ -165,7 +165,7 @@ def _final(search: Search, kept: Scored, everything: list[Scored]) -> Plan:
     depth, left = search.notes(kept)
     missed = [f"not tried for lack of time: {listed(dict.fromkeys(search.untried))}"] if search.untried else []
     notes = [
-        f"sign: {direction_in_words(plan.operator)}; candidates were tested on the text, whatever the sign",
+        f"sign: {direction_in_words(plan.operator)}; here all candidates were tested on your text",
         depth,
         verdict(kept, everything[0], court.stage.trial.material.unit),
         trials_in_words(court),

@@ -1,4 +1,4 @@
-"""`foretold()`: do α and its rivals foretell which matrix bears compression? Measured on the model at hand.
+"""`foretold()`: do α and its rivals predict which matrix tolerates compression? Measured on the model at hand.
 
 The losses are those that `sensitivity` measures: what the model loses on text when one tensor alone is pruned or
 rounded, with all others dense, and with all others compressed too. They are held against numbers of the spectra, and
@@ -180,14 +180,14 @@ def _correlated(
 
 
 def _answers(correlations: Sequence[Foretold], kind: str) -> list[str]:
-    """Of the two questions that AlphaPruning leaves to the reader: does α foretell it, and do simpler numbers too?"""
+    """Of the two questions that AlphaPruning leaves to the reader: does α predict it, and do simpler numbers too?"""
     said = []
     less = "fewer bits" if kind == "quantize" else "more sparsity"
     for label in dict.fromkeys(item.measured for item in correlations):
         within = {item.predictor: item for item in correlations if item.measured == label and item.scope != "pooled"}
         alpha = within.get("alpha")
         if alpha is None or alpha.rho is None or alpha.low is None or alpha.high is None:
-            said.append(f"{label}: too few tensors of a role to tell whether α foretells the loss.")
+            said.append(f"{label}: too few tensors of a role to tell whether α predicts the loss.")
             continue
         interval = f"ρ {alpha.rho:+.2f} [{alpha.low:+.2f}, {alpha.high:+.2f}] within roles"
         if alpha.high < 0:
@@ -196,7 +196,7 @@ def _answers(correlations: Sequence[Foretold], kind: str) -> list[str]:
             said.append(f"{label}: where α is high the loss is larger, the reverse of what {less} there asks for "
                         f"({interval}).")  # fmt: skip
         else:
-            said.append(f"{label}: α does not foretell the loss ({interval}).")
+            said.append(f"{label}: α does not predict the loss ({interval}).")
         known = [item for item in within.values() if item.rho is not None and item.predictor != "alpha"]
         ahead = sorted(
             (item for item in known if abs(item.rho or 0.0) > abs(alpha.rho)), key=lambda i: -abs(i.rho or 0)

@@ -46,7 +46,7 @@ class Judge:
         except re.error as error:
             raise UsageError(f"{layers!r} is not a regular expression: {error}") from error
         self._settings: RecipeSettings = {**_needed(self._rule), **(settings or {})}
-        self.blind: dict[int, str] = {}  # step → why the rule could not look there, which counts as silence
+        self.blind: dict[int, str] = {}  # step → why the rule was not evaluated there, which counts as silence
         self._others = [other for other in RULES if other != self._rule.code]
 
     def __call__(self, index: int) -> frozenset[str]:
@@ -57,7 +57,9 @@ class Judge:
             self.blind[one.step] = verdict.not_looked[0].reason
             if index == len(self._found) - 1:
                 reason = self.blind[one.step]
-                raise UsageError(f"{self._rule.code} cannot look at the last step, {one.step}: {reason}", where=one.uri)
+                raise UsageError(
+                    f"{self._rule.code} cannot be evaluated at the last step, {one.step}: {reason}", where=one.uri
+                )
         named = frozenset(layer for finding in verdict.findings for layer in finding.layers or ("",))
         if self._layers is not None:
             named = frozenset(layer for layer in named if layer and self._layers.search(layer))

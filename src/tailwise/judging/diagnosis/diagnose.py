@@ -145,7 +145,7 @@ def _pattern(item: str, pattern: str) -> re.Pattern[str]:
 
 
 def _lacking(rule: Rule, case: Case, audit: Audit) -> Cannot | None:
-    """Why a rule cannot look, told from its needs alone."""
+    """Why a rule is not evaluated, by its needs alone."""
     if rule.needs and not case.measured:
         return Cannot("no matrix was measured")
     estimator = str(audit.provenance.recipe.get("estimator", "ks"))

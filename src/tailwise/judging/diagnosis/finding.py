@@ -1,4 +1,4 @@
-"""What a rule says: a finding with its evidence, or that it could not look."""
+"""What a rule says: a finding with its evidence, or that it was not evaluated."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class NotLooked:
-    """A rule that could not look, which is not the same as finding nothing."""
+    """A rule that was not evaluated, which is not the same as finding nothing."""
 
     code: str
     title: str

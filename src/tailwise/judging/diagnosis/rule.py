@@ -1,4 +1,4 @@
-"""A rule is one decorated function of a case: it finds something, finds nothing, or could not look."""
+"""A rule is one decorated function of a case: it finds something, finds nothing, or is not evaluated."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RuleHit:
 
 @dataclass(frozen=True)
 class Cannot:
-    """Why a rule could not look, and what would let it."""
+    """Why a rule is not evaluated, and what would let it."""
 
     reason: str
 
@@ -110,7 +110,7 @@ def rule(  # noqa: PLR0913 - a rule has as many parts
     `says` completes "1 of 211 matrices" and "2 of 211 matrices" to the title of a finding; without it, the title is
     the rule's. The function takes a `Case` and returns `RuleHit` (or several), `Partly`, `Cannot`, or None for nothing
     found; its docstring is the sign that it looks for. A metric of `needs` that the audit lacks, or another estimator
-    of `alpha` than `estimator`, is answered "could not look" before the function is called.
+    of `alpha` than `estimator`, is answered "not evaluated" before the function is called.
     """
     if not re.fullmatch(r"[A-Z]{2,}\d{3}", code):
         raise TypeError(f"{code!r} is not a code such as TW101")

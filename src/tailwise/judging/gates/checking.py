@@ -250,7 +250,7 @@ def _look_at_findings(key: str, item: Expectation, context: _Context) -> Expecta
         for finding in above
         for layer in (finding.layers[:20] or ("",))
     )
-    looked = f"{len(found.looked)} rules looked, {len(found.not_looked)} could not"
+    looked = f"{len(found.looked)} rules evaluated, {len(found.not_looked)} not evaluated"
     if not above:
         return ExpectationOutcome(key, item, "passed", looked, len(context.audit))
     return ExpectationOutcome(
@@ -275,7 +275,7 @@ def _look_at_layers(key: str, item: Expectation, context: _Context) -> Expectati
 
 
 def _blind(key: str, item: Expectation, why: str) -> ExpectationOutcome:
-    return ExpectationOutcome(key, item, "could_not_look", f"could not look: {why}")
+    return ExpectationOutcome(key, item, "could_not_look", f"not evaluated: {why}")
 
 
 _LOOK: Mapping[str, Callable[[str, Expectation, _Context], ExpectationOutcome]] = {

@@ -18,7 +18,7 @@ FORMAT = 1
 
 Interval = tuple[float, float]
 
-#: Windows below which intervals of correlated losses hold too seldom: see docs/evaluating.md.
+#: Windows below which intervals of correlated losses hold too seldom: see docs/finetune.md.
 ENOUGH = 100
 
 #: Quantiles of KL(base ‖ model) over tokens, and of the change of the next token's probability, that are kept.

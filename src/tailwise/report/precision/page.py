@@ -93,7 +93,7 @@ class _StudyPage:
         sensitivity = words.on_sensitivity(view)
         cards = (
             (
-                "Which format each layer bears",
+                "Lowest format that each layer tolerates",
                 [*words.on_verdicts(view), *words.on_variation(view), *([sensitivity] if sensitivity else [])],
             ),
             ("Which tails move", words.on_tails(view)),

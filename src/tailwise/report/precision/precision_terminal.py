@@ -45,7 +45,7 @@ def formats(study: PrecisionStudy) -> RenderableType:
 
 
 def by_role(study: PrecisionStudy, bounds: Sequence[Bound] = ()) -> RenderableType:
-    """How many layers of each role bear which format, the fewest bits first."""
+    """How many layers of each role tolerate which format, the fewest bits first."""
     view = StudyView(study=study, bounds=bounds)
     said = [Text(printable(line)) for line in (*words.on_verdicts(view), *words.on_variation(view))]
     found = [item.format for item in view.verdicts]

@@ -19,7 +19,7 @@ _MOST_EVIDENCE = 6
 def diagnose(place: Place, layer: str = "", audit: str = "") -> Fact:
     """What the rules found in an audit, worst first, with the numbers, causes, remedies and the strength of each rule.
 
-    Also which rules could not look, and what would let them.
+    Also which rules were not evaluated, and what would let them.
     """
     name = place.audit(audit)
     found = place.workspace.diagnosis(name)

@@ -76,7 +76,7 @@ def _found_here(question: Question, code: str) -> str:
             return f"\n\nIn {title} it found: {prose(item['message'])}{where}"
     for item in found["not_looked"]:
         if item["code"] == code:
-            return f"\n\nIn {title} it could not look: {prose(item['reason'])}."
+            return f"\n\nIn {title} it was not evaluated: {prose(item['reason'])}."
     return f"\n\nIn {title} it found nothing."
 
 

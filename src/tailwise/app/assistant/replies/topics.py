@@ -47,7 +47,7 @@ def topic(question: Question) -> str:
             severity = {"info": "note"}.get(findings[code]["severity"], findings[code]["severity"])
             lines.append(f"{head} found, as {severity}: {prose(findings[code]['message'])}{where}")
         elif code in blind:
-            lines.append(f"{head} could not look: {prose(blind[code]['reason'])}.")
+            lines.append(f"{head} was not evaluated: {prose(blind[code]['reason'])}.")
         else:
             lines.append(f"{head} found nothing.")
     title = link(question.place.workspace.entry(name, "audit").title, links.model(name))

@@ -73,8 +73,8 @@ def _blind(found: Fact) -> list[str]:
     if not found["not_looked"]:
         return left
     reasons = [f"{item['code']} ({prose(item['reason'])})" for item in found["not_looked"]]
-    blind = count(len(reasons), "rule")
-    return [f"{blind} could not look, which is not the same as fine: {listed(reasons, 3)}.", *left]
+    blind = count(len(reasons), "rule") + (" was" if len(reasons) == 1 else " were")
+    return [f"{blind} not evaluated, which is not the same as fine: {listed(reasons, 3)}.", *left]
 
 
 def why(question: Question) -> str:
