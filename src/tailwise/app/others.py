@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tailwise.app.workspace import links
 from tailwise.app.workspace.entry import Kind, WorkspaceEntry
 from tailwise.app.workspace.workspace import Workspace
 from tailwise.core.errors import TailwiseError
@@ -42,21 +43,28 @@ def others(workspace: Workspace, words: str = "") -> list[Other]:
 
 def _row(workspace: Workspace, entry: WorkspaceEntry) -> Other:
     if entry.kind == "plan":
-        from tailwise.app.workspace import links
-
-        return Other(entry.id, entry.title, "plan", entry.changed, "", "", links.plan(entry.id))
+        return Other(entry.id, entry.title, "plan", entry.changed, _of_plan(workspace, entry), "", links.plan(entry.id))
     says, command = _SAYS[entry.kind]
+    ok = False
     try:
-        text = workspace.keep(entry.id, "says", lambda: says(entry.path))
+        text, ok = workspace.keep(entry.id, "says", lambda: says(entry.path)), True
     except TailwiseError as error:
         text = error.what
     except Exception:  # whatever one file holds, the list shows the others
         _log.warning("%s cannot be read", entry.path, exc_info=True)
         text = "it cannot be read"
     in_use = entry.kind == "history" and workspace.store is not None and Path(workspace.store) == entry.path
-    href = "/training" if in_use else ""
+    href = "/training" if in_use else links.file(entry.id) if entry.kind in ("comparison", "precision") and ok else ""
     shown = "" if href else command.format(shlex.quote(str(entry.path)))
     return Other(entry.id, entry.title, entry.kind, entry.changed, text, shown, href)
+
+
+def _of_plan(workspace: Workspace, entry: WorkspaceEntry) -> str:
+    try:
+        plan = workspace.plan(entry.id)
+    except TailwiseError as error:
+        return error.what
+    return f"{plan.kind} {plan.model or 'a model'}: {plan.amount_words}, {len(plan)} tensors, by {plan.allocator}"
 
 
 def _of_comparison(path: Path) -> str:

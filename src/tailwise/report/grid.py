@@ -70,7 +70,9 @@ class Grid:
                              for i, cell in enumerate(line)) + "</tr>"
             for line in self.lines
         )  # fmt: skip
-        return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        return (
+            f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        )
 
     def _class(self, index: int) -> str:
         return ' class="text"' if index in self.words else ""

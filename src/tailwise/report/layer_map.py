@@ -129,7 +129,8 @@ def _grid(
     )
     label = escape(f"Map of layers: {len(roles)} roles in {len(blocks)} blocks", quote=True)
     head = f"<thead><tr><th>block</th>{head}</tr></thead>"
-    return f'<div class="scroll"><table class="cells" aria-label="{label}">{head}<tbody>{body}</tbody></table></div>'
+    table = f'<table class="cells" aria-label="{label}">{head}<tbody>{body}</tbody></table>'
+    return f'<div class="scroll" tabindex="0">{table}</div>'
 
 
 def _outside(way: Paint, rows: Sequence[LayerRow], named: Mapping[str, str], to: To) -> str:

@@ -227,4 +227,4 @@ def definitions(names: Sequence[str]) -> str:
 
 def _table(head: str, body: str) -> str:
     rows = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-    return f'<div class="scroll"><table class="words">{rows}</table></div>'
+    return f'<div class="scroll" tabindex="0"><table class="words">{rows}</table></div>'

@@ -58,7 +58,8 @@ def spec_of(chart: Chart, view: ChartView, *, titled: bool = True, shared: Set[s
 
 
 def _used(rows: Sequence[Mapping[str, Any]], text: str) -> list[Mapping[str, Any]]:
-    fields = [name for name in (rows[0] if rows else ()) if re.search(rf"\b{re.escape(name)}\b", text)]
+    every = dict.fromkeys(name for row in rows for name in row)
+    fields = [name for name in every if re.search(rf"\b{re.escape(name)}\b", text)]
     return [{name: row[name] for name in fields if name in row} for row in rows]
 
 

@@ -65,6 +65,7 @@ def layer_table(columns: Sequence[tuple[str, str, bool]]) -> str:
         '<div class="controls"><input id="filter" type="search" placeholder="Filter by name, role, status …" '
         'aria-label="Filter the table"><button id="back" type="button">Back</button>'
         '<button id="next" type="button">Next</button><span class="quiet" id="count" aria-live="polite"></span>'
-        f'</div><div class="scroll"><table id="layer-table" data-columns="{shown}"><thead><tr>{head}</tr></thead>'
+        f'</div><div class="scroll" tabindex="0"><table id="layer-table" data-columns="{shown}">'
+        f"<thead><tr>{head}</tr></thead>"
         "<tbody></tbody></table></div>"
     )

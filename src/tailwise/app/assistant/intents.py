@@ -14,6 +14,7 @@ from tailwise.app.assistant.replies import compression, concepts, topics, values
 from tailwise.app.assistant.replies import training_runs as training
 from tailwise.app.assistant.replies import verdicts as health
 from tailwise.app.assistant.replies.question import Question
+from tailwise.app.assistant.replies.this_page import of_page
 from tailwise.spectrum.metrics.metric import METRICS
 
 Reply = Callable[[Question], str]
@@ -149,6 +150,7 @@ INTENTS: tuple[Intent, ...] = (
         r"who are you|what are you\b",
     )),
     Intent("chart", _chart),
+    Intent("page", of_page),
     Intent("quantize", _words(
         compression.quantize, r"quanti[sz]", r"\bint ?[2348]\b", r"\b[2348](\.\d)?[- ]?bits?\b", r"\bn?fp ?[48]\b",
         r"mxfp|nvfp", r"\b(gguf|awq|gptq)\b", r"low[- ]precision",

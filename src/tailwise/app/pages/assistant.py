@@ -44,6 +44,7 @@ class OnScreen(BaseModel):
     chart: Name | None = None
     run: Name | None = None
     plan: Name | None = None
+    file: Name | None = None
     audits: Annotated[list[Name], Field(max_length=8)] = []
 
     def screen(self) -> ShownPage:

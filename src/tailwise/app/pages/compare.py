@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
@@ -9,14 +10,15 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, Field
 
-from tailwise.app.chart_json import ChartPlace
+from tailwise.app.chart_json import ChartPlace, needs
 from tailwise.app.page_context import PageContext, context_of
+from tailwise.audits.audit import Audit
 from tailwise.core.errors import UsageError
 from tailwise.judging.compare.comparison import Comparison
 from tailwise.judging.compare.conclusion import conclusion
 from tailwise.judging.compare.summary import SUMMARIES, model_numbers
-from tailwise.report.charts.chart import charts_of
-from tailwise.report.charts.view import short_names
+from tailwise.report.charts.chart import Scope, charts_of
+from tailwise.report.charts.view import ChartView, short_names
 
 router = APIRouter(include_in_schema=False)
 Given = Annotated[PageContext, Depends(context_of)]
@@ -33,11 +35,11 @@ def compare(request: Request, desk: Given, model: Annotated[list[str] | None, Qu
     audits = [desk.workspace.audit(name) for name in chosen]
     query = urlencode([("model", name) for name in chosen])
     ready = len(audits) > 1 and all(len(audit) for audit in audits)
-    places = [ChartPlace(one, f"/api/compare/charts/{one.name}?{query}", one.title) for one in charts_of("several")]
+    places = _places("several", f"/api/compare/charts/{{}}?{query}", [audits]) if ready else []
     values = {
         "area": "Compare", "chosen": chosen, "entries": desk.workspace.entries("audit"),
         "names": short_names(audits) if audits else [], "numbers": [model_numbers(audit) for audit in audits],
-        "summaries": SUMMARIES, "places": places if ready else [], "ready": ready, "most": MOST,
+        "summaries": SUMMARIES, "places": places, "ready": ready, "most": MOST,
     }  # fmt: skip
     return desk.pages.page(request, "compare.html", values)
 
@@ -58,17 +60,28 @@ def base(request: Request, desk: Given, asked: Annotated[Pair, Query()]) -> HTML
     model, base, metric, only = asked.model, asked.base, asked.metric, asked.only
     found = desk.workspace.comparison(base, model)
     query = urlencode({"model": model, "base": base})
-    places = [ChartPlace(one, f"/api/base/charts/{one.name}?{query}", one.title) for one in charts_of("base")]
     audits = [desk.workspace.audit(base), desk.workspace.audit(model)]
+    drawn = bool(found.layers) and not found.identical
+    places = _places("base", f"/api/base/charts/{{}}?{query}", [[one] for one in audits]) if drawn else []
     values = {
         "area": "Compare", "model": model, "base": base, "found": found,
         "names": [desk.workspace.entry(one, "audit").title for one in (base, model)],
-        "places": [] if found.identical or not found.layers else places, "metric": metric, "only": only,
+        "places": places, "metric": metric, "only": only,
         "conclusion": conclusion(found), "fits": len(found.layers),
         "adapter": any("peft" in audit.provenance.format for audit in audits),
         **_lines(found, metric, only, asked.page),
     }  # fmt: skip
     return desk.pages.page(request, "against.html", values)
+
+
+def _places(scope: Scope, source: str, needed: Sequence[Sequence[Audit]]) -> list[ChartPlace]:
+    """Every chart of a scope; what some of the audits lack the numbers for comes last, and says what it needs."""
+    views = [ChartView(tuple(audits)) for audits in needed]
+    places = []
+    for one in charts_of(scope):
+        lacking = next((said for view in views if (said := needs(one, view))), "")
+        places.append(ChartPlace(one, source.format(one.name), one.title, missing=lacking))
+    return sorted(places, key=lambda place: bool(place.missing))
 
 
 def _lines(found: Comparison, metric: str, only: str, page: int) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
+from tailwise.app.arriving import arriving
 from tailwise.app.event_stream import event, stream
 from tailwise.app.page_context import PageContext, context_of
 from tailwise.core.errors import TailwiseError, unknown_name
@@ -39,19 +39,6 @@ class Shown(BaseModel):
         pairs = [("name", name), *(("beside", one) for one in self.beside)]
         pairs += [("log", "1")] if self.log else []
         return urlencode([*pairs, ("smooth", f"{self.smooth:g}")] if self.smooth else pairs)
-
-
-def arriving(run: RunSummary) -> str:
-    """Whether points arrive: a run does not say that it ends; silent for minutes it is stalled, and for a day over."""
-    if run.updated is None:
-        return "no points yet"
-    silent = time.time() - run.updated
-    if silent <= _PAUSE:
-        return "points arrive"
-    return "finished, or long stopped" if silent > _OVER else f"stalled: no point for {silent / 60:.0f} minutes"
-
-
-_PAUSE, _OVER = 300.0, 86_400.0  # seconds
 
 
 @router.get("/training")

@@ -61,6 +61,11 @@ def plan(name: str) -> str:
     return f"/plans/{quote(name, safe='')}"
 
 
+def file(name: str) -> str:
+    """A comparison or a precision study that lies in a folder."""
+    return f"/files/{quote(name, safe='')}"
+
+
 def explain(topic: str) -> str:
     """What a metric, a chart, a rule or an alarm is."""
     return f"/help/{quote(topic, safe='')}"

@@ -57,6 +57,12 @@ def report(study: PrecisionStudy, *, bounds: Sequence[Bound] = ()) -> str:
     return whole_page(title, page.header(title), sections, data=page.data(), version=study.versions.get("tailwise", ""))
 
 
+def in_words(study: PrecisionStudy) -> list[Section]:
+    """The sections that need no script: what the study says, formats, verdicts by role, what is missing."""
+    page = _StudyPage(StudyView(study=study, bounds=(), palette=TOKENS))
+    return [page.said(), page.formats(), ("verdicts", "Verdicts", page.by_role()), page.left_out()]
+
+
 class _StudyPage:
     """Sections of one report, and the data that they refer to."""
 
@@ -128,6 +134,10 @@ class _StudyPage:
 
     def verdicts(self) -> Section:
         """By role and block."""
+        return "verdicts", "Verdicts", self._figures(["verdict_heat"]) + self.by_role()
+
+    def by_role(self) -> str:
+        """Roles and how many of their layers bear which format, as HTML."""
         view = self.view
         used = [name for name in reversed(view.formats) if any(item.format == name for item in view.verdicts)]
         columns: list[str | None] = [*used, *([None] if any(item.format is None for item in view.verdicts) else [])]
@@ -137,7 +147,7 @@ class _StudyPage:
             rows.append((role, str(len(of_role)), *(str(of_role.count(name) or _DASH) for name in columns)))
         heads = ("role", "layers", *(name or "none of them" for name in columns))
         text = f'<p class="quiet">Lowest format that keeps {escape(words.bound_of(view.bounds))}: layers by role.</p>'
-        return "verdicts", "Verdicts", self._figures(["verdict_heat"]) + text + Grid(heads, rows).to_html()
+        return text + Grid(heads, rows).to_html()
 
     def tails(self) -> Section:
         """α by format: charts and the summary statistics."""
@@ -221,7 +231,7 @@ class _StudyPage:
             for name, text in words.definitions()
         )
         head = "<thead><tr><th>measure</th><th>what it is</th></tr></thead>"
-        table = f'<div class="scroll"><table class="words">{head}<tbody>{body}</tbody></table></div>'
+        table = f'<div class="scroll" tabindex="0"><table class="words">{head}<tbody>{body}</tbody></table></div>'
         return "definitions", "Definitions", table
 
     def data(self) -> str:

@@ -20,6 +20,8 @@ _MOST_LAYERS = 8
 @function(run="name of a run, from `list`; the one on screen where it is left out")
 def training(place: Place, run: str = "") -> Fact:
     """A training run: its steps, its alarms, and how loss and spectral means moved from the first step to the last."""
+    from tailwise.app.arriving import arriving  # of the history, which takes SQLAlchemy
+
     history = place.workspace.history
     name = run or place.screen.run or ""
     runs = {item.name: item for item in history.runs()}
@@ -32,6 +34,7 @@ def training(place: Place, run: str = "") -> Fact:
     summary = runs[name].to_json()
     return {
         "run": name,
+        "state": arriving(runs[name]),
         **{key: summary[key] for key in ("points", "audits", "first_step", "last_step")},
         "alarms": [_alarm(place, kept) for kept in alarms[-_MOST:][::-1]],
         "alarms_in_all": len(alarms),

@@ -17,7 +17,8 @@ def training(question: Question) -> str:
     fact = question.ask("training", run=run_in(question))
     head = (
         f"{link(fact['run'], links.run(fact['run']))}: {count(fact['points'], 'point')}, "
-        f"{count(fact['audits'], 'audit')}; steps {num(fact['first_step'])} to {num(fact['last_step'])}."
+        f"{count(fact['audits'], 'audit')}; steps {num(fact['first_step'])} to {num(fact['last_step'])}; "
+        f"{fact['state']}."
     )
     lines = [_alarm(item) for item in fact["alarms"][:_MOST]]
     alarms = (f"{count(fact['alarms_in_all'], 'alarm')}, the latest first:\n\n" + "\n".join(lines) if lines
