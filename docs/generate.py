@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import importlib
 import inspect
 import re
 import sys
@@ -24,21 +25,22 @@ from typer.models import ArgumentInfo
 import tailwise
 from tailwise.audits.weightwatcher import COLUMNS, DIFFERENT
 from tailwise.checkpoints.roles import ROLES
-from tailwise.cli.help_texts import filled
+from tailwise.cli.filled_help import filled
 from tailwise.cli.main import app
 from tailwise.compression.choosing.amounts import ALLOCATORS
 from tailwise.compression.operators.registered import operators_that
 from tailwise.core.recipe import Recipe
-from tailwise.judging.diagnosis.rule import RULES, Rule
-from tailwise.judging.diagnosis.thresholds import TABLE, of_rule
+from tailwise.core.registry import Registry
+from tailwise.judging.diagnosis.rule import RULES, AuditRule
+from tailwise.judging.rules import Rule
+from tailwise.judging.thresholds import TABLE
 from tailwise.number_formats.formats import FORMATS, parse_format
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat
 from tailwise.report.charts.chart import CHARTS, Chart, remedy
 from tailwise.spectrum.metrics.facts import selected
 from tailwise.spectrum.metrics.metric import METRICS, Metric
-from tailwise.training import alarm_limits
-from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule
+from tailwise.training.alarm_rule import ALARM_RULES
 
 HERE = Path(__file__).resolve().parent
 NOTE = "<!-- Written by docs/generate.py. Change the code, not this page. -->\n"
@@ -107,6 +109,8 @@ def _parameters(command: Callable[..., Any]) -> tuple[dict[str, str], dict[str, 
             more = "" if "list" not in str(kind) else "..."
             arguments[name.upper() if required else f"[{name.upper()}]{more}"] = filled(info.help or "")
             continue
+        if info.hidden:
+            continue
         flags = [info.default, *(info.param_decls or ())]  # typer keeps the first declaration apart
         spelled = [flag for flag in flags if isinstance(flag, str) and flag.startswith("-")]
         spelled = spelled or ["--" + name.replace("_", "-")]
@@ -123,6 +127,8 @@ def _value(kind: Any, metavar: str | None) -> str:
         kind = next(part for part in typing.get_args(kind) if part is not types.NoneType)
     if kind is bool:
         return ""
+    if typing.get_origin(kind) is typing.Literal:
+        return f" `{' or '.join(typing.get_args(kind))}`"
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return f" `{' or '.join(member.value for member in kind)}`"
     words = {int: "N", float: "X", Path: "FOLDER", str: "TEXT"}
@@ -158,7 +164,7 @@ def metrics() -> str:
              _other_name(other_names.get(item.name))]
             for item in built_in if item.family == family
         ]  # fmt: skip
-        parts.append(f"## {family}\n\n{inspect.getdoc(module)}")
+        parts.append(f"## {family.replace('_', ' and ')}\n\n{inspect.getdoc(module)}")
         parts.append(_table(["name", "what it is", "formula", "unit", "when", "source", "WeightWatcher"], rows))
     parts.append("† The definition differs from WeightWatcher's on purpose: see [definitions](definitions.md).")
     return "\n\n".join(parts) + "\n"
@@ -200,19 +206,19 @@ def rules() -> str:
         "layers whose name matches. `--thresholds FILE.toml` changes any value of the "
         "[table of thresholds](#thresholds).",
     ]
-    built_in = [item for _, item in RULES.items() if item.judge.__module__.startswith("tailwise.")]
+    built_in = [item for _, item in RULES.items() if item.built_in]
     for family in dict.fromkeys(item.family for item in built_in):
         module = inspect.getmodule(next(item for item in built_in if item.family == family).judge)
         # The code alone is a heading, so that `rules.md#tw101` leads to it.
-        heads = [_rule(item) for item in built_in if item.family == family]
+        heads = [_rule(item, _audit_needs(item)) for item in built_in if item.family == family]
         parts += [f"## {family.capitalize()}\n\n{inspect.getdoc(module)}", *heads]
+    parts += ["## Alarms", _ALARMS, *(_rule(item, _names(item.asks_for) or "any norm, or the loss")
+                                      for _, item in ALARM_RULES.items() if item.built_in)]  # fmt: skip
+    parts.append(
+        "## Thresholds\n\nOf rules on audits and on runs. In a TOML file: `noise_z = 5`, one line for each that is to "
+        "change; one file may serve both."
+    )
     rows = [[f"`{i.name}`", f"{i.value:g}", i.unit, i.reason, ", ".join(i.rules)] for i in TABLE]
-    parts.append("## Thresholds\n\nIn a TOML file: `noise_z = 5`, one line for each that is to change.")
-    parts.append(_table(["name", "value", "unit", "reason", "rules"], rows))
-    parts += ["## Alarms", _ALARMS, *(_alarm_rule(item) for _, item in ALARM_RULES.items()
-                                      if item.judge.__module__.startswith("tailwise."))]  # fmt: skip
-    rows = [[f"`{i.name}`", f"{i.value:g}", i.unit, i.reason, ", ".join(i.rules)] for i in alarm_limits.TABLE]
-    parts.append("### Thresholds of alarms")
     parts.append(_table(["name", "value", "unit", "reason", "rules"], rows))
     return "\n\n".join(parts) + "\n"
 
@@ -225,31 +231,21 @@ _ALARMS = (
 )
 
 
-def _alarm_rule(item: AlarmRule) -> str:
-    needs = ", ".join(f"`{name}`" for name in (*item.needs, *item.scalars))
-    used = ", ".join(f"`{threshold.name}`" for threshold in alarm_limits.of_rule(item.code))
-    rows = [
-        ["severity", item.severity],
-        ["needs", needs or "any norm, or the loss"],
-        ["thresholds", used],
-        ["causes", "; ".join(item.causes)],
-        ["remedies", "; ".join(item.remedies)],
-        ["in code", _functions(item.functions)],
-        ["evidence for the rule", _STRENGTHS[item.strength]],
-        ["references", "; ".join(item.references)],
-    ]
-    sign = f"**{item.title[0].upper()}{item.title[1:]}.** {item.summary}"
-    return f"### {item.code}\n\n{sign}\n\n{_table(['', ''], rows)}"
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _functions(names: Iterable[str]) -> str:
     return ", ".join(f"[`remedies.{name}`](remedies.md#{name.lower()})" for name in names) or "–"
 
 
-def _rule(item: Rule) -> str:
+def _audit_needs(item: AuditRule) -> str:
     estimator = f" (`alpha` from the `{item.estimator}` estimator)" if item.estimator else ""
-    needs = ", ".join(f"`{name}`" for name in item.needs) + estimator if item.needs else "nothing but the rows"
-    used = ", ".join(f"`{threshold.name}`" for threshold in of_rule(item.code))
+    return _names(item.needs) + estimator if item.needs else "nothing but the rows"
+
+
+def _rule(item: Rule[Any, Any], needs: str) -> str:
+    used = _names(threshold.name for threshold in item.thresholds)
     rows = [
         ["severity", item.severity],
         ["needs", needs],
@@ -439,9 +435,10 @@ def api() -> str:
     parts = [
         f"# Python API\n\n{NOTE}",
         "`import tailwise as tw` loads neither torch nor numpy; a name is loaded when it is first used. "
-        "These are all the public names. `tailwise audit` is `tw.audit`, and `tailwise show` is `tw.Audit.load`.",
+        "These are the names in `tw.`; what they take and give beside them is in [named modules](#modules). "
+        "`tailwise audit` is `tw.audit`, and `tailwise show` is `tw.Audit.load`.",
     ]
-    functions = [name for name in tailwise.__all__ if inspect.isfunction(getattr(tailwise, name))]
+    functions = [name for name in tailwise.__all__ if inspect.isfunction(inspect.unwrap(getattr(tailwise, name)))]
     classes = [name for name in tailwise.__all__ if inspect.isclass(getattr(tailwise, name))]
     errors = [name for name in classes if issubclass(getattr(tailwise, name), Exception)]
     for title, names in (
@@ -456,7 +453,45 @@ def api() -> str:
         "## Values\n\n### METRICS\n\nThe registry of metrics: `METRICS[name]` is a `Metric` with `name`, `family`, "
         f"`formula`, `unit`, `source` and `summary`.\n\n{described}"
     )
+    parts += ["## Modules\n\nEverything else that functions take and give, each in one module; "
+              "`tw.plans.Plan` and `from tailwise.plans import Plan` are the same."]  # fmt: skip
+    told = set(tailwise.__all__)
+    for name in MODULES:
+        parts += _module(importlib.import_module(f"tailwise.{name}"), told)
     return "\n\n".join(parts) + "\n"
+
+
+#: Those with names of their own, in the order of the road; a name is described where it comes first.
+MODULES = ("auditing", "diagnosing", "comparing", "gates", "plans", "precision", "scoring", "runs", "extend")
+
+
+def _module(module: types.ModuleType, told: set[str]) -> list[str]:
+    """A module: what it is, and its names that are not described before."""
+    parts = [f"## {module.__name__}\n\n{inspect.getdoc(module)}"]
+    before = [f"`{name}`" for name in module.__all__ if name in told]
+    if before:
+        parts.append(f"Described above: {', '.join(before)}.")
+    for name in module.__all__:
+        if name not in told:
+            told.add(name)
+            item = getattr(module, name)
+            parts.append(_described(name, item) if _is_made(item) else _value_of(name, item))
+    return parts
+
+
+def _is_made(item: Any) -> bool:
+    """Whether it is a class or a function, and no alias of a type."""
+    return inspect.isclass(item) or inspect.isfunction(inspect.unwrap(item))
+
+
+def _value_of(name: str, item: Any) -> str:
+    """A registry, a table or a kind of type."""
+    if isinstance(item, Registry):
+        return f"### {name}\n\nEvery {item.kind}, by its name: {', '.join(f'`{one}`' for one in item)}."
+    if isinstance(item, (tuple, dict)):
+        return f"### {name}\n\n{', '.join(f'`{one}`' for one in item)}."
+    kind = re.sub(r"[a-z_.]+[.](?=[A-Z])", "", str(item)).replace("typing.", "")
+    return f"### {name}\n\n`{name} = {kind}`"
 
 
 def _described(name: str, item: Any) -> str:
@@ -541,6 +576,7 @@ def _prose(text: str) -> str:
     """A docstring as Markdown: NumPy-style parameter lists become lists."""
     text = re.sub(r"\nParameters\n-+\n", "\nParameters:\n\n", text)
     text = re.sub(r"(?m)^([a-z_, ]+)\n    (.+(?:\n    .+)*)", _as_item, text)
+    text = re.sub(r"(?m)^>>> .*(?:\n(?!\n).+)*(?:\n\n>>> .*(?:\n(?!\n).+)*)*", r"```pycon\n\g<0>\n```", text)
     if "├" in text:
         text = re.sub(r"(?m)^", "    ", text)
     return text

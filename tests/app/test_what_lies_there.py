@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 import tailwise as tw
 from tailwise.app.addresses import split
-from tailwise.app.others import others
+from tailwise.app.lists import others
 from tailwise.app.server import create_app
 from tailwise.app.settings import AppSettings
 from tailwise.app.workspace.workspace import Workspace

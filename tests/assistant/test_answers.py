@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tailwise.app.assistant.advice import PRUNED, QUANTIZED
 from tailwise.app.assistant.answers import answer
 from tailwise.app.assistant.markdown import plain
+from tailwise.app.assistant.replies.compression import PRUNED, QUANTIZED
 from tailwise.app.assistant.replies.concepts import EXAMPLES
 from tailwise.app.assistant.screen import ShownPage
 from tailwise.app.workspace import links

@@ -224,8 +224,8 @@ class Folder(ABC):
             source.close()
         if not isinstance(value, dict):
             raise UnreadableError(f"holds a JSON {type(value).__name__}, and an object was expected", where=source.name)
-        found: dict[str, Any] = mended(value)
-        return found
+        document: dict[str, Any] = mended(value)
+        return document
 
 
 class LocalFolder(Folder):
@@ -236,11 +236,11 @@ class LocalFolder(Folder):
         self.uri, self.revision = uri or str(self.path), revision
         try:
             with os.scandir(self.path) as entries:
-                found = {entry.name: kind for entry in entries if (kind := _is_folder(entry)) is not None}
+                kinds = {entry.name: kind for entry in entries if (kind := _is_folder(entry)) is not None}
         except OSError as error:
             raise os_error(error, str(self.path)) from error
-        self._names = frozenset(name for name, is_dir in found.items() if not is_dir)
-        self._subfolders = frozenset(found) - self._names
+        self._names = frozenset(name for name, is_dir in kinds.items() if not is_dir)
+        self._subfolders = frozenset(kinds) - self._names
 
     @override
     def names(self) -> frozenset[str]:
@@ -273,7 +273,7 @@ class LocalFolder(Folder):
 
     @override
     def stamps(self) -> dict[str, tuple[int, float | None]]:
-        found: dict[str, tuple[int, float | None]] = {}
+        stamps: dict[str, tuple[int, float | None]] = {}
         for name in self._names:
             try:
                 status = (self.path / name).stat()
@@ -281,8 +281,8 @@ class LocalFolder(Folder):
                 continue  # it went since the folder was listed, or is a link to what went
             except OSError as error:
                 raise os_error(error, str(self.path / name)) from error
-            found[name] = status.st_size, status.st_mtime
-        return found
+            stamps[name] = status.st_size, status.st_mtime
+        return stamps
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool | None:

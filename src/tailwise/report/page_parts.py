@@ -47,29 +47,29 @@ def header(title: str, audits: Sequence[Audit], names: Sequence[str], verdict: s
 
 
 def _facts(audit: Audit) -> dict[str, str]:
-    facts = audit.provenance
+    provenance = audit.provenance
     return {
         "model": audit.model,
-        "format": facts.format,
+        "format": provenance.format,
         "matrices measured": str(len(audit)),
         "not measured": str(len(audit.unmeasured)),
         "parameters measured": f"{sum(layer.row.n_params for layer in audit):,}",
         "mean α (all roles)": mean_alpha_words(audit),
-        "recipe": _recipe(facts.recipe),
-        "measured on": facts.started[:16].replace("T", " ") + " UTC",
-        "took": f"{facts.seconds:.1f} s, {facts.device}, {facts.workers} workers",
+        "recipe": _recipe(provenance.recipe),
+        "measured on": provenance.started[:16].replace("T", " ") + " UTC",
+        "took": f"{provenance.seconds:.1f} s, {provenance.device}, {provenance.workers} workers",
     }
 
 
 def _origin(audit: Audit) -> str:
-    facts = audit.provenance
+    provenance = audit.provenance
     origin = {
-        "revision": facts.revision or "",
-        "fingerprint of all matrices": facts.fingerprint,
-        "versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
-        "selection": ", ".join(f"{name} {value}" for name, value in facts.selection.items() if value),
+        "revision": provenance.revision or "",
+        "fingerprint of all matrices": provenance.fingerprint,
+        "versions": ", ".join(f"{name} {version}" for name, version in provenance.versions.items()),
+        "selection": ", ".join(f"{name} {value}" for name, value in provenance.selection.items() if value),
         "the whole recipe": ", ".join(
-            f"{name} {value}" for name, value in facts.recipe.items() if value not in ([], ())
+            f"{name} {value}" for name, value in provenance.recipe.items() if value not in ([], ())
         ),
     }
     return listed(f"{escape(name)}: <code>{escape(text)}</code>" for name, text in origin.items() if text)

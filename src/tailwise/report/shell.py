@@ -49,8 +49,8 @@ def bundle() -> str:
     import vl_convert
 
     # A page's script ends at the first "</script", even inside a string.
-    found: Any = vl_convert.javascript_bundle  # its type stub asks for a snippet that is optional
-    return f"/*!\n{asset('NOTICES.txt')}*/\n" + str(found()).replace("</script", "<\\/script")
+    source: Any = vl_convert.javascript_bundle  # its type stub asks for a snippet that is optional
+    return f"/*!\n{asset('NOTICES.txt')}*/\n" + str(source()).replace("</script", "<\\/script")
 
 
 def layer_table(columns: Sequence[tuple[str, str, bool]]) -> str:

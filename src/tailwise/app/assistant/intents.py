@@ -67,10 +67,10 @@ def _explains(question: Question) -> Reply | None:
 
 def _reading(question: Question) -> Reply | None:
     """`what does alpha below 2 mean?`; of a layer that is named, its own numbers answer."""
-    found = reading_of(question.lower)
-    if found is None or codes_in(question.text) or (question.has_audit() and question.layers().rows):
+    value_meaning = reading_of(question.lower)
+    if value_meaning is None or codes_in(question.text) or (question.has_audit() and question.layers().rows):
         return None
-    return lambda asked: concepts.reading(asked, found)
+    return lambda asked: concepts.reading(asked, value_meaning)
 
 
 def _code(question: Question) -> Reply | None:
@@ -104,8 +104,8 @@ def _number(question: Question) -> Reply | None:
 def _metric_in(question: Question) -> str | None:
     words = _METRIC_WORDS.findall(question.lower)
     pairs = [" ".join(pair) for pair in pairwise(words)]
-    found = [named(part) for part in (*pairs, *(word for word in words if len(word) > 2))]
-    return next((name for name in found if name in METRICS), None)
+    metrics = [named(part) for part in (*pairs, *(word for word in words if len(word) > 2))]
+    return next((name for name in metrics if name in METRICS), None)
 
 
 def _layer(question: Question) -> Reply | None:

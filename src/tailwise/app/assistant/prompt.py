@@ -81,18 +81,18 @@ def _screen(workspace: Workspace, screen: ShownPage) -> list[str]:
 def _data(workspace: Workspace, screen: ShownPage) -> dict[str, Fact]:
     """What is on screen, by what it is; what cannot be read says so."""
     place = Place(workspace, screen)
-    found = {"where": call("list", {}, place)}
+    data = {"where": call("list", {}, place)}
     if screen.audit or screen.audits:
-        found["audit"] = call("audit", {}, place)
-        found["diagnosis"] = call("diagnose", {}, place)
+        data["audit"] = call("audit", {}, place)
+        data["diagnosis"] = call("diagnose", {}, place)
     if screen.layer:
-        found["layer"] = call("layer", {}, place)
+        data["layer"] = call("layer", {}, place)
     if screen.base:
-        found["against base"] = call("compare", {}, place)
+        data["against base"] = call("compare", {}, place)
     if screen.run:
-        found["run"] = call("training", {}, place)
+        data["run"] = call("training", {}, place)
     if screen.plan:
-        found["plan"] = call("plan", {}, place)
+        data["plan"] = call("plan", {}, place)
     if screen.chart:
-        found["chart"] = call("explain", {"topic": screen.chart}, place)
-    return {title: within(fact, _MOST_DATA) for title, fact in found.items()}
+        data["chart"] = call("explain", {"topic": screen.chart}, place)
+    return {title: within(fact, _MOST_DATA) for title, fact in data.items()}

@@ -26,39 +26,39 @@ _ROWS = 200
 
 
 @router.get("/files/{name}")
-def file(request: Request, desk: Given, name: str) -> HTMLResponse:
+def file(request: Request, context: Given, name: str) -> HTMLResponse:
     """What one file says, in words and tables."""
-    entry = desk.workspace.entry(name)
+    entry = context.workspace.entry(name)
     values: dict[str, Any] = {"area": "Models", "entry": entry}
     if entry.kind == "comparison":
-        found = desk.workspace.keep(name, "comparison file", lambda: read_comparisons(entry.path))
+        found = context.workspace.keep(name, "comparison file", lambda: read_comparisons(entry.path))
         parts = [_compared(one) for one in found]
-        return desk.pages.page(request, "file.html", {**values, "parts_": parts, "report": ""})
+        return context.pages.page(request, "file.html", {**values, "parts_": parts, "report": ""})
     from tailwise.report.precision.page import in_words
 
-    study = _study(desk, entry)
-    sections = desk.workspace.keep(name, "in words", lambda: in_words(study))
+    study = _study(context, entry)
+    sections = context.workspace.keep(name, "in words", lambda: in_words(study))
     parts = [{"title": title, "lead": "", "html": Markup(text)} for _, title, text in sections if text]  # noqa: S704
-    return desk.pages.page(request, "file.html", {**values, "parts_": parts, "report": f"{links.file(name)}/report"})
+    return context.pages.page(request, "file.html", {**values, "parts_": parts, "report": f"{links.file(name)}/report"})
 
 
 @router.get("/files/{name}/report")
-def whole(desk: Given, name: str) -> Response:
+def whole(context: Given, name: str) -> Response:
     """The report of a precision study with its charts, as a file: the app's own policy would not show it."""
     from tailwise.report.precision.page import report
 
-    entry = desk.workspace.entry(name)
-    text = report(_study(desk, entry))
+    entry = context.workspace.entry(name)
+    text = report(_study(context, entry))
     headers = {"content-disposition": f'attachment; filename="{entry.id}.html"'}
     return Response(text.encode(errors="replace"), media_type="text/html; charset=utf-8", headers=headers)
 
 
-def _study(desk: PageContext, entry: WorkspaceEntry) -> PrecisionStudy:
+def _study(context: PageContext, entry: WorkspaceEntry) -> PrecisionStudy:
     from tailwise.audits.precision.study import PrecisionStudy
 
     if entry.kind != "precision":
         raise UsageError("has no page of its own", where=entry.title, fix="open it from the list of models")
-    return desk.workspace.keep(entry.id, "study", lambda: PrecisionStudy.load(entry.path))
+    return context.workspace.keep(entry.id, "study", lambda: PrecisionStudy.load(entry.path))
 
 
 def _compared(one: Comparison) -> dict[str, Any]:

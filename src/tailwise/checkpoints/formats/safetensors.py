@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.checkpoints.formats.common import RangedStore
+from tailwise.checkpoints.formats.common import RangedStore, torch_dtype
 from tailwise.checkpoints.sniff import Header, read_header
 from tailwise.core.errors import UnreadableError
 

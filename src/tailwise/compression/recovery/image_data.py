@@ -23,7 +23,7 @@ from tailwise.models.evaluation.images import Images, image_losses, images_of, l
 from tailwise.models.evaluation.model_size import facts_of
 from tailwise.models.evaluation.score_pairs import compare_scores
 from tailwise.models.evaluation.scores import Scores
-from tailwise.models.walking.hosts import places_in
+from tailwise.models.walking.stored_names import places_in
 
 #: Shares of the images that quality is measured on, and that the best state is chosen by.
 _HELD_OUT, _GUARD = 0.2, 0.1
@@ -40,8 +40,8 @@ class PictureTrainer(Trainer):
 
     def _loss(self, windows: torch.Tensor) -> torch.Tensor:
         pixels, labels = self._at(windows)
-        found: Any = self.model(pixel_values=pixels.to(self._device))
-        return cross_entropy(found.logits.float(), labels.to(self._device))
+        output: Any = self.model(pixel_values=pixels.to(self._device))
+        return cross_entropy(output.logits.float(), labels.to(self._device))
 
     def _drawn(self, course: Course, generator: torch.Generator) -> torch.Tensor:
         return self.ids[torch.randint(0, len(self.ids), (course.batch,), generator=generator)]
@@ -78,22 +78,24 @@ def recover_pictures(name: str, source: Any, target: Path, options: Any, say: Sa
         masks, moving = masks_in(model, checkpoint, places), trainable(model, checkpoint, places)
         width = max(value.shape[-1] for value in model.parameters() if value.ndim == 2)
         lr = options.lr or _RATE / width
-        kept = {key: mask for key, mask in masks.items() if key in moving}
+        of_moving = {key: mask for key, mask in masks.items() if key in moving}
         course = Course(options.steps, lr, max(options.batch, 16), 1, options.seed, options.seconds)
-        training = PictureTrainer(model, moving, kept, train, guard, say, images).run(course)
+        training = PictureTrainer(model, moving, of_moving, train, guard, say, images).run(course)
         with Draft(target, force=options.force) as draft:
             write_checkpoint(layout, checkpoint, draft.folder, Written(checkpoint, places, moving, masks))
             again = load_classifier(str(draft.folder), device=options.device)
             after = _scores(again.module, str(target), images, held_out)
-            found = Recovered(
+            recovered = Recovered(
                 target, "masked", compare_scores(after, before, seed=options.seed), training,
                 (zeros, facts_of(draft.folder).block_sparsity), None, _settings(options, lr, images, len(train)),
                 (*_notes(images, train, guard, held_out), *loaded.notes),
             )  # fmt: skip
-            (draft.folder / RECOVERY_FILE).write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
-            (draft.folder / "README.md").write_text(card(found, name), encoding="utf-8")
+            (draft.folder / RECOVERY_FILE).write_text(
+                json.dumps(recovered.to_json(), indent=1) + "\n", encoding="utf-8"
+            )
+            (draft.folder / "README.md").write_text(card(recovered, name), encoding="utf-8")
             draft.commit()
-    return found
+    return recovered
 
 
 def _divided(images: Images, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -114,15 +116,15 @@ def _scores(model: torch.nn.Module, name: str, images: Images, places: torch.Ten
 
 
 def _settings(options: Any, lr: float, images: Images, train: int) -> Mapping[str, Any]:
-    found = asdict(replace(options, lr=lr)) | {"images": images.name, "train_images": train}
+    settings = asdict(replace(options, lr=lr)) | {"images": images.name, "train_images": train}
     for key in ("force", "rank", "merge", "window"):
-        del found[key]
-    return found
+        del settings[key]
+    return settings
 
 
 def _notes(images: Images, train: torch.Tensor, guard: torch.Tensor, held_out: torch.Tensor) -> tuple[str, ...]:
-    said = (
+    notes = (
         f"{len(train)} of {len(images)} images are trained on; {len(guard)} others choose the best state, and "
         f"{len(held_out)} more measure quality"
     )
-    return (said,)
+    return (notes,)

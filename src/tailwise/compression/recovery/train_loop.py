@@ -91,58 +91,58 @@ class Trainer:
         first.
         """
         with _seeded(course.seed):
-            found = self._run(course)
-        if found.best_step == 0:
-            losses = [loss for _, loss in found.curve[1:] if math.isfinite(loss)]
+            training = self._run(course)
+        if training.best_step == 0:
+            losses = [loss for _, loss in training.curve[1:] if math.isfinite(loss)]
             best = f"{min(losses):.4f} at best" if losses else "never finite again"
             raise UsageError(
-                f"no step made it better ({found.ended}): {found.start_loss:.4f} nats a token on the guard windows "
-                f"before, {best} after",
+                f"no step made it better ({training.ended}): {training.start_loss:.4f} nats a token on the guard "
+                f"windows before, {best} after",
                 fix=f"use a lower --lr than {course.lr:g}, more steps, or text nearer to what it learned from",
             )
-        return found
+        return training
 
     def _run(self, course: Course) -> Training:
-        found, best = Training(), self._state()
-        found.start_loss = found.best_loss = self._guard_loss()
-        if not math.isfinite(found.start_loss):
+        training, best = Training(), self._state()
+        training.start_loss = training.best_loss = self._guard_loss()
+        if not math.isfinite(training.start_loss):
             raise UsageError(
                 "its loss is not finite before any training", fix="check the model with `tailwise evaluate`"
             )
-        found.curve.append((0, found.start_loss))
+        training.curve.append((0, training.start_loss))
         optimizer = torch.optim.AdamW(self.parameters.values(), lr=course.lr, weight_decay=0.0)
         generator = torch.Generator().manual_seed(course.seed)
         began, check, stale, done, apart = time.monotonic(), 1, 0, 0.0, self._steps_between(course)
         while done < 1.0:
             rate = course.rate(min(1.0, done + 0.5 / course.steps))
             loss = self._step(optimizer, self._drawn(course, generator), rate)
-            found.steps += 1
-            found.seconds = time.monotonic() - began
-            done = max(found.steps / course.steps, found.seconds / course.seconds)
+            training.steps += 1
+            training.seconds = time.monotonic() - began
+            done = max(training.steps / course.steps, training.seconds / course.seconds)
             if not math.isfinite(loss):
-                found.ended = f"the loss was not finite at step {found.steps}"
+                training.ended = f"the loss was not finite at step {training.steps}"
                 break
-            if done < 1.0 and (done < check / CHECKS or found.steps - found.curve[-1][0] < apart):
+            if done < 1.0 and (done < check / CHECKS or training.steps - training.curve[-1][0] < apart):
                 continue
             check = math.floor(done * CHECKS) + 1
             guard = self._guard_loss()
-            found.curve.append((found.steps, guard))
-            if guard < found.best_loss:
-                found.best_loss, found.best_step, best, stale = guard, found.steps, self._state(), 0
+            training.curve.append((training.steps, guard))
+            if guard < training.best_loss:
+                training.best_loss, training.best_step, best, stale = guard, training.steps, self._state(), 0
             else:
                 stale += 1
-            self._tell(found, min(done, 1.0))
-            if not guard < DIVERGED * found.start_loss:
-                found.ended = f"the loss diverged by step {found.steps}"
+            self._tell(training, min(done, 1.0))
+            if not guard < DIVERGED * training.start_loss:
+                training.ended = f"the loss diverged by step {training.steps}"
                 break
             if stale >= PATIENCE:
-                found.ended = f"no better state in {PATIENCE} checks"
+                training.ended = f"no better state in {PATIENCE} checks"
                 break
         else:
-            found.ended = "all steps done" if found.steps >= course.steps else "the time was over"
-        found.seconds = time.monotonic() - began
+            training.ended = "all steps done" if training.steps >= course.steps else "the time was over"
+        training.seconds = time.monotonic() - began
         self._restore(best)
-        return found
+        return training
 
     def _steps_between(self, course: Course) -> int:
         """Steps between two checks at least. By tokens and not by the clock, so that a seed gives the same again."""
@@ -197,9 +197,12 @@ class Trainer:
                 value.grad = None
         self.model.eval()
 
-    def _tell(self, found: Training, done: float) -> None:
+    def _tell(self, training: Training, done: float) -> None:
         if self.say is not None:
-            self.say(f"step {found.steps}, guard loss {found.curve[-1][1]:.4f} (began at {found.start_loss:.4f})", done)
+            self.say(
+                f"step {training.steps}, guard loss {training.curve[-1][1]:.4f} (began at {training.start_loss:.4f})",
+                done,
+            )
 
 
 @contextmanager

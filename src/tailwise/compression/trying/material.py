@@ -43,7 +43,9 @@ def products_in(passes: torch.dtype | None, model: nn.Module) -> AbstractContext
 class Material(Protocol):
     """Scores a model, and says what it is called with. `chosen` is a tensor whose rows are the windows or images."""
 
-    objective: Objective
+    @property
+    def objective(self) -> Objective:
+        """What is made small."""
 
     @property
     def unit(self) -> str:

@@ -10,8 +10,8 @@ from tailwise.audits.run import RecipeSettings, audit
 from tailwise.core.errors import UsageError
 from tailwise.history.runs.found import FoundCheckpoint
 from tailwise.judging.diagnosis.diagnose import diagnose
-from tailwise.judging.diagnosis.rule import RULES, Rule
-from tailwise.judging.diagnosis.thresholds import Overrides
+from tailwise.judging.diagnosis.rule import RULES, AuditRule
+from tailwise.judging.thresholds import Overrides
 from tailwise.spectrum.metrics.metric import METRICS
 
 #: What a metric asks for → the settings of an audit that provide it.
@@ -21,7 +21,7 @@ _PROVIDES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def rule_of(code: str) -> Rule:
+def rule_of(code: str) -> AuditRule:
     """The rule of that code, in either case. Raises `UsageError` with near codes."""
     return RULES[code.strip().upper()]
 
@@ -31,7 +31,7 @@ class Judge:
 
     def __init__(
         self,
-        found: Sequence[FoundCheckpoint],
+        checkpoints: Sequence[FoundCheckpoint],
         code: str,
         *,
         layers: str | None = None,
@@ -40,7 +40,7 @@ class Judge:
         told: Callable[[FoundCheckpoint, frozenset[str]], None] | None = None,
     ) -> None:
         """`layers` is a regular expression for what counts; all layers are audited, since rules compare them."""
-        self._found, self._rule, self._thresholds, self._told = found, rule_of(code), thresholds, told
+        self._found, self._rule, self._thresholds, self._told = checkpoints, rule_of(code), thresholds, told
         try:
             self._layers = None if layers is None else re.compile(layers)
         except re.error as error:
@@ -68,10 +68,10 @@ class Judge:
         return named
 
 
-def _needed(rule: Rule) -> RecipeSettings:
+def _needed(rule: AuditRule) -> RecipeSettings:
     needs = [need for name in rule.needs if name in METRICS for need in METRICS[name].needs]
-    found: Any = {}
+    provided: Any = {}
     for need in needs:
-        found |= _PROVIDES.get(need, {})
-    settings: RecipeSettings = found
+        provided |= _PROVIDES.get(need, {})
+    settings: RecipeSettings = provided
     return settings

@@ -9,7 +9,7 @@ from tailwise.judging.diagnosis.case import Case, has, value
 from tailwise.judging.diagnosis.finding import Evidence, Severity
 from tailwise.judging.diagnosis.rule import Cannot, Partly, RuleHit, Verdict, by_severity, rule
 from tailwise.judging.diagnosis.wording import count, evals, named, quantized, verb
-from tailwise.spectrum.metrics.ranks import matrix_rank
+from tailwise.spectrum.metrics.norms_ranks import matrix_rank
 
 _UNREAD = ("UNREADABLE", "FAILED")
 _UNKNOWN = ("UNSUPPORTED",)

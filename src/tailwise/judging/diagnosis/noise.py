@@ -10,8 +10,7 @@ from scipy import stats
 
 from tailwise.audits.rows import LayerRow
 from tailwise.judging.diagnosis.case import Case, value
-from tailwise.spectrum.baseline import gaussian_spectrum, mean_and_sd
-from tailwise.spectrum.marchenko_pastur import fit_bulk
+from tailwise.spectrum.marchenko_pastur import fit_bulk, gaussian_spectrum, mean_and_sd
 from tailwise.spectrum.spectrum import pool
 
 #: What the judgement needs.

@@ -73,7 +73,7 @@ class _StudyPage:
     def header(self, title: str) -> str:
         """Model, counts, formats and settings."""
         study, view = self._study, self.view
-        facts = {
+        about = {
             "model": study.model,
             "matrices studied": str(len(study)),
             "not studied": str(len(study.layers) - len(study)),
@@ -83,7 +83,7 @@ class _StudyPage:
             "bound": words.bound_of(view.bounds),
             "took": f"{study.seconds:.1f} s",
         }
-        cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts.items())
+        cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in about.items())
         notes = "".join(f'<p class="quiet">{escape(note)}</p>' for note in study.notes)
         origin = {"settings": _listed(study.settings), "versions": _listed(study.versions)}
         lines = (f"{escape(name)}: <code>{escape(text)}</code>" for name, text in origin.items() if text)
@@ -168,8 +168,8 @@ class _StudyPage:
     def prediction(self) -> Section:
         """The rank correlations of α and of depth with each distortion."""
         view = self.view
-        found = view.predictions
-        if not found:
+        predictions = view.predictions
+        if not predictions:
             return (
                 "prediction",
                 "Does α predict it?",
@@ -181,7 +181,7 @@ class _StudyPage:
         for measure in PREDICTED:
             rows = []
             for name in view.formats:
-                line = [words.of(found, predictor, measure, name, scope) for predictor, scope in kinds]
+                line = [words.of(predictions, predictor, measure, name, scope) for predictor, scope in kinds]
                 if line[2] is not None:
                     rows.append((name, *map(_correlation, line), str(line[2].n)))
             if rows:
@@ -245,10 +245,10 @@ class _StudyPage:
 
     def _layers(self) -> list[dict[str, Any]]:
         rank = {item.layer: item for item in sensitivities(self._study)}
-        found = []
+        layers = []
         for record, layer, item in zip(self.view.records, self._study, self.view.verdicts, strict=True):
             place = rank.get(layer.name)
-            found.append(
+            layers.append(
                 {
                     **{key: record[key] for key in ("name", "role", "block", "shape", "alpha", "alpha_sigma",
                                                     "stable_rank", "status")},
@@ -262,10 +262,10 @@ class _StudyPage:
             )  # fmt: skip
         for layer in self._study.layers:
             if not layer.measured:
-                found.append({"name": printable(layer.name), "role": layer.category, "block": layer.block,
-                              "shape": f"{layer.out_features}×{layer.in_features}", "status": layer.status,
-                              "reason": printable(layer.reason), "measured": False})  # fmt: skip
-        return found
+                layers.append({"name": printable(layer.name), "role": layer.category, "block": layer.block,
+                               "shape": f"{layer.out_features}×{layer.in_features}", "status": layer.status,
+                               "reason": printable(layer.reason), "measured": False})  # fmt: skip
+        return layers
 
 
 def _correlation(item: Any) -> str:
@@ -277,5 +277,5 @@ def _paragraphs(lines: Iterable[str]) -> str:
     return "".join(f"<p>{escape(printable(line))}</p>" for line in lines)
 
 
-def _listed(facts: Any) -> str:
-    return ", ".join(f"{name} {value}" for name, value in facts.items() if value not in (None, [], ""))
+def _listed(about: Any) -> str:
+    return ", ".join(f"{name} {value}" for name, value in about.items() if value not in (None, [], ""))

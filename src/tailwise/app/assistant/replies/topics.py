@@ -34,9 +34,9 @@ def topic_of(question: Question) -> tuple[str, ...]:
 def topic(question: Question) -> str:
     """What each of the rules said of the audit."""
     name = question.audit()
-    found = question.ask("diagnose", audit=name)
-    findings = {item["code"]: item for item in found["findings"]}
-    blind = {item["code"]: item for item in found["not_looked"]}
+    diagnosis = question.ask("diagnose", audit=name)
+    findings = {item["code"]: item for item in diagnosis["findings"]}
+    blind = {item["code"]: item for item in diagnosis["not_looked"]}
     lines = []
     for code in topic_of(question):
         what = question.ask("explain", topic=code)

@@ -40,8 +40,8 @@ def run_in(question: Question) -> str:
         runs = [item.name for item in question.place.workspace.history.runs()]
     except TailwiseError:
         return ""  # the function says why
-    found = [name for name in runs if len(name) > 1 and name.lower() in question.lower]
-    return max(found, key=len, default="")
+    named_runs = [name for name in runs if len(name) > 1 and name.lower() in question.lower]
+    return max(named_runs, key=len, default="")
 
 
 def _alarm(item: Fact) -> str:
