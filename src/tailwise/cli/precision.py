@@ -146,7 +146,7 @@ precision = command(
     """Measure every weight matrix in several number formats, and say which each layer bears.
 
     Writes tables, the study itself (study.json) and a report (report.html) to the output folder; pictures of each layer
-where --plots asks for them. Ends with 3
+    where --plots asks for them. Ends with 3
     where a layer failed, in all formats or in one; the others are written all the same.
     """,
 )
