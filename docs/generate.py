@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import importlib
 import inspect
 import re
 import sys
@@ -29,6 +30,7 @@ from tailwise.cli.main import app
 from tailwise.compression.choosing.amounts import ALLOCATORS
 from tailwise.compression.operators.registered import operators_that
 from tailwise.core.recipe import Recipe
+from tailwise.core.registry import Registry
 from tailwise.judging.diagnosis.rule import RULES, AuditRule
 from tailwise.judging.rules import Rule
 from tailwise.judging.thresholds import TABLE
@@ -106,6 +108,8 @@ def _parameters(command: Callable[..., Any]) -> tuple[dict[str, str], dict[str, 
             required = parameter.default is inspect.Parameter.empty
             more = "" if "list" not in str(kind) else "..."
             arguments[name.upper() if required else f"[{name.upper()}]{more}"] = filled(info.help or "")
+            continue
+        if info.hidden:
             continue
         flags = [info.default, *(info.param_decls or ())]  # typer keeps the first declaration apart
         spelled = [flag for flag in flags if isinstance(flag, str) and flag.startswith("-")]
@@ -431,9 +435,10 @@ def api() -> str:
     parts = [
         f"# Python API\n\n{NOTE}",
         "`import tailwise as tw` loads neither torch nor numpy; a name is loaded when it is first used. "
-        "These are all the public names. `tailwise audit` is `tw.audit`, and `tailwise show` is `tw.Audit.load`.",
+        "These are the names in `tw.`; what they take and give beside them is in [named modules](#modules). "
+        "`tailwise audit` is `tw.audit`, and `tailwise show` is `tw.Audit.load`.",
     ]
-    functions = [name for name in tailwise.__all__ if inspect.isfunction(getattr(tailwise, name))]
+    functions = [name for name in tailwise.__all__ if inspect.isfunction(inspect.unwrap(getattr(tailwise, name)))]
     classes = [name for name in tailwise.__all__ if inspect.isclass(getattr(tailwise, name))]
     errors = [name for name in classes if issubclass(getattr(tailwise, name), Exception)]
     for title, names in (
@@ -448,7 +453,45 @@ def api() -> str:
         "## Values\n\n### METRICS\n\nThe registry of metrics: `METRICS[name]` is a `Metric` with `name`, `family`, "
         f"`formula`, `unit`, `source` and `summary`.\n\n{described}"
     )
+    parts += ["## Modules\n\nEverything else that functions take and give, each in one module; "
+              "`tw.plans.Plan` and `from tailwise.plans import Plan` are the same."]  # fmt: skip
+    told = set(tailwise.__all__)
+    for name in MODULES:
+        parts += _module(importlib.import_module(f"tailwise.{name}"), told)
     return "\n\n".join(parts) + "\n"
+
+
+#: Those with names of their own, in the order of the road; a name is described where it comes first.
+MODULES = ("auditing", "diagnosing", "comparing", "gates", "plans", "precision", "scoring", "runs", "extend")
+
+
+def _module(module: types.ModuleType, told: set[str]) -> list[str]:
+    """A module: what it is, and its names that are not described before."""
+    parts = [f"## {module.__name__}\n\n{inspect.getdoc(module)}"]
+    before = [f"`{name}`" for name in module.__all__ if name in told]
+    if before:
+        parts.append(f"Described above: {', '.join(before)}.")
+    for name in module.__all__:
+        if name not in told:
+            told.add(name)
+            item = getattr(module, name)
+            parts.append(_described(name, item) if _is_made(item) else _value_of(name, item))
+    return parts
+
+
+def _is_made(item: Any) -> bool:
+    """Whether it is a class or a function, and no alias of a type."""
+    return inspect.isclass(item) or inspect.isfunction(inspect.unwrap(item))
+
+
+def _value_of(name: str, item: Any) -> str:
+    """A registry, a table or a kind of type."""
+    if isinstance(item, Registry):
+        return f"### {name}\n\nEvery {item.kind}, by its name: {', '.join(f'`{one}`' for one in item)}."
+    if isinstance(item, (tuple, dict)):
+        return f"### {name}\n\n{', '.join(f'`{one}`' for one in item)}."
+    kind = re.sub(r"[a-z_.]+[.](?=[A-Z])", "", str(item)).replace("typing.", "")
+    return f"### {name}\n\n`{name} = {kind}`"
 
 
 def _described(name: str, item: Any) -> str:
@@ -533,6 +576,7 @@ def _prose(text: str) -> str:
     """A docstring as Markdown: NumPy-style parameter lists become lists."""
     text = re.sub(r"\nParameters\n-+\n", "\nParameters:\n\n", text)
     text = re.sub(r"(?m)^([a-z_, ]+)\n    (.+(?:\n    .+)*)", _as_item, text)
+    text = re.sub(r"(?m)^>>> .*(?:\n(?!\n).+)*(?:\n\n>>> .*(?:\n(?!\n).+)*)*", r"```pycon\n\g<0>\n```", text)
     if "├" in text:
         text = re.sub(r"(?m)^", "    ", text)
     return text

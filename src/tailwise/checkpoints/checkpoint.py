@@ -78,6 +78,9 @@ class Checkpoint(ABC):
     parts: tuple[str, ...] = ()  # what can be asked for in place of what was taken
     chosen: str = ""  # the part that was asked for
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({getattr(self, 'uri', '')!r}, {len(getattr(self, 'tensors', ()))} tensors)"
+
     @abstractmethod
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows `start:stop` of the tensor's first axis, in the stored dtype (quantized formats: dequantized).

@@ -231,10 +231,11 @@ def _nothing(folder: Folder) -> UnreadableError | UsageError:
     subfolders = sorted(folder.subfolders())
     training = [name for name in subfolders if _TRAINING.fullmatch(name)]
     if training:
+        one = f"{folder.uri.rstrip('/')}/{training[-1]}"
         return UsageError(
             f"holds training checkpoints and no final model: {', '.join(training)}",
             where=folder.uri,
-            fix=f"give one of them, as in {folder.uri.rstrip('/')}/{training[-1]}; or audit all with --all-checkpoints",
+            fix=f"give one of them, as in {one}; or audit all: `tailwise audit FOLDER --all-checkpoints`",
         )
     if "model_index.json" in folder.names():
         return UsageError(

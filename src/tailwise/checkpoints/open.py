@@ -38,6 +38,7 @@ from tailwise.checkpoints.remote import RemoteFile, RemoteFolder, remote_info
 from tailwise.checkpoints.sniff import sniff
 from tailwise.core.errors import UnreadableError, UsageError, unknown_name
 from tailwise.core.storage import filesystem
+from tailwise.core.validation import checked
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +58,7 @@ _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://|memory:|[a-z0-9+]+::")
 _FILE_SUFFIX = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|onnx|keras|h5|npz|npy|json|pkl)$")
 
 
+@checked
 def open_checkpoint(
     uri: str | os.PathLike[str] | torch.nn.Module | Mapping[str, Any] | Any,
     *,

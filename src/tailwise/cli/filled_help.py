@@ -9,11 +9,17 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from tailwise.cli.renamed import named_now
+
 _NAMED = re.compile(r"\{(\w+)\}")
 
 
 class Told(TyperCommand):
     """A command whose help is finished when it is asked for: registries import what a command line need not."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See click; options by their old names are taken too."""
+        return super().parse_args(ctx, named_now(args, {flag for one in self.params for flag in one.opts}))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """See click."""
@@ -86,9 +92,9 @@ def _with_text() -> str:
 
 
 def _formats() -> str:
-    from tailwise.number_formats.formats import FORMATS
+    from tailwise.number_formats.formats import format_names
 
-    return _listed(FORMATS)
+    return _listed(format_names())
 
 
 def _exporters() -> str:

@@ -27,7 +27,7 @@ from tailwise.cli.shared_options import (
     told,
 )
 from tailwise.core.errors import UsageError
-from tailwise.core.optional import missing
+from tailwise.core.optional import how_to_get, missing
 from tailwise.core.recipe import Recipe, RunOptions
 
 if TYPE_CHECKING:
@@ -66,9 +66,9 @@ class LogLevel(StrEnum):
 def _list(precisions: str) -> str:
     if precisions.strip().lower() != "list":
         return precisions
-    from tailwise.number_formats.formats import FORMATS
+    from tailwise.number_formats.formats import format_names
 
-    for name, summary in FORMATS.items():
+    for name, summary in format_names().items():
         typer.echo(f"{name:<10}  {summary}")
     raise typer.Exit
 
@@ -83,7 +83,7 @@ OF_PRECISION = (
             help="Number formats, e.g. bf16,int8,int4-g64,nvfp4; 'all' for one of each; 'list' names them.",
             rich_help_panel=_WHAT,
         ),
-    ], "fp32,fp16,bf16"),
+    ], "fp16,bf16,fp8,int8,int4"),
     Option("layers", str | None, None, "Only matrices whose name matches.", ("--filter-layers", "--layers"), _WHAT,
            "REGEX"),
     Option("roles", str | None, None, "Only these roles, e.g. attn_q,mlp_up.", panel=_WHAT, metavar="A,B"),
@@ -107,7 +107,7 @@ OF_PRECISION = (
     Option("plot_format", PlotFormat, PlotFormat.png, "Of the pictures.", panel=_OUT),
     Option("max_layers_per_plot", int, 10, "Layers in one combined picture; 0 for all.", panel=_OUT, least=0),
     Option("basic", bool, False, "Only the tables of alpha and the pictures.", ("--basic",), _OUT),
-    Option("no_plots", bool, False, "Draw nothing.", ("--no-plots",), _OUT),
+    Option("plots", bool, False, "Also draw a picture of every layer.", ("--plots/--no-plots",), _OUT),
     Option("as_json", Json, False),
 )  # fmt: skip
 
@@ -115,22 +115,24 @@ OF_PRECISION = (
 def _precision(**given: Any) -> None:
     from tailwise.audits.precision.studying import StudyOptions, study
     from tailwise.audits.precision.verdict import Bound
-    from tailwise.number_formats.formats import FORMATS
+    from tailwise.number_formats.formats import format_names
 
     logging.basicConfig(level=given["log_level"].value, format="%(levelname)s %(message)s", stream=sys.stderr)
     bounds, folder, basic = [Bound.parse(text) for text in given["bound"] or ()], given["output_dir"], given["basic"]
-    drawable = _check_output(folder, drawn=not (given["no_plots"] and basic))
+    drawable = _check_output(folder, drawn=given["plots"] or not basic)
     asked = told(StudyOptions, given) | {"roles": comma_list(given["roles"]), "load_dtype": given["load_dtype"].value}
     settings = told(Recipe, given) | told(RunOptions, given)
     settings |= {"metrics": comma_list(given["metrics"]), "use_cache": not given["no_cache"]}
-    formats = tuple(FORMATS) if given["precisions"].strip().lower() == "all" else comma_list(given["precisions"])
+    formats = tuple(format_names()) if given["precisions"].strip().lower() == "all" else comma_list(given["precisions"])
     made = _with_progress(
         lambda show: study(given["model"], formats, options=StudyOptions(**asked), progress=show, **settings)
     )
-    pictures = None if given["no_plots"] or not drawable else (given["plot_format"].value, given["max_layers_per_plot"])
+    pictures = (
+        None if not given["plots"] or not drawable else (given["plot_format"].value, given["max_layers_per_plot"])
+    )
     written = _write(made, folder, bounds, pictures, basic=basic, drawable=drawable)
     if not drawable:
-        typer.echo('tailwise: without pictures and report; for these, pip install "tailwise[report]"', err=True)
+        typer.echo(f"tailwise: without pictures and report; for these, {how_to_get('report')}", err=True)
     _say(made, bounds, as_json=given["as_json"])
     typer.echo(f"{len(written)} files written to {folder}", err=given["as_json"])
     if not len(made) or made.failed:
@@ -143,7 +145,8 @@ precision = command(
     "precision",
     """Measure every weight matrix in several number formats, and say which each layer bears.
 
-    Writes tables, pictures, the study itself (study.json) and a report (report.html) to the output folder. Ends with 3
+    Writes tables, the study itself (study.json) and a report (report.html) to the output folder; pictures of each layer
+    where --plots asks for them. Ends with 3
     where a layer failed, in all formats or in one; the others are written all the same.
     """,
 )

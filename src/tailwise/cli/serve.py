@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tailwise.core.errors import UsageError
-from tailwise.core.optional import missing
+from tailwise.core.optional import how_to_get, missing
 
 _NEEDED = ("fastapi", "uvicorn", "jinja2", "altair", "vl_convert")
 _ADDRESS, _LIMITS = "Address", "Limits"
@@ -55,7 +55,7 @@ def serve(
     """Open the web app over audits, comparisons, histories and plans."""
     absent = missing(*_NEEDED)
     if absent:
-        raise UsageError(f"the app needs {', '.join(absent)}", fix='pip install "tailwise[app]"')
+        raise UsageError(f"the app needs {', '.join(absent)}", fix=how_to_get("app"))
     from importlib.resources import files
 
     from tailwise.app.addresses import free_port, place_of, split

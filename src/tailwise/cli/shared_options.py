@@ -120,7 +120,7 @@ def command(run: Callable[..., None], rows: Sequence[Option], name: str, text: s
 
 HOW, RUN = "How to measure", "How to run"
 #: Options of whatever audits a model.
-PRECISION = of(Recipe, "precision", "float64 is exact; float32 is twice as fast.", flags=("--dtype",), panel=HOW)
+PRECISION = of(Recipe, "precision", "float64 is exact; float32 is twice as fast.", panel=HOW)
 CONV = of(Recipe, "conv", "Matrices of a convolution.", panel=HOW)
 K_FRAC = of(Recipe, "k_frac", "Tail fraction of alpha_hill.", panel=HOW)
 SEED = of(Recipe, "seed", "Of everything random.", panel=HOW, least=0)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
+from tailwise.core.optional import how_to_get
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 #: Seconds that a web server may take to be reached, and between two pieces of an answer.
@@ -43,7 +44,7 @@ def filesystem(url: str) -> tuple[Any, str]:
         fs, path = url_to_fs(url, **_limits(scheme))
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
-        fix = f'pip install "tailwise[{extra}]"' if extra else str(error)
+        fix = how_to_get(extra) if extra else str(error)
         raise UsageError(f"{scheme}:// takes a driver that is not installed", where=url, fix=fix) from error
     except ValueError as error:
         raise UsageError(f"{scheme}:// is not a scheme that fsspec knows: {error}", where=url) from error

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from tailwise.core.errors import TailwiseError, UnreachableError, UnreadableError, UsageError
+from tailwise.core.optional import how_to_get
 from tailwise.history.schema import META
 from tailwise.history.sql import (
     URL,
@@ -96,9 +97,7 @@ def _postgres(address: str, patience: float) -> Engine:
         arguments["cursor_factory"] = _binary_cursor()
         return create_engine(url, connect_args=arguments, pool_pre_ping=True)
     except (ModuleNotFoundError, NoSuchModuleError) as error:
-        raise UsageError(
-            "PostgreSQL takes psycopg, which is not installed", fix='pip install "tailwise[history]"'
-        ) from (error)
+        raise UsageError("PostgreSQL takes psycopg, which is not installed", fix=how_to_get("history")) from (error)
 
 
 def _binary_cursor() -> type[Any]:

@@ -11,6 +11,8 @@ from tailwise.audits.codec import row_of
 from tailwise.audits.parquet import from_parquet
 from tailwise.audits.rows import LayerRow, Provenance
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.harmless import shortened
+from tailwise.core.shown import Brief
 from tailwise.core.storage import json_of
 from tailwise.history.jsonl import from_line, numbers_from
 from tailwise.history.point import OPTIMIZER, Alarm, Point, Tempo
@@ -24,8 +26,8 @@ Steps = tuple[int | None, int | None]
 _BATCH = 64
 
 
-@dataclass(frozen=True)
-class RunSummary:
+@dataclass(frozen=True, repr=False)
+class RunSummary(Brief):
     """A run at a glance."""
 
     name: str
@@ -41,8 +43,8 @@ class RunSummary:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
-@dataclass(frozen=True)
-class KeptAudit:
+@dataclass(frozen=True, repr=False)
+class KeptAudit(Brief):
     """An audit in a store, without its rows."""
 
     run: str
@@ -53,8 +55,8 @@ class KeptAudit:
     summary: Mapping[str, float]  # mean of every metric over the layers
 
 
-@dataclass(frozen=True)
-class KeptAlarm:
+@dataclass(frozen=True, repr=False)
+class KeptAlarm(Brief):
     """An alarm in a store, and how often it was noticed."""
 
     alarm: Alarm
@@ -191,7 +193,7 @@ def audits(connection: Connection, run: str) -> list[KeptAudit]:
 def _provenance(text: str) -> Provenance:
     body = json_of(text)
     check_provenance(body)
-    return Provenance(**{**body, "notes": tuple(body["notes"])})
+    return Provenance(**{**body, "notes": tuple(map(shortened, body["notes"]))})
 
 
 def audit_rows(connection: Connection, run: str, step: int) -> list[LayerRow]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from tailwise.audits.audit import Audit
 from tailwise.audits.rows import LayerRow
+from tailwise.core.validation import checked
 from tailwise.history import prune as pruning
 from tailwise.history import read, write
 from tailwise.history.branch import put_resumed
@@ -30,14 +31,19 @@ _log = logging.getLogger(__name__)
 class History:
     """Points, audits and alarms of training runs, in an SQLite file or in PostgreSQL.
 
+    >>> from tailwise.runs import History, Point
     >>> with History("history.db") as history:
-    ...     history.series("my-run", ["alpha"], roles=["mlp_up"])
+    ...     history.add_point(Point("run", 10, "full", 0.0, layers={"up": {"alpha": 3.1}}))
+    ...     [(run.name, run.last_step) for run in history.runs()]
+    'new'
+    [('run', 10)]
 
     Any number of processes may read while one writes; writers wait for each other. What a method wrote is there when
     it returns, also where the process is killed next. A `History` may be used by several threads. After a fork, open
     another.
     """
 
+    @checked
     def __init__(self, where: str | os.PathLike[str], *, create: bool = True, patience: float = 30.0) -> None:
         """Open the store at a path or `postgresql://…` URL, and bring it up to date.
 

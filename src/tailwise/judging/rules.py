@@ -84,7 +84,8 @@ def registered(registry: Registry[R], kind: type[R], code: str, **parts: Any) ->
     def register(function: Judge) -> Judge:
         family = function.__module__.rsplit(".", 1)[-1].removeprefix("alarm_rules_")
         summary = " ".join((inspect.getdoc(function) or "").split())
-        registry.add(code, kind(code=code, family=family, summary=summary, judge=function, **{**parts, **listed}))
+        registry.add(code, kind(code=code, family=family, summary=summary, judge=function, **{**parts, **listed}),
+                     by=function.__module__)  # fmt: skip
         return function
 
     return register

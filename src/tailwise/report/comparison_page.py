@@ -12,6 +12,7 @@ from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta
 from tailwise.judging.compare.conclusion import conclusion
 from tailwise.judging.compare.correlation import Correlation
 from tailwise.judging.compare.ranking import Ranking
+from tailwise.judging.compare.size_of_change import magnitude, scale
 from tailwise.judging.compare.summary import SUMMARIES
 from tailwise.report.grid import Grid
 from tailwise.report.grid import to_csv as csv_text
@@ -56,6 +57,8 @@ def terminal(comparison: Comparison, rows: int = 100) -> RenderableType:
     """Summary, roles and layers; layers that changed most surely come first."""
     parts: list[RenderableType] = [Text(f"{comparison.before} → {comparison.after}", style="bold")]
     parts.append(Text(conclusion(comparison), style="bold"))
+    if size := magnitude(comparison):
+        parts.append(Text(f"{size}."))
     for grid in grids(comparison, rows):
         parts += ["", _Drawn(grid)]
     for line in structure(comparison):
@@ -67,6 +70,7 @@ def terminal(comparison: Comparison, rows: int = 100) -> RenderableType:
 def markdown(comparison: Comparison, rows: int = 0) -> str:
     """The same as Markdown."""
     parts = [f"# {comparison.after} against {comparison.before}", conclusion(comparison)]
+    parts += [f"{size}."] if (size := magnitude(comparison)) else []
     parts += [_as_markdown(grid) for grid in grids(comparison, rows)]
     lines = [*structure(comparison), *comparison.notes]
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in lines)]).rstrip() + "\n"
@@ -150,6 +154,7 @@ def _weights(comparison: Comparison, rows: int) -> Grid:
     )
     k = max((layer.weights.get("directions", 0.0) for layer in read), default=0.0)
     below = f"overlap of the {k:.0f} leading singular directions; two random subspaces of n dimensions have {k:.0f}/n"
+    below = f"{below}\n{scale()}"
     return _grid("W − W₀, the largest first", ("layer", *(title for _, title, _ in shown)), lines, below)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import check_fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,11 @@ class Spectrum:
     order_z: float | None = None  # how far rows and columns are from those of the same entries in random order, in sd
 
     def __post_init__(self) -> None:
-        values = np.ascontiguousarray(self.eigenvalues, dtype=np.float64)
+        check_fields(self, but=("eigenvalues",))
+        try:
+            values = np.ascontiguousarray(self.eigenvalues, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"eigenvalues are no numbers ({error})", fix="give an array of numbers") from error
         if values.ndim != 1 or len(values) != self.m * self.slices:
             raise UsageError(
                 f"{values.shape} eigenvalues for {self.slices} matrices of {self.rows} × {self.cols}",

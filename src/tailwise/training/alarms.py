@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from tailwise.core.errors import unknown_name
+from tailwise.core.validation import check
 from tailwise.history.point import Alarm, Point, Severity, Tempo
 from tailwise.judging.thresholds import Overrides, resolved
 from tailwise.training.alarm_change import began
@@ -62,12 +63,21 @@ class Alarms:
 
     A layer in alarm raises no second alarm of that rule until it has been without its sign for `clear_after` points.
     Memory and time of a point do not grow with the length of the run.
+
+    >>> from tailwise.runs import Alarms, Point
+    >>> losses = [Point("run", step, "full", 0.0, layers={}, scalars={"loss": float("nan")}) for step in range(2)]
+    >>> [alarm.rule for alarm in Alarms().replay(losses)]
+    ['TW701']
     """
 
     def __init__(
         self, rules: Sequence[str] | str | None = None, *, mute: Sequence[str] | str = (), thresholds: Overrides = None,
         on_alarm: Sink | Sequence[Sink] = (), stop_on: Sequence[str] | str = (),
     ) -> None:  # fmt: skip
+        check("rules", rules, Sequence[str] | str | None)
+        check("mute", mute, Sequence[str] | str)
+        check("stop_on", stop_on, Sequence[str] | str)
+        check("on_alarm", on_alarm, Callable[..., object] | Sequence[Callable[..., object]])
         muted = {_known(code) for code in _listed(mute)}
         wanted = [_known(code) for code in _listed(rules)] if rules is not None else list(ALARM_RULES)
         self.rules: tuple[AlarmRule, ...] = tuple(ALARM_RULES[code] for code in wanted if code not in muted)
@@ -76,6 +86,9 @@ class Alarms:
         self._sinks: tuple[Sink, ...] = (on_alarm,) if callable(on_alarm) else tuple(on_alarm)
         self._stop_on = _stopping(stop_on)
         self._runs: dict[str, _State] = {}
+
+    def __repr__(self) -> str:
+        return f"Alarms({len(self.rules)} rules)"
 
     def see(self, point: Point) -> list[Alarm]:
         """Take the next point, tell the sinks, and return the alarms that it raises, worst first."""

@@ -19,7 +19,7 @@ from tailwise.app.assistant.prompt import prompt_facts, system_prompt
 from tailwise.app.assistant.screen import ShownPage
 from tailwise.app.workspace.workspace import Workspace
 from tailwise.core.errors import TailwiseError, UsageError
-from tailwise.core.optional import missing
+from tailwise.core.optional import how_to_get, missing
 from tailwise.core.storage import json_of
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def chat(
     model's own text, to be shown as text; the answer in `Answered` has no links but to pages of the workspace.
     """
     if missing("openai"):
-        yield Failed("a language model is asked through the package openai", 'pip install "tailwise[assistant]"')
+        yield Failed("a language model is asked through the package openai", how_to_get("assistant"))
         return
     import openai
 

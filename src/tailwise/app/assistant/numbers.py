@@ -24,6 +24,8 @@ _DECIMAL_AFTER_DASH = re.compile(r"^[^\W\d_]+-(?=\d+\.\d+$)")
 _PLACE = re.compile(r"(?i)\b((?:layer|block)s?\s+(?:no\.\s*)?)(\d+(?:\s*(?:,|and|or|to|–|-)\s*\d+)*)")
 #: Behind a word or a bracket, and before the end of a sentence or a bracket: not "2024 eigenvalues".
 _YEAR = re.compile(r"(?m)(?:(?<=\()|(?<=al\. )|(?<=[a-z] )|(?<=[a-z], ))(?:19[5-9]\d|20[0-3]\d)(?=[).,;:]|\s*$)")
+#: What a list goes on with: the names before it, as far back as the sentence goes, and how many are left out.
+_MORE = re.compile(r"(?P<named>[^\n;:]*?),? (?:and|…) (?P<more>\d[\d,]*) (?:more|others)\b")
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w.)])[-−+])?(?<![\w.])(?P<digits>\d{1,3}(?:[, \u202f]\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
     r"(?:[eE](?P<exponent>[-+−]?\d+)|\s*[×x·]\s*10\^(?P<power>[-−]?\d+))?"
@@ -81,8 +83,15 @@ def unverified(text: str, answers: Iterable[Fact]) -> tuple[str, ...]:
     known = Known()
     for fact in answers:
         known.take(fact)
-    shown = _PLACE.sub(lambda match: match[1] + _left(match[2], known), plain(text))
+    shown = _MORE.sub(lambda match: "" if _is_rest(match, known) else match[0], plain(text))
+    shown = _PLACE.sub(lambda match: match[1] + _left(match[2], known), shown)
     return tuple(dict.fromkeys(number.text for number in numbers_in(shown) if not known.has(number)))
+
+
+def _is_rest(found: re.Match[str], known: Known) -> bool:
+    """Whether "a, b and 41 more" leaves out as many as some list is longer than what is named of it."""
+    named = found["named"].count(",") + 1
+    return any(float(int(found["more"].replace(",", "")) + count) in known.values for count in range(1, named + 1))
 
 
 def _left(numbers: str, known: Known) -> str:

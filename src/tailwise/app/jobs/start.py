@@ -12,14 +12,14 @@ from tailwise.app.jobs.job import Job
 from tailwise.app.jobs.outputs import words_of
 from tailwise.app.page_context import PageContext
 from tailwise.core.errors import UsageError
-from tailwise.spectrum.power_law import ESTIMATOR_NAMES
+from tailwise.spectrum.power_law import estimator_names
 
 _HUB = re.compile(r"(hf://)?[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,120})?")
 
 if TYPE_CHECKING:
     EstimatorName = str
 else:
-    EstimatorName = Literal[*ESTIMATOR_NAMES]
+    EstimatorName = Literal[*estimator_names()]
 
 
 class Wish(BaseModel):

@@ -19,7 +19,7 @@ from tailwise.app.uploads import keep
 from tailwise.app.workspace import links
 from tailwise.core.errors import UsageError
 from tailwise.core.recipe import Recipe
-from tailwise.spectrum.power_law import ESTIMATOR_NAMES
+from tailwise.spectrum.power_law import estimator_names
 
 router = APIRouter(include_in_schema=False)
 Given = Annotated[PageContext, Depends(context_of)]
@@ -29,7 +29,7 @@ _LOOK = 0.3
 def _values(context: PageContext, **more: Any) -> dict[str, Any]:
     known = {str(entry.path): entry.id for entry in context.workspace.entries("audit")}
     return {"area": "Audits", "jobs": context.queue.jobs(), "known": known, "settings": context.settings,
-            "roots": context.workspace.roots, "message": "", "given": None, "estimators": ESTIMATOR_NAMES,
+            "roots": context.workspace.roots, "message": "", "given": None, "estimators": estimator_names(),
             "usual_estimator": Recipe().estimator, **more}  # fmt: skip
 
 

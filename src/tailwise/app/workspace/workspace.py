@@ -74,7 +74,8 @@ class Workspace:
     """Audits and plans below some folders, and a store of training runs. May be used by several threads.
 
     >>> workspace = Workspace(["."])
-    >>> [entry.id for entry in workspace.entries("audit")]
+    >>> [entry.id for entry in workspace.entries("audit")]  # nothing lies here yet
+    []
 
     What was read is kept until its file changes.
     """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
 from tailwise.core.errors import UnreadableError
 from tailwise.core.harmless import pattern_from_file
-from tailwise.core.optional import missing
+from tailwise.core.optional import how_to_get, missing
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ _SUFFIXES = (
     "weight_shape",
     "weight_g_idx",
 )
-_MISSING = "weights packed by compressed-tensors; to read them: pip install 'tailwise[packed]'"
+_MISSING = f"weights packed by compressed-tensors; to read them: {how_to_get('packed')}"
 _LEGACY = frozenset({"marlin-24", "sparse-24-bitmask", "sparse-bitmask"})
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tailwise.core.errors import UsageError
+from tailwise.core.optional import needed
 from tailwise.models.evaluation.images import images_of, is_classifier, pictures_of
 from tailwise.models.evaluation.loading import address_of
 from tailwise.models.evaluation.own_config import config_of
@@ -69,7 +70,7 @@ def image_inputs(model: str, given: Any, draw: Draw) -> tuple[Pictures, dict[str
     `given` is what `images_of` takes. `UsageError` where the model reads no images beside text, or nothing says how
     they are made ready.
     """
-    import transformers
+    transformers = needed("transformers", "eval", "calibration")
 
     name, revision = address_of(model)
     config = config_of(name, revision)

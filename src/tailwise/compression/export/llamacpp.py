@@ -18,6 +18,7 @@ from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
 from tailwise.core.errors import UsageError
+from tailwise.core.optional import how_to_get
 from tailwise.number_formats.formats import parse_format
 
 #: What a plan does not name. Most checkpoints are stored so, and then it changes nothing.
@@ -181,7 +182,7 @@ def _maps() -> list[tuple[str, Any]]:
     try:
         gguf = import_module("gguf")
     except ImportError as error:
-        raise UsageError("names of GGUF need the package gguf", fix="pip install 'tailwise[gguf]'") from error
+        raise UsageError("names of GGUF need the package gguf", fix=how_to_get("gguf")) from error
     maps = []
     for architecture in gguf.MODEL_ARCH:
         # The map of one architecture writes into the class; a class of its own keeps it from the next.

@@ -30,6 +30,7 @@ from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.rank_correlation import depth_correlation
 from tailwise.compression.plans.whole_units import Whole, ranks_of, removed_of
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import checked
 
 #: Below this sparsity, published gains of uneven allocation on autoregressive models are nil.
 GAINS_FROM = 0.6
@@ -40,11 +41,20 @@ _CUT = re.compile(r"(?:attn_(?:q|k|v|o|qkv|kv)|mlp_(?:gate|up|down|gate_up))")
 _TOGETHER = re.compile(r"(attn|mlp|shared|expert)(?:_|$)")
 
 
+@checked
 def plan_prune(audit: Audit, request: Request) -> Plan:
     """Say what to remove of which tensor.
 
     Reads the audit alone; α is fitted to its spectra by AlphaPruning's estimator. Raises `UsageError` where what is
     asked cannot be.
+
+    >>> import numpy as np, tailwise as tw
+    >>> noise = np.random.default_rng(0)
+    >>> weights = {f"model.layers.{i}.mlp.up_proj.weight": noise.standard_normal((256, 128)) for i in range(3)}
+    >>> audit = tw.audit(weights, use_cache=False)
+    >>> plan = tw.plans.plan_prune(audit, tw.plans.Request(sparsity=0.5, allocator="uniform"))
+    >>> plan
+    Plan('dict': prune, magnitude, uniform; 3 tensors, sparsity 0.500000)
     """
     operator, pattern, budget = operator_of(request.operator), request.parsed_pattern, request.budget
     method = ALLOCATORS[request.allocator]
@@ -70,12 +80,21 @@ def plan_prune(audit: Audit, request: Request) -> Plan:
     return replace(plan, notes=(*_said_of_amounts(plan, allocation.sign), *allocation.notes, *notes, *more))
 
 
+@checked
 def plan_quantize(audit: Audit, request: QuantizeRequest) -> Plan:
     """Say which tensor is to have which number format.
 
     Reads the audit alone (and the study that it is given). Tensors that servers fuse get one format. Where the groups
     of a format do not divide a tensor's inputs, the last one is shorter, and a note says so. Raises `UsageError` where
     what is asked cannot be.
+
+    >>> import numpy as np, tailwise as tw
+    >>> noise = np.random.default_rng(0)
+    >>> weights = {f"model.layers.{i}.mlp.up_proj.weight": noise.standard_normal((256, 128)) for i in range(3)}
+    >>> audit = tw.audit(weights, use_cache=False)
+    >>> plan = tw.plans.plan_quantize(audit, tw.plans.QuantizeRequest(bits=6, formats="int4,int8"))
+    >>> [decision.format for decision in plan]
+    ['int4', 'int8', 'int4']
     """
     method, budget = ASSIGNERS[request.allocator], request.budget
     if budget is not None and budget.unit == "rise":

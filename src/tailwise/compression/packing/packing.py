@@ -19,7 +19,7 @@ from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.treating.treated import is_transposed
 from tailwise.core.errors import UsageError
-from tailwise.core.optional import missing
+from tailwise.core.optional import how_to_get, missing
 from tailwise.number_formats.number_format import NumberFormat
 
 
@@ -81,7 +81,7 @@ def check_packing(packing: Packing, plan: Plan, checkpoint: Checkpoint) -> None:
     if absent:
         raise UsageError(
             f"packing for {packing.name} takes the package {absent[0]}",
-            fix=f"pip install 'tailwise[{packing.extra}]'",
+            fix=how_to_get(packing.extra),
         )
     for why in packing.reasons(checkpoint):
         raise UsageError(why, where=checkpoint.uri, fix="leave --packed out, or choose another packing")

@@ -18,6 +18,7 @@ from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.site import Site
 from tailwise.core.errors import AS_NUMBERS, UsageError, unknown_name
 from tailwise.core.recipe import Recipe
+from tailwise.core.validation import check_fields
 from tailwise.spectrum.metrics.facts import fit
 from tailwise.spectrum.power_law import TailFit
 from tailwise.spectrum.trust import SEARCHED, doubt_of_tail, resolved, unit_of
@@ -76,6 +77,9 @@ class TensorChoice:
     roles: tuple[str, ...] = ()
     layers: str | None = None  # regular expression, searched in the tensor's name
     also: tuple[str, ...] = ()  # roles of LEFT_OUT, and towers beside the text, to take all the same
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def candidates(

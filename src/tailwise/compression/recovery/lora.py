@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from tailwise.core.errors import UsageError
+from tailwise.core.optional import how_to_get
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.walking.statistics import LINEAR
 from tailwise.models.walking.walk import blocks_of
@@ -40,7 +41,7 @@ def with_adapter(model: nn.Module, layers: Collection[str], rank: int, seed: int
         with quiet():
             import peft
     except ImportError as error:
-        raise UsageError("LoRA takes `peft`", fix="pip install 'tailwise[hf]', or use --method masked") from error
+        raise UsageError("LoRA takes `peft`", fix=f"{how_to_get('hf')}, or use --method masked") from error
     config = peft.LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, bias="none", target_modules=_short(model, layers),
         task_type="CAUSAL_LM", base_model_name_or_path=base,

@@ -26,6 +26,7 @@ from tailwise.compression.recovery.recovered import RECOVERY_FILE, Recovered, ca
 from tailwise.compression.recovery.text_data import Split, split_text
 from tailwise.compression.recovery.train_loop import Course, Say, Trainer, Training
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import check_fields, check_least, checked
 from tailwise.models.evaluation.evaluate import digest_of, summary
 from tailwise.models.evaluation.images import is_classifier
 from tailwise.models.evaluation.loading import Loaded, check_length, load_model, vocabulary_of
@@ -71,6 +72,8 @@ class RecoverOptions:
     force: bool = False  # replace the output
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_least(self, seed=0)
         # Told before a model is read.
         if (why := _WHY_NOT.get(self.method.lower().replace("³", "3").replace("-", "_"))) is not None:
             raise UsageError(f"{self.method} does not recover a pruned model: {why}", fix=f"use {' or '.join(METHODS)}")
@@ -84,9 +87,10 @@ class RecoverOptions:
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise UsageError(f"{self.lr:g} is no learning rate", where="--lr", fix="use some number above 0, e.g. 1e-4")
         if not self.seconds > 0:
-            raise UsageError(f"a time budget of {self.seconds:g} s", fix="give some time, e.g. --budget 5m")
+            raise UsageError(f"a time budget of {self.seconds:g} s", fix="give more than zero to --budget")
 
 
+@checked
 def recover(
     model: str | os.PathLike[str],
     text: Any,

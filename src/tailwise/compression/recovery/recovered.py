@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.compression.recovery.train_loop import Training
+from tailwise.core.shown import Brief
 from tailwise.models.evaluation.scores import ScoreComparison, Scores
 
 RECOVERY_FILE = "tailwise_recovery.json"
 
 
-@dataclass(frozen=True)
-class Recovered:
+@dataclass(frozen=True, repr=False)
+class Recovered(Brief):
     """A model that was trained for a while after pruning."""
 
     output: Path

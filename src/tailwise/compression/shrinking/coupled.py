@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from tailwise.core.errors import UsageError
+from tailwise.core.optional import how_to_get
 from tailwise.models.walking.experts import separate_experts
 from tailwise.models.walking.statistics import weight_of
 from tailwise.models.walking.towers import text_config_of
@@ -133,7 +134,7 @@ def _torch_pruning() -> Any:
             warnings.simplefilter("ignore")
             library = import_module("torch_pruning")
     except ImportError as error:
-        fix = "pip install 'tailwise[structured]'"
+        fix = how_to_get("structured")
         raise UsageError("cutting neurons takes `torch-pruning`", fix=fix) from error
     return library
 

@@ -13,6 +13,7 @@ from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import Matrices
 from tailwise.compression.treating.treated import as_matrices
+from tailwise.core.shown import Brief, Shown, brief
 from tailwise.number_formats.grid import ValueGrid
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ class Reached:
         return {**head, **amounts, "pattern": self.how, **({} if self.rank is None else {"rank": self.rank})}
 
 
-@dataclass(frozen=True)
-class Applied:
+@dataclass(frozen=True, repr=False)
+class Applied(Brief):
     """A plan that was applied.
 
     A quantized checkpoint is dequantized, as large as its source; where it is packed, `reached` counts the bytes of
@@ -118,6 +119,16 @@ class Applied:
             "tensors": [item.to_json() for item in self.tensors],
             "notes": list(self.notes),
         }
+
+    def __repr__(self) -> str:
+        unit = " bits per weight" if self.in_bits else " of the parameters"
+        asked = f"asked {self.asked:.4g}, reached {self.reached:.4g}{unit}"
+        return f"Applied({brief(str(self.output))}: {self.operator}, {len(self.tensors)} tensors, {asked})"
+
+    def _shown(self) -> Shown:
+        rows = [(one.tensor, one.n_params, one.asked, one.reached, one.relative_error) for one in self.tensors]
+        heads = ("tensor", "parameters", "asked", "reached", "relative error")
+        return Shown(repr(self), heads, rows, "`to_json()`", self.notes)
 
 
 def weighted_mean(weighted: list[tuple[int, float]]) -> float:

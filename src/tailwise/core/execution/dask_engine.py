@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from tailwise.core.errors import UnreachableError, UsageError
 from tailwise.core.execution.engine import Engine, Fault
+from tailwise.core.optional import how_to_get
 
 #: Seconds that the first connection may take.
 _CONNECT = 30.0
@@ -110,7 +111,7 @@ def _distributed() -> Any:
     try:
         import distributed
     except ImportError as error:
-        raise UsageError("the dask executor takes Dask", fix='pip install "tailwise[dask]"') from error
+        raise UsageError("the dask executor takes Dask", fix=how_to_get("dask")) from error
     return distributed
 
 

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from tailwise.core.errors import UnreachableError, UsageError
 from tailwise.core.execution.engine import Engine, Fault
+from tailwise.core.optional import how_to_get
 
 
 class RayEngine(Engine):
@@ -85,5 +86,5 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UsageError("the ray executor takes Ray", fix='pip install "tailwise[ray]"') from error
+        raise UsageError("the ray executor takes Ray", fix=how_to_get("ray")) from error
     return ray

@@ -21,6 +21,7 @@ import numpy as np
 from tailwise.audits.audit import Audit
 from tailwise.audits.rows import LayerRow
 from tailwise.core.errors import UnreadableError
+from tailwise.core.shown import Brief
 from tailwise.core.storage import json_of, read_text
 from tailwise.judging.diagnosis.case import has, noise_stable_rank, value
 
@@ -44,8 +45,8 @@ _FAMILIES = (
 Cell = tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Member:
+@dataclass(frozen=True, repr=False)
+class Member(Brief):
     """One model of an atlas."""
 
     name: str
@@ -74,8 +75,8 @@ class Standing:
 _TITLES = {"effective_rank": "effective rank", "stable_rank": "stable rank", "alpha_hill": "alpha_hill"}
 
 
-@dataclass(frozen=True)
-class Atlas:
+@dataclass(frozen=True, repr=False)
+class Atlas(Brief):
     """Healthy models, to compare with."""
 
     members: tuple[Member, ...] = ()
@@ -132,6 +133,9 @@ class Atlas:
                 for key, part in member.cells.items():
                     self._pooled.setdefault(key, []).append(part)
         return self._pooled.get(cell, [])
+
+    def __repr__(self) -> str:
+        return f"Atlas({self.name!r}, {len(self)} models)"
 
 
 def number_of(row: LayerRow, metric: str) -> float | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tailwise.audits.audit import Audit, AuditLike
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.validation import checked
 from tailwise.judging.diagnosis.atlas import Atlas, default, load
 from tailwise.judging.diagnosis.case import Case
 from tailwise.judging.diagnosis.finding import SEVERITIES, Diagnosis, Finding, NotEvaluated, NotLooked
@@ -23,6 +24,7 @@ _OPTIONS = {"permuted": "--randomize", "permuted_bulks": "--randomize", "interva
             "rivals": "--rivals"}  # fmt: skip
 
 
+@checked
 def diagnose(
     audit: AuditLike,
     *,
@@ -52,6 +54,15 @@ def diagnose(
 
     Raises `UsageError` for an unknown code or threshold. A rule that lacks what it needs raises nothing: it is listed
     under `not_looked` with the reason.
+
+    >>> import numpy as np, tailwise as tw
+    >>> noise = np.random.default_rng(0)
+    >>> untrained = {f"layers.{i}.up.weight": noise.standard_normal((192, 128)) for i in range(4)}
+    >>> found = tw.diagnose(tw.audit(untrained, use_cache=False), mute="TW6xx")
+    >>> found.health.line
+    'unhealthy: 4 of 4 matrices look like noise, as before training.'
+    >>> [finding.code for finding in found.findings if finding.severity == "error"]
+    ['TW201']
     """
     audit, earlier = Audit.of(audit), [Audit.of(one) for one in history]
     base = None if base is None else Audit.of(base)

@@ -18,7 +18,9 @@ from typing import Any
 from tailwise.checkpoints.roles import ROLES
 from tailwise.core.errors import UnreadableError, UsageError, unknown_name
 from tailwise.core.harmless import pattern_from_file
+from tailwise.core.shown import Brief
 from tailwise.core.storage import read_text, toml_of
+from tailwise.core.validation import checked
 from tailwise.judging.compare.summary import SUMMARIES
 from tailwise.judging.diagnosis.finding import SEVERITIES
 from tailwise.judging.gates.expectation import Bounds, Expectation
@@ -39,8 +41,8 @@ _LONGEST_PATTERN = 20_000  # a gate may list the layers that it means
 _FINDING = re.compile(r"no findings?(?:\s+above\s+(\w+))?")
 
 
-@dataclass(frozen=True)
-class Expectations:
+@dataclass(frozen=True, repr=False)
+class Expectations(Brief):
     """A file of expectations."""
 
     source: str
@@ -48,6 +50,7 @@ class Expectations:
     baseline: str | None = None  # of every delta that names none
 
 
+@checked
 def read_expectations(path: str | Path) -> Expectations:
     """Read a TOML file. `UsageError` with the line for what is wrong in it, `UnreadableError` where there is none."""
     source = Path(path)
@@ -59,6 +62,7 @@ def read_expectations(path: str | Path) -> Expectations:
     return parse_expectations(text, str(source))
 
 
+@checked
 def parse_expectations(text: str, source: str = "expectations") -> Expectations:
     """The same from a string. Relative baselines are relative to the file's folder."""
     try:

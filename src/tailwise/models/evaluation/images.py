@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
+from tailwise.core.optional import how_to_get, needed
 from tailwise.core.storage import free_memory
 from tailwise.models.evaluation.loading import Loaded, address_of
 from tailwise.models.evaluation.own_code import load_error
@@ -56,7 +57,7 @@ def is_classifier(place: str | os.PathLike[str]) -> bool:
 
 def load_classifier(place: str, *, device: str = "cpu") -> Loaded:
     """The classifier in a folder or on the Hub, in float32. Raises `UsageError` and `UnreadableError`."""
-    import transformers
+    transformers = needed("transformers", "eval", "scoring a model")
 
     checked_device(device)
     name, revision = address_of(place)
@@ -211,7 +212,7 @@ def _of_data_set(source: str, config: Any) -> tuple[Sequence[Any], list[int] | N
         with quiet():
             data = import_module("datasets").load_dataset(name, split=split or "test", trust_remote_code=False)
     except ImportError as error:
-        raise UsageError("a data set takes `datasets`", where=source, fix="pip install 'tailwise[eval]'") from error
+        raise UsageError("a data set takes `datasets`", where=source, fix=how_to_get("eval")) from error
     except Exception as error:  # a data set brings its own files and code
         raise load_error(error, source, "no such folder, nor a data set") from error
     kinds = {column: type(kind).__name__ for column, kind in data.features.items()}
@@ -246,7 +247,7 @@ def _opened(picture: Any) -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise UsageError("images take `pillow`", fix="pip install 'tailwise[hf]'") from error
+        raise UsageError("images take `pillow`", fix=how_to_get("hf")) from error
     if isinstance(picture, np.ndarray):
         return Image.fromarray(picture.squeeze(-1) if picture.ndim == 3 and picture.shape[-1] == 1 else picture)
     if not isinstance(picture, Path):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.hub import parse_hub
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
+from tailwise.core.optional import how_to_get
 from tailwise.models.evaluation.adapters import base_of, in_words, is_adapter, with_adapter
 from tailwise.models.evaluation.gguf_files import gguf_file_of, told
 from tailwise.models.evaluation.own_code import load_error
@@ -104,7 +105,7 @@ def _transformers(where: str) -> Any:
         with quiet():
             import transformers
     except ImportError as error:
-        fix = "pip install 'tailwise[eval]'"
+        fix = how_to_get("eval")
         raise UsageError("scoring a model takes `transformers`", where=where, fix=fix) from error
     return transformers
 

@@ -12,6 +12,7 @@ from typing import Any
 from tailwise.checkpoints.bytesource import LocalFolder
 from tailwise.checkpoints.inside import names_within
 from tailwise.core.errors import UnreadableError
+from tailwise.core.optional import needed
 from tailwise.core.storage import json_of, read_text
 from tailwise.models.evaluation.own_adapter import CONFIG as ADAPTER
 from tailwise.models.evaluation.own_adapter import check_settings
@@ -36,7 +37,7 @@ def config_of(place: str, revision: str | None = None, **told: str) -> Any:
     Raises `UnreadableError` where it asks for absurdly many parts, or an index beside it names files elsewhere, and
     whatever transformers raises.
     """
-    import transformers
+    transformers = needed("transformers", "eval", "reading a model's config")
 
     folder = Path(place).expanduser()
     if folder.is_dir():
@@ -51,7 +52,7 @@ def config_of(place: str, revision: str | None = None, **told: str) -> Any:
 
 def checked_document(place: str, revision: str | None = None) -> Mapping[str, Any]:
     """The document of a folder's or a Hub id's config. Raises as `config_of` does."""
-    import transformers
+    transformers = needed("transformers", "eval", "reading a model's config")
 
     document: Mapping[str, Any]
     document, _ = transformers.PretrainedConfig.get_config_dict(place, revision=revision)

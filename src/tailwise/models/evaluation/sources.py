@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.optional import how_to_get
 from tailwise.core.storage import read_text
 from tailwise.models.evaluation.own_code import load_error
 from tailwise.models.evaluation.quiet import quiet
@@ -143,7 +144,7 @@ def _rows(place: str, config: str | None, split: str, column: str, where: str) -
         with quiet():
             datasets = import_module("datasets")
     except ImportError as error:
-        raise UsageError("reading it takes `datasets`", where=where, fix="pip install 'tailwise[eval]'") from error
+        raise UsageError("reading it takes `datasets`", where=where, fix=how_to_get("eval")) from error
     with quiet():
         table = _table(datasets, place, config, split, where)
     if column not in table.column_names:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.core.errors import TailwiseError, UnreadableError, UsageError, unknown_name
+from tailwise.core.optional import how_to_get
 from tailwise.models.evaluation.loading import Loaded
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.evaluation.scores import TaskScore
@@ -82,7 +83,7 @@ def _harness() -> dict[str, Any]:
         with quiet(streams=True):
             return {name: import_module(f"lm_eval.{name}") for name in ("evaluator", "models.huggingface", "tasks")}
     except ImportError as error:
-        raise UsageError("tasks take `lm-eval`", fix="pip install 'tailwise[eval]'") from error
+        raise UsageError("tasks take `lm-eval`", fix=how_to_get("eval")) from error
 
 
 def _manager(manager: Any, tasks: Sequence[str], include_path: str | Path | None) -> Any:

@@ -16,6 +16,7 @@ from tailwise.checkpoints.checkpoint import Checkpoint, code_of
 from tailwise.checkpoints.hub import parse_hub
 from tailwise.core.errors import AS_NUMBERS, TailwiseError, UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
+from tailwise.core.optional import how_to_get, needed
 from tailwise.models.evaluation.gguf_files import told
 from tailwise.models.evaluation.own_code import load_error, needs_code
 from tailwise.models.evaluation.own_config import config_of, room_for
@@ -144,7 +145,7 @@ def architecture_of(place: str, revision: str | None = None) -> tuple[Any, Any]:
 
             config = config_of(place, revision, **told(place, "config.json"))
     except ImportError as error:
-        raise UsageError("calibration takes `transformers`", where=place, fix="pip install 'tailwise[eval]'") from error
+        raise UsageError("calibration takes `transformers`", where=place, fix=how_to_get("eval")) from error
     except Exception as error:  # every config fails in its own way
         fix = "calibration takes a model of transformers; the operator magnitude needs none"
         raise load_error(error, place, "its config could not be read", fix) from error
@@ -168,7 +169,7 @@ def architecture_of(place: str, revision: str | None = None) -> tuple[Any, Any]:
 
 def check_causal(place: str | os.PathLike[str]) -> None:
     """`UsageError` where text cannot calibrate the model: it does not predict the next token."""
-    import transformers
+    transformers = needed("transformers", "eval", "calibration")
 
     name, revision = _address(os.fspath(place))
     architecture, config = architecture_of(name, revision)
@@ -187,7 +188,7 @@ def check_causal(place: str | os.PathLike[str]) -> None:
 
 def reads_text(architecture: Any, config: Any) -> bool:
     """Whether a class is a composite model that predicts text, and takes text alone."""
-    import transformers
+    transformers = needed("transformers", "eval", "calibration")
 
     known = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     return is_composite(config) and type(config) in known and architecture in _classes(known[type(config)])

@@ -18,6 +18,7 @@ from tailwise.checkpoints.formats.common import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
+from tailwise.core.validation import checked
 from tailwise.models.evaluation.own_code import load_error
 from tailwise.models.evaluation.own_config import room_for
 from tailwise.models.evaluation.quiet import quiet
@@ -26,6 +27,7 @@ from tailwise.models.walking.shapes import PRUNED_FILE, Shapes, reshape
 from tailwise.models.walking.stored_names import lacking, separated, sources_of
 
 
+@checked
 def load_pruned(folder: str | os.PathLike[str], *, dtype: str = "auto", device: str = "cpu") -> nn.Module:
     """The model that `tailwise apply` wrote to `folder`, as a model of transformers that generates as usual.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 import numpy as np
@@ -126,7 +126,8 @@ def deep_layers(
     where = {"x": x, "y": up(y.metric), "tooltip": tooltip(view, y.metric)}
     found.append(points.mark_point(filled=True, size=30, opacity=0.95).encode(**where, **colors))
     middle = (view.depth.low + view.depth.high) / 2
-    for side, align, dx in (("<=", "left", 7), (">", "right", -7)):
+    sides: tuple[tuple[str, Literal["left", "right"], int], ...] = (("<=", "left", 7), (">", "right", -7))
+    for side, align, dx in sides:
         said = points.transform_filter(f"datum.said && datum.place {side} {middle}")
         text = said.mark_text(align=align, dx=dx, fontSize=9.5, color=view.palette["ink"], limit=110)
         found.append(text.encode(x=x, y=up(y.metric), text="said:N"))

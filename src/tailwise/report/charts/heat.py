@@ -74,9 +74,9 @@ def cells_of(records: Sequence[Record], metric: str, *, trusted: bool) -> list[R
         if row["value"] is not None:
             ends.setdefault(row["role"], []).append(row["value"])
     for row in rows:
-        own = ends.get(row["role"], [0.0])
-        span = max(own) - min(own)
-        row["share"] = rounded((row["value"] - min(own)) / span if span > 0 and row["value"] is not None else 0.5)
+        of_role = ends.get(row["role"], [0.0])
+        span = max(of_role) - min(of_role)
+        row["share"] = rounded((row["value"] - min(of_role)) / span if span > 0 and row["value"] is not None else 0.5)
     return rows
 
 

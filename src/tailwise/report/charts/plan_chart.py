@@ -10,6 +10,7 @@ from tailwise.compression.plans.bits import bits_of, depth_words, mean_bits
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.rank_correlation import block_means, depth_correlation
 from tailwise.core.errors import UsageError
+from tailwise.core.optional import how_to_get
 from tailwise.report.theme import SHAPES, Palette, config, group_of, role_color
 
 WIDTH, HEIGHT = 640, 320
@@ -45,7 +46,7 @@ def plan_chart(plan: Plan, palette: Palette) -> Any:
     try:
         import altair as alt
     except ImportError as error:
-        raise UsageError("charts need Altair", fix="pip install 'tailwise[report]'") from error
+        raise UsageError("charts need Altair", fix=how_to_get("report")) from error
 
     inline = partial(_inline, alt)
     drawn = _drawn(plan.parts[0])

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from tailwise.core.recipe import Recipe
+from tailwise.core.synonyms import known_name
 from tailwise.spectrum.marchenko_pastur import Bulk, fit_bulk, gaussian_spectra, mean_and_sd
 from tailwise.spectrum.metrics.metric import METRICS, Metric
 from tailwise.spectrum.metrics.norms_ranks import singular_entropy
@@ -212,9 +214,10 @@ def _is_default(metric: Metric, recipe: Recipe) -> bool:
 
 
 def completed(recipe: Recipe) -> Recipe:
-    """The recipe with the options that its named metrics need switched on."""
-    changes: dict[str, int | bool] = {}
-    for name in recipe.metrics:
+    """The recipe with its metrics by their names here, and with the options that they need switched on."""
+    names = tuple(known_name(name, METRICS) for name in recipe.metrics)
+    changes: dict[str, Any] = {"metrics": names} if names != recipe.metrics else {}
+    for name in names:
         for need in METRICS[name].needs:
             option = _ON_REQUEST.get(need)
             if option and getattr(recipe, option) == 0:
