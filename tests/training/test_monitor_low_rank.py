@@ -162,3 +162,34 @@ def test_factors_without_peft_are_watched_beside_the_weight_that_they_change(kep
     assert layers["q"]["frobenius_norm"] == pytest.approx(float(model["q"].weight.norm()), rel=1e-5)
     assert layers["q"]["update_ratio"] == 0.0
     assert len(layers) == 4
+
+
+def test_an_adapter_inside_of_a_wrapper_is_found_and_another_one_that_becomes_active(kept):
+    """A LightningModule has the adapted model as a part."""
+    peft = pytest.importorskip("peft")
+    outer = torch.nn.Module()
+    outer.net, outer.head = lora(2), torch.nn.Linear(40, 10)
+    outer.net.add_adapter("second", peft.LoraConfig(r=3, target_modules=["q_proj"]))
+    layers = watched(outer, kept)
+    layer = outer.net.base_model.model["q_proj"]
+    assert layers["net.q_proj"]["frobenius_norm"] == pytest.approx(float(layer.get_delta_weight("default").detach().norm()))
+    assert "net.base_model.model.q_proj.lora_B.second" in layers
+    assert {"head", "net.base_model.model.v_proj"} < set(layers)
+    outer.net.set_adapter("second")
+    layers = watched(outer, kept)
+    assert layers["net.q_proj"]["frobenius_norm"] == pytest.approx(float(layer.get_delta_weight("second").detach().norm()))
+
+
+def test_the_adapter_may_change_while_it_is_watched(kept):
+    peft = pytest.importorskip("peft")
+    model = lora(2)
+    model.add_adapter("second", peft.LoraConfig(r=3, target_modules=["q_proj"]))
+    layer = model.base_model.model["q_proj"]
+    moved(layer, 0.1)
+    with tw.Monitor(model, every=1, full="off", at_start=False, sinks=[kept], max_overhead=1.0) as monitor:
+        monitor.step()
+        model.set_adapter("second")
+        monitor.step()
+    assert kept.points[0].layers["q_proj"]["frobenius_norm"] > 0
+    assert kept.points[1].layers["q_proj"]["frobenius_norm"] == 0.0
+    assert monitor.report().errors == ()

@@ -117,9 +117,9 @@ def large_updates(watch: AlarmWatch) -> Signs:
     """One step moves a matrix by a large share of its norm, or by far more than it used to, at two points in a row.
 
     What began at zero moves by a few parts in its age while all is well, or in the root of its age where it goes to and
-    fro; a layer that makes what it is given smaller is held against the norm at which it would not. A part of an adapter
-    is held against its like as well: one that moves by far more of what the median moves by than it ever did. The second
-    and the third are warnings.
+    fro; a layer that makes what it is given smaller is held against the norm at which it would not. A part of an
+    adapter is held against its like as well: one that moves by far more of what the median moves by than it ever did.
+    The second and the third are warnings.
     """
     signs = dict(_beside_others(watch))
     for layer, (track,) in watch.now("update_ratio").items():

@@ -14,7 +14,7 @@ from statistics import median
 from tailwise.checkpoints.roles import classify
 from tailwise.history.point import OPTIMIZER, Point, Tempo
 from tailwise.judging.diagnosis.medians import robust_scale
-from tailwise.training.live import CHANGE
+from tailwise.training.lora import CHANGE, PEFT
 
 PAST, SHORT = 64, 5  # losses that a rise is held against, and those that show it
 FEWEST = 20
@@ -282,8 +282,7 @@ class AlarmWatch:
         if factor_of(layer) or layer.endswith(".base_layer") or f"{layer}{CHANGE}" in self.point.layers:
             return False
         module = layer.partition("#")[0]  # parts of a fused projection have one pair of factors
-        starts = f"{module}.lora_", f"base_model.model.{module}.lora_"
-        return any(other.startswith(starts) for other in self.point.layers)
+        return any(other.replace(PEFT, "", 1).startswith(f"{module}.lora_") for other in self.point.layers)
 
     def age(self, layer: str) -> int | None:
         """Steps since a layer was all zeros; None of one that began with weights.

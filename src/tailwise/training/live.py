@@ -9,21 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.audits.prepare import Selection
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint, class_of, config_of
-from tailwise.checkpoints.formats.peft import PeftCheckpoint
 from tailwise.checkpoints.matrices import MatrixSource, group
 from tailwise.checkpoints.wrapped import is_sharded, plain_name, refuse_flat, unwrap
 from tailwise.core.errors import TailwiseError, UsageError
 from tailwise.core.recipe import Recipe
+from tailwise.training.lora import Adapter, adapters_in, is_factor
 
 if TYPE_CHECKING:
     import torch
 
     from tailwise.checkpoints.checkpoint import Checkpoint
-
-#: After the name of a layer: what factors beside its weight add to it.
-CHANGE = "#lora"
-#: What peft puts before the names of the model that it adapts.
-_PEFT = "base_model.model."
 
 Tensors = Mapping[str, "torch.Tensor"]
 
@@ -35,7 +30,7 @@ class MatrixGroup:
     tensors: tuple[str, ...]  # in the live model
     sources: tuple[MatrixSource, ...]
     nbytes: int
-    adapter: bool = False  # the updates of a LoRA adapter
+    adapter: Adapter | None = None  # whose updates these are
     norms_alone: bool = False  # factors of an adapter with too few singular values for a spectrum
 
     @property
@@ -87,18 +82,23 @@ class LiveModel:
     def refresh(self) -> tuple[dict[str, torch.Tensor], list[str]]:
         """The tensors as they are now, and what changed in their names and shapes since the last time."""
         tensors = self.tensors()
-        signature = {name: (tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors.items()}
+        signature: dict[str, tuple[Any, ...]] = {
+            name: (tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors.items()
+        }
+        adapters = adapters_in(self.module)
+        # Another one may become active while all tensors stay.
+        signature |= {f"the adapter {one.prefix}{one.name}": () for one in adapters}
         if signature == self._signature:
             return tensors, []
         notes = _differences(self._signature, signature) if self._signature else []
         self._signature = signature
-        self.groups, trouble = self._grouped(tensors)
+        self.groups, trouble = self._grouped(tensors, adapters)
         return tensors, notes + trouble
 
     def checkpoint(self, wanted: MatrixGroup, tensors: Tensors) -> Checkpoint:
         """What the sources of a group are read from, given its tensors."""
-        if wanted.adapter:
-            return self._adapter(tensors)
+        if wanted.adapter is not None:
+            return wanted.adapter.updates(tensors, self._adapted)
         return self._plain({name: tensors[name] for name in wanted.tensors})
 
     def _plain(self, tensors: Tensors) -> MemoryCheckpoint:
@@ -107,10 +107,10 @@ class LiveModel:
         checkpoint.module_kinds = {plain_name(n): class_of(part) for n, part in self.module.named_modules()}
         return checkpoint
 
-    def _grouped(self, tensors: Tensors) -> tuple[tuple[MatrixGroup, ...], list[str]]:
+    def _grouped(self, tensors: Tensors, adapters: list[Adapter]) -> tuple[tuple[MatrixGroup, ...], list[str]]:
         self._adapted = {n: _meta(tensor) for n, tensor in tensors.items() if n.endswith(".base_layer.weight")}
         # Apart from the weight that they stand beside, of which they would pass for scales.
-        factors = {name: tensor for name, tensor in tensors.items() if _is_factor(name)}
+        factors = {name: tensor for name, tensor in tensors.items() if is_factor(name)}
         checkpoint = self._plain({name: _header(tensor) for name, tensor in tensors.items() if name not in factors})
         checkpoint.shared = {**_shared(tensors), **checkpoint.shared}
         by_tensors: dict[tuple[str, ...], list[MatrixSource]] = {}
@@ -118,11 +118,13 @@ class LiveModel:
             by_tensors.setdefault(source.tensors, []).append(source)
         groups = [MatrixGroup(names, tuple(sources), _bytes(names, tensors)) for names, sources in by_tensors.items()]
         groups += self._factor_groups(factors)
-        try:
-            groups += self._adapter_group(tensors)
-        except TailwiseError as error:
-            return tuple(groups), [f"the adapter's updates are not measured: {error.what}"]
-        return tuple(groups), []
+        notes: list[str] = []
+        for adapter in adapters or [Adapter()]:
+            try:
+                groups += self._adapter_group(adapter, tensors)
+            except TailwiseError as error:
+                notes.append(f"the adapter's updates are not measured: {error.what}")
+        return tuple(groups), notes
 
     def _factor_groups(self, factors: Tensors) -> list[MatrixGroup]:
         """The factors of adapters: those of a rank below `min_evals` have norms, and a step moves them."""
@@ -139,53 +141,14 @@ class LiveModel:
         grouped, _ = group(checkpoint, conv=self._recipe.conv, min_evals=min_evals)
         return [source for source in grouped if self._selection.takes(source.name, source.role)]
 
-    def _adapter_group(self, tensors: Tensors) -> list[MatrixGroup]:
-        name, settings = _adapter_of(self.module)
-        own = [tensor for tensor in tensors if _is_factor(tensor, name)]
+    def _adapter_group(self, adapter: Adapter, tensors: Tensors) -> list[MatrixGroup]:
+        own = adapter.own(tensors)
         if not own:
             return []
-        if settings.get("use_dora"):  # its updates depend on the weights that they change
-            own += [tensor for tensor in tensors if tensor.endswith(".base_layer.weight")]
-        sources = self._taken(self._adapter(tensors))
-        if not name:  # factors of one's own stand beside the weight, which has the layer's name
-            sources = [replace(source, name=f"{source.name}{CHANGE}") for source in sources if source.kind == "lora"]
-        return [MatrixGroup(tuple(own), tuple(sources), _bytes(own, tensors), adapter=True)] if sources else []
-
-    def _adapter(self, tensors: Tensors) -> Checkpoint:
-        """The updates s·B·A of the active adapter, by the names of the model that it adapts.
-
-        Of factors that peft knows nothing of, B·A as far as their names and shapes say how they are laid out.
-        """
-        name, settings = _adapter_of(self.module)
-        own = {n: tensor for n, tensor in tensors.items() if _is_factor(n, name)}
-        if not name:
-            return MemoryCheckpoint(self.uri, own)
-        base = {
-            n.removeprefix(_PEFT).replace(".base_layer.", "."): tensors.get(n, header)
-            for n, header in self._adapted.items()
-        }
-        under = MemoryCheckpoint("base", base) if base else None
-        return PeftCheckpoint.open(MemoryCheckpoint("adapter", own), settings, under, "delta")
-
-
-def _adapter_of(module: Any) -> tuple[str, Mapping[str, Any]]:
-    """Name and settings of the active LoRA adapter of peft; ("", {}) where there is none."""
-    configs = getattr(module, "peft_config", None) or {}
-    active = getattr(module, "active_adapters", None)
-    names = active() if callable(active) and configs else active
-    if configs and names is None:  # of an adapter that was injected, its layers know
-        names = next((part.active_adapters for part in module.modules() if hasattr(part, "active_adapters")), None)
-    for name in names if isinstance(names, list | tuple) else ():
-        settings = configs[name].to_dict()
-        if str(getattr(settings.get("peft_type"), "value", settings.get("peft_type"))) == "LORA":
-            return name, {**settings, "peft_type": "LORA"}
-    return "", {}
-
-
-def _is_factor(name: str, adapter: str = "") -> bool:
-    """Whether a tensor is a factor of a low-rank adapter, of peft's of this name or of any."""
-    _, mark, rest = name.partition(".lora_")
-    return bool(mark) and (not adapter or adapter in rest.split("."))
+        taken = self._taken(adapter.updates(tensors, self._adapted))
+        sources = [replace(source, name=adapter.title(source.name)) for source in taken
+                   if adapter.name or source.kind == "lora"]  # fmt: skip
+        return [MatrixGroup(tuple(own), tuple(sources), _bytes(own, tensors), adapter=adapter)] if sources else []
 
 
 def _header(tensor: torch.Tensor) -> torch.Tensor:
