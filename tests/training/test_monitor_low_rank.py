@@ -172,12 +172,16 @@ def test_an_adapter_inside_of_a_wrapper_is_found_and_another_one_that_becomes_ac
     outer.net.add_adapter("second", peft.LoraConfig(r=3, target_modules=["q_proj"]))
     layers = watched(outer, kept)
     layer = outer.net.base_model.model["q_proj"]
-    assert layers["net.q_proj"]["frobenius_norm"] == pytest.approx(float(layer.get_delta_weight("default").detach().norm()))
+    assert layers["net.q_proj"]["frobenius_norm"] == pytest.approx(
+        float(layer.get_delta_weight("default").detach().norm())
+    )
     assert "net.base_model.model.q_proj.lora_B.second" in layers
     assert {"head", "net.base_model.model.v_proj"} < set(layers)
     outer.net.set_adapter("second")
     layers = watched(outer, kept)
-    assert layers["net.q_proj"]["frobenius_norm"] == pytest.approx(float(layer.get_delta_weight("second").detach().norm()))
+    assert layers["net.q_proj"]["frobenius_norm"] == pytest.approx(
+        float(layer.get_delta_weight("second").detach().norm())
+    )
 
 
 def test_the_adapter_may_change_while_it_is_watched(kept):
