@@ -36,7 +36,8 @@ def spectral_norm(inner: torch.Tensor) -> torch.Tensor:
         power = power @ power
         power = power / torch.linalg.vector_norm(power).clamp_min(_TINY)
     weights = power.trace().clamp_min(_TINY)
-    return size * ((power * gram).sum() / weights).clamp_min(0.0).sqrt()
+    sigma: torch.Tensor = size * ((power * gram).sum() / weights).clamp_min(0.0).sqrt()
+    return sigma
 
 
 def squared_change(now: Factors, before: Factors) -> torch.Tensor:
@@ -47,4 +48,5 @@ def squared_change(now: Factors, before: Factors) -> torch.Tensor:
     (left, right), (old_left, old_right) = ((a.double(), b.double()) for a, b in (now, before))
     wide = torch.cat([left - old_left, old_left], dim=1)
     high = torch.cat([right, right - old_right])
-    return torch.linalg.vector_norm(core(wide, high)).square()
+    squared: torch.Tensor = torch.linalg.vector_norm(core(wide, high)).square()
+    return squared
