@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 from alarm_points import as_run
 
-from tailwise.training.alarm_watch import AlarmWatch, factor_of
+from tailwise.training.alarm_watch import AlarmWatch
 from tailwise.training.alarms import Alarms
+from tailwise.training.factor_names import factor_of
 
 
 def adapted(rank=16, power=1.0):

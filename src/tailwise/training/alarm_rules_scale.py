@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from statistics import median
 
 from tailwise.training.alarm_rule import Sign, Signs, alarm_rule
-from tailwise.training.alarm_watch import SPAN, AlarmWatch, Track, change, factor_of, outside
+from tailwise.training.alarm_watch import SPAN, AlarmWatch, Track, change, outside
+from tailwise.training.factor_names import factor_of
 
 _FLOOR = 0.05  # of ln σ: changes that any layer is allowed
 _ROW = 2  # points in a row, since a single step may be odd

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from statistics import median
 from tailwise.checkpoints.roles import classify
 from tailwise.history.point import OPTIMIZER, Point, Tempo
 from tailwise.judging.diagnosis.medians import robust_scale
-from tailwise.training.lora import CHANGE, PEFT
+from tailwise.training.factor_names import CHANGE, PEFT, factor_of
 
 PAST, SHORT = 64, 5  # losses that a rise is held against, and those that show it
 FEWEST = 20
@@ -110,7 +109,6 @@ BETWEEN = "loss between held-out losses"
 _MOVES = 0.1
 _LARGEST = 600.0  # of a logarithm, before its power leaves float64
 _OUTSIDE = frozenset({"embed", "pos_embed", "codebook", "lm_head", "classifier", "patch_out", "regressor"})
-_FACTOR = re.compile(r"\.lora_(?P<embedding>embedding_)?(?P<side>[ABab]|down|up)(?![a-z])")
 #: Norms that an audit has as logarithms of squares.
 _LOGARITHMS = {"spectral_norm": "log_spectral_norm", "frobenius": "log_norm"}
 
@@ -190,18 +188,6 @@ def change(track: Track, floor: float, fewest: int, scale: Callable[[float], flo
     steps = [after - before for before, after in zip(values, values[SPAN:], strict=False)]
     middle, scatter = robust_scale(steps[:-SPAN], floor)
     return RecentChange(steps[-1], (steps[-1] - middle) / scatter)
-
-
-@lru_cache(maxsize=1 << 16)
-def factor_of(layer: str) -> str:
-    """ "A" for a factor of an adapter that begins with weights, "B" for one that begins at zero, "" for what is none.
-
-    Of an embedding it is the first that begins at zero.
-    """
-    if (named := _FACTOR.search(layer)) is None:
-        return ""
-    first = named["side"] in ("A", "a", "down")
-    return "A" if first is not bool(named["embedding"]) else "B"
 
 
 @lru_cache(maxsize=1 << 16)

@@ -13,7 +13,8 @@ from tailwise.checkpoints.matrices import MatrixSource, group
 from tailwise.checkpoints.wrapped import is_sharded, plain_name, refuse_flat, unwrap
 from tailwise.core.errors import TailwiseError, UsageError
 from tailwise.core.recipe import Recipe
-from tailwise.training.lora import Adapter, adapters_in, is_factor
+from tailwise.training.factor_names import is_factor
+from tailwise.training.lora import Adapter, adapters_in
 
 if TYPE_CHECKING:
     import torch

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.formats.peft import PeftCheckpoint
 from tailwise.checkpoints.wrapped import plain_name
+from tailwise.training.factor_names import CHANGE, PEFT, is_factor
 
 if TYPE_CHECKING:
     import torch
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, torch.Tensor]
 
-#: After the name of a layer: what factors beside its weight add to it.
-CHANGE = "#lora"
-#: What peft puts before the names of the model that it adapts.
-PEFT = "base_model.model."
 _BASE = ".base_layer.weight"
 
 
@@ -87,9 +84,3 @@ def _active(module: Any) -> tuple[str, Mapping[str, Any]]:
         if str(getattr(settings.get("peft_type"), "value", settings.get("peft_type"))) == "LORA":
             return name, {**settings, "peft_type": "LORA"}
     return "", {}
-
-
-def is_factor(name: str, adapter: str = "") -> bool:
-    """Whether a tensor is a factor of a low-rank adapter, of peft's of this name or of any."""
-    _, mark, rest = name.partition(".lora_")
-    return bool(mark) and (not adapter or adapter in rest.split("."))
