@@ -163,6 +163,30 @@ def judged(folder):
     return [line for key, line in lines.items() if key not in gone]
 
 
+def diverged(lines):
+    """The pieces whose training without any fault ended in a loss that is not finite: they are not healthy."""
+    return {_piece(line) for line in lines if not line["fault"] and line["last_loss"] is None}
+
+
+def _piece(line):
+    return _key(line)[:-1]
+
+
+def ill_by_itself(lines):
+    """In words, what the tables leave out, and what was said of it."""
+    ill = diverged(lines)
+    if not ill:
+        return ""
+    alone = [line for line in lines if _piece(line) in ill and not line["fault"]]
+    told = sum("TW701" in line["codes"] for line in alone)
+    rows = [line for line in lines if _piece(line) in ill and line["fault"]]
+    hit = sum(line["first_step"] is not None for line in rows)
+    names = sorted({f"{model}, {kind}, {optimizer}, seed {seed}" for _, model, kind, optimizer, _, seed in ill})
+    return (f"Left out of both tables: {len(ill)} trainings whose loss went to NaN or infinity without any fault "
+            f"({'; '.join(names)}), of which TW701 said so in {told}; and the {len(rows)} faults planted after that, "
+            f"of which a further alarm was raised in {hit}.")  # fmt: skip
+
+
 def _key(line):
     return tuple(line[name] for name in ("split", "model", "kind", "optimizer", "schedule", "seed", "fault"))
 
@@ -172,8 +196,11 @@ def report(folder, write):
     lines = judged(folder)
     text, tables = PAGE.read_text(encoding="utf-8"), {}
     for name in TABLES:
-        mine = [line for line in lines if table_of(line) == name]
-        tables |= {f"faults {name}": faults_table(mine) + "\n\n" + missed(mine), f"healthy {name}": healthy_table(mine)}
+        every = [line for line in lines if table_of(line) == name]
+        ill = diverged(every)
+        mine = [line for line in every if _piece(line) not in ill]
+        words = "\n\n".join(filter(None, (missed(mine), ill_by_itself(every))))
+        tables |= {f"faults {name}": f"{faults_table(mine)}\n\n{words}", f"healthy {name}": healthy_table(mine)}
     for name, table in tables.items():
         print(f"{name}\n\n{table}\n")
         marked = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
