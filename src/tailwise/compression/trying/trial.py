@@ -135,7 +135,8 @@ class Trial:
                 mean.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
                 if progress is not None:
                     progress(place + 1, len(windows))
-            return {name: _taken(parameter) for name, parameter in wanted.items()}
+            # As narrow as trials multiply: what is taken of them is a sum over a tensor.
+            return {name: _taken(parameter).to(self.passes or parameter.dtype) for name, parameter in wanted.items()}
 
     def carry_out(self, plan: Plan, calibration: torch.Tensor) -> None:
         """Change the model as `apply` would; `restore` does not know of it."""
