@@ -241,3 +241,9 @@ def test_an_exponent_whose_square_is_no_float_is_doubted_and_raises_nothing(audi
     row = replace(audit.rows[0], metrics={"alpha": 1e200, "alpha_sigma": 1e-200, "ks_distance": 0.01})
     assert doubt(row) != ""
     assert usable(row, "alpha") is None
+
+
+@pytest.mark.parametrize("text", [b"null", b"1", b"[]", b'"x"'])
+def test_a_provenance_that_is_no_mapping_is_told(edited, text):
+    with pytest.raises(tw.TailwiseError, match="provenance is no mapping"):
+        tw.Audit.load(edited("provenance.json", lambda _: text))

@@ -283,3 +283,10 @@ def test_a_quantization_plan_wants_a_format_for_each_entry(plan, tmp_path):
     assert Plan.load(quantized.save(tmp_path / "x.yaml")) == quantized
     with pytest.raises(UsageError, match="has no format"):
         quantized.replace(decisions=(entries[0].but(format=None),)).validate()
+
+
+@pytest.mark.parametrize("text", ["[" + "a," * 300_000 + "a]", "\n" + "".join(f"  k{i}: 1\n" for i in range(200_000))])
+def test_yaml_of_more_values_than_are_read_in_a_while_is_refused_before_it_is(tmp_path, text):
+    (tmp_path / "p.yaml").write_text(f"tailwise_plan: 1\nnotes: {text}")
+    with pytest.raises(UsageError, match="more than 262144 values"):
+        Plan.load(tmp_path / "p.yaml")

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import torch
 
 _LONGEST_NAME = 4096
+#: Bytes that the tensors of a file may be where they repeat its bytes, and how many times the file's own size: weights
+#: are tied, and a flat buffer is saved beside its views.
+_REPEATS = 1 << 24
+_TIMES = 4
 
 
 class TensorStore(Checkpoint):
@@ -84,6 +88,19 @@ class TensorStore(Checkpoint):
             hint = f"did you mean {' or '.join(near)}?" if near else f"it has {len(self.tensors)} others"
             raise UsageError(f"there is no tensor named {name!r}", where=self.uri, fix=hint)
         return self.tensors[name]
+
+
+def check_repeats(claimed: int, stored: int, where: str) -> None:
+    """`UnreadableError` where tensors of `claimed` bytes lie one over the other in a file of `stored` bytes.
+
+    Each is a matrix to be measured: a file of a megabyte may otherwise ask for days.
+    """
+    if claimed > max(_REPEATS, _TIMES * stored):
+        raise UnreadableError(
+            f"has tensors of {claimed} bytes together that lie one over the other in {stored} bytes",
+            where=where,
+            fix="no exporter writes such a file: do not trust it; if you do, save every tensor apart",
+        )
 
 
 class RangedStore(TensorStore):

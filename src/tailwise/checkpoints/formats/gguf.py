@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.checkpoints.formats.common import RangedStore
+from tailwise.checkpoints.formats.common import RangedStore, check_repeats
 from tailwise.checkpoints.formats.gguf_header import TensorInfo, read_gguf_header
 from tailwise.core.errors import UnreadableError, UsageError
 
@@ -82,6 +82,8 @@ class GgufCheckpoint(RangedStore):
                 self._places[info.name] = part, info
                 if why := _of_a_fork(info.type_id):
                     self.unsupported[info.name] = why
+        for part in self._files:
+            check_repeats(sum(tensors[n].nbytes for n, (f, _) in self._places.items() if f is part), part.size, part.name)
         super().__init__(
             uri,
             tensors,

@@ -16,7 +16,7 @@ from typing_extensions import override
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.formats.arrays import ArrayStore, Stored, is_bfloat16
 from tailwise.checkpoints.formats.kernels_last import Turned, leaf_of, turned
-from tailwise.checkpoints.formats.unfolding import check_unfolding
+from tailwise.checkpoints.formats.unfolding import FACTOR, MOST_BYTES, check_unfolding
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.storage import json_of
 
@@ -51,6 +51,7 @@ class KerasCheckpoint(ArrayStore):
         (file,) = files
         self._file = file
         self._left: list[str] = []
+        self._addresses: dict[str, Any] = {}  # dataset → where it lies: several links may lead to one
         self._state = False  # whether an optimizer's state was left out
         self._h5, settings = _opened(file)
         try:
@@ -59,6 +60,11 @@ class KerasCheckpoint(ArrayStore):
         except BaseException:
             self._h5.close()
             raise
+        first: dict[Any, str] = {}
+        for name, stored in self._arrays.items():
+            first.setdefault(self._addresses[stored.key], name)
+        found = {name: first[self._addresses[stored.key]] for name, stored in self._arrays.items()}
+        self.shared = {name: one for name, one in found.items() if one != name}
         if self._state:
             self.notes += ("left out, for it is the state of training and no weights: the optimizer",)
         if self._left:
@@ -79,6 +85,8 @@ class KerasCheckpoint(ArrayStore):
         return found
 
     def _arrays_of(self, root: Any, classes: Mapping[str, str]) -> Iterator[Stored]:
+        import h5py
+
         datasets, given = list[tuple[tuple[str, ...], Any]](), dict[tuple[str, ...], str]()
         for path, found in self._walk(root, (), set()):
             if len(datasets) >= _MOST:
@@ -92,7 +100,9 @@ class KerasCheckpoint(ArrayStore):
             shown = _shown(path, shape, classes, given)
             if why := _not_here(dataset) or _no_numbers(dataset.dtype):
                 shown = Turned(shown.name, shape, refused=why)
-            yield Stored(f"{root.name.rstrip('/')}/{'/'.join(path)}", dataset.dtype, shape, shown)
+            key = f"{root.name.rstrip('/')}/{'/'.join(path)}"
+            self._addresses[key] = h5py.h5o.get_info(dataset.id).addr
+            yield Stored(key, dataset.dtype, shape, shown)
 
     def _walk(self, group: Any, path: tuple[str, ...], seen: set[Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
         """Every group and dataset under `group` that lies in this file, by hard links only."""
@@ -175,8 +185,9 @@ def _not_here(dataset: Any) -> str:
     """Why the values of a dataset are not in this file, or nothing."""
     if dataset.is_virtual or dataset.external:
         return "its values lie in other files, which are not followed"
-    if dataset.nbytes > _MOST_PACKED * dataset.id.get_storage_size():
-        return f"it claims {dataset.nbytes} bytes, and the file holds {dataset.id.get_storage_size()} of them"
+    held = dataset.id.get_storage_size()
+    if dataset.nbytes > _MOST_PACKED * held or dataset.nbytes > max(MOST_BYTES, FACTOR * held):
+        return f"it claims {dataset.nbytes} bytes, and the file holds {held} of them"
     return ""
 
 

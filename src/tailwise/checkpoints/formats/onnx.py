@@ -13,7 +13,7 @@ from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_a
 from tailwise.checkpoints.bytesource import ByteSource, Folder
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.checkpoints.formats.common import TensorStore
+from tailwise.checkpoints.formats.common import TensorStore, check_repeats
 from tailwise.checkpoints.formats.onnx_graph import Constant, constants_of, is_made_up, names_of, text_of
 from tailwise.checkpoints.inside import inside
 from tailwise.checkpoints.spread import spread
@@ -74,6 +74,9 @@ class OnnxCheckpoint(TensorStore):
                     tensors[spec.name], self._places[spec.name] = spec, place
                     if constant.kind:
                         kinds[spec.name.rpartition(".")[0]] = constant.kind
+            for file in self._external.values():
+                own = {(p.offset, p.nbytes, n) for n, p in self._places.items() if p.file is file}
+                check_repeats(sum(nbytes for _, nbytes, _ in own), file.size, file.name)
         except BaseException:
             self._close_external()
             raise

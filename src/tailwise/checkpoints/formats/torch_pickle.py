@@ -10,7 +10,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_a
 from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.checkpoints.formats.common import TensorStore
+from tailwise.checkpoints.formats.common import TensorStore, check_repeats
 from tailwise.checkpoints.formats.memory import decoded, is_array, kinds_of, shared_names, spec_of
 from tailwise.checkpoints.formats.pickle_bounds import check_extent, check_file, stored_as_is
 from tailwise.checkpoints.formats.saved import find_tensors
@@ -67,7 +67,7 @@ _ESTIMATORS = ("sklearn.", "joblib.", "xgboost.", "lightgbm.", "catboost.")
 _SAVE_ARRAYS = "load it where running it can do no harm, and save its arrays: numpy.savez('x.npz', coef=model.coef_, …)"
 
 
-_REPEATS = 1 << 26  # bytes that a tensor of repeated entries may have
+_REPEATS = 1 << 22  # bytes that a tensor of repeated entries may have
 _REPEATED = "its entries are few that are repeated (expand); save what they stand for: tensor.contiguous()"
 
 
@@ -102,6 +102,7 @@ class TorchCheckpoint(TensorStore):
             revision=revision,
         )
         self.shared = shared_names(self._arrays)
+        _check_views(self._arrays, self.shared, uri)
         kinds = kinds_of(self._arrays)
         self.readings, self.unsupported, self.aside = kinds.readings, kinds.unsupported, kinds.aside
         self.unsupported |= {name: _REPEATED for name, array in self._arrays.items() if _is_repeated(array)}
@@ -173,10 +174,25 @@ def _is_repeated(tensor: torch.Tensor) -> bool:
 
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
         return False
-    if tensor.device.type == "meta" or tensor.is_quantized:
+    if tensor.device.type == "meta":
         return False
     claimed = tensor.numel() * tensor.element_size()
     return claimed > max(_REPEATS, tensor.untyped_storage().nbytes())
+
+
+def _check_views(arrays: Mapping[str, torch.Tensor], shared: Collection[str], where: str) -> None:
+    """Refuse a file whose tensors are many views of the same bytes: each would be measured."""
+    import torch
+
+    claimed, stored = 0, dict[int, int]()
+    for name, tensor in arrays.items():
+        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+        if name in shared or not plain or tensor.device.type == "meta" or _is_repeated(tensor):
+            continue
+        storage = tensor.untyped_storage()
+        claimed += tensor.numel() * tensor.element_size()
+        stored[storage.data_ptr()] = storage.nbytes()
+    check_repeats(claimed, sum(stored.values()), where)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -23,6 +23,7 @@ FORMAT = 1
 SUFFIXES = (".json", ".yaml", ".yml")
 _VERSION = "tailwise_plan"
 _MOST_VALUES = 1 << 23
+_MOST_NODES = 1 << 18  # of YAML, which Python reads at ten thousand a second
 _HEAD = ("kind", "operator", "allocator", "settings", "model", "fingerprint", "budget", "notes", "tried")
 _ENTRY = ("matrix", "role", "block", "shape", "parameters", "sparsity", "pattern", "experts", "rank", "format",
           "metrics",           "reason")  # fmt: skip
@@ -244,6 +245,7 @@ def _from_json(text: str, where: Path) -> Any:
 def _from_yaml(text: str, where: Path) -> Any:
     yaml = _yaml()
     try:
+        _check_events(text, yaml)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_twins(root, yaml, where, set())
         if root is not None:
@@ -255,6 +257,15 @@ def _from_yaml(text: str, where: Path) -> Any:
         raise UsageError(f"is no YAML: {getattr(error, 'problem', None) or error}", where=place) from error
     except (ValueError, RecursionError) as error:  # as for JSON; an impossible date is a ValueError too
         raise UsageError(f"is no plan in YAML ({error})", where=where) from error
+
+
+def _check_events(text: str, yaml: Any) -> None:
+    """`ValueError` where there are more values than can be read in a while, which a node takes 50 µs for."""
+    nodes = (yaml.ScalarEvent, yaml.CollectionStartEvent, yaml.AliasEvent)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    for number, _ in enumerate(event for event in yaml.parse(text, Loader=loader) if isinstance(event, nodes)):
+        if number >= _MOST_NODES:
+            raise ValueError(f"it has more than {_MOST_NODES} values: give it as .json")
 
 
 def _refuse_twins(node: Any, yaml: Any, where: Path, seen_nodes: set[int]) -> None:
