@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -14,7 +15,7 @@ import typer
 
 from tailwise.cli.arguments import Begin, Bos, Json
 from tailwise.cli.plan_made import Option, command
-from tailwise.cli.progress import shown
+from tailwise.cli.progress import counted, now_and_then, shown
 
 if TYPE_CHECKING:
     from tailwise.compression.recovery.recovered import Recovered
@@ -93,7 +94,7 @@ def _apply(**given: Any) -> None:
         resume=not given["fresh"],
         **told,
     )
-    with _bar() as show:
+    with counted() as show:
         found = apply_plan(Plan.load(given["plan"]), given["model"], given["output"], options=options, progress=show)
     _deliver(found, given["as_json"])
 
@@ -110,25 +111,6 @@ apply = command(
     all; the same command goes on after a kill.
     """,
 )
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr for each thing that is done; it leaves nothing behind."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    lines: dict[str, Any] = {}
-    with shown(Progress(*columns, console=console, transient=True, disable=not console.is_terminal)) as bar:
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in lines:
-                lines[what] = bar.add_task(what, total=total)
-            bar.update(lines[what], completed=done)
-
-        yield show
 
 
 def _deliver(found: Applied, as_json: bool) -> None:
@@ -213,7 +195,17 @@ def recover(
     seed: Annotated[
         int, typer.Option(min=0, help="Of the draws; the same steps then give the same.", rich_help_panel=_HOW)
     ] = 0,
-    budget: Annotated[str, typer.Option(help="Longest training: 90s, 5m, 1h.", rich_help_panel=_RECOVERY)] = "5m",
+    budget: Annotated[
+        str, typer.Option(metavar="TIME", help="What all of it may take: 90s, 5m, 1h.", rich_help_panel=_RECOVERY)
+    ] = "5m",
+    control: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The dense model, trained as long beside it: tells adaptation to the text from recovery.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0.", rich_help_panel=_RECOVERY)] = "cpu",
     force: Annotated[bool, typer.Option("--force", help="Replace the output.", rich_help_panel=_OUT_RECOVERED)] = False,
     as_json: Json = False,
@@ -223,6 +215,7 @@ def recover(
     Prints its perplexity before and after on text that the training did not see. The best state is kept, chosen on
     yet other text; where none is better than the pruned model, nothing is written.
     """
+    began = time.monotonic()  # before the libraries are read, which takes seconds of the budget
     from tailwise.compression.recovery.recover import RecoverOptions
     from tailwise.compression.recovery.recover import recover as recover_model
     from tailwise.compression.trying.planned import seconds_of
@@ -239,24 +232,30 @@ def recover(
         seconds=seconds_of(budget),
         device=device,
         force=force,
+        control=control,
     )
     with _training_bar() as say:
-        found = recover_model(model, list(text), output, options=options, say=say)
+        found = recover_model(model, list(text), output, options=options, say=say, began=began)
     _deliver_recovered(found, as_json)
 
 
 @contextmanager
 def _training_bar() -> Iterator[Callable[[str, float], None]]:
-    """A bar on stderr; it leaves nothing behind."""
+    """A bar on stderr that leaves nothing behind; where that is no terminal, a line now and then."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-    with shown(bar):
+    with shown(bar), now_and_then(quiet=console.is_terminal) as line:
         task = bar.add_task("training", total=1.0)
-        yield lambda what, share: bar.update(task, description=what, completed=share)
+
+        def say(what: str, share: float) -> None:
+            bar.update(task, description=what, completed=share)
+            line(what, share)
+
+        yield say
 
 
 def _deliver_recovered(found: Recovered, as_json: bool) -> None:
@@ -284,6 +283,9 @@ def _recovered_table(found: Recovered) -> Grid:
         lines.append(("adapter, not merged", perplexity_words(found.unmerged), ""))
     zeros = f"{found.sparsity[1]:.2%}" if found.method != "lora" else "of the model beside it, as before"
     lines.append(("after", perplexity_words(found.after), zeros))
+    if found.control is not None:
+        lines.append(("control", perplexity_words(found.control.comparison.base), ""))
+        lines.append(("control, trained as long", perplexity_words(found.control.comparison.model), ""))
     return Grid(("", quality, "zeros in the blocks"), lines, wrapping=range(3))
 
 
@@ -299,6 +301,7 @@ def _lines(found: Recovered) -> Iterator[str]:
         yield f"{task.name}: {moved}{around}: {task.verdict}, over {task.n} images"
     if found.cost_of_merging is not None:
         yield f"of that, merging with the zeros put back costs {found.cost_of_merging:+.4f} nats a token"
+    yield from () if found.control is None else found.control.words()
     training = found.training
     unit = "an image" if found.after.tasks else "a token"
     yield (

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.arguments import Begin, Bos, Json, comma_list
-from tailwise.cli.progress import shown
+from tailwise.cli.progress import counted, last_part
 from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tailwise.models.evaluation.scores import Interval, ScoreChange, ScoreComparison, Scores
 
 _WHAT, _HOW, _RUN, _OUT = "What to measure", "How to measure", "How to run", "Output"
+_SUFFIXES = (".json", ".md", ".html")
 
 
 class Compute(StrEnum):
@@ -109,8 +110,14 @@ def evaluate(
     ] = None,
     output: Annotated[
         list[str] | None,
-        typer.Option("-o", "--output", metavar="FILE", help="x.json; may be repeated.", rich_help_panel=_OUT),
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="x.json, x.md or x.html; may be repeated.", rich_help_panel=_OUT
+        ),
     ] = None,
+    card: Annotated[
+        bool,
+        typer.Option("--card", help="Put the numbers into the model card (README.md) of MODEL.", rich_help_panel=_OUT),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure a language model (perplexity, tasks, size, speed) or an image classifier (accuracy), with intervals.
@@ -121,6 +128,10 @@ def evaluate(
 
     for path in output or ():
         _check_output(path)
+    if card:
+        from tailwise.report.evaluations.model_card import check_card
+
+        check_card(model)
     if images and (text or tasks or speed):
         raise UsageError("images and text are scored apart", fix="leave --text, --tasks and --speed out")
     options = EvaluateOptions(
@@ -139,18 +150,39 @@ def evaluate(
         base=base,
     )
     if images:
-        _deliver(_of_images(model, against, list(images), options), list(output or ()), as_json)
-        return
-    found = _found(model, against, list(text) if text else None, tokenizer, options)
-    _deliver(found, list(output or ()), as_json)
+        found = _of_images(model, against, list(images), options)
+    else:
+        found = _found(model, against, list(text) if text else None, tokenizer, options)
+    _deliver(found, list(output or ()), as_json, model if card else None)
 
 
 def _check_output(path: str) -> None:
+    from tailwise.report.html import check_page
     from tailwise.report.output_files import check_target
 
-    if Path(path).suffix != ".json":
-        raise UsageError(f"the suffix {Path(path).suffix!r} is not known", where=path, fix="use .json")
+    suffix = Path(path).suffix.lower()
+    if suffix not in _SUFFIXES:
+        known = ", ".join(_SUFFIXES)
+        raise UsageError(f"the suffix {Path(path).suffix!r} is not known", where=path, fix=f"use one of {known}")
+    if suffix == ".html":
+        check_page(path)
     check_target(path)
+
+
+def _write(found: Scores | ScoreComparison, path: str) -> None:
+    from tailwise.core.atomic import write_whole
+
+    suffix = Path(path).suffix.lower()
+    if suffix == ".md":
+        from tailwise.report.evaluations.evaluation_tables import markdown
+
+        write_whole(path, markdown(found).encode())
+    elif suffix == ".html":
+        from tailwise.report.evaluations.evaluation_page import write_report
+
+        write_report({Path(path).stem: found}, path)
+    else:
+        found.save(path)
 
 
 def _found(
@@ -165,8 +197,9 @@ def _found(
         if not isinstance(base, Scores):
             raise UsageError("saved scores are compared with saved scores", where=model, fix="give --against base.json")
         return compare_scores(Scores.load(model), base, seed=options.seed)
-    with _bar() as show:
-        return evaluate_models(model, text=text, against=base, tokenizer=tokenizer, options=options, progress=show)
+    with counted(last_part) as show:
+        found = evaluate_models(model, text=text, against=base, tokenizer=tokenizer, options=options, progress=show)
+    return _sized(found)
 
 
 def _of_images(model: str, against: str | None, images: list[str], options: Any) -> Scores | ScoreComparison:
@@ -177,35 +210,41 @@ def _of_images(model: str, against: str | None, images: list[str], options: Any)
     return evaluate_images(model, images, against=base, options=options)
 
 
+def _sized(found: Scores | ScoreComparison) -> Scores | ScoreComparison:
+    """With the bytes that a plan's formats take, of models that are stored de-quantized."""
+    from tailwise.models.evaluation.scores import Scores
+
+    if not isinstance(found, Scores):
+        return replace(found, model=_with_plan(found.model), base=_with_plan(found.base))
+    return _with_plan(found)
+
+
+def _with_plan(scores: Scores) -> Scores:
+    from tailwise.compression.applying.planned_size import planned_nbytes
+    from tailwise.core.errors import TailwiseError
+
+    if scores.facts is None or not Path(scores.model).is_dir():
+        return scores
+    try:
+        return replace(scores, facts=replace(scores.facts, planned_nbytes=planned_nbytes(scores.model)))
+    except TailwiseError as error:
+        return replace(scores, notes=(*scores.notes, f"{scores.model}: its plan was not read ({error.what})"))
+
+
 def _is_saved(name: str) -> bool:
     return Path(name).suffix == ".json"
 
 
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr, one task for each model; it leaves nothing behind."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    lines: dict[str, Any] = {}
-    with shown(Progress(*columns, console=console, transient=True, disable=not console.is_terminal)) as bar:
-
-        def show(name: str, done: int, total: int) -> None:
-            if name not in lines:
-                lines[name] = bar.add_task(Path(name).name, total=total)
-            bar.update(lines[name], completed=done)
-
-        yield show
-
-
-def _deliver(found: Scores | ScoreComparison, outputs: list[str], as_json: bool) -> None:
+def _deliver(found: Scores | ScoreComparison, outputs: list[str], as_json: bool, card: str | None = None) -> None:
     from tailwise.models.evaluation.scores import ScoreComparison, as_text
     from tailwise.report.terminal import console
 
     for path in outputs:  # first: a reader that closes the pipe must not cost the scores
-        found.save(path)
+        _write(found, path)
+    if card is not None:
+        from tailwise.report.evaluations.model_card import write_card
+
+        outputs = [*outputs, str(write_card(found, card))]
     screen = console(stderr=as_json)
     if as_json:
         sys.stdout.write(as_text(found.to_json()))
@@ -307,37 +346,9 @@ def _changes(found: ScoreComparison) -> RenderableType | None:
 
 def _divergence(found: ScoreComparison) -> RenderableType | None:
     """What llama.cpp's users know as the KL divergence statistics, each with its interval."""
-    one = found.divergence
-    if one is None:
-        return None
-    kl, change = one.kl_quantiles, one.change_quantiles
-    rows = [
-        ("mean KL divergence, nats", _plain(one.kl), _range(one.kl_interval, ".3g")),
-        ("  median, 90 %", f"{_plain(kl['50'])} · {_plain(kl['90'])}", ""),
-        ("  99 %, 99.9 %", f"{_plain(kl['99'])} · {_plain(kl['99.9'])}", ""),
-        ("  largest", _plain(kl["100"]), ""),
-        ("same top token", _percent(one.same_top), _percents(one.same_top_interval)),
-        ("token probability, mean change", _percent(one.change, "+"), _percents(one.change_interval, "+")),
-        ("  root mean square", _percent(one.rms_change), _percents(one.rms_change_interval)),
-        ("  1 %, 99 %", f"{_percent(change['1'], '+')} · {_percent(change['99'], '+')}", ""),
-        ("  5 %, 95 %", f"{_percent(change['5'], '+')} · {_percent(change['95'], '+')}", ""),
-    ]
-    table = _grid([f"over {one.tokens:,} tokens", "value", "95 %"])
-    for row in rows:
-        table.add_row(*row)
-    return table
+    from tailwise.report.evaluations.evaluation_tables import divergence_grid
 
-
-def _plain(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.3g}" if value >= 1e-12 else "0"
-
-
-def _percent(value: float | None, sign: str = "") -> str:
-    return "not finite" if value is None else f"{100 * value:{sign}.2f} %"
-
-
-def _percents(interval: Interval | None, sign: str = "") -> str:
-    return "–" if interval is None else f"{100 * interval[0]:{sign}.2f} to {100 * interval[1]:{sign}.2f} %"
+    return None if found.divergence is None else divergence_grid(found.divergence, found.perplexity)
 
 
 def _notes(found: Scores | ScoreComparison, both: Sequence[Scores]) -> list[str]:
