@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tailwise.app.workspace import links
 from tailwise.app.workspace.entry import Kind, WorkspaceEntry
 from tailwise.app.workspace.workspace import Workspace
 from tailwise.core.errors import TailwiseError
@@ -42,8 +43,6 @@ def others(workspace: Workspace, words: str = "") -> list[Other]:
 
 def _row(workspace: Workspace, entry: WorkspaceEntry) -> Other:
     if entry.kind == "plan":
-        from tailwise.app.workspace import links
-
         return Other(entry.id, entry.title, "plan", entry.changed, "", "", links.plan(entry.id))
     says, command = _SAYS[entry.kind]
     try:
@@ -54,7 +53,7 @@ def _row(workspace: Workspace, entry: WorkspaceEntry) -> Other:
         _log.warning("%s cannot be read", entry.path, exc_info=True)
         text = "it cannot be read"
     in_use = entry.kind == "history" and workspace.store is not None and Path(workspace.store) == entry.path
-    href = "/training" if in_use else ""
+    href = "/training" if in_use else links.evaluations() if entry.kind == "evaluation" else ""
     shown = "" if href else command.format(shlex.quote(str(entry.path)))
     return Other(entry.id, entry.title, entry.kind, entry.changed, text, shown, href)
 
@@ -77,9 +76,17 @@ def _of_study(path: Path) -> str:
     return f"{study.model}: {len(study)} matrices in {', '.join(study.formats)}.{said}"
 
 
+def _of_evaluation(path: Path) -> str:
+    from tailwise.models.evaluation.candidates import read_evaluation
+    from tailwise.report.evaluations.evaluation_page import in_a_line
+
+    return in_a_line(read_evaluation(path))
+
+
 _SAYS: Mapping[Kind, tuple[Callable[[Path], str], str]] = {
     "history": (lambda _: "training runs", "tailwise serve --store {}"),
     "comparison": (_of_comparison, ""),
     "precision": (_of_study, ""),
+    "evaluation": (_of_evaluation, ""),
     "unreadable": (lambda _: "it is no audit: damaged, cut off, or of another program", ""),
 }

@@ -24,7 +24,7 @@ from tailwise.compression.recovery.image_data import recover_pictures
 from tailwise.compression.recovery.lora import adapter_of, behind_masks, layers_for, merged, save_adapter, with_adapter
 from tailwise.compression.recovery.masked import Written, masks_in, trainable
 from tailwise.compression.recovery.recovered import RECOVERY_FILE, Recovered, card
-from tailwise.compression.recovery.text_data import Split, split_text
+from tailwise.compression.recovery.text_data import GUARD, Split, split_text
 from tailwise.compression.recovery.time_budget import TimeBudget
 from tailwise.compression.recovery.train_loop import Course, Say, Trainer, Training
 from tailwise.core.errors import UsageError
@@ -208,16 +208,19 @@ class _Run:
 
     def _fewer_windows(self) -> list[str]:
         """Measure on as many of the held-out windows as the time allows; what there is to say of it."""
-        held_out, wanted, budget = self.split.held_out, self.options, self.clock[0]
+        held_out, guard, budget = self.split.held_out, self.split.guard, self.clock[0]
         self._tell("timing a pass", 0.0)
         _, seconds = budget.timed(lambda: window_losses(self.loaded.module, held_out[:MIN_VALUES]))
-        passes = (2 if wanted.control is None else 4) + int(wanted.merge)
-        count = budget.windows(len(held_out), seconds / MIN_VALUES, passes, least=MIN_VALUES)
-        if count == len(held_out):
+        each, passes = seconds / MIN_VALUES, (2 if self.options.control is None else 4) + int(self.options.merge)
+        measured = budget.held_out(len(held_out), each, passes, least=MIN_VALUES)
+        chosen = budget.guard(len(guard), each, least=GUARD[0])
+        if (measured, chosen) == (len(held_out), len(guard)):
             return []
-        chosen = torch.linspace(0, len(held_out) - 1, count).round().long()
-        self.split = replace(self.split, held_out=held_out[chosen])
-        return [f"quality is measured on {count} of {len(held_out)} windows: more would leave too little of the time"]
+        self.split = replace(self.split, held_out=_some(held_out, measured), guard=_some(guard, chosen))
+        return [
+            f"quality is measured on {measured} of {len(held_out)} windows, and the best state chosen by {chosen} of "
+            f"{len(guard)}: more would leave too little of the time for training"
+        ]
 
     def _tell(self, what: str, share: float) -> None:
         _tell(self.clock[1], what, share)
@@ -330,6 +333,11 @@ class _Run:
 
     def _zeros(self, draft: Draft) -> float:
         return facts_of(draft.folder).block_sparsity
+
+
+def _some(windows: torch.Tensor, count: int) -> torch.Tensor:
+    """So many of the windows, evenly apart and in their order."""
+    return windows[torch.linspace(0, len(windows) - 1, count).round().long()]
 
 
 def _width(model: nn.Module) -> int:

@@ -13,7 +13,8 @@ _WRITING = 1.0  # times the seconds that reading the model takes
 #: Reading a model again takes no longer than this (the first time, libraries are read too): seconds, bytes a second.
 _AGAIN = (2.0, 5e7)
 _ONCE_MORE = 1.12  # of the budget: where a training that follows another is ended wherever it is
-_MEASURING = 0.4  # of the budget, at most, for all passes over what quality is measured on
+_MEASURING = 0.3  # of the budget, at most, for all passes over what quality is measured on
+_LOOK = 0.02  # of the budget, at most, for one look at what the best state is chosen by
 _SAID = 1.15  # of the budget: from where on it is told
 
 
@@ -46,10 +47,13 @@ class TimeBudget:
         began = self.read()
         return work(), self.read() - began
 
-    def windows(self, count: int, seconds_each: float, passes: int, *, least: int) -> int:
-        """Of `count` windows, as many as so many passes over them leave time to train."""
-        room = _MEASURING * self.seconds / max(passes * seconds_each, 1e-9)
-        return min(count, max(least, int(room)))
+    def held_out(self, count: int, seconds_each: float, passes: int, *, least: int) -> int:
+        """Of `count` windows to measure on, as many as so many passes over them leave time to train."""
+        return _as_many(count, least, _MEASURING * self.seconds / passes, seconds_each)
+
+    def guard(self, count: int, seconds_each: float, *, least: int) -> int:
+        """Of `count` windows to choose by, as many as looks at them leave time to train."""
+        return _as_many(count, least, _LOOK * self.seconds, seconds_each)
 
     @property
     def weight(self) -> float:
@@ -79,3 +83,7 @@ class TimeBudget:
             f"it took {spent:.0f} s and was given {self.seconds:.0f} s: all but the training takes "
             f"{spent - training:.0f} s",
         )
+
+
+def _as_many(count: int, least: int, room: float, seconds_each: float) -> int:
+    return min(count, max(least, int(room / max(seconds_each, 1e-9))))

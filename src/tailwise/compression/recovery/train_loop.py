@@ -119,7 +119,7 @@ class Trainer:
                 loss = self._step(optimizer, self._drawn(course, generator), rate)
                 found.steps, found.seconds = step, time.monotonic() - began
                 found.rates.append(rate)
-                over = time.monotonic() > until
+                over = step < len(led.rates) and time.monotonic() > until
                 if not math.isfinite(loss):
                     found.ended = f"the loss was not finite at step {step}"
                     break

@@ -9,7 +9,8 @@ from typing import Any
 
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
-from tailwise.models.evaluation.candidates import Candidate, Evaluation, SameText, side_by_side
+from tailwise.models.evaluation.candidates import Evaluation, SameText, side_by_side
+from tailwise.models.evaluation.scores import Scores
 from tailwise.report import page_parts as parts
 from tailwise.report.charts.chart import Chart, require_altair
 from tailwise.report.columns import printable
@@ -141,10 +142,15 @@ class _EvaluationPage:
         )
 
 
-def row_of(one: Candidate) -> str:
-    """A model in a line, for a list of files."""
-    scores = one.scores
+def in_a_line(found: Evaluation) -> str:
+    """An evaluation in a sentence, for a list of files."""
+    scores = found if isinstance(found, Scores) else found.model
+    name, said = printable(scores.model), []
     if scores.losses:
         value = "not finite" if scores.perplexity is None else f"{scores.perplexity:.4g}"
-        return f"{printable(scores.model)}: perplexity {value} on {len(scores.losses)} windows"
-    return f"{printable(scores.model)}: " + ", ".join(f"{task.task} {task.value:.4f}" for task in scores.tasks[:4])
+        said.append(f"perplexity {value} on {len(scores.losses)} windows")
+    said += [f"{task.task} {task.metric} {task.value:.4f}" for task in scores.tasks[:4]]
+    if isinstance(found, Scores):
+        return f"{name}: {', '.join(said) or 'nothing scored'}."
+    change = [one.verdict for one in (found.perplexity, *found.tasks) if one is not None]
+    return f"{name} against {printable(found.base.model)}: {', '.join(said)}; {', '.join(dict.fromkeys(change))}."
