@@ -188,7 +188,7 @@ def test_a_control_has_its_part_of_the_time(time):
     budget = TimeBudget(100.0, time)
     budget.reading, budget.scoring, budget.control = 0.0, 10.0, (2.0, 30.0)
     assert budget.weight == pytest.approx(0.25)
-    assert budget.for_training(written=False) == pytest.approx((100 - 10 - 32) * 0.25)
+    assert budget.for_training(written=False) == pytest.approx((100 - 10 - 32) * 0.25 * 0.95)
 
 
 def test_there_is_always_some_time_to_train(time):

@@ -158,7 +158,7 @@ def evaluate(
 
 def _check_output(path: str) -> None:
     from tailwise.report.html import check_page
-    from tailwise.report.output_files import check_target
+    from tailwise.report.output_files import check_place
 
     suffix = Path(path).suffix.lower()
     if suffix not in _SUFFIXES:
@@ -166,7 +166,7 @@ def _check_output(path: str) -> None:
         raise UsageError(f"the suffix {Path(path).suffix!r} is not known", where=path, fix=f"use one of {known}")
     if suffix == ".html":
         check_page(path)
-    check_target(path)
+    check_place(path)
 
 
 def _write(found: Scores | ScoreComparison, path: str) -> None:

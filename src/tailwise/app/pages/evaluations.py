@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse
 from markupsafe import Markup
 
-from tailwise.app.chart_json import encoded
+from tailwise.app.chart_json import of_view
 from tailwise.app.page_context import PageContext, context_of
 from tailwise.app.workspace import links
 from tailwise.app.workspace.entry import WorkspaceEntry
@@ -90,10 +90,4 @@ def chart_of(desk: PageContext, text: int, measure: str, size: str) -> bytes:
     if view is None:
         raise UsageError("there is no such chart of evaluations", where=f"text {text}, {measure}, {size}",
                          fix="open it from the page of evaluations")  # fmt: skip
-    return encoded(lambda: _drawn(view))
-
-
-def _drawn(view: EvaluationView) -> Any:
-    figure = figure_of(view).draw(view, titled=False)
-    figure["datasets"] = view.datasets
-    return figure
+    return of_view(figure_of(view), view)

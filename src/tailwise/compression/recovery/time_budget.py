@@ -12,7 +12,8 @@ Value = TypeVar("Value")
 _WRITING = 1.0  # times the seconds that reading the model takes
 #: Reading a model again takes no longer than this (the first time, libraries are read too): seconds, bytes a second.
 _AGAIN = (2.0, 5e7)
-_ONCE_MORE = 1.12  # of the budget: where a training that follows another is ended wherever it is
+_ENDED = 1.05  # of the budget: where the control is ended wherever it is,
+_SPARE = 0.95  # and of the time to train, what is planned with, since the control must have as many steps
 _MEASURING = 0.3  # of the budget, at most, for all passes over what quality is measured on
 _LOOK = 0.02  # of the budget, at most, for one look at what the best state is chosen by
 _SAID = 1.15  # of the budget: from where on it is told
@@ -67,12 +68,13 @@ class TimeBudget:
         `written`: the checkpoint is written and read again to be scored.
         """
         after = self.scoring + ((1 + _WRITING) * self.reading if written else 0.0) + sum(self.control)
-        return max((self.seconds - self.spent - after) * self.weight, 1e-3)
+        spare = _SPARE if any(self.control) else 1.0
+        return max((self.seconds - self.spent - after) * self.weight * spare, 1e-3)
 
     @property
     def until(self) -> float:
         """When the control is ended wherever it is, a time of `read`."""
-        return self.began + _ONCE_MORE * self.seconds - self.control[1]
+        return self.began + _ENDED * self.seconds - self.control[1]
 
     def notes(self, training: float) -> tuple[str, ...]:
         """What to say of a budget that was not kept, where `training` seconds were spent on training."""

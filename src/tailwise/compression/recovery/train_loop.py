@@ -115,11 +115,15 @@ class Trainer:
             found, best = self._begun()
             optimizer, generator = self._tools(course)
             began, checks = time.monotonic() - found.seconds, {step for step, _ in led.curve}
+            look = found.seconds
             for step, rate in enumerate(led.rates, 1):
+                started = time.monotonic()
                 loss = self._step(optimizer, self._drawn(course, generator), rate)
-                found.steps, found.seconds = step, time.monotonic() - began
+                now = time.monotonic()
+                found.steps, found.seconds = step, now - began
                 found.rates.append(rate)
-                over = step < len(led.rates) and time.monotonic() > until
+                # A step that would end after the time is not begun.
+                over = step < len(led.rates) and 2 * now - started + look > until
                 if not math.isfinite(loss):
                     found.ended = f"the loss was not finite at step {step}"
                     break
