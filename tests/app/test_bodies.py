@@ -42,7 +42,7 @@ def multipart(bits):
 
 
 def test_an_upload_of_unknown_size_ends_where_too_much_came(client, app, monkeypatch):
-    object.__setattr__(app.state.desk.settings, "largest_upload", 3_000_000)
+    object.__setattr__(app.state.context.settings, "largest_upload", 3_000_000)
     spooled = []
     make = tempfile.SpooledTemporaryFile.write
     monkeypatch.setattr(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tailwise.app.others import others
+from tailwise.app.lists import others
 from tailwise.app.workspace import links
 from tailwise.app.workspace.workspace import Workspace
 from tailwise.models.evaluation.evaluate import summary
@@ -64,7 +64,7 @@ def test_a_file_that_comes_is_shown_at_once(scored, client, app):
     client.get("/evaluations")
     base = made("dense", 0.0, 1000)
     compare_scores(replace(made("later", 0.2, 400)), base).save(scored / "later.json")
-    app.state.desk.workspace.look_again()
+    app.state.context.workspace.look_again()
     assert "later" in client.get("/evaluations").text
 
 

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from tailwise.cli import progress
-from tailwise.cli.progress import NowAndThen, clock_words, counted, now_and_then
+from tailwise.cli import progress_bar as progress
+from tailwise.cli.progress_bar import NowAndThen, clock_words, counted, now_and_then
 
 
 class Time:

@@ -262,7 +262,7 @@ def test_a_plan_that_was_not_clamped_can_be_looked_at_but_not_applied(audit, tmp
     raw = plan_prune(audit, Request(0.95, "alpha", clamp=False))
     found = Plan.load(raw.save(tmp_path / "x.json"))
     assert found == raw
-    with pytest.raises(UsageError, match="plan again without --no-clamp"):
+    with pytest.raises(UsageError, match="plan again without clamp=False"):
         found.validate()
 
 

@@ -1,4 +1,4 @@
-"""What a model that is stored de-quantized would take, packed as its plan says."""
+"""What a model that is stored dequantized would take, packed as its plan says."""
 
 from __future__ import annotations
 

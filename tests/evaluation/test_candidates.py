@@ -67,7 +67,7 @@ def test_other_windows_are_another_text():
     assert [len(group.candidates) for group in side_by_side({"a": BASE, "b": other})] == [1, 1]
 
 
-def test_a_model_that_is_stored_de_quantized_is_as_large_as_its_plan_says():
+def test_a_model_that_is_stored_dequantized_is_as_large_as_its_plan_says():
     (group,) = side_by_side({"a": made("a", 0.1, 1000, planned=250), "b": BASE})
     assert of_names(group, [one.nbytes for one in group.candidates]) == {"a": 250, "dense": 1000}
 

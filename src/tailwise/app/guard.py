@@ -143,11 +143,11 @@ def _by_htmx(headers: Headers) -> bool:
 def _for_a_part(refusal: Response) -> Response:
     """Of a page that asked: what it shows must not be replaced by a refusal, which stands above it in words."""
     text = bytes(refusal.body).decode()
-    said = json_of(text)["error"] if isinstance(refusal, JSONResponse) else text
+    message = json_of(text)["error"] if isinstance(refusal, JSONResponse) else text
     headers = {"hx-retarget": "#problem", "hx-reswap": "textContent"}
     if refusal.status_code == 401:
         headers["hx-redirect"] = "/login"
-    return PlainTextResponse(said, refusal.status_code, headers)
+    return PlainTextResponse(message, refusal.status_code, headers)
 
 
 def _login(scope: Scope) -> str:

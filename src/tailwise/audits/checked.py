@@ -28,6 +28,8 @@ SPECTRA = {
     "solver": pa.string(),
     "error_bound": pa.float64(),
     "zero_vectors": pa.int32(),
+    "weak_vectors": pa.int32(),
+    "order_z": pa.float64(),
     "eigenvalues": pa.list_(pa.float64()),
 }
 #: What is in the provenance, where pages and reports count on it.
@@ -39,9 +41,9 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "seconds": (int, float),
     "notes": (list,),
 }
-#: Columns that may have gaps, and those that audits of version 0.1 do not have.
-_OPTIONAL = frozenset({"block", "input_axis", "zero_vectors"})
-_LATER = frozenset({"zero_vectors"})
+#: Columns that may have gaps, and those that older audits do not have.
+_OPTIONAL = frozenset({"block", "input_axis", "zero_vectors", "weak_vectors", "order_z"})
+_LATER = frozenset({"zero_vectors", "weak_vectors", "order_z"})
 _MOST_ENTRIES = 1 << 62
 
 

@@ -141,11 +141,11 @@ class _Grouping:
         groups: dict[str, list[str]] = {}
         for name, other in first.items():
             groups.setdefault(_root(other, first), []).append(name)
-        found: dict[str, str] = {}
+        representatives: dict[str, str] = {}
         for root, names in groups.items():
             chosen = min((root, *names), key=lambda name: self._roles.get(name) not in EMBEDDINGS)
-            found.update({name: chosen for name in (root, *names) if name != chosen})
-        return found
+            representatives.update({name: chosen for name in (root, *names) if name != chosen})
+        return representatives
 
     def take(self, stored: str) -> None:
         """Account for one stored tensor."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.compare_commands import check_text_target, is_audit
-from tailwise.cli.progress import shown
+from tailwise.cli.audit_inputs import check_text_target, is_audit
+from tailwise.cli.progress_bar import shown
 from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def text_of(
     calibration: list[str] | None, windows: Windows, device: str, executor: str = "local"
 ) -> StageOptions | None:
     """What plans are tried on, where there is any, and where."""
-    from tailwise.core.execution.engines import check_executor
+    from tailwise.core.execution.executor import check_executor
 
     check_executor(executor)
     if not calibration:
@@ -133,7 +133,7 @@ def audit_of(model: str, device: str, workers: int | None) -> Audit:
     if is_audit(model):
         return Audit.load(model)
     from tailwise.audits.run import audit
-    from tailwise.cli.progress import progress_bar
+    from tailwise.cli.progress_bar import progress_bar
     from tailwise.compression.plans.candidates import READ
 
     with progress_bar() as show_progress:
@@ -163,7 +163,7 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
         asked, reached = part.budget.get("asked"), part.budget.get("reached")
         unit = f" {part.budget['unit']}" if "unit" in part.budget else ""
         if asked is not None and reached is not None:
-            screen.print(f"budget: asked {asked:g}, reached {reached:.6f}{unit} of {part.n_params:,} parameters")
+            screen.print(f"budget: requested {asked:g}, achieved {reached:.6f}{unit} of {part.n_params:,} parameters")
     for note in plan.notes:
         screen.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
 

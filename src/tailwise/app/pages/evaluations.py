@@ -36,21 +36,23 @@ class Shown:
     of: int
 
 
-def shown(desk: PageContext) -> Shown:
+def shown(context: PageContext) -> Shown:
     """All evaluations by what they were scored on, kept until a file comes, goes or changes."""
-    entries = [entry for entry in desk.workspace.others() if entry.kind == "evaluation"]
+    entries = [entry for entry in context.workspace.others() if entry.kind == "evaluation"]
     if not entries:
         return Shown((), (), 0, 0)
-    return desk.workspace.keep(entries[0].id, ("evaluations", desk.workspace.state), lambda: _read(desk, entries))
+    return context.workspace.keep(
+        entries[0].id, ("evaluations", context.workspace.state), lambda: _read(context, entries)
+    )
 
 
-def _read(desk: PageContext, entries: list[WorkspaceEntry]) -> Shown:
+def _read(context: PageContext, entries: list[WorkspaceEntry]) -> Shown:
     found: dict[str, Evaluation] = {}
     broken = []
     for entry in entries[:_MOST]:
         path = entry.path
         try:
-            found[entry.title] = desk.workspace.keep(entry.id, "evaluation", lambda path=path: read_evaluation(path))  # type: ignore[misc]
+            found[entry.title] = context.workspace.keep(entry.id, "evaluation", lambda path=path: read_evaluation(path))  # type: ignore[misc]
         except TailwiseError as error:
             broken.append((entry.title, error.what))
         except Exception:  # whatever one file holds, the page shows the others
@@ -60,12 +62,12 @@ def _read(desk: PageContext, entries: list[WorkspaceEntry]) -> Shown:
 
 
 @router.get("/evaluations")
-def evaluations(request: Request, desk: Given) -> HTMLResponse:
+def evaluations(request: Request, context: Given) -> HTMLResponse:
     """Every text with its models."""
-    found = shown(desk)
+    found = shown(context)
     values = {"area": "Models", "found": found, "texts": [_text(index, one) for index, one in enumerate(found.groups)],
               "guidance": GUIDANCE}  # fmt: skip
-    return desk.pages.page(request, "evaluations.html", values)
+    return context.pages.page(request, "evaluations.html", values)
 
 
 def _text(index: int, group: SameText) -> dict[str, Any]:
@@ -82,9 +84,9 @@ def _text(index: int, group: SameText) -> dict[str, Any]:
             "charts": charts}  # fmt: skip
 
 
-def chart_of(desk: PageContext, text: int, measure: str, size: str) -> bytes:
+def chart_of(context: PageContext, text: int, measure: str, size: str) -> bytes:
     """The Vega-Lite spec of one chart. `UsageError` where there is none of that name."""
-    groups = shown(desk).groups
+    groups = shown(context).groups
     views: list[EvaluationView] = views_of(groups[text]) if 0 <= text < len(groups) else []
     view = next((one for one in views if (one.measure.key, one.size.key) == (measure, size)), None)
     if view is None:

@@ -61,6 +61,11 @@ def plan(name: str) -> str:
     return f"/plans/{quote(name, safe='')}"
 
 
+def file(name: str) -> str:
+    """A comparison or a precision study that lies in a folder."""
+    return f"/files/{quote(name, safe='')}"
+
+
 def evaluations() -> str:
     """Evaluations side by side."""
     return "/evaluations"

@@ -18,6 +18,7 @@ from tailwise.checkpoints.formats.arrays import ArrayStore, Stored, is_bfloat16
 from tailwise.checkpoints.formats.kernels_last import Turned, leaf_of, turned
 from tailwise.checkpoints.formats.unfolding import check_unfolding
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.optional import how_to_get
 from tailwise.core.storage import json_of
 
 if TYPE_CHECKING:
@@ -70,23 +71,23 @@ class KerasCheckpoint(ArrayStore):
         try:
             classes = _classes(settings if settings is not None else _attribute(self._h5, "model_config"))
             old = _is_own(self._h5, "model_weights")
-            found = list(self._arrays_of(self._h5["model_weights"] if old else self._h5, classes))
+            stored = list(self._arrays_of(self._h5["model_weights"] if old else self._h5, classes))
             self._state = self._state or (old and "optimizer_weights" in list(self._h5))
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, OverflowError) as error:
             # The library raises these where a part of the file is not what another says.
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise UnreadableError(f"is a damaged HDF5 file: {reason}", where=self._file.name, fix=_DAMAGED) from error
-        return found
+        return stored
 
     def _arrays_of(self, root: Any, classes: Mapping[str, str]) -> Iterator[Stored]:
         datasets, given = list[tuple[tuple[str, ...], Any]](), dict[tuple[str, ...], str]()
-        for path, found in self._walk(root, (), set()):
+        for path, node in self._walk(root, (), set()):
             if len(datasets) >= _MOST:
                 raise UnreadableError(f"names more than {_MOST} arrays", where=self._file.name)
             if path[-1] == "vars":
-                given[path[:-1]] = _text(_attribute(found, "name"))
-            if hasattr(found, "is_virtual") and found.shape is not None and found.dtype.kind in "fiubcV":
-                datasets.append((path, found))
+                given[path[:-1]] = _text(_attribute(node, "name"))
+            if hasattr(node, "is_virtual") and node.shape is not None and node.dtype.kind in "fiubcV":
+                datasets.append((path, node))
         for path, dataset in datasets:
             shape = tuple(int(size) for size in dataset.shape)
             shown = _shown(path, shape, classes, given)
@@ -108,24 +109,24 @@ class KerasCheckpoint(ArrayStore):
             if not path and name in _OPTIMIZER:
                 self._state = True
                 continue
-            found = group[name]
-            yield inner, found
-            if isinstance(found, h5py.Group):
-                address = h5py.h5o.get_info(found.id).addr
+            member = group[name]
+            yield inner, member
+            if isinstance(member, h5py.Group):
+                address = h5py.h5o.get_info(member.id).addr
                 if address not in seen:
                     seen.add(address)
-                    yield from self._walk(found, inner, seen)
+                    yield from self._walk(member, inner, seen)
 
     def _array(self, stored: Stored, start: int, stop: int) -> NDArray[Any]:
         import numpy as np
 
         try:
             dataset = self._h5[stored.key]
-            found: NDArray[Any] = np.asarray(dataset[start:stop] if stored.shape else dataset[()])
+            values: NDArray[Any] = np.asarray(dataset[start:stop] if stored.shape else dataset[()])
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, MemoryError) as error:
             place = f"{self._file.name}, array {stored.key[:120]}"
             raise UnreadableError(f"could not be read: {error}", where=place, fix=_DAMAGED) from error
-        return found
+        return values
 
     @override
     def close(self) -> None:
@@ -139,7 +140,7 @@ def _opened(file: ByteSource) -> tuple[Any, Any]:
         import h5py
     except ImportError as error:
         raise UsageError(
-            "reading Keras files needs the h5py package", where=file.name, fix='pip install "tailwise[keras]"'
+            "reading Keras files needs the h5py package", where=file.name, fix=how_to_get("keras")
         ) from error
     try:
         if not file.head.startswith(b"PK"):
@@ -201,9 +202,9 @@ def _classes(settings: Any) -> dict[str, str]:
         tree = json_of(settings) if settings is not None else {}
     except (ValueError, RecursionError, TypeError):
         return {}
-    found: dict[str, str] = {}
+    classes: dict[str, str] = {}
     todo = [tree]
-    while todo and len(found) < _MOST:
+    while todo and len(classes) < _MOST:
         item = todo.pop()
         if isinstance(item, list):
             todo += item
@@ -215,8 +216,8 @@ def _classes(settings: Any) -> dict[str, str]:
                 and isinstance(config, dict)
                 and isinstance(config.get("name"), str)
             ):
-                found[config["name"]] = item["class_name"]
-    return found
+                classes[config["name"]] = item["class_name"]
+    return classes
 
 
 def _shown(
@@ -230,18 +231,18 @@ def _shown(
         parts = parts[2:]
     elif parts and parts[0] in parts[1:]:  # the layer's group, then its variable's path, from the model's name on
         parts = parts[parts.index(parts[0], 1) :]
-    said = classes.get(parts[-1], "") if parts else ""
-    if not said and len(parts) > 1 and "cell" in parts[-1]:
-        said = classes.get(parts[-2], "")
+    class_name = classes.get(parts[-1], "") if parts else ""
+    if not class_name and len(parts) > 1 and "cell" in parts[-1]:
+        class_name = classes.get(parts[-2], "")
     parts = [part.rpartition("___")[2].replace("_._", ".") for part in parts]
-    return turned([*parts, leaf], shape, said)
+    return turned([*parts, leaf], shape, class_name)
 
 
 def _numbered(
     path: tuple[str, ...], shape: tuple[int, ...], classes: Mapping[str, str], given: Mapping[tuple[str, ...], str]
 ) -> Turned:
     """A variable of Keras 3, `layers/conv2d/vars/0`: the group is named by class, its attribute by the layer's name."""
-    groups, names, said = path[:-2], list[str](), ""
+    groups, names, class_name = path[:-2], list[str](), ""
     for depth, group in enumerate(groups):
         if group in _LISTS and depth + 1 < len(groups):
             continue
@@ -249,5 +250,5 @@ def _numbered(
         listed = depth > 0 and groups[depth - 1] in _LISTS
         names.append(name if listed and name else group)
         own = classes.get(name, "") or f"{group}/{name}"
-        said = f"{said}/{own}" if group == "cell" else own
-    return turned([*names, leaf_of(int(path[-1]), said)], shape, said)
+        class_name = f"{class_name}/{own}" if group == "cell" else own
+    return turned([*names, leaf_of(int(path[-1]), class_name)], shape, class_name)

@@ -1,4 +1,4 @@
-"""What a model that is stored de-quantized would take in the formats of its plan."""
+"""What a model that is stored dequantized would take in the formats of its plan."""
 
 from __future__ import annotations
 

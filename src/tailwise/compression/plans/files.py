@@ -64,7 +64,7 @@ def to_document(plan: Entries) -> dict[str, Any]:
 
 
 def _entry(decision: Decision) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "matrix": decision.matrix,
         "role": decision.role,
         "block": decision.block,
@@ -79,9 +79,9 @@ def _entry(decision: Decision) -> dict[str, Any]:
         "reason": decision.reason,
     }
     if decision.sparsity is None:  # a quantization plan
-        del found["pattern"]
+        del entry["pattern"]
     optional = ("shape", "sparsity", "experts", "rank", "format", "metrics")
-    return {name: value for name, value in found.items() if name not in optional or value not in (None, [], {})}
+    return {name: value for name, value in entry.items() if name not in optional or value not in (None, [], {})}
 
 
 def load(path: str | Path, of: type[P]) -> P:
@@ -162,9 +162,9 @@ def _check_text(document: Any, where: object) -> None:
 def _check_plain(document: Mapping[str, Any], where: object) -> None:
     """`UsageError` where what only people read would not go into a file again."""
     for name, item in (("notes", str), ("tried", Mapping)):
-        found = document.get(name, ())
-        if isinstance(found, str) or not all(isinstance(value, item) for value in found):
-            raise UsageError(f"{name} is {found!r}", where=where, fix="leave it as tailwise wrote it")
+        items = document.get(name, ())
+        if isinstance(items, str) or not all(isinstance(value, item) for value in items):
+            raise UsageError(f"{name} is {items!r}", where=where, fix="leave it as tailwise wrote it")
     for name in ("settings", "budget", "tried"):
         try:
             json.dumps(document.get(name), allow_nan=False)

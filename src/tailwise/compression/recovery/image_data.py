@@ -25,7 +25,7 @@ from tailwise.models.evaluation.images import Images, image_losses, images_of, l
 from tailwise.models.evaluation.model_size import facts_of
 from tailwise.models.evaluation.score_pairs import compare_scores
 from tailwise.models.evaluation.scores import Scores
-from tailwise.models.walking.hosts import places_in
+from tailwise.models.walking.stored_names import places_in
 
 #: Shares of the images that quality is measured on, and that the best state is chosen by.
 _HELD_OUT, _GUARD = 0.2, 0.1

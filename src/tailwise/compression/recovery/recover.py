@@ -28,6 +28,7 @@ from tailwise.compression.recovery.text_data import GUARD, Split, split_text
 from tailwise.compression.recovery.time_budget import TimeBudget
 from tailwise.compression.recovery.train_loop import Course, Say, Trainer, Training
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import check_fields, check_least, checked
 from tailwise.models.evaluation.evaluate import digest_of, summary
 from tailwise.models.evaluation.images import is_classifier
 from tailwise.models.evaluation.intervals import MIN_VALUES
@@ -37,7 +38,7 @@ from tailwise.models.evaluation.model_size import facts_of
 from tailwise.models.evaluation.score_pairs import compare_scores
 from tailwise.models.evaluation.scores import Scores
 from tailwise.models.evaluation.tokens import check_vocabulary
-from tailwise.models.walking.hosts import places_in
+from tailwise.models.walking.stored_names import places_in
 
 METHODS = ("masked", "lora")
 _PROMPTS = (
@@ -75,6 +76,8 @@ class RecoverOptions:
     force: bool = False  # replace the output
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_least(self, seed=0)
         # Told before a model is read.
         if (why := _WHY_NOT.get(self.method.lower().replace("³", "3").replace("-", "_"))) is not None:
             raise UsageError(f"{self.method} does not recover a pruned model: {why}", fix=f"use {' or '.join(METHODS)}")
@@ -88,9 +91,10 @@ class RecoverOptions:
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise UsageError(f"{self.lr:g} is no learning rate", where="--lr", fix="use some number above 0, e.g. 1e-4")
         if not self.seconds > 0:
-            raise UsageError(f"a time budget of {self.seconds:g} s", fix="give some time, e.g. --budget 5m")
+            raise UsageError(f"a time budget of {self.seconds:g} s", fix="give more than zero to --budget")
 
 
+@checked
 def recover(
     model: str | os.PathLike[str],
     text: Any,

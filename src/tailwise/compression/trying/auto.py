@@ -9,7 +9,7 @@ from typing import Any
 from tailwise.compression.operators.registered import direction_in_words
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.scored import (
-    LastJudgement,
+    PlanScorer,
     Scored,
     best_of_each,
     perplexity,
@@ -22,8 +22,8 @@ from tailwise.compression.trying.scored import (
 class Search(ABC):
     """What is tried, of amounts or of formats."""
 
-    def __init__(self, court: LastJudgement) -> None:
-        self.court, self.stage, self.clock = court, court.stage, court.clock
+    def __init__(self, scorer: PlanScorer) -> None:
+        self.scorer, self.stage, self.clock = scorer, scorer.stage, scorer.clock
 
     @abstractmethod
     def candidates(self) -> list[Scored]:
@@ -38,51 +38,51 @@ class Search(ABC):
         """A plan changed by trial for the time that is left but for the last scores; itself where none can be."""
 
     @abstractmethod
-    def told(self, kept: Scored) -> Plan:
+    def told(self, best: Scored) -> Plan:
         """The plan that is kept, with its budget, settings, and reasons where the search found it."""
 
     @abstractmethod
-    def notes(self, kept: Scored) -> tuple[str, Sequence[str]]:
+    def notes(self, best: Scored) -> tuple[str, Sequence[str]]:
         """How it follows depth, and what was left out."""
 
     def moved(self, loss: float, tried: int) -> None:
         """Say how far the refinement is."""
-        self.court.tell(f"search: perplexity {perplexity(loss):.4g} after {tried} moves")
+        self.scorer.tell(f"search: perplexity {perplexity(loss):.4g} after {tried} moves")
 
 
 def auto(search: Search) -> Plan:
     """The plan that loses least on calibration text, with a table of all that were tried.
 
     Every known way comes first, then measured sensitivity where a sweep fits into the time; the best of them is
-    refined by trial until the court's clock runs out. The best few are scored once more on windows that no step has
+    refined by trial until the scorer's clock runs out. The best few are scored once more on windows that no step has
     seen, uniform among them, and the one with the least loss there is kept: what the search made up for its own
     windows does not pass.
     """
-    court = search.court
+    scorer = search.scorer
     candidates = search.candidates()
-    court.judge(candidates[:1])
+    scorer.judge(candidates[:1])
     candidates += search.from_sensitivity(candidates[0])
     best = min(candidates, key=lambda item: item.loss)
-    finalists = [candidates[0], *best_of_each(candidates[1:], court.finalists)]
-    found = search.refine(best)
-    finalists += [found] if found.plan is not best.plan else []
-    court.judge(finalists)
-    kept = min(finalists, key=lambda item: item.judged)
-    court.stage.trial.restore()
-    return _final(search, kept, [*candidates, *(item for item in finalists if item not in candidates)])
+    finalists = [candidates[0], *best_of_each(candidates[1:], scorer.finalists)]
+    refined = search.refine(best)
+    finalists += [refined] if refined.plan is not best.plan else []
+    scorer.judge(finalists)
+    chosen = min(finalists, key=lambda item: item.judged)
+    scorer.stage.trial.restore()
+    return _final(search, chosen, [*candidates, *(item for item in finalists if item not in candidates)])
 
 
-def _final(search: Search, kept: Scored, everything: list[Scored]) -> Plan:
-    plan, court = search.told(kept), search.court
-    depth, left = search.notes(kept)
+def _final(search: Search, chosen: Scored, everything: list[Scored]) -> Plan:
+    plan, scorer = search.told(chosen), search.scorer
+    depth, left = search.notes(chosen)
     notes = [
-        f"sign: {direction_in_words(plan.operator)}; here nothing was believed, all was tried",
+        f"sign: {direction_in_words(plan.operator)}; here all candidates were tested on your text",
         depth,
-        verdict(kept, everything[0], court.stage.trial.material.unit),
-        trials_in_words(court),
+        verdict(chosen, everything[0], scorer.stage.trial.material.unit),
+        trials_in_words(scorer),
         *left,
-        *court.stage.notes,
+        *scorer.stage.notes,
     ]
-    settings: dict[str, Any] = {"kept": kept.name, **plan.settings, "seed": court.stage.seed}
-    tried = rows_of(everything, kept)
+    settings: dict[str, Any] = {"kept": chosen.name, **plan.settings, "seed": scorer.stage.seed}
+    tried = rows_of(everything, chosen)
     return plan.replace(allocator="auto", settings=settings, tried=tried, notes=tuple(dict.fromkeys(notes)))

@@ -8,11 +8,11 @@ from tailwise.audits.audit import Audit
 from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.clock import Clock
-from tailwise.compression.trying.scored import LastJudgement, Say
+from tailwise.compression.trying.scored import PlanScorer, Say
 from tailwise.compression.trying.search_amounts import Amounts
 from tailwise.compression.trying.search_formats import Formats
 from tailwise.compression.trying.stage import StageOptions, stage_of
-from tailwise.compression.trying.trial_tasks import elsewhere
+from tailwise.compression.trying.trial_tasks import trials_on_engine
 from tailwise.core.errors import UsageError
 from tailwise.models.evaluation.images import is_classifier
 from tailwise.models.walking.hosts import check_causal
@@ -50,11 +50,11 @@ def planned(
         return made.plan(allocator)
     check_causal_model(audit.model)
     around = made.around()
-    with elsewhere(audit.model, around, text) as far:
-        court = LastJudgement(
-            stage_of(audit.model, around, text), clock or Clock(DEFAULT_SECONDS), say or silent, far=far
+    with trials_on_engine(audit.model, around, text) as engine:
+        scorer = PlanScorer(
+            stage_of(audit.model, around, text), clock or Clock(DEFAULT_SECONDS), say or silent, engine=engine
         )
-        return made.auto(court) if allocator == AUTO else made.measured(court, allocator)
+        return made.auto(scorer) if allocator == AUTO else made.measured(scorer, allocator)
 
 
 def silent(what: str, done: float) -> None:

@@ -17,9 +17,9 @@ from tailwise.compression.plans.patterns import UNSTRUCTURED
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.rank_correlation import depth_correlation
 from tailwise.compression.trying.auto import Search, auto
-from tailwise.compression.trying.blend import plan_blend
+from tailwise.compression.trying.blend_search import plan_blend
 from tailwise.compression.trying.refine import Best, refined
-from tailwise.compression.trying.scored import LastJudgement, Scored
+from tailwise.compression.trying.scored import PlanScorer, Scored
 from tailwise.compression.trying.sensitivity import levels_of, measured_losses
 
 #: Shares of α and steps of depth that are tried; β as a fraction of what the budget allows.
@@ -66,27 +66,27 @@ class Amounts:
     def check_without_text(self, allocator: str) -> None:
         """Each allocator says itself what it lacks."""
 
-    def auto(self, court: LastJudgement) -> Plan:
+    def auto(self, scorer: PlanScorer) -> Plan:
         """By whatever loses least."""
-        return auto(AmountSearch(self, court))
+        return auto(AmountSearch(self, scorer))
 
-    def measured(self, court: LastJudgement, allocator: str) -> Plan:
+    def measured(self, scorer: PlanScorer, allocator: str) -> Plan:
         """By what a pass over the text says, or many."""
         if allocator == "blend" and "weights" not in self.request.settings:
-            return plan_blend(self.audit, self.request, court)
-        stage = court.stage
+            return plan_blend(self.audit, self.request, scorer)
+        stage = scorer.stage
         known = {"owl": stage.scores.outlier_ratios, "blend": stage.scores.outlier_ratios, "dlp": stage.scores.medians}
-        found: dict[str, Any] = {"statistics": known[allocator]} if allocator in known else self._losses(court)
-        plan = self.by(allocator, {**self.request.settings, **found})
+        settings: dict[str, Any] = {"statistics": known[allocator]} if allocator in known else self._losses(scorer)
+        plan = self.by(allocator, {**self.request.settings, **settings})
         return plan.replace(notes=(*plan.notes, *stage.notes))
 
-    def _losses(self, court: LastJudgement) -> dict[str, Any]:
+    def _losses(self, scorer: PlanScorer) -> dict[str, Any]:
         def progress(done: int, total: int) -> None:
-            court.say(f"measuring tensor {done} of {total}", done / total)
+            scorer.say(f"measuring tensor {done} of {total}", done / total)
 
-        trial = court.stage.trial
+        trial = scorer.stage.trial
         losses = measured_losses(
-            trial, self.around(), court.stage.search, progress=progress, measure=court.variant_losses
+            trial, self.around(), scorer.stage.search, progress=progress, measure=scorer.variant_losses
         )
         trial.restore()
         return {"losses": losses}
@@ -95,8 +95,8 @@ class Amounts:
 class AmountSearch(Search):
     """Uniform, depth, OWL, DLP, every mapping of α, entropy, and what was measured of single tensors."""
 
-    def __init__(self, asked: Amounts, court: LastJudgement) -> None:
-        super().__init__(court)
+    def __init__(self, asked: Amounts, scorer: PlanScorer) -> None:
+        super().__init__(scorer)
         self.asked, self.request = asked, asked.request
 
     @property
@@ -111,51 +111,51 @@ class AmountSearch(Search):
 
         A family goes from weak to strong settings, and ends where one loses `_HOPELESS` nats more than uniform.
         """
-        found = [self.court.opened("uniform", self.asked.around())]
-        if self.court.far is not None:
-            return found + self._side_by_side(found[0])
+        tried = [self.scorer.opened("uniform", self.asked.around())]
+        if self.scorer.engine is not None:
+            return tried + self._side_by_side(tried[0])
         for name, family in self._families():
             for settings in family:
-                if len(found) >= _AT_LEAST and self.clock.share > 0.5:
-                    return found
-                found.append(self._scored(name, settings))
-                if not found[-1].loss < found[0].loss + _HOPELESS:
+                if len(tried) >= _AT_LEAST and self.clock.share > 0.5:
+                    return tried
+                tried.append(self._scored(name, settings))
+                if not tried[-1].loss < tried[0].loss + _HOPELESS:
                     break
-        return found
+        return tried
 
     def _side_by_side(self, uniform: Scored) -> list[Scored]:
         """The same families, the n-th settings of all at once: those that lost too much before are out."""
-        found: list[Scored] = []
+        tried: list[Scored] = []
         families = list(self._families())
-        while families and not (found and self.clock.share > 0.5):
+        while families and not (tried and self.clock.share > 0.5):
             ways = [(name, family[0], self.asked.by(name, family[0])) for name, family in families]
-            scored = self.court.tried_all(ways)
-            found += scored
+            scored = self.scorer.tried_all(ways)
+            tried += scored
             alive = (item.loss < uniform.loss + _HOPELESS for item in scored)
             families = [(n, rest[1:]) for (n, rest), lives in zip(families, alive, strict=True) if lives and rest[1:]]
-        return found
+        return tried
 
     def _scored(self, name: str, settings: Mapping[str, Any]) -> Scored:
-        return self.court.tried(name, settings, self.asked.by(name, settings))
+        return self.scorer.tried(name, settings, self.asked.by(name, settings))
 
     @override
     def from_sensitivity(self, uniform: Scored) -> list[Scored]:
         if not self.can_refine:
             return []
         around = uniform.plan
-        found = ((steps, self.court.for_sweep(len(steps) * len(around))) for steps in _SWEEPS)
-        steps, windows = next(((steps, windows) for steps, windows in found if windows is not None), ((), None))
+        sweeps = ((steps, self.scorer.for_sweep(len(steps) * len(around))) for steps in _SWEEPS)
+        steps, windows = next(((steps, windows) for steps, windows in sweeps if windows is not None), ((), None))
         if windows is None:
             return []
         levels = levels_of(around.sparsity, (0.0, *steps))
         losses = measured_losses(
-            self.stage.trial, around, windows, levels=levels, progress=self._swept, measure=self.court.variant_losses
+            self.stage.trial, around, windows, levels=levels, progress=self._swept, measure=self.scorer.variant_losses
         )
         plan = self._scored("sensitivity", {"losses": losses})
         return [replace(plan, settings={"levels": list(levels)}, tried=len(losses) - len(around))]
 
     def _swept(self, done: int, total: int) -> None:
-        self.court.tell(f"measuring tensor by tensor, {done} of {total}")
+        self.scorer.tell(f"measuring tensor by tensor, {done} of {total}")
 
     @override
     def refine(self, best: Scored) -> Scored:
@@ -165,16 +165,23 @@ class AmountSearch(Search):
         def moved(state: Best[Plan]) -> None:
             self.moved(state.loss, state.tried)
 
-        found = refined(
-            lambda plan: float(self.court.score(plan).mean()),
+        refined_plan = refined(
+            lambda plan: float(self.scorer.score(plan).mean()),
             best.plan,
-            over=lambda: self.clock.left < self.court.last_word,
+            over=lambda: self.clock.left < self.scorer.last_word,
             seed=self.stage.seed,
             progress=moved,
         )
         origin = {"from": best.name, **best.settings}
-        losses = self.court.score(found.state)
-        return Scored("search", origin, found.state, losses, notes=f"{found.kept} moves kept", tried=found.tried)
+        losses = self.scorer.score(refined_plan.state)
+        return Scored(
+            "search",
+            origin,
+            refined_plan.state,
+            losses,
+            notes=f"{refined_plan.kept} moves kept",
+            tried=refined_plan.tried,
+        )
 
     def _families(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         given = self.request.settings
@@ -195,17 +202,17 @@ class AmountSearch(Search):
         return float(self.asked.by("depth", {}).settings["beta"]) * 2 * share
 
     @override
-    def told(self, kept: Scored) -> Plan:
-        plan = kept.plan
-        if kept.name == "search":
+    def told(self, best: Scored) -> Plan:
+        plan = best.plan
+        if best.name == "search":
             plan = plan.replace(decisions=tuple(_explained(item, plan.sparsity) for item in plan))
         budget = dict(plan.budget) | {"reached": round(plan.sparsity, 9)} if self.can_refine else plan.budget
-        return plan.replace(budget=budget, settings={**kept.settings, "pattern": self.request.pattern})
+        return plan.replace(budget=budget, settings={**best.settings, "pattern": self.request.pattern})
 
     @override
-    def notes(self, kept: Scored) -> tuple[str, list[str]]:
-        left = [note for note in kept.plan.notes if note.startswith(("left", "asked"))]
-        return depth_correlation(kept.plan).words, left
+    def notes(self, best: Scored) -> tuple[str, list[str]]:
+        left = [note for note in best.plan.notes if note.startswith(("left", "asked"))]
+        return depth_correlation(best.plan).words, left
 
 
 def _explained(item: Decision, mean: float) -> Decision:

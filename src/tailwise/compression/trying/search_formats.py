@@ -22,7 +22,7 @@ from tailwise.compression.trying.auto import Search, auto
 from tailwise.compression.trying.layer_errors import ErrorTables, Table, error_tables
 from tailwise.compression.trying.refine import Best, Losses, refined_formats
 from tailwise.compression.trying.rise import ends, plan_within_rise
-from tailwise.compression.trying.scored import LastJudgement, Scored
+from tailwise.compression.trying.scored import PlanScorer, Scored
 from tailwise.compression.trying.sensitivity import Variant
 from tailwise.core.errors import UsageError
 
@@ -67,50 +67,50 @@ class Formats:
             what = "a rise of perplexity" if self.request.rise is not None else allocator
             raise UsageError(f"{what} is measured on text, and there is none", fix="give --calibration TEXT")
 
-    def auto(self, court: LastJudgement) -> Plan:
+    def auto(self, scorer: PlanScorer) -> Plan:
         """By whatever loses least."""
         if self.request.rise is not None:
-            return self._within_rise(court)
-        return auto(FormatSearch(self, court))
+            return self._within_rise(scorer)
+        return auto(FormatSearch(self, scorer))
 
-    def measured(self, court: LastJudgement, allocator: str) -> Plan:
+    def measured(self, scorer: PlanScorer, allocator: str) -> Plan:
         """By what was measured of each tensor in each format; within a rise, by any allocator."""
         if self.request.rise is not None:
 
-            def made(found: QuantizeRequest) -> Plan:
-                asked = replace(self, request=found)
-                return asked.measured(court, allocator) if allocator in self.from_text else asked.plan(allocator)
+            def made(request: QuantizeRequest) -> Plan:
+                asked = replace(self, request=request)
+                return asked.measured(scorer, allocator) if allocator in self.from_text else asked.plan(allocator)
 
-            return plan_within_rise(self.audit, self.request, court, (made, made))
+            return plan_within_rise(self.audit, self.request, scorer, (made, made))
         around = self.around()
         choices = asked_of(self.audit, replace(self.request, allocator="uniform", settings={})).choices
         if allocator == OUTPUTS:
-            losses = error_tables(court.stage, around, choices.formats).output
+            losses = error_tables(scorer.stage, around, choices.formats).output
         else:
-            losses = measured_formats(court, choices, around, court.stage.search)
-        court.stage.trial.restore()
+            losses = measured_formats(scorer, choices, around, scorer.stage.search)
+        scorer.stage.trial.restore()
         plan = plan_quantize(self.audit, replace(self.request, allocator=allocator, settings={"losses": losses}))
-        return plan.replace(notes=(*plan.notes, *court.stage.notes))
+        return plan.replace(notes=(*plan.notes, *scorer.stage.notes))
 
-    def _within_rise(self, court: LastJudgement) -> Plan:
+    def _within_rise(self, scorer: PlanScorer) -> Plan:
         formats = [item.name for item in parsed_formats(self.request.formats)]
-        errors = error_tables(court.stage, self.around(), formats).output
+        errors = error_tables(scorer.stage, self.around(), formats).output
 
-        def quick(found: QuantizeRequest) -> Plan:
-            return plan_quantize(self.audit, replace(found, allocator=OUTPUTS, settings={"losses": errors}))
+        def quick(request: QuantizeRequest) -> Plan:
+            return plan_quantize(self.audit, replace(request, allocator=OUTPUTS, settings={"losses": errors}))
 
-        def final(found: QuantizeRequest) -> Plan:
-            part = replace(court, clock=court.clock.part(_TURN))
-            return auto(FormatSearch(replace(self, request=found), part))
+        def final(request: QuantizeRequest) -> Plan:
+            part = replace(scorer, clock=scorer.clock.part(_TURN))
+            return auto(FormatSearch(replace(self, request=request), part))
 
-        return plan_within_rise(self.audit, self.request, court, (quick, final))
+        return plan_within_rise(self.audit, self.request, scorer, (quick, final))
 
 
 class FormatSearch(Search):
     """Uniform, depth, α by percentile, AlphaQ with several γ, and knapsacks over measured errors and losses."""
 
-    def __init__(self, made: Formats, court: LastJudgement) -> None:
-        super().__init__(court)
+    def __init__(self, made: Formats, scorer: PlanScorer) -> None:
+        super().__init__(scorer)
         self.audit, self.request = made.audit, made.request
         bare = replace(made.request, allocator="uniform", settings={})
         self.uniform, self.asked = plan_quantize(made.audit, bare), asked_of(made.audit, bare)
@@ -123,21 +123,21 @@ class FormatSearch(Search):
 
     @override
     def candidates(self) -> list[Scored]:
-        found = [self.court.opened("uniform", self.uniform)]
+        tried = [self.scorer.opened("uniform", self.uniform)]
         if len(self.choices.formats) == 1 or self.clock.share > 0.5:
-            return found
-        tables = error_tables(self.court.stage, self.uniform, self.choices.formats)
+            return tried
+        tables = error_tables(self.scorer.stage, self.uniform, self.choices.formats)
         self._believed = believed_losses(self.choices, tables.output or tables.weight)
-        if self.court.far is not None:
+        if self.scorer.engine is not None:
             plans = [(name, settings, self._way(name, settings)) for name, settings in _ways(tables)]
-            return found + self.court.tried_all([(n, s, plan) for n, s, plan in plans if plan is not None])
+            return tried + self.scorer.tried_all([(n, s, plan) for n, s, plan in plans if plan is not None])
         for name, settings in _ways(tables):
             if self.clock.share > 0.5:
                 break
             plan = self._way(name, settings)
             if plan is not None:
-                found.append(self.court.tried(name, settings, plan))
-        return found
+                tried.append(self.scorer.tried(name, settings, plan))
+        return tried
 
     def _way(self, name: str, settings: Mapping[str, Any]) -> Plan | None:
         return self._plan(name, {key: value for key, value in settings.items() if key != "relative"})
@@ -153,16 +153,16 @@ class FormatSearch(Search):
     @override
     def from_sensitivity(self, uniform: Scored) -> list[Scored]:
         variants = variants_of(self.choices, uniform.plan)
-        windows = self.court.for_sweep(len(variants))
+        windows = self.scorer.for_sweep(len(variants))
         if not variants or windows is None:
             return []
-        losses = measured_formats(self.court, self.choices, uniform.plan, windows)
+        losses = measured_formats(self.scorer, self.choices, uniform.plan, windows)
         self._believed = believed_losses(self.choices, losses)
         plan = self._plan("sensitivity", {"losses": losses})
         if plan is None:
             return []
-        found = self.court.tried("sensitivity", {}, plan)
-        return [replace(found, tried=len(variants))]
+        scored = self.scorer.tried("sensitivity", {}, plan)
+        return [replace(scored, tried=len(variants))]
 
     @override
     def refine(self, best: Scored) -> Scored:
@@ -173,39 +173,39 @@ class FormatSearch(Search):
             self.moved(state.loss, state.tried)
 
         def score(levels: Levels) -> float:
-            loss = float(self.court.score(with_levels(best.plan, self.choices, levels)).mean())
+            loss = float(self.scorer.score(with_levels(best.plan, self.choices, levels)).mean())
             return loss if np.isfinite(loss) else WORST
 
-        spare = self.court.last_word
-        found = refined_formats(
+        spare = self.scorer.last_word
+        refined = refined_formats(
             score,
             levels_of_plan(self.choices, best.plan),
             (self.choices, self._believed),
             over=lambda: self.clock.left < spare,
-            seed=self.court.stage.seed,
+            seed=self.scorer.stage.seed,
             progress=moved,
         )
-        if not found.kept:
+        if not refined.kept:
             return best
-        plan = with_levels(best.plan, self.choices, found.state)
+        plan = with_levels(best.plan, self.choices, refined.state)
         return replace(
-            self.court.tried("search", {"from": best.name, **best.settings}, plan),
-            notes=f"{found.kept} moves kept",
-            tried=found.tried,
+            self.scorer.tried("search", {"from": best.name, **best.settings}, plan),
+            notes=f"{refined.kept} moves kept",
+            tried=refined.tried,
         )
 
     @override
-    def told(self, kept: Scored) -> Plan:
-        plan = kept.plan
-        if kept.name == "search":
+    def told(self, best: Scored) -> Plan:
+        plan = best.plan
+        if best.name == "search":
             plan = plan.replace(decisions=tuple(_explained(item) for item in plan))
-        own = {name: value for name, value in kept.settings.items() if name not in plan.settings}
+        own = {name: value for name, value in best.settings.items() if name not in plan.settings}
         budget = {**plan.budget, **reached_in(plan, self.asked)}
         return plan.replace(budget=budget, settings={**own, **plan.settings})
 
     @override
-    def notes(self, kept: Scored) -> tuple[str, tuple[str, ...]]:
-        return depth_words(kept.plan), self.asked.notes
+    def notes(self, best: Scored) -> tuple[str, tuple[str, ...]]:
+        return depth_words(best.plan), self.asked.notes
 
 
 def _ways(tables: ErrorTables) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -240,44 +240,44 @@ WORST = 50.0  # nats: a loss that is not finite counts as this
 def variants_of(choices: Choices, around: Plan) -> list[Variant]:
     """Every group in every offered format but its own, with the others as in `around`."""
     place = {item.tensor: index for index, item in enumerate(around)}
-    found = []
+    variants = []
     for row, group in enumerate(choices.groups):
         own = around.decisions[place[group.members[0].tensor]].format
         for column, name in enumerate(choices.formats):
             if np.isfinite(choices.bits[row, column]) and name != own:
                 entries = {place[item.tensor]: around[item.tensor].but(format=name) for item in group.members}
-                found.append(Variant((row, name), entries))
-    return found
+                variants.append(Variant((row, name), entries))
+    return variants
 
 
-def measured_formats(court: LastJudgement, choices: Choices, around: Plan, windows: torch.Tensor) -> Table:
+def measured_formats(scorer: PlanScorer, choices: Choices, around: Plan, windows: torch.Tensor) -> Table:
     """(tensor, format) → change of loss when its group has this format; the first tensor of a group has it all."""
 
     def swept(done: int, total: int) -> None:
-        court.tell(f"measuring group by group, {done} of {total}")
+        scorer.tell(f"measuring group by group, {done} of {total}")
 
     variants = variants_of(choices, around)
-    measured = court.variant_losses(around, windows, variants, swept)
-    found: Table = {}
+    measured = scorer.variant_losses(around, windows, variants, swept)
+    table: Table = {}
     for row, group in enumerate(choices.groups):
         for column, name in enumerate(choices.formats):
             if not np.isfinite(choices.bits[row, column]):
                 continue
             loss = measured.get((row, name), 0.0)
             for index, item in enumerate(group.members):
-                found[item.tensor, name] = 0.0 if index else (loss if np.isfinite(loss) else WORST)
-    return found
+                table[item.tensor, name] = 0.0 if index else (loss if np.isfinite(loss) else WORST)
+    return table
 
 
 def believed_losses(choices: Choices, table: Table) -> Losses:
     """(groups, formats): sums over the members, falling with the bits; what is not known counts as the mean."""
-    found = np.full(choices.bits.shape, np.nan)
+    losses = np.full(choices.bits.shape, np.nan)
     for row, group in enumerate(choices.groups):
         for column, name in enumerate(choices.formats):
-            found[row, column] = sum(table.get((item.tensor, name), np.nan) for item in group.members)
-    known = np.isfinite(found)
-    mean = np.where(known, found, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-    return np.where(known, found, mean[None, :])
+            losses[row, column] = sum(table.get((item.tensor, name), np.nan) for item in group.members)
+    known = np.isfinite(losses)
+    mean = np.where(known, losses, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return np.where(known, losses, mean[None, :])
 
 
 def levels_of_plan(choices: Choices, plan: Plan) -> Levels:

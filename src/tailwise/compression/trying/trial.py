@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tailwise.compression.operators.registered import OPERATORS
+from tailwise.compression.plans.combined import how_of
 from tailwise.compression.plans.decision import Decision
-from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import Treatment, TreatmentSettings
 from tailwise.compression.treating.block_work import BlockWork, LayerJob, Nowhere, jobs_of
-from tailwise.compression.treating.layer_matrices import as_matrices
-from tailwise.compression.treating.treated import treated_layer, treated_tensor
+from tailwise.compression.treating.treated import as_matrices, treated_layer, treated_tensor
 from tailwise.compression.trying.material import Material, Text
 from tailwise.compression.trying.prefix import Prefix
 from tailwise.core.errors import UsageError
 from tailwise.models.activations import Activations, Need
+from tailwise.models.walking.block_inputs import Block
 from tailwise.models.walking.calibrate import Inputs
 from tailwise.models.walking.hosts import Host
 from tailwise.models.walking.statistics import is_prunable
-from tailwise.models.walking.walk import Block, home_of, walk_blocks
+from tailwise.models.walking.walk import home_of, walk_blocks
 
 #: Bytes of XᵀX of all layers together; above it trials take the nearest operator that needs less.
 MOST_HESSIANS = 6 << 30
@@ -138,13 +138,13 @@ class Trial:
         weight = self._dense.get(tensor, self.parameters[tensor].detach())
         return as_matrices(weight, tensor, self.config)
 
-    def changed(self, decision: Decision, found: Activations | None) -> torch.Tensor:
+    def changed(self, decision: Decision, activations: Activations | None) -> torch.Tensor:
         """The tensor of an entry after it, with these inputs, in the dtype that it is stored in."""
         tensor = decision.tensor
         dense = self._dense.setdefault(tensor, self.parameters[tensor].detach().clone())
         weight, layer = dense.to(self.dtypes[tensor]), self._layers.get(tensor)
         if self.how.looks and layer is not None and is_prunable(layer):
-            return treated_layer(layer, weight, decision, self.how, found)[0]
+            return treated_layer(layer, weight, decision, self.how, activations)[0]
         return treated_tensor(weight, decision, self.how, self.config)
 
     def _set(self, wanted: Mapping[str, Decision]) -> None:
@@ -167,13 +167,13 @@ class Trial:
     def _kept(self, decision: Decision) -> torch.Tensor:
         """The changed tensor, made once where it is likely to be asked for again."""
         key = decision.treatment
-        found = self._made.get((decision.tensor, key))
-        if found is not None:
-            return found
-        found = self.changed(decision, self.inputs.get(decision.tensor)).to(self.parameters[decision.tensor].dtype)
+        weight = self._made.get((decision.tensor, key))
+        if weight is not None:
+            return weight
+        weight = self.changed(decision, self.inputs.get(decision.tensor)).to(self.parameters[decision.tensor].dtype)
         if self._few and sum(item.nbytes for item in self._made.values()) < MOST_MADE:
-            self._made[decision.tensor, key] = found
-        return found
+            self._made[decision.tensor, key] = weight
+        return weight
 
     def _first_changed(self) -> int:
         """The first block whose weights are others than those of the settled plan."""
@@ -208,21 +208,21 @@ def trial_of(
     parameters = {item.tensor: named[places[item.tensor]] for item in plan}
     how, notes = _affordable(how_of(plan), plan)
     tensors = {places[item.tensor]: item.tensor for item in plan}
-    found = material or Text()
-    trial = Trial(model, parameters, tensors, *stored, how, found)
+    given = material or Text()
+    trial = Trial(model, parameters, tensors, *stored, how, given)
     trial.check(plan)
     if how.looks:
-        trial.inputs = seen_by(model, tensors, how.needs, found.inputs(windows))
+        trial.inputs = seen_by(model, tensors, how.needs, given.inputs(windows))
     return trial, notes
 
 
 def hessian_bytes(plan: Plan) -> int:
     """What XᵀX of every layer takes at most while it is summed, each matrix of a stack by itself."""
-    found = 0
+    nbytes = 0
     for item in plan:
         count = item.shape[0] if len(item.shape) == 3 else 1
-        found += 8 * count * max(item.shape[-2:], default=0) ** 2
-    return found
+        nbytes += 8 * count * max(item.shape[-2:], default=0) ** 2
+    return nbytes
 
 
 def _affordable(how: TreatmentSettings, plan: Plan) -> tuple[TreatmentSettings, tuple[str, ...]]:
@@ -259,6 +259,6 @@ class _Look:
         """See `Visitor`."""
         return {name: self.need for name in block.layers() if f"{name}.weight" in self.tensors}
 
-    def visit(self, block: Block, found: Mapping[str, Activations]) -> None:  # noqa: ARG002 - see Visitor
+    def visit(self, block: Block, activations: Mapping[str, Activations]) -> None:  # noqa: ARG002 - see Visitor
         """See `Visitor`."""
-        self.found |= {self.tensors[f"{name}.weight"]: seen for name, seen in found.items()}
+        self.found |= {self.tensors[f"{name}.weight"]: seen for name, seen in activations.items()}

@@ -44,7 +44,7 @@ class Candidate:
 
     @property
     def nbytes(self) -> int | None:
-        """Stored bytes; of a model that is stored de-quantized, those that its plan's formats take."""
+        """Stored bytes; of a model that is stored dequantized, those that its plan's formats take."""
         facts = self.scores.facts
         return None if facts is None else facts.nbytes if facts.planned_nbytes is None else facts.planned_nbytes
 

@@ -67,13 +67,13 @@ def mean_interval(values: Values, *, seed: int = 0) -> Interval | None:
 
 
 def _t_values(values: Values, rng: np.random.Generator) -> Values:
-    n, mean, found = len(values), values.mean(), []
+    n, mean, ends = len(values), values.mean(), []
     for start in range(0, RESAMPLES, _BATCH):
         drawn = values[rng.integers(0, n, (min(_BATCH, RESAMPLES - start), n))]
         errors = drawn.std(axis=1, ddof=1) / math.sqrt(n)
         varied = errors > 0  # a resample of one value n times has no t
-        found.append((drawn.mean(axis=1)[varied] - mean) / errors[varied])
-    return np.concatenate(found)
+        ends.append((drawn.mean(axis=1)[varied] - mean) / errors[varied])
+    return np.concatenate(ends)
 
 
 def ratio_interval(above: Values, below: Values) -> Interval | None:

@@ -48,18 +48,18 @@ def check_file(file: Path) -> None:
     The library makes room for much of it as it reads it. Other damage is left to who reads it.
     """
     try:
-        said = json_of(read_text(file))
+        document = json_of(read_text(file))
     except (OSError, ValueError):
         return
-    if not isinstance(said, dict):
+    if not isinstance(document, dict):
         return
-    for step in _steps(said.get("normalizer")):
+    for step in _steps(document.get("normalizer")):
         if step.get("type") == "Precompiled" and not _holds_its_table(_decoded(step)):
             raise _not_held(file)
-    _check_steps([said.get("normalizer"), said.get("pre_tokenizer")], file)
-    if _added(said.get("post_processor")) > _MOST_ADDED:
+    _check_steps([document.get("normalizer"), document.get("pre_tokenizer")], file)
+    if _added(document.get("post_processor")) > _MOST_ADDED:
         raise UnreadableError(f"adds more than {_MOST_ADDED} tokens to every text", where=file, fix=_FIX)
-    _check_model(said.get("model"), file)
+    _check_model(document.get("model"), file)
 
 
 def _not_held(file: Path) -> UnreadableError:
@@ -153,9 +153,9 @@ def _holds_its_table(data: bytes | None) -> bool:
     return data is None or int.from_bytes(data[:4], "little") <= len(data)
 
 
-def _added(said: Any) -> int:
+def _added(tokens: Any) -> int:
     """Tokens that a post-processor puts around a text, or a pair."""
-    total, waiting = 0, [said]
+    total, waiting = 0, [tokens]
     while waiting:
         step = waiting.pop()
         if not isinstance(step, dict):

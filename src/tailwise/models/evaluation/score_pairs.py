@@ -53,8 +53,8 @@ def _perplexity(model: Scores, base: Scores, seed: int, notes: list[str]) -> Sco
     if n < MIN_VALUES:
         notes.append(f"only {n} windows, too few to tell a difference from chance: {MIN_VALUES} or more can, "
                      f"{ENOUGH} or more should")  # fmt: skip
-    found = paired(name, before, after, seed, higher_is_better=False)
-    return replace(found, verdict=FEW) if n < MIN_VALUES else found
+    change = paired(name, before, after, seed, higher_is_better=False)
+    return replace(change, verdict=FEW) if n < MIN_VALUES else change
 
 
 def paired(name: str, before: Values, after: Values, seed: int, *, higher_is_better: bool) -> ScoreChange:
