@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Shown:
+class PageOfEvaluations:
     """What the page shows."""
 
     groups: tuple[SameText, ...]
@@ -36,17 +36,17 @@ class Shown:
     of: int
 
 
-def shown(context: PageContext) -> Shown:
+def shown(context: PageContext) -> PageOfEvaluations:
     """All evaluations by what they were scored on, kept until a file comes, goes or changes."""
     entries = [entry for entry in context.workspace.others() if entry.kind == "evaluation"]
     if not entries:
-        return Shown((), (), 0, 0)
+        return PageOfEvaluations((), (), 0, 0)
     return context.workspace.keep(
         entries[0].id, ("evaluations", context.workspace.state), lambda: _read(context, entries)
     )
 
 
-def _read(context: PageContext, entries: list[WorkspaceEntry]) -> Shown:
+def _read(context: PageContext, entries: list[WorkspaceEntry]) -> PageOfEvaluations:
     found: dict[str, Evaluation] = {}
     broken = []
     for entry in entries[:_MOST]:
@@ -58,7 +58,7 @@ def _read(context: PageContext, entries: list[WorkspaceEntry]) -> Shown:
         except Exception:  # whatever one file holds, the page shows the others
             _log.warning("%s cannot be read", path, exc_info=True)
             broken.append((entry.title, "it cannot be read"))
-    return Shown(side_by_side(found), tuple(broken), min(len(entries), _MOST), len(entries))
+    return PageOfEvaluations(side_by_side(found), tuple(broken), min(len(entries), _MOST), len(entries))
 
 
 @router.get("/evaluations")

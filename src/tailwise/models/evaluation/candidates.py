@@ -33,7 +33,7 @@ _MOST_PAIRED = 400  # of one text: pairs take milliseconds each
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ScoredModel:
     """One model that was scored."""
 
     scores: Scores
@@ -60,7 +60,7 @@ class Size:
 
     key: str
     title: str
-    of: Callable[[Candidate], int | None]
+    of: Callable[[ScoredModel], int | None]
 
 
 SIZES = (
@@ -76,9 +76,9 @@ class Measure:
     key: str
     title: str
     unit: str
-    value: Callable[[Candidate], float | None]
-    interval: Callable[[Candidate], Interval | None]
-    units: Callable[[Candidate], Values | None]  # of windows or documents in their order: what is paired
+    value: Callable[[ScoredModel], float | None]
+    interval: Callable[[ScoredModel], Interval | None]
+    units: Callable[[ScoredModel], Values | None]  # of windows or documents in their order: what is paired
     log: bool = False  # drawn so
     higher_is_better: bool = False
 
@@ -87,10 +87,10 @@ class Measure:
 class SameText:
     """Models that were scored on the same windows, or asked the same tasks."""
 
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[ScoredModel, ...]
 
     @property
-    def base(self) -> Candidate | None:
+    def base(self) -> ScoredModel | None:
         """What the others are held against."""
         return next((one for one in self.candidates if one.is_base), None)
 
@@ -151,7 +151,7 @@ def _differ(sizes: Sequence[int | None]) -> bool:
     return len(known) > 1 and max(known) > 1.01 * min(known)
 
 
-def _is_worse(one: Candidate, ahead: Candidate, measure: Measure, seed: int) -> bool:
+def _is_worse(one: ScoredModel, ahead: ScoredModel, measure: Measure, seed: int) -> bool:
     """Whether `one` is told from a better one, pair by pair; taken to be, where there are no pairs."""
     before, after = measure.units(ahead), measure.units(one)
     if before is None or after is None or len(before) != len(after):
@@ -192,10 +192,10 @@ _KL = Measure(
 
 
 def _of_task(task: str, metric: str, higher_is_better: bool) -> Measure:
-    def asked(one: Candidate) -> TaskScore | None:
+    def asked(one: ScoredModel) -> TaskScore | None:
         return next((item for item in one.scores.tasks if (item.task, item.metric) == (task, metric)), None)
 
-    def interval(one: Candidate) -> Interval | None:
+    def interval(one: ScoredModel) -> Interval | None:
         found = asked(one)
         if found is None or found.stderr is None:
             return None
@@ -242,12 +242,12 @@ def side_by_side(evaluations: Mapping[str, Evaluation]) -> tuple[SameText, ...]:
 
     What was scored alone is held against the base of the others, where there is one.
     """
-    groups: dict[tuple[object, ...], list[Candidate]] = {}
+    groups: dict[tuple[object, ...], list[ScoredModel]] = {}
     for source, found in evaluations.items():
         parts = [found] if isinstance(found, Scores) else [found.model, found.base]
         for index, scores in enumerate(parts):
             of_pair = isinstance(found, ScoreComparison)
-            one = Candidate(
+            one = ScoredModel(
                 scores,
                 source,
                 found.divergence if isinstance(found, ScoreComparison) and index == 0 else None,
@@ -264,7 +264,7 @@ def _key(scores: Scores) -> tuple[object, ...]:
     return tuple((task.task, task.metric, task.n) for task in scores.tasks)
 
 
-def _add(group: list[Candidate], one: Candidate) -> None:
+def _add(group: list[ScoredModel], one: ScoredModel) -> None:
     """The same model with the same losses stands there once, with all that is known of it."""
     for place, other in enumerate(group):
         same = (other.scores.model, other.scores.losses) == (one.scores.model, one.scores.losses)
@@ -280,7 +280,7 @@ def _add(group: list[Candidate], one: Candidate) -> None:
     group.append(one)
 
 
-def _against_base(group: tuple[Candidate, ...]) -> SameText:
+def _against_base(group: tuple[ScoredModel, ...]) -> SameText:
     """The base first, then by size; what has no change against the base gets one."""
     # Of two bases, in a chain of comparisons, the first is the one.
     base = next((one for one in group if one.is_base), None)
@@ -296,6 +296,6 @@ def _against_base(group: tuple[Candidate, ...]) -> SameText:
     return SameText(tuple(found))
 
 
-def _by_size(one: Candidate) -> tuple[float, float]:
+def _by_size(one: ScoredModel) -> tuple[float, float]:
     nbytes, perplexity = one.nbytes, one.scores.perplexity
     return -1.0 if nbytes is None else -nbytes, math.inf if perplexity is None else perplexity

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from tailwise.models.evaluation.candidates import Candidate, SameText, Size, Standing
+from tailwise.models.evaluation.candidates import SameText, ScoredModel, Size, Standing
 from tailwise.models.evaluation.scores import Divergence, Interval, ScoreChange, ScoreComparison, Scores
 from tailwise.report.columns import printable
 from tailwise.report.evaluations.evaluation_view import names_in
@@ -87,11 +87,11 @@ _COLUMNS = (
 )
 
 
-def _cell(one: Candidate, column: str) -> str:
+def _cell(one: ScoredModel, column: str) -> str:
     return _cells(one).get(column, "")
 
 
-def _cells(one: Candidate) -> dict[str, str]:
+def _cells(one: ScoredModel) -> dict[str, str]:
     found: dict[str, str] = {}
     facts, scores, change, away = one.scores.facts, one.scores, one.change, one.divergence
     if facts is not None:
@@ -117,7 +117,7 @@ def _tasks(group: SameText) -> list[tuple[str, str]]:
     return list(dict.fromkeys((task.task, task.metric) for one in group.candidates for task in one.scores.tasks))
 
 
-def _task(one: Candidate, task: str, metric: str) -> str:
+def _task(one: ScoredModel, task: str, metric: str) -> str:
     found = next((item for item in one.scores.tasks if (item.task, item.metric) == (task, metric)), None)
     if found is None:
         return _DASH
@@ -153,10 +153,10 @@ def _card_lines(found: Scores | ScoreComparison) -> Iterator[str]:
     from importlib.metadata import version
 
     if isinstance(found, Scores):
-        both = [Candidate(found)]
+        both = [ScoredModel(found)]
     else:
-        both = [Candidate(found.base, is_base=True),
-                Candidate(found.model, divergence=found.divergence, change=found.perplexity)]  # fmt: skip
+        both = [ScoredModel(found.base, is_base=True),
+                ScoredModel(found.model, divergence=found.divergence, change=found.perplexity)]  # fmt: skip
     group = SameText(tuple(both))
     where = f" on {group.windows}" if group.windows else ""
     made = f"by tailwise {version('tailwise')}; intervals are 95 %, over windows"

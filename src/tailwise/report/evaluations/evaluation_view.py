@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from tailwise.audits.audit import Audit
-from tailwise.models.evaluation.candidates import FRONT, Candidate, Measure, SameText, Size, Standing
+from tailwise.models.evaluation.candidates import FRONT, Measure, SameText, ScoredModel, Size, Standing
 from tailwise.report.charts.chart import Guidance
 from tailwise.report.charts.data import Record, rounded
 from tailwise.report.charts.view import ChartView, names_of
@@ -63,7 +63,7 @@ class EvaluationView(ChartView):
             )  # fmt: skip
         return sorted(found, key=lambda record: (record["size"], record["value"]))
 
-    def _ends(self, one: Candidate, value: float) -> tuple[float, float]:
+    def _ends(self, one: ScoredModel, value: float) -> tuple[float, float]:
         found = self.measure.interval(one)
         if found is None or not all(map(math.isfinite, found)):
             return value, value
