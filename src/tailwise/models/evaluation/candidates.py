@@ -70,7 +70,7 @@ SIZES = (
 
 
 @dataclass(frozen=True)
-class Measure:
+class QualityMeasure:
     """A way to say how good a model is."""
 
     key: str
@@ -109,7 +109,7 @@ class SameText:
         return f"{len(first.losses)} windows of {first.tokens_per_window + 1} tokens" if first.losses else ""
 
     @property
-    def measures(self) -> tuple[Measure, ...]:
+    def measures(self) -> tuple[QualityMeasure, ...]:
         """Those that any of the models has a value of."""
         tasks = dict.fromkeys((task.task, task.metric, task.higher_is_better)
                               for one in self.candidates for task in one.scores.tasks)  # fmt: skip
@@ -122,7 +122,7 @@ class SameText:
         found = tuple(size for size in SIZES if _differ([size.of(one) for one in self.candidates]))
         return found or SIZES[:1]
 
-    def standings(self, measure: Measure, size: Size, *, seed: int = 0) -> tuple[Standing, ...]:
+    def standings(self, measure: QualityMeasure, size: Size, *, seed: int = 0) -> tuple[Standing, ...]:
         """Where each model stands in quality and size together (the Pareto front)."""
         known = [
             (index, nbytes, value)
@@ -151,7 +151,7 @@ def _differ(sizes: Sequence[int | None]) -> bool:
     return len(known) > 1 and max(known) > 1.01 * min(known)
 
 
-def _is_worse(one: ScoredModel, ahead: ScoredModel, measure: Measure, seed: int) -> bool:
+def _is_worse(one: ScoredModel, ahead: ScoredModel, measure: QualityMeasure, seed: int) -> bool:
     """Whether `one` is told from a better one, pair by pair; taken to be, where there are no pairs."""
     before, after = measure.units(ahead), measure.units(one)
     if before is None or after is None or len(before) != len(after):
@@ -170,7 +170,7 @@ def _around(change: ScoreChange | None, base: float | None, own: Interval | None
     return (low, high) if np.isfinite(high) else own
 
 
-_PERPLEXITY = Measure(
+_PERPLEXITY = QualityMeasure(
     "perplexity",
     "perplexity",
     "",
@@ -180,7 +180,7 @@ _PERPLEXITY = Measure(
     lambda one: _values(one.scores.losses),
     log=True,
 )  # fmt: skip
-_KL = Measure(
+_KL = QualityMeasure(
     "kl",
     "mean KL divergence",
     "nats",
@@ -191,7 +191,7 @@ _KL = Measure(
 )
 
 
-def _of_task(task: str, metric: str, higher_is_better: bool) -> Measure:
+def _of_task(task: str, metric: str, higher_is_better: bool) -> QualityMeasure:
     def asked(one: ScoredModel) -> TaskScore | None:
         return next((item for item in one.scores.tasks if (item.task, item.metric) == (task, metric)), None)
 
@@ -201,7 +201,7 @@ def _of_task(task: str, metric: str, higher_is_better: bool) -> Measure:
             return None
         return found.value - 1.96 * found.stderr, found.value + 1.96 * found.stderr
 
-    return Measure(
+    return QualityMeasure(
         f"{task} {metric}",
         f"{task}, {metric}",
         "",

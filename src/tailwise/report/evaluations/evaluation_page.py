@@ -9,7 +9,7 @@ from typing import Any
 
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
-from tailwise.models.evaluation.candidates import Evaluation, SameText, side_by_side
+from tailwise.models.evaluation.candidates import NOWHERE, Evaluation, SameText, side_by_side
 from tailwise.models.evaluation.scores import Scores
 from tailwise.report import page_parts as parts
 from tailwise.report.charts.chart import Chart, require_altair
@@ -61,14 +61,14 @@ def views_of(group: SameText) -> list[EvaluationView]:
 def told_html(group: SameText) -> tuple[str, str]:
     """A text in words, and its table."""
     measures, size = group.measures, group.sizes[0]
-    standings = group.standings(measures[0], size) if measures else ("–",) * len(group.candidates)
+    standings = group.standings(measures[0], size) if measures else (NOWHERE,) * len(group.candidates)
     words = "".join(f"<p>{escape(line)}</p>" for line in said_of(group, standings, size))
     return words, models_grid(group, standings, size).to_html()
 
 
 def in_full(group: SameText) -> str:
     """The divergence of each model from the base, folded, and what evaluations noted."""
-    texts = []
+    texts: list[str] = []
     for name, one in zip(names_in(group), group.candidates, strict=True):
         if one.divergence is not None and len(texts) < _SHOWN:
             texts.append(parts.fold(f"{name} against the base", divergence_grid(one.divergence, one.change).to_html()))

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from tailwise.audits.audit import Audit
-from tailwise.models.evaluation.candidates import FRONT, Measure, SameText, ScoredModel, Size, Standing
+from tailwise.models.evaluation.candidates import FRONT, QualityMeasure, SameText, ScoredModel, Size, Standing
 from tailwise.report.charts.chart import Guidance
 from tailwise.report.charts.data import Record, rounded
 from tailwise.report.charts.view import ChartView, names_of
@@ -29,7 +29,7 @@ class EvaluationView(ChartView):
 
     audits: tuple[Audit, ...] = ()
     group: SameText = field(kw_only=True)
-    measure: Measure = field(kw_only=True)
+    measure: QualityMeasure = field(kw_only=True)
     size: Size = field(kw_only=True)
 
     def __post_init__(self) -> None:

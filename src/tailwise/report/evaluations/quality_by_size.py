@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import altair as alt
 
@@ -103,7 +103,7 @@ def _domain(view: EvaluationView, rows: Sequence[Record]) -> tuple[float, float]
 
 def _y(view: EvaluationView, domain: tuple[float, float]) -> dict[str, Any]:
     """Scale and axis, the same for every layer."""
-    kind = "log" if view.measure.log else "linear"
+    kind: Literal["log", "linear"] = "log" if view.measure.log else "linear"
     axis = alt.Axis(format=".6~g", tickCount=6)
     if view.measure.log:
         axis = alt.Axis(format=".6~g", values=_ticks(*domain))
