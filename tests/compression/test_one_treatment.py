@@ -20,7 +20,7 @@ from tailwise.compression.plans.site import Site
 from tailwise.compression.plans.taking import Drop, LowRank, Sparsify, Structured
 from tailwise.compression.plans.treatment import TreatmentSettings
 from tailwise.compression.trying.material import Pictures, Text
-from tailwise.compression.trying.trial import trial_of
+from tailwise.compression.trying.trial import Looking, trial_of
 from tailwise.models.activations import Activations
 from tailwise.models.walking.hosts import architecture_of
 from tailwise.models.walking.stored_names import places_in
@@ -69,7 +69,7 @@ def _carried_out(plan, folder, kind):
         dtypes = {d.tensor: torch_dtype(checkpoint.tensors[d.tensor].dtype, where=d.tensor) for d in plan}
     material = Text() if given.ndim == 2 else Pictures(given, torch.zeros(len(given), dtype=torch.int64))
     chosen = given if given.ndim == 2 else torch.arange(len(given))[:, None]
-    trial, notes = trial_of(loaded, places, plan, chosen, (config, dtypes), material)
+    trial, notes = trial_of(loaded, places, plan, Looking(chosen, material), (config, dtypes))
     assert not notes
     trial.carry_out(plan, chosen)
     return dict(loaded.named_parameters()), places

@@ -29,7 +29,7 @@ from tailwise.core.errors import UsageError
 from tailwise.number_formats.formats import parse_format
 from tailwise.report.plan_view import diff_grid, plan_grid
 
-ALLOCATORS = ["uniform", "depth", "alpha", "alphaq"]
+ALLOCATORS = ["uniform", "depth", "ends", "alpha", "alphaq"]
 MX = ("mxfp4", "mxfp8", "bf16")
 
 

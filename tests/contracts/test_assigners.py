@@ -18,7 +18,7 @@ ROLES = {"attn_q": (64, 256), "attn_k": (32, 256), "mlp_up": (704, 256), "mlp_do
 FORMATS = parsed_formats(("int2-g64", "int4-g64", "mxfp8", "bf16"))
 BLOCKS = 6
 
-NAMES = ("uniform", "depth", "alpha", "alphaq", "distortion", "outputs", "sensitivity")
+NAMES = ("uniform", "depth", "ends", "alpha", "alphaq", "distortion", "outputs", "sensitivity")
 names = pytest.mark.parametrize("name", NAMES)
 
 

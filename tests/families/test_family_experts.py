@@ -14,7 +14,7 @@ from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
 from tailwise.compression.trying.planned import planned
 from tailwise.compression.trying.stage import StageOptions
-from tailwise.compression.trying.trial import trial_of
+from tailwise.compression.trying.trial import Looking, trial_of
 from tailwise.core.errors import UsageError
 from tailwise.models.evaluation.losses import window_losses
 from tailwise.models.walking.calibrate import block_scores
@@ -61,7 +61,7 @@ def test_a_trial_is_the_writer(models, name, tmp_path):
     with open_checkpoint(found.folder) as checkpoint:
         places = places_in(model, checkpoint)
         stored = (dict(checkpoint.config), {item.tensor: torch.float32 for item in plan})
-    trial, _ = trial_of(model, places, plan, WINDOWS, stored)
+    trial, _ = trial_of(model, places, plan, Looking(WINDOWS), stored)
     assert np.allclose(trial.applied_losses(plan, WINDOWS, WINDOWS), written, atol=1e-5)
     dense = window_losses(found.model, WINDOWS)
     assert np.allclose(trial.dense_losses(WINDOWS), dense, atol=1e-5)

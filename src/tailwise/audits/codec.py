@@ -25,6 +25,7 @@ from tailwise.audits.rows import MEASURED, Layer, LayerRow, Provenance
 from tailwise.audits.table import FACTS, ORIGIN, layer_table
 from tailwise.core.atomic import could_not_write, write_whole
 from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
+from tailwise.core.harmless import shortened
 from tailwise.core.storage import ensure_room, exists, get, is_url, joined, json_of, open_regular, put, read_bytes
 from tailwise.spectrum.spectrum import Spectrum
 
@@ -231,7 +232,7 @@ def _decode(parts: Mapping[str, bytes]) -> AuditParts:
     check_provenance(provenance)
     known = {item.name for item in fields(Provenance)}
     settings: dict[str, Any] = {name: value for name, value in provenance.items() if name in known}
-    settings["notes"] = tuple(settings.get("notes", ()))
+    settings["notes"] = tuple(map(shortened, settings.get("notes", ())))
     table = from_parquet(parts["layers.parquet"])
     check_rows(table)
     rows = [row_of(line) for line in table.to_pylist()]
@@ -262,6 +263,7 @@ def _spectra_lines(data: bytes) -> list[tuple[str, str, Spectrum]]:
 def row_of(line: dict[str, Any]) -> LayerRow:
     """A line of `Audit.table(unmeasured=True)` as the row it came from."""
     known = {item.name for item in fields(LayerRow)} - {"metrics"}
+    line["reason"] = shortened(line["reason"])
     for name in ("tensors", "degenerate"):
         line[name] = tuple(line.get(name) or ())
     metrics = {key: value for key, value in line.items() if key not in FACTS and key not in ORIGIN}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,13 @@ SPREAD, SPEND, WATCHED = "How to spread it", "How to spend the bits", "From a ru
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?b?|b)?\s*", re.IGNORECASE)
 
 
+class Objective(StrEnum):
+    """What a search makes small."""
+
+    kl = "kl"
+    loss = "loss"
+
+
 class Mapping3(StrEnum):
     """Whose metric decides."""
 
@@ -68,6 +76,13 @@ _OF_BOTH = (
     Option("window", Window, 512),
     Option("seed", Seed, 0),
     Option("bos", Bos, Begin.auto, panel=TRY),
+    Option(
+        "objective",
+        Objective,
+        Objective.kl,
+        "What auto makes small: kl, the divergence from the dense model's predictions, or loss. Images: loss.",
+        panel=TRY,
+    ),
     Option("roles", Roles, None),
     Option("layers", Layers, None),
     Option("also", Also, None),
@@ -165,6 +180,7 @@ def _made(given: Mapping[str, Any], methods: Mapping[str, Any], asked: Any) -> N
     request: Request | QuantizeRequest = asked(given, "uniform" if allocator == AUTO else allocator)
     target = None if given["dry_run"] else target_of(given["output"], given["as_json"])
     text = text_of(given["calibration"], windows_of(given), given["device"], given["executor"])
+    text = text and replace(text, objective=given["objective"].value if allocator == AUTO else None)
     source = Source(given["model"], given["device"], given["workers"], given["history"], given["run"])
     audit, finish = planned_from(source)
     if text is not None:

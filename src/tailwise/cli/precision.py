@@ -145,7 +145,8 @@ precision = command(
     "precision",
     """Measure every weight matrix in several number formats, and say which each layer bears.
 
-    Writes tables, pictures, the study itself (study.json) and a report (report.html) to the output folder. Ends with 3
+    Writes tables, the study itself (study.json) and a report (report.html) to the output folder; pictures of each layer
+    where --plots asks for them. Ends with 3
     where a layer failed, in all formats or in one; the others are written all the same.
     """,
 )

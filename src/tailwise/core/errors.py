@@ -42,13 +42,20 @@ class TailwiseError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: object = None, fix: str | None = None) -> None:
-        self.what, self.where, self.fix = what, where, fix
-        message = what if where is None else f"{where}: {what}"
-        message = message if fix is None else f"{message}\n  → {fix}"
+        self.what, self.where, self.fix = _cut(what), where, None if fix is None else _cut(fix)
+        message = self.what if where is None else f"{_cut(str(where))}: {self.what}"
+        message = message if fix is None else f"{message}\n  → {self.fix}"
         super().__init__(message if _on_command_line() else in_python(message))
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.where, self.fix)
+
+
+_LONGEST_PART = 1 << 14  # signs of what, where or fix in a message: files name things at any length
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_PART else f"{text[:_LONGEST_PART]}… ({len(text)} signs)"
 
 
 def _rebuild(kind: type[TailwiseError], what: str, where: object, fix: str | None) -> TailwiseError:

@@ -11,6 +11,7 @@ from tailwise.audits.codec import row_of
 from tailwise.audits.parquet import from_parquet
 from tailwise.audits.rows import LayerRow, Provenance
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.harmless import shortened
 from tailwise.core.shown import Brief
 from tailwise.core.storage import json_of
 from tailwise.history.jsonl import from_line, numbers_from
@@ -192,7 +193,7 @@ def audits(connection: Connection, run: str) -> list[KeptAudit]:
 def _provenance(text: str) -> Provenance:
     body = json_of(text)
     check_provenance(body)
-    return Provenance(**{**body, "notes": tuple(body["notes"])})
+    return Provenance(**{**body, "notes": tuple(map(shortened, body["notes"]))})
 
 
 def audit_rows(connection: Connection, run: str, step: int) -> list[LayerRow]:

@@ -11,7 +11,7 @@ from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
 from tailwise.compression.plans.candidates import TensorChoice
-from tailwise.compression.trying.refine import levels, refined, with_amounts
+from tailwise.compression.trying.refine import Best, levels, refined, with_amounts
 from tailwise.compression.trying.sensitivity import levels_of, measured_losses
 from tailwise.compression.trying.stage import StageOptions, stage_of
 from tailwise.core.errors import UsageError
@@ -107,7 +107,7 @@ def test_a_search_holds_the_budget_and_never_loses(llama, audit, tokens) -> None
     def score(plan) -> float:
         return float(stage.trial.losses(plan, stage.search).mean())
 
-    found = refined(score, start, over=lambda: next(ticks) > 60)
+    found = refined(score, Best(start, score(start)), over=lambda: next(ticks) > 60)
     assert found.state.sparsity == pytest.approx(0.6, abs=1e-6)
     assert found.kept > 0
     assert found.loss < stage.trial.losses(start, stage.search).mean()

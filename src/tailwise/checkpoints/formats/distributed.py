@@ -22,6 +22,7 @@ from tailwise.checkpoints.bytesource import ByteSource, Folder
 from tailwise.checkpoints.checkpoint import DTYPE_BITS, TensorSpec, code_of
 from tailwise.checkpoints.formats.common import TensorStore, torch_dtype
 from tailwise.checkpoints.formats.inert import Record, read_inert
+from tailwise.checkpoints.formats.repeated import Laid, beyond_what_is_held
 from tailwise.checkpoints.formats.saved import find_tensors
 from tailwise.checkpoints.formats.torch_pickle import NO_PICKLE
 from tailwise.checkpoints.inside import inside
@@ -84,10 +85,16 @@ class DistributedCheckpoint(TensorStore):
             self._stamp = source.identity()
         finally:
             source.close()
-        entries = _entries(metadata, source.name, folder)
+        sizes: dict[str, int] = {}
+        entries = _entries(metadata, (source.name, folder, sizes))
         saved = find_tensors(_tree(entries, getattr(metadata, "planner_data", None)), part)
         self.notes, self.parts, self.chosen = saved.notes, saved.parts, saved.part
         self._entries = dict(_named(saved.tensors, entries, stacked="metadata.json" in folder.names()))
+        refused = beyond_what_is_held(
+            Laid(entry.key, chunk.file, sizes[chunk.file], chunk.length)
+            for entry in {entry.key: entry for entry in self._entries.values()}.values() for chunk in entry.chunks
+        )  # fmt: skip
+        self.unsupported = {name: refused[item.key] for name, item in self._entries.items() if item.key in refused}
         specs = {name: _spec(name, entry) for name, entry in self._entries.items()}
         super().__init__(uri, specs, config=config, revision=folder.revision)
         self.read_whole = frozenset(specs)  # a chunk is read as a whole
@@ -165,8 +172,9 @@ def _spec(name: str, entry: _Entry) -> TensorSpec:
     return TensorSpec(name, entry.code, shape, prod(shape) * DTYPE_BITS.get(entry.code, 8) // 8)
 
 
-def _entries(metadata: Any, where: str, folder: Folder) -> dict[str, _Entry | None]:
-    """Key → the tensor, or None for what is no tensor."""
+def _entries(metadata: Any, at: tuple[str, Folder, dict[str, int]]) -> dict[str, _Entry | None]:
+    """Key → the tensor, or None for what is no tensor. `at`: its place, and the sizes of files, which are added."""
+    where, folder, sizes = at
     described, stored = getattr(metadata, "state_dict_metadata", None), getattr(metadata, "storage_data", None)
     if not isinstance(described, dict) or not isinstance(stored, dict):
         raise UnreadableError("is not the metadata of torch.distributed.checkpoint", where=where, fix=_DAMAGED)
@@ -175,7 +183,6 @@ def _entries(metadata: Any, where: str, folder: Folder) -> dict[str, _Entry | No
         name, offset = getattr(index, "fqn", None), getattr(index, "offset", None)
         if isinstance(name, str) and isinstance(offset, tuple) and all(isinstance(start, int) for start in offset):
             places[name, tuple(offset)] = info
-    sizes: dict[str, int] = {}
     return {str(key): _entry(str(key), item, (places, where, folder, sizes)) for key, item in described.items()}
 
 

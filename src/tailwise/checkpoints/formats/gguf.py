@@ -11,6 +11,7 @@ from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.formats.common import RangedStore, torch_dtype
 from tailwise.checkpoints.formats.gguf_header import TensorInfo, read_gguf_header
+from tailwise.checkpoints.formats.repeated import Laid, beyond_what_is_held
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.optional import how_to_get
 
@@ -82,6 +83,10 @@ class GgufCheckpoint(RangedStore):
                 self._places[info.name] = part, info
                 if why := _of_a_fork(info.type_id):
                     self.unsupported[info.name] = why
+        places = self._places.items()
+        self.unsupported |= beyond_what_is_held(
+            Laid(name, part, part.size, tensors[name].nbytes) for name, (part, _) in places
+        )
         super().__init__(
             uri,
             tensors,

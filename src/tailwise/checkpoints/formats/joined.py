@@ -37,7 +37,7 @@ class JoinedCheckpoint(TensorStore):
         unsupported: dict[str, str] = {}
         specs = {name: self._joined(name, unsupported) for name in names}
         super().__init__(uri, specs, config=config, metadata=ranks[0].metadata, revision=ranks[0].revision)
-        self.unsupported = unsupported
+        self.unsupported = {name: why for rank in ranks for name, why in rank.unsupported.items()} | unsupported
         self.shared = {a: b for a, b in ranks[0].shared.items() if a in specs and b in specs}
         self.local = all(rank.local for rank in ranks)
         self.notes = tuple(dict.fromkeys(note for rank in ranks for note in rank.notes))

@@ -16,8 +16,10 @@ from typing_extensions import override
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.formats.arrays import ArrayStore, Stored, is_bfloat16
 from tailwise.checkpoints.formats.kernels_last import Turned, leaf_of, turned
+from tailwise.checkpoints.formats.repeated import Laid, beyond_what_is_held
 from tailwise.checkpoints.formats.unfolding import check_unfolding
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.harmless import listed
 from tailwise.core.optional import how_to_get
 from tailwise.core.storage import json_of
 
@@ -63,9 +65,7 @@ class KerasCheckpoint(ArrayStore):
         if self._state:
             self.notes += ("left out, for it is the state of training and no weights: the optimizer",)
         if self._left:
-            self.notes += (
-                f"{len(self._left)} links that lead elsewhere were not followed: {', '.join(self._left[:5])}",
-            )
+            self.notes += (f"{len(self._left)} links that lead elsewhere were not followed: {listed(self._left, 5)}",)
 
     def _listed(self, settings: Any) -> list[Stored]:
         try:
@@ -80,6 +80,8 @@ class KerasCheckpoint(ArrayStore):
         return stored
 
     def _arrays_of(self, root: Any, classes: Mapping[str, str]) -> Iterator[Stored]:
+        import h5py
+
         datasets, given = list[tuple[tuple[str, ...], Any]](), dict[tuple[str, ...], str]()
         for path, node in self._walk(root, (), set()):
             if len(datasets) >= _MOST:
@@ -88,10 +90,13 @@ class KerasCheckpoint(ArrayStore):
                 given[path[:-1]] = _text(_attribute(node, "name"))
             if hasattr(node, "is_virtual") and node.shape is not None and node.dtype.kind in "fiubcV":
                 datasets.append((path, node))
+        refused = beyond_what_is_held(
+            Laid("/".join(path), h5py.h5o.get_info(one.id).addr, one.nbytes, one.nbytes) for path, one in datasets
+        )
         for path, dataset in datasets:
             shape = tuple(int(size) for size in dataset.shape)
             shown = _shown(path, shape, classes, given)
-            if why := _not_here(dataset) or _no_numbers(dataset.dtype):
+            if why := _not_here(dataset) or _no_numbers(dataset.dtype) or refused.get("/".join(path), ""):
                 shown = Turned(shown.name, shape, refused=why)
             yield Stored(f"{root.name.rstrip('/')}/{'/'.join(path)}", dataset.dtype, shape, shown)
 

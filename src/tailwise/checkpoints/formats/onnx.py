@@ -14,6 +14,7 @@ from tailwise.checkpoints.bytesource import ByteSource, Folder
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.formats.common import TensorStore, torch_dtype
 from tailwise.checkpoints.formats.onnx_graph import Constant, constants_of, is_made_up, names_of, text_of
+from tailwise.checkpoints.formats.repeated import Laid, beyond_what_is_held
 from tailwise.checkpoints.inside import inside
 from tailwise.checkpoints.spread import spread
 from tailwise.core.errors import UnreadableError, UsageError
@@ -77,6 +78,10 @@ class OnnxCheckpoint(TensorStore):
         except BaseException:
             self._close_external()
             raise
+        self.unsupported |= beyond_what_is_held(
+            Laid(name, place.file, place.file.size, place.nbytes)
+            for name, place in self._places.items() if place.file is not None
+        )  # fmt: skip
         metadata = {text_of(item.key): text_of(item.value) for item in model.metadata_props}
         metadata["producer"] = text_of(model.producer_name)
         super().__init__(uri, tensors, config=config, metadata=metadata, revision=revision)

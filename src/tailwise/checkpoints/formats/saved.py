@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.formats.memory import plain_names
 from tailwise.checkpoints.layout import is_average
 from tailwise.core.errors import UnreadableError
+from tailwise.core.harmless import listed, shortened
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +74,7 @@ def find_tensors(saved: Any, part: str | None = None) -> Saved:
     tree = _Pruning(left_out).weights_of(saved)
     tensors = Saved()
     if left_out:
-        tensors.notes = (f"left out, for it is the state of training and no weights: {', '.join(left_out)}",)
+        tensors.notes = (f"left out, for it is the state of training and no weights: {listed(left_out)}",)
     keys: list[str] = []
     while tree:
         inner = _next(tree, part if not tensors.part else None, tensors)
@@ -110,7 +111,7 @@ def _next(tree: Tree, part: str | None, saved: Saved) -> str | None:
     averages = [key for key in branches if is_average(key, branches)]
     plain = [key for key in branches if key not in averages]
     if not plain:
-        saved.notes += (f"only averaged weights are there, and were taken: {', '.join(averages)}",)
+        saved.notes += (f"only averaged weights are there, and were taken: {listed(averages)}",)
         return averages[0] if len(averages) == 1 else None
     if averages:
         saved.parts = tuple(branches)
@@ -129,14 +130,14 @@ def _wrapper(plain: list[str], saved: Saved) -> str | None:
         return None
     rest = [key for key in plain if key not in wrappers]
     if rest:
-        saved.notes += (f"took {wrappers[0]}; beside it, and not read, are {', '.join(rest)} (--part NAME reads one)",)
+        saved.notes += (f"took {wrappers[0]}; beside it, and not read, are {listed(rest)} (--part NAME reads one)",)
     return wrappers[0]
 
 
 def _beside(averages: list[str], plain: list[str]) -> str:
     return (
-        f"took the weights ({', '.join(plain)}) and left out their moving average "
-        f"(--part {averages[0]} reads {'it' if len(averages) == 1 else 'one of ' + ', '.join(averages)})"
+        f"took the weights ({listed(plain)}) and left out their moving average "
+        f"(--part {shortened(averages[0], 200)} reads {'it' if len(averages) == 1 else 'one of ' + listed(averages)})"
     )
 
 

@@ -15,6 +15,7 @@ from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.formats.common import TensorStore, torch_dtype
 from tailwise.checkpoints.formats.memory import decoded, kinds_of, shared_names, spec_of
 from tailwise.checkpoints.formats.pickle_bounds import check_file
+from tailwise.checkpoints.formats.repeated import Laid, beyond_what_is_held
 from tailwise.checkpoints.formats.safe_pickle import load_safely
 from tailwise.checkpoints.formats.saved import find_tensors
 from tailwise.checkpoints.formats.torchscript import is_torchscript, read_torchscript
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 
 #: A variable of the environment that refuses these files altogether: a web server sets it for what strangers name.
 NO_PICKLE = "TAILWISE_NO_PICKLE"
-
-
-_REPEATS = 1 << 26  # bytes that a tensor of repeated entries may have
-_REPEATED = "its entries are few that are repeated (expand); save what they stand for: tensor.contiguous()"
 
 
 class TorchCheckpoint(TensorStore):
@@ -65,7 +62,8 @@ class TorchCheckpoint(TensorStore):
         self.shared = shared_names(self._arrays)
         kinds = kinds_of(self._arrays)
         self.readings, self.unsupported, self.aside = kinds.readings, kinds.unsupported, kinds.aside
-        self.unsupported |= {name: _REPEATED for name, array in self._arrays.items() if _is_repeated(array)}
+        views = (_laid(name, array) for name, array in self._arrays.items() if name not in self.shared)
+        self.unsupported |= beyond_what_is_held(view for view in views if view is not None)
         self.read_whole = frozenset(self.readings)
 
     def _add(self, file: ByteSource, part: str | None) -> None:
@@ -128,16 +126,16 @@ class TorchCheckpoint(TensorStore):
             file.close()
 
 
-def _is_repeated(tensor: torch.Tensor) -> bool:
-    """Whether far more entries than are stored stand there, by strides of zero: a kilobyte may claim terabytes."""
+def _laid(name: str, tensor: torch.Tensor) -> Laid | None:
+    """A plain tensor over its storage; None of other kinds, which have bounds of their own."""
     import torch
 
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
-        return False
+        return None
     if tensor.device.type == "meta" or tensor.is_quantized:
-        return False
-    claimed = tensor.numel() * tensor.element_size()
-    return claimed > max(_REPEATS, tensor.untyped_storage().nbytes())
+        return None
+    storage = tensor.untyped_storage()
+    return Laid(name, storage.data_ptr(), storage.nbytes(), tensor.numel() * tensor.element_size())
 
 
 def _stamp(path: Path) -> tuple[int, int]:

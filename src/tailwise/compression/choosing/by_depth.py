@@ -73,3 +73,28 @@ def depth_of_formats(choices: Choices, settings: FormatSettings) -> Assignment:
     ]
     used: dict[str, object] = {} if settings.tau is None else {"tau": settings.tau}
     return Assignment(levels, reasons_of(choices, levels, why), settings=used, notes=decided(notes))
+
+
+@assigner(
+    "ends",
+    source="llama.cpp's mixes (`use_more_bits` of its quantizer) and AutoRound's schemes; the distance is ours",
+    takes=("tau",),
+)
+def ends_of_formats(choices: Choices, settings: FormatSettings) -> Assignment:
+    """The two formats next to the budget: the better one in the first and the last blocks.
+
+    A control like `depth`: groups come in order of their distance from the nearer end. With τ a group is to have r
+    times the mean bits, r falling from 1 + τ at the ends to 1 − τ in the middle. What is outside the blocks counts as
+    an end.
+    """
+    blocks = sorted({group.block for group in choices.groups if group.block is not None})
+    last = max(len(blocks) - 1, 1)
+    place = {block: 2.0 * min(index, last - index) / last for index, block in enumerate(blocks)}
+    turns = np.array([0.0 if group.block is None else place[group.block] for group in choices.groups])
+    levels, notes = ordered(choices, turns) if settings.tau is None else by_share(choices, turns, settings.tau)
+    why = [
+        "outside the blocks" if group.block is None else f"{place[group.block]:.0%} of the way to the middle"
+        for group in choices.groups
+    ]
+    used: dict[str, object] = {} if settings.tau is None else {"tau": settings.tau}
+    return Assignment(levels, reasons_of(choices, levels, why), settings=used, notes=decided(notes))

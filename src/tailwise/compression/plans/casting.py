@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cast(Treatment):
     """Values are rounded to those of a number format."""
 
@@ -101,7 +101,7 @@ class Cast(Treatment):
         return self.to
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Then(Treatment):
     """One after the other: the second sees what the first left, and keeps its zeros."""
 

@@ -19,7 +19,7 @@ _OF_SITE = ("tensor", "matrix", "role", "block", "n_params", "shape")
 _OF_TREATMENT = ("sparsity", "pattern", "rank", "format", "experts")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, slots=True)
 class Decision(Brief):
     """What is done to one site, and why."""
 

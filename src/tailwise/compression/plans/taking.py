@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _ROUNDING = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 1e-5, "float64": 1e-5}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Taking(Treatment):
     """What takes parameters away."""
 
@@ -104,7 +104,7 @@ class _Taking(Treatment):
         return int((after.reshape(-1, pattern.group) != 0).sum(dim=1).max()) <= pattern.kept
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sparsify(_Taking):
     """Entries are set to zero: anywhere, or all but N of each M along the inputs."""
 
@@ -146,7 +146,7 @@ class Sparsify(_Taking):
         return self.nm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LowRank(_Taking):
     """W ≈ A·B of a rank; stored as the product, or in two factors. Of stacked experts each matrix by itself."""
 
@@ -189,7 +189,7 @@ class LowRank(_Taking):
         return f"rank {self.of}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Structured(_Taking):
     """Heads or neurons go, through all the tensors of the block that hold them."""
 
@@ -207,7 +207,7 @@ class Structured(_Taking):
         return UNSTRUCTURED
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Drop(_Taking):
     """The whole block of the site goes."""
 
@@ -244,7 +244,7 @@ class Drop(_Taking):
         return BLOCK
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DropExperts(_Taking):
     """Whole experts of a mixture go: the one that the site is a part of, or `of` those that it stacks."""
 

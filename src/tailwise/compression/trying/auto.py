@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tailwise.compression.operators.registered import direction_in_words
+from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.scored import (
     PlanScorer,
     Scored,
     best_of_each,
-    perplexity,
     rows_of,
     trials_in_words,
     verdict,
 )
+
+Way = tuple[str, Mapping[str, Any]]  # an allocator and its settings
+
+#: Part of the time after which no known way is tried for the first time, and none with other settings.
+_FIRST, _MORE = 0.4, 0.3
+#: Ways whose other settings are tried: those that lost least with the first.
+_PROMISING = 2
 
 
 class Search(ABC):
@@ -24,14 +31,24 @@ class Search(ABC):
 
     def __init__(self, scorer: PlanScorer) -> None:
         self.scorer, self.stage, self.clock = scorer, scorer.stage, scorer.clock
+        self.untried: list[str] = []  # ways that the time did not reach
+
+    @property
+    @abstractmethod
+    def first(self) -> tuple[Way, ...]:
+        """What is tried and judged however short the time: uniform, then depth as it is by default."""
 
     @abstractmethod
-    def candidates(self) -> list[Scored]:
-        """Every known way that needs no sweep, uniform first: it is tried whatever the time."""
+    def ways(self) -> Iterator[Sequence[Way]]:
+        """Every other known way: its settings, the best known first."""
 
     @abstractmethod
-    def from_sensitivity(self, uniform: Scored) -> list[Scored]:
-        """The plan by measured losses, where a sweep fits into the time; else nothing."""
+    def plan_of(self, name: str, settings: Mapping[str, Any]) -> Plan | None:
+        """The plan by a way; None where it has none here."""
+
+    @abstractmethod
+    def by_gradient(self, uniform: Scored) -> Scored | None:
+        """The plan of least estimated loss around uniform; None where tensors cannot be moved alone."""
 
     @abstractmethod
     def refine(self, best: Scored) -> Scored:
@@ -47,39 +64,112 @@ class Search(ABC):
 
     def moved(self, loss: float, tried: int) -> None:
         """Say how far the refinement is."""
-        self.scorer.tell(f"search: perplexity {perplexity(loss):.4g} after {tried} moves")
+        self.scorer.tell(f"search: {self.scorer.in_words(loss)} after {tried} moves")
 
 
 def auto(search: Search) -> Plan:
     """The plan that loses least on calibration text, with a table of all that were tried.
 
-    Every known way comes first, then measured sensitivity where a sweep fits into the time; the best of them is
-    refined by trial until the scorer's clock runs out. The best few are scored once more on windows that no step has
-    seen, uniform among them, and the one with the least loss there is kept: what the search made up for its own
-    windows does not pass.
+    Uniform and depth come first, whatever the time; then every known way once, at its best known setting, and the plan
+    by the gradient; then other settings of the ways that did best. The inputs of the layers are measured again behind
+    the best of them, and it is refined until the scorer's clock leaves time for the last choice: uniform, depth, the
+    best known way and what was found are scored on windows that no step has seen, and the one with the least is kept.
     """
     scorer = search.scorer
-    candidates = search.candidates()
-    scorer.judge(candidates[:1])
-    candidates += search.from_sensitivity(candidates[0])
-    best = min(candidates, key=lambda item: item.loss)
-    finalists = [candidates[0], *best_of_each(candidates[1:], scorer.finalists)]
-    refined = search.refine(best)
-    finalists += [refined] if refined.plan is not best.plan else []
+    scorer.say(_allowed(search), 0.0)
+    tried = _of_known_ways(search)
+    always = tried[: len(search.first)]
+    best = min(tried, key=lambda item: item.loss)
+    finalists = [*always, *best_of_each([item for item in tried if item not in always], scorer.finalists)]
+    if not scorer.over:
+        found = search.refine(_seen_anew(scorer, best))
+        finalists += [found] if found.plan != best.plan else []
     scorer.judge(finalists)
-    chosen = min(finalists, key=lambda item: item.judged)
+    kept = min(finalists, key=lambda item: item.judged)
     scorer.stage.trial.restore()
-    return _final(search, chosen, [*candidates, *(item for item in finalists if item not in candidates)])
+    return _final(search, kept, [*tried, *(item for item in finalists if item not in tried)])
+
+
+def _allowed(search: Search) -> str:
+    """What the time is enough for, before it is spent."""
+    scorer, count = search.scorer, len(search.first) + sum(1 for _ in search.ways())
+    pace = scorer.stage.pace
+    if pace is None:
+        return f"{count} known ways to try"
+    each = max(pace.quick * len(scorer.stage.search), 1e-9)
+    judging = 4 * (pace.exact * len(scorer.stage.guard) + 2 * pace.quick * len(scorer.stage.judged_on))
+    trials = max(0, int((scorer.clock.left - judging) / each))
+    needed = (scorer.clock.spent + count * each + judging) / 60
+    return (
+        f"this budget allows about {trials} trials of {each:.2g} s; {needed:.2g} minutes reach all {count} known ways"
+    )
+
+
+def _of_known_ways(search: Search) -> list[Scored]:
+    scorer = search.scorer
+    (name, settings), *others = search.first
+    plans = [plan for plan in (search.plan_of(name, settings),) if plan is not None]
+    tried = [scorer.opened(name, plans[0])]
+    scorer.judge(tried)
+    for way in others:
+        tried += _first_of(search, [way], tried)
+    families = [list(family) for family in search.ways()]
+    if scorer.engine is not None:
+        tried += _first_of(search, [family[0] for family in families], tried)
+    else:
+        for family in families:
+            if scorer.clock.share > _FIRST or scorer.over:
+                search.untried.append(family[0][0])
+                continue
+            tried += _first_of(search, family[:1], tried)
+    if not scorer.over and (estimated := search.by_gradient(tried[0])) is not None:
+        tried.append(estimated)
+    by_loss = {item.name: item.loss for item in sorted(tried, key=lambda item: -item.loss)}
+    promising = sorted(families, key=lambda family: by_loss.get(family[0][0], float("inf")))[:_PROMISING]
+    for family in promising:
+        for way in family[1:]:
+            if scorer.clock.share > _MORE or scorer.over:
+                return tried
+            tried += _first_of(search, [way], tried)
+    return tried
+
+
+def _first_of(search: Search, ways: Sequence[Way], tried: Sequence[Scored]) -> list[Scored]:
+    """Those whose plans were not tried yet, scored."""
+    known = [item.plan.decisions for item in tried]
+    new: list[tuple[str, Mapping[str, Any], Plan]] = []
+    for name, settings in ways:
+        plan = search.plan_of(name, settings)
+        if plan is not None and not any(_same(plan.decisions, decisions) for decisions in known):
+            known.append(plan.decisions)
+            new.append((name, settings, plan))
+    return search.scorer.tried_all(new)
+
+
+def _same(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    return all(a.treatment == b.treatment for a, b in zip(one, other, strict=True))
+
+
+def _seen_anew(scorer: PlanScorer, best: Scored) -> Scored:
+    """The best so far, scored by what layers see behind it."""
+    trial = scorer.stage.trial
+    if not trial.how.looks:
+        return best
+    scorer.tell(f"measuring inputs behind {best.name}")
+    trial.look_again(best.plan, scorer.stage.looked)
+    return scorer.tried(best.name, best.settings, best.plan)
 
 
 def _final(search: Search, chosen: Scored, everything: list[Scored]) -> Plan:
     plan, scorer = search.told(chosen), search.scorer
     depth, left = search.notes(chosen)
+    missed = [f"not tried for lack of time: {listed(dict.fromkeys(search.untried))}"] if search.untried else []
     notes = [
         f"sign: {direction_in_words(plan.operator)}; here all candidates were tested on your text",
         depth,
         verdict(chosen, everything[0], scorer.stage.trial.material.unit),
         trials_in_words(scorer),
+        *missed,
         *left,
         *scorer.stage.notes,
     ]

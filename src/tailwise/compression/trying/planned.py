@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from tailwise.audits.audit import Audit
 from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.clock import Clock
+from tailwise.compression.trying.material import Objective
 from tailwise.compression.trying.scored import PlanScorer, Say
 from tailwise.compression.trying.search_amounts import Amounts
 from tailwise.compression.trying.search_formats import Formats
@@ -19,6 +21,8 @@ from tailwise.models.walking.hosts import check_causal
 
 AUTO = "auto"
 DEFAULT_SECONDS = 300.0
+#: What `auto` makes small: see docs/evidence.md, where both were tried.
+BEST_OBJECTIVE: Objective = "kl"
 _TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h)?\s*")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
 
@@ -48,12 +52,16 @@ def planned(
         return plan.replace(notes=(made.untried, *plan.notes))
     if allocator != AUTO and not made.reads(allocator):
         return made.plan(allocator)
+    clock = clock or Clock(DEFAULT_SECONDS)
     check_causal_model(audit.model)
     around = made.around()
-    with trials_on_engine(audit.model, around, text) as engine:
-        scorer = PlanScorer(
-            stage_of(audit.model, around, text), clock or Clock(DEFAULT_SECONDS), say or silent, engine=engine
-        )
+    if made.by_perplexity:
+        text = replace(text, objective="loss")
+    elif allocator == AUTO:
+        text = replace(text, objective=text.objective or BEST_OBJECTIVE, divergences=True)
+    stage = stage_of(audit.model, around, text, clock if allocator == AUTO else None)
+    with trials_on_engine(audit.model, around, stage.options) as engine:
+        scorer = PlanScorer(stage, clock, say or silent, engine=engine)
         return made.auto(scorer) if allocator == AUTO else made.measured(scorer, allocator)
 
 

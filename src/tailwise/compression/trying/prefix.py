@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tailwise.compression.trying.material import Material, Text
 from tailwise.core.errors import UsageError
 from tailwise.models.walking.block_inputs import Block
 from tailwise.models.walking.walk import blocks_of
@@ -23,12 +22,12 @@ MOST_STATES = 4 << 30
 class Prefix:
     """The outputs of every block under some weights.
 
-    A block is called once for each batch of windows, and its `Material` makes the same batches every time; so the
-    n-th call of a block is given what its n-th call gave.
+    A block is called once for each batch of windows, and `score` makes the same batches every time; so the n-th call
+    of a block is given what its n-th call gave. `score` gives the loss of every window, (n,).
     """
 
-    def __init__(self, model: nn.Module, material: Material | None = None) -> None:
-        self._material: Material = material or Text()
+    def __init__(self, model: nn.Module, score: Callable[[nn.Module, torch.Tensor], NDArray[np.float64]]) -> None:
+        self._score = score
         try:
             self._blocks = blocks_of(model)
         except UsageError:  # such a model is run whole
@@ -64,7 +63,7 @@ class Prefix:
 
         handles = [block.module.register_forward_hook(keep(block.index)) for block in self._blocks]
         try:
-            losses = self._material.losses(self._model, windows)
+            losses = self._score(self._model, windows)
         finally:
             for handle in handles:
                 handle.remove()
@@ -75,9 +74,9 @@ class Prefix:
     def losses(self, windows: torch.Tensor, first: int) -> NDArray[np.float64]:
         """Losses of the windows, (n,), where no weight before block `first` has changed since `record`."""
         if first <= 0 or not self.knows(windows):
-            return self._material.losses(self._model, windows)
+            return self._score(self._model, windows)
         with _replayed(self._blocks[:first], self._kept):
-            return self._material.losses(self._model, windows)
+            return self._score(self._model, windows)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -36,12 +37,14 @@ class Best(Generic[X]):
     loss: float  # on the windows that it looked at
     tried: int = 0
     kept: int = 0
+    refused: float = math.inf  # what the last that was not kept lost
 
     def attempt(self, state: X, score: Callable[[X], float]) -> bool:
         """Try another; it is kept where it loses less."""
         loss = score(state)
         self.tried += 1
         if not loss < self.loss:
+            self.refused = loss
             return False
         self.state, self.loss = state, loss
         self.kept += 1
@@ -93,7 +96,7 @@ def search(
 
 def refined(
     score: Callable[[Plan], float],
-    start: Plan,
+    start: Best[Plan],
     *,
     over: Callable[[], bool],
     seed: int = 0,
@@ -105,7 +108,7 @@ def refined(
     budget holds all along. Groups go from coarse to fine: blocks and roles, attention and MLP of each block, single
     tensors. Steps halve where no group of a level moves any more.
     """
-    return search(_Amounts(start), Best(start, score(start)), score, over, np.random.default_rng(seed), progress)
+    return search(_Amounts(start.state), start, score, over, np.random.default_rng(seed), progress)
 
 
 class _Amounts:
@@ -172,7 +175,7 @@ def with_amounts(plan: Plan, amounts: Vector) -> Plan:
 
 def refined_formats(
     score: Callable[[Levels], float],
-    start: Levels,
+    start: Best[Levels],
     problem: tuple[Choices, Losses],
     *,
     over: Callable[[], bool],
@@ -187,7 +190,7 @@ def refined_formats(
     first, then groups one by one, in random order.
     """
     rng = np.random.default_rng(seed)
-    return search(_Formats(problem, start, rng), Best(start.copy(), score(start)), score, over, rng, progress)
+    return search(_Formats(problem, start.state, rng), start, score, over, rng, progress)
 
 
 class _Formats:
@@ -233,11 +236,12 @@ def _moved(choices: Choices, levels: Levels, chosen: Indices, step: int) -> Leve
     """Levels with some groups one offered format higher or lower; None where none can move."""
     moved = levels.copy()
     for index in chosen:
-        moved[index] = _next(choices, int(index), int(levels[index]), step)
+        moved[index] = neighbour(choices, int(index), int(levels[index]), step)
     return None if np.array_equal(moved, levels) else moved
 
 
-def _next(choices: Choices, group: int, level: int, step: int) -> int:
+def neighbour(choices: Choices, group: int, level: int, step: int) -> int:
+    """The offered format so many steps up from a level; the level itself where there is none."""
     offered = np.flatnonzero(np.isfinite(choices.bits[group]))
     place = int(np.searchsorted(offered, level)) + step
     return int(offered[place]) if 0 <= place < len(offered) else level
@@ -259,7 +263,7 @@ def balanced(choices: Choices, levels: Levels, fixed: Sequence[int] | Indices, b
         if not steps:
             return None
         _, index = min(steps)
-        moved[index] = _next(choices, index, int(moved[index]), -1)
+        moved[index] = neighbour(choices, index, int(moved[index]), -1)
         weight = choices.weight(moved)
     while True:
         room = choices.goal * (1 + 1e-12) - weight
@@ -271,19 +275,19 @@ def balanced(choices: Choices, levels: Levels, fixed: Sequence[int] | Indices, b
         if not steps:
             return moved if weight >= choices.goal * (1 - SLACKS[2]) else None
         _, index = min(steps)
-        moved[index] = _next(choices, index, int(moved[index]), 1)
+        moved[index] = neighbour(choices, index, int(moved[index]), 1)
         weight = choices.weight(moved)
 
 
 def _cost(choices: Choices, index: int, levels: Levels, step: int) -> float:
     level = int(levels[index])
-    return float(choices.bits[index, _next(choices, index, level, step)] - choices.bits[index, level])
+    return float(choices.bits[index, neighbour(choices, index, level, step)] - choices.bits[index, level])
 
 
 def _price(choices: Choices, believed: Losses, index: int, levels: Levels, step: int) -> float:
     """Change of the believed loss for each bit; +inf where there is no such step."""
     level = int(levels[index])
-    other = _next(choices, index, level, step)
+    other = neighbour(choices, index, level, step)
     if other == level:
         return np.inf
     change = float(believed[index, other] - believed[index, level])

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from tailwise.compression.choosing.chooser import MEASURED
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.clock import Clock
+from tailwise.compression.trying.estimate import estimated_losses
+from tailwise.compression.trying.material import Objective, RowScores
 from tailwise.compression.trying.sensitivity import Variant, variant_losses
 from tailwise.compression.trying.stage import Stage
 from tailwise.compression.trying.trial_tasks import EngineTrials, TrialSettings, Windows
@@ -21,14 +23,12 @@ from tailwise.models.evaluation.intervals import mean_interval
 
 Say = Callable[[str, float], None]  # what is done, fraction of the time
 
-#: Nats a token by which a trial may miss what applying the plan gives; a heuristic.
-FAITHFUL = 0.03
-#: Share of the time that single tensors may be measured for.
-SWEEP = 0.5
 #: What a change in one block costs beside a whole trial, on the mean: the blocks before it are not run.
 _PART = 0.6
-#: Plans that are scored anew on text that the search has not seen, at most.
-_FINALISTS = 4
+#: Share of the time that single tensors may be measured for, where a way to choose takes it.
+SWEEP = 0.5
+#: Plans that are scored anew on text that the search has not seen, beside the two that always are.
+_FINALISTS = 2
 
 
 @dataclass
@@ -38,19 +38,26 @@ class Scored:
     name: str
     settings: Mapping[str, Any]
     plan: Plan
-    search: NDArray[np.float64]  # loss of every window that the search looks at
-    guard: NDArray[np.float64] | None = None  # of those kept from it
-    notes: str = ""
+    search: NDArray[np.float64]  # objective of every window that the search looks at
+    last: RowScores | None = None  # of the windows kept from it
+    objective: Objective = "loss"
     tried: int = field(default=1)
 
     @property
     def loss(self) -> float:
-        """On the windows of the search; +inf where the model broke."""
+        """The objective on the windows of the search; +inf where the model broke."""
         return _finite(self.search)
 
     @property
+    def guard(self) -> NDArray[np.float64] | None:
+        """The objective of every window of the last choice, (n,)."""
+        if self.last is None or self.objective == "loss":
+            return None if self.last is None else self.last.losses
+        return self.last.divergences
+
+    @property
     def judged(self) -> float:
-        """On the windows of the last choice."""
+        """The objective on the windows of the last choice."""
         if self.guard is None:
             raise AssertionError("scored before it is judged")
         return _finite(self.guard)
@@ -70,50 +77,63 @@ class PlanScorer:
     say: Say = field(default=lambda _what, _done: None)
     judging: float = 0.0  # seconds that the dearest judgement took
     pace: float = 0.0  # seconds that a trial took
-    faithful: bool = True  # whether trials come near to what applying a plan gives
     engine: EngineTrials | None = None  # where plans that do not wait for one another are tried side by side
 
-    def opened(self, name: str, plan: Plan) -> Scored:
-        """Try the first plan both ways; from here on plans are carried out whole where that makes a difference.
+    @property
+    def objective(self) -> Objective:
+        """What is made small."""
+        return self.stage.trial.material.objective
 
-        In a trial the layers see the inputs of the dense model. Where much is taken away, they see others.
-        """
+    def opened(self, name: str, plan: Plan) -> Scored:
+        """Try the first plan, and time it."""
         began = self.clock.spent
         scored = self.tried(name, {}, plan)
         self.pace = self.clock.spent - began
-        if self.stage.trial.how.looks:
-            applied = self.stage.trial.applied_losses(plan, self.stage.looked, self.stage.search)
-            self.faithful = abs(_finite(applied) - scored.loss) < FAITHFUL
-            scored.search = scored.search if self.faithful else applied
         return scored
 
     def score(self, plan: Plan) -> NDArray[np.float64]:
-        """Losses on the windows of the search, (n,)."""
-        trial, stage = self.stage.trial, self.stage
-        if self.faithful:
-            return trial.losses(plan, stage.search)
-        return trial.applied_losses(plan, stage.looked, stage.search)
+        """The objective on the windows of the search, (n,)."""
+        return self.stage.trial.losses(plan, self.stage.search)
+
+    def mean(self, plan: Plan) -> float:
+        """Its mean; +inf where the model broke."""
+        return _finite(self.score(plan))
 
     def tried(self, name: str, settings: Mapping[str, Any], plan: Plan) -> Scored:
         """Score a plan on the windows of the search."""
+        return self._scored((name, settings, plan), self.score(plan))
+
+    def _scored(self, way: tuple[str, Mapping[str, Any], Plan], found: NDArray[np.float64]) -> Scored:
+        name, settings, plan = way
         shown = {key: value for key, value in settings.items() if key not in MEASURED}
-        scored = Scored(name, shown, plan, self.score(plan))
-        self.tell(f"{name}: perplexity {perplexity(scored.loss):.4g}")
+        scored = Scored(name, shown, plan, found, objective=self.objective)
+        self.tell(f"{name}: {self.in_words(scored.loss)}")
         return scored
+
+    def in_words(self, loss: float) -> str:
+        """A value of the objective as people know it."""
+        return f"KL {loss:.4g}" if self.objective == "kl" else f"perplexity {perplexity(loss):.4g}"
 
     def tried_all(self, ways: Sequence[tuple[str, Mapping[str, Any], Plan]]) -> list[Scored]:
         """As `tried`, side by side where there is an engine."""
         if self.engine is None or not ways:
             return [self.tried(*way) for way in ways]
         plans = [plan for _, _, plan in ways]
-        losses = self.engine.of_plans(plans, "search", applied=not self.faithful)
+        losses = self.engine.of_plans(plans, "search")
         self.stage.trial.runs += len(ways)
-        scored = []
-        for (name, settings, plan), own in zip(ways, losses, strict=True):
-            shown = {key: value for key, value in settings.items() if key not in MEASURED}
-            scored.append(Scored(name, shown, plan, own))
-            self.tell(f"{name}: perplexity {perplexity(scored[-1].loss):.4g}")
-        return scored
+        return [self._scored(way, own) for way, own in zip(ways, losses, strict=True)]
+
+    def estimated(self, around: Plan, variants: Sequence[Variant]) -> dict[Hashable, float]:
+        """What each variant would change, by one gradient on the windows of the search; see `estimated_losses`."""
+
+        def told(done: int, total: int) -> None:
+            self.tell(f"estimating by gradient, {done} of {total}")
+
+        found = estimated_losses(
+            self.stage.trial, around, self.stage.search, variants, ends=lambda: self.clock.left < 0, progress=told
+        )
+        self.stage.trial.runs += 3
+        return found
 
     def variant_losses(
         self,
@@ -129,39 +149,37 @@ class PlanScorer:
         name: Windows = "few" if windows is self.stage.few else "search"
         return self.engine.variant_losses(TrialSettings(around, name), variants, progress)
 
-    def for_sweep(self, trials: int) -> torch.Tensor | None:
-        """Windows on which so many changes of one block can be measured in `SWEEP` of the time; None where on none."""
-        time = min(SWEEP * self.clock.seconds, self.clock.left - 2 * self.judging)
-        each = self.pace * _PART / len(self.stage.search) / (1 if self.engine is None else self.engine.slots)
-        fitting = (few for few in (self.stage.search, self.stage.few) if trials * each * len(few) <= time)
-        return next(fitting, None)
-
     def judge(self, finalists: Iterable[Scored]) -> None:
         """Carry out each plan as `apply` would, and score it on the windows that were kept from the search."""
-        waiting = [item for item in finalists if item.guard is None]
+        waiting, stage = [item for item in finalists if item.last is None], self.stage
         if self.engine is not None and len(waiting) > 1:
             began = self.clock.spent
-            losses = self.engine.of_plans([item.plan for item in waiting], "guard", applied=True)
-            self.stage.trial.runs += len(waiting)
-            for item, own in zip(waiting, losses, strict=True):
-                item.guard = own
+            scores = self.engine.judged([item.plan for item in waiting])
+            stage.trial.runs += len(waiting)
+            for item, own in zip(waiting, scores, strict=True):
+                item.last = own
             self.judging = max(self.judging, (self.clock.spent - began) / len(waiting))
             return
         for item in waiting:
             began = self.clock.spent
-            item.guard = self.stage.trial.applied_losses(item.plan, self.stage.looked, self.stage.guard)
+            self.tell(f"judging {item.name}")
+            item.last = stage.trial.applied_scores(item.plan, stage.judged_on, stage.guard)
             self.judging = max(self.judging, self.clock.spent - began)
-            self.tell(f"{item.name}: judged")
 
     @property
     def finalists(self) -> int:
-        """How many of the known ways can be judged in a third of the time."""
-        return max(1, min(_FINALISTS, int(self.clock.seconds / 3 / max(self.judging, 1e-9)) - 1))
+        """How many of the known ways, beside uniform and depth, can be judged in a third of the time."""
+        return max(1, min(_FINALISTS, int(self.clock.seconds / 3 / max(self.judging, 1e-9)) - 3))
 
     @property
     def last_word(self) -> float:
-        """Seconds that judging them and what the search found takes."""
-        return self.judging * (self.finalists + 1)
+        """Seconds that judging takes: depth, the best known ways, and what the search found; uniform is judged."""
+        return self.judging * (self.finalists + 2)
+
+    @property
+    def over(self) -> bool:
+        """Whether what is left of the time is for judging; another trial would not end in time."""
+        return self.clock.left < self.last_word + self.pace
 
     def tell(self, what: str) -> None:
         """Say how far the search is."""
@@ -186,25 +204,31 @@ def rows_of(everything: Sequence[Scored], chosen: Scored) -> tuple[dict[str, Any
 
 
 def _row(item: Scored, uniform: Scored, chosen: Scored) -> dict[str, Any]:
-    row: dict[str, Any] = {"allocator": item.name, **item.settings, "search_loss": round(item.loss, 6)}
-    if not math.isfinite(item.loss):
-        row["search_loss"] = None
-    if item.guard is not None:
-        row["guard_loss"] = round(item.judged, 6) if math.isfinite(item.judged) else None
-    if item.guard is not None and uniform.guard is not None and item is not uniform:
-        row["against_uniform"] = round(float((item.guard - uniform.guard).mean()), 6)
-        if (interval := mean_interval(item.guard - uniform.guard)) is not None:
-            row |= {"low": round(interval[0], 6), "high": round(interval[1], 6)}
+    searched = "search_kl" if item.objective == "kl" else "search_loss"
+    row: dict[str, Any] = {"allocator": item.name, **item.settings, searched: _number(item.loss)}
+    if item.last is not None:
+        row["guard_loss"] = _number(_finite(item.last.losses))
+        if item.last.divergences is not None:
+            row["guard_kl"] = _number(_finite(item.last.divergences))
+    if item.last is not None and uniform.last is not None and item is not uniform:
+        row["against_uniform"] = _number(_finite(item.last.losses - uniform.last.losses))
+        if (found := mean_interval(item.last.losses - uniform.last.losses)) is not None:
+            row |= {"low": _number(found[0]), "high": _number(found[1])}
     return row | {"trials": item.tried, "kept": item is chosen}
+
+
+def _number(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def verdict(chosen: Scored, uniform: Scored, unit: str = "a token") -> str:
     """What was gained against uniform on windows that the search had not seen."""
-    if chosen.guard is None or uniform.guard is None:
+    if chosen.last is None or uniform.last is None:
         raise AssertionError("judged before it is told")
     if chosen is uniform:
         return "nothing that was tried lost less than uniform on text or images that the search had not seen"
-    change, interval = float((chosen.guard - uniform.guard).mean()), mean_interval(chosen.guard - uniform.guard)
+    changes = chosen.last.losses - uniform.last.losses
+    change, interval = float(changes.mean()), mean_interval(changes)
     where = "found by search" if chosen.name == "search" else chosen.name
     if interval is None:
         return f"{where}: {change:+.4f} nats {unit} against uniform, on too few windows for an interval"
@@ -216,8 +240,9 @@ def verdict(chosen: Scored, uniform: Scored, unit: str = "a token") -> str:
 def trials_in_words(scorer: PlanScorer) -> str:
     """How much was tried, on what."""
     stage = scorer.stage
-    how = "" if scorer.faithful else ", carried out whole since inputs change much"
+    how = ", products in bf16" if stage.trial.passes is torch.bfloat16 else ""
+    what = "KL to the dense model" if scorer.objective == "kl" else "the loss"
     return (
-        f"{stage.trial.runs} trials in {scorer.clock.spent:.0f} s{how}, on {stage.trial.material.words(stage.search)}"
-        f"; the last choice on {len(stage.guard)} others"
+        f"{stage.trial.runs} passes in {scorer.clock.spent:.0f} s of {scorer.clock.seconds:.0f}{how}, {what} on "
+        f"{stage.trial.material.words(stage.search)}; the last choice on {len(stage.guard)} others"
     )

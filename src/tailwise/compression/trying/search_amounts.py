@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from typing_extensions import override
 
 from tailwise.audits.audit import Audit
@@ -16,22 +17,19 @@ from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.patterns import UNSTRUCTURED
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.rank_correlation import depth_correlation
-from tailwise.compression.trying.auto import Search, auto
+from tailwise.compression.trying.auto import Search, Way, auto
 from tailwise.compression.trying.blend_search import plan_blend
+from tailwise.compression.trying.descend import descended
 from tailwise.compression.trying.refine import Best, refined
 from tailwise.compression.trying.scored import PlanScorer, Scored
-from tailwise.compression.trying.sensitivity import levels_of, measured_losses
+from tailwise.compression.trying.sensitivity import Variant, levels_of, measured_losses
 
-#: Shares of α and steps of depth that are tried; β as a fraction of what the budget allows.
-_TAUS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
-_BETAS = (0.125, 0.25, 0.5, -0.125, -0.25)
+#: Shares of α that are tried, the published one first, and steps of depth, as a fraction of what the budget allows.
+_TAUS = (0.3, 0.1, 0.2, 0.05, 0.4, 0.5)
+_BETAS = (0.25, 0.375, 0.125, -0.25, -0.125)
 _MAPPINGS = ("block", "matrix", "mixed")
-#: Nats a token above uniform at which a stronger setting of the same kind is not tried any more.
-_HOPELESS = 0.05
-#: Plans that are tried whatever the time: uniform and two of depth.
-_AT_LEAST = 3
-#: Changes of sparsity that single tensors are measured at, best first.
-_SWEEPS = ((-0.3, -0.15, 0.1, 0.2), (-0.15, 0.1))
+#: Changes of sparsity whose loss is estimated around uniform: near enough for a gradient.
+_STEPS = (-0.1, -0.05, 0.05, 0.1)
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class Amounts:
     request: Request
     #: What allocators take from text, by name.
     from_text = ("owl", "dlp", "sensitivity", "blend")
+    by_perplexity = False
     untried = (
         "no calibration text was given, so nothing could be tried and the budget is spread evenly; "
         "with --calibration TEXT, candidates are scored and the best is kept"
@@ -105,101 +104,69 @@ class AmountSearch(Search):
         operator = OPERATORS[self.request.operator]
         return self.request.pattern == UNSTRUCTURED and operator.work is not None and not operator.ranks
 
+    @property
     @override
-    def candidates(self) -> list[Scored]:
-        """Uniform and depth are tried whatever the time.
-
-        A family goes from weak to strong settings, and ends where one loses `_HOPELESS` nats more than uniform.
-        """
-        tried = [self.scorer.opened("uniform", self.asked.around())]
-        if self.scorer.engine is not None:
-            return tried + self._side_by_side(tried[0])
-        for name, family in self._families():
-            for settings in family:
-                if len(tried) >= _AT_LEAST and self.clock.share > 0.5:
-                    return tried
-                tried.append(self._scored(name, settings))
-                if not tried[-1].loss < tried[0].loss + _HOPELESS:
-                    break
-        return tried
-
-    def _side_by_side(self, uniform: Scored) -> list[Scored]:
-        """The same families, the n-th settings of all at once: those that lost too much before are out."""
-        tried: list[Scored] = []
-        families = list(self._families())
-        while families and not (tried and self.clock.share > 0.5):
-            ways = [(name, family[0], self.asked.by(name, family[0])) for name, family in families]
-            scored = self.scorer.tried_all(ways)
-            tried += scored
-            alive = (item.loss < uniform.loss + _HOPELESS for item in scored)
-            families = [(n, rest[1:]) for (n, rest), lives in zip(families, alive, strict=True) if lives and rest[1:]]
-        return tried
-
-    def _scored(self, name: str, settings: Mapping[str, Any]) -> Scored:
-        return self.scorer.tried(name, settings, self.asked.by(name, settings))
+    def first(self) -> tuple[Way, ...]:
+        return (("uniform", {}), ("depth", {}))
 
     @override
-    def from_sensitivity(self, uniform: Scored) -> list[Scored]:
+    def plan_of(self, name: str, settings: Mapping[str, Any]) -> Plan | None:
+        return self.asked.around() if name == "uniform" else self.asked.by(name, settings)
+
+    @override
+    def ways(self) -> Iterator[Sequence[Way]]:
+        given = self.request.settings
+        scores = self.stage.scores
+        yield [("owl", {"statistics": scores.outlier_ratios})]
+        yield [("depth", {"beta": self._beta(share)}) for share in _BETAS]
+        yield [("dlp", {"statistics": scores.medians})]
+        taus = (given["tau"],) if "tau" in given else _TAUS
+        turned = {"reverse": True} if given.get("reverse") else {}
+        for mapping in (given["mapping"],) if "mapping" in given else _MAPPINGS:
+            yield [("alpha", {"mapping": mapping, "tau": tau, **turned}) for tau in taus]
+        yield [("alpha-role", {"tau": tau, **turned}) for tau in taus]
+        # The manual and this project read entropy opposite ways.
+        yield [("entropy", {"tau": tau, **way}) for tau in taus for way in ({}, {"reverse": True})]
+
+    def _beta(self, share: float) -> float:
+        return float(self.asked.by("depth", {}).settings["beta"]) * 2 * share
+
+    @override
+    def by_gradient(self, uniform: Scored) -> Scored | None:
         if not self.can_refine:
-            return []
+            return None
         around = uniform.plan
-        sweeps = ((steps, self.scorer.for_sweep(len(steps) * len(around))) for steps in _SWEEPS)
-        steps, windows = next(((steps, windows) for steps, windows in sweeps if windows is not None), ((), None))
-        if windows is None:
-            return []
-        levels = levels_of(around.sparsity, (0.0, *steps))
-        losses = measured_losses(
-            self.stage.trial, around, windows, levels=levels, progress=self._swept, measure=self.scorer.variant_losses
-        )
-        plan = self._scored("sensitivity", {"losses": losses})
-        return [replace(plan, settings={"levels": list(levels)}, tried=len(losses) - len(around))]
+        levels = levels_of(around.sparsity, (0.0, *_STEPS))
+        losses = measured_losses(self.stage.trial, around, self.stage.search, levels=levels, measure=self._estimated)
+        known = {item.tensor for item in around} == {tensor for tensor, level in losses if level != around.sparsity}
+        if not known:  # the time was over before all were estimated
+            return None
+        plan = self.asked.by("sensitivity", {"losses": losses})
+        return self.scorer.tried("sensitivity", {"losses": losses, "estimated": "gradient"}, plan)
 
-    def _swept(self, done: int, total: int) -> None:
-        self.scorer.tell(f"measuring tensor by tensor, {done} of {total}")
+    def _estimated(
+        self, around: Plan, _windows: torch.Tensor, variants: Sequence[Variant], _progress: object
+    ) -> dict[Hashable, float]:
+        return self.scorer.estimated(around, variants)
 
     @override
     def refine(self, best: Scored) -> Scored:
+        """Along the gradient for as long as it helps; then groups are moved at random."""
         if not self.can_refine:
             return best
 
         def moved(state: Best[Plan]) -> None:
             self.moved(state.loss, state.tried)
 
-        refined_plan = refined(
-            lambda plan: float(self.scorer.score(plan).mean()),
-            best.plan,
-            over=lambda: self.clock.left < self.scorer.last_word,
-            seed=self.stage.seed,
-            progress=moved,
-        )
+        def over() -> bool:
+            return self.scorer.over
+
+        found = Best(best.plan, best.loss)
+        descended(self.scorer.mean, self.scorer.estimated, found, over=over, progress=moved)
+        refined(self.scorer.mean, found, over=over, seed=self.stage.seed, progress=moved)
         origin = {"from": best.name, **best.settings}
-        losses = self.scorer.score(refined_plan.state)
-        return Scored(
-            "search",
-            origin,
-            refined_plan.state,
-            losses,
-            notes=f"{refined_plan.kept} moves kept",
-            tried=refined_plan.tried,
-        )
-
-    def _families(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        given = self.request.settings
-        yield "depth", [{"beta": self._beta(share)} for share in _BETAS if share > 0]
-        yield "depth", [{"beta": self._beta(share)} for share in _BETAS if share < 0]
-        yield "owl", [{"statistics": self.stage.scores.outlier_ratios}]
-        yield "dlp", [{"statistics": self.stage.scores.medians}]
-        taus = (given["tau"],) if "tau" in given else _TAUS
-        turned = {"reverse": True} if given.get("reverse") else {}
-        for mapping in (given["mapping"],) if "mapping" in given else _MAPPINGS:
-            yield "alpha", [{"mapping": mapping, "tau": tau, **turned} for tau in taus]
-        yield "alpha-role", [{"tau": tau, **turned} for tau in taus]
-        # The manual and this project read entropy opposite ways.
-        yield "entropy", [{"tau": tau} for tau in taus]
-        yield "entropy", [{"tau": tau, "reverse": True} for tau in taus]
-
-    def _beta(self, share: float) -> float:
-        return float(self.asked.by("depth", {}).settings["beta"]) * 2 * share
+        losses = self.scorer.score(found.state)
+        return Scored("search", origin, found.state, losses, objective=self.scorer.objective, tried=found.tried)
 
     @override
     def told(self, best: Scored) -> Plan:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from typing_extensions import override
 
 from tailwise.audits.audit import Audit
@@ -18,7 +18,8 @@ from tailwise.compression.making.request import QuantizeRequest, parsed_formats
 from tailwise.compression.plans.bits import depth_words
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.trying.auto import Search, auto
+from tailwise.compression.trying.auto import Search, Way, auto
+from tailwise.compression.trying.descend import descended_formats
 from tailwise.compression.trying.layer_errors import ErrorTables, Table, error_tables
 from tailwise.compression.trying.refine import Best, Losses, refined_formats
 from tailwise.compression.trying.rise import ends, plan_within_rise
@@ -27,8 +28,10 @@ from tailwise.compression.trying.sensitivity import Variant
 from tailwise.core.errors import UsageError
 
 #: Powers of α that are tried; the best published ones run from 10 to 200.
-_GAMMAS = (0.0, 1.0, 10.0, 100.0)
+_GAMMAS = (10.0, 100.0, 1.0, 0.0)
 _TAUS = (0.1, 0.3)
+#: Of a way in the table, and no setting.
+_TOLD = ("relative", "estimated")
 #: Measured on text, from one pass over it: what is called sensitivity elsewhere, without a loss.
 OUTPUTS = "outputs"
 _TURN = 0.4  # of the time that is left, for each search within a rise of perplexity
@@ -41,6 +44,12 @@ class Formats:
     audit: Audit
     request: QuantizeRequest
     from_text = ("sensitivity", OUTPUTS)
+
+    @property
+    def by_perplexity(self) -> bool:
+        """Whether the limit is one of perplexity, so that the loss is what counts."""
+        return self.request.rise is not None
+
     untried = (
         "no calibration text was given, so nothing could be tried and the bits are spent evenly; "
         "with --calibration TEXT, candidates are scored and the best is kept"
@@ -87,7 +96,7 @@ class Formats:
         if allocator == OUTPUTS:
             losses = error_tables(scorer.stage, around, choices.formats).output
         else:
-            losses = measured_formats(scorer, choices, around, scorer.stage.search)
+            losses = measured_formats(choices, around, partial(_swept, scorer)) or {}
         scorer.stage.trial.restore()
         plan = plan_quantize(self.audit, replace(self.request, allocator=allocator, settings={"losses": losses}))
         return plan.replace(notes=(*plan.notes, *scorer.stage.notes))
@@ -115,32 +124,49 @@ class FormatSearch(Search):
         bare = replace(made.request, allocator="uniform", settings={})
         self.uniform, self.asked = plan_quantize(made.audit, bare), asked_of(made.audit, bare)
         self._believed: Losses | None = None
+        self._errors: ErrorTables | None = None
 
     @property
     def choices(self) -> Choices:
         """What there is to choose from."""
         return self.asked.choices
 
+    @property
     @override
-    def candidates(self) -> list[Scored]:
-        tried = [self.scorer.opened("uniform", self.uniform)]
-        if len(self.choices.formats) == 1 or self.clock.share > 0.5:
-            return tried
-        tables = error_tables(self.scorer.stage, self.uniform, self.choices.formats)
-        self._believed = believed_losses(self.choices, tables.output or tables.weight)
-        if self.scorer.engine is not None:
-            plans = [(name, settings, self._way(name, settings)) for name, settings in _ways(tables)]
-            return tried + self.scorer.tried_all([(n, s, plan) for n, s, plan in plans if plan is not None])
-        for name, settings in _ways(tables):
-            if self.clock.share > 0.5:
-                break
-            plan = self._way(name, settings)
-            if plan is not None:
-                tried.append(self.scorer.tried(name, settings, plan))
-        return tried
+    def first(self) -> tuple[Way, ...]:
+        return (("uniform", {}), *([("depth", {})] if len(self.choices.formats) > 1 else []))
 
-    def _way(self, name: str, settings: Mapping[str, Any]) -> Plan | None:
-        return self._plan(name, {key: value for key, value in settings.items() if key != "relative"})
+    @override
+    def ways(self) -> Iterator[Sequence[Way]]:
+        if len(self.choices.formats) == 1:
+            return
+        tables = self._tables()
+        if tables.output:
+            yield [
+                ("outputs", {"losses": tables.output}),
+                ("outputs", {"losses": tables.output_relative, "relative": True}),
+            ]
+        yield [
+            ("distortion", {"errors": tables.weight}),
+            ("distortion", {"errors": tables.weight_relative, "relative": True}),
+        ]
+        yield [("ends", {}), *(("ends", {"tau": tau}) for tau in _TAUS)]
+        yield [("depth", {"tau": tau}) for tau in _TAUS]
+        yield [("alpha", {}), *(("alpha", {"tau": tau}) for tau in _TAUS)]
+        yield [("alphaq", {"gamma": gamma}) for gamma in _GAMMAS]
+
+    def _tables(self) -> ErrorTables:
+        if self._errors is None:
+            self.scorer.tell("measuring errors of every format")
+            self._errors = error_tables(self.stage, self.uniform, self.choices.formats)
+            self._believed = believed_losses(self.choices, self._errors.output or self._errors.weight)
+        return self._errors
+
+    @override
+    def plan_of(self, name: str, settings: Mapping[str, Any]) -> Plan | None:
+        if name == "uniform":
+            return self.uniform
+        return self._plan(name, {key: value for key, value in settings.items() if key not in _TOLD})
 
     def _plan(self, allocator: str, settings: Mapping[str, Any]) -> Plan | None:
         try:
@@ -151,48 +177,45 @@ class FormatSearch(Search):
             raise
 
     @override
-    def from_sensitivity(self, uniform: Scored) -> list[Scored]:
-        variants = variants_of(self.choices, uniform.plan)
-        windows = self.scorer.for_sweep(len(variants))
-        if not variants or windows is None:
-            return []
-        losses = measured_formats(self.scorer, self.choices, uniform.plan, windows)
+    def by_gradient(self, uniform: Scored) -> Scored | None:
+        if not variants_of(self.choices, uniform.plan):
+            return None
+        losses = measured_formats(self.choices, uniform.plan, self.scorer.estimated)
+        if losses is None:
+            return None
         self._believed = believed_losses(self.choices, losses)
-        plan = self._plan("sensitivity", {"losses": losses})
-        if plan is None:
-            return []
-        scored = self.scorer.tried("sensitivity", {}, plan)
-        return [replace(scored, tried=len(variants))]
+        settings = {"losses": losses, "estimated": "gradient"}
+        plan = self.plan_of("sensitivity", settings)
+        return None if plan is None else self.scorer.tried("sensitivity", settings, plan)
 
     @override
     def refine(self, best: Scored) -> Scored:
+        """Along the gradient for as long as it helps; then groups are moved at random."""
         if self._believed is None or len(self.choices.groups) < 2:
             return best
+        scorer, choices = self.scorer, self.choices
 
         def moved(state: Best[Levels]) -> None:
             self.moved(state.loss, state.tried)
 
         def score(levels: Levels) -> float:
-            loss = float(self.scorer.score(with_levels(best.plan, self.choices, levels)).mean())
-            return loss if np.isfinite(loss) else WORST
+            return min(scorer.mean(with_levels(best.plan, choices, levels)), WORST)
 
-        spare = self.scorer.last_word
-        refined = refined_formats(
-            score,
-            levels_of_plan(self.choices, best.plan),
-            (self.choices, self._believed),
-            over=lambda: self.clock.left < spare,
-            seed=self.scorer.stage.seed,
-            progress=moved,
-        )
-        if not refined.kept:
+        def estimate(levels: Levels, moves: Sequence[tuple[int, int]]) -> Mapping[Hashable, float]:
+            around = with_levels(best.plan, choices, levels)
+            return scorer.estimated(around, [variant_of(choices, around, *move) for move in moves])
+
+        def over() -> bool:
+            return scorer.over
+
+        found = Best(levels_of_plan(choices, best.plan), min(best.loss, WORST))
+        descended_formats(score, estimate, found, choices, over=over, progress=moved)
+        problem = (choices, self._believed)
+        refined_formats(score, found, problem, over=over, seed=self.stage.seed, progress=moved)
+        if not found.kept:
             return best
-        plan = with_levels(best.plan, self.choices, refined.state)
-        return replace(
-            self.scorer.tried("search", {"from": best.name, **best.settings}, plan),
-            notes=f"{refined.kept} moves kept",
-            tried=refined.tried,
-        )
+        plan = with_levels(best.plan, choices, found.state)
+        return replace(scorer.tried("search", {"from": best.name, **best.settings}, plan), tried=found.tried)
 
     @override
     def told(self, best: Scored) -> Plan:
@@ -206,21 +229,6 @@ class FormatSearch(Search):
     @override
     def notes(self, best: Scored) -> tuple[str, tuple[str, ...]]:
         return depth_words(best.plan), self.asked.notes
-
-
-def _ways(tables: ErrorTables) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(allocator, settings); `relative` is told, and is no setting."""
-    if tables.output:
-        yield "outputs", {"losses": tables.output}
-        yield "outputs", {"losses": tables.output_relative, "relative": True}
-    yield "distortion", {"errors": tables.weight}
-    yield "distortion", {"errors": tables.weight_relative, "relative": True}
-    yield "depth", {}
-    yield "alpha", {}
-    for tau in _TAUS:
-        yield "alpha", {"tau": tau}
-    for gamma in _GAMMAS:
-        yield "alphaq", {"gamma": gamma}
 
 
 def reached_in(plan: Plan, asked: Asked) -> dict[str, Any]:
@@ -237,33 +245,49 @@ def _explained(item: Decision) -> Decision:
 WORST = 50.0  # nats: a loss that is not finite counts as this
 
 
-def variants_of(choices: Choices, around: Plan) -> list[Variant]:
-    """Every group in every offered format but its own, with the others as in `around`."""
-    place = {item.tensor: index for index, item in enumerate(around)}
-    variants = []
-    for row, group in enumerate(choices.groups):
-        own = around.decisions[place[group.members[0].tensor]].format
-        for column, name in enumerate(choices.formats):
-            if np.isfinite(choices.bits[row, column]) and name != own:
-                entries = {place[item.tensor]: around[item.tensor].but(format=name) for item in group.members}
-                variants.append(Variant((row, name), entries))
-    return variants
-
-
-def measured_formats(scorer: PlanScorer, choices: Choices, around: Plan, windows: torch.Tensor) -> Table:
-    """(tensor, format) → change of loss when its group has this format; the first tensor of a group has it all."""
-
-    def swept(done: int, total: int) -> None:
+def _swept(scorer: PlanScorer, around: Plan, variants: Sequence[Variant]) -> Mapping[Hashable, float]:
+    def told(done: int, total: int) -> None:
         scorer.tell(f"measuring group by group, {done} of {total}")
 
+    return scorer.variant_losses(around, scorer.stage.search, variants, told)
+
+
+def variants_of(choices: Choices, around: Plan) -> list[Variant]:
+    """Every group in every offered format but its own, with the others as in `around`."""
+    own = levels_of_plan(choices, around)
+    return [
+        variant_of(choices, around, row, column)
+        for row in range(len(choices.groups))
+        for column in range(len(choices.formats))
+        if np.isfinite(choices.bits[row, column]) and column != own[row]
+    ]
+
+
+def variant_of(choices: Choices, around: Plan, row: int, column: int) -> Variant:
+    """One group in one format, with the others as in `around`."""
+    place = {item.tensor: index for index, item in enumerate(around)}
+    name, members = choices.formats[column], choices.groups[row].members
+    return Variant((row, column), {place[item.tensor]: around[item.tensor].but(format=name) for item in members})
+
+
+Measured = Callable[[Plan, Sequence[Variant]], Mapping[Hashable, float]]
+
+
+def measured_formats(choices: Choices, around: Plan, measure: Measured) -> Table | None:
+    """(tensor, format) → change of loss when its group has this format; the first tensor of a group has it all.
+
+    None where the time was over before all were measured.
+    """
     variants = variants_of(choices, around)
-    measured = scorer.variant_losses(around, windows, variants, swept)
+    measured = measure(around, variants)
+    if len(measured) < len(variants):
+        return None
     table: Table = {}
     for row, group in enumerate(choices.groups):
         for column, name in enumerate(choices.formats):
             if not np.isfinite(choices.bits[row, column]):
                 continue
-            loss = measured.get((row, name), 0.0)
+            loss = measured.get((row, column), 0.0)
             for index, item in enumerate(group.members):
                 table[item.tensor, name] = 0.0 if index else (loss if np.isfinite(loss) else WORST)
     return table

@@ -11,9 +11,12 @@ import torch
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.formats.common import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
+from tailwise.compression.plans.combined import how_of
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.trying.material import Material, Pictures, Text
-from tailwise.compression.trying.trial import Trial, trial_of
+from tailwise.compression.trying.clock import Clock
+from tailwise.compression.trying.material import Material, Objective, Pictures, Text, products_in
+from tailwise.compression.trying.pace import Pace, pace_of, sized
+from tailwise.compression.trying.trial import Looking, Trial, trial_of
 from tailwise.core.errors import UsageError
 from tailwise.core.validation import check_fields, check_least
 from tailwise.models.evaluation.images import images_of, is_classifier, load_classifier, predicted
@@ -37,6 +40,10 @@ class StageOptions:
     window: int = 512
     search_windows: int = 8  # of these, the ones that every trial is scored on
     guard_windows: int = 24  # others, for the last choice
+    judged_windows: int | None = None  # that layers look at when a plan is judged; None: all of `samples`
+    objective: Objective | None = None  # what a search makes small; None: the loss, and `kl` where plans compete
+    divergences: bool = False  # keep the dense model's predictions, to tell how far a plan is from them
+    passes: torch.dtype | None = None  # what trials multiply in; None: as the weights are
     seed: int = 0
     bos: str = "auto"  # whether windows begin with the token that begins a text
     device: str = "cpu"
@@ -60,15 +67,29 @@ class Stage:
     few: torch.Tensor  # half of `search`, for what is measured often
     guard: torch.Tensor
     scores: BlockScores
-    seed: int
+    options: StageOptions
     notes: tuple[str, ...] = ()
+    pace: Pace | None = None  # where it was timed
+
+    @property
+    def seed(self) -> int:
+        """Of the windows and the search."""
+        return self.options.seed
+
+    @property
+    def judged_on(self) -> torch.Tensor:
+        """The windows that layers look at when a plan is judged: some of `looked`."""
+        return (
+            self.looked if self.options.judged_windows is None else self.looked[: max(1, self.options.judged_windows)]
+        )
 
 
-def stage_of(model: str, plan: Plan, options: StageOptions) -> Stage:
+def stage_of(model: str, plan: Plan, options: StageOptions, clock: Clock | None = None) -> Stage:
     """Load the model, cut the text into windows, and measure what the layers that a plan names see.
 
     `plan` says which tensors are to be tried, and by which operator. Windows are drawn at random; those of the last
-    choice take part in nothing else.
+    choice take part in nothing else. With a clock, a pass is timed first, and there are as many windows as its time
+    pays for, at most those that `options` name.
     """
     if is_classifier(model):
         return _of_images(model, plan, options)
@@ -82,7 +103,15 @@ def stage_of(model: str, plan: Plan, options: StageOptions) -> Stage:
             where=tokens.name,
             fix="give more text, or a smaller --window",
         )
-    return _set_up(loaded, plan, _divided(windows, options), (Text(), options.seed, tokens.notes))
+    pace = None if clock is None else pace_of(loaded.module, windows[:1], clock.read)
+    if pace is not None and clock is not None:
+        options = sized(options, pace, clock.seconds, looks=how_of(plan).looks)
+    text, parts = Text(options.objective or "loss"), _divided(windows, options)
+    if options.divergences or text.objective == "kl":
+        with products_in(options.passes, loaded.module):
+            text.remember(loaded.module, parts[1])
+        text.remember(loaded.module, parts[2])
+    return _set_up(loaded, plan, parts, (text, options, tokens.notes), pace)
 
 
 def _of_images(model: str, plan: Plan, options: StageOptions) -> Stage:
@@ -100,21 +129,23 @@ def _of_images(model: str, plan: Plan, options: StageOptions) -> Stage:
     # A window of text is hundreds of predictions, an image one.
     many = replace(options, samples=max(options.samples, _IMAGES), search_windows=_IMAGES, guard_windows=2 * _IMAGES)
     places = torch.arange(len(images))[:, None]
-    return _set_up(loaded, plan, _divided(places, many), (Pictures(images.pixels, labels), options.seed, notes))
+    return _set_up(loaded, plan, _divided(places, many), (Pictures(images.pixels, labels), many, notes))
 
 
 def _set_up(
     loaded: Loaded,
     plan: Plan,
     parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    what: tuple[Material, int, tuple[str, ...]],
+    what: tuple[Material, StageOptions, tuple[str, ...]],
+    pace: Pace | None = None,
 ) -> Stage:
-    (looked, search, guard), (material, seed, said), model = parts, what, loaded.name
+    (looked, search, guard), (material, options, said), model = parts, what, loaded.name
     with open_checkpoint(model) as checkpoint:
         places, config = places_in(loaded.module, checkpoint), dict(checkpoint.config)
         dtypes = {item.tensor: _dtype_of(checkpoint, item.tensor) for item in plan if item.tensor in checkpoint.tensors}
-    trial, notes = trial_of(loaded.module, places, plan, looked, (config, dtypes), material)
-    scores = block_scores(loaded.module, material.inputs(looked))
+    trial, notes = trial_of(loaded.module, places, plan, Looking(looked, material, options.passes), (config, dtypes))
+    with trial.quick():
+        scores = block_scores(loaded.module, material.inputs(looked))
     return Stage(
         trial,
         looked,
@@ -122,8 +153,9 @@ def _set_up(
         search[: max(1, len(search) // 2)],
         guard,
         scores,
-        seed,
+        options,
         (*loaded.notes, *said, *notes),
+        pace,
     )
 
 

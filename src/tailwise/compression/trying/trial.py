@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import Treatment, TreatmentSettings
 from tailwise.compression.treating.block_work import BlockWork, LayerJob, Nowhere, jobs_of
 from tailwise.compression.treating.treated import as_matrices, treated_layer, treated_tensor
-from tailwise.compression.trying.material import Material, Text
+from tailwise.compression.trying.material import Material, RowScores, Text, objective_of, products_in
 from tailwise.compression.trying.prefix import Prefix
 from tailwise.core.errors import UsageError
 from tailwise.models.activations import Activations, Need
@@ -38,8 +39,9 @@ MOST_MADE = 4 << 30
 class Trial:
     """The model, and what each planned tensor is in it.
 
-    In `losses` the inputs of the layers are those of the dense model, measured once, where applying a plan measures
-    each block anew behind the changed ones: it is cheap and close, and finds plans. `applied_losses` judges them.
+    In `losses` the inputs of the layers are measured once, where applying a plan measures each block anew behind the
+    changed ones: it is cheap and close, and finds plans. `look_again` measures them behind another plan than none, and
+    `applied_scores` judges plans. What is made small is the objective of the material.
     """
 
     model: nn.Module
@@ -50,6 +52,7 @@ class Trial:
     how: TreatmentSettings
     material: Material = field(default_factory=Text)
     inputs: Mapping[str, Activations] = field(default_factory=dict)  # stored tensor → what its layer sees
+    passes: torch.dtype | None = None  # what trials multiply in; None: as the weights are
     runs: int = 0
     _dense: dict[str, torch.Tensor] = field(default_factory=dict)
     _now: dict[str, Treatment] = field(default_factory=dict)
@@ -57,7 +60,7 @@ class Trial:
     _made: dict[tuple[str, Treatment], torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._prefix = Prefix(self.model, self.material)
+        self._prefix = Prefix(self.model, lambda model, chosen: objective_of(self.material, model, chosen))
         self._block = {tensor: self._prefix.block_of(place) for place, tensor in self.places.items()}
         self._layers = {
             tensor: self.model.get_submodule(place.removesuffix(".weight"))
@@ -66,10 +69,11 @@ class Trial:
         }
 
     def losses(self, plan: Plan, windows: torch.Tensor) -> NDArray[np.float64]:
-        """Mean loss a token of every window under a plan, (n,)."""
+        """The objective of every window under a plan, (n,)."""
         self._set({item.tensor: item for item in plan})
         self.runs += 1
-        return self._prefix.losses(windows, self._first_changed())
+        with self.quick():
+            return self._prefix.losses(windows, self._first_changed())
 
     def settle(self, plan: Plan, windows: torch.Tensor) -> NDArray[np.float64]:
         """As `losses`; plans that differ from this one in late blocks alone are scored faster from here on."""
@@ -78,22 +82,61 @@ class Trial:
         self._base = dict(self._now)
         if not self._few:
             self._made = {(name, key): self.parameters[name].detach().clone() for name, key in self._now.items()}
-        return self._prefix.record(windows)
+        with self.quick():
+            return self._prefix.record(windows)
+
+    def quick(self) -> AbstractContextManager[Any]:
+        """Products in `passes` for a while."""
+        return products_in(self.passes, self.model)
 
     def applied_losses(self, plan: Plan, calibration: torch.Tensor, windows: torch.Tensor) -> NDArray[np.float64]:
-        """As `losses`, with the plan carried out as `apply` does: the inputs of a block come from the changed ones."""
-        if not self.how.looks:
-            return self.losses(plan, windows)
-        for tensor, parameter in self.parameters.items():
-            self._dense.setdefault(tensor, parameter.detach().clone())
+        """Mean loss a token of every window, (n,), with the plan carried out as `apply` does."""
+        return self.applied_scores(plan, calibration, windows).losses
+
+    def applied_scores(self, plan: Plan, calibration: torch.Tensor, windows: torch.Tensor) -> RowScores:
+        """What the model gives with the plan carried out as `apply` does, in the precision of the weights.
+
+        The inputs of a block come from the changed ones; they alone are measured with `quick` products.
+        """
+        for tensor in self.parameters:
+            self._dense_of(tensor)
         self.restore()
         self.runs += 1
         try:
-            self.carry_out(plan, calibration)
-            return self.material.losses(self.model, windows)
+            with self.quick():
+                self.carry_out(plan, calibration)
+            return self.material.scores(self.model, windows)
         finally:
             for item in plan:
                 self._put(item.tensor, self._dense[item.tensor])
+
+    def look_again(self, plan: Plan, windows: torch.Tensor) -> None:
+        """Measure the inputs of the layers behind the model under a plan; from here on trials see those."""
+        if not self.how.looks:
+            return
+        self._set({item.tensor: item for item in plan})
+        with self.quick():
+            self.inputs = seen_by(self.model, self.places, self.how.needs, self.material.inputs(windows))
+        self.restore()
+        self._made = {}
+
+    def gradients(
+        self, plan: Plan, windows: torch.Tensor, progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Stored tensor → d(objective)/dW at the model under a plan, of the mean over the windows, as W is shaped.
+
+        One window at a time, so that the activations of one are held.
+        """
+        self._set({item.tensor: item for item in plan})
+        wanted = {name: self.parameters[name] for name in (item.tensor for item in plan)}
+        with _trained_alone(self.model, wanted.values()), torch.enable_grad(), self.quick():
+            for place in range(len(windows)):
+                mean = self.material.mean(self.model, windows[place : place + 1]) / len(windows)
+                mean.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+                if progress is not None:
+                    progress(place + 1, len(windows))
+            # As narrow as trials multiply: what is taken of them is a sum over a tensor.
+            return {name: _taken(parameter).to(self.passes or parameter.dtype) for name, parameter in wanted.items()}
 
     def carry_out(self, plan: Plan, calibration: torch.Tensor) -> None:
         """Change the model as `apply` would; `restore` does not know of it."""
@@ -127,7 +170,7 @@ class Trial:
     def dense_losses(self, windows: torch.Tensor) -> NDArray[np.float64]:
         """Mean loss a token of every window without any plan, (n,)."""
         self.restore()
-        return self.material.losses(self.model, windows)
+        return self.material.scores(self.model, windows).losses
 
     def restore(self) -> None:
         """The dense weights again."""
@@ -136,13 +179,12 @@ class Trial:
     def dense(self, tensor: str) -> torch.Tensor:
         """(count, out, in): the matrices of a tensor without any plan, as the model computes with them."""
         weight = self._dense.get(tensor, self.parameters[tensor].detach())
-        return as_matrices(weight, tensor, self.config)
+        return as_matrices(weight.to(self.parameters[tensor].dtype), tensor, self.config)
 
     def changed(self, decision: Decision, activations: Activations | None) -> torch.Tensor:
         """The tensor of an entry after it, with these inputs, in the dtype that it is stored in."""
         tensor = decision.tensor
-        dense = self._dense.setdefault(tensor, self.parameters[tensor].detach().clone())
-        weight, layer = dense.to(self.dtypes[tensor]), self._layers.get(tensor)
+        weight, layer = self._dense_of(tensor).to(self.dtypes[tensor]), self._layers.get(tensor)
         if self.how.looks and layer is not None and is_prunable(layer):
             return treated_layer(layer, weight, decision, self.how, activations)[0]
         return treated_tensor(weight, decision, self.how, self.config)
@@ -170,7 +212,7 @@ class Trial:
         weight = self._made.get((decision.tensor, key))
         if weight is not None:
             return weight
-        weight = self.changed(decision, self.inputs.get(decision.tensor)).to(self.parameters[decision.tensor].dtype)
+        weight = self.changed(decision, self.inputs.get(decision.tensor))
         if self._few and sum(item.nbytes for item in self._made.values()) < MOST_MADE:
             self._made[decision.tensor, key] = weight
         return weight
@@ -181,22 +223,67 @@ class Trial:
         moved = [self._block[name] for name in names if self._base.get(name) != self._now.get(name)]
         return min(moved, default=0)
 
+    def under(self, decision: Decision) -> torch.Tensor:
+        """The tensor of an entry as trials have it, without changing the model."""
+        if decision.treatment.idle:
+            return self._dense_of(decision.tensor)
+        return self._kept(decision)
+
+    def _dense_of(self, tensor: str) -> torch.Tensor:
+        """Kept as it is stored, which may be narrower than what the model computes in."""
+        if tensor not in self._dense:
+            weight = self.parameters[tensor].detach()
+            stored = weight.to(self.dtypes[tensor])
+            self._dense[tensor] = stored.clone() if torch.equal(stored.to(weight.dtype), weight) else weight.clone()
+        return self._dense[tensor]
+
     def _put(self, tensor: str, values: torch.Tensor) -> None:
         self.parameters[tensor].data.copy_(values)
+
+
+@contextmanager
+def _trained_alone(model: nn.Module, wanted: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Gradients reach these parameters alone, without dropout, for a while."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    training = model.training
+    model.eval()
+    model.requires_grad_(False)
+    for parameter in wanted:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, needed in before.items():
+            parameter.requires_grad_(needed)
+            parameter.grad = None
+        model.train(training)
+
+
+def _taken(parameter: nn.Parameter) -> torch.Tensor:
+    """Its gradient, which it is then without; zeros where nothing reached it."""
+    found, parameter.grad = parameter.grad, None
+    return torch.zeros_like(parameter) if found is None else found
+
+
+@dataclass(frozen=True)
+class Looking:
+    """How a trial looks at the model: on what, at which rows of it for the inputs of layers, multiplying in what."""
+
+    windows: torch.Tensor  # (n, length): rows of `material`, which calibrate the operators that look at inputs
+    material: Material = field(default_factory=Text)
+    passes: torch.dtype | None = None
 
 
 def trial_of(
     model: nn.Module,
     places: Mapping[str, str],
     plan: Plan,
-    windows: torch.Tensor,
+    looking: Looking,
     stored: tuple[Mapping[str, Any], Mapping[str, torch.dtype]],
-    material: Material | None = None,
 ) -> tuple[Trial, tuple[str, ...]]:
     """A trial of plans for the tensors of `plan`, and notes.
 
-    `places` are stored tensor → parameter; `windows` (n, length), rows of `material`, calibrate the operators that look
-    at inputs; `stored` are the config of the checkpoint and the dtypes of its tensors.
+    `places` are stored tensor → parameter; `stored` are the config of the checkpoint and the dtypes of its tensors.
     """
     named = dict(model.named_parameters())
     lost = [item.tensor for item in plan if places.get(item.tensor) not in named]
@@ -208,11 +295,11 @@ def trial_of(
     parameters = {item.tensor: named[places[item.tensor]] for item in plan}
     how, notes = _affordable(how_of(plan), plan)
     tensors = {places[item.tensor]: item.tensor for item in plan}
-    given = material or Text()
-    trial = Trial(model, parameters, tensors, *stored, how, given)
+    trial = Trial(model, parameters, tensors, *stored, how, looking.material, passes=looking.passes)
     trial.check(plan)
     if how.looks:
-        trial.inputs = seen_by(model, tensors, how.needs, given.inputs(windows))
+        with trial.quick():
+            trial.inputs = seen_by(model, tensors, how.needs, looking.material.inputs(looking.windows))
     return trial, notes
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tailwise.checkpoints.by_address import from_anywhere
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.trying.material import RowScores
 from tailwise.compression.trying.sensitivity import Variant
 from tailwise.compression.trying.stage import Stage, StageOptions, stage_of
 from tailwise.core.errors import UnreadableError
@@ -66,8 +67,13 @@ class EngineTrials:
     def losses(
         self, how: TrialSettings, trials: Sequence[Entries], progress: Callable[[int, int], None] | None = None
     ) -> list[NDArray[np.float64]]:
-        """Of each trial the mean loss a token of every window, (n,). `UnreadableError` where one could not be had."""
-        by_place: dict[int, NDArray[np.float64]] = {}
+        """Of each trial the objective of every window, (n,). `UnreadableError` where one could not be had."""
+        return self._told(how, trials, progress)
+
+    def _told(
+        self, how: TrialSettings, trials: Sequence[Entries], progress: Callable[[int, int], None] | None = None
+    ) -> list[Any]:
+        by_place: dict[int, Any] = {}
 
         def pack(places: Sequence[int]) -> tuple[tuple[int, ...], TrialTask]:
             return tuple(places), TrialTask(self._setting, how, tuple(trials[place] for place in places))
@@ -82,10 +88,14 @@ class EngineTrials:
                 progress(len(by_place), len(trials))
         return [by_place[place] for place in range(len(trials))]
 
-    def of_plans(self, plans: Sequence[Plan], windows: Windows, *, applied: bool) -> list[NDArray[np.float64]]:
+    def of_plans(self, plans: Sequence[Plan], windows: Windows) -> list[NDArray[np.float64]]:
         """Losses of plans for the same tensors in the same order."""
-        how = TrialSettings(plans[0], windows, applied)
-        return self.losses(how, [dict(enumerate(plan.decisions)) for plan in plans])
+        return self.losses(TrialSettings(plans[0], windows), [dict(enumerate(plan.decisions)) for plan in plans])
+
+    def judged(self, plans: Sequence[Plan]) -> list[RowScores]:
+        """As of `applied_scores`, on the windows of the last choice."""
+        how = TrialSettings(plans[0], "guard", applied=True)
+        return self._told(how, [dict(enumerate(plan.decisions)) for plan in plans])
 
     def variant_losses(
         self, how: TrialSettings, variants: Sequence[Variant], progress: Callable[[int, int], None] | None = None
@@ -120,7 +130,7 @@ def _given_up(place: int, why: str) -> tuple[int, str]:
     return place, why
 
 
-def _run(packed: tuple[tuple[int, ...], TrialTask]) -> list[tuple[int, NDArray[np.float64] | str]]:
+def _run(packed: tuple[tuple[int, ...], TrialTask]) -> list[tuple[int, NDArray[np.float64] | RowScores | str]]:
     """On a worker."""
     places, task = packed
     with one_thread():
@@ -128,11 +138,11 @@ def _run(packed: tuple[tuple[int, ...], TrialTask]) -> list[tuple[int, NDArray[n
         return [(place, _losses(stage, task.how, trial)) for place, trial in zip(places, task.trials, strict=True)]
 
 
-def _losses(stage: Stage, how: TrialSettings, entries: Entries) -> NDArray[np.float64]:
+def _losses(stage: Stage, how: TrialSettings, entries: Entries) -> NDArray[np.float64] | RowScores:
     windows = getattr(stage, how.windows)
     plan = how.around.replace(decisions=tuple(entries.get(i, item) for i, item in enumerate(how.around)))
     if how.applied:
-        return stage.trial.applied_losses(plan, stage.looked, windows)
+        return stage.trial.applied_scores(plan, stage.judged_on, windows)
     return stage.trial.losses(plan, windows)
 
 

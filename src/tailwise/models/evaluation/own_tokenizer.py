@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -22,6 +23,10 @@ _LONGEST_WORD = 1000  # letters; where a model says so, 100
 _LONGEST_PIECE = 4096  # letters; the library keeps one node in another for each
 _NORMALIZERS = (3, 5)  # fields of a model of SentencePiece: before a text is cut, and after it is put together
 _SHORTEST_MAPPED = 2  # bytes of a letter that honest tables map to a longest text
+#: Letters of the pieces that a tokenizer is tried on, and seconds of work that it may take for them: honest ones, slow
+#: ones in Python too, take less than one.
+_PIECES = tuple(64 << power for power in range(7))
+_MOST_SECONDS = 10.0
 _FIX = "take the tokenizer from where the model came from, or give another by --tokenizer"
 
 
@@ -191,6 +196,27 @@ def _check_steps(parts: Sequence[Any], where: object) -> None:
             where=where,
             fix=_FIX,
         )
+
+
+def check_pace(tokenizer: Any, texts: Sequence[str], where: object) -> None:
+    """`UnreadableError` where pieces of the longest text show that tokenizing takes time without measure.
+
+    A regular expression may take long at every place and stay below what its library gives up at, and the library
+    cannot be stopped; so each piece is twice as long as the one before.
+    """
+    text = max(texts, key=len, default="")
+    tokenizer(text[:1])  # what a first call gets ready is no work on the text
+    began, tried = time.thread_time(), 0
+    for number, size in enumerate(_PIECES):
+        start = max(0, len(text) - size) * number // len(_PIECES)
+        piece = text[start : start + size]
+        tokenizer(piece)
+        tried += len(piece)
+        spent = time.thread_time() - began
+        if spent > _MOST_SECONDS:
+            raise UnreadableError(f"its tokenizer takes {spent:.0f} seconds for {tried} letters", where=where, fix=_FIX)
+        if size >= len(text):
+            return
 
 
 @contextmanager
