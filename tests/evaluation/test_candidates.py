@@ -132,3 +132,14 @@ def test_a_file_that_is_not_there_is_told(tmp_path):
 def test_an_empty_evaluation_has_no_measure():
     (group,) = side_by_side({"a": Scores("nothing")})
     assert group.measures == ()
+
+
+def test_bars_are_of_the_change_against_the_base_which_has_none():
+    half = made("half", 0.1, 500, seed=2)
+    (group,) = side_by_side({"a": against(half, BASE, 0.1)})
+    base, other = (group.measures[0].interval(one) for one in group.candidates)
+    assert base is None
+    assert other[0] < half.perplexity < other[1]
+    assert other[1] - other[0] < half.interval[1] - half.interval[0]
+    (alone,) = side_by_side({"a": half})
+    assert alone.measures[0].interval(alone.candidates[0]) == half.interval

@@ -170,13 +170,19 @@ def _around(change: ScoreChange | None, base: float | None, own: Interval | None
     return (low, high) if np.isfinite(high) else own
 
 
+def _of_perplexity(one: ScoredModel) -> Interval | None:
+    """None of the base: it is what the others are held against."""
+    if one.change is None:
+        return None if one.is_base else one.scores.interval
+    return _around(one.change, one.change.before, one.scores.interval)
+
+
 _PERPLEXITY = QualityMeasure(
     "perplexity",
     "perplexity",
     "",
     lambda one: one.scores.perplexity,
-    lambda one: one.scores.interval if one.change is None
-    else _around(one.change, one.change.before, one.scores.interval),
+    _of_perplexity,
     lambda one: _values(one.scores.losses),
     log=True,
 )  # fmt: skip
