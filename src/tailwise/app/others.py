@@ -54,9 +54,15 @@ def _row(workspace: Workspace, entry: WorkspaceEntry) -> Other:
         _log.warning("%s cannot be read", entry.path, exc_info=True)
         text = "it cannot be read"
     in_use = entry.kind == "history" and workspace.store is not None and Path(workspace.store) == entry.path
-    href = "/training" if in_use else links.file(entry.id) if entry.kind in ("comparison", "precision") and ok else ""
+    href = "/training" if in_use else _page_of(entry) if ok else ""
     shown = "" if href else command.format(shlex.quote(str(entry.path)))
     return Other(entry.id, entry.title, entry.kind, entry.changed, text, shown, href)
+
+
+def _page_of(entry: WorkspaceEntry) -> str:
+    if entry.kind == "evaluation":
+        return links.evaluations()
+    return links.file(entry.id) if entry.kind in ("comparison", "precision") else ""
 
 
 def _of_plan(workspace: Workspace, entry: WorkspaceEntry) -> str:
@@ -85,9 +91,17 @@ def _of_study(path: Path) -> str:
     return f"{study.model}: {len(study)} matrices in {', '.join(study.formats)}.{said}"
 
 
+def _of_evaluation(path: Path) -> str:
+    from tailwise.models.evaluation.candidates import read_evaluation
+    from tailwise.report.evaluations.evaluation_page import in_a_line
+
+    return in_a_line(read_evaluation(path))
+
+
 _SAYS: Mapping[Kind, tuple[Callable[[Path], str], str]] = {
     "history": (lambda _: "training runs", "tailwise serve --store {}"),
     "comparison": (_of_comparison, ""),
     "precision": (_of_study, ""),
+    "evaluation": (_of_evaluation, ""),
     "unreadable": (lambda _: "it is no audit: damaged, cut off, or of another program", ""),
 }
