@@ -103,8 +103,7 @@ class Trial:
         self.restore()
         self.runs += 1
         try:
-            with self.quick():
-                self.carry_out(plan, calibration)
+            self.carry_out(plan, calibration)
             return self.material.scores(self.model, windows)
         finally:
             for item in plan:
@@ -135,7 +134,8 @@ class Trial:
                 mean.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
                 if progress is not None:
                     progress(place + 1, len(windows))
-            return {name: _taken(parameter) for name, parameter in wanted.items()}
+            # As narrow as trials multiply: what is taken of them is a sum over a tensor.
+            return {name: _taken(parameter).to(self.passes or parameter.dtype) for name, parameter in wanted.items()}
 
     def carry_out(self, plan: Plan, calibration: torch.Tensor) -> None:
         """Change the model as `apply` would; `restore` does not know of it."""
@@ -143,7 +143,8 @@ class Trial:
             how = replace(self._how(part), keep_zeros=turn > 0)
             if how.looks:
                 work = BlockWork(self._jobs(part, how), Nowhere(), how)
-                walk_blocks(self.model, self.material.inputs(calibration), work)
+                with self.quick():
+                    walk_blocks(self.model, self.material.inputs(calibration), work)
                 continue
             for item in part:
                 if not item.treatment.idle:
