@@ -32,6 +32,7 @@ class LayerDelta(Brief):
     deltas: Mapping[str, Delta]
     weights: Mapping[str, float] = field(default_factory=dict)  # of W − W₀, where the checkpoints were at hand
     trusted: bool = True  # whether both fits of alpha are, be it of noise: `audits.trusted.doubt_of_fit`
+    of_bulk: bool = False  # whether one of both fits has more than half of the eigenvalues: alpha describes the bulk
 
 
 @dataclass(frozen=True)
