@@ -206,7 +206,7 @@ def _words(kind: Any) -> list[str]:
         elif origin is Callable or part is Callable:
             said.append("a function")
         elif origin in (Sequence, Iterable, tuple, list, Collection, set, frozenset):
-            said.append(f"a list of {'names' if inner and inner[0] is str else 'them'}")
+            said.append(f"a list of {_plural(inner)}")
         elif isinstance(origin, type) and issubclass(origin, Mapping):
             said.append("a mapping")
         else:
@@ -215,6 +215,15 @@ def _words(kind: Any) -> list[str]:
             said.append(_WORDS.get(base, f"{'an' if name[:1] in 'AEIO' else 'a'} {name}"))
     kept = [word for word in dict.fromkeys(said) if word != "None"]
     return kept or said
+
+
+_PLURALS = {str: "names", int: "whole numbers", float: "numbers", Path: "paths", os.PathLike: "paths"}
+
+
+def _plural(inner: tuple[Any, ...]) -> str:
+    """What the items of a list are; `them` where they are of several kinds, or the name of a class says less."""
+    kinds = [one for part in inner[:1] for one in _parts(part) if one is not type(None)]
+    return _PLURALS.get(kinds[0], "them") if len(kinds) == 1 else "them"
 
 
 def _or(words: Sequence[Any]) -> str:
