@@ -214,3 +214,8 @@ def test_wrong_calls_say_what_to_give(audits):
         audits[0].plot()
     with pytest.raises(tw.UsageError, match="a list of whole numbers"):
         tw.table(audits[:1], steps=["0"])
+
+
+def test_whole_numbers_that_name_audits_are_their_steps(audits):
+    joined = tw.table(dict(zip((10, 200), audits, strict=True)))
+    assert list(dict.fromkeys(zip(joined["model"], joined["step"], strict=True))) == [("10", 10), ("200", 200)]

@@ -24,7 +24,7 @@ Spec = dict[str, Any]
 @checked
 def plot(
     chart: str,
-    audits: AuditLike | Sequence[AuditLike] | Mapping[str, AuditLike],
+    audits: AuditLike | Sequence[AuditLike] | Mapping[str, AuditLike] | Mapping[int, AuditLike],
     *,
     base: AuditLike | None = None,
     layer: str | None = None,

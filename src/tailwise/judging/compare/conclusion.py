@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from tailwise.judging.compare.comparison import WITH_ERROR
 from tailwise.judging.compare.summary import WELL_FIT
 
 if TYPE_CHECKING:
     from tailwise.judging.compare.comparison import Comparison, LayerDelta
-
-#: Metrics whose changes have an error.
-_TESTED = ("alpha", "alpha_hill")
 
 
 def conclusion(comparison: Comparison) -> str:
@@ -26,10 +24,10 @@ def conclusion(comparison: Comparison) -> str:
     if not comparison.layers:
         return "Nothing is compared: no matrix is measured in both. Is this the right base?"
     of, lost = len(comparison.layers), _lost(comparison)
-    moved = [layer for layer in comparison.layers if any(_significant(layer, name) for name in _TESTED)]
+    moved = [layer for layer in comparison.layers if any(_significant(layer, name) for name in WITH_ERROR)]
     changed = sum(not layer.identical for layer in comparison.layers)
     if not moved:
-        claimed = any(layer.deltas[name].significant is not None for layer in comparison.layers for name in _TESTED
+        claimed = any(layer.deltas[name].significant is not None for layer in comparison.layers for name in WITH_ERROR
                       if name in layer.deltas)  # fmt: skip
         if not claimed:
             return f"No verdict: of {_matrices(of)}, no change has an error to be held against{lost}."

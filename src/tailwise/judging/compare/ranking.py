@@ -112,7 +112,7 @@ class Ranking(Brief):
 
 @checked
 def rank(
-    audits: Sequence[AuditLike] | Mapping[str, AuditLike],
+    audits: Sequence[AuditLike] | Mapping[str, AuditLike] | Mapping[int, AuditLike],
     *,
     by: str = "alpha_weighted",
     scores: Mapping[str, float | None] | None = None,
