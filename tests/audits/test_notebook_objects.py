@@ -219,3 +219,10 @@ def test_wrong_calls_say_what_to_give(audits):
 def test_whole_numbers_that_name_audits_are_their_steps(audits):
     joined = tw.table(dict(zip((10, 200), audits, strict=True)))
     assert list(dict.fromkeys(zip(joined["model"], joined["step"], strict=True))) == [("10", 10), ("200", 200)]
+
+
+def test_a_misspelled_argument_and_a_name_of_another_library_are_answered(audits):
+    with pytest.raises(TypeError, match="did you mean steps"):
+        tw.table(audits, step=[1, 2])
+    with pytest.raises(AttributeError, match=r"Audit\.load reads a saved audit"):
+        tw.load  # noqa: B018

@@ -110,7 +110,7 @@ class Comparison(Brief):
         from tailwise.audits.table import Table
 
         name = None if metric is None else self._known(metric)
-        found = [
+        found: list[dict[str, Any]] = [
             {"name": layer.name, "role": layer.role, "block": layer.block, "metric": key, "before": delta.before,
              "after": delta.after, "change": delta.change, "z": delta.z, "significant": delta.significant,
              "identical": layer.identical, "trusted": layer.trusted, "of_bulk": layer.of_bulk}
