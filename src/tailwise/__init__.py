@@ -141,6 +141,8 @@ def _elsewhere(name: str) -> str:
         source = Path(__file__).with_name(f"{room}.py").read_text(encoding="utf-8")
         if any(isinstance(node, ast.alias) and node.name == name for node in ast.walk(ast.parse(source))):
             return f"; it is tailwise.{room}.{name}"
+    if name in ("load", "read", "load_audit"):
+        return "; Audit.load reads a saved audit, audit() measures a model, open_checkpoint() opens one"
     near = difflib.get_close_matches(name, [*__all__, *_ROOMS], n=2)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 

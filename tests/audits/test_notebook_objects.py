@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 import re
 import sys
 from types import SimpleNamespace
@@ -156,3 +158,71 @@ def test_progress_is_a_function_a_bar_or_nothing(capsys):
             told("layer", done, 4)
     tw.audit(weights(0), metrics="stable_rank", progress=False, **FAST)
     assert capsys.readouterr().out == ""
+
+
+def test_the_mean_of_trusted_fits_can_be_made_from_the_table():
+    rng = np.random.default_rng(3)
+    left, _, right = np.linalg.svd(rng.standard_normal((96, 64)), full_matrices=False)
+    weights = {"layers.0.up.weight": (left * np.arange(1, 65) ** -0.7) @ right,
+               "layers.1.up.weight": rng.standard_normal((96, 64)), "layers.2.bias": np.ones(4)}  # fmt: skip
+    audit = tw.audit(weights, use_cache=False)
+    frame = audit.table().to_pandas()
+    assert frame["trusted"].tolist() == [True, False]
+    assert frame[frame.trusted].alpha.mean() == pytest.approx(audit.summary()["alpha"])
+    assert audit.table(unmeasured=True)["trusted"] == [True, False, False]
+    assert tw.table({"a": audit})["trusted"] == [True, False]
+
+
+def test_an_audit_without_a_trusted_fit_says_so_in_its_line():
+    noise = np.random.default_rng(0)
+    audit = tw.audit({"up.weight": noise.standard_normal((96, 64))}, use_cache=False)
+    assert "0 of 1 fits trusted" in repr(audit)
+    assert "mean" not in repr(audit)
+
+
+def test_pandas_and_polars_take_a_table_as_it_is(audits):
+    pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    table = audits[0].table()
+    frame = pd.DataFrame(table)
+    assert list(frame.columns) == table.column_names
+    assert frame.alpha.tolist() == table["alpha"]
+    assert pl.DataFrame(table)["alpha"].to_list() == table["alpha"]
+    assert "alpha" in table
+    assert "alhpa" not in table
+
+
+@pytest.mark.parametrize(
+    ("take", "says"),
+    [
+        (lambda a: a.alpha, r"audit\['NAME'\].alpha"),
+        (lambda a: a.layers, "iterate over it"),
+        (lambda a: a.to_pandas(), r"audit.table\(\).to_pandas"),
+        (lambda a: a.tabel(), "did you mean table"),
+        (lambda a: a.table().head(), r"to_pandas\(\).head"),
+        (lambda a: a.table().alpha, r"table\['alpha'\]"),
+    ],
+)
+def test_names_that_people_try_are_answered(audits, take, says):
+    with pytest.raises(AttributeError, match=says):
+        take(audits[0])
+    assert copy.copy(audits[0]).model == pickle.loads(pickle.dumps(audits[0])).model == audits[0].model
+    assert len(copy.deepcopy(audits[0].table())) == len(audits[0].table())
+
+
+def test_wrong_calls_say_what_to_give(audits):
+    with pytest.raises(tw.UsageError, match="no chart is named"):
+        audits[0].plot()
+    with pytest.raises(tw.UsageError, match="a list of whole numbers"):
+        tw.table(audits[:1], steps=["0"])
+
+
+def test_whole_numbers_that_name_audits_are_their_steps(audits):
+    joined = tw.table(dict(zip((10, 200), audits, strict=True)))
+    assert list(dict.fromkeys(zip(joined["model"], joined["step"], strict=True))) == [("10", 10), ("200", 200)]
+
+
+def test_a_misspelled_argument_and_a_name_of_another_library_are_answered(audits):
+    with pytest.raises(TypeError, match="did you mean steps"):
+        tw.table(audits, step=[1, 2])
+    with pytest.raises(AttributeError, match=r"Audit\.load reads a saved audit"):
+        tw.load  # noqa: B018

@@ -277,3 +277,13 @@ def test_what_a_file_names_is_told_where_it_is_no_place_on_this_machine(hub, cap
     tell_of_request(name, "x.audit")
     assert (f"x.audit names {told}, which" in caplog.text) if told else not caplog.text
     assert not hub.server.seen
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_no_local_path_and_what_lies_beside_it(hub, tmp_path, monkeypatch):
+    (tmp_path / "run" / "checkpoint-10").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnreadableError, match=r"no local path run/checkpoint-100 exists, and run has checkpoint-10"):
+        open_checkpoint("run/checkpoint-100")
+    with pytest.raises(UnreadableError) as caught:
+        open_checkpoint("hf://run/checkpoint-100")
+    assert "no local path" not in (caught.value.fix or "")

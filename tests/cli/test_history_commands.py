@@ -7,12 +7,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 import typer
 from safetensors.torch import save_file
 
+import tailwise as tw
 from tailwise.history.jsonl import JsonlHistory
 from tailwise.history.point import Alarm, Point
 from tailwise.history.store import History
@@ -285,3 +287,20 @@ def test_bisect_says_where_nothing_or_everything_is_wrong_and_what_came_and_went
     for step in (100, 300):
         save_file({f"{UP}.weight": torch.randn(96, 64)}, run / f"step-{step}" / "model.safetensors")
     assert "Not monotone: the rule is silent again at step 300" in call("bisect", run, "--rule", "TW603")[1]
+
+
+def test_medians_of_exponents_are_of_trusted_fits_alone(call, tmp_path):
+    rng = np.random.default_rng(3)
+    left, _, right = np.linalg.svd(rng.standard_normal((96, 64)), full_matrices=False)
+    noise = {f"layers.{block}.mlp.up_proj.weight": rng.standard_normal((96, 64)) for block in range(3)}
+    trained = {**noise, "layers.0.mlp.up_proj.weight": (left * np.arange(1, 65) ** -0.7) @ right}
+    audits = [tw.audit(one, use_cache=False) for one in (noise, trained)]
+    with History(tmp_path / "h.db") as history:
+        for step, audit in enumerate(audits):
+            history.add_audit(audit, "a", step)
+    code, out, said = call("history", "a", "--store", tmp_path / "h.db", "--metric", "alpha,stable_rank", "--json")
+    assert code == 0
+    lines = json.loads(out)
+    assert [line["alpha"] for line in lines] == [None, pytest.approx(audits[1].summary()["alpha"])]
+    assert all(line["stable_rank"] > 1 for line in lines)
+    assert "5 of 6 fits of alpha are not trusted, and left out of the medians" in said

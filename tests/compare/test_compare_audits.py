@@ -240,3 +240,29 @@ def test_two_readings_of_one_tensor_are_said():
     scaled = tw.audit({"m.weight": codes, "m.weight_scale": torch.tensor(3.0)}, use_cache=False, baseline_replicas=1)
     plain = tw.audit({"m.weight": codes}, use_cache=False, baseline_replicas=1)
     assert any("read in two ways" in note and "fp8" in note for note in tw.compare(plain, scaled).notes)
+
+
+def test_a_comparison_is_a_table_and_is_asked_by_name(before, after, make):
+    found = tw.compare(before, after)
+    table = found.table("stable_rank")
+    sizes = [abs(change) for change in table["change"]]
+    assert len(table) == len(found.layers)
+    assert sizes == sorted(sizes, reverse=True)
+    assert table["name"][0] == make.planted
+    assert set(table["metric"]) == {"stable_rank"}
+    assert len(found.table()) == sum(len(layer.deltas) for layer in found)
+    layer = found[f"{make.planted}.weight"]
+    assert layer.name == make.planted
+    assert table["change"][0] == layer.deltas["stable_rank"].change
+    assert len(repr(layer.deltas["stable_rank"])) < 60
+    with pytest.raises(tw.UsageError, match=make.planted.replace(".", r"\.")):
+        found[make.planted.replace("up_proj", "up_prj")]
+    with pytest.raises(tw.UsageError, match="did you mean stable_rank"):
+        found.table("stable_rnk")
+
+
+def test_what_has_no_error_is_not_called_insignificant(before, after):
+    found = tw.compare(before, after)
+    with pytest.raises(tw.UsageError, match=r"stable_rank has no error[\s\S]*table\('stable_rank'\)"):
+        found.significant("stable_rank")
+    assert tw.compare(before, after, metrics="stable_rank").significant("alpha") == ()

@@ -53,3 +53,38 @@ def test_it_comes_first_in_every_rendering():
     same = tw.compare(audit, audit)
     assert conclusion(same) == "Nothing changed: all 3 matrices are identical, to the byte."
     assert report.markdown(same).splitlines()[2] == conclusion(same)
+
+
+def test_where_most_trusted_fits_are_of_the_bulk_nothing_is_called_better_or_worse():
+    bulk = [replace(layer(name, 3, 5), of_bulk=True) for name in "abc"]
+    assert all(direction(one) == "no verdict" for one in bulk)
+    assert conclusion(of(*bulk, layer("d", 3, 5), layer("e", 6, 3))) == (
+        "No verdict: 5 of 5 matrices moved beyond their error, but alpha describes the bulk rather than a tail in 3 of "
+        "5 trusted fits (TW502), so none is called better or worse."
+    )
+    few = of(bulk[0], layer("d", 3, 5), layer("e", 6, 3))
+    assert conclusion(few) == "3 of 3 matrices moved beyond their error: 1 better, 1 worse, 1 no verdict."
+    untouched = [replace(one, identical=True) for one in bulk]
+    assert "1 worse" in conclusion(of(*untouched, layer("d", 3, 5))), "what did not change decides nothing"
+
+
+def test_a_fit_over_most_of_the_spectrum_says_so_in_the_comparison_and_the_ranking(make):
+    """Entries of Pareto tails: the smallest D takes in most of the spectrum, as rule TW502 says."""
+    audits = {
+        name: make.audited({f"layers.{b}.mlp.up_proj.weight": make.heavy(b, exponent=e) for b in range(4)})
+        for name, e in (("light", 0.3), ("heavy", 0.9))
+    }
+    counts = {
+        name: sum(len(one.evidence) for one in tw.diagnose(audit).findings if one.code == "TW502")
+        for name, audit in audits.items()
+    }
+    ranking = tw.rank(audits, by="alpha")
+    assert {one.name: one.values["bulk_fits"] for one in ranking.models} == counts == {"light": 4, "heavy": 4}
+    said = "no verdict on which is better: alpha describes the bulk rather than a tail in most trusted fits (TW502) of "
+    assert f"{said}heavy (4 of 4), light (4 of 4)" in repr(ranking)
+    assert report.ranking_markdown(ranking).splitlines()[2].startswith(said.capitalize()[:30])
+    assert "TW502" not in repr(tw.rank(audits, by="stable_rank"))
+    found = tw.compare(audits["light"], audits["heavy"])
+    assert all(one.of_bulk for one in found.layers)
+    assert repr(found).partition(": ")[2].startswith("No verdict: 4 of 4 matrices moved beyond their error, but alpha")
+    assert "worse" not in found.conclusion.replace("none is called better or worse", "")

@@ -228,3 +228,12 @@ def test_models_without_a_trusted_fit_are_counted_and_stand_last(family, make):
     assert f"mean_alpha: not known of {found.models[1].name}" in notes
     assert f"{found.models[1].name} 1 of 1" in notes
     assert any("no model has one" in note for note in tw.rank([flat, flat], by="alpha").notes)
+
+
+def test_a_lower_bound_is_advised_only_where_it_takes_in_more(make):
+    noise = np.random.default_rng(0)
+    large = [make.audited({"up.weight": noise.standard_normal((96, 64))}) for _ in range(2)]
+    small = [make.audited({"up.weight": make.heavy(seed, 60, 45, exponent=0.7)}) for seed in range(2)]
+    notes = [" ".join(tw.rank(audits, by="alpha").notes) for audits in (large, small)]
+    assert all("not trusted" in said for said in notes)
+    assert ["min_evals" in said or "min-evals" in said for said in notes] == [False, True]

@@ -203,3 +203,27 @@ def test_a_chart_tells_a_number_without_a_value_from_one_that_was_not_asked_for(
     with pytest.raises(UsageError, match="needs num_traps, which this audit does not have") as raised:
         spec_of(CHARTS["traps_hist"], ChartView((flat,)))
     assert "--randomize" in str(raised.value)
+
+
+def test_a_mean_of_alpha_is_of_trusted_fits_and_says_how_many():
+    rng = np.random.default_rng(3)
+
+    def heavy() -> np.ndarray:
+        left, _, right = np.linalg.svd(rng.standard_normal((96, 64)), full_matrices=False)
+        return (left * np.arange(1, 65) ** -0.7) @ right
+
+    noise = {f"layers.{i}.up.weight": rng.standard_normal((96, 64)) for i in range(3)}
+    mixed = {**noise, "layers.0.up.weight": heavy(), "layers.1.up.weight": heavy()}
+    audits = {name: tw.audit(one, use_cache=False) for name, one in (("init", noise), ("trained", mixed))}
+    means = tw.plot("models_alpha", audits).to_dict()["datasets"]["means"]
+    assert [(row["model"], row.get("mean")) for row in means] == [
+        ("init", None),
+        ("trained", pytest.approx(audits["trained"].summary()["alpha"], rel=1e-4)),
+    ]
+    assert means[0]["says"] == "no verdict: 0 of 3 fits trusted"
+    assert means[1]["says"].endswith("(2 of 3 fits trusted)")
+    alone = tw.plot("models_alpha", audits["init"]).to_dict()["datasets"]["means"]
+    assert [row["says"] for row in alone] == ["no verdict: 0 of 3 fits trusted"]
+    by_layer = json.dumps(tw.plot("models_alpha_by_layer", audits).to_dict()["layer"])
+    assert by_layer.count("median(") or '"op": "median"' in by_layer
+    assert "!datum.poor" in by_layer.partition('"op": "median"')[0].rpartition('"transform"')[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator, Mapping
 from numbers import Integral
@@ -60,6 +61,22 @@ class Audit:
             raise UsageError(f"there is no layer {place}", fix=f"{len(self)} matrices were measured")
         return list(self._layers.values())[place]
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or "provenance" not in self.__dict__:  # not there yet while a copy is being made
+            raise AttributeError(name)
+        raise AttributeError(f"an Audit has no {name!r}; {self._instead(name)}")
+
+    def _instead(self, name: str) -> str:
+        metrics = {metric for row in self.rows for metric in row.metrics}
+        if name in ("layers", "matrices", "weights", "names"):
+            return "iterate over it for its layers, index it by a name, or take .rows for what was not measured too"
+        if name in metrics:
+            return f"each layer has one: audit['NAME'].{name}, audit.table()[{name!r}], audit.summary()[{name!r}]"
+        if name.startswith("to_") or name in ("df", "frame", "head", "columns", "details"):
+            return f"its table may: audit.table().{name if name.startswith('to_') else 'to_pandas()'}"
+        near = difflib.get_close_matches(name, [one for one in dir(self) if not one.startswith("_")], n=2)
+        return f"did you mean {' or '.join(near)}?" if near else "dir(audit) lists what it has"
+
     def _ipython_key_completions_(self) -> list[str]:
         return list(self._layers)
 
@@ -83,10 +100,15 @@ class Audit:
         return tuple(row for row in self.rows if not row.measured)
 
     def table(self, *, unmeasured: bool = False) -> Table:
-        """One row per matrix, one column per fact; with `unmeasured`, also what was not measured."""
-        from tailwise.audits.table import layer_table, with_counts
+        """One row per matrix, one column per fact; with `unmeasured`, also what was not measured.
 
-        return with_counts(layer_table([row for row in self.rows if row.measured or unmeasured]))
+        `trusted` says whether the fit of alpha is: the means of `summary()` are of such rows alone.
+        """
+        from tailwise.audits.table import layer_table, with_counts, with_trust
+        from tailwise.audits.trusted import estimator_of, usable
+
+        rows, kind = [row for row in self.rows if row.measured or unmeasured], estimator_of(self)
+        return with_trust(with_counts(layer_table(rows)), [usable(row, "alpha", kind) is not None for row in rows])
 
     def weightwatcher(self) -> Table:
         """The same numbers under WeightWatcher's column names (`details`)."""
@@ -117,7 +139,7 @@ class Audit:
 
         return save(self, path, exclusive=exclusive)
 
-    def plot(self, chart: str, **options: Any) -> Any:
+    def plot(self, chart: str | None = None, **options: Any) -> Any:
         """The named chart (`tailwise plot --list`) as an Altair chart: `audit.plot("alpha_hist", theme="dark")`.
 
         `options`: `base` (an audit to compare with), `layer`, `metric`, `theme`. Needs `tailwise[report]`.
@@ -125,6 +147,9 @@ class Audit:
         # Through the public name: the noun stands below the reports and does not know them.
         import tailwise
 
+        if chart is None:
+            fix = 'audit.plot("alpha_hist"), for example; `tailwise plot --list` names all'
+            raise UsageError("no chart is named", fix=fix)
         return tailwise.plot(chart, [self], **options)
 
     @staticmethod
@@ -152,7 +177,8 @@ class Audit:
         from tailwise.audits.trusted import left_out
 
         alpha, (doubted, fits) = self.summary().get("alpha"), left_out(self)
-        mean = "" if alpha is None else f", mean alpha {alpha:.2f} over {fits - doubted} of {fits} fits"
+        mean = f", {fits - doubted} of {fits} fits trusted" if fits else ""
+        mean = mean if alpha is None else f", mean alpha {alpha:.2f} over {fits - doubted} of {fits} fits"
         return f"Audit({self.model!r}, {len(self)} matrices{mean}, {len(self.unmeasured)} not measured)"
 
     def _repr_html_(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -57,7 +57,8 @@ _SHOWN = ("model", "step", "name", "role", "block", "rows", "cols", "alpha", "al
 class Table:
     """An Arrow table with the conversions that people use.
 
-    Anything that takes the Arrow C stream interface (polars, duckdb, pandas ≥ 2.2) takes it as it is.
+    What takes the Arrow C stream interface (polars, duckdb, `pd.DataFrame.from_arrow` of pandas 3) takes it as it is.
+    Iterating gives its rows, one dict each, so that `pd.DataFrame(table)` is a frame too.
     """
 
     def __init__(self, arrow: pa.Table) -> None:
@@ -83,6 +84,19 @@ class Table:
         if column not in self.arrow.column_names:
             raise unknown_name("column", column, self.arrow.column_names)
         return list(self.arrow.column(column).to_pylist())
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.to_dicts())
+
+    def __contains__(self, column: object) -> bool:
+        return column in self.arrow.column_names
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or "arrow" not in self.__dict__:  # not there yet while a copy is being made
+            raise AttributeError(name)
+        if name in self.arrow.column_names:
+            raise AttributeError(f"a Table has no {name!r}; its column is table[{name!r}]")
+        raise AttributeError(f"a Table has no {name!r}; a frame may: table.to_pandas().{name}, or table.to_polars()")
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         return self.arrow.__arrow_c_stream__(requested_schema)
@@ -139,6 +153,12 @@ def layer_table(rows: Sequence[LayerRow]) -> Table:
         **{key: pa.array([_plain(getattr(row, key)) for row in rows], kind) for key, kind in ORIGIN.items()},
     }
     return Table(pa.table(columns))
+
+
+def with_trust(table: Table, trusted: Sequence[bool]) -> Table:
+    """The same with the column `trusted` behind the reasons: whether `alpha` may be read as an exponent."""
+    place = table.arrow.column_names.index("reason") + 1
+    return Table(table.arrow.add_column(place, "trusted", pa.array(trusted, pa.bool_())))
 
 
 def with_counts(table: Table) -> Table:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from tailwise.audits.rows import LayerRow
-from tailwise.spectrum.trust import SEARCHED, doubt_of_tail, is_noise
+from tailwise.spectrum.trust import LARGEST_SHARE, SEARCHED, doubt_of_tail, is_noise
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
@@ -61,6 +61,12 @@ def doubt_of_fit(row: LayerRow, estimator: str = "ks", least: int | None = None)
         if said := doubt_of_tail(k, row.metrics.get("ks_distance"), searched=searched):
             return said
     return ""
+
+
+def is_of_bulk(row: LayerRow, estimator: str = "ks") -> bool:
+    """Whether the fitted tail has more than half of the eigenvalues, so that alpha describes the bulk (TW502)."""
+    tail, count = value_of(row, "num_pl_spikes"), min(row.rows, row.cols) * row.slices
+    return estimator == "ks" and tail is not None and tail > LARGEST_SHARE * count
 
 
 def usable(row: LayerRow, metric: str, estimator: str = "ks", least: int | None = None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import re
@@ -130,12 +131,38 @@ def _locate(text: str, revision: str | None) -> tuple[Folder, str | None]:
     if on_hub and address is None:
         raise UsageError("is no address on the Hub", where=text, fix="write it as hf://org/name[@revision][/path]")
     if address is not None and (on_hub or not (_exists(path) or _FILE_SUFFIX.search(text))):
-        return _locate_hub(address)
+        return _locate_hub(address) if on_hub else _locate_hub_or_say(address, path)
     if revision is not None:
         raise UsageError("only models on the Hugging Face Hub have a revision", where=text, fix="leave it out")
     if _URL.match(text):
         return _locate_remote(text)
     return _locate_local(path, text)
+
+
+def _locate_hub_or_say(address: HubAddress, path: Path) -> tuple[Folder, str | None]:
+    """As `_locate_hub`; where that fails, the error also says that no such local path exists, and what lies there."""
+    try:
+        return _locate_hub(address)
+    except UnreadableError as error:
+        beside = _names_like(path)
+        if not beside and "local path" in error.what:
+            raise
+        said = f"no local path {path} exists{beside}"
+        fix = said if error.fix is None else f"{said}; if it is a model on the Hub, {error.fix}"
+        raise type(error)(error.what, where=error.where, fix=fix) from error
+
+
+def _names_like(path: Path) -> str:
+    """What lies in the folder of a path that does not exist, nearest names first; "" where there is no such folder."""
+    try:
+        names = sorted(one.name for one in path.parent.iterdir() if not one.name.startswith("."))
+    except (OSError, ValueError):
+        return ""
+    if len(path.parts) < 2:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5) or names[:3]
+    more = f" and {len(names) - len(near)} more" if len(names) > len(near) else ""
+    return f", and {path.parent} has {', '.join(near) or 'nothing'}{more}"
 
 
 def _exists(path: Path) -> bool:

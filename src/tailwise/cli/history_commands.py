@@ -72,7 +72,7 @@ def history(
     with open_store(store) as opened:
         if metric is not None and run is not None:
             table = opened.series(run, comma_list(metric), layers, comma_list(roles), bounds)
-            lines = table if layers else report.medians(table, comma_list(metric))
+            lines = table if layers else _medians(opened, run, table, comma_list(metric))
             if output is not None:
                 written = report.write_table(table, output)
             document: Any = report.plain(lines)
@@ -94,6 +94,17 @@ def history(
         screen.print(shown)
     if written is not None:
         screen.print(f"written to {written}", soft_wrap=True, markup=False)
+
+
+def _medians(opened: History, run: str, table: Any, metrics: tuple[str, ...]) -> Any:
+    """The medians of roles, and of exponents those of trusted fits, with how many are left out said on stderr."""
+    from tailwise.history.doubted import trusted_alone
+    from tailwise.report import history as report
+
+    table, lost, fits = trusted_alone(opened, run, table)
+    if lost:
+        typer.echo(f"tailwise: {lost} of {fits} fits of alpha are not trusted, and left out of the medians", err=True)
+    return report.medians(table, metrics)
 
 
 def _whole_run(opened: History, run: str, bounds: Steps | None, rows: int) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import difflib
 import math
 import os
 import sys
@@ -39,6 +40,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             bound = known.bind(*args, **kwargs)
         except TypeError:
             _tell_where(kwargs, known, kinds)
+            _tell_near(function, kwargs, known)
             return function(*args, **kwargs)  # Python says best what is missing
         for name, value in bound.arguments.items():
             if name in kinds:
@@ -57,6 +59,15 @@ def _tell_where(given: Mapping[str, Any], known: Signature, kinds: Mapping[str, 
                 if is_dataclass(options) and name in {item.name for item in fields(options)}:
                     made = f"{argument}={getattr(options, '__name__', options)}({name}=…)"
                     raise UsageError(f"{name} is no argument of its own", fix=f"give {made}")
+
+
+def _tell_near(function: Callable[..., Any], given: Mapping[str, Any], known: Signature) -> None:
+    """`TypeError` with the near name, where a keyword is none of the function's; newer Pythons say it themselves."""
+    for name in given:
+        near = difflib.get_close_matches(name, known.parameters, n=1) if name not in known.parameters else []
+        if near:
+            said = f"{function.__name__}() got an unexpected keyword argument {name!r}"
+            raise TypeError(f"{said}; did you mean {near[0]}?")
 
 
 def default_of(parameter: Parameter) -> Any:
@@ -206,7 +217,7 @@ def _words(kind: Any) -> list[str]:
         elif origin is Callable or part is Callable:
             said.append("a function")
         elif origin in (Sequence, Iterable, tuple, list, Collection, set, frozenset):
-            said.append(f"a list of {'names' if inner and inner[0] is str else 'them'}")
+            said.append(f"a list of {_plural(inner)}")
         elif isinstance(origin, type) and issubclass(origin, Mapping):
             said.append("a mapping")
         else:
@@ -215,6 +226,15 @@ def _words(kind: Any) -> list[str]:
             said.append(_WORDS.get(base, f"{'an' if name[:1] in 'AEIO' else 'a'} {name}"))
     kept = [word for word in dict.fromkeys(said) if word != "None"]
     return kept or said
+
+
+_PLURALS = {str: "names", int: "whole numbers", float: "numbers", Path: "paths", os.PathLike: "paths"}
+
+
+def _plural(inner: tuple[Any, ...]) -> str:
+    """What the items of a list are; `them` where they are of several kinds, or the name of a class says less."""
+    kinds = [one for part in inner[:1] for one in _parts(part) if one is not type(None)]
+    return _PLURALS.get(kinds[0], "them") if len(kinds) == 1 else "them"
 
 
 def _or(words: Sequence[Any]) -> str:

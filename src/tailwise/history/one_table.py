@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 
 import pyarrow as pa
 
@@ -16,7 +17,7 @@ from tailwise.history.runs.found import step_of
 
 @checked
 def table(
-    audits: AuditLike | Sequence[AuditLike] | Mapping[str, AuditLike],
+    audits: AuditLike | Sequence[AuditLike] | Mapping[str, AuditLike] | Mapping[int, AuditLike],
     *,
     steps: Sequence[int | None] | None = None,
     unmeasured: bool = False,
@@ -29,7 +30,7 @@ def table(
         Audits or their paths, in a list; or by the names that `model` is to have.
     steps
         One for each audit. Without it, the step that the name of the model's folder or file says (`checkpoint-500`,
-        `step_100`, `epoch-3`), and nothing where it says none.
+        `step_100`, `epoch-3`), or the whole number that is its name in a mapping; nothing where there is none.
     unmeasured
         Also what was not measured, as for `Audit.table`.
 
@@ -53,7 +54,9 @@ def table(
         raise UsageError("there is no audit to make a table of", fix="give one, or a list of them")
     if steps is not None and len(steps) != len(listed):
         raise UsageError(f"{len(steps)} steps for {len(listed)} audits", fix="give one for each audit, or None")
-    found = steps if steps is not None else [step_of(name.rstrip("/").rpartition("/")[2]) for name in names]
+    found = (
+        steps if steps is not None else [_step_of(key) for key in (audits if isinstance(audits, Mapping) else names)]
+    )
     parts = []
     for name, step, audit in zip(names, found, listed, strict=True):
         rows = audit.table(unmeasured=unmeasured).arrow
@@ -61,3 +64,10 @@ def table(
         rows = rows.add_column(0, "step", pa.array([step] * rows.num_rows, pa.int64()))
         parts.append(rows.add_column(0, "model", model))
     return Table(pa.concat_tables(parts, promote_options="permissive"))
+
+
+def _step_of(name: object) -> int | None:
+    """The step that a name says; a whole number is one."""
+    if isinstance(name, Integral) and not isinstance(name, bool):
+        return int(name)
+    return step_of(str(name).rstrip("/").rpartition("/")[2])

@@ -10,7 +10,7 @@ from typing import Any
 
 from tailwise.core.errors import UnreadableError, UsageError, unknown_name
 from tailwise.core.storage import read_text, toml_of
-from tailwise.spectrum.trust import N_MIN
+from tailwise.spectrum.trust import LARGEST_SHARE, N_MIN
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ TABLE = (
     Threshold("fit_max_distance", 1.0, "times the D that 95 % of power laws with such a tail do not exceed",
               "the definition of a trusted fit",
               ("TW203", "TW204", "TW402", "TW501", "TW709")),
-    Threshold("fit_max_share", 0.5, "share of eigenvalues", "a tail of more than half the spectrum is the bulk",
-              ("TW203", "TW402", "TW502")),
+    Threshold("fit_max_share", LARGEST_SHARE, "share of eigenvalues",
+              "a tail of more than half the spectrum is the bulk", ("TW203", "TW402", "TW502")),
     Threshold("fit_min_tail", N_MIN, "eigenvalues", "the definition of a trusted fit",
               ("TW203", "TW204", "TW402", "TW709")),
     Threshold("rival_p", 0.05, "p of Vuong's test", "convention; Clauset et al. 2009 use 0.1",

@@ -11,7 +11,7 @@ from tailwise.core.harmless import cells
 from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta
 from tailwise.judging.compare.conclusion import conclusion
 from tailwise.judging.compare.correlation import Correlation
-from tailwise.judging.compare.ranking import Ranking
+from tailwise.judging.compare.ranking import Ranking, no_verdict
 from tailwise.judging.compare.size_of_change import magnitude, scale
 from tailwise.judging.compare.summary import SUMMARIES
 from tailwise.report.grid import Grid
@@ -42,14 +42,14 @@ _TITLES = {
     "mean_alpha_weighted": "mean α̂", "mean_alpha_hill": "mean α Hill", "mean_log_alpha_norm": "mean log α-norm",
     "mean_log_norm": "mean log norm", "mean_log_spectral_norm": "mean log λmax", "mean_stable_rank": "mean stable rank",
     "mean_effective_rank": "mean eff. rank", "mean_num_traps": "mean traps",
-    "mean_one_minus_rd": "mean 1 − RD", "trusted_fits": "trusted α",
+    "mean_one_minus_rd": "mean 1 − RD", "trusted_fits": "trusted α", "bulk_fits": "α of the bulk",
     "mean_alpha_all": "mean α of all", "mean_alpha_weighted_all": "mean α̂ of all",
     "mean_log_alpha_norm_all": "mean log α-norm of all",
 }  # fmt: skip
 #: Characters of a name that numbers leave it, and between two columns.
 _NAME, _GAP = 16, 2
-_COUNTS = ("layers", "unmeasured", "trusted_fits", "layers_2_6")
-_UNRANKED = ("mean_log_alpha_norm", "mean_log_spectral_norm", "mean_alpha_all", "mean_log_alpha_norm_all")
+_COUNTS = ("layers", "unmeasured", "trusted_fits", "bulk_fits", "layers_2_6")
+_UNRANKED = ("bulk_fits", "mean_log_alpha_norm", "mean_log_spectral_norm", "mean_alpha_all", "mean_log_alpha_norm_all")
 _RANKED = tuple(name for name in SUMMARIES if name not in _UNRANKED)
 
 
@@ -191,7 +191,8 @@ def _csv_lines(comparison: Comparison) -> Iterator[Sequence[object]]:
 
 def ranking_terminal(ranking: Ranking) -> RenderableType:
     """The models in order, and what the scores say."""
-    parts: list[RenderableType] = []
+    said = no_verdict(ranking.by, ranking.models)
+    parts: list[RenderableType] = [Text(_sentence(said), style="bold"), ""] if said else []
     for grid in ranking_grids(ranking):
         parts += [_Drawn(grid), ""]
     parts += [Text(ranking.direction, style="dim"), *(Text(note, style="yellow") for note in ranking.notes)]
@@ -202,7 +203,13 @@ def ranking_markdown(ranking: Ranking) -> str:
     """The same as Markdown."""
     parts = [_as_markdown(grid) for grid in ranking_grids(ranking)]
     lines = "\n".join(f"- {line}" for line in (ranking.direction, *ranking.notes))
-    return "\n\n".join([f"# Ranking by {_TITLES[ranking.by]}", *parts, lines]) + "\n"
+    said = no_verdict(ranking.by, ranking.models)
+    head = [f"# Ranking by {_TITLES[ranking.by]}", *([_sentence(said)] if said else [])]
+    return "\n\n".join([*head, *parts, lines]) + "\n"
+
+
+def _sentence(said: str) -> str:
+    return f"{said[0].upper()}{said[1:]}."
 
 
 def ranking_csv(ranking: Ranking) -> str:

@@ -24,7 +24,7 @@ Spec = dict[str, Any]
 @checked
 def plot(
     chart: str,
-    audits: AuditLike | Sequence[AuditLike],
+    audits: AuditLike | Sequence[AuditLike] | Mapping[str, AuditLike] | Mapping[int, AuditLike],
     *,
     base: AuditLike | None = None,
     layer: str | None = None,
@@ -33,17 +33,22 @@ def plot(
 ) -> Any:
     """The named chart of one audit or several, or of those at paths, as an Altair chart with its data and theme inside.
 
+    Several are a list, or a mapping by the names that they are to have.
+
     Raises `UsageError` for an unknown chart, layer, metric or theme, for a metric that the audit does not have, and
     where Altair is not installed.
     """
     require_altair()
     import altair
 
+    names = tuple(map(str, audits)) if isinstance(audits, Mapping) else ()
+    audits = list(audits.values()) if isinstance(audits, Mapping) else audits
     given = [audits] if isinstance(audits, Audit | str | os.PathLike) or not isinstance(audits, Iterable) else audits
     audits, base = tuple(Audit.of(one) for one in given), None if base is None else Audit.of(base)
     if metric is not None:
         metric = known_name(metric, {name for one in audits for layer in one for name in layer.row.metrics})
-    view = ChartView(audits, palette=palette_of(theme), base=base, layer_name=layer, metric_name=metric)
+    view = ChartView(audits, palette=palette_of(theme), base=base, layer_name=layer, metric_name=metric,
+                     given_names=names)  # fmt: skip
     spec = spec_of(CHARTS[chart], view)
     datasets = spec.pop("datasets")
     figure = altair.Chart.from_dict(spec)

@@ -15,6 +15,8 @@ from tailwise.spectrum.spectrum import Spectrum
 
 #: Fewer values say little: at ten, the standard error is a third of α − 1. A heuristic.
 N_MIN = 10
+#: A tail with a larger share of the eigenvalues is the bulk, and its exponent describes that. A heuristic.
+LARGEST_SHARE = 0.5
 #: Standard deviations of `alpha_hill` below that of noise from which on a tail is heavier than noise.
 NOISE_SDS = 3.0
 #: Shapes above this have too few noise matrices for a standard deviation: a share of the noise's exponent counts then.

@@ -10,7 +10,7 @@ import numpy as np
 
 from tailwise.audits.audit import Audit, AuditLike
 from tailwise.audits.rows import Layer
-from tailwise.audits.trusted import OF_FIT, doubt_of_fit, estimator_of, value_of
+from tailwise.audits.trusted import OF_FIT, doubt_of_fit, estimator_of, is_of_bulk, value_of
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.synonyms import known_name
 from tailwise.core.validation import checked
@@ -121,6 +121,7 @@ def _layer_deltas(
             identical=_identical(old, new),
             deltas={name: _delta(old, new, name, claims.get(name, {}).get(index)) for name in names},
             trusted=not any(doubts[index]),
+            of_bulk=any(is_of_bulk(side.row, kind) for side, kind in zip((old, new), kinds, strict=True)),
         )
         for index, (old, new) in enumerate(sides)
     )

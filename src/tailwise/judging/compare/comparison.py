@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.shown import Brief, Shown, brief
+from tailwise.core.synonyms import known_name
+
+if TYPE_CHECKING:
+    from tailwise.audits.table import Table
+
+#: Metrics whose changes have an error to be held against.
+WITH_ERROR = ("alpha", "alpha_hill")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Delta:
     """One metric of one layer in both audits."""
 
@@ -18,6 +26,16 @@ class Delta:
     change: float | None  # after − before
     z: float | None = None  # the change as a normal deviate, where the metric has a standard error
     significant: bool | None = None  # None: nothing is claimed (no standard error, or not comparable)
+
+    def __repr__(self) -> str:
+        said = "" if self.change is None else f", {self.change:+.4g}"
+        said += "" if self.z is None else f", z {self.z:.1f}"
+        said += {True: ", significant", False: ", not significant", None: ""}[self.significant]
+        return f"Delta({_short(self.before)} → {_short(self.after)}{said})"
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,6 +50,7 @@ class LayerDelta(Brief):
     deltas: Mapping[str, Delta]
     weights: Mapping[str, float] = field(default_factory=dict)  # of W − W₀, where the checkpoints were at hand
     trusted: bool = True  # whether both fits of alpha are, be it of noise: `audits.trusted.doubt_of_fit`
+    of_bulk: bool = False  # whether one of both fits has more than half of the eigenvalues: alpha describes the bulk
 
 
 @dataclass(frozen=True)
@@ -72,8 +91,50 @@ class Comparison(Brief):
         moved = self.added or self.missing or self.renamed or self.reshaped or self.unmeasured
         return not moved and bool(self.layers) and all(layer.identical for layer in self.layers)
 
+    def __getitem__(self, name: str) -> LayerDelta:
+        """The layer of that name, in either audit, a trailing `.weight` allowed. `UsageError` with near names."""
+        wanted = name.removesuffix(".weight") if isinstance(name, str) else name
+        for layer in self.layers:
+            if wanted in (layer.name, layer.name_before):
+                return layer
+        raise unknown_name("layer in both audits", name, [layer.name for layer in self.layers])
+
+    def __iter__(self) -> Iterator[LayerDelta]:
+        return iter(self.layers)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return [layer.name for layer in self.layers]
+
+    def table(self, metric: str | None = None) -> Table:
+        """A row for each layer and metric; of one metric, the largest change first, whichever way it goes."""
+        from tailwise.audits.table import Table
+
+        name = None if metric is None else self._known(metric)
+        found: list[dict[str, Any]] = [
+            {"name": layer.name, "role": layer.role, "block": layer.block, "metric": key, "before": delta.before,
+             "after": delta.after, "change": delta.change, "z": delta.z, "significant": delta.significant,
+             "identical": layer.identical, "trusted": layer.trusted, "of_bulk": layer.of_bulk}
+            for layer in self.layers for key, delta in layer.deltas.items() if name in (None, key)
+        ]  # fmt: skip
+        if name is not None:
+            found.sort(key=lambda row: -abs(row["change"] or 0.0))
+        return Table.from_rows(found)
+
+    def _known(self, metric: str) -> str:
+        known = {name for layer in self.layers for name in layer.deltas}
+        name = known_name(metric, known)
+        if name not in known and known:
+            raise unknown_name("metric in this comparison", metric, known)
+        return name
+
     def significant(self, metric: str) -> tuple[str, ...]:
-        """Names of the layers where the change of `metric` is significant."""
+        """Names of the layers where the change of `metric` is significant; `UsageError` where it has no error."""
+        if metric not in WITH_ERROR:
+            name = self._known(metric)
+            if name not in WITH_ERROR:
+                fix = f"table({name!r}) has its changes, the largest first, and `roles` the tests of whole roles"
+                raise UsageError(f"a layer's {name} has no error that a change could be held against", fix=fix)
+            metric = name
         deltas = [(layer.name, layer.deltas.get(metric)) for layer in self.layers]
         return tuple(name for name, delta in deltas if delta is not None and delta.significant)
 
@@ -108,4 +169,4 @@ class Comparison(Brief):
             verdict = "identical" if layer.identical else {True: "yes", False: "no", None: "–"}[delta.significant]
             rows.append((layer.name, layer.role, delta.before, delta.after, delta.change, delta.z, verdict))
         rows.sort(key=lambda row: -abs(row[5] or 0.0))
-        return Shown(" ".join(filter(None, (self.conclusion, self.magnitude))), heads, rows, "`to_json()`", self.notes)
+        return Shown(" ".join(filter(None, (self.conclusion, self.magnitude))), heads, rows, "`table()`", self.notes)

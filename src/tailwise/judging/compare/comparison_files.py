@@ -50,7 +50,7 @@ def _layer(one: Mapping[str, Any]) -> LayerDelta:
         block=None if block is None else int(block), identical=bool(one["identical"]),
         deltas={_text(name): _delta(delta) for name, delta in one["deltas"].items()},
         weights={_text(name): _required(value) for name, value in one.get("weights", {}).items()},
-        trusted=bool(one.get("trusted", True)),
+        trusted=bool(one.get("trusted", True)), of_bulk=bool(one.get("of_bulk", False)),
     )  # fmt: skip
 
 

@@ -5,34 +5,41 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from tailwise.judging.compare.comparison import WITH_ERROR
 from tailwise.judging.compare.summary import WELL_FIT
 
 if TYPE_CHECKING:
     from tailwise.judging.compare.comparison import Comparison, LayerDelta
-
-#: Metrics whose changes have an error.
-_TESTED = ("alpha", "alpha_hill")
 
 
 def conclusion(comparison: Comparison) -> str:
     """`11 of 58 matrices moved beyond their error: 7 better, 1 worse, 3 no verdict.`
 
     Better is nearer to 2 ≤ α ≤ 4, as HT-SR reads a trusted fit, and worse is farther from it: a reading of spectra, not
-    a measure of quality. A matrix that stays within, or whose fits are not trusted, has no verdict.
+    a measure of quality. A matrix that stays within, whose fits are not trusted, or where one of them has more than
+    half of the eigenvalues (TW502), has no verdict; where most trusted fits are such, none has one, and that is said.
     """
     if comparison.identical:
         return f"Nothing changed: all {_matrices(len(comparison.layers))} are identical, to the byte."
     if not comparison.layers:
         return "Nothing is compared: no matrix is measured in both. Is this the right base?"
     of, lost = len(comparison.layers), _lost(comparison)
-    moved = [layer for layer in comparison.layers if any(_significant(layer, name) for name in _TESTED)]
+    moved = [layer for layer in comparison.layers if any(_significant(layer, name) for name in WITH_ERROR)]
     changed = sum(not layer.identical for layer in comparison.layers)
     if not moved:
-        claimed = any(layer.deltas[name].significant is not None for layer in comparison.layers for name in _TESTED
+        claimed = any(layer.deltas[name].significant is not None for layer in comparison.layers for name in WITH_ERROR
                       if name in layer.deltas)  # fmt: skip
         if not claimed:
             return f"No verdict: of {_matrices(of)}, no change has an error to be held against{lost}."
         return f"No matrix moved beyond its error: {changed} of {_matrices(of)} changed at all{lost}."
+    fits = [layer for layer in comparison.layers if layer.trusted and not layer.identical and "alpha" in layer.deltas]
+    bulk = sum(layer.of_bulk for layer in fits)
+    if 2 * bulk > len(fits):
+        return (
+            f"No verdict: {len(moved)} of {_matrices(of)} moved beyond their error, but alpha describes the bulk "
+            f"rather than a tail in {bulk} of {len(fits)} trusted fits (TW502), so none is called better or "
+            f"worse{lost}."
+        )
     counts = Counter(direction(layer) for layer in moved)
     counted = [f"{counts[word]} {word}" for word in ("better", "worse", "no verdict") if counts[word]]
     return f"{len(moved)} of {_matrices(of)} moved beyond their error: {', '.join(counted)}{lost}."
@@ -41,7 +48,9 @@ def conclusion(comparison: Comparison) -> str:
 def direction(layer: LayerDelta) -> str:
     """`better`, `worse` or `no verdict`, of a matrix that moved."""
     delta = layer.deltas.get("alpha")
-    if delta is None or not delta.significant or not layer.trusted or delta.before is None or delta.after is None:
+    if delta is None or not delta.significant or delta.before is None or delta.after is None:
+        return "no verdict"
+    if layer.of_bulk or not layer.trusted:
         return "no verdict"
     before, after = _outside(delta.before), _outside(delta.after)
     return "no verdict" if before == after else "better" if after < before else "worse"

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tailwise.audits.audit import Audit, AuditLike
+from tailwise.audits.trusted import estimator_of, usable
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.shown import Brief, Shown
 from tailwise.core.synonyms import known_name
@@ -54,13 +55,17 @@ class ModelNumbers(Brief):
     recipe: Mapping[str, Any]
     model_type: str | None = None  # None: the model does not say
     source: str | None = None  # the audit's own file, which tells audits of one model apart
+    too_small: int = 0  # matrices whose fit would be trusted if fewer eigenvalues were asked for
 
 
 def numbers_of(audit: Audit, min_evals: int | None = None, source: str | None = None) -> ModelNumbers:
     """The numbers of one audit; `min_evals` as for `rank`."""
     facts = audit.provenance
     family = str(facts.config.get("model_type")) if facts.config else None
-    return ModelNumbers(audit.model, model_numbers(audit, min_evals), facts.recipe, family, source)
+    kind, rows = estimator_of(audit), [layer.row for layer in audit if layer.row.status != "DEGENERATE"]
+    doubted = [row for row in rows if usable(row, "alpha", kind, min_evals) is None]
+    small = sum(usable(row, "alpha", kind, 1) is not None for row in doubted)
+    return ModelNumbers(audit.model, model_numbers(audit, min_evals), facts.recipe, family, source, small)
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,7 +96,9 @@ class Ranking(Brief):
     def __repr__(self) -> str:
         order = ", ".join(model.name for model in self.models[:3])
         more = f", … {len(self.models) - 3} more" if len(self.models) > 3 else ""
-        return f"Ranking(by {self.by}, {self.direction.partition(':')[0]}: {order}{more})"
+        said = no_verdict(self.by, self.models)
+        first = self.direction.partition(";" if said else ":")[0]
+        return f"Ranking(by {self.by}, {first}: {order}{more}{f'; {said}' if said else ''})"
 
     def _shown(self) -> Shown:
         scored = any(model.score is not None for model in self.models)
@@ -105,7 +112,7 @@ class Ranking(Brief):
 
 @checked
 def rank(
-    audits: Sequence[AuditLike] | Mapping[str, AuditLike],
+    audits: Sequence[AuditLike] | Mapping[str, AuditLike] | Mapping[int, AuditLike],
     *,
     by: str = "alpha_weighted",
     scores: Mapping[str, float | None] | None = None,
@@ -205,8 +212,8 @@ def rank_numbers(
     known = sum(model.score is not None for model in models)
     if scores is not None and known < MIN_MODELS:
         notes.append(f"{known} scored models are too few for an interval; even perfect order of four has p = 8 %")
-    notes = [*_empty(key, models), *_broken(models), *_left_out(key, models), *notes]
-    return Ranking(key, _direction(key), tuple(ordered), found, (*_recipe_notes(given), *notes))
+    notes = [*_empty(key, models), *_broken(models), *_left_out(key, models, given), *notes]
+    return Ranking(key, _direction(key, models), tuple(ordered), found, (*_recipe_notes(given), *notes))
 
 
 def _empty(key: str, models: Sequence[RankedModel]) -> list[str]:
@@ -230,7 +237,7 @@ def _broken(models: Sequence[RankedModel]) -> list[str]:
 _OF_FITS = ("mean_alpha", "mean_alpha_2_6", "share_2_4", "mean_alpha_weighted", "mean_log_alpha_norm")
 
 
-def _left_out(key: str, models: Sequence[RankedModel]) -> list[str]:
+def _left_out(key: str, models: Sequence[RankedModel], given: Sequence[ModelNumbers]) -> list[str]:
     """How many matrices a mean leaves out, model by model."""
     if key not in _OF_FITS:
         return []
@@ -241,7 +248,28 @@ def _left_out(key: str, models: Sequence[RankedModel]) -> list[str]:
     if not said:
         return []
     named = ", ".join(said[:8]) + more
-    return [f"matrices left out, whose fit of alpha is not trusted: {named}; --min-evals takes smaller ones"]
+    # Only what is too small for the 50 comes in with a lower bound; a fit of noise stays out whatever the bound.
+    hint = "; --min-evals takes smaller ones" if any(one.too_small for one in given) else ""
+    return [f"matrices left out, whose fit of alpha is not trusted: {named}{hint}"]
+
+
+#: The same over every fit.
+_OF_EVERY_FIT = ("mean_alpha_all", "mean_alpha_weighted_all", "mean_log_alpha_norm_all", "layers_2_6")
+
+
+def no_verdict(key: str, models: Sequence[RankedModel]) -> str:
+    """Why an order by alpha is no verdict, as in most trusted fits of a model it describes the bulk; or ""."""
+    if key not in _OF_FITS and key not in _OF_EVERY_FIT:
+        return ""
+    counts = [(one.name, one.values.get("bulk_fits") or 0.0, one.values.get("trusted_fits") or 0.0) for one in models]
+    said = [f"{name} ({bulk:.0f} of {fits:.0f})" for name, bulk, fits in counts if 2 * bulk > fits]
+    if not said:
+        return ""
+    more = f" and {len(said) - 3} more models" if len(said) > 3 else ""
+    return (
+        f"no verdict on which is better: alpha describes the bulk rather than a tail in most trusted fits (TW502) of "
+        f"{', '.join(said[:3])}{more}"
+    )
 
 
 def _summary_name(by: str) -> str:
@@ -256,8 +284,10 @@ def _order(value: float | None, key: str) -> tuple[bool, float]:
     return value is None, -(value or 0.0) if key in _LARGEST_FIRST else value or 0.0
 
 
-def _direction(key: str) -> str:
+def _direction(key: str, models: Sequence[RankedModel]) -> str:
     first = "largest first" if key in _LARGEST_FIRST else "smallest first"
+    if said := no_verdict(key, models):
+        first = f"{first}; {said}. Of tails"
     if key in _SMALLER_IS_BETTER:
         return f"{first}: {_MARTIN}"
     return f"{first}: {_SAID[key]}" if key in _SAID else f"{first}; no source says which is better"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tailwise.audits.audit import Audit
-from tailwise.audits.trusted import estimator_of, usable, value_of
+from tailwise.audits.trusted import estimator_of, is_of_bulk, usable, value_of
 
 #: Statuses of matrices that should have numbers and do not.
 BROKEN = ("NOT_FINITE", "UNREADABLE", "FAILED", "UNSUPPORTED")
@@ -18,6 +18,7 @@ SUMMARIES: Mapping[str, str] = {
     "layers": "number of measured matrices",
     "unmeasured": "number of matrices that should have numbers and have none (NaN, unreadable)",
     "trusted_fits": "number of those whose fit of alpha is trusted",
+    "bulk_fits": "number of trusted fits that have more than half of the eigenvalues: alpha describes the bulk (TW502)",
     "mean_alpha": "mean of alpha over trusted fits",
     "mean_alpha_2_6": "mean of alpha over the trusted fits with 2 ≤ alpha ≤ 6",
     "layers_2_6": "number of layers that this mean stands on",
@@ -47,12 +48,14 @@ def model_numbers(audit: Audit, min_evals: int | None = None) -> dict[str, float
     def mean(metric: str) -> float | None:
         return _mean([usable(row, metric, estimator, min_evals) for row in rows])
 
-    alphas = [alpha for row in rows if (alpha := usable(row, "alpha", estimator, min_evals)) is not None]
+    trusted = [row for row in rows if usable(row, "alpha", estimator, min_evals) is not None]
+    alphas = [row.metrics["alpha"] or 0.0 for row in trusted]
     fits = any("alpha" in layer.row.metrics for layer in audit)
     numbers: dict[str, float | None] = {
         "layers": float(len(audit)),
         "unmeasured": float(sum(row.status in BROKEN for row in audit.unmeasured)),
         "trusted_fits": float(len(alphas)) if fits else None,
+        "bulk_fits": float(sum(is_of_bulk(row, estimator) for row in trusted)) if fits else None,
         "mean_alpha_2_6": _mean(_within(alphas, FITTED)),
         "layers_2_6": float(len(_within(alphas, FITTED))) if alphas else None,
         "share_2_4": len(_within(alphas, WELL_FIT)) / len(alphas) if alphas else None,

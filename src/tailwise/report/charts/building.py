@@ -8,6 +8,7 @@ from typing import Any
 
 import altair as alt
 
+from tailwise.audits.trusted import OF_FIT
 from tailwise.report.charts.data import Bins, bins_of, stacked
 from tailwise.report.charts.view import ChartView
 from tailwise.report.theme import SHAPES, group_of, role_color
@@ -78,6 +79,12 @@ def role_encodings(view: ChartView, *, legend: bool = True, only: Sequence[str] 
         "color": alt.Color("role:N", scale=colors, legend=shown, sort=roles),
         "shape": alt.Shape("role:N", scale=shapes, legend=shown, sort=roles),
     }
+
+
+def trusted_only(source: alt.Chart, metric: str) -> alt.Chart:
+    """What means and medians of a metric are taken of: of an exponent of the fitted tail, trusted fits alone."""
+    found: alt.Chart = source.transform_filter("!datum.poor") if metric in OF_FIT else source
+    return found
 
 
 def points(source: alt.Chart, view: ChartView, *, size: int = 46, **encodings: Any) -> list[alt.Chart]:

@@ -16,6 +16,7 @@ from tailwise.report.charts.building import (
     role_encodings,
     rule,
     tooltip,
+    trusted_only,
 )
 from tailwise.report.charts.data import OUTSIDE, ordered
 from tailwise.report.charts.deep import SAYS, deep_layers, is_deep, stretches
@@ -94,7 +95,7 @@ def _errors(base: alt.Chart, y: Axis, x: alt.X, scale: alt.Scale, sigma: str | N
 
 
 def _means(view: ChartView, base: alt.Chart, y: Axis, x: alt.X, scale: alt.Scale, color: Any) -> alt.Chart:
-    inside = base.transform_filter("isValid(datum.block)") if not view.depth.ordinal else base
+    inside = trusted_only(base if view.depth.ordinal else base.transform_filter("isValid(datum.block)"), y.metric)
     averaged = inside.transform_aggregate(level=f"mean({y.metric})", groupby=["place", "panel", "role"])
     mark = averaged.mark_line(strokeWidth=1.4, opacity=0.75)
     line: alt.Chart = mark.encode(x=x, y=alt.Y("level:Q", scale=scale), color=color)

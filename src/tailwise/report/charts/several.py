@@ -6,9 +6,10 @@ from typing import Any
 
 import altair as alt
 
+from tailwise.audits.trusted import OF_FIT
 from tailwise.core.errors import UsageError
 from tailwise.judging.compare.summary import FITTED, WELL_FIT
-from tailwise.report.charts.building import ALPHA, BELOW_TWO, Axis, bands, place_axis, points, tooltip
+from tailwise.report.charts.building import ALPHA, BELOW_TWO, Axis, bands, place_axis, points, tooltip, trusted_only
 from tailwise.report.charts.chart import Guidance, chart
 from tailwise.report.charts.data import Record, rounded
 from tailwise.report.charts.view import ChartView
@@ -38,7 +39,7 @@ def _by_layer(view: ChartView, y: Axis, *, banded: bool = False) -> Any:
     base = alt.Chart(view.layers).transform_filter(f"isValid(datum['{y.metric}'])")
     colors = _encodings(view)
     inside = base if view.depth.ordinal else base.transform_filter("isValid(datum.block)")
-    middle = inside.transform_aggregate(level=f"median({y.metric})", groupby=["place", "model"])
+    middle = trusted_only(inside, y.metric).transform_aggregate(level=f"median({y.metric})", groupby=["place", "model"])
     line = middle.mark_line(strokeWidth=2.4).encode(x=x, y=alt.Y("level:Q", scale=scale), color=colors["color"])
     dots = points(base, view, size=22, x=x, y=vertical, tooltip=tooltip(view, y.metric), **colors)
     found = [*(bands(view, "y", scale) if banded else []), *dots, line]
@@ -48,26 +49,38 @@ def _by_layer(view: ChartView, y: Axis, *, banded: bool = False) -> Any:
 def _means(
     view: ChartView, metric: str, title: str, *, band: tuple[float, float] | None = None, banded: bool = False
 ) -> Any:
-    """One dot per model: mean over its layers (those within `band`), with the middle half of them as a bar."""
+    """One dot per model: mean over its layers (those within `band`), with the middle half of them as a bar.
+
+    Of an exponent of the fitted tail, over trusted fits alone; a model without one is named, and has no dot.
+    """
     import numpy as np
 
     rows: list[Record] = []
+    of_fit = metric in OF_FIT
     for name in view.names:
-        found = [r[metric] for r in view.records if r["model"] == name and r.get(metric) is not None]
+        own = [r for r in view.records if r["model"] == name]
+        fits = [r for r in own if r.get(metric) is not None]
+        found = [r[metric] for r in fits if not (of_fit and r["poor"])]
         if band is not None:
             found = [value for value in found if band[0] <= value <= band[1]]
         if found:
             low, high = np.quantile(found, [0.25, 0.75])
-            mean, total = float(np.mean(found)), sum(r["model"] == name for r in view.records)
+            mean = float(np.mean(found))
             # Of a mean over some layers, how many is half of what it says.
-            count = f" ({len(found)} of {total} layers)" if band is not None else ""
+            count = f" ({len(found)} of {len(own)} layers)" if band is not None else ""
+            count = f" ({len(found)} of {len(fits)} fits trusted)" if of_fit and band is None else count
             rows.append({"model": name, "mean": rounded(mean), "low": rounded(float(low)),
                          "high": rounded(float(high)), "layers": len(found), "says": f"{mean:.3g}{count}"})  # fmt: skip
+        elif of_fit and fits:
+            why = f" and within {band[0]:g} to {band[1]:g}" if band is not None else ""
+            rows.append({"model": name, "says": f"no verdict: 0 of {len(fits)} fits trusted{why}"})
     if not rows:
-        raise UsageError(f"no layer of any model has {metric} within {band}")
-    shown = [value for row in rows for value in (row["mean"], row["low"], row["high"])]
+        within = f" within {band}" if band is not None else ""
+        raise UsageError(f"no layer of any model has {metric}{within}")
+    shown = [row[key] for row in rows if "mean" in row for key in ("mean", "low", "high")]
     scale = Axis(metric, title).scale([*shown, *([BELOW_TWO, 4.0] if banded else [0.0])])
-    source = alt.Chart(view.data("means", rows))
+    every = alt.Chart(view.data("means", rows))
+    source, without = every.transform_filter("isValid(datum.mean)"), every.transform_filter("!isValid(datum.mean)")
     y = alt.Y("model:N", sort=view.names, title=None, axis=alt.Axis(labelLimit=220, ticks=False, domain=False))
     color = alt.Color("model:N", sort=view.names, legend=None, scale=_encodings(view)["color"]["scale"])
     tips = [
@@ -81,6 +94,8 @@ def _means(
         source.mark_point(filled=True, size=120, opacity=1).encode(
             x=alt.X("mean:Q", scale=scale, title=title, axis=alt.Axis(tickCount=8)), y=y, color=color, tooltip=tips),
         source.mark_text(dy=-13, fontSize=11, color=view.palette["ink"]).encode(x="mean:Q", y=y, text="says:N"),
+        *([without.mark_text(align="left", fontSize=11, color=view.palette["muted"]).encode(
+            x=alt.value(6), y=y, text="says:N")] if len(rows) > len(shown) // 3 else []),
     ]  # fmt: skip
     return alt.layer(*layers).properties(width=view.width - 120, height=max(60, 46 * len(rows)))
 
@@ -91,7 +106,8 @@ def _means(
     scope="several",
     needs=("alpha", "ks_distance"),
     guidance=Guidance(
-        "α of every layer; the line is the median of a block, over all its roles. Small block numbers: near the data.",
+        "α of every layer; the line is the median of a block, over the trusted fits of all its roles. Small block "
+        "numbers: near the data.",
         "a line that stays between 2 and 4 from end to end.",
         "a model whose line leaves the others, above 6 or below 2.",
         "Blocks of models with other roles or shapes are not the same thing: compare like with like.",
@@ -124,7 +140,7 @@ def models_scale_by_layer(view: ChartView) -> Any:
     scope="several",
     needs=("alpha",),
     guidance=Guidance(
-        "Mean over all layers and roles; the bar holds the middle half of the layers.",
+        "Mean over the trusted fits of all roles; the bar holds the middle half of them, the words say how many.",
         "near 2 to 4, with a short bar; of models of one family, the lower is usually the better trained.",
         "above 6 or below 2.",
         "A mean over roles hides differences: a model with other roles has another mean.",
@@ -135,7 +151,9 @@ def models_alpha(view: ChartView) -> Any:
     return _means(view, "alpha", "α", banded=True)
 
 
-_BAND = "Mean of α over the layers with α in %s alone; the bar holds the middle half of them, the words say how many."
+_BAND = (
+    "Mean of α over the trusted fits with α in %s alone; the bar holds the middle half of them, the words say how many."
+)
 _FEW = "What it leaves out decides as much as what it takes in: look at the number of layers."
 
 

@@ -51,6 +51,7 @@ class ChartView:
     layer_name: str | None = None
     metric_name: str | None = None
     width: int = 640
+    given_names: tuple[str, ...] = ()  # in place of short ones of the models
     datasets: dict[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -72,7 +73,7 @@ class ChartView:
     @cached_property
     def names(self) -> list[str]:
         """A short name per audit."""
-        return short_names(self.audits)
+        return list(self.given_names) or short_names(self.audits)
 
     @cached_property
     def records(self) -> list[Record]:
