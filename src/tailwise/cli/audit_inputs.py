@@ -14,15 +14,23 @@ if TYPE_CHECKING:
 
 
 def read_all(models: list[str], *, randomize: bool, device: str, workers: int | None) -> list[Audit]:
-    """Audits from files; of models, made now with the recipe of the first audit among them."""
+    """Audits from files; of models, made now with the recipe of the first audit among them.
+
+    An adapter beside a whole model is merged into the model that it names, for only then the two are of one kind.
+    """
     from tailwise.audits.audit import Audit
+    from tailwise.audits.of_adapter import adapter_mode
+    from tailwise.checkpoints.open import is_adapter
 
     saved = {model: Audit.load(model) for model in models if is_audit(model)}
     like = next(iter(saved.values()), None)
     settings = _settings_of(like) | {"device": device, "workers": workers}
     if randomize:
         settings["randomize"] = settings.get("randomize") or 1
-    return [saved[model] if model in saved else _audited(model, settings) for model in models]
+    adapters = {model for model in models if model not in saved and is_adapter(model)}
+    changes = adapters | {model for model, audit in saved.items() if adapter_mode(audit) == "delta"}
+    merged = {} if changes >= set(models) else {model: {"adapter_mode": "merged"} for model in adapters}
+    return [saved[model] if model in saved else _audited(model, settings | merged.get(model, {})) for model in models]
 
 
 def is_audit(model: str) -> bool:
@@ -46,6 +54,8 @@ def tell_where(given: str, audit: Audit) -> None:
         from tailwise.checkpoints.hub import tell_of_request
 
         tell_of_request(audit.model, given)
+        if base := audit.provenance.selection.get("base"):
+            tell_of_request(base, given)
 
 
 def _settings_of(audit: Audit | None) -> dict[str, Any]:

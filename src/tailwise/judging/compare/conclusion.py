@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 #: Metrics whose changes have an error.
 _TESTED = ("alpha", "alpha_hill")
 
+_OF_CHANGE = "the change of an adapter alone, not a model with it: audit it merged (--adapter merged)"
+
+
+def of_change_alone(model: str) -> str:
+    """Why a whole model is not held against an audit of `model`."""
+    return f"{model} was audited as {_OF_CHANGE}"
+
 
 def conclusion(comparison: Comparison) -> str:
     """`11 of 58 matrices moved beyond their error: 7 better, 1 worse, 3 no verdict.`
@@ -22,6 +29,8 @@ def conclusion(comparison: Comparison) -> str:
     """
     if comparison.identical:
         return f"Nothing changed: all {_matrices(len(comparison.layers))} are identical, to the byte."
+    if comparison.notes and comparison.notes[0].endswith(_OF_CHANGE):
+        return f"No verdict: {comparison.notes[0]}."
     if not comparison.layers:
         return "Nothing is compared: no matrix is measured in both. Is this the right base?"
     of, lost = len(comparison.layers), _lost(comparison)
