@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 import tailwise as tw
 from tailwise.app.addresses import split
-from tailwise.app.lists import others
+from tailwise.app.others import others
 from tailwise.app.server import create_app
 from tailwise.app.settings import AppSettings
 from tailwise.app.workspace.workspace import Workspace
@@ -105,11 +105,11 @@ def test_comparisons_and_precision_studies_have_pages_in_words(folder, browser_o
     moved, study_ = browser.get(rows["moved"].href), browser.get(rows["study"].href)
     assert (moved.status_code, study_.status_code) == (200, 200)
     assert "Nothing changed: all 3 matrices" in moved.text
-    assert "Which format each layer bears" in study_.text
+    assert "Lowest format that each layer tolerates" in study_.text
     assert "bf16" in study_.text
     whole = browser.get(rows["study"].href + "/report")
     assert whole.headers["content-disposition"].startswith("attachment")
-    assert "Which format each layer bears" in whole.text
+    assert "Lowest format that each layer tolerates" in whole.text
 
 
 @pytest.mark.parametrize("change", [

@@ -256,3 +256,9 @@ def test_notes_and_reasons_without_measure_are_shortened_where_they_are_read(edi
     assert found.provenance.notes[0].endswith("… (3000000 signs)")
     assert found.rows[0].reason.startswith("bbb")
     assert len(found.rows[0].reason) < 20_000 > len(found.provenance.notes[0])
+
+
+@pytest.mark.parametrize("text", [b"null", b"1", b"[]", b'"x"'])
+def test_a_provenance_that_is_no_mapping_is_told(edited, text):
+    with pytest.raises(tw.TailwiseError, match="provenance is no mapping"):
+        tw.Audit.load(edited("provenance.json", lambda _: text))

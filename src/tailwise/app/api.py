@@ -14,6 +14,7 @@ from tailwise.app.help_texts import topic, topics
 from tailwise.app.jobs.start import Wish, start
 from tailwise.app.layer_tables import Columns, chosen_columns
 from tailwise.app.page_context import PageContext, context_of
+from tailwise.app.pages.evaluations import chart_of
 from tailwise.app.pages.models import layer_rows
 from tailwise.app.pages.training import summary_of
 from tailwise.app.workspace import layers as table
@@ -177,6 +178,15 @@ def plan_figure(context: Given, name: str) -> Response:
     """The allocation along depth."""
     plan = context.workspace.plan(name)
     return _json(figures.encoded(lambda: plan_chart(plan, TOKENS)))
+
+
+@router.get("/evaluations/chart", tags=["charts"])
+def evaluation_figure(
+    context: Given, text: Annotated[int, Query(ge=0)], measure: Annotated[str, Query(max_length=200)],
+    size: Annotated[str, Query(max_length=40)],
+) -> Response:  # fmt: skip
+    """Quality against size of the models that were scored on one text."""
+    return _json(chart_of(context, text, measure, size))
 
 
 @router.get("/jobs", tags=["audits"])

@@ -117,6 +117,11 @@ def against_base(workspace: Workspace, audit: str, base: str, name: str) -> byte
     return _spec(chart, view)
 
 
+def of_view(chart: Chart, view: ChartView) -> bytes:
+    """The spec of a chart of whatever a view holds, as JSON."""
+    return _spec(chart, view)
+
+
 def _spec(chart: Chart, view: ChartView) -> bytes:
     # Altair counts the names of its views for all threads together, and two at once may get the same.
     with _DRAWING:

@@ -2,102 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import shlex
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from tailwise.app.others import others
 from tailwise.app.overviews import Overview
 from tailwise.app.page_context import PageContext
-from tailwise.app.workspace import links
-from tailwise.app.workspace.entry import Kind, WorkspaceEntry
-from tailwise.app.workspace.workspace import Workspace
-from tailwise.core.errors import TailwiseError
-from tailwise.core.storage import json_of, read_text
+from tailwise.app.workspace.entry import WorkspaceEntry
 from tailwise.judging.diagnosis.finding import SEVERITIES
 
-_log = logging.getLogger(__name__)
-_MOST = 200
-
-
-@dataclass(frozen=True)
-class Other:
-    """A row of the list."""
-
-    id: str
-    title: str
-    kind: Kind
-    changed: float
-    says: str
-    command: str  # "" where there is a link
-    href: str = ""
-
-
-def others(workspace: Workspace, words: str = "") -> list[Other]:
-    """Rows of what is no audit and no plan, and of the plans, which have pages of their own."""
-    wanted = words.lower().split()
-    entries = [entry for entry in (*workspace.others(), *workspace.entries("plan"))
-               if all(word in f"{entry.title} {entry.kind}".lower() for word in wanted)]  # fmt: skip
-    entries.sort(key=lambda entry: -entry.changed)
-    return [_row(workspace, entry) for entry in entries[:_MOST]]
-
-
-def _row(workspace: Workspace, entry: WorkspaceEntry) -> Other:
-    if entry.kind == "plan":
-        return Other(entry.id, entry.title, "plan", entry.changed, _of_plan(workspace, entry), "", links.plan(entry.id))
-    says, command = _SAYS[entry.kind]
-    ok = False
-    try:
-        text, ok = workspace.keep(entry.id, "says", lambda: says(entry.path)), True
-    except TailwiseError as error:
-        text = error.what
-    except Exception:  # whatever one file holds, the list shows the others
-        _log.warning("%s cannot be read", entry.path, exc_info=True)
-        text = "it cannot be read"
-    in_use = entry.kind == "history" and workspace.store is not None and Path(workspace.store) == entry.path
-    href = "/training" if in_use else links.file(entry.id) if entry.kind in ("comparison", "precision") and ok else ""
-    shown = "" if href else command.format(shlex.quote(str(entry.path)))
-    return Other(entry.id, entry.title, entry.kind, entry.changed, text, shown, href)
-
-
-def _of_plan(workspace: Workspace, entry: WorkspaceEntry) -> str:
-    try:
-        plan = workspace.plan(entry.id)
-    except TailwiseError as error:
-        return error.what
-    return f"{plan.kind} {plan.model or 'a model'}: {plan.amount_words}, {len(plan)} tensors, by {plan.allocator}"
-
-
-def _of_comparison(path: Path) -> str:
-    document = json_of(read_text(path))
-    one = document[0] if isinstance(document, list) else document
-    words = one.get("conclusion") or f"{len(one['layers'])} matrices are in both."
-    return f"{one['before']} → {one['after']}: {words}"
-
-
-def _of_study(path: Path) -> str:
-    from tailwise.audits.precision.study import PrecisionStudy
-    from tailwise.audits.precision.verdict import verdicts
-
-    study = PrecisionStudy.load(path)
-    lowest = Counter(one.format for one in verdicts(study) if one.format)
-    bears = ", ".join(f"{count} tolerate {name}" for name, count in lowest.most_common())
-    words = f" Of the matrices, {bears}." if bears else ""
-    return f"{study.model}: {len(study)} matrices in {', '.join(study.formats)}.{words}"
-
-
-_SAYS: Mapping[Kind, tuple[Callable[[Path], str], str]] = {
-    "history": (lambda _: "training runs", "tailwise serve --store {}"),
-    "comparison": (_of_comparison, ""),
-    "precision": (_of_study, ""),
-    "unreadable": (lambda _: "it is no audit: damaged, cut off, or of another program", ""),
-}
 _SIZE = 100
 _BUDGET = 0.25  # seconds of reading audits before the list is shown; the rest of the lines come by themselves
 _LONGER = 5.0  # where the list cannot be made without reading them

@@ -23,7 +23,7 @@ from tailwise.app.guard import Guard, Rate, new_proof
 from tailwise.app.jobs.queue import Queue
 from tailwise.app.overviews import Overviews
 from tailwise.app.page_context import PageContext
-from tailwise.app.pages import assistant, compare, files, help, jobs, login, models, plans, training  # noqa: A004 - a module
+from tailwise.app.pages import assistant, compare, evaluations, files, help, jobs, login, models, plans, training  # noqa: A004 - a module
 from tailwise.app.rendering import Pages, static
 from tailwise.app.settings import AppSettings
 from tailwise.app.tags import Tags
@@ -70,7 +70,7 @@ def create_app(workspace: Workspace, settings: AppSettings) -> FastAPI:
         redoc_url=None,
     )  # fmt: skip
     app.state.context = context
-    for module in (api, models, compare, files, training, plans, jobs, help, login, assistant):
+    for module in (api, models, compare, evaluations, files, training, plans, jobs, help, login, assistant):
         app.include_router(module.router)
     app.add_api_route("/static/{name}", _static, include_in_schema=False)
     _add_handlers(app)

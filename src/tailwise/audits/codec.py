@@ -229,6 +229,8 @@ def _entries(layer: Layer) -> list[tuple[str, str, Spectrum]]:
 
 def _decode(parts: Mapping[str, bytes]) -> AuditParts:
     provenance = json_of(parts["provenance.json"])
+    if not isinstance(provenance, dict):
+        raise ValueError("its provenance is no mapping")
     if provenance.pop("audit_format") != FORMAT:
         raise ValueError("it was written by another version of tailwise; upgrade, or audit the model again")
     ensure_room()

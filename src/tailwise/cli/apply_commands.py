@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.progress_bar import shown
+from tailwise.cli.progress_bar import counted, now_and_then, shown
 from tailwise.cli.shared_options import Begin, Bos, Compute, Json, Option, command
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _apply(**given: Any) -> None:
         resume=not given["fresh"],
         **told,
     )
-    with _bar() as show:
+    with counted() as show:
         applied = apply_plan(Plan.load(given["plan"]), given["model"], given["output"], options=options, progress=show)
     _deliver(applied, given["as_json"])
 
@@ -99,25 +100,6 @@ apply = command(
     all; the same command goes on after a kill.
     """,
 )
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr for each thing that is done; it leaves nothing behind."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    lines: dict[str, Any] = {}
-    with shown(Progress(*columns, console=console, transient=True, disable=not console.is_terminal)) as bar:
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in lines:
-                lines[what] = bar.add_task(what, total=total)
-            bar.update(lines[what], completed=done)
-
-        yield show
 
 
 def _deliver(applied: Applied, as_json: bool) -> None:
@@ -202,7 +184,17 @@ def recover(
     seed: Annotated[
         int, typer.Option(min=0, help="Of the draws; the same steps then give the same.", rich_help_panel=_HOW)
     ] = 0,
-    budget: Annotated[str, typer.Option(help="Longest training: 90s, 5m, 1h.", rich_help_panel=_RECOVERY)] = "5m",
+    budget: Annotated[
+        str, typer.Option(metavar="TIME", help="What all of it may take: 90s, 5m, 1h.", rich_help_panel=_RECOVERY)
+    ] = "5m",
+    control: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The dense model, trained as long beside it: tells adaptation to the text from recovery.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0.", rich_help_panel=_RECOVERY)] = "cpu",
     force: Annotated[bool, typer.Option("--force", help="Replace the output.", rich_help_panel=_OUT_RECOVERED)] = False,
     as_json: Json = False,
@@ -212,6 +204,7 @@ def recover(
     Prints its perplexity before and after on text that the training did not see. The best state is kept, chosen on
     yet other text; where none is better than the pruned model, nothing is written.
     """
+    began = time.monotonic()  # before the libraries are read, which takes seconds of the budget
     from tailwise.compression.recovery.recover import RecoverOptions
     from tailwise.compression.recovery.recover import recover as recover_model
     from tailwise.compression.trying.planned import seconds_of
@@ -228,24 +221,30 @@ def recover(
         seconds=seconds_of(budget),
         device=device,
         force=force,
+        control=control,
     )
     with _training_bar() as say:
-        recovered = recover_model(model, list(text), output, options=options, say=say)
+        recovered = recover_model(model, list(text), output, options=options, say=say, began=began)
     _deliver_recovered(recovered, as_json)
 
 
 @contextmanager
 def _training_bar() -> Iterator[Callable[[str, float], None]]:
-    """A bar on stderr; it leaves nothing behind."""
+    """A bar on stderr that leaves nothing behind; where that is no terminal, a line now and then."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-    with shown(bar):
+    with shown(bar), now_and_then(quiet=console.is_terminal) as line:
         task = bar.add_task("training", total=1.0)
-        yield lambda what, share: bar.update(task, description=what, completed=share)
+
+        def say(what: str, share: float) -> None:
+            bar.update(task, description=what, completed=share)
+            line(what, share)
+
+        yield say
 
 
 def _deliver_recovered(recovered: Recovered, as_json: bool) -> None:
@@ -273,6 +272,9 @@ def _recovered_table(recovered: Recovered) -> Grid:
         lines.append(("adapter, not merged", perplexity_words(recovered.unmerged), ""))
     zeros = f"{recovered.sparsity[1]:.2%}" if recovered.method != "lora" else "of the model beside it, as before"
     lines.append(("after", perplexity_words(recovered.after), zeros))
+    if recovered.control is not None:
+        lines.append(("control", perplexity_words(recovered.control.comparison.base), ""))
+        lines.append(("control, trained as long", perplexity_words(recovered.control.comparison.model), ""))
     return Grid(("", quality, "zeros in the blocks"), lines, wrapping=range(3))
 
 
@@ -288,6 +290,7 @@ def _lines(recovered: Recovered) -> Iterator[str]:
         yield f"{task.name}: {moved}{around}: {task.verdict}, over {task.n} images"
     if recovered.cost_of_merging is not None:
         yield f"of that, merging with the zeros put back costs {recovered.cost_of_merging:+.4f} nats a token"
+    yield from () if recovered.control is None else recovered.control.words()
     training = recovered.training
     unit = "an image" if recovered.after.tasks else "a token"
     yield (

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.progress_bar import shown
+from tailwise.cli.progress_bar import counted, last_part
 from tailwise.cli.shared_options import Begin, Bos, Compute, Json, comma_list
 from tailwise.core.errors import UsageError
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from tailwise.models.evaluation.scores import ScoreComparison, Scores
 
 _WHAT, _HOW, _RUN, _OUT = "What to measure", "How to measure", "How to run", "Output"
+_SUFFIXES = (".json", ".md", ".html")
 
 
 def evaluate(
@@ -96,8 +96,14 @@ def evaluate(
     ] = None,
     output: Annotated[
         list[str] | None,
-        typer.Option("-o", "--output", metavar="FILE", help="x.json; may be repeated.", rich_help_panel=_OUT),
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="x.json, x.md or x.html; may be repeated.", rich_help_panel=_OUT
+        ),
     ] = None,
+    card: Annotated[
+        bool,
+        typer.Option("--card", help="Put the numbers into the model card (README.md) of MODEL.", rich_help_panel=_OUT),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure a language model (perplexity, tasks, size, speed) or an image classifier (accuracy), with intervals.
@@ -108,6 +114,10 @@ def evaluate(
 
     for path in output or ():
         _check_output(path)
+    if card:
+        from tailwise.report.evaluations.model_card import check_card
+
+        check_card(model)
     if images and (text or tasks or speed):
         raise UsageError("images and text are scored apart", fix="leave --text, --tasks and --speed out")
     options = EvaluateOptions(
@@ -126,18 +136,39 @@ def evaluate(
         base=base,
     )
     if images:
-        _deliver(_of_images(model, against, list(images), options), list(output or ()), as_json)
-        return
-    scores = _found(model, against, list(text) if text else None, tokenizer, options)
-    _deliver(scores, list(output or ()), as_json)
+        scores = _of_images(model, against, list(images), options)
+    else:
+        scores = _found(model, against, list(text) if text else None, tokenizer, options)
+    _deliver(scores, list(output or ()), as_json, model if card else None)
 
 
 def _check_output(path: str) -> None:
-    from tailwise.report.output_files import check_target
+    from tailwise.report.html import check_page
+    from tailwise.report.output_files import check_place
 
-    if Path(path).suffix != ".json":
-        raise UsageError(f"the suffix {Path(path).suffix!r} is not known", where=path, fix="use .json")
-    check_target(path)
+    suffix = Path(path).suffix.lower()
+    if suffix not in _SUFFIXES:
+        known = ", ".join(_SUFFIXES)
+        raise UsageError(f"the suffix {Path(path).suffix!r} is not known", where=path, fix=f"use one of {known}")
+    if suffix == ".html":
+        check_page(path)
+    check_place(path)
+
+
+def _write(scores: Scores | ScoreComparison, path: str) -> None:
+    from tailwise.core.atomic import write_whole
+
+    suffix = Path(path).suffix.lower()
+    if suffix == ".md":
+        from tailwise.report.evaluations.evaluation_tables import markdown
+
+        write_whole(path, markdown(scores).encode())
+    elif suffix == ".html":
+        from tailwise.report.evaluations.evaluation_page import write_report
+
+        write_report({Path(path).stem: scores}, path)
+    else:
+        scores.save(path)
 
 
 def _found(
@@ -152,8 +183,9 @@ def _found(
         if not isinstance(base, Scores):
             raise UsageError("saved scores are compared with saved scores", where=model, fix="give --against base.json")
         return compare_scores(Scores.load(model), base, seed=options.seed)
-    with _bar() as show:
-        return evaluate_models(model, text=text, against=base, tokenizer=tokenizer, options=options, progress=show)
+    with counted(last_part) as show:
+        scores = evaluate_models(model, text=text, against=base, tokenizer=tokenizer, options=options, progress=show)
+    return _sized(scores)
 
 
 def _of_images(model: str, against: str | None, images: list[str], options: Any) -> Scores | ScoreComparison:
@@ -164,36 +196,42 @@ def _of_images(model: str, against: str | None, images: list[str], options: Any)
     return evaluate_images(model, images, against=base, options=options)
 
 
+def _sized(scores: Scores | ScoreComparison) -> Scores | ScoreComparison:
+    """With the bytes that a plan's formats take, of models that are stored dequantized."""
+    from tailwise.models.evaluation.scores import Scores
+
+    if not isinstance(scores, Scores):
+        return replace(scores, model=_with_plan(scores.model), base=_with_plan(scores.base))
+    return _with_plan(scores)
+
+
+def _with_plan(scores: Scores) -> Scores:
+    from tailwise.compression.applying.planned_size import planned_nbytes
+    from tailwise.core.errors import TailwiseError
+
+    if scores.facts is None or not Path(scores.model).is_dir():
+        return scores
+    try:
+        return replace(scores, facts=replace(scores.facts, planned_nbytes=planned_nbytes(scores.model)))
+    except TailwiseError as error:
+        return replace(scores, notes=(*scores.notes, f"{scores.model}: its plan was not read ({error.what})"))
+
+
 def _is_saved(name: str) -> bool:
     return Path(name).suffix == ".json"
 
 
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr, one task for each model; it leaves nothing behind."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    lines: dict[str, Any] = {}
-    with shown(Progress(*columns, console=console, transient=True, disable=not console.is_terminal)) as bar:
-
-        def show(name: str, done: int, total: int) -> None:
-            if name not in lines:
-                lines[name] = bar.add_task(Path(name).name, total=total)
-            bar.update(lines[name], completed=done)
-
-        yield show
-
-
-def _deliver(scores: Scores | ScoreComparison, outputs: list[str], as_json: bool) -> None:
+def _deliver(scores: Scores | ScoreComparison, outputs: list[str], as_json: bool, card: str | None = None) -> None:
     from tailwise.models.evaluation.scores import ScoreComparison, as_text
     from tailwise.report.scores_view import HOW_FAR, changes_in, divergence_in, models_in, notes_in, tasks_in
     from tailwise.report.terminal import console
 
     for path in outputs:  # first: a reader that closes the pipe must not cost the scores
-        scores.save(path)
+        _write(scores, path)
+    if card is not None:
+        from tailwise.report.evaluations.model_card import write_card
+
+        outputs = [*outputs, str(write_card(scores, card))]
     screen = console(stderr=as_json)
     if as_json:
         sys.stdout.write(as_text(scores.to_json()))

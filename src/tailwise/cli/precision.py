@@ -143,7 +143,7 @@ precision = command(
     _precision,
     OF_PRECISION,
     "precision",
-    """Measure every weight matrix in several number formats, and say which each layer bears.
+    """Measure every weight matrix in several number formats, and say which each layer tolerates.
 
     Writes tables, the study itself (study.json) and a report (report.html) to the output folder; pictures of each layer
     where --plots asks for them. Ends with 3

@@ -16,6 +16,7 @@ from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     from tailwise.judging.diagnosis.finding import Diagnosis
+    from tailwise.models.evaluation.candidates import Evaluation
 
 
 def show(
@@ -54,11 +55,17 @@ def show(
 
 
 def report(
-    audits: Annotated[list[str], typer.Argument(metavar="AUDIT...", help="One audit, or several side by side.")],
+    audits: Annotated[
+        list[str],
+        typer.Argument(metavar="AUDIT...", help="Audits side by side; or evaluations (`evaluate -o x.json`)."),
+    ],
     output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="Where to write it.")] = "report.html",
     base: Annotated[str | None, typer.Option(metavar="AUDIT", help="Also compare each with this audit.")] = None,
 ) -> None:
-    """Write findings, charts and every layer into one HTML file that needs no network."""
+    """Write findings, charts and every layer into one HTML file that needs no network.
+
+    Of evaluations: quality against size, the models that no other is better and smaller than, intervals.
+    """
     from tailwise.audits.audit import Audit
     from tailwise.report.charts.chart import require_altair
 
@@ -66,10 +73,36 @@ def report(
     from tailwise.report import html
 
     html.check_page(output)
+    if (evaluated := _evaluations(audits, base)) is not None:
+        from tailwise.report.evaluations.evaluation_page import write_report
+
+        _say_written(write_report(evaluated, output))
+        return
     loaded = [Audit.load(path) for path in audits]
     written = html.write_report(loaded, output, base=Audit.load(base) if base else None)
+    _say_written(written)
+
+
+def _say_written(written: Path | str) -> None:
     size = "" if isinstance(written, str) else f" ({written.stat().st_size / 1e6:.1f} MB)"
     typer.echo(f"written to {written}{size}")
+
+
+def _evaluations(paths: list[str], base: str | None) -> dict[str, Evaluation] | None:
+    """Evaluations by the names of their files; None where the files are audits. `UsageError` for some of each."""
+    from tailwise.models.evaluation.candidates import is_evaluation, read_evaluation
+
+    told = [Path(path).suffix.lower() == ".json" and is_evaluation(path) for path in paths]
+    if not any(told):
+        return None
+    if not all(told):
+        other = paths[told.index(False)]
+        raise UsageError("is no evaluation, as the others are", where=other, fix="report audits and evaluations apart")
+    if base is not None:
+        raise UsageError("evaluations name their base themselves", fix="leave --base out, or evaluate with --against")
+    stems = [Path(path).stem for path in paths]
+    names = stems if len(set(stems)) == len(stems) else paths
+    return {name: read_evaluation(path) for name, path in zip(names, paths, strict=True)}
 
 
 class Theme(StrEnum):

@@ -88,6 +88,12 @@ def check_target(path: str) -> None:
     if not _is_audit_path(path) and target.suffix.lower() not in _WRITERS:
         known = ", ".join([*_WRITERS, ".audit"])
         raise UsageError(f"the suffix {target.suffix!r} is not known", where=path, fix=f"choose one of {known}")
+    check_place(path)
+
+
+def check_place(path: str) -> None:
+    """The same of a file of whatever suffix."""
+    target = Path(path)
     if is_url(path):
         filesystem(path)  # whether its driver is there; that it may be written shows when it is
         return

@@ -107,37 +107,10 @@ HOW_FAR = (
 
 def divergence_in(comparison: ScoreComparison) -> RenderableType | None:
     """What llama.cpp's users know as the KL divergence statistics, each with its interval."""
+    from tailwise.report.evaluations.evaluation_tables import divergence_grid
+
     one = comparison.divergence
-    if one is None:
-        return None
-    kl, change = one.kl_quantiles, one.change_quantiles
-    rows = [
-        ("mean KL divergence, nats", _plain(one.kl), _range(one.kl_interval, ".3g")),
-        ("  median, 90 %", f"{_plain(kl['50'])} · {_plain(kl['90'])}", ""),
-        ("  99 %, 99.9 %", f"{_plain(kl['99'])} · {_plain(kl['99.9'])}", ""),
-        ("  largest", _plain(kl["100"]), ""),
-        ("same top token", _percent(one.same_top), _percents(one.same_top_interval)),
-        ("token probability, mean change", _percent(one.change, "+"), _percents(one.change_interval, "+")),
-        ("  root mean square", _percent(one.rms_change), _percents(one.rms_change_interval)),
-        ("  1 %, 99 %", f"{_percent(change['1'], '+')} · {_percent(change['99'], '+')}", ""),
-        ("  5 %, 95 %", f"{_percent(change['5'], '+')} · {_percent(change['95'], '+')}", ""),
-    ]
-    table = _grid([f"over {one.tokens:,} tokens", "value", "95 %"])
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _plain(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.3g}" if value >= 1e-12 else "0"
-
-
-def _percent(value: float | None, sign: str = "") -> str:
-    return "not finite" if value is None else f"{100 * value:{sign}.2f} %"
-
-
-def _percents(interval: Interval | None, sign: str = "") -> str:
-    return "–" if interval is None else f"{100 * interval[0]:{sign}.2f} to {100 * interval[1]:{sign}.2f} %"
+    return None if one is None else divergence_grid(one, comparison.perplexity)
 
 
 def notes_in(result: Scores | ScoreComparison, both: Sequence[Scores]) -> list[str]:

@@ -21,7 +21,8 @@ _SKIPPED = frozenset({"node_modules", "__pycache__", "site-packages"})
 _PLANS = (".json", ".yaml", ".yml")
 _STORES = (".db", ".sqlite", ".sqlite3")
 _WANTED = (".audit", *_PLANS, *_STORES)
-#: What begins the JSON of a precision study and of a comparison.
+#: What begins the JSON of evaluations, of a precision study and of a comparison.
+_EVALUATIONS = (b'"kind": "scores"', b'"kind": "score comparison"')
 _STUDY, _COMPARISON = b'"kind": "precision study"', (b'"before":', b'"after":', b'"layers":')
 
 #: What tells one state of a file from the next.
@@ -142,6 +143,8 @@ def _kind_of_text(path: Path) -> Kind | None:
         return "plan"
     if path.suffix.lower() != ".json":
         return None
+    if any(part in head for part in _EVALUATIONS):
+        return "evaluation"
     return "precision" if _STUDY in head else "comparison" if all(part in head for part in _COMPARISON) else None
 
 

@@ -117,7 +117,7 @@ class Workspace:
         return next((entry.id for entry in self._scan().values() if entry.path == self._example), "")
 
     def others(self) -> list[WorkspaceEntry]:
-        """What is neither an audit nor a plan: histories, comparisons, precision studies, and what cannot be read."""
+        """What is neither an audit nor a plan: histories, comparisons, studies, evaluations, what cannot be read."""
         return [entry for entry in self._scan().values() if entry.kind not in OWN_PAGES]
 
     @property

@@ -17,7 +17,7 @@ from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.formats.arrays import ArrayStore, Stored, is_bfloat16
 from tailwise.checkpoints.formats.kernels_last import Turned, leaf_of, turned
 from tailwise.checkpoints.formats.repeated import Laid, beyond_what_is_held
-from tailwise.checkpoints.formats.unfolding import check_unfolding
+from tailwise.checkpoints.formats.unfolding import FACTOR, MOST_BYTES, check_unfolding
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.harmless import listed
 from tailwise.core.optional import how_to_get
@@ -54,6 +54,7 @@ class KerasCheckpoint(ArrayStore):
         (file,) = files
         self._file = file
         self._left: list[str] = []
+        self._addresses: dict[str, Any] = {}  # dataset → where it lies: several links may lead to one
         self._state = False  # whether an optimizer's state was left out
         self._h5, settings = _opened(file)
         try:
@@ -62,6 +63,11 @@ class KerasCheckpoint(ArrayStore):
         except BaseException:
             self._h5.close()
             raise
+        first: dict[Any, str] = {}
+        for name, stored in self._arrays.items():
+            first.setdefault(self._addresses[stored.key], name)
+        found = {name: first[self._addresses[stored.key]] for name, stored in self._arrays.items()}
+        self.shared = {name: one for name, one in found.items() if one != name}
         if self._state:
             self.notes += ("left out, for it is the state of training and no weights: the optimizer",)
         if self._left:
@@ -98,7 +104,9 @@ class KerasCheckpoint(ArrayStore):
             shown = _shown(path, shape, classes, given)
             if why := _not_here(dataset) or _no_numbers(dataset.dtype) or refused.get("/".join(path), ""):
                 shown = Turned(shown.name, shape, refused=why)
-            yield Stored(f"{root.name.rstrip('/')}/{'/'.join(path)}", dataset.dtype, shape, shown)
+            key = f"{root.name.rstrip('/')}/{'/'.join(path)}"
+            self._addresses[key] = h5py.h5o.get_info(dataset.id).addr
+            yield Stored(key, dataset.dtype, shape, shown)
 
     def _walk(self, group: Any, path: tuple[str, ...], seen: set[Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
         """Every group and dataset under `group` that lies in this file, by hard links only."""
@@ -181,8 +189,9 @@ def _not_here(dataset: Any) -> str:
     """Why the values of a dataset are not in this file, or nothing."""
     if dataset.is_virtual or dataset.external:
         return "its values lie in other files, which are not followed"
-    if dataset.nbytes > _MOST_PACKED * dataset.id.get_storage_size():
-        return f"it claims {dataset.nbytes} bytes, and the file holds {dataset.id.get_storage_size()} of them"
+    held = dataset.id.get_storage_size()
+    if dataset.nbytes > _MOST_PACKED * held or dataset.nbytes > max(MOST_BYTES, FACTOR * held):
+        return f"it claims {dataset.nbytes} bytes, and the file holds {held} of them"
     return ""
 
 

@@ -188,7 +188,10 @@ def _adapters_of(part: Any) -> dict[str, float]:
 
 def is_array(value: Any) -> bool:
     """Whether `value` is a torch tensor, a numpy array, or anything that turns into one (jax, …)."""
-    return hasattr(value, "shape") and hasattr(value, "dtype") and hasattr(value, "__array__")
+    try:
+        return hasattr(value, "shape") and hasattr(value, "dtype") and hasattr(value, "__array__")
+    except RuntimeError:  # a nested tensor of torch has no one shape, and says so in this way
+        return False
 
 
 def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -208,7 +211,12 @@ def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def spec_of(name: str, array: Any) -> TensorSpec:
     """The spec of an array in memory."""
-    shape = tuple(int(size) for size in array.shape)
+    try:
+        shape = tuple(int(size) for size in array.shape)
+    except RuntimeError as error:
+        raise UnreadableError(
+            "is a nested tensor, which has no one shape", where=name, fix="save its parts apart: tensor.unbind()"
+        ) from error
     # A sparse tensor has no nbytes; what it would take dense is what reading it would have to make.
     itemsize = getattr(array, "itemsize", None) or array.dtype.itemsize
     return TensorSpec(name, code_of(array.dtype), shape, prod(shape) * int(itemsize))

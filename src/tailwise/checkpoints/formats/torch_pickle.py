@@ -132,7 +132,7 @@ def _laid(name: str, tensor: torch.Tensor) -> Laid | None:
 
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
         return None
-    if tensor.device.type == "meta" or tensor.is_quantized:
+    if tensor.device.type == "meta":
         return None
     storage = tensor.untyped_storage()
     return Laid(name, storage.data_ptr(), storage.nbytes(), tensor.numel() * tensor.element_size())

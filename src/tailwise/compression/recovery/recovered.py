@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tailwise.compression.recovery.control import Control
 from tailwise.compression.recovery.train_loop import Training
 from tailwise.core.shown import Brief
 from tailwise.models.evaluation.scores import ScoreComparison, Scores
@@ -28,6 +29,8 @@ class Recovered(Brief):
     unmerged: Scores | None = None  # the adapter in memory, before it was merged, the zeros put back and all rounded
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    control: Control | None = None  # the dense model, trained as long
+    seconds: float = 0.0  # of everything
 
     @property
     def before(self) -> Scores:
@@ -56,7 +59,9 @@ class Recovered(Brief):
             "comparison": self.comparison.to_json(),
             "unmerged": None if self.unmerged is None else self.unmerged.to_json(),
             "cost_of_merging": self.cost_of_merging,
+            "control": None if self.control is None else self.control.to_json(),
             "training": self.training.to_json(),
+            "seconds": round(self.seconds, 1),
             "settings": dict(self.settings),
             "notes": list(self.notes),
         }
@@ -94,7 +99,13 @@ def _lines(recovered: Recovered, source: str) -> Iterator[str]:
     if recovered.unmerged is not None:
         yield f"| adapter, not merged | {perplexity_words(recovered.unmerged)} | |"
     yield f"| after | {perplexity_words(recovered.after)} | {recovered.sparsity[1]:.2%} |"
+    control = recovered.control
+    if control is not None:
+        yield f"| control: `{control.model}` | {perplexity_words(control.comparison.base)} | |"
+        yield f"| control, trained as long | {perplexity_words(control.comparison.model)} | |"
     yield ""
+    for words in () if control is None else control.words():
+        yield f"- {words}"
     training = recovered.training
     yield f"- best at step {training.best_step} of {training.steps} ({training.ended}, {training.seconds:.0f} s)"
     for name, value in sorted(recovered.settings.items()):

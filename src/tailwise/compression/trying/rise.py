@@ -19,6 +19,8 @@ from tailwise.models.evaluation.intervals import mean_interval
 _STEPS = 7  # of the bisection: to 1 % of what the formats span
 _WIDER = 1.03  # bits are multiplied by this where the last choice finds the limit broken
 _TRIES = 6
+_BISECTING = 0.3  # of the time, after which the bits are those of the last step that kept the limit
+_HURRY = 6  # judgements that a turn takes at least: with less time than that, the next one is the last
 
 Make = Callable[[QuantizeRequest], Plan]
 
@@ -28,7 +30,8 @@ def plan_within_rise(audit: Audit, request: QuantizeRequest, scorer: PlanScorer,
 
     Bits are found by bisection on the windows of the search, with the plans of the first of `ways`; the second makes
     the plan that is kept. It is held against the limit on windows that no step has seen, and gets more bits until it
-    stays below. Raises `UsageError` where no choice of the formats does.
+    stays below, or all that the formats have where the time is over. Raises `UsageError` where no choice of the
+    formats does.
     """
     assert request.rise is not None  # noqa: S101 - the caller has looked
     quick, final = ways
@@ -52,7 +55,10 @@ def plan_within_rise(audit: Audit, request: QuantizeRequest, scorer: PlanScorer,
             where=audit.model,
             fix="allow more, or add a format with more bits",
         )
-    high = low if rises(low) <= limit else _bisected(rises, low, high, limit)
+    if rises(low) <= limit:
+        high = low
+    else:
+        high = _bisected(rises, (low, high), limit, over=lambda: scorer.clock.share > _BISECTING)
     return _held(scorer, final, at, (high, most), limit)
 
 
@@ -64,8 +70,13 @@ def ends(audit: Audit, request: QuantizeRequest) -> tuple[float, float]:
     return float(bits.min(axis=1).sum()) / total, float(most.sum()) / total
 
 
-def _bisected(rises: Callable[[float], float], low: float, high: float, limit: float) -> float:
+def _bisected(
+    rises: Callable[[float], float], span: tuple[float, float], limit: float, *, over: Callable[[], bool]
+) -> float:
+    low, high = span
     for _ in range(_STEPS):
+        if over():
+            break
         middle = (low + high) / 2
         low, high = (low, middle) if rises(middle) <= limit else (middle, high)
     return high
@@ -79,10 +90,12 @@ def _held(
     dense = stage.trial.dense_losses(stage.guard)
     for turn in range(_TRIES):
         plan = final(at(bits))
+        began = scorer.clock.spent
         change = stage.trial.applied_losses(plan, stage.looked, stage.guard) - dense
         if float(change.mean()) <= limit or bits >= most:
             break
-        bits = most if turn == _TRIES - 2 else min(bits * _WIDER, most)
+        hurried = scorer.clock.left < _HURRY * (scorer.clock.spent - began)
+        bits = most if turn == _TRIES - 2 or hurried else min(bits * _WIDER, most)
     stage.trial.restore()
     interval = mean_interval(change)
     around = (

@@ -103,8 +103,7 @@ class Trial:
         self.restore()
         self.runs += 1
         try:
-            with self.quick():
-                self.carry_out(plan, calibration)
+            self.carry_out(plan, calibration)
             return self.material.scores(self.model, windows)
         finally:
             for item in plan:
@@ -144,7 +143,8 @@ class Trial:
             how = replace(self._how(part), keep_zeros=turn > 0)
             if how.looks:
                 work = BlockWork(self._jobs(part, how), Nowhere(), how)
-                walk_blocks(self.model, self.material.inputs(calibration), work)
+                with self.quick():
+                    walk_blocks(self.model, self.material.inputs(calibration), work)
                 continue
             for item in part:
                 if not item.treatment.idle:

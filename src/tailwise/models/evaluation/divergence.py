@@ -99,4 +99,5 @@ def _summary(tokens: NDArray[np.float64], seed: int) -> Divergence:
         None if of_squares is None else (math.sqrt(max(0.0, of_squares[0])), math.sqrt(max(0.0, of_squares[1]))),
         quantiles(moved, PROBABILITY_QUANTILES),
         tokens=divergence.size,
+        kl_by_window=tuple(float(kl) if math.isfinite(kl) else None for kl in divergence.mean(axis=1)),
     )

@@ -37,6 +37,7 @@ class ModelSize:
     block_parameters: int  # of the matrices inside the blocks, which is what pruning papers count
     block_nonzero: int
     nbytes: int  # of all tensors as stored
+    planned_nbytes: int | None = None  # the same where its plan's formats were packed; None where they are, or no plan
 
     @property
     def sparsity(self) -> float:
@@ -192,13 +193,15 @@ class Divergence(Brief):
     rms_change_interval: Interval | None
     change_quantiles: Mapping[str, float | None]
     tokens: int = 0
+    kl_by_window: tuple[float | None, ...] = ()  # mean of each window, in their order
 
     @classmethod
     def of_json(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `asdict`."""
         pairs = ("kl_interval", "same_top_interval", "change_interval", "rms_change_interval")
         quantiles = {name: dict(data[name]) for name in ("kl_quantiles", "change_quantiles")}
-        return cls(**{**_known(cls, data), **{name: _pair(data.get(name)) for name in pairs}, **quantiles})
+        windows = {"kl_by_window": tuple(data.get("kl_by_window", ()))}
+        return cls(**{**_known(cls, data), **{name: _pair(data.get(name)) for name in pairs}, **quantiles, **windows})
 
 
 @dataclass(frozen=True, repr=False)

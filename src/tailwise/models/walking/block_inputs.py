@@ -13,7 +13,7 @@ from torch import nn
 
 from tailwise.core.errors import TailwiseError, UsageError
 from tailwise.models.activations import Activations, Need
-from tailwise.models.walking.statistics import Collector, is_prunable
+from tailwise.models.walking.statistics import Collector, as_they_are, is_prunable
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,8 @@ class _States:
                         self.values[at] = after
                 moved = not edits
                 activations = collector.found()
-            visitor.visit(block, activations)
+            with as_they_are(self.values):
+                visitor.visit(block, activations)
         if not moved and not last:
             self.values = [self._run(block, at, state) for at, state in enumerate(self.values)]
 

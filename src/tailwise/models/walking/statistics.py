@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,7 +143,8 @@ class Collector:
             owner = self._owner.get(name) or self._first_to_see(name, x)
             if owner == name and x.numel():
                 expert = int(given[1]) if isinstance(module, ExpertStack) else None
-                self._add(name, inputs_of(module, x.detach()), expert)
+                with as_they_are([x]):
+                    self._add(name, inputs_of(module, x.detach()), expert)
 
         return see
 
@@ -177,6 +179,12 @@ class Collector:
         else:
             x = x.to(sums.total.dtype)
             sums.total[at].baddbmm_(x.mT, x)
+
+
+def as_they_are(tensors: Sequence[torch.Tensor]) -> AbstractContextManager[None]:
+    """Without autocast for a while: a model that runs in few bits is measured and changed in many."""
+    kind = tensors[0].device.type if tensors else "cpu"
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _activations(sums: _Sum) -> Activations:

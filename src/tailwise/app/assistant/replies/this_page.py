@@ -11,7 +11,7 @@ from tailwise.app.assistant.replies.compression import one_plan
 from tailwise.app.assistant.replies.question import CannotAnswerError, Question
 from tailwise.app.assistant.replies.training_runs import training
 from tailwise.app.assistant.words import count
-from tailwise.app.lists import others
+from tailwise.app.others import others
 from tailwise.app.workspace import links
 
 _MEANT = re.compile(
