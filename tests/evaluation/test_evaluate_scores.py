@@ -60,7 +60,7 @@ def test_a_comparison_comes_back_from_json_as_it_was(tmp_path, base):
 @pytest.mark.parametrize(
     ("change", "beginning"),
     [(0.1, "model is worse than base on this text: perplexity × 1.1"),
-     (-0.1, "model is not hurt on this text, but better than base: perplexity × 0.9"),
+     (-0.1, "model is not hurt but better than base on this text: perplexity × 0.9"),
      (0.0, "No difference between model and base was seen on this text: perplexity × ")],
 )  # fmt: skip
 def test_a_comparison_comes_to_one_sentence(base, change, beginning):

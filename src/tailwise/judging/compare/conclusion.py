@@ -44,7 +44,22 @@ def conclusion(comparison: Comparison) -> str:
         return f"No matrix moved beyond its error: {changed} of {_matrices(of)} changed at all{lost}."
     counts = Counter(direction(layer) for layer in moved)
     counted = [f"{counts[word]} {word}" for word in ("better", "worse", "no verdict") if counts[word]]
-    return f"{len(moved)} of {_matrices(of)} moved beyond their error: {', '.join(counted)}{lost}."
+    said = f"{len(moved)} of {_matrices(of)} moved beyond their error: {', '.join(counted)}{lost}."
+    return said if 2 * counts["no verdict"] <= len(moved) else f"{said} {_unjudged(moved)}"
+
+
+def _unjudged(moved: list[LayerDelta]) -> str:
+    """Where most matrices that moved have no verdict: that they moved is not nothing."""
+    changes = [_change(layer) for layer in moved if direction(layer) == "no verdict"]
+    fell, rose = sum(change < 0 for change in changes), sum(change > 0 for change in changes)
+    return (
+        f"Of those without a verdict, the exponents of {fell} fell and of {rose} rose; "
+        "α alone does not judge that, `tailwise diagnose` looks at more."
+    )
+
+
+def _change(layer: LayerDelta) -> float:
+    return next(layer.deltas[name].change or 0.0 for name in _TESTED if _significant(layer, name))
 
 
 def direction(layer: LayerDelta) -> str:

@@ -104,7 +104,7 @@ def in_one_sentence(found: ScoreComparison) -> str:
     if change.verdict == WORSE:
         return f"{who} is worse than {base} on this text{size}."
     if change.verdict == BETTER:
-        return f"{who} is not hurt on this text, but better than {base}{size}. Of other text this says nothing."
+        return f"{who} is not hurt but better than {base} on this text{size}. Of other text this says nothing."
     if change.verdict == NONE:
         return f"No difference between {who} and {base} was seen on this text{size}; a small one may be there."
     return f"No verdict on {who} against {base}: {change.verdict}."
