@@ -96,6 +96,22 @@ def test_the_command_merges_an_adapter_beside_a_model(folders, monkeypatch, caps
     assert "Nothing changed" in called(monkeypatch, capsys, "compare", "lora", "lora")[1]
 
 
+def test_an_adapter_whose_base_is_elsewhere_is_to_be_audited_first(folders, tmp_path, monkeypatch, capsys):
+    place = tmp_path / "lora" / "adapter_config.json"
+    place.write_text(place.read_text().replace('"base"', '"/gone/base"'))
+    code, said = called(monkeypatch, capsys, "compare", "base", "lora")
+    assert code == 2
+    assert "no folder here" in said
+    assert "tailwise audit lora --adapter merged --base MODEL -o x.audit" in said
+    assert (
+        called(monkeypatch, capsys, "audit", "lora", "--adapter", "merged", "--base", "base", "-o", "x.audit")[0] == 0
+    )
+    code, said = called(monkeypatch, capsys, "compare", "base", "x.audit", "--weights")
+    assert code == 0
+    assert "lora is an adapter, merged into base" in said
+    assert "read in two ways" not in said
+
+
 def test_an_audit_of_a_change_says_so_and_replaces_no_other(folders, monkeypatch, capsys, tmp_path):
     assert called(monkeypatch, capsys, "audit", "lora", "--adapter", "merged")[0] == 0
     code, said = called(monkeypatch, capsys, "audit", "lora")

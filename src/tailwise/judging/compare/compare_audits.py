@@ -231,7 +231,14 @@ def _notes(before: Audit, after: Audit, matching: Matching) -> tuple[str, ...]:
 def _readings(matching: Matching) -> list[str]:
     """Where one tensor was taken in two ways, a change may be of the reading and not of the model."""
     pairs = matching.pairs
-    differ = [(one, other) for one, other in pairs if one.reading and other.reading and one.reading != other.reading]
+    differ = [
+        (one, other)
+        for one, other in pairs
+        if one.reading
+        and other.reading
+        and one.reading != other.reading
+        and "lora-merged" not in (one.reading, other.reading)  # which is the change that is asked for
+    ]
     if not differ:
         return []
     one, other = differ[0]
