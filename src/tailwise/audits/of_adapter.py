@@ -14,7 +14,7 @@ def adapter_mode(audit: Audit) -> Literal["delta", "merged"] | None:
     """
     said = audit.provenance.selection.get("adapter")
     if said in ("delta", "merged"):
-        return said
+        return "merged" if said == "merged" else "delta"
     measured = [row for row in audit.rows if row.measured]
     if measured and all(row.kind == "lora" for row in measured):
         return "delta"
