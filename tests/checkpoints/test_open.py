@@ -422,9 +422,32 @@ def test_an_adapter_on_its_base(adapter, peft, tmp_path):
     assert peft[0][3] == "merged"
 
 
-def test_adapters_that_cannot_be(adapter, tmp_path):
-    with pytest.raises(UsageError, match="base='org/base'"):
+def named(adapter, base):
+    """Let the adapter say that it adapts `base`."""
+    place = adapter / "adapter_config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"base_model_name_or_path": base}))
+
+
+def test_a_merged_adapter_takes_the_base_that_it_names(adapter, tmp_path):
+    (tmp_path / "base").mkdir()
+    weight = torch.randn(6, 8)
+    save_file({"layer.weight": weight}, tmp_path / "base" / "model.safetensors")
+    named(adapter, str(tmp_path / "base"))
+    with open_checkpoint(adapter, adapter_mode="merged") as opened:
+        assert not torch.equal(opened.read("layer.weight").float(), weight)
+        assert (opened.adapter_mode, opened.base_uri) == ("merged", str(tmp_path / "base"))
+        assert opened.notes == (f"an adapter, merged into {tmp_path / 'base'}",)
+
+
+@pytest.mark.parametrize(("base", "said"), [("/gone/base", "no folder here"), (None, "does not say which model")])
+def test_a_merged_adapter_that_names_no_base(adapter, base, said):
+    named(adapter, base)
+    with pytest.raises(UsageError, match=said) as raised:
         open_checkpoint(adapter, adapter_mode="merged")
+    assert "base" in str(raised.value.fix)
+
+
+def test_adapters_that_cannot_be(adapter, tmp_path):
     with pytest.raises(UsageError, match="adapter_mode is"):
         open_checkpoint(adapter, adapter_mode="other")
     save_file({"a": W}, tmp_path / "m.safetensors")

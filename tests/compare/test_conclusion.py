@@ -40,6 +40,15 @@ def test_the_sentence_counts():
     assert conclusion(replace(found, missing=("z",))).endswith("; 1 matrix is in one of the two alone.")
 
 
+def test_most_without_a_verdict_is_not_nothing():
+    unsure = [layer(name, 6, 1.5, trusted=False) for name in "abc"]
+    said = conclusion(of(*unsure, layer("d", 1.5, 1.6, trusted=False), layer("e", 3, 5)))
+    assert said.startswith("5 of 5 matrices moved beyond their error: 1 worse, 4 no verdict. Of those without")
+    assert "the exponents of 3 fell and of 1 rose" in said
+    assert "tailwise diagnose" in said
+    assert "diagnose" not in conclusion(of(*unsure, *(layer(name, 3, 5) for name in "def")))
+
+
 def test_nothing_beyond_its_error_and_nothing_to_hold_against():
     assert conclusion(of(layer("a", 3, 3.1, sure=False))).startswith("No matrix moved beyond its error: 1 of 1 matrix")
     assert conclusion(of(layer("a", 3, 3.1, sure=None))).startswith("No verdict")

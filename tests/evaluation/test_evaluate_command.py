@@ -84,6 +84,8 @@ def test_a_comparison_says_its_verdict(command, folder, story):
     code, out, _ = command(folder, "--against", folder, "--text", story, "--window", 32)
     assert code == 0
     assert "no difference seen" in out
+    assert f"No difference between {folder} and {folder} was seen on this text: perplexity × 1 (95 %: 1 to 1)" in out
+    assert "the verdict is of the loss alone" in out
 
 
 def test_saved_scores_stand_for_models(command, folder, story):

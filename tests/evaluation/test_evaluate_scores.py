@@ -57,6 +57,32 @@ def test_a_comparison_comes_back_from_json_as_it_was(tmp_path, base):
     assert ScoreComparison.load(found.save(tmp_path / "a.json")) == found
 
 
+@pytest.mark.parametrize(
+    ("change", "beginning"),
+    [(0.1, "model is worse than base on this text: perplexity × 1.1"),
+     (-0.1, "model is not hurt but better than base on this text: perplexity × 0.9"),
+     (0.0, "No difference between model and base was seen on this text: perplexity × ")],
+)  # fmt: skip
+def test_a_comparison_comes_to_one_sentence(base, change, beginning):
+    found = compare_scores(shifted(base, change), base)
+    assert found.conclusion.startswith(beginning)
+    low, high = (math.exp(end) for end in found.perplexity.interval)
+    assert f"(95 %: {low:.4g} to {high:.4g})" in found.conclusion
+
+
+def test_no_sentence_claims_what_was_not_measured(base):
+    few = replace(base, losses=base.losses[:2])
+    assert compare_scores(few, few).conclusion == "No verdict on base against base: too few windows."
+    broken = made("model", [math.nan] * len(base.losses))
+    assert compare_scores(broken, base).conclusion == "model is worse than base on this text: its loss is not finite."
+    assert compare_scores(broken, broken).conclusion == "No verdict on model against model: not measured."
+    task = TaskScore("t", "acc", 0.5, 0.01, 400, True)
+    better = replace(base, losses=(), tasks=(replace(task, value=0.9),))
+    plain = replace(base, losses=(), tasks=(task,))
+    assert compare_scores(better, plain).conclusion == "base against base, of what was measured: 1 better."
+    assert ScoreComparison(base, base).conclusion == ""
+
+
 def test_sparsity_is_in_the_json():
     data = Scores("m", facts=ModelSize(100, 60, 80, 20, 200)).to_json()
     assert data["facts"]["sparsity"] == pytest.approx(0.4)

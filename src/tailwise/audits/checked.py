@@ -83,6 +83,10 @@ def _check_selection(selection: Mapping[str, Any]) -> None:
         raise TypeError("layers of the selection is no pattern")
     if isinstance(roles, str) or not isinstance(roles, Sequence) or not all(isinstance(role, str) for role in roles):
         raise TypeError("roles of the selection are no names")
+    if selection.get("adapter") not in (None, "delta", "merged"):
+        raise ValueError("adapter of the selection is neither delta nor merged")
+    if not isinstance(selection.get("base"), str | None):
+        raise TypeError("base of the selection is no text")
 
 
 def check_recipe(recipe: Mapping[str, Any]) -> None:

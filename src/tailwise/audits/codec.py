@@ -111,6 +111,9 @@ def load(path: str | Path) -> AuditParts:
     except _DAMAGE as error:
         if not exists(path):
             raise UnreadableError("no such audit", where=path, fix="run `tailwise audit MODEL` first") from error
+        if (folder := Path(path)).is_dir() and not (folder / "provenance.json").exists():
+            fix = f"of a model, run `tailwise audit {folder}` first, and give what it writes"
+            raise UnreadableError("is a folder that holds no audit", where=path, fix=fix) from error
         raise UnreadableError(f"is not a readable audit ({_detail(error)})", where=path, fix=_AGAIN) from error
 
 

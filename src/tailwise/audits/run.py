@@ -128,7 +128,7 @@ def audit(
         Take only matrices whose name matches the regular expression, or whose role is listed.
     base, adapter_mode
         For an adapter: the model that it adapts, and whether its change (`delta`) or the result (`merged`) is
-        read.
+        read. Merged without a base, it is the model that the adapter names.
     progress
         Called with a `Step` after preparation and after each matrix, from the calling thread; or True for a bar, False
         for none. By default there is a bar in notebooks and interactive shells, and none in scripts.
@@ -326,8 +326,9 @@ def _provenance(
 
 def _selection(checkpoint: Checkpoint, prepared: Prepared) -> dict[str, Any]:
     chosen = prepared.selection
-    part = {"part": checkpoint.chosen} if checkpoint.chosen else {}
-    return {"layers": chosen.layers, "roles": list(chosen.roles), **part}
+    said = {"part": checkpoint.chosen, "adapter": checkpoint.adapter_mode, "base": checkpoint.base_uri}
+    taken = {name: value for name, value in said.items() if value}
+    return {"layers": chosen.layers, "roles": list(chosen.roles), **taken}
 
 
 def _is_plain(value: object) -> bool:

@@ -77,6 +77,8 @@ class Checkpoint(ABC):
     read_whole: frozenset[str] = frozenset()  # tensors whose rows cost as much as the whole
     parts: tuple[str, ...] = ()  # what can be asked for in place of what was taken
     chosen: str = ""  # the part that was asked for
+    adapter_mode: str = ""  # of an adapter of peft: delta or merged
+    base_uri: str | None = None  # of an adapter that was opened with its base: where that is
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({getattr(self, 'uri', '')!r}, {len(getattr(self, 'tensors', ()))} tensors)"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import unquote, urlparse
 
+from tailwise.checkpoints.adapter_base import named_base
 from tailwise.checkpoints.bytesource import ByteSource, Folder, LocalFolder, UnlistedFolder, os_error
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.formats.common import TensorStore
@@ -73,7 +74,8 @@ def open_checkpoint(
     `uri` is a file or folder; a Hugging Face id (`org/name`, `org/name@revision`, `hf://…`), unless a local
     path of that name exists; an fsspec URL; or a live module, mapping of arrays or array. `base` is the model
     that an adapter was trained on, and `adapter_mode` whether the adapter is read as the change it makes
-    (`delta`) or as the weights of the base with the change (`merged`). `part` is what to take of a file that holds
+    (`delta`) or as the weights of the base with the change (`merged`); merged without `base`, it is the model that the
+    adapter names, a folder or a Hugging Face id. `part` is what to take of a file that holds
     more than one set of weights, as `model_ema`; `UsageError` lists the parts where there is none of that name.
     """
     if isinstance(uri, Checkpoint):
@@ -321,6 +323,11 @@ def _beside(folder: Folder, name: str) -> dict[str, Any] | None:
         return None
 
 
+def is_adapter(uri: str | os.PathLike[str]) -> bool:
+    """Whether `uri` is an adapter of peft, which can be read merged into its base."""
+    return _is_adapter(*_locate(os.fspath(uri), None))
+
+
 def _is_adapter(folder: Folder, file: str | None) -> bool:
     names = folder.names()
     if "adapter_config.json" not in names:
@@ -333,11 +340,7 @@ def _open_adapter(folder: Folder, file: str | None, base: str | None, mode: Lite
 
     settings = folder.json("adapter_config.json")
     if mode == "merged" and base is None:
-        raise UsageError(
-            "reading an adapter merged takes its base model",
-            where=folder.uri,
-            fix=f"give base={settings.get('base_model_name_or_path') or 'the model it was trained on'!r}",
-        )
+        base = named_base(settings, folder.uri)
     name = file or next(name for name in _ADAPTERS if name in folder.names())
     adapter = _open_files(folder, Weights("", (name,)), folder.uri)
     adapter.reopen = open_checkpoint

@@ -11,18 +11,27 @@ from tailwise.core.storage import exists, is_url, joined
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
+    from tailwise.checkpoints.checkpoint import Checkpoint
 
 
 def read_all(models: list[str], *, randomize: bool, device: str, workers: int | None) -> list[Audit]:
-    """Audits from files; of models, made now with the recipe of the first audit among them."""
+    """Audits from files; of models, made now with the recipe of the first audit among them.
+
+    An adapter beside a whole model is merged into the model that it names, for only then the two are of one kind.
+    """
     from tailwise.audits.audit import Audit
+    from tailwise.audits.of_adapter import adapter_mode
+    from tailwise.checkpoints.open import is_adapter
 
     saved = {model: Audit.load(model) for model in models if is_audit(model)}
     like = next(iter(saved.values()), None)
     settings = _settings_of(like) | {"device": device, "workers": workers}
     if randomize:
         settings["randomize"] = settings.get("randomize") or 1
-    return [saved[model] if model in saved else _audited(model, settings) for model in models]
+    adapters = {model for model in models if model not in saved and is_adapter(model)}
+    changes = adapters | {model for model, audit in saved.items() if adapter_mode(audit) == "delta"}
+    merged = set() if changes >= set(models) else adapters
+    return [saved[model] if model in saved else _audited(model, settings, model in merged) for model in models]
 
 
 def is_audit(model: str) -> bool:
@@ -46,6 +55,8 @@ def tell_where(given: str, audit: Audit) -> None:
         from tailwise.checkpoints.hub import tell_of_request
 
         tell_of_request(audit.model, given)
+        if base := audit.provenance.selection.get("base"):
+            tell_of_request(base, given)
 
 
 def _settings_of(audit: Audit | None) -> dict[str, Any]:
@@ -62,12 +73,25 @@ def _settings_of(audit: Audit | None) -> dict[str, Any]:
     return settings | selection
 
 
-def _audited(model: str, settings: dict[str, Any]) -> Audit:
+def _audited(model: str, settings: dict[str, Any], merged: bool) -> Audit:
     from tailwise.audits.run import audit
     from tailwise.cli.progress_bar import progress_bar
 
-    with progress_bar() as show:
-        return audit(model, progress=show, **settings)
+    if not merged:
+        with progress_bar() as show:
+            return audit(model, progress=show, **settings)
+    with _merged(model) as checkpoint, progress_bar() as show:
+        return audit(checkpoint, progress=show, **settings)
+
+
+def _merged(model: str) -> Checkpoint:
+    from tailwise.checkpoints.open import open_checkpoint
+
+    try:
+        return open_checkpoint(model, adapter_mode="merged")
+    except UsageError as error:  # commands that compare have a --base of another meaning
+        fix = f"audit it first (tailwise audit {model} --adapter merged --base MODEL -o x.audit), and give x.audit"
+        raise UsageError(error.what, where=error.where, fix=fix) from error
 
 
 def check_text_target(path: str, suffixes: tuple[str, ...]) -> None:

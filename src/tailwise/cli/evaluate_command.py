@@ -223,7 +223,7 @@ def _is_saved(name: str) -> bool:
 
 def _deliver(scores: Scores | ScoreComparison, outputs: list[str], as_json: bool, card: str | None = None) -> None:
     from tailwise.models.evaluation.scores import ScoreComparison, as_text
-    from tailwise.report.scores_view import changes_in, divergence_in, models_in, notes_in, tasks_in
+    from tailwise.report.scores_view import HOW_FAR, changes_in, divergence_in, models_in, notes_in, tasks_in
     from tailwise.report.terminal import console
 
     for path in outputs:  # first: a reader that closes the pipe must not cost the scores
@@ -242,6 +242,11 @@ def _deliver(scores: Scores | ScoreComparison, outputs: list[str], as_json: bool
         for part in (tasks_in(both), *of_both):
             if part is not None:
                 screen.print("", part, sep="\n")
+        if isinstance(scores, ScoreComparison) and scores.conclusion:
+            if scores.divergence is not None:
+                screen.print(HOW_FAR, style="dim", markup=False, soft_wrap=True)
+            screen.print("", markup=False)
+            screen.print(scores.conclusion, style="bold", markup=False, soft_wrap=True)
         for note in notes_in(scores, both):
             screen.print(note, style="yellow", markup=False, soft_wrap=True)
     for path in outputs:

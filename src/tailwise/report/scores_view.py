@@ -98,6 +98,13 @@ def changes_in(comparison: ScoreComparison) -> RenderableType | None:
     return table
 
 
+#: What the table of the divergence says, and the verdict does not.
+HOW_FAR = (
+    "How far the answers moved from the base's (KL 0: not at all), for better or worse; "
+    "the verdict is of the loss alone."
+)
+
+
 def divergence_in(comparison: ScoreComparison) -> RenderableType | None:
     """What llama.cpp's users know as the KL divergence statistics, each with its interval."""
     from tailwise.report.evaluations.evaluation_tables import divergence_grid

@@ -62,6 +62,8 @@ class PeftCheckpoint(Checkpoint):
     ) -> None:
         self._adapter, self._base, self._merged = adapter, base, merged
         self.reopen = adapter.reopen
+        self.adapter_mode = "merged" if merged else "delta"
+        self.base_uri = None if base is None else base.uri
         contents = read_names(adapter, settings)
         if not contents.updates:
             raise UnreadableError(
@@ -82,6 +84,8 @@ class PeftCheckpoint(Checkpoint):
         self.tensors = self._merged_specs() if merged else self._delta_specs(contents.biases)
         own = dict.fromkeys(self._by_tensor, "lora-merged" if merged else "lora")
         own.update(dict.fromkeys(self._tokens, "trainable-tokens"))
+        if merged and base is not None:
+            self.notes = (*base.notes, f"an adapter, merged into {base.uri}")
         under = base if merged and base is not None else None
         self.readings = {**(under.readings if under else {}), **own}
         if under is not None:

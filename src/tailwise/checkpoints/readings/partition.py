@@ -190,6 +190,7 @@ class ClaimedCheckpoint(Checkpoint):
         self.uri, self.format, self.config = stored.uri, stored.format, stored.config
         self.revision, self.metadata, self.notes = stored.revision, stored.metadata, stored.notes
         self.parts, self.chosen = stored.parts, stored.chosen
+        self.adapter_mode, self.base_uri = stored.adapter_mode, stored.base_uri
         self.stored, self.factors_apart = scope, stored.factors_apart
         self.shared, self.local = dict(stored.shared), stored.local
         self.module_kinds, self.module_scales = dict(stored.module_kinds), dict(stored.module_scales)

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from tailwise.audits.audit import Audit, AuditLike
+from tailwise.audits.of_adapter import adapter_mode
 from tailwise.audits.rows import Layer
 from tailwise.audits.trusted import OF_FIT, doubt_of_fit, estimator_of, is_of_bulk, value_of
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.synonyms import known_name
 from tailwise.core.validation import checked
 from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta, RoleChange
+from tailwise.judging.compare.conclusion import of_change_alone
 from tailwise.judging.compare.matching import Matching, Pair, match, shape_text
 from tailwise.judging.compare.significance import contrasts, discoveries, rejected, signed_rank_p, z_scores
 from tailwise.judging.compare.summary import BROKEN, model_numbers
@@ -193,10 +195,18 @@ def _role_changes(layers: Sequence[LayerDelta], names: list[str], level: float) 
 
 def _notes(before: Audit, after: Audit, matching: Matching) -> tuple[str, ...]:
     ours, theirs = before.provenance, after.provenance
+    changes = [audit for audit in (before, after) if adapter_mode(audit) == "delta"]
+    alone = of_change_alone(changes[0].model) if len(changes) == 1 else ""
     differ = sorted(
         key for key in {*ours.recipe, *theirs.recipe} - set(_HARMLESS) if ours.recipe.get(key) != theirs.recipe.get(key)
     )
-    said = [
+    said = [alone] if alone else []
+    said += [
+        f"{audit.model} is an adapter, merged into {audit.provenance.selection['base']}"
+        for audit in (before, after)
+        if adapter_mode(audit) == "merged" and audit.provenance.selection.get("base")
+    ]
+    said += [
         f"the recipes differ in {key}: {ours.recipe.get(key)} before, {theirs.recipe.get(key)} after" for key in differ
     ]
     said += [
@@ -222,7 +232,14 @@ def _notes(before: Audit, after: Audit, matching: Matching) -> tuple[str, ...]:
 def _readings(matching: Matching) -> list[str]:
     """Where one tensor was taken in two ways, a change may be of the reading and not of the model."""
     pairs = matching.pairs
-    differ = [(one, other) for one, other in pairs if one.reading and other.reading and one.reading != other.reading]
+    differ = [
+        (one, other)
+        for one, other in pairs
+        if one.reading
+        and other.reading
+        and one.reading != other.reading
+        and "lora-merged" not in (one.reading, other.reading)  # which is the change that is asked for
+    ]
     if not differ:
         return []
     one, other = differ[0]

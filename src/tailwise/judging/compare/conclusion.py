@@ -11,6 +11,13 @@ from tailwise.judging.compare.summary import WELL_FIT
 if TYPE_CHECKING:
     from tailwise.judging.compare.comparison import Comparison, LayerDelta
 
+_OF_CHANGE = "the change of an adapter alone, not a model with it: audit it merged (--adapter merged)"
+
+
+def of_change_alone(model: str) -> str:
+    """Why a whole model is not held against an audit of `model`."""
+    return f"{model} was audited as {_OF_CHANGE}"
+
 
 def conclusion(comparison: Comparison) -> str:
     """`11 of 58 matrices moved beyond their error: 7 better, 1 worse, 3 no verdict.`
@@ -21,6 +28,8 @@ def conclusion(comparison: Comparison) -> str:
     """
     if comparison.identical:
         return f"Nothing changed: all {_matrices(len(comparison.layers))} are identical, to the byte."
+    if comparison.notes and comparison.notes[0].endswith(_OF_CHANGE):
+        return f"No verdict: {comparison.notes[0]}."
     if not comparison.layers:
         return "Nothing is compared: no matrix is measured in both. Is this the right base?"
     of, lost = len(comparison.layers), _lost(comparison)
@@ -42,7 +51,22 @@ def conclusion(comparison: Comparison) -> str:
         )
     counts = Counter(direction(layer) for layer in moved)
     counted = [f"{counts[word]} {word}" for word in ("better", "worse", "no verdict") if counts[word]]
-    return f"{len(moved)} of {_matrices(of)} moved beyond their error: {', '.join(counted)}{lost}."
+    said = f"{len(moved)} of {_matrices(of)} moved beyond their error: {', '.join(counted)}{lost}."
+    return said if 2 * counts["no verdict"] <= len(moved) else f"{said} {_unjudged(moved)}"
+
+
+def _unjudged(moved: list[LayerDelta]) -> str:
+    """Where most matrices that moved have no verdict: that they moved is not nothing."""
+    changes = [_change(layer) for layer in moved if direction(layer) == "no verdict"]
+    fell, rose = sum(change < 0 for change in changes), sum(change > 0 for change in changes)
+    return (
+        f"Of those without a verdict, the exponents of {fell} fell and of {rose} rose; "
+        "α alone does not judge that, `tailwise diagnose` looks at more."
+    )
+
+
+def _change(layer: LayerDelta) -> float:
+    return next(layer.deltas[name].change or 0.0 for name in WITH_ERROR if _significant(layer, name))
 
 
 def direction(layer: LayerDelta) -> str:

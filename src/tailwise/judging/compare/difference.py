@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tailwise.audits.audit import Audit
+from tailwise.audits.of_adapter import adapter_mode
 from tailwise.audits.rows import Layer, LayerRow, Provenance
 from tailwise.audits.work import HOLD_BYTES, HashedMatrix
 from tailwise.checkpoints.checkpoint import Checkpoint
@@ -79,7 +80,8 @@ def difference(
     `weights` of each layer gets `relative_change` = ‖W − W₀‖_F / ‖W₀‖_F; rank, stable rank, effective rank and number
     of spikes of W − W₀ (`change_…`); `cka`; and `overlap_input`, `overlap_output` of the leading `directions`.
     Matrices are streamed, one pair per worker. A layer that cannot be read gets a note and no `weights`. Raises
-    `UnreadableError` where a checkpoint is not there, or a matrix is no longer the one that was audited.
+    `UsageError` where one audit is of an adapter's change and the other of a model; `UnreadableError` where a
+    checkpoint is not there, or a matrix is no longer the one that was audited.
     """
     if models is not None and not (isinstance(models, tuple | list) and len(models) == 2):
         raise UsageError("models are two", fix="give models=(before, after), as `tw.audit` takes them")
@@ -88,6 +90,7 @@ def difference(
     if chosen.directions < 1:
         raise UsageError(f"{chosen.directions} directions", fix="give one or more")
     audits = (before, after)
+    _check_alike(audits)
     named = models or (before.model, after.model)
     opened = [_opened(model, audit) for model, audit in zip(named, audits, strict=True)]
     try:
@@ -105,11 +108,24 @@ def difference(
     )
 
 
+def _check_alike(audits: tuple[Audit, Audit]) -> None:
+    """Refuse W − W₀ of a model and an adapter's change: it would be ΔW − W₀."""
+    changes = [audit for audit in audits if adapter_mode(audit) == "delta"]
+    if len(changes) == 1:
+        raise UsageError(
+            "is an audit of an adapter's change alone, and W − W₀ takes the model with it",
+            where=changes[0].model,
+            fix="audit it again with --adapter merged, and give that audit",
+        )
+
+
 def _opened(model: Model, audit: Audit) -> tuple[Checkpoint, bool]:
     if isinstance(model, Checkpoint):
         return model, False
+    selection = audit.provenance.selection
+    base, mode = selection.get("base"), adapter_mode(audit) or "delta"
     try:
-        return open_checkpoint(model, part=audit.provenance.selection.get("part")), True
+        return open_checkpoint(model, base=base, adapter_mode=mode, part=selection.get("part")), True
     except TailwiseError as error:
         fix = "give the models themselves, or audit them again where they are now"
         raise UnreadableError(

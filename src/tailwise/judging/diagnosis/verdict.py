@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tailwise.audits.audit import Audit
+from tailwise.audits.of_adapter import adapter_mode
 from tailwise.judging.diagnosis.atlas import TOLD, Atlas, Standing, default, depths
 from tailwise.judging.diagnosis.finding import SEVERITIES, Diagnosis, Finding, Health, WorstLayer
 from tailwise.judging.diagnosis.wording import count, verb
@@ -19,8 +20,19 @@ _WHOLE = 0.5
 _JUDGED = 0.5
 
 
+#: Of an audit of an adapter's change, on which rules for whole models say little.
+_OF_CHANGE = (
+    " This is the adapter's change of W alone, not the model with it: audit it merged (--adapter merged) to judge that."
+)
+
+
 def health_of(audit: Audit, diagnosis: Diagnosis, others: Atlas | None = None) -> Health:
     """The verdict on an audited model. `others`: healthy models, this one not among them."""
+    found = _health(audit, diagnosis, others)
+    return replace(found, why=found.why + _OF_CHANGE) if adapter_mode(audit) == "delta" else found
+
+
+def _health(audit: Audit, diagnosis: Diagnosis, others: Atlas | None) -> Health:
     judged, whole = _judged(audit, diagnosis)
     worst = tuple(_placed(audit, item, others) for item in worst_layers(diagnosis))
     bad = [item for item in diagnosis.findings if not item.noted]

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tailwise.checkpoints.adapter_base import named_base
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.optional import how_to_get
 from tailwise.core.storage import json_of, read_text
-from tailwise.models.evaluation.own_adapter import CONFIG, check_settings, named_base
+from tailwise.models.evaluation.own_adapter import CONFIG, check_settings
 from tailwise.models.evaluation.own_config import room_for
 from tailwise.models.evaluation.quiet import quiet
 

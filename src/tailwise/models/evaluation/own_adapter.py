@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from tailwise.core.errors import UnreadableError, UnsafeError, UsageError
-from tailwise.core.harmless import one_line, pattern_from_file
+from tailwise.core.errors import UnreadableError, UnsafeError
+from tailwise.core.harmless import pattern_from_file
 from tailwise.models.evaluation.own_code import needs_code
 
 CONFIG = "adapter_config.json"
@@ -17,8 +16,6 @@ _ELSEWHERE = (
 )  # fmt: skip
 #: Settings that are patterns of modules' names, and those whose keys are.
 _PATTERNS, _PATTERN_KEYS = ("target_modules", "exclude_modules", "layers_pattern"), ("rank_pattern", "alpha_pattern")
-#: What a name begins with that Windows asks another machine for.
-_SHARES = ("\\\\", "//")
 
 
 def check_settings(settings: Mapping[str, Any], where: object) -> None:
@@ -56,32 +53,3 @@ def _patterns(settings: Mapping[str, Any]) -> Iterator[str]:
     for key in _PATTERN_KEYS:
         value = settings.get(key)
         yield from (str(name) for name in value if isinstance(value, Mapping)) if value else ()
-
-
-def named_base(settings: Mapping[str, Any], where: object) -> str:
-    """The model that an adapter says it adapts: a folder, or a Hugging Face id, which is told before it is asked for.
-
-    `UsageError` for anything else: nobody but the adapter's author named it.
-    """
-    from tailwise.checkpoints.hub import parse_hub, tell_of_request
-
-    name = settings.get("base_model_name_or_path")
-    if not name:
-        raise UsageError("is an adapter that does not say which model it adapts", where=where, fix="give --base MODEL")
-    text = str(name)
-    if not text.startswith(_SHARES) and _is_folder(text):
-        return text
-    if parse_hub(text, None) is None:
-        raise UsageError(
-            f"is an adapter of {one_line(text)[:200]!r}, which is no folder here and no Hugging Face id", where=where,
-            fix="give the model that it adapts by --base",
-        )  # fmt: skip
-    tell_of_request(text, where)
-    return text
-
-
-def _is_folder(name: str) -> bool:
-    try:
-        return Path(name).expanduser().is_dir()
-    except (OSError, RuntimeError, ValueError):
-        return False

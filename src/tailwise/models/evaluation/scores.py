@@ -221,6 +221,16 @@ class ScoreComparison(Brief):
         change = self.perplexity
         return None if change is None or change.change is None else math.exp(min(change.change, 700.0))
 
+    @property
+    def conclusion(self) -> str:
+        """What it comes to, in one sentence; "" where nothing was compared.
+
+        `tuned is worse than base on this text: perplexity × 1.084 (95 %: 1.065 to 1.101).`
+        """
+        from tailwise.models.evaluation.score_pairs import in_one_sentence
+
+        return in_one_sentence(self)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, without NaN."""
         return {
