@@ -1,11 +1,13 @@
 """The MCP server, asked by the MCP client over standard input and output, and over HTTP."""
 
 import asyncio
+import dataclasses
 import http.client
 import json
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import asynccontextmanager, contextmanager
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tailwise.app.assistant.functions.function import FUNCTIONS
-from tailwise.app.assistant.mcp_http import ListenAddress, app_of, serve_http
+from tailwise.app.assistant.mcp_http import ListenAddress, app_of, http_server, serve_http
 from tailwise.app.assistant.mcp_server import server_of
 from tailwise.app.workspace.workspace import Workspace
 from tailwise.core.errors import UsageError
@@ -155,6 +157,37 @@ def test_names_that_are_let_through():
     assert TOKEN not in repr(ListenAddress(token=TOKEN))
 
 
+HALVES = {
+    "nothing": b"",
+    "half a head": b"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1:8008\r\n",
+    "half a body": b"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1:8008\r\nContent-Type: application/json\r\n"
+    b"Accept: application/json, text/event-stream\r\nContent-Length: 99\r\n\r\n{",
+}
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_half_a_request_is_not_waited_for(made, monkeypatch, half):
+    from tailwise.app import bodies, patience
+
+    monkeypatch.setattr(patience, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(bodies, "_GAP_SECONDS", 0.2)
+    listening = socket.create_server(("127.0.0.1", 0))
+    running = http_server(server_of(made.workspace), ListenAddress(names=("127.0.0.1:8008",)), 8008)
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        with socket.create_connection(listening.getsockname(), timeout=60) as connection:
+            connection.sendall(HALVES[half])
+            found = b""
+            while piece := connection.recv(65536):  # until the server closes it
+                found += piece
+        assert (b" 408 " in found) is (half == "half a body")
+    finally:
+        running.should_exit = True
+        thread.join(30)
+        listening.close()
+
+
 def test_a_taken_port_is_said(made):
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="cannot listen"):
         serve_http(server_of(made.workspace), ListenAddress(port=taken.getsockname()[1]), print)
@@ -220,3 +253,29 @@ def test_with_leave_it_writes_below_the_root_and_replaces_nothing(writable):
         for path in (writable.parent / "out").rglob("*")
         if path.suffix in (".audit", ".json") and path.name != "config.json"
     ]
+
+
+def test_a_model_that_an_audit_names_outside_is_not_tried(writable):
+    import tailwise as tw
+    from tailwise.app.assistant.functions.function import Place, called
+    from tailwise.app.assistant.writing import Verbs, writing_functions
+
+    found = tw.audit(writable / "net")
+    for name, model in (("theirs", "http://127.0.0.1:1/x"), ("hub", "org/model"), ("ours", str(writable / "net"))):
+        changed = dataclasses.replace(found.provenance, model=model)
+        tw.Audit(found.rows, {layer.row.name: layer for layer in found}, changed).save(writable / f"{name}.audit")
+    (writable / "text.txt").write_text("a text")
+    asked = []
+
+    def plan(audit, _order):
+        asked.append(audit.model)
+        raise UsageError("enough")
+
+    make = writing_functions(Verbs(None, plan))["make_plan"]
+    place = Place(Workspace([writable]))
+    for name in ("theirs", "hub", "ours"):
+        told = called(
+            make, {"kind": "prune", "amount": 0.5, "name": "p", "audit": name, "calibration": "text.txt"}, place
+        )
+        assert ("not below a folder" in told["error"]) is (name != "ours")
+    assert asked == [str(writable / "net")]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from tailwise.checkpoints.hub import HubAddress, parse_hub
+from tailwise.checkpoints.hub import HubAddress, parse_hub, tell_of_request
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import UnreadableError, UsageError
 
@@ -266,3 +266,14 @@ def test_two_revisions():
 def test_a_malformed_hub_address():
     with pytest.raises(UsageError, match="write it as hf://org/name"):
         open_checkpoint("hf:///bad address")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("org/model", "hf://org/model"), ("hf://org/model@main", "hf://org/model@main"), ("s3://bucket/x", "s3://bucket/x"),
+     ("https://huggingface.co/org/model", "hf://org/model"), (".", ""), ("no such place", "")],
+)  # fmt: skip
+def test_what_a_file_names_is_told_where_it_is_no_place_on_this_machine(hub, caplog, name, told):
+    tell_of_request(name, "x.audit")
+    assert (f"x.audit names {told}, which" in caplog.text) if told else not caplog.text
+    assert not hub.server.seen

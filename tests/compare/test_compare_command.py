@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -93,3 +94,13 @@ def test_wrong_requests(call, here, arguments, code, message):
     assert (got, message in err) == (code, True), err
     assert "Traceback" not in err
     assert out == ""
+
+
+def test_where_an_audit_says_that_its_model_is_is_told_before_it_is_asked_for(call, here, caplog):
+    found = tw.Audit.load(here / "a.audit")
+    away = dataclasses.replace(found.provenance, model="memory://nowhere/model")
+    tw.Audit(found.rows, {layer.row.name: layer for layer in found}, away).save(here / "away.audit")
+    assert call("compare", "a.audit", "away.audit")[0] == 0
+    assert "asked for" not in caplog.text
+    assert call("compare", "a.audit", "away.audit", "--weights")[0] == 3
+    assert "away.audit names memory://nowhere/model, which is asked for now" in caplog.text

@@ -18,6 +18,7 @@ from tailwise.history.as_audit import audit_at
 from tailwise.history.runs.found import find
 from tailwise.history.runs.sink import Sink, audit_all
 from tailwise.history.runs.watch import RunWatch, follow, once
+from tailwise.history.schema import AUDITS
 from tailwise.history.store import History
 
 
@@ -302,3 +303,18 @@ def test_a_checkpoint_that_has_gone_is_not_looked_for_on_the_hub(tmp_path, store
     shutil.rmtree(tmp_path / "run" / "checkpoint-10")
     outcome = Sink("run", store, None).take(found)
     assert "no such file or folder" in outcome.trouble
+
+
+@pytest.mark.parametrize(
+    "place", ["http://127.0.0.1:{}/x.audit", "s3://bucket/x.audit", "\\\\host\\x.audit", "//host/x"]
+)
+def test_an_address_that_a_store_names_is_asked_for_nothing(tmp_path, store, server, place):
+    (outcome,) = audit_all(find(several(tmp_path / "a", {10: 1})), Sink("a", store, tmp_path / "audits"))
+    address = place.format(server.url.rpartition(":")[2])
+    with store._engine.begin() as connection:
+        connection.execute(AUDITS.update().values(path=address))
+    found, lacks = audit_at(store, "a", 10)
+    assert "asked for nothing" in lacks
+    assert address in lacks
+    assert found.rows[0].metrics["alpha"] == pytest.approx(outcome.audit.rows[0].metrics["alpha"])
+    assert not server.seen

@@ -9,12 +9,16 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow.parquet as pq
 import pytest
 
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.recipe import Recipe
 from tailwise.history.store import History
 from tailwise.history.sweep.catalogue import MAX_ATTEMPTS, SUMMED, Catalogue
 from tailwise.history.sweep.lease import Lease
+from tailwise.history.sweep.results import write_models
+from tailwise.history.sweep.sql_tables import MODELS
 
 FACTS = {**dict.fromkeys(SUMMED, 2), "values": {}}
 GONE = 0.0  # seconds of a lease that has run out when it begins
@@ -183,3 +187,22 @@ def test_a_clock_that_is_set_back_leaves_no_model_claimed_for_years(tmp_path, mo
         monkeypatch.setattr("tailwise.history.sweep.catalogue.time.time", lambda: now)
         assert [catalogue.claim("s", "right", LONG).model for _ in range(2)] == ["a", "b"]
         assert catalogue.claim("s", "right", LONG) is None  # and what is claimed now is held
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("facts", "[1, 2]"), ("facts", "5"), ("facts", '{"matrices": "x"}'), ("facts", '{"values": 5}'),
+     ("facts", '{"flops": {}}'), ("facts", '{"bytes": 1e300}'), ("attempts", 10**18)],
+)  # fmt: skip
+def test_what_no_sweep_has_written_is_a_row_that_says_so(tmp_path, column, value):
+    with Catalogue(tmp_path / "catalogue.db") as catalogue:
+        catalogue.enroll("s", "out", {}, ["a", "b"])
+        for _ in range(2):
+            assert catalogue.finish(catalogue.claim("s", "w", LONG), FACTS)
+        with catalogue._engine.begin() as connection:
+            connection.execute(MODELS.update().where(MODELS.c.model == "a").values(**{column: value}))
+        file = write_models(catalogue.entries("s"), tmp_path, Recipe())
+    one, two = pq.read_table(file).to_pylist()
+    assert (one["model"], one["status"]) == ("a", "failed")
+    assert "catalogue" in one["reason"]
+    assert two["status"] == "done"

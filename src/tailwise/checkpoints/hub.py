@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from typing_extensions import override
 
 from tailwise.checkpoints.bytesource import ByteSource, Folder
 from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
+from tailwise.core.harmless import one_line
+from tailwise.core.storage import is_url
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 5
@@ -77,6 +80,16 @@ def is_offline() -> bool:
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
+
+
+def tell_of_request(name: str, where: object) -> None:
+    """Say that it was a file that named the model which is asked for at an address, and not who started this."""
+    text = os.fspath(name)
+    if not is_url(text) and Path(text).expanduser().exists():
+        return
+    address = parse_hub(text, None)
+    if (is_url(text) and address is None) or (address is not None and not is_offline()):
+        _log.warning("%s names %s, which is asked for now", where, one_line(str(address or text))[:200])
 
 
 def branches(address: HubAddress) -> list[str]:

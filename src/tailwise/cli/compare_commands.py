@@ -67,6 +67,8 @@ def compare(
     first, others = _sides(models, base)
     _check_outputs(outputs, weights, len(others))
     audits = read_all([first, *others], randomize=randomize, device=device, workers=workers)
+    for given, audit in zip([first, *others], audits, strict=True) if weights else ():
+        tell_where(given, audit)
     found: list[Comparison] = []
     for after in audits[1:]:
         one = compare_audits(audits[0], after, level=fdr, metrics=comma_list(metrics) or None)
@@ -130,6 +132,14 @@ def is_audit(model: str) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return "provenance.json" in archive.namelist()
+
+
+def tell_where(given: str, audit: Audit) -> None:
+    """Say where the model is read that an audit names, which the user did not, unless it lies on this machine."""
+    if is_audit(given):
+        from tailwise.checkpoints.hub import tell_of_request
+
+        tell_of_request(audit.model, given)
 
 
 def _settings_of(audit: Audit | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.arguments import Begin, Bos, Device, Json, Rows, Workers, comma_list, solver_to_stderr
+from tailwise.cli.compare_commands import tell_where
 from tailwise.cli.help_texts import Told
 from tailwise.cli.plan_made import SPREAD, Mapping3, Option, command, prune, quantize
 from tailwise.cli.plan_shared import (
@@ -108,6 +109,7 @@ def _tau(**given: Any) -> None:
         raise UsageError("every τ is tried on text, and there is none", fix="give --calibration TEXT")
     values = [number(item, "--taus") for item in comma_list(given["taus"])]
     audit = audit_of(given["model"], given["device"], given["workers"])
+    tell_where(given["model"], audit)
     check_causal_model(audit.model)
     with solver_to_stderr(), saying() as say:
         found = tau_curve(audit, request, text, taus=values, say=say)

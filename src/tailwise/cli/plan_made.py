@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from tailwise.cli.arguments import Begin, Bos, Device, Json, Rows, Workers, comma_list, solver_to_stderr
+from tailwise.cli.compare_commands import tell_where
 from tailwise.cli.plan_shared import (
     TRY,
     Also,
@@ -232,6 +233,8 @@ def _made(given: Mapping[str, Any], methods: Mapping[str, Any], asked: Any) -> N
     text = text and replace(text, objective=given["objective"].value if allocator == AUTO else None)
     source = Source(given["model"], given["device"], given["workers"], given["history"], given["run"])
     audit, finish = planned_from(source)
+    if text is not None:
+        tell_where(source.model, audit)
     with solver_to_stderr(), saying() as say:
         plan = planned(audit, request, allocator=allocator, text=text, clock=Clock(seconds), say=say)
     deliver(finish(plan), target, given["as_json"], given["rows"])

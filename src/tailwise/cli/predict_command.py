@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tailwise.cli.arguments import Device, Json, Workers, comma_list, solver_to_stderr
+from tailwise.cli.compare_commands import tell_where
 from tailwise.cli.plan_shared import TRY, Layers, Roles, Samples, Seed, Window, audit_of, saying
 from tailwise.core.errors import UsageError
 
@@ -96,6 +97,7 @@ def _of_model(
         request = QuantizeRequest(4.0, formats=comma_list(formats), operator=operator or "rtn", choice=choice)
     text, samples, window, seed, device = where
     audit = audit_of(model, device, workers)
+    tell_where(model, audit)
     check_causal_model(audit.model)
     options = StageOptions(text, samples=samples, window=window, seed=seed, device=device)
     with solver_to_stderr(), saying() as say:

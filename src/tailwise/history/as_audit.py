@@ -7,22 +7,32 @@ import numpy as np
 from tailwise.audits.audit import Audit
 from tailwise.audits.rows import Layer, LayerRow, Provenance
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.harmless import one_line
+from tailwise.core.storage import is_url
 from tailwise.history.point import Point
 from tailwise.history.store import History
 from tailwise.history.vectors import VectorLayout
 from tailwise.spectrum.spectrum import Spectrum
 
+#: What a path begins with that Windows asks another machine for.
+_SHARES = ("\\\\", "//")
+
 
 def audit_at(history: History, run: str, step: int) -> tuple[Audit, str]:
     """The audit of a step, and what it lacks ("" for nothing).
 
-    From its file where that is still there; else from the numbers in the store, which have no spectra; else from what
-    a monitor measured at that step. Raises `UsageError` where the run has nothing of that step.
+    From its file where that is still there, on this machine; else from the numbers in the store, which have no
+    spectra; else from what a monitor measured at that step. Raises `UsageError` where the run has nothing of that step.
     """
     kept = next((item for item in history.audits(run) if item.step == step), None)
     if kept is None:
         return _of_point(history, run, step), f"step {step} is a monitor's point, without spectra"
-    if kept.path is not None:
+    if kept.path is not None and (is_url(kept.path) or kept.path.startswith(_SHARES)):
+        # `History.add_audit` keeps places on this machine; whoever wrote this would have it ask an address.
+        why = (
+            f"the store names {one_line(kept.path)[:200]} for them, which is asked for nothing; compare it by its name"
+        )
+    elif kept.path is not None:
         try:
             saved = Audit.load(kept.path)
         except UnreadableError as error:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
+    import uvicorn
     from mcp.server.lowlevel import Server
 
 PATH = "/mcp"
 _SHORTEST = 16  # signs of a token
+_MOST = 4 << 20  # bytes of a request, as the library has it
 _WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104 - names to refuse, not to bind
 
 Scope = MutableMapping[str, Any]
@@ -76,7 +78,18 @@ def app_of(server: Server[Any], address: ListenAddress, port: int) -> App:
         json_response=True,
         stateless_http=True,
     )
+    app = _in_time(app)
     return app if address.token is None else _with_token(app, address.token)
+
+
+def _in_time(app: App) -> App:
+    """Wait for no body longer than for those of the web app."""
+    from tailwise.app.bodies import bounded
+
+    async def patient(scope: Scope, receive: Any, send: Any) -> None:
+        await app(scope, bounded(receive, _MOST) if scope["type"] == "http" else receive, send)
+
+    return patient
 
 
 def _with_token(app: App, token: str) -> App:
@@ -103,10 +116,18 @@ async def _refuse(scope: Scope, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"a bearer token is needed\n"})
 
 
-def serve_http(server: Server[Any], address: ListenAddress, say: Callable[[str], None]) -> None:
-    """Serve until interrupted; `say` is told the address once clients can come."""
+def http_server(server: Server[Any], address: ListenAddress, port: int) -> uvicorn.Server:
+    """The server behind the address, which waits for no half requests."""
     import uvicorn
 
+    from tailwise.app.patience import Patient
+
+    app = app_of(server, address, port)
+    return uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", http=Patient))
+
+
+def serve_http(server: Server[Any], address: ListenAddress, say: Callable[[str], None]) -> None:
+    """Serve until interrupted; `say` is told the address once clients can come."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
         listening = socket.create_server((address.host, address.port), family=family)
@@ -115,6 +136,6 @@ def serve_http(server: Server[Any], address: ListenAddress, say: Callable[[str],
                          fix="take another --port") from error  # fmt: skip
     with listening:
         port = int(listening.getsockname()[1])
-        config = uvicorn.Config(app_of(server, address, port), log_level="warning", lifespan="on")
+        made = http_server(server, address, port)
         say(f"http://{_bracketed(address.host)}:{port}{PATH}")
-        uvicorn.Server(config).run(sockets=[listening])
+        made.run(sockets=[listening])

@@ -68,7 +68,10 @@ def writing_functions(verbs: Verbs) -> dict[str, Function]:
         check_kind(kind)
         target = _target(place, name, ".json")
         text = place.workspace.confined(calibration) if calibration else None
-        found = verbs.plan(place.workspace.audit(place.audit(audit)), PlanOrder(kind, amount, allocator, text))
+        planned = place.workspace.audit(place.audit(audit))
+        if text is not None:  # on which the model is tried, wherever the audit says that it is
+            place.workspace.confined(planned.model)
+        found = verbs.plan(planned, PlanOrder(kind, amount, allocator, text))
         if target.exists():  # it may have come while the plan was made
             raise _taken(target)
         found.save(target)

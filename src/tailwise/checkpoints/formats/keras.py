@@ -167,7 +167,8 @@ def _is_own(group: Any, name: str) -> bool:
     """Whether `name` is in `group` itself, and no link to elsewhere."""
     import h5py
 
-    return name in list(group) and isinstance(group.get(name, getlink=True), h5py.HardLink)
+    # `in group` follows paths and links; of `list(group)`, a file of many groups would take the square of their number.
+    return "/" not in name and name != "." and isinstance(group.get(name, None, getlink=True), h5py.HardLink)
 
 
 def _not_here(dataset: Any) -> str:

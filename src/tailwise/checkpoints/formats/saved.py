@@ -82,7 +82,8 @@ def find_tensors(saved: Any, part: str | None = None) -> Saved:
         keys.append(inner)
         branch = tree[inner]
         tree = branch if isinstance(branch, dict) else {}
-    tree = {key: value for key, value in tree.items() if not _is_left(key, tree)}
+    left = _left(tree)
+    tree = {key: value for key, value in tree.items() if key not in left}
     for key, tensor in _walk(tree, ""):
         name = plain_names(key)
         if name in found.tensors:
@@ -139,11 +140,13 @@ def _beside(averages: list[str], plain: list[str]) -> str:
     )
 
 
-def _is_left(key: str, tree: Tree) -> bool:
-    branches = [name for name, value in tree.items() if isinstance(value, dict)]
-    if _holds_matrices(tree) or key not in branches:
-        return False
-    return is_average(key, branches) and any(not is_average(name, branches) for name in branches)
+def _left(tree: Tree) -> set[str]:
+    """The averages in `tree` that are left out for what they are averages of."""
+    if _holds_matrices(tree):
+        return set()
+    branches = {name for name, value in tree.items() if isinstance(value, dict)}
+    averages = {name for name in branches if is_average(name, branches)}
+    return averages if len(averages) < len(branches) else set()
 
 
 def _holds_matrices(tree: Tree) -> bool:

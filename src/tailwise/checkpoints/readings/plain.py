@@ -8,7 +8,8 @@ module computes with is then not what is stored.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,8 @@ _MOMENTS = re.compile(
 _CODE_NAMES = re.compile(
     r"(?:^|[._])(?:\w*q?weight\w*|W_q|codes|trellis|Qidxs|codebooks?|\w*packed|\w*qdata|_data|data)$"
 )
+#: Tensors of one module, each of which is held against all others: files of names without dots have more.
+_MOST_BESIDE = 1000
 _MAKERS = (
     (("trellis", "suh", "svh"), "ExLlamaV3"), (("q_weight", "q_invperm"), "ExLlamaV2"), (("codes", "codebooks"),
     "AQLM"),
@@ -67,10 +70,12 @@ def find(group: Siblings, checkpoint: Checkpoint, left: Mapping[str, TensorSpec]
         yield from (_single(group, leaf, spec, checkpoint) for leaf, spec in left.items())
         return
     done: set[str] = set()
+    ordered = sorted(left)
     for leaf, spec in left.items():
-        if leaf in done:
+        if leaf in done or len(spec.shape) < 2:  # which neither of both looks at
             continue
-        beside = {other: found for other, found in left.items() if other != leaf and other not in done}
+        others = left if len(left) <= _MOST_BESIDE else _named_after(leaf, ordered)
+        beside = {other: left[other] for other in others if other != leaf and other not in done}
         claim = _codes(group, leaf, spec, beside, checkpoint) or _scaled_by_unknown(leaf, spec, beside)
         if claim is not None:
             yield claim
@@ -78,6 +83,15 @@ def find(group: Siblings, checkpoint: Checkpoint, left: Mapping[str, TensorSpec]
     for leaf, spec in left.items():
         if leaf not in done:
             yield _single(group, leaf, spec, checkpoint)
+
+
+def _named_after(leaf: str, ordered: Sequence[str]) -> Iterator[str]:
+    """The names of a sorted list that are made of a leaf's."""
+    for start in dict.fromkeys((f"{leaf}_", f"{leaf}.", f"{leaf.removesuffix('_weight')}_")):
+        for index in range(bisect_left(ordered, start), len(ordered)):
+            if not ordered[index].startswith(start):
+                break
+            yield ordered[index]
 
 
 @lru_cache(maxsize=4096)

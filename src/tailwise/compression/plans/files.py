@@ -114,7 +114,7 @@ def from_document(document: Any, of: type[P], where: object = None) -> P:
         raise UsageError("is no plan", where=where, fix=f"a plan begins with {_VERSION}; see `tailwise plan prune`")
     if document[_VERSION] != FORMAT:
         raise UnreadableError(
-            f"is a plan of format {document[_VERSION]}; this tailwise reads {FORMAT}",
+            f"is a plan of format {str(document[_VERSION])[:40]}; this tailwise reads {FORMAT}",
             where=where,
             fix="update tailwise",
         )

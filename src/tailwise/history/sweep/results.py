@@ -87,9 +87,17 @@ def write_models(entries: Iterable[SweptModel], folder: str | Path, recipe: Reci
 
 
 def _line(entry: SweptModel) -> dict[str, Any]:
-    stated = {name: getattr(entry, name) for name in ("model", "status", "reason", "remedy", "attempts")}
-    facts = entry.facts if entry.status == "done" else {}
-    return {**facts, **facts.get("values", {}), **stated}
+    """A model's row; one that says so where a catalogue holds what no sweep has written."""
+    try:
+        stated = {name: getattr(entry, name) for name in ("model", "status", "reason", "remedy", "attempts")}
+        facts = entry.facts if entry.status == "done" else {}
+        line = {**facts, **facts.get("values", {}), **stated}
+        for name, kind in _TABLE.items():
+            pa.scalar(line.get(name), kind)
+    except (TypeError, ValueError, AttributeError, OverflowError, pa.ArrowException):
+        what = "the catalogue holds other facts of it than a sweep writes"
+        return {"model": str(entry.model), "status": "failed", "reason": what, "remedy": "sweep with a new catalogue"}
+    return line
 
 
 def is_results(folder: str) -> bool:

@@ -8,10 +8,9 @@ from typing import Any
 
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.storage import json_of, read_text
-from tailwise.models.evaluation.own_code import needs_code
+from tailwise.models.evaluation.own_adapter import CONFIG, check_settings, named_base
+from tailwise.models.evaluation.own_config import room_for
 from tailwise.models.evaluation.quiet import quiet
-
-CONFIG = "adapter_config.json"
 
 
 def is_adapter(place: str | os.PathLike[str]) -> bool:
@@ -34,10 +33,7 @@ def settings_of(place: str | os.PathLike[str]) -> dict[str, Any]:
 
 def base_of(place: str | os.PathLike[str], given: str | None) -> str:
     """The model that an adapter adapts: the one given, or the one that it names."""
-    name = given or settings_of(place).get("base_model_name_or_path")
-    if not name:
-        raise UsageError("is an adapter that does not say which model it adapts", where=place, fix="give --base MODEL")
-    return str(name)
+    return given or named_base(settings_of(place), place)
 
 
 def in_words(place: str | os.PathLike[str], base: str) -> str:
@@ -49,17 +45,17 @@ def in_words(place: str | os.PathLike[str], base: str) -> str:
 
 def with_adapter(module: Any, place: str | os.PathLike[str]) -> Any:
     """The base with the adapter in it, as peft runs it. Raises `UsageError` where peft is not installed."""
-    # peft imports the module that stands here; a file of that name beside the adapter would run.
-    if settings_of(place).get("megatron_config"):
-        raise needs_code(place, "its adapter_config.json asks for a module of Megatron by name")
+    check_settings(settings_of(place), place)
     try:
         with quiet():
             import peft
     except ImportError as error:
         raise UsageError("scoring an adapter takes `peft`", where=place, fix="pip install 'tailwise[hf]'") from error
     try:
-        with quiet():
+        with quiet(), room_for(os.fspath(place), made=True):
             return peft.PeftModel.from_pretrained(module, os.fspath(Path(place).expanduser()))
+    except UnreadableError:
+        raise
     except Exception as error:  # every kind of adapter fails in its own way
         lines = str(error).strip().splitlines()
         detail = lines[0] if lines else type(error).__name__

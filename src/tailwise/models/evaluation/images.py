@@ -97,7 +97,7 @@ def load_classifier(place: str, *, device: str = "cpu") -> Loaded:
     checked_device(device)
     name, revision = address_of(place)
     try:
-        with quiet(), room_for(name):
+        with quiet(), room_for(name, revision):
             module, facts = transformers.AutoModelForImageClassification.from_pretrained(
                 name, config=config_of(name, revision), revision=revision, dtype="float32", output_loading_info=True,
                 trust_remote_code=False,

@@ -14,7 +14,7 @@ from tailwise.models.evaluation.adapters import base_of, in_words, is_adapter, w
 from tailwise.models.evaluation.gguf_files import gguf_file_of, told
 from tailwise.models.evaluation.own_code import load_error
 from tailwise.models.evaluation.own_config import checked_document, config_of, room_for
-from tailwise.models.evaluation.own_tokenizer import check_file, check_growth
+from tailwise.models.evaluation.own_tokenizer import check_growth, check_tokenizer, panics_told
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.walking.load_pruned import load_pruned
 from tailwise.models.walking.shapes import PRUNED_FILE
@@ -117,7 +117,7 @@ def _load(transformers: Any, place: str, revision: str | None, dtype: str, name:
     if "gguf_file" in how:
         how["config"] = _config_in(place)
     try:
-        with room_for(folder_of(place)):
+        with room_for(folder_of(place), revision):
             module, facts = kind.from_pretrained(folder_of(place), trust_remote_code=False, **how)
     except Exception as error:  # every architecture and format fails in its own way
         raise load_error(error, name) from error
@@ -187,11 +187,10 @@ def load_tokenizer(place: str | os.PathLike[str], revision: str | None = None) -
         return None
     transformers = _transformers(name)
     try:
-        with quiet():
+        with quiet(), panics_told(name):
+            check_tokenizer(str(path) if path.is_dir() else name, revision)
             if (path / "config.json").is_file():  # which the tokenizer's class is looked up by
                 checked_document(str(path))
-            if (path / "tokenizer.json").is_file():
-                check_file(path / "tokenizer.json")
             found = transformers.AutoTokenizer.from_pretrained(
                 str(path) if path.is_dir() else name, revision=revision, trust_remote_code=False, **inside
             )

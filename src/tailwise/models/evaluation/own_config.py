@@ -9,9 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tailwise.checkpoints.bytesource import LocalFolder
 from tailwise.checkpoints.inside import names_within
 from tailwise.core.errors import UnreadableError
 from tailwise.core.storage import json_of, read_text
+from tailwise.models.evaluation.own_adapter import CONFIG as ADAPTER
+from tailwise.models.evaluation.own_adapter import check_settings
+from tailwise.models.evaluation.own_documents import check_pickles, check_sizes, folder_at
 
 #: What is built once for each: far above any model's, far below what takes hours or a machine's memory.
 _MOST_PARTS, _MOST_LABELS = 10_000, 1_000_000
@@ -37,6 +41,7 @@ def config_of(place: str, revision: str | None = None, **told: str) -> Any:
     folder = Path(place).expanduser()
     if folder.is_dir():
         _check_indexes(folder)
+    check_sizes(folder_at(place, revision))
     said = {} if told else checked_document(place, revision)
     config = transformers.AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False, **told)
     if any(key in _IMPLEMENTATIONS and not _is_own(value) for key, value in items_of(said)):
@@ -106,9 +111,22 @@ def _check_indexes(folder: Path) -> None:
             )
 
 
+def _check_loaded(place: str, revision: str | None) -> None:
+    """What a library loads beside a config: an adapter, which it looks for by itself, and pickles."""
+    folder = folder_at(place, revision)
+    if folder is None:
+        return
+    if ADAPTER in folder.names() and (not isinstance(folder, LocalFolder) or (folder.path / ADAPTER).is_file()):
+        check_settings(folder.json(ADAPTER), place)
+    check_pickles(folder)
+
+
 @contextmanager
-def room_for(place: str) -> Iterator[None]:
+def room_for(place: str, revision: str | None = None, *, made: bool = False) -> Iterator[None]:
     """Within it, a model is built of no more weights, and tables (masks, sines), than the files in the folder can hold.
+
+    Of those that stand for others until they are read; with `made`, of all that are new. Before, adapters and pickles
+    in the folder, or on the Hub, are gone through.
 
     Weights that a config asks for and no file has are made up by transformers before it says that they are missing;
     tables grow with the positions that it asks for, or their square.
@@ -119,6 +137,7 @@ def room_for(place: str) -> Iterator[None]:
         register_module_parameter_registration_hook,
     )
 
+    _check_loaded(place, revision)
     folder, thread, asked = Path(place).expanduser(), threading.get_ident(), 0
     if not folder.is_dir():
         yield
@@ -127,7 +146,7 @@ def room_for(place: str) -> Iterator[None]:
 
     def count(_module: Any, _name: str, value: Any) -> None:
         nonlocal asked
-        if value is None or not value.is_meta or threading.get_ident() != thread:
+        if value is None or not (made or value.is_meta) or threading.get_ident() != thread:
             return
         asked += value.numel()
         if asked > most:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.storage import json_of, read_text
+from tailwise.models.evaluation.own_tokenizer import panics_told
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.evaluation.sources import SEPARATOR, Documents, documents_of
 
@@ -82,7 +83,7 @@ def _begun(tokens: Tokens, tokenizer: Any, bos: str) -> Tokens:
 
 def _adds(tokenizer: Any, token: int) -> bool:
     """Whether the tokenizer begins a text with BOS by itself."""
-    with quiet():
+    with quiet(), panics_told("the tokenizer"):
         return bool(list(tokenizer("a")["input_ids"])[:1] == [token])
 
 
@@ -114,7 +115,7 @@ def _name(part: Any) -> str:
 def _encode(texts: Sequence[str], tokenizer: Any, name: str) -> Ids:
     if tokenizer is None:
         raise UsageError("a text takes a tokenizer", where=name, fix="give one, or a file of token ids")
-    with quiet():  # that a text is longer than the model's context is no news here
+    with quiet(), panics_told(name):  # that a text is longer than the model's context is no news here
         if len(texts) == 1:
             return np.asarray(tokenizer(texts[0])["input_ids"], dtype=np.int64)
         parts = tokenizer(list(texts), add_special_tokens=False)["input_ids"]

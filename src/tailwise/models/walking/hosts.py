@@ -318,7 +318,7 @@ def _whole(
 ) -> Host:
     (architecture, config), (place, revision) = kind, address
     try:
-        with quiet(), room_for(place):
+        with quiet(), room_for(place, revision):
             model = architecture.from_pretrained(
                 place, config=config, revision=revision, dtype=options.dtype, trust_remote_code=False
             )
