@@ -20,6 +20,7 @@ from tailwise.compression.applying.card import PLAN_FILE
 from tailwise.compression.applying.carry_out import Before, Run
 from tailwise.compression.applying.fingerprint import check_own
 from tailwise.compression.applying.gguf_source import for_folder, unpacked
+from tailwise.compression.applying.gguf_to_gguf import apply_to_gguf, is_for_gguf
 from tailwise.compression.applying.plan_fit import check_plan, is_calibrated, source_of
 from tailwise.compression.applying.written import Progress, silent
 from tailwise.compression.operators.registered import OPERATORS
@@ -60,6 +61,8 @@ def apply(
         plan = Plan.load(os.fspath(plan))
     plan.validate()
     if (file := gguf_file_of(model)) is not None:
+        if is_for_gguf(plan, options or ApplyOptions()):
+            return apply_to_gguf(plan, file, Path(output), options or ApplyOptions(), progress or silent)
         return _apply_to_gguf(plan, file, Path(output), options or ApplyOptions(), progress)
     errand = _Errand(plan, os.fspath(model), options or ApplyOptions(), progress or silent)
     found = errand.in_two(Path(output)) if plan.is_both else errand.done(Path(output))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from tailwise.compression.applying.card import card
 from tailwise.compression.applying.written import Progress, open_written, put_in_place, write_tensors
 from tailwise.compression.packing.output import coded_by, packed
 from tailwise.compression.packing.packing import Packing, PackingWork
+from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.shrinking.smaller import ShrinkSource, reached_in, work_of, write_smaller
@@ -34,6 +35,7 @@ from tailwise.core.errors import UsageError
 from tailwise.models.walking.hosts import Host, load_host
 from tailwise.models.walking.shapes import PRUNED_FILE
 from tailwise.models.walking.walk import Pictures, vision_blocks_of, walk_blocks
+from tailwise.number_formats.grid import ValueGrid
 
 MASKS = "masks/masks.safetensors"  # in a folder of its own: beside the weights it would be read as a part of them
 
@@ -103,7 +105,13 @@ class Run:
             if pictures is not None and pictures not in walks:
                 notes = (*notes, "the plan leaves the tower that reads images alone: the images were not used")
             done = Applied(output, plan.operator, (), 0.0, journal.resumed, facts, notes)
-            return self._write(draft, journal.read, lambda decision, _: grids_in(journal, decision), done)
+            kept = _Kept(journal, self._blind({job.decision.tensor for job in jobs.values()}, how.keep_zeros))
+            return self._write(draft, kept.read, kept.grids, done)
+
+    def _blind(self, seen: Collection[str], keep_zeros: bool) -> Treated:
+        """The rest of the plan, whose inputs are not looked at."""
+        rest = self.plan.replace(decisions=tuple(item for item in self.plan if item.tensor not in seen))
+        return Treated(rest, self.checkpoint, self.options.device, keep_zeros=keep_zeros)
 
     def smaller(self, output: Path, *, calibrated: bool) -> Applied:
         """Take heads, neurons and blocks out, or store factors."""
@@ -173,6 +181,24 @@ class Run:
             plan, source, done = self.before.plan, self.before.model, replace(done, pruned=self.before.applied)
         put_in_place(draft, plan, card(plan, done, source))
         return done
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Tensors and scales of a journal, and of what no walk reached."""
+
+    journal: Journal
+    rest: Treated
+
+    def read(self, name: str) -> torch.Tensor | None:
+        """The new tensor; None where the plan leaves it alone."""
+        found = self.journal.read(name)
+        return self.rest(name) if found is None else found
+
+    def grids(self, decision: Decision, matrices: torch.Tensor) -> list[ValueGrid] | None:
+        """See `Grids`."""
+        walked = decision.tensor in self.journal.tensors
+        return grids_in(self.journal, decision) if walked else self.rest.grids(decision, matrices)
 
 
 def _walks(

@@ -67,7 +67,8 @@ def jobs_of(
 ) -> dict[str, LayerJob]:
     """Layer → what is to be done. `UsageError` where an entry that changes its tensor is no layer of a block.
 
-    With `images`, of a block of the tower that reads them too.
+    With `images`, of a block of the tower that reads them too. Entries that an operator leaves to the one in its place
+    (`Operator.anywhere`) have no job.
     """
     wanted = [decision for decision in plan if not decision.treatment.idle]
     pictured = {name for block in vision_blocks_of(host.model) for name in block.layers()}
@@ -75,7 +76,8 @@ def jobs_of(
     places = {decision.tensor: layer_of(host.places, decision.tensor, layers) for decision in wanted}
     lost = [decision for decision in wanted if places[decision.tensor] is None]
     _check_images([item for item in lost if layer_of(host.places, item.tensor, pictured)], plan)
-    _check_reached(lost, plan, how)
+    if not how.operator.anywhere:
+        _check_reached(lost, plan, how)
     return {layer: LayerJob(item, dtypes[item.tensor]) for item in wanted if (layer := places[item.tensor]) is not None}
 
 
