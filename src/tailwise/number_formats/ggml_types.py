@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     import torch
 
 
+#: Above it float16 does not hold the scale of a block of every type, and ggml's sums of squares say nothing.
+_LARGEST = 2.0**20
+
+
 @dataclass(frozen=True, eq=False)
 class StoredBlocks(ValueGrid):
     """Blocks as llama.cpp stores them, in `scales`: uint8, (rows, bytes of a row). Every entry has one value."""
@@ -104,12 +108,12 @@ class GgmlFormat(NumberFormat):
             return chosen.weighted(block, importances, reach)
         if not torch.isfinite(block).all():
             raise not_finite()
+        if float(block.abs().max()) > _LARGEST:
+            raise too_large(self.name)
         row_bytes = block.shape[1] // self.block * self.block_bytes
         blocks = needed_library(self.name).rounded(block, self.type_id, row_bytes, told_importances(importances))
         grid = StoredBlocks.of(blocks, self.type_id)
         values = grid.decoded().to(block.device)
-        if not torch.isfinite(values).all():
-            raise too_large(self.name)
         return Quantized(values, 0, nonzeros((block != 0) & (values == 0)), grid)
 
     def grid(self, block: torch.Tensor, reach: Reach | None = None) -> ValueGrid:

@@ -134,9 +134,8 @@ def write_imatrix(path: Path, found: Mapping[str, Importances], windows: tuple[i
     import gguf
     import numpy as np
 
-    writer = gguf.GGUFWriter(path, "")
+    writer = gguf.GGUFWriter(path, "")  # of no architecture
     try:
-        writer.kv_data[0].pop(gguf.Keys.General.ARCHITECTURE)  # it is of no model
         writer.add_type(gguf.GGUFType.IMATRIX)
         writer.add_array(gguf.Keys.IMatrix.DATASETS, [dataset])
         writer.add_uint32(gguf.Keys.IMatrix.CHUNK_COUNT, windows[0])
