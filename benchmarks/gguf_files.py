@@ -1,7 +1,7 @@
 """A GGUF file made smaller: plans of ours beside llama.cpp's own mixes of the same size.
 
-    python benchmarks/gguf.py --model SmolLM2-135M-Instruct.Q4_1.gguf --calibration valid.txt --text test.txt
-    python benchmarks/gguf.py … --mixes Q4_K_M --ways mix,outputs
+    python benchmarks/gguf_files.py --model SmolLM2-135M-Instruct.Q4_1.gguf --calibration valid.txt --text test.txt
+    python benchmarks/gguf_files.py … --mixes Q4_K_M --ways mix,outputs
 
 Every mix (Q3_K_M, Q4_K_M, …, as llama.cpp's `llama_tensor_get_type` gives it to a Llama with tied embeddings) is written
 first; every plan then gets the bytes of that whole file, and the same types to choose from. All are rounded with the same
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--minutes", type=float, default=3.0, help="of auto")
     parser.add_argument("--work", type=Path, default=Path("gguf-work"))
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "gguf.jsonl")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "gguf_files.jsonl")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     kept = given.work / "model.audit"
