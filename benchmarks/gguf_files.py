@@ -3,10 +3,10 @@
     python benchmarks/gguf_files.py --model SmolLM2-135M-Instruct.Q4_1.gguf --calibration valid.txt --text test.txt
     python benchmarks/gguf_files.py … --mixes Q4_K_M --ways mix,outputs
 
-Every mix (Q3_K_M, Q4_K_M, …, as llama.cpp's `llama_tensor_get_type` gives it to a Llama with tied embeddings) is written
-first; every plan then gets the bytes of that whole file, and the same types to choose from. All are rounded with the same
-importances, and scored by KL divergence from the file they were made of, on the same windows of text that neither the
-plans nor the importances have seen. Rows are kept in --results: a run that was stopped goes on.
+Every mix (Q3_K_M, Q4_K_M, …, as llama.cpp's `llama_tensor_get_type` gives it to a Llama with tied embeddings) is
+written first; every plan then gets the bytes of that whole file, and the same types to choose from. All are rounded
+with importances of the same text, and scored by KL divergence from the file they were made of, on the same windows of
+text that neither the plans nor the importances have seen. Rows are kept in --results: a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -41,19 +41,16 @@ OPERATOR = "imatrix"
 def mixed(name: str, block: int, blocks: int, mix: str) -> str:
     """The type that llama.cpp's quantizer gives to a tensor of a Llama whose head is its embedding."""
     more = block < blocks // 8 or block >= 7 * blocks // 8 or (block - blocks // 8) % 3 == 2  # use_more_bits
-    if name == "token_embd.weight":
-        return "q6_k"  # the head's
-    if mix in ("Q4_K_M", "Q5_K_M") and ("attn_v" in name or "ffn_down" in name) and more:
-        return "q6_k"
-    if mix == "Q4_K_S" and ("attn_v" in name or "ffn_down" in name) and block < (4 if "attn_v" in name else blocks // 8):
-        return "q5_k"
-    if mix == "Q3_K_M" and "attn_v" in name:
-        return "q5_k" if block < 2 else "q4_k"
-    if mix == "Q3_K_M" and "ffn_down" in name:
-        return "q5_k" if block < blocks // 16 else "q4_k"
-    if mix == "Q3_K_M" and "attn_output" in name:
-        return "q4_k"
-    return MIXES[mix]
+    values, down = "attn_v" in name, "ffn_down" in name
+    rules = {
+        "Q3_K_M": ((values and block < 2, "q5_k"), (down and block < blocks // 16, "q5_k"),
+                   (values or down or "attn_output" in name, "q4_k")),
+        "Q4_K_S": (((values and block < 4) or (down and block < blocks // 8), "q5_k"),),
+        "Q4_K_M": (((values or down) and more, "q6_k"),),
+        "Q5_K_M": (((values or down) and more, "q6_k"),),
+    }  # fmt: skip
+    head = (name == "token_embd.weight", "q6_k")
+    return next((kind for so, kind in (head, *rules[mix]) if so), MIXES[mix])
 
 
 def asked(**request: Any) -> QuantizeRequest:
@@ -103,7 +100,8 @@ def row_of(plan: Plan, given: argparse.Namespace, name: str, planning: float) ->
     how = EvaluateOptions(window=given.window, max_windows=given.windows, facts=False)
     scores = evaluate(str(given.work / name / "model.gguf"), text=[given.text], against=given.model, options=how)
     between = scores.divergence
-    assert done.sizes is not None and between is not None
+    assert done.sizes is not None
+    assert between is not None
     return {
         "bytes": done.sizes[1],
         "bits": done.reached,
@@ -145,7 +143,11 @@ def main() -> None:
             def make(mix: str = mix, way: str = way) -> dict[str, Any]:
                 started = time.process_time()
                 limit = rows.get(mix=mix, way="mix")
-                plan = mix_plan(found, mix) if way == "mix" or limit is None else plan_by(way, found, limit["bytes"], given)
+                plan = (
+                    mix_plan(found, mix)
+                    if way == "mix" or limit is None
+                    else plan_by(way, found, limit["bytes"], given)
+                )
                 plan.save(given.work / f"{mix}-{way}.json")
                 return row_of(plan, given, f"{mix}-{way}", time.process_time() - started)
 

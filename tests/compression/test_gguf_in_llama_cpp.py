@@ -53,6 +53,7 @@ def asked(path, prompts):
     done = subprocess.run(
         [sys.executable, "-P", "-c", _ASK],
         input=json.dumps({"path": str(path), "prompts": prompts}), capture_output=True, text=True, timeout=300,
+        check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return json_of(done.stdout.partition("FOUND")[2].splitlines()[0])

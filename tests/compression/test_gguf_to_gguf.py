@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.candidates import TensorChoice
 from tailwise.compression.trying.planned import planned
 from tailwise.compression.trying.stage import StageOptions
-from tailwise.core.errors import UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.ggml_library import ggml_library
 
@@ -40,7 +42,12 @@ def source(tmp_path_factory):
 def file(source, tmp_path_factory):
     """The same as a GGUF file in half precision."""
     folder = tmp_path_factory.mktemp("gguf")
-    apply(plan_for(source, "fp16", also=("embed", "lm_head")), source, folder / "half", options=ApplyOptions(packed="gguf"))
+    apply(
+        plan_for(source, "fp16", also=("embed", "lm_head")),
+        source,
+        folder / "half",
+        options=ApplyOptions(packed="gguf"),
+    )
     (folder / "only").mkdir()
     shutil.copy(folder / "half" / "model.gguf", folder / "only" / "tiny.gguf")
     return folder / "only" / "tiny.gguf"
@@ -69,7 +76,10 @@ def test_types_are_those_of_the_plan_and_values_those_of_gguf(audited, file, tmp
     with open_checkpoint(tmp_path / "out" / "model.gguf") as written, open_checkpoint(file) as stored:
         for tensor, found in after.items():
             if tensor not in named:
-                assert (found.tensor_type, found.data.tobytes()) == (before[tensor].tensor_type, before[tensor].data.tobytes())
+                assert (found.tensor_type, found.data.tobytes()) == (
+                    before[tensor].tensor_type,
+                    before[tensor].data.tobytes(),
+                )
                 continue
             inputs = stored.tensors[tensor].shape[-1]
             assert found.tensor_type.name.lower() == parse_format(name).fitting(inputs).name
@@ -163,6 +173,77 @@ def test_a_trial_rounds_as_apply_does(audited, file, tmp_path):
     assert len({item.format for item in plan}) > 1
 
 
+#: llama.cpp's program is not at hand to the tests: this does what is asked of it, tensor by tensor.
+_PROGRAM = """
+import re, sys
+import gguf, torch
+from tailwise.checkpoints.open import open_checkpoint
+from tailwise.compression.packing.gguf_copy import GgufCopy
+from tailwise.compression.packing.gguf_packing import to_bytes
+from tailwise.number_formats.formats import parse_format
+given = sys.argv[1:]
+assert given.pop(0) == "--allow-requantize" and given.pop(0) == "--tensor-type-file"
+lines = [line.rpartition("=") for line in open(given.pop(0)).read().split()]
+sums = {}
+if given[0] == "--imatrix":
+    sums = {tensor.name: torch.tensor(tensor.data).ravel() for tensor in gguf.GGUFReader(given[1]).tensors}
+    given = given[2:]
+source, target, rest = given
+assert rest == "Q8_0"
+with open_checkpoint(source) as stored:
+    types = {}
+    for name, spec in stored.tensors.items():
+        wanted = next((kind for pattern, _, kind in lines if re.search(pattern, name)), None)
+        if wanted is not None and wanted != spec.dtype.removeprefix("GGUF_").lower():
+            types[name] = wanted.upper()
+    def blocks(name):
+        W, mean = stored.read(name).float(), sums.get(name + ".in_sum2")
+        return parse_format(types[name]).weighted(W, mean).scales
+    GgufCopy(stored, types, blocks, 15, {}).write(__import__("pathlib").Path(target), lambda *_: None)
+"""
+
+
+@pytest.mark.parametrize("operator", ["rtn", "imatrix"])
+def test_without_a_library_llama_cpps_program_is_asked(audited, file, tmp_path, monkeypatch, operator):
+    plan = plan_of(audited, "q3_k", operator=operator, also=("embed",))
+    plan = plan.replace(decisions=tuple(d for d in plan if "ffn_down" not in d.tensor))  # 64 inputs
+    how = WEIGHED if operator == "imatrix" else None
+    with_library = apply(plan, file, tmp_path / "library", options=how)
+    program = tmp_path / "bin" / "llama-quantize"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable} -P\n{_PROGRAM}")
+    program.chmod(0o755)
+    monkeypatch.setattr("tailwise.compression.applying.gguf_to_gguf.ggml_library", lambda: None)
+    with pytest.raises(UsageError, match="neither a library of ggml nor llama-quantize is there"):
+        apply(plan, file, tmp_path / "out", options=how)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    done = apply(plan, file, tmp_path / "out", options=how)
+    assert any("rounded by" in note and "llama-quantize" in note for note in done.notes)
+    one, other = (tensors_in(tmp_path / folder / "model.gguf") for folder in ("library", "out"))
+    assert {name: tensor.tensor_type for name, tensor in one.items()} == {n: t.tensor_type for n, t in other.items()}
+    if operator == "rtn":
+        assert all(one[name].data.tobytes() == other[name].data.tobytes() for name in one)
+        assert [item.relative_error for item in done.tensors] == [item.relative_error for item in with_library.tensors]
+    else:
+        first = "blk.0.attn_q.weight"  # later ones see the blocks before them unrounded
+        apply(plan.replace(operator="rtn"), file, tmp_path / "plain")
+        plain = tensors_in(tmp_path / "plain" / "model.gguf")[first].data
+        # The file holds sums in float32, so that a few entries near the middle of two codes get the other one.
+        assert np.mean(one[first].data != other[first].data) < 0.02
+        assert np.mean(plain != other[first].data) > 0.2
+
+
+def test_what_the_program_says_is_told_where_it_fails(audited, file, tmp_path, monkeypatch):
+    program = tmp_path / "llama-quantize"
+    program.write_text("#!/bin/sh\necho 'unknown type q9_k' >&2; exit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("tailwise.compression.applying.gguf_to_gguf.ggml_library", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(UnreadableError, match="llama-quantize ended with 3: unknown type q9_k"):
+        apply(plan_of(audited, "q4_k"), file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_of_two_files_in_a_folder_the_one_that_is_named_is_taken(audited, file, tmp_path):
     for name in ("a.gguf", "b.gguf"):
         shutil.copy(file, tmp_path / name)
@@ -178,7 +259,9 @@ def test_a_file_that_was_split_becomes_one(file, tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "x", "llama", split_max_tensors=8)
     for name, field in whole.fields.items():
         if not name.startswith("GGUF.") and name != "general.architecture":
-            writer.add_key_value(name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
+            writer.add_key_value(
+                name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None
+            )
     for tensor in whole.tensors:
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file(tmp_path / "x.gguf")
@@ -207,9 +290,11 @@ def test_plain_casts_and_other_formats_are_still_a_folder(audited, file, tmp_pat
 
 
 def test_what_llama_cpp_has_no_type_for_is_refused_before_any_work(audited, file, tmp_path):
-    with pytest.raises(UsageError, match="llama.cpp has no type for int4-g32"):
+    with pytest.raises(UsageError, match=r"llama\.cpp has no type for int4-g32"):
         apply(plan_of(audited, "int4-g32"), file, tmp_path / "out", options=ApplyOptions(packed="gguf"))
-    with pytest.raises(UsageError, match=r"gptq goes column by column, and q4_k is rounded in whole blocks; take imatrix"):
+    with pytest.raises(
+        UsageError, match=r"gptq goes column by column, and q4_k is rounded in whole blocks; take imatrix"
+    ):
         apply(plan_of(audited, "q4_k", operator="gptq"), file, tmp_path / "out", options=WEIGHED)
     with pytest.raises(UsageError, match="imatrix looks at the inputs of each layer"):
         apply(plan_of(audited, "q4_k", operator="imatrix"), file, tmp_path / "out")

@@ -14,6 +14,7 @@ from tailwise.core.errors import UsageError
 
 _EXTRAS = {
     "gguf": "gguf",
+    "ggml": "xllamacpp",
     "s3": "s3fs",
     "gcs": "gcsfs",
     "http": "aiohttp",

@@ -186,9 +186,9 @@ def _nf4(base: str, words: _Suffixes) -> NumberFormat:
 
 
 def _llama_cpp(base: str, words: _Suffixes) -> NumberFormat:
-    if base in _GGML:
-        return _ggml(base, words)
     del words
+    if base in _GGML:
+        return _ggml(base)
     bits, low = int(base[1]), base.endswith("_1")
     rule = HalfBetween(bits) if low else HalfLargest() if bits == 8 else HalfSigned(bits)
     return BlockFormat(
@@ -196,8 +196,8 @@ def _llama_cpp(base: str, words: _Suffixes) -> NumberFormat:
     )
 
 
-#: Name → ggml's number, bits of a code, entries and bytes of a block, and what stands in where the block does not divide
-#: a row.
+#: Name → ggml's number, bits of a code, entries and bytes of a block, and what stands in where the block does not
+#: divide a row.
 _GGML: Mapping[str, tuple[int, int, int, int, str]] = MappingProxyType(
     {
         "q2_k": (10, 2, 256, 84, "iq4_nl"),
@@ -211,8 +211,7 @@ _GGML: Mapping[str, tuple[int, int, int, int, str]] = MappingProxyType(
 )
 
 
-def _ggml(base: str, words: _Suffixes) -> NumberFormat:
-    del words
+def _ggml(base: str) -> NumberFormat:
     number, bits, block, nbytes, otherwise = _GGML[base]
     instead, plain = parse_format(otherwise), parse_format("fp16")
     return GgmlFormat(base, "ggml itself, decoded by the gguf package", number, bits, block, nbytes, instead, plain)
@@ -226,6 +225,6 @@ _MAKERS: Mapping[str, Callable[[str, _Suffixes], NumberFormat]] = {
     "nf4": _nf4,
     "fp": _cast,
     "bf": _cast,
-    "iq": _ggml,
+    "iq": _llama_cpp,
     "q": _llama_cpp,
 }

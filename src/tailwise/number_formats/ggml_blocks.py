@@ -103,9 +103,7 @@ class BlockFormat(ScaledFormat):
         check_block(block)
         return _stacked([self._scales(_blocks(part))[0] for part in chunks(block)])
 
-    def weighted(
-        self, block: torch.Tensor, importances: torch.Tensor | None, reach: Reach | None = None
-    ) -> Quantized:
+    def weighted(self, block: torch.Tensor, importances: torch.Tensor | None, reach: Reach | None = None) -> Quantized:
         """Steps and codes by ggml, which weighs the errors of columns by `importances` (cols,); q8_0 does not look.
 
         As `quantize` without importances. Rows are whole blocks, else they are filled up by `quantize`.

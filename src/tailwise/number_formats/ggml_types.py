@@ -91,9 +91,7 @@ class GgmlFormat(NumberFormat):
         """As `weighted`, every column as important as the others."""
         return self.weighted(block, None, reach)
 
-    def weighted(
-        self, block: torch.Tensor, importances: torch.Tensor | None, reach: Reach | None = None
-    ) -> Quantized:
+    def weighted(self, block: torch.Tensor, importances: torch.Tensor | None, reach: Reach | None = None) -> Quantized:
         """Rounded by ggml, (rows, cols); `importances` (cols,) are mean squared inputs, None for none.
 
         `UsageError` where no library of ggml is installed, or entries are not finite or too large for float16 scales.
@@ -116,7 +114,7 @@ class GgmlFormat(NumberFormat):
         values = grid.decoded().to(block.device)
         return Quantized(values, 0, nonzeros((block != 0) & (values == 0)), grid)
 
-    def grid(self, block: torch.Tensor, reach: Reach | None = None) -> ValueGrid:
+    def grid(self, block: torch.Tensor, reach: Reach | None = None) -> ValueGrid:  # noqa: ARG002 - see NumberFormat
         """Raises `UsageError`: ggml chooses codes and scales of a block together."""
         raise UsageError(
             f"{self.name} is rounded in whole blocks, whose scales cannot be fixed before the entries",

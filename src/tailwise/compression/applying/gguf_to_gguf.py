@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from typing_extensions import override
+from typing import TYPE_CHECKING
 
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.draft import Draft, check_output, check_space
 from tailwise.checkpoints.formats.gguf import GgufCheckpoint
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply_options import ApplyOptions
-from tailwise.compression.applying.calibration_inputs import calibration_inputs, check_inputs
 from tailwise.compression.applying.card import card
 from tailwise.compression.applying.fingerprint import check_own
+from tailwise.compression.applying.gguf_inputs import RoundedTensor, SeenInputs, digest_of, seen_in
 from tailwise.compression.applying.plan_fit import is_calibrated
 from tailwise.compression.applying.written import Progress, put_in_place
 from tailwise.compression.operators.registered import OPERATORS
-from tailwise.compression.packing.gguf_copy import GgufCopy, Importances, write_imatrix
-from tailwise.compression.packing.gguf_packing import FILE, TYPES, file_type, to_bytes
-from tailwise.compression.packing.tensor_parts import Coded
+from tailwise.compression.packing.gguf_copy import GgufCopy, write_imatrix
+from tailwise.compression.packing.gguf_packing import FILE, TYPES, file_type
+from tailwise.compression.packing.llama_quantize import PROGRAM, found_program, quantized_by
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import REPORT
 from tailwise.compression.treating.applied import Applied, Reached, relative_error
-from tailwise.compression.treating.block_work import BlockWork, Nowhere, jobs_of
 from tailwise.core.errors import UnreadableError, UsageError
-from tailwise.models.activations import Activations
-from tailwise.models.evaluation.gguf_files import gguf_places
-from tailwise.models.evaluation.loading import load_model
-from tailwise.models.walking.hosts import Host, layer_of
 from tailwise.models.walking.statistics import reaching
-from tailwise.models.walking.walk import Block, blocks_of, home_of, walk_blocks
 from tailwise.number_formats.casts import PlainCast
+from tailwise.number_formats.ggml_blocks import BlockFormat
+from tailwise.number_formats.ggml_library import INSTALL, ggml_library
+from tailwise.number_formats.ggml_types import GgmlFormat
 from tailwise.number_formats.number_format import NumberFormat
 
 if TYPE_CHECKING:
@@ -74,8 +68,9 @@ def apply_to_gguf(plan: Plan, file: Path, output: Path, options: ApplyOptions, p
         _check(plan, stored)
         check_own(plan, stored, force=options.force)
         check_space(output, sum(spec.nbytes for spec in stored.tensors.values()) + (1 << 20))
-        seen = _seen(plan, stored, file, options, progress) if looks else _Seen()
-        run = _Rewriting(plan, stored, seen)
+        program = _program(plan, stored)
+        seen = seen_in(plan, stored, file, (options, progress), rounds=program is None) if looks else SeenInputs()
+        run = _Rewriting(plan, stored, seen, program)
         with Draft(output, force=options.force) as draft:
             before = sum(part.size for part in stored.files)
             done = run.write(draft.folder, progress)
@@ -83,7 +78,7 @@ def apply_to_gguf(plan: Plan, file: Path, output: Path, options: ApplyOptions, p
             unused = options.calibration is not None and not looks
             said = (f"{plan.operator} looks at no text: the calibration was not used",) if unused else ()
             done = replace(done, output=output, sizes=(before, after), settings=seen.settings,
-                           notes=(*said, *_notes(plan, stored, seen, looks=looks)))  # fmt: skip
+                           notes=(*said, *_notes(run, looks=looks)))  # fmt: skip
             done = replace(done, seconds=time.perf_counter() - started)
             put_in_place(draft, plan, card(plan, done, str(file)))
     return done
@@ -101,7 +96,9 @@ def _check(plan: Plan, stored: GgufCheckpoint) -> None:
         elif chosen.name not in TYPES:
             wrong.append(f"{spec.name}: llama.cpp has no type for {chosen.name}")
         elif (group := chosen.fitting(spec.shape[-1]).group_size) is not None and spec.shape[-1] % group:
-            wrong.append(f"{spec.name} has {spec.shape[-1]} inputs, which blocks of {group} ({chosen.name}) do not divide")
+            wrong.append(
+                f"{spec.name} has {spec.shape[-1]} inputs, which blocks of {group} ({chosen.name}) do not divide"
+            )
         elif spec.name in stored.unsupported:
             wrong.append(f"{spec.name}: {stored.unsupported[spec.name]}")
     if wrong:
@@ -110,60 +107,26 @@ def _check(plan: Plan, stored: GgufCheckpoint) -> None:
         raise UsageError(what, where=stored.uri, fix=f"plan for this file, with {', '.join(TYPES)}")
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What the layers saw, by GGUF's names."""
+def _program(plan: Plan, stored: GgufCheckpoint) -> str | None:
+    """llama.cpp's own program, where the plan takes ggml and no library of it is at hand; None where it is not needed.
 
-    inputs: Mapping[str, Activations] = field(default_factory=dict)
-    windows: int = 0
-    window: int = 0
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    def importances(self) -> dict[str, Importances]:
-        """Of every tensor that was seen: the sums that llama.cpp keeps."""
-        return {
-            name: Importances(one.norms.double().square() * self.windows, one.tokens)
-            for name, one in self.inputs.items()
-            if one.norms is not None and one.tokens is not None
-        }
-
-
-@dataclass
-class _Looking(BlockWork):
-    """Rounds block by block, as trials do, and remembers what each layer saw on the way."""
-
-    found: dict[str, Activations] = field(default_factory=dict)
-
-    @override
-    def visit(self, block: Block, found: Mapping[str, Activations]) -> None:
-        self.found |= {self.jobs[name].decision.tensor: one for name, one in found.items() if name in self.jobs}
-        super().visit(block, found)
-
-
-def _seen(plan: Plan, stored: Checkpoint, file: Path, options: ApplyOptions, progress: Progress) -> _Seen:
-    """One walk through the model that transformers makes of the file."""
-    import torch
-
-    inputs, settings = calibration_inputs(str(file), options.calibration, options.draw)
-    loaded = load_model(str(file), dtype=options.dtype, device=options.device)
-    host = Host(home_of(loaded.module), {own: place for own, place in gguf_places(loaded.module, stored).items()})
-    check_inputs(host, inputs, str(file))
-    how = how_of(plan, text=True)
-    reached = plan.replace(decisions=tuple(_in_blocks(plan, host)))
-    jobs = jobs_of(reached, host, {item.tensor: torch.float32 for item in reached}, how)
-    work = _Looking(jobs, Nowhere(), how)
-    walk_blocks(host.home, inputs, work, batch=options.batch,
-                progress=lambda done, total: progress("quantizing blocks", done, total))  # fmt: skip
-    first = next(iter(inputs.values()))
-    return _Seen(work.found, len(first), first.shape[1], {**settings, "dtype": options.dtype}, loaded.notes)
-
-
-def _in_blocks(plan: Plan, host: Host) -> Iterator[Decision]:
-    layers = {name for block in blocks_of(host.model) for name in block.layers()}
-    for decision in plan:
-        if layer_of(host.places, decision.tensor, layers) is not None:
-            yield decision
+    `UsageError` where neither is there.
+    """
+    weighs = OPERATORS[plan.operator].needs == "norms"
+    fitted = [item.number_format.fitting(stored.tensors[item.tensor].shape[-1]) for item in plan]
+    by_ggml = [
+        item.name for item in fitted if isinstance(item, GgmlFormat) or (weighs and isinstance(item, BlockFormat))
+    ]
+    if not by_ggml or ggml_library() is not None:
+        return None
+    program = found_program()
+    if program is None:
+        raise UsageError(
+            f"{by_ggml[0]} is rounded by llama.cpp's own code, and neither a library of ggml nor {PROGRAM} is there",
+            where=stored.uri,
+            fix=f"{INSTALL}, or put {PROGRAM} on PATH",
+        )
+    return program
 
 
 @dataclass
@@ -174,7 +137,8 @@ class _Rewriting:
 
     plan: Plan
     stored: GgufCheckpoint
-    seen: _Seen
+    seen: SeenInputs
+    program: str | None = None  # llama.cpp's own, that rounds in place of this process
     _made: dict[str, tuple[float, str]] = field(default_factory=dict)  # tensor → relative error, digest of its values
 
     def __post_init__(self) -> None:
@@ -195,8 +159,11 @@ class _Rewriting:
                 "quantize.imatrix.chunks_count": self.seen.windows,
             }
         kinds = {decision.tensor: TYPES[self._fitted(decision).name] for decision in self.plan}
-        copy = GgufCopy(self.stored, kinds, self._blocks, file_type(self.plan), said)
-        copy.write(folder / FILE, lambda done, total: progress("writing tensors", done, total))
+        if self.program is not None:
+            quantized_by(self.program, self.stored, kinds, folder / IMATRIX if found else None, folder / FILE)
+        else:
+            copy = GgufCopy(self.stored, kinds, self._blocks, file_type(self.plan), said)
+            copy.write(folder / FILE, lambda done, total: progress("writing tensors", done, total))
         with open_checkpoint(folder / FILE) as written:
             tensors = tuple(self._reached(decision, written) for decision in self.plan)
         return Applied(folder, self.plan.operator, tensors, 0.0, packed="gguf", loads=LOADS)
@@ -205,39 +172,38 @@ class _Rewriting:
         return decision.number_format.fitting(self.stored.tensors[decision.tensor].shape[-1])
 
     def _blocks(self, name: str) -> torch.Tensor:
-        import torch
-
-        decision, stored = self._decisions[name], self.stored.read(name).float()
-        seen, kind = self.seen.inputs.get(name), TYPES[self._fitted(decision).name]
-        values, blocks = [], []
-        for group, W in enumerate(stored.reshape(-1, *stored.shape[-2:])):
-            found = decision.treatment.do(W, self._how, reaching(seen, group))
-            values.append(found.weight.float())
-            blocks.append(to_bytes(found.weight, kind, Coded(decision, found.weight, found.grid)))
-        whole = torch.cat(values).reshape(stored.shape)
-        self._made[name] = relative_error(stored, whole), _digest(whole)
-        return torch.cat(blocks)
+        made = self.seen.rounded.get(name)
+        if made is None:
+            decision, stored = self._decisions[name], self.stored.read(name).float()
+            seen, matrices = self.seen.inputs.get(name), stored.reshape(-1, *stored.shape[-2:])
+            done = [decision.treatment.do(W, self._how, reaching(seen, group)) for group, W in enumerate(matrices)]
+            made = RoundedTensor.of(decision, stored, done)
+        self._made[name] = made.error, made.digest
+        return made.blocks
 
     def _reached(self, decision: Decision, written: Checkpoint) -> Reached:
         """`UnreadableError` where the file decodes to other values than were chosen, or takes other bytes."""
-        spec, (error, digest) = written.tensors[decision.tensor], self._made[decision.tensor]
+        spec, name = written.tensors[decision.tensor], self._fitted(decision).name
         planned = decision.number_format.bits_per_weight(spec.numel // spec.shape[-1], spec.shape[-1])
         reached = 8 * spec.nbytes / spec.numel
-        if _digest(written.read(decision.tensor).float()) != digest:
-            raise UnreadableError("decodes to other values than the operator chose", where=spec.name, fix=REPORT)
+        found = written.read(decision.tensor).float()
+        if self.program is not None:
+            error = relative_error(self.stored.read(decision.tensor), found)
+        else:
+            error, digest = self._made[decision.tensor]
+            if digest_of(found) != digest:
+                raise UnreadableError("decodes to other values than the operator chose", where=spec.name, fix=REPORT)
         if abs(reached - planned) * spec.numel >= 8:
-            raise UnreadableError(f"takes {spec.nbytes} bytes; the plan counts others", where=spec.name, fix=REPORT)
-        name = self._fitted(decision).name
+            what = f"is stored as {spec.dtype} in {spec.nbytes} bytes, and the plan has {name}"
+            raise UnreadableError(what, where=spec.name, fix=REPORT)
         return Reached(spec.name, spec.numel, planned, reached, name, relative_error=error)
 
 
-def _digest(values: torch.Tensor) -> str:
-    """Of the numbers: zeros have no sign here."""
-    return hashlib.sha256((values + 0.0).contiguous().numpy()).hexdigest()
-
-
-def _notes(plan: Plan, stored: GgufCheckpoint, seen: _Seen, *, looks: bool) -> Iterator[str]:
+def _notes(run: _Rewriting, *, looks: bool) -> Iterator[str]:
+    plan, stored, seen = run.plan, run.stored, run.seen
     yield from seen.notes
+    if run.program is not None:
+        yield f"rounded by {run.program}, since no library of ggml is installed"
     coded = sorted({
         spec.dtype.removeprefix("GGUF_") for decision in plan
         if (spec := stored.tensors[decision.tensor]).dtype not in _PLAIN

@@ -148,4 +148,3 @@ def write_imatrix(path: Path, found: Mapping[str, Importances], windows: tuple[i
         writer.write_tensors_to_file()
     finally:
         writer.close()
-

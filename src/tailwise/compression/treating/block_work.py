@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from tailwise.compression.operators.operator import OperatorResult
 from tailwise.compression.operators.registered import WITHOUT_DATA
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
@@ -140,6 +141,9 @@ class BlockWork:
             notes.append(f"{block.name}: {count} of {of} experts saw few tokens, one only {least}: give more text")
         self.shelf.keep(block.name, block.index, kept, notes)
 
+    def made(self, job: LayerJob, weight: torch.Tensor, done: Sequence[OperatorResult]) -> None:
+        """A hook: `done` is what became of each matrix of a layer's weight."""
+
     def _treat(
         self, module: nn.Module, job: LayerJob, found: Activations | None, notes: list[str]
     ) -> dict[str, torch.Tensor]:
@@ -153,6 +157,7 @@ class BlockWork:
             ]
         weight = weight_of(module).detach().to(job.dtype)
         stored, done = treated_layer(module, weight, job.decision, self.how, found)
+        self.made(job, weight, done)
         put_in(module, stored)
         return {tensor: stored, **kept_grids(tensor, done)}
 
