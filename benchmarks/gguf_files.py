@@ -24,12 +24,14 @@ from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest
+from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.candidates import TensorChoice
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.planned import planned
 from tailwise.compression.trying.stage import StageOptions
 from tailwise.models.evaluation.evaluate import EvaluateOptions, evaluate
+from tailwise.models.evaluation.loading import load_model
 
 #: mix → type of most tensors.
 MIXES = {"Q3_K_M": "q3_k", "Q4_K_S": "q4_k", "Q4_K_M": "q4_k", "Q5_K_M": "q5_k"}
@@ -92,29 +94,40 @@ class Rows:
         return row
 
 
-def row_of(plan: Plan, given: argparse.Namespace, name: str, planning: float) -> dict[str, Any]:
-    started = time.process_time()
-    options = ApplyOptions(calibration=[given.calibration], samples=given.samples, window=given.window, force=True)
-    done = apply(plan, given.model, given.work / name, options=options)
-    applying = time.process_time() - started
-    how = EvaluateOptions(window=given.window, max_windows=given.windows, facts=False)
-    scores = evaluate(str(given.work / name / "model.gguf"), text=[given.text], against=given.model, options=how)
-    between = scores.divergence
-    assert done.sizes is not None
-    assert between is not None
-    return {
-        "bytes": done.sizes[1],
-        "bits": done.reached,
-        "kl": between.kl,
-        "kl_interval": between.kl_interval,
-        "same_top": between.same_top,
-        "perplexity": scores.model.perplexity,
-        "dense": scores.base.perplexity,
-        "allocator": plan.allocator,
-        "chosen": dict(plan.settings).get("kept") or plan.allocator,
-        "planning_cpu": round(planning),
-        "applying_cpu": round(applying),
-    }
+class Judge:
+    """The model as it is, and the text, read once."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given, self.base = given, load_model(given.model, dtype="float32")
+
+    def row_of(self, plan: Plan, name: str, planning: float) -> dict[str, Any]:
+        given, folder = self.given, self.given.work / name
+        started = time.process_time()
+        if not (folder / "model.gguf").exists():  # it appears whole or not at all
+            options = ApplyOptions(
+                calibration=[given.calibration], samples=given.samples, window=given.window, force=True
+            )
+            apply(plan, given.model, folder, options=options)
+        applying = time.process_time() - started
+        how = EvaluateOptions(window=given.window, max_windows=given.windows, facts=False)
+        tokenizer = self.base.tokenizer
+        ours = load_model(str(folder / "model.gguf"), tokenizer, dtype="float32").module
+        scores = evaluate(ours, text=[given.text], against=self.base.module, tokenizer=tokenizer, options=how)
+        between = scores.divergence
+        assert between is not None
+        return {
+            "bytes": (folder / "model.gguf").stat().st_size,
+            "bits": round(mean_bits(plan), 4),
+            "kl": between.kl,
+            "kl_interval": between.kl_interval,
+            "same_top": between.same_top,
+            "perplexity": scores.model.perplexity,
+            "dense": scores.base.perplexity,
+            "windows": given.windows,
+            "allocator": plan.allocator,
+            "planning_cpu": round(planning),
+            "applying_cpu": round(applying),
+        }
 
 
 def main() -> None:
@@ -136,7 +149,7 @@ def main() -> None:
     found = Audit.load(kept) if kept.exists() else audit(given.model)
     if not kept.exists():
         found.save(kept)
-    rows = Rows(given.results)
+    rows, judge = Rows(given.results), Judge(given)
     for mix in given.mixes.split(","):
         for way in given.ways.split(","):
 
@@ -148,8 +161,8 @@ def main() -> None:
                     if way == "mix" or limit is None
                     else plan_by(way, found, limit["bytes"], given)
                 )
-                plan.save(given.work / f"{mix}-{way}.json")
-                return row_of(plan, given, f"{mix}-{way}", time.process_time() - started)
+                plan.save(kept)
+                return judge.row_of(plan, f"{mix}-{way}", time.process_time() - started)
 
             row = rows.made(make, mix=mix, way=way)
             low, high = row["kl_interval"]

@@ -314,3 +314,60 @@ def test_a_folder_is_packed_alike(source, tmp_path, operator):
     ).eval()
     with torch.no_grad():
         assert torch.allclose(dense(WINDOWS).logits, packed(WINDOWS).logits, atol=1e-4)
+
+
+@pytest.fixture
+def strange(tmp_path):
+    """An architecture that transformers does not read: experts in one tensor, odd metadata, other alignment."""
+    draw = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(tmp_path / "strange.gguf", "grok")
+    writer.add_custom_alignment(64)
+    writer.add_block_count(1)
+    writer.add_array("tokenizer.ggml.tokens", ["<s>", "\u2581a", "b"])
+    writer.add_key_value(
+        "tokenizer.ggml.pieces", [b"\xff\xfe", b"ok"], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING
+    )
+    writer.add_array("odd.floats", [1.5, 2.5])
+    writer.add_bool("odd.flag", True)
+    writer.add_float64("odd.double", 0.1)
+    writer.add_uint8("odd.byte", 7)
+    for name, shape in (
+        ("token_embd.weight", (40, 256)), ("blk.0.attn_q.weight", (64, 256)),
+        ("blk.0.ffn_gate_exps.weight", (4, 48, 256)),
+        ("blk.0.ffn_down_exps.weight", (4, 256, 48)), ("blk.0.attn_norm.weight", (256,)), ("output_norm.weight", (256,)),
+    ):  # fmt: skip
+        writer.add_tensor(name, draw.standard_normal(shape).astype(np.float32))
+    writer.add_tensor("blk.0.table.weight", np.arange(8, dtype=np.int32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tmp_path / "strange.gguf"
+
+
+def test_any_architecture_is_rounded_without_its_model(strange, tmp_path):
+    plan = plan_of(audit(strange), "q4_k", also=("embed",))
+    done = apply(plan, strange, tmp_path / "out")
+    before, after = tensors_in(strange), tensors_in(tmp_path / "out" / "model.gguf")
+    types = {name: tensor.tensor_type.name for name, tensor in after.items()}
+    assert types == {
+        "token_embd.weight": "Q4_K", "blk.0.attn_q.weight": "Q4_K", "blk.0.ffn_gate_exps.weight": "Q4_K",
+        "blk.0.ffn_down_exps.weight": "F16",  # 48 inputs
+        "blk.0.attn_norm.weight": "F32", "output_norm.weight": "F32", "blk.0.table.weight": "I32",
+    }  # fmt: skip
+    assert all(list(after[name].shape) == list(before[name].shape) for name in before)
+    assert after["blk.0.table.weight"].data.tobytes() == before["blk.0.table.weight"].data.tobytes()
+    assert all(tensor.data_offset % 64 == 0 for tensor in after.values())
+    one, other = (
+        {name: [part.tobytes() for part in field.parts] for name, field in gguf.GGUFReader(path).fields.items()
+         if name.startswith(("odd", "tok"))}
+        for path in (strange, tmp_path / "out" / "model.gguf")
+    )  # fmt: skip
+    assert one == other
+    with open_checkpoint(tmp_path / "out" / "model.gguf") as written:
+        experts = written.read("blk.0.ffn_gate_exps.weight")
+    stored = torch.tensor(np.array(before["blk.0.ffn_gate_exps.weight"].data)).reshape(4, 48, 256)
+    for found, W in zip(experts, stored, strict=True):
+        assert torch.equal(found, parse_format("q4_k").quantize(W).values)
+    assert any("fp16 in 1 tensor" in note for note in plan.notes)
+    assert len(done.tensors) == 4
