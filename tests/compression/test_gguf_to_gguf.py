@@ -334,7 +334,8 @@ def strange(tmp_path):
     for name, shape in (
         ("token_embd.weight", (40, 256)), ("blk.0.attn_q.weight", (64, 256)),
         ("blk.0.ffn_gate_exps.weight", (4, 48, 256)),
-        ("blk.0.ffn_down_exps.weight", (4, 256, 48)), ("blk.0.attn_norm.weight", (256,)), ("output_norm.weight", (256,)),
+        ("blk.0.ffn_down_exps.weight", (4, 256, 48)), ("blk.0.attn_norm.weight", (256,)),
+        ("output_norm.weight", (256,)),
     ):  # fmt: skip
         writer.add_tensor(name, draw.standard_normal(shape).astype(np.float32))
     writer.add_tensor("blk.0.table.weight", np.arange(8, dtype=np.int32))
