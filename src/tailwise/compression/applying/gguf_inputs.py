@@ -131,4 +131,4 @@ def _in_blocks(plan: Plan, host: Host) -> Iterator[Decision]:
 
 def digest_of(values: torch.Tensor) -> str:
     """Of the numbers: zeros have no sign here."""
-    return hashlib.sha256((values + 0.0).contiguous().numpy()).hexdigest()
+    return hashlib.sha256((values + 0.0).contiguous().numpy().tobytes()).hexdigest()
